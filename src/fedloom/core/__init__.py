@@ -1,0 +1,1 @@
+"""What every room agrees on: records, seeds, configuration, interfaces, errors. Imports nobody."""

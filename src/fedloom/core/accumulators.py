@@ -1,0 +1,269 @@
+"""How updates are folded where they arise: running means, and lists for rules that need every update apart.
+
+An accumulator is made where the clients run, filled in cohort order (`add`), sent as a record, and merged on the
+server in group order (`merge`). It owns its arrays and may change them in place; nothing else in the platform does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, Self, runtime_checkable
+
+import numpy as np
+
+from fedloom.core.errors import BadUpdate
+from fedloom.core.records import Array, Groups, Mean, Record, Update
+
+_BLOCK = 1 << 18
+"""Elements handled at a time when scaling into a sum: the scratch stays in a core's cache."""
+
+Allocate = Callable[[Record], Mapping[str, Mapping[str, Array]]]
+"""Writable arrays shaped like a record's: how an accumulator is put straight into shared memory."""
+
+
+@runtime_checkable
+class Accumulator(Protocol):
+    """A fold in progress. `count` says how many updates it holds."""
+
+    count: int
+
+    def add(self, update: Update, weight: float, client: int) -> None:
+        """Fold one client's update, `weight` >= 0. The update's arrays are not kept."""
+
+    def merge(self, other: Self) -> None:
+        """Fold another accumulator of the same kind, whose clients come after this one's."""
+
+    def record(self) -> Record:
+        """The accumulator as a record (no copies; valid until the next `add` or `merge`)."""
+
+    @classmethod
+    def from_record(cls, record: Record) -> Self:
+        """The inverse of `record`. The arrays are taken over where they are writable, else copied on first change."""
+
+
+def sum_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype a sum of `dtype` is kept in: float32 for short floats and int8, float64 for other integers."""
+    if dtype.kind in "iub":
+        return np.dtype(np.float32 if dtype.itemsize == 1 else np.float64)
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def scaled_add(total: Array, values: Array, weight: float) -> None:
+    """total += weight * values, in blocks; `total` is contiguous and of at least float32."""
+    flat, addend = total.reshape(-1), np.ascontiguousarray(values).reshape(-1)
+    scale = total.dtype.type(weight)
+    scratch = np.empty(min(_BLOCK, flat.size), total.dtype)
+    for start in range(0, flat.size, _BLOCK):
+        part = flat[start : start + _BLOCK]
+        product = scratch[: part.size]
+        np.multiply(addend[start : start + _BLOCK], scale, out=product, casting="unsafe")
+        np.add(part, product, out=part)
+
+
+class RunningMean:
+    """Weighted mean of updates, kept as a weighted sum and the sum of weights.
+
+    Sums are float32 for float32, float16, bfloat16 and int8 arrays, float64 for the rest; `value` casts back (integers
+    are rounded). Memory is one set of arrays, whatever the number of clients.
+    """
+
+    def __init__(self, allocate: Allocate | None = None) -> None:
+        self.count = 0
+        self.weight = 0.0
+        self._allocate = allocate
+        self._sums: Mapping[str, Mapping[str, Array]] = {}
+        self._dtypes: dict[str, dict[str, np.dtype[Any]]] = {}
+        self._borrowed = False
+
+    def add(self, update: Update, weight: float, client: int) -> None:
+        if not self.count:
+            self._start(update.groups)
+        else:
+            self._check(update, client)
+        for group, arrays in update.groups.items():
+            for name, array in arrays.items():
+                target = self._sums[group][name]
+                if self.count:
+                    scaled_add(target, array, weight)
+                else:
+                    np.multiply(array, target.dtype.type(weight), out=target, casting="unsafe")
+        self.weight += weight
+        self.count += 1
+
+    def merge(self, other: Self) -> None:
+        if not other.count:
+            return
+        if not self.count:
+            self._sums, self._dtypes, self._borrowed = other._sums, other._dtypes, True
+        else:
+            into = self._owned() if not self._borrowed else self._fresh()
+            for group, arrays in other._sums.items():
+                for name, array in arrays.items():
+                    np.add(self._sums[group][name], array, out=into[group][name])
+            self._sums, self._borrowed = into, False
+        self.weight += other.weight
+        self.count += other.count
+
+    def value(self, out: Mapping[str, Mapping[str, Array]] | None = None) -> dict[str, dict[str, Array]]:
+        """The mean, in the dtypes the updates came in.
+
+        Args:
+            out: arrays to write into, shaped like the updates; fresh ones where it is not given.
+
+        Raises:
+            BadUpdate: every client's weight was zero, so there is no mean.
+        """
+        if not self.weight > 0:
+            raise BadUpdate(
+                f"the {self.count} updates of this round have total weight {self.weight}: expected a positive sum. "
+                "Do the clients have examples?"
+            )
+        means: dict[str, dict[str, Array]] = {}
+        for group, arrays in self._sums.items():
+            means[group] = {}
+            for name, total in arrays.items():
+                dtype = self._dtypes[group][name]
+                target = out[group][name] if out is not None else np.empty(total.shape, dtype)
+                if dtype.kind in "iub":
+                    np.copyto(target, np.rint(total / self.weight), casting="unsafe")
+                elif dtype == total.dtype:
+                    np.divide(total, total.dtype.type(self.weight), out=target)
+                else:
+                    np.copyto(target, (total / total.dtype.type(self.weight)).astype(dtype))
+                means[group][name] = target
+        return means
+
+    def record(self) -> Record:
+        dtypes = {
+            group: {name: dtype.name for name, dtype in named.items() if dtype != self._sums[group][name].dtype}
+            for group, named in self._dtypes.items()
+        }
+        return Record(self._sums, {"weight": self.weight, "count": self.count, "dtypes": dtypes})
+
+    @classmethod
+    def from_record(cls, record: Record) -> Self:
+        self = cls()
+        self.count, self.weight = int(record.info["count"]), float(record.info["weight"])
+        self._sums, self._borrowed = record.groups, True
+        named = record.info["dtypes"]
+        self._dtypes = {
+            group: {name: np.dtype(named.get(group, {}).get(name, array.dtype)) for name, array in arrays.items()}
+            for group, arrays in record.groups.items()
+        }
+        return self
+
+    def _start(self, groups: Groups) -> None:
+        self._dtypes = {g: {n: array.dtype for n, array in arrays.items()} for g, arrays in groups.items()}
+        shapes = {
+            g: {
+                n: np.broadcast_to(np.zeros((), sum_dtype(array.dtype)), array.shape) for n, array in arrays.items()
+            }
+            for g, arrays in groups.items()
+        }
+        self._sums = self._allocate(Record(shapes)) if self._allocate else _empty_like(shapes)
+
+    def _check(self, update: Update, client: int) -> None:
+        for group, named in self._dtypes.items():
+            arrays = update.groups.get(group, {})
+            if arrays.keys() != named.keys():
+                odd = sorted(arrays.keys() ^ named.keys())
+                raise BadUpdate(f"client {client}: group {group!r} differs from the clients before in arrays {odd}")
+            for name, array in arrays.items():
+                want = self._sums[group][name].shape
+                if array.shape != want:
+                    raise BadUpdate(
+                        f"client {client}: array {name!r} of group {group!r} has shape {array.shape}, the clients "
+                        f"before sent {want}. A mean needs equal shapes; does another strategy's rule run there?"
+                    )
+        if update.groups.keys() != self._dtypes.keys():
+            raise BadUpdate(
+                f"client {client}: groups {sorted(update.groups)}, the clients before sent {sorted(self._dtypes)}"
+            )
+
+    def _owned(self) -> Mapping[str, Mapping[str, Array]]:
+        return self._sums
+
+    def _fresh(self) -> Mapping[str, Mapping[str, Array]]:
+        return _empty_like(self._sums)
+
+
+class UpdateList:
+    """Every update apart, in cohort order, for rules that need them so (median, Krum, Flower strategies)."""
+
+    def __init__(self, allocate: Allocate | None = None) -> None:
+        self.count = 0
+        self.updates: list[tuple[int, Update]] = []
+
+    def add(self, update: Update, weight: float, client: int) -> None:
+        kept = {g: {n: np.array(array) for n, array in arrays.items()} for g, arrays in update.groups.items()}
+        self.updates.append(
+            (client, Update(num_examples=update.num_examples, groups=kept, metrics=update.metrics, info=update.info))
+        )
+        self.count += 1
+
+    def merge(self, other: Self) -> None:
+        self.updates.extend(other.updates)
+        self.count += other.count
+
+    def record(self) -> Record:
+        groups: dict[str, Mapping[str, Array]] = {}
+        heads = []
+        for index, (client, update) in enumerate(self.updates):
+            groups |= {f"{index}:{group}": arrays for group, arrays in update.groups.items()}
+            heads.append(
+                {
+                    "client": client,
+                    "num_examples": update.num_examples,
+                    "groups": list(update.groups),
+                    "metrics": {name: [mean.sum, mean.weight] for name, mean in update.metrics.items()},
+                    "info": update.info,
+                }
+            )
+        return Record(groups, {"updates": heads})
+
+    @classmethod
+    def from_record(cls, record: Record) -> Self:
+        self = cls()
+        for index, head in enumerate(record.info["updates"]):
+            update = Update(
+                num_examples=head["num_examples"],
+                groups={group: record.groups[f"{index}:{group}"] for group in head["groups"]},
+                metrics={name: Mean(*pair) for name, pair in head["metrics"].items()},
+                info=head["info"],
+            )
+            self.updates.append((head["client"], update))
+        self.count = len(self.updates)
+        return self
+
+
+class MetricsOnly:
+    """No arrays at all: for evaluations, whose metrics travel in the reports."""
+
+    def __init__(self, allocate: Allocate | None = None) -> None:
+        self.count = 0
+
+    def add(self, update: Update, weight: float, client: int) -> None:
+        self.count += 1
+
+    def merge(self, other: Self) -> None:
+        self.count += other.count
+
+    def record(self) -> Record:
+        return Record(info={"count": self.count})
+
+    @classmethod
+    def from_record(cls, record: Record) -> Self:
+        self = cls()
+        self.count = int(record.info["count"])
+        return self
+
+
+BUILTIN: Mapping[str, type[RunningMean] | type[UpdateList] | type[MetricsOnly]] = {
+    "mean": RunningMean,
+    "separate": UpdateList,
+    "metrics": MetricsOnly,
+}
+
+
+def _empty_like(groups: Groups) -> dict[str, dict[str, Array]]:
+    return {g: {n: np.empty(array.shape, array.dtype) for n, array in arrays.items()} for g, arrays in groups.items()}

@@ -1,0 +1,262 @@
+"""The experiment: one frozen value, read from TOML, from a dictionary, or built in Python.
+
+Every setting is a documented field here or in the `config.py` of the strategy, workload or selection it names. The
+only loader is `Experiment.load`; `--set a.b=c` goes through it too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+
+from fedloom.core import registry
+from fedloom.core.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Base of every group of settings: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class PluginSettings(Settings):
+    """Base of the `Config` of a strategy, workload or selection folder."""
+
+    name: str
+    """Which one: a folder of fedloom, an installed entry point, an importable module, or a Python file."""
+
+
+class RoundSettings(Settings):
+    """How a round is run, whatever the strategy."""
+
+    weighting: Literal["examples", "uniform"] = "examples"
+    """Weight of an update in a mean: its number of examples, or one."""
+    quorum_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the cohort that must answer. Below it the run fails and says why each answer is missing."""
+    deadline_s: Annotated[float, Field(gt=0.0)] | None = None
+    """Seconds after which a round closes with what has arrived (if that is a quorum). None waits for everybody."""
+    group_size: Annotated[int, Field(ge=1)] | None = None
+    """Clients trained and folded together. None takes ceil(cohort / 16). Part of the result's bits; workers are not."""
+    max_attempts: Annotated[int, Field(ge=1)] = 3
+    """How often a group is given out again after the process that held it died."""
+
+
+class EvaluationSettings(Settings):
+    """When and how the global model is measured on held-out data."""
+
+    every: Annotated[int, Field(ge=0)] = 1
+    """Evaluate after every so many rounds, and after the last; 0 never."""
+    parts: Annotated[int, Field(ge=1)] = 4
+    """Pieces the test set is cut into, evaluated in parallel. Part of the metrics' last bits."""
+
+
+class CheckpointSettings(Settings):
+    """What a run keeps so that it can go on after anything."""
+
+    every: Annotated[int, Field(ge=1)] = 1
+    """Save after every so many rounds, and after the last."""
+    keep: Annotated[int, Field(ge=1)] = 2
+    """Newest checkpoints kept on disk."""
+
+
+class RuntimeSettings(Settings):
+    """Where the clients run. Never changes a result, so it is not part of what identifies an experiment."""
+
+    name: Literal["ray", "process", "inline"] = "ray"
+    """`ray` spawns the agents as Ray actors, `process` forks them here, `inline` runs them in this very thread."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Agents; None takes one for each core (of the Ray cluster, for `ray`)."""
+    ray_address: str | None = None
+    """Address of a running Ray cluster (`auto`, or `HOST:PORT`); None starts Ray here."""
+    cpus_per_worker: Annotated[float, Field(gt=0.0)] = 1.0
+    """CPUs Ray sets aside for each agent."""
+    gpus_per_worker: Annotated[float, Field(ge=0.0)] = 0.0
+    """GPUs, or fractions of one, Ray sets aside for each agent."""
+
+
+class Experiment(Settings):
+    """A federated experiment: what is learned, from which clients, how. Written once, run anywhere."""
+
+    name: str = "experiment"
+    """A word for people; part of the run's id."""
+    rounds: Annotated[int, Field(ge=1)]
+    """Rounds to run, T. Rounds count from 1."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
+    """Root of all randomness: same seed, same bits."""
+    clients: Annotated[int, Field(ge=1)] = 1
+    """Clients in the federation, N."""
+    cohort: Annotated[int, Field(ge=1)] | None = None
+    """Clients asked in each round, m; None asks all."""
+    strategy: SerializeAsAny[PluginSettings]
+    """The aggregation strategy and its settings."""
+    workload: SerializeAsAny[PluginSettings]
+    """Data, model and local training, and their settings."""
+    selection: SerializeAsAny[PluginSettings] = Field(default=None, validate_default=True)  # type: ignore[assignment]
+    """Who is asked in each round; uniform where it is not given."""
+    round: RoundSettings = RoundSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+
+    @pydantic.field_validator("strategy", "workload", "selection", mode="before")
+    @classmethod
+    def _plugin(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        """Read a plug-in's section with the plug-in's own `Config`."""
+        kind = {"strategy": "strategies", "workload": "workloads", "selection": "selection"}[str(info.field_name)]
+        if value is None and info.field_name == "selection":
+            value = "uniform"
+        if isinstance(value, str):
+            value = {"name": value}
+        if isinstance(value, PluginSettings):
+            return value
+        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+            raise ValueError(f"expected a table with at least `name = \"…\"`, one of {', '.join(registry.names(kind))}")
+        config: type[PluginSettings] = registry.part(kind, value["name"], "config").Config
+        try:
+            return config.model_validate(value)
+        except pydantic.ValidationError as exc:
+            raise _config_error(exc, config, prefix=(str(info.field_name),)) from exc
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.cohort is not None and self.cohort > self.clients:
+            raise ConfigError(
+                f"cohort: {self.cohort} clients in a round, but the federation has only clients = {self.clients}"
+            )
+        return self
+
+    @property
+    def cohort_size(self) -> int:
+        """Clients asked in each round."""
+        return self.clients if self.cohort is None else self.cohort
+
+    @property
+    def group_size(self) -> int:
+        """Clients per group: the setting, or what follows from the cohort's size alone."""
+        return self.round.group_size or -(-self.cohort_size // 16)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Experiment:
+        """Build from a dictionary of the TOML's form.
+
+        Raises:
+            ConfigError: names the key as the user wrote it, what came, what was expected, the nearest valid key.
+            UnknownName: a strategy, workload or selection that is not installed.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except pydantic.ValidationError as exc:
+            raise _config_error(exc, cls) from exc
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+        """Read a TOML file, then apply `key=value` overrides.
+
+        Plug-in names that are files (`./mine.py`) are looked up next to the TOML file.
+        """
+        path = Path(path)
+        try:
+            values = tomllib.loads(path.read_text())
+        except FileNotFoundError as exc:
+            raise ConfigError(f"no experiment file {str(path)!r} (looked in {Path.cwd()})") from exc
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+            raise ConfigError(f"{path}: not readable as TOML: {exc}") from exc
+        for section in ("strategy", "workload", "selection"):
+            table = values.get(section)
+            if isinstance(table, dict) and str(table.get("name", "")).endswith(".py"):
+                table["name"] = str((path.parent / table["name"]).resolve())
+        return cls.parse(with_overrides(values, overrides))
+
+    def override(self, overrides: Sequence[str]) -> Experiment:
+        """A copy with `key=value` settings changed."""
+        return self.parse(with_overrides(self.to_dict(), overrides)) if overrides else self
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved experiment, defaults included; `parse` reads it back. Settings that are None are left out."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def fingerprint(self) -> str:
+        """Digest of everything that decides the result: all but the name and the runtime."""
+        values = self.to_dict()
+        for incidental in ("name", "runtime", "checkpoint"):
+            values.pop(incidental, None)
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The dictionary with `a.b=c` settings applied; the right side is TOML where it parses, else a string."""
+    result: dict[str, Any] = json.loads(json.dumps(values))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        steps = key.strip().split(".")
+        if not equals or not all(steps):
+            raise ConfigError(f"--set {override!r}: expected KEY=VALUE, such as --set strategy.mu=0.1")
+        table = result
+        for step in steps[:-1]:
+            inner = table.setdefault(step, {})
+            if isinstance(inner, str) and step in ("strategy", "workload", "selection"):
+                inner = table[step] = {"name": inner}
+            if not isinstance(inner, dict):
+                raise ConfigError(f"--set {key}: {step!r} is a value ({inner!r}), not a table with keys")
+            table = inner
+        table[steps[-1]] = _toml_value(text.strip())
+    return result
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _config_error(exc: pydantic.ValidationError, model: type[BaseModel], prefix: tuple[str, ...] = ()) -> ConfigError:
+    """A validation error in the user's own terms: key, what came, what was expected, the nearest valid key."""
+    lines = []
+    for error in exc.errors():
+        cause = error.get("ctx", {}).get("error")
+        if isinstance(cause, ConfigError):
+            return cause
+        location = tuple(str(step) for step in error["loc"])
+        key = ".".join((*prefix, *location)) or "experiment"
+        if error["type"] == "extra_forbidden":
+            valid = _fields_at(model, location[:-1])
+            near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
+            hint = f"did you mean {'.'.join((*prefix, *location[:-1], near[0]))!r}?" if near else "remove it;"
+            lines.append(f"{key}: unknown setting (value {error['input']!r}); {hint} known here: {', '.join(valid)}")
+        elif error["type"] == "missing":
+            lines.append(f"{key}: required, but not given")
+        else:
+            lines.append(f"{key}: {error['msg']}, got {error['input']!r}")
+    return ConfigError("\n".join(lines))
+
+
+def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """Names of the fields of the (possibly nested) model a location leads to."""
+    current: type[BaseModel] | None = model
+    for step in location:
+        field = current.model_fields.get(step) if current else None
+        if field is None:  # a union's tag or an index stands between the field and its model
+            continue
+        inner = [kind for kind in _flatten(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        current = inner[0] if inner else None
+    return sorted(current.model_fields) if current else []
+
+
+def _flatten(annotation: Any) -> list[Any]:
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        return _flatten(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return [kind for option in typing.get_args(annotation) for kind in _flatten(option)]
+    return [annotation]

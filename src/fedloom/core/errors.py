@@ -1,0 +1,176 @@
+"""The error catalogue: every failure a person can meet, with its exit code and its status on the wire.
+
+    FedloomError
+    ├── UsageError            wrong input: configuration, target, missing data           exit 2
+    │   ├── ConfigError
+    │   ├── UnknownName
+    │   ├── DataMissing
+    │   ├── RunExists
+    │   └── UnsupportedFeature
+    ├── RunFailed             the run itself failed and can be looked into or resumed    exit 1
+    │   ├── ClientFailed
+    │   ├── BadUpdate
+    │   ├── QuorumNotReached
+    │   ├── NoCapacity
+    │   ├── CheckpointCorrupt
+    │   ├── StorageFull
+    │   └── ServerUnreachable
+    ├── PeerError             a message from the other side that cannot be honoured      exit 1
+    │   ├── BadFrame
+    │   ├── BadMessage
+    │   ├── LimitExceeded
+    │   ├── NotFound
+    │   └── Unauthenticated
+    └── Interrupted           stopped by the user; resumable                             exit 130
+
+A message says what was expected, what came, where, and what to do. `public` is the sentence a stranger on the wire
+may read when the details are none of their business.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class FedloomError(Exception):
+    """Root of every error this package raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+    """Process exit code of the command line."""
+    status: ClassVar[str] = "INTERNAL"
+    """Name of the gRPC status the server answers with."""
+    public: ClassVar[str | None] = "The server met an internal error; its log has the details."
+    """What the other side is told; None means the message itself is meant for them."""
+
+    def public_message(self) -> str:
+        """The sentence that may leave this machine."""
+        return str(self) if self.public is None else self.public
+
+
+class UsageError(FedloomError):
+    """The input is wrong; nothing was started or changed."""
+
+    exit_code = 2
+    status = "INVALID_ARGUMENT"
+    public = None
+
+
+class ConfigError(UsageError):
+    """A setting of an experiment is unknown, of the wrong type, or out of range."""
+
+
+class UnknownName(UsageError):
+    """No strategy, workload, selection or preset has this name."""
+
+    status = "NOT_FOUND"
+
+
+class DataMissing(UsageError):
+    """The data an experiment names is not on this machine."""
+
+    status = "FAILED_PRECONDITION"
+
+
+class RunExists(UsageError):
+    """A run already lives in the folder; runs are never overwritten."""
+
+    status = "ALREADY_EXISTS"
+
+
+class UnsupportedFeature(UsageError):
+    """A feature of a foreign app that cannot be honoured; the message names it."""
+
+    status = "UNIMPLEMENTED"
+
+
+class RunFailed(FedloomError):
+    """A run started and could not go on. What it had saved is kept."""
+
+    status = "ABORTED"
+    public = None
+
+
+class ClientFailed(RunFailed):
+    """A client's work raised; the message names client, round and stage and ends with its traceback."""
+
+
+class BadUpdate(RunFailed):
+    """An update does not fit the experiment: wrong names, shapes, dtypes, or not finite."""
+
+
+class QuorumNotReached(RunFailed):
+    """Fewer clients answered than the round needs."""
+
+
+class NoCapacity(RunFailed):
+    """No agent is there to do the work; the message names the resource and what holds it."""
+
+    status = "RESOURCE_EXHAUSTED"
+
+
+class CheckpointCorrupt(RunFailed):
+    """A checkpoint on disk fails its checksum and no older one is left."""
+
+    status = "DATA_LOSS"
+
+
+class StorageFull(RunFailed):
+    """The disk holding the run is full; the last complete checkpoint is untouched."""
+
+    status = "RESOURCE_EXHAUSTED"
+
+
+class ServerUnreachable(RunFailed):
+    """No server answers at the address."""
+
+    status = "UNAVAILABLE"
+
+
+class PeerError(FedloomError):
+    """The other side sent something that cannot be honoured. Nothing was changed."""
+
+    status = "INVALID_ARGUMENT"
+    public = None
+
+
+class BadFrame(PeerError):
+    """Bytes that are not a well-formed payload frame."""
+
+
+class BadMessage(PeerError):
+    """A control message that is malformed, out of order, or speaks another protocol version."""
+
+
+class LimitExceeded(PeerError):
+    """A message or payload larger than the limit."""
+
+    status = "RESOURCE_EXHAUSTED"
+
+
+class NotFound(PeerError):
+    """The run, node or payload named does not exist here."""
+
+    status = "NOT_FOUND"
+
+
+class Unauthenticated(PeerError):
+    """The caller's token is missing or wrong."""
+
+    status = "UNAUTHENTICATED"
+
+
+class Interrupted(FedloomError):
+    """The user stopped the run; it can be resumed from its last round."""
+
+    exit_code = 130
+    status = "CANCELLED"
+    public = None
+
+
+def catalogue() -> tuple[type[FedloomError], ...]:
+    """Every error class, root first: what tests and the docs enumerate."""
+
+    def below(kind: type[FedloomError]) -> list[type[FedloomError]]:
+        return [kind, *(each for child in kind.__subclasses__() for each in below(child))]
+
+    return tuple(below(FedloomError))

@@ -1,0 +1,92 @@
+"""What happens in a run, as values: written to `events.jsonl`, shown live, streamed to watchers, counted as metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedloom.core.history import Failure, RoundRecord, RunSummary
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunStarted:
+    """The run is about to do its first round (or the first after a resume)."""
+
+    run_id: str
+    name: str
+    rounds: int
+    first_round: int
+    clients: int
+    cohort: int
+    group_size: int
+    num_parameters: int
+    runtime: str
+    workers: int
+    where: str
+    """In words: `Ray at 10.0.0.1:6379`, `2 processes on this machine`, `this process`."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """The workload's `describe().data`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundStarted:
+    """The cohort is chosen and its jobs are going out."""
+
+    run_id: str
+    round: int
+    cohort: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientsDone:
+    """Progress inside a round: so many of its clients have answered."""
+
+    run_id: str
+    round: int
+    done: int
+    cohort: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientLost:
+    """A client's answer is missing from its round."""
+
+    run_id: str
+    failure: Failure
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundFinished:
+    """A round is over, its state saved or about to be."""
+
+    run_id: str
+    record: RoundRecord
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeChanged:
+    """An agent came, left, or was replaced."""
+
+    node: str
+    state: str
+    """`online`, `busy`, `lost`, `left`, `replaced`."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Notice:
+    """Something a person should know that is not an error."""
+
+    run_id: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFinished:
+    """The run ended: done, failed or interrupted."""
+
+    run_id: str
+    summary: RunSummary
+
+
+Event = RunStarted | RoundStarted | ClientsDone | ClientLost | RoundFinished | NodeChanged | Notice | RunFinished

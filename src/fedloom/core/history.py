@@ -1,0 +1,134 @@
+"""What a run leaves behind: round records and the summary, as pydantic models written to JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class Traffic(_Frozen):
+    """Array elements and bytes in each direction.
+
+    `bytes_*` and `params_*` are the federation's cost: what every client of the cohort would read and send if it were
+    alone on its device, counted from the frames it reads and makes. They depend on the experiment only.
+    `wire_bytes_*` is what crossed (or would have crossed) between the server and its agents in this very run, groups
+    folded and broadcasts shared.
+    """
+
+    bytes_down: int = 0
+    bytes_up: int = 0
+    params_down: int = 0
+    params_up: int = 0
+    wire_bytes_down: int = 0
+    wire_bytes_up: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        mine, theirs = self.model_dump(), other.model_dump()
+        return Traffic(**{key: mine[key] + theirs[key] for key in mine})
+
+
+class Timing(_Frozen):
+    """Where a round's time went; wall-clock seconds unless said otherwise."""
+
+    total_s: float = 0.0
+    """Start of the round to its end, evaluation included."""
+    training_s: float = 0.0
+    """Summed over agents: time spent in clients' work."""
+    waiting_s: float = 0.0
+    """Server: time with nothing to fold."""
+    aggregation_s: float = 0.0
+    """Server: folding partial sums and finishing the strategy's step."""
+    evaluation_s: float = 0.0
+    """Evaluation of the global model, start to end."""
+    checkpoint_s: float = 0.0
+    """Server: time the round waited for the checkpoint before it."""
+
+
+class Failure(_Frozen):
+    """One missing answer; the fields of `records.ClientFailure`."""
+
+    client: int
+    round: int
+    stage: str
+    error: str
+    message: str
+    traceback: str = ""
+    node: str = ""
+    seconds: float = 0.0
+
+
+class NodeShare(_Frozen):
+    """What one agent did in a round."""
+
+    jobs: int = 0
+    busy_s: float = 0.0
+    wire_bytes_down: int = 0
+    wire_bytes_up: int = 0
+
+
+class RoundRecord(_Frozen):
+    """One line of `rounds.jsonl`."""
+
+    round: int
+    """Counts from 1."""
+    cohort: list[int]
+    num_examples: int
+    """Examples the accepted updates were trained on."""
+    metrics: dict[str, float]
+    """Means of what clients reported while training, such as `loss`."""
+    evaluation: dict[str, float] | None = None
+    """Means over the held-out data, such as `loss` and `accuracy`; None where the round was not evaluated."""
+    traffic: Traffic
+    timing: Timing
+    client_seconds: dict[str, float] = {}
+    """Wall-clock seconds of each client's work, by client."""
+    failures: list[Failure] = []
+    stale: int = 0
+    """Results that came after their round had closed; answered, not folded."""
+    duplicates: int = 0
+    """Results that had been folded already."""
+    reassigned: int = 0
+    """Groups given to another agent because theirs vanished."""
+    nodes: dict[str, NodeShare] = {}
+    info: dict[str, Any] = {}
+    """The strategy's own numbers for this round."""
+
+
+class RunSummary(_Frozen):
+    """`summary.json`, and the object printed by `--json`."""
+
+    run_id: str
+    run_dir: str | None
+    name: str
+    status: str
+    """`done`, `failed` or `interrupted`."""
+    rounds: int
+    """Rounds finished."""
+    metrics: dict[str, float]
+    """The last evaluation's means; the last round's training metrics where nothing was evaluated."""
+    bytes_up: int
+    bytes_down: int
+    params_up: int
+    params_down: int
+    wire_bytes_up: int
+    wire_bytes_down: int
+    seconds: float
+    """Wall-clock seconds of all sessions of the run together."""
+    model_sha256: str | None
+    """`core.records.arrays_sha256` of the final arrays."""
+    num_parameters: int
+    """Elements of the global model."""
+    seed: int
+    group_size: int
+    runtime: str
+    workers: int
+    failures: int
+    """Missing answers over all rounds."""
+    error: str | None = None
+    environment: dict[str, str] = {}
+    """Versions and machine the run was made on."""

@@ -1,0 +1,186 @@
+"""The interfaces between rooms. Small on purpose: a strategy, a workload or a runtime is one class of these.
+
+The call order of one round, as the server's loop makes it:
+
+    cohort   = selection.choose(...)
+    exchange = strategy.plan(state, context)            # who does what, with which inputs
+    total    = the exchange's answers, folded by its accumulator where the clients run
+    step     = strategy.finish(state, total, context)   # the next state, or one more exchange of this round
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+
+from fedloom.core.accumulators import Accumulator
+from fedloom.core.records import (
+    Arrays,
+    ClientReport,
+    Exchange,
+    Info,
+    Job,
+    Metrics,
+    Record,
+    RoundContext,
+    Update,
+)
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, slots=True)
+class Pending(Generic[S]):
+    """A strategy's answer when the round is not over: the state so far and one more exchange."""
+
+    state: S
+    exchange: Exchange
+
+
+class Strategy(Protocol[S]):
+    """The server half of a federated algorithm, as a pure value: state in, state out.
+
+    No I/O, no clock, no randomness but `context.rng`, no mutation of arguments. `S` is a frozen dataclass of arrays
+    (or mappings of them) and JSON values, so the platform can save it (`core.state`). The client half, if there is
+    one, is the folder's `rule.py`; an unusual fold is its `accumulator.py`.
+    """
+
+    def init(self, model: Record) -> S:
+        """The state before round 1, from the workload's initial record."""
+
+    def plan(self, state: S, context: RoundContext) -> Exchange | None:
+        """The round's first exchange; None when the strategy wants no further round."""
+
+    def finish(self, state: S, total: Accumulator, context: RoundContext) -> S | Pending[S]:
+        """The state after the exchange, or one more exchange of the same round.
+
+        `total` holds at least one update and may be consumed.
+        """
+
+    def arrays(self, state: S) -> Arrays:
+        """The global model: what is evaluated, exported and hashed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """The federation's clients as a selection sees them; never a list as long as the population."""
+
+    population: int
+    sizes: Sequence[int] = ()
+    """Examples per client where the workload declares them, else empty."""
+
+
+class Selection(Protocol[S]):
+    """Who is asked. Pure, with a state of its own; composes with any strategy."""
+
+    def init(self, roster: Roster) -> S:
+        """The state before round 1."""
+
+    def choose(self, state: S, roster: Roster, size: int, rng: np.random.Generator) -> tuple[int, ...]:
+        """`size` distinct clients, 0 <= client < roster.population, in the order they will be folded."""
+
+    def observe(self, state: S, reports: Sequence[ClientReport]) -> S:
+        """The state after a round's reports."""
+
+
+class LocalRule(Protocol):
+    """A strategy's client half: what happens to gradients, and to the update before it leaves.
+
+    Tensors may be NumPy's or torch's: a rule uses arithmetic operators and in-place methods both have. Everything it
+    needs arrives in `knobs` (the exchange's and the job's together).
+    """
+
+    def adjust_gradients(
+        self, gradients: Sequence[Any], parameters: Sequence[Any], anchor: Sequence[Any], knobs: Info
+    ) -> None:
+        """Change the gradients in place before a local optimiser step.
+
+        Args:
+            gradients: gradient of the local loss, one entry per trained array.
+            parameters: local weights w, same order and shapes; read-only.
+            anchor: the global weights as received, same order and shapes; read-only.
+            knobs: settings of the exchange and the job.
+        """
+
+    def outgoing(self, update: Update, knobs: Info) -> Update:
+        """The update as it leaves the client."""
+
+
+class Shard(Protocol):
+    """A client's data, opaque to the platform but for its size."""
+
+    @property
+    def num_examples(self) -> int:
+        """Examples in the shard."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkloadInfo:
+    """What a workload tells the server once, before round 1. JSON all through."""
+
+    data: Info
+    """Where the examples come from: name, kind (`real`, `rendered`, `synthetic`), sha256, licence."""
+    client_sizes: Sequence[int] = ()
+    """Training examples of each client; empty where that is not known."""
+    label_counts: Sequence[Sequence[int]] = ()
+    """Examples per class for each client, for the picture of who holds what; empty where there are no classes."""
+    label_names: Sequence[str] = ()
+
+
+class Workload(Protocol):
+    """Data, model and local training. Runs on agents only; the server never imports one."""
+
+    def describe(self) -> WorkloadInfo:
+        """Facts for the server and the report."""
+
+    def init(self, rng: np.random.Generator) -> Record:
+        """The initial global model, group `model`; only arrays that travel."""
+
+    def shard(self, client: int) -> Shard:
+        """A client's training data."""
+
+    def held_out(self, part: int, parts: int) -> Shard | None:
+        """Part `part` of `parts` of the test set (0 <= part < parts); None where there is no test set."""
+
+    def train(
+        self,
+        job: Job,
+        inputs: Mapping[str, Record],
+        shard: Shard,
+        rule: LocalRule | None,
+        rng: np.random.Generator,
+    ) -> Update:
+        """One client's local training, starting from `inputs["model"]`.
+
+        `job.knobs` already holds the exchange's knobs. `inputs` is the same object for all clients of a group, so
+        what is derived from it may be cached. The update's arrays may alias the workload's buffers.
+        """
+
+    def evaluate(self, model: Record, shard: Shard) -> Metrics:
+        """Metrics of the global model on a shard, each weighted by the examples it was taken over."""
+
+
+class StatefulWorkload(Workload, Protocol):
+    """A workload with actions of its own, or with something each client keeps between its jobs."""
+
+    def act(
+        self,
+        job: Job,
+        inputs: Mapping[str, Record],
+        state: Record | None,
+        rng: np.random.Generator,
+    ) -> Update:
+        """Do any job, `train` and `evaluate` included; `state` is what the client's last update asked to keep."""
+
+
+class Sink(Protocol):
+    """Where a run's events go: files, the terminal, metrics, watchers."""
+
+    def write(self, event: Any) -> None:
+        """Take one of `core.events`."""
+
+    def close(self) -> None:
+        """Flush."""

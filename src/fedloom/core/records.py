@@ -1,0 +1,215 @@
+"""The values that cross rooms: arrays in named groups, updates, jobs, exchanges.
+
+Everything here is frozen; arrays inside are read-only by convention. Rounds count from 1; round 0 is what happens
+before the first one. Clients are integers from 0 to `clients - 1`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedloom.core.seeds import Part, generator
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+Groups = Mapping[str, Arrays]
+Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
+Info = Mapping[str, Any]
+"""A JSON object. (Typed loosely: JSON's recursion makes every reader cast.)"""
+
+MODEL = "model"
+"""Name of the group, and of the input, that carries the global model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The one serialisable thing: arrays in named groups, and a JSON object. States, updates, payloads are records."""
+
+    groups: Groups = field(default_factory=dict)
+    info: Info = field(default_factory=dict)
+
+    def items(self) -> Iterator[tuple[str, str, Array]]:
+        """Every array as (group, name, array), in insertion order."""
+        for group, arrays in self.groups.items():
+            for name, array in arrays.items():
+                yield group, name, array
+
+    @property
+    def num_elements(self) -> int:
+        """Array elements in all groups: what "parameters sent" counts."""
+        return sum(array.size for _, _, array in self.items())
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of array data, headers not included."""
+        return sum(array.nbytes for _, _, array in self.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A metric that adds up: `sum` over `weight` units (examples, usually). Merging is `+`, reading is a division."""
+
+    sum: float
+    weight: float
+
+    def __add__(self, other: Mean) -> Mean:
+        return Mean(self.sum + other.sum, self.weight + other.weight)
+
+    @property
+    def value(self) -> float:
+        """The mean; NaN where nothing was measured."""
+        return self.sum / self.weight if self.weight else float("nan")
+
+
+Metrics = Mapping[str, Mean]
+
+
+def add_metrics(left: Metrics, right: Metrics) -> Metrics:
+    """The two sets of metrics as one; a name that only one side has is kept."""
+    merged = dict(left)
+    for name, mean in right.items():
+        merged[name] = merged[name] + mean if name in merged else mean
+    return merged
+
+
+def metric_values(metrics: Metrics) -> dict[str, float]:
+    """What a person reads: each metric's mean."""
+    return {name: mean.value for name, mean in metrics.items()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One client's work in one exchange."""
+
+    round: int
+    client: int
+    kind: str = "train"
+    """`train`, `evaluate`, or an action of the workload's own."""
+    inputs: tuple[str, ...] = (MODEL,)
+    """Names of the exchange's inputs this client receives."""
+    knobs: Info = field(default_factory=dict)
+    """Settings for this client alone; `Exchange.knobs` holds those for all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Update:
+    """What one client returns.
+
+    The arrays may be views of the workload's own buffers and are valid until its next job: an accumulator copies what
+    it keeps.
+    """
+
+    num_examples: int
+    groups: Groups = field(default_factory=dict)
+    """Usually one group, `model`, with the trained weights (not their difference)."""
+    metrics: Metrics = field(default_factory=dict)
+    info: Info = field(default_factory=dict)
+    state: Record | None = None
+    """What this client wants back with its next job (kept by the platform, never shown to strategies)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exchange:
+    """A question to a set of clients, and how their answers are folded."""
+
+    jobs: tuple[Job, ...]
+    inputs: Mapping[str, Record] = field(default_factory=dict)
+    """Broadcast payloads by name; each is encoded once, however many jobs read it."""
+    knobs: Info = field(default_factory=dict)
+    """Settings every job of the exchange sees (merged under the job's own)."""
+    accumulator: str = "mean"
+    """`mean`, `separate`, `metrics`, or the name of a strategy folder that has an `accumulator.py`."""
+    rule: str | None = None
+    """Name of the strategy folder whose `rule.py` is the client half, if there is one."""
+    quorum_fraction: float | None = None
+    """Overrides the run's own quorum for this exchange."""
+    deadline_s: float | None = None
+    """Overrides the run's own deadline for this exchange; seconds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientReport:
+    """What is known about one client's finished job, with no arrays in it."""
+
+    client: int
+    num_examples: int
+    seconds: float
+    """Wall-clock seconds the client's work took."""
+    metrics: Metrics = field(default_factory=dict)
+    info: Info = field(default_factory=dict)
+    bytes_down: int = 0
+    """Size of the frames this client reads; bytes."""
+    bytes_up: int = 0
+    """Size of the frame this client's update makes on its own; bytes."""
+    params_down: int = 0
+    """Array elements this client reads."""
+    params_up: int = 0
+    """Array elements in this client's update."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientFailure:
+    """Why one client's work is missing from a round."""
+
+    client: int
+    round: int
+    stage: str
+    """`shard`, `train`, `evaluate`, `fold`, `worker` (its process died) or `deadline`."""
+    error: str
+    """Exception type, dotted where it is not a builtin."""
+    message: str
+    traceback: str = ""
+    """The last lines of the traceback."""
+    node: str = ""
+    seconds: float = 0.0
+
+    def describe(self) -> str:
+        """The failure in words, traceback last."""
+        where = f" on {self.node}" if self.node else ""
+        head = f"client {self.client}, round {self.round}, stage {self.stage}{where}: {self.error}: {self.message}"
+        return f"{head}\n{self.traceback}".rstrip()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundContext:
+    """The facts of one round, read-only, as strategies and selections see them."""
+
+    round: int
+    cohort: tuple[int, ...]
+    """Clients asked to train, in the order the selection chose them."""
+    population: int
+    """Clients in the federation, N."""
+    rounds: int
+    """Rounds of the run, T."""
+    seed: int
+
+    def rng(self, *path: Part) -> np.random.Generator:
+        """The strategy's own randomness for this round; `path` names what it is for."""
+        return generator(self.seed, "strategy", self.round, *path)
+
+    def jobs(
+        self, kind: str = "train", *, inputs: tuple[str, ...] = (MODEL,), knobs: Info | None = None
+    ) -> tuple[Job, ...]:
+        """One job for each client of the cohort."""
+        return tuple(
+            Job(round=self.round, client=client, kind=kind, inputs=inputs, knobs=knobs or {}) for client in self.cohort
+        )
+
+
+def arrays_sha256(arrays: Arrays) -> str:
+    """Digest of a set of arrays: names, dtypes, shapes and bytes, in sorted order of names.
+
+    For each array the hash takes the UTF-8 text `name\\0dtype\\0d0,d1,…\\0` and then its C-order bytes.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name}\0{array.dtype.name}\0{','.join(map(str, arrays[name].shape))}\0".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data if array.size else b"")
+    return digest.hexdigest()

@@ -1,0 +1,41 @@
+"""The only source of randomness: generators named by a path under the experiment's seed.
+
+`generator(seed, "train", round, client)` is the same stream wherever and whenever it is asked for, so nothing
+about a generator has to be saved, and no two paths share a stream.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from fedloom.core.errors import ConfigError
+
+Part = str | int
+
+
+def generator(seed: int, *path: Part) -> np.random.Generator:
+    """A PCG64 generator for one place in the experiment.
+
+    Args:
+        seed: the experiment's seed, 0 <= seed < 2**63.
+        path: what the randomness is for, outermost first: strings and non-negative integers.
+
+    Returns:
+        A fresh generator. Equal arguments give equal streams on every platform.
+    """
+    return np.random.Generator(np.random.PCG64(_sequence(seed, path)))
+
+
+def integer_seed(seed: int, *path: Part) -> int:
+    """A seed below 2**63 for libraries that own their generator (torch, flwr-datasets)."""
+    return int(_sequence(seed, path).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _sequence(seed: int, path: tuple[Part, ...]) -> np.random.SeedSequence:
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed: expected an integer from 0 to 2**63 - 1, got {seed}")
+    text = "\x00".join(f"{type(part).__name__}:{part}" for part in path)
+    key = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32)
+    return np.random.SeedSequence(seed, spawn_key=tuple(int(word) for word in key))

@@ -1,0 +1,59 @@
+"""Frozen dataclass states as records and back: no pickles, so any run resumes.
+
+A state's fields may be arrays, mappings from names to arrays, None, or JSON values. Nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+
+from fedloom.core.records import Array, Record
+
+T = TypeVar("T")
+
+_SINGLE = "array"
+"""Name under which a field that is one array is stored in the field's group."""
+
+
+def dump_state(state: Any) -> Record:
+    """A dataclass instance as a record: one group per array field, the rest in `info`."""
+    groups: dict[str, dict[str, Array]] = {}
+    info: dict[str, Any] = {}
+    for field in dataclasses.fields(state):
+        value = getattr(state, field.name)
+        if isinstance(value, np.ndarray):
+            groups[field.name] = {_SINGLE: value}
+            info[field.name] = "array"
+        elif isinstance(value, Mapping) and value and all(isinstance(v, np.ndarray) for v in value.values()):
+            groups[field.name] = dict(value)
+            info[field.name] = "arrays"
+        else:
+            info[field.name] = {"json": value}
+    return Record(groups, info)
+
+
+def load_state(kind: type[T], record: Record) -> T:
+    """The inverse of `dump_state`; arrays are copied out of the record, so its buffer may go."""
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for name, how in record.info.items():
+        if how == "array":
+            values[name] = np.array(record.groups[name][_SINGLE])
+        elif how == "arrays":
+            values[name] = {key: np.array(array) for key, array in record.groups[name].items()}
+        else:
+            values[name] = _as_tuple(how["json"], hints.get(name))
+    return kind(**values)
+
+
+def _as_tuple(value: Any, hint: Any) -> Any:
+    """JSON has no tuples; give a field declared as one its type back."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    is_tuple = any(typing.get_origin(option) is tuple for option in options)
+    return tuple(value) if isinstance(value, list) and is_tuple else value

@@ -1,0 +1,1 @@
+"""Wire messages: generated code, fenced, and the codec that alone touches it."""

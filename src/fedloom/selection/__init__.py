@@ -1,0 +1,1 @@
+"""Client selections, one folder each: who is asked in a round."""

@@ -1,0 +1,1 @@
+"""Every client is as likely as any other."""

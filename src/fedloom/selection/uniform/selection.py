@@ -1,0 +1,37 @@
+"""Uniform selection without replacement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedloom.core.protocols import Roster
+from fedloom.core.records import ClientReport
+from fedloom.selection.uniform.config import Config
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Nothing to remember."""
+
+
+class Uniform:
+    """A uniformly random set, in random order; costs O(size), whatever the population."""
+
+    State = State
+
+    def init(self, roster: Roster) -> State:
+        return State()
+
+    def choose(self, state: State, roster: Roster, size: int, rng: np.random.Generator) -> tuple[int, ...]:
+        return tuple(int(client) for client in rng.choice(roster.population, size, replace=False))
+
+    def observe(self, state: State, reports: Sequence[ClientReport]) -> State:
+        return state
+
+
+def build_selection(config: Config) -> Uniform:
+    """The selection a `Config` describes."""
+    return Uniform()

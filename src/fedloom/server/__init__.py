@@ -1,0 +1,1 @@
+"""The aggregation server: the federated loop and everything around it."""

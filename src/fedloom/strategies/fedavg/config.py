@@ -1,0 +1,9 @@
+"""Settings of federated averaging: none of its own."""
+
+from fedloom.core.config import PluginSettings
+
+
+class Config(PluginSettings):
+    """Federated averaging. Cohort, weighting and quorum are settings of the run, not of the strategy."""
+
+    name: str = "fedavg"

@@ -1,0 +1,44 @@
+"""Federated averaging, the server half. It has no client half: clients just train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fedloom.core.accumulators import Accumulator, RunningMean
+from fedloom.core.config import Experiment
+from fedloom.core.records import MODEL, Arrays, Exchange, Record, RoundContext
+from fedloom.strategies.fedavg.config import Config
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The global model w_t: arrays by name, in the workload's shapes and dtypes."""
+
+    model: Arrays
+
+
+class FedAvg:
+    """w_{t+1} = sum_k (n_k / n) w_k over the round's cohort.
+
+    McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized Data", Algorithm 1.
+    """
+
+    State = State
+
+    def init(self, model: Record) -> State:
+        return State(model.groups[MODEL])
+
+    def plan(self, state: State, context: RoundContext) -> Exchange | None:
+        return Exchange(jobs=context.jobs(), inputs={MODEL: Record({MODEL: state.model})})
+
+    def finish(self, state: State, total: Accumulator, context: RoundContext) -> State:
+        assert isinstance(total, RunningMean)
+        return replace(state, model=total.value()[MODEL])
+
+    def arrays(self, state: State) -> Arrays:
+        return state.model
+
+
+def build_strategy(config: Config, experiment: Experiment) -> FedAvg:
+    """The strategy a `Config` describes."""
+    return FedAvg()
