@@ -28,7 +28,12 @@ class Accumulator(Protocol):
     count: int
 
     def add(self, update: Update, weight: float, client: int) -> None:
-        """Fold one client's update, `weight` >= 0. The update's arrays are not kept."""
+        """Fold one client's update, `weight` >= 0. The update's arrays are not kept.
+
+        Raises:
+            BadUpdate: the update is not finite, or unlike those before it. The accumulator is spoilt then: start afresh
+                without this client.
+        """
 
     def merge(self, other: Self) -> None:
         """Fold another accumulator of the same kind, whose clients come after this one's."""
@@ -41,6 +46,14 @@ class Accumulator(Protocol):
         """The inverse of `record`. The arrays are taken over where they are writable, else copied on first change."""
 
 
+def not_finite(client: int, group: str, name: str) -> BadUpdate:
+    """The error for an update with NaN or infinity in it."""
+    return BadUpdate(
+        f"client {client}: array {name!r} of group {group!r} is not finite (NaN or infinity). Training diverged there; "
+        "try a smaller learning rate or gradient clipping. Nothing of this update was aggregated"
+    )
+
+
 def sum_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype a sum of `dtype` is kept in: float32 for short floats and int8, float64 for other integers."""
     if dtype.kind in "iub":
@@ -48,16 +61,34 @@ def sum_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
-def scaled_add(total: Array, values: Array, weight: float) -> None:
-    """total += weight * values, in blocks; `total` is contiguous and of at least float32."""
+def scaled_add(total: Array, values: Array, weight: float, *, first: bool = False) -> bool:
+    """total += weight * values (or total = weight * values where `first`), in blocks that stay in a core's cache.
+
+    Returns:
+        Whether every product was finite; the check reads the block while it is still in the cache.
+    """
     flat, addend = total.reshape(-1), np.ascontiguousarray(values).reshape(-1)
     scale = total.dtype.type(weight)
-    scratch = np.empty(min(_BLOCK, flat.size), total.dtype)
+    scratch = np.empty(0 if first else min(_BLOCK, flat.size), total.dtype)
+    finite = True
     for start in range(0, flat.size, _BLOCK):
         part = flat[start : start + _BLOCK]
-        product = scratch[: part.size]
+        product = part if first else scratch[: part.size]
         np.multiply(addend[start : start + _BLOCK], scale, out=product, casting="unsafe")
-        np.add(part, product, out=part)
+        finite = finite and is_finite(product)
+        if not first:
+            np.add(part, product, out=part)
+    return finite
+
+
+def is_finite(values: Array) -> bool:
+    """Whether a float array has no NaN and no infinity (a dot product first: exact search only where that is odd)."""
+    if values.dtype.kind in "iub":
+        return True
+    flat = values.reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        quick = float(np.dot(flat, flat))
+    return bool(np.isfinite(quick)) or bool(np.isfinite(flat).all())
 
 
 class RunningMean:
@@ -80,13 +111,11 @@ class RunningMean:
             self._start(update.groups)
         else:
             self._check(update, client)
+            self._own()
         for group, arrays in update.groups.items():
             for name, array in arrays.items():
-                target = self._sums[group][name]
-                if self.count:
-                    scaled_add(target, array, weight)
-                else:
-                    np.multiply(array, target.dtype.type(weight), out=target, casting="unsafe")
+                if not scaled_add(self._sums[group][name], array, weight, first=not self.count):
+                    raise not_finite(client, group, name)
         self.weight += weight
         self.count += 1
 
@@ -96,7 +125,8 @@ class RunningMean:
         if not self.count:
             self._sums, self._dtypes, self._borrowed = other._sums, other._dtypes, True
         else:
-            into = self._owned() if not self._borrowed else self._fresh()
+            self._match(other)
+            into = _empty_like(self._sums) if self._borrowed else self._sums
             for group, arrays in other._sums.items():
                 for name, array in arrays.items():
                     np.add(self._sums[group][name], array, out=into[group][name])
@@ -175,16 +205,30 @@ class RunningMean:
                         f"client {client}: array {name!r} of group {group!r} has shape {array.shape}, the clients "
                         f"before sent {want}. A mean needs equal shapes; does another strategy's rule run there?"
                     )
+                if array.dtype != named[name]:
+                    raise BadUpdate(
+                        f"client {client}: array {name!r} of group {group!r} has dtype {array.dtype}, the clients "
+                        f"before sent {named[name]}. Do all clients train in the same precision?"
+                    )
         if update.groups.keys() != self._dtypes.keys():
             raise BadUpdate(
                 f"client {client}: groups {sorted(update.groups)}, the clients before sent {sorted(self._dtypes)}"
             )
 
-    def _owned(self) -> Mapping[str, Mapping[str, Array]]:
-        return self._sums
+    def _own(self) -> None:
+        """Copy sums that belong to a record or to another accumulator before they are changed."""
+        if self._borrowed:
+            self._sums = {g: {n: np.array(array) for n, array in arrays.items()} for g, arrays in self._sums.items()}
+            self._borrowed = False
 
-    def _fresh(self) -> Mapping[str, Mapping[str, Array]]:
-        return _empty_like(self._sums)
+    def _match(self, other: Self) -> None:
+        mine = {(g, n): array.shape for g, n, array in Record(self._sums).items()}
+        theirs = {(g, n): array.shape for g, n, array in Record(other._sums).items()}
+        if mine != theirs:
+            odd = sorted({key[1] for key in mine.keys() ^ theirs.keys()} | {
+                key[1] for key in mine.keys() & theirs.keys() if mine[key] != theirs[key]
+            })
+            raise BadUpdate(f"two partial sums differ in the names or shapes of arrays {odd}; they cannot be added")
 
 
 class UpdateList:
@@ -195,6 +239,9 @@ class UpdateList:
         self.updates: list[tuple[int, Update]] = []
 
     def add(self, update: Update, weight: float, client: int) -> None:
+        for group, name, array in Record(update.groups).items():
+            if not is_finite(array):
+                raise not_finite(client, group, name)
         kept = {g: {n: np.array(array) for n, array in arrays.items()} for g, arrays in update.groups.items()}
         self.updates.append(
             (client, Update(num_examples=update.num_examples, groups=kept, metrics=update.metrics, info=update.info))

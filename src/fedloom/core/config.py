@@ -6,6 +6,7 @@ only loader is `Experiment.load`; `--set a.b=c` goes through it too.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -121,7 +122,11 @@ class Experiment(Settings):
             return value
         if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
             raise ValueError(f"expected a table with at least `name = \"…\"`, one of {', '.join(registry.names(kind))}")
-        config: type[PluginSettings] = registry.part(kind, value["name"], "config").Config
+        config: type[PluginSettings] | None = getattr(registry.part(kind, value["name"], "config"), "Config", None)
+        if config is None:
+            raise ConfigError(
+                f"{info.field_name}.name: {value['name']!r} defines no class Config(fedloom.core.config.PluginSettings)"
+            )
         try:
             return config.model_validate(value)
         except pydantic.ValidationError as exc:
@@ -169,10 +174,14 @@ class Experiment(Settings):
             values = tomllib.loads(path.read_text())
         except FileNotFoundError as exc:
             raise ConfigError(f"no experiment file {str(path)!r} (looked in {Path.cwd()})") from exc
+        except OSError as exc:
+            raise ConfigError(f"{path}: not readable as an experiment file: {exc.strerror}") from exc
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
             raise ConfigError(f"{path}: not readable as TOML: {exc}") from exc
         for section in ("strategy", "workload", "selection"):
             table = values.get(section)
+            if isinstance(table, str):
+                table = values[section] = {"name": table}
             if isinstance(table, dict) and str(table.get("name", "")).endswith(".py"):
                 table["name"] = str((path.parent / table["name"]).resolve())
         return cls.parse(with_overrides(values, overrides))
@@ -195,7 +204,7 @@ class Experiment(Settings):
 
 def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The dictionary with `a.b=c` settings applied; the right side is TOML where it parses, else a string."""
-    result: dict[str, Any] = json.loads(json.dumps(values))
+    result: dict[str, Any] = copy.deepcopy(dict(values))
     for override in overrides:
         key, equals, text = override.partition("=")
         steps = key.strip().split(".")

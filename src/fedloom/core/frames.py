@@ -3,14 +3,14 @@
 A frame is a safetensors file: 8 bytes little-endian header length, a JSON header, the raw arrays. Checkpoints, model
 files and payloads on the wire are all frames, so any safetensors reader opens them. The header is padded with spaces
 until the data starts on a 64-byte boundary, and arrays are laid out by falling item size, so every array of a mapped
-frame is aligned. Tensor keys are `group/name`; the `__metadata__` entry `fedloom` says which group and name each key
-means (keys are never split).
+frame is aligned. Tensor keys are `group/name`, or just `name` where there is one group; the `__metadata__` entry
+`fedloom` says which group and name each key means (keys are never split).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,8 +72,12 @@ class Layout:
     size: int
 
     @classmethod
-    def of(cls, record: Record) -> Layout:
+    def of(cls, record: Record, data_start: int = 0) -> Layout:
         """The layout a record is written with.
+
+        Args:
+            record: what will be written; only dtypes, shapes and `info` matter here.
+            data_start: where the arrays begin at the earliest; bytes. Room for a header that is not yet final.
 
         Raises:
             BadFrame: an array's dtype has no code in the format.
@@ -82,6 +86,7 @@ class Layout:
         order = sorted(record.items(), key=lambda item: -item[2].dtype.itemsize)
         offset = 0
         starts: list[tuple[str, str, Array, int]] = []
+        single = len(record.groups) == 1
         for group, name, array in order:
             code = _CODES.get(array.dtype)
             if code is None:
@@ -89,18 +94,20 @@ class Layout:
                     f"array {name!r} of group {group!r} has dtype {array.dtype}, which cannot be sent. "
                     f"Use one of {', '.join(sorted(dtype.name for dtype in _CODES))}"
                 )
-            key = f"{group}/{name}"
-            if key in places:
-                raise BadFrame(f"two arrays share the key {key!r}; rename group {group!r} or array {name!r}")
+            key = name if single else f"{group}/{name}"
+            if key in places or key == "__metadata__":
+                raise BadFrame(f"the key {key!r} is taken; rename group {group!r} or array {name!r}")
             places[key] = {"dtype": code, "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
             starts.append((group, name, array, offset))
             offset += array.nbytes
-        keys = {f"{group}/{name}": [group, name] for group, name, _ in record.items()}
+        keys = {name if single else f"{group}/{name}": [group, name] for group, name, _ in record.items()}
         meta = {"groups": list(record.groups), "keys": keys, "info": record.info}
-        body = json.dumps(
-            {"__metadata__": {"fedloom": json.dumps(meta, separators=(",", ":"))}, **places}, separators=(",", ":")
-        ).encode()
-        data_start = -(-(8 + len(body)) // ALIGNMENT) * ALIGNMENT
+        try:
+            text = json.dumps(meta, separators=(",", ":"))
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise BadFrame(f"a record's info must be JSON values: {exc}; its keys are {list(record.info)}") from exc
+        body = json.dumps({"__metadata__": {"fedloom": text}, **places}, separators=(",", ":")).encode()
+        data_start = max(data_start, -(-(8 + len(body)) // ALIGNMENT) * ALIGNMENT)
         header = (data_start - 8).to_bytes(8, "little") + body.ljust(data_start - 8)
         slots = tuple(Slot(group, name, array.dtype, array.shape, data_start + at) for group, name, array, at in starts)
         return cls(header, slots, data_start + offset)
@@ -147,6 +154,28 @@ def pieces(record: Record) -> Iterator[memoryview]:
             yield memoryview(array.reshape(-1).view(np.uint8))
 
 
+def chunked(frame: Iterable[memoryview], chunk_bytes: int, offset: int = 0) -> Iterator[bytes]:
+    """Cut pieces into chunks of `chunk_bytes`, skipping the first `offset` bytes; small pieces share a chunk."""
+    pending = bytearray()
+    for piece in frame:
+        if offset >= len(piece):
+            offset -= len(piece)
+            continue
+        rest, offset = piece[offset:], 0
+        while len(pending) + len(rest) >= chunk_bytes:
+            need = chunk_bytes - len(pending)
+            if pending:
+                pending += rest[:need]
+                yield bytes(pending)
+                pending.clear()
+            else:
+                yield bytes(rest[:need])
+            rest = rest[need:]
+        pending += rest
+    if pending:
+        yield bytes(pending)
+
+
 def decode(buffer: bytes | bytearray | memoryview, *, max_header_bytes: int = MAX_HEADER_BYTES) -> Record:
     """Read a frame; the arrays are views of `buffer` (read-only where it is).
 
@@ -181,7 +210,7 @@ def _header(view: memoryview, max_header_bytes: int) -> tuple[dict[str, Any], in
     if 8 + length > len(view):
         raise BadFrame(f"frame has {len(view)} bytes, its header alone needs {8 + length}: truncated")
     try:
-        header = json.loads(bytes(view[8 : 8 + length]))
+        header = json.loads(bytes(view[8 : 8 + length]), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as exc:
         raise BadFrame(f"frame header is not JSON: {exc}") from exc
     if not isinstance(header, dict):
@@ -189,10 +218,18 @@ def _header(view: memoryview, max_header_bytes: int) -> tuple[dict[str, Any], in
     return header, 8 + length
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the header; two readers may disagree about a key that comes twice, so there is none."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError(f"a key comes twice among {[key for key, _ in pairs][:10]}")
+    return found
+
+
 def _metadata(header: dict[str, Any]) -> dict[str, Any]:
     """Take the frame's own metadata out of the header, checked."""
     try:
-        meta = json.loads(header.pop("__metadata__")["fedloom"])
+        meta = json.loads(header.pop("__metadata__")["fedloom"], object_pairs_hook=_unique)
         groups, keys, info = meta["groups"], meta["keys"], meta["info"]
         sound = (
             isinstance(groups, list)
@@ -221,9 +258,12 @@ def _slot(key: str, entry: Any, meta: dict[str, Any], data_start: int) -> Slot:
         raise BadFrame(f"array {name!r}: unreadable description: {type(exc).__name__}: {exc}") from exc
     if not all(type(n) is int and 0 <= n < 2**48 for n in (*shape, start, end)) or len(shape) > 32:
         raise BadFrame(f"array {name!r}: shape {shape} or offsets {start!r}, {end!r} are not sound")
-    elements = 1
+    elements, extent = 1, dtype.itemsize
     for n in shape:
         elements *= n
+        extent *= max(n, 1)  # NumPy wants the strides of an empty array to fit, too
+    if extent >= 2**63:
+        raise BadFrame(f"array {name!r}: shape {shape} is too large")
     if elements * dtype.itemsize != end - start:
         raise BadFrame(
             f"array {name!r}: shape {shape} of {dtype.name} needs {elements * dtype.itemsize} bytes, got {end - start}"

@@ -68,18 +68,26 @@ def summary(kind: str, name: str) -> str:
 def _home(kind: str, name: str) -> ModuleType:
     if name.endswith(".py"):
         return _from_file(kind, Path(name))
-    if name.isidentifier():
-        if importlib.util.find_spec(f"fedloom.{kind}.{name}") is not None:
-            return importlib.import_module(f"fedloom.{kind}.{name}")
-        for entry in entry_points(group=f"fedloom.{kind}", name=name):
-            loaded = entry.load()
-            if isinstance(loaded, ModuleType):
-                return loaded
-    if "." in name and importlib.util.find_spec(name.split(".")[0]) is not None:
+    if name.isidentifier() and importlib.util.find_spec(f"fedloom.{kind}.{name}") is not None:
+        return importlib.import_module(f"fedloom.{kind}.{name}")
+    for entry in entry_points(group=f"fedloom.{kind}", name=name):
+        loaded = entry.load()
+        if isinstance(loaded, ModuleType):
+            return loaded
+    if "." in name and all(step.isidentifier() for step in name.split(".")) and _importable(name):
         return importlib.import_module(name)
     near = difflib.get_close_matches(name, names(kind), n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise UnknownName(f"{kind}: unknown name {name!r}; {hint}available: {', '.join(names(kind))}")
+
+
+def _importable(dotted: str) -> bool:
+    try:
+        return importlib.util.find_spec(dotted) is not None
+    except ModuleNotFoundError as exc:
+        if exc.name is not None and f"{dotted}.".startswith(f"{exc.name}."):
+            return False  # one of the name's own packages is missing, not something that package imports
+        raise
 
 
 def _from_file(kind: str, path: Path) -> ModuleType:

@@ -17,6 +17,8 @@ from fedloom.core.records import Array, Record
 
 T = TypeVar("T")
 
+_ARRAY = (np.ndarray, np.generic)
+"""NumPy turns the result of arithmetic on arrays without dimensions into scalars; a state may hold those, too."""
 _SINGLE = "array"
 """Name under which a field that is one array is stored in the field's group."""
 
@@ -27,11 +29,11 @@ def dump_state(state: Any) -> Record:
     info: dict[str, Any] = {}
     for field in dataclasses.fields(state):
         value = getattr(state, field.name)
-        if isinstance(value, np.ndarray):
-            groups[field.name] = {_SINGLE: value}
+        if isinstance(value, _ARRAY):
+            groups[field.name] = {_SINGLE: np.asarray(value)}
             info[field.name] = "array"
-        elif isinstance(value, Mapping) and value and all(isinstance(v, np.ndarray) for v in value.values()):
-            groups[field.name] = dict(value)
+        elif isinstance(value, Mapping) and value and all(isinstance(v, _ARRAY) for v in value.values()):
+            groups[field.name] = {name: np.asarray(array) for name, array in value.items()}
             info[field.name] = "arrays"
         else:
             info[field.name] = {"json": value}

@@ -1,0 +1,193 @@
+"""The agent: receives groups, does them, answers; survives a lost connection and a restarted server.
+
+One thread does the clients' work. A second one sends heartbeats, which also say what the agent holds; the server
+repeats what got lost on the way here, the agent repeats results nobody has acknowledged.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import secrets
+import threading
+import time
+from collections import deque
+
+from fedloom.client.executor import Executor
+from fedloom.core.errors import FedloomError, ServerUnreachable
+from fedloom.core.messages import (
+    Ack,
+    Cancel,
+    Channel,
+    Goodbye,
+    Group,
+    GroupKey,
+    GroupResult,
+    Heartbeat,
+    Hello,
+    RunSpec,
+    ToAgent,
+)
+from fedloom.core.seeds import generator
+
+_log = logging.getLogger(__name__)
+
+FIRST_RETRY_S = 0.2
+"""Pause before the first attempt to reconnect; it doubles from there."""
+LAST_RETRY_S = 10.0
+"""The longest pause between attempts to reconnect."""
+
+
+class Agent:
+    """One worker or device.
+
+    Args:
+        channel: the way to the server.
+        node: a lasting name; the server replaces an older session of the same name.
+        give_up_s: seconds without a server after which the agent ends; None tries for ever.
+        debug: let clients' exceptions through (inline runtime).
+    """
+
+    def __init__(self, channel: Channel, node: str, *, give_up_s: float | None = None, debug: bool = False) -> None:
+        self._channel, self.node, self._give_up_s = channel, node, give_up_s
+        self._executor = Executor(channel, node, debug=debug)
+        self._waiting: deque[Group] = deque()
+        self._results: dict[GroupKey, tuple[GroupResult, float]] = {}
+        self._current: GroupKey | None = None
+        self._lock = threading.Lock()
+        self._heartbeat_s = 2.0
+        self._stopped = threading.Event()
+        self._leaving = False
+        self._latest: dict[str, tuple[int, int]] = {}
+
+    def connect(self) -> None:
+        """Introduce the agent and say what it still holds; retries with growing, jittered pauses.
+
+        Raises:
+            ServerUnreachable: no server answered for `give_up_s` seconds.
+            FedloomError: the server refused this agent, which trying again would not change.
+        """
+        began, pause = time.monotonic(), FIRST_RETRY_S
+        jitter = generator(secrets.randbits(62), "reconnect")
+        while True:
+            hello = Hello(node=self.node, session=secrets.token_hex(8), facts=_facts())
+            try:
+                welcome = self._channel.open(hello)
+                self._heartbeat_s = welcome.heartbeat_s
+                self._channel.send(Heartbeat(held=self._held()))
+                for result, _ in list(self._results.values()):
+                    self._channel.send(result)
+                return
+            except ServerUnreachable:
+                if self._give_up_s is not None and time.monotonic() - began > self._give_up_s:
+                    raise
+            if self._stopped.wait(pause * (0.5 + float(jitter.random()))):
+                raise ServerUnreachable(f"agent {self.node!r} was stopped before a server answered")
+            pause = min(2 * pause, LAST_RETRY_S)
+
+    def run(self) -> None:
+        """Work until the server says goodbye or `stop` is called."""
+        self.connect()
+        beats = threading.Thread(target=self._beat, name="fedloom-heartbeat", daemon=True)
+        beats.start()
+        try:
+            while not self._stopped.is_set() and not self._leaving:
+                try:
+                    self.step(timeout_s=self._heartbeat_s)
+                except ServerUnreachable as exc:
+                    if self._stopped.is_set():
+                        break
+                    _log.warning("agent %s lost the server (%s); trying again", self.node, exc)
+                    self.connect()
+        finally:
+            self._stopped.set()
+            beats.join()
+            self._channel.close()
+
+    def stop(self) -> None:
+        """Ask `run` to end after the group it is doing."""
+        self._stopped.set()
+
+    def step(self, timeout_s: float) -> bool:
+        """Take what has arrived, then do at most one group; False when there was nothing to do."""
+        message = self._channel.receive(0.0 if self._waiting else timeout_s)
+        idle = message is None and not self._waiting
+        while message is not None:
+            self._take(message)
+            message = self._channel.receive(0.0)
+        with self._lock:
+            group = self._waiting.popleft() if self._waiting else None
+            self._current = group.key if group is not None else None
+        if group is not None:
+            self._do(group)
+        return not idle
+
+    def _do(self, group: Group) -> None:
+        key = group.key
+        if self._latest.get(key.run_id) not in (None, (key.round, key.exchange)):
+            self._channel.recycle(key.run_id, key.round, key.exchange)
+        self._latest = {key.run_id: (key.round, key.exchange)}
+        result = self._executor.work(group)
+        with self._lock:
+            self._results[key] = (result, time.monotonic())
+            self._current = None
+        self._channel.send(result)
+
+    def _take(self, message: ToAgent) -> None:
+        match message:
+            case RunSpec():
+                self._executor.prepare(message)
+                if not self._waiting:
+                    self._executor.warm(message.run_id)
+            case Group():
+                with self._lock:
+                    held = {group.key for group in self._waiting} | set(self._results)
+                    if message.key not in held and message.key != self._current:
+                        self._waiting.append(message)
+                if message.key in self._results:
+                    self._channel.send(self._results[message.key][0])
+            case Ack():
+                with self._lock:
+                    self._results.pop(message.key, None)
+                    self._waiting = deque(group for group in self._waiting if group.key != message.key)
+            case Cancel():
+                name = (message.run_id, message.round, message.exchange)
+                with self._lock:
+                    self._waiting = deque(group for group in self._waiting if group.key[:3] != name)
+                    self._results = {key: kept for key, kept in self._results.items() if key[:3] != name}
+            case Goodbye():
+                self._leaving = True
+
+    def _held(self) -> tuple[GroupKey, ...]:
+        with self._lock:
+            current = () if self._current is None else (self._current,)
+            return (*current, *(group.key for group in self._waiting), *self._results)
+
+    def _overdue(self) -> list[GroupResult]:
+        """Results sent a heartbeat ago or longer and not acknowledged since."""
+        now = time.monotonic()
+        with self._lock:
+            late = [result for result, sent in self._results.values() if now - sent > self._heartbeat_s]
+            self._results |= {result.key: (result, now) for result in late}
+        return late
+
+    def _beat(self) -> None:
+        """Heartbeats, and a second chance for results nobody has acknowledged."""
+        while not self._stopped.wait(self._heartbeat_s):
+            try:
+                self._channel.send(Heartbeat(held=self._held()))
+                for result in self._overdue():
+                    self._channel.send(result)
+            except FedloomError:
+                continue  # the working thread meets the same trouble and reconnects
+
+
+def _facts() -> dict[str, object]:
+    return {
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "cores": os.cpu_count() or 1,
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,287 @@
+"""A group of jobs in, one partial accumulator out: where clients' work is done, whatever the agent runs on."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from fedloom.core import frames, registry
+from fedloom.core.accumulators import BUILTIN, Accumulator, Allocate
+from fedloom.core.config import Experiment
+from fedloom.core.errors import BadUpdate, ClientFailed
+from fedloom.core.messages import Channel, Group, GroupResult, PayloadRef, RunSpec
+from fedloom.core.protocols import LocalRule, Workload
+from fedloom.core.records import (
+    MODEL,
+    ClientFailure,
+    ClientReport,
+    Job,
+    Record,
+    Update,
+)
+from fedloom.core.seeds import generator
+
+_TRACEBACK_LINES = 12
+"""Lines of a traceback that travel with a failure."""
+
+
+class Executor:
+    """Does groups for one agent. Workloads stay loaded from group to group.
+
+    Args:
+        channel: where inputs come from and results are put.
+        node: the agent's name, for failures.
+        debug: raise `ClientFailed` from a client's exception instead of reporting it (inline runtime: a debugger then
+            stands where it happened).
+    """
+
+    def __init__(self, channel: Channel, node: str, *, debug: bool = False) -> None:
+        self._channel, self._node, self._debug = channel, node, debug
+        self._runs: dict[str, _Run] = {}
+        self._inputs: tuple[tuple[str, int, int], dict[str, Record]] | None = None
+
+    def prepare(self, spec: RunSpec) -> None:
+        """Know a run; its workload is loaded with its first group (or now, in a spare moment, by `warm`)."""
+        if spec.run_id not in self._runs:
+            self._runs = {spec.run_id: _Run(spec)}
+
+    def warm(self, run_id: str) -> None:
+        """Load a run's workload ahead of its first group; what goes wrong is reported by the group."""
+        with contextlib.suppress(Exception):
+            self._runs[run_id].workload  # noqa: B018
+
+    def knows(self, run_id: str) -> bool:
+        """Whether the run was announced to this agent."""
+        return run_id in self._runs
+
+    def work(self, group: Group) -> GroupResult:
+        """Do every job of a group, in order. Failures of single clients are part of the result, never raised."""
+        begin = time.perf_counter()
+        run = self._runs[group.key.run_id]
+        attempt = _Attempt()
+        barred: dict[int, ClientFailure] = {}
+        while True:
+            try:
+                self._fold(run, group, attempt, barred)
+                break
+            except _Spoilt as spoilt:
+                # The sum already holds part of a bad update. Folding again without that client is rare and exact.
+                barred[spoilt.failure.client] = spoilt.failure
+                attempt = _Attempt()
+        total = self._channel.store(attempt.accumulator.record()) if attempt.reports else None
+        return GroupResult(
+            key=group.key,
+            total=total,
+            reports=tuple(attempt.reports),
+            failures=tuple(attempt.failures),
+            states=attempt.states,
+            busy_s=time.perf_counter() - begin,
+        )
+
+    def _fold(self, run: _Run, group: Group, attempt: _Attempt, barred: Mapping[int, ClientFailure]) -> None:
+        rule = _rule(group.rule)
+        attempt.accumulator = _accumulator(group.accumulator)(self._channel.lease)
+        for job in group.jobs:
+            if job.client in barred:
+                attempt.failures.append(barred[job.client])
+                continue
+            job = replace(job, knobs={**group.knobs, **job.knobs})
+            begin = time.perf_counter()
+            stage = _Stage()
+            try:
+                inputs = self._read(group)
+                update = self._update(run, group, job, inputs, rule, stage)
+            except Exception as exc:
+                if self._debug:
+                    raise ClientFailed(
+                        f"client {job.client}, round {job.round}, stage {stage.name}: {type(exc).__name__}: {exc}"
+                    ) from exc
+                attempt.failures.append(self._failure(job, stage.name, exc, time.perf_counter() - begin))
+                continue
+            weight = float(update.num_examples) if run.by_examples and job.kind == "train" else 1.0
+            try:
+                attempt.accumulator.add(update, weight, job.client)
+            except BadUpdate as exc:
+                raise _Spoilt(self._failure(job, "fold", exc, time.perf_counter() - begin)) from exc
+            if update.state is not None:
+                attempt.states[job.client] = self._channel.store(update.state)
+            attempt.reports.append(self._report(job, group, inputs, update, time.perf_counter() - begin))
+
+    def _read(self, group: Group) -> dict[str, Record]:
+        """The exchange's inputs, read once however many groups of it this agent gets."""
+        if self._inputs is None or self._inputs[0] != group.key[:3]:
+            self._inputs = (group.key[:3], {})
+        known = self._inputs[1]
+        for name, ref in group.inputs.items():
+            if name not in known:
+                known[name] = self._channel.fetch(ref)
+        return known
+
+    def _update(
+        self,
+        run: _Run,
+        group: Group,
+        job: Job,
+        inputs: Mapping[str, Record],
+        rule: LocalRule | None,
+        stage: _Stage,
+    ) -> Update:
+        stage.name = "load"
+        workload = run.workload
+        rng = generator(run.experiment.seed, job.kind, job.round, group.key.exchange, job.client)
+        if job.kind == "init":
+            stage.name = "init"
+            model = workload.init(rng)
+            described = dataclasses.asdict(workload.describe())
+            return Update(num_examples=0, groups=model.groups, info={"workload": described, "model": model.info})
+        if job.kind == "held_out":
+            stage.name = "evaluate"
+            held_out = workload.held_out(job.client, int(job.knobs["parts"]))
+            if held_out is None:
+                return Update(num_examples=0)
+            metrics = workload.evaluate(inputs[MODEL], held_out)
+            return Update(num_examples=held_out.num_examples, metrics=metrics)
+        act: Callable[..., Update] | None = getattr(workload, "act", None)
+        if act is not None:
+            stage.name = job.kind
+            state = group.states.get(job.client)
+            update = act(job, inputs, self._channel.fetch(state) if state is not None else None, rng)
+        else:
+            stage.name = "shard"
+            shard = workload.shard(job.client)
+            stage.name = job.kind
+            if job.kind == "train":
+                update = workload.train(job, inputs, shard, rule, rng)
+            elif job.kind == "evaluate":
+                metrics = workload.evaluate(inputs[MODEL], shard)
+                update = Update(num_examples=shard.num_examples, metrics=metrics)
+            else:
+                raise BadUpdate(
+                    f"workload {run.experiment.workload.name!r} has no action {job.kind!r}; it can train and evaluate"
+                )
+        stage.name = "outgoing"
+        return rule.outgoing(update, job.knobs) if rule is not None else update
+
+    def _report(
+        self, job: Job, group: Group, inputs: Mapping[str, Record], update: Update, seconds: float
+    ) -> ClientReport:
+        up = Record(update.groups, update.info)
+        evaluating = job.kind == "held_out"
+        return ClientReport(
+            client=job.client,
+            num_examples=update.num_examples,
+            seconds=seconds,
+            metrics=update.metrics,
+            info={} if job.kind == "init" else update.info,
+            bytes_down=0 if evaluating else sum(group.inputs[name].size for name in job.inputs),
+            bytes_up=_frame_size(_signature(up), json.dumps(up.info) if up.info else ""),
+            params_down=0 if evaluating else sum(inputs[name].num_elements for name in job.inputs),
+            params_up=up.num_elements,
+        )
+
+    def _failure(self, job: Job, stage: str, exc: Exception, seconds: float) -> ClientFailure:
+        kind = type(exc)
+        dotted = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+        lines = "".join(traceback.format_exception(exc)).rstrip().splitlines()
+        return ClientFailure(
+            client=job.client,
+            round=job.round,
+            stage=stage,
+            error=dotted,
+            message=str(exc),
+            traceback="\n".join(lines[-_TRACEBACK_LINES:]),
+            node=self._node,
+            seconds=seconds,
+        )
+
+
+class _Run:
+    """One experiment on this agent, its workload loaded when first needed."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self._spec = spec
+
+    @functools.cached_property
+    def experiment(self) -> Experiment:
+        """The experiment, read with what is installed here; an unknown name fails the clients, not the agent."""
+        return Experiment.parse(self._spec.experiment)
+
+    @property
+    def by_examples(self) -> bool:
+        """Whether an update weighs as much as its examples."""
+        return self.experiment.round.weighting == "examples"
+
+    @functools.cached_property
+    def workload(self) -> Workload:
+        part = registry.part("workloads", self.experiment.workload.name, "workload")
+        workload: Workload = part.build_workload(self.experiment.workload, self.experiment)
+        return workload
+
+
+@dataclass
+class _Attempt:
+    """One pass over a group's jobs."""
+
+    accumulator: Accumulator = field(default_factory=lambda: BUILTIN["metrics"]())
+    reports: list[ClientReport] = field(default_factory=list)
+    failures: list[ClientFailure] = field(default_factory=list)
+    states: dict[int, PayloadRef] = field(default_factory=dict)
+
+
+@dataclass
+class _Stage:
+    """What a client is at, for its failure."""
+
+    name: str = "inputs"
+
+
+class _Spoilt(Exception):
+    """An update spoilt the accumulator it was added to."""
+
+    def __init__(self, failure: ClientFailure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+def _rule(name: str | None) -> LocalRule | None:
+    if name is None:
+        return None
+    rule: LocalRule = registry.part("strategies", name, "rule").build_rule()
+    return rule
+
+
+def _accumulator(name: str) -> Callable[[Allocate], Accumulator]:
+    if name in BUILTIN:
+        return BUILTIN[name]
+    kind: Callable[[Allocate], Accumulator] = registry.part("strategies", name, "accumulator").Accumulator
+    return kind
+
+
+_Signature = tuple[tuple[str, tuple[tuple[str, Any, tuple[int, ...]], ...]], ...]
+
+
+def _signature(record: Record) -> _Signature:
+    return tuple(
+        (group, tuple((name, array.dtype, array.shape) for name, array in arrays.items()))
+        for group, arrays in record.groups.items()
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _frame_size(signature: _Signature, info: str) -> int:
+    """Size of the frame an update would make alone; one layout per shape of update, not per client."""
+    shapes = {
+        group: {name: np.broadcast_to(np.zeros((), dtype), shape) for name, dtype, shape in arrays}
+        for group, arrays in signature
+    }
+    return frames.frame_size(Record(shapes, json.loads(info) if info else {}))
+

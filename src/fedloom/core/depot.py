@@ -1,0 +1,118 @@
+"""Frames shared by the processes of one host: files in memory, mapped by whoever needs them.
+
+A server makes a depot; agents that can read its nonce file are on the same host and join it. Buffers are reused from
+round to round (a fresh 100 MB mapping costs more than copying into an old one), and so are the readers' mappings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import mmap
+import os
+import secrets
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedloom.core.errors import StorageFull
+
+_PAGE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A writable piece of shared memory with a name others can map."""
+
+    name: str
+    memory: memoryview
+
+
+class Depot:
+    """One process's hands on the host's shared frames. Not thread-safe but for `map`; each owner has its own."""
+
+    def __init__(self, path: Path, *, owner: bool) -> None:
+        self.path = path
+        self._owner = owner
+        self._prefix = secrets.token_hex(6)
+        self._counter = itertools.count()
+        self._free: dict[int, list[Buffer]] = {}
+        self._leased: dict[str, Buffer] = {}
+        self._maps: dict[str, memoryview] = {}
+
+    @classmethod
+    def create(cls) -> Depot:
+        """A new depot in memory (`/dev/shm`) where the system has that, else in the temporary folder."""
+        memory = Path("/dev/shm")
+        root = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
+        depot = cls(Path(tempfile.mkdtemp(prefix="fedloom-", dir=root)), owner=True)
+        (depot.path / "nonce").write_text(secrets.token_hex(16))
+        return depot
+
+    @classmethod
+    def join(cls, path: str, nonce: str) -> Depot | None:
+        """The depot at `path`, if it is on this host and ours to use; else None."""
+        with contextlib.suppress(OSError):
+            if path and nonce and (Path(path) / "nonce").read_text() == nonce:
+                return cls(Path(path), owner=False)
+        return None
+
+    @property
+    def nonce(self) -> str:
+        """What proves that a process sees the same memory."""
+        return (self.path / "nonce").read_text()
+
+    def lease(self, size: int) -> Buffer:
+        """A buffer of at least `size` bytes, recycled where one of that size is free.
+
+        Raises:
+            StorageFull: the host's shared memory is exhausted.
+        """
+        capacity = -(-max(size, 1) // _PAGE) * _PAGE
+        free = self._free.get(capacity)
+        buffer = free.pop() if free else self._new(capacity)
+        self._leased[buffer.name] = buffer
+        return buffer
+
+    def release(self, name: str) -> None:
+        """Give a leased buffer back; its bytes may change from now on."""
+        buffer = self._leased.pop(name, None)
+        if buffer is not None:
+            self._free.setdefault(len(buffer.memory), []).append(buffer)
+
+    def map(self, name: str, size: int) -> memoryview:
+        """The first `size` bytes of anybody's buffer, read-only; mappings are kept."""
+        memory = self._maps.get(name)
+        if memory is None or len(memory) < size:
+            if "/" in name or name.startswith("."):
+                raise FileNotFoundError(f"{name!r} is not a buffer's name")
+            with (self.path / name).open("rb") as file:
+                memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            self._maps[name] = memory
+        return memory[:size]
+
+    def close(self) -> None:
+        """Forget all buffers; the maker of the depot removes it from memory."""
+        self._free.clear()
+        self._leased.clear()
+        self._maps.clear()
+        if self._owner:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def _new(self, capacity: int) -> Buffer:
+        name = f"{self._prefix}-{next(self._counter)}"
+        path = self.path / name
+        try:
+            with path.open("w+b") as file:
+                # Reserving the pages now turns a full memory disk into an error here instead of a SIGBUS later.
+                os.posix_fallocate(file.fileno(), 0, capacity)
+                memory = memoryview(mmap.mmap(file.fileno(), capacity))
+        except OSError as exc:
+            path.unlink(missing_ok=True)
+            free = shutil.disk_usage(self.path).free if self.path.exists() else 0
+            raise StorageFull(
+                f"no shared memory for a buffer of {capacity} bytes in {self.path} ({free} bytes free): {exc}. "
+                "Use fewer workers or a larger memory disk"
+            ) from exc
+        return Buffer(name, memory)

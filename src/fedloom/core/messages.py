@@ -1,0 +1,171 @@
+"""What server and agents tell each other, as values. `proto.v1.codec` writes them as wire messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from fedloom.core.records import ClientFailure, ClientReport, Info, Job, Record
+
+PROTOCOL = 1
+"""Version of the wire both sides must speak."""
+
+
+class GroupKey(NamedTuple):
+    """Names one group of one exchange for all time: results are accepted once per key."""
+
+    run_id: str
+    round: int
+    exchange: int
+    """Index of the exchange within its round, from 0."""
+    index: int
+    """Index of the group within its exchange, from 0, in cohort order."""
+
+    def __str__(self) -> str:
+        return f"{self.run_id}/{self.round}.{self.exchange}.{self.index}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PayloadRef:
+    """Where a frame can be had, by whichever way is nearest: this process, this host's memory, the message, the wire."""
+
+    size: int
+    """Bytes of the frame."""
+    record: Record | None = None
+    """The record itself, inside one process."""
+    shared: str = ""
+    """File name in the host's depot."""
+    inline: bytes = b""
+    """The frame, where it is small."""
+    sha256: str = ""
+    """Digest of the frame, by which it is downloaded or was uploaded."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """Clients to be worked and folded together by one agent, in order."""
+
+    key: GroupKey
+    jobs: tuple[Job, ...]
+    inputs: Mapping[str, PayloadRef] = field(default_factory=dict)
+    knobs: Info = field(default_factory=dict)
+    accumulator: str = "mean"
+    rule: str | None = None
+    states: Mapping[int, PayloadRef] = field(default_factory=dict)
+    """What clients asked to have back, by client."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupResult:
+    """A group's outcome: one partial accumulator, a report for each client that answered, a failure for the others."""
+
+    key: GroupKey
+    total: PayloadRef | None
+    """The accumulator's record; None where no client answered."""
+    reports: tuple[ClientReport, ...] = ()
+    failures: tuple[ClientFailure, ...] = ()
+    states: Mapping[int, PayloadRef] = field(default_factory=dict)
+    busy_s: float = 0.0
+    """Seconds the agent spent on the group."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hello:
+    """An agent introduces itself."""
+
+    node: str
+    """The node's lasting name."""
+    session: str
+    """A fresh word for each connection attempt of one process; an older session of the node is replaced."""
+    protocol: int = PROTOCOL
+    facts: Info = field(default_factory=dict)
+    """Host name, process id, cores, devices."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Welcome:
+    """The server's answer: its limits, and the depot for agents on its own host."""
+
+    heartbeat_s: float
+    max_payload_bytes: int
+    chunk_bytes: int
+    depot_path: str = ""
+    depot_nonce: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSpec:
+    """An experiment an agent is about to get groups of, resolved, as JSON."""
+
+    run_id: str
+    experiment: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ack:
+    """A result arrived; the agent need not keep it."""
+
+    key: GroupKey
+    status: str
+    """`accepted`, `duplicate`, `stale`, or `rejected` (the message says why)."""
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cancel:
+    """Groups of this exchange are no longer wanted; those not begun are dropped."""
+
+    run_id: str
+    round: int
+    exchange: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Heartbeat:
+    """The agent is alive and holds these groups (waiting, in work, or done and not yet acknowledged)."""
+
+    held: tuple[GroupKey, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Goodbye:
+    """One side is leaving on purpose."""
+
+    reason: str = ""
+
+
+ToAgent = RunSpec | Group | Ack | Cancel | Goodbye
+FromAgent = GroupResult | Heartbeat | Goodbye
+
+
+class Channel(Protocol):
+    """An agent's view of the server.
+
+    Messages may be lost, repeated or late on a bad channel; the agent and the coordinator are built for that. Every
+    method may raise `ServerUnreachable`, after which `open` starts afresh.
+    """
+
+    def open(self, hello: Hello) -> Welcome:
+        """Connect, or connect again."""
+
+    def send(self, message: FromAgent) -> None:
+        """Give a message to the server; returns without waiting for it."""
+
+    def receive(self, timeout_s: float) -> ToAgent | None:
+        """The next message of the server, or None after `timeout_s` seconds without one."""
+
+    def fetch(self, ref: PayloadRef) -> Record:
+        """The record behind a reference; its arrays are read-only."""
+
+    def store(self, record: Record) -> PayloadRef:
+        """Put a record where the server can have it. Memory from `lease` is sent without a copy where possible."""
+
+    def lease(self, record: Record) -> Mapping[str, Mapping[str, Any]]:
+        """Writable arrays shaped like the record's, in memory that `store` can hand over as it is."""
+
+    def recycle(self, run_id: str, round: int, exchange: int) -> None:
+        """Everything stored for exchanges of the run before this one has been folded; its memory may be reused."""
+
+    def close(self) -> None:
+        """Leave."""

@@ -1,0 +1,295 @@
+"""Between values and wire messages: the only place, with the service and the channel, that sees generated types.
+
+Decoding checks what the types cannot: JSON that parses to an object, counts within limits, known kinds. Anything else
+is a `BadMessage` that says which field.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fedloom.core.errors import BadMessage
+from fedloom.core.messages import (
+    Ack,
+    Cancel,
+    FromAgent,
+    Goodbye,
+    Group,
+    GroupKey,
+    GroupResult,
+    Heartbeat,
+    Hello,
+    PayloadRef,
+    RunSpec,
+    ToAgent,
+    Welcome,
+)
+from fedloom.core.records import ClientFailure, ClientReport, Info, Job, Mean
+from fedloom.proto.v1 import fleet_pb2 as pb
+
+MAX_NAME = 256
+"""Characters in a name on the wire."""
+MAX_TEXT = 64 << 10
+"""Characters of a traceback or message on the wire; the rest is cut."""
+
+
+def to_agent_message(message: ToAgent) -> pb.ToAgent:
+    """A server's message for the wire."""
+    match message:
+        case Group():
+            return pb.ToAgent(group=_group(message))
+        case Ack():
+            return pb.ToAgent(ack=pb.Ack(key=_key(message.key), status=message.status, message=message.message))
+        case RunSpec():
+            return pb.ToAgent(run=pb.RunSpec(run_id=message.run_id, experiment_json=_dump(message.experiment)))
+        case Cancel():
+            return pb.ToAgent(
+                cancel=pb.Cancel(run_id=message.run_id, round=message.round, exchange=message.exchange)
+            )
+        case Goodbye():
+            return pb.ToAgent(goodbye=pb.Goodbye(reason=message.reason))
+
+
+def read_to_agent(message: pb.ToAgent) -> ToAgent:
+    """A server's message from the wire."""
+    match message.WhichOneof("body"):
+        case "group":
+            return _read_group(message.group)
+        case "ack":
+            return Ack(key=_read_key(message.ack.key), status=message.ack.status, message=message.ack.message)
+        case "run":
+            return RunSpec(run_id=message.run.run_id, experiment=_load(message.run.experiment_json, "experiment"))
+        case "cancel":
+            return Cancel(
+                run_id=message.cancel.run_id, round=message.cancel.round, exchange=message.cancel.exchange
+            )
+        case "goodbye":
+            return Goodbye(reason=message.goodbye.reason)
+        case other:
+            raise BadMessage(f"the server sent a message of kind {other!r}; is it newer than this agent?")
+
+
+def from_agent_message(message: FromAgent) -> pb.FromAgent:
+    """An agent's message for the wire."""
+    match message:
+        case GroupResult():
+            return pb.FromAgent(result=_result(message))
+        case Heartbeat():
+            return pb.FromAgent(heartbeat=pb.Heartbeat(held=[_key(key) for key in message.held]))
+        case Goodbye():
+            return pb.FromAgent(goodbye=pb.Goodbye(reason=message.reason))
+
+
+def read_from_agent(message: pb.FromAgent, node: str) -> FromAgent:
+    """An agent's message from the wire; `node` is whose stream it came on."""
+    match message.WhichOneof("body"):
+        case "result":
+            return _read_result(message.result, node)
+        case "heartbeat":
+            return Heartbeat(held=tuple(_read_key(key) for key in message.heartbeat.held))
+        case "goodbye":
+            return Goodbye(reason=message.goodbye.reason[:MAX_TEXT])
+        case other:
+            raise BadMessage(f"node {node!r} sent a message of kind {other!r}; is the agent newer than this server?")
+
+
+def hello_message(hello: Hello) -> pb.RegisterRequest:
+    """An introduction for the wire."""
+    return pb.RegisterRequest(
+        protocol=hello.protocol, node=hello.node, session=hello.session, facts_json=_dump(hello.facts)
+    )
+
+
+def read_hello(message: pb.RegisterRequest) -> Hello:
+    """An introduction from the wire."""
+    return Hello(
+        node=_name(message.node, "node"),
+        session=_name(message.session, "session"),
+        protocol=message.protocol,
+        facts=_load(message.facts_json, "facts"),
+    )
+
+
+def welcome_message(welcome: Welcome) -> pb.RegisterReply:
+    """A server's answer to an introduction, for the wire."""
+    return pb.RegisterReply(
+        heartbeat_s=welcome.heartbeat_s,
+        max_payload_bytes=welcome.max_payload_bytes,
+        chunk_bytes=welcome.chunk_bytes,
+        depot_path=welcome.depot_path,
+        depot_nonce=welcome.depot_nonce,
+    )
+
+
+def read_welcome(message: pb.RegisterReply) -> Welcome:
+    """A server's answer to an introduction, from the wire."""
+    return Welcome(
+        heartbeat_s=message.heartbeat_s,
+        max_payload_bytes=message.max_payload_bytes,
+        chunk_bytes=message.chunk_bytes,
+        depot_path=message.depot_path,
+        depot_nonce=message.depot_nonce,
+    )
+
+
+def _group(group: Group) -> pb.Group:
+    return pb.Group(
+        key=_key(group.key),
+        jobs=[
+            pb.Job(client=job.client, kind=job.kind, inputs=job.inputs, knobs_json=_dump(job.knobs))
+            for job in group.jobs
+        ],
+        inputs={name: _payload(ref) for name, ref in group.inputs.items()},
+        knobs_json=_dump(group.knobs),
+        accumulator=group.accumulator,
+        rule=group.rule or "",
+        states={client: _payload(ref) for client, ref in group.states.items()},
+    )
+
+
+def _read_group(message: pb.Group) -> Group:
+    key = _read_key(message.key)
+    jobs = tuple(
+        Job(
+            round=key.round,
+            client=job.client,
+            kind=job.kind,
+            inputs=tuple(job.inputs),
+            knobs=_load(job.knobs_json, "job.knobs"),
+        )
+        for job in message.jobs
+    )
+    return Group(
+        key=key,
+        jobs=jobs,
+        inputs={name: _read_payload(ref) for name, ref in message.inputs.items()},
+        knobs=_load(message.knobs_json, "group.knobs"),
+        accumulator=message.accumulator,
+        rule=message.rule or None,
+        states={client: _read_payload(ref) for client, ref in message.states.items()},
+    )
+
+
+def _result(result: GroupResult) -> pb.GroupResult:
+    message = pb.GroupResult(
+        key=_key(result.key),
+        reports=[_report(report) for report in result.reports],
+        failures=[
+            pb.Failure(
+                client=failure.client,
+                stage=failure.stage,
+                error=failure.error[:MAX_NAME],
+                message=failure.message[:MAX_TEXT],
+                traceback=failure.traceback[-MAX_TEXT:],
+                seconds=failure.seconds,
+            )
+            for failure in result.failures
+        ],
+        states={client: _payload(ref) for client, ref in result.states.items()},
+        busy_s=result.busy_s,
+    )
+    if result.total is not None:
+        message.total.CopyFrom(_payload(result.total))
+    return message
+
+
+def _read_result(message: pb.GroupResult, node: str) -> GroupResult:
+    key = _read_key(message.key)
+    failures = tuple(
+        ClientFailure(
+            client=failure.client,
+            round=key.round,
+            stage=_name(failure.stage, "failure.stage"),
+            error=failure.error[:MAX_NAME],
+            message=failure.message[:MAX_TEXT],
+            traceback=failure.traceback[-MAX_TEXT:],
+            node=node,
+            seconds=_number(failure.seconds, "failure.seconds"),
+        )
+        for failure in message.failures
+    )
+    return GroupResult(
+        key=key,
+        total=_read_payload(message.total) if message.HasField("total") else None,
+        reports=tuple(_read_report(report) for report in message.reports),
+        failures=failures,
+        states={client: _read_payload(ref) for client, ref in message.states.items()},
+        busy_s=_number(message.busy_s, "busy_s"),
+    )
+
+
+def _report(report: ClientReport) -> pb.Report:
+    return pb.Report(
+        client=report.client,
+        num_examples=report.num_examples,
+        seconds=report.seconds,
+        metrics=[pb.Metric(name=name, sum=mean.sum, weight=mean.weight) for name, mean in report.metrics.items()],
+        info_json=_dump(report.info),
+        bytes_down=report.bytes_down,
+        bytes_up=report.bytes_up,
+        params_down=report.params_down,
+        params_up=report.params_up,
+    )
+
+
+def _read_report(message: pb.Report) -> ClientReport:
+    return ClientReport(
+        client=message.client,
+        num_examples=message.num_examples,
+        seconds=_number(message.seconds, "report.seconds"),
+        metrics={_name(metric.name, "metric"): Mean(metric.sum, metric.weight) for metric in message.metrics},
+        info=_load(message.info_json, "report.info"),
+        bytes_down=message.bytes_down,
+        bytes_up=message.bytes_up,
+        params_down=message.params_down,
+        params_up=message.params_up,
+    )
+
+
+def _payload(ref: PayloadRef) -> pb.Payload:
+    return pb.Payload(size=ref.size, inline=ref.inline, shared=ref.shared, sha256=ref.sha256)
+
+
+def _read_payload(message: pb.Payload) -> PayloadRef:
+    if message.inline and len(message.inline) != message.size:
+        raise BadMessage(f"payload.inline has {len(message.inline)} bytes, payload.size says {message.size}")
+    return PayloadRef(size=message.size, inline=message.inline, shared=message.shared, sha256=message.sha256)
+
+
+def _key(key: GroupKey) -> pb.GroupKey:
+    return pb.GroupKey(run_id=key.run_id, round=key.round, exchange=key.exchange, index=key.index)
+
+
+def _read_key(message: pb.GroupKey) -> GroupKey:
+    return GroupKey(_name(message.run_id, "run_id"), message.round, message.exchange, message.index)
+
+
+def _dump(info: Mapping[str, Any]) -> str:
+    return json.dumps(info, separators=(",", ":")) if info else ""
+
+
+def _load(text: str, field: str) -> Info:
+    if not text:
+        return {}
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise BadMessage(f"{field}: not JSON: {exc}") from exc
+    if not isinstance(value, dict):
+        raise BadMessage(f"{field}: expected a JSON object, got a {type(value).__name__}")
+    return value
+
+
+def _name(text: str, field: str) -> str:
+    if not 0 < len(text) <= MAX_NAME or not text.isprintable():
+        raise BadMessage(f"{field}: expected 1 to {MAX_NAME} printable characters, got {text[:40]!r} ({len(text)})")
+    return text
+
+
+def _number(value: float, field: str) -> float:
+    if not math.isfinite(value) or value < 0:
+        raise BadMessage(f"{field}: expected a non-negative number, got {value}")
+    return value

@@ -1,0 +1,160 @@
+"""A whole aggregation server: the parts put together, for a simulation's own use or as a service."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from fedloom.core.depot import Depot
+from fedloom.core.errors import UsageError
+from fedloom.core.events import Event, NodeChanged
+from fedloom.core.history import RunSummary
+from fedloom.core.protocols import Sink
+from fedloom.server.coordinator import GRACE_S, HEARTBEAT_S, LOST_AFTER_S, Coordinator
+from fedloom.server.metrics import PrometheusSink, expose
+from fedloom.server.payloads import PayloadStore
+from fedloom.server.run_queue import RunQueue
+from fedloom.server.run_store import DiskRunStore
+from fedloom.server.session import Place, run_session
+
+_log = logging.getLogger(__name__)
+
+
+class Server:
+    """Coordinator, payload store and, once `listen` is called, their gRPC service.
+
+    Args:
+        sinks: hear of agents that come and go.
+        shared_memory: make a depot for agents on this host.
+        heartbeat_s, lost_after_s, grace_s: see `server.coordinator`.
+    """
+
+    def __init__(
+        self,
+        sinks: Sequence[Sink] = (),
+        *,
+        shared_memory: bool = True,
+        heartbeat_s: float = HEARTBEAT_S,
+        lost_after_s: float = LOST_AFTER_S,
+        grace_s: float = GRACE_S,
+    ) -> None:
+        self._sinks = sinks
+        self.payloads = PayloadStore(Depot.create() if shared_memory else None)
+        self.coordinator = Coordinator(
+            self.payloads, self._on_node, heartbeat_s=heartbeat_s, lost_after_s=lost_after_s, grace_s=grace_s
+        )
+        self.token = ""
+        self.port = 0
+        self._grpc: Any = None
+
+    def listen(self, host: str = "127.0.0.1", port: int = 0, *, token: str = "", runs: RunQueue | None = None) -> int:
+        """Answer on an address; returns the port. Raises `UsageError` where that is not possible."""
+        from fedloom.server.service import listen
+
+        self.token = token
+        self._grpc, self.port = listen(self.coordinator, runs, host, port, token)
+        return self.port
+
+    def close(self) -> None:
+        """Send the agents away and give everything back."""
+        self.coordinator.close()
+        if self._grpc is not None:
+            self._grpc.stop(grace=1.0).wait()
+        self.payloads.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _on_node(self, event: NodeChanged) -> None:
+        for sink in self._sinks:
+            sink.write(event)
+
+
+def serve(
+    host: str = "127.0.0.1",
+    port: int = 7070,
+    *,
+    state: Path = Path("fedloom-server"),
+    metrics_port: int | None = None,
+    token: str = "",
+    sinks: Sequence[Sink] = (),
+    on_ready: Callable[[str], None] = lambda address: None,
+    on_finished: Callable[[Path], None] = lambda folder: None,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C: take runs, do them one after another on the agents that connect.
+
+    A server started on the state folder of one that was stopped or killed goes on with its runs.
+
+    Args:
+        host, port: where to answer; port 0 takes a free one.
+        state: folder of the queue and of all runs.
+        metrics_port: where Prometheus finds `/metrics`; None for nowhere.
+        token: shared secret every caller must show; empty for none.
+        sinks: take every event of every run.
+        on_ready: told the address once the server answers.
+        on_finished: told a run's folder when it has ended.
+    """
+    metrics = PrometheusSink()
+    heard = (*sinks, metrics)
+    stop = threading.Event()
+    with Server(heard) as server:
+
+        def run_one(store: DiskRunStore, emit: Callable[[Event], None], stop_run: threading.Event) -> RunSummary:
+            outcome = run_session(
+                store.experiment(),
+                store,
+                server.coordinator,
+                lambda: Place(runtime="fleet", workers=server.coordinator.online, where=f"agents of {host}:{port}"),
+                (*heard, _Relay(emit)),
+                stop=stop_run,
+            )
+            if store.folder is not None:
+                on_finished(store.folder)
+            return outcome.summary
+
+        with contextlib.closing(RunQueue(state, run_one)) as runs:
+            bound = server.listen(host, port, token=token, runs=runs)
+            exposed = _expose(metrics, host, metrics_port)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: stop.set())
+            on_ready(f"{host}:{bound}")
+            stop.wait()
+            _log.info("shutting down: the running run stops after what it is doing and stays queued")
+            if exposed is not None:
+                exposed.shutdown()
+
+
+def new_token() -> str:
+    """A secret for a server's callers."""
+    return secrets.token_urlsafe(24)
+
+
+def _expose(metrics: PrometheusSink, host: str, port: int | None) -> Any:
+    if port is None:
+        return None
+    try:
+        return expose(metrics, host, port)
+    except OSError as exc:
+        raise UsageError(f"cannot serve metrics on {host}:{port}: {exc.strerror}. Choose another --metrics-port") from exc
+
+
+class _Relay:
+    """A sink that hands events to a function."""
+
+    def __init__(self, emit: Callable[[Event], None]) -> None:
+        self._emit = emit
+
+    def write(self, event: Any) -> None:
+        self._emit(event)
+
+    def close(self) -> None:
+        """Nothing is kept back."""

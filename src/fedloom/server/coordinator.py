@@ -1,0 +1,514 @@
+"""Who does what: agents with their mailboxes, exchanges with their groups, and nothing that polls.
+
+Groups are pushed to agents that have room, longest first; a result is accepted once per key and handed to the run that
+waits for it. When an agent vanishes its groups go to another. Heartbeats say what an agent holds, so lost messages
+are noticed on both sides and repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedloom.core.errors import BadMessage, FedloomError, NotFound
+from fedloom.core.events import NodeChanged
+from fedloom.core.messages import (
+    PROTOCOL,
+    Ack,
+    Cancel,
+    FromAgent,
+    Goodbye,
+    Group,
+    GroupKey,
+    GroupResult,
+    Heartbeat,
+    Hello,
+    RunSpec,
+    ToAgent,
+    Welcome,
+)
+from fedloom.core.records import Exchange, Job, Record
+from fedloom.server.payloads import CHUNK_BYTES, Offer, PayloadStore
+
+HEARTBEAT_S = 2.0
+"""Seconds between an agent's heartbeats."""
+LOST_AFTER_S = 20.0
+"""Seconds of silence after which an attached agent counts as lost."""
+GRACE_S = 3.0
+"""Seconds a disconnected agent may take to come back before its groups go elsewhere."""
+
+
+class Mailbox:
+    """Messages on their way to one session of one agent."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[ToAgent | None] = queue.SimpleQueue()
+
+    def put(self, message: ToAgent) -> None:
+        """Add a message."""
+        self._queue.put(message)
+
+    def get(self, timeout_s: float | None = None) -> ToAgent | None:
+        """The next message; None when the mailbox was closed. Raises `queue.Empty` after `timeout_s`."""
+        return self._queue.get(timeout=timeout_s) if timeout_s != 0 else self._queue.get_nowait()
+
+    def close(self) -> None:
+        """End the stream that reads this."""
+        self._queue.put(None)
+
+
+@dataclass
+class Node:
+    """One agent as the coordinator knows it."""
+
+    hello: Hello
+    locality: str
+    """`process`, `host` or `remote`."""
+    mailbox: Mailbox | None = None
+    told_runs: set[str] = field(default_factory=set)
+    assigned: dict[GroupKey, float] = field(default_factory=dict)
+    """Groups it holds, with the time each was pushed (monotonic seconds)."""
+    seen: float = field(default_factory=time.monotonic)
+    gone_since: float | None = None
+    fresh: bool = True
+    """No heartbeat of this session yet."""
+    bytes_down: int = 0
+    bytes_up: int = 0
+    groups_done: int = 0
+    busy_s: float = 0.0
+
+    @property
+    def online(self) -> bool:
+        return self.mailbox is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """An accepted result, its accumulator decoded; or the reason a group will never have one."""
+
+    index: int
+    node: str
+    result: GroupResult | None
+    total: Record | None = None
+    lost: str = ""
+    """Why nobody could do the group."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedGroup:
+    """Jobs folded together, and how much work they look like (any unit)."""
+
+    jobs: tuple[Job, ...]
+    work: float
+    states: Mapping[int, Record] = field(default_factory=dict)
+
+
+class OpenExchange:
+    """An exchange in progress: its run reads answers here, the coordinator puts them."""
+
+    def __init__(self, run: RunSpec, round: int, exchange: int, spec: Exchange, groups: Sequence[PlannedGroup]) -> None:
+        self.run, self.round, self.exchange, self.spec, self.groups = run, round, exchange, spec, groups
+        order = sorted(range(len(groups)), key=lambda index: (-groups[index].work, index))
+        self.pending: deque[int] = deque(order)
+        self.inputs: dict[str, Offer] = {}
+        self.states: dict[int, Offer] = {}
+        self.done: set[int] = set()
+        self.deaths: dict[int, int] = {}
+        self.answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self.duplicates = self.stale = self.reassigned = 0
+
+    def key(self, index: int) -> GroupKey:
+        """The name of one of its groups."""
+        return GroupKey(self.run.run_id, self.round, self.exchange, index)
+
+
+class Coordinator:
+    """Mailboxes on one side, runs on the other. Thread-safe.
+
+    Args:
+        payloads: where broadcasts and uploads live.
+        on_node: called with every change of an agent's state.
+        max_attempts: how often a group may lose its agent.
+        grace_s: seconds a disconnected agent may take to come back.
+    """
+
+    def __init__(
+        self,
+        payloads: PayloadStore,
+        on_node: Callable[[NodeChanged], None] = lambda event: None,
+        *,
+        heartbeat_s: float = HEARTBEAT_S,
+        lost_after_s: float = LOST_AFTER_S,
+        grace_s: float = GRACE_S,
+    ) -> None:
+        self.payloads = payloads
+        self._on_node = on_node
+        self._heartbeat_s, self._lost_after_s, self._grace_s = heartbeat_s, lost_after_s, grace_s
+        self._changed = threading.Condition()
+        self._nodes: dict[str, Node] = {}
+        self._open: dict[tuple[str, int, int], OpenExchange] = {}
+        self._stale: dict[str, int] = {}
+        self._closed = False
+        self.hopeless = ""
+        """Why there will be no more agents, where that is so."""
+        self._housekeeper = threading.Thread(target=self._keep_house, name="fedloom-housekeeper", daemon=True)
+        self._housekeeper.start()
+
+    # The agents' side
+
+    def register(self, hello: Hello, locality: str) -> Welcome:
+        """Know a node, or its new session.
+
+        Raises:
+            BadMessage: it speaks another version of the protocol.
+        """
+        if hello.protocol != PROTOCOL:
+            raise BadMessage(
+                f"node {hello.node!r} speaks protocol {hello.protocol}, this server {PROTOCOL}: "
+                "install the same fedloom version on both"
+            )
+        with self._changed:
+            old = self._nodes.get(hello.node)
+            node = Node(hello, locality)
+            if old is not None:
+                node.assigned, node.gone_since = old.assigned, time.monotonic()
+                node.bytes_down, node.bytes_up = old.bytes_down, old.bytes_up
+                node.groups_done, node.busy_s = old.groups_done, old.busy_s
+                if old.mailbox is not None:
+                    old.mailbox.close()
+            self._nodes[hello.node] = node
+        depot = self.payloads.depot if locality == "remote" else None
+        return Welcome(
+            heartbeat_s=self._heartbeat_s,
+            max_payload_bytes=self.payloads.max_payload_bytes,
+            chunk_bytes=CHUNK_BYTES,
+            depot_path=str(depot.path) if depot else "",
+            depot_nonce=depot.nonce if depot else "",
+        )
+
+    def attach(self, node: str, session: str, locality: str | None = None) -> Mailbox:
+        """Open the stream of a registered session."""
+        with self._changed:
+            known = self._session(node, session)
+            known.locality = locality or known.locality
+            known.mailbox, known.seen, known.gone_since = Mailbox(), time.monotonic(), None
+            mailbox = known.mailbox
+        self._on_node(NodeChanged(node=node, state="online"))
+        with self._changed:
+            self._dispatch()
+            self._changed.notify_all()
+        return mailbox
+
+    def detach(self, node: str, session: str, reason: str) -> None:
+        """The stream of a session ended; unless it comes back soon its groups go elsewhere."""
+        with self._changed:
+            known = self._nodes.get(node)
+            if known is None or known.hello.session != session or known.mailbox is None:
+                return
+            known.mailbox.close()
+            known.mailbox, known.gone_since = None, time.monotonic()
+            self._changed.notify_all()
+        self._on_node(NodeChanged(node=node, state="lost", reason=reason))
+
+    def receive(self, node: str, session: str, message: FromAgent) -> None:
+        """Take a message of an agent; answers go to its mailbox."""
+        match message:
+            case Heartbeat():
+                self._heartbeat(node, session, message)
+            case GroupResult():
+                self._result(node, session, message)
+            case Goodbye():
+                self.leave(node, session, message.reason)
+
+    def leave(self, node: str, session: str, reason: str) -> None:
+        """An agent leaves on purpose, or is known to be dead: its groups go elsewhere at once."""
+        with self._changed:
+            known = self._nodes.get(node)
+            if known is None or (session and known.hello.session != session):
+                return
+            if known.mailbox is not None:
+                known.mailbox.close()
+            known.mailbox, known.gone_since = None, time.monotonic()
+            self._requeue(node, known, set(), reason or "the agent left")
+        self._on_node(NodeChanged(node=node, state="left", reason=reason))
+
+    def count_bytes(self, node: str, *, down: int = 0, up: int = 0) -> None:
+        """Account for bytes that crossed to or from a node."""
+        with self._changed:
+            if node in self._nodes:
+                self._nodes[node].bytes_down += down
+                self._nodes[node].bytes_up += up
+
+    # The runs' side
+
+    @contextlib.contextmanager
+    def exchange(
+        self, run: RunSpec, round: int, exchange: int, spec: Exchange, groups: Sequence[PlannedGroup]
+    ) -> Iterator[OpenExchange]:
+        """Put groups out; inside the block their answers arrive in `answers`. Leaving it cancels what is not done."""
+        opened = OpenExchange(run, round, exchange, spec, groups)
+        opened.inputs = {name: self.payloads.offer(record) for name, record in spec.inputs.items()}
+        for group in groups:
+            opened.states |= {client: self.payloads.offer(record) for client, record in group.states.items()}
+        name = (run.run_id, round, exchange)
+        with self._changed:
+            self._open[name] = opened
+            self._dispatch()
+        try:
+            yield opened
+        finally:
+            with self._changed:
+                del self._open[name]
+                for node in self._nodes.values():
+                    mine = [key for key in node.assigned if key[:3] == name]
+                    for key in mine:
+                        del node.assigned[key]
+                    if mine and node.mailbox is not None:
+                        node.mailbox.put(Cancel(run_id=run.run_id, round=round, exchange=exchange))
+                self._dispatch()
+            for offer in (*opened.inputs.values(), *opened.states.values()):
+                self.payloads.withdraw(offer)
+
+    def announce(self, run: RunSpec) -> None:
+        """Tell every agent of a run that is about to start, so that all load its data at the same time."""
+        with self._changed:
+            for node in self._nodes.values():
+                self._tell(node, run)
+
+    def wait_for_agents(self, count: int, timeout_s: float) -> int:
+        """Wait until `count` agents are online; returns how many are."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self.online >= count, timeout_s)
+            return self.online
+
+    @property
+    def online(self) -> int:
+        """Agents attached right now."""
+        return sum(node.online for node in self._nodes.values())
+
+    def groups_done(self, node: str) -> int:
+        """Groups a node has finished, all its sessions together."""
+        with self._changed:
+            known = self._nodes.get(node)
+            return known.groups_done if known is not None else 0
+
+    def give_up(self, reason: str) -> None:
+        """Whoever starts the agents cannot keep them alive: runs that wait for them fail with this reason."""
+        with self._changed:
+            self.hopeless = reason
+            self._changed.notify_all()
+
+    def check_session(self, node: str, session: str) -> None:
+        """Raise `NotFound` unless this is the node's present session."""
+        with self._changed:
+            self._session(node, session)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every node, as the Control service lists them."""
+        with self._changed:
+            now = time.monotonic()
+            return [
+                {
+                    "node": name,
+                    "state": ("busy" if node.assigned else "online") if node.online else "lost",
+                    "facts_json": json.dumps(node.hello.facts),
+                    "wire_bytes_down": node.bytes_down,
+                    "wire_bytes_up": node.bytes_up,
+                    "groups_done": node.groups_done,
+                    "last_seen_s": now - node.seen,
+                }
+                for name, node in sorted(self._nodes.items())
+            ]
+
+    def nodes(self) -> dict[str, Node]:
+        """A snapshot of the agents, by name."""
+        with self._changed:
+            return dict(self._nodes)
+
+    def take_stale(self, run_id: str) -> int:
+        """Results of a run that came too late since this was last asked."""
+        with self._changed:
+            return self._stale.pop(run_id, 0)
+
+    def close(self, reason: str = "the server is shutting down") -> None:
+        """Send every agent away."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            for node in self._nodes.values():
+                if node.mailbox is not None:
+                    node.mailbox.put(Goodbye(reason=reason))
+                    node.mailbox.close()
+            self._changed.notify_all()
+        self._housekeeper.join()
+
+    # Under the lock
+
+    def _session(self, node: str, session: str) -> Node:
+        known = self._nodes.get(node)
+        if known is None or known.hello.session != session:
+            raise NotFound(f"node {node!r} has no session {session!r} here; register first")
+        return known
+
+    def _tell(self, node: Node, run: RunSpec) -> None:
+        if node.mailbox is not None and run.run_id not in node.told_runs:
+            node.told_runs.add(run.run_id)
+            node.mailbox.put(run)
+
+    def _dispatch(self) -> None:
+        """Push pending groups to agents with room, the least busy first."""
+        for opened in self._open.values():
+            while opened.pending:
+                free = [(len(node.assigned), name) for name, node in self._nodes.items() if node.online]
+                # One group in hand and one waiting hides the way to the server and back; near the end it would only
+                # keep a group from an idle neighbour.
+                room = 2 if len(opened.pending) > len(free) else 1
+                free = [(held, name) for held, name in free if held < room]
+                if not free:
+                    break
+                name = min(free)[1]
+                self._push(name, self._nodes[name], opened, opened.pending.popleft())
+
+    def _push(self, name: str, node: Node, opened: OpenExchange, index: int) -> None:
+        assert node.mailbox is not None
+        self._tell(node, opened.run)
+        planned, spec = opened.groups[index], opened.spec
+        wanted = {name for job in planned.jobs for name in job.inputs}
+        offers = {name: opened.inputs[name] for name in sorted(wanted)}
+        states = {client: opened.states[client] for client in planned.states}
+        for offer in (*offers.values(), *states.values()):
+            if node.hello.session not in offer.told:
+                offer.told.add(node.hello.session)
+                node.bytes_down += offer.size
+        node.assigned[opened.key(index)] = time.monotonic()
+        node.mailbox.put(
+            Group(
+                key=opened.key(index),
+                jobs=planned.jobs,
+                inputs={key: self.payloads.ref(offer, node.locality) for key, offer in offers.items()},
+                knobs=spec.knobs,
+                accumulator=spec.accumulator,
+                rule=spec.rule,
+                states={client: self.payloads.ref(offer, node.locality) for client, offer in states.items()},
+            )
+        )
+
+    def _heartbeat(self, name: str, session: str, message: Heartbeat) -> None:
+        with self._changed:
+            node = self._session(name, session)
+            now, node.seen = time.monotonic(), time.monotonic()
+            held = set(message.held)
+            if node.fresh:
+                node.fresh = False
+                self._requeue(name, node, held, "the agent was restarted")
+            for key, pushed in list(node.assigned.items()):
+                if key not in held and now - pushed > 1.5 * self._heartbeat_s:
+                    del node.assigned[key]
+                    opened = self._open.get(key[:3])
+                    if opened is not None and key.index not in opened.done:
+                        opened.pending.appendleft(key.index)
+            for key in held - set(node.assigned):
+                opened = self._open.get(key[:3])
+                if opened is None or key.index in opened.done:
+                    self._ack(node, key, "stale" if opened is None else "duplicate")
+                else:
+                    node.assigned[key] = now
+                    if key.index in opened.pending:
+                        opened.pending.remove(key.index)
+            self._dispatch()
+
+    def _result(self, name: str, session: str, result: GroupResult) -> None:
+        key = result.key
+        with self._changed:
+            node = self._session(name, session)
+            node.seen = time.monotonic()
+            opened = self._open.get(key[:3])
+            if opened is None or key.index in opened.done or not 0 <= key.index < len(opened.groups):
+                status = "stale" if opened is None else "duplicate"
+                if opened is None:
+                    self._stale[key.run_id] = self._stale.get(key.run_id, 0) + 1
+                else:
+                    opened.duplicates += 1
+                node.assigned.pop(key, None)
+                self._ack(node, key, status)
+                return
+            try:
+                _check_clients(result, opened.groups[key.index])
+                total = self.payloads.take(name, result.total) if result.total is not None else None
+            except FedloomError as exc:
+                node.assigned.pop(key, None)
+                self._ack(node, key, "rejected", exc.public_message())
+                self._lose(opened, key.index, name, f"{type(exc).__name__}: {exc}")
+                self._dispatch()
+                return
+            opened.done.add(key.index)
+            if key.index in opened.pending:  # it had been taken from this agent, which then answered after all
+                opened.pending.remove(key.index)
+            for other in self._nodes.values():
+                other.assigned.pop(key, None)
+            node.groups_done += 1
+            node.busy_s += result.busy_s
+            node.bytes_up += result.total.size if result.total is not None else 0
+            self._ack(node, key, "accepted")
+            self._dispatch()
+        opened.answers.put(Answer(index=key.index, node=name, result=result, total=total))
+
+    def _ack(self, node: Node, key: GroupKey, status: str, message: str = "") -> None:
+        if node.mailbox is not None:
+            node.mailbox.put(Ack(key=key, status=status, message=message))
+
+    def _requeue(self, name: str, node: Node, held: set[GroupKey], reason: str) -> None:
+        """Give a vanished agent's groups to others."""
+        for key in [key for key in node.assigned if key not in held]:
+            del node.assigned[key]
+            opened = self._open.get(key[:3])
+            if opened is not None and key.index not in opened.done:
+                self._lose(opened, key.index, name, reason)
+        self._dispatch()
+
+    def _lose(self, opened: OpenExchange, index: int, name: str, reason: str) -> None:
+        """A group lost its agent; put it back, or give up on it."""
+        opened.deaths[index] = deaths = opened.deaths.get(index, 0) + 1
+        limit = int(opened.run.experiment.get("round", {}).get("max_attempts", 3))
+        if deaths < limit:
+            opened.reassigned += 1
+            opened.pending.appendleft(index)
+            return
+        opened.done.add(index)
+        opened.answers.put(Answer(index=index, node=name, result=None, lost=f"{reason} ({deaths} attempts)"))
+
+    def _keep_house(self) -> None:
+        """Notice agents that went silent, and disconnected ones whose grace is over."""
+        while True:
+            with self._changed:
+                if self._changed.wait_for(lambda: self._closed, timeout=self._heartbeat_s / 4):
+                    return
+                now = time.monotonic()
+                silent = [
+                    (name, node.hello.session)
+                    for name, node in self._nodes.items()
+                    if node.online and node.locality != "process" and now - node.seen > self._lost_after_s
+                ]
+                for name, node in self._nodes.items():
+                    if node.gone_since is not None and now - node.gone_since > self._grace_s and node.assigned:
+                        self._requeue(name, node, set(), "the agent's process ended or its connection broke")
+            for name, session in silent:
+                self.detach(name, session, f"no heartbeat for {self._lost_after_s:.0f} s")
+
+
+def _check_clients(result: GroupResult, planned: PlannedGroup) -> None:
+    """An answer must be about the clients that were asked, each once."""
+    asked = sorted(job.client for job in planned.jobs)
+    told = sorted([report.client for report in result.reports] + [failure.client for failure in result.failures])
+    if asked != told:
+        raise BadMessage(f"group {result.key}: asked clients {asked}, the answer is about {told}")
+    if result.total is None and result.reports:
+        raise BadMessage(f"group {result.key}: {len(result.reports)} clients reported, but no accumulator came")

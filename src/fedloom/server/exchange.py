@@ -1,0 +1,272 @@
+"""One exchange as the loop sees it: jobs out in fixed groups, answers folded in group order, quorum and deadline kept."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from fedloom.core import registry
+from fedloom.core.accumulators import BUILTIN, Accumulator, RunningMean
+from fedloom.core.config import Experiment
+from fedloom.core.errors import BadUpdate, ClientFailed, Interrupted, NoCapacity, QuorumNotReached
+from fedloom.core.events import ClientsDone, Event
+from fedloom.core.messages import RunSpec
+from fedloom.core.records import ClientFailure, ClientReport, Exchange, Job, Record
+from fedloom.server.coordinator import Answer, Coordinator, OpenExchange, PlannedGroup
+from fedloom.server.run_store import RunStore
+
+_TICK_S = 0.5
+"""How often a waiting loop looks whether it was asked to stop; answers wake it at once."""
+
+
+@dataclass
+class Collected:
+    """What an exchange brought."""
+
+    total: Any
+    """The accumulator, all answers folded."""
+    reports: list[ClientReport] = field(default_factory=list)
+    """In cohort order."""
+    failures: list[ClientFailure] = field(default_factory=list)
+    waiting_s: float = 0.0
+    aggregation_s: float = 0.0
+    duplicates: int = 0
+    reassigned: int = 0
+
+
+class Collector:
+    """Runs exchanges of one run."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        run: RunSpec,
+        coordinator: Coordinator,
+        store: RunStore,
+        emit: Callable[[Event], None],
+        stop: threading.Event,
+        pump: Callable[[], None] | None,
+        patience_s: float | None,
+    ) -> None:
+        self._experiment, self._run, self._coordinator, self._store = experiment, run, coordinator, store
+        self._emit, self._stop, self._pump, self._patience_s = emit, stop, pump, patience_s
+        self._sizes = self._client_sizes()
+
+    def collect(
+        self,
+        exchange: Exchange,
+        round: int,
+        index: int,
+        *,
+        quorum: float,
+        deadline_s: float | None,
+        group_size: int | None = None,
+    ) -> Collected:
+        """Put the exchange's jobs out and fold what comes back.
+
+        Raises:
+            ClientFailed, QuorumNotReached: too few clients answered; the message says why each is missing.
+            NoCapacity: no agent is there to do the work.
+            BadUpdate: answers that cannot be folded together.
+            Interrupted: the run was asked to stop.
+        """
+        groups = self._groups(exchange, round, index, group_size or self._experiment.group_size)
+        kind = _accumulator(exchange.accumulator)
+        with self._coordinator.exchange(self._run, round, index, exchange, groups) as opened:
+            fold = _Fold(kind, len(groups), len(exchange.jobs), quorum, round)
+            end = time.monotonic() + deadline_s if deadline_s is not None else None
+            while fold.open:
+                begin = time.perf_counter()
+                answer = self._next(opened, end)
+                fold.collected.waiting_s += time.perf_counter() - begin
+                if answer is None:
+                    fold.expire(groups, deadline_s or 0.0)
+                    break
+                begin = time.perf_counter()
+                fold.take(answer, groups[answer.index].jobs)
+                self._keep_states(answer, round, index)
+                fold.collected.aggregation_s += time.perf_counter() - begin
+                done = len(fold.collected.reports)
+                self._emit(ClientsDone(run_id=self._run.run_id, round=round, done=done, cohort=len(exchange.jobs)))
+            fold.finish()
+            fold.collected.duplicates, fold.collected.reassigned = opened.duplicates, opened.reassigned
+        return fold.collected
+
+    def _groups(self, exchange: Exchange, round: int, index: int, size: int) -> list[PlannedGroup]:
+        jobs = exchange.jobs
+        return [self._group(jobs[start : start + size], round, index) for start in range(0, len(jobs), size)]
+
+    def _group(self, jobs: tuple[Job, ...], round: int, index: int) -> PlannedGroup:
+        states: dict[int, Record] = {}
+        for job in jobs:
+            state = self._store.client(job.client, (round, index))
+            if state is not None:
+                states[job.client] = state
+        sizes = self._client_sizes()
+        work = sum(sizes[job.client] if job.client < len(sizes) else 1 for job in jobs)
+        return PlannedGroup(jobs=jobs, work=float(work), states=states)
+
+    def _client_sizes(self) -> Any:
+        """Examples per client: what a group's work is estimated by."""
+        if not getattr(self, "_sizes", None):
+            info = self._store.workload()
+            self._sizes = list(info.client_sizes) if info is not None else []
+        return self._sizes
+
+    def _next(self, opened: OpenExchange, end: float | None) -> Answer | None:
+        """The next answer; None at the deadline."""
+        alone_since = time.monotonic()
+        while True:
+            if self._stop.is_set():
+                raise Interrupted(f"run {self._run.run_id} was stopped; go on with it: fedloom resume RUN_DIR")
+            try:
+                return opened.answers.get_nowait()
+            except queue.Empty:
+                pass
+            now = time.monotonic()
+            if end is not None and now >= end:
+                return None
+            if self._pump is not None:
+                self._pump()
+                continue
+            if self._coordinator.hopeless:
+                raise NoCapacity(self._coordinator.hopeless)
+            if self._coordinator.online:
+                alone_since = now
+            elif self._patience_s is not None and now - alone_since > self._patience_s:
+                raise NoCapacity(
+                    f"no agent has been connected for {self._patience_s:.0f} s, so {len(opened.pending)} groups of "
+                    "work wait. Start agents with `fedloom client --server HOST:PORT`, or look why the workers of the "
+                    "runtime ended"
+                )
+            try:
+                return opened.answers.get(timeout=_TICK_S if end is None else min(_TICK_S, max(0.001, end - now)))
+            except queue.Empty:
+                continue
+
+    def _keep_states(self, answer: Answer, round: int, index: int) -> None:
+        if answer.result is None:
+            return
+        for client, ref in answer.result.states.items():
+            state = self._coordinator.payloads.take(answer.node, ref)
+            self._store.save_client(client, round, index, state)
+
+
+class _Fold:
+    """Answers on their way into one accumulator, in group order, and whether enough of them came."""
+
+    def __init__(self, kind: Any, groups: int, clients: int, quorum: float, round: int) -> None:
+        self._kind, self._clients, self._round = kind, clients, round
+        self._needed = max(1, int(np.ceil(quorum * clients - 1e-9)))
+        self._waiting = set(range(groups))
+        self._held: dict[int, Answer] = {}
+        self._next = 0
+        self.collected = Collected(total=kind())
+
+    @property
+    def open(self) -> bool:
+        """Whether groups are still out."""
+        return bool(self._waiting)
+
+    def take(self, answer: Answer, jobs: tuple[Job, ...]) -> None:
+        """Take one group's answer, and fold every group whose turn it is."""
+        self._waiting.discard(answer.index)
+        self._held[answer.index] = answer
+        if answer.result is None:
+            self.collected.failures += [
+                ClientFailure(
+                    client=job.client,
+                    round=self._round,
+                    stage="worker",
+                    error="WorkerDied",
+                    message=answer.lost,
+                    node=answer.node,
+                )
+                for job in jobs
+            ]
+        else:
+            self.collected.failures += answer.result.failures
+        self._check_quorum()
+        while self._next in self._held:
+            self._fold(self._held.pop(self._next))
+            self._next += 1
+
+    def expire(self, groups: list[PlannedGroup], deadline_s: float) -> None:
+        """The deadline has come: what is still out is missing."""
+        for index in sorted(self._waiting):
+            self.collected.failures += [
+                ClientFailure(
+                    client=job.client,
+                    round=self._round,
+                    stage="deadline",
+                    error="DeadlineExceeded",
+                    message=f"no answer within {deadline_s:g} s",
+                    seconds=deadline_s,
+                )
+                for job in groups[index].jobs
+            ]
+        self._waiting.clear()
+        self._check_quorum()
+
+    def finish(self) -> None:
+        """Fold what waited for groups that never came, in order."""
+        for index in sorted(self._held):
+            self._fold(self._held[index])
+        self._held.clear()
+        if not self.collected.total.count:
+            raise QuorumNotReached(f"round {self._round}: no client answered")
+
+    def _fold(self, answer: Answer) -> None:
+        if answer.result is None:
+            return
+        self.collected.reports += answer.result.reports
+        if answer.total is None:
+            return
+        try:
+            partial = self._kind.from_record(_own(answer.total, self._kind))
+            self.collected.total.merge(partial)
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise BadUpdate(
+                f"round {self._round}: what node {answer.node!r} sent is not a {self._kind.__name__}: "
+                f"{type(exc).__name__}: {exc}"
+            ) from exc
+        except BadUpdate as exc:
+            raise BadUpdate(f"round {self._round}, node {answer.node!r}: {exc}") from exc
+
+    def _check_quorum(self) -> None:
+        failures = self.collected.failures
+        if self._clients - len(failures) >= self._needed:
+            return
+        told = "\n".join(failure.describe() for failure in failures[:3])
+        more = f"\n… and {len(failures) - 3} more" if len(failures) > 3 else ""
+        if self._needed == self._clients and all(failure.traceback for failure in failures):
+            raise ClientFailed(f"{told}{more}")
+        raise QuorumNotReached(
+            f"round {self._round} needs answers of {self._needed} of {self._clients} clients, but {len(failures)} are "
+            f"missing (round.quorum_fraction and round.deadline_s decide this):\n{told}{more}"
+        )
+
+
+def _accumulator(name: str) -> type[Any]:
+    if name in BUILTIN:
+        return BUILTIN[name]
+    kind: type[Accumulator] = registry.part("strategies", name, "accumulator").Accumulator
+    return kind
+
+
+def _own(record: Record, kind: type[Any]) -> Record:
+    """Arrays that outlive the agent's shared buffer, where the accumulator keeps them past the exchange.
+
+    A running mean is read once and divided into fresh arrays, so it may borrow.
+    """
+    if kind is RunningMean:
+        return record
+    return replace(record, groups={g: {n: np.array(a) for n, a in arrays.items()} for g, arrays in record.groups.items()})
+
+

@@ -1,0 +1,195 @@
+"""The server's runs: queued, running one after another, watched, stopped, resumed after a restart.
+
+The queue itself is a SQLite file beside the runs' folders, so a restarted server knows what it had been asked to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import re
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fedloom.core.config import Experiment
+from fedloom.core.errors import NotFound
+from fedloom.core.events import Event, RoundFinished, RunFinished
+from fedloom.core.history import RunSummary
+from fedloom.server.run_store import DiskRunStore, event_json
+
+_log = logging.getLogger(__name__)
+
+_SCHEMA = """
+create table if not exists runs (
+  run_id text primary key, name text not null, status text not null, rounds integer not null,
+  rounds_done integer not null default 0, error text not null default '', submitted real not null
+)
+"""
+
+RunOne = Callable[[DiskRunStore, Callable[[Event], None], threading.Event], RunSummary]
+"""Does one run from its store: gives events away, ends early when the event is set."""
+
+
+def new_run_id(name: str) -> str:
+    """A name for a run: when, what, and four letters against collisions."""
+    word = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "run"
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{word}-{secrets.token_hex(2)}"
+
+
+class Events:
+    """A watcher's view of a run: an iterator that ends with the run, or when closed."""
+
+    def __init__(self, past: list[dict[str, Any]], finished: bool) -> None:
+        self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        for event in past:
+            self._queue.put(event)
+        if finished:
+            self._queue.put(None)
+
+    def put(self, event: dict[str, Any]) -> None:
+        """Add an event; the run's last one ends the iteration."""
+        self._queue.put(event)
+        if event["event"] == RunFinished.__name__:
+            self._queue.put(None)
+
+    def close(self) -> None:
+        """End the iteration now."""
+        self._queue.put(None)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while (event := self._queue.get()) is not None:
+            yield event
+
+
+class RunQueue:
+    """Runs in the order they came, one at a time, in a thread of its own.
+
+    Args:
+        folder: the server's state: `fedloom.sqlite` and `runs/`.
+        run_one: does one run.
+    """
+
+    def __init__(self, folder: Path, run_one: RunOne) -> None:
+        self._folder, self._run_one = folder, run_one
+        folder.mkdir(parents=True, exist_ok=True)
+        self._database = sqlite3.connect(folder / "fedloom.sqlite", check_same_thread=False, isolation_level=None)
+        self._database.execute("pragma journal_mode=wal")
+        self._database.execute(_SCHEMA)
+        self._database.execute("update runs set status = 'queued' where status = 'running'")
+        self._changed = threading.Condition()
+        self._watchers: dict[str, list[Events]] = {}
+        self._stop_run = threading.Event()
+        self._running: str | None = None
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="fedloom-runs")
+        self._thread.start()
+
+    def submit(self, values: Mapping[str, Any]) -> str:
+        """Check an experiment and queue it; returns the run's id."""
+        experiment = Experiment.parse(values)
+        run_id = new_run_id(experiment.name)
+        DiskRunStore.create(self._folder / "runs" / run_id, run_id).begin(experiment)
+        with self._changed:
+            self._database.execute(
+                "insert into runs (run_id, name, status, rounds, submitted) values (?, ?, 'queued', ?, ?)",
+                (run_id, experiment.name, experiment.rounds, time.time()),
+            )
+            self._changed.notify_all()
+        return run_id
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every run, oldest first."""
+        names = ("run_id", "name", "status", "rounds_done", "rounds", "error")
+        with self._changed:
+            rows = self._database.execute(f"select {', '.join(names)} from runs order by submitted").fetchall()
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    @contextlib.contextmanager
+    def watch(self, run_id: str) -> Iterator[Events]:
+        """A run's events, past and coming."""
+        with self._changed:
+            status = self._status(run_id)
+            past = DiskRunStore.open(self._folder / "runs" / run_id).events()
+            events = Events(past, finished=status not in ("queued", "running"))
+            self._watchers.setdefault(run_id, []).append(events)
+        try:
+            yield events
+        finally:
+            with self._changed:
+                self._watchers[run_id].remove(events)
+
+    def stop(self, run_id: str) -> str:
+        """Stop a run; returns the status it had."""
+        with self._changed:
+            status = self._status(run_id)
+            if status == "queued":
+                self._set(run_id, status="interrupted")
+            elif run_id == self._running:
+                self._stop_run.set()
+        return status
+
+    def close(self) -> None:
+        """End the running run at its next chance, keep the rest queued, and close the database."""
+        with self._changed:
+            self._closing = True
+            self._stop_run.set()
+            self._changed.notify_all()
+        self._thread.join()
+        self._database.close()
+
+    def _status(self, run_id: str) -> str:
+        row = self._database.execute("select status from runs where run_id = ?", (run_id,)).fetchone()
+        if row is None:
+            raise NotFound(f"no run {run_id!r} on this server; `fedloom runs` lists them")
+        return str(row[0])
+
+    def _set(self, run_id: str, **columns: Any) -> None:
+        assignments = ", ".join(f"{name} = ?" for name in columns)
+        self._database.execute(f"update runs set {assignments} where run_id = ?", (*columns.values(), run_id))
+
+    def _next(self) -> str | None:
+        with self._changed:
+            while not self._closing:
+                row = self._database.execute(
+                    "select run_id from runs where status = 'queued' order by submitted limit 1"
+                ).fetchone()
+                if row is not None:
+                    self._running = str(row[0])
+                    self._set(self._running, status="running", error="")
+                    self._stop_run.clear()
+                    return self._running
+                self._changed.wait()
+        return None
+
+    def _work(self) -> None:
+        while (run_id := self._next()) is not None:
+            try:
+                summary = self._run_one(
+                    DiskRunStore.open(self._folder / "runs" / run_id),
+                    lambda event, run_id=run_id: self._emit(run_id, event),  # type: ignore[misc]
+                    self._stop_run,
+                )
+                status, error = summary.status, summary.error or ""
+            except Exception as exc:
+                _log.exception("run %s failed outside its loop", run_id)
+                status, error = "failed", f"{type(exc).__name__}: {exc}"
+            with self._changed:
+                self._running = None
+                if self._closing and status == "interrupted":
+                    status = "queued"  # the next server goes on with it
+                self._set(run_id, status=status, error=error)
+
+    def _emit(self, run_id: str, event: Event) -> None:
+        values = event_json(event)
+        with self._changed:
+            if isinstance(event, RoundFinished):
+                self._set(run_id, rounds_done=event.record.round)
+            for watcher in self._watchers.get(run_id, []):
+                watcher.put(values)

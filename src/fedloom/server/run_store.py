@@ -1,0 +1,420 @@
+"""What a run keeps: its experiment, its rounds, its checkpoints, its result. On disk, or in memory for throw-away runs.
+
+    runs/<id>/
+      experiment.toml     the resolved experiment
+      workload.json       where the data came from and who holds what
+      rounds.jsonl        one record per round
+      events.jsonl        everything that happened, with its time
+      checkpoints/        round-000012.<checksum>.safetensors
+      clients/            what stateful clients keep between their rounds
+      model/              model.safetensors, the final arrays
+      summary.json  report.html
+
+A file that matters is written beside its place, flushed to the disk, and renamed into it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import pydantic
+import tomli_w
+import xxhash
+
+from fedloom.core import frames
+from fedloom.core.config import Experiment
+from fedloom.core.errors import BadFrame, CheckpointCorrupt, NotFound, RunExists, StorageFull
+from fedloom.core.history import RoundRecord, RunSummary
+from fedloom.core.protocols import WorkloadInfo
+from fedloom.core.records import Arrays, Record
+
+_CHECKPOINT = re.compile(r"round-(\d{6,})\.([0-9a-f]{32})\.safetensors")
+"""Round and XXH3-128 checksum. The checksum is in the name so that one rename makes a checkpoint complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """All a run needs to go on after `round`."""
+
+    round: int
+    strategy: Record
+    selection: Record
+    seconds: float
+    """Wall-clock seconds the run has taken so far, all sessions together."""
+
+    def record(self) -> Record:
+        """As one record."""
+        groups = {f"strategy:{name}": arrays for name, arrays in self.strategy.groups.items()}
+        groups |= {f"selection:{name}": arrays for name, arrays in self.selection.groups.items()}
+        return Record(
+            groups,
+            {
+                "round": self.round,
+                "seconds": self.seconds,
+                "strategy": {"groups": list(self.strategy.groups), "info": self.strategy.info},
+                "selection": {"groups": list(self.selection.groups), "info": self.selection.info},
+            },
+        )
+
+    @classmethod
+    def from_record(cls, record: Record) -> Checkpoint:
+        """The inverse of `record`."""
+
+        def part(name: str) -> Record:
+            head = record.info[name]
+            return Record({group: record.groups[f"{name}:{group}"] for group in head["groups"]}, head["info"])
+
+        return cls(int(record.info["round"]), part("strategy"), part("selection"), float(record.info["seconds"]))
+
+
+class RunStore(Protocol):
+    """Where one run's results go."""
+
+    run_id: str
+
+    @property
+    def folder(self) -> Path | None:
+        """The run's folder; None in memory."""
+
+    def begin(self, experiment: Experiment) -> None:
+        """Write the experiment down."""
+
+    def experiment(self) -> Experiment:
+        """The experiment as it was written down."""
+
+    def save_workload(self, info: WorkloadInfo) -> None:
+        """Keep what the workload said about itself."""
+
+    def workload(self) -> WorkloadInfo | None:
+        """What the workload said about itself."""
+
+    def append_round(self, record: RoundRecord) -> None:
+        """Add a round's record."""
+
+    def rounds(self, upto: int | None = None) -> list[RoundRecord]:
+        """The rounds recorded; with `upto`, later ones are dropped for good."""
+
+    def append_event(self, event: Any) -> None:
+        """Add one of `core.events`."""
+
+    def save_checkpoint(self, checkpoint: Checkpoint, keep: int) -> None:
+        """Save, then drop all but the newest `keep`. Returns when it is safe on the disk."""
+
+    def latest_checkpoint(self) -> Checkpoint | None:
+        """The newest sound checkpoint; None where there is none yet."""
+
+    def save_client(self, client: int, round: int, exchange: int, state: Record) -> None:
+        """Keep what a client asked to have back."""
+
+    def client(self, client: int, before: tuple[int, int]) -> Record | None:
+        """What a client last asked to have back before (round, exchange)."""
+
+    def prune_clients(self, round: int) -> None:
+        """Forget what no resume from `round` on can need."""
+
+    def save_model(self, arrays: Arrays) -> None:
+        """Keep the final arrays."""
+
+    def save_summary(self, summary: RunSummary) -> None:
+        """Keep the summary."""
+
+
+class MemoryRunStore:
+    """A run that leaves nothing on disk."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        self.events: list[Any] = []
+        self.summary: RunSummary | None = None
+        self.model: Arrays | None = None
+        self._experiment: Experiment | None = None
+        self._workload: WorkloadInfo | None = None
+        self._rounds: list[RoundRecord] = []
+        self._checkpoints: list[bytes] = []
+        self._clients: dict[int, list[tuple[tuple[int, int], bytes]]] = {}
+
+    @property
+    def folder(self) -> Path | None:
+        return None
+
+    def begin(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+
+    def experiment(self) -> Experiment:
+        if self._experiment is None:
+            raise NotFound(f"run {self.run_id!r} was never begun")
+        return self._experiment
+
+    def save_workload(self, info: WorkloadInfo) -> None:
+        self._workload = info
+
+    def workload(self) -> WorkloadInfo | None:
+        return self._workload
+
+    def append_round(self, record: RoundRecord) -> None:
+        self._rounds.append(record)
+
+    def rounds(self, upto: int | None = None) -> list[RoundRecord]:
+        if upto is not None:
+            self._rounds = [record for record in self._rounds if record.round <= upto]
+        return list(self._rounds)
+
+    def append_event(self, event: Any) -> None:
+        self.events.append(event)
+
+    def save_checkpoint(self, checkpoint: Checkpoint, keep: int) -> None:
+        self._checkpoints = [*self._checkpoints, bytes(frames.encode(checkpoint.record()))][-keep:]
+
+    def latest_checkpoint(self) -> Checkpoint | None:
+        return Checkpoint.from_record(frames.decode(self._checkpoints[-1])) if self._checkpoints else None
+
+    def save_client(self, client: int, round: int, exchange: int, state: Record) -> None:
+        kept = [item for item in self._clients.get(client, []) if item[0] != (round, exchange)]
+        self._clients[client] = sorted([*kept, ((round, exchange), bytes(frames.encode(state)))])
+
+    def client(self, client: int, before: tuple[int, int]) -> Record | None:
+        older = [frame for at, frame in self._clients.get(client, []) if at < before]
+        return frames.decode(older[-1]) if older else None
+
+    def prune_clients(self, round: int) -> None:
+        for client, kept in self._clients.items():
+            needed = [item for item in kept if item[0] < (round + 1, 0)][-1:]
+            self._clients[client] = needed + [item for item in kept if item[0] >= (round + 1, 0)]
+
+    def save_model(self, arrays: Arrays) -> None:
+        self.model = arrays
+
+    def save_summary(self, summary: RunSummary) -> None:
+        self.summary = summary
+
+
+class DiskRunStore:
+    """A run's folder."""
+
+    def __init__(self, folder: Path, run_id: str | None = None) -> None:
+        self._folder = folder
+        self.run_id = run_id or folder.name
+        self._clients: dict[int, dict[tuple[int, int], Path]] | None = None
+        self._lock = threading.Lock()
+
+    @classmethod
+    def create(cls, folder: Path, run_id: str) -> DiskRunStore:
+        """A new run's folder.
+
+        Raises:
+            RunExists: there is a run (or anything else) in it already.
+        """
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunExists(
+                f"{folder} is not empty; runs are never overwritten. Choose another --out, or go on with it: "
+                f"fedloom resume {folder}"
+            )
+        with _full_disk(folder):
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        return cls(folder, run_id)
+
+    @classmethod
+    def open(cls, folder: Path) -> DiskRunStore:
+        """An existing run's folder.
+
+        Raises:
+            NotFound: it is not one.
+        """
+        if not (folder / "experiment.toml").is_file():
+            raise NotFound(f"{folder} is not a run's folder: it has no experiment.toml")
+        return cls(folder, _read_json(folder / "run.json").get("run_id", folder.resolve().name))
+
+    @property
+    def folder(self) -> Path | None:
+        return self._folder
+
+    def begin(self, experiment: Experiment) -> None:
+        _write(self._folder / "run.json", json.dumps({"run_id": self.run_id}).encode())
+        _write(self._folder / "experiment.toml", tomli_w.dumps(experiment.to_dict()).encode())
+
+    def experiment(self) -> Experiment:
+        return Experiment.load(self._folder / "experiment.toml")
+
+    def save_workload(self, info: WorkloadInfo) -> None:
+        _write(self._folder / "workload.json", json.dumps(dataclasses.asdict(info)).encode())
+
+    def workload(self) -> WorkloadInfo | None:
+        values = _read_json(self._folder / "workload.json")
+        return WorkloadInfo(**values) if values else None
+
+    def append_round(self, record: RoundRecord) -> None:
+        with _full_disk(self._folder), (self._folder / "rounds.jsonl").open("a") as file:
+            file.write(record.model_dump_json() + "\n")
+
+    def rounds(self, upto: int | None = None) -> list[RoundRecord]:
+        path = self._folder / "rounds.jsonl"
+        records = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                records.append(RoundRecord.model_validate_json(line))
+            except pydantic.ValidationError:
+                break  # the process died in the middle of this line; the round is done again
+        if upto is not None:
+            records = [record for record in records if record.round <= upto]
+            _write(path, "".join(record.model_dump_json() + "\n" for record in records).encode())
+        return records
+
+    def append_event(self, event: Any) -> None:
+        line = json.dumps(event_json(event))
+        with self._lock, _full_disk(self._folder), (self._folder / "events.jsonl").open("a") as file:
+            file.write(line + "\n")
+
+    def events(self) -> list[dict[str, Any]]:
+        """Everything that happened so far, as in `events.jsonl`."""
+        path = self._folder / "events.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def save_checkpoint(self, checkpoint: Checkpoint, keep: int) -> None:
+        rounds = self._folder / "rounds.jsonl"
+        if rounds.exists():
+            with rounds.open("rb") as file:
+                os.fsync(file.fileno())
+        folder = self._folder / "checkpoints"
+        digest = xxhash.xxh3_128()
+        with _replacing(lambda: folder / f"round-{checkpoint.round:06d}.{digest.hexdigest()}.safetensors") as file:
+            for piece in frames.pieces(checkpoint.record()):
+                file.write(piece)
+                digest.update(piece)
+        for _, old in self._checkpoints()[:-keep]:
+            old.unlink(missing_ok=True)
+
+    def latest_checkpoint(self) -> Checkpoint | None:
+        problems = []
+        for _, path in reversed(self._checkpoints()):
+            try:
+                return Checkpoint.from_record(_read_checkpoint(path))
+            except (BadFrame, OSError) as exc:
+                problems.append(f"{path.name}: {exc}")
+        if problems:
+            raise CheckpointCorrupt(
+                f"no checkpoint in {self._folder / 'checkpoints'} is sound:\n  "
+                + "\n  ".join(problems)
+                + "\nRestore the folder from a backup, or run the experiment again into another folder"
+            )
+        return None
+
+    def save_client(self, client: int, round: int, exchange: int, state: Record) -> None:
+        path = self._folder / "clients" / f"{client}-{round}-{exchange}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        _write_frame(path, state)
+        self._client_files().setdefault(client, {})[round, exchange] = path
+
+    def client(self, client: int, before: tuple[int, int]) -> Record | None:
+        older = [at for at in self._client_files().get(client, {}) if at < before]
+        return frames.decode(self._client_files()[client][max(older)].read_bytes()) if older else None
+
+    def prune_clients(self, round: int) -> None:
+        for kept in self._client_files().values():
+            for at in sorted(at for at in kept if at < (round + 1, 0))[:-1]:
+                kept.pop(at).unlink(missing_ok=True)
+
+    def save_model(self, arrays: Arrays) -> None:
+        (self._folder / "model").mkdir(exist_ok=True)
+        _write_frame(self._folder / "model" / "model.safetensors", Record({"model": arrays}))
+
+    def save_summary(self, summary: RunSummary) -> None:
+        _write(self._folder / "summary.json", summary.model_dump_json(indent=2).encode() + b"\n")
+
+    def _checkpoints(self) -> list[tuple[int, Path]]:
+        folder = self._folder / "checkpoints"
+        found = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.glob("round-*.safetensors")]
+        newest_last = [(int(match[1]), path) for match, path in found if match]
+        return sorted(newest_last, key=lambda item: (item[0], item[1].stat().st_mtime_ns))
+
+    def _client_files(self) -> dict[int, dict[tuple[int, int], Path]]:
+        if self._clients is None:
+            self._clients = {}
+            for path in (self._folder / "clients").glob("*.safetensors"):
+                client, round, exchange = map(int, path.stem.split("-"))
+                self._clients.setdefault(client, {})[round, exchange] = path
+        return self._clients
+
+
+def event_json(event: Any) -> dict[str, Any]:
+    """An event as one JSON object, with its kind and the time now."""
+    values = {}
+    for field in dataclasses.fields(event):
+        value = getattr(event, field.name)
+        values[field.name] = value.model_dump(mode="json") if isinstance(value, pydantic.BaseModel) else value
+    return {"event": type(event).__name__, "at": datetime.now(UTC).isoformat(timespec="milliseconds"), **values}
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return {}
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file's content so that a reader sees the old or the new one, whatever happens."""
+    with _replacing(path) as file:
+        file.write(content)
+
+
+def _write_frame(path: Path, record: Record) -> None:
+    """Write a frame likewise."""
+    with _replacing(path) as file:
+        for piece in frames.pieces(record):
+            file.write(piece)
+
+
+def _read_checkpoint(path: Path) -> Record:
+    content, match = path.read_bytes(), _CHECKPOINT.fullmatch(path.name)
+    if match is None or xxhash.xxh3_128(content).hexdigest() != match[2]:
+        raise BadFrame("its checksum is wrong: the file was damaged after it was written")
+    return frames.decode(content)
+
+
+@contextlib.contextmanager
+def _replacing(target: Path | Callable[[], Path]) -> Iterator[Any]:
+    """A file to write that takes its place only when it is whole; a callable is asked for the place at the end."""
+    near = target if isinstance(target, Path) else target()
+    beside = near.with_name(f".{near.name}.{os.getpid()}.tmp")
+    with _full_disk(near.parent):
+        try:
+            with beside.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(target if isinstance(target, Path) else target())
+        except BaseException:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            raise
+        folder = os.open(near.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextlib.contextmanager
+def _full_disk(where: Path) -> Iterator[None]:
+    """Turn the system's complaints about space into ours."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageFull(
+                f"cannot write to {where}: {exc.strerror}. Everything saved before is intact; make room, then "
+                "go on with `fedloom resume`"
+            ) from exc
+        raise

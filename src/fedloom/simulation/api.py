@@ -1,0 +1,183 @@
+"""Run an experiment from Python: `load`, `run`, `resume`. The command line does nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedloom.core.config import Experiment
+from fedloom.core.errors import FedloomError, UnknownName
+from fedloom.core.history import RoundRecord, RunSummary
+from fedloom.core.protocols import Sink
+from fedloom.core.records import Arrays
+from fedloom.server.app import Server, new_token
+from fedloom.server.run_queue import new_run_id
+from fedloom.server.run_store import DiskRunStore, MemoryRunStore, RunStore
+from fedloom.server.session import Outcome, run_session
+from fedloom.simulation.runtimes import make_runtime
+
+RUNS = Path("runs")
+"""Where runs go when nothing else is said."""
+PATIENCE_S = 60.0
+"""Seconds without a single agent after which a simulated run fails."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """A finished run."""
+
+    summary: RunSummary
+    history: Sequence[RoundRecord]
+    """One record per round, first to last."""
+    arrays: Arrays
+    """The final global model, by array name."""
+    run_dir: Path | None
+    """The run's folder; None where nothing was kept."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The last evaluation."""
+        return self.summary.metrics
+
+
+def presets() -> tuple[str, ...]:
+    """Names of the experiments that come with fedloom."""
+    return tuple(sorted(path.stem for path in _preset_folder().glob("*.toml")))
+
+
+def preset_path(name: str) -> Path:
+    """The TOML file of a preset."""
+    return _preset_folder() / f"{name}.toml"
+
+
+def load(target: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """An experiment from a preset's name, a TOML file, or the folder of a Flower app, with `key=value` settings changed.
+
+    Raises:
+        UnknownName: it is none of these.
+        ConfigError: a setting is wrong.
+    """
+    path = Path(target)
+    if path.is_dir():
+        from fedloom.flower import load_app
+
+        return load_app(path, overrides)
+    if path.is_file() or path.suffix == ".toml":
+        return Experiment.load(path, overrides)
+    if str(target) in presets():
+        return Experiment.load(preset_path(str(target)), overrides)
+
+    near = difflib.get_close_matches(str(target), presets(), n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UnknownName(
+        f"{str(target)!r} is no preset, TOML file, or folder of a Flower app; {hint}presets: {', '.join(presets())}"
+    )
+
+
+def run(
+    experiment: Experiment, *, out: str | Path | None = None, sinks: Sequence[Sink] = (), keep: bool = True
+) -> RunResult:
+    """Run an experiment to its end, where `experiment.runtime` says.
+
+    Args:
+        experiment: what to run.
+        out: the run's own folder; `runs/<id>` by default. It must not hold a run.
+        sinks: take every event, such as `reporting.console.ConsoleSink()`.
+        keep: write the run's folder; False leaves nothing on disk.
+
+    Raises:
+        UsageError: the input is wrong; nothing was started.
+        RunFailed: it started and could not go on.
+        Interrupted: it was stopped; `resume` goes on with it.
+    """
+    run_id = new_run_id(experiment.name)
+    store: RunStore
+    store = DiskRunStore.create(Path(out) if out is not None else RUNS / run_id, run_id) if keep else MemoryRunStore(run_id)
+    store.begin(experiment)
+    return _session(experiment, store, sinks)
+
+
+def resume(run_dir: str | Path, *, sinks: Sequence[Sink] = (), overrides: Sequence[str] = ()) -> RunResult:
+    """Go on with a run from its last checkpoint, or from its beginning where there is none.
+
+    Args:
+        run_dir: the run's folder.
+        sinks: take every event.
+        overrides: `runtime.…=…` settings for this session; anything else would make it another experiment.
+
+    Raises:
+        NotFound: the folder is not a run's.
+        CheckpointCorrupt: none of its checkpoints can be read.
+    """
+    store = DiskRunStore.open(Path(run_dir))
+    return _session(store.experiment().override([o for o in overrides if o.startswith("runtime.")]), store, sinks)
+
+
+def _session(experiment: Experiment, store: RunStore, sinks: Sequence[Sink]) -> RunResult:
+    stop = threading.Event()
+    with _stopping_on_signals(stop), Server(sinks) as server, contextlib.ExitStack() as stack:
+        runtime = make_runtime(experiment)
+        stack.callback(runtime.stop)
+        host, token = runtime.host(), new_token()
+        address = f"{host}:{server.listen(host, token=token)}" if host else ""
+        runtime.start(server.coordinator, address, token)
+        outcome = run_session(
+            experiment,
+            store,
+            server.coordinator,
+            runtime.place,
+            sinks,
+            stop=stop,
+            pump=None if host else runtime.pump,
+            patience_s=PATIENCE_S,
+        )
+        server.coordinator.close("the run is over")
+    return _finish(outcome, store)
+
+
+def _finish(outcome: Outcome, store: RunStore) -> RunResult:
+    if store.folder is not None:
+        from fedloom.reporting import write_report
+
+        with contextlib.suppress(OSError):  # a full disk: the run's own error says so
+            write_report(store.folder)
+    if outcome.error is not None:
+        outcome.error.add_note(f"run folder: {store.folder}")
+        raise outcome.error
+    return RunResult(summary=outcome.summary, history=outcome.history, arrays=outcome.arrays, run_dir=store.folder)
+
+
+@contextlib.contextmanager
+def _stopping_on_signals(stop: threading.Event) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM asks the run to end in order, a second one insists."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _preset_folder() -> Path:
+    from fedloom import presets as package
+
+    return Path(package.__path__[0])
+
+
+__all__ = ["FedloomError", "RunResult", "load", "preset_path", "presets", "resume", "run"]

@@ -1,0 +1,40 @@
+"""One agent in the caller's own thread: for debuggers, notebooks, and the first look at a failing client."""
+
+from __future__ import annotations
+
+from fedloom.client.agent import Agent
+from fedloom.server.coordinator import Coordinator
+from fedloom.server.session import Place
+from fedloom.simulation.in_process import InProcessChannel
+
+_IDLE_S = 0.05
+"""How long one `pump` waits for a message when there is no work."""
+
+
+class InlineRuntime:
+    """The server's loop does the clients' work itself whenever it would wait.
+
+    Args:
+        debug: let a client's exception through at once, traceback and all, instead of counting it as a lost client.
+    """
+
+    def __init__(self, *, debug: bool = True) -> None:
+        self._debug = debug
+        self._agent: Agent | None = None
+
+    def host(self) -> str:
+        return ""
+
+    def start(self, coordinator: Coordinator, address: str, token: str) -> None:
+        self._agent = Agent(InProcessChannel(coordinator), "inline", debug=self._debug)
+        self._agent.connect()
+
+    def place(self) -> Place:
+        return Place(runtime="inline", workers=1, where="this thread")
+
+    def pump(self) -> None:
+        assert self._agent is not None
+        self._agent.step(_IDLE_S)
+
+    def stop(self) -> None:
+        self._agent = None

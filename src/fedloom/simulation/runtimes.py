@@ -1,0 +1,69 @@
+"""The interface of a runtime, and the choice of one. A runtime starts agents and keeps them alive; it knows no rounds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Protocol
+
+from fedloom.core.config import Experiment
+from fedloom.server.coordinator import Coordinator
+from fedloom.server.session import Place
+
+MAX_EARLY_DEATHS = 3
+"""Times in a row a worker may die without having finished a group before its runtime gives up on it."""
+
+
+class Runtime(Protocol):
+    """Agents on some machines."""
+
+    def host(self) -> str:
+        """Get ready, and say on which address of this machine the agents will find the server."""
+
+    def start(self, coordinator: Coordinator, address: str, token: str) -> None:
+        """Start the agents; they connect in their own time."""
+
+    def place(self) -> Place:
+        """Where they are, for people."""
+
+    def pump(self) -> None:
+        """Work in the calling thread while the server waits. Only the inline runtime has any to do."""
+
+    def stop(self) -> None:
+        """End every agent. Safe to call twice."""
+
+
+def make_runtime(experiment: Experiment) -> Runtime:
+    """The runtime the experiment's settings name. Imports Ray only where it is wanted."""
+    settings = experiment.runtime
+    if settings.name == "inline":
+        from fedloom.simulation.inline import InlineRuntime
+
+        return InlineRuntime(debug=experiment.round.quorum_fraction == 1.0)
+    if settings.name == "process":
+        from fedloom.simulation.process import ProcessRuntime
+
+        return ProcessRuntime(settings.workers or os.cpu_count() or 1, preload=experiment.workload.name)
+    from fedloom.simulation.ray_runtime import RayRuntime
+
+    return RayRuntime(settings)
+
+
+def worker_environment() -> Mapping[str, str]:
+    """Variables every worker process starts with.
+
+    One thread for each numeric library: workers are one to a core, and sums must not depend on a thread count. The
+    malloc settings keep large gradient buffers in the process (glibc gives them back and faults them in again on every
+    step otherwise). No telemetry.
+    """
+    threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+    return {
+        **dict.fromkeys(threads, "1"),
+        "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+        "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+        "MALLOC_TOP_PAD_": str(64 << 20),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }

@@ -1,0 +1,19 @@
+"""What a worker process of a runtime does: be an agent until the server says goodbye."""
+
+from __future__ import annotations
+
+from fedloom.client.agent import Agent
+from fedloom.client.grpc_channel import GrpcChannel
+from fedloom.core.errors import ServerUnreachable
+
+GIVE_UP_S = 15.0
+"""Seconds without its server after which a worker ends: it has no other purpose."""
+
+
+def work(node: str, address: str, token: str) -> None:
+    """Run one agent to its end."""
+    agent = Agent(GrpcChannel(address, token), node, give_up_s=GIVE_UP_S)
+    try:
+        agent.run()
+    except ServerUnreachable:
+        return  # the run is over, or its server was killed: either way nobody is left to tell
