@@ -61,8 +61,11 @@ class Agent:
         self._leaving = False
         self._latest: dict[str, tuple[int, int]] = {}
 
-    def connect(self) -> None:
+    def connect(self) -> bool:
         """Introduce the agent and say what it still holds; retries with growing, jittered pauses.
+
+        Returns:
+            Whether there is a connection; False where `stop` was called first.
 
         Raises:
             ServerUnreachable: no server answered for `give_up_s` seconds.
@@ -75,20 +78,21 @@ class Agent:
             try:
                 welcome = self._channel.open(hello)
                 self._heartbeat_s = welcome.heartbeat_s
-                self._channel.send(Heartbeat(held=self._held()))
+                self._channel.send(self._heartbeat())
                 for result, _ in list(self._results.values()):
                     self._channel.send(result)
-                return
+                return True
             except ServerUnreachable:
                 if self._give_up_s is not None and time.monotonic() - began > self._give_up_s:
                     raise
             if self._stopped.wait(pause * (0.5 + float(jitter.random()))):
-                raise ServerUnreachable(f"agent {self.node!r} was stopped before a server answered")
+                return False
             pause = min(2 * pause, LAST_RETRY_S)
 
     def run(self) -> None:
         """Work until the server says goodbye or `stop` is called."""
-        self.connect()
+        if not self.connect():
+            return
         beats = threading.Thread(target=self._beat, name="fedloom-heartbeat", daemon=True)
         beats.start()
         try:
@@ -99,7 +103,8 @@ class Agent:
                     if self._stopped.is_set():
                         break
                     _log.warning("agent %s lost the server (%s); trying again", self.node, exc)
-                    self.connect()
+                    if not self.connect():
+                        break
         finally:
             self._stopped.set()
             beats.join()
@@ -111,17 +116,23 @@ class Agent:
 
     def step(self, timeout_s: float) -> bool:
         """Take what has arrived, then do at most one group; False when there was nothing to do."""
-        message = self._channel.receive(0.0 if self._waiting else timeout_s)
-        idle = message is None and not self._waiting
+        message = self._channel.receive(0.0 if self._ready() else timeout_s)
+        idle = message is None
         while message is not None:
             self._take(message)
             message = self._channel.receive(0.0)
         with self._lock:
-            group = self._waiting.popleft() if self._waiting else None
-            self._current = group.key if group is not None else None
+            group = self._ready()
+            if group is not None:
+                self._waiting.remove(group)
+                self._current = group.key
         if group is not None:
             self._do(group)
-        return not idle
+        return not idle or group is not None
+
+    def _ready(self) -> Group | None:
+        """The first waiting group whose run is known; the others wait for their experiment, asked for by heartbeat."""
+        return next((group for group in self._waiting if self._executor.knows(group.key.run_id)), None)
 
     def _do(self, group: Group) -> None:
         key = group.key
@@ -159,10 +170,12 @@ class Agent:
             case Goodbye():
                 self._leaving = True
 
-    def _held(self) -> tuple[GroupKey, ...]:
+    def _heartbeat(self) -> Heartbeat:
         with self._lock:
             current = () if self._current is None else (self._current,)
-            return (*current, *(group.key for group in self._waiting), *self._results)
+            waiting = tuple(group.key for group in self._waiting)
+            missing = {key.run_id for key in waiting if not self._executor.knows(key.run_id)}
+            return Heartbeat(held=(*current, *waiting, *self._results), missing_runs=tuple(sorted(missing)))
 
     def _overdue(self) -> list[GroupResult]:
         """Results sent a heartbeat ago or longer and not acknowledged since."""
@@ -176,7 +189,7 @@ class Agent:
         """Heartbeats, and a second chance for results nobody has acknowledged."""
         while not self._stopped.wait(self._heartbeat_s):
             try:
-                self._channel.send(Heartbeat(held=self._held()))
+                self._channel.send(self._heartbeat())
                 for result in self._overdue():
                     self._channel.send(result)
             except FedloomError:

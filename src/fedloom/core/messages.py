@@ -126,6 +126,8 @@ class Heartbeat:
     """The agent is alive and holds these groups (waiting, in work, or done and not yet acknowledged)."""
 
     held: tuple[GroupKey, ...] = ()
+    missing_runs: tuple[str, ...] = ()
+    """Runs it has groups of, whose experiment never arrived."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

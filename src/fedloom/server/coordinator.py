@@ -406,6 +406,10 @@ class Coordinator:
             node = self._session(name, session)
             now, node.seen = time.monotonic(), time.monotonic()
             held = set(message.held)
+            for opened in self._open.values():
+                if opened.run.run_id in message.missing_runs:
+                    node.told_runs.discard(opened.run.run_id)
+                    self._tell(node, opened.run)
             if node.fresh:
                 node.fresh = False
                 self._requeue(name, node, held, "the agent was restarted")

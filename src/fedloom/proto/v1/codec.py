@@ -78,7 +78,8 @@ def from_agent_message(message: FromAgent) -> pb.FromAgent:
         case GroupResult():
             return pb.FromAgent(result=_result(message))
         case Heartbeat():
-            return pb.FromAgent(heartbeat=pb.Heartbeat(held=[_key(key) for key in message.held]))
+            held = [_key(key) for key in message.held]
+            return pb.FromAgent(heartbeat=pb.Heartbeat(held=held, missing_runs=message.missing_runs))
         case Goodbye():
             return pb.FromAgent(goodbye=pb.Goodbye(reason=message.reason))
 
@@ -89,7 +90,8 @@ def read_from_agent(message: pb.FromAgent, node: str) -> FromAgent:
         case "result":
             return _read_result(message.result, node)
         case "heartbeat":
-            return Heartbeat(held=tuple(_read_key(key) for key in message.heartbeat.held))
+            held = tuple(_read_key(key) for key in message.heartbeat.held)
+            return Heartbeat(held=held, missing_runs=tuple(message.heartbeat.missing_runs))
         case "goodbye":
             return Goodbye(reason=message.goodbye.reason[:MAX_TEXT])
         case other:

@@ -1,0 +1,95 @@
+"""A bad network on purpose: a channel that loses, repeats and delays messages, reproducibly."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from fedloom.core.errors import ServerUnreachable
+from fedloom.core.messages import Channel, FromAgent, Hello, PayloadRef, ToAgent, Welcome
+from fedloom.core.records import Record
+from fedloom.core.seeds import generator
+
+
+class FaultyChannel:
+    """Any channel, with faults in both directions.
+
+    Args:
+        inner: the channel that does the work.
+        seed: of the faults.
+        drop, duplicate, delay, cut: probability of each, per message; a cut makes the connection fail.
+        delay_s: the longest delay; seconds. Delayed messages overtake each other.
+    """
+
+    def __init__(
+        self,
+        inner: Channel,
+        seed: int,
+        *,
+        drop: float = 0.0,
+        duplicate: float = 0.0,
+        delay: float = 0.0,
+        cut: float = 0.0,
+        delay_s: float = 0.05,
+    ) -> None:
+        self._inner = inner
+        self._rng = generator(seed, "faults")
+        self._drop, self._duplicate, self._delay, self._cut, self._delay_s = drop, duplicate, delay, cut, delay_s
+        self._late: list[tuple[float, int, ToAgent]] = []
+        self._counter = itertools.count()
+        self.faults = {"dropped": 0, "duplicated": 0, "delayed": 0, "cut": 0}
+        """How many of each have happened."""
+
+    def open(self, hello: Hello) -> Welcome:
+        self._late.clear()
+        return self._inner.open(hello)
+
+    def send(self, message: FromAgent) -> None:
+        for _ in range(self._copies()):
+            if self._chance(self._delay, "delayed"):
+                time.sleep(float(self._rng.random()) * self._delay_s)
+            self._inner.send(message)
+
+    def receive(self, timeout_s: float) -> ToAgent | None:
+        if self._chance(self._cut, "cut"):
+            raise ServerUnreachable("the connection was cut on purpose")
+        end = time.monotonic() + timeout_s
+        while True:
+            if self._late and self._late[0][0] <= time.monotonic():
+                return heapq.heappop(self._late)[2]
+            next_late = self._late[0][0] - time.monotonic() if self._late else timeout_s
+            message = self._inner.receive(max(0.0, min(next_late, end - time.monotonic())))
+            if message is not None:
+                for _ in range(self._copies()):
+                    wait = float(self._rng.random()) * self._delay_s if self._chance(self._delay, "delayed") else 0.0
+                    heapq.heappush(self._late, (time.monotonic() + wait, next(self._counter), message))
+            elif time.monotonic() >= end:
+                return None
+
+    def fetch(self, ref: PayloadRef) -> Record:
+        return self._inner.fetch(ref)
+
+    def store(self, record: Record) -> PayloadRef:
+        return self._inner.store(record)
+
+    def lease(self, record: Record) -> Mapping[str, Mapping[str, Any]]:
+        return self._inner.lease(record)
+
+    def recycle(self, run_id: str, round: int, exchange: int) -> None:
+        self._inner.recycle(run_id, round, exchange)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def _copies(self) -> int:
+        if self._chance(self._drop, "dropped"):
+            return 0
+        return 2 if self._chance(self._duplicate, "duplicated") else 1
+
+    def _chance(self, probability: float, what: str) -> bool:
+        happens = bool(self._rng.random() < probability)
+        self.faults[what] += happens
+        return happens
