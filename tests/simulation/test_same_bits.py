@@ -73,9 +73,7 @@ def test_another_seed_gives_other_bits(linear: Make) -> None:
 
 
 def test_a_worker_that_dies_changes_nothing(linear: Make, tmp_path: Path) -> None:
-    experiment = linear(
-        workload={"die_once": str(tmp_path / "died")}, runtime={"name": "process", "workers": 2}
-    )
+    experiment = linear(workload={"die_once": str(tmp_path / "died")}, runtime={"name": "process", "workers": 2})
     result = api.run(experiment, keep=False)
     assert (tmp_path / "died").exists()
     assert sum(record.reassigned for record in result.history) >= 1
@@ -87,7 +85,9 @@ def test_a_worker_that_dies_changes_nothing(linear: Make, tmp_path: Path) -> Non
 def test_a_network_that_loses_repeats_delays_and_cuts_changes_nothing(
     linear: Make, seed: int, shared_memory: bool
 ) -> None:
-    experiment = linear(rounds=4, workload={"features": 40_000, "learning_rate": 1e-6}, cohort=4, evaluation={"every": 3})
+    experiment = linear(
+        rounds=4, workload={"features": 40_000, "learning_rate": 1e-6}, cohort=4, evaluation={"every": 3}
+    )
     want = sha(experiment)
     store = MemoryRunStore("faulty")
     with Server(heartbeat_s=0.1, grace_s=0.3, shared_memory=shared_memory) as server:

@@ -24,11 +24,11 @@ class Config(PluginSettings):
     steps: int = 3
     learning_rate: float = 0.1
     sleep_s: float = 0.0
-    fail_clients: list[int] = []
+    fail_clients: tuple[int, ...] = ()
     """Clients whose training raises."""
-    nan_clients: list[int] = []
+    nan_clients: tuple[int, ...] = ()
     """Clients whose update is not a number."""
-    wide_clients: list[int] = []
+    wide_clients: tuple[int, ...] = ()
     """Clients whose update has another shape."""
     die_once: str = ""
     """A file: the first worker that trains while it does not exist makes it and kills itself."""
@@ -54,7 +54,14 @@ class Linear:
         return WorkloadInfo(data={"name": "linear", "kind": "synthetic"}, client_sizes=sizes)
 
     def init(self, rng: np.random.Generator) -> Record:
-        return Record({"model": {"w": rng.standard_normal(self.config.features).astype(np.float32), "b": np.zeros((), np.float32)}})
+        return Record(
+            {
+                "model": {
+                    "w": rng.standard_normal(self.config.features).astype(np.float32),
+                    "b": np.zeros((), np.float32),
+                }
+            }
+        )
 
     def shard(self, client: int) -> Shard:
         rng = generator(self.seed, "data", client)

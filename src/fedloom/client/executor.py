@@ -284,4 +284,3 @@ def _frame_size(signature: _Signature, info: str) -> int:
         for group, arrays in signature
     }
     return frames.frame_size(Record(shapes, json.loads(info) if info else {}))
-

@@ -1,4 +1,4 @@
-"""The channel of a real agent: one stream over gRPC, frames through shared memory on the server's host, else in chunks."""
+"""The channel of a real agent: one stream over gRPC; frames through the host's shared memory, else in chunks."""
 
 from __future__ import annotations
 
@@ -58,8 +58,9 @@ OPTIONS = (
 
 def translate(exc: grpc.RpcError, address: str) -> FedloomError:
     """A gRPC failure as one of ours."""
-    code = exc.code() if isinstance(exc, grpc.Call) else grpc.StatusCode.UNKNOWN
-    detail = (exc.details() if isinstance(exc, grpc.Call) else "") or str(exc)
+    call: Any = exc  # what gRPC raises is an RpcError and a Call at once, which its types cannot say
+    code = call.code() if hasattr(call, "code") else grpc.StatusCode.UNKNOWN
+    detail = (call.details() if hasattr(call, "details") else "") or str(exc)
     kind = _ERRORS.get(code)
     if kind is not None:
         return kind(f"the server at {address} refused: {detail}")
@@ -110,9 +111,7 @@ class GrpcChannel:
         self._outbox, self._inbox = queue.SimpleQueue(), queue.SimpleQueue()
         where = (("fedloom-locality", f"host:{self._welcome.depot_nonce}"),) if self._depot is not None else ()
         replies = stub.Work(self._requests(self._outbox), metadata=(*self._metadata, *where))
-        threading.Thread(
-            target=self._listen, args=(replies, self._inbox), name="fedloom-listener", daemon=True
-        ).start()
+        threading.Thread(target=self._listen, args=(replies, self._inbox), name="fedloom-listener", daemon=True).start()
         return self._welcome
 
     def send(self, message: FromAgent) -> None:
@@ -199,7 +198,9 @@ class GrpcChannel:
         """The frame named by digest, continued where a broken stream left off."""
         assert self._channel is not None
         call = self._channel.unary_stream(
-            "/fedloom.proto.v1.Fleet/Download", request_serializer=pb.DownloadRequest.SerializeToString
+            "/fedloom.proto.v1.Fleet/Download",
+            request_serializer=pb.DownloadRequest.SerializeToString,
+            response_deserializer=None,
         )
         frame, received, digest = bytearray(ref.size), 0, hashlib.sha256()
         for attempt in range(_ATTEMPTS):
@@ -228,7 +229,9 @@ class GrpcChannel:
         sha256, chunk_bytes = digest.hexdigest(), self._welcome.chunk_bytes
         stub = FleetStub(self._channel)
         call = self._channel.stream_unary(
-            "/fedloom.proto.v1.Fleet/Upload", response_deserializer=pb.UploadReply.FromString
+            "/fedloom.proto.v1.Fleet/Upload",
+            request_serializer=None,
+            response_deserializer=pb.UploadReply.FromString,
         )
         for attempt in range(_ATTEMPTS):
             try:

@@ -62,7 +62,7 @@ def sum_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def scaled_add(total: Array, values: Array, weight: float, *, first: bool = False) -> bool:
-    """total += weight * values (or total = weight * values where `first`), in blocks that stay in a core's cache.
+    """Do total += weight * values (or total = weight * values where `first`), in blocks that stay in a core's cache.
 
     Returns:
         Whether every product was finite; the check reads the block while it is still in the cache.
@@ -185,9 +185,7 @@ class RunningMean:
     def _start(self, groups: Groups) -> None:
         self._dtypes = {g: {n: array.dtype for n, array in arrays.items()} for g, arrays in groups.items()}
         shapes = {
-            g: {
-                n: np.broadcast_to(np.zeros((), sum_dtype(array.dtype)), array.shape) for n, array in arrays.items()
-            }
+            g: {n: np.broadcast_to(np.zeros((), sum_dtype(array.dtype)), array.shape) for n, array in arrays.items()}
             for g, arrays in groups.items()
         }
         self._sums = self._allocate(Record(shapes)) if self._allocate else _empty_like(shapes)
@@ -225,9 +223,10 @@ class RunningMean:
         mine = {(g, n): array.shape for g, n, array in Record(self._sums).items()}
         theirs = {(g, n): array.shape for g, n, array in Record(other._sums).items()}
         if mine != theirs:
-            odd = sorted({key[1] for key in mine.keys() ^ theirs.keys()} | {
-                key[1] for key in mine.keys() & theirs.keys() if mine[key] != theirs[key]
-            })
+            odd = sorted(
+                {key[1] for key in mine.keys() ^ theirs.keys()}
+                | {key[1] for key in mine.keys() & theirs.keys() if mine[key] != theirs[key]}
+            )
             raise BadUpdate(f"two partial sums differ in the names or shapes of arrays {odd}; they cannot be added")
 
 

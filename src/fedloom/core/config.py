@@ -102,7 +102,7 @@ class Experiment(Settings):
     """The aggregation strategy and its settings."""
     workload: SerializeAsAny[PluginSettings]
     """Data, model and local training, and their settings."""
-    selection: SerializeAsAny[PluginSettings] = Field(default=None, validate_default=True)  # type: ignore[assignment]
+    selection: SerializeAsAny[PluginSettings] = Field(default=None, validate_default=True)
     """Who is asked in each round; uniform where it is not given."""
     round: RoundSettings = RoundSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -121,7 +121,7 @@ class Experiment(Settings):
         if isinstance(value, PluginSettings):
             return value
         if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-            raise ValueError(f"expected a table with at least `name = \"…\"`, one of {', '.join(registry.names(kind))}")
+            raise ValueError(f'expected a table with at least `name = "…"`, one of {", ".join(registry.names(kind))}')
         config: type[PluginSettings] | None = getattr(registry.part(kind, value["name"], "config"), "Config", None)
         if config is None:
             raise ConfigError(

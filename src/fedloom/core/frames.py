@@ -151,7 +151,7 @@ def pieces(record: Record) -> Iterator[memoryview]:
     for slot in layout.slots:
         array = np.ascontiguousarray(record.groups[slot.group][slot.name])
         if array.size:
-            yield memoryview(array.reshape(-1).view(np.uint8))
+            yield array.reshape(-1).view(np.uint8).data
 
 
 def chunked(frame: Iterable[memoryview], chunk_bytes: int, offset: int = 0) -> Iterator[bytes]:

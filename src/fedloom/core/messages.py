@@ -19,16 +19,16 @@ class GroupKey(NamedTuple):
     round: int
     exchange: int
     """Index of the exchange within its round, from 0."""
-    index: int
+    group: int
     """Index of the group within its exchange, from 0, in cohort order."""
 
     def __str__(self) -> str:
-        return f"{self.run_id}/{self.round}.{self.exchange}.{self.index}"
+        return f"{self.run_id}/{self.round}.{self.exchange}.{self.group}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PayloadRef:
-    """Where a frame can be had, by whichever way is nearest: this process, this host's memory, the message, the wire."""
+    """Where a frame can be had, by the nearest way: this process, this host's memory, the message, the wire."""
 
     size: int
     """Bytes of the frame."""

@@ -48,6 +48,10 @@ class Strategy(Protocol[S]):
     one, is the folder's `rule.py`; an unusual fold is its `accumulator.py`.
     """
 
+    @property
+    def State(self) -> type[S]:
+        """The dataclass its states are: what a checkpoint is read back into. A class attribute does."""
+
     def init(self, model: Record) -> S:
         """The state before round 1, from the workload's initial record."""
 
@@ -75,6 +79,10 @@ class Roster:
 
 class Selection(Protocol[S]):
     """Who is asked. Pure, with a state of its own; composes with any strategy."""
+
+    @property
+    def State(self) -> type[S]:
+        """The dataclass its states are. A class attribute does."""
 
     def init(self, roster: Roster) -> S:
         """The state before round 1."""

@@ -144,7 +144,9 @@ def _expose(metrics: PrometheusSink, host: str, port: int | None) -> Any:
     try:
         return expose(metrics, host, port)
     except OSError as exc:
-        raise UsageError(f"cannot serve metrics on {host}:{port}: {exc.strerror}. Choose another --metrics-port") from exc
+        raise UsageError(
+            f"cannot serve metrics on {host}:{port}: {exc.strerror}. Choose another --metrics-port"
+        ) from exc
 
 
 class _Relay:

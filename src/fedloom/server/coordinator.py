@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from fedloom.core.errors import BadMessage, FedloomError, NotFound
@@ -31,11 +28,12 @@ from fedloom.core.messages import (
     Heartbeat,
     Hello,
     RunSpec,
-    ToAgent,
     Welcome,
 )
-from fedloom.core.records import Exchange, Job, Record
-from fedloom.server.payloads import CHUNK_BYTES, Offer, PayloadStore
+from fedloom.core.records import Exchange
+from fedloom.server.nodes import Mailbox, Node
+from fedloom.server.open_exchange import Answer, OpenExchange, PlannedGroup
+from fedloom.server.payloads import CHUNK_BYTES, PayloadStore
 
 HEARTBEAT_S = 2.0
 """Seconds between an agent's heartbeats."""
@@ -43,90 +41,6 @@ LOST_AFTER_S = 20.0
 """Seconds of silence after which an attached agent counts as lost."""
 GRACE_S = 3.0
 """Seconds a disconnected agent may take to come back before its groups go elsewhere."""
-
-
-class Mailbox:
-    """Messages on their way to one session of one agent."""
-
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[ToAgent | None] = queue.SimpleQueue()
-
-    def put(self, message: ToAgent) -> None:
-        """Add a message."""
-        self._queue.put(message)
-
-    def get(self, timeout_s: float | None = None) -> ToAgent | None:
-        """The next message; None when the mailbox was closed. Raises `queue.Empty` after `timeout_s`."""
-        return self._queue.get(timeout=timeout_s) if timeout_s != 0 else self._queue.get_nowait()
-
-    def close(self) -> None:
-        """End the stream that reads this."""
-        self._queue.put(None)
-
-
-@dataclass
-class Node:
-    """One agent as the coordinator knows it."""
-
-    hello: Hello
-    locality: str
-    """`process`, `host` or `remote`."""
-    mailbox: Mailbox | None = None
-    told_runs: set[str] = field(default_factory=set)
-    assigned: dict[GroupKey, float] = field(default_factory=dict)
-    """Groups it holds, with the time each was pushed (monotonic seconds)."""
-    seen: float = field(default_factory=time.monotonic)
-    gone_since: float | None = None
-    fresh: bool = True
-    """No heartbeat of this session yet."""
-    bytes_down: int = 0
-    bytes_up: int = 0
-    groups_done: int = 0
-    busy_s: float = 0.0
-
-    @property
-    def online(self) -> bool:
-        return self.mailbox is not None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """An accepted result, its accumulator decoded; or the reason a group will never have one."""
-
-    index: int
-    node: str
-    result: GroupResult | None
-    total: Record | None = None
-    lost: str = ""
-    """Why nobody could do the group."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlannedGroup:
-    """Jobs folded together, and how much work they look like (any unit)."""
-
-    jobs: tuple[Job, ...]
-    work: float
-    states: Mapping[int, Record] = field(default_factory=dict)
-
-
-class OpenExchange:
-    """An exchange in progress: its run reads answers here, the coordinator puts them."""
-
-    def __init__(self, run: RunSpec, round: int, exchange: int, spec: Exchange, groups: Sequence[PlannedGroup]) -> None:
-        self.run, self.round, self.exchange, self.spec, self.groups = run, round, exchange, spec, groups
-        order = sorted(range(len(groups)), key=lambda index: (-groups[index].work, index))
-        self.pending: deque[int] = deque(order)
-        self.inputs: dict[str, Offer] = {}
-        self.states: dict[int, Offer] = {}
-        self.done: set[int] = set()
-        self.deaths: dict[int, int] = {}
-        self.answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
-        self.duplicates = self.stale = self.reassigned = 0
-
-    def key(self, index: int) -> GroupKey:
-        """The name of one of its groups."""
-        return GroupKey(self.run.run_id, self.round, self.exchange, index)
 
 
 class Coordinator:
@@ -406,10 +320,10 @@ class Coordinator:
             node = self._session(name, session)
             now, node.seen = time.monotonic(), time.monotonic()
             held = set(message.held)
-            for opened in self._open.values():
-                if opened.run.run_id in message.missing_runs:
-                    node.told_runs.discard(opened.run.run_id)
-                    self._tell(node, opened.run)
+            for run in [opened.run for opened in self._open.values()]:
+                if run.run_id in message.missing_runs:
+                    node.told_runs.discard(run.run_id)
+                    self._tell(node, run)
             if node.fresh:
                 node.fresh = False
                 self._requeue(name, node, held, "the agent was restarted")
@@ -417,16 +331,16 @@ class Coordinator:
                 if key not in held and now - pushed > 1.5 * self._heartbeat_s:
                     del node.assigned[key]
                     opened = self._open.get(key[:3])
-                    if opened is not None and key.index not in opened.done:
-                        opened.pending.appendleft(key.index)
+                    if opened is not None and key.group not in opened.done:
+                        opened.pending.appendleft(key.group)
             for key in held - set(node.assigned):
                 opened = self._open.get(key[:3])
-                if opened is None or key.index in opened.done:
+                if opened is None or key.group in opened.done:
                     self._ack(node, key, "stale" if opened is None else "duplicate")
                 else:
                     node.assigned[key] = now
-                    if key.index in opened.pending:
-                        opened.pending.remove(key.index)
+                    if key.group in opened.pending:
+                        opened.pending.remove(key.group)
             self._dispatch()
 
     def _result(self, name: str, session: str, result: GroupResult) -> None:
@@ -435,7 +349,7 @@ class Coordinator:
             node = self._session(name, session)
             node.seen = time.monotonic()
             opened = self._open.get(key[:3])
-            if opened is None or key.index in opened.done or not 0 <= key.index < len(opened.groups):
+            if opened is None or key.group in opened.done or not 0 <= key.group < len(opened.groups):
                 status = "stale" if opened is None else "duplicate"
                 if opened is None:
                     self._stale[key.run_id] = self._stale.get(key.run_id, 0) + 1
@@ -445,17 +359,17 @@ class Coordinator:
                 self._ack(node, key, status)
                 return
             try:
-                _check_clients(result, opened.groups[key.index])
+                _check_clients(result, opened.groups[key.group])
                 total = self.payloads.take(name, result.total) if result.total is not None else None
             except FedloomError as exc:
                 node.assigned.pop(key, None)
                 self._ack(node, key, "rejected", exc.public_message())
-                self._lose(opened, key.index, name, f"{type(exc).__name__}: {exc}")
+                self._lose(opened, key.group, name, f"{type(exc).__name__}: {exc}")
                 self._dispatch()
                 return
-            opened.done.add(key.index)
-            if key.index in opened.pending:  # it had been taken from this agent, which then answered after all
-                opened.pending.remove(key.index)
+            opened.done.add(key.group)
+            if key.group in opened.pending:  # it had been taken from this agent, which then answered after all
+                opened.pending.remove(key.group)
             for other in self._nodes.values():
                 other.assigned.pop(key, None)
             node.groups_done += 1
@@ -463,7 +377,7 @@ class Coordinator:
             node.bytes_up += result.total.size if result.total is not None else 0
             self._ack(node, key, "accepted")
             self._dispatch()
-        opened.answers.put(Answer(index=key.index, node=name, result=result, total=total))
+        opened.answers.put(Answer(index=key.group, node=name, result=result, total=total))
 
     def _ack(self, node: Node, key: GroupKey, status: str, message: str = "") -> None:
         if node.mailbox is not None:
@@ -474,8 +388,8 @@ class Coordinator:
         for key in [key for key in node.assigned if key not in held]:
             del node.assigned[key]
             opened = self._open.get(key[:3])
-            if opened is not None and key.index not in opened.done:
-                self._lose(opened, key.index, name, reason)
+            if opened is not None and key.group not in opened.done:
+                self._lose(opened, key.group, name, reason)
         self._dispatch()
 
     def _lose(self, opened: OpenExchange, index: int, name: str, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""One exchange as the loop sees it: jobs out in fixed groups, answers folded in group order, quorum and deadline kept."""
+"""One exchange as the loop sees it: jobs out in fixed groups, answers folded in order, quorum and deadline kept."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from fedloom.core.errors import BadUpdate, ClientFailed, Interrupted, NoCapacity
 from fedloom.core.events import ClientsDone, Event
 from fedloom.core.messages import RunSpec
 from fedloom.core.records import ClientFailure, ClientReport, Exchange, Job, Record
-from fedloom.server.coordinator import Answer, Coordinator, OpenExchange, PlannedGroup
+from fedloom.server.coordinator import Coordinator
+from fedloom.server.open_exchange import Answer, OpenExchange, PlannedGroup
 from fedloom.server.run_store import RunStore
 
 _TICK_S = 0.5
@@ -267,6 +268,6 @@ def _own(record: Record, kind: type[Any]) -> Record:
     """
     if kind is RunningMean:
         return record
-    return replace(record, groups={g: {n: np.array(a) for n, a in arrays.items()} for g, arrays in record.groups.items()})
-
-
+    return replace(
+        record, groups={g: {n: np.array(a) for n, a in arrays.items()} for g, arrays in record.groups.items()}
+    )

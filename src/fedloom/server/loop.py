@@ -29,8 +29,9 @@ from fedloom.core.records import (
 )
 from fedloom.core.seeds import generator
 from fedloom.core.state import dump_state, load_state
-from fedloom.server.coordinator import Coordinator, Node
+from fedloom.server.coordinator import Coordinator
 from fedloom.server.exchange import Collected, Collector
+from fedloom.server.nodes import Node
 from fedloom.server.run_store import Checkpoint, RunStore
 
 
@@ -73,7 +74,7 @@ class Loop:
         coordinator: the way to the agents.
         emit: takes every event.
         stop: when set, the run ends with `Interrupted` as soon as it can.
-        pump: does an agent's work in this thread while the loop waits (inline runtime); None where agents are elsewhere.
+        pump: does an agent's work in this thread while the loop waits; None where agents are elsewhere.
         patience_s: seconds to wait for a first agent before giving up; None waits for ever.
     """
 
@@ -90,9 +91,9 @@ class Loop:
     ) -> None:
         self._experiment, self._store, self._coordinator, self._emit = experiment, store, coordinator, emit
         self.run = RunSpec(run_id=store.run_id, experiment=experiment.to_dict())
-        self._strategy: Strategy[Any] = registry.part("strategies", experiment.strategy.name, "strategy").build_strategy(
-            experiment.strategy, experiment
-        )
+        self._strategy: Strategy[Any] = registry.part(
+            "strategies", experiment.strategy.name, "strategy"
+        ).build_strategy(experiment.strategy, experiment)
         self._selection: Selection[Any] = registry.part(
             "selection", experiment.selection.name, "selection"
         ).build_selection(experiment.selection)
@@ -126,8 +127,8 @@ class Loop:
             self.info = info
             self._progress = _Progress(
                 checkpoint.round,
-                load_state(self._strategy.State, checkpoint.strategy),  # type: ignore[attr-defined]
-                load_state(self._selection.State, checkpoint.selection),  # type: ignore[attr-defined]
+                load_state(self._strategy.State, checkpoint.strategy),
+                load_state(self._selection.State, checkpoint.selection),
                 checkpoint.seconds,
             )
         else:
@@ -226,7 +227,9 @@ class Loop:
             if not isinstance(step, Pending):
                 return step
             state, exchange = step.state, step.exchange
-        raise RunFailed(f"strategy {self._experiment.strategy.name!r} asked for 1000 exchanges in round {context.round}")
+        raise RunFailed(
+            f"strategy {self._experiment.strategy.name!r} asked for 1000 exchanges in round {context.round}"
+        )
 
     def _evaluate(self, state: Any, number: int, tally: _Tally) -> tuple[dict[str, float] | None, float]:
         """The global model on held-out data, in parts, by the agents."""
@@ -358,5 +361,3 @@ def _share(node: Node) -> NodeShare:
 
 def _difference(now: NodeShare, before: NodeShare) -> NodeShare:
     return NodeShare(**{name: value - getattr(before, name) for name, value in now.model_dump().items()})
-
-

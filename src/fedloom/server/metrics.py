@@ -27,26 +27,38 @@ class PrometheusSink:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
-        new = {"registry": self.registry}
-        self._round = Gauge("fedloom_round", "Last finished round of the run", ["run"], **new)
-        self._rounds = Counter("fedloom_rounds_total", "Rounds finished", ["run"], **new)
-        self._cohort = Gauge("fedloom_cohort_clients", "Clients asked in the present round", ["run"], **new)
+        home = self.registry
+        self._round = Gauge("fedloom_round", "Last finished round of the run", ["run"], registry=home)
+        self._rounds = Counter("fedloom_rounds_total", "Rounds finished", ["run"], registry=home)
+        self._cohort = Gauge("fedloom_cohort_clients", "Clients asked in the present round", ["run"], registry=home)
         self._latency = Histogram(
-            "fedloom_update_latency_seconds", "Time a client's work took", ["run"], buckets=_SECONDS, **new
+            "fedloom_update_latency_seconds", "Time a client's work took", ["run"], buckets=_SECONDS, registry=home
         )
         self._round_time = Histogram(
-            "fedloom_round_seconds", "Time from a round's start to its end", ["run"], buckets=_SECONDS, **new
+            "fedloom_round_seconds", "Time from a round's start to its end", ["run"], buckets=_SECONDS, registry=home
         )
         self._aggregation = Histogram(
-            "fedloom_aggregation_seconds", "Time a round spent folding and finishing", ["run"], buckets=_SECONDS, **new
+            "fedloom_aggregation_seconds",
+            "Time a round spent folding and finishing",
+            ["run"],
+            buckets=_SECONDS,
+            registry=home,
         )
-        self._bytes = Counter("fedloom_federated_bytes_total", "Bytes by direction", ["run", "direction"], **new)
-        self._wire = Counter("fedloom_wire_bytes_total", "Bytes by node and direction", ["node", "direction"], **new)
-        self._failures = Counter("fedloom_client_failures_total", "Missing answers", ["run", "stage", "error"], **new)
-        self._late = Counter("fedloom_late_results_total", "Results not folded", ["run", "kind"], **new)
-        self._nodes = Gauge("fedloom_nodes", "Agents by state", ["state"], **new)
-        self._evaluation = Gauge("fedloom_evaluation", "Last evaluation of the global model", ["run", "metric"], **new)
-        self._runs = Counter("fedloom_runs_total", "Runs ended", ["status"], **new)
+        self._bytes = Counter(
+            "fedloom_federated_bytes_total", "Bytes by direction", ["run", "direction"], registry=home
+        )
+        self._wire = Counter(
+            "fedloom_wire_bytes_total", "Bytes by node and direction", ["node", "direction"], registry=home
+        )
+        self._failures = Counter(
+            "fedloom_client_failures_total", "Missing answers", ["run", "stage", "error"], registry=home
+        )
+        self._late = Counter("fedloom_late_results_total", "Results not folded", ["run", "kind"], registry=home)
+        self._nodes = Gauge("fedloom_nodes", "Agents by state", ["state"], registry=home)
+        self._evaluation = Gauge(
+            "fedloom_evaluation", "Last evaluation of the global model", ["run", "metric"], registry=home
+        )
+        self._runs = Counter("fedloom_runs_total", "Runs ended", ["status"], registry=home)
         self._states: dict[str, str] = {}
 
     def write(self, event: Any) -> None:

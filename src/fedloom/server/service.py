@@ -77,7 +77,7 @@ class FleetService(FleetServicer):
     def download(self, request: pb.DownloadRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
         """Stream a payload as raw chunks."""
         with _answering(context):
-            node, _ = self._caller(context)
+            self._caller(context)
             yield from self._coordinator.payloads.download(request.sha256, request.offset)
 
     def upload(self, request_iterator: Iterator[bytes], context: grpc.ServicerContext) -> pb.UploadReply:
@@ -90,9 +90,7 @@ class FleetService(FleetServicer):
             )
             return pb.UploadReply(received=received)
 
-    def _read(
-        self, requests: Iterator[pb.FromAgent], context: grpc.ServicerContext, node: str, session: str
-    ) -> None:
+    def _read(self, requests: Iterator[pb.FromAgent], context: grpc.ServicerContext, node: str, session: str) -> None:
         try:
             for wire in requests:
                 self._coordinator.count_bytes(node, up=wire.ByteSize())
@@ -185,7 +183,6 @@ def listen(
     )
     fleet = FleetService(coordinator, token)
     add_FleetServicer_to_server(fleet, server)
-    server.add_registered_method_handlers("fedloom.proto.v1.Fleet", _raw_methods(fleet))
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("fedloom.proto.v1.Fleet", _raw_methods(fleet)),)
     )
@@ -202,7 +199,7 @@ def listen(
     return server, bound
 
 
-def _raw_methods(fleet: FleetService) -> dict[str, grpc.RpcMethodHandler]:
+def _raw_methods(fleet: FleetService) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
     """Download and Upload, whose chunks are raw bytes."""
     return {
         "Download": grpc.unary_stream_rpc_method_handler(

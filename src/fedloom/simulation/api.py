@@ -56,7 +56,7 @@ def preset_path(name: str) -> Path:
 
 
 def load(target: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """An experiment from a preset's name, a TOML file, or the folder of a Flower app, with `key=value` settings changed.
+    """An experiment from a preset's name, a TOML file, or a Flower app's folder, with `key=value` settings changed.
 
     Raises:
         UnknownName: it is none of these.
@@ -97,7 +97,9 @@ def run(
     """
     run_id = new_run_id(experiment.name)
     store: RunStore
-    store = DiskRunStore.create(Path(out) if out is not None else RUNS / run_id, run_id) if keep else MemoryRunStore(run_id)
+    store = (
+        DiskRunStore.create(Path(out) if out is not None else RUNS / run_id, run_id) if keep else MemoryRunStore(run_id)
+    )
     store.begin(experiment)
     return _session(experiment, store, sinks)
 

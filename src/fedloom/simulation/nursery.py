@@ -22,7 +22,9 @@ _PR_SET_PDEATHSIG = 1
 
 def main(preload: str) -> None:
     """Serve until the input ends."""
-    with contextlib.suppress(Exception):  # a workload that cannot be loaded says so in its first job, with its traceback
+    with contextlib.suppress(
+        Exception
+    ):  # a workload that cannot be loaded says so in its first job, with its traceback
         from fedloom.core import registry
 
         registry.part("workloads", preload, "workload")

@@ -1,4 +1,4 @@
-"""The interface of a runtime, and the choice of one. A runtime starts agents and keeps them alive; it knows no rounds."""
+"""The interface of a runtime, and the choice of one. It starts agents and keeps them alive; it knows no rounds."""
 
 from __future__ import annotations
 

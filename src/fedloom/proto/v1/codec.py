@@ -46,9 +46,7 @@ def to_agent_message(message: ToAgent) -> pb.ToAgent:
         case RunSpec():
             return pb.ToAgent(run=pb.RunSpec(run_id=message.run_id, experiment_json=_dump(message.experiment)))
         case Cancel():
-            return pb.ToAgent(
-                cancel=pb.Cancel(run_id=message.run_id, round=message.round, exchange=message.exchange)
-            )
+            return pb.ToAgent(cancel=pb.Cancel(run_id=message.run_id, round=message.round, exchange=message.exchange))
         case Goodbye():
             return pb.ToAgent(goodbye=pb.Goodbye(reason=message.reason))
 
@@ -63,9 +61,7 @@ def read_to_agent(message: pb.ToAgent) -> ToAgent:
         case "run":
             return RunSpec(run_id=message.run.run_id, experiment=_load(message.run.experiment_json, "experiment"))
         case "cancel":
-            return Cancel(
-                run_id=message.cancel.run_id, round=message.cancel.round, exchange=message.cancel.exchange
-            )
+            return Cancel(run_id=message.cancel.run_id, round=message.cancel.round, exchange=message.cancel.exchange)
         case "goodbye":
             return Goodbye(reason=message.goodbye.reason)
         case other:
@@ -262,7 +258,7 @@ def _read_payload(message: pb.Payload) -> PayloadRef:
 
 
 def _key(key: GroupKey) -> pb.GroupKey:
-    return pb.GroupKey(run_id=key.run_id, round=key.round, exchange=key.exchange, index=key.index)
+    return pb.GroupKey(run_id=key.run_id, round=key.round, exchange=key.exchange, index=key.group)
 
 
 def _read_key(message: pb.GroupKey) -> GroupKey:

@@ -13,22 +13,22 @@ from fedloom.selection.uniform.config import Config
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class Nothing:
     """Nothing to remember."""
 
 
 class Uniform:
     """A uniformly random set, in random order; costs O(size), whatever the population."""
 
-    State = State
+    State = Nothing
 
-    def init(self, roster: Roster) -> State:
-        return State()
+    def init(self, roster: Roster) -> Nothing:
+        return Nothing()
 
-    def choose(self, state: State, roster: Roster, size: int, rng: np.random.Generator) -> tuple[int, ...]:
+    def choose(self, state: Nothing, roster: Roster, size: int, rng: np.random.Generator) -> tuple[int, ...]:
         return tuple(int(client) for client in rng.choice(roster.population, size, replace=False))
 
-    def observe(self, state: State, reports: Sequence[ClientReport]) -> State:
+    def observe(self, state: Nothing, reports: Sequence[ClientReport]) -> Nothing:
         return state
 
 

@@ -11,7 +11,7 @@ from fedloom.strategies.fedavg.config import Config
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class GlobalModel:
     """The global model w_t: arrays by name, in the workload's shapes and dtypes."""
 
     model: Arrays
@@ -23,19 +23,19 @@ class FedAvg:
     McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized Data", Algorithm 1.
     """
 
-    State = State
+    State = GlobalModel
 
-    def init(self, model: Record) -> State:
-        return State(model.groups[MODEL])
+    def init(self, model: Record) -> GlobalModel:
+        return GlobalModel(model.groups[MODEL])
 
-    def plan(self, state: State, context: RoundContext) -> Exchange | None:
+    def plan(self, state: GlobalModel, context: RoundContext) -> Exchange | None:
         return Exchange(jobs=context.jobs(), inputs={MODEL: Record({MODEL: state.model})})
 
-    def finish(self, state: State, total: Accumulator, context: RoundContext) -> State:
+    def finish(self, state: GlobalModel, total: Accumulator, context: RoundContext) -> GlobalModel:
         assert isinstance(total, RunningMean)
         return replace(state, model=total.value()[MODEL])
 
-    def arrays(self, state: State) -> Arrays:
+    def arrays(self, state: GlobalModel) -> Arrays:
         return state.model
 
 

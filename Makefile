@@ -1,0 +1,54 @@
+# The project's verbs. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow check format bench docs proto clean
+
+help: ## List the verbs
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(INSTALLED) ## Make .venv with the exact packages of requirements.lock, and fedloom in it
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fedloom needs Python >= 3.11; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(BIN)/python -m pip check
+	touch $@
+
+demo: install ## Train FedAvg on real digits: Ray spawns the clients, gRPC carries their updates
+	$(BIN)/fedloom run digits-fedavg
+
+test: install ## Run the tests that take seconds
+	$(BIN)/python -I -m pytest -m "not slow"
+
+test-slow: install ## Run the tests that take minutes
+	$(BIN)/python -I -m pytest -m slow
+
+check: install ## Lint, types, layers, generated code and reference docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	PYTHON=$(BIN)/python bash proto/generate.sh --check
+	$(BIN)/python -m fedloom.reporting.reference --check docs/reference
+
+format: install ## Put the code in the project's form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install ## Measure against a bare PyTorch loop and Flower's engine
+	$(BIN)/python -m benchmarks
+
+docs: install ## Write docs/reference from the code
+	$(BIN)/python -m fedloom.reporting.reference docs/reference
+
+proto: install ## Generate the wire code
+	PYTHON=$(BIN)/python bash proto/generate.sh
+
+clean: ## Remove what the verbs made (runs/ stays)
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,127 @@
+"""Asking a server for things: submit, list, watch and stop runs, list nodes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+import grpc
+
+from fedloom.client.grpc_channel import OPTIONS, translate
+from fedloom.core.config import Experiment
+from fedloom.core.errors import FedloomError
+from fedloom.proto.v1 import control_pb2 as pb
+from fedloom.proto.v1.control_pb2_grpc import ControlStub
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRow:
+    """One run of a server."""
+
+    run_id: str
+    name: str
+    status: str
+    """`queued`, `running`, `done`, `failed` or `interrupted`."""
+    rounds_done: int
+    rounds: int
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeRow:
+    """One node of a server."""
+
+    node: str
+    state: str
+    """`online`, `busy` or `lost`."""
+    facts: dict[str, Any]
+    wire_bytes_down: int
+    wire_bytes_up: int
+    groups_done: int
+    last_seen_s: float
+    """Seconds since it was last heard of."""
+
+
+class ControlClient:
+    """A person's connection to a server.
+
+    Args:
+        server: `host:port`.
+        token: the server's shared secret; empty where it has none.
+        timeout_s: seconds to wait for an answer.
+    """
+
+    def __init__(self, server: str, token: str = "", *, timeout_s: float = 10.0) -> None:
+        self._server, self._timeout_s = server, timeout_s
+        self._metadata = (("fedloom-token", token),) if token else ()
+        self._channel = grpc.insecure_channel(server, options=OPTIONS)
+        self._stub = ControlStub(self._channel)
+
+    def submit(self, experiment: Experiment) -> str:
+        """Queue an experiment; returns the run's id."""
+        request = pb.SubmitRequest(experiment_json=json.dumps(experiment.to_dict()))
+        return str(self._call(self._stub.Submit, request).run_id)
+
+    def runs(self) -> list[RunRow]:
+        """Every run of the server, oldest first."""
+        reply = self._call(self._stub.ListRuns, pb.ListRunsRequest())
+        return [
+            RunRow(
+                run_id=row.run_id,
+                name=row.name,
+                status=row.status,
+                rounds_done=row.rounds_done,
+                rounds=row.rounds,
+                error=row.error,
+            )
+            for row in reply.runs
+        ]
+
+    def watch(self, run_id: str) -> Iterator[dict[str, Any]]:
+        """The run's events, past and coming, as in `events.jsonl`; ends with the run."""
+        try:
+            for reply in self._stub.Watch(pb.WatchRequest(run_id=run_id), metadata=self._metadata):
+                yield json.loads(reply.event_json)
+        except grpc.RpcError as exc:
+            raise self._error(exc) from exc
+
+    def stop(self, run_id: str) -> str:
+        """Stop a run; returns the status it had."""
+        return str(self._call(self._stub.Stop, pb.StopRequest(run_id=run_id)).status)
+
+    def nodes(self) -> list[NodeRow]:
+        """Every node the server knows."""
+        reply = self._call(self._stub.ListNodes, pb.ListNodesRequest())
+        return [
+            NodeRow(
+                node=row.node,
+                state=row.state,
+                facts=json.loads(row.facts_json),
+                wire_bytes_down=row.wire_bytes_down,
+                wire_bytes_up=row.wire_bytes_up,
+                groups_done=row.groups_done,
+                last_seen_s=row.last_seen_s,
+            )
+            for row in reply.nodes
+        ]
+
+    def close(self) -> None:
+        """End the connection."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _call(self, method: Any, request: Any) -> Any:
+        try:
+            return method(request, metadata=self._metadata, timeout=self._timeout_s)
+        except grpc.RpcError as exc:
+            raise self._error(exc) from exc
+
+    def _error(self, exc: grpc.RpcError) -> FedloomError:
+        return translate(exc, self._server)

@@ -1,0 +1,53 @@
+"""Agents as the coordinator knows them: who they are, what they hold, what they have done."""
+
+from __future__ import annotations
+
+import queue
+import time
+from dataclasses import dataclass, field
+
+from fedloom.core.messages import GroupKey, Hello, ToAgent
+
+
+class Mailbox:
+    """Messages on their way to one session of one agent."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[ToAgent | None] = queue.SimpleQueue()
+
+    def put(self, message: ToAgent) -> None:
+        """Add a message."""
+        self._queue.put(message)
+
+    def get(self, timeout_s: float | None = None) -> ToAgent | None:
+        """The next message; None when the mailbox was closed. Raises `queue.Empty` after `timeout_s`."""
+        return self._queue.get(timeout=timeout_s) if timeout_s != 0 else self._queue.get_nowait()
+
+    def close(self) -> None:
+        """End the stream that reads this."""
+        self._queue.put(None)
+
+
+@dataclass
+class Node:
+    """One agent as the coordinator knows it."""
+
+    hello: Hello
+    locality: str
+    """`process`, `host` or `remote`."""
+    mailbox: Mailbox | None = None
+    told_runs: set[str] = field(default_factory=set)
+    assigned: dict[GroupKey, float] = field(default_factory=dict)
+    """Groups it holds, with the time each was pushed (monotonic seconds)."""
+    seen: float = field(default_factory=time.monotonic)
+    gone_since: float | None = None
+    fresh: bool = True
+    """No heartbeat of this session yet."""
+    bytes_down: int = 0
+    bytes_up: int = 0
+    groups_done: int = 0
+    busy_s: float = 0.0
+
+    @property
+    def online(self) -> bool:
+        return self.mailbox is not None

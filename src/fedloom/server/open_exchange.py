@@ -1,0 +1,52 @@
+"""An exchange in progress: its groups, who has which, and the answers on their way to the run."""
+
+from __future__ import annotations
+
+import queue
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fedloom.core.messages import GroupKey, GroupResult, RunSpec
+from fedloom.core.records import Exchange, Job, Record
+from fedloom.server.payloads import Offer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """An accepted result, its accumulator decoded; or the reason a group will never have one."""
+
+    index: int
+    node: str
+    result: GroupResult | None
+    total: Record | None = None
+    lost: str = ""
+    """Why nobody could do the group."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedGroup:
+    """Jobs folded together, and how much work they look like (any unit)."""
+
+    jobs: tuple[Job, ...]
+    work: float
+    states: Mapping[int, Record] = field(default_factory=dict)
+
+
+class OpenExchange:
+    """An exchange in progress: its run reads answers here, the coordinator puts them."""
+
+    def __init__(self, run: RunSpec, round: int, exchange: int, spec: Exchange, groups: Sequence[PlannedGroup]) -> None:
+        self.run, self.round, self.exchange, self.spec, self.groups = run, round, exchange, spec, groups
+        order = sorted(range(len(groups)), key=lambda index: (-groups[index].work, index))
+        self.pending: deque[int] = deque(order)
+        self.inputs: dict[str, Offer] = {}
+        self.states: dict[int, Offer] = {}
+        self.done: set[int] = set()
+        self.deaths: dict[int, int] = {}
+        self.answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self.duplicates = self.stale = self.reassigned = 0
+
+    def key(self, index: int) -> GroupKey:
+        """The name of one of its groups."""
+        return GroupKey(self.run.run_id, self.round, self.exchange, index)
