@@ -17,7 +17,7 @@ import numpy as np
 from fedloom.core import frames, registry
 from fedloom.core.accumulators import BUILTIN, Accumulator, Allocate
 from fedloom.core.config import Experiment
-from fedloom.core.errors import BadUpdate, ClientFailed
+from fedloom.core.errors import BadUpdate, ClientFailed, UsageError
 from fedloom.core.messages import Channel, Group, GroupResult, PayloadRef, RunSpec
 from fedloom.core.protocols import LocalRule, Workload
 from fedloom.core.records import (
@@ -101,6 +101,8 @@ class Executor:
                 inputs = self._read(group)
                 update = self._update(run, group, job, inputs, rule, stage)
             except Exception as exc:
+                if self._debug and isinstance(exc, UsageError):
+                    raise
                 if self._debug:
                     raise ClientFailed(
                         f"client {job.client}, round {job.round}, stage {stage.name}: {type(exc).__name__}: {exc}"

@@ -6,6 +6,7 @@ server in group order (`merge`). It owns its arrays and may change them in place
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -87,8 +88,8 @@ def is_finite(values: Array) -> bool:
         return True
     flat = values.reshape(-1)
     with np.errstate(over="ignore", invalid="ignore"):
-        quick = float(np.dot(flat, flat))
-    return bool(np.isfinite(quick)) or bool(np.isfinite(flat).all())
+        squares = float(np.dot(flat, flat))
+    return math.isfinite(squares) or bool(np.isfinite(flat).all())
 
 
 class RunningMean:

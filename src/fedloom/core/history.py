@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+Measured = Annotated[float, BeforeValidator(lambda value: float("nan") if value is None else value)]
+"""A number that may be NaN or infinite. JSON has neither: both are written as null, and null is read as NaN."""
 
 
 class _Frozen(BaseModel):
@@ -79,9 +82,9 @@ class RoundRecord(_Frozen):
     cohort: list[int]
     num_examples: int
     """Examples the accepted updates were trained on."""
-    metrics: dict[str, float]
+    metrics: dict[str, Measured]
     """Means of what clients reported while training, such as `loss`."""
-    evaluation: dict[str, float] | None = None
+    evaluation: dict[str, Measured] | None = None
     """Means over the held-out data, such as `loss` and `accuracy`; None where the round was not evaluated."""
     traffic: Traffic
     timing: Timing
@@ -109,7 +112,7 @@ class RunSummary(_Frozen):
     """`done`, `failed` or `interrupted`."""
     rounds: int
     """Rounds finished."""
-    metrics: dict[str, float]
+    metrics: dict[str, Measured]
     """The last evaluation's means; the last round's training metrics where nothing was evaluated."""
     bytes_up: int
     bytes_down: int

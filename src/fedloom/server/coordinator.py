@@ -128,8 +128,9 @@ class Coordinator:
                 return
             known.mailbox.close()
             known.mailbox, known.gone_since = None, time.monotonic()
+            state = "left" if self._closed else "lost"
             self._changed.notify_all()
-        self._on_node(NodeChanged(node=node, state="lost", reason=reason))
+        self._on_node(NodeChanged(node=node, state=state, reason=reason))
 
     def receive(self, node: str, session: str, message: FromAgent) -> None:
         """Take a message of an agent; answers go to its mailbox."""

@@ -14,7 +14,15 @@ import numpy as np
 from fedloom.core import registry
 from fedloom.core.accumulators import BUILTIN, Accumulator, RunningMean
 from fedloom.core.config import Experiment
-from fedloom.core.errors import BadUpdate, ClientFailed, Interrupted, NoCapacity, QuorumNotReached
+from fedloom.core.errors import (
+    BadUpdate,
+    ClientFailed,
+    Interrupted,
+    NoCapacity,
+    QuorumNotReached,
+    UsageError,
+    catalogue,
+)
 from fedloom.core.events import ClientsDone, Event
 from fedloom.core.messages import RunSpec
 from fedloom.core.records import ClientFailure, ClientReport, Exchange, Job, Record
@@ -22,6 +30,8 @@ from fedloom.server.coordinator import Coordinator
 from fedloom.server.open_exchange import Answer, OpenExchange, PlannedGroup
 from fedloom.server.run_store import RunStore
 
+_USAGE = {f"{kind.__module__}.{kind.__name__}": kind for kind in catalogue() if issubclass(kind, UsageError)}
+"""Errors of the input itself, by the dotted names failures carry."""
 _TICK_S = 0.5
 """How often a waiting loop looks whether it was asked to stop; answers wake it at once."""
 
@@ -68,8 +78,9 @@ class Collector:
         quorum: float,
         deadline_s: float | None,
         group_size: int | None = None,
+        telling: bool = False,
     ) -> Collected:
-        """Put the exchange's jobs out and fold what comes back.
+        """Put the exchange's jobs out and fold what comes back; `telling` emits progress as clients answer.
 
         Raises:
             ClientFailed, QuorumNotReached: too few clients answered; the message says why each is missing.
@@ -93,8 +104,9 @@ class Collector:
                 fold.take(answer, groups[answer.index].jobs)
                 self._keep_states(answer, round, index)
                 fold.collected.aggregation_s += time.perf_counter() - begin
-                done = len(fold.collected.reports)
-                self._emit(ClientsDone(run_id=self._run.run_id, round=round, done=done, cohort=len(exchange.jobs)))
+                if telling:
+                    done, cohort = len(fold.collected.reports), len(exchange.jobs)
+                    self._emit(ClientsDone(run_id=self._run.run_id, round=round, done=done, cohort=cohort))
             fold.finish()
             fold.collected.duplicates, fold.collected.reassigned = opened.duplicates, opened.reassigned
         return fold.collected
@@ -125,7 +137,9 @@ class Collector:
         alone_since = time.monotonic()
         while True:
             if self._stop.is_set():
-                raise Interrupted(f"run {self._run.run_id} was stopped; go on with it: fedloom resume RUN_DIR")
+                raise Interrupted(
+                    f"run {self._run.run_id} was stopped; go on with it: fedloom resume {self._store.folder}"
+                )
             try:
                 return opened.answers.get_nowait()
             except queue.Empty:
@@ -244,6 +258,9 @@ class _Fold:
         failures = self.collected.failures
         if self._clients - len(failures) >= self._needed:
             return
+        kinds = {failure.error for failure in failures}
+        if len(kinds) == 1 and (kind := _USAGE.get(kinds.pop())) is not None:
+            raise kind(failures[0].message)  # every client met the same wrong input: that is the error to show
         told = "\n".join(failure.describe() for failure in failures[:3])
         more = f"\n… and {len(failures) - 3} more" if len(failures) > 3 else ""
         if self._needed == self._clients and all(failure.traceback for failure in failures):

@@ -42,7 +42,6 @@ class _Progress:
     round: int
     strategy: Any
     selection: Any
-    seconds: float
 
 
 @dataclass
@@ -102,6 +101,7 @@ class Loop:
         )
         self._saver = _Saver(store, experiment.checkpoint.keep)
         self._progress: _Progress | None = None
+        self._began, self._earlier_s = time.perf_counter(), 0.0
         self.info = WorkloadInfo(data={})
 
     @property
@@ -111,8 +111,8 @@ class Loop:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds of all finished rounds, all sessions together."""
-        return self._progress.seconds if self._progress else 0.0
+        """Wall-clock seconds of the run so far: this session and, up to their checkpoints, those before."""
+        return self._earlier_s + time.perf_counter() - self._began
 
     def arrays(self) -> Arrays:
         """The global model as it stands."""
@@ -129,12 +129,12 @@ class Loop:
                 checkpoint.round,
                 load_state(self._strategy.State, checkpoint.strategy),
                 load_state(self._selection.State, checkpoint.selection),
-                checkpoint.seconds,
             )
+            self._earlier_s = checkpoint.seconds
         else:
             initial = self._initial()
             roster = self._roster()
-            self._progress = _Progress(0, self._strategy.init(initial), self._selection.init(roster), 0.0)
+            self._progress = _Progress(0, self._strategy.init(initial), self._selection.init(roster))
         self._store.rounds(upto=self._progress.round)
         return self._progress.round + 1
 
@@ -184,8 +184,7 @@ class Loop:
         selection = self._selection.observe(progress.selection, tally.reports)
         evaluation, evaluation_s = self._evaluate(state, number, tally)
         waited = self._saver.wait()
-        seconds = progress.seconds + time.perf_counter() - begin
-        progress.round, progress.strategy, progress.selection, progress.seconds = number, state, selection, seconds
+        progress.round, progress.strategy, progress.selection = number, state, selection
         record = self._record(context, tally, before, evaluation)
         timing = Timing(
             total_s=time.perf_counter() - begin,
@@ -209,6 +208,7 @@ class Loop:
                 index,
                 quorum=exchange.quorum_fraction or self._experiment.round.quorum_fraction,
                 deadline_s=exchange.deadline_s or self._experiment.round.deadline_s,
+                telling=True,
             )
             tally.add(collected)
             for failure in tally.failures[-len(collected.failures) :] if collected.failures else ():
@@ -297,7 +297,7 @@ class Loop:
         last = progress.round == self._experiment.rounds
         if last or progress.round % self._experiment.checkpoint.every == 0:
             checkpoint = Checkpoint(
-                progress.round, dump_state(progress.strategy), dump_state(progress.selection), progress.seconds
+                progress.round, dump_state(progress.strategy), dump_state(progress.selection), self.seconds
             )
             self._saver.save(checkpoint)
 

@@ -1,8 +1,8 @@
 """Frames on the server: broadcasts offered to agents, and uploads coming in.
 
 A broadcast is one record, whatever the number of clients that read it. How it reaches an agent (in this process,
-through the host's memory, inside the message, or streamed by digest) is decided when the agent is given a reference, and the
-work for each way is done once.
+through the host's memory, inside the message, or streamed by digest) is decided when the agent is given a reference,
+and the work for each way is done once.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -129,6 +130,9 @@ class RunStore(Protocol):
     def save_summary(self, summary: RunSummary) -> None:
         """Keep the summary."""
 
+    def discard(self) -> None:
+        """Leave nothing of the run: its input was wrong, so there is nothing to keep."""
+
 
 class MemoryRunStore:
     """A run that leaves nothing on disk."""
@@ -197,6 +201,9 @@ class MemoryRunStore:
 
     def save_summary(self, summary: RunSummary) -> None:
         self.summary = summary
+
+    def discard(self) -> None:
+        self._rounds, self._checkpoints, self._clients = [], [], {}
 
 
 class DiskRunStore:
@@ -331,6 +338,9 @@ class DiskRunStore:
 
     def save_summary(self, summary: RunSummary) -> None:
         _write(self._folder / "summary.json", summary.model_dump_json(indent=2).encode() + b"\n")
+
+    def discard(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _checkpoints(self) -> list[tuple[int, Path]]:
         folder = self._folder / "checkpoints"

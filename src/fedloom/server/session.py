@@ -6,7 +6,6 @@ import contextlib
 import importlib.metadata
 import platform
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -70,7 +69,6 @@ def run_session(
             sink.write(event)
 
     loop = Loop(experiment, store, coordinator, emit, stop=stop, pump=pump, patience_s=patience_s)
-    began = time.perf_counter()
     error: FedloomError | None = None
     arrays: Arrays = {}
     try:
@@ -102,7 +100,7 @@ def run_session(
         with contextlib.suppress(AssertionError):
             arrays = loop.arrays()
     history = store.rounds()
-    summary = _summary(experiment, store, loop, place(), history, arrays, error, time.perf_counter() - began)
+    summary = _summary(experiment, store, loop, place(), history, arrays, error)
     with contextlib.suppress(FedloomError):  # a full disk has been reported already
         store.save_summary(summary)
         emit(RunFinished(run_id=store.run_id, summary=summary))
@@ -133,7 +131,6 @@ def _summary(
     history: Sequence[RoundRecord],
     arrays: Arrays,
     error: FedloomError | None,
-    session_s: float,
 ) -> RunSummary:
     traffic = Traffic()
     for record in history:
@@ -149,7 +146,7 @@ def _summary(
         rounds=loop.rounds_done,
         metrics=metrics,
         **traffic.model_dump(),
-        seconds=max(loop.seconds, session_s),
+        seconds=loop.seconds,
         model_sha256=arrays_sha256(arrays) if error is None else None,
         num_parameters=sum(array.size for array in arrays.values()),
         seed=experiment.seed,

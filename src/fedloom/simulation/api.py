@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedloom.core.config import Experiment
-from fedloom.core.errors import FedloomError, UnknownName
+from fedloom.core.errors import FedloomError, UnknownName, UsageError
 from fedloom.core.history import RoundRecord, RunSummary
 from fedloom.core.protocols import Sink
 from fedloom.core.records import Arrays
@@ -51,7 +51,13 @@ def presets() -> tuple[str, ...]:
 
 
 def preset_path(name: str) -> Path:
-    """The TOML file of a preset."""
+    """The TOML file of a preset.
+
+    Raises:
+        UnknownName: there is no such preset; the message names the nearest.
+    """
+    if name not in presets():
+        raise UnknownName(f"no preset {name!r}; {_near(name)}presets: {', '.join(presets())}")
     return _preset_folder() / f"{name}.toml"
 
 
@@ -72,10 +78,9 @@ def load(target: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     if str(target) in presets():
         return Experiment.load(preset_path(str(target)), overrides)
 
-    near = difflib.get_close_matches(str(target), presets(), n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
     raise UnknownName(
-        f"{str(target)!r} is no preset, TOML file, or folder of a Flower app; {hint}presets: {', '.join(presets())}"
+        f"{str(target)!r} is no preset, TOML file, or folder of a Flower app; {_near(str(target))}"
+        f"presets: {', '.join(presets())}"
     )
 
 
@@ -101,7 +106,12 @@ def run(
         DiskRunStore.create(Path(out) if out is not None else RUNS / run_id, run_id) if keep else MemoryRunStore(run_id)
     )
     store.begin(experiment)
-    return _session(experiment, store, sinks)
+    try:
+        return _session(experiment, store, sinks)
+    except UsageError:
+        if not store.rounds():
+            store.discard()
+        raise
 
 
 def resume(run_dir: str | Path, *, sinks: Sequence[Sink] = (), overrides: Sequence[str] = ()) -> RunResult:
@@ -146,7 +156,7 @@ def _finish(outcome: Outcome, store: RunStore) -> RunResult:
     if store.folder is not None:
         from fedloom.reporting import write_report
 
-        with contextlib.suppress(OSError):  # a full disk: the run's own error says so
+        with contextlib.suppress(OSError, FedloomError):  # a full disk: the run's own error says so
             write_report(store.folder)
     if outcome.error is not None:
         outcome.error.add_note(f"run folder: {store.folder}")
@@ -174,6 +184,11 @@ def _stopping_on_signals(stop: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _near(name: str) -> str:
+    near = difflib.get_close_matches(name, presets(), n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def _preset_folder() -> Path:

@@ -1,0 +1,173 @@
+"""Commands that run experiments and say which there are."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedloom.cli.terminal import output, print_table
+
+if TYPE_CHECKING:
+    from fedloom.core.history import RunSummary
+    from fedloom.simulation.api import RunResult
+
+
+class Runtime(StrEnum):
+    """Where the clients run."""
+
+    ray = "ray"
+    process = "process"
+    inline = "inline"
+
+
+class Kind(StrEnum):
+    """What can be listed."""
+
+    presets = "presets"
+    strategies = "strategies"
+    workloads = "workloads"
+    selection = "selection"
+
+
+Target = Annotated[str, typer.Argument(help="A preset's name, a TOML file, or the folder of a Flower app.")]
+RunDir = Annotated[Path, typer.Argument(help="A run's folder, such as runs/<id>.", show_default=False)]
+Settings = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as strategy.mu=0.1. May be repeated."),
+]
+RuntimeOption = Annotated[
+    Runtime | None, typer.Option(help="Where the clients run; the experiment's own where not given.")
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Agents to start; one for each core where not given.")
+]
+RayAddress = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="A running Ray cluster (or `auto`); else Ray is started here.")
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="End stdout with the run's summary as one JSON object; the rest goes to stderr.")
+]
+
+
+def run(
+    target: Target,
+    settings: Settings = [],  # noqa: B006  # typer reads the default, nobody changes it
+    runtime: RuntimeOption = None,
+    workers: Workers = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Root of all randomness: same seed, same bits.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run's own folder; runs/<id> where not given.")
+    ] = None,
+    ray_address: RayAddress = None,
+    json: Json = False,
+) -> None:
+    """Run an experiment and write its report.
+
+    An existing run in the folder is refused, never overwritten. Ctrl-C stops after saving; `fedloom resume` goes on.
+    """
+    from fedloom.simulation import api
+
+    overrides = [*settings, *([f"seed={seed}"] if seed is not None else []), *_runtime(runtime, workers, ray_address)]
+    experiment = api.load(target, overrides)
+    _shown(lambda sinks: api.run(experiment, out=out, sinks=sinks), json)
+
+
+def resume(
+    run_dir: RunDir,
+    runtime: RuntimeOption = None,
+    workers: Workers = None,
+    ray_address: RayAddress = None,
+    json: Json = False,
+) -> None:
+    """Go on with a run that was interrupted, failed or killed; the result is the same as without the break."""
+    from fedloom.reporting.run_folder import require_run_folder
+    from fedloom.simulation import api
+
+    overrides = _runtime(runtime, workers, ray_address)
+    folder = require_run_folder(run_dir)
+    _shown(lambda sinks: api.resume(folder, overrides=overrides, sinks=sinks), json)
+
+
+def list_names(
+    kind: Annotated[
+        Kind | None,
+        typer.Argument(
+            metavar="[presets|strategies|workloads|selection]", help="What to list; everything where not given."
+        ),
+    ] = None,
+) -> None:
+    """List the presets, strategies, workloads and selections that are installed."""
+    console = output()
+    for each in [kind] if kind else list(Kind):
+        print_table(console, (each.value, ""), _described(each))
+        if kind is None:
+            console.print()
+
+
+def show(preset: Annotated[str, typer.Argument(help="A preset's name; `fedloom list presets` has them.")]) -> None:
+    """Print a preset's TOML, ready to be saved and changed."""
+    from fedloom.core.errors import UnknownName
+    from fedloom.simulation import api
+
+    if preset not in api.presets():
+        near = difflib.get_close_matches(preset, api.presets(), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UnknownName(f"{preset!r} is no preset; {hint}presets: {', '.join(api.presets())}")
+    typer.echo(api.preset_path(preset).read_text(encoding="utf-8"), nl=False)
+
+
+def _runtime(runtime: Runtime | None, workers: int | None, ray_address: str | None) -> list[str]:
+    """The options as settings, so that there is one way to set them."""
+    given = {
+        "name": f'"{runtime.value}"' if runtime else None,
+        "workers": workers,
+        "ray_address": f"'{ray_address}'" if ray_address else None,
+    }
+    return [f"runtime.{key}={value}" for key, value in given.items() if value is not None]
+
+
+def _shown(start: Callable[[Sequence[Any]], RunResult], json: bool) -> None:
+    """Start a run with the terminal looking on; show how it ended, well or not."""
+    from fedloom.reporting.console import ConsoleSink
+
+    sink = ConsoleSink(output(to_stderr=json))
+    summary: RunSummary | None = None
+    try:
+        summary = start([sink]).summary
+    finally:
+        sink.close()
+        summary = summary or sink.summary
+        if summary is not None:
+            print_summary(summary, json)
+
+
+def print_summary(summary: RunSummary, json: bool) -> None:
+    """The result for people, and with `json` for programs, as the last line of stdout."""
+    from fedloom.reporting.console import print_result
+
+    print_result(output(to_stderr=json), summary)
+    if json:
+        typer.echo(summary.model_dump_json())
+
+
+def _described(kind: Kind) -> list[tuple[str, str]]:
+    if kind is Kind.presets:
+        from fedloom.simulation import api
+
+        return [(name, _first_comment(api.preset_path(name))) for name in api.presets()]
+    from fedloom.core import registry
+
+    return [(name, registry.summary(kind.value, name)) for name in registry.names(kind.value)]
+
+
+def _first_comment(preset: Path) -> str:
+    """What the preset shows: its first line."""
+    first, _, _ = preset.read_text(encoding="utf-8").partition("\n")
+    return first.lstrip("# ").strip() if first.startswith("#") else ""

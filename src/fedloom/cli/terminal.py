@@ -1,0 +1,66 @@
+"""What commands share: consoles on the right stream, error messages, the `--debug` switch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperCommand, TyperOption
+
+from fedloom.reporting.plain import harmless
+
+_FILE_WIDTH = 1000
+"""Columns of a file or a pipe: what is read by grep is not folded."""
+DEBUG_HELP = "Show the traceback of an error (as FEDLOOM_DEBUG=1 does)."
+
+
+class Verb(TyperCommand):
+    """A command that takes `--debug`, wherever it stands among the others."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(
+            TyperOption(
+                param_decls=["--debug"],
+                is_flag=True,
+                expose_value=False,
+                is_eager=True,  # so that the errors of other options are covered too
+                callback=remember_debug,
+                help=DEBUG_HELP,
+            )
+        )
+
+
+def remember_debug(context: typer.Context, parameter: typer.CallbackParam, value: bool) -> None:
+    """Note the switch where `main` finds it, whatever becomes of the command."""
+    if value:
+        context.ensure_object(dict)["debug"] = True
+
+
+def output(to_stderr: bool = False) -> Console:
+    """A console on stdout, or on stderr where stdout is kept for JSON. Text is printed as it is, never as markup."""
+    stream = sys.stderr if to_stderr else sys.stdout
+    width = None if stream.isatty() else _FILE_WIDTH
+    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+
+
+def print_error(message: str) -> None:
+    """One message on stderr; only its first word is coloured, and only in a terminal."""
+    text = Text("fedloom: ", style="bold red")
+    text.append(harmless(message), style="not bold default")
+    output(to_stderr=True).print(text, soft_wrap=True)
+
+
+def print_table(console: Console, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table of words."""
+    table = Table(box=None, header_style="bold", padding=(0, 3, 0, 0))
+    for name in head:
+        table.add_column(Text(name), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(harmless(cell)) for cell in row))
+    console.print(table)

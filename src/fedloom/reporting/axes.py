@@ -1,0 +1,121 @@
+"""The plane a chart is drawn in: ranges, ticks, and where a value falls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+_STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
+
+
+def finite(values: Iterable[float]) -> list[float]:
+    """The values that can be drawn."""
+    return [value for value in values if math.isfinite(value)]
+
+
+def ticks(low: float, high: float, most: int = 5, whole: bool = False) -> list[float]:
+    """Round values between `low` and `high`, at most about `most` of them; integers only if `whole`."""
+    raw = (high - low) / max(most - 1, 1)
+    if not (raw > 0 and math.isfinite(raw)):
+        return [low]
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next((factor * power for factor in _STEPS if factor * power >= raw * (1 - 1e-9)), 10 * power)
+    if whole:
+        step = max(1.0, math.ceil(step))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [index * step for index in range(first, last + 1)]
+
+
+def tick_text(value: float, step: float) -> str:
+    """A tick's label, with the digits its step needs and no more."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1e6 or abs(value) < 1e-4:
+        return f"{value:.3g}"
+    digits = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 2
+    if abs(step * 10**digits - round(step * 10**digits)) > 1e-6:
+        digits += 1
+    return f"{value:,.{min(digits, 6)}f}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Range:
+    """An interval of values, never empty."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float], *, from_zero: bool = False) -> Range:
+        """The interval that shows all finite values.
+
+        Args:
+            values: what is to be seen; infinities and NaN do not count.
+            from_zero: whether zero must be seen.
+        """
+        seen = finite(values)
+        low, high = (min(seen), max(seen)) if seen else (0.0, 1.0)
+        if from_zero or 0 < low < 0.25 * high:
+            low = min(low, 0.0)
+        if high <= low and 0 < low <= 1:
+            return cls(low=0.0, high=1.0)  # one share, or one number like it
+        if high <= low:
+            half = abs(high) / 10 or 0.5
+            return cls(low=low - half if low and not from_zero else low, high=high + half)
+        return cls(low=low, high=high)
+
+    def to_ticks(self) -> Range:
+        """The range widened to the next tick at either end, so that the grid frames the curve."""
+        span = self
+        while True:  # a wider range may take a larger step; it ends, for steps only grow
+            marks = ticks(span.low, span.high)
+            step = marks[1] - marks[0] if len(marks) > 1 else 0.0
+            low = marks[0] - step if span.low < marks[0] - 1e-9 * step else marks[0]
+            high = marks[-1] + step if span.high > marks[-1] + 1e-9 * step else marks[-1]
+            if step == 0 or (low, high) == (marks[0], marks[-1]):
+                return span if step == 0 else Range(low=low, high=high)
+            span = Range(low=low, high=high)
+
+    def share(self, value: float) -> float:
+        """Where a value falls: 0 at the low end, 1 at the high one."""
+        return (value - self.low) / (self.high - self.low)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plane:
+    """A chart's rectangle, in SVG units, and the ranges of its two axes."""
+
+    width: float = 460.0
+    height: float = 240.0
+    left: float = 58.0
+    right: float = 14.0
+    top: float = 10.0
+    bottom: float = 40.0
+    x: Range
+    y: Range
+
+    def across(self, value: float) -> float:
+        """The horizontal coordinate of an x value."""
+        return self.left + self.x.share(value) * (self.width - self.left - self.right)
+
+    def down(self, value: float) -> float:
+        """The vertical coordinate of a y value."""
+        return self.height - self.bottom - self.y.share(value) * (self.height - self.top - self.bottom)
+
+
+def bins(length: int, most: int) -> list[tuple[int, int]]:
+    """`length` things cut into at most `most` runs [start, stop) of almost equal length."""
+    parts = min(length, most)
+    return [(index * length // parts, (index + 1) * length // parts) for index in range(parts)]
+
+
+def thinned(x: Sequence[float], y: Sequence[float], most: int = 400) -> list[tuple[float, float]]:
+    """A curve's points; of a long one, each piece's lowest and highest, so that no peak is lost."""
+    if len(x) <= most:
+        return list(zip(x, y, strict=True))
+    kept: set[int] = {0, len(x) - 1}
+    for start, stop in bins(len(x), most // 2):
+        drawn = [index for index in range(start, stop) if math.isfinite(y[index])]
+        kept |= {min(drawn, key=y.__getitem__), max(drawn, key=y.__getitem__)} if drawn else {start}
+    return [(x[index], y[index]) for index in sorted(kept)]

@@ -1,0 +1,203 @@
+"""Several runs side by side: what differs in their settings, what came out, and their curves over each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedloom.core.errors import UsageError
+from fedloom.reporting.charts import Series, line_chart
+from fedloom.reporting.curves import HELD_OUT, TRAINING, Curve, curve, in_order, metric_names
+from fedloom.reporting.markup import Content, Markup, table, tag
+from fedloom.reporting.page import page, section, write_page
+from fedloom.reporting.plain import harmless
+from fedloom.reporting.quantities import NOTHING, bytes_text, metric_text, seconds_text
+from fedloom.reporting.run_folder import RunFolder
+
+PICTURE = "comparison.html"
+_MOST_METRICS = 6
+_INCIDENTAL = ("name", "runtime.", "checkpoint.")
+"""Settings that never change a result; told apart from those that do."""
+_X_LABELS = {
+    "rounds": "round",
+    "megabytes": "MB sent so far, up and down, by all clients",
+    "seconds": "seconds of the rounds so far",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table: a name and one text per run."""
+
+    name: str
+    cells: tuple[str, ...]
+
+    @property
+    def differs(self) -> bool:
+        """Whether the runs do not agree."""
+        return len(set(self.cells)) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Runs and the rows that tell them apart."""
+
+    runs: tuple[RunFolder, ...]
+    labels: tuple[str, ...]
+    """One per run, all different."""
+    results: tuple[Row, ...]
+    settings: tuple[Row, ...]
+    """Only settings that differ; those that may change a result first."""
+
+
+def compare(run_dirs: Sequence[str | Path]) -> Comparison:
+    """Read the runs and put them side by side.
+
+    Raises:
+        UsageError: fewer than two folders, the same one twice, or one that is not a run's.
+    """
+    if len(run_dirs) < 2:
+        raise UsageError(f"compare: expected at least two run folders, got {len(run_dirs)}")
+    places = [Path(run_dir).resolve() for run_dir in run_dirs]
+    for place in places:
+        if places.count(place) > 1:
+            raise UsageError(f"compare: {str(place)!r} is given twice; a run does not differ from itself")
+    runs = tuple(RunFolder.read(run_dir) for run_dir in run_dirs)
+    return Comparison(runs, _labels(runs), tuple(_results(runs)), tuple(_settings(runs)))
+
+
+def print_comparison(console: Console, comparison: Comparison) -> None:
+    """The table in the terminal."""
+    shown = Table(header_style="bold", show_lines=False, box=None, padding=(0, 2, 0, 0))
+    shown.add_column("")
+    for label in comparison.labels:
+        shown.add_column(Text(harmless(label)), justify="right", overflow="fold")
+    for row in comparison.results:
+        shown.add_row(*(Text(harmless(cell)) for cell in (row.name, *row.cells)))
+    if comparison.settings:
+        shown.add_section()
+        shown.add_row(Text("settings that differ", style="dim"))
+    for row in comparison.settings:
+        shown.add_row(*(Text(harmless(cell)) for cell in (row.name, *row.cells)))
+    console.print(shown)
+
+
+def write_picture(comparison: Comparison, path: str | Path = PICTURE) -> Path:
+    """Write the comparison as one HTML page with overlaid curves; returns its path.
+
+    Raises:
+        UsageError: the place cannot be written.
+        StorageFull: the disk is full.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise UsageError(f"--out {str(path)!r}: there is no folder {str(path.parent)!r}")
+    if path.is_dir():
+        raise UsageError(f"--out {str(path)!r} is a folder; give the page's own name, such as {path / PICTURE}")
+    return write_page(path, render_comparison(comparison))
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """The comparison as an HTML document."""
+    names = in_order(name for run in comparison.runs for name in metric_names(run))
+    left_out = names[_MOST_METRICS:]
+    charts = [chart for name in names[:_MOST_METRICS] for chart in _per_round_and_byte(comparison, name)]
+    charts += [_chart(comparison, name, "seconds", "second") for name in names[:_MOST_METRICS]]
+    head: tuple[Content, ...] = ("", *comparison.labels)
+    return page(
+        f"Comparison of {len(comparison.runs)} runs",
+        tag("header", tag("h1", f"{len(comparison.runs)} runs side by side"), tag("p", " · ".join(comparison.labels))),
+        section("Results", table(head, _cells(comparison.results), caption="How the runs ended")),
+        section(
+            "Settings that differ",
+            table(head, _cells(comparison.settings), caption="All other settings are the same")
+            if comparison.settings
+            else tag("p", "None: the runs have the same settings."),
+        ),
+        section(
+            "Curves",
+            tag("div", charts, class_="charts")
+            if charts
+            else tag("p", "None of the runs has measured anything yet.", class_="empty"),
+            tag("p", f"Not drawn: {', '.join(left_out)}.", class_="note") if left_out else None,
+        ),
+    )
+
+
+def _per_round_and_byte(comparison: Comparison, metric: str) -> tuple[Markup, Markup]:
+    return _chart(comparison, metric, "rounds", "round"), _chart(comparison, metric, "megabytes", "byte sent")
+
+
+def _chart(comparison: Comparison, metric: str, along: str, unit: str) -> Markup:
+    """One metric of all runs: held-out data where a run has it, its training elsewhere."""
+    found = [
+        (color, label, measured)
+        for color, (label, run) in enumerate(zip(comparison.labels, comparison.runs, strict=True))
+        if (measured := curve(run, metric, HELD_OUT) or curve(run, metric, TRAINING))
+    ]
+    without = [label for label in comparison.labels if label not in {name for _, name, _ in found}]
+    return line_chart(
+        f"{metric} per {unit}",
+        [
+            Series(label=_sourced(label, measured), x=getattr(measured, along), y=measured.values, color=color)
+            for color, label, measured in found
+        ],
+        x_label=_X_LABELS[along],
+        x_whole=along == "rounds",
+        note=f"Not measured by {', '.join(without)}." if without else None,
+    )
+
+
+def _sourced(label: str, measured: Curve) -> str:
+    return label if measured.source == HELD_OUT else f"{label} (training)"
+
+
+def _labels(runs: Sequence[RunFolder]) -> tuple[str, ...]:
+    """The folders' names; with their parents' where two folders are called the same."""
+    names = [run.path.resolve().name for run in runs]
+    return tuple(
+        name if names.count(name) == 1 else str(run.path.resolve()) for name, run in zip(names, runs, strict=True)
+    )
+
+
+def _results(runs: Sequence[RunFolder]) -> Iterable[Row]:
+    def row(name: str, cells: Iterable[str]) -> Row:
+        return Row(name, tuple(cells))
+
+    yield row("status", (run.status for run in runs))
+    yield row("rounds", (f"{len(run.rounds):,} of {run.planned_rounds:,}" for run in runs))
+    for metric in in_order(name for run in runs for name in metric_names(run)):
+        last = [curve(run, metric, HELD_OUT) or curve(run, metric, TRAINING) for run in runs]
+        yield row(metric, (metric_text(one.values[-1]) + _where(one) if one else NOTHING for one in last))
+    yield row("sent up", (bytes_text(run.traffic.bytes_up) for run in runs))
+    yield row("sent down", (bytes_text(run.traffic.bytes_down) for run in runs))
+    yield row("time", (seconds_text(run.seconds) for run in runs))
+    yield row("missing answers", (f"{len(run.failures):,}" for run in runs))
+    digests = [run.summary.model_sha256 if run.summary else None for run in runs]
+    yield row("model sha256", (digest[:12] if digest else NOTHING for digest in digests))
+
+
+def _where(one: Curve) -> str:
+    return "" if one.source == HELD_OUT else " (training)"
+
+
+def _settings(runs: Sequence[RunFolder]) -> list[Row]:
+    tables = [run.settings() for run in runs]
+    keys = list(dict.fromkeys(key for each in tables for key in each))
+    rows = [Row(key, tuple(_text(each[key]) if key in each else NOTHING for each in tables)) for key in keys]
+    return sorted((row for row in rows if row.differs), key=lambda row: row.name.startswith(_INCIDENTAL))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _cells(rows: Sequence[Row]) -> list[Sequence[Content]]:
+    return [(row.name, *row.cells) for row in rows]

@@ -1,0 +1,197 @@
+"""A run in the terminal: what it starts with, a row per round, a live line below, and how it ended."""
+
+from __future__ import annotations
+
+import shlex
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
+
+from fedloom.core.events import (
+    ClientLost,
+    ClientsDone,
+    NodeChanged,
+    Notice,
+    RoundFinished,
+    RoundStarted,
+    RunFinished,
+    RunStarted,
+)
+from fedloom.core.history import RoundRecord, RunSummary, Traffic
+from fedloom.reporting.curves import in_order
+from fedloom.reporting.lines import lost_line, round_cells, round_head, round_line, start_lines
+from fedloom.reporting.plain import harmless
+from fedloom.reporting.quantities import bytes_text, metric_text, seconds_text
+from fedloom.reporting.run_folder import REPORT
+
+_MOST_LOST = 5
+"""Lost clients shown one by one in a round; the others are counted."""
+_MOST_METRICS = 4
+_WIDTHS = {"round": 6, "answers": 9, "up": 9, "down": 9, "time": 12}
+
+
+class ConsoleSink:
+    """Shows a run's events: a table that grows above a progress line in a terminal, plain lines elsewhere.
+
+    Args:
+        console: where to; stdout where it is not given.
+        clock: seconds that pass; for tests.
+    """
+
+    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        console = console or Console(markup=False, highlight=False, emoji=False)
+        self._console = console
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._live = console.is_terminal
+        self._bar: Progress | None = None
+        self._columns: list[tuple[str, bool]] = []
+        self._lost = 0
+        self._sent = Traffic()
+        self._durations: list[float] = []
+        self._began = clock()
+        self._rounds = 0
+        self.summary: RunSummary | None = None
+        """How the run ended; None while it goes on."""
+
+    def write(self, event: Any) -> None:
+        with self._lock:
+            match event:
+                case RunStarted():
+                    self._started(event)
+                case RoundStarted():
+                    self._began, self._lost = self._clock(), 0
+                    self._progress(event.round, 0, event.cohort)
+                case ClientsDone():
+                    self._progress(event.round, event.done, event.cohort)
+                case ClientLost():
+                    self._client_lost(event)
+                case RoundFinished():
+                    self._round_finished(event.record)
+                case NodeChanged() if event.state in ("lost", "replaced"):
+                    self._say(": ".join(filter(None, (f"node {event.node} {event.state}", event.reason))), "yellow")
+                case Notice():
+                    self._say(event.message, "yellow")
+                case RunFinished():
+                    self.summary = event.summary
+                    self._stop()
+
+    def close(self) -> None:
+        with self._lock:
+            self._stop()
+
+    def _started(self, event: RunStarted) -> None:
+        self._stop()
+        self._rounds, self._columns, self._durations, self._sent = event.rounds, [], [], Traffic()
+        self.summary = None
+        self._say(event.run_id, "bold")
+        for name, value in start_lines(event):
+            self._say(f"  {name:<9}{value}")
+        if self._live:
+            self._bar = Progress(
+                BarColumn(bar_width=24),
+                TextColumn("{task.description}", markup=False),
+                console=self._console,
+                transient=True,
+                refresh_per_second=8,
+            )
+            self._bar.add_task("starting", total=event.rounds, completed=event.first_round - 1)
+            self._bar.start()
+
+    def _progress(self, round: int, done: int, cohort: int) -> None:
+        if self._bar is None:
+            return
+        left = self._left(self._rounds - round + 1)
+        parts = [
+            f"round {round}/{self._rounds}",
+            f"{done}/{cohort} clients",
+            f"{bytes_text(self._sent.bytes_up)} up",
+            f"{bytes_text(self._sent.bytes_down)} down",
+            *([f"ETA {seconds_text(left)}"] if left is not None else []),
+        ]
+        completed = round - 1 + (done / cohort if cohort else 0.0)
+        self._bar.update(self._bar.task_ids[0], description=" · ".join(parts), completed=completed)
+
+    def _client_lost(self, event: ClientLost) -> None:
+        self._lost += 1
+        if self._lost <= _MOST_LOST:
+            self._say(lost_line(event.failure), "red")
+
+    def _round_finished(self, record: RoundRecord) -> None:
+        self._durations.append(record.timing.total_s or self._clock() - self._began)
+        self._sent += record.traffic
+        if self._lost > _MOST_LOST:
+            self._say(
+                f"{self._lost - _MOST_LOST} more clients lost in round {record.round}; the report has them", "red"
+            )
+        is_new = self._learn_columns(record)
+        if not self._live:
+            self._say(round_line(record, self._rounds, self._columns, self._left(self._rounds - record.round)))
+            return
+        if is_new:
+            self._say(self._row(round_head(self._columns)), "dim")
+        self._say(self._row(round_cells(record, self._columns)))
+        self._progress(record.round + 1 if record.round < self._rounds else record.round, 0, len(record.cohort))
+
+    def _learn_columns(self, record: RoundRecord) -> bool:
+        """Add metrics seen for the first time; held-out ones first."""
+        seen = [(name, True) for name in in_order(record.evaluation or {})]
+        seen += [(name, False) for name in in_order(record.metrics)]
+        fresh = [column for column in seen if column not in self._columns]
+        room = max(0, _MOST_METRICS - len(self._columns))
+        self._columns = sorted([*self._columns, *fresh[:room]], key=lambda column: not column[1])
+        return bool(fresh[:room]) or len(self._durations) == 1
+
+    def _row(self, cells: list[str]) -> str:
+        names = round_head(self._columns)
+        return " ".join(
+            cell.rjust(_WIDTHS.get(name, max(10, len(name)))) for name, cell in zip(names, cells, strict=True)
+        )
+
+    def _left(self, rounds: int) -> float | None:
+        """Seconds the remaining rounds will take, going by the last ten."""
+        recent = self._durations[-10:]
+        return sum(recent) / len(recent) * rounds if recent else None
+
+    def _say(self, text: str, style: str = "") -> None:
+        self._console.print(Text(harmless(text), style=style), soft_wrap=True)
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def print_result(console: Console, summary: RunSummary) -> None:
+    """The run's result, where everything is, and how to go on if it did not come to its end."""
+    console.print()
+    good = "bold green" if summary.status == "done" else "bold red"
+    console.print(Text(f"{summary.run_id}: {summary.status}", style=good), soft_wrap=True)
+    for name, value in _result_rows(summary):
+        console.print(Text(f"  {name:<17}{harmless(value)}"), soft_wrap=True)
+    if summary.status != "done" and summary.run_dir:
+        console.print(Text(f"  go on with       fedloom resume {shlex.quote(summary.run_dir)}"), soft_wrap=True)
+
+
+def _result_rows(summary: RunSummary) -> list[tuple[str, str]]:
+    rows = [(name, metric_text(summary.metrics[name])) for name in in_order(summary.metrics)]
+    rows += [
+        ("rounds", f"{summary.rounds:,}"),
+        ("sent", f"{bytes_text(summary.bytes_up)} up, {bytes_text(summary.bytes_down)} down"),
+        ("time", seconds_text(summary.seconds)),
+    ]
+    if summary.failures:
+        rows.append(("missing answers", f"{summary.failures:,}"))
+    if summary.model_sha256:
+        rows.append(("model sha256", summary.model_sha256))
+    if summary.run_dir:
+        rows.append(("run folder", summary.run_dir))
+        report = Path(summary.run_dir) / REPORT
+        rows += [("report", str(report))] if report.is_file() else []
+    return rows

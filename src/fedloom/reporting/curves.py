@@ -1,0 +1,59 @@
+"""A run's metrics as curves: per round, per byte, per second."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fedloom.reporting.run_folder import RunFolder
+
+FIRST = ("loss", "accuracy")
+"""Metrics that come before the others, in this order."""
+HELD_OUT = "held-out data"
+TRAINING = "clients' training"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """One metric over a run. All sequences have one entry per round that measured it."""
+
+    metric: str
+    source: str
+    """`HELD_OUT` or `TRAINING`."""
+    rounds: tuple[float, ...]
+    megabytes: tuple[float, ...]
+    """Cumulative, up and down together; 10^6 bytes."""
+    seconds: tuple[float, ...]
+    """Cumulative wall-clock seconds of the rounds."""
+    values: tuple[float, ...]
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Metric names as they are shown: loss, accuracy, then the alphabet."""
+    return sorted(set(names), key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+
+
+def metric_names(run: RunFolder) -> list[str]:
+    """Every metric the run has measured, in training or evaluation."""
+    return in_order(name for record in run.rounds for name in (*record.metrics, *(record.evaluation or {})))
+
+
+def curve(run: RunFolder, metric: str, source: str) -> Curve | None:
+    """One metric's curve; None where the run never measured it there."""
+    sent = itertools.accumulate((r.traffic.bytes_up + r.traffic.bytes_down) / 1e6 for r in run.rounds)
+    passed = itertools.accumulate(record.timing.total_s for record in run.rounds)
+    points = [
+        (float(record.round), megabytes, seconds, measured[metric])
+        for record, megabytes, seconds in zip(run.rounds, sent, passed, strict=True)
+        if metric in (measured := (record.evaluation or {}) if source == HELD_OUT else record.metrics)
+    ]
+    if not points:
+        return None
+    rounds, megabytes, seconds, values = zip(*points, strict=True)
+    return Curve(metric=metric, source=source, rounds=rounds, megabytes=megabytes, seconds=seconds, values=values)
+
+
+def curves(run: RunFolder, metric: str) -> list[Curve]:
+    """The metric on held-out data and in training, as far as it was measured."""
+    return [found for source in (HELD_OUT, TRAINING) if (found := curve(run, metric, source))]

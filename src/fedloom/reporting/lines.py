@@ -1,0 +1,96 @@
+"""What the terminal says about a run, as plain strings: the start, a round, a lost client."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedloom.core.events import RunStarted
+from fedloom.core.history import Failure, RoundRecord
+from fedloom.reporting.plain import harmless
+from fedloom.reporting.quantities import NOTHING, bytes_text, metric_text, plural, seconds_text
+
+_MOST_CAUSE = 300
+
+
+def start_lines(event: RunStarted) -> list[tuple[str, str]]:
+    """What a person wants to know before the first round, as (name, value)."""
+    groups = f", in groups of {event.group_size}" if event.group_size > 1 else ""
+    facts = [
+        ("runtime", f"{event.runtime}, {plural(event.workers, 'worker')}: {event.where}"),
+        ("data", data_line(event.data)),
+        ("model", plural(event.num_parameters, "parameter")),
+        ("clients", f"{event.clients:,}, {event.cohort:,} asked per round{groups}"),
+        ("rounds", f"{event.rounds:,}" + (f", going on with {event.first_round:,}" if event.first_round > 1 else "")),
+    ]
+    return [(name, harmless(value)) for name, value in facts]
+
+
+def data_line(data: Mapping[str, Any]) -> str:
+    """Where the examples come from: name, kind, licence, the start of the digest."""
+    if not data:
+        return "not stated by the workload"
+    digest = str(data.get("sha256", ""))[:12]
+    named = [str(data[key]) for key in ("kind", "licence") if data.get(key)] + ([f"sha256 {digest}…"] if digest else [])
+    return str(data.get("name", "unnamed")) + (f" ({', '.join(named)})" if named else "")
+
+
+def round_cells(record: RoundRecord, names: Sequence[tuple[str, bool]]) -> list[str]:
+    """A round as a table's row.
+
+    Args:
+        record: the round.
+        names: the metrics to show, each with whether it is the held-out one.
+    """
+    return [
+        f"{record.round}",
+        *(metric_text(_measured(record, held_out).get(name)) for name, held_out in names),
+        f"{len(record.cohort) - len(record.failures)}/{len(record.cohort)}",
+        bytes_text(record.traffic.bytes_up),
+        bytes_text(record.traffic.bytes_down),
+        seconds_text(record.timing.total_s),
+    ]
+
+
+def round_head(names: Sequence[tuple[str, bool]]) -> list[str]:
+    """The names of `round_cells`."""
+    return ["round", *(column_name(name, held_out) for name, held_out in names), "answers", "up", "down", "time"]
+
+
+def round_line(record: RoundRecord, rounds: int, names: Sequence[tuple[str, bool]], left_s: float | None) -> str:
+    """A round as one line for a log file."""
+    cells = dict(zip(round_head(names), round_cells(record, names), strict=True))
+    measured = [
+        f"{column_name(name, held_out)} {cells[column_name(name, held_out)]}"
+        for name, held_out in names
+        if cells[column_name(name, held_out)] != NOTHING
+    ]
+    parts = [
+        f"round {record.round}/{rounds}",
+        *measured,
+        f"{cells['answers']} answers",
+        f"{cells['up']} up",
+        f"{cells['down']} down",
+        cells["time"],
+    ]
+    if left_s is not None and record.round < rounds:
+        parts.append(f"ETA {seconds_text(left_s)}")
+    return harmless("  ".join(parts))
+
+
+def column_name(name: str, held_out: bool) -> str:
+    """Held-out metrics have their own name; training's are said to be so."""
+    return name if held_out else f"train {name}"
+
+
+def lost_line(failure: Failure) -> str:
+    """A missing answer with its cause, on one line."""
+    where = f" on {failure.node}" if failure.node else ""
+    message = " ".join(failure.message.split())
+    message = message if len(message) <= _MOST_CAUSE else f"{message[:_MOST_CAUSE]}…"
+    who = f"client {failure.client} lost in round {failure.round}, stage {failure.stage}{where}"
+    return harmless(f"{who}: {failure.error}: {message}")
+
+
+def _measured(record: RoundRecord, held_out: bool) -> Mapping[str, float]:
+    return (record.evaluation or {}) if held_out else record.metrics

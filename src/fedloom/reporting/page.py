@@ -1,0 +1,66 @@
+"""The page every report is set on: one file, no script, nothing fetched."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from importlib import resources
+from pathlib import Path
+
+from fedloom.core.errors import StorageFull, UsageError
+from fedloom.reporting.markup import Content, Markup, join, tag
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+"""What the browser may do with the page: show it. Even markup that slipped through could fetch and run nothing."""
+
+
+def page(title: str, *body: Content) -> str:
+    """A whole HTML document."""
+    style = resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", title),
+        tag("style", Markup(style)),
+    )
+    return join(Markup("<!doctype html>\n"), tag("html", head, tag("body", tag("main", *body)), lang="en"), "\n")
+
+
+def section(title: str, *body: Content) -> Markup:
+    """A part of the page, with a heading that can be linked to."""
+    name = "-".join(title.lower().split())
+    return tag("section", tag("h2", title, id=name), *body, aria_labelledby=name)
+
+
+def facts(rows: dict[str, Content], caption: str) -> Markup:
+    """Names and what they are, as a definition list."""
+    pairs = [tag("div", tag("dt", name), tag("dd", value)) for name, value in rows.items()]
+    return tag("div", tag("h3", caption), tag("dl", pairs, class_="facts"))
+
+
+def folded(title: str, *body: Content) -> Markup:
+    """Something long, shown when asked for."""
+    return tag("details", tag("summary", title), *body)
+
+
+def write_page(path: Path, document: str) -> Path:
+    """Write a document beside its place and move it there, so that a reader never meets half a page.
+
+    Raises:
+        StorageFull: the disk is full.
+        UsageError: the place cannot be written; the message says why.
+    """
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        beside.write_text(document, encoding="utf-8")
+        beside.replace(path)
+    except OSError as exc:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageFull(f"{path}: no space left for the page ({len(document):,} characters)") from exc
+        raise UsageError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
+    return path

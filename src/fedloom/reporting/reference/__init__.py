@@ -1,0 +1,1 @@
+"""The reference documentation, rendered from the code itself: settings, commands, errors, records."""

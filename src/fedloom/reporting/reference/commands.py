@@ -1,0 +1,52 @@
+"""`cli.md`: every command with its arguments and options, from the application itself."""
+
+from __future__ import annotations
+
+import inspect
+
+import click
+import typer
+
+from fedloom.cli.app import app
+from fedloom.reporting.reference.markdown import code, document, table
+
+
+def render() -> str:
+    """The whole page."""
+    group = typer.main.get_command(app)
+    assert isinstance(group, click.Group)
+    return document(
+        "Command line",
+        "Exit codes: 0 done; 2 wrong usage or configuration; 1 the run failed; 130 interrupted, and resumable. Errors "
+        "are one message on stderr; `--debug` or `FEDLOOM_DEBUG=1` adds the traceback.",
+        *(part for name, command in group.commands.items() for part in _command(name, command)),
+    )
+
+
+def _command(name: str, command: click.Command) -> list[str]:
+    context = click.Context(command, info_name=f"fedloom {name}")
+    usage = " ".join([f"fedloom {name}", *command.collect_usage_pieces(context)])
+    parameters = [each for each in command.get_params(context) if "--help" not in each.opts]
+    rows = [_row(each, context) for each in parameters]
+    return [
+        f"## fedloom {name}",
+        f"```\n{usage}\n```",
+        inspect.cleandoc(command.help or "").partition("\f")[0],
+        table(("argument or option", "default", "meaning"), rows),
+    ]
+
+
+def _row(parameter: click.Parameter, context: click.Context) -> tuple[str, str, str]:
+    meaning = str(getattr(parameter, "help", None) or "")
+    if isinstance(parameter, click.Argument):
+        return code(parameter.make_metavar(context)), "" if not parameter.required else "**required**", meaning
+    takes = "" if getattr(parameter, "is_flag", False) else f" {parameter.make_metavar(context)}"
+    return code(", ".join(parameter.opts) + takes), _default(parameter), meaning
+
+
+def _default(parameter: click.Parameter) -> str:
+    if parameter.required:
+        return "**required**"
+    value = parameter.default() if callable(parameter.default) else parameter.default
+    shown = value is not None and value is not False and value != [] and "UNSET" not in repr(value)
+    return code(str(value)) if shown else ""

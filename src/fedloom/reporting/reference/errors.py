@@ -1,0 +1,24 @@
+"""`errors.md`: the error catalogue."""
+
+from __future__ import annotations
+
+from fedloom.core.errors import FedloomError, catalogue
+from fedloom.reporting.reference.markdown import code, document, prose, table
+
+
+def render() -> str:
+    """The whole page."""
+    rows = [
+        ("&nbsp;" * 4 * _depth(kind) + code(kind.__name__), str(kind.exit_code), code(kind.status), prose(kind.__doc__))
+        for kind in catalogue()
+    ]
+    return document(
+        "Errors",
+        "Every error fedloom raises on purpose is in `fedloom.core.errors`. A row's error is a kind of the less "
+        "indented one above it. The exit code is the command line's, the status is what the server answers over gRPC.",
+        table(("error", "exit code", "status", "when"), rows),
+    )
+
+
+def _depth(kind: type[FedloomError]) -> int:
+    return kind.__mro__.index(FedloomError)

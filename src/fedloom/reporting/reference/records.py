@@ -1,0 +1,56 @@
+"""`records.md`: what a run writes: its summary, its round records, its events."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+
+from pydantic import BaseModel
+
+from fedloom.core import events, history
+from fedloom.reporting.reference.markdown import code, document, prose, table, type_words
+
+_MODELS: Mapping[type[BaseModel], str] = {
+    history.RunSummary: "",
+    history.RoundRecord: "",
+    history.Traffic: "In a round record: `traffic`.",
+    history.Timing: "In a round record: `timing`.",
+    history.Failure: "In a round record: `failures`.",
+    history.NodeShare: "In a round record: `nodes`, by the node's name.",
+}
+
+
+def render() -> str:
+    """The whole page."""
+    return document(
+        "Records",
+        "What a run's folder holds for programs. Names that end in `_s` are seconds, in `bytes_*` bytes; `params_*` "
+        "count array elements. Rounds count from 1. A metric that was not a number is `null`.",
+        *(part for model, place in _MODELS.items() for part in _model(model, place)),
+        "## Events",
+        "Lines of `events.jsonl`: the event's name in `event`, the time in `at` (ISO 8601, UTC), and its fields.",
+        *(part for kind in typing.get_args(events.Event) for part in _event(kind)),
+    )
+
+
+def _model(model: type[BaseModel], place: str) -> list[str]:
+    rows = [
+        (code(name), type_words(field.annotation, field.metadata), prose(field.description))
+        for name, field in model.model_fields.items()
+    ]
+    said = [text for text in (place, prose(model.__doc__)) if text]
+    return [f"## {model.__name__}", *said, table(("field", "type", "meaning"), rows)]
+
+
+def _event(kind: type) -> list[str]:
+    hints = typing.get_type_hints(kind)
+    rows = [(code(field.name), _linked(hints[field.name])) for field in dataclasses.fields(kind)]
+    return [f"### {kind.__name__}", prose(kind.__doc__), table(("field", "type"), rows)]
+
+
+def _linked(annotation: object) -> str:
+    """A record inside an event is described above."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
+    return type_words(annotation)

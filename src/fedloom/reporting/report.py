@@ -1,0 +1,48 @@
+"""A run's report: one HTML file that tells the whole story without a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedloom.reporting.page import page, write_page
+from fedloom.reporting.run_folder import REPORT, RunFolder
+from fedloom.reporting.sections.costs import nodes, time, traffic
+from fedloom.reporting.sections.failures import failures
+from fedloom.reporting.sections.heading import heading
+from fedloom.reporting.sections.learning import learning
+from fedloom.reporting.sections.origin import data, reproduction, settings
+from fedloom.reporting.sections.participation import participation
+from fedloom.reporting.sections.partition import partition
+
+_SECTIONS = (
+    heading,
+    learning,
+    participation,
+    partition,
+    traffic,
+    time,
+    nodes,
+    failures,
+    data,
+    settings,
+    reproduction,
+)
+
+
+def render_report(run: RunFolder) -> str:
+    """The report as an HTML document; any run will do, finished or not, with no round at all too."""
+    return page(f"{run.name}: {run.run_id}", *(part(run) for part in _SECTIONS))
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write `report.html` into a run's folder, in place of an older one.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        UsageError: the folder is not a run's, or a file in it is damaged.
+        StorageFull: the disk is full; an older report is untouched.
+    """
+    run = RunFolder.read(run_dir)
+    return write_page(run.path / REPORT, render_report(run))

@@ -1,0 +1,102 @@
+"""What happened, at a glance: name, outcome, key figures."""
+
+from __future__ import annotations
+
+import math
+import shlex
+
+from fedloom.reporting.curves import HELD_OUT, TRAINING, curve, metric_names
+from fedloom.reporting.markup import Content, Markup, join, tag
+from fedloom.reporting.quantities import bytes_text, metric_text, plural, seconds_text
+from fedloom.reporting.run_folder import RunFolder
+
+_OUTCOME = {
+    "failed": "The run failed. What it had saved is kept.",
+    "interrupted": "The run was interrupted and can go on from its last round.",
+    "unfinished": "The run has not ended: it is still going on, or was killed.",
+}
+_TILED_METRICS = 4
+
+
+def heading(run: RunFolder) -> Markup:
+    """Title, outcome and tiles."""
+    started = run.last_event("RunStarted") or {}
+    line = " · ".join(filter(None, (run.run_id, str(started.get("where", "")), str(started.get("at", ""))[:19])))
+    return join(
+        tag(
+            "header",
+            tag("h1", run.name, tag("span", run.status, class_=f"status {run.status}")),
+            tag("p", line),
+        ),
+        _banner(run),
+        tag("dl", _tiles(run), class_="tiles"),
+    )
+
+
+def _banner(run: RunFolder) -> Markup | None:
+    outcome = _OUTCOME.get(run.status)
+    if outcome is None:
+        return None
+    error = run.summary.error if run.summary else None
+    return tag(
+        "div",
+        tag("p", tag("strong", outcome)),
+        tag("pre", error) if error else None,
+        tag("p", "To go on: ", tag("code", f"fedloom resume {shlex.quote(str(run.path))}")),
+        class_=f"banner {run.status}",
+        role="note",
+    )
+
+
+def _tiles(run: RunFolder) -> list[Markup]:
+    traffic, started = run.traffic, run.last_event("RunStarted") or {}
+    parameters = run.summary.num_parameters if run.summary else started.get("num_parameters")
+    cohort = run.experiment.get("cohort") or run.population
+    lost = len(run.failures)
+    tiles = [_metric_tile(run, metric) for metric in _tiled(run)]
+    tiles += [
+        _tile("rounds", f"{len(run.rounds):,}", f"of {run.planned_rounds:,}"),
+        _tile("clients", f"{run.population:,}", f"{cohort:,} asked per round"),
+        _tile("sent up", bytes_text(traffic.bytes_up), f"{traffic.params_up:,} values"),
+        _tile("sent down", bytes_text(traffic.bytes_down), f"{traffic.params_down:,} values"),
+        _tile("time", seconds_text(run.seconds), _workers(run)),
+        _tile(
+            "missing answers",
+            f"{lost:,}",
+            "see below" if lost else "every client answered" if run.rounds else "nobody was asked yet",
+        ),
+    ]
+    if parameters:
+        tiles.append(_tile("model", f"{parameters:,}", "parameters"))
+    return tiles
+
+
+def _tiled(run: RunFolder) -> list[str]:
+    """Metrics of the evaluations where there were any, else of the training."""
+    names = metric_names(run)
+    held_out = [name for name in names if curve(run, name, HELD_OUT)]
+    return (held_out or names)[:_TILED_METRICS]
+
+
+def _metric_tile(run: RunFolder, metric: str) -> Markup:
+    held_out = curve(run, metric, HELD_OUT)
+    shown = held_out or curve(run, metric, TRAINING)
+    assert shown is not None  # the name came from the run's own records
+    where = "on held-out data" if held_out else "in training"
+    return _tile(metric, metric_text(shown.values[-1]), f"{where}, round {shown.rounds[-1]:.0f}{_best(shown.values)}")
+
+
+def _best(values: tuple[float, ...]) -> str:
+    """Where the curve ended against its own range; nothing for a single value."""
+    seen = [value for value in values if math.isfinite(value)]
+    return f"; range {metric_text(min(seen))} to {metric_text(max(seen))}" if len(seen) > 1 else ""
+
+
+def _workers(run: RunFolder) -> str:
+    if run.summary is None:
+        return "so far"
+    return f"{run.summary.runtime}, {plural(run.summary.workers, 'worker')}"
+
+
+def _tile(name: str, value: Content, detail: str) -> Markup:
+    return tag("div", tag("dt", name), tag("dd", value, tag("small", detail)))

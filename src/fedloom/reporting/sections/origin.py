@@ -1,0 +1,86 @@
+"""Where the run came from and how to make it again: data, settings, environment, commands."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from fedloom.reporting.markup import Content, Markup, table, tag
+from fedloom.reporting.page import facts, section
+from fedloom.reporting.quantities import count_text
+from fedloom.reporting.run_folder import EXPERIMENT, RunFolder
+
+
+def data(run: RunFolder) -> Markup:
+    """Provenance of the examples, as the workload states it."""
+    stated = _data(run)
+    if not stated:
+        return section("Data", tag("p", "The workload does not say where its data come from.", class_="empty"))
+    return section("Data", facts({str(key): _value(value) for key, value in stated.items()}, "Provenance"))
+
+
+def settings(run: RunFolder) -> Markup:
+    """Every setting of the experiment, resolved, and the environment it ran in."""
+    rows = [(tag("code", key), tag("code", _value(value))) for key, value in run.settings().items()]
+    parts: list[Markup] = [table(("key", "value"), rows, caption=f"As resolved in {EXPERIMENT}", text=2)]
+    if run.summary:
+        made: dict[str, Content] = {
+            "runtime": f"{run.summary.runtime}, {run.summary.workers} workers",
+            "group size": count_text(run.summary.group_size),
+            **run.summary.environment,
+        }
+        parts.append(facts(made, "Environment"))
+    return section("Settings", *parts)
+
+
+def reproduction(run: RunFolder) -> Markup:
+    """The commands that make this run again, and what must come out."""
+    folder, settings = shlex.quote(str(run.path)), shlex.quote(str(run.path / EXPERIMENT))
+    lines = [f"fedloom run {settings}", f"fedloom report {folder}"]
+    if run.status != "done":
+        lines.insert(0, f"fedloom resume {folder}")
+    digest = run.summary.model_sha256 if run.summary else None
+    return section(
+        "Reproduce",
+        tag(
+            "p",
+            "The same experiment and seed give the same model on any runtime with any number of workers, on the "
+            "same kind of machine.",
+        ),
+        tag("pre", "\n".join(lines)),
+        tag("p", "Digest of the final model's arrays (model_sha256): ", tag("code", digest)) if digest else None,
+        tag(
+            "p",
+            "Beside this page: experiment.toml, rounds.jsonl, events.jsonl, summary.json, and model/ with the final "
+            "arrays in safetensors format.",
+            class_="note",
+        ),
+        _sessions(run),
+    )
+
+
+def _sessions(run: RunFolder) -> Markup | None:
+    """When the run was started and resumed; only worth a table if that was more than once."""
+    begun = [event for event in run.events if event.get("event") == "RunStarted"]
+    rows = [
+        (str(event.get("at", ""))[:19], str(event.get("first_round", "")), str(event.get("where", "")))
+        for event in begun
+    ]
+    return table(("started", "from round", "where"), rows, caption="Sessions", text=3) if len(rows) > 1 else None
+
+
+def _data(run: RunFolder) -> Mapping[str, Any]:
+    if run.workload and run.workload.data:
+        return run.workload.data
+    return (run.last_event("RunStarted") or {}).get("data") or {}
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_value(inner)}" for key, inner in value.items()) or "{}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_value(inner) for inner in value) or "[]"
+    return str(value)

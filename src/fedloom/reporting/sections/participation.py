@@ -1,0 +1,98 @@
+"""Who was asked when, and who did not answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fedloom.reporting.axes import Range, bins
+from fedloom.reporting.grids import grid_picture
+from fedloom.reporting.markup import Markup, tag
+from fedloom.reporting.page import section
+from fedloom.reporting.quantities import plural
+from fedloom.reporting.run_folder import RunFolder
+
+_MOST_ROWS = 64
+_MOST_COLUMNS = 180
+
+
+@dataclass(frozen=True, slots=True)
+class Participation:
+    """Counts of questions and of missing answers, clients binned into rows and rounds into columns."""
+
+    asked: npt.NDArray[np.float64]
+    """Shape (rows, columns)."""
+    lost: npt.NDArray[np.float64]
+    """Shape (rows, columns)."""
+    times: npt.NDArray[np.int64]
+    """Times each client was asked, shape (clients,)."""
+
+
+def participation(run: RunFolder) -> Markup:
+    """The picture, and its numbers in words."""
+    if not run.rounds:
+        return section("Participation", tag("p", "Nobody was asked yet.", class_="empty"))
+    counted = count(run)
+    spoken = _words(run, counted.times)
+    first, last = run.rounds[0].round, run.rounds[-1].round
+    clients, rows = run.population, counted.asked.shape[0]
+    picture = grid_picture(
+        "Who was asked in which round",
+        counted.asked / max(counted.asked.max(), 1.0),
+        spoken=f"Clients by rounds. {spoken}",
+        x_label="round",
+        x=Range(low=first - 0.5, high=last + 0.5),
+        y=Range(low=clients - 0.5, high=-0.5),  # client 0 on top
+        y_names=_client_ticks(clients),
+        marked=counted.lost / np.maximum(counted.asked, 1.0),
+        legend=[("asked and answered", 0), ("asked, answer missing", 4)] if counted.lost.any() else (),
+        note=_binning(clients, rows, last - first + 1, counted.asked.shape[1]),
+    )
+    return section("Participation", tag("p", spoken), tag("div", picture, class_="charts"))
+
+
+def count(run: RunFolder) -> Participation:
+    """Questions and missing answers of all rounds, binned."""
+    first, last = run.rounds[0].round, run.rounds[-1].round
+    clients = max(run.population, 1 + max((client for r in run.rounds for client in r.cohort), default=0))
+    row_of = _bin_of(clients, _MOST_ROWS)
+    column_of = _bin_of(last - first + 1, _MOST_COLUMNS)
+    asked = np.zeros((row_of[-1] + 1, column_of[-1] + 1))
+    lost = np.zeros_like(asked)
+    times = np.zeros(clients, np.int64)
+    for record in run.rounds:
+        column = column_of[record.round - first]
+        cohort = np.asarray(record.cohort, np.int64)
+        np.add.at(asked[:, column], row_of[cohort], 1.0)
+        np.add.at(times, cohort, 1)
+        missing = np.asarray(sorted({failure.client for failure in record.failures} & set(record.cohort)), np.int64)
+        np.add.at(lost[:, column], row_of[missing], 1.0)
+    return Participation(asked, lost, times)
+
+
+def _bin_of(length: int, most: int) -> npt.NDArray[np.int64]:
+    return np.concatenate([np.full(stop - start, index) for index, (start, stop) in enumerate(bins(length, most))])
+
+
+def _words(run: RunFolder, times: npt.NDArray[np.int64]) -> str:
+    never = int((times == 0).sum())
+    said = "nobody was left out" if not never else f"{plural(never, 'client')} never"
+    return (
+        f"{plural(len(times), 'client')}, {plural(len(run.rounds), 'round')}: a client was asked "
+        f"{times.mean():.1f} times on average, from {times.min()} to {times.max()}; {said}."
+    )
+
+
+def _client_ticks(clients: int) -> list[tuple[float, str]]:
+    return [(float(at), f"client {at:,}") for at in sorted({0, (clients - 1) // 2, clients - 1})]
+
+
+def _binning(clients: int, rows: int, rounds: int, columns: int) -> str | None:
+    if rows == clients and columns == rounds:
+        return None
+    return (
+        f"A cell stands for about {plural(-(-clients // rows), 'client')} and "
+        f"{plural(-(-rounds // columns), 'round')}: the stronger, the more often asked."
+    )

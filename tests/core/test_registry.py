@@ -1,0 +1,108 @@
+"""Plug-ins by name: folders, entry points of installed packages, modules, files."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedloom.core import registry
+from fedloom.core.errors import UnknownName
+
+PLUGIN = '''"""A strategy of somebody else."""
+from fedloom.core.config import PluginSettings
+
+class Config(PluginSettings):
+    pass
+
+def build_strategy(config, experiment):
+    return "built"
+'''
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package that is installed as a wheel would be: code, and metadata that declares entry points."""
+    site = tmp_path / "site"
+    package = site / "somebody" / "strategy_folder"
+    package.mkdir(parents=True)
+    (site / "somebody" / "__init__.py").write_text("")
+    (package / "__init__.py").write_text('"""A folder of somebody else."""\n')
+    (package / "strategy.py").write_text(PLUGIN)
+    (package / "config.py").write_text(PLUGIN)
+    (site / "somebody" / "single.py").write_text(PLUGIN)
+    (site / "somebody" / "broken.py").write_text("import a_module_nobody_has\n")
+    info = site / "somebody-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: somebody\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[fedloom.strategies]\nsomebodys = somebody.strategy_folder\nwith-hyphen = somebody.single\n"
+    )
+    monkeypatch.syspath_prepend(str(site))
+    for name in [name for name in sys.modules if name.split(".")[0] == "somebody"]:
+        monkeypatch.delitem(sys.modules, name)
+    return site
+
+
+def test_folders_are_found_without_being_listed_anywhere() -> None:
+    found = registry.names("strategies")
+    assert {"fedavg", "fedprox", "server_opt"} <= set(found) and list(found) == sorted(found)
+    assert "uniform" in registry.names("selection")
+
+
+def test_listing_imports_no_plug_in(installed: Path) -> None:
+    assert {"somebodys", "with-hyphen"} <= set(registry.names("strategies"))
+    assert "somebody" not in sys.modules
+
+
+def test_parts_of_a_folder() -> None:
+    assert registry.part("strategies", "fedprox", "rule").__name__ == "fedloom.strategies.fedprox.rule"
+    assert registry.has_part("strategies", "fedprox", "rule")
+    assert not registry.has_part("strategies", "fedavg", "rule")
+    with pytest.raises(UnknownName, match=r"'fedavg' has no rule\.py"):
+        registry.part("strategies", "fedavg", "rule")
+    assert registry.summary("strategies", "fedprox").startswith("FedProx: ")
+
+
+@pytest.mark.parametrize("name", ["somebodys", "with-hyphen", "somebody.strategy_folder", "somebody.single"])
+def test_entry_points_and_modules(installed: Path, name: str) -> None:
+    assert registry.part("strategies", name, "strategy").build_strategy(None, None) == "built"
+    assert registry.has_part("strategies", name, "strategy")
+    assert not registry.has_part("strategies", name, "rule")
+    assert registry.summary("strategies", name).startswith("A ")
+
+
+def test_files_are_loaded_once_and_two_of_one_name_do_not_mix(tmp_path: Path) -> None:
+    for folder, word in (("a", "one"), ("b", "two")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(PLUGIN.replace('"built"', f'"{word}"'))
+    paths = [str(tmp_path / folder / "mine.py") for folder in ("a", "b")]
+    parts = [registry.part("strategies", path, "strategy") for path in paths]
+    assert [part.build_strategy(None, None) for part in parts] == ["one", "two"]
+    assert registry.part("strategies", paths[0], "config") is parts[0]
+    assert not registry.has_part("strategies", paths[0], "accumulator")
+
+
+def test_a_file_that_raises_does_not_stay_half_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "half.py"
+    path.write_text("raise RuntimeError('on purpose')\n")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="on purpose"):
+            registry.part("strategies", str(path), "strategy")
+
+
+@pytest.mark.parametrize(
+    "name", ["fedagv", "", ".", "..", "no_such.module", "numpy.no_such", "json.no.such", "a-b", "1", "fedloom "]
+)
+def test_unknown_names(name: str) -> None:
+    with pytest.raises(UnknownName, match=r"strategies: unknown name .*available: .*fedavg"):
+        registry.part("strategies", name, "strategy")
+
+
+def test_the_nearest_name_is_offered() -> None:
+    with pytest.raises(UnknownName, match=r"did you mean 'server_opt'\?"):
+        registry.part("strategies", "server_opts", "strategy")
+
+
+def test_a_module_whose_own_import_fails_says_so(installed: Path) -> None:
+    with pytest.raises(ModuleNotFoundError, match="a_module_nobody_has"):
+        registry.part("strategies", "somebody.broken", "strategy")

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from fedloom.core.errors import UsageError
+from fedloom.reporting.comparison import Comparison, compare, print_comparison, write_picture
+
+
+def rows(comparison: Comparison) -> dict[str, tuple[str, ...]]:
+    return {row.name: row.cells for row in (*comparison.results, *comparison.settings)}
+
+
+def test_runs_stand_side_by_side(runs: Any) -> None:
+    one = runs.make("fedavg", runs.learning(4, 10, 5, top=0.9), clients=10)
+    two = runs.make("fedprox", runs.learning(8, 10, 5, top=0.5), settings={"strategy": {"name": "fedprox", "mu": 0.1}})
+    found = rows(compare([one, two]))
+    assert found["rounds"][0] in ("4 of 4", "4")
+    assert found["sent down"] == ("40.0 kB", "80.0 kB")  # 5 clients x 2,000 bytes a round
+    assert found["time"] == ("8.00 s", "16.0 s")
+    assert found["missing answers"] == ("1", "2")
+    assert found["strategy.name"] == ("fedavg", "fedprox")
+    assert found["strategy.mu"] == ("\N{EN DASH}", "0.1")
+    assert "workload.lr" not in found  # it does not differ
+    assert float(found["accuracy"][0]) > float(found["accuracy"][1])
+
+
+def test_settings_that_cannot_change_a_result_come_last(runs: Any) -> None:
+    one = runs.make("a", settings={"name": "a", "workload": {"name": "x", "lr": 1}})
+    two = runs.make("b", settings={"name": "b", "workload": {"name": "x", "lr": 2}})
+    assert [row.name for row in compare([one, two]).settings] == ["workload.lr", "name"]
+
+
+def test_runs_that_measured_different_things_are_compared_as_far_as_possible(runs: Any, tmp_path: Path) -> None:
+    one = runs.make("a", [runs.round(1, [0], metrics={"loss": 1.0}, evaluation={"accuracy": 0.5})])
+    two = runs.make("b", [runs.round(1, [0], metrics={"perplexity": 9.0})], summary=False)
+    three = runs.make("c")
+    comparison = compare([one, two, three])
+    found = rows(comparison)
+    nothing = "\N{EN DASH}"
+    assert found["accuracy"] == ("0.5000", nothing, nothing)
+    assert found["perplexity"] == (nothing, "9.0000 (training)", nothing)
+    assert found["status"] == ("done", "unfinished", "done")
+    document = write_picture(comparison, tmp_path / "page.html").read_text()
+    assert "Not measured by b, c." in document
+
+
+def test_the_picture_overlays_all_runs_and_loads_nothing(runs: Any, tmp_path: Path) -> None:
+    folders = [runs.make(f"run-{index}", runs.learning(4, 10, 5)) for index in range(10)]
+    document = write_picture(compare(folders), tmp_path / "page.html").read_text()
+    assert "http:" not in document and "https:" not in document and "<script" not in document
+    first = document[document.index("loss per round") :]
+    first = first[: first.index("</figure>")]
+    assert len(re.findall("<path ", first)) == 10
+    assert "stroke-dasharray" in first  # the ninth run on share a colour, not a pattern
+    assert all(f"run-{index}" in first for index in range(10))
+
+
+def test_folders_of_one_name_are_told_apart(runs: Any) -> None:
+    one, two = runs.make("a/run"), runs.make("b/run")
+    assert compare([one, two]).labels == (str(one), str(two))
+
+
+def test_names_are_escaped_in_the_page_and_on_the_screen(runs: Any, tmp_path: Path) -> None:
+    one = runs.make("<b>x", [runs.round(1, [0])], settings={"name": "<script>[red]\x1b"})
+    comparison = compare([one, runs.make("y")])
+    document = write_picture(comparison, tmp_path / "page.html").read_text()
+    assert "<script" not in document and "<b>" not in document
+    screen = io.StringIO()
+    print_comparison(Console(file=screen, width=200), comparison)
+    assert "[red]?" in screen.getvalue() and "\x1b" not in screen.getvalue()
+
+
+def test_a_comparison_needs_two_different_runs(runs: Any, tmp_path: Path) -> None:
+    run = runs.make()
+    with pytest.raises(UsageError, match="at least two run folders, got 1"):
+        compare([run])
+    with pytest.raises(UsageError, match="given twice"):
+        compare([run, run / "." / ""])
+    with pytest.raises(UsageError, match=r"it has no experiment\.toml"):
+        compare([run, tmp_path])
+
+
+def test_the_picture_needs_a_place(runs: Any, tmp_path: Path) -> None:
+    comparison = compare([runs.make("a"), runs.make("b")])
+    with pytest.raises(UsageError, match="there is no folder"):
+        write_picture(comparison, tmp_path / "nowhere" / "page.html")
+    with pytest.raises(UsageError, match="is a folder"):
+        write_picture(comparison, tmp_path)

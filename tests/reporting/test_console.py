@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from fedloom.core.events import (
+    ClientLost,
+    ClientsDone,
+    NodeChanged,
+    Notice,
+    RoundFinished,
+    RoundStarted,
+    RunFinished,
+    RunStarted,
+)
+from fedloom.core.history import Failure, RoundRecord
+from fedloom.reporting.console import ConsoleSink, print_result
+
+
+class Screen:
+    """A console whose output is kept."""
+
+    def __init__(self, terminal: bool) -> None:
+        self._file = io.StringIO()
+        self.console = Console(file=self._file, force_terminal=terminal, width=120, color_system=None, markup=False)
+        self.sink = ConsoleSink(self.console)
+
+    @property
+    def lines(self) -> list[str]:
+        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._file.getvalue())  # cursor movements of the live line
+        return [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
+
+
+def started(**changes: Any) -> RunStarted:
+    values: dict[str, Any] = {
+        "run_id": "r1", "name": "digits", "rounds": 3, "first_round": 1, "clients": 1000, "cohort": 50, "group_size": 4,
+        "num_parameters": 12_345, "runtime": "ray", "workers": 2, "where": "Ray at 10.0.0.1:6379",
+        "data": {"name": "digits", "kind": "real", "sha256": "0123456789abcdef"},
+    }  # fmt: skip
+    return RunStarted(**(values | changes))
+
+
+def failure(client: int, message: str = "no such file") -> Failure:
+    return Failure(client=client, round=1, stage="shard", error="DataMissing", message=message, node="ray-1")
+
+
+def play(sink: ConsoleSink, *records: RoundRecord) -> None:
+    for record in records:
+        sink.write(RoundStarted(run_id="r1", round=record.round, cohort=len(record.cohort)))
+        sink.write(ClientsDone(run_id="r1", round=record.round, done=1, cohort=len(record.cohort)))
+        for each in record.failures:
+            sink.write(ClientLost(run_id="r1", failure=each))
+        sink.write(RoundFinished(run_id="r1", record=record))
+
+
+def test_the_start_says_what_runs_where() -> None:
+    screen = Screen(terminal=False)
+    screen.sink.write(started())
+    assert screen.lines == [
+        "r1",
+        "  runtime  ray, 2 workers: Ray at 10.0.0.1:6379",
+        "  data     digits (real, sha256 0123456789ab…)",
+        "  model    12,345 parameters",
+        "  clients  1,000, 50 asked per round, in groups of 4",
+        "  rounds   3",
+    ]
+
+
+def test_a_resumed_run_says_where_it_goes_on_and_data_may_be_unknown() -> None:
+    screen = Screen(terminal=False)
+    screen.sink.write(started(first_round=3, data={}, group_size=1))
+    assert "  rounds   3, going on with 3" in screen.lines
+    assert "  data     not stated by the workload" in screen.lines
+    assert "  clients  1,000, 50 asked per round" in screen.lines
+
+
+def test_without_a_terminal_a_round_is_one_line(runs: Any) -> None:
+    screen = Screen(terminal=False)
+    screen.sink.write(started())
+    first = runs.round(1, [0, 1], metrics={"loss": 2.5}, evaluation={"loss": 2.0, "accuracy": 0.5})
+    play(screen.sink, first, runs.round(2, [0, 1], metrics={"loss": 1.5}))
+    screen.sink.close()
+    assert screen.lines[6:] == [
+        # 2 clients x 1,000 bytes up, 2,000 down; 2 s a round, two rounds left
+        "round 1/3  loss 2.0000  accuracy 0.5000  train loss 2.5000  2/2 answers  2.00 kB up  4.00 kB down  2.00 s"
+        "  ETA 4.00 s",
+        "round 2/3  train loss 1.5000  2/2 answers  2.00 kB up  4.00 kB down  2.00 s  ETA 2.00 s",
+    ]
+
+
+def test_in_a_terminal_rounds_are_rows_and_a_line_below_is_live(runs: Any) -> None:
+    screen = Screen(terminal=True)
+    screen.sink.write(started())
+    play(
+        screen.sink, runs.round(1, [0, 1], evaluation={"accuracy": 0.5}), runs.round(2, [0, 1], evaluation={"f1": 0.25})
+    )
+    screen.sink.close()
+    text = "\n".join(screen.lines)
+    assert [line.split() for line in screen.lines if "train loss" in line] == [
+        ["round", "accuracy", "train", "loss", "answers", "up", "down", "time"],
+        [
+            "round",
+            "accuracy",
+            "f1",
+            "train",
+            "loss",
+            "answers",
+            "up",
+            "down",
+            "time",
+        ],  # a metric seen for the first time
+    ]
+    assert "1     0.5000     2.4000       2/2   2.00 kB   4.00 kB       2.00 s" in text
+    # The live line is drawn some times a second, and once when it ends: two rounds done, 2 s each.
+    assert "round 3/3 · 0/2 clients · 4.00 kB up · 8.00 kB down · ETA 2.00 s" in text
+
+
+def test_lost_clients_are_shown_with_their_cause_and_counted_when_many(runs: Any) -> None:
+    screen = Screen(terminal=False)
+    screen.sink.write(started())
+    lost = [failure(client, "first line\nsecond \x1b[31mline") for client in range(8)]
+    play(screen.sink, runs.round(1, range(10), failures=lost))
+    shown = [line for line in screen.lines if "lost" in line]
+    assert shown[0] == ("client 0 lost in round 1, stage shard on ray-1: DataMissing: first line second ?[31mline")
+    assert len(shown) == 6
+    assert shown[-1] == "3 more clients lost in round 1; the report has them"
+
+
+def test_nodes_and_notices_are_told_but_not_every_change() -> None:
+    screen = Screen(terminal=False)
+    screen.sink.write(NodeChanged(node="ray-1", state="online"))
+    screen.sink.write(NodeChanged(node="ray-1", state="lost", reason="no heartbeat for 10 s"))
+    screen.sink.write(NodeChanged(node="ray-1", state="replaced"))
+    screen.sink.write(Notice(run_id="r1", message="[bold]not markup[/bold]"))
+    assert screen.lines == [
+        "node ray-1 lost: no heartbeat for 10 s",
+        "node ray-1 replaced",
+        "[bold]not markup[/bold]",
+    ]
+
+
+def test_a_second_run_starts_afresh(runs: Any, tmp_path: Any) -> None:
+    screen = Screen(terminal=False)
+    screen.sink.write(started())
+    play(screen.sink, runs.round(1, [0], evaluation={"accuracy": 0.5}))
+    summary = runs.summary(tmp_path, [])
+    screen.sink.write(RunFinished(run_id="r1", summary=summary))
+    assert screen.sink.summary == summary
+    screen.sink.write(started(run_id="r2"))
+    assert screen.sink.summary is None
+    play(screen.sink, runs.round(1, [0], metrics={"perplexity": 12.5}))
+    assert screen.lines[-1].startswith("round 1/3  train perplexity 12.5000  1/1 answers")
+
+
+@pytest.mark.parametrize("status", ["done", "failed", "interrupted"])
+def test_the_end_says_where_everything_is(runs: Any, status: str) -> None:
+    folder = runs.make(records=runs.learning(4, 10, 5), status=status)
+    (folder / "report.html").write_text("")
+    summary = runs.summary(folder, runs.learning(4, 10, 5), status=status)
+    screen = Screen(terminal=False)
+    print_result(screen.console, summary)
+    text = " ".join(" ".join(screen.lines).split())
+    assert f"{summary.run_id}: {status}" in text
+    for words in ("accuracy", "rounds 4", "sent 19.0 kB up, 40.0 kB down", "missing answers 1", "ab" * 32):
+        assert words in text, words
+    # paths may be folded over lines in a narrow terminal
+    assert f"{folder}/report.html" in "".join("".join(screen.lines).split())
+    assert ("fedloom resume" in text) == (status != "done")

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field
+
+from fedloom.core.config import Experiment, Settings
+from fedloom.core.errors import catalogue
+from fedloom.core.history import RoundRecord
+from fedloom.reporting.reference import commands, errors, records, settings
+from fedloom.reporting.reference.__main__ import PAGES, main
+from fedloom.reporting.reference.markdown import default_words, models_in, table, type_words
+
+
+class Left(Settings):
+    side: Literal["left"] = "left"
+
+
+class Right(Settings):
+    side: Literal["right"] = "right"
+
+
+class Example(Settings):
+    plain: int
+    bounded: Annotated[float, Field(gt=0, le=1)] = 0.5
+    optional: Annotated[int, Field(ge=1)] | None = None
+    choice: Literal["a", "b"] = "a"
+    several: tuple[Annotated[int, Field(ge=1)], ...] = (3, 4)
+    either: Left | Right = Left()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "default"),
+    [
+        ("plain", "integer", "**required**"),
+        ("bounded", "number > 0 and ≤ 1", "`0.5`"),
+        ("optional", "integer ≥ 1 or none", "none"),
+        ("choice", '`"a"`, `"b"`', '`"a"`'),
+        ("several", "list of integer ≥ 1", "`[3, 4]`"),
+        ("either", "table", ""),
+    ],
+)
+def test_types_and_defaults_in_words(name: str, kind: str, default: str) -> None:
+    field = Example.model_fields[name]
+    assert type_words(field.annotation, field.metadata) == kind
+    assert default_words(field) == default
+
+
+def test_choices_between_groups_are_found() -> None:
+    assert models_in(Example.model_fields["either"].annotation) == [Left, Right]
+
+
+def test_bars_in_cells_are_escaped() -> None:
+    assert table(("a",), [("x|y\nz",)]) == "| a |\n| --- |\n| x\\|y z |"
+
+
+def test_every_setting_is_there_with_its_meaning() -> None:
+    page = settings.render()
+    for name, field in Experiment.model_fields.items():
+        assert f"| `{name}` |" in page
+        assert field.description is None or " ".join(field.description.split()) in page
+    assert "| `round.deadline_s` | number > 0 or none | none | Seconds after which" in page
+    assert "### strategy: `fedavg`" in page and "### selection: `uniform`" in page
+
+
+def test_every_command_error_and_record_is_there() -> None:
+    shown = commands.render()
+    for command in ("run", "resume", "compare", "report", "list", "show", "serve", "client", "submit", "runs", "watch",
+                    "stop", "nodes"):  # fmt: skip
+        assert f"## fedloom {command}\n" in shown
+    assert "| `TARGET` | **required** | A preset's name, a TOML file, or the folder of a Flower app. |" in shown
+    assert all(f"`{kind.__name__}`" in errors.render() for kind in catalogue())
+    assert all(f"| `{name}` |" in records.render() for name in RoundRecord.model_fields)
+    assert "### ClientLost" in records.render()
+
+
+def test_the_pages_are_written_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "reference"
+    assert main(["--check", str(folder)]) == 1
+    assert main([str(folder)]) == 0
+    assert {path.name for path in folder.iterdir()} == set(PAGES)
+    assert main(["--check", str(folder)]) == 0
+    capsys.readouterr()
+    (folder / "errors.md").write_text("old")
+    assert main(["--check", str(folder)]) == 1
+    assert capsys.readouterr().err == f"not up to date in {folder}: errors.md. Run `make docs`.\n"
