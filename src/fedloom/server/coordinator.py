@@ -27,13 +27,14 @@ from fedloom.core.messages import (
     GroupResult,
     Heartbeat,
     Hello,
+    PayloadRef,
     RunSpec,
     Welcome,
 )
 from fedloom.core.records import Exchange
 from fedloom.server.nodes import Mailbox, Node
 from fedloom.server.open_exchange import Answer, OpenExchange, PlannedGroup
-from fedloom.server.payloads import CHUNK_BYTES, PayloadStore
+from fedloom.server.payloads import CHUNK_BYTES, Offer, PayloadStore
 
 HEARTBEAT_S = 2.0
 """Seconds between an agent's heartbeats."""
@@ -299,22 +300,26 @@ class Coordinator:
         wanted = {name for job in planned.jobs for name in job.inputs}
         offers = {name: opened.inputs[name] for name in sorted(wanted)}
         states = {client: opened.states[client] for client in planned.states}
-        for offer in (*offers.values(), *states.values()):
-            if node.hello.session not in offer.told:
-                offer.told.add(node.hello.session)
-                node.bytes_down += offer.size
         node.assigned[opened.key(index)] = time.monotonic()
         node.mailbox.put(
             Group(
                 key=opened.key(index),
                 jobs=planned.jobs,
-                inputs={key: self.payloads.ref(offer, node.locality) for key, offer in offers.items()},
+                inputs={key: self._refer(node, offer) for key, offer in offers.items()},
                 knobs=spec.knobs,
                 accumulator=spec.accumulator,
                 rule=spec.rule,
-                states={client: self.payloads.ref(offer, node.locality) for client, offer in states.items()},
+                states={client: self._refer(node, offer) for client, offer in states.items()},
             )
         )
+
+    def _refer(self, node: Node, offer: Offer) -> PayloadRef:
+        """A reference for a node, with its bytes counted where no message or stream will count them."""
+        ref = self.payloads.ref(offer, node.locality)
+        if _beside_the_wire(ref) and node.hello.session not in offer.told:
+            offer.told.add(node.hello.session)
+            node.bytes_down += ref.size
+        return ref
 
     def _heartbeat(self, name: str, session: str, message: Heartbeat) -> None:
         with self._changed:
@@ -375,7 +380,9 @@ class Coordinator:
                 other.assigned.pop(key, None)
             node.groups_done += 1
             node.busy_s += result.busy_s
-            node.bytes_up += result.total.size if result.total is not None else 0
+            node.bytes_up += sum(
+                ref.size for ref in (result.total, *result.states.values()) if ref is not None and _beside_the_wire(ref)
+            )
             self._ack(node, key, "accepted")
             self._dispatch()
         opened.answers.put(Answer(index=key.group, node=name, result=result, total=total))
@@ -421,6 +428,11 @@ class Coordinator:
                         self._requeue(name, node, set(), "the agent's process ended or its connection broke")
             for name, session in silent:
                 self.detach(name, session, f"no heartbeat for {self._lost_after_s:.0f} s")
+
+
+def _beside_the_wire(ref: PayloadRef) -> bool:
+    """Whether a payload moves through memory, so that its bytes are neither in a message nor in a stream."""
+    return ref.record is not None or bool(ref.shared)
 
 
 def _check_clients(result: GroupResult, planned: PlannedGroup) -> None:

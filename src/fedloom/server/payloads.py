@@ -36,7 +36,7 @@ class Offer:
     sha256: str = ""
     inline: bytes = b""
     told: set[str] = field(default_factory=set)
-    """Sessions that have had a reference to it; the payload crosses once to each."""
+    """Sessions on this host that have had a reference to it; the payload counts once for each."""
 
     @property
     def size(self) -> int:

@@ -77,8 +77,10 @@ class FleetService(FleetServicer):
     def download(self, request: pb.DownloadRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
         """Stream a payload as raw chunks."""
         with _answering(context):
-            self._caller(context)
-            yield from self._coordinator.payloads.download(request.sha256, request.offset)
+            node, _ = self._caller(context)
+            for chunk in self._coordinator.payloads.download(request.sha256, request.offset):
+                self._coordinator.count_bytes(node, down=len(chunk))
+                yield chunk
 
     def upload(self, request_iterator: Iterator[bytes], context: grpc.ServicerContext) -> pb.UploadReply:
         """Take a payload as raw chunks."""
@@ -86,7 +88,7 @@ class FleetService(FleetServicer):
             node, _ = self._caller(context)
             head = _parse(pb.UploadRequest, next(request_iterator, b""))
             received = self._coordinator.payloads.upload(
-                node, head.sha256, head.size, head.offset, _until_broken(request_iterator)
+                node, head.sha256, head.size, head.offset, self._counted(node, _until_broken(request_iterator))
             )
             return pb.UploadReply(received=received)
 
