@@ -92,6 +92,11 @@ class FleetService(FleetServicer):
             )
             return pb.UploadReply(received=received)
 
+    def _counted(self, node: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            self._coordinator.count_bytes(node, up=len(chunk))
+            yield chunk
+
     def _read(self, requests: Iterator[pb.FromAgent], context: grpc.ServicerContext, node: str, session: str) -> None:
         try:
             for wire in requests:
