@@ -124,6 +124,7 @@ def serve(
         with contextlib.closing(RunQueue(state, run_one)) as runs:
             bound = server.listen(host, port, token=token, runs=runs)
             exposed = _expose(metrics, host, metrics_port)
+            runs.start()
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: stop.set())
             on_ready(f"{host}:{bound}")

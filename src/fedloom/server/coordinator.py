@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from fedloom.core.errors import BadMessage, FedloomError, NotFound
+from fedloom.core.errors import BadMessage, FedloomError, NotFound, ServerUnreachable
 from fedloom.core.events import NodeChanged
 from fedloom.core.messages import (
     PROTOCOL,
@@ -83,6 +83,7 @@ class Coordinator:
 
         Raises:
             BadMessage: it speaks another version of the protocol.
+            ServerUnreachable: the server is on its way out.
         """
         if hello.protocol != PROTOCOL:
             raise BadMessage(
@@ -90,6 +91,8 @@ class Coordinator:
                 "install the same fedloom version on both"
             )
         with self._changed:
+            if self._closed:
+                raise ServerUnreachable("the server is shutting down")
             old = self._nodes.get(hello.node)
             node = Node(hello, locality)
             if old is not None:
@@ -113,6 +116,8 @@ class Coordinator:
         with self._changed:
             known = self._session(node, session)
             known.locality = locality or known.locality
+            if known.mailbox is not None:
+                known.mailbox.close()
             known.mailbox, known.seen, known.gone_since = Mailbox(), time.monotonic(), None
             mailbox = known.mailbox
         self._on_node(NodeChanged(node=node, state="online"))
@@ -121,11 +126,16 @@ class Coordinator:
             self._changed.notify_all()
         return mailbox
 
-    def detach(self, node: str, session: str, reason: str) -> None:
-        """The stream of a session ended; unless it comes back soon its groups go elsewhere."""
+    def detach(self, node: str, session: str, reason: str, mailbox: Mailbox | None = None) -> None:
+        """The stream of a session ended; unless it comes back soon its groups go elsewhere.
+
+        A stream that names its mailbox ends only itself, not another one the session has opened since.
+        """
         with self._changed:
             known = self._nodes.get(node)
             if known is None or known.hello.session != session or known.mailbox is None:
+                return
+            if mailbox is not None and known.mailbox is not mailbox:
                 return
             known.mailbox.close()
             known.mailbox, known.gone_since = None, time.monotonic()
@@ -153,6 +163,7 @@ class Coordinator:
                 known.mailbox.close()
             known.mailbox, known.gone_since = None, time.monotonic()
             self._requeue(node, known, set(), reason or "the agent left")
+            self.payloads.forget(node)
         self._on_node(NodeChanged(node=node, state="left", reason=reason))
 
     def count_bytes(self, node: str, *, down: int = 0, up: int = 0) -> None:
@@ -174,10 +185,10 @@ class Coordinator:
         for group in groups:
             opened.states |= {client: self.payloads.offer(record) for client, record in group.states.items()}
         name = (run.run_id, round, exchange)
-        with self._changed:
-            self._open[name] = opened
-            self._dispatch()
         try:
+            with self._changed:
+                self._open[name] = opened
+                self._dispatch()
             yield opened
         finally:
             with self._changed:
@@ -291,7 +302,11 @@ class Coordinator:
                 if not free:
                     break
                 name = min(free)[1]
-                self._push(name, self._nodes[name], opened, opened.pending.popleft())
+                try:
+                    self._push(name, self._nodes[name], opened, opened.pending.popleft())
+                except FedloomError as exc:  # the run's own trouble, such as full memory, must not hit an agent's call
+                    opened.pending.clear()
+                    opened.answers.put(exc)
 
     def _push(self, name: str, node: Node, opened: OpenExchange, index: int) -> None:
         assert node.mailbox is not None
@@ -343,7 +358,7 @@ class Coordinator:
                 opened = self._open.get(key[:3])
                 if opened is None or key.group in opened.done:
                     self._ack(node, key, "stale" if opened is None else "duplicate")
-                else:
+                elif key.group < len(opened.groups):
                     node.assigned[key] = now
                     if key.group in opened.pending:
                         opened.pending.remove(key.group)
@@ -355,8 +370,9 @@ class Coordinator:
             node = self._session(name, session)
             node.seen = time.monotonic()
             opened = self._open.get(key[:3])
-            if opened is None or key.group in opened.done or not 0 <= key.group < len(opened.groups):
+            if opened is None or key.group in opened.done:
                 status = "stale" if opened is None else "duplicate"
+                self.payloads.drop(name, _refs(result))
                 if opened is None:
                     self._stale[key.run_id] = self._stale.get(key.run_id, 0) + 1
                 else:
@@ -364,10 +380,16 @@ class Coordinator:
                 node.assigned.pop(key, None)
                 self._ack(node, key, status)
                 return
+            if key.group >= len(opened.groups):
+                self.payloads.drop(name, _refs(result))
+                self._ack(node, key, "rejected", f"this exchange has {len(opened.groups)} groups, counted from 0")
+                return
             try:
                 _check_clients(result, opened.groups[key.group])
                 total = self.payloads.take(name, result.total) if result.total is not None else None
+                states = {client: self.payloads.take(name, ref) for client, ref in result.states.items()}
             except FedloomError as exc:
+                self.payloads.drop(name, _refs(result))
                 node.assigned.pop(key, None)
                 self._ack(node, key, "rejected", exc.public_message())
                 self._lose(opened, key.group, name, f"{type(exc).__name__}: {exc}")
@@ -385,7 +407,7 @@ class Coordinator:
             )
             self._ack(node, key, "accepted")
             self._dispatch()
-        opened.answers.put(Answer(index=key.group, node=name, result=result, total=total))
+        opened.answers.put(Answer(index=key.group, node=name, result=result, total=total, states=states))
 
     def _ack(self, node: Node, key: GroupKey, status: str, message: str = "") -> None:
         if node.mailbox is not None:
@@ -435,11 +457,19 @@ def _beside_the_wire(ref: PayloadRef) -> bool:
     return ref.record is not None or bool(ref.shared)
 
 
+def _refs(result: GroupResult) -> list[PayloadRef]:
+    """Everything a result brings along."""
+    return [*([result.total] if result.total is not None else []), *result.states.values()]
+
+
 def _check_clients(result: GroupResult, planned: PlannedGroup) -> None:
     """An answer must be about the clients that were asked, each once."""
     asked = sorted(job.client for job in planned.jobs)
     told = sorted([report.client for report in result.reports] + [failure.client for failure in result.failures])
     if asked != told:
         raise BadMessage(f"group {result.key}: asked clients {asked}, the answer is about {told}")
+    strangers = sorted(set(result.states) - {report.client for report in result.reports})
+    if strangers:
+        raise BadMessage(f"group {result.key}: states of clients {strangers}, which have not reported")
     if result.total is None and result.reports:
         raise BadMessage(f"group {result.key}: {len(result.reports)} clients reported, but no accumulator came")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import queue
 import threading
 import time
@@ -17,13 +19,16 @@ from fedloom.core.config import Experiment
 from fedloom.core.errors import (
     BadUpdate,
     ClientFailed,
+    FedloomError,
     Interrupted,
     NoCapacity,
     QuorumNotReached,
+    RunFailed,
     UsageError,
     catalogue,
 )
-from fedloom.core.events import ClientsDone, Event
+from fedloom.core.events import ClientLost, ClientsDone, Event
+from fedloom.core.history import Failure
 from fedloom.core.messages import RunSpec
 from fedloom.core.records import ClientFailure, ClientReport, Exchange, Job, Record
 from fedloom.server.coordinator import Coordinator
@@ -86,28 +91,34 @@ class Collector:
             ClientFailed, QuorumNotReached: too few clients answered; the message says why each is missing.
             NoCapacity: no agent is there to do the work.
             BadUpdate: answers that cannot be folded together.
+            RunFailed: the exchange names inputs it has not, or knobs that are not JSON.
             Interrupted: the run was asked to stop.
         """
+        _check(exchange, round)
         groups = self._groups(exchange, round, index, group_size or self._experiment.group_size)
         kind = _accumulator(exchange.accumulator)
         with self._coordinator.exchange(self._run, round, index, exchange, groups) as opened:
             fold = _Fold(kind, len(groups), len(exchange.jobs), quorum, round)
             end = time.monotonic() + deadline_s if deadline_s is not None else None
-            while fold.open:
-                begin = time.perf_counter()
-                answer = self._next(opened, end)
-                fold.collected.waiting_s += time.perf_counter() - begin
-                if answer is None:
-                    fold.expire(groups, deadline_s or 0.0)
-                    break
-                begin = time.perf_counter()
-                fold.take(answer, groups[answer.index].jobs)
-                self._keep_states(answer, round, index)
-                fold.collected.aggregation_s += time.perf_counter() - begin
-                if telling:
-                    done, cohort = len(fold.collected.reports), len(exchange.jobs)
-                    self._emit(ClientsDone(run_id=self._run.run_id, round=round, done=done, cohort=cohort))
-            fold.finish()
+            try:
+                while fold.open:
+                    begin = time.perf_counter()
+                    answer = self._next(opened, end)
+                    fold.collected.waiting_s += time.perf_counter() - begin
+                    if answer is None:
+                        fold.expire(groups, deadline_s or 0.0)
+                        break
+                    begin = time.perf_counter()
+                    fold.take(answer, groups[answer.index].jobs)
+                    self._keep_states(answer, round, index)
+                    fold.collected.aggregation_s += time.perf_counter() - begin
+                    if telling:
+                        done, cohort = len(fold.collected.reports), len(exchange.jobs)
+                        self._emit(ClientsDone(run_id=self._run.run_id, round=round, done=done, cohort=cohort))
+                fold.finish()
+            finally:  # a round that fails tells of its missing answers, too
+                for failure in fold.collected.failures if telling else ():
+                    self._emit(ClientLost(run_id=self._run.run_id, failure=as_line(failure)))
             fold.collected.duplicates, fold.collected.reassigned = opened.duplicates, opened.reassigned
         return fold.collected
 
@@ -140,10 +151,8 @@ class Collector:
                 raise Interrupted(
                     f"run {self._run.run_id} was stopped; go on with it: fedloom resume {self._store.folder}"
                 )
-            try:
-                return opened.answers.get_nowait()
-            except queue.Empty:
-                pass
+            with contextlib.suppress(queue.Empty):
+                return _sound(opened.answers.get_nowait())
             now = time.monotonic()
             if end is not None and now >= end:
                 return None
@@ -161,16 +170,26 @@ class Collector:
                     "runtime ended"
                 )
             try:
-                return opened.answers.get(timeout=_TICK_S if end is None else min(_TICK_S, max(0.001, end - now)))
+                wait_s = _TICK_S if end is None else min(_TICK_S, max(0.001, end - now))
+                return _sound(opened.answers.get(timeout=wait_s))
             except queue.Empty:
                 continue
 
     def _keep_states(self, answer: Answer, round: int, index: int) -> None:
-        if answer.result is None:
-            return
-        for client, ref in answer.result.states.items():
-            state = self._coordinator.payloads.take(answer.node, ref)
+        for client, state in answer.states.items():
             self._store.save_client(client, round, index, state)
+
+
+def as_line(failure: ClientFailure) -> Failure:
+    """A failure as events and round records carry it."""
+    return Failure(**{name: getattr(failure, name) for name in failure.__slots__})
+
+
+def _sound(answer: Answer | FedloomError) -> Answer:
+    """The answer; what kept the groups from being handed out is raised here."""
+    if isinstance(answer, FedloomError):
+        raise answer
+    return answer
 
 
 class _Fold:
@@ -269,6 +288,24 @@ class _Fold:
             f"round {self._round} needs answers of {self._needed} of {self._clients} clients, but {len(failures)} are "
             f"missing (round.quorum_fraction and round.deadline_s decide this):\n{told}{more}"
         )
+
+
+def _check(exchange: Exchange, round: int) -> None:
+    """Refuse an exchange that no agent could be sent."""
+    for job in exchange.jobs:
+        missing = set(job.inputs) - exchange.inputs.keys()
+        if missing:
+            raise RunFailed(
+                f"round {round}: client {job.client} is to read inputs {sorted(missing)}, but the exchange has only "
+                f"{sorted(exchange.inputs)}. Look at the strategy's plan"
+            )
+    for knobs in (exchange.knobs, *(job.knobs for job in exchange.jobs if job.knobs)):
+        try:
+            json.dumps(knobs)
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise RunFailed(
+                f"round {round}: knobs must be JSON values, got {knobs!r}: {exc}. Look at the strategy's plan"
+            ) from exc
 
 
 def _accumulator(name: str) -> type[Any]:

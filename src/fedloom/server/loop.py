@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from fedloom.core import registry
 from fedloom.core.config import Experiment
 from fedloom.core.errors import FedloomError, RunFailed
-from fedloom.core.events import ClientLost, Event, RoundFinished, RoundStarted
+from fedloom.core.events import Event, RoundFinished, RoundStarted
 from fedloom.core.history import Failure, NodeShare, RoundRecord, Timing, Traffic
 from fedloom.core.messages import RunSpec
 from fedloom.core.protocols import Pending, Roster, Selection, Strategy, WorkloadInfo
@@ -30,7 +31,7 @@ from fedloom.core.records import (
 from fedloom.core.seeds import generator
 from fedloom.core.state import dump_state, load_state
 from fedloom.server.coordinator import Coordinator
-from fedloom.server.exchange import Collected, Collector
+from fedloom.server.exchange import Collected, Collector, as_line
 from fedloom.server.nodes import Node
 from fedloom.server.run_store import Checkpoint, RunStore
 
@@ -57,7 +58,7 @@ class _Tally:
 
     def add(self, collected: Collected) -> None:
         self.reports += collected.reports
-        self.failures += [Failure(**{name: getattr(f, name) for name in f.__slots__}) for f in collected.failures]
+        self.failures += [as_line(failure) for failure in collected.failures]
         self.waiting_s += collected.waiting_s
         self.aggregation_s += collected.aggregation_s
         self.duplicates += collected.duplicates
@@ -148,6 +149,12 @@ class Loop:
         finally:
             self._saver.close()
 
+    def close(self) -> None:
+        """Let go of what a hosted strategy may hold (a Flower app's thread)."""
+        close = getattr(self._strategy, "close", None)
+        if close is not None:
+            close()
+
     def _roster(self) -> Roster:
         return Roster(self._experiment.clients, self.info.client_sizes)
 
@@ -211,8 +218,6 @@ class Loop:
                 telling=True,
             )
             tally.add(collected)
-            for failure in tally.failures[-len(collected.failures) :] if collected.failures else ():
-                self._emit(ClientLost(run_id=self.run.run_id, failure=failure))
             begin = time.perf_counter()
             try:
                 step = self._strategy.finish(state, collected.total, context)
@@ -315,6 +320,7 @@ class _Saver:
 
     def __init__(self, store: RunStore, keep: int) -> None:
         self._store, self._keep = store, keep
+        self._rounds: deque[int] = deque(maxlen=keep)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -341,7 +347,9 @@ class _Saver:
     def _write(self, checkpoint: Checkpoint) -> None:
         try:
             self._store.save_checkpoint(checkpoint, self._keep)
-            self._store.prune_clients(checkpoint.round)
+            self._rounds.append(checkpoint.round)
+            if len(self._rounds) == self._keep:  # the oldest checkpoint kept may be the one to go on from
+                self._store.prune_clients(self._rounds[0])
         except BaseException as exc:
             self._error = exc
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fedloom.core.errors import FedloomError
 from fedloom.core.messages import GroupKey, GroupResult, RunSpec
 from fedloom.core.records import Exchange, Job, Record
 from fedloom.server.payloads import Offer
@@ -14,12 +15,14 @@ from fedloom.server.payloads import Offer
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """An accepted result, its accumulator decoded; or the reason a group will never have one."""
+    """An accepted result, its payloads decoded; or the reason a group will never have one."""
 
     index: int
     node: str
     result: GroupResult | None
     total: Record | None = None
+    states: Mapping[int, Record] = field(default_factory=dict)
+    """What clients asked to have back, by client."""
     lost: str = ""
     """Why nobody could do the group."""
 
@@ -44,8 +47,8 @@ class OpenExchange:
         self.states: dict[int, Offer] = {}
         self.done: set[int] = set()
         self.deaths: dict[int, int] = {}
-        self.answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
-        self.duplicates = self.stale = self.reassigned = 0
+        self.answers: queue.SimpleQueue[Answer | FedloomError] = queue.SimpleQueue()
+        self.duplicates = self.reassigned = 0
 
     def key(self, index: int) -> GroupKey:
         """The name of one of its groups."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from fedloom.core import frames
 from fedloom.core.depot import Buffer, Depot
-from fedloom.core.errors import BadFrame, BadMessage, LimitExceeded, NotFound
+from fedloom.core.errors import BadFrame, BadMessage, LimitExceeded, NotFound, ServerUnreachable
 from fedloom.core.messages import PayloadRef
 from fedloom.core.records import Record
 
@@ -49,6 +49,10 @@ class _Upload:
     data: bytearray
     received: int = 0
     complete: bool = False
+    uses: int = 1
+    """Results that will name it: equal frames are sent once."""
+    stream: int = 0
+    """Counts its callers; whoever asks for the offset takes the upload over from a stream that broke."""
 
 
 class PayloadStore:
@@ -63,7 +67,7 @@ class PayloadStore:
         self._depot = depot
         self._max_payload_bytes = max_payload_bytes
         self._lock = threading.Lock()
-        self._by_digest: dict[str, Offer] = {}
+        self._by_digest: dict[str, list[Offer]] = {}
         self._uploads: dict[tuple[str, str], _Upload] = {}
 
     @property
@@ -99,7 +103,9 @@ class PayloadStore:
                 for piece in frames.pieces(offer.record):
                     digest.update(piece)
                 offer.sha256 = digest.hexdigest()
-            self._by_digest[offer.sha256] = offer
+            equal = self._by_digest.setdefault(offer.sha256, [])
+            if not any(other is offer for other in equal):
+                equal.append(offer)
             return PayloadRef(size=offer.size, sha256=offer.sha256)
 
     def withdraw(self, offer: Offer) -> None:
@@ -107,8 +113,9 @@ class PayloadStore:
         with self._lock:
             if offer.buffer is not None and self._depot is not None:
                 self._depot.release(offer.buffer.name)
-            if self._by_digest.get(offer.sha256) is offer:
-                del self._by_digest[offer.sha256]
+            left = [other for other in self._by_digest.pop(offer.sha256, []) if other is not offer]
+            if left:
+                self._by_digest[offer.sha256] = left
 
     def download(self, sha256: str, offset: int) -> Iterator[bytes]:
         """The frame from `offset` on, in chunks; never holds more than one chunk beside the record itself.
@@ -118,7 +125,7 @@ class PayloadStore:
             BadMessage: the offset lies behind the frame's end.
         """
         with self._lock:
-            offer = self._by_digest.get(sha256)
+            offer = next(iter(self._by_digest.get(sha256, [])), None)
         if offer is None:
             raise NotFound(f"no payload with digest {sha256[:16]!r} is on offer; its round may be over")
         if offset > offer.size:
@@ -146,6 +153,7 @@ class PayloadStore:
                 upload.data = bytearray(size)
             if len(upload.data) != size:
                 raise BadMessage(f"upload: announced with {len(upload.data)} bytes before, with {size} now")
+            upload.stream += 1
             return upload.received
 
     def upload(self, node: str, sha256: str, size: int, offset: int, chunks: Iterable[bytes]) -> int:
@@ -157,8 +165,10 @@ class PayloadStore:
         received = self.upload_offset(node, sha256, size)
         with self._lock:
             upload = self._uploads[node, sha256]
-        if upload.complete:
-            return received
+            stream = upload.stream
+            if upload.complete:
+                upload.uses += 1
+                return received
         if offset != received:
             raise BadMessage(f"upload: continues at byte {offset}, the server has {received}; ask for the offset first")
         for chunk in chunks:
@@ -168,8 +178,11 @@ class PayloadStore:
                     f"upload: chunk of {len(chunk)} bytes at {upload.received} of {size}; chunks have at most "
                     f"{CHUNK_BYTES} bytes and end with the frame"
                 )
-            upload.data[upload.received : upload.received + len(chunk)] = chunk
-            upload.received += len(chunk)
+            with self._lock:
+                if upload.stream != stream:
+                    raise ServerUnreachable("upload: another call goes on with it; ask for the offset and continue")
+                upload.data[upload.received : upload.received + len(chunk)] = chunk
+                upload.received += len(chunk)
         if upload.received == size:
             if hashlib.sha256(upload.data).hexdigest() != sha256:
                 self._discard(node, sha256)
@@ -178,7 +191,7 @@ class PayloadStore:
         return upload.received
 
     def take(self, node: str, ref: PayloadRef) -> Record:
-        """The record an agent's reference means; an upload is handed out once.
+        """The record an agent's reference means; an upload is handed out as often as it was sent.
 
         Raises:
             BadFrame, NotFound: the bytes are malformed or not there.
@@ -198,8 +211,16 @@ class PayloadStore:
             upload = self._uploads.get((node, ref.sha256))
             if upload is None or not upload.complete:
                 raise NotFound(f"node {node!r} names an upload {ref.sha256[:16]!r} that is not complete here")
-            del self._uploads[node, ref.sha256]
+            self._use(node, ref.sha256, upload)
         return frames.decode(upload.data)
+
+    def drop(self, node: str, refs: Iterable[PayloadRef]) -> None:
+        """Let go of what a refused result brought along."""
+        with self._lock:
+            for ref in refs:
+                upload = self._uploads.get((node, ref.sha256))
+                if upload is not None and upload.complete:
+                    self._use(node, ref.sha256, upload)
 
     def forget(self, node: str) -> None:
         """Drop what a node has uploaded and not yet used."""
@@ -211,6 +232,11 @@ class PayloadStore:
         """Give all memory back."""
         if self._depot is not None:
             self._depot.close()
+
+    def _use(self, node: str, sha256: str, upload: _Upload) -> None:
+        upload.uses -= 1
+        if not upload.uses:
+            del self._uploads[node, sha256]
 
     def _discard(self, node: str, sha256: str) -> None:
         with self._lock:

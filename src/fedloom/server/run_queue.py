@@ -6,6 +6,7 @@ The queue itself is a SQLite file beside the runs' folders, so a restarted serve
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import queue
 import re
@@ -16,10 +17,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fedloom.core.config import Experiment
-from fedloom.core.errors import NotFound
+from fedloom.core.errors import NotFound, UsageError
 from fedloom.core.events import Event, RoundFinished, RunFinished
 from fedloom.core.history import RunSummary
 from fedloom.server.run_store import DiskRunStore, event_json
@@ -41,6 +42,19 @@ def new_run_id(name: str) -> str:
     """A name for a run: when, what, and four letters against collisions."""
     word = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "run"
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{word}-{secrets.token_hex(2)}"
+
+
+def _lock(folder: Path) -> IO[bytes]:
+    """Keep a second server away from the folder for as long as the file is open."""
+    file = (folder / "lock").open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        file.close()
+        raise UsageError(
+            f"another server is working on the state folder {folder}. Stop it first, or choose another --state"
+        ) from exc
+    return file
 
 
 class Events:
@@ -72,23 +86,32 @@ class RunQueue:
     """Runs in the order they came, one at a time, in a thread of its own.
 
     Args:
-        folder: the server's state: `fedloom.sqlite` and `runs/`.
+        folder: the server's state: `fedloom.sqlite` and `runs/`. One server at a time.
         run_one: does one run.
+
+    Raises:
+        UsageError: another server works on this folder.
     """
 
     def __init__(self, folder: Path, run_one: RunOne) -> None:
         self._folder, self._run_one = folder, run_one
         folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(folder)
         self._database = sqlite3.connect(folder / "fedloom.sqlite", check_same_thread=False, isolation_level=None)
         self._database.execute("pragma journal_mode=wal")
         self._database.execute(_SCHEMA)
-        self._database.execute("update runs set status = 'queued' where status = 'running'")
         self._changed = threading.Condition()
         self._watchers: dict[str, list[Events]] = {}
         self._stop_run = threading.Event()
         self._running: str | None = None
+        self._ended = False
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="fedloom-runs")
+
+    def start(self) -> None:
+        """Begin to do runs."""
+        with self._changed:
+            self._database.execute("update runs set status = 'queued' where status = 'running'")
         self._thread.start()
 
     def submit(self, values: Mapping[str, Any]) -> str:
@@ -117,7 +140,8 @@ class RunQueue:
         with self._changed:
             status = self._status(run_id)
             past = DiskRunStore.open(self._folder / "runs" / run_id).events()
-            events = Events(past, finished=status not in ("queued", "running"))
+            over = status not in ("queued", "running") or (run_id == self._running and self._ended)
+            events = Events(past, finished=over)
             self._watchers.setdefault(run_id, []).append(events)
         try:
             yield events
@@ -131,6 +155,7 @@ class RunQueue:
             status = self._status(run_id)
             if status == "queued":
                 self._set(run_id, status="interrupted")
+                self._end_watches(run_id)
             elif run_id == self._running:
                 self._stop_run.set()
         return status
@@ -141,8 +166,10 @@ class RunQueue:
             self._closing = True
             self._stop_run.set()
             self._changed.notify_all()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         self._database.close()
+        self._lock.close()
 
     def _status(self, run_id: str) -> str:
         row = self._database.execute("select status from runs where run_id = ?", (run_id,)).fetchone()
@@ -163,6 +190,7 @@ class RunQueue:
                 if row is not None:
                     self._running = str(row[0])
                     self._set(self._running, status="running", error="")
+                    self._ended = False
                     self._stop_run.clear()
                     return self._running
                 self._changed.wait()
@@ -185,10 +213,16 @@ class RunQueue:
                 if self._closing and status == "interrupted":
                     status = "queued"  # the next server goes on with it
                 self._set(run_id, status=status, error=error)
+                self._end_watches(run_id)
+
+    def _end_watches(self, run_id: str) -> None:
+        for watcher in self._watchers.get(run_id, []):
+            watcher.close()
 
     def _emit(self, run_id: str, event: Event) -> None:
         values = event_json(event)
         with self._changed:
+            self._ended = isinstance(event, RunFinished)
             if isinstance(event, RoundFinished):
                 self._set(run_id, rounds_done=event.record.round)
             for watcher in self._watchers.get(run_id, []):

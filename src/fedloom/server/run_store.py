@@ -285,8 +285,11 @@ class DiskRunStore:
     def events(self) -> list[dict[str, Any]]:
         """Everything that happened so far, as in `events.jsonl`."""
         path = self._folder / "events.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        events = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            with contextlib.suppress(ValueError):  # the process died, or the disk was full, in the middle of this line
+                events.append(json.loads(line))
+        return events
 
     def save_checkpoint(self, checkpoint: Checkpoint, keep: int) -> None:
         rounds = self._folder / "rounds.jsonl"

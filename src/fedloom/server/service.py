@@ -20,7 +20,7 @@ import grpc
 from fedloom.core.errors import (
     BadMessage,
     FedloomError,
-    LimitExceeded,
+    NotFound,
     ServerUnreachable,
     Unauthenticated,
     UsageError,
@@ -31,6 +31,7 @@ from fedloom.proto.v1 import fleet_pb2 as pb
 from fedloom.proto.v1.control_pb2_grpc import ControlServicer, add_ControlServicer_to_server
 from fedloom.proto.v1.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
 from fedloom.server.coordinator import Coordinator
+from fedloom.server.nodes import Mailbox
 from fedloom.server.run_queue import RunQueue
 
 _log = logging.getLogger(__name__)
@@ -57,8 +58,12 @@ class FleetService(FleetServicer):
         with _answering(context):
             node, session = self._caller(context)
             mailbox = self._coordinator.attach(node, session, self._locality(context))
+            refused: list[FedloomError] = []
             reader = threading.Thread(
-                target=self._read, args=(request_iterator, context, node, session), name=f"read-{node}", daemon=True
+                target=self._read,
+                args=(request_iterator, context, node, session, mailbox, refused),
+                name=f"read-{node}",
+                daemon=True,
             )
             context.add_callback(mailbox.close)
             reader.start()
@@ -66,7 +71,9 @@ class FleetService(FleetServicer):
                 wire = codec.to_agent_message(message)
                 self._coordinator.count_bytes(node, down=wire.ByteSize())
                 yield wire
-            self._coordinator.detach(node, session, "its connection ended")
+            self._coordinator.detach(node, session, "its connection ended", mailbox)
+            if refused:
+                raise refused[0]
 
     def UploadOffset(self, request: pb.UploadRequest, context: grpc.ServicerContext) -> pb.UploadReply:
         with _answering(context):
@@ -97,21 +104,32 @@ class FleetService(FleetServicer):
             self._coordinator.count_bytes(node, up=len(chunk))
             yield chunk
 
-    def _read(self, requests: Iterator[pb.FromAgent], context: grpc.ServicerContext, node: str, session: str) -> None:
+    def _read(
+        self,
+        requests: Iterator[pb.FromAgent],
+        context: grpc.ServicerContext,
+        node: str,
+        session: str,
+        mailbox: Mailbox,
+        refused: list[FedloomError],
+    ) -> None:
         try:
             for wire in requests:
                 self._coordinator.count_bytes(node, up=wire.ByteSize())
                 self._coordinator.receive(node, session, codec.read_from_agent(wire, node))
+        except NotFound as exc:  # another session has taken this one's place
+            self._coordinator.detach(node, session, str(exc), mailbox)
         except FedloomError as exc:
             _log.warning("node %s: %s", node, exc)
-            self._coordinator.detach(node, session, str(exc))
+            refused.append(exc)
+            self._coordinator.detach(node, session, str(exc), mailbox)
         except grpc.RpcError:
-            self._coordinator.detach(node, session, "its connection broke")
+            self._coordinator.detach(node, session, "its connection broke", mailbox)
         except Exception:
             # gRPC ends the request iterator with a bare Exception when the stream is torn down.
             if context.is_active():
                 _log.exception("node %s: its stream failed", node)
-            self._coordinator.detach(node, session, "its connection broke")
+            self._coordinator.detach(node, session, "its connection broke", mailbox)
 
     def _caller(self, context: grpc.ServicerContext) -> tuple[str, str]:
         metadata = _authenticate(context, self._token)
@@ -139,8 +157,10 @@ class ControlService(ControlServicer):
             _authenticate(context, self._token)
             try:
                 values = json.loads(request.experiment_json)
-            except ValueError as exc:
+            except (ValueError, RecursionError) as exc:
                 raise BadMessage(f"submit: the experiment is not JSON: {exc}") from exc
+            if not isinstance(values, dict):
+                raise BadMessage(f"submit: expected the experiment as a JSON object, got a {type(values).__name__}")
             return control_pb.SubmitReply(run_id=self._runs.submit(values))
 
     def ListRuns(self, request: control_pb.ListRunsRequest, context: grpc.ServicerContext) -> control_pb.ListRunsReply:
@@ -253,7 +273,7 @@ def _until_broken(requests: Iterator[bytes]) -> Iterator[bytes]:
         except Exception as exc:
             raise ServerUnreachable("upload: the stream broke; ask for the offset and continue") from exc
         if not chunk:
-            raise LimitExceeded("upload: empty chunk")
+            raise BadMessage("upload: an empty chunk; chunks carry bytes, and the stream ends after the last")
         yield chunk
 
 

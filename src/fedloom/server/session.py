@@ -99,6 +99,8 @@ def run_session(
         error = exc
         with contextlib.suppress(AssertionError):
             arrays = loop.arrays()
+    finally:
+        loop.close()
     history = store.rounds()
     summary = _summary(experiment, store, loop, place(), history, arrays, error)
     never_began = isinstance(error, UsageError) and not history

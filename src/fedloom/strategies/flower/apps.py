@@ -1,0 +1,145 @@
+"""A Flower app's folder: its `pyproject.toml`, its components, its code."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedloom.core.errors import ConfigError, UnsupportedFeature
+
+_MANIFEST = "pyproject.toml"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What `[tool.flwr.app]` says."""
+
+    name: str
+    serverapp: str
+    clientapp: str
+    config: Mapping[str, Any]
+    """`[tool.flwr.app.config]`, nested tables flattened to dotted keys, as apps read it."""
+    supernodes: int | None
+    """`options.num-supernodes` of the default federation, where the file still has one."""
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a Flower app's `pyproject.toml`.
+
+    Raises:
+        ConfigError: no such file, or not a Flower app's; the message names what is missing.
+    """
+    path = folder / _MANIFEST
+    try:
+        values = tomllib.loads(path.read_text())
+    except FileNotFoundError as exc:
+        raise ConfigError(f"{folder}: no {_MANIFEST}, so this is not a Flower app's folder") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: not readable as TOML: {exc}") from exc
+    flwr = values.get("tool", {}).get("flwr", {})
+    app = flwr.get("app")
+    if not isinstance(app, dict):
+        raise ConfigError(f"{path}: no table [tool.flwr.app], so this is not a Flower app")
+    components = app.get("components", {})
+    for part in ("serverapp", "clientapp"):
+        if not isinstance(components.get(part), str) or ":" not in components[part]:
+            raise ConfigError(
+                f'{path}: [tool.flwr.app.components] needs {part} = "module:object", got {components.get(part)!r}'
+            )
+    return Manifest(
+        name=str(values.get("project", {}).get("name", folder.name)),
+        serverapp=components["serverapp"],
+        clientapp=components["clientapp"],
+        config=_flatten(app.get("config", {}), ""),
+        supernodes=_supernodes(flwr.get("federations", {})),
+    )
+
+
+def load_component(folder: Path, component: str, key: str) -> Any:
+    """Import `module:object` from an app's folder, which is put first on the module search path.
+
+    A process holds one app at a time: the modules of another app's folder are forgotten. torch, where it is
+    installed, is loaded with the app, so that its generator is seeded even if the app imports it late.
+
+    Raises:
+        ConfigError: the folder, the module or the object is not there; the import error itself is the cause.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{key}: no folder {str(folder)!r}; it must be on every machine of the run, at this path")
+    module_name, colon, attribute = component.partition(":")
+    if not colon:
+        raise ConfigError(f'{key}: expected "module:object", got {component!r}')
+    _put_on_path(folder.resolve())
+    if importlib.util.find_spec("torch") is not None:
+        importlib.import_module("torch")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for step in attribute.split("."):
+            found = getattr(found, step)
+    except Exception as exc:
+        raise ConfigError(
+            f"{key} = {component!r}: cannot be loaded from {folder}: {type(exc).__name__}: {exc}. Is everything the "
+            "app needs installed here?"
+        ) from exc
+    return found
+
+
+def check_component(found: Any, kind: type, legacy: bool, key: str, component: str) -> None:
+    """Refuse what is no ServerApp or ClientApp, or is one of the API before messages."""
+    if not isinstance(found, kind):
+        raise ConfigError(f"{key} = {component!r}: expected a flwr {kind.__name__}, got {type(found).__name__}")
+    if legacy:
+        made = (
+            "ClientApp(client_fn=…)"
+            if kind.__name__ == "ClientApp"
+            else "ServerApp(server_fn=…) or ServerApp(strategy=…)"
+        )
+        now = "@app.train() and @app.evaluate()" if kind.__name__ == "ClientApp" else "@app.main()"
+        raise UnsupportedFeature(
+            f"{key} = {component!r}: {made} is Flower's older API (NumPyClient and friends), which is not hosted; "
+            f"write it with {now}"
+        )
+
+
+def _put_on_path(folder: Path) -> None:
+    others = [entry for entry in sys.path if entry != str(folder) and _is_app(Path(entry))]
+    for other in others:
+        sys.path.remove(other)
+        inside = [
+            name
+            for name, module in sys.modules.items()
+            if (getattr(module, "__file__", None) or "").startswith(f"{other}/")
+        ]
+        for name in inside:
+            del sys.modules[name]
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+        importlib.invalidate_caches()
+
+
+def _is_app(folder: Path) -> bool:
+    path = folder / _MANIFEST
+    return path.is_file() and "[tool.flwr.app" in path.read_text(errors="replace")
+
+
+def _flatten(table: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _supernodes(federations: Mapping[str, Any]) -> int | None:
+    default = federations.get(str(federations.get("default")), {})
+    options = default.get("options", {}) if isinstance(default, dict) else {}
+    count = options.get("num-supernodes") if isinstance(options, dict) else default.get("options.num-supernodes")
+    return count if isinstance(count, int) else None

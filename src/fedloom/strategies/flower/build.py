@@ -1,0 +1,128 @@
+"""Making the Flower object a `Config` names: class by name, options as keywords, wrappers around it."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from fedloom.core.errors import ConfigError, UnknownName, UnsupportedFeature
+from fedloom.strategies.flower import flwr_api as flwr
+from fedloom.strategies.flower.config import Config, WrapperSettings
+
+WRAPPERS: Mapping[str, str] = {
+    "server_fixed_clipping": "DifferentialPrivacyServerSideFixedClipping",
+    "server_adaptive_clipping": "DifferentialPrivacyServerSideAdaptiveClipping",
+    "client_fixed_clipping": "DifferentialPrivacyClientSideFixedClipping",
+    "client_adaptive_clipping": "DifferentialPrivacyClientSideAdaptiveClipping",
+}
+_CLIENT_SIDE = frozenset(
+    {"DifferentialPrivacyClientSideFixedClipping", "DifferentialPrivacyClientSideAdaptiveClipping"}
+)
+_WHOLE_COHORT: Mapping[str, Any] = {
+    "fraction_train": 1.0,
+    "fraction_evaluate": 1.0,
+    "min_train_nodes": 1,
+    "min_evaluate_nodes": 1,
+    "min_available_nodes": 1,
+}
+"""The object samples nothing: whom to ask was settled by the run's cohort and selection."""
+
+
+def build_object(config: Config, *, cohort_size: int, hosts_app: bool) -> Any:
+    """The Flower strategy, wrapped.
+
+    Args:
+        config: the strategy's settings.
+        cohort_size: clients per round; what a wrapper takes as `num_sampled_clients` if nothing else is said.
+        hosts_app: whether the clients run a Flower app, which can have mods.
+
+    Raises:
+        UnknownName: no such class.
+        ConfigError: an option the constructor does not take, or one that is the run's.
+        UnsupportedFeature: the class cannot be hosted; the message says why.
+    """
+    kind = find_class(config.class_)
+    if kind.__name__.startswith("FedXgb"):
+        raise UnsupportedFeature(
+            f"strategy.class = {config.class_!r}: XGBoost strategies send serialised trees of growing size instead "
+            "of a model's arrays. Run the Flower app that uses it (`fedloom run path/to/app`) instead"
+        )
+    owned = sorted(config.options.keys() & _WHOLE_COHORT.keys())
+    if owned:
+        raise ConfigError(
+            f"strategy.options.{owned[0]}: sampling is the run's, not the strategy's: set `cohort` (clients per "
+            "round), `selection`, `round.quorum_fraction`, `evaluation.every`"
+        )
+    accepted = inspect.signature(kind).parameters
+    defaults = {key: value for key, value in _WHOLE_COHORT.items() if key in accepted}
+    made = _call(kind, "strategy.options", defaults | dict(config.options))
+    return _wrapped(made, config.wrapper, cohort_size, hosts_app) if config.wrapper else made
+
+
+def find_class(name: str) -> Any:
+    """A strategy class by its short name, or by `module:Class` (`module.Class` works too)."""
+    named = WRAPPERS.get(name, name)
+    if named.isidentifier():
+        found = getattr(flwr.strategies, named, None)
+        if found is None:
+            known = [each for each in dir(flwr.strategies) if each[0].isupper()]
+            near = get_close_matches(named, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise UnknownName(
+                f"strategy.class: Flower has no strategy {name!r}; {hint}known: {', '.join(sorted(known))}"
+            )
+    else:
+        found = find_object(named, "strategy.class")
+    if not (isinstance(found, type) and issubclass(found, flwr.Strategy)):
+        raise UnsupportedFeature(
+            f"strategy.class = {name!r}: expected a subclass of flwr.serverapp.strategy.Strategy, got {found!r}. "
+            "Classes of the older flwr.server.strategy are not hosted"
+        )
+    return found
+
+
+def find_object(dotted: str, key: str) -> Any:
+    """Import `module:attribute` (or `module.attribute`)."""
+    module_name, _, attribute = dotted.rpartition(":" if ":" in dotted else ".")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as exc:
+        raise UnknownName(f"{key}: cannot import {dotted!r}: {exc}. Expected `module:name`, importable here") from exc
+
+
+def _wrapped(made: Any, wrapper: WrapperSettings, cohort_size: int, hosts_app: bool) -> Any:
+    kind = find_class(wrapper.name)
+    if kind.__name__ in _CLIENT_SIDE and not hosts_app:
+        raise UnsupportedFeature(
+            f"strategy.wrapper = {wrapper.name!r}: client-side clipping is done by a Flower mod in the client's app, "
+            "and this workload is not a Flower app. Use server_fixed_clipping or server_adaptive_clipping, which "
+            'clip the same update to the same norm on the server, or workload.name = "flower"'
+        )
+    accepted = inspect.signature(kind).parameters
+    defaults = {"num_sampled_clients": cohort_size} if "num_sampled_clients" in accepted else {}
+    return _call(kind, "strategy.wrapper.options", defaults | dict(wrapper.options), made)
+
+
+def _call(kind: Any, key: str, options: Mapping[str, Any], *args: Any) -> Any:
+    accepted = inspect.signature(kind).parameters
+    open_ended = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in accepted.values())
+    for name in options:
+        if name not in accepted and not open_ended:
+            near = get_close_matches(name, accepted, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            known = ", ".join(each for each in accepted if each not in _WHOLE_COHORT)
+            raise ConfigError(f"{key}.{name}: {kind.__name__} has no such option; {hint}it takes {known}")
+    keywords = {
+        name: find_object(value, f"{key}.{name}")
+        if isinstance(value, str) and name.endswith(("_fn", "_rule"))
+        else value
+        for name, value in options.items()
+    }
+    try:
+        with flwr.quiet():
+            return kind(*args, **keywords)
+    except (TypeError, ValueError) as exc:
+        raise ConfigError(f"{key}: {kind.__name__} refuses {dict(options)}: {exc}") from exc

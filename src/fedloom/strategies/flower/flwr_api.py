@@ -1,0 +1,138 @@
+"""Every name this package uses from flwr, in one place: flwr moves its modules, and the rest should not notice.
+
+Imports nothing of flwr anywhere else. Telemetry and the update check are off before the first of its modules loads.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # of libraries below flwr, about each other
+    import flwr.serverapp.strategy as strategies
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import Grid, ServerApp
+    from flwr.serverapp.strategy import Result, Strategy
+
+__all__ = [
+    "Array",
+    "ArrayRecord",
+    "ClientApp",
+    "ConfigRecord",
+    "Context",
+    "Error",
+    "Grid",
+    "Message",
+    "MetricRecord",
+    "RecordDict",
+    "Result",
+    "ServerApp",
+    "Strategy",
+    "client_of",
+    "instruction",
+    "is_legacy_client",
+    "is_legacy_server",
+    "make_context",
+    "node_id",
+    "quiet",
+    "reply",
+    "strategies",
+]
+
+SERVER_NODE = 1
+"""Node id of the server; clients' ids come after it."""
+RUN = 1
+NUMPY_STYPE = "numpy.ndarray"
+"""Name of the array encoding every Flower framework helper uses."""
+ERROR_CODE = 2
+"""Code of an error reply: the client's app raised."""
+
+
+def node_id(client: int) -> int:
+    """Flower's id of a client: never 0, never the server's."""
+    return client + SERVER_NODE + 1
+
+
+def client_of(node: int) -> int:
+    """The inverse of `node_id`."""
+    return node - SERVER_NODE - 1
+
+
+def instruction(content: Any, client: int, message_type: str, group_id: str = "", message_id: str = "") -> Any:
+    """A message from the server to a client."""
+    message = Message(content, dst_node_id=node_id(client), message_type=message_type, group_id=group_id)
+    message.metadata.__dict__["_message_id"] = message_id  # flwr's own links set it so: there is no public setter
+    return message
+
+
+def set_message_id(message: Any, message_id: str) -> None:
+    """Name a message, as the link that takes it does."""
+    message.metadata.__dict__["_message_id"] = message_id
+
+
+def reply(content: Any, to: Any) -> Any:
+    """A client's answer to a message; `content` is a RecordDict or an Error."""
+    return Message(content, reply_to=to)
+
+
+def make_context(node: int, node_config: Mapping[str, Any], run_config: Mapping[str, Any], state: Any) -> Any:
+    """What an app is given beside the message."""
+    return Context(run_id=RUN, node_id=node, node_config=dict(node_config), state=state, run_config=dict(run_config))
+
+
+def is_legacy_client(app: Any) -> bool:
+    """Whether a ClientApp was made from a `client_fn`, the API before messages."""
+    return getattr(app, "_call", None) is not None
+
+
+def is_legacy_server(app: Any) -> bool:
+    """Whether a ServerApp has no `main(grid, context)` but the parts of the API before messages."""
+    return getattr(app, "_main", None) is None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Flower's own log at WARNING, and its garbage collections short, for the time of the body.
+
+    Its progress lines would stand between ours. Its conversions run a full collection each, which takes half a second
+    where a program has torch loaded; frozen, what was there before the body is not looked through again.
+    """
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(max(level, logging.WARNING))
+    freezes = gc.get_freeze_count() == 0  # a program that froze its objects itself keeps them so
+    if freezes:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if freezes:
+            gc.unfreeze()
+        logger.setLevel(level)
+
+
+def _identify() -> None:
+    """Give the process the identity that newer versions want before they make a message.
+
+    It is global in flwr, so one already set (our code inside a Flower app) is left as it is.
+    """
+    try:
+        from flwr.supercore.task_identity import TaskIdentity
+    except ModuleNotFoundError:  # versions before 1.38 have none
+        return
+    for name, value in (("task_id", 1), ("run_id", RUN), ("node_id", SERVER_NODE)):
+        if getattr(TaskIdentity, f"_{name}", None) is None:
+            setattr(TaskIdentity, name, value)
+
+
+_identify()

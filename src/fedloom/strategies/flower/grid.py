@@ -1,0 +1,72 @@
+"""The Grid a hosted strategy or app sees: our clients as Flower nodes, and no network of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from fedloom.core.errors import UnsupportedFeature
+from fedloom.strategies.flower import flwr_api as flwr
+
+_PATIENCE = 3
+"""How often code may ask for nodes at a pace that says it waits for more of them."""
+_PAUSE_S = 0.5
+"""Seconds between two such questions that show somebody is sleeping in between."""
+
+
+class ClientsGrid(flwr.Grid):  # type: ignore[misc]  # flwr's classes are untyped here
+    """The federation's clients as nodes. Enough for choosing them and making messages; sending is a subclass's."""
+
+    def __init__(self, clients: Sequence[int]) -> None:
+        self._clients = tuple(clients)
+        self._asked_at = float("-inf")
+        self._waits = 0
+
+    def set_run(self, run: Any) -> None:
+        """Nothing: a grid belongs to one run from the start."""
+
+    @property
+    def run(self) -> Any:
+        raise UnsupportedFeature("Flower's `grid.run` (the record of a SuperLink's run) does not exist under fedloom")
+
+    def create_message(
+        self, content: Any, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Any:
+        return flwr.instruction(content, flwr.client_of(dst_node_id), message_type, group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Node ids of all clients, ascending by client.
+
+        Raises:
+            UnsupportedFeature: the caller waits for nodes to join; the set never changes, so it would wait for ever.
+        """
+        now = time.monotonic()
+        self._waits = self._waits + 1 if _PAUSE_S <= now - self._asked_at < 60 * _PAUSE_S else 0
+        self._asked_at = now
+        if self._waits >= _PATIENCE:
+            raise UnsupportedFeature(
+                f"the app waits for more nodes than there are: this run has {len(self._clients)} clients. Lower its "
+                "minimum (such as min_available_nodes, min_train_nodes), or raise `clients`"
+            )
+        return [flwr.node_id(client) for client in self._clients]
+
+    def exchanged(self) -> None:
+        """Tell the grid that messages went out: asking for nodes after that is not waiting."""
+        self._asked_at = float("-inf")
+
+    def push_messages(self, messages: Iterable[Any]) -> Iterable[str]:
+        raise UnsupportedFeature(
+            "this Flower strategy sends messages by itself (grid.push_messages); host its app instead"
+        )
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Any]:
+        raise UnsupportedFeature(
+            "this Flower strategy pulls messages by itself (grid.pull_messages); host its app instead"
+        )
+
+    def send_and_receive(self, messages: Iterable[Any], *, timeout: float | None = None) -> Iterable[Any]:
+        raise UnsupportedFeature(
+            "this Flower strategy sends messages by itself (grid.send_and_receive) while it configures a round; "
+            "host its app instead"
+        )

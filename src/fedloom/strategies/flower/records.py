@@ -1,0 +1,127 @@
+"""Flower's records as ours and back: arrays in groups, the rest as JSON, nothing lost.
+
+A `RecordDict` becomes one group of arrays for each of its ArrayRecords and a description, a JSON list with one entry
+per record in order: `{"name", "kind", …}` with `kind` one of `arrays`, `metrics`, `config`.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from fedloom.core import records
+from fedloom.core.records import Arrays, Groups, Info
+from fedloom.strategies.flower import flwr_api as flwr
+
+ARRAYS = "arrays"
+CONFIG = "config"
+"""Flower's own default names of the records in a message."""
+_NATIVE = frozenset("?bhilqBHILQefd")
+"""Type codes that both sides carry as they are."""
+_EXTENSIONS = (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
+
+
+def to_array_record(arrays: Arrays) -> Any:
+    """Arrays as Flower's record. bfloat16 and float8, which Flower cannot read back, go as float32."""
+    return flwr.ArrayRecord({name: flwr.Array(_readable(array)) for name, array in arrays.items()})
+
+
+def from_array_record(record: Any) -> dict[str, records.Array]:
+    """The arrays of a record, decoded from NumPy's file format."""
+    return {name: array.numpy() for name, array in record.items()}
+
+
+def split(content: Any, prefix: str = "") -> tuple[Groups, list[Info]]:
+    """A RecordDict as groups of arrays and a description; `join` reads them back.
+
+    Args:
+        content: the RecordDict.
+        prefix: put before each group's name.
+    """
+    groups: dict[str, Arrays] = {}
+    described: list[Info] = []
+    for name, record in content.items():
+        if isinstance(record, flwr.ArrayRecord):
+            group = prefix + name
+            groups[group], foreign = _split_arrays(record)
+            described.append(
+                {"name": name, "kind": "arrays", "group": group, "order": list(record)}
+                | ({"foreign": foreign} if foreign else {})
+            )
+        else:
+            kind = "metrics" if isinstance(record, flwr.MetricRecord) else "config"
+            described.append({"name": name, "kind": kind, "values": {key: to_json(record[key]) for key in record}})
+    return groups, described
+
+
+def join(groups: Groups, described: Sequence[Info]) -> Any:
+    """The RecordDict that `split` took apart."""
+    content = flwr.RecordDict()
+    for entry in described:
+        if entry["kind"] == "arrays":
+            content[entry["name"]] = join_arrays(groups.get(entry["group"], {}), entry)
+        else:
+            kind = flwr.MetricRecord if entry["kind"] == "metrics" else flwr.ConfigRecord
+            content[entry["name"]] = kind({key: from_json(value) for key, value in entry["values"].items()})
+    return content
+
+
+def join_arrays(arrays: Arrays, entry: Info) -> Any:
+    """One ArrayRecord from its arrays and its entry of a description."""
+    foreign = entry.get("foreign", {})
+    return flwr.ArrayRecord(
+        {
+            name: _foreign_array(arrays[name], foreign[name]) if name in foreign else flwr.Array(arrays[name])
+            for name in entry["order"]
+        }
+    )
+
+
+def _split_arrays(record: Any) -> tuple[Arrays, dict[str, Info]]:
+    """The arrays of one record; those with an encoding or dtype of their own as bytes, with what they were."""
+    arrays: dict[str, records.Array] = {}
+    foreign: dict[str, Info] = {}
+    for name, array in record.items():
+        decoded = np.load(BytesIO(array.data), allow_pickle=False) if array.stype == flwr.NUMPY_STYPE else None
+        if decoded is not None and decoded.dtype.char in _NATIVE and decoded.dtype.isnative:
+            arrays[name] = decoded
+        else:
+            arrays[name] = np.frombuffer(array.data, np.uint8)
+            foreign[name] = {"dtype": array.dtype, "shape": list(array.shape), "stype": array.stype}
+    return arrays, foreign
+
+
+def _foreign_array(data: records.Array, head: Info) -> Any:
+    return flwr.Array(head["dtype"], tuple(head["shape"]), head["stype"], data.tobytes())
+
+
+def _readable(array: records.Array) -> records.Array:
+    return array.astype(np.float32) if array.dtype in _EXTENSIONS else np.asarray(array)
+
+
+def to_json(value: Any) -> Any:
+    """A value of a ConfigRecord or MetricRecord as JSON; bytes in base64."""
+    if isinstance(value, bytes):
+        return {"base64": base64.b64encode(value).decode()}
+    if isinstance(value, list):
+        return [to_json(item) for item in value]
+    if isinstance(value, bool | str):
+        return value
+    return int(value) if isinstance(value, int) else float(value)
+
+
+def from_json(value: Any) -> Any:
+    """The inverse of `to_json`."""
+    if isinstance(value, Mapping):
+        return base64.b64decode(value["base64"])
+    return [from_json(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def scalars(record: Any) -> dict[str, float]:
+    """The plain numbers of a MetricRecord; its lists are left out."""
+    return {key: float(value) for key, value in record.items() if not isinstance(value, list)}

@@ -1,0 +1,217 @@
+"""Hosts a Flower `Strategy` object: its round is made with its own methods, our loop drives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from fedloom.core.accumulators import Accumulator, UpdateList
+from fedloom.core.config import Experiment
+from fedloom.core.errors import ConfigError, FedloomError, RunFailed
+from fedloom.core.protocols import Pending
+from fedloom.core.records import MODEL, Arrays, Exchange, Info, Record, RoundContext
+from fedloom.strategies.flower import flwr_api as flwr
+from fedloom.strategies.flower import memory, records
+from fedloom.strategies.flower.build import build_object
+from fedloom.strategies.flower.config import Config
+from fedloom.strategies.flower.grid import ClientsGrid
+from fedloom.strategies.flower.memory import Memory
+from fedloom.strategies.flower.messages import Batch, cast_like
+from fedloom.strategies.flower.seeding import seeded
+
+T = TypeVar("T")
+TRAIN = "train"
+EVALUATE = "evaluate"
+
+
+@dataclass(frozen=True, slots=True)
+class FlowerState:
+    """The global model, and everything the Flower object remembers."""
+
+    model: Arrays
+    """In the workload's names, shapes and dtypes."""
+    memory: Arrays = field(default_factory=dict)
+    """Arrays among the object's attributes, by path."""
+    tree: Info = field(default_factory=dict)
+    """The rest of its attributes (`memory.Memory.tree`)."""
+    phase: str = TRAIN
+    """Which of the round's exchanges comes next."""
+    report: Info = field(default_factory=dict)
+    """The last round's aggregated training metrics."""
+    evaluation: Info | None = None
+    """The last round's aggregated metrics of evaluation on clients; None where there was none."""
+
+
+class _Hosted:
+    """The object and the two ConfigRecords that live as long as it: strategies change them from round to round."""
+
+    def __init__(self, strategy: Any, config: Config) -> None:
+        self.strategy = strategy
+        self.train_config = flwr.ConfigRecord(dict(config.train_config))
+        self.evaluate_config = flwr.ConfigRecord(dict(config.evaluate_config))
+
+
+class FlowerStrategy:
+    """Any `flwr.serverapp.strategy.Strategy` as one of ours.
+
+    A round is `configure_train`, the clients' work, `aggregate_train`, and where clients evaluate `configure_evaluate`
+    and `aggregate_evaluate`, as Flower's own `Strategy.start` calls them. The object is put into the state's memory
+    before each call and its memory is taken after, so equal states give equal results, in this process or another.
+    """
+
+    State = FlowerState
+
+    def __init__(self, strategy: Any, config: Config, *, hosts_app: bool) -> None:
+        """Take over a strategy object.
+
+        Args:
+            strategy: the object; nobody else may use it from here on.
+            config: the settings it was made from.
+            hosts_app: whether the clients run a Flower app, so that they get whole messages.
+        """
+        evaluates = config.evaluate_on_clients
+        if evaluates and not hosts_app:
+            raise ConfigError(
+                'strategy.evaluate_on_clients = true needs workload.name = "flower", whose app has an evaluate() of '
+                "its own. Other workloads are evaluated on their held-out data (`evaluation.every`)"
+            )
+        self._hosted = _Hosted(strategy, config)
+        self._name = type(strategy).__name__
+        self._hosts_app = hosts_app
+        self._evaluates = hosts_app if evaluates is None else evaluates
+        self._constants = memory.constants(self._hosted)
+        self._fresh = self._capture()
+        self.evaluation = _evaluation if self._evaluates else None
+        """The last round's evaluation on clients, as Flower aggregated it; None leaves evaluation to the platform."""
+        self._planned: tuple[FlowerState, int, Batch] | None = None
+
+    def init(self, model: Record) -> FlowerState:
+        arrays = model.groups.get(MODEL, {})
+        if not arrays:
+            raise ConfigError(
+                "the workload has no initial model, which a Flower strategy needs; a Flower app's is named by "
+                "workload.initial_arrays"
+            )
+        return FlowerState(arrays, self._fresh.arrays, self._fresh.tree)
+
+    def plan(self, state: FlowerState, context: RoundContext) -> Exchange | None:
+        return self._exchange(state, context, self._batch(state, context))
+
+    def finish(
+        self, state: FlowerState, total: Accumulator, context: RoundContext
+    ) -> FlowerState | Pending[FlowerState]:
+        assert isinstance(total, UpdateList)
+        planned = self._planned
+        if planned is None or planned[0] is not state or planned[1] != context.round:
+            self._batch(state, context)  # another process asked the clients: bring the object to where it was
+            planned = self._planned
+        assert planned is not None
+        self._planned = None
+        if state.phase == EVALUATE:
+            return self._evaluated(state, planned[2], total, context)
+        after = self._trained(state, planned[2], total, context)
+        if self._evaluates:
+            asking = replace(after, phase=EVALUATE)
+            exchange = self._exchange(asking, context, self._batch(asking, context))
+            if exchange is not None:
+                return Pending(asking, exchange)
+        return after
+
+    def arrays(self, state: FlowerState) -> Arrays:
+        return state.model
+
+    def report(self, state: FlowerState) -> Mapping[str, float]:
+        """The last round's training metrics as Flower aggregated them; `skipped` is 1 where it kept the old model."""
+        return dict(state.report)
+
+    def _batch(self, state: FlowerState, context: RoundContext) -> Batch:
+        """Restore the object and let it write the phase's messages."""
+        memory.restore(self._hosted, Memory(dict(state.memory), dict(state.tree)))
+        hosted, arrays = self._hosted, records.to_array_record(state.model)
+        if state.phase == TRAIN:
+            configure, config = hosted.strategy.configure_train, hosted.train_config
+        else:
+            configure, config = hosted.strategy.configure_evaluate, hosted.evaluate_config
+        grid = ClientsGrid(context.cohort)
+        batch = self._call(
+            f"configure_{state.phase}",
+            context,
+            lambda: Batch(configure(context.round, arrays, config, grid), context.cohort),
+        )
+        self._planned = (state, context.round, batch)
+        return batch
+
+    def _exchange(self, state: FlowerState, context: RoundContext, batch: Batch) -> Exchange | None:
+        if not batch.messages:
+            return None
+        return batch.exchange(context.round) if self._hosts_app else batch.plain_exchange(context.round, state.model)
+
+    def _trained(self, state: FlowerState, batch: Batch, total: UpdateList, context: RoundContext) -> FlowerState:
+        strategy = self._hosted.strategy
+        replies = self._replies(batch, total)
+        arrays, metrics = self._call(
+            "aggregate_train", context, lambda: strategy.aggregate_train(context.round, replies)
+        )
+        report = records.scalars(metrics) if metrics is not None else {}
+        model = state.model
+        if arrays is None:
+            report |= {"skipped": 1.0}
+        else:
+            model = cast_like(records.from_array_record(arrays), state.model)
+        return self._state(model, report, None)
+
+    def _evaluated(self, state: FlowerState, batch: Batch, total: UpdateList, context: RoundContext) -> FlowerState:
+        strategy = self._hosted.strategy
+        replies = self._replies(batch, total)
+        metrics = self._call("aggregate_evaluate", context, lambda: strategy.aggregate_evaluate(context.round, replies))
+        return self._state(state.model, state.report, records.scalars(metrics) if metrics is not None else None)
+
+    def _replies(self, batch: Batch, total: UpdateList) -> list[Any]:
+        if self._hosts_app:
+            return batch.replies(total.updates)
+        inner = self._hosted.strategy
+        while isinstance(getattr(inner, "strategy", None), flwr.Strategy):
+            inner = inner.strategy
+        weighted_by = getattr(inner, "weighted_by_key", "num-examples")
+        return batch.plain_replies(total.updates, weighted_by, getattr(inner, "train_loss_key", None))
+
+    def _state(self, model: Arrays, report: Info, evaluation: Info | None) -> FlowerState:
+        kept = self._capture()
+        return FlowerState(model, kept.arrays, kept.tree, TRAIN, report, evaluation)
+
+    def _capture(self) -> Memory:
+        return memory.capture(self._hosted, f"Flower strategy {self._name}", self._constants)
+
+    def _call(self, method: str, context: RoundContext, call: Callable[[], T]) -> T:
+        """Run one of the object's methods: seeded, quiet, its exceptions named.
+
+        Raises:
+            RunFailed: the method raised; says which one and in which round.
+        """
+        try:
+            with seeded(context.rng(method)), flwr.quiet():
+                return call()
+        except FedloomError:
+            raise
+        except Exception as exc:
+            raise RunFailed(
+                f"Flower strategy {self._name}, {method}, round {context.round}: {type(exc).__name__}: {exc}"
+            ) from exc
+
+
+def _evaluation(state: FlowerState) -> Mapping[str, float] | None:
+    return None if state.evaluation is None else dict(state.evaluation)
+
+
+def build_strategy(config: Config, experiment: Experiment) -> FlowerStrategy:
+    """The strategy a `Config` describes."""
+    hosts_app = experiment.workload.name == "flower"
+    made = build_object(config, cohort_size=experiment.cohort_size, hosts_app=hosts_app)
+    malicious = config.options.get("num_malicious_nodes", 0)
+    if config.class_ == "Bulyan" and experiment.cohort_size < 4 * malicious + 3:
+        raise ConfigError(
+            f"strategy.options.num_malicious_nodes = {malicious}: Bulyan needs at least 4 * {malicious} + 3 clients "
+            f"per round, this run asks {experiment.cohort_size}; raise `cohort`"
+        )
+    return FlowerStrategy(made, config, hosts_app=hosts_app)

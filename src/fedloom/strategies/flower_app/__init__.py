@@ -1,0 +1,1 @@
+"""A Flower app's own server half: `ServerApp.main(grid, context)`, run as it is."""

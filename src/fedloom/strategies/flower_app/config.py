@@ -1,0 +1,24 @@
+"""Settings of a Flower app's server half."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from fedloom.core.config import PluginSettings
+
+
+class Config(PluginSettings):
+    """A Flower `ServerApp`. It chooses clients and aggregates by itself; we carry its messages."""
+
+    name: str = "flower_app"
+    app: str
+    """Folder of the app; on the server's machine, at this path."""
+    serverapp: str
+    """The component, `module:object`, as `[tool.flwr.app.components]` has it."""
+    run_config: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """`context.run_config`."""
+    resume: Literal["snapshot", "replay", "none"] = "snapshot"
+    """How a run goes on after a crash. All three re-run `main` from its start. `snapshot` skips the rounds that
+    `Strategy.start` had done (a checkpoint is about three models); loops of the app's own are replayed. `replay` keeps
+    every reply of every round and answers from them: `evaluate_fn` is called again for each, memory and checkpoints
+    grow with rounds x clients x model. `none` keeps nothing, and the run cannot be resumed."""

@@ -1,0 +1,90 @@
+"""What a resumed `main` is told: the replies it had been given, and where its `Strategy.start` stood."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedloom.core.records import Array, Arrays, Info, Update
+from fedloom.strategies.flower.messages import KNOB
+
+REPLIES = "replies"
+START = "start"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing `main` was given: a tree of JSON, and the arrays it points to. Never changed once made."""
+
+    tree: Info
+    arrays: Arrays = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """`replies` or `start`."""
+        return str(self.tree["kind"])
+
+
+def replies_entry(updates: Sequence[tuple[int, Update]]) -> Entry:
+    """The answers of one exchange."""
+    arrays: dict[str, Array] = {}
+    heads = []
+    for index, (client, update) in enumerate(updates):
+        names = {}
+        for group, named in update.groups.items():
+            names[group] = list(named)
+            arrays |= {f"{index}/{group}/{name}": array for name, array in named.items()}
+        heads.append({"client": client, "groups": names, "content": update.info[KNOB]["content"]})
+    return Entry({"kind": REPLIES, "updates": heads}, arrays)
+
+
+def entry_updates(entry: Entry) -> list[tuple[int, Update]]:
+    """The answers again; enough of each update to make its reply."""
+    return [
+        (
+            head["client"],
+            Update(
+                num_examples=0,
+                groups={
+                    group: {name: entry.arrays[f"{index}/{group}/{name}"] for name in names}
+                    for group, names in head["groups"].items()
+                },
+                info={KNOB: {"content": head["content"]}},
+            ),
+        )
+        for index, head in enumerate(entry.tree["updates"])
+    ]
+
+
+def flatten(journal: Sequence[Entry]) -> tuple[Arrays, tuple[Info, ...]]:
+    """A journal as the fields of a state."""
+    arrays = {f"{place}:{name}": array for place, entry in enumerate(journal) for name, array in entry.arrays.items()}
+    return arrays, tuple(entry.tree for entry in journal)
+
+
+def unflatten(arrays: Arrays, trees: Sequence[Info]) -> list[Entry]:
+    """The inverse of `flatten`."""
+    parts: list[dict[str, Array]] = [{} for _ in trees]
+    for name, array in arrays.items():
+        place, _, rest = name.partition(":")
+        parts[int(place)][rest] = array
+    return [Entry(tree, part) for tree, part in zip(trees, parts, strict=True)]
+
+
+def mean_of(updates: Sequence[tuple[int, Update]], weighted_by: str = "num-examples") -> Mapping[str, float]:
+    """Metrics of several replies, weighted by their examples; metrics that are not in every reply are left out."""
+    rows: list[dict[str, Any]] = []
+    for _, update in updates:
+        row: dict[str, Any] = {}
+        for entry in update.info[KNOB]["content"]:
+            if entry["kind"] == "metrics":
+                row |= {name: value for name, value in entry["values"].items() if not isinstance(value, list | tuple)}
+        rows.append(row)
+    weights = [float(row.get(weighted_by, 1.0)) for row in rows]
+    total = sum(weights)
+    shared = set.intersection(*(set(row) for row in rows)) - {weighted_by} if rows and total > 0 else set()
+    return {
+        name: sum(weight * row[name] for weight, row in zip(weights, rows, strict=True)) / total
+        for name in sorted(shared)
+    }

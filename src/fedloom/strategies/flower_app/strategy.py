@@ -1,0 +1,163 @@
+"""Hosts a Flower `ServerApp`: what its `main` sends becomes exchanges, what clients answer becomes replies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedloom.core.accumulators import Accumulator, UpdateList
+from fedloom.core.config import Experiment
+from fedloom.core.errors import UnsupportedFeature
+from fedloom.core.protocols import Pending
+from fedloom.core.records import Arrays, Exchange, Info, Record, RoundContext
+from fedloom.core.seeds import generator
+from fedloom.strategies.flower import apps
+from fedloom.strategies.flower import flwr_api as flwr
+from fedloom.strategies.flower.messages import Batch
+from fedloom.strategies.flower.seeding import Streams
+from fedloom.strategies.flower_app.config import Config
+from fedloom.strategies.flower_app.journal import flatten, unflatten
+from fedloom.strategies.flower_app.session import Session
+from fedloom.strategies.flower_app.start import host_start
+
+
+@dataclass(frozen=True, slots=True)
+class AppState:
+    """The newest model, and what a resumed `main` has to be told."""
+
+    model: Arrays = field(default_factory=dict)
+    exchanges: int = 0
+    """Exchanges answered so far."""
+    journal_arrays: Arrays = field(default_factory=dict)
+    journal: tuple[Info, ...] = ()
+    trained: bool = False
+    """Whether the round has had its training step."""
+    server_round: int | None = None
+    """`server-round` of the round's training messages, where they say one."""
+    report: Info = field(default_factory=dict)
+    evaluation: Info | None = None
+
+
+class FlowerApp:
+    """A `ServerApp` as a strategy.
+
+    `main` runs in a thread until it waits for clients; the batch it waits for is the exchange. A round ends where the
+    next training batch begins: evaluations and queries belong to the round before, those before the first training to
+    round 1. Two training batches that carry the same `server-round` are one round.
+    """
+
+    State = AppState
+
+    def __init__(self, app: Any, config: Config, *, clients: int, seed: int) -> None:
+        self._app, self._config, self._clients, self._seed = app, config, clients, seed
+        self._session: Session | None = None
+        self._live: AppState | None = None
+
+    def init(self, model: Record) -> AppState:
+        """Nothing yet: the app makes its own model."""
+        return AppState()
+
+    def plan(self, state: AppState, context: RoundContext) -> Exchange | None:
+        session = self._resumed(state)
+        return self._exchange(session, context) if session.batch is not None else None
+
+    def finish(self, state: AppState, total: Accumulator, context: RoundContext) -> AppState | Pending[AppState]:
+        assert isinstance(total, UpdateList)
+        session = self._resumed(state)
+        assert session.batch is not None
+        trained, server_round = state.trained, state.server_round
+        if "train" in session.batch.kinds:
+            trained, server_round = True, _server_round(session.batch)
+        self._live = None
+        session.answer(total.updates)
+        over = session.batch is None or (
+            trained
+            and "train" in session.batch.kinds
+            and (server_round is None or _server_round(session.batch) != server_round)
+        )
+        arrays, journal = flatten(session.journal)
+        after = AppState(
+            model=session.model,
+            exchanges=state.exchanges + 1,
+            journal_arrays=arrays,
+            journal=journal,
+            trained=trained and not over,
+            server_round=None if over else server_round,
+            report=session.report,
+            evaluation=session.evaluation,
+        )
+        self._live = after
+        return after if over else Pending(after, self._exchange(session, context))
+
+    def arrays(self, state: AppState) -> Arrays:
+        """The model `Strategy.start` aggregated last, or, in a loop of the app's own, the one it sent last."""
+        return state.model
+
+    def report(self, state: AppState) -> Mapping[str, float]:
+        """Training metrics of the last round, as the app aggregated them."""
+        return dict(state.report)
+
+    def evaluation(self, state: AppState) -> Mapping[str, float] | None:
+        """Evaluation metrics of the last round: the app's `evaluate_fn`, and its clients' as it aggregated them."""
+        return None if state.evaluation is None else dict(state.evaluation)
+
+    def close(self) -> None:
+        """End the app's thread, wherever it waits."""
+        if self._session is not None:
+            self._session.close()
+            self._session = self._live = None
+
+    def _resumed(self, state: AppState) -> Session:
+        """The app, standing where it stood when `state` was made."""
+        if self._session is not None and self._live is state:
+            return self._session
+        if state.exchanges and self._config.resume == "none":
+            raise UnsupportedFeature(
+                'this run cannot be resumed: it was started with strategy.resume = "none". Start it anew'
+            )
+        self.close()
+        self._session = Session(
+            self._app,
+            range(self._clients),
+            self._config.run_config,
+            Streams.seeded(generator(self._seed, "strategy", 0, "main")),
+            unflatten(state.journal_arrays, state.journal),
+            keeps=self._config.resume != "none",
+            snapshots=self._config.resume == "snapshot",
+        )
+        self._session.begin()
+        self._live = state
+        return self._session
+
+    def _exchange(self, session: Session, context: RoundContext) -> Exchange:
+        assert session.batch is not None
+        return session.batch.exchange(context.round, session.deadline_s)
+
+
+def _server_round(batch: Batch) -> int | None:
+    first = next(iter(batch.messages.values()))
+    for record in first.content.config_records.values():
+        value = record.get("server-round")
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def build_strategy(config: Config, experiment: Experiment) -> FlowerApp:
+    """The strategy a `Config` describes."""
+    if experiment.workload.name != "flower":
+        raise UnsupportedFeature(
+            f'strategy.name = "flower_app" sends Flower messages, which workload {experiment.workload.name!r} does '
+            'not understand; use workload.name = "flower"'
+        )
+    if experiment.cohort_size != experiment.clients:
+        raise UnsupportedFeature(
+            f"cohort = {experiment.cohort}: a Flower ServerApp chooses clients by itself. Leave `cohort` out and set "
+            "the app's own fraction (such as run_config.fraction-train)"
+        )
+    app = apps.load_component(Path(config.app), config.serverapp, "strategy.serverapp")
+    apps.check_component(app, flwr.ServerApp, flwr.is_legacy_server(app), "strategy.serverapp", config.serverapp)
+    host_start()
+    return FlowerApp(app, config, clients=experiment.clients, seed=experiment.seed)
