@@ -277,3 +277,23 @@ def test_colliding_keys_are_refused() -> None:
         frames.encode(Record({"a/b": {"c": one}, "a": {"b/c": one}}))
     with pytest.raises(BadFrame, match="'__metadata__' is taken"):
         frames.encode(Record({"model": {"__metadata__": one}}))
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 7, 64, 100, 10_000])
+@pytest.mark.parametrize("offset", [0, 1, 63, 300])
+def test_chunks_are_the_frame_cut_up_from_any_offset(chunk_bytes: int, offset: int) -> None:
+    frame = bytes(frames.encode(small()))
+    chunks = list(frames.chunked(frames.pieces(small()), chunk_bytes, offset))
+    assert b"".join(chunks) == frame[offset:]
+    assert all(len(chunk) == chunk_bytes for chunk in chunks[:-1])
+    assert all(chunks)
+
+
+def test_arrays_keep_their_places_when_a_header_gets_its_last_words_later() -> None:
+    empty = Record(small().groups)
+    planned = frames.Layout.of(empty, data_start=4096)
+    final = frames.Layout.of(small(), data_start=4096)
+    assert [slot.start for slot in planned.slots] == [slot.start for slot in final.slots]
+    buffer = bytearray(final.size)
+    frames.write_into(small(), memoryview(buffer), final)
+    same(small(), frames.decode(buffer))

@@ -60,6 +60,10 @@ class Agent:
         self._stopped = threading.Event()
         self._leaving = False
         self._latest: dict[str, tuple[int, int]] = {}
+        self._reading = threading.Lock()
+        self._broken: ServerUnreachable | None = None
+        self._announced: deque[RunSpec] = deque()
+        self._depot_nonce = ""
 
     def connect(self) -> bool:
         """Introduce the agent and say what it still holds; retries with growing, jittered pauses.
@@ -77,7 +81,9 @@ class Agent:
             hello = Hello(node=self.node, session=secrets.token_hex(8), facts=_facts())
             try:
                 welcome = self._channel.open(hello)
-                self._heartbeat_s = welcome.heartbeat_s
+                self._heartbeat_s, self._broken, self._latest = welcome.heartbeat_s, None, {}
+                if welcome.depot_nonce != self._depot_nonce:
+                    self._start_over(welcome.depot_nonce)
                 self._channel.send(self._heartbeat())
                 for result, _ in list(self._results.values()):
                     self._channel.send(result)
@@ -89,25 +95,33 @@ class Agent:
                 return False
             pause = min(2 * pause, LAST_RETRY_S)
 
+    def _start_over(self, depot_nonce: str) -> None:
+        """Another server than before, or a restarted one: what refers to the old one's memory is void."""
+        with self._lock:
+            self._depot_nonce = depot_nonce
+            self._waiting.clear()
+            self._results.clear()
+
     def run(self) -> None:
         """Work until the server says goodbye or `stop` is called."""
-        if not self.connect():
-            return
         beats = threading.Thread(target=self._beat, name="fedloom-heartbeat", daemon=True)
-        beats.start()
         try:
+            if not self.connect():
+                return
+            beats.start()
             while not self._stopped.is_set() and not self._leaving:
                 try:
                     self.step(timeout_s=self._heartbeat_s)
                 except ServerUnreachable as exc:
-                    if self._stopped.is_set():
+                    if self._stopped.is_set() or self._leaving:
                         break
                     _log.warning("agent %s lost the server (%s); trying again", self.node, exc)
                     if not self.connect():
                         break
         finally:
             self._stopped.set()
-            beats.join()
+            if beats.is_alive():
+                beats.join()
             self._channel.close()
 
     def stop(self) -> None:
@@ -116,11 +130,18 @@ class Agent:
 
     def step(self, timeout_s: float) -> bool:
         """Take what has arrived, then do at most one group; False when there was nothing to do."""
-        message = self._channel.receive(0.0 if self._ready() else timeout_s)
-        idle = message is None
-        while message is not None:
-            self._take(message)
-            message = self._channel.receive(0.0)
+        if self._broken is not None:
+            raise self._broken
+        with self._reading:
+            while self._announced:
+                self._take(self._announced.popleft())
+            message = self._channel.receive(0.0 if self._ready() else timeout_s)
+            idle = message is None
+            while message is not None:
+                self._take(message)
+                if isinstance(message, RunSpec) and not self._waiting:
+                    self._executor.warm(message.run_id)
+                message = self._channel.receive(0.0)
         with self._lock:
             group = self._ready()
             if group is not None:
@@ -136,10 +157,18 @@ class Agent:
 
     def _do(self, group: Group) -> None:
         key = group.key
-        if self._latest.get(key.run_id) not in (None, (key.round, key.exchange)):
+        before, now = self._latest.get(key.run_id), (key.round, key.exchange)
+        if before is not None and now > before:
             self._channel.recycle(key.run_id, key.round, key.exchange)
-        self._latest = {key.run_id: (key.round, key.exchange)}
-        result = self._executor.work(group)
+        if before is None or now > before:  # a late message may bring an old group, whose successors are not folded yet
+            self._latest = {key.run_id: now}
+        try:
+            result = self._executor.work(group)
+        except ServerUnreachable:
+            with self._lock:
+                self._waiting.appendleft(group)
+                self._current = None
+            raise
         with self._lock:
             self._results[key] = (result, time.monotonic())
             self._current = None
@@ -149,8 +178,6 @@ class Agent:
         match message:
             case RunSpec():
                 self._executor.prepare(message)
-                if not self._waiting:
-                    self._executor.warm(message.run_id)
             case Group():
                 with self._lock:
                     held = {group.key for group in self._waiting} | set(self._results)
@@ -177,6 +204,21 @@ class Agent:
             missing = {key.run_id for key in waiting if not self._executor.knows(key.run_id)}
             return Heartbeat(held=(*current, *waiting, *self._results), missing_runs=tuple(sorted(missing)))
 
+    def _look(self) -> None:
+        """Take what arrives while a long group is in work, so that heartbeats tell what is here and what is settled."""
+        if self._current is None or not self._reading.acquire(blocking=False):
+            return
+        try:
+            while (message := self._channel.receive(0.0)) is not None:
+                if isinstance(message, RunSpec):  # would put away the run in work
+                    self._announced.append(message)
+                else:
+                    self._take(message)
+        except ServerUnreachable as exc:
+            self._broken = exc  # for the working thread, which reconnects
+        finally:
+            self._reading.release()
+
     def _overdue(self) -> list[GroupResult]:
         """Results sent a heartbeat ago or longer and not acknowledged since."""
         now = time.monotonic()
@@ -189,6 +231,7 @@ class Agent:
         """Heartbeats, and a second chance for results nobody has acknowledged."""
         while not self._stopped.wait(self._heartbeat_s):
             try:
+                self._look()
                 self._channel.send(self._heartbeat())
                 for result in self._overdue():
                     self._channel.send(result)

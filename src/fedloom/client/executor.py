@@ -17,7 +17,7 @@ import numpy as np
 from fedloom.core import frames, registry
 from fedloom.core.accumulators import BUILTIN, Accumulator, Allocate
 from fedloom.core.config import Experiment
-from fedloom.core.errors import BadUpdate, ClientFailed, UsageError
+from fedloom.core.errors import BadUpdate, ClientFailed, ServerUnreachable, StorageFull, UsageError
 from fedloom.core.messages import Channel, Group, GroupResult, PayloadRef, RunSpec
 from fedloom.core.protocols import LocalRule, Workload
 from fedloom.core.records import (
@@ -25,6 +25,7 @@ from fedloom.core.records import (
     ClientFailure,
     ClientReport,
     Job,
+    Mean,
     Record,
     Update,
 )
@@ -64,20 +65,34 @@ class Executor:
         return run_id in self._runs
 
     def work(self, group: Group) -> GroupResult:
-        """Do every job of a group, in order. Failures of single clients are part of the result, never raised."""
+        """Do every job of a group, in order. Failures of single clients are part of the result, never raised.
+
+        Raises:
+            ServerUnreachable: the connection broke under a transfer; the group can be done again.
+        """
         begin = time.perf_counter()
         run = self._runs[group.key.run_id]
         attempt = _Attempt()
         barred: dict[int, ClientFailure] = {}
+        total: PayloadRef | None = None
         while True:
             try:
                 self._fold(run, group, attempt, barred)
+                attempt.stage = "send"
+                total = self._channel.store(attempt.accumulator.record()) if attempt.reports else None
                 break
             except _Spoilt as spoilt:
                 # The sum already holds part of a bad update. Folding again without that client is rare and exact.
                 barred[spoilt.failure.client] = spoilt.failure
                 attempt = _Attempt()
-        total = self._channel.store(attempt.accumulator.record()) if attempt.reports else None
+            except ServerUnreachable:
+                raise
+            except Exception as exc:  # no client's fault: the sum could not be made or sent, so all are missing
+                if self._debug:
+                    raise
+                stage, seconds = attempt.stage, time.perf_counter() - begin
+                attempt = _Attempt(failures=[self._failure(job, stage, exc, seconds) for job in group.jobs])
+                break
         return GroupResult(
             key=group.key,
             total=total,
@@ -90,6 +105,7 @@ class Executor:
     def _fold(self, run: _Run, group: Group, attempt: _Attempt, barred: Mapping[int, ClientFailure]) -> None:
         rule = _rule(group.rule)
         attempt.accumulator = _accumulator(group.accumulator)(self._channel.lease)
+        attempt.stage = "fold"
         for job in group.jobs:
             if job.client in barred:
                 attempt.failures.append(barred[job.client])
@@ -100,6 +116,9 @@ class Executor:
             try:
                 inputs = self._read(group)
                 update = self._update(run, group, job, inputs, rule, stage)
+                report = self._report(job, group, inputs, update)
+            except ServerUnreachable:
+                raise
             except Exception as exc:
                 if self._debug and isinstance(exc, UsageError):
                     raise
@@ -112,11 +131,13 @@ class Executor:
             weight = float(update.num_examples) if run.by_examples and job.kind == "train" else 1.0
             try:
                 attempt.accumulator.add(update, weight, job.client)
-            except BadUpdate as exc:
+            except StorageFull:
+                raise
+            except Exception as exc:
                 raise _Spoilt(self._failure(job, "fold", exc, time.perf_counter() - begin)) from exc
             if update.state is not None:
                 attempt.states[job.client] = self._channel.store(update.state)
-            attempt.reports.append(self._report(job, group, inputs, update, time.perf_counter() - begin))
+            attempt.reports.append(replace(report, seconds=time.perf_counter() - begin))
 
     def _read(self, group: Group) -> dict[str, Record]:
         """The exchange's inputs, read once however many groups of it this agent gets."""
@@ -173,16 +194,14 @@ class Executor:
         stage.name = "outgoing"
         return rule.outgoing(update, job.knobs) if rule is not None else update
 
-    def _report(
-        self, job: Job, group: Group, inputs: Mapping[str, Record], update: Update, seconds: float
-    ) -> ClientReport:
+    def _report(self, job: Job, group: Group, inputs: Mapping[str, Record], update: Update) -> ClientReport:
         up = Record(update.groups, update.info)
         evaluating = job.kind == "held_out"
         return ClientReport(
             client=job.client,
-            num_examples=update.num_examples,
-            seconds=seconds,
-            metrics=update.metrics,
+            num_examples=int(update.num_examples),
+            seconds=0.0,
+            metrics={name: Mean(float(mean.sum), float(mean.weight)) for name, mean in update.metrics.items()},
             info={} if job.kind == "init" else update.info,
             bytes_down=0 if evaluating else sum(group.inputs[name].size for name in job.inputs),
             bytes_up=_frame_size(_signature(up), json.dumps(up.info) if up.info else ""),
@@ -233,6 +252,8 @@ class _Run:
 class _Attempt:
     """One pass over a group's jobs."""
 
+    stage: str = "load"
+    """What is being done for the group as a whole: `load` its rule and accumulator, `fold`, `send` the sum."""
     accumulator: Accumulator = field(default_factory=lambda: BUILTIN["metrics"]())
     reports: list[ClientReport] = field(default_factory=list)
     failures: list[ClientFailure] = field(default_factory=list)

@@ -24,7 +24,7 @@ from fedloom.core.errors import (
     Unauthenticated,
 )
 from fedloom.core.messages import FromAgent, Hello, PayloadRef, ToAgent, Welcome
-from fedloom.core.records import Array, Record
+from fedloom.core.records import Array, Groups, Record
 from fedloom.proto.v1 import codec
 from fedloom.proto.v1 import fleet_pb2 as pb
 from fedloom.proto.v1.fleet_pb2_grpc import FleetStub
@@ -88,7 +88,8 @@ class GrpcChannel:
         self._inbox: queue.SimpleQueue[ToAgent | FedloomError] = queue.SimpleQueue()
         self._welcome: Welcome | None = None
         self._depot: Depot | None = None
-        self._leases: dict[int, tuple[str, frames.Layout, memoryview]] = {}
+        self._leases: dict[int, tuple[Groups, str, frames.Layout, memoryview]] = {}
+        """Leased arrays by their identity, and kept alive, so that no other record can be taken for them."""
         self._shared: list[str] = []
 
     def open(self, hello: Hello) -> Welcome:
@@ -146,7 +147,7 @@ class GrpcChannel:
         buffer = self._depot.lease(layout.size)
         views = layout.views(buffer.memory)
         ordered = {group: {name: views[group][name] for name in arrays} for group, arrays in record.groups.items()}
-        self._leases[id(ordered)] = (buffer.name, layout, buffer.memory)
+        self._leases[id(ordered)] = (ordered, buffer.name, layout, buffer.memory)
         return ordered
 
     def store(self, record: Record) -> PayloadRef:
@@ -159,9 +160,10 @@ class GrpcChannel:
 
     def recycle(self, run_id: str, round: int, exchange: int) -> None:
         if self._depot is not None:
-            for name in self._shared:
+            for name in (*self._shared, *(name for _, name, _, _ in self._leases.values())):
                 self._depot.release(name)
         self._shared.clear()
+        self._leases.clear()
 
     def close(self) -> None:
         self._outbox.put(None)
@@ -181,7 +183,7 @@ class GrpcChannel:
         assert self._depot is not None
         lease = self._leases.pop(id(record.groups), None)
         if lease is not None:
-            name, planned, memory = lease
+            _, name, planned, memory = lease
             final = frames.Layout.of(record, data_start=planned.slots[0].start if planned.slots else 0)
             if [slot.start for slot in final.slots] == [slot.start for slot in planned.slots]:
                 memory[: len(final.header)] = final.header
@@ -191,7 +193,7 @@ class GrpcChannel:
         frames.write_into(record, buffer.memory, layout)
         self._shared.append(buffer.name)
         if lease is not None:
-            self._depot.release(lease[0])
+            self._depot.release(lease[1])
         return PayloadRef(size=layout.size, shared=buffer.name)
 
     def _download(self, ref: PayloadRef) -> bytearray:

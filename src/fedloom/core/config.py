@@ -236,13 +236,19 @@ def _config_error(exc: pydantic.ValidationError, model: type[BaseModel], prefix:
         cause = error.get("ctx", {}).get("error")
         if isinstance(cause, ConfigError):
             return cause
-        location = tuple(str(step) for step in error["loc"])
+        location, known = _follow(model, error["loc"])
         key = ".".join((*prefix, *location)) or "experiment"
         if error["type"] == "extra_forbidden":
-            valid = _fields_at(model, location[:-1])
-            near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
             hint = f"did you mean {'.'.join((*prefix, *location[:-1], near[0]))!r}?" if near else "remove it;"
-            lines.append(f"{key}: unknown setting (value {error['input']!r}); {hint} known here: {', '.join(valid)}")
+            lines.append(f"{key}: unknown setting (value {error['input']!r}); {hint} known here: {', '.join(known)}")
+        elif error["type"] == "union_tag_not_found":
+            lines.append(
+                f"{key}.{_unquoted(error, 'discriminator')}: required, but not given; it says which kind it is"
+            )
+        elif error["type"] == "union_tag_invalid":
+            tag = f"{key}.{_unquoted(error, 'discriminator')}"
+            lines.append(f"{tag}: expected one of {error['ctx']['expected_tags']}, got {error['ctx']['tag']!r}")
         elif error["type"] == "missing":
             lines.append(f"{key}: required, but not given")
         else:
@@ -250,16 +256,34 @@ def _config_error(exc: pydantic.ValidationError, model: type[BaseModel], prefix:
     return ConfigError("\n".join(lines))
 
 
-def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """Names of the fields of the (possibly nested) model a location leads to."""
-    current: type[BaseModel] | None = model
-    for step in location:
-        field = current.model_fields.get(step) if current else None
-        if field is None:  # a union's tag or an index stands between the field and its model
+def _follow(model: type[BaseModel], location: Sequence[str | int]) -> tuple[tuple[str, ...], list[str]]:
+    """An error's place as the user wrote it, and the settings known beside its last step.
+
+    Pydantic's own location also names the tag of the union's member it chose; the tag is no key of the file.
+    """
+    written: list[str] = []
+    here: list[type[BaseModel]] = [model]
+    for index, step in enumerate(location):
+        tagged = [kind for kind in here if _has_tag(kind, step)]
+        if len(here) > 1 and tagged and index + 1 < len(location):
+            here = tagged
             continue
-        inner = [kind for kind in _flatten(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        current = inner[0] if inner else None
-    return sorted(current.model_fields) if current else []
+        written.append(str(step))
+        if index + 1 < len(location):
+            fields = [kind.model_fields[str(step)] for kind in here if str(step) in kind.model_fields]
+            inner = [kind for field in fields for kind in _flatten(field.annotation)]
+            here = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return tuple(written), sorted({name for kind in here for name in kind.model_fields})
+
+
+def _has_tag(kind: type[BaseModel], tag: str | int) -> bool:
+    """Whether a member of a union is the one with this tag."""
+    literals = (f.annotation for f in kind.model_fields.values() if typing.get_origin(f.annotation) is Literal)
+    return any(tag in typing.get_args(literal) for literal in literals)
+
+
+def _unquoted(error: Any, name: str) -> str:
+    return str(error["ctx"][name]).strip("'")
 
 
 def _flatten(annotation: Any) -> list[Any]:

@@ -7,6 +7,7 @@ round to round (a fresh 100 MB mapping costs more than copying into an old one),
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import mmap
 import os
@@ -15,6 +16,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from fedloom.core.errors import StorageFull
 
@@ -40,13 +42,19 @@ class Depot:
         self._free: dict[int, list[Buffer]] = {}
         self._leased: dict[str, Buffer] = {}
         self._maps: dict[str, memoryview] = {}
+        self._alive: IO[bytes] | None = None
+        """Locked for as long as the maker of the depot lives."""
 
     @classmethod
     def create(cls) -> Depot:
         """A new depot in memory (`/dev/shm`) where the system has that, else in the temporary folder."""
         memory = Path("/dev/shm")
         root = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
+        _reap(root)
         depot = cls(Path(tempfile.mkdtemp(prefix="fedloom-", dir=root)), owner=True)
+        depot._alive = (depot.path / ".owner").open("wb")
+        fcntl.flock(depot._alive, fcntl.LOCK_EX)
+        (depot.path / ".owner").rename(depot.path / "owner")  # seen by others only once it is locked
         (depot.path / "nonce").write_text(secrets.token_hex(16))
         return depot
 
@@ -87,8 +95,11 @@ class Depot:
         if memory is None or len(memory) < size:
             if "/" in name or name.startswith("."):
                 raise FileNotFoundError(f"{name!r} is not a buffer's name")
-            with (self.path / name).open("rb") as file:
-                memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            try:
+                with (self.path / name).open("rb") as file:
+                    memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            except ValueError as exc:  # a name with a zero byte in it, or an empty file
+                raise FileNotFoundError(f"{name!r} is not a buffer's name: {exc}") from exc
             self._maps[name] = memory
         return memory[:size]
 
@@ -99,6 +110,8 @@ class Depot:
         self._maps.clear()
         if self._owner:
             shutil.rmtree(self.path, ignore_errors=True)
+        if self._alive is not None:
+            self._alive.close()
 
     def _new(self, capacity: int) -> Buffer:
         name = f"{self._prefix}-{next(self._counter)}"
@@ -116,3 +129,11 @@ class Depot:
                 "Use fewer workers or a larger memory disk"
             ) from exc
         return Buffer(name, memory)
+
+
+def _reap(root: Path) -> None:
+    """Remove the depots of owners that were killed: nobody else gives that memory back."""
+    for mark in root.glob("fedloom-*/owner"):
+        with contextlib.suppress(OSError), mark.open("rb") as file:  # in use, or another user's
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(mark.parent, ignore_errors=True)

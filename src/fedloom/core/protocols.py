@@ -77,6 +77,46 @@ class Roster:
     """Examples per client where the workload declares them, else empty."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """Candidates to be measured before the cohort is chosen among them."""
+
+    candidates: tuple[int, ...]
+    """Distinct clients, in the order their reports will come."""
+    kind: str
+    """`evaluate`: the global model's metrics on the client's training data. `train`: local training, whose update stays
+    on the client until it is collected (or forgotten at the end of the round)."""
+    measure: str | None = None
+    """Name of the selection folder whose `measure.py` says what a trained candidate reports."""
+
+
+class Measure(Protocol):
+    """What a trained candidate tells about itself: a selection's client half, in its `measure.py`."""
+
+    def __call__(
+        self,
+        workload: Workload,
+        model: Record,
+        update: Update,
+        shard: Shard,
+        rng: np.random.Generator,
+        knobs: Info,
+    ) -> Info:
+        """Numbers for the client's report.
+
+        Args:
+            workload: the client's workload; a measure may need more of it than the interface has, and must say so.
+            model: the global model as received.
+            update: the client's update; its arrays may be views, nothing may be kept.
+            shard: the client's training data.
+            rng: one stream for this client and round, for draws that before and after must share.
+            knobs: settings of the exchange and the job.
+
+        Returns:
+            JSON: floats and lists of floats. Each float counts as one parameter sent.
+        """
+
+
 class Selection(Protocol[S]):
     """Who is asked. Pure, with a state of its own; composes with any strategy."""
 
@@ -87,11 +127,19 @@ class Selection(Protocol[S]):
     def init(self, roster: Roster) -> S:
         """The state before round 1."""
 
-    def choose(self, state: S, roster: Roster, size: int, rng: np.random.Generator) -> tuple[int, ...]:
-        """`size` distinct clients, 0 <= client < roster.population, in the order they will be folded."""
+    def probe(self, state: S, roster: Roster, size: int, rng: np.random.Generator) -> Probe | None:
+        """Candidates to measure before choosing; None chooses from what is known already."""
+
+    def choose(
+        self, state: S, roster: Roster, size: int, rng: np.random.Generator, reports: Sequence[ClientReport] = ()
+    ) -> tuple[int, ...]:
+        """`size` distinct clients, 0 <= client < roster.population, in the order they will be folded.
+
+        `reports` are the probe's, in candidate order; after a probe only candidates that reported may be chosen.
+        """
 
     def observe(self, state: S, reports: Sequence[ClientReport]) -> S:
-        """The state after a round's reports."""
+        """The state after a round's reports (of the clients that trained for it)."""
 
 
 class LocalRule(Protocol):

@@ -127,6 +127,11 @@ class Exchange:
     """`mean`, `separate`, `metrics`, or the name of a strategy folder that has an `accumulator.py`."""
     rule: str | None = None
     """Name of the strategy folder whose `rule.py` is the client half, if there is one."""
+    measure: str | None = None
+    """Name of the selection folder whose `measure.py` adds numbers to each report, if there is one."""
+    hold: bool = False
+    """Updates stay where they were made, for a later exchange of the round whose jobs have kind `collect`; only reports
+    travel. A held update that was lost with its process is made again, bit for bit."""
     quorum_fraction: float | None = None
     """Overrides the run's own quorum for this exchange."""
     deadline_s: float | None = None
@@ -160,7 +165,8 @@ class ClientFailure:
     client: int
     round: int
     stage: str
-    """`shard`, `train`, `evaluate`, `fold`, `worker` (its process died) or `deadline`."""
+    """What was being done: `load`, `inputs`, `shard`, `train` (or another kind of job), `outgoing`, `fold`, `send`;
+    `worker` where its process died, `deadline` where time was up."""
     error: str
     """Exception type, dotted where it is not a builtin."""
     message: str

@@ -8,6 +8,7 @@ package holds its parts in files of fixed names, a module or file of its own hol
     strategy     `build_strategy(config, experiment) -> Strategy`
     workload     `build_workload(config, experiment) -> Workload`
     selection    `build_selection(config) -> Selection`
+    measure      `build_measure() -> Measure`
     rule         `build_rule() -> LocalRule`
     accumulator  `Accumulator`, a class of `core.accumulators.Accumulator` made by `Accumulator(allocate)`
 """

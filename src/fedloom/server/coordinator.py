@@ -294,7 +294,9 @@ class Coordinator:
         """Push pending groups to agents with room, the least busy first."""
         for opened in self._open.values():
             while opened.pending:
-                free = [(len(node.assigned), name) for name, node in self._nodes.items() if node.online]
+                # A session's first heartbeat says what it still holds; before that nobody can tell what it needs.
+                ready = [(name, node) for name, node in self._nodes.items() if node.online and not node.fresh]
+                free = [(len(node.assigned), name) for name, node in ready]
                 # One group in hand and one waiting hides the way to the server and back; near the end it would only
                 # keep a group from an idle neighbour.
                 room = 2 if len(opened.pending) > len(free) else 1

@@ -12,7 +12,7 @@ import numpy as np
 from fedloom.core.errors import BadMessage, NotFound, ServerUnreachable
 from fedloom.core.frames import frame_size
 from fedloom.core.messages import FromAgent, Hello, PayloadRef, ToAgent, Welcome
-from fedloom.core.records import Record
+from fedloom.core.records import Array, Arrays, Record
 from fedloom.server.coordinator import Coordinator
 from fedloom.server.nodes import Mailbox
 
@@ -52,7 +52,7 @@ class InProcessChannel:
     def fetch(self, ref: PayloadRef) -> Record:
         if ref.record is None:
             raise BadMessage("a payload without its record reached an agent in the server's own process")
-        return ref.record
+        return Record({group: _read_only(arrays) for group, arrays in ref.record.groups.items()}, ref.record.info)
 
     def store(self, record: Record) -> PayloadRef:
         return PayloadRef(size=frame_size(record), record=record)
@@ -75,3 +75,11 @@ class InProcessChannel:
         if self._hello is None or self._mailbox is None:
             raise ServerUnreachable("the channel is not open")
         return self._hello
+
+
+def _read_only(arrays: Arrays) -> dict[str, Array]:
+    """Views nobody can write through: what is behind them is the server's own model."""
+    views = {name: array.view() for name, array in arrays.items()}
+    for view in views.values():
+        view.flags.writeable = False
+    return views

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedloom.core.protocols import Roster
+from fedloom.core.protocols import Probe, Roster
 from fedloom.core.records import ClientReport
 from fedloom.selection.uniform.config import Config
 
@@ -25,7 +25,17 @@ class Uniform:
     def init(self, roster: Roster) -> Nothing:
         return Nothing()
 
-    def choose(self, state: Nothing, roster: Roster, size: int, rng: np.random.Generator) -> tuple[int, ...]:
+    def probe(self, state: Nothing, roster: Roster, size: int, rng: np.random.Generator) -> Probe | None:
+        return None
+
+    def choose(
+        self,
+        state: Nothing,
+        roster: Roster,
+        size: int,
+        rng: np.random.Generator,
+        reports: Sequence[ClientReport] = (),
+    ) -> tuple[int, ...]:
         return tuple(int(client) for client in rng.choice(roster.population, size, replace=False))
 
     def observe(self, state: Nothing, reports: Sequence[ClientReport]) -> Nothing:

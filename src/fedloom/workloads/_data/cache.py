@@ -1,0 +1,138 @@
+"""Folders of prepared arrays, made once per content and mapped by every process.
+
+An entry is named by the digest of everything it was made from, so it is never stale. It is built beside its place,
+flushed to disk and renamed, under a lock: processes that start together build it once, and a process killed while
+building leaves nothing that looks finished.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedloom.core.errors import StorageFull
+from fedloom.core.records import Array
+
+_MANIFEST = "entry.json"
+_CHUNK = 1 << 20
+
+
+def cache_folder() -> Path:
+    """`FEDLOOM_CACHE`, or `~/.cache/fedloom` (below `XDG_CACHE_HOME` where that is set)."""
+    chosen = os.environ.get("FEDLOOM_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedloom"
+
+
+def digest_of(values: Any) -> str:
+    """Hexadecimal SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def digest_of_files(files: Iterable[tuple[str, Path]]) -> str:
+    """Hexadecimal SHA-256 over files: each file's name (as given), its length, its bytes."""
+    digest = hashlib.sha256()
+    for name, path in files:
+        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def entry(kind: str, key: str, build: Callable[[Path], None]) -> Path:
+    """The folder of an entry; where it is missing or damaged, `build` fills it first.
+
+    Args:
+        kind: what it holds (`images`, `partitions`, …): a sub-folder of the cache.
+        key: digest of everything the entry is made from.
+        build: writes the entry's files into the empty folder it is given.
+
+    Raises:
+        StorageFull: no room for it on the cache's disk.
+    """
+    home = cache_folder() / kind
+    place = home / key[:32]
+    if _complete(place):
+        return place
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with _locked(home / f"{key[:32]}.lock"):
+            if not _complete(place):
+                _build(place, build)
+    except OSError as exc:
+        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StorageFull(
+            f"the cache {str(home)!r} cannot hold the prepared data: {exc.strerror}. "
+            "Make room there, or set FEDLOOM_CACHE to a folder on another disk"
+        ) from exc
+    return place
+
+
+def map_array(path: Path) -> Array:
+    """A `.npy` file mapped copy-on-write: pages are shared by all processes and writes never reach the file."""
+    return np.load(path, mmap_mode="c", allow_pickle=False)  # type: ignore[no-any-return]
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object."""
+    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object."""
+    value: dict[str, Any] = json.loads(path.read_text())
+    return value
+
+
+def _complete(place: Path) -> bool:
+    """Whether every file of the entry is there in its full size."""
+    try:
+        sizes = read_json(place / _MANIFEST)
+    except (FileNotFoundError, ValueError):
+        return False
+    return all((place / name).is_file() and (place / name).stat().st_size == size for name, size in sizes.items())
+
+
+def _build(place: Path, build: Callable[[Path], None]) -> None:
+    if place.exists():
+        shutil.rmtree(place)
+    beside = Path(tempfile.mkdtemp(prefix=f"{place.name}.", dir=place.parent))
+    try:
+        build(beside)
+        write_json(beside / _MANIFEST, {path.name: path.stat().st_size for path in sorted(beside.iterdir())})
+        for path in (*beside.iterdir(), beside):
+            _flush(path)
+        beside.rename(place)
+        _flush(place.parent)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

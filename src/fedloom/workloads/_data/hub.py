@@ -1,0 +1,145 @@
+"""Data sets in Hugging Face's form: a saved folder, Parquet files, or a name where there is a network."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedloom.core.errors import DataMissing
+from fedloom.core.records import Array
+from fedloom.workloads._data.raw import (
+    RawData,
+    existing,
+    files_below,
+    hold_out,
+    number_groups,
+    number_labels,
+    take,
+    title_of,
+)
+from fedloom.workloads._data.settings import HubData, HubImages, HubText
+
+_OFFLINE = {"images": 'source = "digits", which is always there', "texts": 'source = "csv" with a file of your own'}
+
+
+def _is_local(name: str) -> bool:
+    return Path(name).expanduser().exists() or name.startswith((".", "/", "~")) or name.endswith(".parquet")
+
+
+def hub_files(settings: HubData) -> list[tuple[str, Path]]:
+    """The files the data set is stored in: here, or in the `datasets` library's cache once it is fetched."""
+    if _is_local(settings.dataset):
+        remedy = "Set workload.data.dataset to a folder written by save_to_disk, or to Parquet files"
+        return files_below(existing(settings.dataset, "workload.data", remedy))
+    splits = _load(settings)
+    stored = {Path(file["filename"]) for split in splits.values() for file in split.cache_files}
+    return [(path.name, path) for path in sorted(stored)]
+
+
+def read_hub_images(settings: HubImages, files: list[tuple[str, Path]]) -> RawData:
+    """Images decoded with Pillow, as (n, h, w, c) uint8."""
+    return _read(settings, settings.image_column)
+
+
+def read_hub_text(settings: HubText, files: list[tuple[str, Path]]) -> RawData:
+    """Texts as lists of strings."""
+    return _read(settings, settings.text_column)
+
+
+def _read(settings: HubData, column: str) -> RawData:
+    splits = _load(settings)
+    if settings.train_split not in splits:
+        raise DataMissing(
+            f"{settings.dataset}: no split {settings.train_split!r}, it has {', '.join(splits)}. "
+            "Set workload.data.train_split"
+        )
+    wanted = [column, settings.label_column, *([settings.group_column] if settings.group_column else [])]
+    train = splits[settings.train_split]
+    test = splits.get(settings.test_split) if settings.test_split else None
+    for split in (train, *([test] if test is not None else [])):
+        missing = [name for name in wanted[: 2 if split is test else None] if name not in split.column_names]
+        if missing:
+            raise DataMissing(f"{settings.dataset}: no column {missing[0]!r}, it has {', '.join(split.column_names)}")
+    x_train, labels = _column(train, column, settings), list(train[settings.label_column])
+    groups = number_groups(list(train[settings.group_column])) if settings.group_column else None
+    if test is not None:
+        x_test, test_labels = _column(test, column, settings), list(test[settings.label_column])
+    else:
+        kept, held = hold_out(len(labels), settings.test_fraction)
+        x_test, test_labels = take(x_train, held), take(labels, held)
+        x_train, labels = take(x_train, kept), take(labels, kept)
+        groups = groups[kept] if groups is not None else None
+    y_train, y_test, names = number_labels(labels, test_labels, settings.dataset)
+    declared = getattr(train.features[settings.label_column], "names", None)
+    if declared:
+        y_train, y_test, names = np.array(labels, np.int64), np.array(test_labels, np.int64), tuple(declared)
+    return RawData(
+        x_train=x_train,
+        y_train=y_train,
+        x_test=x_test,
+        y_test=y_test,
+        groups=groups,
+        label_names=names,
+        title=title_of(settings, settings.dataset),
+        kind=settings.kind,
+        licence=settings.licence or (train.info.license or None),
+    )
+
+
+def _load(settings: HubData) -> dict[str, Any]:
+    """Splits by name."""
+    import datasets
+
+    path = Path(settings.dataset).expanduser()
+    try:
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            loaded = datasets.load_from_disk(str(path))
+        elif _is_local(settings.dataset):
+            files = [str(file) for _, file in files_below(path, (".parquet",))]
+            if not files:
+                raise DataMissing(f"{path}: neither written by save_to_disk, nor does it hold Parquet files")
+            loaded = datasets.DatasetDict(
+                {name: datasets.Dataset.from_parquet(paths) for name, paths in _by_split(files, settings).items()}
+            )
+        else:
+            loaded = datasets.load_dataset(settings.dataset, settings.subset)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as exc:
+        substitute = _OFFLINE["images" if isinstance(settings, HubImages) else "texts"]
+        where = "on disk" if _is_local(settings.dataset) else "on the hub (is there a network?)"
+        raise DataMissing(
+            f"workload.data: cannot load {settings.dataset!r} {where}: {type(exc).__name__}: {exc}. Without a network, "
+            f"give a folder written by save_to_disk, or use {substitute}"
+        ) from exc
+    return dict(loaded) if isinstance(loaded, dict) else {settings.train_split: loaded}
+
+
+def _by_split(files: list[str], settings: HubData) -> dict[str, list[str]]:
+    """Parquet files by the split their name says; those that say none are for training."""
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        is_test = bool(settings.test_split) and str(settings.test_split) in Path(file).name
+        splits.setdefault(str(settings.test_split) if is_test else settings.train_split, []).append(file)
+    return splits
+
+
+def _column(split: Any, column: str, settings: HubData) -> list[str] | Array:
+    if not isinstance(settings, HubImages):
+        return [str(text) for text in split[column]]
+    from PIL import Image
+
+    from fedloom.workloads._data.pictures import picture_array
+
+    pictures = []
+    for value in split[column]:
+        if isinstance(value, dict) and value.get("bytes"):
+            value = Image.open(io.BytesIO(value["bytes"]))
+        elif not isinstance(value, Image.Image):
+            value = Image.fromarray(np.asarray(value, np.uint8))
+        pictures.append(picture_array(value, settings.size, settings.channels))
+    shapes = {picture.shape for picture in pictures}
+    if len(shapes) > 1:
+        raise DataMissing(f"{settings.dataset}: images of {len(shapes)} different shapes; set workload.data.size")
+    return np.stack(pictures)

@@ -1,0 +1,164 @@
+"""Normalised images, prepared once and mapped by every process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedloom.core.errors import DataMissing
+from fedloom.core.records import Array
+from fedloom.workloads._data import cache
+from fedloom.workloads._data.hub import hub_files, read_hub_images
+from fedloom.workloads._data.image_files import (
+    digits_files,
+    idx_files,
+    images_files,
+    npz_files,
+    read_digits,
+    read_idx,
+    read_images,
+    read_npz,
+)
+from fedloom.workloads._data.raw import RawData
+from fedloom.workloads._data.settings import Digits, HubImages, Idx, Images, ImageSource, Npz
+
+_FORMAT = 1
+_BLOCK = 4096
+"""Images normalised at a time."""
+
+_SOURCES: dict[type, tuple[Callable[[Any], list[tuple[str, Path]]], Callable[..., RawData]]] = {
+    Digits: (digits_files, read_digits),
+    Idx: (idx_files, read_idx),
+    Images: (images_files, read_images),
+    Npz: (npz_files, read_npz),
+    HubImages: (hub_files, read_hub_images),
+}
+_PLACES = ("folder", "file", "dataset")
+"""Settings that say where the bytes are; only the last step of the path (the data's name) matters for the result."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageData:
+    """Images (n, c, h, w), float32, normalised per channel; labels (n,), int64; both mapped from the cache."""
+
+    x_train: Array
+    y_train: Array
+    x_test: Array
+    y_test: Array
+    groups: Array | None
+    """Group of each training example, (n,), int64."""
+    info: Mapping[str, Any]
+    """Provenance: title, kind, licence, sha256 of the source's bytes, counts, shape, mean and std, label names."""
+    sha256: str
+    """Digest of source and preparation."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        channels, height, width = self.x_train.shape[1:]
+        return channels, height, width
+
+    @property
+    def num_labels(self) -> int:
+        """Classes."""
+        return int(self.info["num_labels"])
+
+
+def load_images(settings: ImageSource) -> ImageData:
+    """The images a source names, from the cache where they are there.
+
+    Raises:
+        DataMissing: the source is not on this machine, or not what it should be.
+    """
+    list_files, read = _SOURCES[type(settings)]
+    files = list_files(settings)
+    source_sha256 = cache.digest_of_files(files)
+    chosen = {k: Path(v).name if k in _PLACES else v for k, v in settings.model_dump(mode="json").items()}
+    key = cache.digest_of([_FORMAT, source_sha256, chosen])
+
+    def build(folder: Path) -> None:
+        _prepare(read(settings, files), source_sha256, folder)
+
+    place = cache.entry("images", key, build)
+    groups = place / "groups.npy"
+    x_train, y_train, x_test, y_test = (
+        np.asarray(cache.map_array(place / f"{name}.npy")) for name in ("x_train", "y_train", "x_test", "y_test")
+    )
+    return ImageData(
+        x_train=x_train,
+        y_train=y_train,
+        x_test=x_test,
+        y_test=y_test,
+        groups=np.load(groups) if groups.is_file() else None,
+        info=cache.read_json(place / "info.json"),
+        sha256=key,
+    )
+
+
+def _prepare(raw: RawData, source_sha256: str, folder: Path) -> None:
+    """Normalise and write the arrays."""
+    x_train, x_test = (_channels_first(x, raw.title) for x in (raw.x_train, raw.x_test))
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise DataMissing(f"{raw.title}: training images are {x_train.shape[1:]}, test images {x_test.shape[1:]}")
+    lowest = min(int(raw.y_train.min()), int(raw.y_test.min()))
+    num_labels = max(int(raw.y_train.max()), int(raw.y_test.max()), len(raw.label_names) - 1) + 1
+    if lowest < 0:
+        raise DataMissing(f"{raw.title}: a label is {lowest}; classes are numbered from 0")
+    mean, std = _moments(x_train)
+    for name, x in (("x_train", x_train), ("x_test", x_test)):
+        out = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=x.shape)
+        for start in range(0, len(x), _BLOCK):
+            block = _unit(x[start : start + _BLOCK])
+            out[start : start + _BLOCK] = (block - mean[:, None, None]) / std[:, None, None]
+        out.flush()
+    np.save(folder / "y_train.npy", raw.y_train)
+    np.save(folder / "y_test.npy", raw.y_test)
+    if raw.groups is not None:
+        np.save(folder / "groups.npy", raw.groups)
+    facts = {
+        "name": raw.title,
+        "kind": raw.kind,
+        "licence": raw.licence,
+        "sha256": source_sha256,
+        "num_train": len(x_train),
+        "num_test": len(x_test),
+        "num_labels": num_labels,
+        "shape": list(x_train.shape[1:]),
+        "mean": [float(value) for value in mean],
+        "std": [float(value) for value in std],
+        "label_names": list(raw.label_names or map(str, range(num_labels))),
+    }
+    cache.write_json(folder / "info.json", facts)
+
+
+def _channels_first(x: Array, title: str) -> Array:
+    """Images as (n, c, h, w)."""
+    if x.ndim == 3:
+        return x[:, None]
+    if x.ndim == 4 and x.shape[-1] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
+        return x.transpose(0, 3, 1, 2)
+    if x.ndim == 4:
+        return x
+    raise DataMissing(f"{title}: images have shape {x.shape}, expected (n, h, w), (n, h, w, c) or (n, c, h, w)")
+
+
+def _unit(x: Array) -> Array:
+    """Bytes as floats from 0 to 1; floats as they are."""
+    return x.astype(np.float32) / np.float32(255.0) if x.dtype == np.uint8 else x.astype(np.float32)
+
+
+def _moments(x: Array) -> tuple[Array, Array]:
+    """Mean and standard deviation of each channel over the training set; float32, a flat channel's std is 1."""
+    total, squares, count = np.zeros(x.shape[1]), np.zeros(x.shape[1]), 0
+    for start in range(0, len(x), _BLOCK):
+        block = _unit(x[start : start + _BLOCK]).astype(np.float64)
+        total += block.sum(axis=(0, 2, 3))
+        squares += (block**2).sum(axis=(0, 2, 3))
+        count += block[:, 0].size
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+    return mean.astype(np.float32), np.where(std > 1e-8, std, 1.0).astype(np.float32)

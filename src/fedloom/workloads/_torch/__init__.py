@@ -1,0 +1,1 @@
+"""Training with PyTorch, shared by workloads: settings, the local loop, tensors as arrays, reproducible scopes."""

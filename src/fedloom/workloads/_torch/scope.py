@@ -1,0 +1,59 @@
+"""The conditions under which equal work gives equal bits: one thread, deterministic kernels, seeded generators."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from fedloom.core.errors import ConfigError
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`cpu`, `cuda`, or for `auto` whichever there is.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError('workload.training.device: "cuda" asked for, but torch finds no GPU here. Set it to "auto"')
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed workspace
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+@contextmanager
+def exact(device: torch.device, seed: int | None = None) -> Iterator[None]:
+    """Compute with one thread and deterministic kernels; torch's own settings and generators are put back after.
+
+    Args:
+        device: where the work is done.
+        seed: for torch's global generators inside the scope (dropout, initial weights); None leaves them alone.
+    """
+    threads = torch.get_num_threads()
+    if threads != 1:
+        torch.set_num_threads(1)
+    on_gpu = device.type == "cuda"
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    if on_gpu and not deterministic:
+        torch.use_deterministic_algorithms(True)
+    cpu_state = torch.default_generator.get_state() if seed is not None else None
+    gpu_state = torch.cuda.get_rng_state(device) if seed is not None and on_gpu else None
+    try:
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+            if on_gpu:
+                torch.cuda.manual_seed(seed)
+        yield
+    finally:
+        if cpu_state is not None:
+            torch.default_generator.set_state(cpu_state)
+        if gpu_state is not None:
+            torch.cuda.set_rng_state(gpu_state, device)
+        if on_gpu and not deterministic:
+            torch.use_deterministic_algorithms(False)
+        if threads != 1:
+            torch.set_num_threads(threads)

@@ -1,0 +1,73 @@
+"""The benchmarks run, and count what they say they count."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from benchmarks import meter, orchestration, report, transfer
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_clock_leaves_the_first_round_out() -> None:
+    clock = meter.Clock(rounds=4)
+    clock.begin()
+    for _ in range(4):
+        end = time.process_time() + (0.2 if not clock.laps else 0.02)
+        while time.process_time() < end:
+            pass
+        clock.lap()
+    result = clock.result()
+    assert result["first_round_s"] >= 0.2
+    assert 0.02 <= result["wall_s"] < 0.2 and result["wall_s"] == sorted(clock.laps[1:])[1]
+    assert 0.01 <= result["cpu_s"] < 0.1
+
+
+def test_a_clock_that_missed_rounds_says_so() -> None:
+    clock = meter.Clock(rounds=3)
+    clock.begin()
+    clock.lap()
+    with pytest.raises(RuntimeError, match=r"expected 3 rounds.*did 1"):
+        clock.result()
+
+
+def test_ratios_are_of_medians() -> None:
+    row = {"wall_s": 1.0, "cpu_s": 2.0, "pss_mb": 100.0, "first_round_s": 1.0, "total_wall_s": 9.0, "accuracy": 0.5}
+    slow = {**row, "wall_s": 3.0, "cpu_s": 4.0}
+    results = {"B": {"bare2": [row], "process": [row, slow, slow], "flower": [{**row, "wall_s": 30.0}]}}
+    found = report.summary(results)["B"]
+    assert found["ratios"]["fedloom / bare loop (2 processes each)"] == {"wall_s": 3.0, "cpu_s": 2.0, "pss_mb": 1.0}
+    assert found["ratios"]["Flower / fedloom (2 processes)"]["wall_s"] == 10.0
+    table = report.training_table(results, {"B": {"process": 1e-7}})
+    assert "3.00x" in table and "1.0e-07" in table and "1000 clients" in table
+
+
+def test_a_runner_that_fails_is_reported_with_its_last_words(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"exit code 2[\s\S]*--rounds"):
+        meter.measure("benchmarks.orchestration", ["--nonsense"], tmp_path / "log.txt")
+
+
+def test_noop_rounds_run_inline() -> None:
+    row = orchestration.measure("inline", clients=200, rounds=5)
+    assert row["cohort"] == 50 and 0 < row["driver CPU ms/round"] < 1000
+
+
+def test_a_model_goes_down_and_up_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    down, up = transfer.measure(8)
+    assert (down["direction"], up["direction"], down["MB"]) == ("down", "up", 8)
+    assert down["wall s"] > 0 and up["wall s"] > 0
+
+
+@pytest.mark.slow
+def test_every_runner_of_a_workload_does_the_same_work(tmp_path: Path) -> None:
+    out = tmp_path / "all.json"
+    arguments = ["--works", "B", "--quick", "--no-micro", "--kinds", "bare1", "bare2", "process", "--json", str(out)]
+    done = subprocess.run([sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())["summary"]["B"]["medians"]
+    assert rows["bare1"]["accuracy"] == pytest.approx(rows["process"]["accuracy"], abs=2e-3)
+    assert "of the way" in done.stdout

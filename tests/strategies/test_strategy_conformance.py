@@ -1,0 +1,182 @@
+"""What every strategy must keep to, on every strategy that is installed and needs nothing but arrays."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pydantic
+import pytest
+
+from fedloom.core import frames, registry
+from fedloom.core.accumulators import BUILTIN, Accumulator
+from fedloom.core.config import Experiment, PluginSettings
+from fedloom.core.protocols import Pending, Strategy
+from fedloom.core.records import MODEL, Exchange, Mean, Record, RoundContext, Update, arrays_sha256
+from fedloom.core.seeds import generator
+from fedloom.core.state import dump_state, load_state
+
+NAMES = [name for name in registry.names("strategies") if name != "flower"]  # foreign objects keep their own state
+COHORTS = ((4, 0, 7), (2, 4, 5), (1, 7, 3), (6, 0, 2))
+VARIANTS: Mapping[str, list[dict[str, Any]]] = {
+    "fedprox": [{"mu": 0.0}, {"mu": 0.7}],
+    "server_opt": [{"optimizer": optimizer} for optimizer in ("momentum", "adam", "yogi", "adagrad")],
+}
+
+
+def initial_model() -> Record:
+    rng = generator(3, "init")
+    return Record(
+        {
+            MODEL: {
+                "layer.weight": rng.normal(size=(3, 4)).astype(np.float32),
+                "layer.bias": rng.normal(size=3).astype(np.float32),
+                "half": rng.normal(size=5).astype(np.float16),
+                "scalar": np.array(0.5, np.float64),
+                "steps": np.array(0, np.int64),
+                "empty": np.zeros((0, 2), np.float32),
+            }
+        }
+    )
+
+
+class Federation:
+    """An in-process stand-in for server and clients; whatever it hands out cannot be written to."""
+
+    def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
+        self.name = name
+        config: type[PluginSettings] = registry.part("strategies", name, "config").Config
+        self.experiment = Experiment.model_construct(rounds=len(COHORTS), clients=8, cohort=3, seed=1)
+        self.strategy: Strategy[Any] = registry.part("strategies", name, "strategy").build_strategy(
+            config.model_validate({"name": name, **settings}), self.experiment
+        )
+
+    def context(self, round: int) -> RoundContext:
+        return RoundContext(round=round, cohort=COHORTS[round - 1], population=8, rounds=len(COHORTS), seed=1)
+
+    def total(self, exchange: Exchange, clients: int | None = None) -> Accumulator:
+        """The exchange's fold over made-up training: each client moves every array a little its own way."""
+        kind = BUILTIN.get(exchange.accumulator)
+        total: Any = (kind or registry.part("strategies", exchange.accumulator, "accumulator").Accumulator)()
+        for job in exchange.jobs[:clients]:
+            rng = generator(1, "work", job.round, job.client)
+            arrays = {name: _moved(array, rng) for name, array in exchange.inputs[job.inputs[0]].groups[MODEL].items()}
+            total.add(
+                Update(num_examples=job.client + 1, groups={MODEL: arrays}, metrics={"loss": Mean(1.0, 1.0)}),
+                job.client + 1.0,
+                job.client,
+            )
+        return total  # type: ignore[no-any-return]
+
+    def round(self, state: Any, round: int, clients: int | None = None) -> Any:
+        context = self.context(round)
+        exchange = self.strategy.plan(state, context)
+        assert exchange is not None
+        step = self.strategy.finish(state, self.total(exchange, clients), context)
+        while isinstance(step, Pending):
+            step = self.strategy.finish(step.state, self.total(step.exchange, clients), context)
+        return step
+
+    def run(self, rounds: int = len(COHORTS)) -> list[Any]:
+        states = [self.strategy.init(read_only(initial_model()))]
+        for round in range(1, rounds + 1):
+            states.append(self.round(states[-1], round))
+        return states
+
+
+def _moved(array: np.ndarray[Any, Any], rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    if array.dtype.kind in "iu":
+        return array + array.dtype.type(7)
+    return (array + 0.1 * rng.normal(size=array.shape)).astype(array.dtype)
+
+
+def read_only(record: Record) -> Record:
+    for _, _, array in record.items():
+        array.setflags(write=False)
+    return record
+
+
+def digest(state: Any) -> str:
+    record = dump_state(state)
+    arrays = {f"{group}/{name}": array for group, name, array in record.items()}
+    return arrays_sha256(arrays) + json.dumps(record.info, sort_keys=True)
+
+
+@pytest.fixture(
+    params=[(name, settings) for name in NAMES for settings in VARIANTS.get(name, [{}])],
+    ids=lambda param: "-".join([param[0], *map(str, param[1].values())]),
+)
+def federation(request: pytest.FixtureRequest) -> Federation:
+    try:
+        return Federation(*request.param)
+    except pydantic.ValidationError:
+        pytest.skip(f"{request.param[0]} has settings without defaults; its own tests cover it")
+
+
+def test_the_model_keeps_its_names_dtypes_and_shapes(federation: Federation) -> None:
+    want = {name: (array.dtype, array.shape) for name, array in initial_model().groups[MODEL].items()}
+    for state in federation.run():
+        arrays = federation.strategy.arrays(state)
+        assert {name: (array.dtype, array.shape) for name, array in arrays.items()} == want
+        assert all(np.isfinite(array).all() for array in arrays.values())
+
+
+def test_the_model_starts_as_the_workload_made_it_and_then_moves(federation: Federation) -> None:
+    first, second = (federation.strategy.arrays(state) for state in federation.run(1))
+    assert arrays_sha256(first) == arrays_sha256(initial_model().groups[MODEL])
+    assert all((first[name] != second[name]).any() for name in first if first[name].size)
+
+
+def test_plan_asks_every_client_of_the_cohort_and_nobody_else(federation: Federation) -> None:
+    for round, state in enumerate(federation.run(len(COHORTS) - 1), 1):
+        exchange = federation.strategy.plan(state, federation.context(round))
+        assert exchange is not None
+        assert {job.client for job in exchange.jobs} == set(COHORTS[round - 1])
+        assert all(job.round == round for job in exchange.jobs)
+        assert all(name in exchange.inputs for job in exchange.jobs for name in job.inputs)
+        json.dumps([exchange.knobs, *(job.knobs for job in exchange.jobs)], allow_nan=False)
+        if exchange.rule is not None:
+            assert registry.has_part("strategies", exchange.rule, "rule")
+        assert exchange.accumulator in BUILTIN or registry.has_part("strategies", exchange.accumulator, "accumulator")
+
+
+def test_a_state_saved_and_loaded_between_any_two_rounds_goes_on_with_the_same_bits(federation: Federation) -> None:
+    whole = [digest(state) for state in federation.run()]
+    state = federation.strategy.init(read_only(initial_model()))
+    for round in range(len(COHORTS) + 1):
+        state = federation.round(state, round) if round else state
+        frame = bytes(frames.encode(dump_state(state)))
+        state = load_state(federation.strategy.State, frames.decode(frame))
+        assert digest(state) == whole[round]
+        read_only(dump_state(state))
+
+
+def test_nothing_passed_in_is_changed(federation: Federation) -> None:
+    states = federation.run()
+    before = [digest(state) for state in states]
+    for round, state in enumerate(states[:-1], 1):
+        read_only(dump_state(state))  # a write now raises
+        federation.round(state, round)
+    assert [digest(state) for state in states] == before
+
+
+def test_the_same_arguments_give_the_same_result_and_no_object_remembers_a_run(federation: Federation) -> None:
+    once = [digest(state) for state in federation.run()]
+    assert [digest(state) for state in federation.run()] == once
+    state = federation.run(2)[-1]
+    assert digest(federation.round(state, 3)) == digest(federation.round(state, 3)) == once[3]
+
+
+def test_a_round_with_some_answers_missing_is_a_round(federation: Federation) -> None:
+    state = federation.strategy.init(read_only(initial_model()))
+    after = federation.round(state, 1, clients=2)
+    assert all(np.isfinite(array).all() for array in federation.strategy.arrays(after).values())
+    assert digest(after) != digest(federation.round(state, 1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_strategy_folder_explains_itself(name: str) -> None:
+    assert registry.summary("strategies", name).endswith(".")
+    config = registry.part("strategies", name, "config").Config
+    undocumented = [field for field, info in config.model_fields.items() if not info.description and field != "name"]
+    assert not undocumented

@@ -1,0 +1,63 @@
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from fedloom.core.config import Experiment
+from fedloom.workloads._data.settings import FASHION_MNIST
+
+sys.path.insert(0, str(Path(__file__).parent))
+from support_rounds import build, run_rounds
+
+PRESETS = {
+    str(path.name).removesuffix(".toml"): path
+    for path in files("fedloom.presets").iterdir()
+    if path.name.endswith(".toml")
+}
+REQUIRED = {"digits-fedavg", "digits-fedprox", "digits-fedavgm", "digits-fedadam", "digits-fedyogi"} | {
+    "fashion-mnist-fedavg",
+    "fashion-mnist-fedprox",
+    "text-fedavg",
+    "scale-10k",
+}
+needs_fashion = pytest.mark.skipif(
+    not Path(FASHION_MNIST).is_dir(), reason="needs Debian's package dataset-fashion-mnist"
+)
+
+
+def load(name: str, *overrides: str) -> Experiment:
+    return Experiment.load(str(PRESETS[name]), overrides)
+
+
+def test_the_promised_presets_are_there() -> None:
+    assert PRESETS.keys() >= REQUIRED
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_is_valid_named_after_its_file_and_says_what_it_shows(name: str) -> None:
+    assert load(name).name == name
+    first = PRESETS[name].read_text().splitlines()[0]
+    assert first.startswith("# ") and 20 < len(first) < 120
+
+
+@pytest.mark.parametrize("name", sorted(name for name in PRESETS if name.startswith("digits-")))
+def test_the_digits_are_learned(name: str) -> None:
+    assert run_rounds(load(name))["accuracy"] > 0.9
+
+
+@needs_fashion
+def test_ten_thousand_clients_all_hold_examples_and_learn() -> None:
+    experiment = load("scale-10k", "rounds=2", "cohort=100")
+    info = build(experiment).describe()
+    assert info.data["name"] == "Fashion-MNIST" and len(info.client_sizes) == 10_000 and min(info.client_sizes) == 6
+    assert run_rounds(experiment)["accuracy"] > 0.2
+
+
+@pytest.mark.slow
+@needs_fashion
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", ["fashion-mnist-fedavg", "fashion-mnist-fedprox"])
+def test_fashion_mnist_reaches_eighty_percent_in_twenty_rounds(name: str) -> None:
+    experiment = load(name)
+    assert experiment.rounds == 20 and run_rounds(experiment)["accuracy"] >= 0.8
