@@ -110,7 +110,8 @@ class Executor:
             if job.client in barred:
                 attempt.failures.append(barred[job.client])
                 continue
-            job = replace(job, knobs={**group.knobs, **job.knobs})
+            if group.knobs:
+                job = replace(job, knobs={**group.knobs, **job.knobs})
             begin = time.perf_counter()
             stage = _Stage()
             try:

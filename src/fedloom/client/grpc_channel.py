@@ -256,8 +256,9 @@ class GrpcChannel:
 
     def _listen(self, replies: Any, inbox: queue.SimpleQueue[ToAgent | FedloomError]) -> None:
         try:
-            for reply in replies:
-                inbox.put(codec.read_to_agent(reply))
+            for batch in replies:
+                for message in batch.messages:
+                    inbox.put(codec.read_to_agent(message))
             inbox.put(ServerUnreachable(f"the server at {self._address} closed the connection"))
         except grpc.RpcError as exc:
             inbox.put(translate(exc, self._address))

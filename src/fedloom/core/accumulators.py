@@ -260,9 +260,9 @@ class UpdateList:
             heads.append(
                 {
                     "client": client,
-                    "num_examples": update.num_examples,
+                    "num_examples": int(update.num_examples),
                     "groups": list(update.groups),
-                    "metrics": {name: [mean.sum, mean.weight] for name, mean in update.metrics.items()},
+                    "metrics": {name: [float(mean.sum), float(mean.weight)] for name, mean in update.metrics.items()},
                     "info": update.info,
                 }
             )

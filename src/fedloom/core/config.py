@@ -47,7 +47,7 @@ class RoundSettings(Settings):
     deadline_s: Annotated[float, Field(gt=0.0)] | None = None
     """Seconds after which a round closes with what has arrived (if that is a quorum). None waits for everybody."""
     group_size: Annotated[int, Field(ge=1)] | None = None
-    """Clients trained and folded together. None takes ceil(cohort / 16). Part of the result's bits; workers are not."""
+    """Clients trained and folded together. None takes ceil(cohort / 12). Part of the result's bits; workers are not."""
     max_attempts: Annotated[int, Field(ge=1)] = 3
     """How often a group is given out again after the process that held it died."""
 
@@ -148,7 +148,7 @@ class Experiment(Settings):
     @property
     def group_size(self) -> int:
         """Clients per group: the setting, or what follows from the cohort's size alone."""
-        return self.round.group_size or -(-self.cohort_size // 16)
+        return self.round.group_size or -(-self.cohort_size // 12)
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Experiment:

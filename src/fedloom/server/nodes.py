@@ -23,6 +23,22 @@ class Mailbox:
         """The next message; None when the mailbox was closed. Raises `queue.Empty` after `timeout_s`."""
         return self._queue.get(timeout=timeout_s) if timeout_s != 0 else self._queue.get_nowait()
 
+    def get_all(self, limit: int) -> list[ToAgent]:
+        """Wait for a message, then take up to `limit` that are there; empty when the mailbox was closed."""
+        messages: list[ToAgent] = []
+        message = self._queue.get()
+        while message is not None:
+            messages.append(message)
+            if len(messages) == limit:
+                return messages
+            try:
+                message = self._queue.get_nowait()
+            except queue.Empty:
+                return messages
+        if messages:
+            self._queue.put(None)  # the end comes after what was there
+        return messages
+
     def close(self) -> None:
         """End the stream that reads this."""
         self._queue.put(None)

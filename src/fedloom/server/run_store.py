@@ -294,7 +294,7 @@ class DiskRunStore:
     def save_checkpoint(self, checkpoint: Checkpoint, keep: int) -> None:
         rounds = self._folder / "rounds.jsonl"
         if rounds.exists():
-            with rounds.open("rb") as file:
+            with _full_disk(self._folder), rounds.open("rb") as file:
                 os.fsync(file.fileno())
         folder = self._folder / "checkpoints"
         digest = xxhash.xxh3_128()

@@ -38,6 +38,8 @@ _log = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 16 << 20
 """The largest control message taken or sent."""
+MAX_BATCH = 16
+"""Messages to an agent that may travel together; their inlined payloads stay well under MAX_MESSAGE_BYTES."""
 MAX_STREAMS = 4096
 """Threads at most: each connected agent takes two while it is connected."""
 
@@ -54,7 +56,7 @@ class FleetService(FleetServicer):
             welcome = self._coordinator.register(codec.read_hello(request), "remote")
             return codec.welcome_message(welcome)
 
-    def Work(self, request_iterator: Iterator[pb.FromAgent], context: grpc.ServicerContext) -> Iterator[pb.ToAgent]:
+    def Work(self, request_iterator: Iterator[pb.FromAgent], context: grpc.ServicerContext) -> Iterator[pb.ToAgentBatch]:
         with _answering(context):
             node, session = self._caller(context)
             mailbox = self._coordinator.attach(node, session, self._locality(context))
@@ -67,8 +69,8 @@ class FleetService(FleetServicer):
             )
             context.add_callback(mailbox.close)
             reader.start()
-            while (message := mailbox.get()) is not None:
-                wire = codec.to_agent_message(message)
+            while messages := mailbox.get_all(MAX_BATCH):
+                wire = pb.ToAgentBatch(messages=[codec.to_agent_message(message) for message in messages])
                 self._coordinator.count_bytes(node, down=wire.ByteSize())
                 yield wire
             self._coordinator.detach(node, session, "its connection ended", mailbox)

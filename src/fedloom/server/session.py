@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import FedloomError, Interrupted, RunFailed, UsageError
-from fedloom.core.events import Event, RunFinished, RunStarted
+from fedloom.core.events import ClientsDone, Event, RunFinished, RunStarted
 from fedloom.core.history import RoundRecord, RunSummary, Traffic
 from fedloom.core.protocols import Sink
 from fedloom.core.records import Arrays, arrays_sha256
@@ -64,7 +64,8 @@ def run_session(
     """
 
     def emit(event: Event) -> None:
-        store.append_event(event)
+        if not isinstance(event, ClientsDone):  # progress for those who watch; the round's record has it all
+            store.append_event(event)
         for sink in sinks:
             sink.write(event)
 

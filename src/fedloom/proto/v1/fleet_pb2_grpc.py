@@ -42,7 +42,7 @@ class FleetStub:
         self.Work = channel.stream_stream(
                 '/fedloom.proto.v1.Fleet/Work',
                 request_serializer=fedloom_dot_proto_dot_v1_dot_fleet__pb2.FromAgent.SerializeToString,
-                response_deserializer=fedloom_dot_proto_dot_v1_dot_fleet__pb2.ToAgent.FromString,
+                response_deserializer=fedloom_dot_proto_dot_v1_dot_fleet__pb2.ToAgentBatch.FromString,
                 _registered_method=True)
         self.UploadOffset = channel.unary_unary(
                 '/fedloom.proto.v1.Fleet/UploadOffset',
@@ -86,7 +86,7 @@ def add_FleetServicer_to_server(servicer, server):
             'Work': grpc.stream_stream_rpc_method_handler(
                     servicer.Work,
                     request_deserializer=fedloom_dot_proto_dot_v1_dot_fleet__pb2.FromAgent.FromString,
-                    response_serializer=fedloom_dot_proto_dot_v1_dot_fleet__pb2.ToAgent.SerializeToString,
+                    response_serializer=fedloom_dot_proto_dot_v1_dot_fleet__pb2.ToAgentBatch.SerializeToString,
             ),
             'UploadOffset': grpc.unary_unary_rpc_method_handler(
                     servicer.UploadOffset,
@@ -147,7 +147,7 @@ class Fleet:
             target,
             '/fedloom.proto.v1.Fleet/Work',
             fedloom_dot_proto_dot_v1_dot_fleet__pb2.FromAgent.SerializeToString,
-            fedloom_dot_proto_dot_v1_dot_fleet__pb2.ToAgent.FromString,
+            fedloom_dot_proto_dot_v1_dot_fleet__pb2.ToAgentBatch.FromString,
             options,
             channel_credentials,
             insecure,

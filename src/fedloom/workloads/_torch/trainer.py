@@ -95,12 +95,11 @@ class Trainer:
                 losses.append(self._step(loss_of, batch, rule, knobs))
                 counts.append(len(batch))
             sums = torch.stack(losses).to("cpu", torch.float64).numpy() @ np.array(counts, np.float64)
-        update = Update(
+        return Update(
             num_examples=len(rows),
             groups={MODEL: self._views or self.arrays},
             metrics={"loss": Mean(float(sums), float(sum(counts)))},
         )
-        return update if rule is None else rule.outgoing(update, knobs)
 
     def _batches(self, rows: Array, rng: np.random.Generator) -> list[Tensor]:
         """Row numbers of every step, in order."""

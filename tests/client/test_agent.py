@@ -1,0 +1,309 @@
+"""The agent by itself, on a channel that does what the test says."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from fleet_support import LINEAR, a_sum, model_record
+
+from fedloom.client.agent import Agent
+from fedloom.core.errors import NotFound, ServerUnreachable, StorageFull, Unauthenticated
+from fedloom.core.messages import (
+    Ack,
+    Cancel,
+    FromAgent,
+    Goodbye,
+    Group,
+    GroupKey,
+    GroupResult,
+    Heartbeat,
+    Hello,
+    PayloadRef,
+    RunSpec,
+    ToAgent,
+    Welcome,
+)
+from fedloom.core.records import Job, Record
+
+
+class Script:
+    """A channel whose server is the test: `say` puts messages, `sent` and `recycled` tell what the agent did."""
+
+    def __init__(self) -> None:
+        self.inbox: deque[ToAgent | Exception] = deque()
+        self.sent: list[FromAgent] = []
+        self.recycled: list[tuple[int, int]] = []
+        self.opened: list[Hello] = []
+        self.nonce = "one"
+        self.closed = False
+        self.fetch_errors: deque[Exception] = deque()
+        self.store_errors: deque[Exception] = deque()
+        self.refusal: Exception | None = None
+        self.fetching = threading.Event()
+        self.let_fetch = threading.Event()
+        self.let_fetch.set()
+
+    def say(self, *messages: ToAgent | Exception) -> None:
+        self.inbox.extend(messages)
+
+    def open(self, hello: Hello) -> Welcome:
+        if self.refusal is not None:
+            raise self.refusal
+        self.opened.append(hello)
+        return Welcome(heartbeat_s=0.05, max_payload_bytes=1 << 30, chunk_bytes=1 << 20, depot_nonce=self.nonce)
+
+    def send(self, message: FromAgent) -> None:
+        self.sent.append(message)
+
+    def receive(self, timeout_s: float) -> ToAgent | None:
+        if not self.inbox:
+            return None
+        message = self.inbox.popleft()
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+    def fetch(self, ref: PayloadRef) -> Record:
+        self.fetching.set()
+        assert self.let_fetch.wait(10)
+        if self.fetch_errors:
+            raise self.fetch_errors.popleft()
+        assert ref.record is not None
+        return ref.record
+
+    def store(self, record: Record) -> PayloadRef:
+        if self.store_errors:
+            raise self.store_errors.popleft()
+        return PayloadRef(size=1, record=record)
+
+    def lease(self, record: Record) -> Mapping[str, Mapping[str, Any]]:
+        return {g: {n: np.empty(a.shape, a.dtype) for n, a in arrays.items()} for g, arrays in record.groups.items()}
+
+    def recycle(self, run_id: str, round: int, exchange: int) -> None:
+        self.recycled.append((round, exchange))
+
+    def close(self) -> None:
+        self.closed = True
+
+    def results(self) -> list[GroupResult]:
+        return [message for message in self.sent if isinstance(message, GroupResult)]
+
+
+SPEC = RunSpec(
+    run_id="run",
+    experiment={"rounds": 9, "clients": 9, "strategy": "fedavg", "workload": {"name": str(LINEAR), "features": 3}},
+)
+MODEL = PayloadRef(size=1, record=Record({"model": {"w": np.ones(3, np.float32), "b": np.zeros((), np.float32)}}))
+
+
+def group(round: int = 1, index: int = 0, exchange: int = 0, client: int = 0) -> Group:
+    key = GroupKey("run", round, exchange, index)
+    return Group(key=key, jobs=(Job(round=round, client=client),), inputs={"model": MODEL})
+
+
+@pytest.fixture
+def script() -> Script:
+    return Script()
+
+
+@pytest.fixture
+def agent(script: Script) -> Agent:
+    agent = Agent(script, "a")
+    agent.connect()
+    return agent
+
+
+def test_it_works_through_what_arrived_one_group_a_step(agent: Agent, script: Script) -> None:
+    script.say(SPEC, group(index=0), group(index=1))
+    assert agent.step(0) and agent.step(0) and not agent.step(0)
+    assert [result.key.group for result in script.results()] == [0, 1]
+    assert [report.client for report in script.results()[0].reports] == [0]
+
+
+def test_a_group_waits_for_its_experiment_and_the_heartbeat_asks_for_it(agent: Agent, script: Script) -> None:
+    script.say(group())
+    agent.step(0)
+    assert not script.results()
+    agent._channel.send(agent._heartbeat())
+    assert script.sent[-1] == Heartbeat(held=(group().key,), missing_runs=("run",))
+    script.say(SPEC)
+    agent.step(0)
+    assert len(script.results()) == 1
+
+
+def test_a_repeated_group_is_not_done_twice_its_result_is_sent_again(agent: Agent, script: Script) -> None:
+    script.say(SPEC, group(), group())
+    agent.step(0)
+    script.say(group())
+    agent.step(0)
+    first, again = script.results()
+    assert first is again
+    script.say(Ack(key=first.key, status="accepted"))
+    agent.step(0)
+    assert agent._heartbeat() == Heartbeat()
+
+
+def test_cancelled_groups_are_dropped(agent: Agent, script: Script) -> None:
+    script.say(SPEC, group(1, 0), group(1, 1), group(2, 0), Cancel(run_id="run", round=1, exchange=0))
+    agent.step(0)
+    assert [result.key.round for result in script.results()] == [2]
+    assert not agent.step(0)
+
+
+def test_memory_is_recycled_when_a_later_exchange_begins_and_never_for_an_earlier_one(
+    agent: Agent, script: Script
+) -> None:
+    script.say(SPEC, group(1, exchange=0))
+    agent.step(0)
+    script.say(group(1, exchange=1))
+    agent.step(0)
+    assert script.recycled == [(1, 1)]
+    script.say(group(1, exchange=0, index=1))  # delayed on its way: exchange 1 is not folded yet
+    agent.step(0)
+    assert script.recycled == [(1, 1)]
+    script.say(group(2, exchange=0))
+    agent.step(0)
+    assert script.recycled == [(1, 1), (2, 0)]
+
+
+@pytest.mark.parametrize("where", ["fetch_errors", "store_errors"])
+def test_a_connection_lost_under_a_transfer_is_no_clients_failure(agent: Agent, script: Script, where: str) -> None:
+    getattr(script, where).append(ServerUnreachable("gone"))
+    script.say(SPEC, group())
+    with pytest.raises(ServerUnreachable):
+        agent.step(0)
+    assert not script.results()
+    agent.connect()
+    assert script.sent[-1] == Heartbeat(held=(group().key,))
+    agent.step(0)
+    (result,) = script.results()
+    assert [report.client for report in result.reports] == [0] and not result.failures
+
+
+def test_a_sum_that_cannot_be_sent_fails_its_clients_with_the_reason(agent: Agent, script: Script) -> None:
+    script.store_errors.append(StorageFull("no shared memory for a buffer"))
+    script.say(SPEC, group())
+    agent.step(0)
+    (failure,) = script.results()[0].failures
+    assert (failure.client, failure.round, failure.stage) == (0, 1, "send")
+    assert failure.error == "fedloom.core.errors.StorageFull" and "no shared memory" in failure.message
+    assert script.results()[0].total is None
+
+
+def test_a_payload_that_is_gone_is_told_as_a_failure_of_reading_inputs(agent: Agent, script: Script) -> None:
+    script.fetch_errors.append(NotFound("its round may be over"))
+    script.say(SPEC, group())
+    agent.step(0)
+    assert script.results()[0].failures[0].stage == "inputs"
+
+
+def test_while_a_long_group_is_in_work_messages_are_taken_and_results_not_repeated(script: Script) -> None:
+    agent = Agent(script, "a")
+    script.say(SPEC, group(1, 0))
+    worker = threading.Thread(target=agent.run)
+    script.let_fetch.clear()
+    worker.start()
+    try:
+        assert script.fetching.wait(10)
+        script.say(group(1, 1), group(1, 2), Cancel(run_id="other", round=1, exchange=0))
+        both = {group(1, index).key for index in (0, 1, 2)}
+        _wait(lambda: any(isinstance(m, Heartbeat) and set(m.held) == both for m in list(script.sent)))
+        script.say(Ack(key=group(1, 2).key, status="duplicate"))
+        _wait(lambda: isinstance(script.sent[-1], Heartbeat) and set(script.sent[-1].held) == both - {group(1, 2).key})
+    finally:
+        script.let_fetch.set()
+        _wait(lambda: {result.key.group for result in script.results()} == {0, 1})
+        script.say(Goodbye())
+        worker.join(10)
+    assert not worker.is_alive() and script.closed
+
+
+def test_a_goodbye_ends_it_even_when_the_connection_ends_with_it(script: Script) -> None:
+    script.say(Goodbye(reason="the run is over"), ServerUnreachable("closed"))
+    Agent(script, "a").run()
+    assert len(script.opened) == 1 and script.closed
+
+
+def test_a_lost_connection_is_opened_again_with_results_and_groups_kept(script: Script) -> None:
+    script.say(SPEC, group(1, 0))
+    agent = Agent(script, "a")
+    agent.connect()
+    agent.step(0)
+    script.say(group(1, 1), ServerUnreachable("cut"))
+    with pytest.raises(ServerUnreachable):
+        agent.step(0)
+    agent.connect()
+    heartbeat, again = script.sent[-2:]
+    assert set(heartbeat.held) == {group(1, 0).key, group(1, 1).key}
+    assert again.key == group(1, 0).key
+    assert script.opened[0].session != script.opened[1].session
+
+
+def test_a_restarted_server_has_another_memory_so_the_agent_starts_over(agent: Agent, script: Script) -> None:
+    script.say(SPEC, group(1, 0), group(1, 1))
+    agent.step(0)
+    script.nonce = "two"
+    agent.connect()
+    assert script.sent[-1] == Heartbeat()
+
+
+def test_a_refusal_ends_it_and_closes_the_channel(script: Script) -> None:
+    script.refusal = Unauthenticated("no token")
+    with pytest.raises(Unauthenticated, match="no token"):
+        Agent(script, "a").run()
+    assert script.closed
+
+
+def test_it_gives_up_after_the_time_it_was_given(script: Script) -> None:
+    script.refusal = ServerUnreachable("nobody there")
+    with pytest.raises(ServerUnreachable, match="nobody there"):
+        Agent(script, "a", give_up_s=0.0).run()
+    assert script.closed
+
+
+def test_stop_ends_an_agent_that_looks_for_a_server(script: Script) -> None:
+    script.refusal = ServerUnreachable("nobody there")
+    agent = Agent(script, "a")
+    worker = threading.Thread(target=agent.run)
+    worker.start()
+    agent.stop()
+    worker.join(10)
+    assert not worker.is_alive()
+
+
+def test_an_experiment_that_names_nothing_installed_here_fails_the_clients_not_the_agent(
+    agent: Agent, script: Script
+) -> None:
+    spec = RunSpec(run_id="run", experiment={**SPEC.experiment, "workload": "nowhere"})
+    script.say(spec, group())
+    agent.step(0)
+    (failure,) = script.results()[0].failures
+    assert failure.stage == "load" and "nowhere" in failure.message and "available" in failure.message
+
+
+def test_a_rule_that_is_not_installed_fails_the_clients_not_the_agent(agent: Agent, script: Script) -> None:
+    script.say(SPEC, Group(key=group().key, jobs=group().jobs, inputs={"model": MODEL}, rule="fedporx"))
+    agent.step(0)
+    (failure,) = script.results()[0].failures
+    assert failure.stage == "load" and "did you mean 'fedprox'" in failure.message
+
+
+def test_sums_of_a_hand_made_group_are_the_trainings(agent: Agent, script: Script) -> None:
+    """Guards the fixtures: two clients' weighted sum, one after the other."""
+    script.say(SPEC, Group(key=group().key, jobs=(Job(round=1, client=1), Job(round=1, client=2)), inputs={"model": MODEL}))
+    agent.step(0)
+    (result,) = script.results()
+    assert result.total.record.info["count"] == 2
+    assert result.total.record.info["weight"] == sum(20 + client % 7 for client in (1, 2))
+    assert a_sum(0).info["weight"] == 1.0 and model_record().num_elements == 3
+
+
+def _wait(condition: Any) -> None:
+    from fleet_support import until
+
+    until(condition)

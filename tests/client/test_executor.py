@@ -1,0 +1,145 @@
+"""A group's jobs, one after the other: sums, failures of single clients, and what is told of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from fleet_support import LINEAR
+
+from fedloom.client.executor import Executor
+from fedloom.core import registry
+from fedloom.core.accumulators import RunningMean
+from fedloom.core.errors import ClientFailed
+from fedloom.core.frames import encode
+from fedloom.core.messages import Group, GroupKey, GroupResult, PayloadRef, RunSpec
+from fedloom.core.records import Job, Mean, Record, Update
+
+
+class Here:
+    """Just enough of a channel: payloads are records."""
+
+    def fetch(self, ref: PayloadRef) -> Record:
+        assert ref.record is not None
+        return ref.record
+
+    def store(self, record: Record) -> PayloadRef:
+        return PayloadRef(size=len(encode(record)), record=record)
+
+    def lease(self, record: Record) -> Mapping[str, Mapping[str, Any]]:
+        return {g: {n: np.empty(a.shape, a.dtype) for n, a in arrays.items()} for g, arrays in record.groups.items()}
+
+
+MODEL = Record({"model": {"w": np.ones(3, np.float32), "b": np.zeros((), np.float32)}})
+
+
+def work(*clients: int, executor: Executor | None = None, accumulator: str = "mean", **workload: Any) -> GroupResult:
+    executor = executor or Executor(Here(), "n")
+    spec = {"rounds": 3, "clients": 9, "strategy": "fedavg"}
+    workload = {"name": str(LINEAR), "features": 3, **workload}
+    executor.prepare(RunSpec(run_id="run", experiment={**spec, "workload": workload}))
+    jobs = tuple(Job(round=1, client=client) for client in clients)
+    inputs = {"model": PayloadRef(size=100, record=MODEL)}
+    return executor.work(Group(key=GroupKey("run", 1, 0, 0), jobs=jobs, inputs=inputs, accumulator=accumulator))
+
+
+def mean(result: GroupResult) -> np.ndarray:
+    assert result.total is not None and result.total.record is not None
+    return RunningMean.from_record(result.total.record).value()["model"]["w"]
+
+
+@pytest.mark.parametrize("kind", ["nan_clients", "wide_clients", "fail_clients"])
+def test_a_bad_client_leaves_exactly_the_sum_of_the_others(kind: str) -> None:
+    bad = work(1, 2, 3, 4, **{kind: (3,)})
+    good = work(1, 2, 4)
+    np.testing.assert_array_equal(mean(bad), mean(good))
+    assert [report.client for report in bad.reports] == [1, 2, 4]
+    (failure,) = bad.failures
+    assert (failure.client, failure.round, failure.node) == (3, 1, "n")
+    assert failure.stage == ("train" if kind == "fail_clients" else "fold")
+    assert failure.traceback and failure.seconds > 0
+
+
+def test_a_bad_first_client_does_not_decide_the_shapes() -> None:
+    result = work(1, 2, 3, wide_clients=(1,))
+    # The first shape sets the measure; the others are then the odd ones, and each is named.
+    assert {failure.client for failure in result.failures} in ({1}, {2, 3})
+
+
+def test_a_group_of_failures_has_no_sum() -> None:
+    result = work(1, 2, fail_clients=(1, 2))
+    assert result.total is None and not result.reports and len(result.failures) == 2
+    assert result.failures[1].error == "RuntimeError" and result.failures[1].message == "client 2 has a broken sensor"
+
+
+def test_in_debug_the_exception_comes_out_with_client_round_and_stage() -> None:
+    with pytest.raises(ClientFailed, match="client 2, round 1, stage train: RuntimeError: client 2 has a broken") as caught:
+        work(1, 2, executor=Executor(Here(), "n", debug=True), fail_clients=(2,))
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_reports_say_what_one_client_alone_would_send() -> None:
+    (report,) = work(5).reports
+    update = Record({"model": {"w": np.ones(3, np.float32), "b": np.zeros((), np.float32)}})
+    assert (report.params_down, report.params_up) == (4, 4)
+    assert (report.bytes_down, report.bytes_up) == (100, len(encode(update)))
+    assert report.num_examples == 20 + 5 % 7
+
+
+class Odd:
+    """A workload that answers what the test wants."""
+
+    def __init__(self, **fields: Any) -> None:
+        self._fields = {"num_examples": 1, "groups": MODEL.groups, **fields}
+
+    def shard(self, client: int) -> None:
+        return None
+
+    def train(self, *args: Any) -> Update:
+        return Update(**self._fields)
+
+
+@pytest.fixture
+def odd(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def use(**fields: Any) -> None:
+        module = registry.part("workloads", str(LINEAR), "workload")
+        monkeypatch.setattr(module, "build_workload", lambda config, experiment: Odd(**fields))
+
+    return use
+
+
+@pytest.mark.parametrize("accumulator", ["mean", "separate"])
+def test_numbers_of_numpy_are_numbers(odd: Any, accumulator: str) -> None:
+    odd(num_examples=np.int64(4), metrics={"loss": Mean(np.float32(0.5), np.int64(4))})
+    (report,) = work(1, accumulator=accumulator).reports
+    assert report.metrics == {"loss": Mean(0.5, 4.0)} and type(report.metrics["loss"].sum) is float
+    assert report.num_examples == 4
+
+
+def test_info_that_is_not_json_names_the_client(odd: Any) -> None:
+    odd(info={"norm": np.float32(1.0)})
+    (failure,) = work(1).failures
+    assert failure.client == 1 and failure.error == "TypeError" and "JSON" in failure.message
+
+
+def test_a_dtype_that_cannot_be_sent_names_the_client(odd: Any) -> None:
+    odd(groups={"model": {"w": np.ones(3, np.complex64)}})
+    (failure,) = work(1).failures
+    assert failure.client == 1 and "complex64" in failure.message and "float32" in failure.message
+
+
+def test_a_workload_that_returns_nothing_names_the_client(odd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Odd, "train", lambda self, *args: None)
+    odd()
+    (failure,) = work(1).failures
+    assert failure.client == 1 and failure.error == "AttributeError"
+
+
+def test_an_action_a_workload_has_not_is_named() -> None:
+    executor = Executor(Here(), "n")
+    work(1, executor=executor)
+    jobs = (Job(round=1, client=1, kind="meditate"),)
+    result = executor.work(Group(key=GroupKey("run", 1, 1, 0), jobs=jobs, inputs={"model": PayloadRef(size=1, record=MODEL)}))
+    assert "no action 'meditate'" in result.failures[0].message

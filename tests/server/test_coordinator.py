@@ -1,0 +1,422 @@
+"""Who gets which group, and what happens when agents or messages vanish: the coordinator, without a network."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from fleet_support import Hand, Listener, a_sum, exchange, model_record, planned, result, run_spec, until
+
+from fedloom.core.errors import BadMessage, NoCapacity, NotFound, ServerUnreachable, StorageFull
+from fedloom.core.events import NodeChanged
+from fedloom.core.messages import (
+    Ack,
+    Cancel,
+    Goodbye,
+    Group,
+    GroupKey,
+    GroupResult,
+    Heartbeat,
+    Hello,
+    PayloadRef,
+)
+from fedloom.core.records import ClientFailure, ClientReport, Exchange, Job, Record
+from fedloom.server.coordinator import Coordinator
+from fedloom.server.exchange import Collector
+from fedloom.server.payloads import PayloadStore
+from fedloom.server.run_store import MemoryRunStore
+from fedloom.simulation.in_process import InProcessChannel
+
+
+@pytest.fixture
+def listener() -> Listener:
+    return Listener()
+
+
+@pytest.fixture
+def coordinator(listener: Listener) -> Iterator[Coordinator]:
+    coordinator = Coordinator(PayloadStore(None), listener.write, heartbeat_s=0.05, grace_s=0.1, lost_after_s=0.4)
+    yield coordinator
+    coordinator.close()
+
+
+def join(coordinator: Coordinator, node: str) -> Hand:
+    hand = Hand(InProcessChannel(coordinator), node)
+    hand.open()
+    hand.channel.send(Heartbeat())
+    return hand
+
+
+def groups(hand: Hand) -> list[int]:
+    """Indices of the groups it has been given so far."""
+    hand.drain(0.0)
+    return [message.key.group for message in hand.got if isinstance(message, Group)]
+
+
+def answer(hand: Hand, index: int, round: int = 1) -> None:
+    hand.channel.send(result(GroupKey("run", round, 0, index), index))
+
+
+class TestPlacing:
+    def test_the_longest_group_goes_first(self, coordinator: Coordinator) -> None:
+        hand = join(coordinator, "a")
+        with exchange(coordinator, planned(1.0, 9.0, 5.0, 7.0)):
+            order = []
+            for _ in range(4):
+                order = groups(hand)
+                answer(hand, order[-1] if len(order) == 4 else order[len([a for a in hand.got if isinstance(a, Ack)])])
+            assert groups(hand) == [1, 3, 2, 0]
+
+    def test_equal_groups_go_in_cohort_order(self, coordinator: Coordinator) -> None:
+        hand = join(coordinator, "a")
+        with exchange(coordinator, planned(1.0, 1.0, 1.0, 1.0)):
+            assert groups(hand) == [0, 1]
+
+    def test_with_much_to_do_an_agent_has_one_in_hand_and_one_waiting(self, coordinator: Coordinator) -> None:
+        one, two = join(coordinator, "a"), join(coordinator, "b")
+        with exchange(coordinator, planned(*[1.0] * 6)) as opened:
+            # Four are more than two agents, three are, two are not: the third and fourth group wait for whoever is free.
+            assert sorted(groups(one) + groups(two)) == [0, 1, 2, 3] or len(opened.pending) == 2
+            assert len(groups(one)) <= 2 and len(groups(two)) <= 2
+
+    def test_near_the_end_nothing_is_kept_from_an_idle_neighbour(self, coordinator: Coordinator) -> None:
+        one, two = join(coordinator, "a"), join(coordinator, "b")
+        with exchange(coordinator, planned(1.0, 1.0, 1.0)) as opened:
+            assert (len(groups(one)), len(groups(two)), len(opened.pending)) == (1, 1, 1)
+            answer(two, groups(two)[0])
+            assert len(groups(two)) == 2 and not opened.pending
+
+    def test_an_agent_gets_no_work_before_it_said_what_it_holds(self, coordinator: Coordinator) -> None:
+        hand = Hand(InProcessChannel(coordinator), "a")
+        hand.open()
+        with exchange(coordinator, planned(1.0)) as opened:
+            assert groups(hand) == []
+            hand.channel.send(Heartbeat())
+            assert groups(hand) == [0]
+            assert opened.reassigned == 0
+
+    def test_an_agent_that_comes_in_the_middle_gets_work(self, coordinator: Coordinator) -> None:
+        with exchange(coordinator, planned(1.0)):
+            assert groups(join(coordinator, "late")) == [0]
+
+    def test_two_exchanges_at_once_are_both_served(self, coordinator: Coordinator) -> None:
+        hand = join(coordinator, "a")
+        with (
+            exchange(coordinator, planned(1.0), run=run_spec("one")) as one,
+            exchange(coordinator, planned(1.0), run=run_spec("two")) as two,
+        ):
+            for run_id in ("one", "two"):
+                hand.take(Group)
+                hand.channel.send(result(GroupKey(run_id, 1, 0, 0), 0))
+            assert one.answers.get(timeout=5).index == two.answers.get(timeout=5).index == 0
+
+    def test_equal_payloads_of_two_exchanges_stay_until_both_are_over(self, coordinator: Coordinator) -> None:
+        model = {"model": model_record(100_000)}
+        first = coordinator.payloads.offer(model["model"])
+        second = coordinator.payloads.offer(model["model"])
+        ref = coordinator.payloads.ref(first, "remote")
+        assert coordinator.payloads.ref(second, "remote").sha256 == ref.sha256
+        coordinator.payloads.withdraw(second)
+        assert sum(map(len, coordinator.payloads.download(ref.sha256, 0))) == ref.size
+        coordinator.payloads.withdraw(first)
+        with pytest.raises(NotFound, match="its round may be over"):
+            coordinator.payloads.download(ref.sha256, 0)
+
+
+class TestVanishing:
+    def test_a_dead_agents_group_goes_to_another_and_is_folded_once(self, coordinator: Coordinator) -> None:
+        one, two = join(coordinator, "a"), join(coordinator, "b")
+        with exchange(coordinator, planned(2.0, 1.0)) as opened:
+            coordinator.leave("a", "", "its process ended with signal 9")
+            answer(two, 1)
+            assert groups(two) == [1, 0]
+            answer(two, 0)
+            assert sorted(opened.answers.get(timeout=5).index for _ in range(2)) == [0, 1]
+            assert opened.reassigned == 1 and opened.answers.empty()
+        assert groups(one) == [0]
+
+    def test_a_group_that_kills_every_agent_is_given_up(self, coordinator: Coordinator) -> None:
+        with exchange(coordinator, planned(1.0), run=run_spec(max_attempts=3)) as opened:
+            for name in ("a", "b", "c"):
+                assert groups(join(coordinator, name)) == [0]
+                coordinator.leave(name, "", "its process ended with signal 9")
+            lost = opened.answers.get(timeout=5)
+            assert lost.result is None and lost.node == "c"
+            assert lost.lost == "its process ended with signal 9 (3 attempts)"
+            assert groups(join(coordinator, "d")) == []
+
+    def test_an_agent_that_stays_away_loses_its_groups(self, coordinator: Coordinator, listener: Listener) -> None:
+        hand = join(coordinator, "a")
+        with exchange(coordinator, planned(1.0)) as opened:
+            assert groups(hand) == [0]
+            coordinator.detach("a", "session-1", "its connection broke")
+            other = join(coordinator, "b")
+            assert other.take(Group)[0].key.group == 0
+            assert opened.reassigned == 1
+        assert ("a", "lost") in [(event.node, event.state) for event in listener.of(NodeChanged)]
+
+    def test_an_agent_that_is_back_in_time_keeps_them(self, coordinator: Coordinator) -> None:
+        hand = join(coordinator, "a")
+        with exchange(coordinator, planned(1.0)) as opened:
+            key = hand.take(Group)[0].key
+            coordinator.detach("a", "session-1", "its connection broke")
+            hand.open()
+            hand.channel.send(Heartbeat(held=(key,)))
+            other = join(coordinator, "b")
+            answer(hand, 0)
+            assert opened.answers.get(timeout=5).node == "a"
+            assert groups(other) == [] and opened.reassigned == 0
+
+    def test_a_restarted_agent_gets_its_groups_again(self, coordinator: Coordinator) -> None:
+        hand = join(coordinator, "a")
+        with exchange(coordinator, planned(1.0)) as opened:
+            hand.take(Group)
+            hand.open()
+            hand.got.clear()
+            hand.channel.send(Heartbeat())
+            assert hand.take(Group)[0].key.group == 0
+            assert opened.reassigned == 1
+
+    def test_lost_pushes_are_repeated_without_counting_as_a_death(self, coordinator: Coordinator) -> None:
+        hand = join(coordinator, "a")
+        with exchange(coordinator, planned(1.0), run=run_spec(max_attempts=1)) as opened:
+            hand.take(Group)
+            hand.got.clear()
+
+            def again() -> list[int]:
+                hand.channel.send(Heartbeat())
+                return groups(hand)
+
+            assert until(again) == [0]
+            assert opened.reassigned == 0 and opened.answers.empty()
+
+    def test_a_held_group_is_not_pushed_again(self, coordinator: Coordinator) -> None:
+        hand = join(coordinator, "a")
+        with exchange(coordinator, planned(1.0)):
+            key = hand.take(Group)[0].key
+            quiet = threading.Event()
+            for _ in range(6):
+                quiet.wait(0.03)
+                hand.channel.send(Heartbeat(held=(key,)))
+            assert groups(hand) == [0]
+
+    def test_a_silent_agent_counts_as_lost(self, coordinator: Coordinator, listener: Listener) -> None:
+        coordinator.register(Hello(node="quiet", session="1"), "remote")
+        coordinator.attach("quiet", "1")
+        coordinator.receive("quiet", "1", Heartbeat())
+        with exchange(coordinator, planned(1.0)):
+            listener.wait_for(lambda events: any(e.node == "quiet" and e.state == "lost" for e in events))
+            (lost,) = [event for event in listener.of(NodeChanged) if event.state == "lost"]
+            assert "no heartbeat for" in lost.reason
+            assert coordinator.online == 0
+            assert join(coordinator, "b").take(Group)[0].key.group == 0
+
+    def test_a_second_stream_of_a_session_takes_the_firsts_place(self, coordinator: Coordinator) -> None:
+        coordinator.register(Hello(node="a", session="1"), "remote")
+        first = coordinator.attach("a", "1")
+        second = coordinator.attach("a", "1")
+        assert first.get(timeout_s=5) is None, "the first stream ends"
+        coordinator.detach("a", "1", "its connection ended", first)
+        assert coordinator.online == 1
+        coordinator.receive("a", "1", Heartbeat())
+        with exchange(coordinator, planned(1.0)):
+            assert {type(second.get(timeout_s=5)).__name__ for _ in range(2)} == {"RunSpec", "Group"}
+
+
+class TestBadMessages:
+    def test_another_protocol_is_refused_with_what_to_do(self, coordinator: Coordinator) -> None:
+        with pytest.raises(BadMessage, match="speaks protocol 9, this server 1: install the same"):
+            coordinator.register(Hello(node="a", session="1", protocol=9), "remote")
+        assert coordinator.rows() == []
+
+    @pytest.mark.parametrize("node", ["a", "stranger"])
+    def test_a_session_that_was_never_registered_is_not_found(self, coordinator: Coordinator, node: str) -> None:
+        join(coordinator, "a")
+        with pytest.raises(NotFound, match="register first"):
+            coordinator.receive(node, "another", Heartbeat())
+        with pytest.raises(NotFound, match="register first"):
+            coordinator.attach(node, "another")
+
+    @pytest.mark.parametrize("clients", [(0, 1), (), (7,), (0, 0)])
+    def test_an_answer_about_other_clients_is_rejected_and_the_group_done_again(
+        self, coordinator: Coordinator, clients: tuple[int, ...]
+    ) -> None:
+        hand = join(coordinator, "a")
+        with exchange(coordinator, planned(1.0)) as opened:
+            key = hand.take(Group)[0].key
+            reports = tuple(ClientReport(client=client, num_examples=1, seconds=0.0) for client in clients)
+            hand.channel.send(GroupResult(key=key, total=PayloadRef(size=1, record=a_sum(0)), reports=reports))
+            (ack,) = hand.take(Ack)
+            assert ack.status == "rejected" and "asked clients [0]" in ack.message
+            assert opened.answers.empty()
+            assert groups(hand) == [0, 0], "it is handed out again"
+
+    def test_an_answer_without_its_sum_is_rejected(self, coordinator: Coordinator) -> None:
+        hand = join(coordinator, "a")
+        with exchange(coordinator, planned(1.0)):
+            key = hand.take(Group)[0].key
+            hand.channel.send(GroupResult(key=key, total=None, reports=result(key, 0).reports))
+            assert "no accumulator came" in hand.take(Ack, status="rejected")[0].message
+
+    def test_states_of_clients_that_were_not_asked_are_rejected(self, coordinator: Coordinator) -> None:
+        hand = join(coordinator, "a")
+        with exchange(coordinator, planned(1.0)) as opened:
+            key = hand.take(Group)[0].key
+            state = PayloadRef(size=1, record=Record(info={"mine": 1}))
+            hand.channel.send(result(key, 0, states={0: state, 5: state}))
+            assert "states of clients [5]" in hand.take(Ack, status="rejected")[0].message
+            hand.channel.send(result(key, 0, states={0: state}))
+            assert opened.answers.get(timeout=5).states[0].info == {"mine": 1}
+
+    def test_a_state_that_is_not_there_rejects_the_result_not_the_run(self, coordinator: Coordinator) -> None:
+        hand = join(coordinator, "a")
+        with exchange(coordinator, planned(1.0)) as opened:
+            key = hand.take(Group)[0].key
+            hand.channel.send(result(key, 0, states={0: PayloadRef(size=9, sha256="0" * 64)}))
+            assert "not complete here" in hand.take(Ack, status="rejected")[0].message
+            assert opened.answers.empty()
+
+    @pytest.mark.parametrize("index", [1, 4_000_000_000])
+    def test_groups_that_do_not_exist_change_nothing(self, coordinator: Coordinator, index: int) -> None:
+        hand = join(coordinator, "a")
+        with exchange(coordinator, planned(1.0)) as opened:
+            key = hand.take(Group)[0].key
+            strange = key._replace(group=index)
+            hand.channel.send(Heartbeat(held=(key, strange)))
+            hand.channel.send(result(strange, 0))
+            assert "1 groups, counted from 0" in hand.take(Ack, key=strange)[0].message
+            coordinator.leave("a", "", "gone")
+            other = join(coordinator, "b")
+            assert groups(other) == [0]
+            answer(other, 0)
+            assert opened.answers.get(timeout=5).index == 0
+
+    def test_a_result_of_a_run_nobody_knows_is_stale(self, coordinator: Coordinator) -> None:
+        hand = join(coordinator, "a")
+        hand.channel.send(result(GroupKey("foreign", 1, 0, 0), 0))
+        assert hand.take(Ack)[0].status == "stale"
+        assert coordinator.take_stale("foreign") == 1 and coordinator.take_stale("run") == 0
+
+    def test_another_agents_answer_to_the_group_is_as_good(self, coordinator: Coordinator) -> None:
+        """It had been taken from that agent, which then answered after all."""
+        one, two = join(coordinator, "a"), join(coordinator, "b")
+        with exchange(coordinator, planned(2.0, 1.0)) as opened:
+            assert groups(one) == [0] and groups(two) == [1]
+            answer(two, 0)
+            assert opened.answers.get(timeout=5).node == "b"
+            answer(one, 0)
+            assert one.take(Ack)[0].status == "duplicate" and opened.duplicates == 1
+
+
+class TestEnding:
+    def test_closing_says_goodbye_and_takes_nobody_new(self, coordinator: Coordinator) -> None:
+        hand = join(coordinator, "a")
+        coordinator.close("maintenance")
+        assert hand.take(Goodbye)[0].reason == "maintenance"
+        with pytest.raises(ServerUnreachable, match="shutting down"):
+            join(coordinator, "b")
+
+    def test_leaving_an_exchange_cancels_and_forgets_it(self, coordinator: Coordinator) -> None:
+        hand = join(coordinator, "a")
+        with exchange(coordinator, planned(1.0), round=3):
+            hand.take(Group)
+            assert coordinator.rows()[0]["state"] == "busy"
+        assert hand.take(Cancel) == [Cancel(run_id="run", round=3, exchange=0)]
+        assert coordinator.rows()[0]["state"] == "online"
+
+    def test_trouble_with_a_push_ends_the_run_not_the_agent(
+        self, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*args: object) -> PayloadRef:
+            raise StorageFull("no shared memory for a buffer")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(coordinator.payloads, "ref", full)
+            hand = join(coordinator, "a")
+            with exchange(coordinator, planned(1.0, 1.0)) as opened:
+                assert isinstance(opened.answers.get(timeout=5), StorageFull)
+                assert groups(hand) == []
+        with exchange(coordinator, planned(1.0), round=2):
+            assert groups(hand) == [0]
+
+
+def collector(coordinator: Coordinator, linear, **options: object) -> Collector:  # type: ignore[no-untyped-def]
+    fields = {"stop": threading.Event(), "pump": None, "patience_s": None, "emit": lambda event: None, **options}
+    return Collector(linear(), run_spec("run", max_attempts=2), coordinator, MemoryRunStore("run"), **fields)  # type: ignore[arg-type]
+
+
+def ask(*clients: int) -> Exchange:
+    return Exchange(jobs=tuple(Job(round=3, client=client) for client in clients), inputs={"model": model_record()})
+
+
+class TestTexts:
+    """What a person reads when it cannot go on."""
+
+    def test_no_agent_for_too_long(self, coordinator: Coordinator, linear) -> None:  # type: ignore[no-untyped-def]
+        with pytest.raises(NoCapacity) as caught:
+            collector(coordinator, linear, patience_s=0.05).collect(ask(1), 3, 0, quorum=1.0, deadline_s=None)
+        assert "no agent has been connected" in str(caught.value) and "1 groups of work wait" in str(caught.value)
+        assert "fedloom client --server" in str(caught.value)
+
+    def test_workers_that_cannot_be_kept_alive(self, coordinator: Coordinator, linear) -> None:  # type: ignore[no-untyped-def]
+        coordinator.give_up("worker-1 died 4 times in a row (last: signal 9)")
+        with pytest.raises(NoCapacity, match="worker-1 died 4 times in a row"):
+            collector(coordinator, linear).collect(ask(1), 3, 0, quorum=1.0, deadline_s=None)
+
+    def test_lost_workers_name_client_round_stage_and_node(self, coordinator: Coordinator, linear) -> None:  # type: ignore[no-untyped-def]
+        from fedloom.core.errors import QuorumNotReached
+
+        def die() -> None:
+            for name in ("n1", "n2"):
+                join(coordinator, name).take(Group)
+                coordinator.leave(name, "", "its process ended with signal 9")
+
+        thread = threading.Thread(target=die)
+        thread.start()
+        with pytest.raises(QuorumNotReached) as caught:
+            collector(coordinator, linear).collect(ask(5), 3, 0, quorum=1.0, deadline_s=None)
+        thread.join()
+        text = str(caught.value)
+        assert "round 3 needs answers of 1 of 1 clients" in text
+        assert "client 5, round 3, stage worker on n2: WorkerDied: its process ended with signal 9 (2 attempts)" in text
+
+    def test_failing_clients_end_with_their_tracebacks(self, coordinator: Coordinator, linear) -> None:  # type: ignore[no-untyped-def]
+        from fedloom.core.errors import ClientFailed
+
+        hand = join(coordinator, "n1")
+
+        def fail() -> None:
+            key = hand.take(Group)[0].key
+            failure = ClientFailure(
+                client=5, round=3, stage="train", error="RuntimeError", message="broken", traceback="line 1", node="n1"
+            )
+            hand.channel.send(GroupResult(key=key, total=None, failures=(failure,)))
+
+        thread = threading.Thread(target=fail)
+        thread.start()
+        with pytest.raises(ClientFailed, match="client 5, round 3, stage train on n1: RuntimeError: broken\nline 1"):
+            collector(coordinator, linear).collect(ask(5), 3, 0, quorum=1.0, deadline_s=None)
+        thread.join()
+
+    @pytest.mark.parametrize(
+        ("exchange", "text"),
+        [
+            (Exchange(jobs=(Job(round=3, client=5, inputs=("modle",)),), inputs={"model": model_record()}), "'modle'"),
+            (Exchange(jobs=(Job(round=3, client=5, inputs=(), knobs={"mu": {1, 2}}),)), "knobs must be JSON"),
+            (Exchange(jobs=(Job(round=3, client=5, inputs=()),), knobs={"mu": b"x"}), "knobs must be JSON"),
+        ],
+    )
+    def test_a_plan_no_agent_could_be_sent_is_refused_and_poisons_nothing(
+        self,
+        coordinator: Coordinator,
+        linear,  # type: ignore[no-untyped-def]
+        exchange: Exchange,
+        text: str,
+    ) -> None:
+        from fedloom.core.errors import RunFailed
+
+        join(coordinator, "a")
+        with pytest.raises(RunFailed, match=text):
+            collector(coordinator, linear).collect(exchange, 3, 0, quorum=1.0, deadline_s=None)
+        assert groups(join(coordinator, "b")) == []
