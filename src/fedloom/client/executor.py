@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import json
 import time
@@ -14,23 +13,23 @@ from typing import Any
 
 import numpy as np
 
+from fedloom.client.jobs import COLLECT, Done, JobRunner, Stage
 from fedloom.core import frames, registry
 from fedloom.core.accumulators import BUILTIN, Accumulator, Allocate
 from fedloom.core.config import Experiment
-from fedloom.core.errors import BadUpdate, ClientFailed, ServerUnreachable, StorageFull, UsageError
+from fedloom.core.errors import ClientFailed, ServerUnreachable, StorageFull, UsageError
 from fedloom.core.messages import Channel, Group, GroupResult, PayloadRef, RunSpec
-from fedloom.core.protocols import LocalRule, Workload
+from fedloom.core.protocols import Workload
 from fedloom.core.records import (
-    MODEL,
     ClientFailure,
     ClientReport,
     Job,
     Mean,
     Record,
-    Update,
 )
-from fedloom.core.seeds import generator
 
+_WEIGHED = ("train", COLLECT)
+"""Kinds of jobs whose updates weigh as the run says; all others weigh one."""
 _TRACEBACK_LINES = 12
 """Lines of a traceback that travel with a failure."""
 
@@ -48,6 +47,7 @@ class Executor:
     def __init__(self, channel: Channel, node: str, *, debug: bool = False) -> None:
         self._channel, self._node, self._debug = channel, node, debug
         self._runs: dict[str, _Run] = {}
+        self._jobs = JobRunner(channel.fetch)
         self._inputs: tuple[tuple[str, int, int], dict[str, Record]] | None = None
 
     def prepare(self, spec: RunSpec) -> None:
@@ -103,7 +103,6 @@ class Executor:
         )
 
     def _fold(self, run: _Run, group: Group, attempt: _Attempt, barred: Mapping[int, ClientFailure]) -> None:
-        rule = _rule(group.rule)
         attempt.accumulator = _accumulator(group.accumulator)(self._channel.lease)
         attempt.stage = "fold"
         for job in group.jobs:
@@ -113,11 +112,10 @@ class Executor:
             if group.knobs:
                 job = replace(job, knobs={**group.knobs, **job.knobs})
             begin = time.perf_counter()
-            stage = _Stage()
+            stage = Stage()
             try:
-                inputs = self._read(group)
-                update = self._update(run, group, job, inputs, rule, stage)
-                report = self._report(job, group, inputs, update)
+                done = self._jobs.do(run.experiment, run.workload, group, job, lambda: self._read(group), stage)
+                update, report = done.update, self._report(job, group, done)
             except ServerUnreachable:
                 raise
             except Exception as exc:
@@ -129,7 +127,7 @@ class Executor:
                     ) from exc
                 attempt.failures.append(self._failure(job, stage.name, exc, time.perf_counter() - begin))
                 continue
-            weight = float(update.num_examples) if run.by_examples and job.kind == "train" else 1.0
+            weight = float(update.num_examples) if run.by_examples and job.kind in _WEIGHED else 1.0
             try:
                 attempt.accumulator.add(update, weight, job.client)
             except StorageFull:
@@ -150,64 +148,20 @@ class Executor:
                 known[name] = self._channel.fetch(ref)
         return known
 
-    def _update(
-        self,
-        run: _Run,
-        group: Group,
-        job: Job,
-        inputs: Mapping[str, Record],
-        rule: LocalRule | None,
-        stage: _Stage,
-    ) -> Update:
-        stage.name = "load"
-        workload = run.workload
-        rng = generator(run.experiment.seed, job.kind, job.round, group.key.exchange, job.client)
-        if job.kind == "init":
-            stage.name = "init"
-            model = workload.init(rng)
-            described = dataclasses.asdict(workload.describe())
-            return Update(num_examples=0, groups=model.groups, info={"workload": described, "model": model.info})
-        if job.kind == "held_out":
-            stage.name = "evaluate"
-            held_out = workload.held_out(job.client, int(job.knobs["parts"]))
-            if held_out is None:
-                return Update(num_examples=0)
-            metrics = workload.evaluate(inputs[MODEL], held_out)
-            return Update(num_examples=held_out.num_examples, metrics=metrics)
-        act: Callable[..., Update] | None = getattr(workload, "act", None)
-        if act is not None:
-            stage.name = job.kind
-            state = group.states.get(job.client)
-            update = act(job, inputs, self._channel.fetch(state) if state is not None else None, rng)
-        else:
-            stage.name = "shard"
-            shard = workload.shard(job.client)
-            stage.name = job.kind
-            if job.kind == "train":
-                update = workload.train(job, inputs, shard, rule, rng)
-            elif job.kind == "evaluate":
-                metrics = workload.evaluate(inputs[MODEL], shard)
-                update = Update(num_examples=shard.num_examples, metrics=metrics)
-            else:
-                raise BadUpdate(
-                    f"workload {run.experiment.workload.name!r} has no action {job.kind!r}; it can train and evaluate"
-                )
-        stage.name = "outgoing"
-        return rule.outgoing(update, job.knobs) if rule is not None else update
-
-    def _report(self, job: Job, group: Group, inputs: Mapping[str, Record], update: Update) -> ClientReport:
-        up = Record(update.groups, update.info)
-        evaluating = job.kind == "held_out"
+    def _report(self, job: Job, group: Group, done: Done) -> ClientReport:
+        update = done.update
+        up, names = Record(update.groups, update.info), job.inputs if done.read else ()
         return ClientReport(
             client=job.client,
             num_examples=int(update.num_examples),
             seconds=0.0,
+            num_trained=int(done.trained),
             metrics={name: Mean(float(mean.sum), float(mean.weight)) for name, mean in update.metrics.items()},
             info={} if job.kind == "init" else update.info,
-            bytes_down=0 if evaluating else sum(group.inputs[name].size for name in job.inputs),
+            bytes_down=sum(group.inputs[name].size for name in names),
             bytes_up=_frame_size(_signature(up), json.dumps(up.info) if up.info else ""),
-            params_down=0 if evaluating else sum(inputs[name].num_elements for name in job.inputs),
-            params_up=up.num_elements,
+            params_down=sum(self._read(group)[name].num_elements for name in names),
+            params_up=up.num_elements + done.measured,
         )
 
     def _failure(self, job: Job, stage: str, exc: Exception, seconds: float) -> ClientFailure:
@@ -261,26 +215,12 @@ class _Attempt:
     states: dict[int, PayloadRef] = field(default_factory=dict)
 
 
-@dataclass
-class _Stage:
-    """What a client is at, for its failure."""
-
-    name: str = "inputs"
-
-
 class _Spoilt(Exception):
     """An update spoilt the accumulator it was added to."""
 
     def __init__(self, failure: ClientFailure) -> None:
         super().__init__(failure.message)
         self.failure = failure
-
-
-def _rule(name: str | None) -> LocalRule | None:
-    if name is None:
-        return None
-    rule: LocalRule = registry.part("strategies", name, "rule").build_rule()
-    return rule
 
 
 def _accumulator(name: str) -> Callable[[Allocate], Accumulator]:

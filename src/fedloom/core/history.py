@@ -80,8 +80,15 @@ class RoundRecord(_Frozen):
     round: int
     """Counts from 1."""
     cohort: list[int]
+    """Clients whose updates were asked for, in the order they are folded."""
+    candidates: list[int] = []
+    """Clients measured before the cohort was chosen among them; empty where the selection needs no measurement."""
+    probe: dict[str, dict[str, Any]] = {}
+    """What trained candidates reported about themselves, such as their credit, by client."""
     num_examples: int
     """Examples the accepted updates were trained on."""
+    local_trainings: int = 0
+    """Clients that trained in this round, candidates that were not chosen included."""
     metrics: dict[str, Measured]
     """Means of what clients reported while training, such as `loss`."""
     evaluation: dict[str, Measured] | None = None

@@ -52,6 +52,9 @@ class Group:
     knobs: Info = field(default_factory=dict)
     accumulator: str = "mean"
     rule: str | None = None
+    measure: str | None = None
+    hold: bool = False
+    collects: int | None = None
     states: Mapping[int, PayloadRef] = field(default_factory=dict)
     """What clients asked to have back, by client."""
 

@@ -11,7 +11,7 @@ The call order of one round, as the server's loop makes it:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -75,6 +75,8 @@ class Roster:
     population: int
     sizes: Sequence[int] = ()
     """Examples per client where the workload declares them, else empty."""
+    label_counts: Sequence[Sequence[int]] = ()
+    """Examples per class for each client where the workload declares them, else empty."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +90,8 @@ class Probe:
     on the client until it is collected (or forgotten at the end of the round)."""
     measure: str | None = None
     """Name of the selection folder whose `measure.py` says what a trained candidate reports."""
+    knobs: Info = field(default_factory=dict)
+    """Settings the measure sees, JSON (merged over the exchange's own)."""
 
 
 class Measure(Protocol):
@@ -128,7 +132,10 @@ class Selection(Protocol[S]):
         """The state before round 1."""
 
     def probe(self, state: S, roster: Roster, size: int, rng: np.random.Generator) -> Probe | None:
-        """Candidates to measure before choosing; None chooses from what is known already."""
+        """Candidates to measure before choosing; None chooses from what is known already.
+
+        `rng` goes on to `choose`: one stream for both, read by `probe` first.
+        """
 
     def choose(
         self, state: S, roster: Roster, size: int, rng: np.random.Generator, reports: Sequence[ClientReport] = ()
@@ -138,8 +145,14 @@ class Selection(Protocol[S]):
         `reports` are the probe's, in candidate order; after a probe only candidates that reported may be chosen.
         """
 
-    def observe(self, state: S, reports: Sequence[ClientReport]) -> S:
-        """The state after a round's reports (of the clients that trained for it)."""
+    def observe(self, state: S, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> S:
+        """The state after a round.
+
+        Args:
+            state: as `probe` and `choose` saw it.
+            reports: of the clients that trained for the round.
+            probed: the probe's, as `choose` got them; empty where there was none.
+        """
 
 
 class LocalRule(Protocol):

@@ -132,6 +132,8 @@ class Exchange:
     hold: bool = False
     """Updates stay where they were made, for a later exchange of the round whose jobs have kind `collect`; only reports
     travel. A held update that was lost with its process is made again, bit for bit."""
+    collects: int | None = None
+    """Index of the exchange of this round whose held updates the `collect` jobs of this one hand over."""
     quorum_fraction: float | None = None
     """Overrides the run's own quorum for this exchange."""
     deadline_s: float | None = None
@@ -148,6 +150,8 @@ class ClientReport:
     """Wall-clock seconds the client's work took."""
     metrics: Metrics = field(default_factory=dict)
     info: Info = field(default_factory=dict)
+    num_trained: int = 0
+    """1 where the client trained for this report, else 0."""
     bytes_down: int = 0
     """Size of the frames this client reads; bytes."""
     bytes_up: int = 0

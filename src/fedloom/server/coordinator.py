@@ -293,22 +293,31 @@ class Coordinator:
     def _dispatch(self) -> None:
         """Push pending groups to agents with room, the least busy first."""
         for opened in self._open.values():
-            while opened.pending:
-                # A session's first heartbeat says what it still holds; before that nobody can tell what it needs.
-                ready = [(name, node) for name, node in self._nodes.items() if node.online and not node.fresh]
-                free = [(len(node.assigned), name) for name, node in ready]
-                # One group in hand and one waiting hides the way to the server and back; near the end it would only
-                # keep a group from an idle neighbour.
-                room = 2 if len(opened.pending) > len(free) else 1
-                free = [(held, name) for held, name in free if held < room]
-                if not free:
-                    break
-                name = min(free)[1]
+            while (choice := self._choose(opened)) is not None:
+                index, name = choice
+                opened.pending.remove(index)
                 try:
-                    self._push(name, self._nodes[name], opened, opened.pending.popleft())
+                    self._push(name, self._nodes[name], opened, index)
                 except FedloomError as exc:  # the run's own trouble, such as full memory, must not hit an agent's call
                     opened.pending.clear()
                     opened.answers.put(exc)
+
+    def _choose(self, opened: OpenExchange) -> tuple[int, str] | None:
+        """The next group to push, and to whom; None while nobody has room."""
+        # A session's first heartbeat says what it still holds; before that nobody can tell what it needs.
+        held = {name: len(node.assigned) for name, node in self._nodes.items() if node.online and not node.fresh}
+        # One group in hand and one waiting hides the way to the server and back; near the end it would only keep a
+        # group from an idle neighbour.
+        room = 2 if len(opened.pending) > len(held) else 1
+        for index in opened.pending:
+            prefer = opened.groups[index].prefer
+            names = [prefer] if prefer in held else list(held)
+            free = [(held[name], name) for name in names if held[name] < room]
+            if free:
+                return index, min(free)[1]
+            if not opened.choosy:
+                return None
+        return None
 
     def _push(self, name: str, node: Node, opened: OpenExchange, index: int) -> None:
         assert node.mailbox is not None
@@ -326,6 +335,9 @@ class Coordinator:
                 knobs=spec.knobs,
                 accumulator=spec.accumulator,
                 rule=spec.rule,
+                measure=spec.measure,
+                hold=spec.hold,
+                collects=spec.collects,
                 states={client: self._refer(node, offer) for client, offer in states.items()},
             )
         )

@@ -73,6 +73,7 @@ class Collector:
         self._experiment, self._run, self._coordinator, self._store = experiment, run, coordinator, store
         self._emit, self._stop, self._pump, self._patience_s = emit, stop, pump, patience_s
         self._sizes = self._client_sizes()
+        self._holders_round, self._holders = 0, dict[int, str]()
 
     def collect(
         self,
@@ -95,10 +96,13 @@ class Collector:
             Interrupted: the run was asked to stop.
         """
         _check(exchange, round)
-        groups = self._groups(exchange, round, index, group_size or self._experiment.group_size)
+        size = group_size or self._experiment.group_size
+        # Held updates lie on different nodes: they travel one by one and are folded here as their groups would be.
+        span, size = (size, 1) if exchange.collects is not None else (1, size)
+        groups = self._groups(exchange, round, index, size)
         kind = _accumulator(exchange.accumulator)
         with self._coordinator.exchange(self._run, round, index, exchange, groups) as opened:
-            fold = _Fold(kind, len(groups), len(exchange.jobs), quorum, round)
+            fold = _Fold(kind, len(groups), len(exchange.jobs), quorum, round, span)
             end = time.monotonic() + deadline_s if deadline_s is not None else None
             try:
                 while fold.open:
@@ -111,6 +115,7 @@ class Collector:
                     begin = time.perf_counter()
                     fold.take(answer, groups[answer.index].jobs)
                     self._keep_states(answer, round, index)
+                    self._remember_holders(exchange, answer, round)
                     fold.collected.aggregation_s += time.perf_counter() - begin
                     if telling:
                         done, cohort = len(fold.collected.reports), len(exchange.jobs)
@@ -124,7 +129,17 @@ class Collector:
 
     def _groups(self, exchange: Exchange, round: int, index: int, size: int) -> list[PlannedGroup]:
         jobs = exchange.jobs
-        return [self._group(jobs[start : start + size], round, index) for start in range(0, len(jobs), size)]
+        groups = [self._group(jobs[start : start + size], round, index) for start in range(0, len(jobs), size)]
+        if exchange.collects is None or self._holders_round != round:
+            return groups
+        return [replace(group, prefer=self._holders.get(group.jobs[0].client, "")) for group in groups]
+
+    def _remember_holders(self, exchange: Exchange, answer: Answer, round: int) -> None:
+        """Which node has which client's update."""
+        if self._holders_round != round:
+            self._holders_round, self._holders = round, {}
+        if exchange.hold and answer.result is not None:
+            self._holders |= {report.client: answer.node for report in answer.result.reports}
 
     def _group(self, jobs: tuple[Job, ...], round: int, index: int) -> PlannedGroup:
         states: dict[int, Record] = {}
@@ -193,10 +208,16 @@ def _sound(answer: Answer | FedloomError) -> Answer:
 
 
 class _Fold:
-    """Answers on their way into one accumulator, in group order, and whether enough of them came."""
+    """Answers on their way into one accumulator, in group order, and whether enough of them came.
 
-    def __init__(self, kind: Any, groups: int, clients: int, quorum: float, round: int) -> None:
-        self._kind, self._clients, self._round = kind, clients, round
+    Args:
+        span: consecutive groups that are summed apart before they join the total: sums then have the same bits as if
+            those groups had been one.
+    """
+
+    def __init__(self, kind: Any, groups: int, clients: int, quorum: float, round: int, span: int) -> None:
+        self._kind, self._clients, self._round, self._span = kind, clients, round, span
+        self._part, self._part_index = kind(), 0
         self._needed = max(1, int(np.ceil(quorum * clients - 1e-9)))
         self._waiting = set(range(groups))
         self._held: dict[int, Answer] = {}
@@ -253,6 +274,7 @@ class _Fold:
         for index in sorted(self._held):
             self._fold(self._held[index])
         self._held.clear()
+        self._close_part()
         if not self.collected.total.count:
             raise QuorumNotReached(f"round {self._round}: no client answered")
 
@@ -264,7 +286,13 @@ class _Fold:
             return
         try:
             partial = self._kind.from_record(_own(answer.total, self._kind))
-            self.collected.total.merge(partial)
+            if self._span == 1:
+                self.collected.total.merge(partial)
+                return
+            if answer.index // self._span != self._part_index:
+                self._close_part()
+                self._part_index = answer.index // self._span
+            self._part.merge(partial)
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise BadUpdate(
                 f"round {self._round}: what node {answer.node!r} sent is not a {self._kind.__name__}: "
@@ -272,6 +300,11 @@ class _Fold:
             ) from exc
         except BadUpdate as exc:
             raise BadUpdate(f"round {self._round}, node {answer.node!r}: {exc}") from exc
+
+    def _close_part(self) -> None:
+        if self._part.count:
+            self.collected.total.merge(self._part)
+            self._part = self._kind()
 
     def _check_quorum(self) -> None:
         failures = self.collected.failures

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from fedloom.core import registry
 from fedloom.core.config import Experiment
-from fedloom.core.errors import FedloomError, RunFailed
+from fedloom.core.errors import FedloomError, RunFailed, UnsupportedFeature
 from fedloom.core.events import Event, RoundFinished, RoundStarted
-from fedloom.core.history import Failure, NodeShare, RoundRecord, Timing, Traffic
+from fedloom.core.history import RoundRecord, Timing
 from fedloom.core.messages import RunSpec
 from fedloom.core.protocols import Pending, Roster, Selection, Strategy, WorkloadInfo
 from fedloom.core.records import (
@@ -22,18 +23,17 @@ from fedloom.core.records import (
     ClientReport,
     Exchange,
     Job,
-    Metrics,
     Record,
     RoundContext,
-    add_metrics,
     metric_values,
 )
 from fedloom.core.seeds import generator
 from fedloom.core.state import dump_state, load_state
 from fedloom.server.coordinator import Coordinator
-from fedloom.server.exchange import Collected, Collector, as_line
-from fedloom.server.nodes import Node
+from fedloom.server.exchange import Collector
 from fedloom.server.run_store import Checkpoint, RunStore
+from fedloom.server.saver import Saver
+from fedloom.server.tally import Tally, shares, sum_metrics
 
 
 @dataclass
@@ -43,26 +43,6 @@ class _Progress:
     round: int
     strategy: Any
     selection: Any
-
-
-@dataclass
-class _Tally:
-    """What the exchanges of one round add up to."""
-
-    reports: list[ClientReport] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-    waiting_s: float = 0.0
-    aggregation_s: float = 0.0
-    duplicates: int = 0
-    reassigned: int = 0
-
-    def add(self, collected: Collected) -> None:
-        self.reports += collected.reports
-        self.failures += [as_line(failure) for failure in collected.failures]
-        self.waiting_s += collected.waiting_s
-        self.aggregation_s += collected.aggregation_s
-        self.duplicates += collected.duplicates
-        self.reassigned += collected.reassigned
 
 
 class Loop:
@@ -100,7 +80,7 @@ class Loop:
         self._collector = Collector(
             experiment, self.run, coordinator, store, emit, stop or threading.Event(), pump, patience_s
         )
-        self._saver = _Saver(store, experiment.checkpoint.keep)
+        self._saver = Saver(store, experiment.checkpoint.keep)
         self._progress: _Progress | None = None
         self._began, self._earlier_s = time.perf_counter(), 0.0
         self.info = WorkloadInfo(data={})
@@ -147,7 +127,7 @@ class Loop:
                 if not self._round(self._progress, self._progress.round + 1):
                     break
         finally:
-            self._saver.close()
+            self._saver.wait()
 
     def close(self) -> None:
         """Let go of what a hosted strategy may hold (a Flower app's thread)."""
@@ -171,10 +151,41 @@ class Loop:
     def _round(self, progress: _Progress, number: int) -> bool:
         """One round; False when the strategy wants no further one."""
         begin = time.perf_counter()
-        experiment, roster = self._experiment, self._roster()
-        before = {name: _share(node) for name, node in self._coordinator.nodes().items()}
-        rng = generator(experiment.seed, "selection", number)
-        cohort = self._selection.choose(progress.selection, roster, experiment.cohort_size, rng)
+        before = shares(self._coordinator.nodes())
+        tally = Tally()
+        planned = self._plan(progress, number, tally)
+        if planned is None:
+            return False
+        context, exchange, first = planned
+        state = self._exchanges(progress.strategy, exchange, context, tally, first)
+        selection = self._selection.observe(progress.selection, tally.trained())
+        evaluation, evaluation_s = self._evaluate(state, number, tally)
+        waited = self._saver.wait()
+        progress.round, progress.strategy, progress.selection = number, state, selection
+        tell = getattr(self._strategy, "report", None)
+        record = tally.record(
+            context,
+            shares(self._coordinator.nodes(), before),
+            evaluation,
+            Timing(
+                total_s=time.perf_counter() - begin,
+                waiting_s=tally.waiting_s,
+                aggregation_s=tally.aggregation_s,
+                evaluation_s=evaluation_s,
+                checkpoint_s=waited,
+            ),
+            self._coordinator.take_stale(self.run.run_id),
+            tell(state) if tell is not None else {},
+        )
+        self._save(progress, record)
+        self._emit(RoundFinished(run_id=self.run.run_id, record=record))
+        return True
+
+    def _plan(self, progress: _Progress, number: int, tally: Tally) -> tuple[RoundContext, Exchange, int] | None:
+        """The cohort, and what it is asked first: its context, the exchange, and that exchange's index."""
+        experiment, roster, size = self._experiment, self._roster(), self._experiment.cohort_size
+        probe = self._selection.probe(progress.selection, roster, size, self._selection_rng(number))
+        cohort = probe.candidates if probe is not None else self._choose(progress, number, ())
         context = RoundContext(
             round=number,
             cohort=cohort,
@@ -182,33 +193,46 @@ class Loop:
             rounds=experiment.rounds,
             seed=experiment.seed,
         )
+        if probe is not None and probe.kind == "evaluate":
+            jobs = context.jobs("evaluate")
+            model = Record({MODEL: self._strategy.arrays(progress.strategy)})
+            reports = self._probe(Exchange(jobs=jobs, inputs={MODEL: model}, accumulator="metrics"), _PROBE, tally)
+            context = replace(context, cohort=self._choose(progress, number, reports))
         exchange = self._strategy.plan(progress.strategy, context)
         if exchange is None:
-            return False
-        self._emit(RoundStarted(run_id=self.run.run_id, round=number, cohort=len(cohort)))
-        tally = _Tally()
-        state = self._exchanges(progress.strategy, exchange, context, tally)
-        selection = self._selection.observe(progress.selection, tally.reports)
-        evaluation, evaluation_s = self._evaluate(state, number, tally)
-        waited = self._saver.wait()
-        progress.round, progress.strategy, progress.selection = number, state, selection
-        record = self._record(context, tally, before, evaluation)
-        timing = Timing(
-            total_s=time.perf_counter() - begin,
-            training_s=sum(report.seconds for report in tally.reports),
-            waiting_s=tally.waiting_s,
-            aggregation_s=tally.aggregation_s,
-            evaluation_s=evaluation_s,
-            checkpoint_s=waited,
-        )
-        record = record.model_copy(update={"timing": timing})
-        self._save(progress, record)
-        self._emit(RoundFinished(run_id=self.run.run_id, record=record))
-        return True
+            return None
+        self._emit(RoundStarted(run_id=self.run.run_id, round=number, cohort=len(exchange.jobs)))
+        if probe is None or probe.kind == "evaluate":
+            return context, exchange, 0
+        held = replace(exchange, accumulator="metrics", hold=True, measure=probe.measure)
+        reports = self._probe(held, 0, tally)
+        context = replace(context, cohort=self._choose(progress, number, reports))
+        return context, _collection(exchange, context), 1
 
-    def _exchanges(self, state: Any, exchange: Exchange, context: RoundContext, tally: _Tally) -> Any:
-        """The round's exchanges, until the strategy has its next state."""
-        for index in range(1000):
+    def _selection_rng(self, number: int) -> np.random.Generator:
+        return generator(self._experiment.seed, "selection", number)
+
+    def _choose(self, progress: _Progress, number: int, reports: Sequence[ClientReport]) -> tuple[int, ...]:
+        """The cohort; a choice after a probe has randomness of its own, apart from the candidates' draw."""
+        experiment = self._experiment
+        rng = generator(experiment.seed, "choice", number) if reports else self._selection_rng(number)
+        return self._selection.choose(progress.selection, self._roster(), experiment.cohort_size, rng, reports)
+
+    def _probe(self, exchange: Exchange, index: int, tally: Tally) -> list[ClientReport]:
+        collected = self._collector.collect(
+            exchange,
+            exchange.jobs[0].round,
+            index,
+            quorum=self._experiment.round.quorum_fraction,
+            deadline_s=self._experiment.round.deadline_s,
+            telling=True,
+        )
+        tally.add(collected, exchange, probe=True)
+        return collected.reports
+
+    def _exchanges(self, state: Any, exchange: Exchange, context: RoundContext, tally: Tally, first: int) -> Any:
+        """The round's exchanges from index `first` on, until the strategy has its next state."""
+        for index in range(first, first + 1000):
             collected = self._collector.collect(
                 exchange,
                 context.round,
@@ -217,7 +241,7 @@ class Loop:
                 deadline_s=exchange.deadline_s or self._experiment.round.deadline_s,
                 telling=True,
             )
-            tally.add(collected)
+            tally.add(collected, exchange)
             begin = time.perf_counter()
             try:
                 step = self._strategy.finish(state, collected.total, context)
@@ -236,7 +260,7 @@ class Loop:
             f"strategy {self._experiment.strategy.name!r} asked for 1000 exchanges in round {context.round}"
         )
 
-    def _evaluate(self, state: Any, number: int, tally: _Tally) -> tuple[dict[str, float] | None, float]:
+    def _evaluate(self, state: Any, number: int, tally: Tally) -> tuple[dict[str, float] | None, float]:
         """The global model on held-out data, in parts, by the agents."""
         own = getattr(self._strategy, "evaluation", None)
         if own is not None:
@@ -251,50 +275,8 @@ class Loop:
         exchange = Exchange(jobs=jobs, inputs={MODEL: model}, accumulator="metrics")
         collected = self._collector.collect(exchange, number, _EVALUATION, quorum=1.0, deadline_s=None, group_size=1)
         tally.waiting_s += collected.waiting_s
-        metrics = _sum_metrics(collected.reports)
+        metrics = sum_metrics(collected.reports)
         return (metric_values(metrics) if metrics else None), time.perf_counter() - begin
-
-    def _record(
-        self,
-        context: RoundContext,
-        tally: _Tally,
-        before: Mapping[str, NodeShare],
-        evaluation: dict[str, float] | None,
-    ) -> RoundRecord:
-        shares = {}
-        for name, node in self._coordinator.nodes().items():
-            share = _difference(_share(node), before.get(name, NodeShare()))
-            if share != NodeShare():
-                shares[name] = share
-        reports = tally.reports
-        traffic = Traffic(
-            bytes_down=sum(report.bytes_down for report in reports),
-            bytes_up=sum(report.bytes_up for report in reports),
-            params_down=sum(report.params_down for report in reports),
-            params_up=sum(report.params_up for report in reports),
-            wire_bytes_down=sum(share.wire_bytes_down for share in shares.values()),
-            wire_bytes_up=sum(share.wire_bytes_up for share in shares.values()),
-        )
-        tell = getattr(self._strategy, "report", None)
-        seconds: dict[str, float] = {}
-        for report in reports:
-            seconds[str(report.client)] = seconds.get(str(report.client), 0.0) + report.seconds
-        return RoundRecord(
-            round=context.round,
-            cohort=list(context.cohort),
-            num_examples=sum(report.num_examples for report in reports),
-            metrics=metric_values(_sum_metrics(reports)),
-            evaluation=evaluation,
-            traffic=traffic,
-            timing=Timing(),
-            client_seconds=seconds,
-            failures=tally.failures,
-            stale=self._coordinator.take_stale(self.run.run_id),
-            duplicates=tally.duplicates,
-            reassigned=tally.reassigned,
-            nodes=shares,
-            info=dict(tell(self._progress.strategy)) if tell is not None and self._progress is not None else {},
-        )
 
     def _save(self, progress: _Progress, record: RoundRecord) -> None:
         """Write the round down at once and its checkpoint behind the next round's work."""
@@ -309,63 +291,17 @@ class Loop:
 
 _EVALUATION = 1 << 16
 """Exchange index of a round's evaluation, beyond any exchange of a strategy."""
+_PROBE = _EVALUATION + 1
+"""Exchange index of an evaluation of candidates."""
 
 
-class _Saver:
-    """Writes checkpoints in a thread of its own, one at a time.
-
-    A crash before the write is done costs one more round on resume and no bit of the result: rounds are functions of
-    the state before them.
-    """
-
-    def __init__(self, store: RunStore, keep: int) -> None:
-        self._store, self._keep = store, keep
-        self._rounds: deque[int] = deque(maxlen=keep)
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Begin to write; `wait` must have been called since the last one."""
-        self._thread = threading.Thread(target=self._write, args=(checkpoint,), name="fedloom-saver")
-        self._thread.start()
-
-    def wait(self) -> float:
-        """Wait for the write in progress; returns the seconds that took, and raises what went wrong in it."""
-        begin = time.perf_counter()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-        return time.perf_counter() - begin
-
-    def close(self) -> None:
-        """Wait for the last write."""
-        self.wait()
-
-    def _write(self, checkpoint: Checkpoint) -> None:
-        try:
-            self._store.save_checkpoint(checkpoint, self._keep)
-            self._rounds.append(checkpoint.round)
-            if len(self._rounds) == self._keep:  # the oldest checkpoint kept may be the one to go on from
-                self._store.prune_clients(self._rounds[0])
-        except BaseException as exc:
-            self._error = exc
-
-
-def _sum_metrics(reports: Sequence[ClientReport]) -> Metrics:
-    total: Metrics = {}
-    for report in reports:
-        total = add_metrics(total, report.metrics)
-    return total
-
-
-def _share(node: Node) -> NodeShare:
-    return NodeShare(
-        jobs=node.groups_done, busy_s=node.busy_s, wire_bytes_down=node.bytes_down, wire_bytes_up=node.bytes_up
-    )
-
-
-def _difference(now: NodeShare, before: NodeShare) -> NodeShare:
-    return NodeShare(**{name: value - getattr(before, name) for name, value in now.model_dump().items()})
+def _collection(exchange: Exchange, context: RoundContext) -> Exchange:
+    """The exchange that hands over what the chosen candidates hold."""
+    by_client = {job.client: job for job in exchange.jobs}
+    if len(by_client) != len(exchange.jobs) or not set(context.cohort) <= by_client.keys():
+        raise UnsupportedFeature(
+            "the selection lets candidates train before it chooses, which needs a strategy that plans one job for each "
+            "client of the cohort; use another selection with this strategy"
+        )
+    jobs = tuple(replace(by_client[client], kind="collect") for client in context.cohort)
+    return replace(exchange, jobs=jobs, collects=0)

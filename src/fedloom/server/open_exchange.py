@@ -34,6 +34,8 @@ class PlannedGroup:
     jobs: tuple[Job, ...]
     work: float
     states: Mapping[int, Record] = field(default_factory=dict)
+    prefer: str = ""
+    """The node that has what the group needs; another one takes it only when that node is gone."""
 
 
 class OpenExchange:
@@ -49,6 +51,8 @@ class OpenExchange:
         self.deaths: dict[int, int] = {}
         self.answers: queue.SimpleQueue[Answer | FedloomError] = queue.SimpleQueue()
         self.duplicates = self.reassigned = 0
+        self.choosy = any(group.prefer for group in groups)
+        """Whether any group has a node it belongs to."""
 
     def key(self, index: int) -> GroupKey:
         """The name of one of its groups."""

@@ -56,7 +56,9 @@ class FleetService(FleetServicer):
             welcome = self._coordinator.register(codec.read_hello(request), "remote")
             return codec.welcome_message(welcome)
 
-    def Work(self, request_iterator: Iterator[pb.FromAgent], context: grpc.ServicerContext) -> Iterator[pb.ToAgentBatch]:
+    def Work(
+        self, request_iterator: Iterator[pb.FromAgent], context: grpc.ServicerContext
+    ) -> Iterator[pb.ToAgentBatch]:
         with _answering(context):
             node, session = self._caller(context)
             mailbox = self._coordinator.attach(node, session, self._locality(context))

@@ -145,6 +145,9 @@ def _group(group: Group) -> pb.Group:
         accumulator=group.accumulator,
         rule=group.rule or "",
         states={client: _payload(ref) for client, ref in group.states.items()},
+        measure=group.measure or "",
+        hold=group.hold,
+        collects=group.collects,
     )
 
 
@@ -168,6 +171,9 @@ def _read_group(message: pb.Group) -> Group:
         accumulator=message.accumulator,
         rule=message.rule or None,
         states={client: _read_payload(ref) for client, ref in message.states.items()},
+        measure=message.measure or None,
+        hold=message.hold,
+        collects=message.collects if message.HasField("collects") else None,
     )
 
 
@@ -230,6 +236,7 @@ def _report(report: ClientReport) -> pb.Report:
         bytes_up=report.bytes_up,
         params_down=report.params_down,
         params_up=report.params_up,
+        num_trained=report.num_trained,
     )
 
 
@@ -244,6 +251,7 @@ def _read_report(message: pb.Report) -> ClientReport:
         bytes_up=message.bytes_up,
         params_down=message.params_down,
         params_up=message.params_up,
+        num_trained=message.num_trained,
     )
 
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66\x65\x64loom/proto/v1/fleet.proto\x12\x10\x66\x65\x64loom.proto.v1\"V\n\x0fRegisterRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\x12\n\nfacts_json\x18\x04 \x01(\t\"}\n\rRegisterReply\x12\x13\n\x0bheartbeat_s\x18\x01 \x01(\x01\x12\x19\n\x11max_payload_bytes\x18\x02 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\x03 \x01(\r\x12\x12\n\ndepot_path\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65pot_nonce\x18\x05 \x01(\t\"J\n\x08GroupKey\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x10\n\x08\x65xchange\x18\x03 \x01(\r\x12\r\n\x05index\x18\x04 \x01(\r\"G\n\x07Payload\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0e\n\x06inline\x18\x02 \x01(\x0c\x12\x0e\n\x06shared\x18\x03 \x01(\t\x12\x0e\n\x06sha256\x18\x04 \x01(\t\"G\n\x03Job\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x03\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06inputs\x18\x03 \x03(\t\x12\x12\n\nknobs_json\x18\x04 \x01(\t\"\x8a\x03\n\x05Group\x12\'\n\x03key\x18\x01 \x01(\x0b\x32\x1a.fedloom.proto.v1.GroupKey\x12#\n\x04jobs\x18\x02 \x03(\x0b\x32\x15.fedloom.proto.v1.Job\x12\x33\n\x06inputs\x18\x03 \x03(\x0b\x32#.fedloom.proto.v1.Group.InputsEntry\x12\x12\n\nknobs_json\x18\x04 \x01(\t\x12\x13\n\x0b\x61\x63\x63umulator\x18\x05 \x01(\t\x12\x0c\n\x04rule\x18\x06 \x01(\t\x12\x33\n\x06states\x18\x07 \x03(\x0b\x32#.fedloom.proto.v1.Group.StatesEntry\x1aH\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.fedloom.proto.v1.Payload:\x02\x38\x01\x1aH\n\x0bStatesEntry\x12\x0b\n\x03key\x18\x01 \x01(\x03\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.fedloom.proto.v1.Payload:\x02\x38\x01\"3\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03sum\x18\x02 \x01(\x01\x12\x0e\n\x06weight\x18\x03 \x01(\x01\"\xcb\x01\n\x06Report\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x03\x12\x14\n\x0cnum_examples\x18\x02 \x01(\x04\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12)\n\x07metrics\x18\x04 \x03(\x0b\x32\x18.fedloom.proto.v1.Metric\x12\x11\n\tinfo_json\x18\x05 \x01(\t\x12\x12\n\nbytes_down\x18\x06 \x01(\x04\x12\x10\n\x08\x62ytes_up\x18\x07 \x01(\x04\x12\x13\n\x0bparams_down\x18\x08 \x01(\x04\x12\x11\n\tparams_up\x18\t \x01(\x04\"l\n\x07\x46\x61ilure\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x03\x12\r\n\x05stage\x18\x02 \x01(\t\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x11\n\ttraceback\x18\x05 \x01(\t\x12\x0f\n\x07seconds\x18\x06 \x01(\x01\"\xcd\x02\n\x0bGroupResult\x12\'\n\x03key\x18\x01 \x01(\x0b\x32\x1a.fedloom.proto.v1.GroupKey\x12(\n\x05total\x18\x02 \x01(\x0b\x32\x19.fedloom.proto.v1.Payload\x12)\n\x07reports\x18\x03 \x03(\x0b\x32\x18.fedloom.proto.v1.Report\x12+\n\x08\x66\x61ilures\x18\x04 \x03(\x0b\x32\x19.fedloom.proto.v1.Failure\x12\x39\n\x06states\x18\x05 \x03(\x0b\x32).fedloom.proto.v1.GroupResult.StatesEntry\x12\x0e\n\x06\x62usy_s\x18\x06 \x01(\x01\x1aH\n\x0bStatesEntry\x12\x0b\n\x03key\x18\x01 \x01(\x03\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.fedloom.proto.v1.Payload:\x02\x38\x01\"2\n\x07RunSpec\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x17\n\x0f\x65xperiment_json\x18\x02 \x01(\t\"O\n\x03\x41\x63k\x12\'\n\x03key\x18\x01 \x01(\x0b\x32\x1a.fedloom.proto.v1.GroupKey\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"9\n\x06\x43\x61ncel\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x10\n\x08\x65xchange\x18\x03 \x01(\r\"K\n\tHeartbeat\x12(\n\x04held\x18\x01 \x03(\x0b\x32\x1a.fedloom.proto.v1.GroupKey\x12\x14\n\x0cmissing_runs\x18\x02 \x03(\t\"\x19\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xa4\x01\n\tFromAgent\x12/\n\x06result\x18\x01 \x01(\x0b\x32\x1d.fedloom.proto.v1.GroupResultH\x00\x12\x30\n\theartbeat\x18\x02 \x01(\x0b\x32\x1b.fedloom.proto.v1.HeartbeatH\x00\x12,\n\x07goodbye\x18\x03 \x01(\x0b\x32\x19.fedloom.proto.v1.GoodbyeH\x00\x42\x06\n\x04\x62ody\"\xe5\x01\n\x07ToAgent\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x19.fedloom.proto.v1.RunSpecH\x00\x12(\n\x05group\x18\x02 \x01(\x0b\x32\x17.fedloom.proto.v1.GroupH\x00\x12$\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x15.fedloom.proto.v1.AckH\x00\x12*\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x18.fedloom.proto.v1.CancelH\x00\x12,\n\x07goodbye\x18\x05 \x01(\x0b\x32\x19.fedloom.proto.v1.GoodbyeH\x00\x42\x06\n\x04\x62ody\";\n\x0cToAgentBatch\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.fedloom.proto.v1.ToAgent\"1\n\x0f\x44ownloadRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"=\n\rUploadRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x1f\n\x0bUploadReply\x12\x10\n\x08received\x18\x01 \x01(\x04\x32\xf0\x01\n\x05\x46leet\x12N\n\x08Register\x12!.fedloom.proto.v1.RegisterRequest\x1a\x1f.fedloom.proto.v1.RegisterReply\x12G\n\x04Work\x12\x1b.fedloom.proto.v1.FromAgent\x1a\x1e.fedloom.proto.v1.ToAgentBatch(\x01\x30\x01\x12N\n\x0cUploadOffset\x12\x1f.fedloom.proto.v1.UploadRequest\x1a\x1d.fedloom.proto.v1.UploadReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66\x65\x64loom/proto/v1/fleet.proto\x12\x10\x66\x65\x64loom.proto.v1\"V\n\x0fRegisterRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\x12\n\nfacts_json\x18\x04 \x01(\t\"}\n\rRegisterReply\x12\x13\n\x0bheartbeat_s\x18\x01 \x01(\x01\x12\x19\n\x11max_payload_bytes\x18\x02 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\x03 \x01(\r\x12\x12\n\ndepot_path\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65pot_nonce\x18\x05 \x01(\t\"J\n\x08GroupKey\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x10\n\x08\x65xchange\x18\x03 \x01(\r\x12\r\n\x05index\x18\x04 \x01(\r\"G\n\x07Payload\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0e\n\x06inline\x18\x02 \x01(\x0c\x12\x0e\n\x06shared\x18\x03 \x01(\t\x12\x0e\n\x06sha256\x18\x04 \x01(\t\"G\n\x03Job\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x03\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06inputs\x18\x03 \x03(\t\x12\x12\n\nknobs_json\x18\x04 \x01(\t\"\xcd\x03\n\x05Group\x12\'\n\x03key\x18\x01 \x01(\x0b\x32\x1a.fedloom.proto.v1.GroupKey\x12#\n\x04jobs\x18\x02 \x03(\x0b\x32\x15.fedloom.proto.v1.Job\x12\x33\n\x06inputs\x18\x03 \x03(\x0b\x32#.fedloom.proto.v1.Group.InputsEntry\x12\x12\n\nknobs_json\x18\x04 \x01(\t\x12\x13\n\x0b\x61\x63\x63umulator\x18\x05 \x01(\t\x12\x0c\n\x04rule\x18\x06 \x01(\t\x12\x33\n\x06states\x18\x07 \x03(\x0b\x32#.fedloom.proto.v1.Group.StatesEntry\x12\x0f\n\x07measure\x18\x08 \x01(\t\x12\x0c\n\x04hold\x18\t \x01(\x08\x12\x15\n\x08\x63ollects\x18\n \x01(\rH\x00\x88\x01\x01\x1aH\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.fedloom.proto.v1.Payload:\x02\x38\x01\x1aH\n\x0bStatesEntry\x12\x0b\n\x03key\x18\x01 \x01(\x03\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.fedloom.proto.v1.Payload:\x02\x38\x01\x42\x0b\n\t_collects\"3\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03sum\x18\x02 \x01(\x01\x12\x0e\n\x06weight\x18\x03 \x01(\x01\"\xe0\x01\n\x06Report\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x03\x12\x14\n\x0cnum_examples\x18\x02 \x01(\x04\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12)\n\x07metrics\x18\x04 \x03(\x0b\x32\x18.fedloom.proto.v1.Metric\x12\x11\n\tinfo_json\x18\x05 \x01(\t\x12\x12\n\nbytes_down\x18\x06 \x01(\x04\x12\x10\n\x08\x62ytes_up\x18\x07 \x01(\x04\x12\x13\n\x0bparams_down\x18\x08 \x01(\x04\x12\x11\n\tparams_up\x18\t \x01(\x04\x12\x13\n\x0bnum_trained\x18\n \x01(\r\"l\n\x07\x46\x61ilure\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x03\x12\r\n\x05stage\x18\x02 \x01(\t\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x11\n\ttraceback\x18\x05 \x01(\t\x12\x0f\n\x07seconds\x18\x06 \x01(\x01\"\xcd\x02\n\x0bGroupResult\x12\'\n\x03key\x18\x01 \x01(\x0b\x32\x1a.fedloom.proto.v1.GroupKey\x12(\n\x05total\x18\x02 \x01(\x0b\x32\x19.fedloom.proto.v1.Payload\x12)\n\x07reports\x18\x03 \x03(\x0b\x32\x18.fedloom.proto.v1.Report\x12+\n\x08\x66\x61ilures\x18\x04 \x03(\x0b\x32\x19.fedloom.proto.v1.Failure\x12\x39\n\x06states\x18\x05 \x03(\x0b\x32).fedloom.proto.v1.GroupResult.StatesEntry\x12\x0e\n\x06\x62usy_s\x18\x06 \x01(\x01\x1aH\n\x0bStatesEntry\x12\x0b\n\x03key\x18\x01 \x01(\x03\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.fedloom.proto.v1.Payload:\x02\x38\x01\"2\n\x07RunSpec\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x17\n\x0f\x65xperiment_json\x18\x02 \x01(\t\"O\n\x03\x41\x63k\x12\'\n\x03key\x18\x01 \x01(\x0b\x32\x1a.fedloom.proto.v1.GroupKey\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"9\n\x06\x43\x61ncel\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x10\n\x08\x65xchange\x18\x03 \x01(\r\"K\n\tHeartbeat\x12(\n\x04held\x18\x01 \x03(\x0b\x32\x1a.fedloom.proto.v1.GroupKey\x12\x14\n\x0cmissing_runs\x18\x02 \x03(\t\"\x19\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xa4\x01\n\tFromAgent\x12/\n\x06result\x18\x01 \x01(\x0b\x32\x1d.fedloom.proto.v1.GroupResultH\x00\x12\x30\n\theartbeat\x18\x02 \x01(\x0b\x32\x1b.fedloom.proto.v1.HeartbeatH\x00\x12,\n\x07goodbye\x18\x03 \x01(\x0b\x32\x19.fedloom.proto.v1.GoodbyeH\x00\x42\x06\n\x04\x62ody\"\xe5\x01\n\x07ToAgent\x12(\n\x03run\x18\x01 \x01(\x0b\x32\x19.fedloom.proto.v1.RunSpecH\x00\x12(\n\x05group\x18\x02 \x01(\x0b\x32\x17.fedloom.proto.v1.GroupH\x00\x12$\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x15.fedloom.proto.v1.AckH\x00\x12*\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x18.fedloom.proto.v1.CancelH\x00\x12,\n\x07goodbye\x18\x05 \x01(\x0b\x32\x19.fedloom.proto.v1.GoodbyeH\x00\x42\x06\n\x04\x62ody\";\n\x0cToAgentBatch\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.fedloom.proto.v1.ToAgent\"1\n\x0f\x44ownloadRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"=\n\rUploadRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x1f\n\x0bUploadReply\x12\x10\n\x08received\x18\x01 \x01(\x04\x32\xf0\x01\n\x05\x46leet\x12N\n\x08Register\x12!.fedloom.proto.v1.RegisterRequest\x1a\x1f.fedloom.proto.v1.RegisterReply\x12G\n\x04Work\x12\x1b.fedloom.proto.v1.FromAgent\x1a\x1e.fedloom.proto.v1.ToAgentBatch(\x01\x30\x01\x12N\n\x0cUploadOffset\x12\x1f.fedloom.proto.v1.UploadRequest\x1a\x1d.fedloom.proto.v1.UploadReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,43 +48,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOB']._serialized_start=414
   _globals['_JOB']._serialized_end=485
   _globals['_GROUP']._serialized_start=488
-  _globals['_GROUP']._serialized_end=882
-  _globals['_GROUP_INPUTSENTRY']._serialized_start=736
-  _globals['_GROUP_INPUTSENTRY']._serialized_end=808
-  _globals['_GROUP_STATESENTRY']._serialized_start=810
-  _globals['_GROUP_STATESENTRY']._serialized_end=882
-  _globals['_METRIC']._serialized_start=884
-  _globals['_METRIC']._serialized_end=935
-  _globals['_REPORT']._serialized_start=938
-  _globals['_REPORT']._serialized_end=1141
-  _globals['_FAILURE']._serialized_start=1143
-  _globals['_FAILURE']._serialized_end=1251
-  _globals['_GROUPRESULT']._serialized_start=1254
-  _globals['_GROUPRESULT']._serialized_end=1587
-  _globals['_GROUPRESULT_STATESENTRY']._serialized_start=810
-  _globals['_GROUPRESULT_STATESENTRY']._serialized_end=882
-  _globals['_RUNSPEC']._serialized_start=1589
-  _globals['_RUNSPEC']._serialized_end=1639
-  _globals['_ACK']._serialized_start=1641
-  _globals['_ACK']._serialized_end=1720
-  _globals['_CANCEL']._serialized_start=1722
-  _globals['_CANCEL']._serialized_end=1779
-  _globals['_HEARTBEAT']._serialized_start=1781
-  _globals['_HEARTBEAT']._serialized_end=1856
-  _globals['_GOODBYE']._serialized_start=1858
-  _globals['_GOODBYE']._serialized_end=1883
-  _globals['_FROMAGENT']._serialized_start=1886
-  _globals['_FROMAGENT']._serialized_end=2050
-  _globals['_TOAGENT']._serialized_start=2053
-  _globals['_TOAGENT']._serialized_end=2282
-  _globals['_TOAGENTBATCH']._serialized_start=2284
-  _globals['_TOAGENTBATCH']._serialized_end=2343
-  _globals['_DOWNLOADREQUEST']._serialized_start=2345
-  _globals['_DOWNLOADREQUEST']._serialized_end=2394
-  _globals['_UPLOADREQUEST']._serialized_start=2396
-  _globals['_UPLOADREQUEST']._serialized_end=2457
-  _globals['_UPLOADREPLY']._serialized_start=2459
-  _globals['_UPLOADREPLY']._serialized_end=2490
-  _globals['_FLEET']._serialized_start=2493
-  _globals['_FLEET']._serialized_end=2733
+  _globals['_GROUP']._serialized_end=949
+  _globals['_GROUP_INPUTSENTRY']._serialized_start=790
+  _globals['_GROUP_INPUTSENTRY']._serialized_end=862
+  _globals['_GROUP_STATESENTRY']._serialized_start=864
+  _globals['_GROUP_STATESENTRY']._serialized_end=936
+  _globals['_METRIC']._serialized_start=951
+  _globals['_METRIC']._serialized_end=1002
+  _globals['_REPORT']._serialized_start=1005
+  _globals['_REPORT']._serialized_end=1229
+  _globals['_FAILURE']._serialized_start=1231
+  _globals['_FAILURE']._serialized_end=1339
+  _globals['_GROUPRESULT']._serialized_start=1342
+  _globals['_GROUPRESULT']._serialized_end=1675
+  _globals['_GROUPRESULT_STATESENTRY']._serialized_start=864
+  _globals['_GROUPRESULT_STATESENTRY']._serialized_end=936
+  _globals['_RUNSPEC']._serialized_start=1677
+  _globals['_RUNSPEC']._serialized_end=1727
+  _globals['_ACK']._serialized_start=1729
+  _globals['_ACK']._serialized_end=1808
+  _globals['_CANCEL']._serialized_start=1810
+  _globals['_CANCEL']._serialized_end=1867
+  _globals['_HEARTBEAT']._serialized_start=1869
+  _globals['_HEARTBEAT']._serialized_end=1944
+  _globals['_GOODBYE']._serialized_start=1946
+  _globals['_GOODBYE']._serialized_end=1971
+  _globals['_FROMAGENT']._serialized_start=1974
+  _globals['_FROMAGENT']._serialized_end=2138
+  _globals['_TOAGENT']._serialized_start=2141
+  _globals['_TOAGENT']._serialized_end=2370
+  _globals['_TOAGENTBATCH']._serialized_start=2372
+  _globals['_TOAGENTBATCH']._serialized_end=2431
+  _globals['_DOWNLOADREQUEST']._serialized_start=2433
+  _globals['_DOWNLOADREQUEST']._serialized_end=2482
+  _globals['_UPLOADREQUEST']._serialized_start=2484
+  _globals['_UPLOADREQUEST']._serialized_end=2545
+  _globals['_UPLOADREPLY']._serialized_start=2547
+  _globals['_UPLOADREPLY']._serialized_end=2578
+  _globals['_FLEET']._serialized_start=2581
+  _globals['_FLEET']._serialized_end=2821
 # @@protoc_insertion_point(module_scope)

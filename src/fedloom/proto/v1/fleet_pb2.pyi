@@ -228,9 +228,15 @@ class Group(_message.Message):
     ACCUMULATOR_FIELD_NUMBER: _builtins.int
     RULE_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
+    MEASURE_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
+    COLLECTS_FIELD_NUMBER: _builtins.int
     knobs_json: _builtins.str
     accumulator: _builtins.str
     rule: _builtins.str
+    measure: _builtins.str
+    hold: _builtins.bool
+    collects: _builtins.int
     @_builtins.property
     def key(self) -> Global___GroupKey: ...
     @_builtins.property
@@ -249,12 +255,17 @@ class Group(_message.Message):
         accumulator: _builtins.str = ...,
         rule: _builtins.str = ...,
         states: _abc.Mapping[_builtins.int, Global___Payload] | None = ...,
+        measure: _builtins.str = ...,
+        hold: _builtins.bool = ...,
+        collects: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_collects", b"_collects", "collects", b"collects", "key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accumulator", b"accumulator", "inputs", b"inputs", "jobs", b"jobs", "key", b"key", "knobs_json", b"knobs_json", "rule", b"rule", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_collects", b"_collects", "accumulator", b"accumulator", "collects", b"collects", "hold", b"hold", "inputs", b"inputs", "jobs", b"jobs", "key", b"key", "knobs_json", b"knobs_json", "measure", b"measure", "rule", b"rule", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__collects: _TypeAlias = _typing.Literal["collects"]  # noqa: Y015
+    _WhichOneofArgType__collects: _TypeAlias = _typing.Literal["_collects", b"_collects"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__collects) -> _WhichOneofReturnType__collects | None: ...
 
 Global___Group: _TypeAlias = Group  # noqa: Y015
 
@@ -296,6 +307,7 @@ class Report(_message.Message):
     BYTES_UP_FIELD_NUMBER: _builtins.int
     PARAMS_DOWN_FIELD_NUMBER: _builtins.int
     PARAMS_UP_FIELD_NUMBER: _builtins.int
+    NUM_TRAINED_FIELD_NUMBER: _builtins.int
     client: _builtins.int
     num_examples: _builtins.int
     seconds: _builtins.float
@@ -304,6 +316,7 @@ class Report(_message.Message):
     bytes_up: _builtins.int
     params_down: _builtins.int
     params_up: _builtins.int
+    num_trained: _builtins.int
     @_builtins.property
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___Metric]: ...
     def __init__(
@@ -318,10 +331,11 @@ class Report(_message.Message):
         bytes_up: _builtins.int = ...,
         params_down: _builtins.int = ...,
         params_up: _builtins.int = ...,
+        num_trained: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "client", b"client", "info_json", b"info_json", "metrics", b"metrics", "num_examples", b"num_examples", "params_down", b"params_down", "params_up", b"params_up", "seconds", b"seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "client", b"client", "info_json", b"info_json", "metrics", b"metrics", "num_examples", b"num_examples", "num_trained", b"num_trained", "params_down", b"params_down", "params_up", b"params_up", "seconds", b"seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,198 @@
+"""One job of one client: which of the workload's methods does it, with which randomness, and where its result goes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from fedloom.client.held import HeldUpdates, own
+from fedloom.core import registry
+from fedloom.core.config import Experiment
+from fedloom.core.errors import BadUpdate, UnsupportedFeature
+from fedloom.core.messages import Group, PayloadRef
+from fedloom.core.protocols import LocalRule, Measure, Shard, Workload
+from fedloom.core.records import MODEL, Info, Job, Record, Update
+from fedloom.core.seeds import generator
+
+COLLECT = "collect"
+"""Kind of a job that hands over the update a client trained earlier in the round."""
+
+
+@dataclass
+class Stage:
+    """What a client is at, for its failure."""
+
+    name: str = "load"
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A finished job."""
+
+    update: Update
+    read: bool = True
+    """Whether the client read the job's inputs."""
+    trained: bool = False
+    """Whether the client trained to do the job."""
+    measured: int = 0
+    """Floats in `update.info` that a measure put there."""
+
+
+class JobRunner:
+    """Does jobs with one workload after another; keeps the updates that wait to be collected.
+
+    Args:
+        fetch: gets the record behind a reference.
+    """
+
+    def __init__(self, fetch: Callable[[PayloadRef], Record]) -> None:
+        self._fetch = fetch
+        self._held = HeldUpdates()
+
+    def do(
+        self,
+        experiment: Experiment,
+        workload: Workload,
+        group: Group,
+        job: Job,
+        inputs: Callable[[], Mapping[str, Record]],
+        stage: Stage,
+    ) -> Done:
+        """One job, from its inputs to the update as it leaves the client."""
+        rng = generator(experiment.seed, job.kind, job.round, group.key.exchange, job.client)
+        match job.kind:
+            case "init":
+                stage.name = "init"
+                model = workload.init(rng)
+                described = dataclasses.asdict(workload.describe())
+                return Done(
+                    Update(num_examples=0, groups=model.groups, info={"workload": described, "model": model.info})
+                )
+            case "held_out":
+                return Done(self._evaluate_held_out(workload, job, inputs, stage), read=False)
+            case "collect":
+                return self._collect(experiment, workload, group, job, inputs, stage)
+            case _:
+                return self._client_work(experiment, workload, group, job, inputs, stage, rng)
+
+    def _evaluate_held_out(
+        self, workload: Workload, job: Job, inputs: Callable[[], Mapping[str, Record]], stage: Stage
+    ) -> Update:
+        stage.name = "inputs"
+        model = inputs()[MODEL]
+        stage.name = "evaluate"
+        held_out = workload.held_out(job.client, int(job.knobs["parts"]))
+        if held_out is None:
+            return Update(num_examples=0)
+        return Update(num_examples=held_out.num_examples, metrics=workload.evaluate(model, held_out))
+
+    def _collect(
+        self,
+        experiment: Experiment,
+        workload: Workload,
+        group: Group,
+        job: Job,
+        inputs: Callable[[], Mapping[str, Record]],
+        stage: Stage,
+    ) -> Done:
+        """Hand a held update over; where it was lost with its process, train it again: same job, same bits."""
+        stage.name = COLLECT
+        held = self._held.take(group.key.run_id, job.round, job.client)
+        if held is not None:
+            return Done(held, read=False)
+        rng = generator(experiment.seed, "train", job.round, group.collects or 0, job.client)
+        again = replace(group, hold=False, measure=None)
+        return self._client_work(experiment, workload, again, replace(job, kind="train"), inputs, stage, rng)
+
+    def _client_work(
+        self,
+        experiment: Experiment,
+        workload: Workload,
+        group: Group,
+        job: Job,
+        inputs: Callable[[], Mapping[str, Record]],
+        stage: Stage,
+        rng: np.random.Generator,
+    ) -> Done:
+        rule = _rule(group.rule)
+        act: Callable[..., Update] | None = getattr(workload, "act", None)
+        stage.name = "inputs"
+        records = inputs()
+        if act is not None:
+            stage.name = job.kind
+            ref = group.states.get(job.client)
+            update = act(job, records, self._fetch(ref) if ref is not None else None, rng)
+        else:
+            stage.name = "shard"
+            shard = workload.shard(job.client)
+            stage.name = job.kind
+            update = self._train_or_evaluate(experiment, workload, job, records, shard, rule, rng)
+        stage.name = "outgoing"
+        if rule is not None:
+            update = rule.outgoing(update, job.knobs)
+        if group.measure is None and not group.hold:
+            return Done(update, trained=job.kind.split(".")[0] == "train")
+        if act is not None:
+            raise UnsupportedFeature(
+                f"workload {experiment.workload.name!r} does its clients' work itself, so a selection that measures "
+                "trained candidates cannot look into it; choose another selection"
+            )
+        stage.name = "measure"
+        update = own(update)  # measuring uses the workload, whose buffers the update's arrays may be
+        measured = self._measure(experiment, workload, group, job, records[MODEL], update, shard)
+        if group.hold:
+            self._held.put(group.key.run_id, job.round, job.client, update)
+            update = replace(update, groups={}, state=None)
+        return Done(replace(update, info={**update.info, **measured}), trained=True, measured=_count(measured))
+
+    def _train_or_evaluate(
+        self,
+        experiment: Experiment,
+        workload: Workload,
+        job: Job,
+        inputs: Mapping[str, Record],
+        shard: Shard,
+        rule: LocalRule | None,
+        rng: np.random.Generator,
+    ) -> Update:
+        if job.kind == "train":
+            return workload.train(job, inputs, shard, rule, rng)
+        if job.kind == "evaluate":
+            return Update(num_examples=shard.num_examples, metrics=workload.evaluate(inputs[MODEL], shard))
+        raise BadUpdate(f"workload {experiment.workload.name!r} has no action {job.kind!r}; it can train and evaluate")
+
+    def _measure(
+        self,
+        experiment: Experiment,
+        workload: Workload,
+        group: Group,
+        job: Job,
+        model: Record,
+        update: Update,
+        shard: Shard,
+    ) -> Info:
+        if group.measure is None:
+            return {}
+        measure: Measure = registry.part("selection", group.measure, "measure").build_measure()
+        rng = generator(experiment.seed, "measure", job.round, job.client)
+        return measure(workload, model, update, shard, rng, job.knobs)
+
+
+def _rule(name: str | None) -> LocalRule | None:
+    if name is None:
+        return None
+    rule: LocalRule = registry.part("strategies", name, "rule").build_rule()
+    return rule
+
+
+def _count(value: Any) -> int:
+    """Floats in a measure's JSON."""
+    if isinstance(value, Mapping):
+        return sum(_count(inner) for inner in value.values())
+    if isinstance(value, list | tuple):
+        return sum(_count(inner) for inner in value)
+    return int(isinstance(value, int | float) and not isinstance(value, bool))

@@ -1,0 +1,1 @@
+"""Clients with more examples are asked more often."""

@@ -1,0 +1,9 @@
+"""Settings of selection by data size: none."""
+
+from fedloom.core.config import PluginSettings
+
+
+class Config(PluginSettings):
+    """Selection proportional to the number of examples, without replacement."""
+
+    name: str = "data_size"

@@ -1,0 +1,51 @@
+"""Selection proportional to the number of examples, without replacement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedloom.core.protocols import Probe, Roster
+from fedloom.core.records import ClientReport
+from fedloom.selection._choosing.candidates import draw_by_examples, known_sizes
+from fedloom.selection.data_size.config import Config
+from fedloom.selection.uniform.selection import Nothing
+
+
+class DataSize:
+    """Draw m clients one after the other, each time with probability n_k / sum of n over those left.
+
+    The sampling of many federated papers (Li et al. 2020, FedProx, Algorithm 1: p_k = n_k / n), here without
+    replacement. With weights n_k in the mean as well, large clients count twice; `round.weighting = "uniform"` goes
+    with this selection. Costs O(N): its definition reads all sizes.
+    """
+
+    State = Nothing
+
+    def init(self, roster: Roster) -> Nothing:
+        known_sizes(roster, "data_size")
+        return Nothing()
+
+    def probe(self, state: Nothing, roster: Roster, size: int, rng: np.random.Generator) -> Probe | None:
+        return None
+
+    def choose(
+        self,
+        state: Nothing,
+        roster: Roster,
+        size: int,
+        rng: np.random.Generator,
+        reports: Sequence[ClientReport] = (),
+    ) -> tuple[int, ...]:
+        return draw_by_examples(roster, size, rng, "data_size")
+
+    def observe(
+        self, state: Nothing, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()
+    ) -> Nothing:
+        return state
+
+
+def build_selection(config: Config) -> DataSize:
+    """The selection a `Config` describes."""
+    return DataSize()

@@ -1,0 +1,48 @@
+"""Checkpoints written behind the next round's work."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+
+from fedloom.server.run_store import Checkpoint, RunStore
+
+
+class Saver:
+    """Writes checkpoints in a thread of its own, one at a time.
+
+    A crash before the write is done costs one more round on resume and no bit of the result: rounds are functions of
+    the state before them.
+    """
+
+    def __init__(self, store: RunStore, keep: int) -> None:
+        self._store, self._keep = store, keep
+        self._rounds: deque[int] = deque(maxlen=keep)
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Begin to write; `wait` must have been called since the last one."""
+        self._thread = threading.Thread(target=self._write, args=(checkpoint,), name="fedloom-saver")
+        self._thread.start()
+
+    def wait(self) -> float:
+        """Wait for the write in progress; returns the seconds that took, and raises what went wrong in it."""
+        begin = time.perf_counter()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        return time.perf_counter() - begin
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        try:
+            self._store.save_checkpoint(checkpoint, self._keep)
+            self._rounds.append(checkpoint.round)
+            if len(self._rounds) == self._keep:  # the oldest checkpoint kept may be the one to go on from
+                self._store.prune_clients(self._rounds[0])
+        except BaseException as exc:
+            self._error = exc

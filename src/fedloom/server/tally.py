@@ -1,0 +1,103 @@
+"""What the exchanges of one round add up to, and the round's record made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedloom.core.history import Failure, NodeShare, RoundRecord, Timing, Traffic
+from fedloom.core.records import ClientReport, Exchange, Metrics, RoundContext, add_metrics, metric_values
+from fedloom.server.exchange import Collected, as_line
+from fedloom.server.nodes import Node
+
+
+@dataclass
+class Tally:
+    """Sums over a round."""
+
+    folded: list[ClientReport] = field(default_factory=list)
+    """Reports of the answers that were folded."""
+    probed: list[ClientReport] = field(default_factory=list)
+    """Reports of candidates, whose updates (if they trained) stayed where they were."""
+    failures: list[Failure] = field(default_factory=list)
+    waiting_s: float = 0.0
+    aggregation_s: float = 0.0
+    duplicates: int = 0
+    reassigned: int = 0
+
+    def add(self, collected: Collected, exchange: Exchange, *, probe: bool = False) -> None:
+        """Count an exchange."""
+        (self.probed if probe or exchange.hold else self.folded).extend(collected.reports)
+        self.failures += [as_line(failure) for failure in collected.failures]
+        self.waiting_s += collected.waiting_s
+        self.aggregation_s += collected.aggregation_s
+        self.duplicates += collected.duplicates
+        self.reassigned += collected.reassigned
+
+    def trained(self) -> Sequence[ClientReport]:
+        """One report for each client that trained: the candidates' where they did, else those of the cohort."""
+        return [report for report in self.probed if report.num_trained] or self.folded
+
+    def record(
+        self,
+        context: RoundContext,
+        shares: Mapping[str, NodeShare],
+        evaluation: dict[str, float] | None,
+        timing: Timing,
+        stale: int,
+        info: Mapping[str, Any],
+    ) -> RoundRecord:
+        """The line for `rounds.jsonl`."""
+        reports = [*self.probed, *self.folded]
+        seconds: dict[str, float] = {}
+        for report in reports:
+            seconds[str(report.client)] = seconds.get(str(report.client), 0.0) + report.seconds
+        return RoundRecord(
+            round=context.round,
+            cohort=list(context.cohort),
+            candidates=[report.client for report in self.probed],
+            probe={str(report.client): dict(report.info) for report in self.probed if report.info},
+            num_examples=sum(report.num_examples for report in self.folded),
+            local_trainings=sum(report.num_trained for report in reports),
+            metrics=metric_values(sum_metrics(self.folded)),
+            evaluation=evaluation,
+            traffic=Traffic(
+                bytes_down=sum(report.bytes_down for report in reports),
+                bytes_up=sum(report.bytes_up for report in reports),
+                params_down=sum(report.params_down for report in reports),
+                params_up=sum(report.params_up for report in reports),
+                wire_bytes_down=sum(share.wire_bytes_down for share in shares.values()),
+                wire_bytes_up=sum(share.wire_bytes_up for share in shares.values()),
+            ),
+            timing=timing.model_copy(update={"training_s": sum(report.seconds for report in reports)}),
+            client_seconds=seconds,
+            failures=self.failures,
+            stale=stale,
+            duplicates=self.duplicates,
+            reassigned=self.reassigned,
+            nodes=dict(shares),
+            info=dict(info),
+        )
+
+
+def sum_metrics(reports: Sequence[ClientReport]) -> Metrics:
+    """All reports' metrics as one set."""
+    total: Metrics = {}
+    for report in reports:
+        total = add_metrics(total, report.metrics)
+    return total
+
+
+def shares(nodes: Mapping[str, Node], before: Mapping[str, NodeShare] | None = None) -> dict[str, NodeShare]:
+    """What each node has done, or has done since `before`; nodes that did nothing are left out."""
+    found = {}
+    for name, node in nodes.items():
+        now = NodeShare(
+            jobs=node.groups_done, busy_s=node.busy_s, wire_bytes_down=node.bytes_down, wire_bytes_up=node.bytes_up
+        )
+        earlier = (before or {}).get(name, NodeShare())
+        values = {key: value - getattr(earlier, key) for key, value in now.model_dump().items()}
+        if any(values.values()):
+            found[name] = NodeShare(**values)
+    return found

@@ -1,0 +1,1 @@
+"""Spiking networks: neurons, encoders, layers, losses, energy, and whole groups of clients as one program (torch)."""

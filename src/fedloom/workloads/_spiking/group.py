@@ -1,0 +1,164 @@
+"""Training a whole group of clients as one program; the arithmetic of the plain loop, client by client, but batched.
+
+G clients, A of them still at work, T time steps, b examples in a padded minibatch. What does not belong to a client
+has weight 0: rows that pad its minibatch, and steps after its last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedloom.core.records import MODEL, Array, Arrays, Mean, Update
+from fedloom.workloads._spiking.encoders import Encoder
+from fedloom.workloads._spiking.losses import Loss
+from fedloom.workloads._spiking.neurons import Dynamics
+from fedloom.workloads._spiking.stacked import stacked_spikes
+from fedloom.workloads._torch.arrays import as_array, as_tensor
+from fedloom.workloads._torch.optimizers import make_optimizer
+from fedloom.workloads._torch.scope import exact
+from fedloom.workloads._torch.settings import TrainingSettings
+
+
+@dataclass(frozen=True, slots=True)
+class _Client:
+    """One client's work, drawn from its own generator as the plain loop draws it."""
+
+    place: int
+    """Place in the group as it was given."""
+    batches: list[Array]
+    """Row numbers of each step."""
+    noise: torch.Generator
+    num_examples: int
+
+    @classmethod
+    def draw(cls, place: int, rows: Array, settings: TrainingSettings, rng: np.random.Generator, device: str) -> _Client:
+        noise = torch.Generator(device).manual_seed(int(rng.integers(2**63)))
+        batches: list[Array] = []
+        for _ in range(settings.epochs):
+            order = rows[rng.permutation(len(rows))]
+            batches += np.split(order, range(settings.batch_size, len(order), settings.batch_size))
+        return cls(place, batches[: settings.max_steps], noise, len(rows))
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Sums over one client's steps."""
+
+    losses: list[float] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    spikes: list[float] = field(default_factory=list)
+    """Spikes of each layer, divided by steps and neurons."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupTrainer:
+    """Trains groups of clients of a spiking MLP. Holds settings and data, nothing that changes."""
+
+    settings: TrainingSettings
+    dynamics: Dynamics
+    encoder: Encoder
+    loss: Loss
+    time_steps: int
+    images: Tensor
+    """Training set, (n, c, h, w), float32, on the device of the work."""
+    labels: Tensor
+    """Its classes, (n,), int64."""
+    largest: int
+    """Examples of the largest client of the federation: no minibatch is padded beyond, and none depends on the group."""
+
+    def train(self, arrays: Arrays, rows: Sequence[Array], rngs: Sequence[np.random.Generator]) -> list[Update]:
+        """Train every client from the same global model.
+
+        Args:
+            arrays: weights (out, in) and biases (out,) of each layer in turn, float32.
+            rows: each client's row numbers, shape (n_k,), int64, n_k >= 1.
+            rngs: each client's own randomness, used as the plain loop uses it.
+
+        Returns:
+            An update for each client, in order: trained arrays, mean training loss, mean firing rates.
+        """
+        device = self.images.device
+        drawn = [
+            _Client.draw(place, mine, self.settings, rng, device.type)
+            for place, (mine, rng) in enumerate(zip(rows, rngs, strict=True))
+        ]
+        clients = sorted(drawn, key=lambda client: -len(client.batches))  # those still at work are always the first
+        tallies = [_Tally() for _ in clients]
+        updates: list[Update | None] = [None] * len(clients)
+        with exact(device):
+            stack = [as_tensor(array).to(device).expand(len(clients), *array.shape).clone() for array in arrays.values()]
+            optimizer = make_optimizer(stack, self.settings)
+            optimizer.reset()
+            active = len(clients)
+            for step in range(len(clients[0].batches)):
+                optimizer.step(self._gradients(stack, clients[:active], tallies, step))
+                while active and len(clients[active - 1].batches) == step + 1:
+                    active -= 1
+                    client = clients[active]
+                    updates[client.place] = self._update(arrays, stack, active, client, tallies[active])
+        return [update for update in updates if update is not None]
+
+    def _gradients(self, stack: list[Tensor], clients: list[_Client], tallies: list[_Tally], step: int) -> list[Tensor]:
+        """Gradients of one step, zero for clients that are done; the tallies take the step in."""
+        active = len(clients)
+        size = min(self.settings.batch_size, self.largest)
+        batches = [client.batches[step] for client in clients]
+        counts = np.array([len(batch) for batch in batches])
+        rows = np.stack([np.pad(batch, (0, size - len(batch)), mode="edge") for batch in batches])
+        mask = torch.from_numpy(np.arange(size) < counts[:, None]).to(stack[0])  # (A, b)
+        index = torch.from_numpy(rows).to(self.images.device).view(-1)
+        leaves = [tensor[:active].detach().requires_grad_() for tensor in stack]
+        spikes = stacked_spikes(leaves, self._inputs(index, clients, counts, size), self.time_steps, self.dynamics)
+        outputs = spikes[-1].transpose(0, 1).flatten(1, 2)  # (T, A b, C)
+        losses = self.loss(outputs, self.labels.index_select(0, index)).view(active, size)
+        means = (losses * mask).sum(1) / mask.sum(1)
+        gradients = [gradient.contiguous() for gradient in torch.autograd.grad(means.sum(), leaves)]
+        with torch.no_grad():
+            rates = [(s.sum((1, 3)) * mask).sum(1) / (s.shape[1] * s.shape[3]) for s in spikes]
+        told = torch.stack([means.detach(), *rates], 1).double().cpu().tolist()
+        for tally, count, (loss, *rate) in zip(tallies, counts.tolist(), told, strict=False):
+            tally.losses.append(loss)
+            tally.counts.append(count)
+            tally.spikes = [before + now for before, now in zip(tally.spikes or [0.0] * len(rate), rate, strict=True)]
+        if self.settings.clip_norm is not None:
+            _clip_each(gradients, self.settings.clip_norm)
+        idle = len(stack[0]) - active
+        return [torch.cat([g, g.new_zeros(idle, *g.shape[1:])]) for g in gradients] if idle else gradients
+
+    def _inputs(self, index: Tensor, clients: list[_Client], counts: Array, size: int) -> Tensor:
+        """The encoded minibatches, (A, T or 1, b, pixels)."""
+        noise: Tensor | None = None
+        if self.encoder.noisy:
+            shape = self.encoder.noise_shape
+            noise = self.images.new_zeros(len(clients), size, *shape)
+            for mine, client, count in zip(noise, clients, counts.tolist(), strict=True):
+                mine[:count] = torch.rand(count, *shape, generator=client.noise, device=noise.device)
+            noise = noise.flatten(0, 1)
+        encoded = self.encoder(self.images.index_select(0, index), noise)
+        return encoded.flatten(2).unflatten(1, (len(clients), size)).transpose(0, 1)
+
+    def _update(self, arrays: Arrays, stack: list[Tensor], at: int, client: _Client, tally: _Tally) -> Update:
+        """What the client at this place of the stack returns; its arrays are its own."""
+        total = float(sum(tally.counts))
+        loss = float(np.array(tally.losses) @ np.array(tally.counts, np.float64))
+        names = [name.removesuffix(".synapses.weight") for name in arrays if name.endswith(".weight")]
+        rates = {f"rate/{name}": Mean(spikes, total) for name, spikes in zip(names, tally.spikes, strict=True)}
+        trained = {name: as_array(tensor[at].cpu().clone()) for name, tensor in zip(arrays, stack, strict=True)}
+        return Update(
+            num_examples=client.num_examples,
+            groups={MODEL: trained},
+            metrics={"loss": Mean(loss, total), **rates},
+        )
+
+
+def _clip_each(gradients: list[Tensor], limit: float) -> None:
+    """`optimizers.clip_by_norm` for each client by itself."""
+    norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients]).square().sum(0).sqrt()
+    scale = torch.clamp(limit / (norms + 1e-6), max=1.0)
+    for gradient in gradients:
+        gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))

@@ -1,0 +1,504 @@
+"""Strangers on the wire: every method gets frames that are cut, too big, out of order, repeated or random.
+
+Each gets a status of the catalogue, nothing changes, and a real agent is served afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from fleet_support import TOKEN, a_sum, agents, exchange, odd_records, planned, quick_server, run_spec, until
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fedloom.client.control import ControlClient
+from fedloom.client.grpc_channel import GrpcChannel
+from fedloom.core import frames
+from fedloom.core.config import Experiment
+from fedloom.core.errors import FedloomError, NotFound, Unauthenticated, UsageError
+from fedloom.core.history import RunSummary
+from fedloom.core.messages import Hello, PayloadRef
+from fedloom.core.records import Record
+from fedloom.proto.v1 import control_pb2 as control_pb
+from fedloom.proto.v1 import fleet_pb2 as pb
+from fedloom.server.app import Server
+from fedloom.server.run_queue import RunQueue
+from fedloom.server.service import MAX_MESSAGE_BYTES
+
+Make = Callable[..., Experiment]
+FLEET, CONTROL = "/fedloom.proto.v1.Fleet/", "/fedloom.proto.v1.Control/"
+MIB = 1 << 20
+
+
+@dataclass
+class Stranger:
+    """Calls with raw bytes."""
+
+    server: Server
+    channel: grpc.Channel
+
+    def metadata(self, node: str = "n", session: str = "s", token: str = TOKEN) -> tuple[tuple[str, str], ...]:
+        return (("fedloom-token", token), ("fedloom-node", node), ("fedloom-session", session))
+
+    def unary(self, path: str, request: bytes, **who: str) -> bytes:
+        return bytes(self.channel.unary_unary(path)(request, metadata=self.metadata(**who), timeout=10))
+
+    def register(self, node: str = "n", session: str = "s", protocol: int = 1) -> None:
+        request = pb.RegisterRequest(protocol=protocol, node=node, session=session)
+        self.unary(FLEET + "Register", request.SerializeToString())
+
+    def upload(self, *chunks: bytes, **who: str) -> int:
+        reply = self.channel.stream_unary(FLEET + "Upload")(iter(chunks), metadata=self.metadata(**who), timeout=10)
+        return pb.UploadReply.FromString(reply).received
+
+    def download(self, request: bytes, **who: str) -> bytes:
+        call = self.channel.unary_stream(FLEET + "Download")(request, metadata=self.metadata(**who), timeout=10)
+        return b"".join(call)
+
+    def work(self, *messages: bytes, **who: str) -> list[pb.ToAgent]:
+        """Send messages on a fresh stream and read until the server ends it."""
+        call = self.channel.stream_stream(FLEET + "Work")(
+            _then_wait(messages), metadata=self.metadata(**who), timeout=10
+        )
+        return [message for reply in call for message in pb.ToAgentBatch.FromString(reply).messages]
+
+
+def _then_wait(messages: tuple[bytes, ...]) -> Iterator[bytes]:
+    yield from messages
+    threading.Event().wait(10)
+
+
+def head(data: bytes, size: int | None = None, offset: int = 0, sha256: str | None = None) -> bytes:
+    digest = sha256 if sha256 is not None else hashlib.sha256(data).hexdigest()
+    size = len(data) if size is None else size
+    return pb.UploadRequest(sha256=digest, size=size, offset=offset).SerializeToString()
+
+
+@contextlib.contextmanager
+def refused(status: str, text: str = "") -> Iterator[None]:
+    with pytest.raises(grpc.RpcError) as caught:
+        yield
+    assert caught.value.code().name == status, (caught.value.code(), caught.value.details())
+    assert text in caught.value.details()
+    assert "Traceback" not in caught.value.details()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, RunQueue, str]]:
+    def never(store: Any, emit: Any, stop: threading.Event) -> RunSummary:
+        raise AssertionError("no run is started here")
+
+    with quick_server(shared_memory=True, grace_s=0.1) as server:
+        with contextlib.closing(RunQueue(tmp_path_factory.mktemp("state"), never)) as runs:
+            yield server, runs, f"127.0.0.1:{server.listen(token=TOKEN, runs=runs)}"
+
+
+@pytest.fixture
+def stranger(served: tuple[Server, RunQueue, str]) -> Iterator[Stranger]:
+    server, runs, address = served
+    options = (("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1))
+    with grpc.insecure_channel(address, options=options) as channel:
+        yield Stranger(server, channel)
+    for node in server.coordinator.nodes():
+        server.coordinator.leave(node, "", "the test is over")
+    assert not server.payloads._uploads
+    assert runs.rows() == [], "no run came into being"
+    _still_serves(server, address)
+
+
+def _still_serves(server: Server, address: str) -> None:
+    """A real agent does a real group."""
+    with agents(address, ["honest"]):
+        with exchange(server.coordinator, planned(1.0), run=run_spec("after"), inputs={"model": _model()}) as opened:
+            answer = opened.answers.get(timeout=20)
+            assert answer.result.reports[0].client == 0, answer
+    server.coordinator.leave("honest", "", "done")
+
+
+def _model() -> Record:
+    return Record({"model": {"w": np.zeros(5, np.float32), "b": np.zeros((), np.float32)}})
+
+
+class TestWhoCalls:
+    @pytest.mark.parametrize("token", ["", "wrong", TOKEN + "x", TOKEN[:-1]])
+    @pytest.mark.parametrize(
+        "path", [FLEET + "Register", FLEET + "UploadOffset", *(CONTROL + m for m in ("Submit", "ListRuns", "Stop", "ListNodes"))]
+    )
+    def test_without_the_token_nothing_is_told(self, stranger: Stranger, path: str, token: str) -> None:
+        with refused("UNAUTHENTICATED", "give the agent this server's token"):
+            stranger.unary(path, b"", token=token)
+
+    def test_nor_on_streams(self, stranger: Stranger) -> None:
+        stranger.register()
+        with refused("UNAUTHENTICATED"):
+            stranger.work(token="wrong")
+        with refused("UNAUTHENTICATED"):
+            stranger.download(b"", token="wrong")
+        with refused("UNAUTHENTICATED"):
+            stranger.upload(head(b"x"), b"x", token="wrong")
+        with refused("UNAUTHENTICATED"):
+            list(stranger.channel.unary_stream(CONTROL + "Watch")(b"", metadata=stranger.metadata(token="no"), timeout=10))
+
+    def test_our_own_clients_say_so_too(self, served: tuple[Server, RunQueue, str]) -> None:
+        channel = GrpcChannel(served[2], "wrong")
+        with pytest.raises(Unauthenticated):
+            channel.open(Hello(node="n", session="s"))
+        channel.close()
+        with ControlClient(served[2], "wrong") as control:
+            for call in (control.runs, control.nodes, lambda: control.stop("r"), lambda: list(control.watch("r"))):
+                with pytest.raises(Unauthenticated):
+                    call()
+
+    @pytest.mark.parametrize("protocol", [0, 2, 4_000_000_000])
+    def test_another_protocol_is_refused(self, stranger: Stranger, protocol: int) -> None:
+        with refused("INVALID_ARGUMENT", "install the same fedloom version on both"):
+            stranger.register(node="old", protocol=protocol)
+        assert "old" not in stranger.server.coordinator.nodes()
+
+    def test_calls_before_registering_are_refused(self, stranger: Stranger) -> None:
+        with refused("NOT_FOUND", "register first"):
+            stranger.work(node="unknown")
+        with refused("NOT_FOUND", "register first"):
+            stranger.download(b"", node="unknown")
+        with refused("NOT_FOUND", "register first"):
+            stranger.upload(head(b"x"), b"x", node="unknown")
+        with refused("INVALID_ARGUMENT", "register first"):
+            stranger.unary(FLEET + "UploadOffset", b"", node="", session="")
+
+    def test_an_old_session_is_refused_when_a_new_one_is_there(self, stranger: Stranger) -> None:
+        stranger.register(session="old")
+        stranger.register(session="new")
+        with refused("NOT_FOUND"):
+            stranger.work(session="old")
+
+    @pytest.mark.parametrize("method", ["Nothing", "register"])
+    def test_unknown_methods(self, stranger: Stranger, method: str) -> None:
+        with refused("UNIMPLEMENTED"):
+            stranger.unary(FLEET + method, b"")
+
+
+class TestBytes:
+    GARBAGE = (b"\xff" * 50, b"\x0a\xff\xff\xff\xff\x0f", os.urandom(1000), b"\x00")
+
+    @pytest.mark.parametrize("data", GARBAGE, ids=range(4))
+    @pytest.mark.parametrize(
+        "path",
+        [FLEET + "Register", FLEET + "UploadOffset", *(CONTROL + m for m in ("Submit", "ListRuns", "Stop", "ListNodes"))],
+    )
+    def test_garbage_in_unary_calls(self, stranger: Stranger, path: str, data: bytes) -> None:
+        stranger.register()
+        # Where gRPC itself cannot parse the request it answers INTERNAL; never is it a traceback of ours.
+        with pytest.raises(grpc.RpcError) as caught:
+            stranger.unary(path, data)
+        assert caught.value.code().name in ("INTERNAL", "INVALID_ARGUMENT", "NOT_FOUND")
+        assert "deserializ" in caught.value.details() or caught.value.code().name != "INTERNAL"
+
+    @pytest.mark.parametrize("data", GARBAGE, ids=range(4))
+    def test_garbage_in_streams(self, stranger: Stranger, data: bytes) -> None:
+        stranger.register()
+        with contextlib.suppress(grpc.RpcError):
+            assert stranger.work(data) == []
+        for call in (stranger.download, stranger.upload):
+            with pytest.raises(grpc.RpcError) as caught:
+                call(data)
+            assert caught.value.code().name in ("INTERNAL", "INVALID_ARGUMENT", "NOT_FOUND")
+
+    def test_too_big_messages_are_refused_everywhere(self, stranger: Stranger) -> None:
+        stranger.register()
+        big = bytes(MAX_MESSAGE_BYTES + 1)
+        with refused("RESOURCE_EXHAUSTED"):
+            stranger.unary(FLEET + "Register", big)
+        with refused("RESOURCE_EXHAUSTED"):
+            stranger.unary(CONTROL + "Submit", big)
+        with refused("RESOURCE_EXHAUSTED"):
+            stranger.work(big)
+        with refused("RESOURCE_EXHAUSTED"):
+            stranger.download(big)
+        with pytest.raises(grpc.RpcError) as caught:
+            stranger.upload(head(big), big)
+        assert caught.value.code().name in ("RESOURCE_EXHAUSTED", "UNAVAILABLE")
+
+    @pytest.mark.parametrize(
+        ("message", "text"),
+        [
+            (pb.FromAgent(), "is the agent newer than this server"),
+            (pb.FromAgent(result=pb.GroupResult()), "run_id"),
+            (pb.FromAgent(heartbeat=pb.Heartbeat(held=[pb.GroupKey(run_id="x" * 1000)])), "run_id"),
+        ],
+    )
+    def test_a_malformed_message_ends_the_stream_with_the_reason(
+        self, stranger: Stranger, message: pb.FromAgent, text: str
+    ) -> None:
+        stranger.register()
+        with refused("INVALID_ARGUMENT", text):
+            stranger.work(message.SerializeToString())
+        assert not stranger.server.coordinator.nodes()["n"].online
+
+    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(st.binary(max_size=300))
+    def test_any_bytes_on_the_work_stream(self, stranger: Stranger, data: bytes) -> None:
+        stranger.register(node="fuzz")
+        call = stranger.channel.stream_stream(FLEET + "Work")(
+            iter([data]), metadata=stranger.metadata(node="fuzz"), timeout=5
+        )
+        try:
+            list(call)
+        except grpc.RpcError as exc:
+            assert exc.code().name in ("INVALID_ARGUMENT", "INTERNAL", "UNKNOWN"), exc.details()
+
+
+class TestResults:
+    def send(self, stranger: Stranger, result: pb.GroupResult, node: str = "n") -> pb.Ack:
+        call = stranger.channel.stream_stream(FLEET + "Work")(
+            _then_wait((pb.FromAgent(result=result).SerializeToString(),)),
+            metadata=stranger.metadata(node=node),
+            timeout=10,
+        )
+        for reply in call:
+            for message in pb.ToAgentBatch.FromString(reply).messages:
+                if message.WhichOneof("body") == "ack":
+                    call.cancel()
+                    return message.ack
+        raise AssertionError("no answer")
+
+    def result(self, total: pb.Payload | None = None, client: int = 0, **key: Any) -> pb.GroupResult:
+        message = pb.GroupResult(
+            key=pb.GroupKey(**{"run_id": "run", "round": 1, **key}), reports=[pb.Report(client=client, num_examples=1)]
+        )
+        message.total.CopyFrom(total or inline(frames.encode(a_sum(0))))
+        return message
+
+    @pytest.mark.parametrize(
+        ("total", "text"),
+        [
+            (pb.Payload(size=3, inline=b"abc"), "truncated"),
+            (pb.Payload(size=9, shared="nonce"), "frame"),
+            (pb.Payload(size=9, shared="../../../etc/passwd"), "not there"),
+            (pb.Payload(size=9, shared=".owner"), "not there"),
+            (pb.Payload(size=9, shared="a\0b"), "not there"),
+            (pb.Payload(size=9, shared="x" * 5000), "not there"),
+            (pb.Payload(size=9, shared="owner"), "not there"),
+            (pb.Payload(size=9, sha256="0" * 64), "not complete here"),
+            (pb.Payload(size=9, sha256="../etc"), "not complete here"),
+            (pb.Payload(size=0), "not complete here"),
+        ],
+    )
+    def test_sums_that_are_none_are_rejected(self, stranger: Stranger, total: pb.Payload, text: str) -> None:
+        stranger.register()
+        with exchange(stranger.server.coordinator, planned(1.0)) as opened:
+            ack = self.send(stranger, self.result(total))
+            assert ack.status == "rejected" and text in ack.message
+            assert opened.answers.empty() and not opened.done
+
+    def test_a_sum_with_a_byte_more_is_rejected(self, stranger: Stranger) -> None:
+        stranger.register()
+        with exchange(stranger.server.coordinator, planned(1.0)):
+            ack = self.send(stranger, self.result(inline(bytes(frames.encode(a_sum(0))) + b"!")))
+            assert ack.status == "rejected" and "trailing" in ack.message
+
+    def test_results_for_a_foreign_run_are_stale_for_other_clients_rejected(self, stranger: Stranger) -> None:
+        stranger.register()
+        with exchange(stranger.server.coordinator, planned(1.0)) as opened:
+            assert self.send(stranger, self.result(run_id="foreign")).status == "stale"
+            assert self.send(stranger, self.result(round=9)).status == "stale"
+            assert self.send(stranger, self.result(index=77)).status == "rejected"
+            assert self.send(stranger, self.result(client=5)).status == "rejected"
+            assert opened.answers.empty() and not opened.done
+
+    def test_a_foreign_nodes_upload_is_not_there(self, stranger: Stranger) -> None:
+        data = bytes(frames.encode(a_sum(0)))
+        stranger.register("owner")
+        assert stranger.upload(head(data), data, node="owner") == len(data)
+        stranger.register("thief")
+        ref = pb.Payload(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+        with exchange(stranger.server.coordinator, planned(1.0)) as opened:
+            ack = self.send(stranger, self.result(ref), node="thief")
+            assert ack.status == "rejected" and "not complete here" in ack.message
+            assert self.send(stranger, self.result(ref), node="owner").status == "accepted"
+            assert opened.answers.get(timeout=5).node == "owner"
+            assert self.send(stranger, self.result(ref), node="owner").status == "duplicate"
+
+    def test_uploads_of_results_that_come_too_late_are_let_go(self, stranger: Stranger) -> None:
+        data = bytes(frames.encode(a_sum(0)))
+        stranger.register()
+        stranger.upload(head(data), data)
+        ref = pb.Payload(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+        assert self.send(stranger, self.result(ref, round=99)).status == "stale"
+        with pytest.raises(NotFound):
+            stranger.server.payloads.take("n", PayloadRef(size=len(data), sha256=ref.sha256))
+
+
+def inline(frame: bytes | bytearray) -> pb.Payload:
+    return pb.Payload(size=len(frame), inline=bytes(frame))
+
+
+class TestTransfers:
+    DATA = os.urandom(3 * MIB + 17)
+
+    def chunks(self, data: bytes = DATA, start: int = 0) -> Iterator[bytes]:
+        for at in range(start, len(data), MIB):
+            yield data[at : at + MIB]
+
+    def offset(self, stranger: Stranger, data: bytes = DATA) -> int:
+        return pb.UploadReply.FromString(stranger.unary(FLEET + "UploadOffset", head(data))).received
+
+    def test_an_upload_goes_on_where_a_broken_stream_left_off(self, stranger: Stranger) -> None:
+        stranger.register("up")
+        first = next(self.chunks())
+        broken: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        for message in (head(self.DATA), first):
+            broken.put(message)
+        call = stranger.channel.stream_unary(FLEET + "Upload").future(
+            iter(broken.get, None), metadata=stranger.metadata("up"), timeout=10
+        )
+        uploads, name = stranger.server.payloads._uploads, ("up", hashlib.sha256(self.DATA).hexdigest())
+        until(lambda: name in uploads and uploads[name].received == MIB)
+        call.cancel()
+        broken.put(None)
+        request = head(self.DATA)
+        assert pb.UploadReply.FromString(stranger.unary(FLEET + "UploadOffset", request, node="up")).received == MIB
+        done = stranger.upload(head(self.DATA, offset=MIB), *self.chunks(start=MIB), node="up")
+        assert done == len(self.DATA)
+        assert uploads[name].complete and bytes(uploads[name].data) == self.DATA
+
+    def test_another_digest_than_announced_is_refused_and_forgotten(self, stranger: Stranger) -> None:
+        stranger.register()
+        other = bytearray(self.DATA)
+        other[-1] ^= 1
+        with refused("INVALID_ARGUMENT", "do not have the digest announced"):
+            stranger.upload(head(self.DATA), *self.chunks(bytes(other)))
+        assert self.offset(stranger) == 0
+        assert stranger.upload(head(self.DATA), *self.chunks()) == len(self.DATA)
+
+    def test_more_bytes_than_announced_are_refused(self, stranger: Stranger) -> None:
+        stranger.register()
+        with refused("RESOURCE_EXHAUSTED", "end with the frame"):
+            stranger.upload(head(b"12345"), b"123456")
+
+    def test_a_chunk_over_a_mebibyte_is_refused(self, stranger: Stranger) -> None:
+        stranger.register()
+        with refused("RESOURCE_EXHAUSTED", f"at most {MIB} bytes"):
+            stranger.upload(head(self.DATA), self.DATA[: MIB + 1])
+
+    def test_an_empty_chunk_is_refused(self, stranger: Stranger) -> None:
+        stranger.register()
+        with refused("INVALID_ARGUMENT", "empty chunk"):
+            stranger.upload(head(b"abc"), b"")
+
+    def test_fewer_bytes_than_announced_leave_the_upload_open(self, stranger: Stranger) -> None:
+        stranger.register()
+        assert stranger.upload(head(b"abcdef"), b"abc") == 3
+        with refused("INVALID_ARGUMENT", "continues at byte 0, the server has 3"):
+            stranger.upload(head(b"abcdef"), b"abcdef")
+        assert stranger.upload(head(b"abcdef", offset=3), b"def") == 6
+        assert stranger.upload(head(b"abcdef", offset=6)) == 6, "sent again: it is there"
+
+    def test_chunks_out_of_order_have_another_digest(self, stranger: Stranger) -> None:
+        stranger.register()
+        one, two, *rest = self.chunks()
+        with refused("INVALID_ARGUMENT", "digest"):
+            stranger.upload(head(self.DATA), two, one, *rest)
+
+    def test_chunks_before_the_head_are_refused(self, stranger: Stranger) -> None:
+        stranger.register()
+        with refused("INVALID_ARGUMENT"):
+            stranger.upload(b"\xff" * 40, head(b"abc"), b"abc")
+        with refused("INVALID_ARGUMENT", "64 hexadecimal digits"):
+            stranger.upload()
+
+    def test_too_large_and_disagreeing_announcements(self, stranger: Stranger) -> None:
+        stranger.register()
+        with refused("RESOURCE_EXHAUSTED", "exceeds the limit"):
+            stranger.upload(head(b"abc", size=1 << 60))
+        stranger.upload(head(b"abc!"), b"a")
+        with refused("INVALID_ARGUMENT", "announced with 4 bytes before, with 5 now"):
+            stranger.upload(head(b"abc!", size=5), b"a")
+
+    @pytest.mark.parametrize("digest", ["", "abc", "Z" * 64, "../" * 21 + "x"])
+    def test_digests_that_are_none(self, stranger: Stranger, digest: str) -> None:
+        stranger.register()
+        with refused("INVALID_ARGUMENT", "64 hexadecimal digits"):
+            stranger.upload(head(b"abc", sha256=digest), b"abc")
+
+    def test_one_node_holds_one_unfinished_upload(self, stranger: Stranger) -> None:
+        stranger.register("greedy")
+        for index in range(5):
+            stranger.unary(FLEET + "UploadOffset", head(bytes([index]) * 10, size=MIB), node="greedy")
+        held = [key for key in stranger.server.payloads._uploads if key[0] == "greedy"]
+        assert len(held) == 1
+
+    def test_downloads_of_nothing_and_from_behind_the_end(self, stranger: Stranger) -> None:
+        stranger.register("remote")
+        with refused("NOT_FOUND", "its round may be over"):
+            stranger.download(pb.DownloadRequest(sha256="0" * 64).SerializeToString(), node="remote")
+        record = odd_records(3 * MIB)[0]
+        offer = stranger.server.payloads.offer(record)
+        ref = stranger.server.payloads.ref(offer, "remote")
+        whole = bytes(frames.encode(record))
+        for start in (0, 1, MIB, len(whole) - 1, len(whole)):
+            request = pb.DownloadRequest(sha256=ref.sha256, offset=start).SerializeToString()
+            assert stranger.download(request, node="remote") == whole[start:]
+        with refused("INVALID_ARGUMENT", "behind the end"):
+            request = pb.DownloadRequest(sha256=ref.sha256, offset=len(whole) + 1)
+            stranger.download(request.SerializeToString(), node="remote")
+        stranger.server.payloads.withdraw(offer)
+
+
+class TestControl:
+    @pytest.mark.parametrize(
+        ("text", "status", "words"),
+        [
+            ("", "INVALID_ARGUMENT", "not JSON"),
+            ("{", "INVALID_ARGUMENT", "not JSON"),
+            ("[" * 100_000, "INVALID_ARGUMENT", "not JSON"),
+            ("[1]", "INVALID_ARGUMENT", "expected the experiment as a JSON object, got a list"),
+            ("3", "INVALID_ARGUMENT", "got a int"),
+            ("{}", "INVALID_ARGUMENT", "rounds: required"),
+            ('{"rounds": 1, "strategy": "fedavgg", "workload": "flower"}', "NOT_FOUND", "did you mean 'fedavg'"),
+            ('{"rounds": 0, "strategy": "fedavg", "workload": "image_classification"}', "INVALID_ARGUMENT", "rounds"),
+            ('{"rounds": 1, "strategy": "fedavg", "workload": "image_classification", "x": 1}', "INVALID_ARGUMENT", "x: unknown"),
+        ],
+    )  # fmt: skip
+    def test_experiments_that_are_none(self, stranger: Stranger, text: str, status: str, words: str) -> None:
+        request = control_pb.SubmitRequest(experiment_json=text)
+        with refused(status, words):
+            stranger.unary(CONTROL + "Submit", request.SerializeToString())
+
+    def test_runs_that_do_not_exist(self, stranger: Stranger, served: tuple[Server, RunQueue, str]) -> None:
+        for run_id in ("", "../../etc", "nobody"):
+            with refused("NOT_FOUND", "no run"):
+                stranger.unary(CONTROL + "Stop", control_pb.StopRequest(run_id=run_id).SerializeToString())
+        with ControlClient(served[2], TOKEN) as control, pytest.raises(NotFound, match="no run 'nobody'"):
+            list(control.watch("nobody"))
+
+
+def test_what_is_not_ours_is_told_in_a_neutral_sentence(
+    served: tuple[Server, RunQueue, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, _, address = served
+
+    def broken(*args: object) -> None:
+        raise ZeroDivisionError("secret path /home/alice")
+
+    monkeypatch.setattr(server.coordinator, "rows", broken)
+    with ControlClient(address, TOKEN) as control, pytest.raises(FedloomError) as caught:
+        control.nodes()
+    assert "alice" not in str(caught.value) and str(FedloomError.public) in str(caught.value)
+    assert "alice" in caplog.text, "the log has the details"
+
+
+def test_a_port_in_use_is_a_usage_error(served: tuple[Server, RunQueue, str], tmp_path: Path) -> None:
+    port = int(served[2].rpartition(":")[2])
+    with Server() as server, pytest.raises(UsageError, match=f"127.0.0.1:{port}: the port is in use"):
+        server.listen(port=port)
