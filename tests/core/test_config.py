@@ -51,7 +51,7 @@ def test_defaults_are_filled_in(values: dict[str, Any]) -> None:
     assert experiment.workload.training.batch_size == 32  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("cohort", "expected"), [(1, 1), (16, 1), (17, 2), (100, 7)])
+@pytest.mark.parametrize(("cohort", "expected"), [(1, 1), (12, 1), (13, 2), (100, 9)])
 def test_the_group_size_follows_from_the_cohort(values: dict[str, Any], cohort: int, expected: int) -> None:
     assert Experiment.parse(values | {"clients": 100, "cohort": cohort}).group_size == expected
     assert Experiment.parse(values | {"round": {"group_size": 5}}).group_size == 5

@@ -99,7 +99,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, R
     def never(store: Any, emit: Any, stop: threading.Event) -> RunSummary:
         raise AssertionError("no run is started here")
 
-    with quick_server(shared_memory=True, grace_s=0.1) as server:
+    with quick_server(shared_memory=True, heartbeat_s=0.03, grace_s=0.1) as server:
         with contextlib.closing(RunQueue(tmp_path_factory.mktemp("state"), never)) as runs:
             yield server, runs, f"127.0.0.1:{server.listen(token=TOKEN, runs=runs)}"
 

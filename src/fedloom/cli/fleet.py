@@ -17,11 +17,21 @@ from fedloom.reporting.quantities import bytes_text, seconds_text
 if TYPE_CHECKING:
     from fedloom.client.control import ControlClient
 
-Server = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="The server's address.", show_default=False)]
+Server = Annotated[
+    str,
+    typer.Option(
+        "--server", metavar="HOST:PORT", envvar="FEDLOOM_SERVER", help="The server's address.", show_default=False
+    ),
+]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id; `fedloom runs` has them.", show_default=False)]
 TokenFile = Annotated[
     Path | None,
-    typer.Option(exists=True, dir_okay=False, help="File whose only line is the token that admits to the server."),
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        envvar="FEDLOOM_TOKEN_FILE",
+        help="File whose only line is the token that admits to the server.",
+    ),
 ]
 
 

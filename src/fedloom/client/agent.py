@@ -59,6 +59,8 @@ class Agent:
         self._heartbeat_s = 2.0
         self._stopped = threading.Event()
         self._leaving = False
+        self.farewell = ""
+        """Why the server sent the agent away for good, once it has."""
         self._latest: dict[str, tuple[int, int]] = {}
         self._reading = threading.Lock()
         self._broken: ServerUnreachable | None = None
@@ -194,8 +196,10 @@ class Agent:
                 with self._lock:
                     self._waiting = deque(group for group in self._waiting if group.key[:3] != name)
                     self._results = {key: kept for key, kept in self._results.items() if key[:3] != name}
+            case Goodbye(come_back=True):
+                raise ServerUnreachable(f"the server said: {message.reason}")
             case Goodbye():
-                self._leaving = True
+                self._leaving, self.farewell = True, message.reason
 
     def _heartbeat(self) -> Heartbeat:
         with self._lock:

@@ -9,6 +9,7 @@ import signal
 
 from fedloom.client.agent import Agent
 from fedloom.client.grpc_channel import GrpcChannel
+from fedloom.core.errors import RunFailed
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ def run_client(server: str, *, name: str | None = None, token: str = "", give_up
     Raises:
         ServerUnreachable: no server for `give_up_s` seconds.
         Unauthenticated: the server wants another token.
+        RunFailed: the server sent this node away for good, such as because another one has its name.
     """
     for variable in _THREADS:  # sums must not depend on the number of threads; one agent to a core
         os.environ.setdefault(variable, "1")
@@ -35,3 +37,5 @@ def run_client(server: str, *, name: str | None = None, token: str = "", give_up
         signal.signal(number, lambda *_: agent.stop())
     _log.info("node %s: connecting to %s", agent.node, server)
     agent.run()
+    if agent.farewell:
+        raise RunFailed(f"the server at {server} sent node {agent.node!r} away: {agent.farewell}")

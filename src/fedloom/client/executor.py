@@ -122,9 +122,8 @@ class Executor:
                 if self._debug and isinstance(exc, UsageError):
                     raise
                 if self._debug:
-                    raise ClientFailed(
-                        f"client {job.client}, round {job.round}, stage {stage.name}: {type(exc).__name__}: {exc}"
-                    ) from exc
+                    failure = self._failure(job, stage.name, exc, time.perf_counter() - begin)
+                    raise ClientFailed(failure.describe()) from exc
                 attempt.failures.append(self._failure(job, stage.name, exc, time.perf_counter() - begin))
                 continue
             weight = float(update.num_examples) if run.by_examples and job.kind in _WEIGHED else 1.0

@@ -138,6 +138,8 @@ class Goodbye:
     """One side is leaving on purpose."""
 
     reason: str = ""
+    come_back: bool = False
+    """From a server that will be back: the agent keeps trying to reconnect."""
 
 
 ToAgent = RunSpec | Group | Ack | Cancel | Goodbye

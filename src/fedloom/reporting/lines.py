@@ -21,7 +21,7 @@ def start_lines(event: RunStarted) -> list[tuple[str, str]]:
         ("data", data_line(event.data)),
         ("model", plural(event.num_parameters, "parameter")),
         ("clients", f"{event.clients:,}, {event.cohort:,} asked per round{groups}"),
-        ("rounds", f"{event.rounds:,}" + (f", going on with {event.first_round:,}" if event.first_round > 1 else "")),
+        ("rounds", f"{event.rounds:,}{_going_on(event)}"),
     ]
     return [(name, harmless(value)) for name, value in facts]
 
@@ -30,7 +30,7 @@ def data_line(data: Mapping[str, Any]) -> str:
     """Where the examples come from: name, kind, licence, the start of the digest."""
     if not data:
         return "not stated by the workload"
-    digest = str(data.get("sha256", ""))[:12]
+    digest = str(data.get("sha256") or "")[:12]
     named = [str(data[key]) for key in ("kind", "licence") if data.get(key)] + ([f"sha256 {digest}…"] if digest else [])
     return str(data.get("name", "unnamed")) + (f" ({', '.join(named)})" if named else "")
 
@@ -81,6 +81,12 @@ def round_line(record: RoundRecord, rounds: int, names: Sequence[tuple[str, bool
 def column_name(name: str, held_out: bool) -> str:
     """Held-out metrics have their own name; training's are said to be so."""
     return name if held_out else f"train {name}"
+
+
+def _going_on(event: RunStarted) -> str:
+    if event.first_round == 1:
+        return ""
+    return f", going on with {event.first_round:,}" if event.first_round <= event.rounds else ", all done before"
 
 
 def lost_line(failure: Failure) -> str:

@@ -132,6 +132,7 @@ def serve(
             _log.info("shutting down: the running run stops after what it is doing and stays queued")
             if exposed is not None:
                 exposed.shutdown()
+        server.coordinator.close(come_back=True)
 
 
 def new_token() -> str:

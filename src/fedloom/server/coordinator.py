@@ -99,7 +99,8 @@ class Coordinator:
                 node.assigned, node.gone_since = old.assigned, time.monotonic()
                 node.bytes_down, node.bytes_up = old.bytes_down, old.bytes_up
                 node.groups_done, node.busy_s = old.groups_done, old.busy_s
-                if old.mailbox is not None:
+                if old.mailbox is not None:  # the same agent come back, which will not read this, or a second one
+                    old.mailbox.put(Goodbye(reason=f"another agent took the name {hello.node!r}; names must differ"))
                     old.mailbox.close()
             self._nodes[hello.node] = node
         depot = self.payloads.depot if locality == "remote" else None
@@ -264,15 +265,15 @@ class Coordinator:
         with self._changed:
             return self._stale.pop(run_id, 0)
 
-    def close(self, reason: str = "the server is shutting down") -> None:
-        """Send every agent away."""
+    def close(self, reason: str = "the server is shutting down", *, come_back: bool = False) -> None:
+        """Send every agent away, for good or until the server is back."""
         with self._changed:
             if self._closed:
                 return
             self._closed = True
             for node in self._nodes.values():
                 if node.mailbox is not None:
-                    node.mailbox.put(Goodbye(reason=reason))
+                    node.mailbox.put(Goodbye(reason=reason, come_back=come_back))
                     node.mailbox.close()
             self._changed.notify_all()
         self._housekeeper.join()

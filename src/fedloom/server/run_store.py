@@ -2,6 +2,7 @@
 
     runs/<id>/
       experiment.toml     the resolved experiment
+      run.json            the run's id
       workload.json       where the data came from and who holds what
       rounds.jsonl        one record per round
       events.jsonl        everything that happened, with its time

@@ -79,7 +79,7 @@ class InProcessChannel:
 
 def _read_only(arrays: Arrays) -> dict[str, Array]:
     """Views nobody can write through: what is behind them is the server's own model."""
-    views = {name: array.view() for name, array in arrays.items()}
+    views = {name: np.asarray(array).view() for name, array in arrays.items()}
     for view in views.values():
         view.flags.writeable = False
     return views

@@ -48,7 +48,7 @@ def to_agent_message(message: ToAgent) -> pb.ToAgent:
         case Cancel():
             return pb.ToAgent(cancel=pb.Cancel(run_id=message.run_id, round=message.round, exchange=message.exchange))
         case Goodbye():
-            return pb.ToAgent(goodbye=pb.Goodbye(reason=message.reason))
+            return pb.ToAgent(goodbye=pb.Goodbye(reason=message.reason, come_back=message.come_back))
 
 
 def read_to_agent(message: pb.ToAgent) -> ToAgent:
@@ -63,7 +63,7 @@ def read_to_agent(message: pb.ToAgent) -> ToAgent:
         case "cancel":
             return Cancel(run_id=message.cancel.run_id, round=message.cancel.round, exchange=message.cancel.exchange)
         case "goodbye":
-            return Goodbye(reason=message.goodbye.reason)
+            return Goodbye(reason=message.goodbye.reason, come_back=message.goodbye.come_back)
         case other:
             raise BadMessage(f"the server sent a message of kind {other!r}; is it newer than this agent?")
 

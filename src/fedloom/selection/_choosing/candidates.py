@@ -1,4 +1,7 @@
-"""Candidates: how many are measured, and how they are drawn. m is the cohort's size, d the candidates', N the clients'."""
+"""Candidates: how many are measured, and how they are drawn.
+
+m is the cohort's size, d the number of candidates, N the number of clients, n_k the examples of client k.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ class CandidateSettings(PluginSettings):
     candidates: Annotated[int, Field(ge=1)] | None = None
     """Clients measured in each round, d: at least the cohort, at most all clients. None takes `oversampling`."""
     oversampling: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = 4.0
-    """Candidates for each place in the cohort, d / m, where `candidates` is not set: rounded up, at most all clients."""
+    """Candidates for each place in the cohort, d / m, where `candidates` is not set; rounded up, at most all N."""
 
 
 def check_population(settings: CandidateSettings, roster: Roster) -> None:

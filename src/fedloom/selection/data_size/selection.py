@@ -40,9 +40,7 @@ class DataSize:
     ) -> tuple[int, ...]:
         return draw_by_examples(roster, size, rng, "data_size")
 
-    def observe(
-        self, state: Nothing, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()
-    ) -> Nothing:
+    def observe(self, state: Nothing, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> Nothing:
         return state
 
 

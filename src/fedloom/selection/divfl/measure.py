@@ -29,13 +29,15 @@ def sketched(name: str, change: Floats, width: int) -> Floats:
     rng = generator(0, "divfl", name)
     cells = rng.integers(width, size=change.size)
     signs = rng.choice((-1.0, 1.0), size=change.size)
-    return np.bincount(cells, signs * change.ravel(), minlength=width)
+    total = np.zeros(width)
+    np.add.at(total, cells, signs * change.ravel())
+    return total
 
 
 def update_sketch(
     workload: Workload, model: Record, update: Update, shard: Shard, rng: np.random.Generator, knobs: Info
 ) -> Info:
-    """`{"update": [...]}`: w_k - w_t as a sketch of `knobs["sketch"]` floats, or whole where that is 0 or no shorter."""
+    """`{"update": [...]}`: w_k - w_t in `knobs["sketch"]` floats, or whole where that is 0 or no shorter."""
     moved = list(changes(model, update, "divfl"))
     width = int(knobs["sketch"])
     if width == 0 or sum(change.size for _, change in moved) <= width:

@@ -55,9 +55,7 @@ class DivFL:
         rest = np.setdiff1d(np.arange(len(reports)), told)[: size - len(picked)]
         return clients_at(reports, np.concatenate([picked, rest]))
 
-    def observe(
-        self, state: Nothing, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()
-    ) -> Nothing:
+    def observe(self, state: Nothing, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> Nothing:
         return state
 
 

@@ -44,9 +44,7 @@ class LocalLoss:
     ) -> tuple[int, ...]:
         return clients_at(reports, largest(losses(reports, "local_loss"), size))
 
-    def observe(
-        self, state: Nothing, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()
-    ) -> Nothing:
+    def observe(self, state: Nothing, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> Nothing:
         return state
 
 

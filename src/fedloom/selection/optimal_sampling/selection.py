@@ -81,9 +81,7 @@ class OptimalSampling:
         inclusion = inclusion_probabilities(np.maximum(norms, 0.0) * weights / max(weights.sum(), 1.0), size)
         return clients_at(reports, systematic(inclusion, rng))
 
-    def observe(
-        self, state: Nothing, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()
-    ) -> Nothing:
+    def observe(self, state: Nothing, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> Nothing:
         return state
 
 

@@ -55,9 +55,7 @@ class PowerOfChoice:
     ) -> tuple[int, ...]:
         return clients_at(reports, largest(losses(reports, "power_of_choice"), size))
 
-    def observe(
-        self, state: Nothing, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()
-    ) -> Nothing:
+    def observe(self, state: Nothing, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> Nothing:
         return state
 
 

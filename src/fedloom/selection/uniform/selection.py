@@ -38,9 +38,7 @@ class Uniform:
     ) -> tuple[int, ...]:
         return tuple(int(client) for client in rng.choice(roster.population, size, replace=False))
 
-    def observe(
-        self, state: Nothing, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()
-    ) -> Nothing:
+    def observe(self, state: Nothing, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> Nothing:
         return state
 
 

@@ -44,9 +44,7 @@ class UpdateNorm:
     ) -> tuple[int, ...]:
         return clients_at(reports, largest(numbers(reports, "norm", "update_norm"), size))
 
-    def observe(
-        self, state: Nothing, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()
-    ) -> Nothing:
+    def observe(self, state: Nothing, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> Nothing:
         return state
 
 

@@ -36,7 +36,9 @@ class _Client:
     num_examples: int
 
     @classmethod
-    def draw(cls, place: int, rows: Array, settings: TrainingSettings, rng: np.random.Generator, device: str) -> _Client:
+    def draw(
+        cls, place: int, rows: Array, settings: TrainingSettings, rng: np.random.Generator, device: str
+    ) -> _Client:
         noise = torch.Generator(device).manual_seed(int(rng.integers(2**63)))
         batches: list[Array] = []
         for _ in range(settings.epochs):
@@ -69,7 +71,7 @@ class GroupTrainer:
     labels: Tensor
     """Its classes, (n,), int64."""
     largest: int
-    """Examples of the largest client of the federation: no minibatch is padded beyond, and none depends on the group."""
+    """Examples of the federation's largest client. Padding follows from it, not from the group: so do the bits."""
 
     def train(self, arrays: Arrays, rows: Sequence[Array], rngs: Sequence[np.random.Generator]) -> list[Update]:
         """Train every client from the same global model.
@@ -91,7 +93,9 @@ class GroupTrainer:
         tallies = [_Tally() for _ in clients]
         updates: list[Update | None] = [None] * len(clients)
         with exact(device):
-            stack = [as_tensor(array).to(device).expand(len(clients), *array.shape).clone() for array in arrays.values()]
+            stack = [
+                as_tensor(array).to(device).expand(len(clients), *array.shape).clone() for array in arrays.values()
+            ]
             optimizer = make_optimizer(stack, self.settings)
             optimizer.reset()
             active = len(clients)
@@ -140,7 +144,7 @@ class GroupTrainer:
                 mine[:count] = torch.rand(count, *shape, generator=client.noise, device=noise.device)
             noise = noise.flatten(0, 1)
         encoded = self.encoder(self.images.index_select(0, index), noise)
-        return encoded.flatten(2).unflatten(1, (len(clients), size)).transpose(0, 1)
+        return encoded.reshape(len(encoded), len(clients), size, -1).transpose(0, 1)
 
     def _update(self, arrays: Arrays, stack: list[Tensor], at: int, client: _Client, tally: _Tally) -> Update:
         """What the client at this place of the stack returns; its arrays are its own."""

@@ -29,7 +29,7 @@ class Trace:
 def over_time(module: nn.Module, x: Tensor) -> Tensor:
     """Apply a module without time to all steps at once."""
     out: Tensor = module(x.flatten(0, 1))
-    return out.unflatten(0, x.shape[:2])
+    return out.view(*x.shape[:2], *out.shape[1:])
 
 
 class GroupNorm(nn.GroupNorm):
@@ -37,7 +37,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, b, c, h, w) to the same shape."""
-        return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return super().forward(x.flatten(0, 1)).view(x.shape)
 
 
 class BatchNormThroughTime(nn.Module):
@@ -72,7 +72,7 @@ class BatchNormThroughTime(nn.Module):
             self._momentum,
             self._epsilon,
         )
-        return out.unflatten(1, (x.shape[0], x.shape[2])).transpose(0, 1)
+        return out.view(x.shape[1], x.shape[0], *x.shape[2:]).transpose(0, 1)
 
 
 class Layer(nn.Module):

@@ -23,7 +23,7 @@ _POOLINGS = {"conv": 2, "vgg9": 3}
 class Network(nn.Sequential):
     """Layers over time, in order, by name."""
 
-    def forward(self, x: Tensor, trace: Trace | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, trace: Trace | None = None) -> Tensor:
         """From an encoded batch to the output layer.
 
         Args:

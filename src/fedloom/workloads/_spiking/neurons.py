@@ -67,7 +67,7 @@ class Neurons(nn.Module):
             spikes.append(fired)
             if not self._dynamics.delayed:
                 membrane = self._reset(membrane, fired.detach())
-        self.cell.mem, self.cell.reset = membrane.new_zeros(0), None  # else the last batch's graph stays alive
+        self.cell.mem = self.cell.reset = membrane.new_zeros(0)  # else the last batch's graph stays alive
         return torch.stack(spikes)
 
     def _reset(self, membrane: Tensor, fired: Tensor) -> Tensor:

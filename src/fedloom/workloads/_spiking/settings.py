@@ -27,7 +27,7 @@ class ModelSettings(Settings):
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64,)
     """Widths of the hidden layers of `mlp`."""
     norm: Literal["none", "group", "batch_through_time"] = "group"
-    """Normalisation of the convolutions: `group`; or batch statistics of each time step, which travel and are averaged."""
+    """Normalisation of the convolutions. Batch statistics, one set for each time step, travel and are averaged."""
 
 
 class NeuronSettings(Settings):
@@ -114,7 +114,7 @@ def check_encoder(encoder: Direct | Poisson | Latency | Delta, time_steps: int, 
     """
     if twin and encoder.name != "direct":
         raise ConfigError(
-            f'workload.encoder.name: {encoder.name!r} given, but a non-spiking twin reads the image itself. Set "direct"'
+            f'workload.encoder.name: {encoder.name!r} given, but a twin reads the image itself. Set "direct"'
         )
     if encoder.name in ("latency", "delta") and time_steps < 2:
         raise ConfigError(

@@ -84,7 +84,7 @@ def stacked_spikes(weights: Sequence[Tensor], x: Tensor, time_steps: int, dynami
     spikes: list[Tensor] = []
     for weight, bias in zip(weights[::2], weights[1::2], strict=True):
         flat = torch.baddbmm(bias.unsqueeze(1), x.flatten(1, 2), weight.transpose(1, 2))
-        current = flat.unflatten(1, x.shape[1:3])
+        current = flat.view(*x.shape[:3], -1)
         x = Fire.apply(current, time_steps, dynamics)  # type: ignore[no-untyped-call]
         spikes.append(x)
     return spikes

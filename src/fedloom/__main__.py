@@ -1,0 +1,7 @@
+"""`python -m fedloom` is the command line."""
+
+import sys
+
+from fedloom.cli import main
+
+sys.exit(main())

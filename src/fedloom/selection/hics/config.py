@@ -1,0 +1,22 @@
+"""Settings of heterogeneity-guided clustered sampling."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from fedloom.selection._choosing.candidates import CandidateSettings
+
+
+class Config(CandidateSettings):
+    """HiCS-style clustered sampling."""
+
+    name: str = "hics"
+    temperature: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 0.25
+    """Temperature of the softmax whose entropy estimates a candidate's balance (dimensionless: changes are scaled by the
+    round's largest)."""
+    entropy_weight: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1.0
+    """Weight of the difference of entropies (nats) beside the angle (radians) in the distance of two candidates; lambda."""
+    preference: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 4.0
+    """How strongly clusters of balanced candidates are preferred: weight exp(preference * mean entropy). 0 not at all."""
+    array: str | None = None
+    """Name of the output layer's array; None takes the last one of the model."""

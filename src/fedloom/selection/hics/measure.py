@@ -1,0 +1,36 @@
+"""The client half: how local training changed the output layer, one number for each class."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedloom.core.errors import UsageError
+from fedloom.core.protocols import Measure, Shard, Workload
+from fedloom.core.records import Info, Record, Update
+from fedloom.selection._choosing.steps import changes
+
+
+def output_change(
+    workload: Workload, model: Record, update: Update, shard: Shard, rng: np.random.Generator, knobs: Info
+) -> Info:
+    """`{"output": [C floats]}`: the change of the output layer's bias, or of its weights summed over their inputs.
+
+    The array is `knobs["array"]`, or the last of the model where that is None; its first axis are the classes.
+
+    Raises:
+        UsageError: the model has no such array, or it has no axis of classes.
+    """
+    moved = dict(changes(model, update, "hics"))
+    name = knobs["array"] or next(reversed(moved))
+    if name not in moved or moved[name].ndim == 0:
+        raise UsageError(
+            f"selection 'hics' reads the output layer from array {name!r}, but the trained arrays with classes are "
+            f"{sorted(key for key, change in moved.items() if change.ndim)}. Set selection.array to one of them"
+        )
+    change = moved[name]
+    return {"output": change.reshape(change.shape[0], -1).sum(axis=1).tolist()}
+
+
+def build_measure() -> Measure:
+    """The measure; its setting comes with each job."""
+    return output_change

@@ -1,0 +1,1 @@
+"""The most balanced cohort label counts can give: an upper bound, not a method."""

@@ -1,0 +1,13 @@
+"""Settings of the label oracle."""
+
+from typing import Literal
+
+from fedloom.selection._choosing.candidates import CandidateSettings
+
+
+class Config(CandidateSettings):
+    """The label oracle."""
+
+    name: str = "label_oracle"
+    objective: Literal["kl", "qcid"] = "kl"
+    """What the pool is to be close to uniform in: Kullback-Leibler divergence, or quadratic class imbalance."""

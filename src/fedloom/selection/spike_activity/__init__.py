@@ -1,0 +1,1 @@
+"""Candidates whose spike activity best covers all candidates'."""

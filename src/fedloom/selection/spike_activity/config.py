@@ -1,0 +1,13 @@
+"""Settings of selection by spike activity."""
+
+from typing import Literal
+
+from fedloom.selection._choosing.candidates import CandidateSettings
+
+
+class Config(CandidateSettings):
+    """Coverage of spike activity."""
+
+    name: str = "spike_activity"
+    resolution: Literal["neurons", "layers"] = "neurons"
+    """What a candidate tells: the mean rate of every neuron, compared layer by layer, or of every layer."""

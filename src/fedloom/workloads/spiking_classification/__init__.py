@@ -1,0 +1,1 @@
+"""Spiking image classification: MLP, convolutions, VGG or ResNet of integrate-and-fire neurons (torch, snntorch)."""

@@ -1,0 +1,70 @@
+"""Settings of spiking classification."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+import pydantic
+from pydantic import Field
+
+from fedloom.core.config import PluginSettings
+from fedloom.core.errors import ConfigError
+from fedloom.workloads._data.settings import Digits, Dirichlet, ImageSource, PartitionSettings
+from fedloom.workloads._spiking.settings import (
+    Direct,
+    EncoderSettings,
+    LossName,
+    ModelSettings,
+    NeuronSettings,
+    check_encoder,
+)
+from fedloom.workloads._torch.settings import TrainingSettings
+
+Rate = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Config(PluginSettings):
+    """Image classification with a spiking network."""
+
+    name: str = "spiking_classification"
+    data: ImageSource = Digits()
+    """Where the images come from; its `source` says which of the kinds it is."""
+    partition: PartitionSettings = Dirichlet()
+    """How the training set is dealt to the clients; its `scheme` says which of the kinds it is."""
+    model: ModelSettings = ModelSettings()
+    neuron: NeuronSettings = NeuronSettings()
+    encoder: EncoderSettings = Direct()
+    """How an image becomes input over time; its `name` says which of the kinds it is."""
+    time_steps: Annotated[int, Field(ge=1)] = 8
+    """Steps T each example is shown for."""
+    training: TrainingSettings = TrainingSettings()
+    loss: LossName = "count"
+    """`count`: cross-entropy of the output's spike counts; `rate`: of counts / T; `step`: of each step's spikes,
+    averaged; `mse_count`: squared distance of the counts to T times a wanted rate."""
+    correct_rate: Rate = 1.0
+    """Rate that `mse_count` wants of the right class."""
+    incorrect_rate: Rate = 0.0
+    """Rate that `mse_count` wants of the other classes."""
+    twin: bool = False
+    """Train the non-spiking network of the same shape instead: ReLU for neurons, logits for spikes, one step."""
+    dead_rate_floor: Rate = 0.01
+    """A layer whose mean firing rate is below this counts as dead."""
+    program: Literal["auto", "group", "loop"] = "auto"
+    """`group` trains a group's clients as one batched program (spiking MLP only), `loop` one after the other; `auto`
+    takes `group` where it can. Part of the result's last bits."""
+
+    @property
+    def batched(self) -> bool:
+        """Whether groups of clients are trained as one program."""
+        return self.program != "loop" and self.model.name == "mlp" and not self.twin
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Self:
+        check_encoder(self.encoder, self.time_steps, twin=self.twin)
+        if self.program == "group" and not self.batched:
+            network = "a twin" if self.twin else repr(self.model.name)
+            raise ConfigError(
+                f'workload.program: "group" trains spiking networks of workload.model.name "mlp" only, got {network}. '
+                'Set "auto" or "loop"'
+            )
+        return self

@@ -1,0 +1,288 @@
+"""Spiking classification: data, model, local training and firing rates on an agent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedloom.core.config import Experiment
+from fedloom.core.errors import ConfigError
+from fedloom.core.protocols import LocalRule, Shard, WorkloadInfo
+from fedloom.core.records import MODEL, Array, Arrays, Job, Mean, Metrics, Record, Update
+from fedloom.core.seeds import integer_seed
+from fedloom.workloads._data.images import ImageData, load_images
+from fedloom.workloads._data.partition import Partition, partition
+from fedloom.workloads._spiking.encoders import Encoder, Pixels, row_noise
+from fedloom.workloads._spiking.energy import energy_sum, rate_sums, spike_sum
+from fedloom.workloads._spiking.group import GroupTrainer
+from fedloom.workloads._spiking.layers import Trace
+from fedloom.workloads._spiking.losses import Loss
+from fedloom.workloads._spiking.networks import Network, Plan, build_network
+from fedloom.workloads._spiking.neurons import Dynamics
+from fedloom.workloads._spiking.rates import Layers, RateMeter
+from fedloom.workloads._torch.scope import choose_device, exact
+from fedloom.workloads._torch.trainer import Trainer, evaluate_in_batches
+from fedloom.workloads.image_classification.workload import ImageShard
+from fedloom.workloads.spiking_classification.config import Config
+
+_EVALUATION_BATCH = 250
+"""Examples in a forward pass that trains nothing."""
+
+
+class SpikingClassification:
+    """Classification of images by the spikes of an output layer."""
+
+    def __init__(self, config: Config, data: ImageData, shards: Partition, device: torch.device, seed: int) -> None:
+        self._config, self._data, self._shards, self._device = config, data, shards, device
+        self._parts = {
+            part: (torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))
+            for part, x, y in (("train", data.x_train, data.y_train), ("test", data.x_test, data.y_test))
+        }
+        self._evaluation_seed = integer_seed(seed, "spiking_classification", "evaluate")
+        pixels = Pixels.of(data.x_train, data.info["mean"], data.info["std"])
+        self._encoder = Encoder(config.encoder, config.time_steps, data.shape, pixels)
+        self._loss = Loss(config.loss, config.correct_rate, config.incorrect_rate)
+        self._dynamics = Dynamics.of(config.neuron)
+        with exact(device, seed=0):
+            self._network = self._new_network()
+            self._trainer = Trainer(self._network, config.training, device)
+            self._meter = RateMeter(
+                self._new_network().to(device),
+                config.time_steps,
+                lambda rows, noise: self._encoded("train", rows, noise),
+                _EVALUATION_BATCH,
+            )
+        self._group = GroupTrainer(
+            settings=config.training,
+            dynamics=self._dynamics,
+            encoder=self._encoder,
+            loss=self._loss,
+            time_steps=config.time_steps,
+            images=self._parts["train"][0],
+            labels=self._parts["train"][1],
+            largest=int(shards.sizes.max()),
+        )
+
+    @property
+    def program(self) -> Literal["group", "loop"]:
+        """How a group of clients is meant to be trained: by `train_group`, or one by one."""
+        return "group" if self._config.batched else "loop"
+
+    def describe(self) -> WorkloadInfo:
+        counts = self._shards.label_counts(self._data.y_train, self._data.num_labels)
+        return WorkloadInfo(
+            data=self._data.info,
+            client_sizes=self._shards.sizes.tolist(),
+            label_counts=counts.tolist(),
+            label_names=self._data.info["label_names"],
+        )
+
+    def init(self, rng: np.random.Generator) -> Record:
+        with exact(torch.device("cpu"), seed=int(rng.integers(2**63))):
+            fresh = Trainer(self._new_network(), self._config.training, torch.device("cpu"))
+        return Record({MODEL: fresh.arrays})
+
+    def shard(self, client: int) -> ImageShard:
+        return ImageShard(self._shards.client(client))
+
+    def held_out(self, part: int, parts: int) -> ImageShard:
+        num_test = len(self._data.y_test)
+        bounds = [num_test * edge // parts for edge in (part, part + 1)]
+        return ImageShard(np.arange(*bounds), held_out=True)
+
+    def train(
+        self,
+        job: Job,
+        inputs: Mapping[str, Record],
+        shard: Shard,
+        rule: LocalRule | None,
+        rng: np.random.Generator,
+    ) -> Update:
+        """One client's local training; the metrics hold `loss` and for each spiking layer `rate/<layer>`."""
+        assert isinstance(shard, ImageShard)
+        images, labels = self._parts["train"]
+        tally: dict[str, Tensor] = {}
+
+        def loss(rows: Tensor) -> Tensor:
+            trace = Trace()
+            shape = (len(rows), *self._encoder.noise_shape)
+            noise = torch.rand(shape, device=self._device) if self._encoder.noisy else None
+            outputs = self._network(self._encoder(images.index_select(0, rows), noise), trace)
+            for name, rate in rate_sums(trace).items():
+                tally[name] = tally[name] + rate if name in tally else rate
+            return self._loss(outputs, labels.index_select(0, rows)).mean()
+
+        update = self._trainer.train(shard.rows, loss, inputs[MODEL], rule, job.knobs, rng)
+        weight = update.metrics["loss"].weight
+        rates = {f"rate/{name}": Mean(float(rate), weight) for name, rate in tally.items()}
+        return replace(update, metrics={**update.metrics, **rates})
+
+    def train_group(
+        self,
+        jobs: Sequence[Job],
+        inputs: Mapping[str, Record],
+        shards: Sequence[Shard],
+        rule: LocalRule | None,
+        rngs: Sequence[np.random.Generator],
+    ) -> list[Update]:
+        """Every job's `train`, as one program where `program` is `group` and there is no rule.
+
+        Args:
+            jobs: the group's jobs; each reads `inputs["model"]`.
+            inputs: the exchange's inputs.
+            shards: each job's training data; sizes may differ.
+            rule: the strategy's client half; with one, the jobs are done one after the other.
+            rngs: each job's own randomness, as `train` would get it.
+
+        Returns:
+            An update for each job, in order. Equal to `train`'s but for rounding; arrays are the updates' own. A
+            job's bits do not depend on which others are in its group.
+        """
+        if rule is not None or self.program == "loop":
+            one_by_one = zip(jobs, shards, rngs, strict=True)
+            return [_kept(self.train(job, inputs, shard, rule, rng)) for job, shard, rng in one_by_one]
+        self._trainer.load(inputs[MODEL])
+        return self._group.train(self._trainer.arrays, [_rows(shard) for shard in shards], rngs)
+
+    def evaluate(self, model: Record, shard: Shard) -> Metrics:
+        """Metrics on a test part, or on a client's own data.
+
+        `loss`, `accuracy` (of equal counts the first class wins); and where neurons spike, per example: `rate/<layer>`,
+        `spikes` (of all layers, over all steps), `dead` (share of layers whose rate is below `dead_rate_floor`); and
+        `energy_pj`, an estimate (see `_spiking/energy.py`). A Poisson encoder's noise is the same in every evaluation.
+        """
+        assert isinstance(shard, ImageShard)
+        part = "test" if shard.held_out else "train"
+        labels = self._parts[part][1]
+        rows = torch.from_numpy(shard.rows).to(self._device)
+        layers = [] if self._config.twin else self._meter.layers
+        names = ["loss", "accuracy", "energy_pj", *(["spikes"] if layers else []), *(f"rate/{n}" for n in layers)]
+
+        def measure(batch: slice) -> list[Tensor]:
+            truth, trace = labels.index_select(0, rows[batch]), Trace()
+            outputs = self._network(self._encoded(part, shard.rows[batch], self._evaluation_seed), trace)
+            right = (outputs.sum(0).argmax(1) == truth).sum()
+            sums = [self._loss(outputs, truth).sum(), right, energy_sum(trace, spiking_input=self._encoder.spikes)]
+            return [*sums, spike_sum(trace), *rate_sums(trace).values()] if layers else sums
+
+        with exact(self._device), torch.inference_mode():
+            self._trainer.load(model)
+            self._network.eval()
+            metrics = dict(evaluate_in_batches(len(rows), _EVALUATION_BATCH, measure, names))
+        if layers and len(rows):
+            dead = np.mean([metrics[f"rate/{name}"].value < self._config.dead_rate_floor for name in layers])
+            metrics["dead"] = Mean(float(dead) * len(rows), float(len(rows)))
+        return metrics
+
+    def firing_rates(
+        self,
+        arrays: Arrays,
+        shard: Shard,
+        rng: np.random.Generator,
+        *,
+        layers: Layers = "output",
+        per_sample: bool = False,
+    ) -> dict[str, Array]:
+        """Mean firing rate of every neuron on a client's data, in evaluation mode.
+
+        Independent of the order of the examples. Noise of the encoder follows from the generator's state, which is
+        read and not advanced: two calls with the same generator see the same spikes going in.
+
+        Args:
+            arrays: a model of this workload; nothing of it is kept.
+            shard: the client's training data, n examples.
+            rng: for a Poisson encoder's noise.
+            layers: the output layer alone, or every spiking layer.
+            per_sample: rates of each example instead of their mean.
+
+        Returns:
+            For each layer its rates, float64 in [0, 1], shape (neurons,), or (n, neurons) and then multiples of
+            1 / time_steps. The output layer is `output` and has a neuron for each class.
+
+        Raises:
+            ConfigError: the workload is a non-spiking twin.
+            BadUpdate: the arrays are not this network's.
+        """
+        self._require_spikes()
+        with exact(self._device):
+            return self._meter.measure(arrays, _rows(shard), rng, layers, per_sample=per_sample)
+
+    def firing_rates_group(
+        self,
+        models: Sequence[Arrays],
+        shards: Sequence[Shard],
+        rngs: Sequence[np.random.Generator],
+        *,
+        layers: Layers = "output",
+        per_sample: bool = False,
+    ) -> list[dict[str, Array]]:
+        """`firing_rates` of many models, each on its own shard; as one program where `program` is `group`."""
+        self._require_spikes()
+        if self.program == "loop":
+            each = zip(models, shards, rngs, strict=True)
+            return [self.firing_rates(m, s, rng, layers=layers, per_sample=per_sample) for m, s, rng in each]
+        rows = [_rows(shard) for shard in shards]
+        with exact(self._device):
+            return self._meter.measure_group(models, rows, rngs, layers, self._dynamics, per_sample=per_sample)
+
+    def _encoded(self, part: str, rows: Array, seed: int) -> Tensor:
+        """Rows of the training or test set, encoded with noise that follows from seed and row alone."""
+        noise = row_noise(seed, part, rows, self._encoder.noise_shape).to(self._device) if self._encoder.noisy else None
+        index = torch.from_numpy(rows).to(self._device)
+        return self._encoder(self._parts[part][0].index_select(0, index), noise)
+
+    def _require_spikes(self) -> None:
+        if self._config.twin:
+            raise ConfigError(
+                "workload.twin: true, but a non-spiking twin has no firing rates. Set it to false, or take a selection "
+                "that does not read them"
+            )
+
+    def _new_network(self) -> Network:
+        config = self._config
+        return build_network(
+            Plan(
+                model=config.model,
+                neuron=config.neuron,
+                time_steps=config.time_steps,
+                shape=self._encoder.step_shape,
+                num_labels=self._data.num_labels,
+                twin=config.twin,
+            )
+        )
+
+
+def _rows(shard: Shard) -> Array:
+    assert isinstance(shard, ImageShard)
+    return shard.rows
+
+
+def _kept(update: Update) -> Update:
+    """The update with arrays of its own."""
+    groups = {group: {name: array.copy() for name, array in arrays.items()} for group, arrays in update.groups.items()}
+    return replace(update, groups=groups)
+
+
+def build_workload(config: Config, experiment: Experiment) -> SpikingClassification:
+    """The workload a `Config` describes, for the experiment's clients and seed.
+
+    Raises:
+        DataMissing: the data is not on this machine, or not what it should be.
+        ConfigError: the partition leaves a client without examples, the encoder or network does not fit the data, or a
+            GPU is asked for that is not there.
+    """
+    data = load_images(config.data)
+    shards = partition(
+        config.partition,
+        data.y_train,
+        data.groups,
+        clients=experiment.clients,
+        seed=experiment.seed,
+        data_sha256=data.sha256,
+    )
+    return SpikingClassification(config, data, shards, choose_device(config.training.device), experiment.seed)
