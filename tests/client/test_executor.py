@@ -75,7 +75,7 @@ def test_a_group_of_failures_has_no_sum() -> None:
 
 
 def test_in_debug_the_exception_comes_out_with_client_round_and_stage() -> None:
-    with pytest.raises(ClientFailed, match="client 2, round 1, stage train: RuntimeError: client 2 has a broken") as caught:
+    with pytest.raises(ClientFailed, match="client 2, round 1, stage train on n: RuntimeError: client 2 has a broken") as caught:
         work(1, 2, executor=Executor(Here(), "n", debug=True), fail_clients=(2,))
     assert isinstance(caught.value.__cause__, RuntimeError)
 

@@ -12,8 +12,8 @@ from fedloom.selection._choosing.sampling import Floats
 def imbalance(pools: Floats) -> Floats:
     """QCID, the quadratic class-imbalance degree: sum_c (z_c / sum z - 1/C)².
 
-    Zhang et al. 2023 (Fed-CBS). Sums are correctly rounded, so the value does not depend on the order of the classes and
-    equal pools tie exactly.
+    Zhang et al. 2023 (Fed-CBS). Sums are correctly rounded, so the value does not depend on the order of the
+    classes and equal pools tie exactly.
 
     Args:
         pools: non-negative amounts z by class, float64 [n, C].

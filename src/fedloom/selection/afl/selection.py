@@ -80,7 +80,7 @@ def _updated(values: Floats, reports: Sequence[ClientReport]) -> Floats:
 
 
 def _filled(values: Floats) -> Floats:
-    """Unknown values as the largest known one (0 where none is known): nobody is dropped for never having been asked."""
+    """Unknown values as the largest known one, or 0: nobody is dropped for never having been asked."""
     known = values[np.isfinite(values)]
     return np.where(np.isfinite(values), values, known.max() if known.size else 0.0)
 

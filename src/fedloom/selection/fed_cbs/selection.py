@@ -32,11 +32,11 @@ class Times:
 class FedCBS:
     """Add clients one by one, each with probability proportional to QCID(S + k)^(-beta), beta growing with |S|.
 
-    Zhang et al. 2023, "Fed-CBS: A Heterogeneity-Aware Client Sampling Mechanism for Federated Learning via Class-Imbalance
-    Reduction". QCID(S) = sum_c (sum_k n_k q_kc / sum_k n_k - 1/C)², the quadratic class-imbalance degree of the pool.
-    For the first place the weight is QCID^(-beta_1) + lambda sqrt(3 ln t / (2 T_k)). Follows public ports; the exact
-    published form was not read. Label counts are read in the clear; the paper hides them behind encrypted
-    inner products. Costs O(N C) for each place.
+    Zhang et al. 2023, "Fed-CBS: A Heterogeneity-Aware Client Sampling Mechanism for Federated Learning via
+    Class-Imbalance Reduction". QCID(S) = sum_c (sum_k n_k q_kc / sum_k n_k - 1/C)² is the quadratic class-imbalance
+    degree of the pool. For the first place the weight is QCID^(-beta_1) + lambda sqrt(3 ln t / (2 T_k)). Follows public
+    ports; the exact published form was not read. Label counts are read in the clear; the paper hides them behind
+    encrypted inner products. Costs O(N C) for each place.
     """
 
     State = Times

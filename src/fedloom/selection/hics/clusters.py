@@ -9,7 +9,7 @@ from fedloom.selection._choosing.sampling import Floats, Indices, weighted
 
 
 def entropies(changes: Floats, temperature: float) -> Floats:
-    """Entropy of softmax(Δ_k / (temperature * max |Δ|)): the flatter the change over classes, the more balanced the data.
+    """Entropy of softmax(Δ_k / (temperature * max |Δ|)): the flatter the change, the more balanced the data.
 
     Args:
         changes: Δ, float64 [n, C].
@@ -59,9 +59,8 @@ def draw(
 ) -> Indices:
     """Draw a cluster, then one of its members, `size` times; nobody twice.
 
-    A cluster with members left is drawn with probability proportional to exp(preference * its mean entropy), as long as
-    some have given fewer members than it only those: every cluster gives one before any gives two. A member is drawn in
-    proportion to its weight.
+    A cluster with members left is drawn with probability proportional to exp(preference * its mean entropy), a member
+    in proportion to its weight.
 
     Args:
         groups: indices of each cluster.
@@ -77,12 +76,8 @@ def draw(
     mean = np.array([entropy[group].mean() for group in groups])
     left = [list(group) for group in groups]
     picked: list[int] = []
-    turn: set[int] = set()
     while len(picked) < size:
-        turn = turn or {index for index, members in enumerate(left) if members}
-        open_ = sorted(turn)
-        cluster = open_[int(weighted(preference * mean[open_], 1, rng)[0])]
-        members = left[cluster]
+        open_ = [index for index, members in enumerate(left) if members]
+        members = left[open_[int(weighted(preference * mean[open_], 1, rng)[0])]]
         picked.append(members.pop(int(weighted(np.log(weights[members]), 1, rng)[0])))
-        turn.discard(cluster)
     return np.array(picked, np.intp)

@@ -12,11 +12,11 @@ class Config(CandidateSettings):
 
     name: str = "hics"
     temperature: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 0.25
-    """Temperature of the softmax whose entropy estimates a candidate's balance (dimensionless: changes are scaled by the
-    round's largest)."""
+    """Temperature of the softmax whose entropy estimates a candidate's balance; dimensionless, changes are scaled by
+    the round's largest."""
     entropy_weight: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1.0
-    """Weight of the difference of entropies (nats) beside the angle (radians) in the distance of two candidates; lambda."""
+    """Weight of the difference of entropies (nats) beside the angle (radians) between two candidates; lambda."""
     preference: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 4.0
-    """How strongly clusters of balanced candidates are preferred: weight exp(preference * mean entropy). 0 not at all."""
+    """How strongly clusters of balanced candidates are preferred: weight exp(preference * mean entropy)."""
     array: str | None = None
     """Name of the output layer's array; None takes the last one of the model."""

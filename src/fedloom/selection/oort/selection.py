@@ -57,8 +57,8 @@ class Oort:
 
     Lai, Zhu, Madhyastha, Chowdhury 2021, "Oort: Efficient Federated Learning via Guided Participant Selection";
     constants and steps as read in the public code (`oort/oort.py`). Utility U_k = n_k sqrt(mean of squared losses),
-    of which a report allows the bound n_k * mean loss. A slow client's score is multiplied by (T / t_k)^alpha. Of the
-    clients whose score is at least `cut_off` times that of the first one past the exploited places, these are drawn with
+    of which a report allows the bound n_k * mean loss. A slow client's score is multiplied by (T / t_k)^alpha. Those
+    whose score is at least `cut_off` times that of the first one past the exploited places take part in a draw with
     probability proportional to score; unseen ones are drawn in proportion to n_k among the largest. Costs O(N).
     """
 
@@ -93,7 +93,8 @@ class Oort:
         utility, seen, seconds = state.utility.copy(), state.seen.copy(), state.seconds.copy()
         if reports:
             clients = np.array([report.client for report in reports])
-            utility[clients] = np.nan_to_num(examples(reports) * losses(reports, "oort"))
+            new = examples(reports) * losses(reports, "oort")
+            utility[clients[np.isfinite(new)]] = new[np.isfinite(new)]
             seen[clients] = state.round + 1
             seconds[clients] = [report.seconds for report in reports]
         return Arms(state.round + 1, utility, seen, seconds)

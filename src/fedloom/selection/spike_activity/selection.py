@@ -73,7 +73,7 @@ def distances(activity: Floats, widths: Sequence[int]) -> Floats:
         float64 [n, n], in [0, layers].
     """
     layers = np.split(activity, np.cumsum(widths)[:-1], axis=1)
-    return np.sum([cosine(layer) for layer in layers], axis=0)
+    return np.asarray(np.sum([cosine(layer) for layer in layers], axis=0))
 
 
 def _widths(reports: Sequence[ClientReport], total: int) -> tuple[int, ...]:

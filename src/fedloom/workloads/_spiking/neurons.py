@@ -60,10 +60,10 @@ class Neurons(nn.Module):
             Spikes, zeros and ones, shape (T, b, ...), dtype of `current`.
         """
         membrane = torch.zeros_like(current[0])
-        constant = current.shape[0] == 1
+        drives = current.unbind(0) if len(current) > 1 else (current[0],) * self._time_steps
         spikes: list[Tensor] = []
-        for step in range(self._time_steps):
-            fired, membrane = self.cell(current[0 if constant else step], membrane)
+        for drive in drives:
+            fired, membrane = self.cell(drive, membrane)
             spikes.append(fired)
             if not self._dynamics.delayed:
                 membrane = self._reset(membrane, fired.detach())

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedloom.workloads._spiking.layers import stacked_linear
 from fedloom.workloads._spiking.neurons import Dynamics
 
 
@@ -51,7 +52,12 @@ class Fire(torch.autograd.Function):
             if dynamics.hard:
                 later = later * (1.0 - spikes[:, step])
             gradient[:, step].add_(later, alpha=dynamics.beta)
-        return gradient.sum(1, keepdim=True) if ctx.constant else gradient, None, None
+        if not ctx.constant:
+            return gradient, None, None
+        total = gradient[:, -1:].clone()
+        for step in range(gradient.shape[1] - 2, -1, -1):  # last step first, as the plain loop's graph adds them
+            total.add_(gradient[:, step : step + 1])
+        return total, None, None
 
 
 def _advance(now: Tensor, before: Tensor, fired: Tensor, drive: Tensor, dynamics: Dynamics) -> None:
@@ -83,8 +89,7 @@ def stacked_spikes(weights: Sequence[Tensor], x: Tensor, time_steps: int, dynami
     """
     spikes: list[Tensor] = []
     for weight, bias in zip(weights[::2], weights[1::2], strict=True):
-        flat = torch.baddbmm(bias.unsqueeze(1), x.flatten(1, 2), weight.transpose(1, 2))
-        current = flat.view(*x.shape[:3], -1)
+        current = stacked_linear(x.flatten(1, 2), weight, bias).view(*x.shape[:3], -1)
         x = Fire.apply(current, time_steps, dynamics)  # type: ignore[no-untyped-call]
         spikes.append(x)
     return spikes
