@@ -17,15 +17,17 @@ from fedloom.client.jobs import COLLECT, Done, JobRunner, Stage
 from fedloom.core import frames, registry
 from fedloom.core.accumulators import BUILTIN, Accumulator, Allocate
 from fedloom.core.config import Experiment
-from fedloom.core.errors import ClientFailed, ServerUnreachable, StorageFull, UsageError
+from fedloom.core.errors import BadUpdate, ClientFailed, ServerUnreachable, StorageFull, UsageError
 from fedloom.core.messages import Channel, Group, GroupResult, PayloadRef, RunSpec
 from fedloom.core.protocols import Workload
 from fedloom.core.records import (
+    MODEL,
     ClientFailure,
     ClientReport,
     Job,
     Mean,
     Record,
+    Update,
 )
 
 _WEIGHED = ("train", COLLECT)
@@ -128,6 +130,8 @@ class Executor:
                 continue
             weight = float(update.num_examples) if run.by_examples and job.kind in _WEIGHED else 1.0
             try:
+                if group.accumulator == "mean":
+                    self._check_shapes(update, group, job.client)
                 attempt.accumulator.add(update, weight, job.client)
             except StorageFull:
                 raise
@@ -136,6 +140,17 @@ class Executor:
             if update.state is not None:
                 attempt.states[job.client] = self._channel.store(update.state)
             attempt.reports.append(replace(report, seconds=time.perf_counter() - begin))
+
+    def _check_shapes(self, update: Update, group: Group, client: int) -> None:
+        """Name the client whose arrays differ from the global model's, not those that come after it."""
+        model = self._read(group).get(MODEL)
+        for name, array in update.groups.get(MODEL, {}).items():
+            want = model.groups.get(MODEL, {}).get(name) if model is not None else None
+            if want is not None and array.shape != want.shape:
+                raise BadUpdate(
+                    f"client {client}: array {name!r} of group {MODEL!r} has shape {array.shape}, the global model has "
+                    f"{want.shape}. A mean needs equal shapes; does another strategy's rule run there?"
+                )
 
     def _read(self, group: Group) -> dict[str, Record]:
         """The exchange's inputs, read once however many groups of it this agent gets."""

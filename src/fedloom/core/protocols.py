@@ -134,7 +134,7 @@ class Selection(Protocol[S]):
     def probe(self, state: S, roster: Roster, size: int, rng: np.random.Generator) -> Probe | None:
         """Candidates to measure before choosing; None chooses from what is known already.
 
-        `rng` goes on to `choose`: one stream for both, read by `probe` first.
+        `rng` is the stream `choose` gets in a round without a probe; after a probe `choose` has one of its own.
         """
 
     def choose(

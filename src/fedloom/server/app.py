@@ -51,21 +51,21 @@ class Server:
         )
         self.token = ""
         self.port = 0
-        self._grpc: Any = None
+        self._stop_listening: Callable[[], None] | None = None
 
     def listen(self, host: str = "127.0.0.1", port: int = 0, *, token: str = "", runs: RunQueue | None = None) -> int:
         """Answer on an address; returns the port. Raises `UsageError` where that is not possible."""
         from fedloom.server.service import listen
 
         self.token = token
-        self._grpc, self.port = listen(self.coordinator, runs, host, port, token)
+        self._stop_listening, self.port = listen(self.coordinator, runs, host, port, token)
         return self.port
 
     def close(self) -> None:
         """Send the agents away and give everything back."""
         self.coordinator.close()
-        if self._grpc is not None:
-            self._grpc.stop(grace=1.0).wait()
+        if self._stop_listening is not None:
+            self._stop_listening()
         self.payloads.close()
 
     def __enter__(self) -> Self:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from fedloom.core import registry
 from fedloom.core.config import Experiment
 from fedloom.core.errors import FedloomError, RunFailed, UnsupportedFeature
@@ -136,7 +134,7 @@ class Loop:
             close()
 
     def _roster(self) -> Roster:
-        return Roster(self._experiment.clients, self.info.client_sizes)
+        return Roster(self._experiment.clients, self.info.client_sizes, self.info.label_counts)
 
     def _initial(self) -> Record:
         """Round 0: one agent makes the initial model and says what the data is."""
@@ -158,11 +156,10 @@ class Loop:
             return False
         context, exchange, first = planned
         state = self._exchanges(progress.strategy, exchange, context, tally, first)
-        selection = self._selection.observe(progress.selection, tally.trained())
+        selection = self._selection.observe(progress.selection, tally.trained(), tally.probed)
         evaluation, evaluation_s = self._evaluate(state, number, tally)
         waited = self._saver.wait()
         progress.round, progress.strategy, progress.selection = number, state, selection
-        tell = getattr(self._strategy, "report", None)
         record = tally.record(
             context,
             shares(self._coordinator.nodes(), before),
@@ -175,7 +172,7 @@ class Loop:
                 checkpoint_s=waited,
             ),
             self._coordinator.take_stale(self.run.run_id),
-            tell(state) if tell is not None else {},
+            {**_told(self._strategy, state), **_told(self._selection, selection)},
         )
         self._save(progress, record)
         self._emit(RoundFinished(run_id=self.run.run_id, record=record))
@@ -184,8 +181,13 @@ class Loop:
     def _plan(self, progress: _Progress, number: int, tally: Tally) -> tuple[RoundContext, Exchange, int] | None:
         """The cohort, and what it is asked first: its context, the exchange, and that exchange's index."""
         experiment, roster, size = self._experiment, self._roster(), self._experiment.cohort_size
-        probe = self._selection.probe(progress.selection, roster, size, self._selection_rng(number))
-        cohort = probe.candidates if probe is not None else self._choose(progress, number, ())
+        rng = generator(experiment.seed, "selection", number)
+        probe = self._selection.probe(progress.selection, roster, size, rng)
+
+        def choose(reports: Sequence[ClientReport] = ()) -> tuple[int, ...]:
+            return self._selection.choose(progress.selection, roster, size, rng, reports)
+
+        cohort = probe.candidates if probe is not None else choose()
         context = RoundContext(
             round=number,
             cohort=cohort,
@@ -197,26 +199,17 @@ class Loop:
             jobs = context.jobs("evaluate")
             model = Record({MODEL: self._strategy.arrays(progress.strategy)})
             reports = self._probe(Exchange(jobs=jobs, inputs={MODEL: model}, accumulator="metrics"), _PROBE, tally)
-            context = replace(context, cohort=self._choose(progress, number, reports))
+            context = replace(context, cohort=choose(reports))
         exchange = self._strategy.plan(progress.strategy, context)
         if exchange is None:
             return None
         self._emit(RoundStarted(run_id=self.run.run_id, round=number, cohort=len(exchange.jobs)))
         if probe is None or probe.kind == "evaluate":
             return context, exchange, 0
-        held = replace(exchange, accumulator="metrics", hold=True, measure=probe.measure)
-        reports = self._probe(held, 0, tally)
-        context = replace(context, cohort=self._choose(progress, number, reports))
+        knobs = {**exchange.knobs, **probe.knobs}
+        held = replace(exchange, accumulator="metrics", hold=True, measure=probe.measure, knobs=knobs)
+        context = replace(context, cohort=choose(self._probe(held, 0, tally)))
         return context, _collection(exchange, context), 1
-
-    def _selection_rng(self, number: int) -> np.random.Generator:
-        return generator(self._experiment.seed, "selection", number)
-
-    def _choose(self, progress: _Progress, number: int, reports: Sequence[ClientReport]) -> tuple[int, ...]:
-        """The cohort; a choice after a probe has randomness of its own, apart from the candidates' draw."""
-        experiment = self._experiment
-        rng = generator(experiment.seed, "choice", number) if reports else self._selection_rng(number)
-        return self._selection.choose(progress.selection, self._roster(), experiment.cohort_size, rng, reports)
 
     def _probe(self, exchange: Exchange, index: int, tally: Tally) -> list[ClientReport]:
         collected = self._collector.collect(
@@ -293,6 +286,12 @@ _EVALUATION = 1 << 16
 """Exchange index of a round's evaluation, beyond any exchange of a strategy."""
 _PROBE = _EVALUATION + 1
 """Exchange index of an evaluation of candidates."""
+
+
+def _told(teller: Any, state: Any) -> Mapping[str, Any]:
+    """What a strategy or selection that has an optional `report(state)` says for the round's record."""
+    tell = getattr(teller, "report", None)
+    return dict(tell(state)) if tell is not None else {}
 
 
 def _collection(exchange: Exchange, context: RoundContext) -> Exchange:

@@ -11,7 +11,7 @@ import hmac
 import json
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -196,14 +196,15 @@ class ControlService(ControlServicer):
 
 def listen(
     coordinator: Coordinator, runs: RunQueue | None, host: str, port: int, token: str
-) -> tuple[grpc.Server, int]:
-    """Start a gRPC server; returns it with the port it has (port 0 takes a free one).
+) -> tuple[Callable[[], None], int]:
+    """Start a gRPC server; returns what stops it, and the port it has (port 0 takes a free one).
 
     Raises:
         UsageError: the port is taken or the address is not this machine's.
     """
+    pool = ThreadPoolExecutor(MAX_STREAMS, thread_name_prefix="grpc")
     server = grpc.server(
-        ThreadPoolExecutor(MAX_STREAMS, thread_name_prefix="grpc"),
+        pool,
         options=(
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -229,7 +230,12 @@ def listen(
             "Choose another --port (0 takes a free one)"
         ) from exc
     server.start()
-    return server, bound
+
+    def stop() -> None:
+        server.stop(grace=1.0).wait()
+        pool.shutdown(wait=False)
+
+    return stop, bound
 
 
 def _raw_methods(fleet: FleetService) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:

@@ -20,6 +20,8 @@ class Tally:
     """Reports of the answers that were folded."""
     probed: list[ClientReport] = field(default_factory=list)
     """Reports of candidates, whose updates (if they trained) stayed where they were."""
+    collected: list[int] = field(default_factory=list)
+    """Clients asked for an update that had waited with them."""
     failures: list[Failure] = field(default_factory=list)
     waiting_s: float = 0.0
     aggregation_s: float = 0.0
@@ -29,6 +31,8 @@ class Tally:
     def add(self, collected: Collected, exchange: Exchange, *, probe: bool = False) -> None:
         """Count an exchange."""
         (self.probed if probe or exchange.hold else self.folded).extend(collected.reports)
+        if exchange.collects is not None:
+            self.collected = [job.client for job in exchange.jobs]
         self.failures += [as_line(failure) for failure in collected.failures]
         self.waiting_s += collected.waiting_s
         self.aggregation_s += collected.aggregation_s
@@ -55,7 +59,7 @@ class Tally:
             seconds[str(report.client)] = seconds.get(str(report.client), 0.0) + report.seconds
         return RoundRecord(
             round=context.round,
-            cohort=list(context.cohort),
+            cohort=self.collected or list(context.cohort),
             candidates=[report.client for report in self.probed],
             probe={str(report.client): dict(report.info) for report in self.probed if report.info},
             num_examples=sum(report.num_examples for report in self.folded),

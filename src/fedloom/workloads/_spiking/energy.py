@@ -17,9 +17,13 @@ ACCUMULATE_PJ = 0.9
 MULTIPLY_ACCUMULATE_PJ = 4.6
 
 
-def rate_sums(trace: Trace) -> dict[str, Tensor]:
-    """Mean firing rate over neurons and steps, summed over the batch's examples; a scalar for each spiking layer."""
-    return {name: s.detach().sum() / (s.numel() // s.shape[1]) for name, s in trace.spikes.items()}
+def rate_sums(trace: Trace, count: int | None = None) -> dict[str, Tensor]:
+    """Mean firing rate over neurons and steps, summed over the batch's first `count` examples (None: over all).
+
+    A float64 scalar for each spiking layer.
+    """
+    spikes = {name: s.detach()[:, :count] for name, s in trace.spikes.items()}
+    return {name: s.sum(dtype=torch.float64) / s[:, 0].numel() for name, s in spikes.items()}
 
 
 def spike_sum(trace: Trace) -> Tensor:

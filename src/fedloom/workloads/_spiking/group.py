@@ -15,11 +15,11 @@ from torch import Tensor
 
 from fedloom.core.records import MODEL, Array, Arrays, Mean, Update
 from fedloom.workloads._spiking.encoders import Encoder
-from fedloom.workloads._spiking.losses import Loss
+from fedloom.workloads._spiking.losses import Loss, masked_means
 from fedloom.workloads._spiking.neurons import Dynamics
 from fedloom.workloads._spiking.stacked import stacked_spikes
 from fedloom.workloads._torch.arrays import as_array, as_tensor
-from fedloom.workloads._torch.optimizers import make_optimizer
+from fedloom.workloads._torch.optimizers import clip_by_norm, make_optimizer
 from fedloom.workloads._torch.scope import exact
 from fedloom.workloads._torch.settings import TrainingSettings
 
@@ -70,8 +70,8 @@ class GroupTrainer:
     """Training set, (n, c, h, w), float32, on the device of the work."""
     labels: Tensor
     """Its classes, (n,), int64."""
-    largest: int
-    """Examples of the federation's largest client. Padding follows from it, not from the group: so do the bits."""
+    padded_size: int
+    """Examples in a padded minibatch: what no client of the federation exceeds, so that no bit follows from the group."""
 
     def train(self, arrays: Arrays, rows: Sequence[Array], rngs: Sequence[np.random.Generator]) -> list[Update]:
         """Train every client from the same global model.
@@ -110,7 +110,7 @@ class GroupTrainer:
     def _gradients(self, stack: list[Tensor], clients: list[_Client], tallies: list[_Tally], step: int) -> list[Tensor]:
         """Gradients of one step, zero for clients that are done; the tallies take the step in."""
         active = len(clients)
-        size = min(self.settings.batch_size, self.largest)
+        size = self.padded_size
         batches = [client.batches[step] for client in clients]
         counts = np.array([len(batch) for batch in batches])
         rows = np.stack([np.pad(batch, (0, size - len(batch)), mode="edge") for batch in batches])
@@ -120,17 +120,18 @@ class GroupTrainer:
         spikes = stacked_spikes(leaves, self._inputs(index, clients, counts, size), self.time_steps, self.dynamics)
         outputs = spikes[-1].transpose(0, 1).flatten(1, 2)  # (T, A b, C)
         losses = self.loss(outputs, self.labels.index_select(0, index)).view(active, size)
-        means = (losses * mask).sum(1) / mask.sum(1)
+        means = masked_means(losses, mask)
         gradients = [gradient.contiguous() for gradient in torch.autograd.grad(means.sum(), leaves)]
         with torch.no_grad():
-            rates = [(s.sum((1, 3)) * mask).sum(1) / (s.shape[1] * s.shape[3]) for s in spikes]
-        told = torch.stack([means.detach(), *rates], 1).double().cpu().tolist()
+            rates = [(s.sum((1, 3)) * mask).sum(1).double() / (s.shape[1] * s.shape[3]) for s in spikes]
+        told = torch.stack([means.detach().double(), *rates], 1).cpu().tolist()
         for tally, count, (loss, *rate) in zip(tallies, counts.tolist(), told, strict=False):
             tally.losses.append(loss)
             tally.counts.append(count)
             tally.spikes = [before + now for before, now in zip(tally.spikes or [0.0] * len(rate), rate, strict=True)]
         if self.settings.clip_norm is not None:
-            _clip_each(gradients, self.settings.clip_norm)
+            for client in range(active):
+                clip_by_norm([gradient[client] for gradient in gradients], self.settings.clip_norm)
         idle = len(stack[0]) - active
         return [torch.cat([g, g.new_zeros(idle, *g.shape[1:])]) for g in gradients] if idle else gradients
 
@@ -158,11 +159,3 @@ class GroupTrainer:
             groups={MODEL: trained},
             metrics={"loss": Mean(loss, total), **rates},
         )
-
-
-def _clip_each(gradients: list[Tensor], limit: float) -> None:
-    """`optimizers.clip_by_norm` for each client by itself."""
-    norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients]).square().sum(0).sqrt()
-    scale = torch.clamp(limit / (norms + 1e-6), max=1.0)
-    for gradient in gradients:
-        gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))

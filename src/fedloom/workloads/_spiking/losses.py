@@ -11,6 +11,11 @@ from torch import Tensor
 from fedloom.workloads._spiking.settings import LossName
 
 
+def masked_means(losses: Tensor, mask: Tensor) -> Tensor:
+    """Mean of each client's losses (A, b) over the examples its mask (A, b) of ones and zeros counts; shape (A,)."""
+    return (losses * mask).sum(1) / mask.sum(1)
+
+
 @dataclass(frozen=True, slots=True)
 class Loss:
     """One loss value per example.

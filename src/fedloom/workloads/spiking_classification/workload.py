@@ -21,7 +21,7 @@ from fedloom.workloads._spiking.encoders import Encoder, Pixels, row_noise
 from fedloom.workloads._spiking.energy import energy_sum, rate_sums, spike_sum
 from fedloom.workloads._spiking.group import GroupTrainer
 from fedloom.workloads._spiking.layers import Trace
-from fedloom.workloads._spiking.losses import Loss
+from fedloom.workloads._spiking.losses import Loss, masked_means
 from fedloom.workloads._spiking.networks import Network, Plan, build_network
 from fedloom.workloads._spiking.neurons import Dynamics
 from fedloom.workloads._spiking.rates import Layers, RateMeter
@@ -48,6 +48,7 @@ class SpikingClassification:
         self._encoder = Encoder(config.encoder, config.time_steps, data.shape, pixels)
         self._loss = Loss(config.loss, config.correct_rate, config.incorrect_rate)
         self._dynamics = Dynamics.of(config.neuron)
+        self._padded_size = min(config.training.batch_size, int(shards.sizes.max()))
         with exact(device, seed=0):
             self._network = self._new_network()
             self._trainer = Trainer(self._network, config.training, device)
@@ -65,7 +66,7 @@ class SpikingClassification:
             time_steps=config.time_steps,
             images=self._parts["train"][0],
             labels=self._parts["train"][1],
-            largest=int(shards.sizes.max()),
+            padded_size=self._padded_size,
         )
 
     @property
@@ -105,17 +106,13 @@ class SpikingClassification:
     ) -> Update:
         """One client's local training; the metrics hold `loss` and for each spiking layer `rate/<layer>`."""
         assert isinstance(shard, ImageShard)
-        images, labels = self._parts["train"]
         tally: dict[str, Tensor] = {}
 
         def loss(rows: Tensor) -> Tensor:
-            trace = Trace()
-            shape = (len(rows), *self._encoder.noise_shape)
-            noise = torch.rand(shape, device=self._device) if self._encoder.noisy else None
-            outputs = self._network(self._encoder(images.index_select(0, rows), noise), trace)
-            for name, rate in rate_sums(trace).items():
+            mean, rates = self._minibatch(rows)
+            for name, rate in rates.items():
                 tally[name] = tally[name] + rate if name in tally else rate
-            return self._loss(outputs, labels.index_select(0, rows)).mean()
+            return mean
 
         update = self._trainer.train(shard.rows, loss, inputs[MODEL], rule, job.knobs, rng)
         weight = update.metrics["loss"].weight
@@ -229,6 +226,27 @@ class SpikingClassification:
         rows = [_rows(shard) for shard in shards]
         with exact(self._device):
             return self._meter.measure_group(models, rows, rngs, layers, self._dynamics, per_sample=per_sample)
+
+    def _minibatch(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss of these training rows, and each layer's firing rate summed over them.
+
+        An MLP's minibatch is padded as in a group, so that both programs do the same sums in the same order. (With
+        batch statistics padding would be wrong, and groups have none.)
+        """
+        images, labels = self._parts["train"]
+        count = len(rows)
+        noise: Tensor | None = None
+        if self._encoder.noisy:
+            noise = torch.rand((count, *self._encoder.noise_shape), device=self._device)
+        if self._config.model.name == "mlp" and count < self._padded_size:
+            missing = self._padded_size - count
+            rows = torch.cat([rows, rows[-1:].expand(missing)])
+            noise = None if noise is None else torch.cat([noise, noise.new_zeros(missing, *noise.shape[1:])])
+        trace = Trace()
+        outputs = self._network(self._encoder(images.index_select(0, rows), noise), trace)
+        losses = self._loss(outputs, labels.index_select(0, rows))
+        mask = (torch.arange(len(rows), device=self._device) < count).to(losses)
+        return masked_means(losses.unsqueeze(0), mask.unsqueeze(0))[0], rate_sums(trace, count)
 
     def _encoded(self, part: str, rows: Array, seed: int) -> Tensor:
         """Rows of the training or test set, encoded with noise that follows from seed and row alone."""

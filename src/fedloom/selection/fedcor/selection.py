@@ -1,0 +1,108 @@
+"""FedCor: choose the clients whose loss says most about everybody's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fedloom.core.protocols import Probe, Roster
+from fedloom.core.records import ClientReport
+from fedloom.selection._choosing.reports import losses
+from fedloom.selection._choosing.sampling import Floats
+from fedloom.selection.fedcor.config import Config
+from fedloom.selection.fedcor.covariance import correlated, fit
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What the Gaussian process has seen; as long as the population, because the rule correlates all of it."""
+
+    round: int
+    """Rounds observed so far."""
+    losses: Floats
+    """F_k(w) at the last probe, float64 [N]; NaN where unknown."""
+    waiting: bool
+    """Whether the last probe still waits for the next one, to make a row of changes."""
+    changes: Floats
+    """Loss changes over one uniform cohort's round each, oldest first, float64 [S, N]."""
+    alpha: Floats
+    """Discounts alpha_k, float64 [N]."""
+
+
+class FedCor:
+    """argmax_k (alpha_k / sqrt(Σ_kk)) sum_i p_i Σ_ik, conditioning on each pick; Σ from clients' loss changes.
+
+    Tang et al. 2022, "FedCor: Correlation-Based Active Client Selection Strategy for Heterogeneous Federated Learning",
+    with the constants of the public code. Warm-up rounds have uniform cohorts, and all clients evaluate the
+    global model; so does one round in every `refit_every` after it, and the round that follows each of these. A chosen
+    client's alpha_k is multiplied by `discount` until the next refit. The covariance is the linear kernel's, fitted in
+    closed form (`covariance.fit`). State and costs are O(N): the rule correlates all clients.
+    """
+
+    State = Process
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def init(self, roster: Roster) -> Process:
+        n = roster.population
+        return Process(0, np.full(n, np.nan), False, np.zeros((0, n)), np.ones(n))
+
+    def probe(self, state: Process, roster: Roster, size: int, rng: np.random.Generator) -> Probe | None:
+        if not (state.waiting or self._is_uniform(state.round + 1)):
+            return None
+        return Probe(candidates=tuple(range(roster.population)), kind="evaluate")
+
+    def choose(
+        self,
+        state: Process,
+        roster: Roster,
+        size: int,
+        rng: np.random.Generator,
+        reports: Sequence[ClientReport] = (),
+    ) -> tuple[int, ...]:
+        able = np.array([report.client for report in reports]) if reports else np.arange(roster.population)
+        size = min(size, len(able))
+        state = self._learn(state, reports)
+        if self._is_uniform(state.round + 1) or not len(state.changes):
+            return tuple(int(client) for client in able[rng.choice(len(able), size, replace=False)])
+        alpha = np.full(roster.population, -np.inf)
+        alpha[able] = state.alpha[able]
+        sizes = np.asarray(roster.sizes, np.float64) if len(roster.sizes) else np.ones(roster.population)
+        age = np.arange(len(state.changes))[::-1]
+        weights = np.asarray(self._config.forgetting**age, np.float64)
+        embedding = fit(state.changes, weights, self._config.dimension, self._config.noise)
+        picked = correlated(embedding, self._config.noise, sizes / sizes.sum(), alpha, size)
+        return tuple(int(client) for client in picked)
+
+    def observe(self, state: Process, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> Process:
+        state = self._learn(state, probed)
+        uniform = self._is_uniform(state.round + 1)
+        alpha = state.alpha.copy()
+        if not uniform:
+            alpha[[report.client for report in reports]] *= self._config.discount
+        return replace(state, round=state.round + 1, waiting=uniform, alpha=alpha)
+
+    def _is_uniform(self, round: int) -> bool:
+        """Whether a round's cohort is drawn uniformly, so that its loss changes train the process."""
+        beyond = round - self._config.warm_up
+        return beyond <= 0 or beyond % self._config.refit_every == 0
+
+    def _learn(self, state: Process, probed: Sequence[ClientReport]) -> Process:
+        """The state with a probe's losses and, where the round before waits for them, its row of changes."""
+        if not probed:
+            return state
+        new = np.full(len(state.losses), np.nan)
+        new[[report.client for report in probed]] = losses(probed, "fedcor")
+        if not state.waiting:
+            return replace(state, losses=new)
+        row = np.nan_to_num(new - state.losses)  # unknown is the prior's mean: no change
+        changes = np.concatenate([state.changes, row[None]])[-self._config.history :]
+        return replace(state, losses=new, waiting=False, changes=changes, alpha=np.ones(len(new)))
+
+
+def build_selection(config: Config) -> FedCor:
+    """The selection a `Config` describes."""
+    return FedCor(config)

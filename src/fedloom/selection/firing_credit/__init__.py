@@ -1,0 +1,1 @@
+"""Candidates credited by how training changes their firing rates: SFedCA's selection (a reconstruction)."""
