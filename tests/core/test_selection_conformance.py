@@ -137,7 +137,7 @@ def test_no_number_a_candidate_makes_up_breaks_the_choice(selection: Selection[A
     probed = answered(selection.probe(state, ROSTER, 5, generator(1, "probe")))
     if not probed:
         return
-    for nonsense in (float("nan"), float("inf"), "many", None, [], [float("nan")] * CLASSES):
+    for nonsense in (float("nan"), float("inf"), "many", None, [], [float("nan")] * CLASSES, 1e300):
         odd = replace(
             probed[0], metrics={"loss": Mean(float("nan"), 1.0)}, info=dict.fromkeys(probed[0].info, nonsense)
         )

@@ -217,6 +217,11 @@ class Coordinator:
             return self.online
 
     @property
+    def closed(self) -> bool:
+        """Whether the agents have been sent away."""
+        return self._closed
+
+    @property
     def online(self) -> int:
         """Agents attached right now."""
         return sum(node.online for node in self._nodes.values())

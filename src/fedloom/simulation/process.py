@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -13,9 +12,7 @@ from typing import IO
 from fedloom.core.errors import NoCapacity
 from fedloom.server.coordinator import Coordinator
 from fedloom.server.session import Place
-from fedloom.simulation.runtimes import MAX_EARLY_DEATHS, worker_environment
-
-_log = logging.getLogger(__name__)
+from fedloom.simulation.runtimes import Replacements, worker_environment
 
 
 class ProcessRuntime:
@@ -31,8 +28,6 @@ class ProcessRuntime:
         self._nursery: subprocess.Popen[bytes] | None = None
         self._listener: threading.Thread | None = None
         self._stopping = False
-        self._early_deaths: dict[str, int] = {}
-        self._groups_done: dict[str, int] = {}
         self.pids: dict[str, int] = {}
         """Process of each agent, by its name."""
 
@@ -41,6 +36,7 @@ class ProcessRuntime:
 
     def start(self, coordinator: Coordinator, address: str, token: str) -> None:
         self._coordinator, self._address, self._token = coordinator, address, token
+        self._replacements = Replacements(coordinator, self._spawn)
         self._nursery = subprocess.Popen(
             [sys.executable, "-m", "fedloom.simulation.nursery", self._preload],
             stdin=subprocess.PIPE,
@@ -91,23 +87,8 @@ class ProcessRuntime:
             if "started" in message:
                 self.pids[message["started"]] = message["pid"]
             elif not self._stopping:
-                self._ended(message["ended"], message["status"])
-        if not self._stopping:
+                status = message["status"]
+                how = f"signal {-status}" if status < 0 else f"exit status {status}"
+                self._replacements.ended(message["ended"], how)
+        if not self._stopping and not self._coordinator.closed:
             self._coordinator.give_up("the process that forks workers has ended; look at what it printed above")
-
-    def _ended(self, node: str, status: int) -> None:
-        """A worker died: its groups go elsewhere now, and another process takes its name."""
-        how = f"signal {-status}" if status < 0 else f"exit status {status}"
-        _log.warning("%s ended (%s); starting another", node, how)
-        self._coordinator.leave(node, "", f"its process ended with {how}")
-        done = self._coordinator.groups_done(node)
-        early = done == self._groups_done.get(node, 0)
-        self._groups_done[node] = done
-        self._early_deaths[node] = self._early_deaths.get(node, 0) + 1 if early else 0
-        if self._early_deaths[node] > MAX_EARLY_DEATHS:
-            self._coordinator.give_up(
-                f"{node} died {self._early_deaths[node]} times in a row without finishing any work (last: {how}). "
-                "Run with --runtime inline to see where, or give it more memory"
-            )
-            return
-        self._spawn(node)

@@ -11,14 +11,12 @@ from fedloom.core.config import RuntimeSettings
 from fedloom.core.errors import NoCapacity, ServerUnreachable
 from fedloom.server.coordinator import Coordinator
 from fedloom.server.session import Place
-from fedloom.simulation.runtimes import MAX_EARLY_DEATHS, worker_environment
+from fedloom.simulation.runtimes import Replacements, worker_environment
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-
-_log = logging.getLogger(__name__)
 
 
 class _Worker:
@@ -45,8 +43,6 @@ class RayRuntime:
         self._calls: dict[Any, tuple[str, Any]] = {}
         self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
-        self._early_deaths: dict[str, int] = {}
-        self._groups_done: dict[str, int] = {}
 
     def host(self) -> str:
         """Start or join Ray; its agents find the server on this node's address.
@@ -80,7 +76,8 @@ class RayRuntime:
         return "127.0.0.1"
 
     def start(self, coordinator: Coordinator, address: str, token: str) -> None:
-        self._coordinator, self._address, self._token = coordinator, address, token
+        self._address, self._token = address, token
+        self._replacements = Replacements(coordinator, self._spawn)
         for index in range(self._workers):
             self._spawn(f"ray-{index + 1}")
         self._watcher = threading.Thread(target=self._watch, name="fedloom-ray", daemon=True)
@@ -141,29 +138,13 @@ class RayRuntime:
 
     def _watch(self) -> None:
         """Replace actors that end before the runtime is stopped."""
-        while not self._stopping.is_set():
+        while self._calls and not self._stopping.is_set():
             ended, _ = ray.wait(list(self._calls), num_returns=1, timeout=0.5)
             for call in ended:
                 if self._stopping.is_set():
                     return
                 node, _ = self._calls.pop(call)
-                self._ended(node, _reason(call))
-
-    def _ended(self, node: str, reason: str) -> None:
-        _log.warning("%s ended (%s); starting another", node, reason)
-        self._coordinator.leave(node, "", f"its Ray actor ended: {reason}")
-        done = self._coordinator.groups_done(node)
-        early = done == self._groups_done.get(node, 0)
-        self._groups_done[node] = done
-        self._early_deaths[node] = self._early_deaths.get(node, 0) + 1 if early else 0
-        if self._early_deaths[node] > MAX_EARLY_DEATHS:
-            self._coordinator.give_up(
-                f"{node} died {self._early_deaths[node]} times in a row without finishing any work (last: {reason}). "
-                "Run with --runtime inline to see where"
-            )
-            self._stopping.set()
-            return
-        self._spawn(node)
+                self._replacements.ended(node, _reason(call))
 
 
 def _reason(call: Any) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from fedloom.core.config import Experiment
 from fedloom.server.coordinator import Coordinator
 from fedloom.server.session import Place
+
+_log = logging.getLogger(__name__)
 
 MAX_EARLY_DEATHS = 3
 """Times in a row a worker may die without having finished a group before its runtime gives up on it."""
@@ -31,6 +34,38 @@ class Runtime(Protocol):
 
     def stop(self) -> None:
         """End every agent. Safe to call twice."""
+
+
+class Replacements:
+    """What becomes of agents that die: their groups go elsewhere at once, and another takes their name.
+
+    Args:
+        coordinator: of the server the agents work for.
+        spawn: starts an agent of a name.
+    """
+
+    def __init__(self, coordinator: Coordinator, spawn: Callable[[str], None]) -> None:
+        self._coordinator, self._spawn = coordinator, spawn
+        self._early_deaths: dict[str, int] = {}
+        self._groups_done: dict[str, int] = {}
+
+    def ended(self, node: str, how: str) -> None:
+        """Replace an agent that ended before it was told to, or give up on a name that never gets anything done."""
+        if self._coordinator.closed:
+            return
+        _log.warning("%s ended (%s); starting another", node, how)
+        self._coordinator.leave(node, "", f"its process ended: {how}")
+        done = self._coordinator.groups_done(node)
+        early = done == self._groups_done.get(node, 0)
+        self._groups_done[node] = done
+        self._early_deaths[node] = self._early_deaths.get(node, 0) + 1 if early else 0
+        if self._early_deaths[node] > MAX_EARLY_DEATHS:
+            self._coordinator.give_up(
+                f"{node} died {self._early_deaths[node]} times in a row without finishing any work (last: {how}). "
+                "Run with --runtime inline to see where, or give it more memory"
+            )
+            return
+        self._spawn(node)
 
 
 def make_runtime(experiment: Experiment) -> Runtime:

@@ -78,7 +78,8 @@ def distances(activity: Floats, widths: Sequence[int]) -> Floats:
 
 def _widths(reports: Sequence[ClientReport], total: int) -> tuple[int, ...]:
     """The layers most candidates agree on; one layer where nobody's widths fit."""
-    told = [tuple(report.info.get("widths", ())) for report in reports]
+    lists = [report.info.get("widths") for report in reports]
+    told = [tuple(widths) for widths in lists if isinstance(widths, Sequence)]
     fitting = [widths for widths in told if all(type(w) is int and w > 0 for w in widths) and sum(widths) == total]
     return max(fitting, key=fitting.count) if fitting else (total,)
 

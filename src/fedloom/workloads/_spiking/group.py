@@ -71,7 +71,7 @@ class GroupTrainer:
     labels: Tensor
     """Its classes, (n,), int64."""
     padded_size: int
-    """Examples in a padded minibatch: what no client of the federation exceeds, so that no bit follows from the group."""
+    """Examples in a padded minibatch: no client of the federation exceeds it, so no bit follows from the group."""
 
     def train(self, arrays: Arrays, rows: Sequence[Array], rngs: Sequence[np.random.Generator]) -> list[Update]:
         """Train every client from the same global model.

@@ -49,9 +49,11 @@ class Fire(torch.autograd.Function):
         gradient = dynamics.derivative(membranes - dynamics.threshold).mul_(gradients[0])
         for step in range(membranes.shape[1] - 2, -1, -1):
             later = gradient[:, step + 1]
+            if dynamics.beta != 1.0:
+                later = later * dynamics.beta  # not as add_'s alpha: that rounds once where the plain loop rounds twice
             if dynamics.hard:
                 later = later * (1.0 - spikes[:, step])
-            gradient[:, step].add_(later, alpha=dynamics.beta)
+            gradient[:, step].add_(later)
         if not ctx.constant:
             return gradient, None, None
         total = gradient[:, -1:].clone()
