@@ -106,12 +106,7 @@ def run(
         DiskRunStore.create(Path(out) if out is not None else RUNS / run_id, run_id) if keep else MemoryRunStore(run_id)
     )
     store.begin(experiment)
-    try:
-        return _session(experiment, store, sinks)
-    except UsageError:
-        if not store.rounds():
-            store.discard()
-        raise
+    return _session(experiment, store, sinks, fresh=True)
 
 
 def resume(run_dir: str | Path, *, sinks: Sequence[Sink] = (), overrides: Sequence[str] = ()) -> RunResult:
@@ -127,10 +122,24 @@ def resume(run_dir: str | Path, *, sinks: Sequence[Sink] = (), overrides: Sequen
         CheckpointCorrupt: none of its checkpoints can be read.
     """
     store = DiskRunStore.open(Path(run_dir))
-    return _session(store.experiment().override([o for o in overrides if o.startswith("runtime.")]), store, sinks)
+    return _session(
+        store.experiment().override([o for o in overrides if o.startswith("runtime.")]), store, sinks, fresh=False
+    )
 
 
-def _session(experiment: Experiment, store: RunStore, sinks: Sequence[Sink]) -> RunResult:
+def _session(experiment: Experiment, store: RunStore, sinks: Sequence[Sink], *, fresh: bool) -> RunResult:
+    """One session; a fresh run that never begins leaves no folder behind."""
+    outcome: Outcome | None = None
+    try:
+        outcome = _run_agents_and_session(experiment, store, sinks)
+        return _finish(outcome, store)
+    finally:
+        begun = outcome is not None and not (isinstance(outcome.error, UsageError) and not outcome.history)
+        if fresh and not begun:
+            store.discard()
+
+
+def _run_agents_and_session(experiment: Experiment, store: RunStore, sinks: Sequence[Sink]) -> Outcome:
     stop = threading.Event()
     with _stopping_on_signals(stop), Server(sinks) as server, contextlib.ExitStack() as stack:
         runtime = make_runtime(experiment)
@@ -149,7 +158,7 @@ def _session(experiment: Experiment, store: RunStore, sinks: Sequence[Sink]) -> 
             patience_s=PATIENCE_S,
         )
         server.coordinator.close("the run is over")
-    return _finish(outcome, store)
+    return outcome
 
 
 def _finish(outcome: Outcome, store: RunStore) -> RunResult:

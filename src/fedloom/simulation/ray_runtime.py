@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 from typing import Any
 
@@ -55,6 +56,7 @@ class RayRuntime:
         if not ray.is_initialized():
             self._ours = True
             try:
+                _knock(settings.ray_address)
                 ray.init(
                     address=settings.ray_address,
                     num_cpus=self._local_cpus(),
@@ -62,7 +64,7 @@ class RayRuntime:
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )
-            except ConnectionError as exc:
+            except OSError as exc:  # ConnectionError among them
                 raise ServerUnreachable(
                     f"no Ray cluster answers at {settings.ray_address!r}: {exc}. Start one with `ray start --head`, or "
                     "leave --ray-address out to start Ray on this machine"
@@ -145,6 +147,13 @@ class RayRuntime:
                     return
                 node, _ = self._calls.pop(call)
                 self._replacements.ended(node, _reason(call))
+
+
+def _knock(address: str | None) -> None:
+    """Fail within seconds where nobody listens; Ray itself would try for minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdigit() and "//" not in host:
+        socket.create_connection((host, int(port)), timeout=5.0).close()
 
 
 def _reason(call: Any) -> str:

@@ -19,4 +19,4 @@ class Config(CandidateSettings):
     preference: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 4.0
     """How strongly clusters of balanced candidates are preferred: weight exp(preference * mean entropy)."""
     array: str | None = None
-    """Name of the output layer's array; None takes the last one of the model."""
+    """Name of the output layer's array; None takes the model's last one with an axis."""

@@ -15,17 +15,17 @@ def output_change(
 ) -> Info:
     """`{"output": [C floats]}`: the change of the output layer's bias, or of its weights summed over their inputs.
 
-    The array is `knobs["array"]`, or the last of the model where that is None; its first axis are the classes.
+    The array is `knobs["array"]`, or where that is None the model's last one with an axis; its first are the classes.
 
     Raises:
         UsageError: the model has no such array, or it has no axis of classes.
     """
-    moved = dict(changes(model, update, "hics"))
-    name = knobs["array"] or next(reversed(moved))
-    if name not in moved or moved[name].ndim == 0:
+    moved = {name: change for name, change in changes(model, update, "hics") if change.ndim}
+    name = knobs["array"] or next(reversed(moved), None)
+    if name not in moved:
         raise UsageError(
             f"selection 'hics' reads the output layer from array {name!r}, but the trained arrays with classes are "
-            f"{sorted(key for key, change in moved.items() if change.ndim)}. Set selection.array to one of them"
+            f"{sorted(moved)}. Set selection.array to one of them"
         )
     change = moved[name]
     return {"output": change.reshape(change.shape[0], -1).sum(axis=1).tolist()}

@@ -1,0 +1,44 @@
+"""The example of the how-to guide: it loads as a file, runs, and does what it says."""
+
+from pathlib import Path
+
+import pytest
+
+from fedloom.core import registry
+from fedloom.core.config import Experiment
+from fedloom.core.errors import ConfigError
+from fedloom.core.protocols import Roster
+from fedloom.core.seeds import generator
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+NAME = str(EXAMPLES / "take_turns.py")
+
+
+def test_turns_go_around_and_the_worst_served_are_kept(reports) -> None:
+    parts = registry.part("selection", NAME, "selection")
+    selection = parts.build_selection(parts.Config(name=NAME, window=3))
+    roster = Roster(population=4)
+    state = selection.init(roster)
+    assert selection.probe(state, roster, 2, generator(1)).candidates == (0, 1, 2)
+    told = reports([0, 1, 2], losses=[0.5, 2.0, 1.0])
+    assert selection.choose(state, roster, 2, generator(1), told) == (1, 2)
+    assert selection.probe(selection.observe(state, []), roster, 2, generator(1)).candidates == (3, 0, 1)
+    with pytest.raises(ConfigError, match="window: 3 clients for a cohort of 4"):
+        selection.probe(state, roster, 4, generator(1))
+    with pytest.raises(ConfigError, match="window: 3 clients, but there are only 2"):
+        selection.init(Roster(population=2))
+
+
+def test_the_guides_experiment_runs(tmp_path: Path) -> None:
+    guide = (EXAMPLES.parent / "docs" / "how-to" / "add-a-selection.md").read_text()
+    toml = (
+        guide.split("```toml\n")[1].split("```")[0].replace("./", f"{EXAMPLES}/").replace("rounds = 20", "rounds = 3")
+    )
+    path = tmp_path / "my-experiment.toml"
+    path.write_text(toml)
+    from fedloom.simulation.api import run
+
+    result = run(Experiment.load(path, ["runtime.name=inline"]), keep=False)
+    assert [sorted(record.candidates) for record in result.history] == [[*range(6)], [*range(6, 12)], [*range(6)]]
+    assert all(len(record.cohort) == 3 for record in result.history)
+    assert result.metrics["loss"] < (result.history[0].evaluation or {})["loss"]

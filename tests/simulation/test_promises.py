@@ -1,0 +1,429 @@
+"""Promises with numbers: what a round costs, what crosses, what memory a payload takes, and that nothing else happens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli_w
+from fleet_support import (
+    TOKEN,
+    Hand,
+    agents,
+    exchange,
+    hold_session,
+    planned,
+    quick_server,
+    until,
+)
+
+from fedloom.client.agent import Agent
+from fedloom.client.grpc_channel import GrpcChannel
+from fedloom.core import frames
+from fedloom.core.config import Experiment
+from fedloom.core.events import RoundFinished, RoundStarted
+from fedloom.core.messages import Channel, FromAgent, Group, Heartbeat, Hello, ToAgent, Welcome
+from fedloom.core.records import Record
+from fedloom.server import payloads
+from fedloom.server.run_store import MemoryRunStore
+from fedloom.server.session import Place, run_session
+from fedloom.simulation import api
+
+Make = Callable[..., Experiment]
+ROOT = Path(__file__).resolve().parents[2]
+MIB = 1 << 20
+
+
+class Meter:
+    """Counts the calls (Python's and C's) and the CPU seconds of each round, in this thread."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+        self.cpu_s: list[float] = []
+        self._count, self._began = 0, 0.0
+
+    def write(self, event: Any) -> None:
+        if isinstance(event, RoundStarted):
+            self._count, self._began = 0, time.thread_time()
+            sys.setprofile(self._tick)
+        if isinstance(event, RoundFinished):
+            sys.setprofile(None)
+            self.calls.append(self._count)
+            self.cpu_s.append(time.thread_time() - self._began)
+
+    def close(self) -> None:
+        pass
+
+    def _tick(self, frame: Any, event: str, arg: Any) -> None:
+        if event in ("call", "c_call"):
+            self._count += 1
+
+
+def test_p1_a_round_costs_the_same_whatever_the_population(linear: Make) -> None:
+    meters = {}
+    for population in (100, 10_000):
+        meters[population] = Meter()
+        experiment = linear(rounds=8, clients=population, cohort=20, workload={"steps": 1}, evaluation={"every": 0})
+        api.run(experiment, keep=False, sinks=[meters[population]])
+    small, large = meters[100], meters[10_000]
+    assert statistics.median(large.calls) <= 1.05 * statistics.median(small.calls)
+    assert min(large.cpu_s[1:]) <= 1.2 * min(small.cpu_s[1:]) + 0.002
+
+
+@pytest.mark.parametrize("shared_memory", [True, False])
+def test_p4_a_broadcast_is_encoded_once_and_crosses_once_to_each_node(
+    linear: Make, monkeypatch: pytest.MonkeyPatch, shared_memory: bool
+) -> None:
+    written: list[str] = []
+
+    class Counting:
+        """`core.frames` as the payload store sees it."""
+
+        def __getattr__(self, name: str) -> Any:
+            if name in ("write_into", "encode", "pieces"):
+                written.append(name)
+            return getattr(frames, name)
+
+    monkeypatch.setattr(payloads, "frames", Counting())
+    features, rounds, workers, groups = 100_000, 3, 2, 6
+    experiment = linear(
+        rounds=rounds,
+        clients=24,
+        cohort=24,
+        round={"group_size": 4},
+        evaluation={"every": 0},
+        workload={"features": features, "steps": 1, "learning_rate": 1e-6},
+    )
+    outcome = hold_session(experiment, workers=workers, shared_memory=shared_memory)
+    assert outcome.error is None
+    if shared_memory:
+        assert written.count("write_into") == rounds and not written.count("encode")
+    else:  # digested once, then streamed to each node
+        assert written.count("pieces") <= rounds * (1 + workers) and not written.count("encode")
+    model = frames.frame_size(Record({"model": {"w": np.empty(features, np.float32), "b": np.empty((), np.float32)}}))
+    for record in outcome.history:
+        assert record.traffic.wire_bytes_down <= 1.05 * workers * model
+        assert record.traffic.wire_bytes_up <= 1.05 * groups * model
+        assert record.traffic.bytes_down == 24 * model, "what the clients would read, were each alone"
+
+
+class Counted:
+    """A channel that counts what passes."""
+
+    def __init__(self, inner: Channel) -> None:
+        self._inner = inner
+        self.sent: list[FromAgent] = []
+        self.looked = 0
+        self.came: list[ToAgent] = []
+
+    def send(self, message: FromAgent) -> None:
+        self.sent.append(message)
+        self._inner.send(message)
+
+    def receive(self, timeout_s: float) -> ToAgent | None:
+        self.looked += 1
+        message = self._inner.receive(timeout_s)
+        if message is not None:
+            self.came.append(message)
+        return message
+
+    def open(self, hello: Hello) -> Welcome:
+        return self._inner.open(hello)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def test_p5_an_idle_agent_and_its_server_exchange_only_heartbeats() -> None:
+    with quick_server(heartbeat_s=0.05) as server:
+        channel = Counted(GrpcChannel(f"127.0.0.1:{server.listen(token=TOKEN)}", TOKEN))
+        agent = Agent(channel, "idle")
+        thread = threading.Thread(target=agent.run)
+        thread.start()
+        until(lambda: len(channel.sent) >= 10)
+        beats, looked = len(channel.sent), channel.looked
+        assert all(message == Heartbeat() for message in channel.sent)
+        assert not channel.came
+        assert looked <= beats + 2, "it waits for a message; it does not look for one"
+        agent.stop()
+        thread.join()
+
+
+def test_p5_a_deployed_round_of_two_idle_clients_takes_no_time_of_its_own(linear: Make) -> None:
+    experiment = linear(rounds=60, clients=2, cohort=2, workload={"steps": 0}, evaluation={"every": 0})
+    outcome = hold_session(experiment, shared_memory=False)
+    assert outcome.error is None
+    seconds = sorted(record.timing.total_s for record in outcome.history)
+    assert statistics.median(seconds) <= 0.05
+    assert seconds[-2] <= 0.2
+
+
+def test_p8_a_payload_needs_its_own_size_and_a_few_chunks() -> None:
+    size = 64 * MIB
+    record = Record({"model": {"w": np.zeros(size // 4, np.float32)}})
+    with quick_server(shared_memory=False, heartbeat_s=5.0) as server:
+        hand = Hand(GrpcChannel(f"127.0.0.1:{server.listen(token=TOKEN)}", TOKEN))
+        hand.open()
+        hand.channel.send(Heartbeat())
+        with exchange(server.coordinator, planned(1.0), inputs={"model": record}):
+            ref = hand.take(Group)[0].inputs["model"]
+            tracemalloc.start()
+            try:
+                fetched = hand.channel.fetch(ref)
+                down = tracemalloc.get_traced_memory()[1]
+                del fetched
+                tracemalloc.reset_peak()
+                stored = hand.channel.store(record)
+                up = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+        assert down - size <= 8 * MIB, f"{(down - size) / MIB:.1f} MiB beside the frame it keeps"
+        assert up - size <= 8 * MIB, f"{(up - size) / MIB:.1f} MiB beside the frame the server keeps"
+        assert server.payloads.take("hand", stored).num_bytes == size
+        hand.channel.close()
+
+
+PAYLOAD_SERVER = """
+import sys, threading
+import numpy as np
+from fedloom.core.records import Record
+from fedloom.server.app import Server
+size = int(sys.argv[1])
+with Server(shared_memory=False) as server:
+    record = Record({"model": {"w": np.ones(size // 2, np.float16)}})
+    ref = server.payloads.ref(server.payloads.offer(record), "remote")
+    port = server.listen()
+    print(port, ref.size, ref.sha256, flush=True)
+    sys.stdin.readline()
+    print(max(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmHWM")), flush=True)
+"""
+PAYLOAD_AGENT = """
+import sys
+from fedloom.client.grpc_channel import GrpcChannel
+from fedloom.core.messages import Hello, PayloadRef
+def peak(): return max(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmHWM"))
+port, size, sha256 = sys.argv[1:4]
+channel = GrpcChannel(f"127.0.0.1:{port}")
+channel.open(Hello(node="n", session="s"))
+before = peak()
+record = channel.fetch(PayloadRef(size=int(size), sha256=sha256))
+down = peak()
+channel.store(record)
+print(before, down, peak(), float(record.groups["model"]["w"][-1]), flush=True)
+channel.close()
+"""
+
+
+@pytest.mark.parametrize("mib", [128, pytest.param(3072, marks=pytest.mark.slow)])
+def test_p8_processes_that_stream_a_payload_stay_small(mib: int) -> None:
+    """Resident memory, gRPC's own included: the payload once on each side, and what a transfer needs beside it."""
+    with subprocess.Popen(
+        [sys.executable, "-c", PAYLOAD_SERVER, str(mib * MIB)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None and server.stdin is not None
+        told = server.stdout.readline().split()
+        agent = subprocess.run(
+            [sys.executable, "-c", PAYLOAD_AGENT, *told], capture_output=True, text=True, check=True, timeout=170
+        )
+        server.stdin.write("\n")
+        server.stdin.flush()
+        server_peak = int(server.stdout.readline())
+    before, down, after, last = map(float, agent.stdout.split())
+    assert last == 1.0
+    assert (down - before) / 1024 <= mib + 24
+    assert (after - before) / 1024 <= mib + 24
+    assert server_peak / 1024 <= 2 * mib + 150, "the model, the upload, and the program itself"
+
+
+class Proxy:
+    """A TCP proxy that counts."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.up = self.down = 0
+        self._sockets: list[socket.socket] = [self._listener]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._target))
+                self._sockets += [near, far]
+                threading.Thread(target=self._pump, args=(near, far, "up"), daemon=True).start()
+                threading.Thread(target=self._pump, args=(far, near, "down"), daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket, way: str) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                setattr(self, way, getattr(self, way) + len(data))
+                target.sendall(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        for each in self._sockets:
+            each.close()
+
+
+def test_p9_the_bytes_we_count_are_those_that_cross(linear: Make) -> None:
+    experiment = linear(
+        rounds=5,
+        clients=4,
+        cohort=4,
+        round={"group_size": 2},
+        workload={"features": 600_000, "steps": 1, "learning_rate": 1e-7},
+    )
+    with quick_server(shared_memory=False, heartbeat_s=0.5) as server:
+        port = server.listen(token=TOKEN)
+        with contextlib.closing(Proxy(port)) as proxy, agents(f"127.0.0.1:{proxy.port}", ["one", "two"]):
+            outcome = run_session(
+                experiment,
+                MemoryRunStore("counted"),
+                server.coordinator,
+                lambda: Place(runtime="test", workers=2, where="here"),
+                (),
+                stop=threading.Event(),
+                patience_s=10,
+            )
+            assert outcome.error is None
+            rows = server.coordinator.rows()
+            for way, crossed in (("down", proxy.down), ("up", proxy.up)):
+                counted = sum(row[f"wire_bytes_{way}"] for row in rows)
+                assert crossed > 5 * 2.4e6
+                assert abs(counted - crossed) <= 0.02 * crossed, (way, counted, crossed)
+        told = outcome.summary
+        assert 0 < told.wire_bytes_up <= sum(row["wire_bytes_up"] for row in rows)
+        assert 0 < told.wire_bytes_down <= sum(row["wire_bytes_down"] for row in rows)
+
+
+FIRST_ROUND = """
+import sys, time
+from fedloom.core.events import RoundFinished
+from fedloom.simulation import api
+class First:
+    def write(self, event):
+        if isinstance(event, RoundFinished) and event.record.round == 1:
+            print(time.process_time(), *sorted({"torch", "ray", "grpc", "flwr", "transformers"} & set(sys.modules)))
+    def close(self): pass
+api.run(api.load("it.toml"), keep=False, sinks=[First()])
+"""
+
+
+def test_p20_the_first_round_is_there_within_two_seconds_without_heavy_imports(linear: Make, tmp_path: Path) -> None:
+    (tmp_path / "it.toml").write_text(tomli_w.dumps(linear(rounds=1).to_dict()))
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_ROUND], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    seconds, *heavy = done.stdout.split()
+    assert heavy == []
+    assert float(seconds) < 2.0, "CPU seconds of the whole program, which a busy machine does not change"
+
+
+@pytest.mark.parametrize("module", ["fedloom", "fedloom.simulation.api", "fedloom.cli", "fedloom.server.app"])
+def test_p20_importing_it_imports_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}; print(*sorted({{'torch', 'ray', 'grpc', 'flwr', 'matplotlib'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+STOPPING = """
+from linear import Config, Linear as Plain
+class Linear(Plain):
+    def train(self, job, inputs, shard, rule, rng):
+        breakpoint()
+        return super().train(job, inputs, shard, rule, rng)
+def build_workload(config, experiment):
+    return Linear(config, experiment)
+"""
+
+
+def test_p20_a_breakpoint_in_a_client_stops_in_the_main_thread(
+    linear: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stopping.py").write_text(STOPPING)
+    hits: list[tuple[threading.Thread, int]] = []
+
+    def hook(*args: object, **kwargs: object) -> None:
+        job = sys._getframe(1).f_locals["job"]
+        hits.append((threading.current_thread(), job.client))
+
+    monkeypatch.setattr(sys, "breakpointhook", hook)
+    result = api.run(linear(rounds=1, workload={"name": str(tmp_path / "stopping.py")}), keep=False)
+    assert [client for _, client in hits] == result.history[0].cohort
+    assert {thread for thread, _ in hits} == {threading.main_thread()}
+
+
+def _network_namespace() -> list[str]:
+    """A command that runs another one where there is no network but the loopback."""
+    if shutil.which("unshare") and shutil.which("ip"):
+        prefix = ["unshare", "-rn", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+        if not subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
+            return prefix
+    pytest.skip("making a network namespace takes `unshare`, `ip`, and the right to use them")
+
+
+@pytest.mark.parametrize("runtime", ["inline", "process"])
+def test_p19_the_quick_start_runs_without_a_network(tmp_path: Path, runtime: str) -> None:
+    command = [sys.executable, "-m", "fedloom.cli", "run", "digits-fedavg", "--runtime", runtime, "--set", "rounds=2"]
+    done = subprocess.run(
+        [*_network_namespace(), *command, "--json", "--out", "run"],
+        cwd=tmp_path,
+        env={**os.environ, "HOME": str(tmp_path), "FEDLOOM_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert '"status": "done"' in done.stdout or '"status":"done"' in done.stdout
+
+
+BARE = """
+import sys
+from pathlib import Path
+from linear import Config, Linear as Plain
+ROOT = {root!r}
+class Linear(Plain):
+    def train(self, job, inputs, shard, rule, rng):
+        rooms = {{"server", "client", "strategies", "simulation", "workloads", "selection", "reporting", "core", "cli"}}
+        ours = [name for name in (*rooms, "proto") if name in sys.modules]
+        ours = [name for name in ours if ROOT in str(getattr(sys.modules[name], "__file__", None) or ROOT)]
+        if ours:
+            raise RuntimeError(f"bare rooms: {{sorted(ours)}}")
+        return super().train(job, inputs, shard, rule, rng)
+def build_workload(config, experiment):
+    return Linear(config, experiment)
+"""
+
+
+def bare_rooms(linear: Make, folder: Path, runtime: dict[str, Any]) -> Experiment:
+    """An experiment whose clients fail where a room of ours is loaded under its bare name."""
+    (folder / "bare.py").write_text(BARE.format(root=str(ROOT)))
+    return linear(rounds=1, workload={"name": str(folder / "bare.py")}, runtime=runtime)
+
+
+def test_no_bare_room_is_loaded_in_a_worker_though_started_at_the_repositorys_root(
+    linear: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = bare_rooms(linear, tmp_path, {"name": "process", "workers": 1})
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent / "support"))
+    assert api.run(experiment, keep=False).summary.status == "done"
+
