@@ -295,7 +295,9 @@ def test_a_rule_that_is_not_installed_fails_the_clients_not_the_agent(agent: Age
 
 def test_sums_of_a_hand_made_group_are_the_trainings(agent: Agent, script: Script) -> None:
     """Guards the fixtures: two clients' weighted sum, one after the other."""
-    script.say(SPEC, Group(key=group().key, jobs=(Job(round=1, client=1), Job(round=1, client=2)), inputs={"model": MODEL}))
+    script.say(
+        SPEC, Group(key=group().key, jobs=(Job(round=1, client=1), Job(round=1, client=2)), inputs={"model": MODEL})
+    )
     agent.step(0)
     (result,) = script.results()
     assert result.total.record.info["count"] == 2

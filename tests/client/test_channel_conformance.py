@@ -60,7 +60,11 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
         opened: list[Channel] = []
 
         def connect() -> Channel:
-            inner = InProcessChannel(server.coordinator) if kind == "in-process" else GrpcChannel(f"127.0.0.1:{port}", TOKEN)
+            inner = (
+                InProcessChannel(server.coordinator)
+                if kind == "in-process"
+                else GrpcChannel(f"127.0.0.1:{port}", TOKEN)
+            )
             opened.append(wrap(inner))
             return opened[-1]
 

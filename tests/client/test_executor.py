@@ -76,7 +76,9 @@ def test_a_group_of_failures_has_no_sum() -> None:
 
 
 def test_in_debug_the_exception_comes_out_with_client_round_and_stage() -> None:
-    with pytest.raises(ClientFailed, match="client 2, round 1, stage train on n: RuntimeError: client 2 has a broken") as caught:
+    with pytest.raises(
+        ClientFailed, match="client 2, round 1, stage train on n: RuntimeError: client 2 has a broken"
+    ) as caught:
         work(1, 2, executor=Executor(Here(), "n", debug=True), fail_clients=(2,))
     assert isinstance(caught.value.__cause__, RuntimeError)
 
@@ -142,5 +144,7 @@ def test_an_action_a_workload_has_not_is_named() -> None:
     executor = Executor(Here(), "n")
     work(1, executor=executor)
     jobs = (Job(round=1, client=1, kind="meditate"),)
-    result = executor.work(Group(key=GroupKey("run", 1, 1, 0), jobs=jobs, inputs={"model": PayloadRef(size=1, record=MODEL)}))
+    result = executor.work(
+        Group(key=GroupKey("run", 1, 1, 0), jobs=jobs, inputs={"model": PayloadRef(size=1, record=MODEL)})
+    )
     assert "no action 'meditate'" in result.failures[0].message

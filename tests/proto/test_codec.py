@@ -106,7 +106,9 @@ def test_long_texts_of_a_failure_are_cut_its_last_lines_kept() -> None:
     wire = codec.from_agent_message(GroupResult(key=KEY, total=None, failures=(failure,)))
     (read,) = codec.read_from_agent(wire, "n").failures  # type: ignore[union-attr]
     assert wire.ByteSize() < 3 * codec.MAX_TEXT
-    assert read.traceback.endswith("the end") and len(read.message) == codec.MAX_TEXT and len(read.error) == codec.MAX_NAME
+    assert (
+        read.traceback.endswith("the end") and len(read.message) == codec.MAX_TEXT and len(read.error) == codec.MAX_NAME
+    )
 
 
 def _result(**fields: object) -> pb.FromAgent:
@@ -162,7 +164,11 @@ payloads = st.builds(
     sha256=texts,
 )
 keys = st.builds(
-    pb.GroupKey, run_id=texts, round=st.integers(0, 2**32 - 1), exchange=st.integers(0, 9), index=st.integers(0, 2**32 - 1)
+    pb.GroupKey,
+    run_id=texts,
+    round=st.integers(0, 2**32 - 1),
+    exchange=st.integers(0, 9),
+    index=st.integers(0, 2**32 - 1),
 )
 reports = st.builds(
     pb.Report,

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedloom.core import registry
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError
 from fedloom.core.protocols import Roster
+from fedloom.core.records import MODEL, Record, Update
 from fedloom.core.seeds import generator
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -42,3 +44,13 @@ def test_the_guides_experiment_runs(tmp_path: Path) -> None:
     assert [sorted(record.candidates) for record in result.history] == [[*range(6)], [*range(6, 12)], [*range(6)]]
     assert all(len(record.cohort) == 3 for record in result.history)
     assert result.metrics["loss"] < (result.history[0].evaluation or {})["loss"]
+
+
+def test_the_guides_measure_is_the_distance() -> None:
+    guide = (EXAMPLES.parent / "docs" / "how-to" / "add-a-selection.md").read_text()
+    scope: dict[str, object] = {}
+    exec(guide.split("```python\n")[2].split("```")[0], scope)  # the guide's own text
+    before, after = {"w": np.zeros(2), "b": np.zeros(())}, {"w": np.array([3.0, 0.0]), "b": np.array(4.0)}
+    update = Update(num_examples=1, groups={MODEL: after})
+    measure = scope["build_measure"]()  # type: ignore[operator]
+    assert measure(None, Record({MODEL: before}), update, None, generator(1), {}) == {"distance": 5.0}

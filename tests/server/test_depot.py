@@ -57,7 +57,9 @@ def test_what_proves_the_same_host_must_fit(depot: Depot, tmp_path: Path) -> Non
     assert Depot.join(str(depot.path), "") is None
 
 
-@pytest.mark.parametrize("name", ["../nonce", "/etc/passwd", ".", "..", ".hidden", "a/b", "nul\0byte", "absent", "owner"])
+@pytest.mark.parametrize(
+    "name", ["../nonce", "/etc/passwd", ".", "..", ".hidden", "a/b", "nul\0byte", "absent", "owner"]
+)
 def test_foreign_names_are_refused(depot: Depot, name: str) -> None:
     with pytest.raises(OSError):
         depot.map(name, 10)

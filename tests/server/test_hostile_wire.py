@@ -133,7 +133,12 @@ def _model() -> Record:
 class TestWhoCalls:
     @pytest.mark.parametrize("token", ["", "wrong", TOKEN + "x", TOKEN[:-1]])
     @pytest.mark.parametrize(
-        "path", [FLEET + "Register", FLEET + "UploadOffset", *(CONTROL + m for m in ("Submit", "ListRuns", "Stop", "ListNodes"))]
+        "path",
+        [
+            FLEET + "Register",
+            FLEET + "UploadOffset",
+            *(CONTROL + m for m in ("Submit", "ListRuns", "Stop", "ListNodes")),
+        ],
     )
     def test_without_the_token_nothing_is_told(self, stranger: Stranger, path: str, token: str) -> None:
         with refused("UNAUTHENTICATED", "give the agent this server's token"):
@@ -148,7 +153,11 @@ class TestWhoCalls:
         with refused("UNAUTHENTICATED"):
             stranger.upload(head(b"x"), b"x", token="wrong")
         with refused("UNAUTHENTICATED"):
-            list(stranger.channel.unary_stream(CONTROL + "Watch")(b"", metadata=stranger.metadata(token="no"), timeout=10))
+            list(
+                stranger.channel.unary_stream(CONTROL + "Watch")(
+                    b"", metadata=stranger.metadata(token="no"), timeout=10
+                )
+            )
 
     def test_our_own_clients_say_so_too(self, served: tuple[Server, RunQueue, str]) -> None:
         channel = GrpcChannel(served[2], "wrong")
@@ -194,7 +203,11 @@ class TestBytes:
     @pytest.mark.parametrize("data", GARBAGE, ids=range(4))
     @pytest.mark.parametrize(
         "path",
-        [FLEET + "Register", FLEET + "UploadOffset", *(CONTROL + m for m in ("Submit", "ListRuns", "Stop", "ListNodes"))],
+        [
+            FLEET + "Register",
+            FLEET + "UploadOffset",
+            *(CONTROL + m for m in ("Submit", "ListRuns", "Stop", "ListNodes")),
+        ],
     )
     def test_garbage_in_unary_calls(self, stranger: Stranger, path: str, data: bytes) -> None:
         stranger.register()
@@ -502,3 +515,18 @@ def test_a_port_in_use_is_a_usage_error(served: tuple[Server, RunQueue, str], tm
     port = int(served[2].rpartition(":")[2])
     with Server() as server, pytest.raises(UsageError, match=f"127.0.0.1:{port}: the port is in use"):
         server.listen(port=port)
+
+
+def test_an_equal_frame_announced_while_the_first_is_taken_stays_for_the_second(stranger: Stranger) -> None:
+    """Two groups with equal sums: the second upload finds the first one's bytes, which its result then takes."""
+    data = bytes(frames.encode(a_sum(0)))
+    stranger.register()
+    stranger.upload(head(data), data)
+    reply = stranger.unary(FLEET + "UploadOffset", head(data))
+    assert pb.UploadReply.FromString(reply).received == len(data)
+    ref = PayloadRef(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+    stranger.server.payloads.take("n", ref)
+    assert stranger.upload(head(data, offset=len(data))) == len(data)
+    stranger.server.payloads.take("n", ref)
+    with pytest.raises(NotFound):
+        stranger.server.payloads.take("n", ref)

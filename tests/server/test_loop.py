@@ -39,7 +39,9 @@ def odd(linear: Make, **settings: Any) -> Experiment:
 
 class TestEvaluation:
     @pytest.mark.parametrize(("every", "want"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (0, []), (9, [5])])
-    def test_it_happens_every_so_often_and_after_the_last_round(self, linear: Make, every: int, want: list[int]) -> None:
+    def test_it_happens_every_so_often_and_after_the_last_round(
+        self, linear: Make, every: int, want: list[int]
+    ) -> None:
         result = api.run(linear(rounds=5, evaluation={"every": every}), keep=False)
         assert [record.round for record in result.history if record.evaluation] == want
         # What a run without evaluations tells are the last round's training metrics.
@@ -299,4 +301,6 @@ class TestStopping:
     def test_no_threads_stay_behind(self, linear: Make) -> None:
         before = set(threading.enumerate())
         api.run(linear(rounds=2), keep=False)
-        until(lambda: not [t for t in set(threading.enumerate()) - before if t.is_alive()], what="the end of all threads")
+        until(
+            lambda: not [t for t in set(threading.enumerate()) - before if t.is_alive()], what="the end of all threads"
+        )

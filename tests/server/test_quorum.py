@@ -38,7 +38,9 @@ class TestQuorum:
             for failure in record.failures:
                 assert (failure.round, failure.stage, failure.error) == (record.round, "train", "RuntimeError")
                 assert failure.message == f"client {failure.client} has a broken sensor"
-                assert failure.traceback.endswith(f"RuntimeError: {failure.message}") and "linear.py" in failure.traceback
+                assert (
+                    failure.traceback.endswith(f"RuntimeError: {failure.message}") and "linear.py" in failure.traceback
+                )
                 assert failure.node.startswith("agent-") and failure.seconds > 0
             assert sorted(map(int, record.client_seconds)) == [0, 2, 3, 5]
         assert len(listener.of(ClientLost)) == 4
@@ -95,7 +97,9 @@ class TestQuorum:
         assert sorted(failure.client for failure in outcome.history[0].failures) == sorted(gone)
 
     def test_nobody_answering_is_said(self, linear: Make) -> None:
-        outcome = hold_session(everybody(linear, workload={"fail_clients": list(range(6))}, round={"quorum_fraction": 0.01}))
+        outcome = hold_session(
+            everybody(linear, workload={"fail_clients": list(range(6))}, round={"quorum_fraction": 0.01})
+        )
         assert isinstance(outcome.error, QuorumNotReached) and "6 are missing" in str(outcome.error)
 
 

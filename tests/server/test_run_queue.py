@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fleet_support import until
@@ -217,5 +216,3 @@ class TestTheNextServer:
 def test_run_ids_are_names_of_folders(name: str, word: str) -> None:
     one, two = new_run_id(name), new_run_id(name)
     assert one != two and f"-{word}-" in one
-
-

@@ -70,7 +70,9 @@ class TestEveryStore:
         assert store.client(3, (9, 9)) is None
 
     def test_the_workloads_facts_are_kept(self, store: RunStore) -> None:
-        info = WorkloadInfo(data={"kind": "synthetic"}, client_sizes=[3, 4], label_counts=[[1, 2]], label_names=["a", "b"])
+        info = WorkloadInfo(
+            data={"kind": "synthetic"}, client_sizes=[3, 4], label_counts=[[1, 2]], label_names=["a", "b"]
+        )
         store.save_workload(info)
         assert store.workload() == info
 

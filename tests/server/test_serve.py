@@ -202,7 +202,9 @@ def test_prometheus_finds_the_documented_metrics_during_a_run(programs: Programs
     _, address = programs.server(metrics=metrics)
     programs.agent(address, "north")
     with ControlClient(address, TOKEN) as control:
-        run_id = control.submit(linear(rounds=400, cohort=6, workload={"fail_clients": [0]}, round={"quorum_fraction": 0.5}))
+        run_id = control.submit(
+            linear(rounds=400, cohort=6, workload={"fail_clients": [0]}, round={"quorum_fraction": 0.5})
+        )
         until(lambda: control.runs()[0].rounds_done >= 3, 60, "round 3")
         page = scrape(metrics)
         control.stop(run_id)

@@ -78,7 +78,9 @@ class Listener:
 
 
 @contextlib.contextmanager
-def agents(address: str, names: Sequence[str], wrap: Callable[[Channel], Channel] = lambda c: c) -> Iterator[list[Agent]]:
+def agents(
+    address: str, names: Sequence[str], wrap: Callable[[Channel], Channel] = lambda c: c
+) -> Iterator[list[Agent]]:
     """Real agents over gRPC, each in a thread."""
     made = [Agent(wrap(GrpcChannel(address, TOKEN)), name, give_up_s=10) for name in names]
     threads = [threading.Thread(target=agent.run, name=agent.node) for agent in made]
@@ -226,7 +228,12 @@ def odd_records(size: int) -> list[Record]:
     rng = np.random.Generator(np.random.PCG64(1))
     return [
         Record(
-            {"model": {"w": rng.integers(-100, 100, max(1, size // kind.itemsize)).astype(kind), "s": np.ones((), kind)}},
+            {
+                "model": {
+                    "w": rng.integers(-100, 100, max(1, size // kind.itemsize)).astype(kind),
+                    "s": np.ones((), kind),
+                }
+            },
             {"kind": kind.name, "nested": {"list": [1, None, True]}},
         )
         for kind in map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16, np.int8, np.int64))

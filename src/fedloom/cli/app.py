@@ -11,7 +11,7 @@ import click
 import typer
 
 from fedloom import __version__
-from fedloom.cli import experiments, fleet, reports
+from fedloom.cli import experiments, fleet, reports, study
 from fedloom.cli.terminal import DEBUG_HELP, Verb, print_error, remember_debug
 from fedloom.core.errors import FedloomError
 
@@ -39,7 +39,7 @@ def _root(
 
 
 for panel, commands in {
-    "Experiments": (experiments.run, experiments.resume, experiments.list_names, experiments.show),
+    "Experiments": (experiments.run, experiments.resume, study.study, experiments.list_names, experiments.show),
     "Results": (reports.report, reports.compare),
     "Servers and devices": (
         fleet.serve, fleet.client, fleet.submit, fleet.runs, fleet.watch, fleet.stop, fleet.nodes,

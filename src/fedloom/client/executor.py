@@ -107,6 +107,10 @@ class Executor:
     def _fold(self, run: _Run, group: Group, attempt: _Attempt, barred: Mapping[int, ClientFailure]) -> None:
         attempt.accumulator = _accumulator(group.accumulator)(self._channel.lease)
         attempt.stage = "fold"
+        with contextlib.suppress(Exception):  # what cannot be loaded is told by the clients' own jobs
+            together = [replace(job, knobs={**group.knobs, **job.knobs}) for job in group.jobs]
+            whole = replace(group, jobs=tuple(together))
+            self._jobs.train_together(run.experiment, run.workload, whole, lambda: self._read(group))
         for job in group.jobs:
             if job.client in barred:
                 attempt.failures.append(barred[job.client])
@@ -139,7 +143,7 @@ class Executor:
                 raise _Spoilt(self._failure(job, "fold", exc, time.perf_counter() - begin)) from exc
             if update.state is not None:
                 attempt.states[job.client] = self._channel.store(update.state)
-            attempt.reports.append(replace(report, seconds=time.perf_counter() - begin))
+            attempt.reports.append(replace(report, seconds=time.perf_counter() - begin + done.shared_s))
 
     def _check_shapes(self, update: Update, group: Group, client: int) -> None:
         """Name the client whose arrays differ from the global model's, not those that come after it."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from fedloom.client.held import HeldUpdates, own
 from fedloom.core import registry
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadUpdate, UnsupportedFeature
-from fedloom.core.messages import Group, PayloadRef
+from fedloom.core.messages import Group, GroupKey, PayloadRef
 from fedloom.core.protocols import LocalRule, Measure, Shard, Workload
 from fedloom.core.records import MODEL, Info, Job, Record, Update
 from fedloom.core.seeds import generator
@@ -40,6 +42,18 @@ class Done:
     """Whether the client trained to do the job."""
     measured: int = 0
     """Floats in `update.info` that a measure put there."""
+    shared_s: float = 0.0
+    """The client's share of work done for its whole group at once; seconds."""
+
+
+@dataclass
+class _Together:
+    """What a group's common program has made, by client."""
+
+    key: GroupKey | None = None
+    updates: dict[int, Update] = field(default_factory=dict)
+    measured: dict[int, Info] = field(default_factory=dict)
+    share_s: float = 0.0
 
 
 class JobRunner:
@@ -52,6 +66,35 @@ class JobRunner:
     def __init__(self, fetch: Callable[[PayloadRef], Record]) -> None:
         self._fetch = fetch
         self._held = HeldUpdates()
+        self._together = _Together()
+
+    def train_together(
+        self, experiment: Experiment, workload: Workload, group: Group, inputs: Callable[[], Mapping[str, Record]]
+    ) -> None:
+        """Train a whole group with the workload's own program for that, where it has one; `do` then finds the updates.
+
+        Any trouble leaves the clients to be trained one by one, which says whose it is.
+        """
+        program = getattr(workload, "train_group", None)
+        if program is None or self._together.key == group.key or any(job.kind != "train" for job in group.jobs):
+            return
+        self._together = _Together(group.key)
+        begin = time.perf_counter()
+        with contextlib.suppress(Exception):
+            rngs = [
+                generator(experiment.seed, "train", job.round, group.key.exchange, job.client) for job in group.jobs
+            ]
+            shards = [workload.shard(job.client) for job in group.jobs]
+            updates = program(group.jobs, inputs(), shards, _rule(group.rule), rngs)
+            clients = [job.client for job in group.jobs]
+            self._together.updates = dict(zip(clients, updates, strict=True))
+            together = getattr(_measure(group.measure), "together", None)
+            if together is not None:
+                noise = [generator(experiment.seed, "measure", job.round, job.client) for job in group.jobs]
+                knobs = [job.knobs for job in group.jobs]
+                told = together(workload, inputs()[MODEL], updates, shards, noise, knobs)
+                self._together.measured = dict(zip(clients, told, strict=True)) if told is not None else {}
+        self._together.share_s = (time.perf_counter() - begin) / len(group.jobs)
 
     def do(
         self,
@@ -120,6 +163,7 @@ class JobRunner:
     ) -> Done:
         rule = _rule(group.rule)
         act: Callable[..., Update] | None = getattr(workload, "act", None)
+        shared_s = 0.0
         stage.name = "inputs"
         records = inputs()
         if act is not None:
@@ -130,12 +174,15 @@ class JobRunner:
             stage.name = "shard"
             shard = workload.shard(job.client)
             stage.name = job.kind
-            update = self._train_or_evaluate(experiment, workload, job, records, shard, rule, rng)
+            if self._together.key == group.key and job.client in self._together.updates:
+                update, shared_s = self._together.updates[job.client], self._together.share_s
+            else:
+                update = self._train_or_evaluate(experiment, workload, job, records, shard, rule, rng)
         stage.name = "outgoing"
         if rule is not None:
             update = rule.outgoing(update, job.knobs)
         if group.measure is None and not group.hold:
-            return Done(update, trained=job.kind.split(".")[0] == "train")
+            return Done(update, trained=job.kind.split(".")[0] == "train", shared_s=shared_s)
         if act is not None:
             raise UnsupportedFeature(
                 f"workload {experiment.workload.name!r} does its clients' work itself, so a selection that measures "
@@ -147,7 +194,12 @@ class JobRunner:
         if group.hold:
             self._held.put(group.key.run_id, job.round, job.client, update)
             update = replace(update, groups={}, state=None)
-        return Done(replace(update, info={**update.info, **measured}), trained=True, measured=_count(measured))
+        return Done(
+            replace(update, info={**update.info, **measured}),
+            trained=True,
+            measured=_count(measured),
+            shared_s=shared_s,
+        )
 
     def _train_or_evaluate(
         self,
@@ -175,9 +227,11 @@ class JobRunner:
         update: Update,
         shard: Shard,
     ) -> Info:
-        if group.measure is None:
+        measure = _measure(group.measure)
+        if measure is None:
             return {}
-        measure: Measure = registry.part("selection", group.measure, "measure").build_measure()
+        if self._together.key == group.key and job.client in self._together.measured:
+            return self._together.measured[job.client]
         rng = generator(experiment.seed, "measure", job.round, job.client)
         return measure(workload, model, update, shard, rng, job.knobs)
 
@@ -187,6 +241,13 @@ def _rule(name: str | None) -> LocalRule | None:
         return None
     rule: LocalRule = registry.part("strategies", name, "rule").build_rule()
     return rule
+
+
+def _measure(name: str | None) -> Measure | None:
+    if name is None:
+        return None
+    measure: Measure = registry.part("selection", name, "measure").build_measure()
+    return measure
 
 
 def _count(value: Any) -> int:

@@ -95,7 +95,11 @@ class Probe:
 
 
 class Measure(Protocol):
-    """What a trained candidate tells about itself: a selection's client half, in its `measure.py`."""
+    """What a trained candidate tells about itself: a selection's client half, in its `measure.py`.
+
+    A measure may also have `together(workload, model, updates, shards, rngs, knobs) -> list[Info] | None`, which does
+    a whole group at once; None where this workload does not allow it.
+    """
 
     def __call__(
         self,

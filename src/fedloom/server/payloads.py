@@ -133,7 +133,7 @@ class PayloadStore:
         return frames.chunked(frames.pieces(offer.record), CHUNK_BYTES, offset)
 
     def upload_offset(self, node: str, sha256: str, size: int) -> int:
-        """Bytes of an upload the server already has; makes room for a new one.
+        """Bytes of an upload the server already has; makes room for a new one, and keeps a whole one for this caller.
 
         Raises:
             LimitExceeded: the frame is larger than the server takes.
@@ -154,6 +154,7 @@ class PayloadStore:
             if len(upload.data) != size:
                 raise BadMessage(f"upload: announced with {len(upload.data)} bytes before, with {size} now")
             upload.stream += 1
+            upload.uses += upload.complete
             return upload.received
 
     def upload(self, node: str, sha256: str, size: int, offset: int, chunks: Iterable[bytes]) -> int:
@@ -162,12 +163,15 @@ class PayloadStore:
         A chunk that would make the frame too long, or a frame with another digest than announced, is refused and
         the upload begins again from nothing.
         """
+        with self._lock:
+            upload = self._uploads.get((node, sha256))
+            if upload is not None and upload.complete and offset == len(upload.data) == size:
+                return size
         received = self.upload_offset(node, sha256, size)
         with self._lock:
             upload = self._uploads[node, sha256]
             stream = upload.stream
             if upload.complete:
-                upload.uses += 1
                 return received
         if offset != received:
             raise BadMessage(f"upload: continues at byte {offset}, the server has {received}; ask for the offset first")

@@ -11,7 +11,6 @@ from fedloom.core.records import MODEL, Job, Update, metric_values
 from fedloom.core.seeds import generator
 
 Build = Any
-FAST = {"training": {"learning_rate": 2.0}}
 UNEQUAL = {"scheme": "dirichlet", "alpha": 0.3}
 CASES: dict[str, dict[str, Any]] = {
     "equal sizes": {"partition": {"scheme": "iid"}},
@@ -20,19 +19,17 @@ CASES: dict[str, dict[str, Any]] = {
     "no hidden layer": {"model": {"hidden": []}},
     "poisson": {"encoder": {"name": "poisson"}, "training": {"batch_size": 8}},
     "latency, momentum": {"encoder": {"name": "latency"}, "training": {"momentum": 0.9, "nesterov": True}},
-    "hard reset, clipped": {"neuron": {"reset": "hard", "kind": "lif"}, "training": {"clip_norm": 0.5}},
+    "hard reset, clipped": {
+        "neuron": {"reset": "hard", "kind": "lif", "surrogate": "fast_sigmoid"},
+        "training": {"clip_norm": 0.5},
+    },
     "reset at once, adamw": {
         "neuron": {"reset_delay": False, "kind": "lif", "surrogate": "triangular"},
         "training": {"optimizer": "adamw", "learning_rate": 0.002, "weight_decay": 0.1, "batch_size": 8, "epochs": 2},
     },
     "step loss, few steps": {"loss": "step", "training": {"max_steps": 2, "batch_size": 8, "weight_decay": 0.01}},
+    "count loss, one step": {"loss": "count", "time_steps": 1},
     "mse, straight through": {"loss": "mse_count", "neuron": {"surrogate": "straight_through"}},
-    "rate loss, fast sigmoid, one step": {
-        "loss": "rate",
-        "neuron": {"surrogate": "fast_sigmoid"},
-        "time_steps": 1,
-        **FAST,
-    },
 }
 
 
@@ -71,7 +68,7 @@ def test_a_group_equals_the_loop(build: Build, case: str) -> None:
             name: mean.weight for name, mean in other.metrics.items()
         }
     moved = max(float(np.abs(group[0].groups[MODEL][n] - a).max()) for n, a in start.groups[MODEL].items())
-    assert moved > 1e-3
+    assert moved > 1e-4
 
 
 def test_unequal_sizes_are_unequal_indeed(build: Build) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import snntorch
-import snntorch.utils
 import snntorch.surrogate
+import snntorch.utils
 import torch
 
 from fedloom.workloads._spiking.networks import Network, Plan, build_network

@@ -63,6 +63,7 @@ def test_event_like_data(build: Build, tmp_path: Any) -> None:
         time_steps=3,
         training={"epochs": 20, "learning_rate": 0.1, "batch_size": 10},
         model={"hidden": [16]},
+        neuron={"threshold": 0.5},
     )
     start = work.init(generator(1, "model"))
     assert start.groups[MODEL]["hidden1.synapses.weight"].shape == (16, 2 * 5 * 5)  # on and off events
@@ -162,7 +163,7 @@ def test_a_model_of_another_network_is_refused(build: Build) -> None:
 
 @pytest.mark.parametrize("neuron", [{}, {"kind": "lif", "reset": "hard"}])
 def test_a_spiking_mlp_learns_digits(build: Build, neuron: dict[str, Any]) -> None:
-    work = build(neuron=neuron, training={"learning_rate": 0.02, "epochs": 5})
+    work = build(neuron=neuron, training={"epochs": 8})
     start = work.init(generator(1, "model"))
     job = Job(round=1, client=0)
     update = work.train_group([job], {MODEL: start}, [work.shard(0)], None, [generator(1, "t")])[0]
@@ -172,7 +173,7 @@ def test_a_spiking_mlp_learns_digits(build: Build, neuron: dict[str, Any]) -> No
 
 
 def test_federated_averaging_improves(build: Build) -> None:
-    work = build(20, partition={"scheme": "dirichlet", "alpha": 0.3}, training={"learning_rate": 0.02, "epochs": 3})
+    work = build(20, partition={"scheme": "dirichlet", "alpha": 0.3}, training={"epochs": 3})
     model = work.init(generator(1, "model"))
     accuracy = [metric_values(work.evaluate(model, work.held_out(0, 1)))["accuracy"]]
     for round in range(1, 13):

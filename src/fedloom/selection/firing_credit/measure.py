@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -13,34 +13,63 @@ from fedloom.selection.firing_credit.rates import firing_rates
 from fedloom.selection.firing_credit.rules import Norm, bound, credits
 
 
-def firing_credit(
-    workload: Workload, model: Record, update: Update, shard: Shard, rng: np.random.Generator, knobs: Info
-) -> Info:
-    """`{"credit": float, "gain": [C floats]}`; the gain only where `knobs["gain"]` asks for it.
-
-    Δ is the trained model's mean rates minus the global model's, on all of the client's samples, both with the same
+class FiringCreditMeasure:
+    """Δ is the trained model's mean rates minus the global model's, on all of the client's samples, both with the same
     encoder noise. The gain is Δ of the output layer, the credit its norm `knobs["norm"]`, or the mean over layers
     (`layered`) where `knobs["layers"]` is "all".
-
-    Raises:
-        UsageError: the workload has no firing rates.
     """
-    norm: Norm = knobs["norm"]
-    seed = int(rng.integers(2**63))
 
-    def rates(record: Record | Update) -> Mapping[str, np.ndarray]:
-        return firing_rates(
-            workload,
-            record.groups[MODEL],
-            shard,
-            generator(seed, "encoder"),  # a stream of its own for each pass, and the same one
-            "firing_credit",
-            layers=knobs["layers"],
-            per_sample=norm == "per_sample",
+    def __call__(
+        self, workload: Workload, model: Record, update: Update, shard: Shard, rng: np.random.Generator, knobs: Info
+    ) -> Info:
+        """`{"credit": float, "gain": [C floats]}`; the gain only where `knobs["gain"]` asks for it.
+
+        Raises:
+            UsageError: the workload has no firing rates.
+        """
+        noise = _Noise(rng)
+        options = {"layers": knobs["layers"], "per_sample": knobs["norm"] == "per_sample"}
+        before, after = (
+            firing_rates(workload, arrays, shard, noise.stream(), "firing_credit", **options)
+            for arrays in (model.groups[MODEL], update.groups[MODEL])
         )
+        return _credited(before, after, knobs)
 
-    before, after = rates(model), rates(update)
-    info = {"credit": layered(before, after, norm)}
+    def together(
+        self,
+        workload: Workload,
+        model: Record,
+        updates: Sequence[Update],
+        shards: Sequence[Shard],
+        rngs: Sequence[np.random.Generator],
+        knobs: Sequence[Info],
+    ) -> list[Info] | None:
+        """The same for a whole group at once, where the workload can; None where it cannot."""
+        program = getattr(workload, "firing_rates_group", None)
+        if program is None or any(each != knobs[0] for each in knobs):
+            return None
+        noises = [_Noise(rng) for rng in rngs]
+        options = {"layers": knobs[0]["layers"], "per_sample": knobs[0]["norm"] == "per_sample"}
+        before, after = (
+            program(models, shards, [noise.stream() for noise in noises], **options)
+            for models in ([model.groups[MODEL]] * len(updates), [update.groups[MODEL] for update in updates])
+        )
+        return [_credited(*each) for each in zip(before, after, knobs, strict=True)]
+
+
+class _Noise:
+    """The encoder's randomness: a stream of its own for each pass, and the same one."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._seed = int(rng.integers(2**63))
+
+    def stream(self) -> np.random.Generator:
+        return generator(self._seed, "encoder")
+
+
+def _credited(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], knobs: Info) -> Info:
+    norm: Norm = knobs["norm"]
+    info: dict[str, object] = {"credit": layered(before, after, norm)}
     if knobs["gain"]:
         change = np.asarray(after["output"], np.float64) - np.asarray(before["output"], np.float64)
         info["gain"] = (change.mean(axis=0) if norm == "per_sample" else change).tolist()
@@ -68,4 +97,4 @@ def layered(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], n
 
 def build_measure() -> Measure:
     """The measure; its settings come with each job."""
-    return firing_credit
+    return FiringCreditMeasure()

@@ -28,7 +28,7 @@ def rate_sums(trace: Trace, count: int | None = None) -> dict[str, Tensor]:
 
 def spike_sum(trace: Trace) -> Tensor:
     """Spikes of all layers, summed over neurons, steps and the batch's examples; float64."""
-    return torch.stack([s.sum(dtype=torch.float64) for s in trace.spikes.values()]).sum()
+    return torch.stack([s.detach().sum(dtype=torch.float64) for s in trace.spikes.values()]).sum()
 
 
 def energy_sum(trace: Trace, *, spiking_input: bool) -> Tensor:

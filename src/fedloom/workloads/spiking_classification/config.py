@@ -38,9 +38,10 @@ class Config(PluginSettings):
     time_steps: Annotated[int, Field(ge=1)] = 8
     """Steps T each example is shown for."""
     training: TrainingSettings = TrainingSettings()
-    loss: LossName = "count"
-    """`count`: cross-entropy of the output's spike counts; `rate`: of counts / T; `step`: of each step's spikes,
-    averaged; `mse_count`: squared distance of the counts to T times a wanted rate."""
+    loss: LossName = "rate"
+    """`rate`: cross-entropy of the output's spike counts / T; `count`: of the counts, whose gradients are about T times
+    as large; `step`: of each step's spikes, averaged; `mse_count`: squared distance of the counts to T times a wanted
+    rate."""
     correct_rate: Rate = 1.0
     """Rate that `mse_count` wants of the right class."""
     incorrect_rate: Rate = 0.0

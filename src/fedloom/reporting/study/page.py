@@ -1,0 +1,3 @@
+from pathlib import Path
+def write_study(result, path: Path) -> Path:
+    return path

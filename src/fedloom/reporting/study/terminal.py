@@ -1,0 +1,2 @@
+def print_study(console, result, page):
+    console.print(result.summary())

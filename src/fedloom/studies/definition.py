@@ -1,0 +1,276 @@
+"""What a study is: one base experiment, scenarios and arms that change it, seeds, and what is to be shown."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import pydantic
+from pydantic import Field
+
+# The translation of validation errors into the user's own terms is the experiment's; a study's errors read the same.
+from fedloom.core.config import Settings, _config_error, with_overrides
+from fedloom.core.errors import ConfigError, UnknownName
+
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
+_STUDY_KEY = "study."
+T = TypeVar("T", bound=Settings)
+AnalysisName = Literal["balance", "novelty", "participation", "spiking"]
+
+
+class Seeds(Settings):
+    """Which seeds each scenario is run with. Arms of the same seed share data, partition and initial model."""
+
+    first: Annotated[int, Field(ge=0)] = 1
+    """The first seed; the others follow it."""
+    count: Annotated[int, Field(ge=1)] = 5
+    """Seeds for each scenario and arm."""
+
+
+class Target(Settings):
+    """The value of the metric a run has to reach, for each scenario."""
+
+    share: Annotated[float, Field(gt=0.0)] = 0.9
+    """Share of the reference arm's final value (median over seeds) that has to be reached."""
+    value: float | None = None
+    """The value itself; None derives it from `share`."""
+    last: Annotated[int, Field(ge=1)] = 5
+    """Last evaluated rounds whose mean is a run's final value."""
+
+
+class Arm(Settings):
+    """One of the things compared, as changes to the scenario's experiment."""
+
+    title: str = ""
+    """A few words for people; the arm's name where it is not given."""
+    change: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the experiment, as in its TOML. A table is merged into what is there; one of another kind (its
+    `name`, `scheme` or `source` differs) replaces it."""
+
+
+class Scenario(Arm):
+    """Conditions all arms are compared under, as changes to the base experiment."""
+
+    base: str | dict[str, Any] | None = None
+    """Another base experiment for this scenario."""
+    seeds: Annotated[int, Field(ge=1)] | None = None
+    """Another number of seeds for this scenario."""
+
+
+class Check(Settings):
+    """A bound on one number of an arm."""
+
+    of: str
+    """`NUMBER`, or `NUMBER.low`, `.high` (of its 95 % interval), `.p_less`, `.p_greater`."""
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.at_most is None and self.at_least is None:
+            raise ConfigError(f"claims.checks: {self.of!r} has no bound; set at_most or at_least")
+        return self
+
+
+class Claim(Settings):
+    """A statement and the numbers that decide it."""
+
+    id: str
+    """A short name."""
+    text: str
+    """The statement in words."""
+    arm: str
+    """The arm it is about."""
+    scenarios: tuple[str, ...] = ()
+    """Where it is judged; everywhere if empty."""
+    checks: tuple[Check, ...] = ()
+    """All must hold. Without any, the numbers of `shows` are only told."""
+    shows: tuple[str, ...] = ()
+    """Numbers to tell; those of the checks where not given."""
+    earlier: dict[str, str] = Field(default_factory=dict)
+    """What an earlier measurement said, by scenario; printed beside ours."""
+
+
+class Definition(Settings):
+    """A study. Experiments = scenarios x arms x seeds.
+
+    A file may also say `extends = STUDY` (a name, or a TOML file beside it): each of its own top-level keys then
+    replaces that study's, and the others are taken from it.
+    """
+
+    name: str
+    """A word; the study's folder is called so."""
+    title: str = ""
+    """One sentence for people."""
+    base: str | dict[str, Any]
+    """The experiment every run starts from: a preset's name, a TOML file (beside this one), or a table."""
+    change: dict[str, Any] = Field(default_factory=dict)
+    """Changes to every base experiment, scenarios' own included."""
+    scenarios: dict[str, Scenario] = Field(default_factory=dict)
+    """Conditions, by name. None at all is one scenario, `base`."""
+    arms: dict[str, Arm]
+    """What is compared, by name; applied after the scenario."""
+    reference: str
+    """The arm others are compared with."""
+    seeds: Seeds = Seeds()
+    metric: str = "accuracy"
+    """Metric on held-out data that is compared."""
+    better: Literal["higher", "lower"] = "higher"
+    """Which values of the metric are better."""
+    target: Target = Target()
+    analyses: tuple[AnalysisName, ...] = ("balance", "participation")
+    """What else is measured in each run."""
+    highlight: tuple[str, ...] = ()
+    """Arms drawn with bands; the first five where not given."""
+    claims: tuple[Claim, ...] = ()
+    checkpoint_every: Annotated[int, Field(ge=1)] = 10
+    """Rounds a killed run loses at most."""
+
+    @pydantic.field_validator("scenarios", "arms", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        field = str(info.field_name)
+        kind = Scenario if field == "scenarios" else Arm
+        if not isinstance(value, Mapping):
+            raise ValueError("expected a table of tables")
+        for name in value:
+            if not _FOLDER_NAME.fullmatch(name):
+                raise ConfigError(f"{field}: {name!r} cannot be a folder's name. Use letters, digits and . + _ -")
+        return {name: _parsed(kind, item, (field, name)) for name, item in value.items()}
+
+    @pydantic.field_validator("claims", mode="before")
+    @classmethod
+    def _each_claim(cls, value: Any) -> Any:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise ValueError("expected a list of tables")
+        return tuple(_parsed(Claim, item, ("claims", str(index))) for index, item in enumerate(value))
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not _FOLDER_NAME.fullmatch(self.name):
+            raise ConfigError(f"name: {self.name!r} cannot be a folder's name. Use letters, digits and . + _ -")
+        if not self.arms:
+            raise ConfigError("arms: a study compares at least one arm, got none")
+        _known("reference", self.reference, self.arms)
+        for arm in self.highlight:
+            _known("highlight", arm, self.arms)
+        for claim in self.claims:
+            _known(f"claims ({claim.id}): arm", claim.arm, self.arms)
+            for scenario in (*claim.scenarios, *claim.earlier):
+                _known(f"claims ({claim.id}): scenario", scenario, self.conditions)
+        return self
+
+    @property
+    def conditions(self) -> Mapping[str, Scenario]:
+        """The scenarios; one that changes nothing where none is defined."""
+        return self.scenarios or {"base": Scenario()}
+
+    def seeds_of(self, scenario: str) -> range:
+        """The seeds of a scenario."""
+        count = self.conditions[scenario].seeds or self.seeds.count
+        return range(self.seeds.first, self.seeds.first + count)
+
+    def with_seeds(self, count: int) -> Definition:
+        """The same study with so many seeds in every scenario."""
+        scenarios = {name: each.model_copy(update={"seeds": None}) for name, each in self.scenarios.items()}
+        return self.model_copy(update={"seeds": self.seeds.model_copy(update={"count": count}), "scenarios": scenarios})
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Definition:
+        """Build from a dictionary of the TOML's form.
+
+        Raises:
+            ConfigError: names the key as the user wrote it, what came, what was expected, the nearest valid key.
+        """
+        return _parsed(cls, values, ())
+
+
+def names() -> tuple[str, ...]:
+    """Studies that come with fedloom."""
+    return tuple(sorted(path.stem for path in _folder().glob("*.toml")))
+
+
+def load(target: str | Path, overrides: Sequence[str] = ()) -> tuple[Definition, list[str]]:
+    """A study from its name or a TOML file.
+
+    Args:
+        target: which.
+        overrides: `KEY=VALUE`. `study.KEY` changes the definition; any other is a setting of every experiment.
+
+    Returns:
+        The definition, and the overrides left for the experiments.
+
+    Raises:
+        UnknownName: it is neither a study's name nor a file.
+        ConfigError: a setting is wrong.
+    """
+    own = [text.removeprefix(_STUDY_KEY) for text in overrides if text.startswith(_STUDY_KEY)]
+    values = with_overrides(_read(target, ()), own)
+    return Definition.parse(values), [text for text in overrides if not text.startswith(_STUDY_KEY)]
+
+
+def _read(target: str | Path, below: tuple[str, ...]) -> dict[str, Any]:
+    """A study's TOML, laid over the one it extends: each of its own top-level keys replaces the other's."""
+    path = _path(target)
+    if str(path) in below:
+        raise ConfigError(f"extends: {' extends '.join((*below, str(path)))}: a circle")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise ConfigError(f"no study file {str(path)!r} (looked in {Path.cwd()})") from exc
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: not readable as a study: {exc}") from exc
+    values = _files_beside(values, path.parent)
+    extended = values.pop("extends", None)
+    return values if extended is None else {**_read(extended, (*below, str(path))), **values}
+
+
+def _path(target: str | Path) -> Path:
+    path = Path(target)
+    if path.is_file() or path.suffix == ".toml":
+        return path
+    if str(target) not in names():
+        near = difflib.get_close_matches(str(target), names(), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UnknownName(f"{str(target)!r} is no study or TOML file; {hint}studies: {', '.join(names())}")
+    return _folder() / f"{target}.toml"
+
+
+def _files_beside(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Base experiments and extended studies that are TOML files lie beside the study's."""
+    extends = values.get("extends")
+    if isinstance(extends, str) and extends.endswith(".toml"):
+        values["extends"] = str((folder / extends).resolve())
+    for table in (values, *(each for each in _tables(values.get("scenarios")))):
+        base = table.get("base")
+        if isinstance(base, str) and base.endswith(".toml"):
+            table["base"] = str((folder / base).resolve())
+    return values
+
+
+def _tables(value: Any) -> list[dict[str, Any]]:
+    return [each for each in value.values() if isinstance(each, dict)] if isinstance(value, dict) else []
+
+
+def _parsed(kind: type[T], values: Any, prefix: tuple[str, ...]) -> T:
+    try:
+        return kind.model_validate(values)
+    except pydantic.ValidationError as exc:
+        raise _config_error(exc, kind, prefix=prefix) from exc
+
+
+def _known(key: str, name: str, among: Mapping[str, Any]) -> None:
+    if name not in among:
+        near = difflib.get_close_matches(name, list(among), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"{key}: {name!r} is not defined; {hint}known here: {', '.join(among)}")
+
+
+def _folder() -> Path:
+    from fedloom.studies import definitions as package
+
+    return Path(package.__path__[0])

@@ -1,0 +1,111 @@
+"""A study's experiments: the definition expanded over scenarios, seeds and arms."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedloom.core.config import Experiment
+from fedloom.core.errors import ConfigError, FedloomError, UsageError
+from fedloom.simulation import api
+from fedloom.studies.definition import Definition
+
+_KINDS = ("name", "scheme", "source")
+"""Keys that say which kind a table is."""
+_PLUGINS = ("strategy", "workload", "selection")
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One experiment of a study."""
+
+    scenario: str
+    arm: str
+    seed: int
+    experiment: Experiment
+
+    @property
+    def key(self) -> str:
+        """Its folder below `runs/`, and its name for people."""
+        return f"{self.scenario}/{self.arm}/seed-{self.seed}"
+
+
+def expand(definition: Definition, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> list[Planned]:
+    """Every experiment, one seed of everything after the other, so that a study stopped early is balanced.
+
+    Args:
+        definition: the study.
+        overrides: `KEY=VALUE` settings of every experiment, applied last.
+        only: patterns of `scenario/arm` (shell wildcards); empty takes all.
+
+    Raises:
+        ConfigError: an experiment is not valid; the message names its scenario and arm.
+        UsageError: nothing is left to run.
+    """
+    templates = {}
+    for scenario in definition.conditions:
+        for arm in definition.arms:
+            if not only or any(fnmatch.fnmatchcase(f"{scenario}/{arm}", pattern) for pattern in only):
+                templates[scenario, arm] = _template(definition, scenario, arm, overrides)
+    if not templates:
+        raise UsageError(
+            f"--only {', '.join(only)}: matches none of the scenarios ({', '.join(definition.conditions)}) and arms "
+            f"({', '.join(definition.arms)}); write SCENARIO/ARM, such as '*/{definition.reference}'"
+        )
+    most = max(len(definition.seeds_of(scenario)) for scenario in definition.conditions)
+    return [
+        Planned(scenario, arm, seed, template.model_copy(update=_identity(scenario, arm, seed)))
+        for index in range(most)
+        for (scenario, arm), template in templates.items()
+        if index < len(seeds := definition.seeds_of(scenario))
+        for seed in [seeds[index]]
+    ]
+
+
+def overlay(values: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `change` laid over it.
+
+    Tables are merged key by key, but one of another kind (its `name`, `scheme` or `source` differs) replaces what was
+    there, for settings of the old kind mean nothing to the new. Anything that is not a table replaces.
+    """
+    result = dict(values)
+    for key, value in change.items():
+        if key in _PLUGINS and isinstance(value, str):
+            value = {"name": value}
+        there = result.get(key)
+        if isinstance(there, Mapping) and isinstance(value, Mapping) and _same_kind(there, value):
+            result[key] = overlay(there, value)
+        else:
+            result[key] = value
+    return result
+
+
+def _same_kind(there: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
+    return all(there.get(kind) == value[kind] for kind in _KINDS if kind in value)
+
+
+def _template(definition: Definition, scenario: str, arm: str, overrides: Sequence[str]) -> Experiment:
+    """The experiment of a scenario and arm, but for its seed."""
+    condition = definition.conditions[scenario]
+    values = _base(condition.base or definition.base)
+    incidental = {
+        "runtime": {"name": "inline"},
+        "checkpoint": {"every": definition.checkpoint_every, "keep": 1},
+    }
+    for change in (definition.change, condition.change, definition.arms[arm].change, incidental):
+        values = overlay(values, change)
+    try:
+        return Experiment.parse(values).override(overrides)
+    except FedloomError as exc:
+        raise ConfigError(f"scenario {scenario!r}, arm {arm!r}: {exc}") from exc
+
+
+def _base(base: str | Mapping[str, Any]) -> dict[str, Any]:
+    """The base experiment with every default written out."""
+    return (api.load(base) if isinstance(base, str) else Experiment.parse(base)).to_dict()
+
+
+def _identity(scenario: str, arm: str, seed: int) -> dict[str, Any]:
+    return {"name": f"{scenario}-{arm}-seed-{seed}", "seed": seed}

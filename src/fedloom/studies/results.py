@@ -1,0 +1,241 @@
+"""What a study came to: numbers over seeds for every scenario and arm, against the reference."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedloom.reporting.page import write_page
+from fedloom.reporting.run_folder import RunFolder
+from fedloom.studies import statistics
+from fedloom.studies.claims import Verdict, judge
+from fedloom.studies.definition import Definition
+from fedloom.studies.grid import Planned
+from fedloom.studies.measures import COSTS, Measured, measure
+from fedloom.studies.runner import folder_of, is_done
+from fedloom.studies.statistics import Estimate
+
+RESULTS = "study.json"
+_MEDIANS = ("rounds", *(f"{cost}_to_target" for cost in COSTS))
+"""Numbers that may be censored: their centre is the median, and arms are compared by ratio."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Band:
+    """A series over seeds: median and quartiles, one entry per round."""
+
+    median: tuple[float, ...]
+    low: tuple[float, ...]
+    """25 % quantile."""
+    high: tuple[float, ...]
+    """75 % quantile."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArmResult:
+    """One arm in one scenario."""
+
+    title: str
+    runs: Mapping[int, Mapping[str, float]]
+    """Each finished run's numbers, by seed."""
+    estimates: Mapping[str, Estimate]
+    """`NUMBER` over seeds, and against the reference `NUMBER_difference` (mean) or `NUMBER_ratio` (median)."""
+    censored: int
+    """Runs that never reached the target."""
+    bands: Mapping[str, Band]
+    times_aggregated: tuple[float, ...] = ()
+    """Mean over seeds of how often each client was aggregated, sorted from most to least within each seed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScenarioResult:
+    """All arms under one condition."""
+
+    title: str
+    target: float
+    """Value of the metric to reach; NaN as long as the reference has no finished run."""
+    arms: Mapping[str, ArmResult]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyResult:
+    """Everything a report tells."""
+
+    definition: Definition
+    overrides: tuple[str, ...] = ()
+    """Settings changed in every experiment."""
+    planned: int
+    done: int
+    failures: Mapping[str, str] = field(default_factory=dict)
+    scenarios: Mapping[str, ScenarioResult] = field(default_factory=dict)
+    verdicts: tuple[Verdict, ...] = ()
+    seconds: float = 0.0
+    """Wall-clock seconds of all finished runs, added up."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Versions and machine of the runs."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; numbers that are not finite are null."""
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        values["definition"] = self.definition.model_dump(mode="json", exclude_none=True)
+        return {name: _plain(value) for name, value in values.items()}
+
+    def summary(self) -> dict[str, Any]:
+        """The JSON object without series and single runs."""
+        values = self.to_json()
+        for scenario in values["scenarios"].values():
+            for arm in scenario["arms"].values():
+                del arm["bands"], arm["runs"], arm["times_aggregated"]
+        return values
+
+
+def analyse(
+    definition: Definition,
+    grid: Sequence[Planned],
+    out: Path,
+    *,
+    failures: Mapping[str, str] | None = None,
+    overrides: Sequence[str] = (),
+) -> StudyResult:
+    """Read every finished run of a grid and compare the arms."""
+    read: dict[str, dict[str, dict[int, Measured]]] = {}
+    seconds, done, environment = 0.0, 0, dict[str, str]()
+    for planned in grid:
+        folder = folder_of(out, planned)
+        arms = read.setdefault(planned.scenario, {}).setdefault(planned.arm, {})
+        if is_done(folder):
+            run = RunFolder.read(folder)
+            arms[planned.seed] = measure(run, definition)
+            seconds, done = seconds + run.seconds, done + 1
+            environment = environment or dict(run.summary.environment if run.summary else {})
+    scenarios = {name: _scenario(definition, name, arms) for name, arms in read.items()}
+    return StudyResult(
+        definition=definition,
+        overrides=tuple(overrides),
+        planned=len(grid),
+        done=done,
+        failures=dict(failures or {}),
+        scenarios=scenarios,
+        verdicts=judge(definition, {name: _estimates(each) for name, each in scenarios.items()}),
+        seconds=seconds,
+        environment=environment,
+    )
+
+
+def write_results(result: StudyResult, out: Path) -> Path:
+    """Write `study.json`; returns its path."""
+    return write_page(out / RESULTS, json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n")
+
+
+def _estimates(scenario: ScenarioResult) -> dict[str, Mapping[str, Estimate]]:
+    return {name: arm.estimates for name, arm in scenario.arms.items()}
+
+
+def _scenario(definition: Definition, name: str, arms: Mapping[str, Mapping[int, Measured]]) -> ScenarioResult:
+    reference = arms.get(definition.reference, {})
+    target = _target(definition, reference)
+    higher = definition.better == "higher"
+    reached = {arm: {seed: _reached(run, target, higher) for seed, run in runs.items()} for arm, runs in arms.items()}
+    return ScenarioResult(
+        title=definition.conditions[name].title or name,
+        target=target,
+        arms={arm: _arm(definition, arm, runs, reached.get(definition.reference, {})) for arm, runs in reached.items()},
+    )
+
+
+def _target(definition: Definition, reference: Mapping[int, Measured]) -> float:
+    """The value to reach: given, or a share of the reference's median final value."""
+    if definition.target.value is not None:
+        return definition.target.value
+    finals = [run.numbers["final"] for run in reference.values() if "final" in run.numbers]
+    return definition.target.share * float(np.median(finals)) if finals else math.nan
+
+
+def _reached(run: Measured, target: float, higher: bool) -> Measured:
+    """The run with its rounds, and costs, to the target."""
+    if "final" not in run.numbers or not math.isfinite(target):
+        return run
+    rounds, censored = statistics.rounds_to_target(run.series["metric"], target, higher=higher)
+    costs = {f"{cost}_to_target": statistics.cost_to_target(run.series[cost], rounds) for cost in COSTS}
+    return run | Measured({"rounds": float(rounds), "censored": float(censored), **costs})
+
+
+def _arm(
+    definition: Definition, name: str, runs: Mapping[int, Measured], reference: Mapping[int, Measured]
+) -> ArmResult:
+    seed = definition.seeds.first
+    names = dict.fromkeys(number for run in runs.values() for number in run.numbers)
+    found: dict[str, Estimate | None] = {}
+    pairs = [] if name == definition.reference else [(runs[at], reference[at]) for at in runs if at in reference]
+    for number in names:
+        values = [run.numbers.get(number, math.nan) for run in runs.values()]
+        found[number] = statistics.estimate(values, seed=seed, centre=np.median if number in _MEDIANS else np.mean)
+        sides = [[run.numbers.get(number, math.nan) for run in side] for side in zip(*pairs, strict=True)]
+        if not sides:
+            continue
+        if number in _MEDIANS or number == "coverage":
+            found[f"{number}_ratio"] = statistics.paired_ratio(*sides, seed=seed)
+        if number not in _MEDIANS:
+            found[f"{number}_difference"] = statistics.paired_difference(*sides, seed=seed)
+    for cost in COSTS if pairs else ():
+        found[f"auc_at_equal_{cost}_difference"] = _at_equal_cost(pairs, cost, seed)
+    return ArmResult(
+        title=definition.arms[name].title or name,
+        runs={at: run.numbers for at, run in runs.items()},
+        estimates={number: value for number, value in found.items() if value is not None},
+        censored=int(sum(run.numbers.get("censored", 0.0) for run in runs.values())),
+        bands=_bands(list(runs.values())),
+        times_aggregated=_sorted_times(list(runs.values())),
+    )
+
+
+def _at_equal_cost(pairs: Sequence[tuple[Measured, Measured]], cost: str, seed: int) -> Estimate | None:
+    """The difference of the curves' means over the costs both runs of a pair have passed."""
+    areas = [
+        statistics.areas_at_equal_cost(a.series[cost], a.series["metric"], r.series[cost], r.series["metric"])
+        for a, r in pairs
+        if "final" in a.numbers and "final" in r.numbers
+    ]
+    if not areas:
+        return None
+    ours, theirs = zip(*areas, strict=True)
+    return statistics.paired_difference(ours, theirs, seed=seed)
+
+
+def _bands(runs: Sequence[Measured]) -> dict[str, Band]:
+    names = dict.fromkeys(name for run in runs for name in run.series if name != "times_aggregated")
+    return {name: _band([run.series[name] for run in runs if name in run.series]) for name in names}
+
+
+def _band(series: Sequence[Sequence[float]]) -> Band:
+    """Quartiles per round over the runs that reached it; NaN where none measured it."""
+    rounds = max(map(len, series))
+    padded = np.array([[*values, *[math.nan] * (rounds - len(values))] for values in series], np.float64)
+    columns = [column[np.isfinite(column)] for column in padded.T]
+    quartiles = np.array(
+        [np.quantile(column, [0.25, 0.5, 0.75]) if len(column) else [math.nan] * 3 for column in columns]
+    ).reshape(-1, 3)
+    low, median, high = (tuple(map(float, row)) for row in quartiles.T)
+    return Band(median=median, low=low, high=high)
+
+
+def _sorted_times(runs: Sequence[Measured]) -> tuple[float, ...]:
+    times = [sorted(run.series["times_aggregated"], reverse=True) for run in runs if "times_aggregated" in run.series]
+    return tuple(float(value) for value in np.mean(times, axis=0)) if times else ()
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

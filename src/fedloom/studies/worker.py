@@ -1,0 +1,84 @@
+"""A process that does a study's runs, one after the other: `python -m fedloom.studies.worker`.
+
+It reads one JSON object a line on its standard input, `{"folder", "experiment"}`, and writes one a line on its standard
+output: `{"round", "rounds"}` after each round and `{"ended", "error"}` at the end, `ended` being `done`, `failed` or
+`interrupted`. SIGTERM ends the run in order, saved. The process stays warm between runs and leaves with its input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fedloom.core.errors import FedloomError, Interrupted
+from fedloom.core.events import RoundFinished, RunStarted
+
+_PR_SET_PDEATHSIG = 1
+Say = Callable[..., None]
+
+
+class _Rounds:
+    """Passes a run's progress on."""
+
+    def __init__(self, say: Say) -> None:
+        self._say, self._rounds = say, 0
+
+    def write(self, event: Any) -> None:
+        match event:
+            case RunStarted():
+                self._rounds = event.rounds
+                self._say(round=event.first_round - 1, rounds=event.rounds)
+            case RoundFinished():
+                self._say(round=event.record.round, rounds=self._rounds)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def do_run(folder: Path, experiment: dict[str, Any], say: Say) -> dict[str, str]:
+    """Do one run in its folder, or go on with the one that is there; returns how it ended."""
+    from fedloom.core.config import Experiment
+    from fedloom.simulation import api
+
+    try:
+        if (folder / "experiment.toml").is_file():
+            api.resume(folder, sinks=[_Rounds(say)])
+        else:
+            shutil.rmtree(folder, ignore_errors=True)  # killed before it had written what it is
+            api.run(Experiment.parse(experiment), out=folder, sinks=[_Rounds(say)])
+    except Interrupted:
+        return {"ended": "interrupted", "error": ""}
+    except FedloomError as exc:
+        return {"ended": "failed", "error": str(exc)}
+    except Exception as exc:  # one broken run must not end the study
+        return {"ended": "failed", "error": f"{type(exc).__name__}: {exc}"}
+    return {"ended": "done", "error": ""}
+
+
+def main() -> None:
+    """Serve until the input ends."""
+    with contextlib.suppress(OSError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    protocol = os.dup(1)
+    os.dup2(2, 1)  # what a run prints goes to the log, not into the protocol
+
+    def say(**values: Any) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(protocol, json.dumps(values).encode() + b"\n")
+
+    for line in sys.stdin:
+        task = json.loads(line)
+        say(**do_run(Path(task["folder"]), task["experiment"], say))
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    main()
