@@ -10,6 +10,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from fedloom.core.config import Experiment
+from fedloom.core.protocols import Shard
 from fedloom.core.records import MODEL, Array, Arrays, Job, Record
 from fedloom.core.seeds import generator
 from fedloom.workloads.spiking_classification.config import Config
@@ -31,10 +33,11 @@ CASES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def build(case: str) -> SpikingClassification:
+def build(case: str, program: str) -> SpikingClassification:
     """The workload of a case."""
     training = {"learning_rate": 0.02, "epochs": 3, "batch_size": 32, "device": "cpu"}
-    workload = {"name": "spiking_classification", "loss": "count", "time_steps": 8, "training": training, **CASES[case]}
+    workload = {"name": "spiking_classification", "loss": "count", "time_steps": 8, "program": program, **CASES[case]}
+    workload["training"] = training
     experiment = Experiment.parse({"rounds": 1, "clients": CLIENTS, "strategy": "fedavg", "workload": workload})
     assert isinstance(experiment.workload, Config)
     return build_workload(experiment.workload, experiment)
@@ -71,9 +74,16 @@ def train_together(work: SpikingClassification, model: Record, cohort: Sequence[
     return [update.groups[MODEL] for update in updates]
 
 
+def rates_one_by_one(
+    work: SpikingClassification, models: Sequence[Arrays], shards: Sequence[Shard], rngs: Sequence[np.random.Generator]
+) -> list[dict[str, Array]]:
+    """Output firing rates of each client."""
+    return [work.firing_rates(*client) for client in zip(models, shards, rngs, strict=True)]
+
+
 def measure(case: str, rounds: int) -> dict[str, Any]:
     """Median CPU per client of both programs, for training and for firing rates, over rounds of federated averaging."""
-    work = build(case)
+    work, plain = build(case, "group"), build(case, "loop")
     model = work.init(generator(1, "model"))
     spent: dict[str, list[float]] = {"loop": [], "group": [], "rates loop": [], "rates group": []}
     trained_apart = rates_apart = 0.0
@@ -81,11 +91,10 @@ def measure(case: str, rounds: int) -> dict[str, Any]:
         cohort = generator(1, "cohort", round).choice(CLIENTS, GROUP, replace=False).tolist()
         shards = [work.shard(client) for client in cohort]
         rngs = [generator(1, "rates", round, client) for client in cohort]
-        loop, loop_ms = timed(lambda c=cohort, m=model, r=round: train_one_by_one(work, m, c, r))
-        group, group_ms = timed(lambda c=cohort, m=model, r=round: train_together(work, m, c, r))
-        each = list(zip(group, shards, rngs, strict=True))
-        single, single_ms = timed(lambda e=each: [work.firing_rates(m, s, g) for m, s, g in e])
-        many, many_ms = timed(lambda g=group, s=shards, r=rngs: work.firing_rates_group(g, s, r))
+        loop, loop_ms = timed(partial(train_one_by_one, work, model, cohort, round))
+        group, group_ms = timed(partial(train_together, work, model, cohort, round))
+        single, single_ms = timed(partial(rates_one_by_one, plain, group, shards, rngs))
+        many, many_ms = timed(partial(work.firing_rates_group, group, shards, rngs))
         trained_apart, rates_apart = max(trained_apart, apart(loop, group)), max(rates_apart, apart(single, many))
         if round > 0:  # the first warms up
             for name, value in zip(spent, (loop_ms, group_ms, single_ms, many_ms), strict=True):

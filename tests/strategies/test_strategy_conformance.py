@@ -40,6 +40,12 @@ def initial_model() -> Record:
     )
 
 
+def _measured(rng: Any) -> dict[str, Any]:
+    """What a candidate of three classes might report: gains, and the credit they come to."""
+    gain = rng.uniform(-0.3, 0.3, 3)
+    return {"credit": float(abs(gain).sum()), "gain": gain.tolist()}
+
+
 class Federation:
     """An in-process stand-in for server and clients; whatever it hands out cannot be written to."""
 
@@ -61,11 +67,13 @@ class Federation:
         for job in exchange.jobs[:clients]:
             rng = generator(1, "work", job.round, job.client)
             arrays = {name: _moved(array, rng) for name, array in exchange.inputs[job.inputs[0]].groups[MODEL].items()}
-            total.add(
-                Update(num_examples=job.client + 1, groups={MODEL: arrays}, metrics={"loss": Mean(1.0, 1.0)}),
-                job.client + 1.0,
-                job.client,
+            update = Update(
+                num_examples=job.client + 1,
+                groups={} if exchange.hold else {MODEL: arrays},
+                metrics={"loss": Mean(1.0, 1.0)},
+                info=_measured(rng) if exchange.measure else {},
             )
+            total.add(update, job.client + 1.0, job.client)
         return total  # type: ignore[no-any-return]
 
     def round(self, state: Any, round: int, clients: int | None = None) -> Any:

@@ -61,7 +61,7 @@ class Tally:
             round=context.round,
             cohort=self.collected or list(context.cohort),
             candidates=[report.client for report in self.probed],
-            probe={str(report.client): dict(report.info) for report in self.probed if report.info},
+            probe={str(report.client): _short(report.info) for report in self.probed if report.info},
             num_examples=sum(report.num_examples for report in self.folded),
             local_trainings=sum(report.num_trained for report in reports),
             metrics=metric_values(sum_metrics(self.folded)),
@@ -83,6 +83,14 @@ class Tally:
             nodes=dict(shares),
             info=dict(info),
         )
+
+
+_LONGEST = 64
+"""Numbers of a list that a round's record keeps; longer ones are a measure's raw material, not something to read."""
+
+
+def _short(info: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in info.items() if not isinstance(value, list) or len(value) <= _LONGEST}
 
 
 def sum_metrics(reports: Sequence[ClientReport]) -> Metrics:

@@ -38,9 +38,17 @@ def naive_rates(arrays: Any, inputs: np.ndarray, threshold: float) -> dict[str, 
     return {n: np.array(values) for n, values in counts.items()}
 
 
+@pytest.mark.parametrize("program", ["group", "loop"])
 @pytest.mark.parametrize("encoder", ["direct", "poisson"])
-def test_equal_to_a_naive_loop(build: Build, encoder: str) -> None:
-    work = build(60, encoder={"name": encoder}, neuron={"threshold": 0.5}, model={"hidden": [12, 8]}, time_steps=5)
+def test_equal_to_a_naive_loop(build: Build, encoder: str, program: str) -> None:
+    work = build(
+        60,
+        program=program,
+        encoder={"name": encoder},
+        neuron={"threshold": 0.5},
+        model={"hidden": [12, 8]},
+        time_steps=5,
+    )
     arrays = work.init(generator(1, "model")).groups[MODEL]
     shard = work.shard(3)
     images = np.array(work._data.x_train[shard.rows], np.float64)
@@ -61,7 +69,9 @@ def test_equal_to_a_naive_loop(build: Build, encoder: str) -> None:
     np.testing.assert_allclose(mean["output"], want["output"].mean(0), rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize("settings", [{}, {"encoder": {"name": "poisson"}}, {"model": {"name": "resnet8"}}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"encoder": {"name": "poisson"}}, {"model": {"name": "resnet8"}}, {"program": "loop"}]
+)
 def test_independent_of_order_and_batches(build: Build, settings: dict[str, Any]) -> None:
     work = build(20, time_steps=4, neuron={"threshold": 0.5}, **settings)
     arrays = work.init(generator(1, "model")).groups[MODEL]
@@ -101,9 +111,10 @@ def test_before_and_after_see_the_same_spikes(build: Build) -> None:
     assert not np.array_equal(one["hidden1"], other["hidden1"])
 
 
-@pytest.mark.parametrize("settings", [{}, {"encoder": {"name": "poisson"}}, {"program": "loop"}])
+@pytest.mark.parametrize("settings", [{}, {"encoder": {"name": "poisson"}}, {"model": {"hidden": [20, 12]}}])
 def test_many_at_once_equal_one_by_one(build: Build, settings: dict[str, Any]) -> None:
-    work = build(25, partition={"scheme": "dirichlet", "alpha": 0.3}, time_steps=4, **settings)
+    settings = {"partition": {"scheme": "dirichlet", "alpha": 0.3}, "time_steps": 4, **settings}
+    work, plain = build(25, **settings), build(25, program="loop", **settings)
     work._meter._batch_size = 16  # several blocks, with fewer clients in each
     shards = [work.shard(client) for client in range(6)]
     assert len({shard.num_examples for shard in shards}) > 3
@@ -111,8 +122,10 @@ def test_many_at_once_equal_one_by_one(build: Build, settings: dict[str, Any]) -
     for per_sample in (False, True):
         rngs = [generator(5, "measure", k) for k in range(6)]
         group = work.firing_rates_group(models, shards, rngs, layers="all", per_sample=per_sample)
+        loop = plain.firing_rates_group(models, shards, rngs, layers="all", per_sample=per_sample)
+        assert all(np.array_equal(g[name], one[name]) for g, one in zip(group, loop, strict=True) for name in one)
         for got, model, shard, rng in zip(group, models, shards, rngs, strict=True):
-            want = work.firing_rates(model, shard, rng, layers="all", per_sample=per_sample)
+            want = plain.firing_rates(model, shard, rng, layers="all", per_sample=per_sample)
             assert list(got) == list(want)
             for name, values in want.items():
                 np.testing.assert_array_equal(got[name], values)

@@ -1,3 +1,150 @@
+"""A study's report: one HTML file with every comparison, readable without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
 from pathlib import Path
-def write_study(result, path: Path) -> Path:
-    return path
+
+import tomli_w
+
+from fedloom.reporting.markup import Content, Markup, join, table, tag
+from fedloom.reporting.page import facts, folded, page, section, write_page
+from fedloom.reporting.quantities import NOTHING, plural, seconds_text
+from fedloom.reporting.study.scenario import scenario_section
+from fedloom.reporting.study.tables import interval, numbers_text, p_text, rounds_text
+from fedloom.studies.results import ArmResult, ScenarioResult, StudyResult
+
+_PILL = {"held": "done", "not held": "failed", "not measured": "unfinished", "told": ""}
+"""Class of the status mark for each outcome of a claim."""
+
+
+def write_study(result: StudyResult, path: Path) -> Path:
+    """Write the report in place of an older one; returns its path.
+
+    Raises:
+        StorageFull: the disk is full; an older report is untouched.
+    """
+    return write_page(path, render_study(result))
+
+
+def render_study(result: StudyResult) -> str:
+    """The report as an HTML document; any part of the grid may still be missing."""
+    definition = result.definition
+    return page(
+        definition.title or definition.name,
+        _heading(result),
+        _claims(result),
+        _overview(result),
+        [scenario_section(definition, scenario) for scenario in result.scenarios.values()],
+        _failures(result),
+        _origin(result),
+    )
+
+
+def _heading(result: StudyResult) -> Markup:
+    definition = result.definition
+    status = "failed" if result.failures else "done" if result.done == result.planned else "unfinished"
+    missing = result.planned - result.done - len(result.failures)
+    tiles = [
+        ("runs", f"{result.done:,}", f"of {result.planned:,}"),
+        ("scenarios", f"{len(definition.conditions):,}", ", ".join(definition.conditions)),
+        ("arms", f"{len(definition.arms):,}", f"against {definition.reference}"),
+        ("seeds", f"{definition.seeds.count:,}", f"from {definition.seeds.first}"),
+        ("time", seconds_text(result.seconds), "of all runs, added up"),
+    ]
+    return join(
+        tag(
+            "header",
+            tag("h1", definition.title or definition.name, tag("span", status, class_=f"status {status}")),
+            tag("p", f"Study {definition.name}"),
+        ),
+        tag(
+            "div",
+            tag("p", f"{plural(missing, 'run')} not done yet: what follows is made of the others."),
+            class_="banner unfinished",
+            role="note",
+        )
+        if missing > 0
+        else None,
+        tag(
+            "dl",
+            [tag("div", tag("dt", name), tag("dd", value, tag("small", detail))) for name, value, detail in tiles],
+            class_="tiles",
+        ),
+    )
+
+
+def _claims(result: StudyResult) -> Markup | None:
+    if not result.verdicts:
+        return None
+    rows: list[list[Content]] = []
+    before = ""
+    for verdict in result.verdicts:
+        mark = tag("span", verdict.outcome, class_=f"status {_PILL[verdict.outcome]}".rstrip(), style=None)
+        text = verdict.text if verdict.claim != before else ""
+        before, name = verdict.claim, (verdict.claim if verdict.claim != before else "")
+        rows.append(
+            [
+                name,
+                [text, tag("br") if text else None, tag("small", f"{verdict.arm}, {verdict.scenario}")],
+                mark,
+                numbers_text(dict(verdict.numbers)) or NOTHING,
+                ", ".join(verdict.bounds) or NOTHING,
+                verdict.earlier or NOTHING,
+            ]
+        )
+    head = ("claim", "statement, arm and scenario", "", "here", "asked", "earlier measurement")
+    return section("Claims", table(head, rows, caption="What was to be shown, and what came out", text=6))
+
+
+def _overview(result: StudyResult) -> Markup | None:
+    """Rounds to target over all scenarios: the whole study in one table."""
+    reference = result.definition.reference
+    shown = {name: each for name, each in result.scenarios.items() if any(arm.runs for arm in each.arms.values())}
+    if not shown:
+        return None
+    rows: list[list[Content]] = [
+        [name, *(_overview_cell(each, name, reference) for each in shown.values())] for name in result.definition.arms
+    ]
+    return section(
+        "Overview",
+        table(("arm", *shown), rows, caption=f"Median rounds to target, and their paired ratio to {reference}'s"),
+        tag("p", "In brackets the ratio's 95 % interval; p of “fewer rounds” (one-sided Wilcoxon).", class_="note"),
+    )
+
+
+def _overview_cell(scenario: ScenarioResult, name: str, reference: str) -> Content:
+    arm: ArmResult | None = scenario.arms.get(name)
+    if arm is None or "rounds" not in arm.estimates:
+        return NOTHING
+    ratio = arm.estimates.get("rounds_ratio")
+    if name == reference or ratio is None:
+        return rounds_text(arm)
+    return [
+        rounds_text(arm),
+        tag("br"),
+        tag("small", f"{interval(ratio, digits=2)}, p {p_text(ratio.p_less)}"),
+    ]
+
+
+def _failures(result: StudyResult) -> Markup | None:
+    if not result.failures:
+        return None
+    rows = [(key, error.splitlines()[0] if error else NOTHING) for key, error in result.failures.items()]
+    return section("Failed runs", table(("run", "why"), rows, caption="Left out of every number above", text=2))
+
+
+def _origin(result: StudyResult) -> Markup:
+    definition = result.definition
+    command = " ".join(["fedloom study", definition.name, *(f"--set {text}" for text in result.overrides)])
+    written = tomli_w.dumps(_without_none(definition.model_dump(mode="json", exclude_none=True, exclude_defaults=True)))
+    return section(
+        "Origin",
+        tag("p", "To run it: ", tag("code", command), ". Every run has a folder and a report of its own."),
+        facts(dict(result.environment), "Environment") if result.environment else None,
+        folded("Definition", tag("pre", written)),
+    )
+
+
+def _without_none(values: Mapping[str, object]) -> dict[str, object]:
+    return {key: value for key, value in values.items() if value is not None}

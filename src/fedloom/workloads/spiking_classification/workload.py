@@ -205,6 +205,8 @@ class SpikingClassification:
             ConfigError: the workload is a non-spiking twin.
             BadUpdate: the arrays are not this network's.
         """
+        if self.program == "group":
+            return self.firing_rates_group([arrays], [shard], [rng], layers=layers, per_sample=per_sample)[0]
         self._require_spikes()
         with exact(self._device):
             return self._meter.measure(arrays, _rows(shard), rng, layers, per_sample=per_sample)

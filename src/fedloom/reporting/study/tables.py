@@ -1,0 +1,171 @@
+"""The numbers of a study as text: cells of tables, in the page and in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fedloom.reporting.quantities import NOTHING, bytes_text, count_text
+from fedloom.studies.definition import Definition
+from fedloom.studies.results import ArmResult, ScenarioResult
+from fedloom.studies.statistics import Estimate
+
+MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a scenario's table."""
+
+    name: str
+    cell: Callable[[ArmResult], str]
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number with so many decimals and a real minus."""
+    return f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A difference, with its sign."""
+    return f"{value:+.{digits}f}".replace("-", MINUS)
+
+
+def interval(found: Estimate | None, *, sign: bool = False, digits: int = 3) -> str:
+    """`0.68 [0.52, 0.81]`."""
+    if found is None:
+        return NOTHING
+    text = signed if sign else number
+    return f"{text(found.value, digits)} [{text(found.low, digits)}, {text(found.high, digits)}]"
+
+
+def p_text(p: float | None) -> str:
+    """`0.008`; `<0.001`."""
+    if p is None:
+        return NOTHING
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def result_columns(definition: Definition) -> list[Column]:
+    """How well the arms learn, against the reference."""
+    better = "p_greater" if definition.better == "higher" else "p_less"
+
+    def p(name: str, part: str) -> Callable[[ArmResult], str]:
+        return lambda arm: p_text(getattr(arm.estimates[name], part)) if name in arm.estimates else NOTHING
+
+    return [
+        Column("seeds", lambda arm: str(len(arm.runs))),
+        Column(f"final {definition.metric}", lambda arm: _mean(arm, "final")),
+        Column("mean over rounds", lambda arm: _mean(arm, "auc")),
+        Column("difference", lambda arm: interval(arm.estimates.get("auc_difference"), sign=True)),
+        Column("p", p("auc_difference", better)),
+        Column("rounds to target", rounds_text),
+        Column("ratio", lambda arm: interval(arm.estimates.get("rounds_ratio"), digits=2)),
+        Column("p", p("rounds_ratio", "p_less")),
+    ]
+
+
+def equal_cost_columns() -> list[Column]:
+    """The arms against the reference when not rounds but something else is counted."""
+    columns = []
+    for cost, name in (("trainings", "local trainings"), ("uplink", "values sent up"), ("bytes", "bytes sent")):
+        columns += [
+            Column(f"{name} to target, ratio", _ratio(f"{cost}_to_target_ratio")),
+            Column(f"difference at equal {name}", _difference(f"auc_at_equal_{cost}_difference")),
+        ]
+    return columns
+
+
+def balance_columns(scenario: ScenarioResult) -> list[Column]:
+    """What the cohorts are like, as far as it was measured."""
+    known = {
+        "kl": ("KL to uniform", "kl", 3),
+        "kl_3": ("KL, 3 rounds", "kl_3", 3),
+        "kl_5": ("KL, 5 rounds", "kl_5", 3),
+        "qcid": ("QCID", "qcid", 4),
+        "coverage": ("clients covered", "coverage", 3),
+        "novelty": ("credit against novelty", "novelty", 2),
+    }
+    columns = []
+    for key, (title, name, digits) in known.items():
+        if any(key in arm.estimates for arm in scenario.arms.values()):
+            columns.append(Column(title, _plain_or_interval(name, digits)))
+            if key in ("kl", "qcid"):
+                columns.append(Column("difference", _difference(f"{key}_difference", digits)))
+    return columns
+
+
+def cost_columns(scenario: ScenarioResult) -> list[Column]:
+    """What a round costs, and the network's activity."""
+    columns = [
+        Column("local trainings", lambda arm: _mean(arm, "local_trainings", 1)),
+        Column("values down", lambda arm: _amount(arm, "params_down")),
+        Column("values up", lambda arm: _amount(arm, "params_up")),
+        Column("bytes down", lambda arm: _bytes(arm, "bytes_down")),
+        Column("bytes up", lambda arm: _bytes(arm, "bytes_up")),
+        Column("seconds", lambda arm: _mean(arm, "seconds", 2)),
+    ]
+    known = {
+        "spikes": ("spikes per example", 0),
+        "energy_pj": ("estimated energy per example, pJ", 0),
+        "output_rate": ("output rate", 3),
+        "dead_rounds": ("rounds with a dead layer", 1),
+    }
+    for key, (title, digits) in known.items():
+        if any(key in arm.estimates for arm in scenario.arms.values()):
+            columns.append(Column(title, _of(key, digits)))
+    return columns
+
+
+def rows(scenario: ScenarioResult, columns: Sequence[Column]) -> list[list[str]]:
+    """A row for each arm: its name, then the columns."""
+    return [[name, *(column.cell(arm) for column in columns)] for name, arm in scenario.arms.items()]
+
+
+def rounds_text(arm: ArmResult) -> str:
+    """The median of the rounds to target, and how many runs never reached it."""
+    found = arm.estimates.get("rounds")
+    if found is None:
+        return NOTHING
+    never = f" ({arm.censored} of {len(arm.runs)} never)" if arm.censored else ""
+    return f"{found.value:g}{never}"
+
+
+def numbers_text(numbers: dict[str, Estimate]) -> str:
+    """`rounds_ratio 0.68 [0.52, 0.81], p = 0.008`, one after the other."""
+    told = []
+    for name, found in numbers.items():
+        p = "" if found.p_less is None else f", p = {p_text(min(found.p_less, found.p_greater or 1.0))}"
+        told.append(f"{name.replace('_', ' ')} {interval(found, sign=name.endswith('_difference'))}{p}")
+    return "; ".join(told)
+
+
+def _mean(arm: ArmResult, name: str, digits: int = 3) -> str:
+    return number(arm.estimates[name].value, digits) if name in arm.estimates else NOTHING
+
+
+def _of(name: str, digits: int) -> Callable[[ArmResult], str]:
+    return lambda arm: _mean(arm, name, digits)
+
+
+def _amount(arm: ArmResult, name: str) -> str:
+    return count_text(round(arm.estimates[name].value)) if name in arm.estimates else NOTHING
+
+
+def _bytes(arm: ArmResult, name: str) -> str:
+    return bytes_text(arm.estimates[name].value) if name in arm.estimates else NOTHING
+
+
+def _ratio(name: str) -> Callable[[ArmResult], str]:
+    return lambda arm: interval(arm.estimates.get(name), digits=2)
+
+
+def _difference(name: str, digits: int = 3) -> Callable[[ArmResult], str]:
+    return lambda arm: interval(arm.estimates.get(name), sign=True, digits=digits)
+
+
+def _plain_or_interval(name: str, digits: int) -> Callable[[ArmResult], str]:
+    """Novelty is judged by its own interval; the others by their difference, which has a column."""
+    if name == "novelty":
+        return lambda arm: interval(arm.estimates.get(name), digits=digits)
+    return _of(name, digits)

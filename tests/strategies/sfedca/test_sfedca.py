@@ -1,0 +1,123 @@
+"""SFedCA in whole runs: two exchanges, exact traffic, no influence of those not chosen, the same bits everywhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedloom.client.held import HeldUpdates
+from fedloom.core.config import Experiment
+from fedloom.core.errors import ConfigError, UsageError
+from fedloom.core.records import Update
+from fedloom.simulation import api
+
+D, M, CLASSES = 8, 2, 10
+
+
+def experiment(**values: Any) -> Experiment:
+    spiking = {
+        "name": "spiking_classification",
+        "partition": {"scheme": "shards", "shards_per_client": 2},
+        "model": {"hidden": [8]},
+        "time_steps": 4,
+    }
+    base = {
+        "rounds": 3,
+        "clients": 20,
+        "cohort": D,
+        "strategy": {"name": "sfedca", "select": M},
+        "workload": spiking,
+        "runtime": {"name": "inline"},
+        "evaluation": {"every": 0},
+    }
+    return Experiment.parse({**base, **values})
+
+
+@pytest.fixture(scope="module")
+def plain() -> api.RunResult:
+    return api.run(experiment(), keep=False)
+
+
+def test_with_as_many_places_as_candidates_it_is_federated_averaging_bit_for_bit() -> None:
+    """CA-3."""
+    all_chosen = api.run(experiment(strategy={"name": "sfedca", "select": D}), keep=False)
+    averaging = api.run(experiment(strategy="fedavg"), keep=False)
+    assert all_chosen.summary.model_sha256 == averaging.summary.model_sha256
+
+
+def test_it_equals_averaging_with_the_credit_as_selection_when_groups_are_equal(plain: api.RunResult) -> None:
+    selection = {"name": "firing_credit", "candidates": D}
+    other = api.run(experiment(strategy="fedavg", cohort=M, selection=selection), keep=False)
+    assert [record.cohort for record in other.history] == [record.cohort for record in plain.history]
+    assert other.summary.model_sha256 == plain.summary.model_sha256
+
+
+def test_traffic_is_exact(plain: api.RunResult) -> None:
+    """CA-5: downlink d P, uplink m P + d (C + 1): a credit and C gains from each candidate; neuron constants in none."""
+    parameters = 64 * 8 + 8 + 8 * 10 + 10
+    assert sum(array.size for array in plain.arrays.values()) == parameters
+    for record in plain.history:
+        assert record.traffic.params_down == D * parameters
+        assert record.traffic.params_up == M * parameters + D * (CLASSES + 1)
+        assert (record.local_trainings, len(record.candidates), len(record.cohort)) == (D, D, M)
+        assert set(record.cohort) < set(record.candidates)
+
+
+def test_models_of_those_not_chosen_have_no_influence(plain: api.RunResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CA-6: with every other candidate's model replaced by NaN the result is the same."""
+    chosen = {record.round: set(record.cohort) for record in plain.history}
+    put, spoilt = HeldUpdates.put, []
+
+    def spoil(self: HeldUpdates, run_id: str, round: int, client: int, update: Update) -> None:
+        if client not in chosen[round]:
+            spoilt.append(client)
+            nan = {g: {n: np.full_like(a, np.nan) for n, a in arrays.items()} for g, arrays in update.groups.items()}
+            update = replace(update, groups=nan)
+        put(self, run_id, round, client, update)
+
+    monkeypatch.setattr(HeldUpdates, "put", spoil)
+    assert api.run(experiment(), keep=False).summary.model_sha256 == plain.summary.model_sha256
+    assert len(spoilt) == 3 * (D - M)
+
+
+def test_a_model_that_was_lost_between_the_exchanges_is_trained_again(
+    plain: api.RunResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = []
+
+    def forget(self: HeldUpdates, run_id: str, round: int, client: int) -> None:
+        lost.append((round, client))
+
+    monkeypatch.setattr(HeldUpdates, "take", forget)
+    again = api.run(experiment(), keep=False)
+    assert again.summary.model_sha256 == plain.summary.model_sha256
+    assert len(lost) == 3 * M
+
+
+def test_processes_give_the_same_bits(plain: api.RunResult) -> None:
+    workers = experiment(runtime={"name": "process", "workers": 2})
+    assert api.run(workers, keep=False).summary.model_sha256 == plain.summary.model_sha256
+
+
+def test_credits_are_told_and_decide(plain: api.RunResult) -> None:
+    """With `topm` the chosen are those with the largest credits."""
+    history = api.run(experiment(strategy={"name": "sfedca", "select": M, "rule": "topm"}), keep=False).history
+    for record in history:
+        credits = {int(client): credit for client, credit in record.info["credits"].items()}
+        assert credits.keys() == set(record.candidates)
+        worst = min(credits[client] for client in record.cohort)
+        assert all(credits[client] <= worst for client in set(record.candidates) - set(record.cohort))
+    assert all(record.info["flagged_credits"] == 0 for record in plain.history)
+
+
+def test_more_places_than_candidates_is_refused() -> None:
+    with pytest.raises(ConfigError, match="strategy.select: 9 clients to aggregate, but only cohort = 8 candidates"):
+        api.run(experiment(strategy={"name": "sfedca", "select": 9}), keep=False)
+
+
+def test_a_workload_without_spikes_is_refused() -> None:
+    with pytest.raises(UsageError, match="has no firing_rates. Use a spiking workload"):
+        api.run(experiment(workload="image_classification"), keep=False)
