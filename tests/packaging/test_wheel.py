@@ -24,7 +24,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source.mkdir()
     archive = subprocess.run(["tar", *ignore, "-C", str(ROOT), "-c", "."], capture_output=True, check=True).stdout
     subprocess.run(["tar", "-C", str(source), "-x"], input=archive, check=True)
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(out), str(source)]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-q",
+        "-w",
+        str(out),
+        str(source),
+    ]
     subprocess.run(build, check=True, timeout=170)
     return next(out.glob("fedloom-*.whl"))
 
@@ -70,5 +81,5 @@ def test_importing_it_costs_nothing() -> None:
 @pytest.mark.parametrize("room", ROOMS)
 def test_the_rooms_at_the_top_are_links(room: str) -> None:
     link = ROOT / room
-    assert link.is_symlink() and not Path(os.readlink(link)).is_absolute()
+    assert link.is_symlink() and not link.readlink().is_absolute()
     assert link.resolve() == ROOT / "src" / "fedloom" / room

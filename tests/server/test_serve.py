@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_support import until
+from fleet_support import SUPPORT, until
 
 from fedloom.client.control import ControlClient
 from fedloom.core.config import Experiment
@@ -106,7 +106,8 @@ def model_sha256(state: Path, run_id: str) -> Any:
 def test_two_runs_survive_the_servers_death_and_have_the_bits_of_inline_runs(
     programs: Programs, linear: Make, tmp_path: Path
 ) -> None:
-    slow = {"sleep_s": 0.02, "features": 40_000, "learning_rate": 1e-6, "steps": 1}
+    # Models and what each client keeps are large enough to travel in shared memory.
+    slow = {"name": str(SUPPORT / "counting.py"), "size": 40_000, "sleep_s": 0.02}
     experiments = [linear(name=f"run {seed}", seed=seed, rounds=8, workload=slow) for seed in (1, 2)]
     port = free_port()
     server, address = programs.server(port)

@@ -1,4 +1,4 @@
-"""Promises with numbers: what a round costs, what crosses, what memory a payload takes, and that nothing else happens."""
+"""Promises with numbers: what a round costs, what crosses, what memory a payload takes, and that it is all there is."""
 
 from __future__ import annotations
 
@@ -374,7 +374,7 @@ def _network_namespace() -> list[str]:
     pytest.skip("making a network namespace takes `unshare`, `ip`, and the right to use them")
 
 
-@pytest.mark.parametrize("runtime", ["inline", "process"])
+@pytest.mark.parametrize("runtime", ["process", pytest.param("inline", marks=pytest.mark.slow)])
 def test_p19_the_quick_start_runs_without_a_network(tmp_path: Path, runtime: str) -> None:
     program = "import sys; from fedloom.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", program, "run", "digits-fedavg", "--runtime", runtime, "--set", "rounds=2"]

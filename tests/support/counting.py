@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,6 +18,7 @@ class Config(PluginSettings):
     size: int = 4
     """Elements of the model, and of what each client keeps."""
     fail_clients: tuple[int, ...] = ()
+    sleep_s: float = 0.0
 
 
 class Shard:
@@ -40,6 +42,8 @@ class Counting:
         return {"level": Mean(float(model.groups["model"]["w"].mean()), 1)}
 
     def act(self, job: Job, inputs: Mapping[str, Record], state: Record | None, rng: np.random.Generator) -> Update:
+        if self.config.sleep_s:
+            time.sleep(self.config.sleep_s)
         if job.client in self.config.fail_clients:
             raise RuntimeError("this one is off")
         seen = int(state.info["seen"]) if state is not None else 0

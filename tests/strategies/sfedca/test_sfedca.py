@@ -56,7 +56,7 @@ def test_it_equals_averaging_with_the_credit_as_selection_when_groups_are_equal(
 
 
 def test_traffic_is_exact(plain: api.RunResult) -> None:
-    """CA-5: downlink d P, uplink m P + d (C + 1): a credit and C gains from each candidate; neuron constants in none."""
+    """CA-5: downlink d P, uplink m P + d (C + 1), a credit and C gains from each; neuron constants are in neither."""
     parameters = 64 * 8 + 8 + 8 * 10 + 10
     assert sum(array.size for array in plain.arrays.values()) == parameters
     for record in plain.history:
@@ -114,10 +114,10 @@ def test_credits_are_told_and_decide(plain: api.RunResult) -> None:
 
 
 def test_more_places_than_candidates_is_refused() -> None:
-    with pytest.raises(ConfigError, match="strategy.select: 9 clients to aggregate, but only cohort = 8 candidates"):
+    with pytest.raises(ConfigError, match=r"strategy\.select: 9 clients to aggregate, but only cohort = 8 candidates"):
         api.run(experiment(strategy={"name": "sfedca", "select": 9}), keep=False)
 
 
 def test_a_workload_without_spikes_is_refused() -> None:
-    with pytest.raises(UsageError, match="has no firing_rates. Use a spiking workload"):
+    with pytest.raises(UsageError, match=r"has no firing_rates\. Use a spiking workload"):
         api.run(experiment(workload="image_classification"), keep=False)

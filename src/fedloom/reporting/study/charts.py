@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedloom.reporting.axes import Plane, Range, finite
-from fedloom.reporting.charts import PALETTE, Series, figure, frame, line_chart, svg
+from fedloom.reporting.charts import PALETTE, figure, frame, line_chart, svg
 from fedloom.reporting.markup import Markup, join, tag
 from fedloom.reporting.quantities import metric_text
 

@@ -138,8 +138,8 @@ def _rounds(definition: Definition, scenario: ScenarioResult) -> Markup:
         x_label="rounds",
         censored_at=max(lengths, default=0) + 1.0,
         reference=_reference(definition, scenario, "rounds"),
-        note="A dot for each seed, hollow where the target was never reached; the bar is the median. The dashed line is "
-        "the reference's.",
+        note="A dot for each seed, hollow where the target was never reached; the bar is the median. The dashed line "
+        "is the reference's.",
     )
 
 

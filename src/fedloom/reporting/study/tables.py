@@ -132,11 +132,13 @@ def rounds_text(arm: ArmResult) -> str:
 
 
 def numbers_text(numbers: dict[str, Estimate]) -> str:
-    """`rounds_ratio 0.68 [0.52, 0.81], p = 0.008`, one after the other."""
+    """`rounds ratio 0.68 [0.52, 0.81], p(less) = 0.008`, one after the other; p of the side the number is on."""
     told = []
     for name, found in numbers.items():
-        p = "" if found.p_less is None else f", p = {p_text(min(found.p_less, found.p_greater or 1.0))}"
-        told.append(f"{name.replace('_', ' ')} {interval(found, sign=name.endswith('_difference'))}{p}")
+        smaller = found.value < (1.0 if name.endswith("_ratio") else 0.0)
+        side, p = ("less", found.p_less) if smaller else ("greater", found.p_greater)
+        shown = "" if p is None else f", p({side}) = {p_text(p)}"
+        told.append(f"{name.replace('_', ' ')} {interval(found, sign=name.endswith('_difference'))}{shown}")
     return "; ".join(told)
 
 
