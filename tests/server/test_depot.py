@@ -71,7 +71,7 @@ def test_more_bytes_than_a_buffer_has_are_not_handed_out(depot: Depot) -> None:
 
 
 def test_full_memory_is_an_error_here_and_not_a_signal_later(depot: Depot) -> None:
-    with pytest.raises(StorageFull, match="no shared memory for a buffer of .* bytes free.*fewer workers") as caught:
+    with pytest.raises(StorageFull, match=r"no shared memory for a buffer of .* bytes free.*fewer workers") as caught:
         depot.lease(1 << 50)
     assert str(depot.path) in str(caught.value)
     assert sorted(path.name for path in depot.path.iterdir()) == ["nonce", "owner"], "nothing half-made stays"

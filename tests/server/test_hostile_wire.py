@@ -99,9 +99,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, R
     def never(store: Any, emit: Any, stop: threading.Event) -> RunSummary:
         raise AssertionError("no run is started here")
 
-    with quick_server(shared_memory=True, heartbeat_s=0.03, grace_s=0.1) as server:
-        with contextlib.closing(RunQueue(tmp_path_factory.mktemp("state"), never)) as runs:
-            yield server, runs, f"127.0.0.1:{server.listen(token=TOKEN, runs=runs)}"
+    with (
+        quick_server(shared_memory=True, heartbeat_s=0.03, grace_s=0.1) as server,
+        contextlib.closing(RunQueue(tmp_path_factory.mktemp("state"), never)) as runs,
+    ):
+        yield server, runs, f"127.0.0.1:{server.listen(token=TOKEN, runs=runs)}"
 
 
 @pytest.fixture
@@ -119,10 +121,12 @@ def stranger(served: tuple[Server, RunQueue, str]) -> Iterator[Stranger]:
 
 def _still_serves(server: Server, address: str) -> None:
     """A real agent does a real group."""
-    with agents(address, ["honest"]):
-        with exchange(server.coordinator, planned(1.0), run=run_spec("after"), inputs={"model": _model()}) as opened:
-            answer = opened.answers.get(timeout=20)
-            assert answer.result.reports[0].client == 0, answer
+    with (
+        agents(address, ["honest"]),
+        exchange(server.coordinator, planned(1.0), run=run_spec("after"), inputs={"model": _model()}) as opened,
+    ):
+        answer = opened.answers.get(timeout=20)
+        assert answer.result.reports[0].client == 0, answer
     server.coordinator.leave("honest", "", "done")
 
 
@@ -480,7 +484,7 @@ class TestControl:
             ("{}", "INVALID_ARGUMENT", "rounds: required"),
             ('{"rounds": 1, "strategy": "fedavgg", "workload": "flower"}', "NOT_FOUND", "did you mean 'fedavg'"),
             ('{"rounds": 0, "strategy": "fedavg", "workload": "image_classification"}', "INVALID_ARGUMENT", "rounds"),
-            ('{"rounds": 1, "strategy": "fedavg", "workload": "image_classification", "x": 1}', "INVALID_ARGUMENT", "x: unknown"),
+            ('{"rounds": 1, "strategy": "fedavg", "workload": "flower", "x": 1}', "INVALID_ARGUMENT", "x: unknown"),
         ],
     )  # fmt: skip
     def test_experiments_that_are_none(self, stranger: Stranger, text: str, status: str, words: str) -> None:

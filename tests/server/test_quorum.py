@@ -111,8 +111,9 @@ class Slow:
         self._kept: dict[GroupKey, GroupResult] = {}
 
     def send(self, message: FromAgent) -> None:
-        if isinstance(message, GroupResult) and not self._go.is_set():
-            if message.key.round and self._clients & {report.client for report in message.reports}:
+        if isinstance(message, GroupResult) and not self._go.is_set() and message.key.round:
+            slow = self._clients & {report.client for report in message.reports}
+            if slow:
                 self._kept[message.key] = message
                 return
         while self._go.is_set() and self._kept:

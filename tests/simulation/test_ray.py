@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fleet_support import TOKEN, until
 
-from fedloom.core.config import Experiment
+from fedloom.core.config import Experiment, RuntimeSettings
 from fedloom.core.errors import NoCapacity
 from fedloom.core.events import NodeChanged, RoundFinished, RunStarted
 from fedloom.server.app import Server
@@ -23,6 +23,16 @@ from fedloom.simulation.runtimes import make_runtime
 
 Make = Callable[..., Experiment]
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_more_workers_than_a_cluster_has_room_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedloom.simulation import ray_runtime
+
+    monkeypatch.setattr(ray_runtime.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray_runtime.ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(ray_runtime.ray, "available_resources", lambda: {"CPU": 1.0})
+    with pytest.raises(NoCapacity, match="64 workers of 2 CPU each .* has 4 CPU and 0 GPU, of which 1 and 0 are free"):
+        ray_runtime.RayRuntime(RuntimeSettings(workers=64, cpus_per_worker=2)).host()
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +102,7 @@ def test_a_killed_actor_is_replaced_and_the_bits_stay(cluster: Any, linear: Make
     assert cluster.is_initialized(), "a cluster that was there before stays"
 
 
+@pytest.mark.slow
 def test_more_workers_than_the_cluster_has_room_for_are_refused(cluster: Any, linear: Make) -> None:
     with pytest.raises(NoCapacity) as caught:
         api.run(linear(runtime={"name": "ray", "workers": 64}), keep=False)
@@ -100,6 +111,7 @@ def test_more_workers_than_the_cluster_has_room_for_are_refused(cluster: Any, li
     assert "Ask for fewer --workers, or set runtime.cpus_per_worker" in text
 
 
+@pytest.mark.slow
 def test_a_resource_the_cluster_has_not_is_named(cluster: Any, linear: Make) -> None:
     runtime = {"name": "ray", "workers": 1, "gpus_per_worker": 0.5}
     with pytest.raises(NoCapacity, match=r"1 workers of 1 CPU and 0\.5 GPU each do not fit"):
@@ -122,6 +134,7 @@ def build_workload(config, experiment):
 """
 
 
+@pytest.mark.slow
 def test_no_bare_room_is_loaded_in_an_actor(cluster: Any, linear: Make, tmp_path: Path) -> None:
     (tmp_path / "bare.py").write_text(BARE % str(ROOT / "proto"))
     experiment = linear(rounds=1, workload={"name": str(tmp_path / "bare.py")}, runtime={"name": "ray", "workers": 1})

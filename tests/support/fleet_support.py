@@ -1,4 +1,4 @@
-"""A fleet small enough for a test: servers with short heartbeats, agents in threads, groups and results made by hand."""
+"""A fleet small enough for a test: servers with short heartbeats, agents in threads, groups and results by hand."""
 
 from __future__ import annotations
 
@@ -226,18 +226,12 @@ class Hand:
 def odd_records(size: int) -> list[Record]:
     """Records of every dtype a model may have, about `size` bytes each."""
     rng = np.random.Generator(np.random.PCG64(1))
-    return [
-        Record(
-            {
-                "model": {
-                    "w": rng.integers(-100, 100, max(1, size // kind.itemsize)).astype(kind),
-                    "s": np.ones((), kind),
-                }
-            },
-            {"kind": kind.name, "nested": {"list": [1, None, True]}},
-        )
-        for kind in map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16, np.int8, np.int64))
-    ]
+    records = []
+    for kind in map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16, np.int8, np.int64)):
+        values = rng.integers(-100, 100, max(1, size // kind.itemsize)).astype(kind)
+        info = {"kind": kind.name, "nested": {"list": [1, None, True]}}
+        records.append(Record({"model": {"w": values, "s": np.ones((), kind)}}, info))
+    return records
 
 
 def assert_same_record(left: Record, right: Record) -> None:

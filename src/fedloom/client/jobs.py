@@ -75,7 +75,7 @@ class JobRunner:
 
         Any trouble leaves the clients to be trained one by one, which says whose it is.
         """
-        program = getattr(workload, "train_group", None)
+        program = _group_program(workload, group)
         if program is None or self._together.key == group.key or any(job.kind != "train" for job in group.jobs):
             return
         self._together = _Together(group.key)
@@ -85,7 +85,7 @@ class JobRunner:
                 generator(experiment.seed, "train", job.round, group.key.exchange, job.client) for job in group.jobs
             ]
             shards = [workload.shard(job.client) for job in group.jobs]
-            updates = program(group.jobs, inputs(), shards, _rule(group.rule), rngs)
+            updates = program(group.jobs, inputs(), shards, None, rngs)
             clients = [job.client for job in group.jobs]
             self._together.updates = dict(zip(clients, updates, strict=True))
             together = getattr(_measure(group.measure), "together", None)
@@ -177,7 +177,7 @@ class JobRunner:
             if self._together.key == group.key and job.client in self._together.updates:
                 update, shared_s = self._together.updates[job.client], self._together.share_s
             else:
-                update = self._train_or_evaluate(experiment, workload, job, records, shard, rule, rng)
+                update = self._train_or_evaluate(experiment, workload, group, job, records, shard, rule, rng)
         stage.name = "outgoing"
         if rule is not None:
             update = rule.outgoing(update, job.knobs)
@@ -205,12 +205,16 @@ class JobRunner:
         self,
         experiment: Experiment,
         workload: Workload,
+        group: Group,
         job: Job,
         inputs: Mapping[str, Record],
         shard: Shard,
         rule: LocalRule | None,
         rng: np.random.Generator,
     ) -> Update:
+        program = _group_program(workload, group)
+        if job.kind == "train" and program is not None:  # a group of one: its bits are those of any group
+            return program([job], inputs, [shard], None, [rng])[0]
         if job.kind == "train":
             return workload.train(job, inputs, shard, rule, rng)
         if job.kind == "evaluate":
@@ -241,6 +245,12 @@ def _rule(name: str | None) -> LocalRule | None:
         return None
     rule: LocalRule = registry.part("strategies", name, "rule").build_rule()
     return rule
+
+
+def _group_program(workload: Workload, group: Group) -> Callable[..., list[Update]] | None:
+    """The workload's program for whole groups, where it wants that used and no rule has to see every step."""
+    wanted = getattr(workload, "program", "loop") == "group" and group.rule is None
+    return getattr(workload, "train_group", None) if wanted else None
 
 
 def _measure(name: str | None) -> Measure | None:

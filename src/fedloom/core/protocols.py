@@ -236,6 +236,27 @@ class Workload(Protocol):
         """Metrics of the global model on a shard, each weighted by the examples it was taken over."""
 
 
+class GroupWorkload(Workload, Protocol):
+    """A workload that can train a whole group of clients as one vectorised program."""
+
+    @property
+    def program(self) -> str:
+        """`group` where `train_group` is to be used, `loop` where clients are trained one by one."""
+
+    def train_group(
+        self,
+        jobs: Sequence[Job],
+        inputs: Mapping[str, Record],
+        shards: Sequence[Shard],
+        rule: LocalRule | None,
+        rngs: Sequence[np.random.Generator],
+    ) -> list[Update]:
+        """Every job's `train`, in order; equal to it within a stated tolerance.
+
+        A job's bits must not depend on which others are in its group. The updates own their arrays.
+        """
+
+
 class StatefulWorkload(Workload, Protocol):
     """A workload with actions of its own, or with something each client keeps between its jobs."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import tomli_w
@@ -80,21 +80,32 @@ def _claims(result: StudyResult) -> Markup | None:
     rows: list[list[Content]] = []
     before = ""
     for verdict in result.verdicts:
-        mark = tag("span", verdict.outcome, class_=f"status {_PILL[verdict.outcome]}".rstrip(), style=None)
-        text = verdict.text if verdict.claim != before else ""
-        before, name = verdict.claim, (verdict.claim if verdict.claim != before else "")
+        statement = [tag("strong", verdict.claim), tag("br"), verdict.text] if verdict.claim != before else None
+        before = verdict.claim
         rows.append(
             [
-                name,
-                [text, tag("br") if text else None, tag("small", f"{verdict.arm}, {verdict.scenario}")],
-                mark,
-                numbers_text(dict(verdict.numbers)) or NOTHING,
-                ", ".join(verdict.bounds) or NOTHING,
+                statement,
+                [verdict.arm, tag("br"), tag("small", verdict.scenario)],
+                _mark(verdict.outcome),
+                _lines(numbers_text(name, found) for name, found in verdict.numbers.items()),
+                _lines(verdict.bounds),
                 verdict.earlier or NOTHING,
             ]
         )
-    head = ("claim", "statement, arm and scenario", "", "here", "asked", "earlier measurement")
-    return section("Claims", table(head, rows, caption="What was to be shown, and what came out", text=6))
+    head = ("claim", "arm, scenario", "", "here", "asked", "earlier")
+    shown = table(head, rows, caption="What was to be shown, and what came out", text=6)
+    return section("Claims", shown, tag("p", "“Earlier” is what a smaller measurement had given.", class_="note"))
+
+
+def _mark(outcome: str) -> Markup:
+    kind = f"status {_PILL[outcome]}".rstrip()
+    return tag("span", outcome, class_=kind, style="white-space:nowrap;margin-left:0")
+
+
+def _lines(texts: Iterable[str]) -> Content:
+    """Each text on a line of its own."""
+    lines = list(texts)
+    return [[tag("br") if index else None, text] for index, text in enumerate(lines)] or NOTHING
 
 
 def _overview(result: StudyResult) -> Markup | None:

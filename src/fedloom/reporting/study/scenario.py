@@ -36,6 +36,12 @@ def scenario_section(definition: Definition, scenario: ScenarioResult) -> Markup
         _table(scenario, result_columns(definition), f"Learning, against {definition.reference}"),
         tag("div", *_charts(definition, scenario), class_="charts"),
         _table(scenario, equal_cost_columns(), f"At equal cost, against {definition.reference}"),
+        tag(
+            "p",
+            "“To target”: median paired ratio of what was spent until the target was reached. “At equal …”: difference "
+            f"of mean {definition.metric} over the costs that both runs of a pair have passed.",
+            class_="note",
+        ),
         _table(scenario, found, "Aggregated clients, means over rounds")
         if (found := balance_columns(scenario))
         else None,

@@ -68,10 +68,10 @@ def result_columns(definition: Definition) -> list[Column]:
 def equal_cost_columns() -> list[Column]:
     """The arms against the reference when not rounds but something else is counted."""
     columns = []
-    for cost, name in (("trainings", "local trainings"), ("uplink", "values sent up"), ("bytes", "bytes sent")):
+    for cost, name in (("trainings", "trainings"), ("uplink", "values up"), ("bytes", "bytes")):
         columns += [
-            Column(f"{name} to target, ratio", _ratio(f"{cost}_to_target_ratio")),
-            Column(f"difference at equal {name}", _difference(f"auc_at_equal_{cost}_difference")),
+            Column(f"{name} to target", _ratio(f"{cost}_to_target_ratio")),
+            Column(f"at equal {name}", _difference(f"auc_at_equal_{cost}_difference")),
         ]
     return columns
 
@@ -131,15 +131,12 @@ def rounds_text(arm: ArmResult) -> str:
     return f"{found.value:g}{never}"
 
 
-def numbers_text(numbers: dict[str, Estimate]) -> str:
-    """`rounds ratio 0.68 [0.52, 0.81], p(less) = 0.008`, one after the other; p of the side the number is on."""
-    told = []
-    for name, found in numbers.items():
-        smaller = found.value < (1.0 if name.endswith("_ratio") else 0.0)
-        side, p = ("less", found.p_less) if smaller else ("greater", found.p_greater)
-        shown = "" if p is None else f", p({side}) = {p_text(p)}"
-        told.append(f"{name.replace('_', ' ')} {interval(found, sign=name.endswith('_difference'))}{shown}")
-    return "; ".join(told)
+def numbers_text(name: str, found: Estimate) -> str:
+    """`rounds ratio 0.68 [0.52, 0.81], p(less) 0.008`; p of the side the number is on."""
+    smaller = found.value < (1.0 if name.endswith("_ratio") else 0.0)
+    side, p = ("less", found.p_less) if smaller else ("greater", found.p_greater)
+    shown = "" if p is None else f", p({side}) {p_text(p)}"
+    return f"{name.replace('_', ' ')} {interval(found, sign=name.endswith('_difference'))}{shown}"
 
 
 def _mean(arm: ArmResult, name: str, digits: int = 3) -> str:

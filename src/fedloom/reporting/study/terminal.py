@@ -24,7 +24,7 @@ def print_study(console: Console, result: StudyResult, page: Path) -> None:
             console.print()
     for verdict in result.verdicts:
         text = Text(f"{verdict.outcome:>12}  ", style=_STYLES[verdict.outcome])
-        told = numbers_text(dict(verdict.numbers))
+        told = "; ".join(numbers_text(name, found) for name, found in verdict.numbers.items())
         text.append(
             harmless(f"{verdict.claim}, {verdict.arm}, {verdict.scenario}{': ' + told if told else ''}"),
             style="default",
