@@ -75,7 +75,7 @@ def test_what_the_server_says_arrives(message: object) -> None:
             ),
             failures=(
                 ClientFailure(
-                    client=5, round=7, stage="train", error="ValueError", message="no", traceback="t", node="n", seconds=1
+                    client=5, round=7, stage="train", error="OSError", message="no", traceback="t", node="n", seconds=1
                 ),
             ),
             states={4: REFS[1]},

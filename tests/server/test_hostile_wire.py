@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from fleet_support import TOKEN, a_sum, agents, exchange, odd_records, planned, quick_server, run_spec, until
+from fleet_support import LINEAR, TOKEN, a_sum, agents, exchange, odd_records, planned, quick_server, run_spec, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -484,7 +484,8 @@ class TestControl:
             ("{}", "INVALID_ARGUMENT", "rounds: required"),
             ('{"rounds": 1, "strategy": "fedavgg", "workload": "flower"}', "NOT_FOUND", "did you mean 'fedavg'"),
             ('{"rounds": 0, "strategy": "fedavg", "workload": "image_classification"}', "INVALID_ARGUMENT", "rounds"),
-            ('{"rounds": 1, "strategy": "fedavg", "workload": "flower", "x": 1}', "INVALID_ARGUMENT", "x: unknown"),
+            ('{"rounds": 1, "strategy": "fedavg", "workload": "x.py", "ruonds": 1}', "NOT_FOUND", "no file 'x.py'"),
+            (f'{{"rounds": 1, "strategy": "fedavg", "workload": "{LINEAR}", "x": 1}}', "INVALID_ARGUMENT", "x: unk"),
         ],
     )  # fmt: skip
     def test_experiments_that_are_none(self, stranger: Stranger, text: str, status: str, words: str) -> None:

@@ -95,6 +95,21 @@ class Claim(Settings):
     """What an earlier measurement said, by scenario; printed beside ours."""
 
 
+class Unseen(Settings):
+    """A static test of credits beside the runs: do they tell clients whose classes a model has never seen?"""
+
+    arm: str
+    """The arm whose runs it is done with; its numbers are told there."""
+    scenarios: tuple[str, ...] = ()
+    """Where; everywhere if empty."""
+    seen: Annotated[int, Field(ge=1)] = 5
+    """Classes the model is trained on, drawn by seed."""
+    passes: Annotated[int, Field(ge=1)] = 5
+    """Local trainings' worth of training on all data of the seen classes."""
+    share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+    """A client with a larger share of unseen classes should stand out."""
+
+
 class Definition(Settings):
     """A study. Experiments = scenarios x arms x seeds.
 
@@ -124,6 +139,8 @@ class Definition(Settings):
     target: Target = Target()
     analyses: tuple[AnalysisName, ...] = ("balance", "participation")
     """What else is measured in each run."""
+    unseen: Unseen | None = None
+    """A static test of credits; none where not given."""
     highlight: tuple[str, ...] = ()
     """Arms drawn with bands; the first five where not given."""
     claims: tuple[Claim, ...] = ()
@@ -158,6 +175,10 @@ class Definition(Settings):
         _known("reference", self.reference, self.arms)
         for arm in self.highlight:
             _known("highlight", arm, self.arms)
+        if self.unseen is not None:
+            _known("unseen.arm", self.unseen.arm, self.arms)
+            for scenario in self.unseen.scenarios:
+                _known("unseen.scenarios", scenario, self.conditions)
         for claim in self.claims:
             _known(f"claims ({claim.id}): arm", claim.arm, self.arms)
             for scenario in (*claim.scenarios, *claim.earlier):
@@ -173,6 +194,11 @@ class Definition(Settings):
         """The seeds of a scenario."""
         count = self.conditions[scenario].seeds or self.seeds.count
         return range(self.seeds.first, self.seeds.first + count)
+
+    def unseen_in(self, scenario: str, arm: str) -> Unseen | None:
+        """The static test to do with the runs of a scenario and arm, if any."""
+        wanted = self.unseen is not None and arm == self.unseen.arm
+        return self.unseen if wanted and self.unseen and scenario in (self.unseen.scenarios or (scenario,)) else None
 
     def with_seeds(self, count: int) -> Definition:
         """The same study with so many seeds in every scenario."""

@@ -10,7 +10,7 @@ from typing import Any
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, FedloomError, UsageError
 from fedloom.simulation import api
-from fedloom.studies.definition import Definition
+from fedloom.studies.definition import Definition, Unseen
 
 _KINDS = ("name", "scheme", "source")
 """Keys that say which kind a table is."""
@@ -25,6 +25,8 @@ class Planned:
     arm: str
     seed: int
     experiment: Experiment
+    unseen: Unseen | None = None
+    """The static test to do beside the run."""
 
     @property
     def key(self) -> str:
@@ -56,7 +58,13 @@ def expand(definition: Definition, overrides: Sequence[str] = (), only: Sequence
         )
     most = max(len(definition.seeds_of(scenario)) for scenario in definition.conditions)
     return [
-        Planned(scenario, arm, seed, template.model_copy(update=_identity(scenario, arm, seed)))
+        Planned(
+            scenario,
+            arm,
+            seed,
+            template.model_copy(update=_identity(scenario, arm, seed)),
+            definition.unseen_in(scenario, arm),
+        )
         for index in range(most)
         for (scenario, arm), template in templates.items()
         if index < len(seeds := definition.seeds_of(scenario))

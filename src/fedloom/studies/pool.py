@@ -83,7 +83,9 @@ class Pool:
         if not left:
             return
         worker.busy, folder = left.popleft()
-        line = json.dumps({"folder": str(folder.resolve()), "experiment": worker.busy.experiment.to_dict()})
+        unseen = worker.busy.unseen.model_dump() if worker.busy.unseen is not None else None
+        task = {"folder": str(folder.resolve()), "experiment": worker.busy.experiment.to_dict(), "unseen": unseen}
+        line = json.dumps(task)
         assert worker.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has died: its output ends, and the run is counted there
             worker.process.stdin.write(line.encode() + b"\n")

@@ -21,6 +21,7 @@ from fedloom.studies.grid import Planned
 from fedloom.studies.measures import COSTS, Measured, measure
 from fedloom.studies.runner import folder_of, is_done
 from fedloom.studies.statistics import Estimate
+from fedloom.studies.unseen import read_unseen
 
 RESULTS = "study.json"
 _MEDIANS = ("rounds", *(f"{cost}_to_target" for cost in COSTS))
@@ -112,7 +113,7 @@ def analyse(
         arms = read.setdefault(planned.scenario, {}).setdefault(planned.arm, {})
         if is_done(folder):
             run = RunFolder.read(folder)
-            arms[planned.seed] = measure(run, definition)
+            arms[planned.seed] = measure(run, definition) | Measured(read_unseen(folder))
             seconds, done = seconds + run.seconds, done + 1
             environment = environment or dict(run.summary.environment if run.summary else {})
     scenarios = {name: _scenario(definition, name, arms) for name, arms in read.items()}

@@ -16,6 +16,7 @@ from fedloom.core.errors import Interrupted, RunExists
 from fedloom.reporting.run_folder import EXPERIMENT, RunFolder
 from fedloom.studies.grid import Planned
 from fedloom.studies.pool import Pool
+from fedloom.studies.unseen import UNSEEN
 
 RUNS = "runs"
 LOG = "workers.log"
@@ -68,7 +69,7 @@ def run_all(grid: Sequence[Planned], out: Path, *, jobs: int | None, watcher: Wa
     """
     for run in grid:
         _check_same(run, folder_of(out, run))
-    todo = [(run, folder_of(out, run)) for run in grid if not is_done(folder_of(out, run))]
+    todo = [(run, folder_of(out, run)) for run in grid if not _is_complete(run, folder_of(out, run))]
     ran = Ran(done=len(grid) - len(todo))
     jobs = jobs or len(os.sched_getaffinity(0))
     began: dict[str, float] = {}
@@ -103,6 +104,11 @@ def is_done(folder: Path) -> bool:
     if not (folder / EXPERIMENT).is_file() or not (folder / "summary.json").is_file():
         return False
     return RunFolder.read(folder).status == "done"
+
+
+def _is_complete(run: Planned, folder: Path) -> bool:
+    """Whether a run is done, and the static test beside it where there is one."""
+    return is_done(folder) and (run.unseen is None or (folder / UNSEEN).is_file())
 
 
 def _check_same(run: Planned, folder: Path) -> None:

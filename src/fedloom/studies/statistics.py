@@ -121,6 +121,18 @@ def spearman(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
     return float((a * b).sum()) / scale if scale > 0 else math.nan
 
 
+def separation(scores: Sequence[float], positive: npt.ArrayLike) -> float:
+    """Area under the ROC curve: the chance that a positive's score is above a negative's, ties counting half.
+
+    (R - n(n + 1)/2) / (n m) with R the rank sum of the n positives among n + m. NaN where one side is empty.
+    """
+    chosen = np.asarray(positive, bool)
+    ours, others = int(chosen.sum()), int((~chosen).sum())
+    if not ours or not others:
+        return math.nan
+    return float((ranks(scores)[chosen].sum() - ours * (ours + 1) / 2) / (ours * others))
+
+
 def wilcoxon(differences: npt.ArrayLike) -> tuple[float, float]:
     """Wilcoxon's signed-rank test, exact: p for "smaller than 0" and for "larger than 0", one-sided.
 

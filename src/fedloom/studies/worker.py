@@ -1,6 +1,6 @@
 """A process that does a study's runs, one after the other: `python -m fedloom.studies.worker`.
 
-It reads one JSON object a line on its standard input, `{"folder", "experiment"}`, and writes one a line on its standard
+It reads one JSON object a line on its standard input, `{"folder", "experiment", "unseen"}`, and writes one a line on its standard
 output: `{"round", "rounds"}` after each round and `{"ended", "error"}` at the end, `ended` being `done`, `failed` or
 `interrupted`. SIGTERM ends the run in order, saved. The process stays warm between runs and leaves with its input.
 """
@@ -43,8 +43,8 @@ class _Rounds:
         """Nothing is held."""
 
 
-def do_run(folder: Path, experiment: dict[str, Any], say: Say) -> dict[str, str]:
-    """Do one run in its folder, or go on with the one that is there; returns how it ended."""
+def do_run(folder: Path, experiment: dict[str, Any], say: Say, unseen: dict[str, Any] | None = None) -> dict[str, str]:
+    """Do one run in its folder, or go on with the one that is there, and the static test; returns how it ended."""
     from fedloom.core.config import Experiment
     from fedloom.simulation import api
 
@@ -54,6 +54,11 @@ def do_run(folder: Path, experiment: dict[str, Any], say: Say) -> dict[str, str]
         else:
             shutil.rmtree(folder, ignore_errors=True)  # killed before it had written what it is
             api.run(Experiment.parse(experiment), out=folder, sinks=[_Rounds(say)])
+        if unseen is not None:
+            from fedloom.studies.definition import Unseen
+            from fedloom.studies.unseen import write_unseen
+
+            write_unseen(folder, Experiment.parse(experiment), Unseen.model_validate(unseen))
     except Interrupted:
         return {"ended": "interrupted", "error": ""}
     except FedloomError as exc:
@@ -76,7 +81,7 @@ def main() -> None:
 
     for line in sys.stdin:
         task = json.loads(line)
-        say(**do_run(Path(task["folder"]), task["experiment"], say))
+        say(**do_run(Path(task["folder"]), task["experiment"], say, task["unseen"]))
 
 
 if __name__ == "__main__":

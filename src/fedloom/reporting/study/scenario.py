@@ -132,7 +132,7 @@ def _against(metric: str, chosen: Sequence[tuple[int, str, ArmResult]], cost: st
         if "metric" in arm.bands
     ]
     return line_chart(
-        f"{metric} per {COSTS[cost].partition(',')[0]}", lines, x_label=f"{COSTS[cost]} so far, all clients"
+        f"{metric} against {COSTS[cost].partition(',')[0]}", lines, x_label=f"{COSTS[cost]} so far, all clients"
     )
 
 

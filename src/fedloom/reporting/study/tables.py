@@ -118,8 +118,8 @@ def cost_columns(scenario: ScenarioResult) -> list[Column]:
 
 
 def rows(scenario: ScenarioResult, columns: Sequence[Column]) -> list[list[str]]:
-    """A row for each arm: its name, then the columns."""
-    return [[name, *(column.cell(arm) for column in columns)] for name, arm in scenario.arms.items()]
+    """A row for each arm that has finished runs: its name, then the columns."""
+    return [[name, *(column.cell(arm) for column in columns)] for name, arm in scenario.arms.items() if arm.runs]
 
 
 def rounds_text(arm: ArmResult) -> str:

@@ -1,0 +1,120 @@
+"""A static test of credits: do they tell clients whose classes the global model has never seen? No federation is run.
+
+A model is trained on the data of some classes only. Then every client trains from it once, and its credit (and rival
+signals) is compared with whether it holds classes the model has not seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedloom.core import registry
+from fedloom.core.config import Experiment
+from fedloom.core.errors import UsageError
+from fedloom.core.protocols import Shard, Workload
+from fedloom.core.records import MODEL, Job, Record
+from fedloom.core.seeds import generator
+from fedloom.reporting.page import write_page
+from fedloom.selection._choosing.steps import changes
+from fedloom.selection.firing_credit.measure import firing_credit
+from fedloom.studies.definition import Unseen
+from fedloom.studies.statistics import separation
+
+UNSEEN = "unseen.json"
+
+
+def write_unseen(folder: Path, experiment: Experiment, settings: Unseen) -> None:
+    """Do the test for an experiment and keep its numbers in a run's folder."""
+    numbers = {name: value for name, value in unseen(experiment, settings).items() if math.isfinite(value)}
+    write_page(folder / UNSEEN, json.dumps(numbers) + "\n")
+
+
+def read_unseen(folder: Path) -> dict[str, float]:
+    """The numbers kept in a run's folder; none where the test was not done."""
+    path = folder / UNSEEN
+    return {name: float(value) for name, value in json.loads(path.read_text()).items()} if path.is_file() else {}
+
+
+def unseen(experiment: Experiment, settings: Unseen) -> dict[str, float]:
+    """How well each signal separates clients that hold unseen classes from the others (`statistics.separation`).
+
+    Args:
+        experiment: whose workload, partition and seed are used; its strategy and selection are not.
+        settings: how many classes are seen, and what counts as holding unseen ones.
+
+    Returns:
+        `unseen_auc` (credit of the output layer), `unseen_auc_all` (of all spiking layers), `unseen_auc_norm` (norm of
+        the update), `unseen_auc_loss` (local loss of the model before training); NaN where all clients are alike.
+
+    Raises:
+        UsageError: the workload does not tell its label counts.
+    """
+    workload = _built(experiment)
+    counts = np.asarray(workload.describe().label_counts, np.float64)
+    if counts.ndim != 2:
+        raise UsageError(
+            f"study.unseen: workload {experiment.workload.name!r} does not tell who holds which class; use a "
+            "classification workload, or remove `unseen` from the study"
+        )
+    classes = counts.shape[1]
+    seen = sorted(generator(experiment.seed, "unseen", "classes").permutation(classes)[: settings.seen].tolist())
+    model = _trained(experiment, workload, seen, classes, settings.passes)
+    held = 1.0 - counts[:, seen].sum(axis=1) / np.maximum(counts.sum(axis=1), 1.0)
+    positive = held > settings.share
+    signals = [_signals(workload, model, experiment.seed, client) for client in range(experiment.clients)]
+    return {name: separation([each[name] for each in signals], positive) for name in signals[0]}
+
+
+def _trained(experiment: Experiment, workload: Workload, seen: list[int], classes: int, passes: int) -> Record:
+    """The initial model trained on everything there is of the seen classes."""
+    values = experiment.to_dict()
+    by_class = {**values["workload"], "partition": {"scheme": "pathological", "classes_per_client": 1}}
+    pure = _built(Experiment.parse({**values, "clients": classes, "cohort": 1, "strategy": "fedavg",
+                                    "selection": "uniform", "workload": by_class}))  # fmt: skip
+    counts = np.asarray(pure.describe().label_counts, np.float64)
+    shards: list[Any] = [pure.shard(client) for client in range(classes) if int(counts[client].argmax()) in seen]
+    everything: Shard = dataclasses.replace(shards[0], rows=np.concatenate([shard.rows for shard in shards]))
+    model = workload.init(generator(experiment.seed, "init"))
+    for number in range(1, passes + 1):
+        rng = generator(experiment.seed, "unseen", "pretrain", number)
+        update = pure.train(Job(round=number, client=0), {MODEL: model}, everything, None, rng)
+        model = Record({MODEL: {name: array.copy() for name, array in update.groups[MODEL].items()}})
+    return model
+
+
+def _signals(workload: Workload, model: Record, seed: int, client: int) -> Mapping[str, float]:
+    """What a client's training from the model tells about it."""
+    shard = workload.shard(client)
+    loss = workload.evaluate(model, shard)["loss"].value
+    rng = generator(seed, "unseen", "train", client)
+    update = workload.train(Job(round=1, client=client), {MODEL: model}, shard, None, rng)
+    trained = dataclasses.replace(
+        update, groups={MODEL: {name: array.copy() for name, array in update.groups[MODEL].items()}}
+    )
+
+    def credit(layers: str) -> float:
+        knobs = {"norm": "l1", "layers": layers, "gain": False}
+        noise = generator(seed, "unseen", "measure", client)
+        return float(firing_credit(workload, model, trained, shard, noise, knobs)["credit"])
+
+    squares = sum(float((change**2).sum()) for _, change in changes(model, trained, "unseen"))
+    return {
+        "unseen_auc": credit("output"),
+        "unseen_auc_all": credit("all"),
+        "unseen_auc_norm": math.sqrt(squares),
+        "unseen_auc_loss": loss,
+    }
+
+
+def _built(experiment: Experiment) -> Workload:
+    made: Workload = registry.part("workloads", experiment.workload.name, "workload").build_workload(
+        experiment.workload, experiment
+    )
+    return made

@@ -1,0 +1,133 @@
+"""Every formula on numbers made by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fedloom.core.seeds import generator
+from fedloom.studies import statistics as s
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("values", "target", "higher", "expected"),
+    [
+        ([0.1, 0.5, 0.4, 0.9], 0.5, True, (2, False)),  # equal is reached, later falls do not matter
+        ([0.1, 0.5, 0.4], 0.6, True, (4, True)),  # T + 1
+        ([NAN, 0.2, NAN, 0.7], 0.6, True, (4, False)),  # rounds that were not evaluated
+        ([2.0, 1.0, 0.5], 1.0, False, (2, False)),
+        ([2.0, 1.5], 1.0, False, (3, True)),
+    ],
+)
+def test_rounds_to_target(values: list[float], target: float, higher: bool, expected: tuple[int, bool]) -> None:
+    assert s.rounds_to_target(values, target, higher=higher) == expected
+
+
+def test_cost_to_target_of_a_censored_run_is_one_rounds_more() -> None:
+    costs = [5.0, 10.0, 15.0, 20.0]
+    assert s.cost_to_target(costs, 2) == 10.0
+    assert s.cost_to_target(costs, 5) == 25.0  # 20 x 5/4
+
+
+def test_area_and_final_skip_rounds_that_were_not_evaluated() -> None:
+    assert s.area([0.2, NAN, 0.6]) == pytest.approx(0.4)
+    assert s.final([0.9, 0.2, NAN, 0.6], last=2) == pytest.approx(0.4)
+
+
+def test_area_over_is_the_integral_of_the_linear_interpolation() -> None:
+    # From (10, 0.0) to (20, 1.0) to (40, 0.0): over [15, 30] it is 0.5 -> 1 -> 0.5, mean
+    # (5 * 0.75 + 10 * 0.75) / 15 = 0.75; over the whole (10 * 0.5 + 20 * 0.5) / 30 = 0.5.
+    costs, values = [10.0, 20.0, 40.0], [0.0, 1.0, 0.0]
+    assert s.area_over(costs, values, 15.0, 30.0) == pytest.approx(0.75)
+    assert s.area_over(costs, values, 10.0, 40.0) == pytest.approx(0.5)
+    # A round that was not evaluated leaves its neighbours joined.
+    assert s.area_over([10.0, 15.0, 20.0], [0.0, NAN, 1.0], 10.0, 20.0) == pytest.approx(0.5)
+
+
+def test_areas_at_equal_cost_use_the_common_range_only() -> None:
+    # Run A costs 10 a round, run B 30: they share [30, 40].
+    a = ([10.0, 20.0, 30.0, 40.0], [0.0, 0.0, 0.4, 0.6])
+    b = ([30.0, 60.0], [0.2, 0.8])
+    ours, theirs = s.areas_at_equal_cost(*a, *b)
+    assert ours == pytest.approx(0.5)
+    assert theirs == pytest.approx((0.2 + 0.4) / 2)  # at 40 B's line is at 0.2 + 0.6 / 3
+    assert all(map(math.isnan, s.areas_at_equal_cost([10.0, 20.0], [0.1, 0.2], [30.0, 60.0], [0.1, 0.2])))
+
+
+def test_total_variation() -> None:
+    assert s.total_variation([1.0, 0.0], [0.0, 1.0]) == 1.0
+    np.testing.assert_allclose(s.total_variation([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]], [0.2, 0.3, 0.5]), [0.5, 0.0])
+
+
+def test_ranks_share_ties() -> None:
+    assert s.ranks([10.0, 30.0, 10.0, 20.0]).tolist() == [1.5, 4.0, 1.5, 3.0]
+    assert s.ranks([]).tolist() == []
+
+
+def test_spearman() -> None:
+    assert s.spearman([1, 2, 3], [10, 100, 1000]) == pytest.approx(1.0)
+    assert s.spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1.0)
+    # Ranks (1.5, 1.5, 3) and (1, 2, 3): centred (-.5, -.5, 1) and (-1, 0, 1) give 1.5 / sqrt(1.5 * 2).
+    assert s.spearman([5, 5, 7], [1, 2, 3]) == pytest.approx(1.5 / math.sqrt(3.0))
+    assert math.isnan(s.spearman([1, 1, 1], [1, 2, 3]))
+    x, y = generator(1, "x").integers(5, size=40), generator(1, "y").random(40)
+    assert s.spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+
+
+def test_wilcoxon_counts_all_signs() -> None:
+    # Five negative differences without ties: only the observed signs give W+ = 0, so p_less is 1/32.
+    assert s.wilcoxon([-1.0, -2.0, -3.0, -4.0, -5.0]) == (pytest.approx(1 / 32), 1.0)
+    assert s.wilcoxon([0.0, 0.0]) == (1.0, 1.0)
+    assert s.wilcoxon([]) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("differences", [[-3.0, 1.0, -2.0, 5.0, -4.0, -6.0], [-1.0, -1.0, 2.0, 0.0, -2.0, -3.0, 1.0]])
+def test_wilcoxon_is_the_enumeration(differences: list[float]) -> None:
+    kept = np.array([value for value in differences if value])
+    ranks = stats.rankdata(np.abs(kept))
+    observed = ranks[kept > 0].sum()
+    sums = [float(np.dot(ranks, signs)) for signs in itertools.product([0, 1], repeat=len(kept))]
+    less = np.mean([total <= observed for total in sums])
+    greater = np.mean([total >= observed for total in sums])
+    assert s.wilcoxon(differences) == (pytest.approx(less), pytest.approx(greater))
+
+
+def test_wilcoxon_agrees_with_scipy_without_ties() -> None:
+    differences = generator(3, "differences").normal(0.4, 1.0, size=12)
+    less, greater = s.wilcoxon(differences)
+    assert less == pytest.approx(stats.wilcoxon(differences, alternative="less", mode="exact").pvalue)
+    assert greater == pytest.approx(stats.wilcoxon(differences, alternative="greater", mode="exact").pvalue)
+
+
+def test_estimate_is_the_percentile_bootstrap() -> None:
+    values = [1.0, 2.0, 4.0, 9.0]
+    drawn = generator(5, "bootstrap", 4).integers(4, size=(s.RESAMPLES, 4))
+    means = np.array(values)[drawn].mean(axis=1)
+    found = s.estimate([*values, NAN], seed=5)
+    assert found is not None
+    assert (found.value, found.count, found.p_less) == (4.0, 4, None)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
+    assert s.estimate([NAN], seed=5) is None
+    same = s.estimate([3.0, 3.0], seed=5)
+    assert same is not None
+    assert (same.low, same.high) == (3.0, 3.0)
+
+
+def test_paired_difference_and_ratio() -> None:
+    arm, reference = [10.0, 12.0, 9.0, 30.0], [20.0, 20.0, 18.0, 20.0]
+    difference = s.paired_difference(arm, reference, seed=1)
+    assert difference is not None
+    assert difference.value == pytest.approx((-10 - 8 - 9 + 10) / 4)
+    ratio = s.paired_ratio(arm, reference, seed=1)
+    assert ratio is not None
+    assert ratio.value == pytest.approx((0.5 + 0.6) / 2)  # the middle of 0.5, 0.5, 0.6, 1.5
+    # |d| = 10, 8, 9, 10 have ranks 3.5, 1, 2, 3.5: W+ = 3.5. Signs with W+ <= 3.5: {}, 1, 2, 3, 3.5, 3.5 = 6 of 16.
+    assert (ratio.p_less, difference.p_less) == (pytest.approx(6 / 16), pytest.approx(6 / 16))
+    assert s.paired_ratio([0.0, 1.0], [1.0, 1.0], seed=1) is None
+    assert s.paired_difference([], [], seed=1) is None
