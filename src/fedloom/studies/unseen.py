@@ -23,7 +23,7 @@ from fedloom.core.records import MODEL, Job, Record
 from fedloom.core.seeds import generator
 from fedloom.reporting.page import write_page
 from fedloom.selection._choosing.steps import changes
-from fedloom.selection.firing_credit.measure import firing_credit
+from fedloom.selection.firing_credit.measure import build_measure
 from fedloom.studies.definition import Unseen
 from fedloom.studies.statistics import separation
 
@@ -99,10 +99,12 @@ def _signals(workload: Workload, model: Record, seed: int, client: int) -> Mappi
         update, groups={MODEL: {name: array.copy() for name, array in update.groups[MODEL].items()}}
     )
 
+    measure = build_measure()
+
     def credit(layers: str) -> float:
         knobs = {"norm": "l1", "layers": layers, "gain": False}
         noise = generator(seed, "unseen", "measure", client)
-        return float(firing_credit(workload, model, trained, shard, noise, knobs)["credit"])
+        return float(measure(workload, model, trained, shard, noise, knobs)["credit"])
 
     squares = sum(float((change**2).sum()) for _, change in changes(model, trained, "unseen"))
     return {

@@ -1,8 +1,9 @@
 """A process that does a study's runs, one after the other: `python -m fedloom.studies.worker`.
 
-It reads one JSON object a line on its standard input, `{"folder", "experiment", "unseen"}`, and writes one a line on its standard
-output: `{"round", "rounds"}` after each round and `{"ended", "error"}` at the end, `ended` being `done`, `failed` or
-`interrupted`. SIGTERM ends the run in order, saved. The process stays warm between runs and leaves with its input.
+It reads one JSON object a line on its standard input, `{"folder", "experiment", "unseen"}`, and writes one a line on
+its standard output: `{"round", "rounds"}` after each round and `{"ended", "error"}` at the end, `ended` being `done`,
+`failed` or `interrupted`. SIGTERM ends the run in order, saved. The process stays warm between runs and leaves with its
+input.
 """
 
 from __future__ import annotations
