@@ -42,7 +42,8 @@ def _complaint(idle: Sequence[str], names: Collection[str]) -> str:
         return "this workload's model has no layer that can carry an adapter. Does the workload keep its body frozen?"
     last = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
     shown = ", ".join(last[:_SHOWN]) + (" …" if len(last) > _SHOWN else "")
-    there = f"the model's {len(names)} layers that can carry an adapter end in: {shown} (the first is {next(iter(names))!r})"
+    first = next(iter(names))
+    there = f"the model's {len(names)} layers that can carry an adapter end in: {shown} (the first is {first!r})"
     if not idle:
         return f"expected at least one pattern; {there}"
     near = difflib.get_close_matches(idle[0], last, n=1)

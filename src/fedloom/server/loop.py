@@ -307,7 +307,7 @@ _PROBE = _EVALUATION + 1
 
 
 def model_inputs(strategy: Strategy[Any], state: Any) -> Mapping[str, Record]:
-    """What an evaluation of the global model reads: the strategy's `model_inputs` where it has that, else its arrays."""
+    """What an evaluation of the global model reads: the strategy's `model_inputs` if it has that, else its arrays."""
     own = getattr(strategy, "model_inputs", None)
     return own(state) if own is not None else {MODEL: Record({MODEL: strategy.arrays(state)})}
 

@@ -50,11 +50,12 @@ class Trainer:
         Raises:
             BadUpdate: the arrays are not this model's.
         """
-        self._become(adapters=ADAPTERS in inputs[MODEL].info)
-        before = self._part.parameters
-        self._part.load(inputs)
-        if self._part.parameters is not before:
-            self._optimizer = self._new_optimizer()
+        with torch.inference_mode(False):  # what an evaluation makes here, training will use
+            self._become(adapters=ADAPTERS in inputs[MODEL].info)
+            before = self._part.parameters
+            self._part.load(inputs)
+            if self._part.parameters is not before:
+                self._optimizer = self._new_optimizer()
 
     def train(
         self,
