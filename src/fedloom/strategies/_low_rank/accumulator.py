@@ -18,8 +18,6 @@ from fedloom.core.records import LORA_A, LORA_B, Array, Arrays, Groups, Record, 
 from fedloom.strategies._low_rank.aggregate import MeanProduct
 from fedloom.strategies._low_rank.wire import WIRE, unpack
 
-FACTOR_WEIGHT = "factor_weight"
-"""Key of an update's info: the weight of its factors where that is not the client's own."""
 _STACK_A, _STACK_B, _MATRIX = "stacked a", "stacked b", "matrix"
 
 
@@ -64,16 +62,15 @@ class Accumulator:
         factors = {group: groups.pop(group) for group in (LORA_A, LORA_B) if group in groups}
         self._check(factors, client)
         self._rest.add(replace(update, groups=groups), weight, client)
-        share = float(update.info.get(FACTOR_WEIGHT, weight))
         for group, arrays in factors.items():
             sums = self._sums.setdefault(group, {})
             for name, array in arrays.items():
-                sums[name] = _sum(sums.get(name), array * np.float32(share))
+                sums[name] = _sum(sums.get(name), array * np.float32(weight))
         if LORA_A in factors:
             for name, b in factors[LORA_B].items():
                 a = np.array(factors[LORA_A][name], np.float32)
-                self._products.setdefault(name, _Product([], [])).add(a, b * np.float32(share))
-        self.weight += share
+                self._products.setdefault(name, _Product([], [])).add(a, b * np.float32(weight))
+        self.weight += weight
         self.count += 1
 
     def merge(self, other: Self) -> None:

@@ -7,8 +7,8 @@ back, make the next global factors of it. A strategy is a `Method`, at times wit
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -29,45 +29,16 @@ from fedloom.core.records import (
     RoundContext,
 )
 from fedloom.strategies._low_rank import accumulator as sums
-from fedloom.strategies._low_rank.aggregate import Aggregation, relative_error
+from fedloom.strategies._low_rank.aggregate import relative_error
 from fedloom.strategies._low_rank.layers import chosen_layers, fresh_a, layer_info, zero_b
+from fedloom.strategies._low_rank.method import SHARED, Method
 from fedloom.strategies._low_rank.rule import FRESH
-from fedloom.strategies._low_rank.schedule import Schedule
-from fedloom.strategies._low_rank.shrink import Operator, ordered, ranks_by_importance, resized, uniform_ranks
+from fedloom.strategies._low_rank.shrink import ordered, ranks_by_importance, resized, uniform_ranks
 from fedloom.strategies._low_rank.state import Adapters
-from fedloom.strategies._low_rank.wire import Wire, pack
+from fedloom.strategies._low_rank.wire import pack
 
-SHARED = "_low_rank"
-"""Folder of the shared rule and accumulator."""
 ANCHOR = "anchor"
 """Name of the input a regulariser pulls towards, where that is not the round's model."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Method:
-    """What makes one low-rank strategy differ from the next."""
-
-    schedule: Schedule
-    targets: tuple[str, ...]
-    scale: float
-    seed: int
-    """Of the run: the first factors A are drawn from it."""
-    train_head: bool = True
-    wire: Wire = "fp32"
-    init_mode: Literal["full", "lora"] = "full"
-    """What is trained in the initiating rounds."""
-    init_mu: float = 0.0
-    """Weight of the regulariser in the initiating rounds."""
-    init_anchor: Literal["global", "pretrained"] = "global"
-    mu: float = 0.0
-    """Weight of the regulariser in the annealing rounds."""
-    shrink: Operator = "svd"
-    allocation: Literal["uniform", "importance"] = "uniform"
-    aggregation: Aggregation = "factor"
-    client_ranks: tuple[int, ...] = ()
-    rule: str = SHARED
-    knobs: Info = field(default_factory=dict)
-    """For the clients of annealing rounds, beside those of the shared rule."""
 
 
 class LowRank:
@@ -204,10 +175,11 @@ class LowRank:
         records: dict[str, Record] = {MODEL: whole}
         jobs = []
         for client in context.cohort:
-            name, limit = MODEL, self._limit(client)
+            name, limit = MODEL, self._limit(state, client)
             if limit is not None and limit < max(len(a) for a, _ in ready.factors.values()):
                 name = f"model-{limit}"
-                records.setdefault(name, self._broadcast(_limited(ready, limit)))
+                if name not in records:
+                    records[name] = self._broadcast(_limited(ready, limit))
             jobs.append(Job(round=context.round, client=client, inputs=(name, *beneath)))
         return Exchange(
             jobs=tuple(jobs),
@@ -238,23 +210,27 @@ class LowRank:
         """Means are enough where A is the same for all; everywhere else products are folded beside them."""
         return "mean" if self.method.aggregation == "freeze_a" and self.method.wire == "fp32" else SHARED
 
-    def _limit(self, client: int) -> int | None:
+    def _limit(self, state: Adapters, client: int) -> int | None:
+        """The largest rank a client can be given; None where there is no limit."""
         ranks = self.method.client_ranks
         return ranks[client % len(ranks)] if ranks else None
 
     def _finish_adapters(self, ready: Adapters, total: Accumulator, context: RoundContext) -> Adapters:
+        state, told = self._aggregated(ready, total, context)
+        counts = self._counts(self._broadcast(ready), self._sent(ready))
+        ranks = {name: len(a) for name, (a, _) in ready.factors.items()}
+        stage = "initiating" if self.method.schedule.is_initiating(context.round) else "annealing"
+        return replace(state, told={"stage": stage, "rank": ready.rank, "ranks": ranks, **counts, **told})
+
+    def _aggregated(self, ready: Adapters, total: Accumulator, context: RoundContext) -> tuple[Adapters, Info]:
+        """The next global model of the fold of what the clients sent, and what there is to tell about it."""
         assert isinstance(total, RunningMean | sums.Accumulator)
         means = total.value()
-        counts = self._counts(self._broadcast(ready), self._sent(ready))
-        told: dict[str, Any] = {"stage": "annealing", **counts, "rank": ready.rank}
-        told["ranks"] = {name: len(a) for name, (a, _) in ready.factors.items()}
-        state, error = self._aggregated(replace(ready, model=means[MODEL]), means, total, context)
-        if self.method.schedule.is_initiating(context.round):
-            told["stage"] = "initiating"
-        return replace(state, told={**told, "aggregation_error": error})
+        state, error = self._combined(replace(ready, model=means[MODEL]), means, total)
+        return state, {"aggregation_error": error}
 
-    def _aggregated(
-        self, state: Adapters, means: Groups, total: RunningMean | sums.Accumulator, context: RoundContext
+    def _combined(
+        self, state: Adapters, means: Groups, total: RunningMean | sums.Accumulator
     ) -> tuple[Adapters, float]:
         """The next global factors, and how far they are from the clients' mean change."""
         if isinstance(total, RunningMean) or LORA_A not in means:

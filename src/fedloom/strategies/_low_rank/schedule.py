@@ -1,9 +1,9 @@
 """Rank by round: the initiating rounds, a heating plateau, the fall, the cooled end.
 
 Symbols: T rounds, T_i initiating ones, L = T - T_i; heating share h, cooling share c; ranks r_max and r_min. Rounds
-count from 1 here; the note the definition comes from counts t from 0. All of it is a reconstruction from the abstract of
-SA-FedLoRA (Yang et al., arXiv 2405.09394 v1), whose body could not be read: the paper says that the budget starts high
-("heating") and is shrunk gradually to a "cooling" end, not by which law.
+count from 1 here. All of it is a reconstruction from the abstract of SA-FedLoRA (Yang et al., arXiv 2405.09394 v1); its
+body could not be read. The abstract says that the budget starts high ("heating") and is shrunk gradually to a "cooling"
+end, not by which law.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedloom.core.pinned import Pinned
-from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, MODEL, Array, Arrays, Info, Record
+from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, LORA_E, MODEL, Array, Arrays, Info, Record
 from fedloom.strategies._low_rank.layers import Layer, layer_of, merged
 
 BASE = "base"
@@ -27,6 +27,8 @@ class Adapters:
     """Names of the arrays that stay trainable beside the adapters."""
     lora_a: Arrays = field(default_factory=dict)
     lora_b: Arrays = field(default_factory=dict)
+    lora_e: Arrays = field(default_factory=dict)
+    """Gates between the factors, where a method has them: W + s·B diag(e) A."""
     base: Pinned | None = None
     """Every other array, once it is frozen."""
     folds: tuple[Pinned, ...] = ()
@@ -41,8 +43,11 @@ class Adapters:
     """How often the factors were made anew."""
     memory: Mapping[str, float] = field(default_factory=dict)
     """Numbers a method keeps from round to round."""
-    arrays: Arrays = field(default_factory=dict)
-    """Arrays a method keeps from round to round."""
+    scores: Arrays = field(default_factory=dict)
+    """What each component was worth in the last round, (r,) by layer, where a method measures that."""
+    before_a: Arrays = field(default_factory=dict)
+    """A and B before the last round, where a method needs them; empty where their rank was another."""
+    before_b: Arrays = field(default_factory=dict)
     told: Info = field(default_factory=dict)
     """What the round's record says."""
 
@@ -68,6 +73,7 @@ class Adapters:
         groups = {MODEL: self.model, LORA_A: self.lora_a, LORA_B: self.lora_b}
         if self.frozen_a is not None:
             del groups[LORA_A]
+        groups |= {LORA_E: self.lora_e} if self.lora_e else {}
         base = [[name, pinned.sha256] for name, pinned in self.beneath().items()]
         adapters = {"modules": list(self.lora_b), "scale": scale, "rank_max": rank_max, "base": base}
         return Record(groups, {ADAPTERS: adapters})
@@ -80,7 +86,8 @@ class Adapters:
         arrays: Arrays = {**self.base.groups[MODEL], **self.model}
         for fold in self.folds:
             arrays = merged(arrays, layers, fold.groups[LORA_A], fold.groups[LORA_B], 1.0)
-        a, b = {n: a for n, (a, _) in self.factors.items()}, {n: b for n, (_, b) in self.factors.items()}
+        a = {name: a for name, (a, _) in self.factors.items()}
+        b = {name: b * self.lora_e[name] if self.lora_e else b for name, b in self.lora_b.items()}
         arrays = merged(arrays, layers, a, b, scale)
         order = self.base.info["order"]
         return {name: arrays[name] for name in order}

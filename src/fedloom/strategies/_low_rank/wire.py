@@ -25,21 +25,24 @@ def pack(groups: Groups, wire: Wire) -> tuple[Groups, Info]:
     """The groups as they travel, and what `unpack` has to be told (empty for `fp32`)."""
     if wire == "fp32":
         return groups, {}
-    packed: dict[str, Arrays] = {}
-    scales_of: dict[str, str] = {}
-    for group, arrays in groups.items():
-        if wire == "fp16":
-            packed[group] = {name: _half(array) for name, array in arrays.items()}
+    packed: dict[str, dict[str, Array]] = {group: dict(arrays) for group, arrays in groups.items()}
+    scales_of = {group: f"scales of {group}" for group in groups} if wire == "int8" else {}
+    dtypes: dict[str, dict[str, str]] = {}
+    for group, name, array in Record(groups).items():
+        if array.dtype.kind != "f":
             continue
-        pairs = {name: quantized(array) for name, array in arrays.items() if array.dtype.kind == "f"}
-        packed[group] = {name: pairs[name][0] if name in pairs else array for name, array in arrays.items()}
-        scales_of[group] = f"scales of {group}"
-        packed[scales_of[group]] = {name: scales for name, (_, scales) in pairs.items()}
-    return packed, {WIRE: {"dtype": wire, "scales": scales_of}}
+        if array.dtype != np.float32:
+            dtypes.setdefault(group, {})[name] = array.dtype.name
+        if wire == "fp16":
+            packed[group][name] = _half(array)
+        else:
+            packed[group][name], scales = quantized(array)
+            packed.setdefault(scales_of[group], {})[name] = scales
+    return packed, {WIRE: {"scales": scales_of, "dtypes": dtypes}}
 
 
 def unpack(groups: Groups, info: Info) -> Groups:
-    """The groups as they were but for what the packing lost; floats come back as float32."""
+    """The groups as they were but for what the packing lost."""
     if WIRE not in info:
         return groups
     scales_of: Mapping[str, str] = info[WIRE]["scales"]
@@ -47,15 +50,9 @@ def unpack(groups: Groups, info: Info) -> Groups:
     for group, arrays in groups.items():
         if group in scales_of.values():
             continue
-        scales: Mapping[str, Array] = groups[scales_of[group]] if group in scales_of else {}
-        plain[group] = {
-            name: dequantized(array, scales[name])
-            if name in scales
-            else array.astype(np.float32)
-            if array.dtype == np.float16
-            else array
-            for name, array in arrays.items()
-        }
+        scales = groups.get(scales_of.get(group, ""), {})
+        dtypes: Mapping[str, str] = info[WIRE]["dtypes"].get(group, {})
+        plain[group] = {name: _plain(array, scales.get(name), dtypes.get(name)) for name, array in arrays.items()}
     return plain
 
 
@@ -90,8 +87,15 @@ def dequantized(whole: Array, scales: Array) -> Array:
     return flat.reshape(whole.shape)
 
 
-def _half(array: Array) -> Array:
+def _plain(array: Array, scales: Array | None, dtype: str | None) -> Array:
+    """A packed array in its own dtype: the one named, else float32."""
+    if scales is not None:
+        array = dequantized(array, scales)
     if array.dtype.kind != "f":
         return array
+    return array.astype(dtype or np.float32, copy=False)
+
+
+def _half(array: Array) -> Array:
     limit = np.finfo(np.float16).max
     return np.clip(array, -limit, limit).astype(np.float16)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fedloom.core.config import Experiment
-from fedloom.strategies._low_rank.engine import LowRank, Method
+from fedloom.strategies._low_rank.engine import LowRank
+from fedloom.strategies._low_rank.method import shared_method
 from fedloom.strategies._low_rank.schedule import constant
 from fedloom.strategies.fedlora.config import Config
 
@@ -11,17 +14,7 @@ from fedloom.strategies.fedlora.config import Config
 def build_strategy(config: Config, experiment: Experiment) -> LowRank:
     """A' = Σ p_k A_k and B' = Σ p_k B_k at a fixed rank r, the base frozen.
 
-    Zhang et al., "Towards Building the Federated GPT: Federated Instruction Tuning" (arXiv 2305.05644), section 3.
+    Zhang et al., "Towards Building the Federated GPT: Federated Instruction Tuning" (arXiv 2305.05644).
     """
-    return LowRank(
-        Method(
-            schedule=constant(experiment.rounds, config.rank),
-            targets=config.targets,
-            scale=config.scale,
-            seed=experiment.seed,
-            train_head=config.head == "train",
-            wire=config.wire,
-            mu=config.mu,
-            client_ranks=config.client_ranks,
-        )
-    )
+    method = shared_method(config, experiment, constant(experiment.rounds, config.rank))
+    return LowRank(replace(method, client_ranks=config.client_ranks))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError
-from fedloom.strategies._low_rank.engine import LowRank, Method
+from fedloom.strategies._low_rank.engine import LowRank
+from fedloom.strategies._low_rank.method import shared_method
 from fedloom.strategies._low_rank.schedule import Schedule
 from fedloom.strategies.sa_fedlora.config import Config
 
@@ -24,18 +26,13 @@ def build_strategy(config: Config, experiment: Experiment) -> LowRank:
         raise ConfigError(
             'strategy.anchor: "pretrained" is for whole models; with init_mode = "lora" expected "global"'
         )
+    method = shared_method(config, experiment, schedule_of(config, experiment.rounds))
     return LowRank(
-        Method(
-            schedule=schedule_of(config, experiment.rounds),
-            targets=config.targets,
-            scale=config.scale,
-            seed=experiment.seed,
-            train_head=config.head == "train",
-            wire=config.wire,
+        replace(
+            method,
             init_mode=config.init_mode,
             init_mu=config.init_mu,
             init_anchor=config.anchor,
-            mu=config.mu,
             shrink=config.shrink,
             allocation=config.allocation,
             aggregation=config.aggregation,
