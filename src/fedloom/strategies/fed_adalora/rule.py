@@ -64,8 +64,12 @@ class Importance(LowRankRule):
 
     def _entries(self, group: str, name: str) -> Array:
         place = self._places[group, name]
-        score = self._smooth[place] * self._uncertain[place]
-        return np.asarray(score.cpu() if hasattr(score, "cpu") else score)
+        return _as_array(self._smooth[place] * self._uncertain[place])
+
+
+def _as_array(values: Any) -> Array:
+    """A tensor or array as an array."""
+    return np.asarray(values.cpu() if hasattr(values, "cpu") else values)
 
 
 def _away_from_orthonormal(matrix: Any, *, rows: bool) -> Any:

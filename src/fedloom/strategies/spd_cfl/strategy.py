@@ -26,11 +26,11 @@ class SpdCfl(LowRank):
     """r ← max(r_min, ⌊f r⌋) for the next round where the loss is at most its target and training was consistent.
 
     A reconstruction from the abstract of "SPD-CFL: Stepwise Parameter Dropout for Efficient Continual Federated
-    Learning" (arXiv 2405.09394 v2). It names a stepwise drop of the rank on the server, a target performance in place of
-    a dropout rate, a sensitivity-based measure of gradient consistency, and a regulariser towards the present and the
-    previous global factors. How they are defined is ours: the sensitivity of a component is Σ |w Δw| over its row of A
-    and its column of B, w the global factors before the round and Δw what the round changed; consistency is the cosine
-    of all components' sensitivities in two successive rounds of equal rank.
+    Learning" (arXiv 2405.09394 v2). It names a stepwise drop of the rank on the server, a target performance in place
+    of a dropout rate, a sensitivity-based measure of gradient consistency, and a regulariser towards the present and
+    the previous global factors. How they are defined is ours: the sensitivity of a component is Σ |w Δw| over its row
+    of A and its column of B, w the global factors before the round and Δw what the round changed; consistency is the
+    cosine of all components' sensitivities in two successive rounds of equal rank.
     """
 
     def __init__(self, method: Method, config: Config) -> None:
