@@ -60,7 +60,8 @@ class Importance(LowRankRule):
         if not self._smooth:
             return np.zeros(rank, np.float32)
         a, b, e = (self._entries(group, name) for group in (LORA_A, LORA_B, LORA_E))
-        return (e + b.mean(axis=0) + a.mean(axis=1)).astype(np.float32)
+        scores: Array = e + b.mean(axis=0) + a.mean(axis=1)
+        return scores.astype(np.float32)
 
     def _entries(self, group: str, name: str) -> Array:
         place = self._places[group, name]

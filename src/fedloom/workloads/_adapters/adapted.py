@@ -171,6 +171,8 @@ class Adapted:
         for name, layer in attached.layers.items():
             a = record.groups[LORA_A][name] if frozen_a is None else frozen_a[name]
             layer.rank = _rank(name, layer, a.shape, record.groups[LORA_B][name].shape)
+            if attached.plan.gated and record.groups[LORA_E][name].shape != (layer.rank,):
+                raise BadUpdate(f"adapter of module {name!r}: expected {layer.rank} gates, one for each component")
             if frozen_a is not None:
                 with torch.no_grad():
                     layer.active[0].copy_(as_tensor(a))

@@ -1,8 +1,8 @@
 """Adapters as folders in PEFT's form, written and read without PEFT.
 
-Such a folder holds `adapter_config.json` and `adapter_model.safetensors`. PEFT scales a module's adapter by alpha/r, r
-being that module's own rank; ours have one constant scale s. Export therefore states alpha = s·r for each module; import
-folds what is left of the difference into B.
+Such a folder holds `adapter_config.json` and `adapter_model.safetensors`. PEFT scales a module's adapter by alpha/r,
+where r is that module's own rank; ours have one constant scale s. Export therefore states alpha = s·r for each module;
+import folds what is left of the difference into B.
 """
 
 from __future__ import annotations
