@@ -123,6 +123,16 @@ def test_more_parts_than_test_images_leaves_empty_parts() -> None:
     assert empty["accuracy"].weight == 0
 
 
+def test_class_errors_are_what_is_held_minus_what_is_answered() -> None:
+    workload = build(experiment(model={"name": "mlp", "hidden": []}))
+    model, shard = initial(workload), workload.shard(2)
+    weight, bias = sorted(model.groups[MODEL].values(), key=np.ndim, reverse=True)  # softmax regression
+    images, labels = workload._train[0].numpy()[shard.rows], workload._train[1].numpy()[shard.rows]
+    scores = np.exp(images.reshape(len(images), -1) @ weight.T.astype(np.float64) + bias)
+    want = (np.eye(10)[labels] - scores / scores.sum(1, keepdims=True)).mean(0)
+    np.testing.assert_allclose(workload.class_errors(model.groups[MODEL], shard, generator(1)), want, atol=1e-6)
+
+
 def test_a_clients_own_data_can_be_evaluated() -> None:
     workload = build(experiment(model={"name": "mlp"}))
     shard = workload.shard(2)

@@ -86,16 +86,17 @@ class Probe:
     candidates: tuple[int, ...]
     """Distinct clients, in the order their reports will come."""
     kind: str
-    """`evaluate`: the global model's metrics on the client's training data. `train`: local training, whose update stays
-    on the client until it is collected (or forgotten at the end of the round)."""
+    """`evaluate`: the global model's metrics on the client's training data. `measure`: what `measure` tells of it, and
+    nothing else. `train`: local training, whose update stays on the client until it is collected (or forgotten at the
+    end of the round)."""
     measure: str | None = None
-    """Name of the selection folder whose `measure.py` says what a trained candidate reports."""
+    """Name of the selection folder whose `measure.py` says what a candidate reports beside its metrics."""
     knobs: Info = field(default_factory=dict)
     """Settings the measure sees, JSON (merged over the exchange's own)."""
 
 
 class Measure(Protocol):
-    """What a trained candidate tells about itself: a selection's client half, in its `measure.py`.
+    """What a candidate tells about itself: a selection's client half, in its `measure.py`.
 
     A measure may also have `together(workload, model, updates, shards, rngs, knobs) -> list[Info] | None`, which does
     a whole group at once; None where this workload does not allow it.
@@ -115,7 +116,8 @@ class Measure(Protocol):
         Args:
             workload: the client's workload; a measure may need more of it than the interface has, and must say so.
             model: the global model as received.
-            update: the client's update; its arrays may be views, nothing may be kept.
+            update: the client's update; its arrays may be views, nothing may be kept. A candidate that was not asked
+                to train has no arrays in it.
             shard: the client's training data.
             rng: one stream for this client and round, for draws that before and after must share.
             knobs: settings of the exchange and the job.
@@ -146,7 +148,8 @@ class Selection(Protocol[S]):
     ) -> tuple[int, ...]:
         """`size` distinct clients, 0 <= client < roster.population, in the order they will be folded.
 
-        `reports` are the probe's, in candidate order; after a probe only candidates that reported may be chosen.
+        `reports` are the probe's, in candidate order; of a `train` probe's candidates only those that reported may
+        be chosen.
         """
 
     def observe(self, state: S, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> S:

@@ -195,16 +195,20 @@ class Loop:
             rounds=experiment.rounds,
             seed=experiment.seed,
         )
-        if probe is not None and probe.kind == "evaluate":
-            jobs = context.jobs("evaluate")
-            model = Record({MODEL: self._strategy.arrays(progress.strategy)})
-            reports = self._probe(Exchange(jobs=jobs, inputs={MODEL: model}, accumulator="metrics"), _PROBE, tally)
-            context = replace(context, cohort=choose(reports))
+        if probe is not None and probe.kind != "train":
+            question = Exchange(
+                jobs=context.jobs(probe.kind),
+                inputs={MODEL: Record({MODEL: self._strategy.arrays(progress.strategy)})},
+                knobs=probe.knobs,
+                accumulator="metrics",
+                measure=probe.measure,
+            )
+            context = replace(context, cohort=choose(self._probe(question, _PROBE, tally)))
         exchange = self._strategy.plan(progress.strategy, context)
         if exchange is None:
             return None
         self._emit(RoundStarted(run_id=self.run.run_id, round=number, cohort=len(exchange.jobs)))
-        if probe is None or probe.kind == "evaluate":
+        if probe is None or probe.kind != "train":
             return context, exchange, 0
         knobs = {**exchange.knobs, **probe.knobs}
         held = replace(exchange, accumulator="metrics", hold=True, measure=probe.measure, knobs=knobs)

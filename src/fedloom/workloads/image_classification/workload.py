@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedloom.core.config import Experiment
 from fedloom.core.protocols import LocalRule, Shard, WorkloadInfo
-from fedloom.core.records import MODEL, Array, Job, Metrics, Record, Update
+from fedloom.core.records import MODEL, Array, Arrays, Job, Metrics, Record, Update
 from fedloom.workloads._data.images import ImageData, load_images
 from fedloom.workloads._data.partition import Partition, partition
 from fedloom.workloads._torch.scope import choose_device, exact
@@ -97,6 +97,23 @@ class ImageClassification:
             self._trainer.load(model)
             self._trainer.model.eval()
             return evaluate_in_batches(len(rows), _EVALUATION_BATCH, measure, ("loss", "accuracy"))
+
+    def class_errors(self, arrays: Arrays, shard: Shard, rng: np.random.Generator) -> Array:
+        """What a client's examples would teach each class's output: the mean of onehot(y) - softmax, without training.
+
+        It is the loss's negative gradient at the logits, float64 in [-1, 1], shape (classes,). Nothing is drawn.
+        """
+        assert isinstance(shard, ImageShard)
+        images, labels = self._train
+        parts = []
+        with exact(self._device), torch.inference_mode():
+            self._trainer.load(Record({MODEL: arrays}))
+            self._trainer.model.eval()
+            for rows in torch.split(torch.from_numpy(shard.rows).to(self._device), _EVALUATION_BATCH):
+                shares = self._trainer.model(images.index_select(0, rows)).softmax(1)
+                hot = F.one_hot(labels.index_select(0, rows), shares.shape[1])
+                parts.append((hot - shares).sum(0, dtype=torch.float64))
+        return np.asarray(torch.stack(parts).sum(0).cpu().numpy() / shard.num_examples)
 
     def _loss(self, rows: Tensor) -> Tensor:
         images, labels = self._train

@@ -229,6 +229,23 @@ class SpikingClassification:
         with exact(self._device):
             return self._meter.measure_group(models, rows, rngs, layers, self._dynamics, per_sample=per_sample)
 
+    def class_errors(self, arrays: Arrays, shard: Shard, rng: np.random.Generator) -> Array:
+        """What a client's examples would teach each class's output: the mean of the loss's push, without training.
+
+        Args:
+            arrays: the model's.
+            shard: the client's training data, n examples.
+            rng: for a Poisson encoder's noise; read, not advanced.
+
+        Returns:
+            Mean over the examples of `Loss.errors`, float64 in [-1, 1], shape (classes,).
+        """
+        rows = _rows(shard)
+        labels = self._parts["train"][1].index_select(0, torch.from_numpy(rows).to(self._device))
+        with exact(self._device):
+            outputs = self._meter.outputs(arrays, rows, rng, self._dynamics if self.program == "group" else None)
+            return np.asarray(self._loss.errors(outputs, labels).mean(0).cpu().numpy())
+
     def _minibatch(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss of these training rows, and each layer's firing rate summed over them.
 
