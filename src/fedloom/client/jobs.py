@@ -126,12 +126,12 @@ class JobRunner:
         self, workload: Workload, job: Job, inputs: Callable[[], Mapping[str, Record]], stage: Stage
     ) -> Update:
         stage.name = "inputs"
-        model = inputs()[MODEL]
+        records = inputs()
         stage.name = "evaluate"
         held_out = workload.held_out(job.client, int(job.knobs["parts"]))
         if held_out is None:
             return Update(num_examples=0)
-        return Update(num_examples=held_out.num_examples, metrics=workload.evaluate(model, held_out))
+        return Update(num_examples=held_out.num_examples, metrics=workload.evaluate(records, held_out))
 
     def _collect(
         self,
@@ -166,6 +166,9 @@ class JobRunner:
         shared_s = 0.0
         stage.name = "inputs"
         records = inputs()
+        incoming = getattr(rule, "incoming", None)
+        if incoming is not None:
+            records = incoming(records, job)
         if act is not None:
             stage.name = job.kind
             ref = group.states.get(job.client)
@@ -219,7 +222,7 @@ class JobRunner:
         if job.kind == "train":
             return workload.train(job, inputs, shard, rule, rng)
         if job.kind == "evaluate":
-            return Update(num_examples=shard.num_examples, metrics=workload.evaluate(inputs[MODEL], shard))
+            return Update(num_examples=shard.num_examples, metrics=workload.evaluate(inputs, shard))
         if job.kind == "measure":
             return Update(num_examples=shard.num_examples)
         raise BadUpdate(

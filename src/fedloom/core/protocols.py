@@ -46,6 +46,10 @@ class Strategy(Protocol[S]):
     No I/O, no clock, no randomness but `context.rng`, no mutation of arguments. `S` is a frozen dataclass of arrays
     (or mappings of them) and JSON values, so the platform can save it (`core.state`). The client half, if there is
     one, is the folder's `rule.py`; an unusual fold is its `accumulator.py`.
+
+    A strategy may also have `model_inputs(state) -> Mapping[str, Record]`, the inputs from which clients evaluate the
+    global model (a frozen base beside what was trained on it, say), and `report(state) -> Mapping[str, Any]`, numbers
+    for the round's record.
     """
 
     @property
@@ -65,7 +69,7 @@ class Strategy(Protocol[S]):
         """
 
     def arrays(self, state: S) -> Arrays:
-        """The global model: what is evaluated, exported and hashed."""
+        """The global model: what is exported and hashed, and evaluated where there is no `model_inputs`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +170,12 @@ class LocalRule(Protocol):
     """A strategy's client half: what happens to gradients, and to the update before it leaves.
 
     Tensors may be NumPy's or torch's: a rule uses arithmetic operators and in-place methods both have. Everything it
-    needs arrives in `knobs` (the exchange's and the job's together).
+    needs arrives in `knobs` (the exchange's and the job's together). A rule object serves one job and may keep what it
+    learns in it.
+
+    A rule may also have `incoming(inputs, job) -> inputs`, which turns what was sent into what the workload reads (the
+    reverse of `outgoing`), and `begin(trained, knobs)`, called before training with the (group, name) of each trained
+    array, in the order of the gradients.
     """
 
     def adjust_gradients(
@@ -177,7 +186,8 @@ class LocalRule(Protocol):
         Args:
             gradients: gradient of the local loss, one entry per trained array.
             parameters: local weights w, same order and shapes; read-only.
-            anchor: the global weights as received, same order and shapes; read-only.
+            anchor: the global weights as received, same order and shapes, or those of the job's input `anchor` where
+                it has one; read-only.
             knobs: settings of the exchange and the job.
         """
 
@@ -213,7 +223,10 @@ class Workload(Protocol):
         """Facts for the server and the report."""
 
     def init(self, rng: np.random.Generator) -> Record:
-        """The initial global model, group `model`; only arrays that travel."""
+        """The initial global model, group `model`; only arrays that travel.
+
+        `info` may say what strategies need to know of it, such as which layers can carry adapters.
+        """
 
     def shard(self, client: int) -> Shard:
         """A client's training data."""
@@ -235,8 +248,11 @@ class Workload(Protocol):
         what is derived from it may be cached. The update's arrays may alias the workload's buffers.
         """
 
-    def evaluate(self, model: Record, shard: Shard) -> Metrics:
-        """Metrics of the global model on a shard, each weighted by the examples it was taken over."""
+    def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
+        """Metrics of the global model on a shard, each weighted by the examples it was taken over.
+
+        `inputs` holds what `train` starts from: `model` and whatever else the strategy sends beside it.
+        """
 
 
 class GroupWorkload(Workload, Protocol):
