@@ -201,6 +201,8 @@ class WorkloadInfo:
     label_counts: Sequence[Sequence[int]] = ()
     """Examples per class for each client, for the picture of who holds what; empty where there are no classes."""
     label_names: Sequence[str] = ()
+    watch: Mapping[str, str] = field(default_factory=dict)
+    """Metrics of the evaluation that are 0 as long as all is well, and what to tell a person when they are not."""
 
 
 class Workload(Protocol):

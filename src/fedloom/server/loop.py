@@ -11,7 +11,7 @@ from typing import Any
 from fedloom.core import registry
 from fedloom.core.config import Experiment
 from fedloom.core.errors import FedloomError, RunFailed, UnsupportedFeature
-from fedloom.core.events import Event, RoundFinished, RoundStarted
+from fedloom.core.events import Event, Notice, RoundFinished, RoundStarted
 from fedloom.core.history import RoundRecord, Timing
 from fedloom.core.messages import RunSpec
 from fedloom.core.protocols import Pending, Roster, Selection, Strategy, WorkloadInfo
@@ -81,6 +81,7 @@ class Loop:
         self._saver = Saver(store, experiment.checkpoint.keep)
         self._progress: _Progress | None = None
         self._began, self._earlier_s = time.perf_counter(), 0.0
+        self._alarms: set[str] = set()
         self.info = WorkloadInfo(data={})
 
     @property
@@ -176,7 +177,18 @@ class Loop:
         )
         self._save(progress, record)
         self._emit(RoundFinished(run_id=self.run.run_id, record=record))
+        self._watch(number, evaluation)
         return True
+
+    def _watch(self, number: int, evaluation: Mapping[str, float] | None) -> None:
+        """Tell when a metric the workload wants watched leaves 0, and when it is 0 again."""
+        for name, advice in self.info.watch.items() if evaluation is not None else ():
+            value = evaluation.get(name, 0.0)
+            if (value > 0) == (name in self._alarms):
+                continue
+            self._alarms ^= {name}
+            message = f"{name} is {value:.3g}: {advice}" if value > 0 else f"{name} is 0 again"
+            self._emit(Notice(run_id=self.run.run_id, message=f"round {number}: {message}"))
 
     def _plan(self, progress: _Progress, number: int, tally: Tally) -> tuple[RoundContext, Exchange, int] | None:
         """The cohort, and what it is asked first: its context, the exchange, and that exchange's index."""
