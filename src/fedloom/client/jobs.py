@@ -196,7 +196,7 @@ class JobRunner:
             update = replace(update, groups={}, state=None)
         return Done(
             replace(update, info={**update.info, **measured}),
-            trained=True,
+            trained=job.kind.split(".")[0] == "train",
             measured=_count(measured),
             shared_s=shared_s,
         )

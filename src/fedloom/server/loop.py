@@ -14,7 +14,7 @@ from fedloom.core.errors import FedloomError, RunFailed, UnsupportedFeature
 from fedloom.core.events import Event, Notice, RoundFinished, RoundStarted
 from fedloom.core.history import RoundRecord, Timing
 from fedloom.core.messages import RunSpec
-from fedloom.core.protocols import Pending, Roster, Selection, Strategy, WorkloadInfo
+from fedloom.core.protocols import Pending, Roster, Selection, Strategy, Telling, WorkloadInfo
 from fedloom.core.records import (
     MODEL,
     Arrays,
@@ -157,7 +157,7 @@ class Loop:
             return False
         context, exchange, first = planned
         state = self._exchanges(progress.strategy, exchange, context, tally, first)
-        selection = self._selection.observe(progress.selection, tally.trained(), tally.probed)
+        selection = _observed(self._selection, progress.selection, tally)
         evaluation, evaluation_s = self._evaluate(state, number, tally)
         waited = self._saver.wait()
         progress.round, progress.strategy, progress.selection = number, state, selection
@@ -182,7 +182,9 @@ class Loop:
 
     def _watch(self, number: int, evaluation: Mapping[str, float] | None) -> None:
         """Tell when a metric the workload wants watched leaves 0, and when it is 0 again."""
-        for name, advice in self.info.watch.items() if evaluation is not None else ():
+        for name, advice in self.info.watch.items():
+            if evaluation is None:
+                return
             value = evaluation.get(name, 0.0)
             if (value > 0) == (name in self._alarms):
                 continue
@@ -208,13 +210,19 @@ class Loop:
             seed=experiment.seed,
         )
         if probe is not None and probe.kind == "evaluate":
-            jobs = context.jobs("evaluate")
             model = Record({MODEL: self._strategy.arrays(progress.strategy)})
-            reports = self._probe(Exchange(jobs=jobs, inputs={MODEL: model}, accumulator="metrics"), _PROBE, tally)
-            context = replace(context, cohort=choose(reports))
+            asked = Exchange(
+                jobs=context.jobs("evaluate"),
+                inputs={MODEL: model},
+                knobs=probe.knobs,
+                accumulator="metrics",
+                measure=probe.measure,
+            )
+            context = replace(context, cohort=choose(self._probe(asked, _PROBE, tally)))
         exchange = self._strategy.plan(progress.strategy, context)
         if exchange is None:
             return None
+        exchange = _with_telling(exchange, self._selection, progress.selection)
         self._emit(RoundStarted(run_id=self.run.run_id, round=number, cohort=len(exchange.jobs)))
         if probe is None or probe.kind == "evaluate":
             return context, exchange, 0
@@ -304,6 +312,28 @@ def _told(teller: Any, state: Any) -> Mapping[str, Any]:
     """What a strategy or selection that has an optional `report(state)` says for the round's record."""
     tell = getattr(teller, "report", None)
     return dict(tell(state)) if tell is not None else {}
+
+
+def _observed(selection: Selection[Any], state: Any, tally: Tally) -> Any:
+    """The selection's state after a round."""
+    after = selection.observe(state, tally.trained(), tally.probed)
+    missed = getattr(selection, "missed", None)
+    clients = sorted({failure.client for failure in tally.failures})
+    return missed(after, clients) if missed is not None and clients else after
+
+
+def _with_telling(exchange: Exchange, selection: Selection[Any], state: Any) -> Exchange:
+    """The exchange, with what the selection wants its clients to tell."""
+    tell = getattr(selection, "telling", None)
+    telling: Telling | None = tell(state) if tell is not None else None
+    if telling is None:
+        return exchange
+    if exchange.measure is not None:
+        raise UnsupportedFeature(
+            f"the selection wants clients to report {telling.measure!r} beside their updates, but this strategy "
+            f"already has them report {exchange.measure!r}; use another selection with it"
+        )
+    return replace(exchange, measure=telling.measure, knobs={**exchange.knobs, **telling.knobs})
 
 
 def _collection(exchange: Exchange, context: RoundContext) -> Exchange:

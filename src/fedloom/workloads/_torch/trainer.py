@@ -162,6 +162,26 @@ def evaluate_in_batches(
     return {name: Mean(float(total), float(num_examples)) for name, total in zip(names, sums, strict=True)}
 
 
+def error_in_batches(num_examples: int, batch_size: int, outputs: Callable[[slice], tuple[Tensor, Tensor]]) -> Array:
+    """Mean over examples of softmax(z) - y: the gradient of softmax cross-entropy on the output z, y the one-hot label.
+
+    Args:
+        num_examples: examples n, at least 1.
+        batch_size: largest batch.
+        outputs: z (b, C) and classes (b,) of a slice of the examples.
+
+    Returns:
+        float64 [C], adding up to 0 but for rounding.
+    """
+    total: Array = np.zeros(1)
+    for start in range(0, num_examples, batch_size):
+        scores, labels = outputs(slice(start, min(start + batch_size, num_examples)))
+        predicted = scores.double().softmax(1)
+        wanted = torch.nn.functional.one_hot(labels, scores.shape[1])
+        total = total + (predicted - wanted).sum(0).cpu().numpy()
+    return total / num_examples
+
+
 def _dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 

@@ -16,7 +16,7 @@ from fedloom.core.records import MODEL, Array, Job, Metrics, Record, Update
 from fedloom.workloads._data.images import ImageData, load_images
 from fedloom.workloads._data.partition import Partition, partition
 from fedloom.workloads._torch.scope import choose_device, exact
-from fedloom.workloads._torch.trainer import Trainer, evaluate_in_batches
+from fedloom.workloads._torch.trainer import Trainer, error_in_batches, evaluate_in_batches
 from fedloom.workloads.image_classification.config import Config
 from fedloom.workloads.image_classification.models import build_model
 
@@ -97,6 +97,21 @@ class ImageClassification:
             self._trainer.load(model)
             self._trainer.model.eval()
             return evaluate_in_batches(len(rows), _EVALUATION_BATCH, measure, ("loss", "accuracy"))
+
+    def output_error(self, model: Record, shard: Shard) -> Array:
+        """Mean of softmax(logits) - one-hot label over a client's own data, float64 [C]; for selections."""
+        assert isinstance(shard, ImageShard)
+        images, labels = self._test if shard.held_out else self._train
+        rows = torch.from_numpy(shard.rows).to(self._device)
+
+        def outputs(batch: slice) -> tuple[Tensor, Tensor]:
+            logits = self._trainer.model(images.index_select(0, rows[batch]))
+            return logits, labels.index_select(0, rows[batch])
+
+        with exact(self._device), torch.inference_mode():
+            self._trainer.load(model)
+            self._trainer.model.eval()
+            return error_in_batches(len(rows), _EVALUATION_BATCH, outputs)
 
     def _loss(self, rows: Tensor) -> Tensor:
         images, labels = self._train

@@ -26,7 +26,7 @@ from fedloom.workloads._spiking.networks import Network, Plan, build_network
 from fedloom.workloads._spiking.neurons import Dynamics
 from fedloom.workloads._spiking.rates import Layers, RateMeter
 from fedloom.workloads._torch.scope import choose_device, exact
-from fedloom.workloads._torch.trainer import Trainer, evaluate_in_batches
+from fedloom.workloads._torch.trainer import Trainer, error_in_batches, evaluate_in_batches
 from fedloom.workloads.image_classification.workload import ImageShard
 from fedloom.workloads.spiking_classification.config import Config
 
@@ -176,6 +176,25 @@ class SpikingClassification:
             dead = np.mean([metrics[f"rate/{name}"].value < self._config.dead_rate_floor for name in layers])
             metrics["dead"] = Mean(float(dead) * len(rows), float(len(rows)))
         return metrics
+
+    def output_error(self, model: Record, shard: Shard) -> Array:
+        """Mean of softmax(z) - one-hot label over a client's own data, float64 [C]; for selections.
+
+        z are the output's firing rates, its spike counts with the loss `count`, a twin's logits.
+        """
+        assert isinstance(shard, ImageShard)
+        part = "test" if shard.held_out else "train"
+        rows = torch.from_numpy(shard.rows).to(self._device)
+
+        def outputs(batch: slice) -> tuple[Tensor, Tensor]:
+            spikes = self._network(self._encoded(part, shard.rows[batch], self._evaluation_seed))
+            scores = spikes.sum(0) if self._config.loss == "count" else spikes.mean(0)
+            return scores, self._parts[part][1].index_select(0, rows[batch])
+
+        with exact(self._device), torch.inference_mode():
+            self._trainer.load(model)
+            self._network.eval()
+            return error_in_batches(len(rows), _EVALUATION_BATCH, outputs)
 
     def firing_rates(
         self,
