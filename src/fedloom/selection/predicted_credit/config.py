@@ -29,4 +29,4 @@ class Config(CandidateSettings):
     memory: Annotated[int, Field(ge=0)] | None = None
     """Rounds after which what a client told is forgotten; 0 keeps nothing, None keeps it until it tells again."""
     decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
-    """Factor on a remembered gain for each round of its age; dimensionless. 1 trusts old reports as much as new ones."""
+    """Factor on a remembered gain for each round of its age; dimensionless. 1 trusts old reports like new ones."""
