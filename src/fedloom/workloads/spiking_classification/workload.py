@@ -81,6 +81,7 @@ class SpikingClassification:
             client_sizes=self._shards.sizes.tolist(),
             label_counts=counts.tolist(),
             label_names=self._data.info["label_names"],
+            watch={} if self._config.twin else {"dead": self._config.told_when_dead},
         )
 
     def init(self, rng: np.random.Generator) -> Record:
