@@ -1,6 +1,7 @@
 """Frozen dataclass states as records and back: no pickles, so any run resumes.
 
-A state's fields may be arrays, mappings from names to arrays, None, or JSON values. Nothing else.
+A state's fields may be arrays, mappings from names to arrays, tuples of such mappings (a history), None, or JSON
+values. Nothing else.
 """
 
 from __future__ import annotations
@@ -32,9 +33,16 @@ def dump_state(state: Any) -> Record:
         if isinstance(value, _ARRAY):
             groups[field.name] = {_SINGLE: np.asarray(value)}
             info[field.name] = "array"
-        elif isinstance(value, Mapping) and value and all(isinstance(v, _ARRAY) for v in value.values()):
+        elif _is_arrays(value):
             groups[field.name] = {name: np.asarray(array) for name, array in value.items()}
             info[field.name] = "arrays"
+        elif isinstance(value, tuple) and value and all(map(_is_arrays, value)):
+            names = [f"{field.name}:{index}" for index in range(len(value))]
+            groups |= {
+                name: {key: np.asarray(each) for key, each in arrays.items()}
+                for name, arrays in zip(names, value, strict=True)
+            }
+            info[field.name] = {"groups": names}
         else:
             info[field.name] = {"json": value}
     return Record(groups, info)
@@ -49,9 +57,17 @@ def load_state(kind: type[T], record: Record) -> T:
             values[name] = np.array(record.groups[name][_SINGLE])
         elif how == "arrays":
             values[name] = {key: np.array(array) for key, array in record.groups[name].items()}
+        elif "groups" in how:
+            values[name] = tuple(
+                {key: np.array(array) for key, array in record.groups[group].items()} for group in how["groups"]
+            )
         else:
             values[name] = _as_tuple(how["json"], hints.get(name))
     return kind(**values)
+
+
+def _is_arrays(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(each, _ARRAY) for each in value.values())
 
 
 def _as_tuple(value: Any, hint: Any) -> Any:

@@ -41,7 +41,8 @@ class Tally:
 
     def trained(self) -> Sequence[ClientReport]:
         """One report for each client that trained: the candidates' where they did, else those of the cohort."""
-        return [report for report in self.probed if report.num_trained] or self.folded
+        trained = [report for report in self.probed if report.num_trained]
+        return trained or [report for report in self.folded if report.num_trained] or self.folded
 
     def record(
         self,

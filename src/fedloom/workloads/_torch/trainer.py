@@ -12,7 +12,7 @@ from fedloom.core.errors import BadUpdate
 from fedloom.core.protocols import LocalRule
 from fedloom.core.records import MODEL, Array, Arrays, Info, Mean, Record, Update
 from fedloom.workloads._torch.arrays import as_array, as_tensor
-from fedloom.workloads._torch.optimizers import clip_by_norm, make_optimizer
+from fedloom.workloads._torch.optimizers import Sgd, clip_by_norm, make_optimizer
 from fedloom.workloads._torch.scope import exact
 from fedloom.workloads._torch.settings import TrainingSettings
 
@@ -47,6 +47,12 @@ class Trainer:
         """The model's arrays by name: views of its memory on a CPU, copies from a GPU."""
         return dict(self._views) or {name: as_array(tensor.cpu()) for name, tensor in self._tensors.items()}
 
+    @property
+    def velocity(self) -> dict[str, Array]:
+        """The momentum `sgd` ended its last training with, by parameter; empty for other optimisers and without any."""
+        kept = self._optimizer.velocity if isinstance(self._optimizer, Sgd) else []
+        return {name: np.array(as_array(tensor.cpu())) for name, tensor in zip(self._names, kept, strict=False)}
+
     def load(self, record: Record) -> None:
         """Set the model to the record's group `model`.
 
@@ -69,6 +75,10 @@ class Trainer:
         rule: LocalRule | None,
         knobs: Info,
         rng: np.random.Generator,
+        *,
+        rate: float | None = None,
+        velocity: Arrays | None = None,
+        after_step: Callable[[], None] | None = None,
     ) -> Update:
         """Train from a global model on one client's examples.
 
@@ -79,6 +89,9 @@ class Trainer:
             rule: the strategy's client half, or None.
             knobs: what the rule reads.
             rng: the job's own randomness: it seeds torch, then gives each epoch's order.
+            rate: step size of this training; None takes the settings'.
+            velocity: `sgd`'s momentum to go on with, by parameter; None or nothing starts from zero.
+            after_step: called after every optimiser step.
 
         Returns:
             The trained arrays (views of the model's memory on a CPU), and the mean training loss.
@@ -88,11 +101,17 @@ class Trainer:
             self.load(record)
             self.model.train()
             self._optimizer.reset()
+            self._optimizer.rate = self._settings.learning_rate if rate is None else rate
+            if velocity:
+                assert isinstance(self._optimizer, Sgd)
+                self._optimizer.resume([as_tensor(velocity[name]).to(self.device) for name in self._names])
             for parameter in self._parameters:
                 parameter.grad = None  # a client that failed halfway may have left one
             losses, counts = [], []
             for batch in self._batches(rows, rng):
                 losses.append(self._step(loss_of, batch, rule, knobs))
+                if after_step is not None:
+                    after_step()
                 counts.append(len(batch))
             sums = torch.stack(losses).to("cpu", torch.float64).numpy() @ np.array(counts, np.float64)
         return Update(
