@@ -20,7 +20,12 @@ NAMES = [name for name in registry.names("strategies") if name != "flower"]  # f
 COHORTS = ((4, 0, 7), (2, 4, 5), (1, 7, 3), (6, 0, 2))
 VARIANTS: Mapping[str, list[dict[str, Any]]] = {
     "fedprox": [{"mu": 0.0}, {"mu": 0.7}],
-    "meat": [{}, {"clients": "median"}, {"precision": "half", "start": 1}, {"ensemble": "middle", "window": 2, "start": 1}],
+    "meat": [
+        {},
+        {"clients": "median"},
+        {"precision": "half", "start": 1},
+        {"ensemble": "middle", "window": 2, "start": 1},
+    ],
     "server_opt": [{"optimizer": optimizer} for optimizer in ("momentum", "adam", "yogi", "adagrad")],
 }
 

@@ -56,7 +56,8 @@ class Tally:
         """The line for `rounds.jsonl`."""
         reports = [*self.probed, *self.folded]
         seconds: dict[str, float] = {}
-        for report in reports:
+        worked = [report for report in reports if report.num_trained] or reports
+        for report in worked:
             seconds[str(report.client)] = seconds.get(str(report.client), 0.0) + report.seconds
         return RoundRecord(
             round=context.round,
@@ -75,7 +76,7 @@ class Tally:
                 wire_bytes_down=sum(share.wire_bytes_down for share in shares.values()),
                 wire_bytes_up=sum(share.wire_bytes_up for share in shares.values()),
             ),
-            timing=timing.model_copy(update={"training_s": sum(report.seconds for report in reports)}),
+            timing=timing.model_copy(update={"training_s": sum(report.seconds for report in worked)}),
             client_seconds=seconds,
             failures=self.failures,
             stale=stale,

@@ -92,9 +92,10 @@ def stored(arrays: Arrays, *, half: bool) -> dict[str, Array]:
     """
     if not half:
         return dict(arrays)
-    kept = {
-        name: array.astype(np.float16) if array.dtype.kind not in "iub" else array for name, array in arrays.items()
-    }
+    with np.errstate(over="ignore"):
+        kept = {
+            name: array if array.dtype.kind in "iub" else array.astype(np.float16) for name, array in arrays.items()
+        }
     for name, array in kept.items():
         if array.dtype == np.float16 and not np.isfinite(array).all():
             raise BadUpdate(

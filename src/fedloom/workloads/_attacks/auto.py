@@ -82,7 +82,7 @@ def _stages(
         raise UsageError(
             f'AutoAttack\'s targeted loss needs at least 4 classes, the data has {classes}; leave "autoattack" out'
         )
-    from pyautoattack import AutoAttack  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    from pyautoattack import AutoAttack
 
     suite = AutoAttack(model, norm="Linf", eps=epsilon, version="standard", seed=seed)
     suite.apgd.loss = "ce"

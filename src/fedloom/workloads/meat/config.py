@@ -76,6 +76,9 @@ class Config(PluginSettings):
     """How the training set is dealt to the clients; its `scheme` says which of the kinds it is."""
     train_examples: Annotated[int, Field(ge=1)] | None = None
     """Train on so many images only, drawn by the seed: few make robust overfitting quick to see. None takes all."""
+    label_noise: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of the images trained on whose label is another class, drawn by the seed. Fitting wrong labels makes robust
+    overfitting show in few epochs on easy data; validation and test labels stay right."""
     validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of the training images held back to pick the best round by; the released code picks it on the test set."""
     augment: Literal["none", "crop", "crop_flip"] = "none"

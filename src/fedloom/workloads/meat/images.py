@@ -76,8 +76,9 @@ def prepare(config: Config, data: ImageData, clients: int, seed: int, device: to
         seed=seed,
         data_sha256=cache.digest_of([data.sha256, seed, wanted, held_back]),
     )
+    noise = generator(seed, "meat", "labels")
     return Images(
-        train=_pixels(data, data.x_train[train_rows], labels, device),
+        train=_pixels(data, data.x_train[train_rows], _mislabelled(labels, config.label_noise, data, noise), device),
         validation=_pixels(data, data.x_train[validation_rows], data.y_train[validation_rows], device),
         test=_pixels(data, data.x_test, data.y_test, device),
         shards=shards,
@@ -98,6 +99,13 @@ def augmented(x: Tensor, kind: str) -> Tensor:
         columns = torch.where(mirrored, columns.flip(2), columns)
     each = torch.arange(count, device=x.device)[:, None, None]
     return padded[each, :, rows, columns].movedim(3, 1).contiguous()
+
+
+def _mislabelled(labels: Array, share: float, data: ImageData, rng: np.random.Generator) -> Array:
+    """The labels, a share of them moved to another class."""
+    wrong = rng.random(len(labels)) < share
+    moved = (labels + rng.integers(1, data.num_labels, len(labels))) % data.num_labels
+    return np.where(wrong, moved, labels)
 
 
 def _pixels(data: ImageData, x: Array, y: Array, device: torch.device) -> Pixels:

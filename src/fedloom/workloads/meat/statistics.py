@@ -52,7 +52,8 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor], rule: Rule) -> dict[
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
     momenta = {name: layer.momentum for name, layer in layers.items()}
     for layer in layers.values():
-        layer.reset_running_stats()
+        nn.init.zeros_(layer.get_buffer("running_mean"))
+        nn.init.ones_(layer.get_buffer("running_var"))
     history: dict[str, list[Tensor]] = {}
     training = model.training
     model.train()
