@@ -31,6 +31,7 @@ def rates(client: int) -> list[float]:
 
 FAKES: dict[str, Callable[[int], Info]] = {
     "firing_credit": lambda client: {"credit": float(np.abs(rates(client)).sum()), "gain": rates(client)},
+    "forecast_credit": lambda client: {"gain": rates(client)},
     "update_norm": lambda client: {"norm": 1.0 + client % 5},
     "divfl": lambda client: {"update": rates(client)},
     "hics": lambda client: {"output": rates(client)},
@@ -114,8 +115,8 @@ def test_a_probe_asks_distinct_clients_at_least_the_cohort(selection: Selection[
             continue
         assert all(type(client) is int and 0 <= client < 12 for client in probe.candidates)
         assert size <= len(probe.candidates) == len(set(probe.candidates))
-        assert probe.kind in ("evaluate", "train")
-        assert (probe.measure is not None) == (probe.kind == "train")
+        assert probe.kind in ("evaluate", "measure", "train")
+        assert (probe.measure is None) == (probe.kind == "evaluate")
         if probe.measure is not None:
             assert registry.has_part("selection", probe.measure, "measure")
 
@@ -176,7 +177,18 @@ def test_uniform_selection_costs_nothing_for_a_large_population() -> None:
     assert spent < 0.05
 
 
-@pytest.mark.parametrize("name", ["local_loss", "update_norm", "divfl", "hics", "firing_credit", "spike_activity"])
+UNIFORM_CANDIDATES = [
+    "local_loss",
+    "update_norm",
+    "divfl",
+    "hics",
+    "firing_credit",
+    "forecast_credit",
+    "spike_activity",
+]
+
+
+@pytest.mark.parametrize("name", UNIFORM_CANDIDATES)
 def test_selections_among_uniform_candidates_cost_nothing_for_a_large_population(name: str) -> None:
     settings = registry.part("selection", name, "config").Config(name=name)
     chooser: Selection[Any] = registry.part("selection", name, "selection").build_selection(settings)

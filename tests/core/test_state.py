@@ -11,7 +11,6 @@ import pytest
 from fedloom.core import frames
 from fedloom.core.errors import BadFrame
 from fedloom.core.records import Array, Arrays
-from fedloom.core.seeds import generator
 from fedloom.core.state import dump_state, load_state
 
 
@@ -65,23 +64,6 @@ def same(left: Any, right: Any) -> None:
 def test_a_state_is_equal_after_a_frame() -> None:
     frame = bytes(frames.encode(dump_state(example())))
     same(example(), load_state(Everything, frames.decode(frame)))
-
-
-def test_a_history_of_arrays_is_equal_after_a_frame() -> None:
-    @dataclass(frozen=True, slots=True)
-    class Past:
-        snapshots: tuple[Arrays, ...]
-        rounds: tuple[int, ...] = ()
-
-    rng = generator(1, "past")
-    past = Past(tuple({"w": rng.normal(size=3), "a/b:0": np.array(index)} for index in range(12)), tuple(range(12)))
-    loaded = load_state(Past, frames.decode(bytes(frames.encode(dump_state(past)))))
-    assert loaded.rounds == past.rounds and len(loaded.snapshots) == 12
-    for mine, theirs in zip(past.snapshots, loaded.snapshots, strict=True):
-        assert list(mine) == list(theirs)
-        assert all(mine[name].tobytes() == theirs[name].tobytes() for name in mine)
-    none = load_state(Past, frames.decode(bytes(frames.encode(dump_state(Past(()))))))
-    assert none.snapshots == () == none.rounds
 
 
 def test_a_loaded_state_does_not_need_the_frame_any_more() -> None:

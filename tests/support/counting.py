@@ -38,8 +38,8 @@ class Counting:
     def held_out(self, part: int, parts: int) -> Shard:
         return Shard()
 
-    def evaluate(self, model: Record, shard: Shard) -> Metrics:
-        return {"level": Mean(float(model.groups["model"]["w"].mean()), 1)}
+    def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
+        return {"level": Mean(float(inputs["model"].groups["model"]["w"].mean()), 1)}
 
     def act(self, job: Job, inputs: Mapping[str, Record], state: Record | None, rng: np.random.Generator) -> Update:
         if self.config.sleep_s:

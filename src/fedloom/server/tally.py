@@ -41,8 +41,11 @@ class Tally:
 
     def trained(self) -> Sequence[ClientReport]:
         """One report for each client that trained: the candidates' where they did, else those of the cohort."""
-        trained = [report for report in self.probed if report.num_trained]
-        return trained or [report for report in self.folded if report.num_trained] or self.folded
+        return [report for report in self.probed if report.num_trained] or self.updates()
+
+    def updates(self) -> Sequence[ClientReport]:
+        """One report for each update that was folded: not those of a strategy's other questions, beside training."""
+        return [report for report in self.folded if report.num_trained] or self.folded
 
     def record(
         self,
@@ -64,7 +67,7 @@ class Tally:
             cohort=self.collected or list(context.cohort),
             candidates=[report.client for report in self.probed],
             probe={str(report.client): _short(report.info) for report in self.probed if report.info},
-            num_examples=sum(report.num_examples for report in self.folded),
+            num_examples=sum(report.num_examples for report in self.updates()),
             local_trainings=sum(report.num_trained for report in reports),
             metrics=metric_values(sum_metrics(self.folded)),
             evaluation=evaluation,

@@ -110,7 +110,10 @@ def test_a_planted_snapshot_is_spoilt_and_training_is_not() -> None:
     plain, planted = strategy(start=2), strategy(start=2, planted=[5])
     clean, spoilt = played(plain)[-1], played(planted)[-1]
     assert float(spoilt.model["w"][0]) == DRIFT[-1]
-    differs = [not np.array_equal(a["w"], b["w"]) for a, b in zip(clean.snapshots, spoilt.snapshots, strict=True)]
+    differs = [
+        not np.array_equal(a.groups[MODEL]["w"], b.groups[MODEL]["w"])
+        for a, b in zip(clean.snapshots, spoilt.snapshots, strict=True)
+    ]
     assert differs == [round == 5 for round in clean.rounds]
 
 
@@ -129,7 +132,7 @@ def exchanges(tested: MedianEnsemble, round: int, state: History) -> list[str]:
                 groups, info = {MODEL: weights(DRIFT[round - 1])}, {}
             elif job.kind == "statistics":
                 groups = {name: {"n.running_mean": np.array([job.client + 1.0], np.float32)} for name in job.inputs}
-            elif job.kind == "measure":
+            elif job.kind == "robustness":
                 right = int(exchange.inputs[job.inputs[0]].groups[MODEL]["w"][0])
                 info |= {
                     "test": {"examples": 50, "clean": 20, "robust": right},
@@ -154,10 +157,10 @@ def test_a_round_asks_for_statistics_measures_and_in_the_end_the_table() -> None
         state = exchanges.state  # type: ignore[attr-defined]
         told.append((round, tested.report(state)["meat"]))
         if round == 1:
-            assert kinds == ["train", "measure"]
+            assert kinds == ["train", "robustness"]
         elif round < ROUNDS:
-            assert kinds == ["train", "statistics", "measure"]
-    assert kinds == ["train", "statistics", "measure", "attack"]
+            assert kinds == ["train", "statistics", "robustness"]
+    assert kinds == ["train", "statistics", "robustness", "attack"]
     # the mean over clients by examples of 1 and 2 (1 and 3 examples) replaces the combined statistics
     assert float(tested.arrays(state)["n.running_mean"][0]) == pytest.approx((1 * 1 + 3 * 2) / 4)
     assert tested.evaluation is not None

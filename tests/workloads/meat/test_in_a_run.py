@@ -42,7 +42,7 @@ def scripted(made: Experiment) -> tuple[dict[str, Arrays], dict[str, float]]:
         knobs={"rule": "cumulative"},
     )
     ensemble = {**ensemble, **found.groups["ensemble"]}
-    measured = workload.evaluate(Record({MODEL: ensemble}), workload.held_out(0, 1))
+    measured = workload.evaluate({MODEL: Record({MODEL: ensemble})}, workload.held_out(0, 1))
     return {"last": record.groups[MODEL], "ensemble": ensemble}, {name: mean.value for name, mean in measured.items()}
 
 

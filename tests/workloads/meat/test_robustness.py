@@ -96,7 +96,7 @@ def test_the_same_work_has_the_same_bits_whatever_came_before(trained: Any) -> N
     workload, history = trained
     record = {"a": Record({MODEL: history[-1]})}
     job: dict[str, Any] = {"inputs": ("a",), "knobs": {"part": 0, "parts": 1}}
-    first = act(workload, "measure", record, **job).info
+    first = act(workload, "robustness", record, **job).info
     with exact(torch.device("cpu"), seed=99):
         act(workload, "train", {MODEL: record["a"]})
-    assert act(workload, "measure", record, **job).info == first
+    assert act(workload, "robustness", record, **job).info == first

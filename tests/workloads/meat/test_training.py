@@ -219,7 +219,7 @@ def test_statistics_measures_and_attacks_leave_a_client_as_it_was() -> None:
     assert set(found.groups) == {"a", "b"}
     assert arrays_sha256(found.groups["a"]) == arrays_sha256(found.groups["b"])
     assert set(found.groups["a"]) == {name for name in record.groups[MODEL] if "running_" in name}
-    measured = act(workload, "measure", {"a": record}, inputs=("a",), knobs={"part": 0, "parts": 1}, state=kept)
+    measured = act(workload, "robustness", {"a": record}, inputs=("a",), knobs={"part": 0, "parts": 1}, state=kept)
     assert measured.num_examples == 0 and measured.state is None  # nothing new to keep: the old state stays
     with pytest.raises(BadUpdate, match="no action 'dance'"):
         act(workload, "dance", {"a": record})
@@ -231,7 +231,7 @@ def test_parts_of_the_images_add_up() -> None:
 
     def counts(part: int, parts: int) -> dict[str, Any]:
         job = {"inputs": ("a",), "knobs": {"part": part, "parts": parts}}
-        return act(workload, "measure", {"a": record}, **job).info["test"]  # type: ignore[no-any-return]
+        return act(workload, "robustness", {"a": record}, **job).info["test"]  # type: ignore[no-any-return]
 
     whole, pieces = counts(0, 1), [counts(part, 3) for part in range(3)]
     assert whole["examples"] == 100 == sum(piece["examples"] for piece in pieces)

@@ -1,21 +1,15 @@
 """Settings of selection by firing credit. What the abstract leaves open is a setting; the defaults are ours."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from fedloom.selection._choosing.candidates import CandidateSettings
-from fedloom.selection.firing_credit.rules import Norm, Rule
+from fedloom.selection.firing_credit.rules import Norm
+from fedloom.selection.firing_credit.settings import RuleSettings
 
 
-class Config(CandidateSettings):
+class Config(RuleSettings):
     """SFedCA's credit as a selection. A reconstruction from the abstract."""
 
     name: str = "firing_credit"
-    rule: Rule = "shortlist-balance"
-    """`shortlist-balance`: of the highest credits those whose gains are jointly most uniform. `topm`: the highest (the
-    literal reading). `balance-all`: uniform gains without credits. `softmax`: drawn by credit. `lowest`: the lowest, a
-    negative control."""
     norm: Norm = "l1"
     """How the change of rates becomes a credit: `l1` or `l2` of the mean change, `per_sample` mean of the samples' L1,
     `signed` sum (changes cancel), `positive` part only."""
@@ -23,9 +17,3 @@ class Config(CandidateSettings):
     """Rates of the output layer, or the mean credit of all spiking layers, each scaled to the output's width."""
     candidate_draw: Literal["uniform", "examples", "cyclic"] = "uniform"
     """Candidates uniformly, proportional to their number of examples, or the next d in turn (in random order)."""
-    shortlist: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = 2.0
-    """Highest credits per place that `shortlist-balance` balances among; rounded up, at most all candidates."""
-    temperature: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 0.1
-    """Temperature of `softmax`, in units of credit."""
-    exploration: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """Share of the cohort drawn uniformly from the candidates the rule left; epsilon, rounded to whole places."""

@@ -40,7 +40,7 @@ class Config(PluginSettings):
     """Weight of the past in `ema`, per snapshot."""
     compare: tuple[Compared, ...] = ()
     """Models measured side by side in evaluated rounds, clean and attacked, with the published one. Needs a workload
-    with the action `measure` (`meat`)."""
+    with the action `robustness` (`meat`)."""
     table: bool = False
     """Attack the compared models with the workload's whole table in the last round (its action `attack`)."""
     planted: tuple[Annotated[int, Field(ge=1)], ...] = ()

@@ -11,6 +11,7 @@ import numpy as np
 from fedloom.core.accumulators import Accumulator, RunningMean, UpdateList
 from fedloom.core.config import EvaluationSettings, Experiment
 from fedloom.core.errors import RunFailed
+from fedloom.core.pinned import Pinned
 from fedloom.core.protocols import Pending
 from fedloom.core.records import MODEL, Arrays, Exchange, Groups, Job, Record, RoundContext, Update
 from fedloom.strategies.meat import ensembles, measured
@@ -35,8 +36,8 @@ class History:
     """w, which the next round starts from."""
     published: Arrays
     """The ensemble as of the last evaluated round; w before there are snapshots."""
-    snapshots: tuple[Arrays, ...] = ()
-    """Past w, oldest first."""
+    snapshots: tuple[Pinned, ...] = ()
+    """Past w, oldest first; each is written to the run's folder once, however many checkpoints name it."""
     rounds: tuple[int, ...] = ()
     """Whose they are."""
     seat: Arrays = field(default_factory=dict)
@@ -97,7 +98,7 @@ class MedianEnsemble:
                 return self._ask_statistics(state, context)
         elif state.stage == "statistics":
             state = self._with_statistics(state, total)
-        elif state.stage == "measure":
+        elif state.stage == "robustness":
             state = self._measured(state, total, context)
             if self._config.table and context.round == context.rounds:
                 return self._ask(state, context, "attack")
@@ -106,7 +107,7 @@ class MedianEnsemble:
             assert isinstance(total, UpdateList)
             state = replace(state, told={**state.told, **measured.table(u.info for _, u in total.updates)})
             return _ended(state)
-        return self._ask(state, context, "measure") if self._config.compare else _ended(state)
+        return self._ask(state, context, "robustness") if self._config.compare else _ended(state)
 
     def arrays(self, state: History) -> Arrays:
         return state.published
@@ -138,7 +139,7 @@ class MedianEnsemble:
         first = -self._config.window if self._config.window else None
         return replace(
             state,
-            snapshots=(*state.snapshots, kept)[first:],
+            snapshots=(*state.snapshots, Pinned.of(Record({MODEL: kept})))[first:],
             rounds=(*state.rounds, context.round)[first:],
         )
 
@@ -160,11 +161,11 @@ class MedianEnsemble:
                 found[name] = self._combine(name, state)
         told: dict[str, Any] = {"ensemble": self._config.ensemble, "window": list(state.rounds)}
         if len(state.snapshots) >= _LEAST_SPREAD and context.round == context.rounds:
-            told["spread"] = spread(state.snapshots).to_json()
+            told["spread"] = spread(_past(state)).to_json()
         return replace(state, published=found[ENSEMBLE], names=tuple(found), models=tuple(found.values()), told=told)
 
     def _combine(self, name: str, state: History) -> Arrays:
-        return self._combinations[name](state.snapshots, state.model) if state.snapshots else state.model
+        return self._combinations[name](_past(state), state.model) if state.snapshots else state.model
 
     def _asked(self, state: History) -> tuple[str, ...]:
         """The models whose statistics the clients have to make."""
@@ -224,6 +225,10 @@ class MedianEnsemble:
         if own and own["validation"] > state.best_validation:
             return replace(state, best=state.model, best_validation=own["validation"])
         return state
+
+
+def _past(state: History) -> list[Arrays]:
+    return [snapshot.groups[MODEL] for snapshot in state.snapshots]
 
 
 def _one(total: Accumulator) -> Groups:

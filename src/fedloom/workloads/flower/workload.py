@@ -67,7 +67,7 @@ class FlowerWorkload:
     ) -> Update:
         return self.act(job, inputs, None, rng)
 
-    def evaluate(self, model: Record, shard: Shard) -> Metrics:
+    def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
         raise UnsupportedFeature(
             "a Flower app has no held-out data of ours; it evaluates on its clients (job `evaluate`)"
         )

@@ -4,7 +4,7 @@ Besides `train` and `evaluate` it does three actions, on inputs of any name:
 
 - `statistics`: batch normalisation's statistics for each input, over the client's clean training images. The update has
   a group for every input.
-- `measure`: for one input and one part of the images, how many are right clean and under PGD. In `info`.
+- `robustness`: for one input and one part of the images, how many are right clean and under PGD. In `info`.
 - `attack`: for one input and one part, who withstands each attack of the table. In `info`.
 """
 
@@ -102,15 +102,15 @@ class AdversarialTraining:
     ) -> Update:
         """One client's training, with nothing of its earlier rounds."""
         assert isinstance(shard, PixelShard)
-        return self._trained(job, inputs[MODEL], shard, None, rule, rng)
+        return self._trained(job, inputs, shard, None, rule, rng)
 
-    def evaluate(self, model: Record, shard: Shard) -> Metrics:
+    def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
         """`loss` and `accuracy` on all images; `robust_accuracy` under PGD on the first of them, as settings say."""
         assert isinstance(shard, PixelShard)
         images = self._images.test if shard.held_out else self._images.train
         rows = torch.from_numpy(shard.rows).to(self._device)
         attacked = rows[rows < self._config.measure.examples] if shard.held_out else rows
-        with self._using(model, seed=0):
+        with self._using(inputs[MODEL], seed=0):
             pieces = [_rows(images, part) for part in torch.split(rows, _EVALUATION_BATCH) if len(part)]
             with torch.no_grad():
                 logits = [(self._trainer.model(piece.x), piece.y) for piece in pieces]
@@ -133,18 +133,18 @@ class AdversarialTraining:
     ) -> Update:
         match job.kind:
             case "train":
-                return self._trained(job, inputs[MODEL], self.shard(job.client), state, rule, rng)
+                return self._trained(job, inputs, self.shard(job.client), state, rule, rng)
             case "evaluate":
                 shard = self.shard(job.client)
-                return Update(num_examples=shard.num_examples, metrics=self.evaluate(inputs[MODEL], shard), state=state)
+                return Update(num_examples=shard.num_examples, metrics=self.evaluate(inputs, shard), state=state)
             case "statistics":
                 return replace(self._statistics(job, inputs, rng), state=state)
-            case "measure":
+            case "robustness":
                 return self._on_images(job, inputs, rng, self._measured)
             case "attack":
                 return self._on_images(job, inputs, rng, self._attacked)
         raise BadUpdate(
-            f"workload 'meat' has no action {job.kind!r}; it can train, evaluate, statistics, measure and attack"
+            f"workload 'meat' has no action {job.kind!r}; it can train, evaluate, statistics, robustness and attack"
         )
 
     def learning_rate(self, round: int) -> float:
@@ -155,7 +155,7 @@ class AdversarialTraining:
     def _trained(
         self,
         job: Job,
-        model: Record,
+        inputs: Mapping[str, Record],
         shard: PixelShard,
         state: Record | None,
         rule: LocalRule | None,
@@ -163,7 +163,7 @@ class AdversarialTraining:
     ) -> Update:
         """Train; the update carries what the client wants back, and the moving average where that is kept."""
         kept = state or Record()
-        self._trainer.load(model)  # so that a first average begins with these weights
+        self._trainer.load(inputs)  # so that a first average begins with these weights
         average = None
         if self._config.seat:
             average = MovingAverage(lambda: self._trainer.arrays, kept.groups.get(SEAT), int(kept.info.get("steps", 0)))
@@ -178,7 +178,7 @@ class AdversarialTraining:
         update = self._trainer.train(
             shard.rows,
             lambda rows: self._batch_loss(rows, perturbs),
-            model,
+            inputs,
             rule,
             job.knobs,
             rng,
@@ -254,7 +254,7 @@ class AdversarialTraining:
     def _using(self, record: Record, seed: int) -> Iterator[None]:
         """The model with some arrays, in evaluation mode, in a reproducible scope."""
         with exact(self._device, seed):
-            self._trainer.load(record)
+            self._trainer.load({MODEL: record})
             self._trainer.model.eval()
             yield
 

@@ -114,7 +114,7 @@ class SpikingClassification:
                 tally[name] = tally[name] + rate if name in tally else rate
             return mean
 
-        update = self._trainer.train(shard.rows, loss, inputs[MODEL], rule, job.knobs, rng)
+        update = self._trainer.train(shard.rows, loss, inputs, rule, job.knobs, rng)
         weight = update.metrics["loss"].weight
         rates = {f"rate/{name}": Mean(float(rate), weight) for name, rate in tally.items()}
         return replace(update, metrics={**update.metrics, **rates})
@@ -143,10 +143,10 @@ class SpikingClassification:
         if rule is not None or self.program == "loop":
             one_by_one = zip(jobs, shards, rngs, strict=True)
             return [_kept(self.train(job, inputs, shard, rule, rng)) for job, shard, rng in one_by_one]
-        self._trainer.load(inputs[MODEL])
+        self._trainer.load(inputs)
         return self._group.train(self._trainer.arrays, [_rows(shard) for shard in shards], rngs)
 
-    def evaluate(self, model: Record, shard: Shard) -> Metrics:
+    def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
         """Metrics on a test part, or on a client's own data.
 
         `loss`, `accuracy` (of equal counts the first class wins); and where neurons spike, per example: `rate/<layer>`,
@@ -168,7 +168,7 @@ class SpikingClassification:
             return [*sums, spike_sum(trace), *rate_sums(trace).values()] if layers else sums
 
         with exact(self._device), torch.inference_mode():
-            self._trainer.load(model)
+            self._trainer.load(inputs)
             self._network.eval()
             metrics = dict(evaluate_in_batches(len(rows), _EVALUATION_BATCH, measure, names))
         if layers and len(rows):
@@ -228,6 +228,23 @@ class SpikingClassification:
         rows = [_rows(shard) for shard in shards]
         with exact(self._device):
             return self._meter.measure_group(models, rows, rngs, layers, self._dynamics, per_sample=per_sample)
+
+    def class_errors(self, arrays: Arrays, shard: Shard, rng: np.random.Generator) -> Array:
+        """What a client's examples would teach each class's output: the mean of the loss's push, without training.
+
+        Args:
+            arrays: the model's.
+            shard: the client's training data, n examples.
+            rng: for a Poisson encoder's noise; read, not advanced.
+
+        Returns:
+            Mean over the examples of `Loss.errors`, float64 in [-1, 1], shape (classes,).
+        """
+        rows = _rows(shard)
+        labels = self._parts["train"][1].index_select(0, torch.from_numpy(rows).to(self._device))
+        with exact(self._device):
+            outputs = self._meter.outputs(arrays, rows, rng, self._dynamics if self.program == "group" else None)
+            return np.asarray(self._loss.errors(outputs, labels).mean(0).cpu().numpy())
 
     def _minibatch(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss of these training rows, and each layer's firing rate summed over them.
