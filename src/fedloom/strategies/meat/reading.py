@@ -134,7 +134,7 @@ def numbers(reading: Reading) -> dict[str, float]:
         found |= {f"clean_{model}": curve.clean[-1], f"robust_{model}": curve.robust[-1], f"gap_{model}": curve.gap}
     for model, verdicts in reading.verdicts.items():
         found |= {f"{_plain(attack)}_{model}": withstood(each) for attack, each in verdicts.items()}
-    for measure in ("clean", "robust", "autoattack", "gap"):
+    for measure in ("clean", "robust", "apgd", "autoattack", "gap"):
         found |= _leads(measure, found, [*reading.curves])
     if reading.spread:
         found["outlying"] = sum(reading.spread["outlying"]) / len(reading.spread["outlying"])

@@ -22,7 +22,7 @@ from fedloom.strategies.meat.reading import (
 )
 
 _COLORS = {"last": 1, ENSEMBLE: 0, "mean": 2, "middle": 3, "ema": 4, "seat": 5, "best": 6, "trimmed": 7}
-_ATTACKS = {"clean": "clean", "autoattack": "AutoAttack"}
+_ATTACKS = {"apgd": "APGD-CE and APGD-T", "autoattack": "AutoAttack"}
 
 
 def build_report(run: RunFolder) -> Contribution:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedloom.workloads._attacks.auto import auto_attack
+from fedloom.workloads._attacks.auto import STAGES, auto_attack
 from fedloom.workloads._attacks.gradient import fgsm, pgd
 from fedloom.workloads._attacks.losses import cross_entropy, margin
 from fedloom.workloads.meat.config import MeasureSettings
@@ -18,6 +18,7 @@ from fedloom.workloads.meat.images import Pixels
 _BATCH = 250
 _STEP_SHARE = 2.5
 """An evaluation's PGD could cross the ball so many times half: alpha = 2.5 epsilon / steps (Madry et al. 2018, 5)."""
+_STAGES = {"apgd": STAGES[:2], "autoattack": STAGES}
 _NAMED = re.compile(r"(pgd|cw)-(\d+)")
 
 
@@ -55,8 +56,16 @@ def table(model: nn.Module, images: Pixels, settings: MeasureSettings, epsilon: 
     seconds: dict[str, float] = {}
     for attack in settings.table:
         begin = time.perf_counter()
-        if attack == "autoattack":
-            stages = auto_attack(model, images.x, images.y, epsilon=epsilon, seed=seed, iterations=settings.iterations)
+        if attack in _STAGES:
+            stages = auto_attack(
+                model,
+                images.x,
+                images.y,
+                epsilon=epsilon,
+                seed=seed,
+                stages=_STAGES[attack],
+                iterations=settings.iterations,
+            )
             verdicts |= {name: _text(right) for name, right in stages.items() if name != "clean"}
             verdicts[attack] = _text(list(stages.values())[-1])
         else:

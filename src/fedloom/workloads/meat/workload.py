@@ -289,7 +289,7 @@ def build_workload(config: Config, experiment: Experiment) -> AdversarialTrainin
             for the strategy's treatment of batch normalisation.
         UsageError: AutoAttack is asked for and its package is not installed.
     """
-    if "autoattack" in config.measure.table and getattr(experiment.strategy, "table", False):
+    if {"apgd", "autoattack"} & set(config.measure.table) and getattr(experiment.strategy, "table", False):
         require_auto_attack()
     device = choose_device(config.training.device)
     data = load_images(config.data)
