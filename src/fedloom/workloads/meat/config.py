@@ -58,8 +58,8 @@ class MeasureSettings(Settings):
     steps: Annotated[int, Field(ge=1)] = 10
     """Steps of the PGD of evaluated rounds; its step size is 2.5 epsilon / steps."""
     table: tuple[AttackName, ...] = ("fgsm", "pgd-20", "pgd-100", "cw-100", "autoattack")
-    """Attacks of the last round's table. `apgd` is the first two stages of `autoattack`, in a tenth of its time. Both need
-    the package of the extra `attacks`."""
+    """Attacks of the last round's table. `apgd` is the first two stages of `autoattack`, in a tenth of its time. Both
+    need the package of the extra `attacks`."""
     table_examples: Annotated[int, Field(ge=1)] = 200
     """First so many test images that the table's attacks are made on."""
     iterations: Annotated[int, Field(ge=1)] = 100
