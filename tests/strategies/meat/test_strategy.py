@@ -171,6 +171,8 @@ def test_a_round_asks_for_statistics_measures_and_in_the_end_the_table() -> None
     found = numbers(reading)
     assert found["gap_last"] == pytest.approx((9 - 3) / 50)
     assert found["robust_over_last"] == pytest.approx((int(np.median(DRIFT[1:])) - 3) / 50)
+    assert reading.curves["mean"].rounds == tuple(range(2, ROUNDS + 1))
+    assert reading.whole("mean").robust[0] == reading.curves["last"].robust[0]  # round 1 has no snapshot yet
     assert float(state.best["w"][0]) == 9.0
     assert reading.verdicts["ensemble"] == {"clean": "1111", "fgsm": "1010"} and found["fgsm_ensemble"] == 0.5
     assert reading.seconds == {"fgsm": 0.5 * 2 * 5}

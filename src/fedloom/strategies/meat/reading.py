@@ -65,6 +65,17 @@ class Reading:
     seconds: Mapping[str, float] = field(default_factory=dict)
     """By attack, for all models."""
 
+    def whole(self, model: str) -> Curve:
+        """A model's curve from the first round on: before there are snapshots every combination of them is w itself."""
+        own, early = self.curves[model], self.curves[ENSEMBLE]
+        before = sum(number < own.rounds[0] for number in early.rounds)
+        return Curve(
+            rounds=early.rounds[:before] + own.rounds,
+            clean=early.clean[:before] + own.clean,
+            robust=early.robust[:before] + own.robust,
+            validation=early.validation[:before] + own.validation,
+        )
+
     def label(self, model: str) -> str:
         """A model's name for people."""
         return f"{self.kind} (published)" if model == ENSEMBLE else _LABELS.get(model, model)
@@ -130,7 +141,8 @@ def difference(first: str, second: str) -> Difference:
 def numbers(reading: Reading) -> dict[str, float]:
     """What a study compares: final rates, gaps, and the published model's lead over each other one."""
     found: dict[str, float] = {}
-    for model, curve in reading.curves.items():
+    for model in reading.curves:
+        curve = reading.whole(model)
         found |= {f"clean_{model}": curve.clean[-1], f"robust_{model}": curve.robust[-1], f"gap_{model}": curve.gap}
     for model, verdicts in reading.verdicts.items():
         found |= {f"{_plain(attack)}_{model}": withstood(each) for attack, each in verdicts.items()}

@@ -81,14 +81,15 @@ def _gaps(reading: Reading) -> Markup:
             _percent(curve.robust[curve.best]),
             _points(curve.gap),
         )
-        for model, curve in reading.curves.items()
+        for model, curve in ((model, reading.whole(model)) for model in reading.curves)
         if model != "best"
     ]
     return table(
         ("model", "clean, last round", "robust, last round", "best round", "robust, best round", "gap, points"),
         rows,
         caption="Robust overfitting: the gap is robust accuracy at the best round minus that at the last. The best "
-        "round is picked on images held back from training, so a gap may come out negative",
+        "round is picked on images held back from training, so a gap may come out negative. Before the first snapshot "
+        "every combination is the round's own weights",
     )
 
 
