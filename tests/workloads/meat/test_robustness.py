@@ -69,6 +69,19 @@ def test_auto_attack_is_the_strongest_and_ten_iterations_of_it_are_not(trained: 
     assert float(weak[STAGES[-1]].float().mean()) >= shares[-1] - 0.005
 
 
+@pytest.mark.slow
+def test_an_attack_without_gradients_finds_nothing_that_gradients_do_not(trained: Any) -> None:
+    pytest.importorskip("pyautoattack")
+    workload, history = trained
+    images = workload._images.test.first(100)
+    with workload._using(Record({MODEL: history[-1]}), 7):
+        by_gradients, by_queries = (
+            auto_attack(workload._trainer.model, images.x, images.y, epsilon=EPSILON, seed=1, stages=stages)[stages[-1]]
+            for stages in (STAGES[:3], STAGES[3:])
+        )
+    assert float(by_queries.float().mean()) >= float(by_gradients.float().mean()) - 0.01
+
+
 def test_nothing_is_masked(trained: Any) -> None:
     """With half of the range to move in every point falls; so does gradient-free noise fail where gradients do not."""
     workload, history = trained
