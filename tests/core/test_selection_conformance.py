@@ -31,7 +31,6 @@ def rates(client: int) -> list[float]:
 
 FAKES: dict[str, Callable[[int], Info]] = {
     "firing_credit": lambda client: {"credit": float(np.abs(rates(client)).sum()), "gain": rates(client)},
-    "forecast_credit": lambda client: {"gain": rates(client)},
     "update_norm": lambda client: {"norm": 1.0 + client % 5},
     "divfl": lambda client: {"update": rates(client)},
     "hics": lambda client: {"output": rates(client)},

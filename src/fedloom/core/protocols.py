@@ -94,13 +94,23 @@ class Probe:
     nothing else. `train`: local training, whose update stays on the client until it is collected (or forgotten at the
     end of the round)."""
     measure: str | None = None
-    """Name of the selection folder whose `measure.py` says what a candidate reports beside its metrics."""
+    """Name of the selection folder whose `measure.py` says what a candidate reports."""
+    knobs: Info = field(default_factory=dict)
+    """Settings the measure sees, JSON (merged over the exchange's own)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Telling:
+    """What every client of the cohort reports beside its update."""
+
+    measure: str
+    """Name of the selection folder whose `measure.py` says it."""
     knobs: Info = field(default_factory=dict)
     """Settings the measure sees, JSON (merged over the exchange's own)."""
 
 
 class Measure(Protocol):
-    """What a candidate tells about itself: a selection's client half, in its `measure.py`.
+    """What a client tells about itself: a selection's client half, in its `measure.py`.
 
     A measure may also have `together(workload, model, updates, shards, rngs, knobs) -> list[Info] | None`, which does
     a whole group at once; None where this workload does not allow it.
@@ -120,8 +130,8 @@ class Measure(Protocol):
         Args:
             workload: the client's workload; a measure may need more of it than the interface has, and must say so.
             model: the global model as received.
-            update: the client's update; its arrays may be views, nothing may be kept. A candidate that was not asked
-                to train has no arrays in it.
+            update: the client's update; its arrays may be views, nothing may be kept. Without arrays where the client
+                was not asked to train.
             shard: the client's training data.
             rng: one stream for this client and round, for draws that before and after must share.
             knobs: settings of the exchange and the job.
@@ -132,7 +142,11 @@ class Measure(Protocol):
 
 
 class Selection(Protocol[S]):
-    """Who is asked. Pure, with a state of its own; composes with any strategy."""
+    """Who is asked. Pure, with a state of its own; composes with any strategy.
+
+    A selection may also have `telling(state) -> Telling | None`, what the cohort's clients report beside their updates,
+    and `missed(state, clients) -> S`, the state once `observe` has been followed by who was asked in vain.
+    """
 
     @property
     def State(self) -> type[S]:
@@ -152,8 +166,8 @@ class Selection(Protocol[S]):
     ) -> tuple[int, ...]:
         """`size` distinct clients, 0 <= client < roster.population, in the order they will be folded.
 
-        `reports` are the probe's, in candidate order; of a `train` probe's candidates only those that reported may
-        be chosen.
+        `reports` are the probe's, in candidate order; after a `train` probe only candidates that reported may be
+        chosen.
         """
 
     def observe(self, state: S, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> S:
@@ -214,6 +228,8 @@ class WorkloadInfo:
     label_counts: Sequence[Sequence[int]] = ()
     """Examples per class for each client, for the picture of who holds what; empty where there are no classes."""
     label_names: Sequence[str] = ()
+    watch: Mapping[str, str] = field(default_factory=dict)
+    """Metrics of the evaluation that are 0 as long as all is well, and what to tell a person when they are not."""
 
 
 class Workload(Protocol):

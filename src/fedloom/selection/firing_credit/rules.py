@@ -74,8 +74,13 @@ def sane(kappa: Floats, gains: Floats | None, norm: Norm, classes: int) -> tuple
     low = -high if norm == "signed" else 0.0
     flagged = ~((kappa >= low) & (kappa <= high))
     if gains is not None:
-        flagged |= ~(np.abs(gains) <= 1.0 + _SLACK).all(axis=1)
+        flagged |= ~possible(gains)
     return np.clip(np.nan_to_num(kappa, nan=0.0), low, high), flagged
+
+
+def possible(gains: Floats) -> Flags:
+    """Which rows of gains (Δ, float64 [d, C]) are within [-1, 1] all through, as changes of rates and shares are."""
+    return np.asarray((np.abs(gains) <= 1.0 + _SLACK).all(axis=1), np.bool_)
 
 
 def weighted_gains(gains: npt.ArrayLike, num_examples: npt.ArrayLike) -> Floats:

@@ -18,6 +18,8 @@ class Config(PluginSettings):
     """How m of d are chosen; see the selection `firing_credit`, whose rules these are."""
     norm: Norm = "l1"
     """How the change of firing rates becomes one credit."""
+    measurement: Literal["passes", "training"] = "passes"
+    """`passes`: rates of two evaluation passes; `training`: those the first and last epoch saw, cheaper and biased."""
     layers: Literal["output", "all"] = "output"
     """Whose rates count: the output layer's, or those of all spiking layers."""
     shortlist: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = 2.0

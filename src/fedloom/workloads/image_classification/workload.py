@@ -112,9 +112,9 @@ class ImageClassification:
             self._trainer.load({MODEL: Record({MODEL: arrays})})
             self._trainer.model.eval()
             for rows in torch.split(torch.from_numpy(shard.rows).to(self._device), _EVALUATION_BATCH):
-                shares = self._trainer.model(images.index_select(0, rows)).softmax(1)
+                shares = self._trainer.model(images.index_select(0, rows)).double().softmax(1)
                 hot = F.one_hot(labels.index_select(0, rows), shares.shape[1])
-                parts.append((hot - shares).sum(0, dtype=torch.float64))
+                parts.append((hot - shares).sum(0))
         return np.asarray(torch.stack(parts).sum(0).cpu().numpy() / shard.num_examples)
 
     def _loss(self, rows: Tensor) -> Tensor:

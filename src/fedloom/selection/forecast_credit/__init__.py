@@ -1,1 +1,0 @@
-"""Candidates credited by what they would teach the outputs, forecast from one forward pass: no candidate trains."""
