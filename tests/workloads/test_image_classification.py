@@ -89,13 +89,29 @@ def test_models_have_the_size_their_description_gives(model: dict[str, Any], cou
 
 
 def test_the_cnn_on_fashion_mnists_shape_is_the_described_one() -> None:
-    from fedloom.workloads.image_classification.config import ModelSettings
-    from fedloom.workloads.image_classification.models import build_model
+    from fedloom.workloads._vision.models import build_model
+    from fedloom.workloads._vision.settings import ModelSettings
 
     cnn = build_model(ModelSettings(name="cnn"), (1, 28, 28), 10)
     assert sum(p.numel() for p in cnn.parameters()) == 147_146
     resnet = build_model(ModelSettings(name="resnet20", norm="batch"), (3, 32, 32), 10)
     assert sum(p.numel() for p in resnet.parameters()) == 269_722  # He et al. 2016, table 6: 0.27 M
+    wide = build_model(ModelSettings(name="wrn34_10"), (3, 32, 32), 10)
+    assert sum(p.numel() for p in wide.parameters()) == 46_160_474  # the published WRN-34-10's count
+
+
+@pytest.mark.parametrize("name", ["strided", "preact_resnet8", "preact_resnet18", "wrn16_2"])
+@pytest.mark.parametrize("norm", ["none", "batch", "group"])
+def test_every_network_takes_any_normalisation_width_and_image_size(name: Any, norm: Any) -> None:
+    import torch
+
+    from fedloom.workloads._vision.models import build_model
+    from fedloom.workloads._vision.settings import ModelSettings
+
+    for shape in ((1, 8, 8), (3, 28, 28)):
+        model = build_model(ModelSettings(name=name, norm=norm, width=0.125), shape, 7)
+        assert model(torch.zeros(3, *shape)).shape == (3, 7)
+        assert any("running_var" in key for key in model.state_dict()) == (norm == "batch")
 
 
 def test_evaluation_is_the_mean_over_all_test_images_however_it_is_cut() -> None:
@@ -121,6 +137,16 @@ def test_more_parts_than_test_images_leaves_empty_parts() -> None:
     workload = build(experiment(model={"name": "mlp"}))
     empty = workload.evaluate({MODEL: initial(workload)}, workload.held_out(0, 1000))
     assert empty["accuracy"].weight == 0
+
+
+def test_class_errors_are_what_is_held_minus_what_is_answered() -> None:
+    workload = build(experiment(model={"name": "mlp", "hidden": []}))
+    model, shard = initial(workload), workload.shard(2)
+    weight, bias = sorted(model.groups[MODEL].values(), key=np.ndim, reverse=True)  # softmax regression
+    images, labels = workload._train[0].numpy()[shard.rows], workload._train[1].numpy()[shard.rows]
+    scores = np.exp(images.reshape(len(images), -1) @ weight.T.astype(np.float64) + bias)
+    want = (np.eye(10)[labels] - scores / scores.sum(1, keepdims=True)).mean(0)
+    np.testing.assert_allclose(workload.class_errors(model.groups[MODEL], shard, generator(1)), want, atol=1e-6)
 
 
 def test_a_clients_own_data_can_be_evaluated() -> None:

@@ -214,8 +214,8 @@ class _Run:
 
     @property
     def by_examples(self) -> bool:
-        """Whether an update weighs as much as its examples."""
-        return self.experiment.round.weighting == "examples"
+        """Whether an update weighs as much as its examples; the only one of its round weighs one, which is exact."""
+        return self.experiment.round.weighting == "examples" and self.experiment.cohort_size > 1
 
     @functools.cached_property
     def workload(self) -> Workload:

@@ -172,7 +172,7 @@ class JobRunner:
         if act is not None:
             stage.name = job.kind
             ref = group.states.get(job.client)
-            update = act(job, records, self._fetch(ref) if ref is not None else None, rng)
+            update = act(job, records, self._fetch(ref) if ref is not None else None, rng, rule)
         else:
             stage.name = "shard"
             shard = workload.shard(job.client)
@@ -184,12 +184,13 @@ class JobRunner:
         stage.name = "outgoing"
         if rule is not None:
             update = rule.outgoing(update, job.knobs)
+        trained = job.kind.split(".")[0] == "train"
         if group.measure is None and not group.hold:
-            return Done(update, trained=job.kind.split(".")[0] == "train", shared_s=shared_s)
+            return Done(update, trained=trained, shared_s=shared_s)
         if act is not None:
             raise UnsupportedFeature(
                 f"workload {experiment.workload.name!r} does its clients' work itself, so a selection that measures "
-                "trained candidates cannot look into it; choose another selection"
+                "candidates cannot look into it; choose another selection"
             )
         stage.name = "measure"
         update = own(update)  # measuring uses the workload, whose buffers the update's arrays may be
@@ -199,7 +200,7 @@ class JobRunner:
             update = replace(update, groups={}, state=None)
         return Done(
             replace(update, info={**update.info, **measured}),
-            trained=True,
+            trained=trained,
             measured=_count(measured),
             shared_s=shared_s,
         )
@@ -222,7 +223,11 @@ class JobRunner:
             return workload.train(job, inputs, shard, rule, rng)
         if job.kind == "evaluate":
             return Update(num_examples=shard.num_examples, metrics=workload.evaluate(inputs, shard))
-        raise BadUpdate(f"workload {experiment.workload.name!r} has no action {job.kind!r}; it can train and evaluate")
+        if job.kind == "measure":
+            return Update(num_examples=shard.num_examples)
+        raise BadUpdate(
+            f"workload {experiment.workload.name!r} has no action {job.kind!r}; it can train, evaluate and be measured"
+        )
 
     def _measure(
         self,

@@ -125,6 +125,8 @@ class Update:
     info: Info = field(default_factory=dict)
     state: Record | None = None
     """What this client wants back with its next job (kept by the platform, never shown to strategies)."""
+    traces: Arrays = field(default_factory=dict)
+    """What local training saw, for measures of the same client; never leaves it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,10 +11,10 @@ from typing import Any
 from fedloom.core import registry
 from fedloom.core.config import Experiment
 from fedloom.core.errors import FedloomError, RunFailed, UnsupportedFeature
-from fedloom.core.events import Event, RoundFinished, RoundStarted
+from fedloom.core.events import Event, Notice, RoundFinished, RoundStarted
 from fedloom.core.history import RoundRecord, Timing
 from fedloom.core.messages import RunSpec
-from fedloom.core.protocols import Pending, Roster, Selection, Strategy, WorkloadInfo
+from fedloom.core.protocols import Pending, Roster, Selection, Strategy, Telling, WorkloadInfo
 from fedloom.core.records import (
     MODEL,
     Arrays,
@@ -82,6 +82,7 @@ class Loop:
         self._saver = Saver(store, experiment.checkpoint.keep)
         self._progress: _Progress | None = None
         self._began, self._earlier_s = time.perf_counter(), 0.0
+        self._alarms: set[str] = set()
         self.info = WorkloadInfo(data={})
 
     @property
@@ -159,7 +160,7 @@ class Loop:
             return False
         context, exchange, first = planned
         state = self._exchanges(progress.strategy, exchange, context, tally, first)
-        selection = self._selection.observe(progress.selection, tally.trained(), tally.probed)
+        selection = _observed(self._selection, progress.selection, tally)
         evaluation, evaluation_s = self._evaluate(state, number, tally)
         waited = self._saver.wait()
         progress.round, progress.strategy, progress.selection = number, state, selection
@@ -180,7 +181,20 @@ class Loop:
         )
         self._save(progress, record)
         self._emit(RoundFinished(run_id=self.run.run_id, record=record))
+        self._watch(number, evaluation)
         return True
+
+    def _watch(self, number: int, evaluation: Mapping[str, float] | None) -> None:
+        """Tell when a metric the workload wants watched leaves 0, and when it is 0 again."""
+        for name, advice in self.info.watch.items():
+            if evaluation is None:
+                return
+            value = evaluation.get(name, 0.0)
+            if (value > 0) == (name in self._alarms):
+                continue
+            self._alarms ^= {name}
+            message = f"{name} is {value:.3g}: {advice}" if value > 0 else f"{name} is 0 again"
+            self._emit(Notice(run_id=self.run.run_id, message=f"round {number}: {message}"))
 
     def _plan(self, progress: _Progress, number: int, tally: Tally) -> tuple[RoundContext, Exchange, int] | None:
         """The cohort, and what it is asked first: its context, the exchange, and that exchange's index."""
@@ -199,16 +213,22 @@ class Loop:
             rounds=experiment.rounds,
             seed=experiment.seed,
         )
-        if probe is not None and probe.kind == "evaluate":
+        if probe is not None and probe.kind != "train":
             inputs = model_inputs(self._strategy, progress.strategy)
-            jobs = context.jobs("evaluate", inputs=tuple(inputs))
-            reports = self._probe(Exchange(jobs=jobs, inputs=inputs, accumulator="metrics"), _PROBE, tally)
-            context = replace(context, cohort=choose(reports))
+            question = Exchange(
+                jobs=context.jobs(probe.kind, inputs=tuple(inputs)),
+                inputs=inputs,
+                knobs=probe.knobs,
+                accumulator="metrics",
+                measure=probe.measure,
+            )
+            context = replace(context, cohort=choose(self._probe(question, _PROBE, tally)))
         exchange = self._strategy.plan(progress.strategy, context)
         if exchange is None:
             return None
+        exchange = _with_telling(exchange, self._selection, progress.selection)
         self._emit(RoundStarted(run_id=self.run.run_id, round=number, cohort=len(exchange.jobs)))
-        if probe is None or probe.kind == "evaluate":
+        if probe is None or probe.kind != "train":
             return context, exchange, 0
         knobs = {**exchange.knobs, **probe.knobs}
         held = replace(exchange, accumulator="metrics", hold=True, measure=probe.measure, knobs=knobs)
@@ -307,7 +327,7 @@ _PROBE = _EVALUATION + 1
 
 
 def model_inputs(strategy: Strategy[Any], state: Any) -> Mapping[str, Record]:
-    """What an evaluation of the global model reads: the strategy's `model_inputs` if it has that, else its arrays."""
+    """What an evaluation of the global model reads: the strategy's `model_inputs`, else its arrays."""
     own = getattr(strategy, "model_inputs", None)
     return own(state) if own is not None else {MODEL: Record({MODEL: strategy.arrays(state)})}
 
@@ -316,6 +336,28 @@ def _told(teller: Any, state: Any) -> Mapping[str, Any]:
     """What a strategy or selection that has an optional `report(state)` says for the round's record."""
     tell = getattr(teller, "report", None)
     return dict(tell(state)) if tell is not None else {}
+
+
+def _observed(selection: Selection[Any], state: Any, tally: Tally) -> Any:
+    """The selection's state after a round."""
+    after = selection.observe(state, tally.trained(), tally.probed)
+    missed = getattr(selection, "missed", None)
+    clients = sorted({failure.client for failure in tally.failures})
+    return missed(after, clients) if missed is not None and clients else after
+
+
+def _with_telling(exchange: Exchange, selection: Selection[Any], state: Any) -> Exchange:
+    """The exchange, with what the selection wants its clients to tell."""
+    tell = getattr(selection, "telling", None)
+    telling: Telling | None = tell(state) if tell is not None else None
+    if telling is None:
+        return exchange
+    if exchange.measure is not None:
+        raise UnsupportedFeature(
+            f"the selection wants clients to report {telling.measure!r} beside their updates, but this strategy "
+            f"already has them report {exchange.measure!r}; use another selection with it"
+        )
+    return replace(exchange, measure=telling.measure, knobs={**exchange.knobs, **telling.knobs})
 
 
 def _collection(exchange: Exchange, context: RoundContext) -> Exchange:

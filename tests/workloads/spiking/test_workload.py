@@ -135,6 +135,18 @@ def test_metrics_add_up_over_parts(build: Build) -> None:
     )  # other noise, 1438 examples
 
 
+@pytest.mark.parametrize("encoder", [{"name": "direct"}, {"name": "poisson"}])
+def test_class_errors_are_what_is_held_minus_what_is_answered(build: Build, encoder: dict[str, Any]) -> None:
+    workload = build(clients=10, encoder=encoder)
+    arrays, shard = workload.init(generator(3)).groups[MODEL], workload.shard(4)
+    rates = workload.firing_rates(arrays, shard, generator(7), layers="output", per_sample=True)["output"]
+    answered = np.exp(rates) / np.exp(rates).sum(1, keepdims=True)
+    held = np.eye(10)[workload._data.y_train[shard.rows]]
+    errors = workload.class_errors(arrays, shard, generator(7))
+    np.testing.assert_allclose(errors, (held - answered).mean(0), atol=1e-6)
+    np.testing.assert_array_equal(errors, workload.class_errors(arrays, shard, generator(7)))
+
+
 def test_dead_layers_are_counted(build: Build) -> None:
     work = build(dead_rate_floor=0.05)
     arrays = dict(work.init(generator(1, "model")).groups[MODEL])
