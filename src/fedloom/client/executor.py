@@ -58,6 +58,7 @@ class Executor:
         """Know a run; its workload is loaded with its first group (or now, in a spare moment, by `warm`)."""
         if spec.run_id not in self._runs:
             self._runs = {spec.run_id: _Run(spec)}
+            self._kept.clear()
 
     def warm(self, run_id: str) -> None:
         """Load a run's workload ahead of its first group; what goes wrong is reported by the group."""
