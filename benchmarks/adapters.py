@@ -120,7 +120,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         "base copies": ("bases on host", "{:.2f}"),
     }
     heads = "".join(f"{head:>18}" for head, _ in columns.values())
-    lines = ["", f"{'A LoRA round of MiniLM (22 M parameters), rank 8':48}"[:26] + heads]
+    lines = ["", "A LoRA round of MiniLM (22 M parameters), rank 8 on query and value", " " * 26 + heads]
     for row in rows:
         cells = [form.format(row[name]) if name in row else "" for name, (_, form) in columns.items()]
         lines.append(f"  {row['']:24}" + "".join(f"{cell:>18}" for cell in cells))

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from fedloom.core import registry
 from fedloom.core.config import Experiment
 from fedloom.core.errors import FedloomError, RunFailed, UnsupportedFeature
@@ -124,9 +126,11 @@ class Loop:
         """Do every round that is left."""
         assert self._progress is not None
         try:
-            while self._progress.round < self._experiment.rounds:
-                if not self._round(self._progress, self._progress.round + 1):
-                    break
+            # A strategy's bits must not depend on this machine's cores, nor its time on who else uses them.
+            with threadpool_limits(1, "blas"):
+                while self._progress.round < self._experiment.rounds:
+                    if not self._round(self._progress, self._progress.round + 1):
+                        break
         finally:
             self._saver.wait()
 
