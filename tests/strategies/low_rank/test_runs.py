@@ -239,9 +239,11 @@ class TestTheFamily:
         ids=lambda value: value if isinstance(value, str) else "",
     )
     def test_each_of_them_learns(self, strategy: str, settings: dict[str, Any]) -> None:
-        made = experiment(strategy, settings=settings, rounds=12).override(["workload.training.max_steps=15"])
+        training = {"optimizer": "adamw", "learning_rate": 0.01, "max_steps": 15}
+        made = experiment(strategy, settings=settings, rounds=8)
+        made = made.override([f"workload.training.{key}={value}" for key, value in training.items()])
         losses = [record.metrics["loss"] for record in api.run(made, keep=False).history]
-        assert losses[-1] < 0.95 * losses[0]  # slowly: the base is random, and frozen
+        assert losses[-1] < 0.7 * losses[0]
 
     @pytest.mark.parametrize("strategy", ["fedlora", "flexlora"])
     def test_a_client_sends_and_reads_its_own_rank(self, run: Run, strategy: str) -> None:
