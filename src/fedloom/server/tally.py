@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedloom.core.history import Failure, NodeShare, RoundRecord, Timing, Traffic
+from fedloom.core.history import Choice, Failure, NodeShare, RoundRecord, Timing, Traffic
 from fedloom.core.records import ClientReport, Exchange, Metrics, RoundContext, add_metrics, metric_values
+from fedloom.server.choices import told
 from fedloom.server.exchange import Collected, as_line
 from fedloom.server.nodes import Node
 
@@ -41,7 +42,21 @@ class Tally:
 
     def trained(self) -> Sequence[ClientReport]:
         """One report for each client that trained: the candidates' where they did, else those of the cohort."""
-        return [report for report in self.probed if report.num_trained] or self.folded
+        return [report for report in self.probed if report.num_trained] if self._trained_as_probed() else self.folded
+
+    def choice(self, context: RoundContext) -> Choice:
+        """The line for `choices.jsonl`."""
+        return Choice(
+            round=context.round,
+            cohort=list(context.cohort),
+            probed=[told(report) for report in self.probed],
+            collected=self.collected,
+            trained=[] if self._trained_as_probed() else [told(report) for report in self.folded],
+            missed=sorted({failure.client for failure in self.failures}),
+        )
+
+    def _trained_as_probed(self) -> bool:
+        return any(report.num_trained for report in self.probed)
 
     def record(
         self,
