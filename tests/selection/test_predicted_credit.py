@@ -31,7 +31,7 @@ def heard(selection: Any, reports: Any, *clients: int, roster: Roster = ROSTER, 
 
 def test_the_balanced_are_chosen_by_hand(build, reports) -> None:
     """Of gains 0.9, 0.8 in class 0, 0.7 in class 1, 0.6 in class 2: three of them most even are 0.8 : 0.7 : 0.6."""
-    selection = build("predicted_credit", candidates=6, decay=1.0)
+    selection = build("predicted_credit", candidates=6, decay=1.0, rule="balance-all")
     state = heard(selection, reports, 4, 5, 0, 1, 2, 3)
     for seed in range(10):
         chosen = selection.choose(state, ROSTER, 3, generator(seed))
@@ -95,7 +95,7 @@ def test_only_the_unknown_are_previewed(build, reports) -> None:
     selection = build("predicted_credit", candidates=6, preview=1, decay=1.0)
     state = heard(selection, reports, 0, 1, 2, 3)
     probe = selection.probe(state, ROSTER, 2, generator(1))
-    assert (probe.kind, probe.measure, len(probe.candidates)) == ("evaluate", "predicted_credit", 1)
+    assert (probe.kind, probe.measure, len(probe.candidates)) == ("measure", "predicted_credit", 1)
     assert set(probe.candidates) < {4, 5}
     told = reports(probe.candidates, gain=[[0.0, 0.0, 0.9]])
     chosen = selection.choose(state, ROSTER, 3, generator(1), told)
@@ -131,14 +131,14 @@ def test_the_measure_is_the_error_of_the_output() -> None:
     """Two images of classes 0 and 1; outputs (ln 3, 0) for both: softmax (3/4, 1/4), error ((3/2 - 1) / 2, ...)."""
 
     class Fixed:
-        def output_error(self, model: Any, shard: Any) -> Any:
+        def class_errors(self, arrays: Any, shard: Any, rng: Any) -> Any:
             softmax, labels = np.array([[0.75, 0.25]] * 2), np.eye(2)
-            return (softmax - labels).mean(axis=0)
+            return (labels - softmax).mean(axis=0)
 
     measure = registry.part("selection", "predicted_credit", "measure").build_measure()
     nothing = Update(num_examples=2)
     assert measure(Fixed(), Record({MODEL: {}}), nothing, None, generator(1), {}) == {"gain": [-0.25, 0.25]}
-    with pytest.raises(UsageError, match=r"'object' has no output_error\. Use image_classification or spiking"):
+    with pytest.raises(UsageError, match=r"'object' has no class_errors\. Use image_classification or spiking"):
         measure(object(), Record({MODEL: {}}), nothing, None, generator(1), {})
 
 
@@ -199,7 +199,7 @@ def test_a_strategy_that_measures_for_itself_is_refused() -> None:
         )
 
 
-def test_output_errors_are_the_gradient_of_the_loss() -> None:
+def test_class_errors_are_the_gradient_of_the_loss() -> None:
     """The bias of a linear model gets the mean output error as its gradient: one full-batch step shows it."""
     settings = {
         "name": "image_classification",
@@ -217,6 +217,6 @@ def test_output_errors_are_the_gradient_of_the_loss() -> None:
         .groups[MODEL][bias]
         .astype(np.float64)
     )
-    error = work.output_error(model, shard)
+    error = -work.class_errors(model.groups[MODEL], shard, generator(1))
     np.testing.assert_allclose((start - after) / 0.5, error, atol=2e-6)
     assert abs(error.sum()) < 1e-12 and np.abs(error).max() > 0.01

@@ -46,6 +46,10 @@ class Strategy(Protocol[S]):
     No I/O, no clock, no randomness but `context.rng`, no mutation of arguments. `S` is a frozen dataclass of arrays
     (or mappings of them) and JSON values, so the platform can save it (`core.state`). The client half, if there is
     one, is the folder's `rule.py`; an unusual fold is its `accumulator.py`.
+
+    A strategy may also have `model_inputs(state) -> Mapping[str, Record]`, the inputs from which clients evaluate the
+    global model (a frozen base beside what was trained on it, say), and `report(state) -> Mapping[str, Any]`, numbers
+    for the round's record.
     """
 
     @property
@@ -65,7 +69,7 @@ class Strategy(Protocol[S]):
         """
 
     def arrays(self, state: S) -> Arrays:
-        """The global model: what is evaluated, exported and hashed."""
+        """The global model: what is exported and hashed, and evaluated where there is no `model_inputs`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +90,9 @@ class Probe:
     candidates: tuple[int, ...]
     """Distinct clients, in the order their reports will come."""
     kind: str
-    """`evaluate`: the global model's metrics on the client's training data. `train`: local training, whose update stays
-    on the client until it is collected (or forgotten at the end of the round)."""
+    """`evaluate`: the global model's metrics on the client's training data. `measure`: what `measure` tells of it, and
+    nothing else. `train`: local training, whose update stays on the client until it is collected (or forgotten at the
+    end of the round)."""
     measure: str | None = None
     """Name of the selection folder whose `measure.py` says what a candidate reports."""
     knobs: Info = field(default_factory=dict)
@@ -126,7 +131,7 @@ class Measure(Protocol):
             workload: the client's workload; a measure may need more of it than the interface has, and must say so.
             model: the global model as received.
             update: the client's update; its arrays may be views, nothing may be kept. Without arrays where the client
-                was asked to evaluate only.
+                was not asked to train.
             shard: the client's training data.
             rng: one stream for this client and round, for draws that before and after must share.
             knobs: settings of the exchange and the job.
@@ -179,7 +184,12 @@ class LocalRule(Protocol):
     """A strategy's client half: what happens to gradients, and to the update before it leaves.
 
     Tensors may be NumPy's or torch's: a rule uses arithmetic operators and in-place methods both have. Everything it
-    needs arrives in `knobs` (the exchange's and the job's together).
+    needs arrives in `knobs` (the exchange's and the job's together). A rule object serves one job and may keep what it
+    learns in it.
+
+    A rule may also have `incoming(inputs, job) -> inputs`, which turns what was sent into what the workload reads (the
+    reverse of `outgoing`), and `begin(trained, knobs)`, called before training with the (group, name) of each trained
+    array, in the order of the gradients.
     """
 
     def adjust_gradients(
@@ -190,7 +200,8 @@ class LocalRule(Protocol):
         Args:
             gradients: gradient of the local loss, one entry per trained array.
             parameters: local weights w, same order and shapes; read-only.
-            anchor: the global weights as received, same order and shapes; read-only.
+            anchor: the global weights as received, same order and shapes, or those of the job's input `anchor` where
+                it has one; read-only.
             knobs: settings of the exchange and the job.
         """
 
@@ -228,7 +239,10 @@ class Workload(Protocol):
         """Facts for the server and the report."""
 
     def init(self, rng: np.random.Generator) -> Record:
-        """The initial global model, group `model`; only arrays that travel."""
+        """The initial global model, group `model`; only arrays that travel.
+
+        `info` may say what strategies need to know of it, such as which layers can carry adapters.
+        """
 
     def shard(self, client: int) -> Shard:
         """A client's training data."""
@@ -250,8 +264,11 @@ class Workload(Protocol):
         what is derived from it may be cached. The update's arrays may alias the workload's buffers.
         """
 
-    def evaluate(self, model: Record, shard: Shard) -> Metrics:
-        """Metrics of the global model on a shard, each weighted by the examples it was taken over."""
+    def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
+        """Metrics of the global model on a shard, each weighted by the examples it was taken over.
+
+        `inputs` holds what `train` starts from: `model` and whatever else the strategy sends beside it.
+        """
 
 
 class GroupWorkload(Workload, Protocol):
@@ -284,8 +301,12 @@ class StatefulWorkload(Workload, Protocol):
         inputs: Mapping[str, Record],
         state: Record | None,
         rng: np.random.Generator,
+        rule: LocalRule | None = None,
     ) -> Update:
-        """Do any job, `train` and `evaluate` included; `state` is what the client's last update asked to keep."""
+        """Do any job, `train` and `evaluate` included.
+
+        `state` is what the client's last update asked to keep; `rule` the strategy's client half, for jobs that train.
+        """
 
 
 class Sink(Protocol):

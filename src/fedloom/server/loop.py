@@ -26,10 +26,11 @@ from fedloom.core.records import (
     metric_values,
 )
 from fedloom.core.seeds import generator
-from fedloom.core.state import dump_state, load_state
+from fedloom.core.state import dump_state, load_state, pinned_in
 from fedloom.server.choices import observed
 from fedloom.server.coordinator import Coordinator
 from fedloom.server.exchange import Collector
+from fedloom.server.holders import Holders
 from fedloom.server.run_store import Checkpoint, RunStore
 from fedloom.server.saver import Saver
 from fedloom.server.tally import Tally, shares, sum_metrics
@@ -108,9 +109,10 @@ class Loop:
             self.info = info
             self._progress = _Progress(
                 checkpoint.round,
-                load_state(self._strategy.State, checkpoint.strategy),
-                load_state(self._selection.State, checkpoint.selection),
+                load_state(self._strategy.State, checkpoint.strategy, checkpoint.pinned),
+                load_state(self._selection.State, checkpoint.selection, checkpoint.pinned),
             )
+            self._collector.holders = Holders(checkpoint.holders)
             self._earlier_s = checkpoint.seconds
         else:
             initial = self._initial()
@@ -131,7 +133,8 @@ class Loop:
             self._saver.wait()
 
     def close(self) -> None:
-        """Let go of what a hosted strategy may hold (a Flower app's thread)."""
+        """Let go of what the run's exchanges shared, and of what a hosted strategy may hold (a Flower app's thread)."""
+        self._coordinator.retain(self.run, ())
         close = getattr(self._strategy, "close", None)
         if close is not None:
             close()
@@ -164,6 +167,7 @@ class Loop:
         evaluation, evaluation_s = self._evaluate(state, number, tally)
         waited = self._saver.wait()
         progress.round, progress.strategy, progress.selection = number, state, selection
+        self._retain(progress)
         record = tally.record(
             context,
             shares(self._coordinator.nodes(), before),
@@ -213,22 +217,22 @@ class Loop:
             rounds=experiment.rounds,
             seed=experiment.seed,
         )
-        if probe is not None and probe.kind == "evaluate":
-            model = Record({MODEL: self._strategy.arrays(progress.strategy)})
-            asked = Exchange(
-                jobs=context.jobs("evaluate"),
-                inputs={MODEL: model},
+        if probe is not None and probe.kind != "train":
+            inputs = model_inputs(self._strategy, progress.strategy)
+            question = Exchange(
+                jobs=context.jobs(probe.kind, inputs=tuple(inputs)),
+                inputs=inputs,
                 knobs=probe.knobs,
                 accumulator="metrics",
                 measure=probe.measure,
             )
-            context = replace(context, cohort=choose(self._probe(asked, _PROBE, tally)))
+            context = replace(context, cohort=choose(self._probe(question, _PROBE, tally)))
         exchange = self._strategy.plan(progress.strategy, context)
         if exchange is None:
             return None
         exchange = _with_telling(exchange, self._selection, progress.selection)
         self._emit(RoundStarted(run_id=self.run.run_id, round=number, cohort=len(exchange.jobs)))
-        if probe is None or probe.kind == "evaluate":
+        if probe is None or probe.kind != "train":
             return context, exchange, 0
         knobs = {**exchange.knobs, **probe.knobs}
         held = replace(exchange, accumulator="metrics", hold=True, measure=probe.measure, knobs=knobs)
@@ -287,13 +291,22 @@ class Loop:
         if not every or (number % every and number != self._experiment.rounds):
             return None, 0.0
         begin = time.perf_counter()
-        model = Record({MODEL: self._strategy.arrays(state)})
-        jobs = tuple(Job(round=number, client=part, kind="held_out", knobs={"parts": parts}) for part in range(parts))
-        exchange = Exchange(jobs=jobs, inputs={MODEL: model}, accumulator="metrics")
+        inputs = model_inputs(self._strategy, state)
+        jobs = tuple(
+            Job(round=number, client=part, kind="held_out", inputs=tuple(inputs), knobs={"parts": parts})
+            for part in range(parts)
+        )
+        exchange = Exchange(jobs=jobs, inputs=inputs, accumulator="metrics")
         collected = self._collector.collect(exchange, number, _EVALUATION, quorum=1.0, deadline_s=None, group_size=1)
         tally.waiting_s += collected.waiting_s
         metrics = sum_metrics(collected.reports)
         return (metric_values(metrics) if metrics else None), time.perf_counter() - begin
+
+    def _retain(self, progress: _Progress) -> None:
+        """Only pinned records that the state names will be sent again."""
+        named = pinned_in(progress.strategy).keys()
+        self._coordinator.retain(self.run, named)
+        self._collector.holders.retain(named)
 
     def _save(self, progress: _Progress, record: RoundRecord) -> None:
         """Write the round down at once and its checkpoint behind the next round's work."""
@@ -301,7 +314,12 @@ class Loop:
         last = progress.round == self._experiment.rounds
         if last or progress.round % self._experiment.checkpoint.every == 0:
             checkpoint = Checkpoint(
-                progress.round, dump_state(progress.strategy), dump_state(progress.selection), self.seconds
+                progress.round,
+                dump_state(progress.strategy),
+                dump_state(progress.selection),
+                self.seconds,
+                self._collector.holders.arrays(),
+                pinned_in(progress.strategy) | pinned_in(progress.selection),
             )
             self._saver.save(checkpoint)
 
@@ -310,6 +328,12 @@ _EVALUATION = 1 << 16
 """Exchange index of a round's evaluation, beyond any exchange of a strategy."""
 _PROBE = _EVALUATION + 1
 """Exchange index of an evaluation of candidates."""
+
+
+def model_inputs(strategy: Strategy[Any], state: Any) -> Mapping[str, Record]:
+    """What an evaluation of the global model reads: the strategy's `model_inputs`, else its arrays."""
+    own = getattr(strategy, "model_inputs", None)
+    return own(state) if own is not None else {MODEL: Record({MODEL: strategy.arrays(state)})}
 
 
 def _told(teller: Any, state: Any) -> Mapping[str, Any]:

@@ -17,8 +17,8 @@ class Config(CandidateSettings):
     name: str = "firing_credit"
     rule: Rule = "shortlist-balance"
     """`shortlist-balance`: of the highest credits those whose gains are jointly most uniform. `topm`: the highest (the
-    literal reading). `balance-all`: uniform gains without credits. `softmax`: drawn by credit. `lowest`: the lowest, a
-    negative control."""
+    literal reading). `balance-all`: uniform gains without credits. `cover`: large gains in many classes, without
+    credits. `softmax`: drawn by credit. `lowest`: the lowest, a negative control."""
     norm: Norm = "l1"
     """How the change of rates becomes a credit: `l1` or `l2` of the mean change, `per_sample` mean of the samples' L1,
     `signed` sum (changes cancel), `positive` part only."""

@@ -15,9 +15,9 @@ class Config(CandidateSettings):
     """What a client tells. `error`: its labels' shares minus what the global model predicts there, one forward pass;
     works with any classification. `change`: how its own training changed its output firing rates, as `firing_credit`
     measures it; spiking workloads only, and nothing can be previewed."""
-    rule: Literal["balance-all", "shortlist-balance"] = "balance-all"
-    """`balance-all`: greedily those whose gains are jointly most uniform. `shortlist-balance`: the same among those of
-    the largest gains."""
+    rule: Literal["cover", "balance-all", "shortlist-balance"] = "cover"
+    """`cover`: greedily those with much to gain in many classes. `balance-all`: those whose gains are jointly most
+    uniform, however small. `shortlist-balance`: the same among those of the largest gains."""
     shortlist: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = 2.0
     """Largest gains per place that `shortlist-balance` balances among; rounded up, at most all candidates."""
     candidate_draw: Literal["stalest", "uniform"] = "stalest"

@@ -1,4 +1,4 @@
-"""The client half: the mean error of the global model's output on the client's own data; no training is needed."""
+"""The client half: what the client's own data would teach each output of the global model; nobody trains for it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 
 from fedloom.core.errors import UsageError
 from fedloom.core.protocols import Measure, Shard, Workload
-from fedloom.core.records import Array, Info, Record, Update
+from fedloom.core.records import MODEL, Array, Info, Record, Update
 
-OutputError = Callable[[Record, Shard], Array]
-"""`output_error(model, shard)`: mean over the shard of softmax(z) - y, with z the output and y the one-hot label;
-float64 [C], adding up to 0."""
+ClassErrors = Callable[..., Array]
+"""`class_errors(arrays, shard, rng)`: mean over the shard of the loss's negative gradient at the outputs, up to a
+positive constant; float64 [C] in [-1, 1]. For softmax cross-entropy it is y - softmax(z), y the one-hot label."""
 
 
 def predicted_gain(
@@ -21,16 +21,16 @@ def predicted_gain(
     """`{"gain": [C floats]}`: q_kc - E[softmax(z)_c], label shares minus predicted shares.
 
     Raises:
-        UsageError: the workload does not tell its output's error.
+        UsageError: the workload does not tell its outputs' errors.
     """
-    error: OutputError | None = getattr(workload, "output_error", None)
-    if error is None:
+    errors: ClassErrors | None = getattr(workload, "class_errors", None)
+    if errors is None:
         raise UsageError(
             f"selection 'predicted_credit' reads the error of the model's output, but workload "
-            f"{type(workload).__name__!r} has no output_error. Use image_classification or spiking_classification, or "
+            f"{type(workload).__name__!r} has no class_errors. Use image_classification or spiking_classification, or "
             "another selection"
         )
-    return {"gain": (-np.asarray(error(model, shard), np.float64)).tolist()}
+    return {"gain": errors(model.groups[MODEL], shard, rng).tolist()}
 
 
 def build_measure() -> Measure:

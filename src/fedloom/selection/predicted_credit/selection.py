@@ -82,7 +82,7 @@ class PredictedCredit:
         unknown = candidates[~self._known(state)[candidates]][: self._config.preview]
         if not len(unknown):
             return None
-        return Probe(candidates=tuple(int(k) for k in unknown), kind="evaluate", measure="predicted_credit")
+        return Probe(candidates=tuple(int(k) for k in unknown), kind="measure", measure="predicted_credit")
 
     def choose(
         self,
@@ -146,8 +146,8 @@ class PredictedCredit:
         gains = rules.weighted_gains(np.nan_to_num(state.gains[candidates]), state.examples[candidates])
         gains *= self._config.decay ** age[:, None]
         gains[~known] = 0.0 if self._config.preview else gains[known].mean(axis=0)
-        if self._config.rule == "balance-all":
-            return np.sort(rules.balance_all(gains, size))
+        if self._config.rule != "shortlist-balance":
+            return np.sort((rules.cover if self._config.rule == "cover" else rules.balance_all)(gains, size))
         return np.sort(rules.shortlist_balance(gains.sum(axis=1), gains, size, self._config.shortlist))
 
     def _learn(self, state: Memory, reports: Sequence[ClientReport]) -> Memory:

@@ -28,7 +28,7 @@ from fedloom.workloads._spiking.neurons import Dynamics
 from fedloom.workloads._spiking.rates import Layers, RateMeter
 from fedloom.workloads._spiking.traces import RateTrace
 from fedloom.workloads._torch.scope import choose_device, exact
-from fedloom.workloads._torch.trainer import Trainer, error_in_batches, evaluate_in_batches
+from fedloom.workloads._torch.trainer import Trainer, evaluate_in_batches
 from fedloom.workloads.image_classification.workload import ImageShard
 from fedloom.workloads.spiking_classification.config import Config
 
@@ -122,7 +122,7 @@ class SpikingClassification:
                 traced.add(next(steps), [(n, s.flatten().cpu().numpy()) for n, s in spikes.items()], len(rows))
             return mean
 
-        update = self._trainer.train(shard.rows, loss, inputs[MODEL], rule, job.knobs, rng)
+        update = self._trainer.train(shard.rows, loss, inputs, rule, job.knobs, rng)
         weight = update.metrics["loss"].weight
         rates = {f"rate/{name}": Mean(float(rate), weight) for name, rate in tally.items()}
         return replace(update, metrics={**update.metrics, **rates}, traces=traced.rates())
@@ -151,11 +151,11 @@ class SpikingClassification:
         if rule is not None or self.program == "loop":
             one_by_one = zip(jobs, shards, rngs, strict=True)
             return [_kept(self.train(job, inputs, shard, rule, rng)) for job, shard, rng in one_by_one]
-        self._trainer.load(inputs[MODEL])
+        self._trainer.load(inputs)
         rows, trace = [_rows(shard) for shard in shards], any(map(_is_traced, jobs))
         return self._group.train(self._trainer.arrays, rows, rngs, trace=trace)
 
-    def evaluate(self, model: Record, shard: Shard) -> Metrics:
+    def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
         """Metrics on a test part, or on a client's own data.
 
         `loss`, `accuracy` (of equal counts the first class wins); and where neurons spike, per example: `rate/<layer>`,
@@ -177,32 +177,13 @@ class SpikingClassification:
             return [*sums, spike_sum(trace), *rate_sums(trace).values()] if layers else sums
 
         with exact(self._device), torch.inference_mode():
-            self._trainer.load(model)
+            self._trainer.load(inputs)
             self._network.eval()
             metrics = dict(evaluate_in_batches(len(rows), _EVALUATION_BATCH, measure, names))
         if layers and len(rows):
             dead = np.mean([metrics[f"rate/{name}"].value < self._config.dead_rate_floor for name in layers])
             metrics["dead"] = Mean(float(dead) * len(rows), float(len(rows)))
         return metrics
-
-    def output_error(self, model: Record, shard: Shard) -> Array:
-        """Mean of softmax(z) - one-hot label over a client's own data, float64 [C]; for selections.
-
-        z are the output's firing rates, its spike counts with the loss `count`, a twin's logits.
-        """
-        assert isinstance(shard, ImageShard)
-        part = "test" if shard.held_out else "train"
-        rows = torch.from_numpy(shard.rows).to(self._device)
-
-        def outputs(batch: slice) -> tuple[Tensor, Tensor]:
-            spikes = self._network(self._encoded(part, shard.rows[batch], self._evaluation_seed))
-            scores = spikes.sum(0) if self._config.loss == "count" else spikes.mean(0)
-            return scores, self._parts[part][1].index_select(0, rows[batch])
-
-        with exact(self._device), torch.inference_mode():
-            self._trainer.load(model)
-            self._network.eval()
-            return error_in_batches(len(rows), _EVALUATION_BATCH, outputs)
 
     def firing_rates(
         self,
@@ -256,6 +237,23 @@ class SpikingClassification:
         rows = [_rows(shard) for shard in shards]
         with exact(self._device):
             return self._meter.measure_group(models, rows, rngs, layers, self._dynamics, per_sample=per_sample)
+
+    def class_errors(self, arrays: Arrays, shard: Shard, rng: np.random.Generator) -> Array:
+        """What a client's examples would teach each class's output: the mean of the loss's push, without training.
+
+        Args:
+            arrays: the model's.
+            shard: the client's training data, n examples.
+            rng: for a Poisson encoder's noise; read, not advanced.
+
+        Returns:
+            Mean over the examples of `Loss.errors`, float64 in [-1, 1], shape (classes,).
+        """
+        rows = _rows(shard)
+        labels = self._parts["train"][1].index_select(0, torch.from_numpy(rows).to(self._device))
+        with exact(self._device):
+            outputs = self._meter.outputs(arrays, rows, rng, self._dynamics if self.program == "group" else None)
+            return np.asarray(self._loss.errors(outputs, labels).mean(0).cpu().numpy())
 
     def _minibatch(self, rows: Tensor) -> tuple[Tensor, Trace]:
         """Mean loss of these training rows, and the pass that gave it; rows beyond theirs are padding.
