@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fleet_support import hold_session
 
 from fedloom.client.held import HeldUpdates
 from fedloom.core.accumulators import UpdateList
@@ -63,6 +64,17 @@ def test_it_equals_averaging_with_the_credit_as_selection_when_groups_are_equal(
     other = api.run(experiment(strategy="fedavg", cohort=M, selection=selection), keep=False)
     assert [record.cohort for record in other.history] == [record.cohort for record in plain.history]
     assert other.summary.model_sha256 == plain.summary.model_sha256
+
+
+@pytest.mark.parametrize("rule", ["shortlist-balance", "topm"])
+def test_without_learning_every_credit_is_zero_and_the_draw_decides(rule: str) -> None:
+    """CA-2, with a step too small to move a weight; the chi-square test over rounds is the selection's own."""
+    still = experiment(strategy={"name": "sfedca", "select": M, "rule": rule}).override(
+        ["workload.training.learning_rate=1e-30"]
+    )
+    for record in api.run(still, keep=False).history:
+        assert set(record.info["credits"].values()) == {0.0}
+        assert record.cohort == record.candidates[:M]
 
 
 def test_traffic_is_exact(plain: api.RunResult) -> None:
@@ -169,6 +181,15 @@ def test_a_candidate_that_fails_is_missing_and_the_rest_go_on() -> None:
         run = api.run(lost, keep=False)
     assert failed and [failure.client for failure in run.history[0].failures] == [1]
     assert run.history[0].cohort == [0]
+
+
+def test_nodes_without_shared_memory_give_the_same_bits(plain: api.RunResult) -> None:
+    """As on machines of their own: payloads are streamed, each node keeps the models of the candidates it trained."""
+    outcome = hold_session(experiment(), workers=3, shared_memory=False)
+    assert outcome.error is None
+    assert [record.cohort for record in outcome.history] == [record.cohort for record in plain.history]
+    assert outcome.summary.model_sha256 == plain.summary.model_sha256
+    assert sum(len(record.nodes) for record in outcome.history) > len(outcome.history)
 
 
 def test_processes_give_the_same_bits(plain: api.RunResult) -> None:
