@@ -434,8 +434,10 @@ class Coordinator:
         opened.answers.put(Answer(index=key.group, node=name, result=result, total=total, states=states))
 
     def _ack(self, node: Node, key: GroupKey, status: str, message: str = "") -> None:
+        """Answer a result. Nobody waits for the good answer, so that goes along with what is pushed next."""
         if node.mailbox is not None:
-            node.mailbox.put(Ack(key=key, status=status, message=message))
+            put = node.mailbox.put_by if status == "accepted" else node.mailbox.put
+            put(Ack(key=key, status=status, message=message))
 
     def _requeue(self, name: str, node: Node, held: set[GroupKey], reason: str) -> None:
         """Give a vanished agent's groups to others."""
@@ -464,6 +466,9 @@ class Coordinator:
                 if self._changed.wait_for(lambda: self._closed, timeout=self._heartbeat_s / 4):
                     return
                 now = time.monotonic()
+                for node in self._nodes.values():
+                    if node.mailbox is not None:
+                        node.mailbox.flush()
                 silent = [
                     (name, node.hello.session)
                     for name, node in self._nodes.items()
