@@ -11,8 +11,11 @@ from fedloom.core.messages import GroupKey, Hello, ToAgent
 
 
 class Mailbox:
-    """Messages on their way to one session of one agent. Each message that wakes the stream costs a system call or more,
-    so what can wait (`put_by`) travels with the next one that cannot."""
+    """Messages on their way to one session of one agent.
+
+    Each message that wakes the stream costs system calls on both sides, so what can wait (`put_by`) travels with the
+    next one that cannot.
+    """
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[ToAgent | None] = queue.SimpleQueue()
