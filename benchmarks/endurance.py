@@ -66,10 +66,9 @@ def readings(rounds: int, kilobytes: int) -> list[tuple[int, float]]:
                     number = event["record"]["round"] if event["event"] == "RoundFinished" else 0
                     if number and number % _EVERY == 0:
                         found.append((number, process.memory_info().rss / _MB))
-                    if event["event"] == "RunFinished" and event["summary"]["status"] != "done":
-                        raise RuntimeError(
-                            f"the run ended as {event['summary']['status']}: {event['summary']['error']}"
-                        )
+                    ended = event["summary"] if event["event"] == "RunFinished" else {"status": "done"}
+                    if ended["status"] != "done":
+                        raise RuntimeError(f"the run ended as {ended['status']}: {ended['error']}")
             return found
         finally:
             for program in (*agents, server):
