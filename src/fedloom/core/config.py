@@ -52,6 +52,13 @@ class RoundSettings(Settings):
     """How often a group is given out again after the process that held it died."""
 
 
+class FleetSettings(Settings):
+    """Which nodes of a standing server do a run. Means nothing in a simulation."""
+
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Nodes with all these labels serve the run; empty for every node. Part of who does it, not of what comes out."""
+
+
 class EvaluationSettings(Settings):
     """When and how the global model is measured on held-out data."""
 
@@ -108,6 +115,7 @@ class Experiment(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     runtime: RuntimeSettings = RuntimeSettings()
+    fleet: FleetSettings = FleetSettings()
 
     @pydantic.field_validator("strategy", "workload", "selection", mode="before")
     @classmethod
@@ -195,9 +203,9 @@ class Experiment(Settings):
         return self.model_dump(mode="json", exclude_none=True)
 
     def fingerprint(self) -> str:
-        """Digest of everything that decides the result: all but the name and the runtime."""
+        """Digest of everything that decides the result: all but the name, the runtime and the nodes."""
         values = self.to_dict()
-        for incidental in ("name", "runtime", "checkpoint"):
+        for incidental in ("name", "runtime", "checkpoint", "fleet"):
             values.pop(incidental, None)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from fedloom.core.errors import BadMessage, FedloomError, NotFound, ServerUnreachable
+from fedloom.core.errors import BadMessage, FedloomError, NotFound, PolicyRefused, ServerUnreachable
 from fedloom.core.events import NodeChanged
 from fedloom.core.messages import (
     PROTOCOL,
@@ -28,6 +29,8 @@ from fedloom.core.messages import (
     Heartbeat,
     Hello,
     PayloadRef,
+    Refusal,
+    RunOver,
     RunSpec,
     Welcome,
 )
@@ -78,8 +81,13 @@ class Coordinator:
 
     # The agents' side
 
-    def register(self, hello: Hello, locality: str) -> Welcome:
+    def register(self, hello: Hello, locality: str, labels: Mapping[str, str] | None = None) -> Welcome:
         """Know a node, or its new session.
+
+        Args:
+            hello: its introduction.
+            locality: `process`, `host` or `remote`.
+            labels: what the registry says about it.
 
         Raises:
             BadMessage: it speaks another version of the protocol.
@@ -94,7 +102,7 @@ class Coordinator:
             if self._closed:
                 raise ServerUnreachable("the server is shutting down")
             old = self._nodes.get(hello.node)
-            node = Node(hello, locality)
+            node = Node(hello, locality, labels=labels or {})
             if old is not None:
                 node.assigned, node.gone_since = old.assigned, time.monotonic()
                 node.bytes_down, node.bytes_up = old.bytes_down, old.bytes_up
@@ -151,6 +159,8 @@ class Coordinator:
                 self._heartbeat(node, session, message)
             case GroupResult():
                 self._result(node, session, message)
+            case Refusal():
+                self._refusal(node, session, message)
             case Goodbye():
                 self.leave(node, session, message.reason)
 
@@ -166,6 +176,13 @@ class Coordinator:
             self._requeue(node, known, set(), reason or "the agent left")
             self.payloads.forget(node)
         self._on_node(NodeChanged(node=node, state="left", reason=reason))
+
+    def label(self, node: str, labels: Mapping[str, str]) -> None:
+        """A node's labels have changed."""
+        with self._changed:
+            if node in self._nodes:
+                self._nodes[node].labels = labels
+                self._dispatch()
 
     def count_bytes(self, node: str, *, down: int = 0, up: int = 0) -> None:
         """Account for bytes that crossed to or from a node."""
@@ -210,6 +227,16 @@ class Coordinator:
             for node in self._nodes.values():
                 self._tell(node, run)
 
+    def forget_run(self, run_id: str) -> None:
+        """A run is over: agents need keep nothing for it."""
+        with self._changed:
+            self._stale.pop(run_id, None)
+            for node in self._nodes.values():
+                if run_id in node.told_runs:
+                    node.told_runs.discard(run_id)
+                    if node.mailbox is not None:
+                        node.mailbox.put(RunOver(run_id=run_id))
+
     def wait_for_agents(self, count: int, timeout_s: float) -> int:
         """Wait until `count` agents are online; returns how many are."""
         with self._changed:
@@ -252,6 +279,7 @@ class Coordinator:
                     "node": name,
                     "state": ("busy" if node.assigned else "online") if node.online else "lost",
                     "facts_json": json.dumps(node.hello.facts),
+                    "labels": dict(node.labels),
                     "wire_bytes_down": node.bytes_down,
                     "wire_bytes_up": node.bytes_up,
                     "groups_done": node.groups_done,
@@ -297,27 +325,39 @@ class Coordinator:
             node.mailbox.put(run)
 
     def _dispatch(self) -> None:
-        """Push pending groups to agents with room, the least busy first."""
-        for opened in self._open.values():
-            while (choice := self._choose(opened)) is not None:
-                index, name = choice
-                opened.pending.remove(index)
-                try:
-                    self._push(name, self._nodes[name], opened, index)
-                except FedloomError as exc:  # the run's own trouble, such as full memory, must not hit an agent's call
-                    opened.pending.clear()
-                    opened.answers.put(exc)
+        """Push pending groups to agents with room, the least busy first; of several runs, to the one served least."""
+        waiting = [opened for opened in self._open.values() if opened.pending]
+        while waiting:
+            opened = min(waiting, key=lambda opened: opened.in_work)
+            choice = self._choose(opened)
+            if choice is None:
+                waiting.remove(opened)
+                continue
+            index, name = choice
+            opened.pending.remove(index)
+            try:
+                self._push(name, self._nodes[name], opened, index)
+            except FedloomError as exc:  # the run's own trouble, such as full memory, must not hit an agent's call
+                opened.pending.clear()
+                opened.answers.put(exc)
 
     def _choose(self, opened: OpenExchange) -> tuple[int, str] | None:
         """The next group to push, and to whom; None while nobody has room."""
         # A session's first heartbeat says what it still holds; before that nobody can tell what it needs.
-        held = {name: len(node.assigned) for name, node in self._nodes.items() if node.online and not node.fresh}
+        now = time.monotonic()
+        held = {
+            name: len(node.assigned)
+            for name, node in self._nodes.items()
+            if node.online and not node.fresh and opened.wants(name, node.labels, now)
+        }
         # One group in hand and one waiting hides the way to the server and back; near the end it would only keep a
         # group from an idle neighbour.
         room = 2 if len(opened.pending) > len(held) else 1
         for index in opened.pending:
-            prefer = opened.groups[index].prefer
+            prefer, only = opened.groups[index].prefer, opened.groups[index].only
             names = [prefer] if prefer in held else list(held)
+            if only:
+                names = [only] if only in held else []
             free = [(held[name], name) for name in names if held[name] < room]
             if free:
                 return index, min(free)[1]
@@ -383,6 +423,43 @@ class Coordinator:
                     if key.group in opened.pending:
                         opened.pending.remove(key.group)
             self._dispatch()
+
+    def _refusal(self, name: str, session: str, refusal: Refusal) -> None:
+        """A node's policy is against a group: it gets no more of the exchange, for a while or for good."""
+        key = refusal.key
+        with self._changed:
+            node = self._session(name, session)
+            node.seen = time.monotonic()
+            known = node.assigned.pop(key, None) is not None
+            self._ack(node, key, "refused")
+            opened = self._open.get(key[:3])
+            if opened is None or not known or key.group in opened.done:
+                return
+            opened.refusals[name] = refusal
+            opened.unwilling[name] = time.monotonic() + refusal.retry_s if refusal.retry_s else math.inf
+            opened.pending.appendleft(key.group)
+            self._give_up_refused(opened)
+            self._dispatch()
+
+    def _give_up_refused(self, opened: OpenExchange) -> None:
+        """Groups that every node they could go to refuses for good are lost."""
+        never = {name for name, until in opened.unwilling.items() if until == math.inf}
+        able = {name for name, node in self._nodes.items() if node.online and opened.fits(node.labels)}
+        for index in list(opened.pending):
+            only = opened.groups[index].only
+            if (only and only in never) or (not only and never and able <= never):
+                reasons = "; ".join(f"{name}: {opened.refusals[name].reason}" for name in sorted(never)[:3])
+                opened.pending.remove(index)
+                opened.done.add(index)
+                lost = Answer(
+                    index=index,
+                    node=only,
+                    result=None,
+                    lost=f"refused by {only or 'every node'}: {reasons}",
+                    stage="policy",
+                    error=f"{PolicyRefused.__module__}.{PolicyRefused.__name__}",
+                )
+                opened.answers.put(lost)
 
     def _result(self, name: str, session: str, result: GroupResult) -> None:
         key = result.key
@@ -465,6 +542,8 @@ class Coordinator:
                     for name, node in self._nodes.items()
                     if node.online and node.locality != "process" and now - node.seen > self._lost_after_s
                 ]
+                if any(opened.unwilling for opened in self._open.values()):
+                    self._dispatch()  # a refusal may be over
                 for name, node in self._nodes.items():
                     if node.gone_since is not None and now - node.gone_since > self._grace_s and node.assigned:
                         self._requeue(name, node, set(), "the agent's process ended or its connection broke")

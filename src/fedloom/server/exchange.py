@@ -27,7 +27,7 @@ from fedloom.core.errors import (
     UsageError,
     catalogue,
 )
-from fedloom.core.events import ClientLost, ClientsDone, Event
+from fedloom.core.events import ClientLost, ClientsDone, Event, NodeRefused
 from fedloom.core.history import Failure
 from fedloom.core.messages import RunSpec
 from fedloom.core.records import ClientFailure, ClientReport, Exchange, Job, Record
@@ -54,6 +54,8 @@ class Collected:
     aggregation_s: float = 0.0
     duplicates: int = 0
     reassigned: int = 0
+    refusals: dict[str, str] = field(default_factory=dict)
+    """Why nodes would not take part, by node."""
 
 
 class Collector:
@@ -124,7 +126,14 @@ class Collector:
             finally:  # a round that fails tells of its missing answers, too
                 for failure in fold.collected.failures if telling else ():
                     self._emit(ClientLost(run_id=self._run.run_id, failure=as_line(failure)))
+                for node, refusal in opened.refusals.items():
+                    self._emit(
+                        NodeRefused(
+                            run_id=self._run.run_id, round=round, node=node, kind=refusal.kind, reason=refusal.reason
+                        )
+                    )
             fold.collected.duplicates, fold.collected.reassigned = opened.duplicates, opened.reassigned
+            fold.collected.refusals = {node: refusal.reason for node, refusal in opened.refusals.items()}
         return fold.collected
 
     def _groups(self, exchange: Exchange, round: int, index: int, size: int) -> list[PlannedGroup]:
@@ -238,8 +247,8 @@ class _Fold:
                 ClientFailure(
                     client=job.client,
                     round=self._round,
-                    stage="worker",
-                    error="WorkerDied",
+                    stage=answer.stage,
+                    error=answer.error,
                     message=answer.lost,
                     node=answer.node,
                 )

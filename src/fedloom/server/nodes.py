@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedloom.core.messages import GroupKey, Hello, ToAgent
@@ -52,6 +53,7 @@ class Node:
     locality: str
     """`process`, `host` or `remote`."""
     mailbox: Mailbox | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
     told_runs: set[str] = field(default_factory=set)
     assigned: dict[GroupKey, float] = field(default_factory=dict)
     """Groups it holds, with the time each was pushed (monotonic seconds)."""

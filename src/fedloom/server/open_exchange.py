@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedloom.core.errors import FedloomError
-from fedloom.core.messages import GroupKey, GroupResult, RunSpec
+from fedloom.core.messages import GroupKey, GroupResult, Refusal, RunSpec
 from fedloom.core.records import Exchange, Job, Record
 from fedloom.server.payloads import Offer
 
@@ -25,6 +25,8 @@ class Answer:
     """What clients asked to have back, by client."""
     lost: str = ""
     """Why nobody could do the group."""
+    stage: str = "worker"
+    error: str = "WorkerDied"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +38,8 @@ class PlannedGroup:
     states: Mapping[int, Record] = field(default_factory=dict)
     prefer: str = ""
     """The node that has what the group needs; another one takes it only when that node is gone."""
+    only: str = ""
+    """The node the group is for, whose own client it is; no other ever takes it."""
 
 
 class OpenExchange:
@@ -51,8 +55,28 @@ class OpenExchange:
         self.deaths: dict[int, int] = {}
         self.answers: queue.SimpleQueue[Answer | FedloomError] = queue.SimpleQueue()
         self.duplicates = self.reassigned = 0
-        self.choosy = any(group.prefer for group in groups)
+        self.choosy = any(group.prefer or group.only for group in groups)
         """Whether any group has a node it belongs to."""
+        self.labels: Mapping[str, str] = run.experiment.get("fleet", {}).get("labels", {})
+        self.unwilling: dict[str, float] = {}
+        """Nodes that refused, and until when (monotonic seconds)."""
+        self.refusals: dict[str, Refusal] = {}
+        """The last refusal of each node."""
+        self.reserve: deque[int] = deque()
+        """Groups that go out only when others are lost."""
+
+    def fits(self, labels: Mapping[str, str]) -> bool:
+        """Whether a node with these labels serves the run."""
+        return all(labels.get(key) == value for key, value in self.labels.items())
+
+    def wants(self, name: str, labels: Mapping[str, str], now: float) -> bool:
+        """Whether a node may get groups of this exchange."""
+        return self.fits(labels) and self.unwilling.get(name, 0.0) <= now
+
+    @property
+    def in_work(self) -> int:
+        """Groups that agents hold."""
+        return len(self.groups) - len(self.pending) - len(self.reserve) - len(self.done)
 
     def key(self, index: int) -> GroupKey:
         """The name of one of its groups."""

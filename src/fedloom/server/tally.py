@@ -27,6 +27,7 @@ class Tally:
     aggregation_s: float = 0.0
     duplicates: int = 0
     reassigned: int = 0
+    refusals: dict[str, str] = field(default_factory=dict)
 
     def add(self, collected: Collected, exchange: Exchange, *, probe: bool = False) -> None:
         """Count an exchange."""
@@ -38,6 +39,7 @@ class Tally:
         self.aggregation_s += collected.aggregation_s
         self.duplicates += collected.duplicates
         self.reassigned += collected.reassigned
+        self.refusals |= collected.refusals
 
     def trained(self) -> Sequence[ClientReport]:
         """One report for each client that trained: the candidates' where they did, else those of the cohort."""
@@ -77,6 +79,7 @@ class Tally:
             timing=timing.model_copy(update={"training_s": sum(report.seconds for report in reports)}),
             client_seconds=seconds,
             failures=self.failures,
+            refusals=self.refusals,
             stale=stale,
             duplicates=self.duplicates,
             reassigned=self.reassigned,
