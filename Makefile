@@ -20,8 +20,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/python -m pip check
 	touch $@
 
-demo: install ## Train FedAvg on real digits: Ray spawns the clients, gRPC carries their updates
-	$(BIN)/fedloom run digits-fedavg
+DEMO = runs/demo-$(shell date +%Y%m%d-%H%M%S)
+demo: install ## SFedCA against random selection, spiking networks on digits: Ray spawns the clients, gRPC carries updates
+	@set -e; out=$(DEMO); for run in random-snn sfedca remembered-snn; do \
+	  $(BIN)/fedloom run digits-$$run --runtime ray --out $$out/$$run; done; \
+	  $(BIN)/fedloom compare $$out/random-snn $$out/sfedca $$out/remembered-snn --out $$out/comparison.html
 
 test: install ## Run the tests that take seconds
 	$(BIN)/python -I -m pytest -m "not slow"

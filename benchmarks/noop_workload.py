@@ -57,7 +57,7 @@ class Noop:
     ) -> Update:
         return Update(num_examples=1, groups=inputs[MODEL].groups, metrics={"loss": Mean(0.0, 1.0)})
 
-    def evaluate(self, model: Record, shard: Shard) -> Metrics:
+    def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
         return {}
 
 

@@ -89,10 +89,10 @@ class LinearRegression:
             metrics={"loss": Mean(losses, float(self._config.steps))},
         )
 
-    def evaluate(self, model: Record, shard: Shard) -> Metrics:
+    def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
         """`loss`: mean squared error over the shard."""
         assert isinstance(shard, Table)
-        arrays: Arrays = model.groups[MODEL]
+        arrays: Arrays = inputs[MODEL].groups[MODEL]
         error = shard.x @ arrays["w"] + arrays["b"] - shard.y
         return {"loss": Mean(float((error**2).sum()), float(shard.num_examples))}
 

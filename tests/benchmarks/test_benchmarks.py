@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from benchmarks import meter, orchestration, report, transfer
+from benchmarks import meter, orchestration, report, spiking, transfer
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,6 +60,14 @@ def test_a_model_goes_down_and_up_unchanged(monkeypatch: pytest.MonkeyPatch) -> 
     down, up = transfer.measure(8)
     assert (down["direction"], up["direction"], down["MB"]) == ("down", "up", 8)
     assert down["wall s"] > 0 and up["wall s"] > 0
+
+
+@pytest.mark.parametrize("case", ["IID", "2 shards"])
+def test_a_spiking_group_is_eight_times_faster_than_the_plain_loop_and_equal_to_it(case: str) -> None:
+    """Digits, 50 clients, 20 in the group, 8 time steps; CPU seconds, so a busy machine does not matter much."""
+    row = spiking.measure(case, rounds=3)
+    assert row["apart"] <= 1e-5 and row["rates apart"] <= 1e-12
+    assert row["loop"] / row["group"] >= 8.0
 
 
 @pytest.mark.slow

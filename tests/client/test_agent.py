@@ -266,6 +266,13 @@ def test_it_gives_up_after_the_time_it_was_given(script: Script) -> None:
     assert script.closed
 
 
+def test_it_says_once_why_it_waits(script: Script, caplog: pytest.LogCaptureFixture) -> None:
+    script.refusal = ServerUnreachable("nobody there")
+    with pytest.raises(ServerUnreachable):
+        Agent(script, "a", give_up_s=0.5).connect()
+    assert [record.getMessage() for record in caplog.records] == ["agent a: nobody there; trying until it answers"]
+
+
 def test_stop_ends_an_agent_that_looks_for_a_server(script: Script) -> None:
     script.refusal = ServerUnreachable("nobody there")
     agent = Agent(script, "a")

@@ -114,8 +114,8 @@ def test_a_probe_asks_distinct_clients_at_least_the_cohort(selection: Selection[
             continue
         assert all(type(client) is int and 0 <= client < 12 for client in probe.candidates)
         assert size <= len(probe.candidates) == len(set(probe.candidates))
-        assert probe.kind in ("evaluate", "train")
-        assert (probe.measure is not None) == (probe.kind == "train")
+        assert probe.kind in ("evaluate", "measure", "train")
+        assert (probe.measure is None) == (probe.kind == "evaluate")
         if probe.measure is not None:
             assert registry.has_part("selection", probe.measure, "measure")
 
@@ -176,7 +176,17 @@ def test_uniform_selection_costs_nothing_for_a_large_population() -> None:
     assert spent < 0.05
 
 
-@pytest.mark.parametrize("name", ["local_loss", "update_norm", "divfl", "hics", "firing_credit", "spike_activity"])
+UNIFORM_CANDIDATES = [
+    "local_loss",
+    "update_norm",
+    "divfl",
+    "hics",
+    "firing_credit",
+    "spike_activity",
+]
+
+
+@pytest.mark.parametrize("name", UNIFORM_CANDIDATES)
 def test_selections_among_uniform_candidates_cost_nothing_for_a_large_population(name: str) -> None:
     settings = registry.part("selection", name, "config").Config(name=name)
     chooser: Selection[Any] = registry.part("selection", name, "selection").build_selection(settings)

@@ -10,7 +10,7 @@ import pytest
 
 import fedloom
 
-VERSIONS = ["1.29.0", "1.34.0", "1.38.0", "1.41.0"]
+VERSIONS = ["1.22.0", "1.26.1", "1.29.0", "1.32.1", "1.34.0", "1.38.0", "1.41.0"]
 _HERE = Path(__file__).parent
 
 

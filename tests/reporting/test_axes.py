@@ -38,6 +38,17 @@ def test_one_share_is_shown_between_nothing_and_all() -> None:
     assert Range.of([0.8, 0.8]) == Range(low=0.0, high=1.0)
 
 
+@pytest.mark.parametrize("value", [2.302585, -2.302585, 1e6, 0.9999999])
+def test_rounding_noise_is_a_flat_line_and_a_little_more_is_not(value: float) -> None:
+    """A loss that stands still in float32 differs in its last digits; no tick falls between those."""
+    noisy = Range.of([value, value * (1 + 2e-7)])
+    assert noisy.high - noisy.low > 0.1 * abs(value)
+    for share in (1e-6, 2e-6, 1e-5):
+        near = Range.of([value, value * (1 + share)]).to_ticks()
+        assert near.low <= value <= near.high
+        assert len(ticks(near.low, near.high)) >= 2
+
+
 def test_zero_is_shown_where_it_is_near() -> None:
     assert Range.of([0.2, 2.0]).low == 0.0
     assert Range.of([1.5, 2.0]).low == 1.5

@@ -92,3 +92,24 @@ def test_the_picture_needs_a_place(runs: Any, tmp_path: Path) -> None:
         write_picture(comparison, tmp_path / "nowhere" / "page.html")
     with pytest.raises(UsageError, match="is a folder"):
         write_picture(comparison, tmp_path)
+
+
+def test_runs_race_to_nine_tenths_of_what_the_first_ended_with(runs: Any) -> None:
+    """The first run ends with 0.8 five times, so the target is 0.72; rounds, trainings and bytes until it is met."""
+
+    def climbing(name: str, accuracy: list[float], trainings: int) -> Path:
+        records = [
+            runs.round(number, [0, 1], evaluation={"accuracy": value}, local_trainings=trainings)
+            for number, value in enumerate(accuracy, 1)
+        ]
+        return runs.make(name, records)
+
+    first = climbing("random", [0.1, 0.5, 0.72, 0.8, 0.8, 0.8, 0.8, 0.8], trainings=2)
+    quick = climbing("credit", [0.7, 0.75, 0.6], trainings=8)
+    never = climbing("lowest", [0.1, 0.719], trainings=2)
+    found = rows(compare([first, quick, never]))
+    nothing = "\N{EN DASH}"
+    assert found["to accuracy 0.7200: rounds"] == ("3", "2", nothing)
+    assert found["    local trainings"] == ("6", "16", nothing)
+    assert found["    sent"] == ("18.0 kB", "12.0 kB", nothing)  # 2 clients x 3,000 bytes a round
+    assert found["local trainings"] == ("16", "24", "4")

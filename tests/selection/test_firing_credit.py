@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedloom.core import registry
-from fedloom.core.errors import BadMessage, UsageError
+from fedloom.core.errors import BadMessage, ConfigError, UsageError
 from fedloom.core.protocols import Roster
 from fedloom.core.records import MODEL, Record, Update
 from fedloom.core.seeds import generator
@@ -53,6 +53,30 @@ def test_the_measure_reports_credit_and_gain() -> None:
     assert measured(Spiking(), norm="per_sample") == {"credit": (0.75 + 1.25) / 2, "gain": [0.0, -0.25, 0.0]}
 
 
+def test_rates_seen_in_passing_replace_the_passes() -> None:
+    """First epoch (0.5, 0.25), last (0.25, 0.75): Δ = (-0.25, 0.5); hidden Δ = 0.5 in one of four neurons."""
+    measure = registry.part("selection", "firing_credit", "measure").build_measure()
+    traces = {
+        "first/hidden1": np.zeros(4),
+        "last/hidden1": np.array([0.5, 0.0, 0.0, 0.0]),
+        "first/output": np.array([0.5, 0.25]),
+        "last/output": np.array([0.25, 0.75]),
+    }
+    update = Update(num_examples=2, traces=traces)
+    knobs = {"norm": "l1", "layers": "output", "measurement": "training", "gain": True}
+    told = measure(object(), Record({}), update, None, generator(1), knobs)
+    assert told == {"credit": 0.75, "gain": [-0.25, 0.5]}
+    told = measure(object(), Record({}), update, None, generator(1), {**knobs, "layers": "all", "gain": False})
+    assert told == {"credit": (0.75 + 0.5 * 2 / 4) / 2}
+    with pytest.raises(UsageError, match="'object' traces none"):
+        measure(object(), Record({}), Update(num_examples=2), None, generator(1), knobs)
+
+
+def test_samples_cannot_be_compared_in_passing(build) -> None:
+    with pytest.raises(ConfigError, match=r"norm: .per_sample. compares each example before and after"):
+        build("firing_credit", measurement="training", norm="per_sample")
+
+
 def test_before_and_after_see_the_same_encoder_noise() -> None:
     workload = Spiking(noise=1.0)
     assert measured(workload)["credit"] == pytest.approx(0.25)
@@ -85,7 +109,7 @@ def test_the_probe_draws_and_tells_the_measure_its_settings(build) -> None:
     selection = build("firing_credit", norm="l2", layers="all")
     probe = selection.probe(selection.init(ROSTER), ROSTER, 5, generator(1, "selection", 1))
     assert (probe.kind, probe.measure, len(probe.candidates)) == ("train", "firing_credit", 20)
-    assert probe.knobs == {"norm": "l2", "layers": "all", "gain": True}
+    assert probe.knobs == {"norm": "l2", "layers": "all", "measurement": "passes", "gain": True}
     plain = build("firing_credit", rule="topm")
     assert plain.probe(plain.init(ROSTER), ROSTER, 5, generator(1)).knobs["gain"] is False
     unknown = Roster(population=50)  # then only the gains say how large a credit can be

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import typing
 from collections import Counter
 
 import numpy as np
@@ -84,6 +85,31 @@ def test_shortlist_balance_is_the_written_greedy_step(seed: int) -> None:
     assert rules.shortlist_balance(kappa, u, m).tolist() == picked
 
 
+def test_cover_by_hand() -> None:
+    # First the largest sum of roots: 1 + 1 + 1 > 2 + 0.7 > 2.5. Then v = (1, 1, 1): (5, 1, 1) gives 2.24 + 2, and
+    # (1, 1.5, 1.5) gives 1 + 2 * 1.22 = 3.45: little in a missing class tilts the pool less, but adds less.
+    u = np.array([[4.0, 0, 0], [1.0, 1, 1], [0, 0.5, 0.5], [6.25, 0, 0], [4.0, 0.49, 0]])
+    assert rules.cover(u, 1).tolist() == [1]
+    assert rules.cover(u, 2).tolist() == [1, 3]  # sqrt(7.25) + 2 = 4.69, with 4: sqrt(5) + sqrt(1.49) + 1 = 4.46
+    assert rules.cover(np.zeros((4, 3)), 2).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_cover_is_near_the_best_set(seed: int) -> None:
+    u = generator(seed, "oracle").exponential(size=(9, 4)) * generator(seed, "mask").integers(0, 2, (9, 4))
+
+    def worth(chosen: typing.Iterable[int]) -> float:
+        return float(np.sqrt(u[list(chosen)].sum(0)).sum())
+
+    best = max(worth(subset) for subset in itertools.combinations(range(9), 3))
+    picked = rules.cover(u, 3).tolist()
+    assert (1 - 1 / math.e) * best <= worth(picked) <= best
+    for place, now in enumerate(picked):  # every step is the largest there was
+        assert worth(picked[: place + 1]) == max(
+            worth([*picked[:place], k]) for k in range(9) if k not in picked[:place]
+        ), now
+
+
 def test_without_gains_the_draw_order_decides() -> None:
     kappa, none = np.zeros(8), np.zeros((8, 3))
     for picked in (rules.shortlist_balance(kappa, none, 3), rules.balance_all(none, 3), rules.topm(kappa, 3)):
@@ -101,6 +127,7 @@ def test_relabelling_classes_changes_no_choice() -> None:
         assert (
             rules.shortlist_balance(kappa, u, 5).tolist() == rules.shortlist_balance(kappa, u[:, classes], 5).tolist()
         )
+        assert rules.cover(u, 5).tolist() == rules.cover(u[:, classes], 5).tolist()
 
 
 def test_softmax_draws_by_credit(fits) -> None:
@@ -112,7 +139,7 @@ def test_softmax_draws_by_credit(fits) -> None:
     assert fits([seen[pair] for pair in pairs], expected)
 
 
-@pytest.mark.parametrize("rule", ["shortlist-balance", "topm", "balance-all", "softmax", "lowest"])
+@pytest.mark.parametrize("rule", typing.get_args(rules.Rule))
 def test_all_places_for_all_candidates_keep_the_draw_order(rule: rules.Rule) -> None:
     rng = generator(1, "untouched")
     before = rng.bit_generator.state
@@ -164,7 +191,7 @@ def test_impossible_gains_flag_too() -> None:
     assert rules.sane(np.ones(3), gains, "l1", 3)[1].tolist() == [False, True, True]
 
 
-@pytest.mark.parametrize("rule", ["shortlist-balance", "topm", "balance-all", "softmax", "lowest"])
+@pytest.mark.parametrize("rule", typing.get_args(rules.Rule))
 def test_a_flagged_candidate_is_kept_only_for_want_of_others(rule: rules.Rule) -> None:
     flagged = np.array([False, True, False, False, True])
     for seed in range(20):

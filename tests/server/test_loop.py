@@ -53,7 +53,7 @@ class TestEvaluation:
         result = api.run(experiment, keep=False)
         workload = registry.part("workloads", str(LINEAR), "workload").build_workload(experiment.workload, experiment)
         model = Record({"model": result.arrays})
-        parts = [workload.evaluate(model, workload.held_out(part, 3))["loss"] for part in range(3)]
+        parts = [workload.evaluate({"model": model}, workload.held_out(part, 3))["loss"] for part in range(3)]
         assert result.metrics["loss"] == sum(p.sum for p in parts) / sum(p.weight for p in parts)
 
     def test_it_never_changes_the_model(self, linear: Make) -> None:

@@ -34,7 +34,7 @@ def run(experiment: Experiment) -> tuple[dict[str, Any], list[float]]:
     strategy, workload = parts(experiment)
     state = strategy.init(workload.init(generator(1, "init")))
     test = workload.held_out(0, 1)
-    losses = [workload.evaluate(Record({MODEL: strategy.arrays(state)}), test)["loss"].value]
+    losses = [workload.evaluate({MODEL: Record({MODEL: strategy.arrays(state)})}, test)["loss"].value]
     for round in range(1, experiment.rounds + 1):
         cohort = tuple(int(c) for c in generator(1, "cohort", round).permutation(experiment.clients)[:6])
         context = RoundContext(round=round, cohort=cohort, population=experiment.clients, rounds=20, seed=1)
@@ -47,7 +47,7 @@ def run(experiment: Experiment) -> tuple[dict[str, Any], list[float]]:
             update = workload.train(job, exchange.inputs, workload.shard(job.client), rule, rng)
             total.add(update, update.num_examples, job.client)
         state = strategy.finish(state, total, context)
-        losses.append(workload.evaluate(Record({MODEL: strategy.arrays(state)}), test)["loss"].value)
+        losses.append(workload.evaluate({MODEL: Record({MODEL: strategy.arrays(state)})}, test)["loss"].value)
     return dict(strategy.arrays(state)), losses
 
 

@@ -103,8 +103,8 @@ class Linear:
             metrics={"loss": Mean(loss / config.steps * shard.num_examples, shard.num_examples)},
         )
 
-    def evaluate(self, model: Record, shard: Shard) -> Metrics:
-        arrays = model.groups["model"]
+    def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
+        arrays = inputs["model"].groups["model"]
         error = shard.x @ arrays["w"] + arrays["b"] - shard.y
         return {"loss": Mean(float((error**2).sum()), len(shard.y))}
 

@@ -49,4 +49,4 @@ def run_rounds(experiment: Experiment) -> dict[str, float]:
             update = workload.train(job, exchange.inputs, workload.shard(job.client), rule, stream)
             total.add(update, update.num_examples, job.client)
         state = strategy.finish(state, total, context)
-    return metric_values(workload.evaluate(Record({MODEL: strategy.arrays(state)}), workload.held_out(0, 1)))
+    return metric_values(workload.evaluate({MODEL: Record({MODEL: strategy.arrays(state)})}, workload.held_out(0, 1)))

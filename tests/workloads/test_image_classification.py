@@ -39,7 +39,7 @@ def test_a_client_alone_has_the_bits_it_has_after_others(model: dict[str, Any]) 
     first, second = build(experiment(model=model)), build(experiment(model=model))
     record = initial(first)
     train(first, record, 3)
-    first.evaluate(record, first.held_out(0, 1))
+    first.evaluate({MODEL: record}, first.held_out(0, 1))
     after_others, alone = train(first, record, 5), train(second, record, 5)
     assert arrays_sha256(after_others.groups[MODEL]) == arrays_sha256(alone.groups[MODEL])
     assert after_others.metrics == alone.metrics
@@ -89,22 +89,38 @@ def test_models_have_the_size_their_description_gives(model: dict[str, Any], cou
 
 
 def test_the_cnn_on_fashion_mnists_shape_is_the_described_one() -> None:
-    from fedloom.workloads.image_classification.config import ModelSettings
-    from fedloom.workloads.image_classification.models import build_model
+    from fedloom.workloads._vision.models import build_model
+    from fedloom.workloads._vision.settings import ModelSettings
 
     cnn = build_model(ModelSettings(name="cnn"), (1, 28, 28), 10)
     assert sum(p.numel() for p in cnn.parameters()) == 147_146
     resnet = build_model(ModelSettings(name="resnet20", norm="batch"), (3, 32, 32), 10)
     assert sum(p.numel() for p in resnet.parameters()) == 269_722  # He et al. 2016, table 6: 0.27 M
+    wide = build_model(ModelSettings(name="wrn34_10"), (3, 32, 32), 10)
+    assert sum(p.numel() for p in wide.parameters()) == 46_160_474  # the published WRN-34-10's count
+
+
+@pytest.mark.parametrize("name", ["strided", "preact_resnet8", "preact_resnet18", "wrn16_2"])
+@pytest.mark.parametrize("norm", ["none", "batch", "group"])
+def test_every_network_takes_any_normalisation_width_and_image_size(name: Any, norm: Any) -> None:
+    import torch
+
+    from fedloom.workloads._vision.models import build_model
+    from fedloom.workloads._vision.settings import ModelSettings
+
+    for shape in ((1, 8, 8), (3, 28, 28)):
+        model = build_model(ModelSettings(name=name, norm=norm, width=0.125), shape, 7)
+        assert model(torch.zeros(3, *shape)).shape == (3, 7)
+        assert any("running_var" in key for key in model.state_dict()) == (norm == "batch")
 
 
 def test_evaluation_is_the_mean_over_all_test_images_however_it_is_cut() -> None:
     workload = build(experiment(model={"name": "mlp"}))
     record = initial(workload)
-    whole = workload.evaluate(record, workload.held_out(0, 1))
+    whole = workload.evaluate({MODEL: record}, workload.held_out(0, 1))
     merged: dict[str, Any] = {}
     for part in range(4):
-        merged = dict(add_metrics(merged, workload.evaluate(record, workload.held_out(part, 4))))
+        merged = dict(add_metrics(merged, workload.evaluate({MODEL: record}, workload.held_out(part, 4))))
     assert merged["accuracy"] == whole["accuracy"] and merged["loss"].weight == 359
     assert merged["loss"].sum == pytest.approx(whole["loss"].sum, rel=1e-6)
     arrays = record.groups[MODEL]
@@ -119,14 +135,24 @@ def test_evaluation_is_the_mean_over_all_test_images_however_it_is_cut() -> None
 
 def test_more_parts_than_test_images_leaves_empty_parts() -> None:
     workload = build(experiment(model={"name": "mlp"}))
-    empty = workload.evaluate(initial(workload), workload.held_out(0, 1000))
+    empty = workload.evaluate({MODEL: initial(workload)}, workload.held_out(0, 1000))
     assert empty["accuracy"].weight == 0
+
+
+def test_class_errors_are_what_is_held_minus_what_is_answered() -> None:
+    workload = build(experiment(model={"name": "mlp", "hidden": []}))
+    model, shard = initial(workload), workload.shard(2)
+    weight, bias = sorted(model.groups[MODEL].values(), key=np.ndim, reverse=True)  # softmax regression
+    images, labels = workload._train[0].numpy()[shard.rows], workload._train[1].numpy()[shard.rows]
+    scores = np.exp(images.reshape(len(images), -1) @ weight.T.astype(np.float64) + bias)
+    want = (np.eye(10)[labels] - scores / scores.sum(1, keepdims=True)).mean(0)
+    np.testing.assert_allclose(workload.class_errors(model.groups[MODEL], shard, generator(1)), want, atol=1e-6)
 
 
 def test_a_clients_own_data_can_be_evaluated() -> None:
     workload = build(experiment(model={"name": "mlp"}))
     shard = workload.shard(2)
-    assert workload.evaluate(initial(workload), shard)["loss"].weight == shard.num_examples > 0
+    assert workload.evaluate({MODEL: initial(workload)}, shard)["loss"].weight == shard.num_examples > 0
 
 
 def test_the_description_adds_up_and_is_json() -> None:
@@ -167,7 +193,7 @@ def test_a_preset_of_shapes_is_hashed_by_its_bytes() -> None:
         array = record.groups[MODEL][name]
         digest.update(f"{name}\0float32\0{','.join(map(str, array.shape))}\0".encode() + array.tobytes())
     assert arrays_sha256(record.groups[MODEL]) == digest.hexdigest()
-    assert set(metric_values(workload.evaluate(record, workload.held_out(0, 1)))) == {"loss", "accuracy"}
+    assert set(metric_values(workload.evaluate({MODEL: record}, workload.held_out(0, 1)))) == {"loss", "accuracy"}
 
 
 @pytest.mark.parametrize(

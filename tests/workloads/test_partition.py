@@ -11,6 +11,7 @@ from fedloom.workloads._data.partition import Partition, partition
 from fedloom.workloads._data.settings import (
     Dirichlet,
     Iid,
+    LongTailed,
     Natural,
     PartitionSettings,
     Pathological,
@@ -157,3 +158,25 @@ def test_natural_gives_each_group_to_one_client() -> None:
     assert [dealt.client(k).tolist() for k in range(2)] == [[0, 1, 2, 4], [3, 5, 6]]  # groups 5 and 9; group 7
     with pytest.raises(ConfigError, match="finds 3 groups"):
         partition(Natural(), np.zeros(7, np.int64), groups, clients=4, seed=1, data_sha256="natural")
+
+
+def test_a_long_tail_thins_classes_exponentially() -> None:
+    """300 of each of 4 classes, imbalance 8: 300, 300 / 2, 300 / 4 and 300 / 8 are left, in an order the seed draws."""
+    dealt = deal(LongTailed(imbalance=8.0, alpha=5.0))
+    left = np.bincount(LABELS[dealt.rows], minlength=4)
+    assert sorted(left.tolist(), reverse=True) == [300, 150, 75, 38]
+    assert len(set(dealt.rows.tolist())) == len(dealt.rows)
+    orders = {tuple(np.bincount(LABELS[deal(LongTailed(imbalance=8.0), seed=s).rows]).argsort()) for s in range(6)}
+    assert len(orders) > 1
+
+
+def test_a_long_tail_of_one_is_dirichlet() -> None:
+    even, plain = deal(LongTailed(imbalance=1.0, alpha=0.5)), deal(Dirichlet(alpha=0.5))
+    assert even.rows.tolist() == plain.rows.tolist() and even.offsets.tolist() == plain.offsets.tolist()
+    with pytest.raises(ValueError, match="imbalance"):
+        LongTailed(imbalance=0.5)
+
+
+def test_a_tail_too_thin_for_the_clients_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot deal 33 examples to 60 clients"):
+        deal(LongTailed(imbalance=1e6, alpha=0.05), labels=np.arange(120) % 4, clients=60)

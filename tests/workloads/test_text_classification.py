@@ -149,7 +149,7 @@ def test_a_client_alone_has_the_bits_it_has_after_others(body: str, table: str, 
     first, second = build(experiment(body, table, what)), build(experiment(body, table, what))
     record = initial(first)
     train(first, record, 3)
-    first.evaluate(record, first.held_out(0, 2))
+    first.evaluate({MODEL: record}, first.held_out(0, 2))
     after_others, alone = train(first, record, 1), train(second, record, 1)
     assert arrays_sha256(after_others.groups[MODEL]) == arrays_sha256(alone.groups[MODEL])
 

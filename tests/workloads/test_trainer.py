@@ -38,7 +38,7 @@ def train(
     def loss(batch: Tensor) -> Tensor:
         return nn.functional.mse_loss(module(X.index_select(0, batch)), Y.index_select(0, batch))
 
-    return trainer.train(rows, loss, record_of(model()), rule, {}, generator(seed, "t"))
+    return trainer.train(rows, loss, {MODEL: record_of(model())}, rule, {}, generator(seed, "t"))
 
 
 def bare(settings: TrainingSettings, make: Any, seed: int = 9) -> tuple[nn.Module, list[float], list[int]]:
@@ -107,7 +107,9 @@ def test_nothing_is_carried_from_one_client_to_the_next(changes: dict[str, Any])
         return nn.functional.mse_loss(module(X.index_select(0, batch)), Y.index_select(0, batch))
 
     def client(number: int) -> bytes:
-        arrays = trainer.train(ROWS[number:], loss, start, None, {}, generator(1, "train", number)).groups[MODEL]
+        arrays = trainer.train(ROWS[number:], loss, {MODEL: start}, None, {}, generator(1, "train", number)).groups[
+            MODEL
+        ]
         return b"".join(array.tobytes() for array in arrays.values())
 
     def broken(batch: Tensor) -> Tensor:
@@ -118,7 +120,7 @@ def test_nothing_is_carried_from_one_client_to_the_next(changes: dict[str, Any])
     torch.rand(7)
     client(3)
     with pytest.raises(RuntimeError, match="half way"):
-        trainer.train(ROWS, broken, start, None, {}, generator(1, "train", 4))
+        trainer.train(ROWS, broken, {MODEL: start}, None, {}, generator(1, "train", 4))
     assert client(5) == alone
 
 
@@ -190,7 +192,7 @@ def test_a_parameter_the_loss_never_touches_stays_where_it_is() -> None:
     module = Idle()
     start = record_of(module)
     update = Trainer(module, TrainingSettings(momentum=0.9), CPU).train(
-        ROWS, lambda batch: module.used(X[batch]).square().mean(), start, None, {}, generator(1, "t")
+        ROWS, lambda batch: module.used(X[batch]).square().mean(), {MODEL: start}, None, {}, generator(1, "t")
     )
     same = {name: np.array_equal(update.groups[MODEL][name], start.groups[MODEL][name]) for name in start.groups[MODEL]}
     assert same == {"used.weight": False, "used.bias": False, "unused.weight": True, "unused.bias": True}
@@ -212,7 +214,7 @@ def test_a_model_that_does_not_fit_is_named(spoil: Any, words: str) -> None:
     arrays = dict(record_of(model()).groups[MODEL])
     spoil(arrays)
     with pytest.raises(BadUpdate, match=words):
-        Trainer(model(), TrainingSettings(), CPU).load(Record({MODEL: arrays}))
+        Trainer(model(), TrainingSettings(), CPU).load({MODEL: Record({MODEL: arrays})})
 
 
 def test_weights_that_blow_up_are_not_hidden() -> None:

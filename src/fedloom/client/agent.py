@@ -89,7 +89,7 @@ class Agent:
             ServerUnreachable: no server answered for `give_up_s` seconds.
             FedloomError: the server refused this agent, which trying again would not change.
         """
-        began, pause = time.monotonic(), FIRST_RETRY_S
+        began, pause, told = time.monotonic(), FIRST_RETRY_S, False
         jitter = generator(secrets.randbits(62), "reconnect")
         while True:
             hello = Hello(node=self.node, session=secrets.token_hex(8), facts=_facts())
@@ -102,9 +102,12 @@ class Agent:
                 for result, _ in list(self._results.values()):
                     self._channel.send(result)
                 return True
-            except ServerUnreachable:
+            except ServerUnreachable as exc:
                 if self._give_up_s is not None and time.monotonic() - began > self._give_up_s:
                     raise
+                if not told:
+                    _log.warning("agent %s: %s; trying until it answers", self.node, exc)
+                    told = True
             if self._stopped.wait(pause * (0.5 + float(jitter.random()))):
                 return False
             pause = min(2 * pause, LAST_RETRY_S)

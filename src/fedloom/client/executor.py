@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fedloom.client.jobs import COLLECT, Done, JobRunner, Stage
+from fedloom.client.kept import KeptRecords
 from fedloom.client.policy import Guard
 from fedloom.core import frames, registry
 from fedloom.core.accumulators import BUILTIN, Accumulator, Allocate
@@ -57,6 +58,7 @@ class Executor:
         self._channel, self._node, self._debug, self._guard = channel, node, debug, guard
         self._runs: dict[str, _Run] = {}
         self._jobs = JobRunner(channel.fetch)
+        self._kept = KeptRecords(channel.fetch)
         self._inputs: tuple[tuple[str, int, int], dict[str, Record]] | None = None
         self._unsent: tuple[GroupKey, _Attempt] | None = None
         """A group that was done when the connection broke."""
@@ -187,12 +189,13 @@ class Executor:
         known = self._inputs[1]
         for name, ref in group.inputs.items():
             if name not in known:
-                known[name] = self._channel.fetch(ref)
+                known[name] = self._kept.get(ref) if ref.pinned else self._channel.fetch(ref)
         return known
 
     def _report(self, job: Job, group: Group, done: Done) -> ClientReport:
         update = done.update
-        up, names = Record(update.groups, update.info), job.inputs if done.read else ()
+        up = Record(update.groups, update.info)
+        names = [name for name in job.inputs if name not in job.holds] if done.read else []
         return ClientReport(
             client=job.client,
             num_examples=int(update.num_examples),
@@ -238,8 +241,8 @@ class _Run:
 
     @property
     def by_examples(self) -> bool:
-        """Whether an update weighs as much as its examples."""
-        return self.experiment.round.weighting == "examples"
+        """Whether an update weighs as much as its examples; the only one of its round weighs one, which is exact."""
+        return self.experiment.round.weighting == "examples" and self.experiment.cohort_size > 1
 
     @functools.cached_property
     def workload(self) -> Workload:

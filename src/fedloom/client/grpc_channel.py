@@ -202,10 +202,7 @@ class GrpcChannel:
     def _upload(self, record: Record, size: int) -> PayloadRef:
         """Send the frame by digest, continued where a broken stream left off."""
         assert self._channel is not None and self._welcome is not None
-        digest = hashlib.sha256()
-        for piece in frames.pieces(record):
-            digest.update(piece)
-        sha256, chunk_bytes = digest.hexdigest(), self._welcome.chunk_bytes
+        sha256, chunk_bytes = frames.digest(record), self._welcome.chunk_bytes
         stub = FleetStub(self._channel)
         call = self._channel.stream_unary(
             "/fedloom.proto.v1.Fleet/Upload",

@@ -126,12 +126,12 @@ class JobRunner:
         self, workload: Workload, job: Job, inputs: Callable[[], Mapping[str, Record]], stage: Stage
     ) -> Update:
         stage.name = "inputs"
-        model = inputs()[MODEL]
+        records = inputs()
         stage.name = "evaluate"
         held_out = workload.held_out(job.client, int(job.knobs["parts"]))
         if held_out is None:
             return Update(num_examples=0)
-        return Update(num_examples=held_out.num_examples, metrics=workload.evaluate(model, held_out))
+        return Update(num_examples=held_out.num_examples, metrics=workload.evaluate(records, held_out))
 
     def _collect(
         self,
@@ -166,10 +166,13 @@ class JobRunner:
         shared_s = 0.0
         stage.name = "inputs"
         records = inputs()
+        incoming = getattr(rule, "incoming", None)
+        if incoming is not None:
+            records = incoming(records, job)
         if act is not None:
             stage.name = job.kind
             ref = group.states.get(job.client)
-            update = act(job, records, self._fetch(ref) if ref is not None else None, rng)
+            update = act(job, records, self._fetch(ref) if ref is not None else None, rng, rule)
         else:
             stage.name = "shard"
             shard = workload.shard(job.client)
@@ -181,12 +184,13 @@ class JobRunner:
         stage.name = "outgoing"
         if rule is not None:
             update = rule.outgoing(update, job.knobs)
+        trained = job.kind.split(".")[0] == "train"
         if group.measure is None and not group.hold:
-            return Done(update, trained=job.kind.split(".")[0] == "train", shared_s=shared_s)
+            return Done(update, trained=trained, shared_s=shared_s)
         if act is not None:
             raise UnsupportedFeature(
                 f"workload {experiment.workload.name!r} does its clients' work itself, so a selection that measures "
-                "trained candidates cannot look into it; choose another selection"
+                "candidates cannot look into it; choose another selection"
             )
         stage.name = "measure"
         update = own(update)  # measuring uses the workload, whose buffers the update's arrays may be
@@ -196,7 +200,7 @@ class JobRunner:
             update = replace(update, groups={}, state=None)
         return Done(
             replace(update, info={**update.info, **measured}),
-            trained=True,
+            trained=trained,
             measured=_count(measured),
             shared_s=shared_s,
         )
@@ -218,8 +222,12 @@ class JobRunner:
         if job.kind == "train":
             return workload.train(job, inputs, shard, rule, rng)
         if job.kind == "evaluate":
-            return Update(num_examples=shard.num_examples, metrics=workload.evaluate(inputs[MODEL], shard))
-        raise BadUpdate(f"workload {experiment.workload.name!r} has no action {job.kind!r}; it can train and evaluate")
+            return Update(num_examples=shard.num_examples, metrics=workload.evaluate(inputs, shard))
+        if job.kind == "measure":
+            return Update(num_examples=shard.num_examples)
+        raise BadUpdate(
+            f"workload {experiment.workload.name!r} has no action {job.kind!r}; it can train, evaluate and be measured"
+        )
 
     def _measure(
         self,

@@ -9,6 +9,7 @@ frame is aligned. Tensor keys are `group/name`, or just `name` where there is on
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -152,6 +153,14 @@ def pieces(record: Record) -> Iterator[memoryview]:
         array = np.ascontiguousarray(record.groups[slot.group][slot.name])
         if array.size:
             yield array.reshape(-1).view(np.uint8).data
+
+
+def digest(record: Record) -> str:
+    """SHA-256 of the record's frame, without making it."""
+    sha256 = hashlib.sha256()
+    for piece in pieces(record):
+        sha256.update(piece)
+    return sha256.hexdigest()
 
 
 def chunked(frame: Iterable[memoryview], chunk_bytes: int, offset: int = 0) -> Iterator[bytes]:

@@ -40,6 +40,8 @@ class PayloadRef:
     """The frame, where it is small."""
     sha256: str = ""
     """Digest of the frame, by which it is downloaded or was uploaded."""
+    pinned: bool = False
+    """Whether the record never changes, so that an agent keeps it under its digest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -46,6 +46,10 @@ class Strategy(Protocol[S]):
     No I/O, no clock, no randomness but `context.rng`, no mutation of arguments. `S` is a frozen dataclass of arrays
     (or mappings of them) and JSON values, so the platform can save it (`core.state`). The client half, if there is
     one, is the folder's `rule.py`; an unusual fold is its `accumulator.py`.
+
+    A strategy may also have `model_inputs(state) -> Mapping[str, Record]`, the inputs from which clients evaluate the
+    global model (a frozen base beside what was trained on it, say), and `report(state) -> Mapping[str, Any]`, numbers
+    for the round's record.
     """
 
     @property
@@ -65,7 +69,7 @@ class Strategy(Protocol[S]):
         """
 
     def arrays(self, state: S) -> Arrays:
-        """The global model: what is evaluated, exported and hashed."""
+        """The global model: what is exported and hashed, and evaluated where there is no `model_inputs`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +90,27 @@ class Probe:
     candidates: tuple[int, ...]
     """Distinct clients, in the order their reports will come."""
     kind: str
-    """`evaluate`: the global model's metrics on the client's training data. `train`: local training, whose update stays
-    on the client until it is collected (or forgotten at the end of the round)."""
+    """`evaluate`: the global model's metrics on the client's training data. `measure`: what `measure` tells of it, and
+    nothing else. `train`: local training, whose update stays on the client until it is collected (or forgotten at the
+    end of the round)."""
     measure: str | None = None
-    """Name of the selection folder whose `measure.py` says what a trained candidate reports."""
+    """Name of the selection folder whose `measure.py` says what a candidate reports."""
+    knobs: Info = field(default_factory=dict)
+    """Settings the measure sees, JSON (merged over the exchange's own)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Telling:
+    """What every client of the cohort reports beside its update."""
+
+    measure: str
+    """Name of the selection folder whose `measure.py` says it."""
     knobs: Info = field(default_factory=dict)
     """Settings the measure sees, JSON (merged over the exchange's own)."""
 
 
 class Measure(Protocol):
-    """What a trained candidate tells about itself: a selection's client half, in its `measure.py`.
+    """What a client tells about itself: a selection's client half, in its `measure.py`.
 
     A measure may also have `together(workload, model, updates, shards, rngs, knobs) -> list[Info] | None`, which does
     a whole group at once; None where this workload does not allow it.
@@ -115,7 +130,8 @@ class Measure(Protocol):
         Args:
             workload: the client's workload; a measure may need more of it than the interface has, and must say so.
             model: the global model as received.
-            update: the client's update; its arrays may be views, nothing may be kept.
+            update: the client's update; its arrays may be views, nothing may be kept. Without arrays where the client
+                was not asked to train.
             shard: the client's training data.
             rng: one stream for this client and round, for draws that before and after must share.
             knobs: settings of the exchange and the job.
@@ -126,7 +142,11 @@ class Measure(Protocol):
 
 
 class Selection(Protocol[S]):
-    """Who is asked. Pure, with a state of its own; composes with any strategy."""
+    """Who is asked. Pure, with a state of its own; composes with any strategy.
+
+    A selection may also have `telling(state) -> Telling | None`, what the cohort's clients report beside their updates,
+    and `missed(state, clients) -> S`, the state once `observe` has been followed by who was asked in vain.
+    """
 
     @property
     def State(self) -> type[S]:
@@ -146,7 +166,8 @@ class Selection(Protocol[S]):
     ) -> tuple[int, ...]:
         """`size` distinct clients, 0 <= client < roster.population, in the order they will be folded.
 
-        `reports` are the probe's, in candidate order; after a probe only candidates that reported may be chosen.
+        `reports` are the probe's, in candidate order; after a `train` probe only candidates that reported may be
+        chosen.
         """
 
     def observe(self, state: S, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> S:
@@ -163,7 +184,12 @@ class LocalRule(Protocol):
     """A strategy's client half: what happens to gradients, and to the update before it leaves.
 
     Tensors may be NumPy's or torch's: a rule uses arithmetic operators and in-place methods both have. Everything it
-    needs arrives in `knobs` (the exchange's and the job's together).
+    needs arrives in `knobs` (the exchange's and the job's together). A rule object serves one job and may keep what it
+    learns in it.
+
+    A rule may also have `incoming(inputs, job) -> inputs`, which turns what was sent into what the workload reads (the
+    reverse of `outgoing`), and `begin(trained, knobs)`, called before training with the (group, name) of each trained
+    array, in the order of the gradients.
     """
 
     def adjust_gradients(
@@ -174,7 +200,8 @@ class LocalRule(Protocol):
         Args:
             gradients: gradient of the local loss, one entry per trained array.
             parameters: local weights w, same order and shapes; read-only.
-            anchor: the global weights as received, same order and shapes; read-only.
+            anchor: the global weights as received, same order and shapes, or those of the job's input `anchor` where
+                it has one; read-only.
             knobs: settings of the exchange and the job.
         """
 
@@ -201,6 +228,8 @@ class WorkloadInfo:
     label_counts: Sequence[Sequence[int]] = ()
     """Examples per class for each client, for the picture of who holds what; empty where there are no classes."""
     label_names: Sequence[str] = ()
+    watch: Mapping[str, str] = field(default_factory=dict)
+    """Metrics of the evaluation that are 0 as long as all is well, and what to tell a person when they are not."""
 
 
 class Workload(Protocol):
@@ -210,7 +239,10 @@ class Workload(Protocol):
         """Facts for the server and the report."""
 
     def init(self, rng: np.random.Generator) -> Record:
-        """The initial global model, group `model`; only arrays that travel."""
+        """The initial global model, group `model`; only arrays that travel.
+
+        `info` may say what strategies need to know of it, such as which layers can carry adapters.
+        """
 
     def shard(self, client: int) -> Shard:
         """A client's training data."""
@@ -232,8 +264,11 @@ class Workload(Protocol):
         what is derived from it may be cached. The update's arrays may alias the workload's buffers.
         """
 
-    def evaluate(self, model: Record, shard: Shard) -> Metrics:
-        """Metrics of the global model on a shard, each weighted by the examples it was taken over."""
+    def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
+        """Metrics of the global model on a shard, each weighted by the examples it was taken over.
+
+        `inputs` holds what `train` starts from: `model` and whatever else the strategy sends beside it.
+        """
 
 
 class GroupWorkload(Workload, Protocol):
@@ -266,8 +301,12 @@ class StatefulWorkload(Workload, Protocol):
         inputs: Mapping[str, Record],
         state: Record | None,
         rng: np.random.Generator,
+        rule: LocalRule | None = None,
     ) -> Update:
-        """Do any job, `train` and `evaluate` included; `state` is what the client's last update asked to keep."""
+        """Do any job, `train` and `evaluate` included.
+
+        `state` is what the client's last update asked to keep; `rule` the strategy's client half, for jobs that train.
+        """
 
 
 class Sink(Protocol):

@@ -25,6 +25,15 @@ Info = Mapping[str, Any]
 
 MODEL = "model"
 """Name of the group, and of the input, that carries the global model."""
+LORA_A = "lora_a"
+"""Group of the adapters' factors A, by module: (r, in), float32."""
+LORA_B = "lora_b"
+"""Group of the adapters' factors B, by module: (out, r), float32."""
+ADAPTERS = "adapters"
+"""Key in the info of a record whose model is adapters on a frozen base: `modules` that carry one, `scale`, `rank_max`,
+and under `base` the pinned inputs it stands on, each as [name, digest], in the order they are laid over each other. One
+with group `model` holds weights, one with both factors is added to them as B·A, one with A alone holds factors that are
+not trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +102,8 @@ class Job:
     """`train`, `evaluate`, or an action of the workload's own."""
     inputs: tuple[str, ...] = (MODEL,)
     """Names of the exchange's inputs this client receives."""
+    holds: tuple[str, ...] = ()
+    """Those of `inputs` that are pinned and that this client has read before; the platform sets it."""
     knobs: Info = field(default_factory=dict)
     """Settings for this client alone; `Exchange.knobs` holds those for all."""
 
@@ -112,6 +123,8 @@ class Update:
     info: Info = field(default_factory=dict)
     state: Record | None = None
     """What this client wants back with its next job (kept by the platform, never shown to strategies)."""
+    traces: Arrays = field(default_factory=dict)
+    """What local training saw, for measures of the same client; never leaves it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +133,8 @@ class Exchange:
 
     jobs: tuple[Job, ...]
     inputs: Mapping[str, Record] = field(default_factory=dict)
-    """Broadcast payloads by name; each is encoded once, however many jobs read it."""
+    """Broadcast payloads by name; each is encoded once, however many jobs read it. One that is `core.pinned.Pinned`
+    is encoded once for all exchanges, and read once by each client."""
     knobs: Info = field(default_factory=dict)
     """Settings every job of the exchange sees (merged under the job's own)."""
     accumulator: str = "mean"
@@ -153,11 +167,11 @@ class ClientReport:
     num_trained: int = 0
     """1 where the client trained for this report, else 0."""
     bytes_down: int = 0
-    """Size of the frames this client reads; bytes."""
+    """Size of the frames this client reads, those it holds already left out; bytes."""
     bytes_up: int = 0
     """Size of the frame this client's update makes on its own; bytes."""
     params_down: int = 0
-    """Array elements this client reads."""
+    """Array elements this client reads, those it holds already left out."""
     params_up: int = 0
     """Array elements in this client's update."""
 

@@ -1,6 +1,7 @@
 """Frozen dataclass states as records and back: no pickles, so any run resumes.
 
-A state's fields may be arrays, mappings from names to arrays, None, or JSON values. Nothing else.
+A state's fields may be arrays, mappings from names to arrays, pinned records or tuples of them, None, or JSON values.
+Nothing else. A pinned record is dumped as its digest alone; whoever keeps the dump keeps the record beside it.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 
+from fedloom.core.pinned import Pinned
 from fedloom.core.records import Array, Record
 
 T = TypeVar("T")
@@ -35,13 +37,34 @@ def dump_state(state: Any) -> Record:
         elif isinstance(value, Mapping) and value and all(isinstance(v, _ARRAY) for v in value.values()):
             groups[field.name] = {name: np.asarray(array) for name, array in value.items()}
             info[field.name] = "arrays"
+        elif isinstance(value, Pinned):
+            info[field.name] = {"pinned": value.sha256}
+        elif isinstance(value, tuple) and value and all(isinstance(item, Pinned) for item in value):
+            info[field.name] = {"pinned": [item.sha256 for item in value]}
         else:
             info[field.name] = {"json": value}
     return Record(groups, info)
 
 
-def load_state(kind: type[T], record: Record) -> T:
-    """The inverse of `dump_state`; arrays are copied out of the record, so its buffer may go."""
+def pinned_in(state: Any) -> dict[str, Pinned]:
+    """The pinned records a state names, by digest."""
+    return {record.sha256: record for record in _pinned(state)}
+
+
+def _pinned(state: Any) -> Iterator[Pinned]:
+    for field in dataclasses.fields(state):
+        value = getattr(state, field.name)
+        yield from (item for item in (value if isinstance(value, tuple) else (value,)) if isinstance(item, Pinned))
+
+
+def load_state(kind: type[T], record: Record, pinned: Mapping[str, Pinned] | None = None) -> T:
+    """The inverse of `dump_state`; arrays are copied out of the record, so its buffer may go.
+
+    Args:
+        kind: the state's class.
+        record: what `dump_state` made of it.
+        pinned: the records `pinned_in` found in it.
+    """
     hints = typing.get_type_hints(kind)
     values: dict[str, Any] = {}
     for name, how in record.info.items():
@@ -49,6 +72,9 @@ def load_state(kind: type[T], record: Record) -> T:
             values[name] = np.array(record.groups[name][_SINGLE])
         elif how == "arrays":
             values[name] = {key: np.array(array) for key, array in record.groups[name].items()}
+        elif "pinned" in how:
+            named, known = how["pinned"], pinned or {}
+            values[name] = known[named] if isinstance(named, str) else tuple(known[sha256] for sha256 in named)
         else:
             values[name] = _as_tuple(how["json"], hints.get(name))
     return kind(**values)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
+_FLAT = 1e-6
+"""A range that is a smaller share of its values than this is rounding, not a curve."""
 
 
 def finite(values: Iterable[float]) -> list[float]:
@@ -58,9 +60,10 @@ class Range:
         low, high = (min(seen), max(seen)) if seen else (0.0, 1.0)
         if from_zero or 0 < low < 0.25 * high:
             low = min(low, 0.0)
-        if high <= low and 0 < low <= 1:
+        flat = high - low <= _FLAT * max(abs(low), abs(high))
+        if flat and 0 < low <= 1:
             return cls(low=0.0, high=1.0)  # one share, or one number like it
-        if high <= low:
+        if flat:
             half = abs(high) / 10 or 0.5
             return cls(low=low - half if low and not from_zero else low, high=high + half)
         return cls(low=low, high=high)
@@ -71,8 +74,8 @@ class Range:
         while True:  # a wider range may take a larger step; it ends, for steps only grow
             marks = ticks(span.low, span.high)
             step = marks[1] - marks[0] if len(marks) > 1 else 0.0
-            low = marks[0] - step if span.low < marks[0] - 1e-9 * step else marks[0]
-            high = marks[-1] + step if span.high > marks[-1] + 1e-9 * step else marks[-1]
+            low = marks[0] - step if span.low < marks[0] - _FLAT * step else marks[0]
+            high = marks[-1] + step if span.high > marks[-1] + _FLAT * step else marks[-1]
             if step == 0 or (low, high) == (marks[0], marks[-1]):
                 return span if step == 0 else Range(low=low, high=high)
             span = Range(low=low, high=high)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,14 @@ from fedloom.reporting.run_folder import RunFolder
 
 PICTURE = "comparison.html"
 _MOST_METRICS = 6
+_RACED, _TARGET, _LAST = "accuracy", 0.9, 5
+"""Runs race to this share of the first run's mean over its last evaluations of this metric."""
 _INCIDENTAL = ("name", "runtime.", "checkpoint.")
 """Settings that never change a result; told apart from those that do."""
 _X_LABELS = {
     "rounds": "round",
     "megabytes": "MB sent so far, up and down, by all clients",
+    "trainings": "local trainings so far, all clients",
     "seconds": "seconds of the rounds so far",
 }
 
@@ -108,8 +112,7 @@ def render_comparison(comparison: Comparison) -> str:
     """The comparison as an HTML document."""
     names = in_order(name for run in comparison.runs for name in metric_names(run))
     left_out = names[_MOST_METRICS:]
-    charts = [chart for name in names[:_MOST_METRICS] for chart in _per_round_and_byte(comparison, name)]
-    charts += [_chart(comparison, name, "seconds", "second") for name in names[:_MOST_METRICS]]
+    charts = [chart for name in names[:_MOST_METRICS] for chart in _per_cost(comparison, name)]
     head: tuple[Content, ...] = ("", *comparison.labels)
     return page(
         f"Comparison of {len(comparison.runs)} runs",
@@ -131,8 +134,12 @@ def render_comparison(comparison: Comparison) -> str:
     )
 
 
-def _per_round_and_byte(comparison: Comparison, metric: str) -> tuple[Markup, Markup]:
-    return _chart(comparison, metric, "rounds", "round"), _chart(comparison, metric, "megabytes", "byte sent")
+def _per_cost(comparison: Comparison, metric: str) -> list[Markup]:
+    """The metric against everything it may be bought with; local trainings only where the runs have counted any."""
+    along = {"rounds": "round", "megabytes": "byte sent", "trainings": "local training", "seconds": "second"}
+    if not any(record.local_trainings for run in comparison.runs for record in run.rounds):
+        del along["trainings"]
+    return [_chart(comparison, metric, name, unit) for name, unit in along.items()]
 
 
 def _chart(comparison: Comparison, metric: str, along: str, unit: str) -> Markup:
@@ -150,7 +157,7 @@ def _chart(comparison: Comparison, metric: str, along: str, unit: str) -> Markup
             for color, label, measured in found
         ],
         x_label=_X_LABELS[along],
-        x_whole=along == "rounds",
+        x_whole=along in ("rounds", "trainings"),
         note=f"Not measured by {', '.join(without)}." if without else None,
     )
 
@@ -176,12 +183,34 @@ def _results(runs: Sequence[RunFolder]) -> Iterable[Row]:
     for metric in in_order(name for run in runs for name in metric_names(run)):
         last = [curve(run, metric, HELD_OUT) or curve(run, metric, TRAINING) for run in runs]
         yield row(metric, (metric_text(one.values[-1]) + _where(one) if one else NOTHING for one in last))
+    for name, cells in _to_target(runs):
+        yield row(name, cells)
     yield row("sent up", (bytes_text(run.traffic.bytes_up) for run in runs))
     yield row("sent down", (bytes_text(run.traffic.bytes_down) for run in runs))
+    yield row("local trainings", (f"{sum(record.local_trainings for record in run.rounds):,}" for run in runs))
     yield row("time", (seconds_text(run.seconds) for run in runs))
     yield row("missing answers", (f"{len(run.failures):,}" for run in runs))
     digests = [run.summary.model_sha256 if run.summary else None for run in runs]
     yield row("model sha256", (digest[:12] if digest else NOTHING for digest in digests))
+
+
+def _to_target(runs: Sequence[RunFolder]) -> Iterable[tuple[str, list[str]]]:
+    """What each run spent until its held-out accuracy reached a share of what the first run ended with."""
+    found = [curve(run, _RACED, HELD_OUT) for run in runs]
+    first = found[0]
+    if first is None or not any(math.isfinite(value) for value in first.values):
+        return
+    ended = [value for value in first.values if math.isfinite(value)][-_LAST:]
+    target = _TARGET * sum(ended) / len(ended)
+    reached = [next((at for at, value in enumerate(one.values) if value >= target), None) if one else None
+               for one in found]  # fmt: skip
+
+    def cells(text: Callable[[Curve, int], str]) -> list[str]:
+        return [text(one, at) if one and at is not None else NOTHING for one, at in zip(found, reached, strict=True)]
+
+    yield f"to {_RACED} {metric_text(target)}: rounds", cells(lambda one, at: f"{one.rounds[at]:,.0f}")
+    yield "    local trainings", cells(lambda one, at: f"{one.trainings[at]:,.0f}")
+    yield "    sent", cells(lambda one, at: bytes_text(one.megabytes[at] * 1e6))
 
 
 def _where(one: Curve) -> str:

@@ -1,4 +1,4 @@
-"""A run's metrics as curves: per round, per byte, per second."""
+"""A run's metrics as curves: per round, per byte, per local training, per second."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class Curve:
     rounds: tuple[float, ...]
     megabytes: tuple[float, ...]
     """Cumulative, up and down together; 10^6 bytes."""
+    trainings: tuple[float, ...]
+    """Cumulative local trainings, candidates that were not chosen included."""
     seconds: tuple[float, ...]
     """Cumulative wall-clock seconds of the rounds."""
     values: tuple[float, ...]
@@ -42,16 +44,25 @@ def metric_names(run: RunFolder) -> list[str]:
 def curve(run: RunFolder, metric: str, source: str) -> Curve | None:
     """One metric's curve; None where the run never measured it there."""
     sent = itertools.accumulate((r.traffic.bytes_up + r.traffic.bytes_down) / 1e6 for r in run.rounds)
+    trained = itertools.accumulate(record.local_trainings for record in run.rounds)
     passed = itertools.accumulate(record.timing.total_s for record in run.rounds)
     points = [
-        (float(record.round), megabytes, seconds, measured[metric])
-        for record, megabytes, seconds in zip(run.rounds, sent, passed, strict=True)
+        (float(record.round), megabytes, float(trainings), seconds, measured[metric])
+        for record, megabytes, trainings, seconds in zip(run.rounds, sent, trained, passed, strict=True)
         if metric in (measured := (record.evaluation or {}) if source == HELD_OUT else record.metrics)
     ]
     if not points:
         return None
-    rounds, megabytes, seconds, values = zip(*points, strict=True)
-    return Curve(metric=metric, source=source, rounds=rounds, megabytes=megabytes, seconds=seconds, values=values)
+    rounds, megabytes, trainings, seconds, values = zip(*points, strict=True)
+    return Curve(
+        metric=metric,
+        source=source,
+        rounds=rounds,
+        megabytes=megabytes,
+        trainings=trainings,
+        seconds=seconds,
+        values=values,
+    )
 
 
 def curves(run: RunFolder, metric: str) -> list[Curve]:

@@ -48,7 +48,8 @@ def grid_picture(
         note: a sentence below.
     """
     rows = shade.shape[0]
-    plane = Plane(width=940.0, height=50.0 + min(max(13.0 * rows, 70.0), 270.0), left=76.0, x=x, y=y)
+    left = max(76.0, 16.0 + 6.5 * max((len(label) for _, label in y_names or ()), default=0))
+    plane = Plane(width=940.0, height=50.0 + min(max(13.0 * rows, 70.0), 270.0), left=left, x=x, y=y)
     image = tag(
         "image",
         href="data:image/png;base64," + base64.b64encode(_png(_paint(shade, marked))).decode(),

@@ -194,7 +194,7 @@ def _workload(path: Path) -> WorkloadInfo | None:
     value = _json(path)
     if value is None:
         return None
-    known = {key: value[key] for key in ("client_sizes", "label_counts", "label_names") if value.get(key)}
+    known = {key: value[key] for key in ("client_sizes", "label_counts", "label_names", "watch") if value.get(key)}
     return WorkloadInfo(data=value.get("data") or {}, **known)
 
 

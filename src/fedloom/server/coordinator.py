@@ -12,7 +12,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from fedloom.core.errors import BadMessage, FedloomError, NotFound, PolicyRefused, ServerUnreachable
@@ -199,7 +199,7 @@ class Coordinator:
     ) -> Iterator[OpenExchange]:
         """Put groups out; inside the block their answers arrive in `answers`. Leaving it cancels what is not done."""
         opened = OpenExchange(run, round, exchange, spec, groups)
-        opened.inputs = {name: self.payloads.offer(record) for name, record in spec.inputs.items()}
+        opened.inputs = self.payloads.offer_all(run.run_id, spec.inputs)
         for group in groups:
             opened.states |= {client: self.payloads.offer(record) for client, record in group.states.items()}
         name = (run.run_id, round, exchange)
@@ -236,6 +236,10 @@ class Coordinator:
                     node.told_runs.discard(run_id)
                     if node.mailbox is not None:
                         node.mailbox.put(RunOver(run_id=run_id))
+
+    def retain(self, run: RunSpec, digests: Collection[str]) -> None:
+        """Of the run's pinned records only these are still wanted."""
+        self.payloads.retain(run.run_id, digests)
 
     def wait_for_agents(self, count: int, timeout_s: float) -> int:
         """Wait until `count` agents are online; returns how many are."""

@@ -32,6 +32,7 @@ from fedloom.core.history import Failure
 from fedloom.core.messages import RunSpec
 from fedloom.core.records import ClientFailure, ClientReport, Exchange, Job, Record
 from fedloom.server.coordinator import Coordinator
+from fedloom.server.holders import Holders
 from fedloom.server.open_exchange import Answer, OpenExchange, PlannedGroup
 from fedloom.server.run_store import RunStore
 
@@ -75,7 +76,9 @@ class Collector:
         self._experiment, self._run, self._coordinator, self._store = experiment, run, coordinator, store
         self._emit, self._stop, self._pump, self._patience_s = emit, stop, pump, patience_s
         self._sizes = self._client_sizes()
-        self._holders_round, self._holders = 0, dict[int, str]()
+        self._updates_round, self._updates_at = 0, dict[int, str]()
+        self.holders = Holders()
+        """Which clients have read which pinned records."""
 
     def collect(
         self,
@@ -117,7 +120,8 @@ class Collector:
                     begin = time.perf_counter()
                     fold.take(answer, groups[answer.index].jobs)
                     self._keep_states(answer, round, index)
-                    self._remember_holders(exchange, answer, round)
+                    self._remember_places(exchange, answer, round)
+                    self._remember_readers(exchange, answer, groups[answer.index].jobs)
                     fold.collected.aggregation_s += time.perf_counter() - begin
                     if telling:
                         done, cohort = len(fold.collected.reports), len(exchange.jobs)
@@ -137,18 +141,25 @@ class Collector:
         return fold.collected
 
     def _groups(self, exchange: Exchange, round: int, index: int, size: int) -> list[PlannedGroup]:
-        jobs = exchange.jobs
+        jobs = self.holders.mark(exchange.jobs, exchange.inputs)
         groups = [self._group(jobs[start : start + size], round, index) for start in range(0, len(jobs), size)]
-        if exchange.collects is None or self._holders_round != round:
+        if exchange.collects is None or self._updates_round != round:
             return groups
-        return [replace(group, prefer=self._holders.get(group.jobs[0].client, "")) for group in groups]
+        return [replace(group, prefer=self._updates_at.get(group.jobs[0].client, "")) for group in groups]
 
-    def _remember_holders(self, exchange: Exchange, answer: Answer, round: int) -> None:
+    def _remember_places(self, exchange: Exchange, answer: Answer, round: int) -> None:
         """Which node has which client's update."""
-        if self._holders_round != round:
-            self._holders_round, self._holders = round, {}
+        if self._updates_round != round:
+            self._updates_round, self._updates_at = round, {}
         if exchange.hold and answer.result is not None:
-            self._holders |= {report.client: answer.node for report in answer.result.reports}
+            self._updates_at |= {report.client: answer.node for report in answer.result.reports}
+
+    def _remember_readers(self, exchange: Exchange, answer: Answer, jobs: tuple[Job, ...]) -> None:
+        """Which clients now have the exchange's pinned inputs."""
+        answered = {report.client for report in answer.result.reports} if answer.result is not None else set()
+        for job in jobs:
+            if job.client in answered:
+                self.holders.learn(job, exchange.inputs)
 
     def _group(self, jobs: tuple[Job, ...], round: int, index: int) -> PlannedGroup:
         states: dict[int, Record] = {}

@@ -11,10 +11,10 @@ from typing import Any
 from fedloom.core import registry
 from fedloom.core.config import Experiment
 from fedloom.core.errors import FedloomError, RunFailed, UnsupportedFeature
-from fedloom.core.events import Event, RoundFinished, RoundStarted
+from fedloom.core.events import Event, Notice, RoundFinished, RoundStarted
 from fedloom.core.history import RoundRecord, Timing
 from fedloom.core.messages import RunSpec
-from fedloom.core.protocols import Pending, Roster, Selection, Strategy, WorkloadInfo
+from fedloom.core.protocols import Pending, Roster, Selection, Strategy, Telling, WorkloadInfo
 from fedloom.core.records import (
     MODEL,
     Arrays,
@@ -26,9 +26,10 @@ from fedloom.core.records import (
     metric_values,
 )
 from fedloom.core.seeds import generator
-from fedloom.core.state import dump_state, load_state
+from fedloom.core.state import dump_state, load_state, pinned_in
 from fedloom.server.coordinator import Coordinator
 from fedloom.server.exchange import Collector
+from fedloom.server.holders import Holders
 from fedloom.server.run_store import Checkpoint, RunStore
 from fedloom.server.saver import Saver
 from fedloom.server.tally import Tally, shares, sum_metrics
@@ -81,6 +82,7 @@ class Loop:
         self._saver = Saver(store, experiment.checkpoint.keep)
         self._progress: _Progress | None = None
         self._began, self._earlier_s = time.perf_counter(), 0.0
+        self._alarms: set[str] = set()
         self.info = WorkloadInfo(data={})
 
     @property
@@ -106,9 +108,10 @@ class Loop:
             self.info = info
             self._progress = _Progress(
                 checkpoint.round,
-                load_state(self._strategy.State, checkpoint.strategy),
-                load_state(self._selection.State, checkpoint.selection),
+                load_state(self._strategy.State, checkpoint.strategy, checkpoint.pinned),
+                load_state(self._selection.State, checkpoint.selection, checkpoint.pinned),
             )
+            self._collector.holders = Holders(checkpoint.holders)
             self._earlier_s = checkpoint.seconds
         else:
             initial = self._initial()
@@ -128,7 +131,8 @@ class Loop:
             self._saver.wait()
 
     def close(self) -> None:
-        """Let go of what a hosted strategy may hold (a Flower app's thread)."""
+        """Let go of what the run's exchanges shared, and of what a hosted strategy may hold (a Flower app's thread)."""
+        self._coordinator.retain(self.run, ())
         close = getattr(self._strategy, "close", None)
         if close is not None:
             close()
@@ -156,10 +160,11 @@ class Loop:
             return False
         context, exchange, first = planned
         state = self._exchanges(progress.strategy, exchange, context, tally, first)
-        selection = self._selection.observe(progress.selection, tally.trained(), tally.probed)
+        selection = _observed(self._selection, progress.selection, tally)
         evaluation, evaluation_s = self._evaluate(state, number, tally)
         waited = self._saver.wait()
         progress.round, progress.strategy, progress.selection = number, state, selection
+        self._retain(progress)
         record = tally.record(
             context,
             shares(self._coordinator.nodes(), before),
@@ -176,7 +181,20 @@ class Loop:
         )
         self._save(progress, record)
         self._emit(RoundFinished(run_id=self.run.run_id, record=record))
+        self._watch(number, evaluation)
         return True
+
+    def _watch(self, number: int, evaluation: Mapping[str, float] | None) -> None:
+        """Tell when a metric the workload wants watched leaves 0, and when it is 0 again."""
+        for name, advice in self.info.watch.items():
+            if evaluation is None:
+                return
+            value = evaluation.get(name, 0.0)
+            if (value > 0) == (name in self._alarms):
+                continue
+            self._alarms ^= {name}
+            message = f"{name} is {value:.3g}: {advice}" if value > 0 else f"{name} is 0 again"
+            self._emit(Notice(run_id=self.run.run_id, message=f"round {number}: {message}"))
 
     def _plan(self, progress: _Progress, number: int, tally: Tally) -> tuple[RoundContext, Exchange, int] | None:
         """The cohort, and what it is asked first: its context, the exchange, and that exchange's index."""
@@ -195,16 +213,22 @@ class Loop:
             rounds=experiment.rounds,
             seed=experiment.seed,
         )
-        if probe is not None and probe.kind == "evaluate":
-            jobs = context.jobs("evaluate")
-            model = Record({MODEL: self._strategy.arrays(progress.strategy)})
-            reports = self._probe(Exchange(jobs=jobs, inputs={MODEL: model}, accumulator="metrics"), _PROBE, tally)
-            context = replace(context, cohort=choose(reports))
+        if probe is not None and probe.kind != "train":
+            inputs = model_inputs(self._strategy, progress.strategy)
+            question = Exchange(
+                jobs=context.jobs(probe.kind, inputs=tuple(inputs)),
+                inputs=inputs,
+                knobs=probe.knobs,
+                accumulator="metrics",
+                measure=probe.measure,
+            )
+            context = replace(context, cohort=choose(self._probe(question, _PROBE, tally)))
         exchange = self._strategy.plan(progress.strategy, context)
         if exchange is None:
             return None
+        exchange = _with_telling(exchange, self._selection, progress.selection)
         self._emit(RoundStarted(run_id=self.run.run_id, round=number, cohort=len(exchange.jobs)))
-        if probe is None or probe.kind == "evaluate":
+        if probe is None or probe.kind != "train":
             return context, exchange, 0
         knobs = {**exchange.knobs, **probe.knobs}
         held = replace(exchange, accumulator="metrics", hold=True, measure=probe.measure, knobs=knobs)
@@ -263,13 +287,22 @@ class Loop:
         if not every or (number % every and number != self._experiment.rounds):
             return None, 0.0
         begin = time.perf_counter()
-        model = Record({MODEL: self._strategy.arrays(state)})
-        jobs = tuple(Job(round=number, client=part, kind="held_out", knobs={"parts": parts}) for part in range(parts))
-        exchange = Exchange(jobs=jobs, inputs={MODEL: model}, accumulator="metrics")
+        inputs = model_inputs(self._strategy, state)
+        jobs = tuple(
+            Job(round=number, client=part, kind="held_out", inputs=tuple(inputs), knobs={"parts": parts})
+            for part in range(parts)
+        )
+        exchange = Exchange(jobs=jobs, inputs=inputs, accumulator="metrics")
         collected = self._collector.collect(exchange, number, _EVALUATION, quorum=1.0, deadline_s=None, group_size=1)
         tally.waiting_s += collected.waiting_s
         metrics = sum_metrics(collected.reports)
         return (metric_values(metrics) if metrics else None), time.perf_counter() - begin
+
+    def _retain(self, progress: _Progress) -> None:
+        """Only pinned records that the state names will be sent again."""
+        named = pinned_in(progress.strategy).keys()
+        self._coordinator.retain(self.run, named)
+        self._collector.holders.retain(named)
 
     def _save(self, progress: _Progress, record: RoundRecord) -> None:
         """Write the round down at once and its checkpoint behind the next round's work."""
@@ -277,7 +310,12 @@ class Loop:
         last = progress.round == self._experiment.rounds
         if last or progress.round % self._experiment.checkpoint.every == 0:
             checkpoint = Checkpoint(
-                progress.round, dump_state(progress.strategy), dump_state(progress.selection), self.seconds
+                progress.round,
+                dump_state(progress.strategy),
+                dump_state(progress.selection),
+                self.seconds,
+                self._collector.holders.arrays(),
+                pinned_in(progress.strategy) | pinned_in(progress.selection),
             )
             self._saver.save(checkpoint)
 
@@ -288,10 +326,38 @@ _PROBE = _EVALUATION + 1
 """Exchange index of an evaluation of candidates."""
 
 
+def model_inputs(strategy: Strategy[Any], state: Any) -> Mapping[str, Record]:
+    """What an evaluation of the global model reads: the strategy's `model_inputs`, else its arrays."""
+    own = getattr(strategy, "model_inputs", None)
+    return own(state) if own is not None else {MODEL: Record({MODEL: strategy.arrays(state)})}
+
+
 def _told(teller: Any, state: Any) -> Mapping[str, Any]:
     """What a strategy or selection that has an optional `report(state)` says for the round's record."""
     tell = getattr(teller, "report", None)
     return dict(tell(state)) if tell is not None else {}
+
+
+def _observed(selection: Selection[Any], state: Any, tally: Tally) -> Any:
+    """The selection's state after a round."""
+    after = selection.observe(state, tally.trained(), tally.probed)
+    missed = getattr(selection, "missed", None)
+    clients = sorted({failure.client for failure in tally.failures})
+    return missed(after, clients) if missed is not None and clients else after
+
+
+def _with_telling(exchange: Exchange, selection: Selection[Any], state: Any) -> Exchange:
+    """The exchange, with what the selection wants its clients to tell."""
+    tell = getattr(selection, "telling", None)
+    telling: Telling | None = tell(state) if tell is not None else None
+    if telling is None:
+        return exchange
+    if exchange.measure is not None:
+        raise UnsupportedFeature(
+            f"the selection wants clients to report {telling.measure!r} beside their updates, but this strategy "
+            f"already has them report {exchange.measure!r}; use another selection with it"
+        )
+    return replace(exchange, measure=telling.measure, knobs={**exchange.knobs, **telling.knobs})
 
 
 def _collection(exchange: Exchange, context: RoundContext) -> Exchange:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from fedloom.core import frames
 from fedloom.core.depot import Buffer, Depot
 from fedloom.core.errors import BadFrame, BadMessage, LimitExceeded, NotFound, ServerUnreachable
 from fedloom.core.messages import PayloadRef
+from fedloom.core.pinned import Pinned
 from fedloom.core.records import Record
 
 CHUNK_BYTES = 1 << 20
@@ -28,7 +29,7 @@ LOCAL_INLINE_BYTES = 8 << 10
 
 @dataclass
 class Offer:
-    """A broadcast in one of its exchanges: the record and the forms made of it so far."""
+    """A broadcast in one of its exchanges (in all of them, where it is pinned): the record and its forms so far."""
 
     record: Record
     layout: frames.Layout
@@ -42,6 +43,11 @@ class Offer:
     def size(self) -> int:
         """Bytes of the frame."""
         return self.layout.size
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the record never changes, so that the offer outlives its exchange."""
+        return isinstance(self.record, Pinned)
 
 
 @dataclass
@@ -68,6 +74,8 @@ class PayloadStore:
         self._max_payload_bytes = max_payload_bytes
         self._lock = threading.Lock()
         self._by_digest: dict[str, list[Offer]] = {}
+        self._pinned: dict[str, dict[str, Offer]] = {}
+        """Pinned records on offer by digest, for each run."""
         self._uploads: dict[tuple[str, str], _Upload] = {}
 
     @property
@@ -82,34 +90,56 @@ class PayloadStore:
 
     def offer(self, record: Record) -> Offer:
         """Make a record available; nothing is encoded yet."""
-        return Offer(record, frames.Layout.of(record))
+        sha256 = record.sha256 if isinstance(record, Pinned) else ""
+        return Offer(record, frames.Layout.of(record), sha256=sha256)
+
+    def offer_all(self, run_id: str, records: Mapping[str, Record]) -> dict[str, Offer]:
+        """Make an exchange's inputs available; pinned ones stay on offer until `retain` leaves them out."""
+        pinned = self._pinned.setdefault(run_id, {})
+        offers = {}
+        for name, record in records.items():
+            known = pinned.get(record.sha256) if isinstance(record, Pinned) else None
+            offers[name] = known or self.offer(record)
+            if isinstance(record, Pinned):
+                pinned[record.sha256] = offers[name]
+        return offers
+
+    def retain(self, run_id: str, digests: Collection[str]) -> None:
+        """Only these pinned records of a run are still wanted; the memory of the others may be reused."""
+        pinned = self._pinned.pop(run_id, {})
+        for sha256 in pinned.keys() - set(digests):
+            self._end(pinned.pop(sha256))
+        if pinned:
+            self._pinned[run_id] = pinned
 
     def ref(self, offer: Offer, locality: str) -> PayloadRef:
         """A reference for an agent that is `process`, `host` or `remote` to the server."""
         if locality == "process":
-            return PayloadRef(size=offer.size, record=offer.record)
+            return PayloadRef(size=offer.size, record=offer.record, sha256=offer.sha256, pinned=offer.pinned)
         limit = LOCAL_INLINE_BYTES if locality == "host" else INLINE_BYTES
+        sha256 = offer.sha256 if offer.pinned else ""
         with self._lock:
-            if offer.size <= limit:
+            if offer.size <= limit and not offer.pinned:
                 offer.inline = offer.inline or bytes(frames.encode(offer.record))
                 return PayloadRef(size=offer.size, inline=offer.inline)
             if locality == "host" and self._depot is not None:
                 if offer.buffer is None:
                     offer.buffer = self._depot.lease(offer.size)
                     frames.write_into(offer.record, offer.buffer.memory, offer.layout)
-                return PayloadRef(size=offer.size, shared=offer.buffer.name)
+                return PayloadRef(size=offer.size, shared=offer.buffer.name, sha256=sha256, pinned=offer.pinned)
             if not offer.sha256:
-                digest = hashlib.sha256()
-                for piece in frames.pieces(offer.record):
-                    digest.update(piece)
-                offer.sha256 = digest.hexdigest()
+                offer.sha256 = frames.digest(offer.record)
             equal = self._by_digest.setdefault(offer.sha256, [])
             if not any(other is offer for other in equal):
                 equal.append(offer)
-            return PayloadRef(size=offer.size, sha256=offer.sha256)
+            return PayloadRef(size=offer.size, sha256=offer.sha256, pinned=offer.pinned)
 
     def withdraw(self, offer: Offer) -> None:
-        """The exchange is over; memory of the offer may be reused."""
+        """The exchange is over; memory of the offer may be reused, unless it is pinned."""
+        if not offer.pinned:
+            self._end(offer)
+
+    def _end(self, offer: Offer) -> None:
         with self._lock:
             if offer.buffer is not None and self._depot is not None:
                 self._depot.release(offer.buffer.name)

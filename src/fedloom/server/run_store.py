@@ -6,7 +6,7 @@
       workload.json       where the data came from and who holds what
       rounds.jsonl        one record per round
       events.jsonl        everything that happened, with its time
-      checkpoints/        round-000012.<checksum>.safetensors
+      checkpoints/        round-000012.<checksum>.safetensors, and pinned-<digest>.safetensors, what does not change
       clients/            what stateful clients keep between their rounds
       model/              model.safetensors, the final arrays
       summary.json  report.html
@@ -25,7 +25,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,13 +36,17 @@ import xxhash
 
 from fedloom.core import frames
 from fedloom.core.config import Experiment
-from fedloom.core.errors import BadFrame, CheckpointCorrupt, NotFound, RunExists, StorageFull
+from fedloom.core.errors import BadFrame, CheckpointCorrupt, LimitExceeded, NotFound, RunExists, StorageFull
 from fedloom.core.history import RoundRecord, RunSummary
+from fedloom.core.pinned import Pinned
 from fedloom.core.protocols import WorkloadInfo
-from fedloom.core.records import Arrays, Record
+from fedloom.core.records import Array, Arrays, Record
+from fedloom.server.pinned_files import PinnedFiles
 
 _CHECKPOINT = re.compile(r"round-(\d{6,})\.([0-9a-f]{32})\.safetensors")
 """Round and XXH3-128 checksum. The checksum is in the name so that one rename makes a checkpoint complete."""
+
+_HOLDERS = "holders"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +58,16 @@ class Checkpoint:
     selection: Record
     seconds: float
     """Wall-clock seconds the run has taken so far, all sessions together."""
+    holders: Mapping[str, Array] = field(default_factory=dict)
+    """Clients that have read pinned records, by the records' digests."""
+    pinned: Mapping[str, Pinned] = field(default_factory=dict)
+    """The pinned records the states name, by digest; kept beside the checkpoint, not in it."""
 
     def record(self) -> Record:
-        """As one record."""
+        """As one record, pinned records named but left out."""
         groups = {f"strategy:{name}": arrays for name, arrays in self.strategy.groups.items()}
         groups |= {f"selection:{name}": arrays for name, arrays in self.selection.groups.items()}
+        groups |= {_HOLDERS: self.holders} if self.holders else {}
         return Record(
             groups,
             {
@@ -66,18 +75,28 @@ class Checkpoint:
                 "seconds": self.seconds,
                 "strategy": {"groups": list(self.strategy.groups), "info": self.strategy.info},
                 "selection": {"groups": list(self.selection.groups), "info": self.selection.info},
+                "pinned": list(self.pinned),
             },
         )
 
     @classmethod
-    def from_record(cls, record: Record) -> Checkpoint:
-        """The inverse of `record`."""
+    def from_record(
+        cls, record: Record, load: Callable[[list[str]], Mapping[str, Pinned]] = lambda digests: {}
+    ) -> Checkpoint:
+        """The inverse of `record`; `load` gets pinned records by their digests."""
 
         def part(name: str) -> Record:
             head = record.info[name]
             return Record({group: record.groups[f"{name}:{group}"] for group in head["groups"]}, head["info"])
 
-        return cls(int(record.info["round"]), part("strategy"), part("selection"), float(record.info["seconds"]))
+        return cls(
+            int(record.info["round"]),
+            part("strategy"),
+            part("selection"),
+            float(record.info["seconds"]),
+            record.groups.get(_HOLDERS, {}),
+            load(record.info["pinned"]),
+        )
 
 
 class RunStore(Protocol):
@@ -147,6 +166,7 @@ class MemoryRunStore:
         self._workload: WorkloadInfo | None = None
         self._rounds: list[RoundRecord] = []
         self._checkpoints: list[bytes] = []
+        self._pinned: Mapping[str, Pinned] = {}
         self._clients: dict[int, list[tuple[tuple[int, int], bytes]]] = {}
 
     @property
@@ -180,9 +200,12 @@ class MemoryRunStore:
 
     def save_checkpoint(self, checkpoint: Checkpoint, keep: int) -> None:
         self._checkpoints = [*self._checkpoints, bytes(frames.encode(checkpoint.record()))][-keep:]
+        self._pinned = checkpoint.pinned
 
     def latest_checkpoint(self) -> Checkpoint | None:
-        return Checkpoint.from_record(frames.decode(self._checkpoints[-1])) if self._checkpoints else None
+        if not self._checkpoints:
+            return None
+        return Checkpoint.from_record(frames.decode(self._checkpoints[-1]), lambda digests: self._pinned)
 
     def save_client(self, client: int, round: int, exchange: int, state: Record) -> None:
         kept = [item for item in self._clients.get(client, []) if item[0] != (round, exchange)]
@@ -214,6 +237,7 @@ class DiskRunStore:
         self._folder = folder
         self.run_id = run_id or folder.name
         self._clients: dict[int, dict[tuple[int, int], Path]] | None = None
+        self._pinned = PinnedFiles(folder / "checkpoints", _write_frame)
         self._lock = threading.Lock()
 
     @classmethod
@@ -298,6 +322,7 @@ class DiskRunStore:
             with _full_disk(self._folder), rounds.open("rb") as file:
                 os.fsync(file.fileno())
         folder = self._folder / "checkpoints"
+        self._pinned.save(checkpoint.pinned)
         digest = xxhash.xxh3_128()
         with _replacing(lambda: folder / f"round-{checkpoint.round:06d}.{digest.hexdigest()}.safetensors") as file:
             for piece in frames.pieces(checkpoint.record()):
@@ -305,12 +330,14 @@ class DiskRunStore:
                 digest.update(piece)
         for _, old in self._checkpoints()[:-keep]:
             old.unlink(missing_ok=True)
+        if self._pinned.any:
+            self._pinned.prune({sha256 for _, path in self._checkpoints() for sha256 in _named_in(path)})
 
     def latest_checkpoint(self) -> Checkpoint | None:
         problems = []
         for _, path in reversed(self._checkpoints()):
             try:
-                return Checkpoint.from_record(_read_checkpoint(path))
+                return Checkpoint.from_record(_read_checkpoint(path), self._pinned.load)
             except (BadFrame, OSError) as exc:
                 problems.append(f"{path.name}: {exc}")
         if problems:
@@ -364,9 +391,9 @@ class DiskRunStore:
 def event_json(event: Any) -> dict[str, Any]:
     """An event as one JSON object, with its kind and the time now."""
     values = {}
-    for field in dataclasses.fields(event):
-        value = getattr(event, field.name)
-        values[field.name] = value.model_dump(mode="json") if isinstance(value, pydantic.BaseModel) else value
+    for each in dataclasses.fields(event):
+        value = getattr(event, each.name)
+        values[each.name] = value.model_dump(mode="json") if isinstance(value, pydantic.BaseModel) else value
     return {"event": type(event).__name__, "at": datetime.now(UTC).isoformat(timespec="milliseconds"), **values}
 
 
@@ -395,6 +422,13 @@ def _read_checkpoint(path: Path) -> Record:
     if match is None or xxhash.xxh3_128(content).hexdigest() != match[2]:
         raise BadFrame("its checksum is wrong: the file was damaged after it was written")
     return frames.decode(content)
+
+
+def _named_in(path: Path) -> list[str]:
+    """Digests of the pinned records a checkpoint names; of a damaged one, which no resume will read, none."""
+    with contextlib.suppress(BadFrame, LimitExceeded, KeyError):
+        return list(frames.decode(path.read_bytes()).info["pinned"])
+    return []
 
 
 @contextlib.contextmanager

@@ -92,7 +92,7 @@ def _trained(experiment: Experiment, workload: Workload, seen: list[int], classe
 def _signals(workload: Workload, model: Record, seed: int, client: int) -> Mapping[str, float]:
     """What a client's training from the model tells about it."""
     shard = workload.shard(client)
-    loss = workload.evaluate(model, shard)["loss"].value
+    loss = workload.evaluate({MODEL: model}, shard)["loss"].value
     rng = generator(seed, "unseen", "train", client)
     update = workload.train(Job(round=1, client=client), {MODEL: model}, shard, None, rng)
     trained = dataclasses.replace(

@@ -11,8 +11,10 @@ import pytest
 from fedloom.client.held import HeldUpdates
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, UsageError
-from fedloom.core.records import Update
+from fedloom.core.records import Record, RoundContext, Update
 from fedloom.simulation import api
+from fedloom.strategies.sfedca.config import Config
+from fedloom.strategies.sfedca.strategy import SFedCA
 
 D, M, CLASSES = 8, 2, 10
 
@@ -64,6 +66,28 @@ def test_traffic_is_exact(plain: api.RunResult) -> None:
         assert record.traffic.params_up == M * parameters + D * (CLASSES + 1)
         assert (record.local_trainings, len(record.candidates), len(record.cohort)) == (D, D, M)
         assert set(record.cohort) < set(record.candidates)
+
+
+def test_rules_that_read_no_gains_cost_one_float_a_candidate() -> None:
+    """CA-5: m P + d. (Where the workload does not say how many outputs there are, gains are asked for all the same.)"""
+    parameters = 64 * 8 + 8 + 8 * 10 + 10
+    for rule in ("topm", "softmax", "lowest"):
+        run = api.run(experiment(rounds=1, strategy={"name": "sfedca", "select": M, "rule": rule}), keep=False)
+        assert run.history[0].traffic.params_up == M * parameters + D
+    silent = SFedCA(Config(select=M, rule="topm"), D).init(Record({"model": {}}))
+    context = RoundContext(round=1, cohort=(1, 2), population=9, rounds=1, seed=1)
+    planned = SFedCA(Config(select=M, rule="topm"), D).plan(silent, context)
+    assert planned is not None and planned.knobs["gain"] is True
+
+
+def test_rates_may_be_measured_in_passing() -> None:
+    """No evaluation pass; training is the same, so with all chosen so is the model."""
+    cheap = {"name": "sfedca", "select": D, "measurement": "training"}
+    run = api.run(experiment(strategy=cheap), keep=False)
+    averaging = api.run(experiment(strategy="fedavg"), keep=False)
+    assert run.summary.model_sha256 == averaging.summary.model_sha256
+    credits = [credit for record in run.history for credit in record.info["credits"].values()]
+    assert len(credits) == 3 * D and max(credits) > 0 and min(credits) >= 0
 
 
 def test_models_of_those_not_chosen_have_no_influence(plain: api.RunResult, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,18 @@ def test_losses_by_their_formulas() -> None:
         np.testing.assert_allclose(loss(spikes, labels).numpy(), value, rtol=1e-12)
 
 
+@pytest.mark.parametrize(("name", "factor"), [("count", 1.0), ("rate", 4.0), ("step", 4.0), ("mse_count", 5 / 2)])
+def test_errors_are_the_losses_negative_gradient(name: str, factor: float) -> None:
+    """Mean over steps of -dL/ds, times what the loss divides its outputs by: T for rates, C / 2 for squares."""
+    spikes = torch.tensor(np.random.default_rng(3).integers(0, 2, (4, 3, 5)), dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 4, 2])
+    loss = Loss(name, 0.75, 0.25)  # type: ignore[arg-type]
+    (gradient,) = torch.autograd.grad(loss(spikes, labels).sum(), spikes)
+    errors = loss.errors(spikes.detach(), labels)
+    np.testing.assert_allclose(errors.numpy(), -gradient.mean(0).numpy() * factor, rtol=1e-12)
+    assert float(errors.abs().max()) <= 1.0
+
+
 def test_padding_does_not_enter_a_mean() -> None:
     losses = torch.tensor([[1.0, 2.0, 100.0], [4.0, 5.0, 6.0]])
     assert masked_means(losses, torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])).tolist() == [1.5, 5.0]

@@ -68,7 +68,7 @@ def test_event_like_data(build: Build, tmp_path: Any) -> None:
     start = work.init(generator(1, "model"))
     assert start.groups[MODEL]["hidden1.synapses.weight"].shape == (16, 2 * 5 * 5)  # on and off events
     update = work.train(Job(round=1, client=0), {MODEL: start}, work.shard(0), None, generator(1, "t"))
-    assert metric_values(work.evaluate(Record(update.groups), work.held_out(0, 1)))["accuracy"] == 1.0
+    assert metric_values(work.evaluate({MODEL: Record(update.groups)}, work.held_out(0, 1)))["accuracy"] == 1.0
 
 
 def test_only_weights_travel(build: Build) -> None:
@@ -107,7 +107,7 @@ def test_same_job_same_bytes_whatever_ran_before(build: Build, settings: dict[st
     first = bits(one, 4)
     for client in (9, 2):
         bits(other, client)
-    other.evaluate(start, other.held_out(0, 2))
+    other.evaluate({MODEL: start}, other.held_out(0, 2))
     if "twin" not in settings:
         other.firing_rates(start.groups[MODEL], other.shard(3), generator(1, "r"))
     snntorch.utils.reset(other._network)  # nothing there for it to break
@@ -117,8 +117,8 @@ def test_same_job_same_bytes_whatever_ran_before(build: Build, settings: dict[st
 def test_metrics_add_up_over_parts(build: Build) -> None:
     work = build(encoder={"name": "poisson"}, neuron={"threshold": 0.5}, time_steps=4)
     start = work.init(generator(1, "model"))
-    whole = work.evaluate(start, work.held_out(0, 1))
-    parts = [work.evaluate(start, work.held_out(part, 3)) for part in range(3)]
+    whole = work.evaluate({MODEL: start}, work.held_out(0, 1))
+    parts = [work.evaluate({MODEL: start}, work.held_out(part, 3)) for part in range(3)]
     assert list(whole) == ["loss", "accuracy", "energy_pj", "spikes", "rate/hidden1", "rate/output", "dead"]
     for name, mean in whole.items():
         assert mean.weight == 359
@@ -130,7 +130,21 @@ def test_metrics_add_up_over_parts(build: Build) -> None:
     )
     shard = work.shard(0)
     own = work.firing_rates(start.groups[MODEL], shard, generator(1, "r"))["output"].mean()
-    assert abs(metric_values(work.evaluate(start, shard))["rate/output"] - own) < 0.01  # other noise, 1438 examples
+    assert (
+        abs(metric_values(work.evaluate({MODEL: start}, shard))["rate/output"] - own) < 0.01
+    )  # other noise, 1438 examples
+
+
+@pytest.mark.parametrize("encoder", [{"name": "direct"}, {"name": "poisson"}])
+def test_class_errors_are_what_is_held_minus_what_is_answered(build: Build, encoder: dict[str, Any]) -> None:
+    workload = build(clients=10, encoder=encoder)
+    arrays, shard = workload.init(generator(3)).groups[MODEL], workload.shard(4)
+    rates = workload.firing_rates(arrays, shard, generator(7), layers="output", per_sample=True)["output"]
+    answered = np.exp(rates) / np.exp(rates).sum(1, keepdims=True)
+    held = np.eye(10)[workload._data.y_train[shard.rows]]
+    errors = workload.class_errors(arrays, shard, generator(7))
+    np.testing.assert_allclose(errors, (held - answered).mean(0), atol=1e-6)
+    np.testing.assert_array_equal(errors, workload.class_errors(arrays, shard, generator(7)))
 
 
 def test_dead_layers_are_counted(build: Build) -> None:
@@ -138,16 +152,16 @@ def test_dead_layers_are_counted(build: Build) -> None:
     arrays = dict(work.init(generator(1, "model")).groups[MODEL])
     arrays["output.synapses.weight"] = np.zeros_like(arrays["output.synapses.weight"])
     arrays["output.synapses.bias"] = np.full(10, -1.0, np.float32)
-    values = metric_values(work.evaluate(Record({MODEL: arrays}), work.held_out(0, 1)))
+    values = metric_values(work.evaluate({MODEL: Record({MODEL: arrays})}, work.held_out(0, 1)))
     assert values["rate/output"] == 0.0
     assert values["rate/hidden1"] > 0.05
     assert values["dead"] == 0.5
-    assert build(dead_rate_floor=0.0).evaluate(Record({MODEL: arrays}), work.held_out(0, 1))["dead"].sum == 0.0
+    assert build(dead_rate_floor=0.0).evaluate({MODEL: Record({MODEL: arrays})}, work.held_out(0, 1))["dead"].sum == 0.0
 
 
 def test_an_empty_part_has_no_weight(build: Build) -> None:
     work = build()
-    metrics = work.evaluate(work.init(generator(1, "model")), work.held_out(0, 1000))
+    metrics = work.evaluate({MODEL: work.init(generator(1, "model"))}, work.held_out(0, 1000))
     assert {mean.weight for mean in metrics.values()} == {0.0}
 
 
@@ -167,7 +181,7 @@ def test_a_spiking_mlp_learns_digits(build: Build, neuron: dict[str, Any]) -> No
     start = work.init(generator(1, "model"))
     job = Job(round=1, client=0)
     update = work.train_group([job], {MODEL: start}, [work.shard(0)], None, [generator(1, "t")])[0]
-    values = metric_values(work.evaluate(Record(update.groups), work.held_out(0, 1)))
+    values = metric_values(work.evaluate({MODEL: Record(update.groups)}, work.held_out(0, 1)))
     assert values["accuracy"] >= 0.9
     assert values["dead"] == 0.0
 
@@ -175,7 +189,7 @@ def test_a_spiking_mlp_learns_digits(build: Build, neuron: dict[str, Any]) -> No
 def test_federated_averaging_improves(build: Build) -> None:
     work = build(20, partition={"scheme": "dirichlet", "alpha": 0.3}, training={"epochs": 3})
     model = work.init(generator(1, "model"))
-    accuracy = [metric_values(work.evaluate(model, work.held_out(0, 1)))["accuracy"]]
+    accuracy = [metric_values(work.evaluate({MODEL: model}, work.held_out(0, 1)))["accuracy"]]
     for round in range(1, 13):
         cohort = generator(1, "cohort", round).choice(20, 8, replace=False).tolist()
         jobs = [Job(round=round, client=client) for client in cohort]
@@ -186,6 +200,6 @@ def test_federated_averaging_improves(build: Build) -> None:
             name: sum(u.num_examples / total * u.groups[MODEL][name] for u in updates).astype(np.float32)
             for name in model.groups[MODEL]
         }})  # fmt: skip
-        accuracy.append(metric_values(work.evaluate(model, work.held_out(0, 1)))["accuracy"])
+        accuracy.append(metric_values(work.evaluate({MODEL: model}, work.held_out(0, 1)))["accuracy"])
     assert accuracy[0] < 0.3
     assert accuracy[-1] > 0.75

@@ -157,7 +157,7 @@ def _group(group: Group) -> pb.Group:
     return pb.Group(
         key=_key(group.key),
         jobs=[
-            pb.Job(client=job.client, kind=job.kind, inputs=job.inputs, knobs_json=_dump(job.knobs))
+            pb.Job(client=job.client, kind=job.kind, inputs=job.inputs, knobs_json=_dump(job.knobs), holds=job.holds)
             for job in group.jobs
         ],
         inputs={name: _payload(ref) for name, ref in group.inputs.items()},
@@ -180,6 +180,7 @@ def _read_group(message: pb.Group) -> Group:
             kind=job.kind,
             inputs=tuple(job.inputs),
             knobs=_load(job.knobs_json, "job.knobs"),
+            holds=tuple(job.holds),
         )
         for job in message.jobs
     )
@@ -276,13 +277,19 @@ def _read_report(message: pb.Report) -> ClientReport:
 
 
 def _payload(ref: PayloadRef) -> pb.Payload:
-    return pb.Payload(size=ref.size, inline=ref.inline, shared=ref.shared, sha256=ref.sha256)
+    return pb.Payload(size=ref.size, inline=ref.inline, shared=ref.shared, sha256=ref.sha256, pinned=ref.pinned)
 
 
 def _read_payload(message: pb.Payload) -> PayloadRef:
     if message.inline and len(message.inline) != message.size:
         raise BadMessage(f"payload.inline has {len(message.inline)} bytes, payload.size says {message.size}")
-    return PayloadRef(size=message.size, inline=message.inline, shared=message.shared, sha256=message.sha256)
+    return PayloadRef(
+        size=message.size,
+        inline=message.inline,
+        shared=message.shared,
+        sha256=message.sha256,
+        pinned=message.pinned,
+    )
 
 
 def _key(key: GroupKey) -> pb.GroupKey:

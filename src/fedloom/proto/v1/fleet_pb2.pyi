@@ -126,10 +126,13 @@ class Payload(_message.Message):
     INLINE_FIELD_NUMBER: _builtins.int
     SHARED_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
     size: _builtins.int
     inline: _builtins.bytes
     shared: _builtins.str
     sha256: _builtins.str
+    pinned: _builtins.bool
+    """The record never changes; whoever has it under this digest need not fetch it again."""
     def __init__(
         self,
         *,
@@ -137,10 +140,11 @@ class Payload(_message.Message):
         inline: _builtins.bytes = ...,
         shared: _builtins.str = ...,
         sha256: _builtins.str = ...,
+        pinned: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inline", b"inline", "sha256", b"sha256", "shared", b"shared", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inline", b"inline", "pinned", b"pinned", "sha256", b"sha256", "shared", b"shared", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -154,11 +158,16 @@ class Job(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     KNOBS_JSON_FIELD_NUMBER: _builtins.int
+    HOLDS_FIELD_NUMBER: _builtins.int
     client: _builtins.int
     kind: _builtins.str
     knobs_json: _builtins.str
     @_builtins.property
     def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def holds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Inputs the client has read in an earlier exchange."""
+
     def __init__(
         self,
         *,
@@ -166,10 +175,11 @@ class Job(_message.Message):
         kind: _builtins.str = ...,
         inputs: _abc.Iterable[_builtins.str] | None = ...,
         knobs_json: _builtins.str = ...,
+        holds: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "inputs", b"inputs", "kind", b"kind", "knobs_json", b"knobs_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "holds", b"holds", "inputs", b"inputs", "kind", b"kind", "knobs_json", b"knobs_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,6 +29,7 @@ def heading(run: RunFolder) -> Markup:
             tag("p", line),
         ),
         _banner(run),
+        _alarms(run),
         tag("dl", _tiles(run), class_="tiles"),
     )
 
@@ -46,6 +47,23 @@ def _banner(run: RunFolder) -> Markup | None:
         class_=f"banner {run.status}",
         role="note",
     )
+
+
+def _alarms(run: RunFolder) -> list[Markup]:
+    """A note for each metric the workload wants watched that was not 0 in some evaluation."""
+    watched = run.workload.watch if run.workload else {}
+    found = {name: [r.round for r in run.rounds if (r.evaluation or {}).get(name, 0.0) > 0] for name in watched}
+    return [
+        tag(
+            "div",
+            tag("p", tag("strong", f"{name} was above 0 in {plural(len(rounds), 'round')}, first in {rounds[0]}")),
+            tag("p", watched[name]),
+            class_="banner alarm",
+            role="note",
+        )
+        for name, rounds in found.items()
+        if rounds
+    ]
 
 
 def _tiles(run: RunFolder) -> list[Markup]:

@@ -12,6 +12,7 @@ from fedloom.reporting.page import facts, folded, page, section, write_page
 from fedloom.reporting.quantities import NOTHING, plural, seconds_text
 from fedloom.reporting.study.scenario import scenario_section
 from fedloom.reporting.study.tables import interval, numbers_text, p_text, rounds_text
+from fedloom.studies.claims import Verdict
 from fedloom.studies.results import ArmResult, ScenarioResult, StudyResult
 
 _PILL = {"held": "done", "not held": "failed", "not measured": "unfinished", "told": ""}
@@ -33,8 +34,8 @@ def render_study(result: StudyResult) -> str:
     return page(
         definition.title or definition.name,
         _heading(result),
-        _claims(result),
         _overview(result),
+        _claims(result),
         [scenario_section(definition, scenario) for scenario in result.scenarios.values()],
         _failures(result),
         _origin(result),
@@ -80,21 +81,27 @@ def _claims(result: StudyResult) -> Markup | None:
     rows: list[list[Content]] = []
     before = ""
     for verdict in result.verdicts:
-        statement = [tag("strong", verdict.claim), tag("br"), verdict.text] if verdict.claim != before else None
-        before = verdict.claim
         rows.append(
             [
-                statement,
-                [verdict.arm, tag("br"), tag("small", verdict.scenario)],
-                _mark(verdict.outcome),
-                _lines(numbers_text(name, found) for name, found in verdict.numbers.items()),
-                _lines(verdict.bounds),
+                _statement(verdict) if verdict.claim != before else None,
+                [_figures([f"{verdict.arm}, {verdict.scenario}"]), tag("br"), _mark(verdict.outcome)],
+                _figures(numbers_text(name, found) for name, found in verdict.numbers.items()),
                 verdict.earlier or NOTHING,
             ]
         )
-    head = ("claim", "arm, scenario", "", "here", "asked", "earlier")
-    shown = table(head, rows, caption="What was to be shown, and what came out", text=6)
-    return section("Claims", shown, tag("p", "“Earlier” is what a smaller measurement had given.", class_="note"))
+        before = verdict.claim
+    head = ("claim", "arm, scenario", "here", "earlier")
+    shown = table(head, rows, caption="What was to be shown, and what came out", text=4)
+    note = (
+        "“Told” claims set no bound. “Earlier” is what a smaller measurement had given. Brackets are 95 % bootstrap "
+        "intervals over seeds, p is a one-sided Wilcoxon test's."
+    )
+    return section("Claims", shown, tag("p", note, class_="note"))
+
+
+def _statement(verdict: Verdict) -> Content:
+    asked = f"asked: {', '.join(verdict.bounds)}" if verdict.bounds else "no bound set"
+    return [tag("strong", verdict.claim), tag("br"), verdict.text, tag("br"), tag("small", asked)]
 
 
 def _mark(outcome: str) -> Markup:
@@ -102,10 +109,10 @@ def _mark(outcome: str) -> Markup:
     return tag("span", outcome, class_=kind, style="white-space:nowrap;margin-left:0")
 
 
-def _lines(texts: Iterable[str]) -> Content:
-    """Each text on a line of its own."""
-    lines = list(texts)
-    return [[tag("br") if index else None, text] for index, text in enumerate(lines)] or NOTHING
+def _figures(texts: Iterable[str]) -> Content:
+    """Each text on a line of its own, unbroken."""
+    lines = [[tag("br") if index else None, text] for index, text in enumerate(texts)]
+    return tag("span", lines, class_="figures") if lines else NOTHING
 
 
 def _overview(result: StudyResult) -> Markup | None:
@@ -115,12 +122,25 @@ def _overview(result: StudyResult) -> Markup | None:
     if not shown:
         return None
     rows: list[list[Content]] = [
-        [name, *(_overview_cell(each, name, reference) for each in shown.values())] for name in result.definition.arms
+        [
+            [name, tag("br"), tag("small", arm.title)],
+            *(_overview_cell(each, name, reference) for each in shown.values()),
+        ]
+        for name, arm in result.definition.arms.items()
     ]
     return section(
         "Overview",
-        table(("arm", *shown), rows, caption=f"Median rounds to target, and their paired ratio to {reference}'s"),
-        tag("p", "In brackets the ratio's 95 % interval; p of “fewer rounds” (one-sided Wilcoxon).", class_="note"),
+        table(
+            ("arm", *shown),
+            rows,
+            caption=f"What reaching the target takes, against {reference}: less is better",
+        ),
+        tag(
+            "p",
+            "Bold: the median of the rounds. Then the median paired ratio of rounds, its 95 % interval and p of “fewer "
+            "rounds” (one-sided Wilcoxon); then the same ratio of local trainings, and of bytes up and down.",
+            class_="note",
+        ),
     )
 
 
@@ -129,12 +149,19 @@ def _overview_cell(scenario: ScenarioResult, name: str, reference: str) -> Conte
     if arm is None or "rounds" not in arm.estimates:
         return NOTHING
     ratio = arm.estimates.get("rounds_ratio")
+    rounds = tag("strong", rounds_text(arm))
     if name == reference or ratio is None:
-        return rounds_text(arm)
+        return rounds
+    costs = [
+        f"{arm.estimates[key].value:.2f} {word}"
+        for key, word in (("trainings_to_target_ratio", "trainings"), ("bytes_to_target_ratio", "bytes"))
+        if key in arm.estimates
+    ]
     return [
-        rounds_text(arm),
+        rounds,
         tag("br"),
         tag("small", f"{interval(ratio, digits=2)}, p {p_text(ratio.p_less)}"),
+        [tag("br"), tag("small", ", ".join(costs))] if costs else None,
     ]
 
 

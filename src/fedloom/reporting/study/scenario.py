@@ -206,4 +206,4 @@ def _all_arms(definition: Definition, scenario: ScenarioResult) -> list[Markup]:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 11 else f"{name[:10]}…"
+    return name if len(name) <= 22 else f"{name[:21]}…"

@@ -136,7 +136,19 @@ def numbers_text(name: str, found: Estimate) -> str:
     smaller = found.value < (1.0 if name.endswith("_ratio") else 0.0)
     side, p = ("less", found.p_less) if smaller else ("greater", found.p_greater)
     shown = "" if p is None else f", p({side}) {p_text(p)}"
-    return f"{name.replace('_', ' ')} {interval(found, sign=name.endswith('_difference'))}{shown}"
+    return f"{_spoken(name)} {interval(found, sign=name.endswith('_difference'))}{shown}"
+
+
+def _spoken(name: str) -> str:
+    """A number's name for people: `auc_at_equal_trainings_difference` is `mean at equal trainings, difference`."""
+    for ending in ("_ratio", "_difference"):
+        if name.endswith(ending):
+            return f"{_spoken(name.removesuffix(ending))}, {ending[1:]}"
+    known = {"auc": "mean over rounds", "kl": "KL to uniform", "qcid": "QCID", "rounds": "rounds to target"}
+    words = known.get(name, name.replace("_", " "))
+    if name.startswith("auc_at"):
+        words = name.replace("auc", "mean", 1).replace("_", " ")
+    return words.replace(" auc", " AUC")
 
 
 def _mean(arm: ArmResult, name: str, digits: int = 3) -> str:

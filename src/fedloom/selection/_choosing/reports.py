@@ -36,8 +36,8 @@ def numbers(reports: Sequence[ClientReport], name: str, who: str) -> Floats:
     return finite([_number(report.info.get(name)) for report in reports])
 
 
-def vectors(reports: Sequence[ClientReport], name: str, who: str) -> Floats:
-    """A measure's list of numbers from each report, float64 [r, C], C being the commonest length.
+def vectors(reports: Sequence[ClientReport], name: str, who: str, width: int | None = None) -> Floats:
+    """A measure's list of numbers from each report, float64 [r, C], C being `width`, or the commonest length.
 
     A list of another length, or with anything but finite numbers in it, is a row of NaN.
 
@@ -47,7 +47,8 @@ def vectors(reports: Sequence[ClientReport], name: str, who: str) -> Floats:
     _require(reports, name, who)
     lists = [report.info.get(name) for report in reports]
     lengths = [len(values) for values in lists if isinstance(values, Sequence) and not isinstance(values, str)]
-    width = int(np.bincount(lengths).argmax()) if lengths else 0
+    if width is None:
+        width = int(np.bincount(lengths).argmax()) if lengths else 0
     rows = np.full((len(reports), width), np.nan)
     for row, values in zip(rows, lists, strict=True):
         if isinstance(values, Sequence) and not isinstance(values, str) and len(values) == width:

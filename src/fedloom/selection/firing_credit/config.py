@@ -1,9 +1,12 @@
 """Settings of selection by firing credit. What the abstract leaves open is a setting; the defaults are ours."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
+import pydantic
 from pydantic import Field
 
+from fedloom.core.errors import ConfigError
+from fedloom.core.records import Info
 from fedloom.selection._choosing.candidates import CandidateSettings
 from fedloom.selection.firing_credit.rules import Norm, Rule
 
@@ -14,11 +17,14 @@ class Config(CandidateSettings):
     name: str = "firing_credit"
     rule: Rule = "shortlist-balance"
     """`shortlist-balance`: of the highest credits those whose gains are jointly most uniform. `topm`: the highest (the
-    literal reading). `balance-all`: uniform gains without credits. `softmax`: drawn by credit. `lowest`: the lowest, a
-    negative control."""
+    literal reading). `balance-all`: uniform gains without credits. `cover`: large gains in many classes, without
+    credits. `softmax`: drawn by credit. `lowest`: the lowest, a negative control."""
     norm: Norm = "l1"
     """How the change of rates becomes a credit: `l1` or `l2` of the mean change, `per_sample` mean of the samples' L1,
     `signed` sum (changes cancel), `positive` part only."""
+    measurement: Literal["passes", "training"] = "passes"
+    """Where the rates come from. `passes`: two evaluation passes over the client's data, before and after training.
+    `training`: what the first and the last epoch saw in passing; cheaper, and biased towards less change."""
     layers: Literal["output", "all"] = "output"
     """Rates of the output layer, or the mean credit of all spiking layers, each scaled to the output's width."""
     candidate_draw: Literal["uniform", "examples", "cyclic"] = "uniform"
@@ -29,3 +35,16 @@ class Config(CandidateSettings):
     """Temperature of `softmax`, in units of credit."""
     exploration: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Share of the cohort drawn uniformly from the candidates the rule left; epsilon, rounded to whole places."""
+
+    @pydantic.model_validator(mode="after")
+    def _measurable(self) -> Self:
+        if self.measurement == "training" and self.norm == "per_sample":
+            raise ConfigError(
+                'norm: "per_sample" compares each example before and after training, which measurement = "training" '
+                'does not see. Set measurement = "passes", or another norm'
+            )
+        return self
+
+    def knobs(self, *, gain: bool) -> Info:
+        """What the measure is told."""
+        return {"norm": self.norm, "layers": self.layers, "measurement": self.measurement, "gain": gain}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from fedloom.core.errors import UsageError
 from fedloom.core.protocols import Measure, Shard, Workload
 from fedloom.core.records import MODEL, Info, Record, Update
 from fedloom.core.seeds import generator
@@ -16,7 +17,8 @@ from fedloom.selection.firing_credit.rules import Norm, bound, credits
 class FiringCreditMeasure:
     """Δ is the trained model's mean rates minus the global model's, on all of the client's samples, both with the same
     encoder noise. The gain is Δ of the output layer, the credit its norm `knobs["norm"]`, or the mean over layers
-    (`layered`) where `knobs["layers"]` is "all".
+    (`layered`) where `knobs["layers"]` is "all". With `knobs["measurement"]` "training" there are no extra passes: Δ is
+    the last epoch's rates minus the first's, as training saw them.
     """
 
     def __call__(
@@ -27,6 +29,9 @@ class FiringCreditMeasure:
         Raises:
             UsageError: the workload has no firing rates.
         """
+        if knobs.get("measurement") == "training":
+            first, last = _in_passing(workload, update, knobs["layers"])
+            return _credited(first, last, knobs)
         noise = _Noise(rng)
         options = {"layers": knobs["layers"], "per_sample": knobs["norm"] == "per_sample"}
         before, after = (
@@ -46,7 +51,7 @@ class FiringCreditMeasure:
     ) -> list[Info] | None:
         """The same for a whole group at once, where the workload can; None where it cannot."""
         program = getattr(workload, "firing_rates_group", None)
-        if program is None or any(each != knobs[0] for each in knobs):
+        if program is None or knobs[0].get("measurement") == "training" or any(each != knobs[0] for each in knobs):
             return None
         noises = [_Noise(rng) for rng in rngs]
         options = {"layers": knobs[0]["layers"], "per_sample": knobs[0]["norm"] == "per_sample"}
@@ -55,6 +60,27 @@ class FiringCreditMeasure:
             for models in ([model.groups[MODEL]] * len(updates), [update.groups[MODEL] for update in updates])
         )
         return [_credited(*each) for each in zip(before, after, knobs, strict=True)]
+
+
+def _in_passing(workload: Workload, update: Update, layers: str) -> list[dict[str, np.ndarray]]:
+    """The rates of the first and of the last epoch, as training saw them.
+
+    Raises:
+        UsageError: the workload's training traces no rates.
+    """
+    if "first/output" not in update.traces:
+        raise UsageError(
+            f"selection 'firing_credit' with measurement = \"training\" reads rates that training traces, but workload "
+            f"{type(workload).__name__!r} traces none. Use a spiking workload such as spiking_classification"
+        )
+    return [
+        {
+            name.removeprefix(part): rates
+            for name, rates in update.traces.items()
+            if name.startswith(part) and (layers == "all" or name == f"{part}output")
+        }
+        for part in ("first/", "last/")
+    ]
 
 
 class _Noise:

@@ -64,7 +64,7 @@ class FiringCredit:
             candidates=self._draw(state, roster, number_of_candidates(config, roster, size), rng),
             kind="train",
             measure="firing_credit",
-            knobs={"norm": config.norm, "layers": config.layers, "gain": self._asks_gains(state)},
+            knobs=config.knobs(gain=self.asks_gains(state)),
         )
 
     def choose(
@@ -112,7 +112,7 @@ class FiringCredit:
             return tuple(int(client) for client in turn)
         return draw_uniformly(roster, count, rng)
 
-    def _asks_gains(self, state: Credited) -> bool:
+    def asks_gains(self, state: Credited) -> bool:
         """Whether candidates send their gains: the rule reads them, or only they tell how large a credit can be."""
         return self._config.rule in rules.NEEDS_GAINS or not state.classes
 
@@ -121,7 +121,7 @@ class FiringCredit:
     ) -> tuple[rules.Floats, rules.Floats | None, rules.Flags]:
         """Sane credits, gains as claimed, and who claimed what cannot be."""
         kappa = numbers(reports, "credit", "firing_credit")
-        gains = vectors(reports, "gain", "firing_credit") if self._asks_gains(state) else None
+        gains = vectors(reports, "gain", "firing_credit") if self.asks_gains(state) else None
         classes = state.classes if gains is None else gains.shape[1]
         kappa, flagged = rules.sane(kappa, gains, self._config.norm, classes)
         return kappa, gains, flagged

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedloom.core.config import PluginSettings
+from fedloom.selection.firing_credit.rules import Norm, Rule
 
 
 class Config(PluginSettings):
@@ -13,10 +14,12 @@ class Config(PluginSettings):
     name: str = "sfedca"
     select: Annotated[int, Field(ge=1)] | None = None
     """Clients aggregated in each round, m, at most the cohort. None takes a quarter of the cohort, rounded up."""
-    rule: Literal["shortlist-balance", "topm", "balance-all", "softmax", "lowest"] = "shortlist-balance"
+    rule: Rule = "shortlist-balance"
     """How m of d are chosen; see the selection `firing_credit`, whose rules these are."""
-    norm: Literal["l1", "l2", "per_sample", "signed", "positive"] = "l1"
+    norm: Norm = "l1"
     """How the change of firing rates becomes one credit."""
+    measurement: Literal["passes", "training"] = "passes"
+    """`passes`: rates of two evaluation passes; `training`: those the first and last epoch saw, cheaper and biased."""
     layers: Literal["output", "all"] = "output"
     """Whose rates count: the output layer's, or those of all spiking layers."""
     shortlist: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = 2.0

@@ -23,6 +23,8 @@ class Credits:
     model: Arrays
     flagged: Mapping[str, int] = field(default_factory=dict)
     """How often each client reported a credit that cannot be."""
+    outputs: int = 0
+    """Output neurons C where the workload says so with its initial model; 0 where only the gains do."""
     credits: Mapping[str, float] = field(default_factory=dict)
     """The last round's credits as claimed, kappa_k, by candidate."""
 
@@ -48,14 +50,14 @@ class SFedCA:
                 "asked. Raise cohort or lower strategy.select"
             )
         shared = set(CreditConfig.model_fields) & set(Config.model_fields) - {"name"}
-        self._credit = FiringCredit(CreditConfig(**{name: getattr(config, name) for name in shared}))
+        self._settings = CreditConfig(**{name: getattr(config, name) for name in shared})
+        self._credit = FiringCredit(self._settings)
 
     def init(self, model: Record) -> Credits:
-        return Credits(model.groups[MODEL])
+        return Credits(model.groups[MODEL], outputs=int(model.info.get("outputs", 0)))
 
     def plan(self, state: Credits, context: RoundContext) -> Exchange | None:
-        # The gains (C floats) also tell how large a credit can be, so they are always asked for.
-        knobs = {"norm": self._config.norm, "layers": self._config.layers, "gain": True}
+        knobs = self._settings.knobs(gain=self._credit.asks_gains(_credited(state)))
         return Exchange(
             jobs=context.jobs(),
             inputs={MODEL: Record({MODEL: state.model})},
@@ -73,7 +75,7 @@ class SFedCA:
             ClientReport(client=client, num_examples=update.num_examples, seconds=0.0, info=update.info)
             for client, update in total.updates
         ]
-        before = Credited(flagged=state.flagged)
+        before = _credited(state)
         chosen = self._credit.choose(before, Roster(context.population), self._select, context.rng("choose"), reports)
         after = self._credit.observe(before, reports, reports)
         credits = {str(report.client): float(report.info["credit"]) for report in reports if "credit" in report.info}
@@ -89,6 +91,11 @@ class SFedCA:
     def report(self, state: Credits) -> Mapping[str, Any]:
         """The round's credits, and credits flagged so far."""
         return {"credits": dict(state.credits), "flagged_credits": sum(state.flagged.values())}
+
+
+def _credited(state: Credits) -> Credited:
+    """The state as the selection keeps it."""
+    return Credited(classes=state.outputs, flagged=state.flagged)
 
 
 def build_strategy(config: Config, experiment: Experiment) -> SFedCA:

@@ -21,6 +21,7 @@ from fedloom.workloads._data import cache
 from fedloom.workloads._data.settings import (
     Dirichlet,
     Iid,
+    LongTailed,
     Natural,
     PartitionSettings,
     Pathological,
@@ -118,17 +119,25 @@ def _check_not_empty(made: Partition, settings: PartitionSettings) -> None:
         )
 
 
-def _from_flower(partitioner: Any, settings: Any, labels: Rows, clients: int, seed: int) -> list[Rows]:
-    """Every client's rows from a partitioner of flwr-datasets, rows shuffled first."""
+def _shuffled(labels: Rows, seed: int) -> Rows:
+    """All row numbers in the seed's order."""
+    return generator(seed, "partition", "shuffle").permutation(len(labels))
+
+
+def _from_flower(
+    partitioner: Any, settings: Any, labels: Rows, clients: int, seed: int, rows: Rows | None = None
+) -> list[Rows]:
+    """Every client's rows from a partitioner of flwr-datasets: of `rows`, or of all, shuffled."""
     from fedloom.workloads._data.row_table import RowTable
 
-    partitioner.dataset = RowTable(labels, generator(seed, "partition", "shuffle").permutation(len(labels)))
+    partitioner.dataset = RowTable(labels, _shuffled(labels, seed) if rows is None else rows)
     try:
         return [partitioner.load_partition(client) for client in range(clients)]
     except ValueError as exc:
         given = {name: value for name, value in settings.model_dump().items() if name != "scheme"}
         raise ConfigError(
-            f"workload.partition: scheme {settings.scheme!r} with {given} cannot deal {len(labels)} examples to "
+            f"workload.partition: scheme {settings.scheme!r} with {given} cannot deal "
+            f"{len(labels) if rows is None else len(rows)} examples to "
             f'{clients} clients so that each has one: {exc} Set fewer clients, or scheme = "iid"'
         ) from exc
 
@@ -138,6 +147,21 @@ def _iid(settings: Iid, labels: Rows, groups: Rows | None, clients: int, seed: i
 
 
 def _dirichlet(settings: Dirichlet, labels: Rows, groups: Rows | None, clients: int, seed: int) -> list[Rows]:
+    return _dirichlet_of(settings, labels, _shuffled(labels, seed), clients, seed)
+
+
+def _long_tailed(settings: LongTailed, labels: Rows, groups: Rows | None, clients: int, seed: int) -> list[Rows]:
+    rows, classes = _shuffled(labels, seed), np.unique(labels)
+    kept: list[Rows] = []
+    for place, label in enumerate(generator(seed, "partition", "long_tailed").permutation(classes)):
+        share = settings.imbalance ** (-place / max(len(classes) - 1, 1))
+        places = np.flatnonzero(labels[rows] == label)
+        kept.append(places[: max(1, round(share * len(places)))])
+    return _dirichlet_of(settings, labels, rows[np.sort(np.concatenate(kept))], clients, seed)
+
+
+def _dirichlet_of(settings: Dirichlet, labels: Rows, rows: Rows, clients: int, seed: int) -> list[Rows]:
+    """These rows, each class in proportions of its own."""
     from flwr_datasets.partitioner import DirichletPartitioner
 
     parts: list[Rows] = []
@@ -150,13 +174,13 @@ def _dirichlet(settings: Dirichlet, labels: Rows, groups: Rows | None, clients: 
             self_balancing=False,
             seed=integer_seed(seed, "partition", "dirichlet", draw),
         )
-        parts = _from_flower(partitioner, settings, labels, clients, seed)
+        parts = _from_flower(partitioner, settings, labels, clients, seed, rows)
         if min(map(len, parts)) >= settings.min_size:
             return parts
     sizes = [len(part) for part in parts]
     raise ConfigError(
         f"workload.partition: in {_DIRICHLET_DRAWS} draws of a Dirichlet({settings.alpha:g}) over {clients} clients "
-        f"and {len(labels)} examples some client always had fewer than min_size = {settings.min_size}; in the last "
+        f"and {len(rows)} examples some client always had fewer than min_size = {settings.min_size}; in the last "
         f'draw client {int(np.argmin(sizes))} had {min(sizes)}. Set a larger alpha, fewer clients, or scheme = "iid"'
     )
 
@@ -221,5 +245,6 @@ _SCHEMES: dict[type, Callable[[Any, Rows, Rows | None, int, int], list[Rows]]] =
     Pathological: _pathological,
     Shards: _shards,
     SizeSkew: _size_skew,
+    LongTailed: _long_tailed,
     Natural: _natural,
 }

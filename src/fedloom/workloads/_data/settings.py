@@ -196,6 +196,19 @@ class SizeSkew(Settings):
     """How sizes grow with the client's number."""
 
 
+class LongTailed(Dirichlet):
+    """The federation as a whole lacks some classes: they are thinned out first, then dealt as `dirichlet` deals.
+
+    With the C classes in random order, the one at place c (from 0) keeps the share imbalance^(-c / (C - 1)) of its
+    examples, at least one. Cui et al. 2019, "Class-Balanced Loss Based on Effective Number of Samples", section 5.1.
+    The held-out data stays as it is.
+    """
+
+    scheme: Literal["long_tailed"] = "long_tailed"  # type: ignore[assignment]  # another kind of the same settings
+    imbalance: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = 10.0
+    """How many times more of its examples the most frequent class keeps than the rarest; 1 is `dirichlet`."""
+
+
 class Natural(Settings):
     """One client per value of the data's group column (a writer, a topic); with fewer clients, values are dealt out."""
 
@@ -203,5 +216,5 @@ class Natural(Settings):
 
 
 PartitionSettings = Annotated[
-    Iid | Dirichlet | Pathological | Shards | SizeSkew | Natural, Field(discriminator="scheme")
+    Iid | Dirichlet | Pathological | Shards | SizeSkew | LongTailed | Natural, Field(discriminator="scheme")
 ]

@@ -6,7 +6,7 @@ has weight 0: rows that pad its minibatch, and steps after its last.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +18,7 @@ from fedloom.workloads._spiking.encoders import Encoder
 from fedloom.workloads._spiking.losses import Loss, masked_means
 from fedloom.workloads._spiking.neurons import Dynamics
 from fedloom.workloads._spiking.stacked import stacked_spikes
+from fedloom.workloads._spiking.traces import RateTrace
 from fedloom.workloads._torch.arrays import as_array, as_tensor
 from fedloom.workloads._torch.optimizers import clip_by_norm, make_optimizer
 from fedloom.workloads._torch.scope import exact
@@ -55,6 +56,7 @@ class _Tally:
     counts: list[int] = field(default_factory=list)
     spikes: list[float] = field(default_factory=list)
     """Spikes of each layer, divided by steps and neurons."""
+    trace: RateTrace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +75,16 @@ class GroupTrainer:
     padded_size: int
     """Examples in a padded minibatch: no client of the federation exceeds it, so no bit follows from the group."""
 
-    def train(self, arrays: Arrays, rows: Sequence[Array], rngs: Sequence[np.random.Generator]) -> list[Update]:
+    def train(
+        self, arrays: Arrays, rows: Sequence[Array], rngs: Sequence[np.random.Generator], *, trace: bool = False
+    ) -> list[Update]:
         """Train every client from the same global model.
 
         Args:
             arrays: weights (out, in) and biases (out,) of each layer in turn, float32.
             rows: each client's row numbers, shape (n_k,), int64, n_k >= 1.
             rngs: each client's own randomness, used as the plain loop uses it.
+            trace: whether updates hold traces of the rates, see `RateTrace`.
 
         Returns:
             An update for each client, in order: trained arrays, mean training loss, mean firing rates.
@@ -90,7 +95,8 @@ class GroupTrainer:
             for place, (mine, rng) in enumerate(zip(rows, rngs, strict=True))
         ]
         clients = sorted(drawn, key=lambda client: -len(client.batches))  # those still at work are always the first
-        tallies = [_Tally() for _ in clients]
+        names = [name.removesuffix(".synapses.weight") for name in arrays if name.endswith(".weight")]
+        tallies = [_Tally(trace=self._new_trace(client) if trace else None) for client in clients]
         updates: list[Update | None] = [None] * len(clients)
         with exact(device):
             stack = [
@@ -100,14 +106,19 @@ class GroupTrainer:
             optimizer.reset()
             active = len(clients)
             for step in range(len(clients[0].batches)):
-                optimizer.step(self._gradients(stack, clients[:active], tallies, step))
+                optimizer.step(self._gradients(stack, clients[:active], tallies, step, names))
                 while active and len(clients[active - 1].batches) == step + 1:
                     active -= 1
                     client = clients[active]
                     updates[client.place] = self._update(arrays, stack, active, client, tallies[active])
         return [update for update in updates if update is not None]
 
-    def _gradients(self, stack: list[Tensor], clients: list[_Client], tallies: list[_Tally], step: int) -> list[Tensor]:
+    def _new_trace(self, client: _Client) -> RateTrace:
+        return RateTrace.of(client.num_examples, self.settings, self.time_steps)
+
+    def _gradients(
+        self, stack: list[Tensor], clients: list[_Client], tallies: list[_Tally], step: int, names: list[str]
+    ) -> list[Tensor]:
         """Gradients of one step, zero for clients that are done; the tallies take the step in."""
         active = len(clients)
         size = self.padded_size
@@ -124,6 +135,8 @@ class GroupTrainer:
         gradients = [gradient.contiguous() for gradient in torch.autograd.grad(means.sum(), leaves)]
         with torch.no_grad():
             rates = [(s.sum((1, 3)) * mask).sum(1).double() / (s.shape[1] * s.shape[3]) for s in spikes]
+        if tallies[0].trace is not None:
+            _trace(dict(zip(names, spikes, strict=True)), mask, tallies, counts, step)
         told = torch.stack([means.detach().double(), *rates], 1).cpu().tolist()
         for tally, count, (loss, *rate) in zip(tallies, counts.tolist(), told, strict=False):
             tally.losses.append(loss)
@@ -158,4 +171,15 @@ class GroupTrainer:
             num_examples=client.num_examples,
             groups={MODEL: trained},
             metrics={"loss": Mean(loss, total), **rates},
+            traces=tally.trace.rates() if tally.trace is not None else {},
         )
+
+
+def _trace(spikes: Mapping[str, Tensor], mask: Tensor, tallies: list[_Tally], counts: Array, step: int) -> None:
+    """Give each client's trace its spikes (A, T, b, n) of this step, padding left out."""
+    with torch.no_grad():
+        sums = {name: (s.sum(1) * mask.unsqueeze(2)).sum(1).cpu().numpy() for name, s in spikes.items()}
+    for place, count in enumerate(counts.tolist()):
+        trace = tallies[place].trace
+        assert trace is not None
+        trace.add(step, [(name, sums[name][place]) for name in spikes], count)

@@ -38,7 +38,21 @@ class Loss:
             return F.cross_entropy(outputs.flatten(0, 1), repeated, reduction="none").view(steps, -1).mean(0)
         counts = outputs.sum(0)
         if self.name == "mse_count":
-            hot = F.one_hot(labels, classes).to(counts.dtype)
-            wanted = hot * (self.correct_rate - self.incorrect_rate) + self.incorrect_rate
-            return torch.square(counts - steps * wanted).mean(1) / steps
+            return torch.square(counts - steps * self._wanted(labels, classes).to(counts.dtype)).mean(1) / steps
         return F.cross_entropy(counts if self.name == "count" else counts / steps, labels, reduction="none")
+
+    def errors(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Which way, and how far, the loss pushes each output: its negative gradient, up to a positive constant.
+
+        For the cross-entropies onehot(y) - softmax of what they read (`step`: mean over steps); for `mse_count` the
+        wanted minus the mean rate. From outputs (T, b, C) and classes (b,) int64 to (b, C), in [-1, 1].
+        """
+        classes = outputs.shape[-1]
+        if self.name == "mse_count":
+            return self._wanted(labels, classes).to(outputs.dtype) - outputs.mean(0)
+        read = {"step": outputs, "rate": outputs.mean(0, keepdim=True)}.get(self.name, outputs.sum(0, keepdim=True))
+        return F.one_hot(labels, classes).to(outputs.dtype) - read.softmax(-1).mean(0)
+
+    def _wanted(self, labels: Tensor, classes: int) -> Tensor:
+        """The wanted rates, (b, C)."""
+        return F.one_hot(labels, classes) * (self.correct_rate - self.incorrect_rate) + self.incorrect_rate

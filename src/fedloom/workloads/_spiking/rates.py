@@ -90,6 +90,17 @@ class RateMeter:
                         counts[client].setdefault(name, []).append(mine)
         return [{name: self._rates(found, per_sample) for name, found in mine.items()} for mine in counts]
 
+    def outputs(self, arrays: Arrays, rows: Array, rng: np.random.Generator, dynamics: Dynamics | None) -> Tensor:
+        """Spikes of the output layer, (T, n, C), float64; by the MLP's program where its dynamics are given."""
+        seed = noise_seed(rng)
+        batches = [rows[start : start + self._batch_size] for start in range(0, len(rows), self._batch_size)]
+        with torch.inference_mode():
+            if dynamics is not None:
+                weights = self._stacked([arrays])
+                return torch.cat([self._block(weights, [b], [seed], dynamics)["output"][0] for b in batches], 1)
+            self._load(arrays)
+            return torch.cat([self._network(self._encode(b, seed).double(), Trace()) for b in batches], 1)
+
     def _block(
         self, weights: list[Tensor], parts: list[Array], seeds: list[int], dynamics: Dynamics
     ) -> dict[str, Tensor]:

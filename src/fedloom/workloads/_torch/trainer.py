@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedloom.core.errors import BadUpdate
 from fedloom.core.protocols import LocalRule
-from fedloom.core.records import MODEL, Array, Arrays, Info, Mean, Record, Update
+from fedloom.core.records import ADAPTERS, MODEL, Array, Arrays, Info, Mean, Record, Update
 from fedloom.workloads._torch.arrays import as_array, as_tensor
-from fedloom.workloads._torch.optimizers import clip_by_norm, make_optimizer
+from fedloom.workloads._torch.optimizers import Optimizer, Sgd, clip_by_norm, make_optimizer
 from fedloom.workloads._torch.scope import exact
 from fedloom.workloads._torch.settings import TrainingSettings
+from fedloom.workloads._torch.whole import Federated, Whole
+
+if TYPE_CHECKING:
+    from fedloom.workloads._adapters.adapted import Adapted
 
 Loss = Callable[[Tensor], Tensor]
 """Mean loss of the minibatch that holds these rows (int64, shape (b,)): a tensor with no dimensions."""
@@ -23,81 +27,96 @@ Loss = Callable[[Tensor], Tensor]
 class Trainer:
     """A model whose arrays are the federation's, and the loop that trains them.
 
-    What travels is what `model.state_dict()` holds, minus parameters that need no gradient: trained parameters, and
-    buffers such as batch normalisation's statistics. Not thread-safe: one model, one client at a time.
+    All of the model's arrays travel (`whole.Whole`), or, where the global model comes as adapters on a frozen base,
+    only the adapters' and the head's do (`_adapters.adapted.Adapted`). Not thread-safe: one model, one client at a
+    time.
     """
 
     def __init__(self, model: nn.Module, settings: TrainingSettings, device: torch.device) -> None:
         self.model = model.to(device)
         self.device = device
         self._settings = settings
-        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
-        self._names, self._parameters = list(trained), list(trained.values())
-        self._tensors = {name: tensor for name, tensor in self.model.state_dict().items() if name not in frozen}
-        self._targets = list(self._tensors.values())
-        self._views = {name: as_array(tensor) for name, tensor in self._tensors.items()} if device.type == "cpu" else {}
-        self._optimizer = make_optimizer([p.detach() for p in self._parameters], settings)
-        self._source: Record | None = None
-        self._globals: list[Tensor] = []
-        self._anchor: list[Tensor] = []
+        self._part: Federated = Whole(self.model, device)
+        self._adapted: Adapted | None = None
+        self._optimizer = self._new_optimizer()
 
     @property
     def arrays(self) -> dict[str, Array]:
         """The model's arrays by name: views of its memory on a CPU, copies from a GPU."""
-        return dict(self._views) or {name: as_array(tensor.cpu()) for name, tensor in self._tensors.items()}
+        return dict(self._part.groups()[MODEL])
 
-    def load(self, record: Record) -> None:
-        """Set the model to the record's group `model`.
+    @property
+    def velocity(self) -> dict[str, Array]:
+        """The momentum `sgd` ended its last training with, by parameter; empty for other optimisers and without any."""
+        kept = self._optimizer.velocity if isinstance(self._optimizer, Sgd) else []
+        names = [name for _, name in self._part.trained]
+        return {name: np.array(as_array(tensor.cpu())) for name, tensor in zip(names, kept, strict=False)}
+
+    def load(self, inputs: Mapping[str, Record]) -> None:
+        """Set the model to the global one in `inputs`.
 
         Raises:
             BadUpdate: the arrays are not this model's.
         """
-        if record is not self._source:
-            self._globals = self._checked(record.groups.get(MODEL, {}))
-            by_name = dict(zip(self._tensors, self._globals, strict=True))
-            self._anchor = [by_name[name] for name in self._names]
-            self._source = record  # keeps it alive, so its identity stays its own
-        with torch.no_grad():
-            torch._foreach_copy_(self._targets, self._globals)
+        self._become(adapters=ADAPTERS in inputs[MODEL].info)
+        before = self._part.parameters
+        self._part.load(inputs)
+        if self._part.parameters is not before:
+            self._optimizer = self._new_optimizer()
 
     def train(
         self,
         rows: Array,
         loss_of: Loss,
-        record: Record,
+        inputs: Mapping[str, Record],
         rule: LocalRule | None,
         knobs: Info,
         rng: np.random.Generator,
+        *,
+        rate: float | None = None,
+        velocity: Arrays | None = None,
+        after_step: Callable[[], None] | None = None,
     ) -> Update:
         """Train from a global model on one client's examples.
 
         Args:
             rows: the client's row numbers, shape (n,), int64, n >= 1.
             loss_of: mean loss of a minibatch, differentiable in the model's parameters.
-            record: the global model.
+            inputs: the global model, and what comes beside it.
             rule: the strategy's client half, or None.
             knobs: what the rule reads.
             rng: the job's own randomness: it seeds torch, then gives each epoch's order.
+            rate: step size of this training; None takes the settings'.
+            velocity: `sgd`'s momentum to go on with, by parameter; None or nothing starts from zero.
+            after_step: called after every optimiser step.
 
         Returns:
             The trained arrays (views of the model's memory on a CPU), and the mean training loss.
         """
         seed = int(rng.integers(2**63))
         with exact(self.device, seed):
-            self.load(record)
-            self.model.train()
+            self.load(inputs)
+            self._part.train_mode()
             self._optimizer.reset()
-            for parameter in self._parameters:
+            self._optimizer.rate = self._settings.learning_rate if rate is None else rate
+            if velocity:
+                assert isinstance(self._optimizer, Sgd)
+                self._optimizer.resume([as_tensor(velocity[name]).to(self.device) for _, name in self._part.trained])
+            for parameter in self._part.parameters:
                 parameter.grad = None  # a client that failed halfway may have left one
+            begin = getattr(rule, "begin", None)
+            if begin is not None:
+                begin(self._part.trained, knobs)
             losses, counts = [], []
             for batch in self._batches(rows, rng):
                 losses.append(self._step(loss_of, batch, rule, knobs))
+                if after_step is not None:
+                    after_step()
                 counts.append(len(batch))
             sums = torch.stack(losses).to("cpu", torch.float64).numpy() @ np.array(counts, np.float64)
         return Update(
             num_examples=len(rows),
-            groups={MODEL: self._views or self.arrays},
+            groups=self._part.groups(),
             metrics={"loss": Mean(float(sums), float(sum(counts)))},
         )
 
@@ -116,32 +135,34 @@ class Trainer:
         """One optimiser step; returns the minibatch's loss, detached."""
         loss = loss_of(batch)
         loss.backward()  # type: ignore[no-untyped-call]
-        gradients = []
-        for parameter in self._parameters:
+        part, gradients = self._part, []
+        for parameter in part.parameters:
             gradient = parameter.grad
             gradients.append(torch.zeros_like(parameter) if gradient is None else gradient)
             parameter.grad = None
         with torch.no_grad():
             if rule is not None:
-                rule.adjust_gradients(gradients, self._parameters, self._anchor, knobs)
+                rule.adjust_gradients(part.active(gradients), part.active(part.parameters), part.anchor, knobs)
             if self._settings.clip_norm is not None:
                 clip_by_norm(gradients, self._settings.clip_norm)
             self._optimizer.step(gradients)
         return loss.detach()
 
-    def _checked(self, arrays: Arrays) -> list[Tensor]:
-        """The arrays as tensors in the model's order."""
-        want = {name: (tuple(tensor.shape), _dtype_name(tensor)) for name, tensor in self._tensors.items()}
-        got = {name: (array.shape, array.dtype.name) for name, array in arrays.items()}
-        if want != got:
-            odd = sorted(name for name in want.keys() | got.keys() if want.get(name) != got.get(name))
-            name = odd[0]
-            raise BadUpdate(
-                f"the global model does not fit this workload in {len(odd)} arrays, first {name!r}: it came as "
-                f"{_shown(got.get(name))}, the workload has {_shown(want.get(name))}. "
-                "Do server and agent run the same experiment?"
-            )
-        return [as_tensor(arrays[name]).to(self.device) for name in want]
+    def _become(self, *, adapters: bool) -> None:
+        """Let all of the model's arrays travel, or adapters only."""
+        if adapters == (self._adapted is not None):
+            return
+        if self._adapted is None:
+            from fedloom.workloads._adapters.adapted import Adapted  # here, so that who needs none does not load it
+
+            self._part = self._adapted = Adapted(self.model, self.device)
+        else:
+            self._adapted.end()
+            self._part, self._adapted = Whole(self.model, self.device), None
+        self._optimizer = self._new_optimizer()
+
+    def _new_optimizer(self) -> Optimizer:
+        return make_optimizer([p.detach() for p in self._part.parameters], self._settings)
 
 
 def evaluate_in_batches(
@@ -160,11 +181,3 @@ def evaluate_in_batches(
         batch = measure(slice(start, min(start + batch_size, num_examples)))
         sums += np.array([float(value) for value in batch])
     return {name: Mean(float(total), float(num_examples)) for name, total in zip(names, sums, strict=True)}
-
-
-def _dtype_name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _shown(found: tuple[tuple[int, ...], str] | None) -> str:
-    return "nothing" if found is None else f"{found[1]} of shape {found[0]}"

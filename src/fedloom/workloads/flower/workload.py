@@ -67,7 +67,7 @@ class FlowerWorkload:
     ) -> Update:
         return self.act(job, inputs, None, rng)
 
-    def evaluate(self, model: Record, shard: Shard) -> Metrics:
+    def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
         raise UnsupportedFeature(
             "a Flower app has no held-out data of ours; it evaluates on its clients (job `evaluate`)"
         )
@@ -78,8 +78,9 @@ class FlowerWorkload:
         inputs: Mapping[str, Record],
         state: Record | None,
         rng: np.random.Generator,
+        rule: LocalRule | None = None,
     ) -> Update:
-        """Give the job's message to the app.
+        """Give the job's message to the app, which does all of the work: a strategy's rule has no steps to adjust.
 
         A job made from a Flower message (knob `flower`) gives that message back, record by record. Any other gets the
         form Flower's own strategies use: record `arrays` with the model, record `config` with the knobs and

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from fedloom.core.config import Experiment
 from fedloom.core.protocols import LocalRule, Shard, WorkloadInfo
-from fedloom.core.records import MODEL, Array, Job, Metrics, Record, Update
+from fedloom.core.records import MODEL, Array, Arrays, Job, Metrics, Record, Update
+from fedloom.workloads._adapters.targets import model_info, output_layer
 from fedloom.workloads._data.images import ImageData, load_images
 from fedloom.workloads._data.partition import Partition, partition
 from fedloom.workloads._torch.scope import choose_device, exact
 from fedloom.workloads._torch.trainer import Trainer, evaluate_in_batches
+from fedloom.workloads._vision.models import build_model
 from fedloom.workloads.image_classification.config import Config
-from fedloom.workloads.image_classification.models import build_model
 
 _EVALUATION_BATCH = 250
 """Small enough for a CNN's activations to stay in a core's cache: a third faster than 1000."""
@@ -60,8 +61,9 @@ class ImageClassification:
 
     def init(self, rng: np.random.Generator) -> Record:
         with exact(torch.device("cpu"), seed=int(rng.integers(2**63))):
-            fresh = Trainer(self._new_model(), self._config.training, torch.device("cpu"))
-        return Record({MODEL: fresh.arrays})
+            model = self._new_model()
+            fresh = Trainer(model, self._config.training, torch.device("cpu"))
+        return Record({MODEL: fresh.arrays}, model_info(model, head=(output_layer(model),)))
 
     def shard(self, client: int) -> ImageShard:
         return ImageShard(self._shards.client(client))
@@ -80,9 +82,9 @@ class ImageClassification:
         rng: np.random.Generator,
     ) -> Update:
         assert isinstance(shard, ImageShard)
-        return self._trainer.train(shard.rows, self._loss, inputs[MODEL], rule, job.knobs, rng)
+        return self._trainer.train(shard.rows, self._loss, inputs, rule, job.knobs, rng)
 
-    def evaluate(self, model: Record, shard: Shard) -> Metrics:
+    def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
         """`loss` (cross-entropy) and `accuracy` (share of right answers), on a test part or a client's own data."""
         assert isinstance(shard, ImageShard)
         images, labels = self._test if shard.held_out else self._train
@@ -94,9 +96,26 @@ class ImageClassification:
             return F.cross_entropy(logits, truth, reduction="sum"), (logits.argmax(1) == truth).sum()
 
         with exact(self._device), torch.inference_mode():
-            self._trainer.load(model)
+            self._trainer.load(inputs)
             self._trainer.model.eval()
             return evaluate_in_batches(len(rows), _EVALUATION_BATCH, measure, ("loss", "accuracy"))
+
+    def class_errors(self, arrays: Arrays, shard: Shard, rng: np.random.Generator) -> Array:
+        """What a client's examples would teach each class's output: the mean of onehot(y) - softmax, without training.
+
+        It is the loss's negative gradient at the logits, float64 in [-1, 1], shape (classes,). Nothing is drawn.
+        """
+        assert isinstance(shard, ImageShard)
+        images, labels = self._train
+        parts = []
+        with exact(self._device), torch.inference_mode():
+            self._trainer.load({MODEL: Record({MODEL: arrays})})
+            self._trainer.model.eval()
+            for rows in torch.split(torch.from_numpy(shard.rows).to(self._device), _EVALUATION_BATCH):
+                shares = self._trainer.model(images.index_select(0, rows)).double().softmax(1)
+                hot = F.one_hot(labels.index_select(0, rows), shares.shape[1])
+                parts.append((hot - shares).sum(0))
+        return np.asarray(torch.stack(parts).sum(0).cpu().numpy() / shard.num_examples)
 
     def _loss(self, rows: Tensor) -> Tensor:
         images, labels = self._train

@@ -59,6 +59,15 @@ class Config(PluginSettings):
         """Whether groups of clients are trained as one program."""
         return self.program != "loop" and self.model.name == "mlp" and not self.twin
 
+    @property
+    def told_when_dead(self) -> str:
+        """What a person should know when the metric `dead` is above 0."""
+        return (
+            "that share of the spiking layers fires less than workload.dead_rate_floor = "
+            f"{self.dead_rate_floor:g} on held-out data. Dead layers rarely come back: lower "
+            "workload.training.learning_rate, or the threshold"
+        )
+
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Self:
         check_encoder(self.encoder, self.time_steps, twin=self.twin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -25,6 +26,7 @@ from fedloom.workloads._spiking.losses import Loss, masked_means
 from fedloom.workloads._spiking.networks import Network, Plan, build_network
 from fedloom.workloads._spiking.neurons import Dynamics
 from fedloom.workloads._spiking.rates import Layers, RateMeter
+from fedloom.workloads._spiking.traces import RateTrace
 from fedloom.workloads._torch.scope import choose_device, exact
 from fedloom.workloads._torch.trainer import Trainer, evaluate_in_batches
 from fedloom.workloads.image_classification.workload import ImageShard
@@ -81,12 +83,13 @@ class SpikingClassification:
             client_sizes=self._shards.sizes.tolist(),
             label_counts=counts.tolist(),
             label_names=self._data.info["label_names"],
+            watch={} if self._config.twin else {"dead": self._config.told_when_dead},
         )
 
     def init(self, rng: np.random.Generator) -> Record:
         with exact(torch.device("cpu"), seed=int(rng.integers(2**63))):
             fresh = Trainer(self._new_network(), self._config.training, torch.device("cpu"))
-        return Record({MODEL: fresh.arrays})
+        return Record({MODEL: fresh.arrays}, {"outputs": self._data.num_labels})
 
     def shard(self, client: int) -> ImageShard:
         return ImageShard(self._shards.client(client))
@@ -107,17 +110,22 @@ class SpikingClassification:
         """One client's local training; the metrics hold `loss` and for each spiking layer `rate/<layer>`."""
         assert isinstance(shard, ImageShard)
         tally: dict[str, Tensor] = {}
+        traced = RateTrace.of(len(shard.rows), self._config.training, self._config.time_steps)
+        steps = itertools.count()
 
         def loss(rows: Tensor) -> Tensor:
-            mean, rates = self._minibatch(rows)
-            for name, rate in rates.items():
+            mean, trace = self._minibatch(rows)
+            for name, rate in rate_sums(trace, len(rows)).items():
                 tally[name] = tally[name] + rate if name in tally else rate
+            if _is_traced(job):
+                spikes = {name: s.detach()[:, : len(rows)].sum((0, 1)) for name, s in trace.spikes.items()}
+                traced.add(next(steps), [(n, s.flatten().cpu().numpy()) for n, s in spikes.items()], len(rows))
             return mean
 
-        update = self._trainer.train(shard.rows, loss, inputs[MODEL], rule, job.knobs, rng)
+        update = self._trainer.train(shard.rows, loss, inputs, rule, job.knobs, rng)
         weight = update.metrics["loss"].weight
         rates = {f"rate/{name}": Mean(float(rate), weight) for name, rate in tally.items()}
-        return replace(update, metrics={**update.metrics, **rates})
+        return replace(update, metrics={**update.metrics, **rates}, traces=traced.rates())
 
     def train_group(
         self,
@@ -143,10 +151,11 @@ class SpikingClassification:
         if rule is not None or self.program == "loop":
             one_by_one = zip(jobs, shards, rngs, strict=True)
             return [_kept(self.train(job, inputs, shard, rule, rng)) for job, shard, rng in one_by_one]
-        self._trainer.load(inputs[MODEL])
-        return self._group.train(self._trainer.arrays, [_rows(shard) for shard in shards], rngs)
+        self._trainer.load(inputs)
+        rows, trace = [_rows(shard) for shard in shards], any(map(_is_traced, jobs))
+        return self._group.train(self._trainer.arrays, rows, rngs, trace=trace)
 
-    def evaluate(self, model: Record, shard: Shard) -> Metrics:
+    def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
         """Metrics on a test part, or on a client's own data.
 
         `loss`, `accuracy` (of equal counts the first class wins); and where neurons spike, per example: `rate/<layer>`,
@@ -168,7 +177,7 @@ class SpikingClassification:
             return [*sums, spike_sum(trace), *rate_sums(trace).values()] if layers else sums
 
         with exact(self._device), torch.inference_mode():
-            self._trainer.load(model)
+            self._trainer.load(inputs)
             self._network.eval()
             metrics = dict(evaluate_in_batches(len(rows), _EVALUATION_BATCH, measure, names))
         if layers and len(rows):
@@ -229,8 +238,25 @@ class SpikingClassification:
         with exact(self._device):
             return self._meter.measure_group(models, rows, rngs, layers, self._dynamics, per_sample=per_sample)
 
-    def _minibatch(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss of these training rows, and each layer's firing rate summed over them.
+    def class_errors(self, arrays: Arrays, shard: Shard, rng: np.random.Generator) -> Array:
+        """What a client's examples would teach each class's output: the mean of the loss's push, without training.
+
+        Args:
+            arrays: the model's.
+            shard: the client's training data, n examples.
+            rng: for a Poisson encoder's noise; read, not advanced.
+
+        Returns:
+            Mean over the examples of `Loss.errors`, float64 in [-1, 1], shape (classes,).
+        """
+        rows = _rows(shard)
+        labels = self._parts["train"][1].index_select(0, torch.from_numpy(rows).to(self._device))
+        with exact(self._device):
+            outputs = self._meter.outputs(arrays, rows, rng, self._dynamics if self.program == "group" else None)
+            return np.asarray(self._loss.errors(outputs, labels).mean(0).cpu().numpy())
+
+    def _minibatch(self, rows: Tensor) -> tuple[Tensor, Trace]:
+        """Mean loss of these training rows, and the pass that gave it; rows beyond theirs are padding.
 
         An MLP's minibatch is padded as in a group, so that both programs do the same sums in the same order. (With
         batch statistics padding would be wrong, and groups have none.)
@@ -248,7 +274,7 @@ class SpikingClassification:
         outputs = self._network(self._encoder(images.index_select(0, rows), noise), trace)
         losses = self._loss(outputs, labels.index_select(0, rows))
         mask = (torch.arange(len(rows), device=self._device) < count).to(losses)
-        return masked_means(losses.unsqueeze(0), mask.unsqueeze(0))[0], rate_sums(trace, count)
+        return masked_means(losses.unsqueeze(0), mask.unsqueeze(0))[0], trace
 
     def _encoded(self, part: str, rows: Array, seed: int) -> Tensor:
         """Rows of the training or test set, encoded with noise that follows from seed and row alone."""
@@ -275,6 +301,11 @@ class SpikingClassification:
                 twin=config.twin,
             )
         )
+
+
+def _is_traced(job: Job) -> bool:
+    """Whether somebody measures by what training sees in passing (`knobs["measurement"]`)."""
+    return job.knobs.get("measurement") == "training"
 
 
 def _rows(shard: Shard) -> Array:

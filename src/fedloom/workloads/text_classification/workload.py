@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedloom.core.config import Experiment
 from fedloom.core.protocols import LocalRule, Shard, WorkloadInfo
 from fedloom.core.records import MODEL, Array, Job, Metrics, Record, Update
+from fedloom.workloads._adapters.targets import model_info
 from fedloom.workloads._data import cache
 from fedloom.workloads._data.partition import Partition, partition
 from fedloom.workloads._torch.scope import choose_device, exact
@@ -80,8 +81,9 @@ class TextClassification:
 
     def init(self, rng: np.random.Generator) -> Record:
         with exact(torch.device("cpu"), seed=int(rng.integers(2**63))):
-            fresh = Trainer(self._new_model(), self._config.training, torch.device("cpu"))
-        return Record({MODEL: fresh.arrays})
+            model = self._new_model()
+            fresh = Trainer(model, self._config.training, torch.device("cpu"))
+        return Record({MODEL: fresh.arrays}, model_info(model, head=("head",)))
 
     def shard(self, client: int) -> TextShard:
         return TextShard(self._shards.client(client))
@@ -104,9 +106,9 @@ class TextClassification:
         def loss_of(places: Tensor) -> Tensor:
             return F.cross_entropy(logits_of(places), labels.index_select(0, places))
 
-        return self._trainer.train(np.arange(len(shard.rows)), loss_of, inputs[MODEL], rule, job.knobs, rng)
+        return self._trainer.train(np.arange(len(shard.rows)), loss_of, inputs, rule, job.knobs, rng)
 
-    def evaluate(self, model: Record, shard: Shard) -> Metrics:
+    def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
         """`loss` (cross-entropy) and `accuracy` (share of right answers), on a test part or a client's own data."""
         assert isinstance(shard, TextShard)
         if not shard.num_examples:
@@ -119,7 +121,7 @@ class TextClassification:
             return F.cross_entropy(logits, truth, reduction="sum"), (logits.argmax(1) == truth).sum()
 
         with exact(self._device), torch.inference_mode():
-            self._trainer.load(model)
+            self._trainer.load(inputs)
             self._model.eval()
             size = _EVALUATION_BATCH[self._config.model.train]
             return evaluate_in_batches(len(places), size, measure, ("loss", "accuracy"))

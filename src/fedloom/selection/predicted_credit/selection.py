@@ -1,0 +1,173 @@
+"""Selection by predicted credit: what training a client would change, known without training it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from fedloom.core.errors import ConfigError
+from fedloom.core.protocols import Probe, Roster, Telling
+from fedloom.core.records import ClientReport, Info
+from fedloom.selection._choosing.candidates import check_population, number_of_candidates
+from fedloom.selection._choosing.reports import examples, vectors
+from fedloom.selection._choosing.sampling import Floats, Indices
+from fedloom.selection.firing_credit import rules
+from fedloom.selection.predicted_credit.config import Config
+
+Rounds = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What clients have told; as long as the population, because anyone may be chosen on the strength of it."""
+
+    round: int
+    """Rounds observed so far."""
+    gains: Floats
+    """Each client's last gain, float64 [N, C]; NaN where unknown. Where the workload does not declare its classes, C is
+    0 before anybody has told."""
+    examples: Floats
+    """n_k, float64 [N]; 0 where unknown."""
+    told: Rounds
+    """The round whose model the gain is about, int64 [N]; 0 never."""
+    asked: Rounds
+    """The round each client was last asked in, int64 [N]; 0 never. Above `told` where it did not answer."""
+    flagged: Mapping[str, int] = field(default_factory=dict)
+    """How often each client told a gain that cannot be."""
+
+
+class PredictedCredit:
+    """The m whose predicted gains are jointly most uniform, of d candidates of whom nobody trains to be judged.
+
+    Ours; a cheap stand-in for SFedCA's credit (`firing_credit`). With softmax cross-entropy on the output z the mean
+    gradient on z_c over client k's data is E[softmax(z)_c] - q_kc, q_k its label shares, so that to first order local
+    training raises class c in proportion to g_kc = q_kc - E[softmax(z)_c]: the sign and the classes of SFedCA's
+    firing-rate change, for one forward pass. Clients tell g_k when they train anyway, on the model they were sent; it
+    is remembered (g_k times decay^age), so that a choice among d candidates costs m downlinks, m trainings and
+    m (P + C) values up. The rule is SFedCA's: gains u_kc = n_k max(g_kc, 0), balanced greedily (`rules.balance_all`).
+    """
+
+    State = Memory
+
+    def __init__(self, config: Config) -> None:
+        if config.credit == "change" and config.preview:
+            raise ConfigError(
+                f'selection.preview: {config.preview}, but credit = "change" is known only after training. Set '
+                'selection.credit = "error", or preview = 0'
+            )
+        self._config = config
+
+    def init(self, roster: Roster) -> Memory:
+        check_population(self._config, roster)
+        never = np.zeros(roster.population, np.int64)
+        classes = len(roster.label_counts[0]) if len(roster.label_counts) else 0
+        gains = np.full((roster.population, classes), np.nan)
+        return Memory(0, gains, np.zeros(roster.population), never, never)
+
+    def telling(self, state: Memory) -> Telling:
+        """Every client of the cohort tells its gain beside its update."""
+        if self._config.credit == "error":
+            return Telling(measure="predicted_credit")
+        return Telling(measure="firing_credit", knobs={"norm": "l1", "layers": "output", "gain": True})
+
+    def probe(self, state: Memory, roster: Roster, size: int, rng: np.random.Generator) -> Probe | None:
+        if not self._config.preview:
+            return None
+        candidates = self._drawn(
+            state, np.arange(roster.population), number_of_candidates(self._config, roster, size), rng
+        )
+        unknown = candidates[~self._known(state)[candidates]][: self._config.preview]
+        if not len(unknown):
+            return None
+        return Probe(candidates=tuple(int(k) for k in unknown), kind="measure", measure="predicted_credit")
+
+    def choose(
+        self,
+        state: Memory,
+        roster: Roster,
+        size: int,
+        rng: np.random.Generator,
+        reports: Sequence[ClientReport] = (),
+    ) -> tuple[int, ...]:
+        count = number_of_candidates(self._config, roster, size)
+        state = self._learn(state, reports)
+        previewed = np.array([report.client for report in reports[:count]], np.intp)
+        others = self._drawn(state, np.setdiff1d(np.arange(roster.population), previewed), count - len(previewed), rng)
+        candidates = np.concatenate([previewed, others])
+        known = self._known(state)[candidates]
+        first = candidates[:0]
+        if not self._config.preview:
+            fresh = ~known & (state.asked[candidates] <= state.told[candidates])
+            first, candidates = candidates[fresh][:size], candidates[~fresh]
+        kept = candidates[self._ruled(state, candidates, size - len(first))]
+        return tuple(int(client) for client in np.concatenate([first, kept]))
+
+    def observe(self, state: Memory, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> Memory:
+        state = self._learn(self._learn(state, probed), reports)
+        asked = state.asked.copy()
+        asked[[report.client for report in reports]] = state.round + 1
+        return replace(state, round=state.round + 1, asked=asked)
+
+    def missed(self, state: Memory, clients: Sequence[int]) -> Memory:
+        """Clients that were asked in the round just observed and did not answer: they go to the end of the line."""
+        asked = state.asked.copy()
+        asked[list(clients)] = state.round
+        return replace(state, asked=asked)
+
+    def report(self, state: Memory) -> Info:
+        """What a round's record may tell: clients whose gain is known, and gains that could not be."""
+        return {"known_clients": int(self._known(state).sum()), "flagged_credits": sum(state.flagged.values())}
+
+    def _drawn(self, state: Memory, among: Indices, count: int, rng: np.random.Generator) -> Indices:
+        """`count` of these clients in draw order: those asked longest ago, or any."""
+        order = rng.permutation(among)
+        if self._config.candidate_draw == "stalest":
+            order = order[np.argsort(state.asked[order], kind="stable")]
+        return order[:count]
+
+    def _known(self, state: Memory) -> npt.NDArray[np.bool_]:
+        """Whose gain is known and not forgotten, for the round after `state.round`."""
+        if self._config.memory is None:
+            return state.told > 0
+        return (state.told > 0) & (state.round + 1 - state.told <= self._config.memory)
+
+    def _ruled(self, state: Memory, candidates: Indices, size: int) -> Indices:
+        """Places among the candidates of those kept, in draw order.
+
+        Who was asked in vain counts as the mean of the known; where there are previews, the unknown wait for one.
+        """
+        known = self._known(state)[candidates]
+        if size >= len(candidates) or not known.any():
+            return np.arange(min(size, len(candidates)))
+        age = np.maximum(state.round + 1 - state.told[candidates], 0)
+        gains = rules.weighted_gains(np.nan_to_num(state.gains[candidates]), state.examples[candidates])
+        gains *= self._config.decay ** age[:, None]
+        gains[~known] = 0.0 if self._config.preview else gains[known].mean(axis=0)
+        if self._config.rule != "shortlist-balance":
+            return np.sort((rules.cover if self._config.rule == "cover" else rules.balance_all)(gains, size))
+        return np.sort(rules.shortlist_balance(gains.sum(axis=1), gains, size, self._config.shortlist))
+
+    def _learn(self, state: Memory, reports: Sequence[ClientReport]) -> Memory:
+        """The state with what these reports tell about the model of the round after `state.round`."""
+        telling = [report for report in reports if "gain" in report.info]
+        if not telling:
+            return state
+        told = vectors(telling, "gain", "predicted_credit", state.gains.shape[1] or None)
+        sane = rules.possible(told)
+        gains = state.gains if state.gains.shape[1] else np.full((len(state.told), told.shape[1]), np.nan)
+        clients = np.array([report.client for report in telling])
+        gains, sizes, at = gains.copy(), state.examples.copy(), state.told.copy()
+        gains[clients[sane]], sizes[clients[sane]] = told[sane], examples(telling)[sane]
+        at[clients[sane]] = state.round + 1
+        flagged = dict(state.flagged)
+        for client in clients[~sane].tolist():
+            flagged[str(client)] = flagged.get(str(client), 0) + 1
+        return replace(state, gains=gains, examples=sizes, told=at, flagged=flagged)
+
+
+def build_selection(config: Config) -> PredictedCredit:
+    """The selection a `Config` describes."""
+    return PredictedCredit(config)

@@ -1,0 +1,49 @@
+"""Which clients have read which pinned records: what makes such a record count once for each client."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from fedloom.core.pinned import Pinned
+from fedloom.core.records import Array, Job, Record
+
+_NOBODY = ("init", "held_out")
+"""Kinds of jobs whose `client` is not a client."""
+
+
+class Holders:
+    """Clients by the digests of the pinned records they hold. Part of a run's progress: it is saved with it."""
+
+    def __init__(self, saved: Mapping[str, Array] | None = None) -> None:
+        self._clients = {sha256: set(map(int, clients)) for sha256, clients in (saved or {}).items()}
+
+    def mark(self, jobs: Iterable[Job], inputs: Mapping[str, Record]) -> tuple[Job, ...]:
+        """The jobs, each with the names of the inputs its client holds."""
+        pinned = {name: record.sha256 for name, record in inputs.items() if isinstance(record, Pinned)}
+        return tuple(jobs) if not pinned else tuple(self._marked(job, pinned) for job in jobs)
+
+    def learn(self, job: Job, inputs: Mapping[str, Record]) -> None:
+        """The job's client has answered, so it has read the job's inputs."""
+        if job.kind in _NOBODY:
+            return
+        for name in job.inputs:
+            record = inputs[name]
+            if isinstance(record, Pinned):
+                self._clients.setdefault(record.sha256, set()).add(job.client)
+
+    def retain(self, digests: Collection[str]) -> None:
+        """Forget records nobody will name again."""
+        self._clients = {sha256: clients for sha256, clients in self._clients.items() if sha256 in digests}
+
+    def arrays(self) -> dict[str, Array]:
+        """For a checkpoint: sorted client numbers by digest, int64."""
+        return {sha256: np.array(sorted(clients), np.int64) for sha256, clients in self._clients.items()}
+
+    def _marked(self, job: Job, pinned: Mapping[str, str]) -> Job:
+        holds = tuple(
+            name for name in job.inputs if name in pinned and job.client in self._clients.get(pinned[name], ())
+        )
+        return replace(job, holds=holds) if holds and job.kind not in _NOBODY else job

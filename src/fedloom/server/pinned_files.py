@@ -1,0 +1,63 @@
+"""Pinned records beside a run's checkpoints: each in a file named by its digest, written once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+
+from fedloom.core import frames
+from fedloom.core.errors import BadFrame
+from fedloom.core.pinned import Pinned
+from fedloom.core.records import Record
+
+_PREFIX = "pinned-"
+
+
+class PinnedFiles:
+    """A folder's pinned records.
+
+    Args:
+        folder: where the files are.
+        write: writes a record's frame to a file that appears only when it is whole.
+    """
+
+    def __init__(self, folder: Path, write: Callable[[Path, Record], None]) -> None:
+        self._folder, self._write = folder, write
+
+    def save(self, records: Mapping[str, Pinned]) -> None:
+        """Write those that are not there yet."""
+        for sha256, record in records.items():
+            if not self._path(sha256).exists():
+                self._write(self._path(sha256), record)
+
+    def load(self, digests: Iterable[str]) -> dict[str, Pinned]:
+        """Read records back.
+
+        Raises:
+            BadFrame: a file is missing or damaged.
+        """
+        return {sha256: self._read(sha256) for sha256 in digests}
+
+    def prune(self, wanted: Collection[str]) -> None:
+        """Remove those that no checkpoint names."""
+        for path in self._folder.glob(f"{_PREFIX}*.safetensors"):
+            if path.stem.removeprefix(_PREFIX) not in wanted:
+                path.unlink(missing_ok=True)
+
+    @property
+    def any(self) -> bool:
+        """Whether the folder has any."""
+        return next(self._folder.glob(f"{_PREFIX}*.safetensors"), None) is not None
+
+    def _read(self, sha256: str) -> Pinned:
+        path = self._path(sha256)
+        if not path.exists():
+            raise BadFrame(f"it needs {path.name}, which is not there")
+        record = frames.decode(path.read_bytes())
+        found = frames.digest(record)
+        if found != sha256:
+            raise BadFrame(f"it needs {path.name}, whose content has digest {found[:16]}…: the file was damaged")
+        return Pinned(record.groups, record.info, sha256)
+
+    def _path(self, sha256: str) -> Path:
+        return self._folder / f"{_PREFIX}{sha256}.safetensors"

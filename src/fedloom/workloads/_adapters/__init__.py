@@ -1,0 +1,1 @@
+"""Low-rank adapters on PyTorch models: layers, the federation's record on a model, PEFT's files."""

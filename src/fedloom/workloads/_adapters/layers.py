@@ -1,0 +1,134 @@
+"""The low-rank layer: what it adds to a module's output, with the rank that is active now.
+
+An adapter is a forward hook on the module it changes, so the model keeps its modules and its arrays their names. Its
+tensors have the largest rank the run will use; a smaller rank is a slice of them, which changes no shape an optimiser
+has seen. The scale s is a constant: LoRA's usual alpha/r would multiply the function by r/r' wherever a rank drops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from fedloom.core.errors import ConfigError
+from fedloom.core.matching import match_modules
+from fedloom.workloads._adapters.targets import Shape, adaptable, is_conv1d, shape_of
+
+
+class LoraLayer(nn.Module):
+    """W x becomes W x + s·B(A x) (Hu et al. 2022, "LoRA", equation 3, with s for alpha/r).
+
+    Args:
+        module: what it goes to; not kept as a part of this one.
+        shape: the module's weight as a matrix (o, i).
+        rank_max: the largest rank r it will be given.
+        scale: s, dimensionless.
+    """
+
+    def __init__(self, module: nn.Module, shape: Shape, rank_max: int, scale: float) -> None:
+        super().__init__()
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        self.a = nn.Parameter(weight.new_zeros(rank_max, shape.in_))
+        self.b = nn.Parameter(weight.new_zeros(shape.out, rank_max))
+        self.rank, self.scale = rank_max, scale
+        self._delta = _delta_of(module)
+
+    @property
+    def active(self) -> tuple[Tensor, Tensor]:
+        """A of shape (r, i) and B of shape (o, r) at the rank that is active, views of the tensors."""
+        return self.a[: self.rank], self.b[:, : self.rank]
+
+    def hook(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        """The module's output with the adapter's part added: a forward hook."""
+        return torch.add(output, self._delta(args[0], *self.active), alpha=self.scale)
+
+
+def attach(
+    model: nn.Module, targets: Sequence[str], *, rank_max: int, scale: float
+) -> tuple[dict[str, LoraLayer], Callable[[], None]]:
+    """Put an adapter on every module the patterns mean. Values start at zero.
+
+    Returns:
+        The adapters by module name, and a function that takes them off again.
+
+    Raises:
+        ConfigError: a pattern means no module (the message lists what exists), or the rank does not fit one.
+    """
+    names = match_modules(targets, adaptable(model), "targets")
+    return attach_to(model, names, rank_max=rank_max, scale=scale)
+
+
+def attach_to(
+    model: nn.Module, names: Sequence[str], *, rank_max: int, scale: float
+) -> tuple[dict[str, LoraLayer], Callable[[], None]]:
+    """Put an adapter on each of these modules; see `attach`."""
+    layers, handles = {}, list[RemovableHandle]()
+    for name in names:
+        module = model.get_submodule(name)
+        shape = shape_of(module, name)
+        if shape is None:
+            raise ConfigError(f"module {name!r} is a {type(module).__name__}, which no adapter fits")
+        if not 1 <= rank_max <= min(shape.out, shape.in_):
+            raise ConfigError(
+                f"rank {rank_max} does not fit module {name!r}: expected 1 to {min(shape.out, shape.in_)}, the smaller "
+                f"side of its ({shape.out}, {shape.in_}) matrix"
+            )
+        layers[name] = LoraLayer(module, shape, rank_max, scale)
+        handles.append(module.register_forward_hook(layers[name].hook))
+
+    def detach() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return layers, detach
+
+
+def weight_change(module: nn.Module, factors: tuple[Tensor, Tensor], scale: float) -> Tensor:
+    """s·BA in the form of the module's weight: what merging adds to it.
+
+    Args:
+        module: whose weight it is.
+        factors: A of shape (r, i) and B of shape (o, r).
+        scale: s.
+    """
+    a, b = factors
+    change = (b @ a) * scale
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    stored = change.T if isinstance(module, nn.Embedding) or is_conv1d(module) else change
+    return stored.reshape(weight.shape)
+
+
+def merge(model: nn.Module, layers: Mapping[str, LoraLayer]) -> None:
+    """Add every adapter's change to the weight it stands for; take the adapters off before using the model again."""
+    with torch.no_grad():
+        for name, layer in layers.items():
+            module = model.get_submodule(name)
+            weight = module.weight
+            assert isinstance(weight, Tensor)
+            weight += weight_change(module, layer.active, layer.scale)
+
+
+_Delta = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _delta_of(module: nn.Module) -> _Delta:
+    """How B(A x) is computed where this module computes W x."""
+    if isinstance(module, nn.Embedding):
+        return lambda ids, a, b: F.linear(F.embedding(ids, a.T), b)
+    if isinstance(module, nn.Conv2d):
+        return lambda x, a, b: _convolved(module, x, a, b)
+    return lambda x, a, b: F.linear(F.linear(x, a), b)
+
+
+def _convolved(module: nn.Conv2d, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """A convolution with r filters, then a mixture of its r channels at each place."""
+    filters = a.reshape(len(a), module.in_channels, *module.kernel_size)
+    narrow = F.conv2d(x, filters, None, module.stride, module.padding, module.dilation)
+    return F.conv2d(narrow, b[:, :, None, None])

@@ -1,0 +1,91 @@
+"""Which modules of a model can carry an adapter, and what the server has to know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from torch import nn
+
+from fedloom.core.records import Info
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A module's weight as a matrix W of shape (out, in), which an adapter changes by s·BA."""
+
+    weight: str
+    """Name of the weight among the model's arrays."""
+    out: int
+    """Rows o: output features, or the embedding's width."""
+    in_: int
+    """Columns i: input features (times the kernel's area for a convolution), or the embedding's vocabulary."""
+    transposed: bool
+    """Whether the weight is stored as (in, out): transformers' Conv1D, and embeddings."""
+
+    def info(self) -> Info:
+        """As JSON, under the names the server reads."""
+        values = asdict(self)
+        return {"in": values.pop("in_"), **values}
+
+
+def shape_of(module: nn.Module, name: str) -> Shape | None:
+    """The module's shape; None where no adapter fits it."""
+    weight = f"{name}.weight"
+    match module:
+        case nn.Linear():
+            return Shape(weight, module.out_features, module.in_features, transposed=False)
+        case nn.Embedding():
+            return Shape(weight, module.embedding_dim, module.num_embeddings, transposed=True)
+        case nn.Conv2d() if module.groups == 1 and module.padding_mode == "zeros":
+            area = module.kernel_size[0] * module.kernel_size[1]
+            return Shape(weight, module.out_channels, module.in_channels * area, transposed=False)
+        case _ if is_conv1d(module):
+            rows, columns = module.weight.shape  # type: ignore[misc]
+            return Shape(weight, columns, rows, transposed=True)
+    return None
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether this is transformers' Conv1D, a linear layer with its weight stored as (in, out); never imports it."""
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+
+
+def adaptable(model: nn.Module) -> dict[str, Shape]:
+    """Every module an adapter fits, by name, in the model's order.
+
+    What lies inside `nn.MultiheadAttention` is left out: it uses its projections' weights without calling them.
+    """
+    closed = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
+    shapes = {
+        name: shape_of(module, name)
+        for name, module in model.named_modules()
+        if not (closed and name.startswith(closed))
+    }
+    return {name: shape for name, shape in shapes.items() if shape is not None}
+
+
+def output_layer(model: nn.Module) -> str:
+    """Name of the last linear layer: the head of a classifier that ends in one."""
+    linear: list[str] = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return linear[-1]
+
+
+def model_info(model: nn.Module, head: Sequence[str] = ()) -> Info:
+    """What a workload's initial record tells strategies in its `info`.
+
+    Args:
+        model: the model whose arrays travel.
+        head: names of the modules that are trained as they are beside the adapters (the task's head).
+
+    Returns:
+        `adaptable`, for each module that can carry an adapter its `weight`, `out`, `in` and `transposed`; and `head`,
+        the names of the head's arrays.
+    """
+    inside = tuple(f"{name}." for name in head)
+    arrays = [name for name in model.state_dict() if name.startswith(inside)] if inside else []
+    shapes: Mapping[str, Shape] = {
+        name: shape for name, shape in adaptable(model).items() if not (inside and f"{name}.".startswith(inside))
+    }
+    return {"adaptable": {name: shape.info() for name, shape in shapes.items()}, "head": arrays}

@@ -1,0 +1,118 @@
+"""A model all of whose arrays travel: what is trained, what is sent, and how a global model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fedloom.core.errors import BadUpdate
+from fedloom.core.records import MODEL, Array, Arrays, Groups, Record
+from fedloom.workloads._torch.arrays import as_array, as_tensor
+
+ANCHOR = "anchor"
+"""Name of the input whose model a rule pulls towards, where that is not the one training starts from."""
+
+
+class Federated(Protocol):
+    """How a model takes part in a federation: which of its tensors are trained and travel."""
+
+    trained: Sequence[tuple[str, str]]
+    """Group and name of each trained array."""
+    parameters: list[Tensor]
+    """The tensors an optimiser changes, in the order of `trained`; leaves that collect gradients."""
+    anchor: list[Tensor]
+    """What a rule may pull towards, in the order and (active) shapes of `trained`."""
+
+    def load(self, inputs: Mapping[str, Record]) -> None:
+        """Set the model to the global one.
+
+        Raises:
+            BadUpdate: the arrays are not this model's.
+        """
+
+    def train_mode(self) -> None:
+        """Switch what is trained to training."""
+
+    def active(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The parts of tensors shaped like `parameters` that are in use: what a rule sees."""
+
+    def groups(self) -> Groups:
+        """The arrays that travel: views of the model's memory on a CPU, copies from a GPU."""
+
+
+class Whole:
+    """Everything `model.state_dict()` holds travels, minus parameters that need no gradient: trained parameters, and
+    buffers such as batch normalisation's statistics.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._model, self._device = model, device
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        self.trained: Sequence[tuple[str, str]] = [(MODEL, name) for name in trained]
+        self.parameters: list[Tensor] = list(trained.values())
+        self.anchor: list[Tensor] = []
+        self._tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+        self._targets = list(self._tensors.values())
+        self._views = {name: as_array(tensor) for name, tensor in self._tensors.items()} if device.type == "cpu" else {}
+        self._sources: tuple[Record, Record | None] | None = None
+        self._globals: list[Tensor] = []
+
+    def load(self, inputs: Mapping[str, Record]) -> None:
+        record, anchor = inputs[MODEL], inputs.get(ANCHOR)
+        if self._sources is None or record is not self._sources[0] or anchor is not self._sources[1]:
+            self._globals = self._checked(record.groups.get(MODEL, {}))
+            pulled = self._globals if anchor is None else self._checked(anchor.groups.get(MODEL, {}))
+            by_name = dict(zip(self._tensors, pulled, strict=True))
+            self.anchor = [by_name[name] for _, name in self.trained]
+            self._sources = (record, anchor)  # keeps them alive, so their identity stays their own
+        with torch.no_grad():
+            torch._foreach_copy_(self._targets, self._globals)
+
+    def train_mode(self) -> None:
+        self._model.train()
+
+    def active(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return list(tensors)
+
+    def groups(self) -> Groups:
+        return {MODEL: self.arrays}
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """The model's arrays by name."""
+        return dict(self._views) or {name: as_array(tensor.cpu()) for name, tensor in self._tensors.items()}
+
+    def _checked(self, arrays: Arrays) -> list[Tensor]:
+        """The arrays as tensors in the model's order."""
+        return fitting(arrays, self._tensors, self._device)
+
+
+def fitting(arrays: Arrays, tensors: Mapping[str, Tensor], device: torch.device) -> list[Tensor]:
+    """The arrays as tensors in the order of `tensors`, whose names, shapes and dtypes they must have.
+
+    Raises:
+        BadUpdate: they are others; the message names the first.
+    """
+    want = {name: (tuple(tensor.shape), _dtype_name(tensor)) for name, tensor in tensors.items()}
+    got = {name: (array.shape, array.dtype.name) for name, array in arrays.items()}
+    if want != got:
+        odd = sorted(name for name in want.keys() | got.keys() if want.get(name) != got.get(name))
+        name = odd[0]
+        raise BadUpdate(
+            f"the global model does not fit this workload in {len(odd)} arrays, first {name!r}: it came as "
+            f"{_shown(got.get(name))}, the workload has {_shown(want.get(name))}. "
+            "Do server and agent run the same experiment?"
+        )
+    return [as_tensor(arrays[name]).to(device) for name in want]
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _shown(found: tuple[tuple[int, ...], str] | None) -> str:
+    return "nothing" if found is None else f"{found[1]} of shape {found[0]}"
