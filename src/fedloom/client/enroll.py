@@ -35,6 +35,7 @@ _RENEW_SHARE = 1 / 3
 """A certificate is renewed when this share of its time is left."""
 _LOOK_EVERY_S = 3600.0
 """How often a node looks at its certificate at least, for clocks that jump."""
+_LOOK_AGAIN_S = 0.2
 
 
 def join(token: str, folder: Path | None = None) -> Identity:
@@ -155,7 +156,7 @@ class Renewer:
         self._thread.join()
 
     def _work(self) -> None:
-        while not self._stop.wait(min(_LOOK_EVERY_S, max(0.0, renewal_due_s(self.identity)))):
+        while not self._stop.wait(min(_LOOK_EVERY_S, max(_LOOK_AGAIN_S, renewal_due_s(self.identity)))):
             if renewal_due_s(self.identity) > 0:
                 continue
             try:

@@ -16,8 +16,15 @@ import numpy as np
 from fedloom.client.link import connect, translate
 from fedloom.core import frames
 from fedloom.core.depot import Depot
-from fedloom.core.errors import BadFrame, BadMessage, FedloomError, LimitExceeded, ServerUnreachable
-from fedloom.core.identity import Identity
+from fedloom.core.errors import (
+    BadFrame,
+    BadMessage,
+    FedloomError,
+    LimitExceeded,
+    ServerUnreachable,
+    Unauthenticated,
+)
+from fedloom.core.identity import Identity, seconds_until
 from fedloom.core.messages import FromAgent, Hello, PayloadRef, ToAgent, Welcome
 from fedloom.core.records import Array, Groups, Record
 from fedloom.proto.v1 import codec
@@ -63,12 +70,13 @@ class GrpcChannel:
         self._leases: dict[int, tuple[Groups, str, frames.Layout, memoryview]] = {}
         """Leased arrays by their identity, and kept alive, so that no other record can be taken for them."""
         self._shared: list[str] = []
+        self._shown = b""
         self._partial: _Partial | None = None
         """A download that broke off, to be continued when the same payload is asked for again."""
 
     def open(self, hello: Hello) -> Welcome:
         self._disconnect()
-        self._channel = connect(self._address, self._identity() if self._identity is not None else None)
+        self._channel = connect(self._address, self._identify())
         self._metadata = (*self._token, ("fedloom-node", hello.node), ("fedloom-session", hello.session))
         stub = FleetStub(self._channel)
         try:
@@ -77,7 +85,7 @@ class GrpcChannel:
         except grpc.FutureTimeoutError as exc:
             raise ServerUnreachable(f"no server at {self._address} within {self._connect_s:g} s") from exc
         except grpc.RpcError as exc:
-            raise translate(exc, self._address) from exc
+            raise self._error(exc) from exc
         self._welcome = codec.read_welcome(reply)
         if self._depot is not None and str(self._depot.path) != self._welcome.depot_path:
             self._depot.close()  # the server was restarted and has another depot
@@ -146,6 +154,28 @@ class GrpcChannel:
             self._depot.close()
             self._depot = None
 
+    def _identify(self) -> Identity | None:
+        """Who this is at the next connection."""
+        if self._identity is None:
+            return None
+        identity = self._identity()
+        _, end = identity.times()
+        if seconds_until(end) <= 0:
+            raise ServerUnreachable(
+                f"the certificate of {identity.name!r} ended on {end:%Y-%m-%d %H:%M} UTC by this machine's clock, so "
+                f"the server at {self._address} will not answer. If the clock is right, join again with a new token"
+            )
+        self._shown = identity.certificate
+        return identity
+
+    def _error(self, exc: grpc.RpcError) -> FedloomError:
+        """The failure as one of ours; a certificate refused that has been renewed since asks for a new connection."""
+        error = translate(exc, self._address)
+        renewed = self._identity is not None and self._identity().certificate != self._shown
+        if isinstance(error, Unauthenticated) and renewed:
+            return ServerUnreachable(f"{error}; it has been renewed")
+        return error
+
     def _disconnect(self) -> None:
         if self._channel is not None:
             self._outbox.put(None)
@@ -188,7 +218,7 @@ class GrpcChannel:
                     part.take(chunk)
                 break
             except grpc.RpcError as exc:
-                error = translate(exc, self._address)
+                error = self._error(exc)
                 if attempt == _ATTEMPTS - 1 or not isinstance(error, ServerUnreachable):
                     raise error from exc
             except BadFrame:
@@ -219,7 +249,7 @@ class GrpcChannel:
                 if reply.received == size:
                     return PayloadRef(size=size, sha256=sha256)
             except grpc.RpcError as exc:
-                error = translate(exc, self._address)
+                error = self._error(exc)
                 if attempt == _ATTEMPTS - 1 or not isinstance(error, ServerUnreachable):
                     raise error from exc
         raise ServerUnreachable(f"the server at {self._address} took only part of an upload, {_ATTEMPTS} times")
@@ -243,7 +273,7 @@ class GrpcChannel:
                     inbox.put(codec.read_to_agent(message))
             inbox.put(ServerUnreachable(f"the server at {self._address} closed the connection"))
         except grpc.RpcError as exc:
-            inbox.put(translate(exc, self._address))
+            inbox.put(self._error(exc))
         except FedloomError as exc:
             inbox.put(exc)
         finally:

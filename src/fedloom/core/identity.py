@@ -113,9 +113,10 @@ class Identity:
         write_private(self.folder / "server.json", json.dumps(told, indent=2).encode() + b"\n")
 
     def times(self) -> tuple[datetime, datetime]:
-        """From when to when the certificate is valid, UTC."""
+        """When the certificate was got, and when it ends, UTC; it is valid from some time before, for slow clocks."""
         certificate = x509.load_pem_x509_certificate(self.certificate)
-        return certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        got = datetime.fromtimestamp((self.folder / "certificate.pem").stat().st_mtime, UTC)
+        return max(got, certificate.not_valid_before_utc), certificate.not_valid_after_utc
 
 
 def default_folder(role: str) -> Path:
