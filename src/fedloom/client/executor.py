@@ -77,6 +77,8 @@ class Executor:
     def warm(self, run_id: str) -> None:
         """Load a run's workload ahead of its first group; what goes wrong is reported by the group."""
         with contextlib.suppress(Exception):
+            if self._guard is not None:
+                self._guard.admit_now()
             self._runs[run_id].workload  # noqa: B018
 
     def knows(self, run_id: str) -> bool:

@@ -176,7 +176,14 @@ class Guard:
             self._admit_code("strategies", group.rule, "rule")
         if group.measure is not None:
             self._admit_code("selection", group.measure, "measure")
-        coming = sum(ref.size for ref in (*group.inputs.values(), *group.states.values()) if not ref.inline)
+        self.admit_now(sum(ref.size for ref in (*group.inputs.values(), *group.states.values()) if not ref.inline))
+
+    def admit_now(self, coming: int = 0) -> None:
+        """Whether this is a time to work, with so many bytes to come.
+
+        Raises:
+            PolicyRefused: it is not.
+        """
         self._admit_bytes(coming)
         self._admit_hour()
         self._ask_hook()
