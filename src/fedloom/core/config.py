@@ -46,6 +46,11 @@ class RoundSettings(Settings):
     """Share of the cohort that must answer. Below it the run fails and says why each answer is missing."""
     deadline_s: Annotated[float, Field(gt=0.0)] | None = None
     """Seconds after which a round closes with what has arrived (if that is a quorum). None waits for everybody."""
+    oversample_fraction: Annotated[float, Field(ge=0.0)] = 0.0
+    """Clients asked beyond the cohort, as a share of it. The round closes when as many as the cohort have answered;
+    which ones that are depends on who is fast, so equal bits are no longer promised."""
+    reserve_fraction: Annotated[float, Field(ge=0.0)] = 0.0
+    """Clients in reserve, as a share of the cohort: one is asked in place of each that is lost."""
     group_size: Annotated[int, Field(ge=1)] | None = None
     """Clients trained and folded together. None takes ceil(cohort / 12). Part of the result's bits; workers are not."""
     max_attempts: Annotated[int, Field(ge=1)] = 3

@@ -45,7 +45,7 @@ class Server:
     Args:
         sinks: hear of agents that come and go.
         shared_memory: make a depot for agents on this host.
-        heartbeat_s, lost_after_s, grace_s: see `server.coordinator`.
+        heartbeat_s, lost_after_s, grace_s, by_labels: see `server.coordinator`.
     """
 
     def __init__(
@@ -56,11 +56,17 @@ class Server:
         heartbeat_s: float = HEARTBEAT_S,
         lost_after_s: float = LOST_AFTER_S,
         grace_s: float = GRACE_S,
+        by_labels: bool = False,
     ) -> None:
         self._sinks = sinks
         self.payloads = PayloadStore(Depot.create() if shared_memory else None)
         self.coordinator = Coordinator(
-            self.payloads, self._on_node, heartbeat_s=heartbeat_s, lost_after_s=lost_after_s, grace_s=grace_s
+            self.payloads,
+            self._on_node,
+            heartbeat_s=heartbeat_s,
+            lost_after_s=lost_after_s,
+            grace_s=grace_s,
+            by_labels=by_labels,
         )
         self.token = ""
         self.port = self.enroll_port = 0
@@ -134,7 +140,8 @@ def serve(
     heard = (*sinks, metrics)
     stop = threading.Event()
     # Shared memory is for agents the server trusts as itself, and holds one run's buffers at a time.
-    with Server(heard, shared_memory=members is None and at_once == 1) as server, contextlib.ExitStack() as stack:
+    own = members is None and at_once == 1
+    with Server(heard, shared_memory=own, by_labels=True) as server, contextlib.ExitStack() as stack:
 
         def run_one(store: DiskRunStore, emit: Callable[[Event], None], stop_run: threading.Event) -> RunSummary:
             outcome = run_session(

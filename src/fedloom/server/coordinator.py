@@ -55,6 +55,7 @@ class Coordinator:
         on_node: called with every change of an agent's state.
         max_attempts: how often a group may lose its agent.
         grace_s: seconds a disconnected agent may take to come back.
+        by_labels: whether a run's `fleet.labels` choose its nodes; a simulation's workers have none.
     """
 
     def __init__(
@@ -65,8 +66,9 @@ class Coordinator:
         heartbeat_s: float = HEARTBEAT_S,
         lost_after_s: float = LOST_AFTER_S,
         grace_s: float = GRACE_S,
+        by_labels: bool = False,
     ) -> None:
-        self.payloads = payloads
+        self.payloads, self._by_labels = payloads, by_labels
         self._on_node = on_node
         self._heartbeat_s, self._lost_after_s, self._grace_s = heartbeat_s, lost_after_s, grace_s
         self._changed = threading.Condition()
@@ -195,10 +197,20 @@ class Coordinator:
 
     @contextlib.contextmanager
     def exchange(
-        self, run: RunSpec, round: int, exchange: int, spec: Exchange, groups: Sequence[PlannedGroup]
+        self,
+        run: RunSpec,
+        round: int,
+        exchange: int,
+        spec: Exchange,
+        groups: Sequence[PlannedGroup],
+        reserve: Collection[int] = (),
     ) -> Iterator[OpenExchange]:
-        """Put groups out; inside the block their answers arrive in `answers`. Leaving it cancels what is not done."""
-        opened = OpenExchange(run, round, exchange, spec, groups)
+        """Put groups out; inside the block their answers arrive in `answers`. Leaving it cancels what is not done.
+
+        Groups in reserve (by index) wait until they are released.
+        """
+        labels = run.experiment.get("fleet", {}).get("labels", {}) if self._by_labels else {}
+        opened = OpenExchange(run, round, exchange, spec, groups, reserve, labels)
         opened.inputs = self.payloads.offer_all(run.run_id, spec.inputs)
         for group in groups:
             opened.states |= {client: self.payloads.offer(record) for client, record in group.states.items()}
@@ -220,6 +232,13 @@ class Coordinator:
                 self._dispatch()
             for offer in (*opened.inputs.values(), *opened.states.values()):
                 self.payloads.withdraw(offer)
+
+    def release(self, opened: OpenExchange, indices: Collection[int]) -> None:
+        """Put groups out that were in reserve."""
+        with self._changed:
+            opened.reserve -= set(indices)
+            opened.pending.extend(indices)
+            self._dispatch()
 
     def announce(self, run: RunSpec) -> None:
         """Tell every agent of a run that is about to start, so that all load its data at the same time."""
@@ -261,7 +280,7 @@ class Coordinator:
         """Groups a node has finished, all its sessions together."""
         with self._changed:
             known = self._nodes.get(node)
-            return known.groups_done if known is not None else 0
+            return sum(known.groups_done.values()) if known is not None else 0
 
     def give_up(self, reason: str) -> None:
         """Whoever starts the agents cannot keep them alive: runs that wait for them fail with this reason."""
@@ -286,7 +305,7 @@ class Coordinator:
                     "labels": dict(node.labels),
                     "wire_bytes_down": node.bytes_down,
                     "wire_bytes_up": node.bytes_up,
-                    "groups_done": node.groups_done,
+                    "groups_done": sum(node.groups_done.values()),
                     "last_seen_s": now - node.seen,
                 }
                 for name, node in sorted(self._nodes.items())
@@ -501,8 +520,8 @@ class Coordinator:
                 opened.pending.remove(key.group)
             for other in self._nodes.values():
                 other.assigned.pop(key, None)
-            node.groups_done += 1
-            node.busy_s += result.busy_s
+            node.groups_done[key.run_id] = node.groups_done.get(key.run_id, 0) + 1
+            node.busy_s[key.run_id] = node.busy_s.get(key.run_id, 0.0) + result.busy_s
             node.bytes_up += sum(
                 ref.size for ref in (result.total, *result.states.values()) if ref is not None and _beside_the_wire(ref)
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ from fedloom.core.records import (
 from fedloom.core.seeds import generator
 from fedloom.core.state import dump_state, load_state, pinned_in
 from fedloom.server.coordinator import Coordinator
-from fedloom.server.exchange import Collector
+from fedloom.server.exchange import Collector, Spare
 from fedloom.server.holders import Holders
 from fedloom.server.run_store import Checkpoint, RunStore
 from fedloom.server.saver import Saver
@@ -153,7 +154,7 @@ class Loop:
     def _round(self, progress: _Progress, number: int) -> bool:
         """One round; False when the strategy wants no further one."""
         begin = time.perf_counter()
-        before = shares(self._coordinator.nodes())
+        before = shares(self._coordinator.nodes(), self.run.run_id)
         tally = Tally()
         planned = self._plan(progress, number, tally)
         if planned is None:
@@ -167,7 +168,7 @@ class Loop:
         self._retain(progress)
         record = tally.record(
             context,
-            shares(self._coordinator.nodes(), before),
+            shares(self._coordinator.nodes(), self.run.run_id, before),
             evaluation,
             Timing(
                 total_s=time.perf_counter() - begin,
@@ -198,9 +199,15 @@ class Loop:
 
     def _plan(self, progress: _Progress, number: int, tally: Tally) -> tuple[RoundContext, Exchange, int] | None:
         """The cohort, and what it is asked first: its context, the exchange, and that exchange's index."""
-        experiment, roster, size = self._experiment, self._roster(), self._experiment.cohort_size
+        experiment, roster = self._experiment, self._roster()
+        size = min(experiment.clients, experiment.cohort_size + sum(_spares(experiment)))
         rng = generator(experiment.seed, "selection", number)
         probe = self._selection.probe(progress.selection, roster, size, rng)
+        if probe is not None and size > experiment.cohort_size:
+            raise UnsupportedFeature(
+                f"selection {experiment.selection.name!r} measures candidates, which leaves no spare clients: remove "
+                "round.oversample_fraction and round.reserve_fraction, or choose another selection"
+            )
 
         def choose(reports: Sequence[ClientReport] = ()) -> tuple[int, ...]:
             return self._selection.choose(progress.selection, roster, size, rng, reports)
@@ -257,8 +264,11 @@ class Loop:
                 quorum=exchange.quorum_fraction or self._experiment.round.quorum_fraction,
                 deadline_s=exchange.deadline_s or self._experiment.round.deadline_s,
                 telling=True,
+                spare=(spare := self._spare(exchange, context) if index == 0 else None),
             )
             tally.add(collected, exchange)
+            if spare is not None:
+                tally.asked, tally.unneeded = collected.asked, collected.unneeded
             begin = time.perf_counter()
             try:
                 step = self._strategy.finish(state, collected.total, context)
@@ -276,6 +286,19 @@ class Loop:
         raise RunFailed(
             f"strategy {self._experiment.strategy.name!r} asked for 1000 exchanges in round {context.round}"
         )
+
+    def _spare(self, exchange: Exchange, context: RoundContext) -> Spare | None:
+        """Which of the exchange's jobs are beyond what the round needs."""
+        size = self._experiment.cohort_size
+        extra = len(context.cohort) - size
+        if extra <= 0:
+            return None
+        if [job.client for job in exchange.jobs] != list(context.cohort):
+            raise UnsupportedFeature(
+                "spare clients need a strategy that plans one job for each client of the cohort, in order; remove "
+                "round.oversample_fraction and round.reserve_fraction, or use another strategy"
+            )
+        return Spare(enough=size, reserve=max(0, extra - _spares(self._experiment)[0]))
 
     def _evaluate(self, state: Any, number: int, tally: Tally) -> tuple[dict[str, float] | None, float]:
         """The global model on held-out data, in parts, by the agents."""
@@ -330,6 +353,13 @@ def model_inputs(strategy: Strategy[Any], state: Any) -> Mapping[str, Record]:
     """What an evaluation of the global model reads: the strategy's `model_inputs`, else its arrays."""
     own = getattr(strategy, "model_inputs", None)
     return own(state) if own is not None else {MODEL: Record({MODEL: strategy.arrays(state)})}
+
+
+def _spares(experiment: Experiment) -> tuple[int, int]:
+    """Clients asked beyond the cohort, and clients in reserve."""
+    size, settings = experiment.cohort_size, experiment.round
+    over, reserve = (size * share for share in (settings.oversample_fraction, settings.reserve_fraction))
+    return math.ceil(over - 1e-9), math.ceil(reserve - 1e-9)
 
 
 def _told(teller: Any, state: Any) -> Mapping[str, Any]:

@@ -63,8 +63,10 @@ class Node:
     """No heartbeat of this session yet."""
     bytes_down: int = 0
     bytes_up: int = 0
-    groups_done: int = 0
-    busy_s: float = 0.0
+    groups_done: dict[str, int] = field(default_factory=dict)
+    """Groups finished, by run."""
+    busy_s: dict[str, float] = field(default_factory=dict)
+    """Seconds in work, by run."""
 
     @property
     def online(self) -> bool:

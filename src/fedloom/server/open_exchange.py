@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedloom.core.errors import FedloomError
@@ -45,9 +45,19 @@ class PlannedGroup:
 class OpenExchange:
     """An exchange in progress: its run reads answers here, the coordinator puts them."""
 
-    def __init__(self, run: RunSpec, round: int, exchange: int, spec: Exchange, groups: Sequence[PlannedGroup]) -> None:
+    def __init__(
+        self,
+        run: RunSpec,
+        round: int,
+        exchange: int,
+        spec: Exchange,
+        groups: Sequence[PlannedGroup],
+        reserve: Collection[int] = (),
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
         self.run, self.round, self.exchange, self.spec, self.groups = run, round, exchange, spec, groups
-        order = sorted(range(len(groups)), key=lambda index: (-groups[index].work, index))
+        out = [index for index in range(len(groups)) if index not in reserve]
+        order = sorted(out, key=lambda index: (-groups[index].work, index))
         self.pending: deque[int] = deque(order)
         self.inputs: dict[str, Offer] = {}
         self.states: dict[int, Offer] = {}
@@ -57,17 +67,17 @@ class OpenExchange:
         self.duplicates = self.reassigned = 0
         self.choosy = any(group.prefer or group.only for group in groups)
         """Whether any group has a node it belongs to."""
-        self.labels: Mapping[str, str] = run.experiment.get("fleet", {}).get("labels", {})
+        self._labels = labels or {}
         self.unwilling: dict[str, float] = {}
         """Nodes that refused, and until when (monotonic seconds)."""
         self.refusals: dict[str, Refusal] = {}
         """The last refusal of each node."""
-        self.reserve: deque[int] = deque()
+        self.reserve = set(reserve)
         """Groups that go out only when others are lost."""
 
     def fits(self, labels: Mapping[str, str]) -> bool:
         """Whether a node with these labels serves the run."""
-        return all(labels.get(key) == value for key, value in self.labels.items())
+        return all(labels.get(key) == value for key, value in self._labels.items())
 
     def wants(self, name: str, labels: Mapping[str, str], now: float) -> bool:
         """Whether a node may get groups of this exchange."""
