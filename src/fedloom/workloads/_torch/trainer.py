@@ -38,7 +38,7 @@ class Trainer:
         self._settings = settings
         self._part: Federated = Whole(self.model, device)
         self._adapted: Adapted | None = None
-        self._optimizer = self._new_optimizer()
+        self._prepare_optimizer()
 
     @property
     def arrays(self) -> dict[str, Array]:
@@ -58,11 +58,11 @@ class Trainer:
         Raises:
             BadUpdate: the arrays are not this model's.
         """
-        self._become(adapters=ADAPTERS in inputs[MODEL].info)
-        before = self._part.parameters
-        self._part.load(inputs)
-        if self._part.parameters is not before:
-            self._optimizer = self._new_optimizer()
+        with torch.inference_mode(False):  # what an evaluation makes here, training will use
+            self._become(adapters=ADAPTERS in inputs[MODEL].info)
+            self._part.load(inputs)
+            if self._optimized is not self._part.parameters:
+                self._prepare_optimizer()
 
     def train(
         self,
@@ -159,10 +159,11 @@ class Trainer:
         else:
             self._adapted.end()
             self._part, self._adapted = Whole(self.model, self.device), None
-        self._optimizer = self._new_optimizer()
 
-    def _new_optimizer(self) -> Optimizer:
-        return make_optimizer([p.detach() for p in self._part.parameters], self._settings)
+    def _prepare_optimizer(self) -> None:
+        """An optimiser for the tensors that are trained now."""
+        self._optimized = self._part.parameters
+        self._optimizer: Optimizer = make_optimizer([p.detach() for p in self._optimized], self._settings)
 
 
 def evaluate_in_batches(
