@@ -219,7 +219,8 @@ class Guard:
 
 
 def apply_limits(limits: Limits) -> None:
-    """Bind this process to its limits; before the numerical libraries are loaded."""
+    """Bind this process to its limits, and keep it from a hub of data; before the libraries concerned are loaded."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(limits.threads)
     if hasattr(os, "sched_setaffinity"):

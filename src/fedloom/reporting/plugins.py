@@ -26,7 +26,8 @@ def contributions(run: RunFolder) -> list[Contribution]:
     """Those of the run's strategy and workload; a plug-in that is not installed here has nothing to say."""
     found = []
     for kind, section in (("strategies", "strategy"), ("workloads", "workload")):
-        name = str(run.experiment.get(section, {}).get("name", ""))
+        chosen = run.experiment.get(section, {})
+        name = chosen if isinstance(chosen, str) else str(chosen.get("name", ""))
         with contextlib.suppress(UnknownName):
             if registry.has_part(kind, name, "report"):
                 found.append(registry.part(kind, name, "report").build_report(run))
