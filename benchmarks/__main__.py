@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from benchmarks import report
+from benchmarks import adapters, report
 from benchmarks.data import CHOSEN, data_folder, is_real
 from benchmarks.meter import measure
 from benchmarks.spiking import table as spiking_table
@@ -104,6 +104,14 @@ def spiking(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def lora(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Rounds of LoRA on a transformer, beside Flower with PEFT; needs the packages of the text presets."""
+    if options.quick:
+        return []
+    say("LoRA rounds of MiniLM, fedloom and Flower with PEFT …")
+    return adapters.compare(6, folder / "adapters")
+
+
 def say(line: str) -> None:
     """Progress, apart from the results on stdout."""
     print(line, file=sys.stderr, flush=True)
@@ -143,6 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         noop = [] if options.no_micro else orchestrate(options, folder)
         moved = [] if options.no_micro else transfer(options, folder)
         fired = [] if options.no_micro else spiking(options, folder)
+        adapted = [] if options.no_micro else lora(options, folder)
     print(report.micro_table("Rounds in which clients do nothing (50 clients, 10 kB model)", noop))
     by_clients = {row["clients"]: row["driver CPU ms/round"] for row in noop if row["runtime"] == "process"}
     if by_clients:
@@ -150,8 +159,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(report.micro_table("A model over gRPC between processes without shared memory", moved))
     if fired:
         print(f"\n{spiking_table(fired)}")
+    if adapted:
+        print(adapters.table(adapted))
     if options.json is not None:
-        micro = {"noop": noop, "transfer": moved, "spiking": fired}
+        micro = {"noop": noop, "transfer": moved, "spiking": fired, "adapters": adapted}
         everything = {"training": results, "summary": report.summary(results), **micro}
         options.json.write_text(json.dumps(everything, indent=1) + "\n")
 

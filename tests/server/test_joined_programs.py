@@ -1,10 +1,9 @@
-"""The commands as people type them: a server, a token, a device that joins and works, a person who submits and watches."""
+"""The commands as people type them: a server, a token, a device that joins and works, a person who submits."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -39,7 +38,7 @@ class Shell:
         self._started: list[subprocess.Popen[str]] = []
 
     def _command(self, arguments: tuple[str, ...], **where: object) -> list[str]:
-        return [sys.executable, "-m", "fedloom.cli", *arguments]
+        return [sys.executable, "-m", "fedloom", *arguments]
 
     def run(self, *arguments: str, code: int = 0) -> str:
         done = subprocess.run(self._command(arguments), capture_output=True, text=True, cwd=self.folder, timeout=60)
@@ -88,11 +87,7 @@ def test_from_a_token_to_a_finished_run_over_the_servers_death_and_out_again(she
     server.wait()
     server, _ = shell.serve(int(port))
     watched = shell.run("watch", run_id, "--json")
-    summary = json.loads(
-        watched.splitlines()[-1]
-        if watched.rstrip().endswith("}")
-        else next(line for line in watched.splitlines() if line.startswith("{"))
-    )
+    summary = json.loads(watched[watched.index("{") : watched.rindex("}") + 1])
     assert client.poll() is None, "the device was not restarted"
     want = api.run(Experiment.load(tmp_path / "x.toml", ["runtime.name=inline"]), keep=False)
     assert summary["status"] == "done" and summary["model_sha256"] == want.summary.model_sha256
@@ -104,7 +99,7 @@ def test_from_a_token_to_a_finished_run_over_the_servers_death_and_out_again(she
     begin = time.monotonic()
     shell.run("node", "revoke", "lab-7", "--identity", "state/admin")
     assert client.wait(20) == 1 and "was revoked" in client_log.read_text(), time.monotonic() - begin
-    assert os.stat(tmp_path / "config/fedloom/node/key.pem").st_mode & 0o077 == 0
+    assert (tmp_path / "config/fedloom/node/key.pem").stat().st_mode & 0o077 == 0
 
 
 def test_a_server_in_the_clear_stays_on_this_machine(shell: Shell) -> None:

@@ -117,7 +117,7 @@ def test_labels_decide_who_gets_a_group_and_may_change(coordinator: Coordinator)
 
 
 def test_two_runs_share_the_nodes_evenly(coordinator: Coordinator) -> None:
-    """Of eight nodes with room for one group each, a run that came second gets half."""
+    """Of eight nodes with room for three groups each, a run that came second gets half."""
     channels = [InProcessChannel(coordinator) for _ in range(8)]
     with (
         exchange(coordinator, planned(*[1.0] * 20), run=run_spec("first")) as first,
@@ -126,4 +126,4 @@ def test_two_runs_share_the_nodes_evenly(coordinator: Coordinator) -> None:
         for n, channel in enumerate(channels):
             channel.open(Hello(node=f"n-{n}", session="1"))
             channel.send(Heartbeat())
-        assert first.in_work == second.in_work == 8, "two groups for each node, of either run as many"
+        assert first.in_work == second.in_work == 12, "three groups for each node, of either run as many"

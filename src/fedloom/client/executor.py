@@ -71,8 +71,10 @@ class Executor:
                 del self._runs[next(iter(self._runs))]
 
     def forget(self, run_id: str) -> None:
-        """A run is over."""
+        """A run is over; with the last one goes what was kept for any."""
         self._runs.pop(run_id, None)
+        if not self._runs:
+            self._kept.clear()
 
     def warm(self, run_id: str) -> None:
         """Load a run's workload ahead of its first group; what goes wrong is reported by the group."""

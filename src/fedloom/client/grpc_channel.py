@@ -35,6 +35,8 @@ INLINE_BYTES = 128 << 10
 """Frames up to this size travel inside the result."""
 HEADER_ROOM = 4096
 """Bytes kept free before leased arrays for a header that is not final yet."""
+_MAX_BATCH = 64
+"""Messages in one batch on the stream, at most."""
 _ATTEMPTS = 5
 """How often a broken transfer is continued before the connection counts as lost."""
 
@@ -254,11 +256,21 @@ class GrpcChannel:
                     raise error from exc
         raise ServerUnreachable(f"the server at {self._address} took only part of an upload, {_ATTEMPTS} times")
 
-    def _requests(self, outbox: queue.SimpleQueue[FromAgent | None]) -> Iterator[pb.FromAgent]:
-        while (message := outbox.get()) is not None:
-            wire = codec.from_agent_message(message)
-            self._count(wire.ByteSize())
-            yield wire
+    def _requests(self, outbox: queue.SimpleQueue[FromAgent | None]) -> Iterator[pb.FromAgentBatch]:
+        """What is in the outbox, all of it at once, until the end mark."""
+        message = outbox.get()
+        while message is not None:
+            messages = [codec.from_agent_message(message)]
+            while not outbox.empty() and len(messages) < _MAX_BATCH:
+                message = outbox.get()
+                if message is None:
+                    break
+                messages.append(codec.from_agent_message(message))
+            batch = pb.FromAgentBatch(messages=messages)
+            self._count(batch.ByteSize())
+            yield batch
+            if message is not None:
+                message = outbox.get()
 
     def _counted(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         for chunk in chunks:

@@ -10,6 +10,7 @@ import copy
 import difflib
 import hashlib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -157,6 +158,17 @@ class Experiment(Settings):
     def cohort_size(self) -> int:
         """Clients asked in each round."""
         return self.clients if self.cohort is None else self.cohort
+
+    @property
+    def num_oversampled(self) -> int:
+        """Clients asked beyond the cohort from the start."""
+        return math.ceil(self.cohort_size * self.round.oversample_fraction - 1e-9)
+
+    @property
+    def num_drawn(self) -> int:
+        """Clients a selection chooses in each round: the cohort, those asked beyond it, and the reserve."""
+        reserve = math.ceil(self.cohort_size * self.round.reserve_fraction - 1e-9)
+        return min(self.clients, self.cohort_size + self.num_oversampled + reserve)
 
     @property
     def group_size(self) -> int:

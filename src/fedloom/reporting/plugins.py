@@ -26,7 +26,7 @@ def contributions(run: RunFolder) -> list[Contribution]:
     """Those of the run's strategy and workload; a plug-in that is not installed here has nothing to say."""
     found = []
     for kind, section in (("strategies", "strategy"), ("workloads", "workload")):
-        chosen = run.experiment.get(section, {})
+        chosen = run.experiment.get(section, "")  # a table, or by hand the name alone
         name = chosen if isinstance(chosen, str) else str(chosen.get("name", ""))
         with contextlib.suppress(UnknownName):
             if registry.has_part(kind, name, "report"):

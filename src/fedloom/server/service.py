@@ -79,7 +79,7 @@ class FleetService(FleetServicer):
             return codec.welcome_message(welcome)
 
     def Work(
-        self, request_iterator: Iterator[pb.FromAgent], context: grpc.ServicerContext
+        self, request_iterator: Iterator[pb.FromAgentBatch], context: grpc.ServicerContext
     ) -> Iterator[pb.ToAgentBatch]:
         with answering(context):
             caller, node, session = self._caller(context, "Fleet/Work")
@@ -132,7 +132,7 @@ class FleetService(FleetServicer):
 
     def _read(
         self,
-        requests: Iterator[pb.FromAgent],
+        requests: Iterator[pb.FromAgentBatch],
         context: grpc.ServicerContext,
         caller: Caller,
         node: str,
@@ -144,7 +144,10 @@ class FleetService(FleetServicer):
             for wire in requests:
                 self._gate.check(caller)
                 self._coordinator.count_bytes(node, up=wire.ByteSize())
-                self._coordinator.receive(node, session, codec.read_from_agent(wire, node))
+                if not wire.messages:
+                    raise BadMessage(f"node {node!r} sent an empty batch; is the agent newer than this server?")
+                for message in wire.messages:
+                    self._coordinator.receive(node, session, codec.read_from_agent(message, node))
         except NotFound as exc:  # another session has taken this one's place
             self._coordinator.detach(node, session, str(exc), mailbox)
         except FedloomError as exc:

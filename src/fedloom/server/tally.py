@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedloom.core.history import Failure, NodeShare, RoundRecord, Timing, Traffic
+from fedloom.core.history import Choice, Failure, NodeShare, RoundRecord, Timing, Traffic
 from fedloom.core.records import ClientReport, Exchange, Metrics, RoundContext, add_metrics, metric_values
+from fedloom.server.choices import told
 from fedloom.server.exchange import Collected, as_line
 from fedloom.server.nodes import Node
 
@@ -51,6 +52,18 @@ class Tally:
     def updates(self) -> Sequence[ClientReport]:
         """One report for each update that was folded: not those of a strategy's other questions, beside training."""
         return [report for report in self.folded if report.num_trained] or self.folded
+
+    def choice(self, context: RoundContext) -> Choice:
+        """The line for `choices.jsonl`."""
+        trained_as_probed = any(report.num_trained for report in self.probed)
+        return Choice(
+            round=context.round,
+            cohort=list(context.cohort),
+            probed=[told(report) for report in self.probed],
+            collected=self.collected,
+            trained=[] if trained_as_probed else [told(report) for report in self.updates()],
+            missed=sorted({failure.client for failure in self.failures}),
+        )
 
     def record(
         self,

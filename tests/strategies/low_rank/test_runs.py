@@ -219,6 +219,66 @@ class TestTheBase:
         assert [r.traffic.params_down for r in here.history] == [r.traffic.params_down for r in there.history]
 
 
+RANKS = (2, 8, 4)
+
+
+class TestTheFamily:
+    @pytest.mark.parametrize(
+        ("strategy", "settings"),
+        [
+            ("fedlora", {"rank": 6, "client_ranks": RANKS}),
+            ("ffa_lora", {"rank": 6}),
+            ("flora", {"rank": 6, "client_ranks": RANKS}),
+            ("flexlora", {"rank": 6, "client_ranks": RANKS}),
+            ("hetlora", {"rank": 6, "client_ranks": RANKS, "gamma": 0.6}),
+            ("flasc", {"rank": 6}),
+            ("fed_adalora", {"rank_max": 6, "rank_min": 3}),
+            ("spd_cfl", {"rank_max": 6, "rank_min": 2, "mu_previous": 0.1, "consistency": 0.0}),
+            ("sa_fedlora", {**SA, "aggregation": "product_svd", "client_ranks": RANKS}),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_each_of_them_learns(self, strategy: str, settings: dict[str, Any]) -> None:
+        training = {"optimizer": "adamw", "learning_rate": 0.01, "max_steps": 15}
+        made = experiment(strategy, settings=settings, rounds=8)
+        made = made.override([f"workload.training.{key}={value}" for key, value in training.items()])
+        losses = [record.metrics["loss"] for record in api.run(made, keep=False).history]
+        assert losses[-1] < 0.7 * losses[0]
+
+    @pytest.mark.parametrize("strategy", ["fedlora", "flexlora"])
+    def test_a_client_sends_and_reads_its_own_rank(self, run: Run, strategy: str) -> None:
+        ranks = [min(6, RANKS[client % 3]) for client in range(4)]
+        seen: set[int] = set()
+        for record in run(strategy, settings={"rank": 6, "client_ranks": RANKS}).history:
+            sent = sum(WIDTH * ranks[client] + HEAD for client in record.cohort)
+            new = set(record.cohort) - seen
+            seen |= new
+            assert record.traffic.params_up == sent
+            assert record.traffic.params_down == sent + len(new) * (FULL - HEAD)
+
+    def test_stacks_go_down_once_to_each_client(self, run: Run) -> None:
+        result = run("flora", settings={"rank": 2}, clients=2)
+        for record in result.history:
+            stack = 2 * 2 * WIDTH if record.round > 1 else FULL - HEAD  # Σ r_k (o + i); the base in the first round
+            assert record.traffic.params_up == 2 * (2 * WIDTH + HEAD)
+            assert record.traffic.params_down == 2 * (stack + HEAD)
+
+    def test_gates_and_scores_are_counted(self, run: Run) -> None:
+        result = run("fed_adalora", settings={"rank_max": 4, "rank_min": 4}, clients=2)
+        for record in result.history:
+            assert record.traffic.params_up == 2 * (4 * WIDTH + 4 * 2 + 4 * 2 + HEAD) == 2 * record.info["params_up"]
+            new = FULL - HEAD if record.round == 1 else 0
+            assert record.traffic.params_down == 2 * (4 * WIDTH + 4 * 2 + HEAD + new)
+
+    def test_sparse_entries_and_their_mask_are_counted(self, run: Run) -> None:
+        size = 4 * WIDTH
+        result = run("flasc", settings={"rank": 4, "density_up": 0.25, "density_down": 0.5}, clients=2)
+        for record in result.history[1:]:
+            mask = -(-size // 8)
+            assert record.traffic.params_up == 2 * (size // 4 + mask + HEAD) == 2 * record.info["params_up"]
+            assert record.traffic.params_down == 2 * (size // 2 + mask + HEAD) == 2 * record.info["params_down"]
+
+
 class TestWrongInput:
     @pytest.mark.parametrize(
         ("strategy", "settings", "words"),

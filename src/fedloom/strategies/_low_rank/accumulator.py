@@ -53,7 +53,7 @@ class Accumulator:
     def __init__(self, allocate: Allocate | None = None) -> None:
         self.count = 0
         self.weight = 0.0
-        self._rest = RunningMean(allocate)
+        self._rest = RunningMean()
         self._sums: dict[str, dict[str, Array]] = {}
         self._products: dict[str, _Product] = {}
 

@@ -33,7 +33,7 @@ from fedloom.strategies._low_rank.aggregate import relative_error
 from fedloom.strategies._low_rank.layers import chosen_layers, fresh_a, layer_info, zero_b
 from fedloom.strategies._low_rank.method import SHARED, Method
 from fedloom.strategies._low_rank.rule import FRESH
-from fedloom.strategies._low_rank.shrink import ordered, ranks_by_importance, resized, uniform_ranks
+from fedloom.strategies._low_rank.shrink import grown, ordered, ranks_by_importance, resized, uniform_ranks
 from fedloom.strategies._low_rank.state import Adapters
 from fedloom.strategies._low_rank.wire import pack
 
@@ -238,7 +238,10 @@ class LowRank:
         products = total.products()
         ranks = {name: len(a) for name, (a, _) in state.factors.items()}
         if self.method.aggregation == "product_svd":
-            pairs = {name: product.truncated(ranks[name]) for name, product in products.items()}
+            fresh, _ = self._fresh(state, max(ranks.values()))
+            cut = {name: product.truncated(ranks[name]) for name, product in products.items()}
+            # A mean of few clients may have fewer components than that; the others change nothing, but can be trained.
+            pairs = {name: grown(*pair, fresh[name][: ranks[name]]) for name, pair in cut.items()}
             a, b = {name: a for name, (a, _) in pairs.items()}, {name: b for name, (_, b) in pairs.items()}
             return replace(state, lora_a=a, lora_b=b), relative_error(products, a, b)
         if self.method.aggregation == "stack":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fedloom.core.accumulators import RunningMean
-from fedloom.core.records import MODEL, Update
+from fedloom.core.records import Update
 from fedloom.strategies._low_rank.wire import unpack
 from fedloom.strategies.flasc.sparse import KEPT, dense
 
@@ -14,6 +14,7 @@ class Accumulator(RunningMean):
     """A running mean in which what a client did not send counts as zero."""
 
     def add(self, update: Update, weight: float, client: int) -> None:
-        groups = unpack(update.groups, update.info)
-        vector = dense(groups[KEPT], int(update.info["size"]))
-        super().add(replace(update, groups={MODEL: groups[MODEL], KEPT: {"change": vector}}), weight, client)
+        groups = dict(unpack(update.groups, update.info))
+        if KEPT in groups:
+            groups[KEPT] = {"change": dense(groups[KEPT], int(update.info["size"]))}
+        super().add(replace(update, groups=groups), weight, client)
