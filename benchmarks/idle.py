@@ -21,7 +21,6 @@ import grpc
 import psutil
 
 from benchmarks.report import micro_table
-from fedloom.client.grpc_channel import OPTIONS
 from fedloom.core.messages import Heartbeat, Hello
 from fedloom.proto.v1 import codec
 from fedloom.proto.v1 import fleet_pb2 as pb
@@ -42,7 +41,7 @@ def serve() -> None:
 
 async def session(address: str, index: int) -> None:
     """One idle agent, for ever."""
-    channel = grpc.aio.insecure_channel(address, options=OPTIONS)
+    channel = grpc.aio.insecure_channel(address, options=(("grpc.use_local_subchannel_pool", 1),))
     stub: Any = FleetStub(channel)
     hello = Hello(node=f"device-{index:04}", session="only")
     metadata = (("fedloom-node", hello.node), ("fedloom-session", hello.session))

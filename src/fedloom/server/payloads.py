@@ -170,7 +170,7 @@ class PayloadStore:
         """Bytes of an upload the server already has; makes room for a new one, and keeps a whole one for this caller.
 
         Raises:
-            LimitExceeded: the frame is larger than the server takes.
+            LimitExceeded: the frame is larger than the server takes, alone or with what the node has sent before.
             BadMessage: the digest is not one, or the size differs from what was announced before.
         """
         if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
@@ -183,8 +183,16 @@ class PayloadStore:
                 # One unfinished upload per node: a node cannot make the server hold more than one frame it never ends.
                 for key in [k for k, u in self._uploads.items() if k[0] == node and not u.complete]:
                     del self._uploads[key]
-                upload = self._uploads[node, sha256] = _Upload(bytearray())
-                upload.data = bytearray(size)
+                held = sum(len(u.data) for key, u in self._uploads.items() if key[0] == node)
+                if held + size > self._max_payload_bytes:
+                    raise LimitExceeded(
+                        f"upload: {held} bytes of node {node!r} wait for results that name them; with {size} more they "
+                        f"exceed the limit of {self._max_payload_bytes}"
+                    )
+                try:
+                    upload = self._uploads[node, sha256] = _Upload(bytearray(size))
+                except MemoryError as exc:
+                    raise LimitExceeded(f"upload: the server has no room for a frame of {size} bytes") from exc
             if len(upload.data) != size:
                 raise BadMessage(f"upload: announced with {len(upload.data)} bytes before, with {size} now")
             upload.stream += 1
