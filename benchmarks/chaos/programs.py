@@ -17,6 +17,7 @@ from typing import Any
 
 import fedloom.client.agent
 import fedloom.server.app
+import fedloom.server.run_queue
 from benchmarks.chaos import clock, digits
 from benchmarks.chaos.hostile import LyingChannel
 from benchmarks.chaos.network import enter
@@ -36,6 +37,7 @@ _PR_SET_PDEATHSIG = 1
 
 def server(*, state: str, port: int, token: str, ready: str, **_: Any) -> None:
     """A standing server, until it is killed; without a token, one with members."""
+    fedloom.server.run_queue.ROOM_S = 0.3
     quick: Any = functools.partial(fedloom.server.app.Server, **QUICK)
     fedloom.server.app.Server = quick  # type: ignore[misc]
     fedloom.server.app.serve(
@@ -52,7 +54,7 @@ def agent(
     *, address: str, name: str, token: str, identity: str, seed: int, noise: bool, lie: str, log: str, **_: Any
 ) -> None:
     """A node, honest or not, until it is killed."""
-    fedloom.client.agent.LAST_RETRY_S = 0.5
+    fedloom.client.agent.LAST_RETRY_S = 0.3
     me = Identity.load(Path(identity)) if identity else None
     channel: Channel = GrpcChannel(address, token, identity=(lambda: me) if me is not None else None, connect_s=2.0)
     if lie:

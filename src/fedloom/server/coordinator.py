@@ -522,9 +522,8 @@ class Coordinator:
                 states = {client: self.payloads.take(name, ref) for client, ref in result.states.items()}
             except FedloomError as exc:
                 self.payloads.drop(name, _refs(result))
-                node.assigned.pop(key, None)
                 self._ack(node, key, "rejected", exc.public_message())
-                self._turn_away(opened, key, name, exc)
+                self._turn_away(opened, key, name, node, exc)
                 self._dispatch()
                 return
             opened.done.add(key.group)
@@ -541,13 +540,17 @@ class Coordinator:
             self._dispatch()
         opened.answers.put(Answer(index=key.group, node=name, result=result, total=total, states=states))
 
-    def _turn_away(self, opened: OpenExchange, key: GroupKey, name: str, exc: FedloomError) -> None:
-        """A result was no good: another agent gets the group and, while there is another, all of the exchange."""
-        others = {n for n, node in self._nodes.items() if n != name and node.online and opened.fits(node.labels)}
-        if any(opened.unwilling.get(other, 0.0) < math.inf for other in others):
-            opened.refusals[name] = Refusal(key=key, kind="result", reason=f"{type(exc).__name__}: {exc}")
-            opened.unwilling[name] = math.inf
-        self._lose(opened, key.group, name, f"{type(exc).__name__}: {exc}")
+    def _turn_away(self, opened: OpenExchange, key: GroupKey, name: str, node: Node, exc: FedloomError) -> None:
+        """A result was no good: others get the agent's groups of the exchange; it gets none while there are others."""
+        others = {n for n, other in self._nodes.items() if n != name and other.online and opened.fits(other.labels)}
+        able = any(opened.unwilling.get(other, 0.0) < math.inf for other in others)
+        opened.refusals[name] = Refusal(key=key, kind="result", reason=f"{type(exc).__name__}: {exc}")
+        opened.unwilling[name] = math.inf if able else time.monotonic() + 2 * self._grace_s
+        for held in [other for other in node.assigned if other[:3] == key[:3] and other != key]:
+            del node.assigned[held]
+            opened.pending.appendleft(held.group)
+        if node.assigned.pop(key, None) is not None:
+            self._lose(opened, key.group, name, opened.refusals[name].reason)
 
     def _ack(self, node: Node, key: GroupKey, status: str, message: str = "") -> None:
         """Answer a result. Nobody waits for the good answer, so that goes along with what is pushed next."""

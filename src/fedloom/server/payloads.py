@@ -8,6 +8,7 @@ and the work for each way is done once.
 from __future__ import annotations
 
 import hashlib
+import mmap
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -53,7 +54,8 @@ class Offer:
 
 @dataclass
 class _Upload:
-    data: bytearray
+    data: bytearray | mmap.mmap
+    """Room for the frame; it takes memory only where bytes have come."""
     received: int = 0
     complete: bool = False
     uses: int = 1
@@ -189,10 +191,7 @@ class PayloadStore:
                         f"upload: {held} bytes of node {node!r} wait for results that name them; with {size} more they "
                         f"exceed the limit of {self._max_payload_bytes}"
                     )
-                try:
-                    upload = self._uploads[node, sha256] = _Upload(bytearray(size))
-                except MemoryError as exc:
-                    raise LimitExceeded(f"upload: the server has no room for a frame of {size} bytes") from exc
+                upload = self._uploads[node, sha256] = _Upload(_room(size))
             if len(upload.data) != size:
                 raise BadMessage(f"upload: announced with {len(upload.data)} bytes before, with {size} now")
             upload.stream += 1
@@ -287,3 +286,13 @@ class PayloadStore:
     def _discard(self, node: str, sha256: str) -> None:
         with self._lock:
             self._uploads.pop((node, sha256), None)
+
+
+def _room(size: int) -> bytearray | mmap.mmap:
+    """A buffer that takes memory only as it is written, for a frame that may never come."""
+    if not size:
+        return bytearray()
+    try:
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))
+    except (OSError, OverflowError) as exc:
+        raise LimitExceeded(f"upload: the server has no room for a frame of {size} bytes") from exc

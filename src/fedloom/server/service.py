@@ -91,7 +91,8 @@ class FleetService(FleetServicer):
                 name=f"read-{node}",
                 daemon=True,
             )
-            context.add_callback(mailbox.close)
+            if not context.add_callback(mailbox.close):  # the caller has gone already
+                mailbox.close()
             reader.start()
             while messages := mailbox.get_all(MAX_BATCH):
                 wire = pb.ToAgentBatch(messages=[codec.to_agent_message(message) for message in messages])
@@ -206,7 +207,8 @@ class ControlService(ControlServicer):
             caller = self._gate.admit(context, "Control/Watch")
             self._own_run(caller, request.run_id)
             with self._runs.watch(request.run_id) as events:
-                context.add_callback(events.close)
+                if not context.add_callback(events.close):
+                    events.close()
                 for event in events:
                     self._gate.check(caller)
                     yield control_pb.WatchReply(event_json=json.dumps(event))

@@ -36,8 +36,6 @@ MAX_NAME = 256
 """Characters in a name on the wire."""
 MAX_HELD = 4096
 """Groups one heartbeat may name."""
-MAX_HELD = 4096
-"""Groups a heartbeat may name."""
 MAX_FACTS = 16 << 10
 """Characters a node may say about itself."""
 MAX_TEXT = 64 << 10
@@ -103,9 +101,6 @@ def read_from_agent(message: pb.FromAgent, node: str) -> FromAgent:
         case "heartbeat":
             if len(message.heartbeat.held) > MAX_HELD or len(message.heartbeat.missing_runs) > MAX_HELD:
                 raise BadMessage(f"heartbeat: expected at most {MAX_HELD} groups and runs, got more")
-            count = len(message.heartbeat.held)
-            if count > MAX_HELD:
-                raise BadMessage(f"heartbeat.held: expected at most {MAX_HELD} groups, got {count}")
             held = tuple(_read_key(key) for key in message.heartbeat.held)
             return Heartbeat(held=held, missing_runs=tuple(message.heartbeat.missing_runs))
         case "goodbye":
