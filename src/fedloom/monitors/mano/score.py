@@ -90,12 +90,12 @@ class Sums:
 
 
 def power_sum(shares: Array, power: float) -> float:
-    """sum_ik |Q_ik|^p."""
+    """The sum over samples and classes of |Q_ik|^p."""
     return float((np.abs(shares) ** power).sum())
 
 
 def norm(total: float, samples: int, classes: int, power: float) -> float:
-    """(total / (N K))^(1/p)."""
+    """The score (total / (N K))^(1/p)."""
     return float((total / (samples * classes)) ** (1.0 / power))
 
 
@@ -118,4 +118,4 @@ def batch_mean(logits: Array, branch: Branch, *, batch_size: int = 128, power: f
     """The released code's score: the mean of each batch's own norm. For equal batches never above the whole set's."""
     shares = softmax(logits) if branch == "softmax" else taylor(logits)
     parts = [shares[start : start + batch_size] for start in range(0, len(shares), batch_size)]
-    return float(np.mean([norm(power_sum(part, power), *part.shape, power) for part in parts]))
+    return float(np.mean([norm(power_sum(part, power), len(part), part.shape[1], power) for part in parts]))

@@ -17,7 +17,7 @@ Branch = Literal["softmax", "taylor"]
 
 
 def log_softmax(logits: Array) -> Array:
-    """ln softmax(q) of each row; (n, K) to (n, K), float64."""
+    """Logarithm of softmax(q), row by row; (n, K) to (n, K), float64."""
     centred = np.asarray(logits, np.float64)
     centred = centred - centred.max(axis=1, keepdims=True)
     shares: Array = centred - np.log(np.exp(centred).sum(axis=1, keepdims=True))
@@ -25,13 +25,13 @@ def log_softmax(logits: Array) -> Array:
 
 
 def softmax(logits: Array) -> Array:
-    """exp(q) over its sum, row by row; (n, K) to (n, K), float64."""
+    """Exponentials over their sum, row by row; (n, K) to (n, K), float64."""
     shares: Array = np.exp(log_softmax(logits))
     return shares
 
 
 def taylor(logits: Array, *, order: int = 2, row_min: bool = True) -> Array:
-    """v(q) over its sum, v(q) = 1 + q + … + q^order / order!, row by row; (n, K) to (n, K), float64.
+    """The truncated exponential v(q) over its sum, v(q) = 1 + q + … + q^order / order!, row by row; (n, K) to (n, K), float64.
 
     Neither monotone in q nor unchanged by a constant added to a row.
 

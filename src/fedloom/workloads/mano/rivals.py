@@ -25,7 +25,7 @@ def confidence(shares: Array) -> Array:
 
 
 def negative_entropy(logits: Array) -> Array:
-    """sum_k s_k ln s_k of each sample, (N,): its mean is Entropy, and ATC-NE thresholds it."""
+    """Negative entropy sum_k s_k ln s_k of each sample, (N,): its mean is Entropy, and ATC-NE thresholds it."""
     log_shares = log_softmax(logits)
     entropy: Array = (np.exp(log_shares) * log_shares).sum(axis=1)
     return entropy

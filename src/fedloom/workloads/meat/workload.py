@@ -29,11 +29,12 @@ from fedloom.workloads._data.images import ImageData, load_images
 from fedloom.workloads._torch.arrays import as_array
 from fedloom.workloads._torch.scope import choose_device, exact
 from fedloom.workloads._torch.trainer import Trainer
+from fedloom.workloads._vision.augment import augmented
 from fedloom.workloads._vision.models import build_model
 from fedloom.workloads.meat.averaging import MovingAverage
 from fedloom.workloads.meat.config import Config
 from fedloom.workloads.meat.defenses import loss_of, perturbed
-from fedloom.workloads.meat.images import Images, Pixels, augmented, prepare
+from fedloom.workloads.meat.images import Images, Pixels, prepare
 from fedloom.workloads.meat.measuring import counted, right_under, table
 from fedloom.workloads.meat.statistics import check_batches, reestimate
 from fedloom.workloads.meat.weights import perturbation, shift

@@ -29,9 +29,7 @@ def rotate(images: Array, strength: float, draws: Draws) -> Array:
     """Turned by `strength` degrees, left or right by the image's own draw."""
     down, right = grid(images)
     angle = np.deg2rad(strength) * draws.signs()[:, None, None]
-    return sampled(
-        images, np.cos(angle) * down + np.sin(angle) * right, np.cos(angle) * right - np.sin(angle) * down
-    )
+    return sampled(images, np.cos(angle) * down + np.sin(angle) * right, np.cos(angle) * right - np.sin(angle) * down)
 
 
 def translate(images: Array, strength: float, draws: Draws) -> Array:

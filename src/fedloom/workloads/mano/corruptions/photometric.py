@@ -25,7 +25,7 @@ def contrast(images: Array, strength: float, draws: Draws) -> Array:
 
 
 def gamma(images: Array, strength: float, draws: Draws) -> Array:
-    """x^(1 + strength)."""
+    """The pixel to the power 1 + strength."""
     darker: Array = images ** (1 + strength)
     return darker
 
@@ -35,7 +35,8 @@ def fog(images: Array, strength: float, draws: Draws) -> Array:
     side = images.shape[2]
     bank = gaussian_filter(draws.normal(1, *images.shape[2:]), (0, 0, side * _BANK, side * _BANK))
     low, high = (extreme(bank, axis=(2, 3), keepdims=True) for extreme in (np.min, np.max))
-    return (1 - strength) * images + strength * (bank - low) / (high - low)
+    foggy: Array = (1 - strength) * images + strength * (bank - low) / (high - low)
+    return foggy
 
 
 def inversion(images: Array, strength: float, draws: Draws) -> Array:

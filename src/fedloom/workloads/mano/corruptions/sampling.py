@@ -28,12 +28,13 @@ def sampled(images: Array, down: Array, right: Array) -> Array:
     columns = np.broadcast_to(right, (count, height, width)) + (width - 1) / 2
     top, left = np.floor(rows).astype(np.int64), np.floor(columns).astype(np.int64)
     below, beside = (rows - top)[:, None], (columns - left)[:, None]
-    return (
+    between: Array = (
         _at(images, top, left) * (1 - below) * (1 - beside)
         + _at(images, top, left + 1) * (1 - below) * beside
         + _at(images, top + 1, left) * below * (1 - beside)
         + _at(images, top + 1, left + 1) * below * beside
     )
+    return between
 
 
 def _at(images: Array, rows: Array, columns: Array) -> Array:
