@@ -31,7 +31,7 @@ def softmax(logits: Array) -> Array:
 
 
 def taylor(logits: Array, *, order: int = 2, row_min: bool = True) -> Array:
-    """The truncated exponential v(q) over its sum, v(q) = 1 + q + … + q^order / order!, row by row; (n, K) to (n, K), float64.
+    """The truncated exponential v(q) = 1 + q + … + q^order / order! over its sum; (n, K) to (n, K), float64.
 
     Neither monotone in q nor unchanged by a constant added to a row.
 
