@@ -93,8 +93,8 @@ class Config(PluginSettings):
     """`crop`: zero-pad by 4 and cut out at random; `crop_flip`: and mirror half of the images."""
     model: ModelSettings = ModelSettings(name="cnn", norm="batch")
     classifier: str | None = None
-    """A model of your own instead: `package.module:function` or `./file.py:function`, called with the images' (channels,
-    height, width) and the number of classes. Code is found on the client, it never travels."""
+    """A model of your own instead: `package.module:function` or `./file.py:function`, called with the images'
+    (channels, height, width) and the number of classes. Code is found on the client, it never travels."""
     weights: str | None = None
     """A safetensors file with the model's arrays to begin with."""
     frozen: bool = False

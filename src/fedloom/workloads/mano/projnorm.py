@@ -24,7 +24,7 @@ _MOMENTUM = 0.9
 def trained_parameters(
     initial: nn.Module, images: Tensor, labels: Array, settings: ProjNormSettings, rng: np.random.Generator
 ) -> Tensor:
-    """All trainable parameters as one vector, after the steps on random batches; the initial network stays as it was."""
+    """All trainable parameters as one vector after the steps; the initial network stays as it was."""
     model = copy.deepcopy(initial).train()
     truth = torch.from_numpy(np.asarray(labels, np.int64)).to(images.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=settings.learning_rate, momentum=_MOMENTUM)

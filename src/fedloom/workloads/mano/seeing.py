@@ -29,7 +29,8 @@ class Seen:
     @property
     def predictions(self) -> Array:
         """The class of the greatest logit, (N,), int64."""
-        return self.logits.argmax(axis=1)
+        found: Array = self.logits.argmax(axis=1)
+        return found
 
 
 def see(model: nn.Module, images: Tensor, *, batch_statistics: bool = False) -> Seen:
@@ -62,4 +63,5 @@ def see(model: nn.Module, images: Tensor, *, batch_statistics: bool = False) -> 
 
 
 def _doubles(tensor: Tensor) -> Array:
-    return np.asarray(tensor.cpu().numpy(), np.float64)
+    array: Array = np.asarray(tensor.cpu().numpy(), np.float64)
+    return array

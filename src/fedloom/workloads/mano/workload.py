@@ -1,8 +1,8 @@
 """Training a classifier, and scoring it on shifted sets; the labels of those only say how accurate it is there.
 
-Besides `train` and `evaluate` it does one action, `estimate`: part `part` of `parts` of the sets, each with its accuracy
-and all its scores, in `info`. Inputs `second` and `initial` are a second model, from another seed, and the model training
-began with; the scores that need them are left out where they are not sent.
+Besides `train` and `evaluate` it does one action, `estimate`: part `part` of `parts` of the sets, each with its
+accuracy and all its scores, in `info`. Inputs `second` and `initial` are a second model, from another seed, and the
+model training began with; the scores that need them are left out where they are not sent.
 """
 
 from __future__ import annotations
