@@ -17,7 +17,7 @@ from fedloom.core.config import Experiment
 from fedloom.core.errors import BadUpdate, UnsupportedFeature
 from fedloom.core.messages import Group, GroupKey, PayloadRef
 from fedloom.core.protocols import LocalRule, Measure, Shard, Workload
-from fedloom.core.records import MODEL, Info, Job, Record, Update
+from fedloom.core.records import MODEL, Info, Job, Mean, Record, Update
 from fedloom.core.seeds import generator
 
 COLLECT = "collect"
@@ -117,6 +117,8 @@ class JobRunner:
                 )
             case "held_out":
                 return Done(self._evaluate_held_out(workload, job, inputs, stage), read=False)
+            case "monitor":
+                return self._watch(experiment, workload, job, inputs, stage)
             case "collect":
                 return self._collect(experiment, workload, group, job, inputs, stage)
             case _:
@@ -132,6 +134,34 @@ class JobRunner:
         if held_out is None:
             return Update(num_examples=0)
         return Update(num_examples=held_out.num_examples, metrics=workload.evaluate(records, held_out))
+
+    def _watch(
+        self,
+        experiment: Experiment,
+        workload: Workload,
+        job: Job,
+        inputs: Callable[[], Mapping[str, Record]],
+        stage: Stage,
+    ) -> Done:
+        """What the run's monitor is sent of a client's data, and the truth beside it where labels are known."""
+        stage.name = "inputs"
+        records = inputs()
+        stage.name = "monitor"
+        logits_of = getattr(workload, "logits", None)
+        pieces = job.knobs.get("pieces")
+        shard = workload.shard(job.client) if pieces is None else workload.held_out(job.client, int(pieces))
+        if logits_of is None or experiment.monitor is None or shard is None:
+            lack = "gives no logits" if logits_of is None else "has no held-out data"
+            raise UnsupportedFeature(
+                f"workload {experiment.workload.name!r} {lack}, so no monitor can watch it; remove the experiment's "
+                "monitor"
+            )
+        logits, labels = logits_of(records, shard)
+        told = registry.part("monitors", experiment.monitor.name, "watch").build_watch(experiment.monitor)(logits)
+        count = float(len(logits))
+        right = {} if labels is None else {"accuracy": Mean(float((logits.argmax(axis=1) == labels).sum()), count)}
+        update = Update(num_examples=len(logits), metrics=right, info=told)
+        return Done(update, measured=_count(told))
 
     def _collect(
         self,

@@ -40,10 +40,10 @@ def _table(reading: Reading) -> Markup:
         "Accuracy without labels",
         tag(
             "p",
-            f"Each of {count} shifted sets is scored without its labels. R² is the squared correlation of "
-            f"score and true accuracy over a group of sets, {_RHO} the absolute rank correlation. The error is that of a "
-            "line from score to accuracy, fitted on nine tenths of the sets and tested on the last, in points of "
-            f"accuracy (mean over random splits). On the unspoilt test images the model is right in "
+            f"Each of {count} shifted sets is scored without labels. R² is the squared correlation of score and "
+            f"true accuracy over a group of sets, {_RHO} the absolute rank correlation. The error is of a line from "
+            "score to accuracy, fitted on nine tenths of the sets and tested on the last, in points of accuracy (mean "
+            "over random splits). On the unspoilt test images the model is right in "
             f"{_percent(reading.clean.get('accuracy', math.nan))}.",
         ),
         [_group_table(group, each) for group, each in reading.tables.items()],

@@ -131,6 +131,17 @@ class Scoring:
             self._trainer.model.eval()
             return evaluate_in_batches(len(rows), _EVALUATION_BATCH, measure, ("loss", "accuracy"))
 
+    def logits(self, inputs: Mapping[str, Record], shard: Shard) -> tuple[Array, Array]:
+        """The global model's logits on a test part or a client's own data, (n, K) float32, and the labels, (n,)."""
+        assert isinstance(shard, ScoredShard)
+        images, labels = self._test if shard.held_out else self._train
+        rows = torch.from_numpy(shard.rows).to(self._device)
+        with exact(self._device), torch.inference_mode():
+            self._trainer.load(inputs)
+            self._trainer.model.eval()
+            parts = [self._trainer.model(images.index_select(0, part)) for part in torch.split(rows, _EVALUATION_BATCH)]
+            return torch.cat(parts).cpu().numpy(), labels.index_select(0, rows).cpu().numpy()
+
     def act(
         self,
         job: Job,

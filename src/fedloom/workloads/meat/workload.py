@@ -124,6 +124,16 @@ class AdversarialTraining:
             "robust_accuracy": Mean(float(robust.sum()), float(len(attacked))),
         }
 
+    def logits(self, inputs: Mapping[str, Record], shard: Shard) -> tuple[Array, Array]:
+        """The global model's logits on a test part or a client's own data, (n, K) float32, and the labels, (n,)."""
+        assert isinstance(shard, PixelShard)
+        images = self._images.test if shard.held_out else self._images.train
+        rows = torch.from_numpy(shard.rows).to(self._device)
+        with self._using(inputs[MODEL], seed=0), torch.no_grad():
+            pieces = [_rows(images, part) for part in torch.split(rows, _EVALUATION_BATCH)]
+            logits = torch.cat([self._trainer.model(piece.x) for piece in pieces])
+            return logits.cpu().numpy(), images.y.index_select(0, rows).cpu().numpy()
+
     def act(
         self,
         job: Job,
