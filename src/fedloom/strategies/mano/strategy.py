@@ -55,7 +55,7 @@ class Estimation:
         """The mean of the clients' models; in the last round the sets' scores, too."""
         if state.asks:
             assert isinstance(total, UpdateList)
-            sets = [line for _, update in total.updates for line in update.info["sets"]]
+            sets = [line for _, update in total.updates for line in update.info.get("sets", ())]
             rule = self._config.model_dump(include={"eta", "criterion", "branch", "whole_set"})
             return replace(state, asks=False, told={"mano": {"rule": rule, "sets": sets}})
         assert isinstance(total, RunningMean)

@@ -113,6 +113,10 @@ class Config(PluginSettings):
     """Score with batch normalisation's statistics of each test batch of 128, as the released code does by scoring in
     training mode; accuracy stays that of the model as it is deployed."""
 
+    spoilt_pieces: bool = False
+    """Each piece of the held-out data is spoilt in its own way, as clients with shifts of their own are: an instrument
+    to try a monitor on. Piece i gets corruption i modulo 20 of the mild bank, in severity 1 + (i modulo 5)."""
+
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.frozen and self.weights is None:

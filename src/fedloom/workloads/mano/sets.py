@@ -53,10 +53,10 @@ def shifted_sets(config: Config, data: ImageData, styles: Array | None, seed: in
 
 def clean_set(data: ImageData, rows: Array) -> ShiftedSet:
     """The test images as they are."""
-    return ShiftedSet(group="clean", family="none", name="clean", severity=0, load=lambda: test_pixels(data, rows))
+    return ShiftedSet(group="clean", family="none", name="clean", severity=0, load=lambda: pixels_of(data, rows))
 
 
-def test_pixels(data: ImageData, rows: Array) -> Pixels:
+def pixels_of(data: ImageData, rows: Array) -> Pixels:
     """Test images with pixels from 0 to 1."""
     mean, std = data.moments
     return np.clip(data.x_test[rows] * std + mean, 0.0, 1.0).astype(np.float32), np.asarray(data.y_test[rows])
@@ -64,7 +64,7 @@ def test_pixels(data: ImageData, rows: Array) -> Pixels:
 
 def _suite(config: Config, data: ImageData, rows: Array, group: str, bank: Bank, seed: int) -> Iterator[ShiftedSet]:
     def load(name: str, severity: int) -> Pixels:
-        images, labels = test_pixels(data, rows)
+        images, labels = pixels_of(data, rows)
         return corrupted(images, name, severity, bank=bank, seed=seed, rows=rows), labels
 
     for name, corruption in CORRUPTIONS.items():
@@ -90,7 +90,7 @@ def _by_style(config: Config, data: ImageData, styles: Array) -> Iterator[Shifte
             family="seen" if seen else "unseen",
             name=f"style {style}",
             severity=0,
-            load=lambda rows=rows: test_pixels(data, rows),  # type: ignore[misc]
+            load=lambda rows=rows: pixels_of(data, rows),  # type: ignore[misc]
         )
 
 

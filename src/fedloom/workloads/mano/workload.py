@@ -29,11 +29,12 @@ from fedloom.workloads._vision.augment import augmented
 from fedloom.workloads._vision.models import build_model
 from fedloom.workloads._vision.own import build_classifier, load_weights
 from fedloom.workloads.mano.config import Config
+from fedloom.workloads.mano.corruptions.suite import CORRUPTIONS, SEVERITIES, corrupted
 from fedloom.workloads.mano.images import Split, split
 from fedloom.workloads.mano.projnorm import projection_norm, trained_parameters
 from fedloom.workloads.mano.scoring import Source, balance, mano_scores, rival_scores
 from fedloom.workloads.mano.seeing import see
-from fedloom.workloads.mano.sets import ShiftedSet, shifted_sets
+from fedloom.workloads.mano.sets import ShiftedSet, pixels_of, shifted_sets
 
 SECOND = "second"
 """Group, and input, of the second model."""
@@ -51,6 +52,8 @@ class ScoredShard:
     rows: Array
     """(n,), int64."""
     held_out: bool = False
+    piece: int | None = None
+    """Number of the piece, where each is spoilt in its own way."""
 
     @property
     def num_examples(self) -> int:
@@ -93,7 +96,7 @@ class Scoring:
 
     def held_out(self, part: int, parts: int) -> ScoredShard:
         bounds = [len(self._test[1]) * edge // parts for edge in (part, part + 1)]
-        return ScoredShard(np.arange(*bounds), held_out=True)
+        return ScoredShard(np.arange(*bounds), held_out=True, piece=part if self._config.spoilt_pieces else None)
 
     def train(
         self,
@@ -118,29 +121,27 @@ class Scoring:
     def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
         """`loss` (cross-entropy) and `accuracy` (share of right answers), on a test part or a client's own data."""
         assert isinstance(shard, ScoredShard)
-        images, labels = self._test if shard.held_out else self._train
-        rows = torch.from_numpy(shard.rows).to(self._device)
+        images, labels = self._shown(shard)
 
         def measure(batch: slice) -> tuple[Tensor, Tensor]:
-            truth = labels.index_select(0, rows[batch])
-            logits = self._trainer.model(images.index_select(0, rows[batch]))
-            return F.cross_entropy(logits, truth, reduction="sum"), (logits.argmax(1) == truth).sum()
+            logits = self._trainer.model(images[batch])
+            right = (logits.argmax(1) == labels[batch]).sum()
+            return F.cross_entropy(logits, labels[batch], reduction="sum"), right
 
         with exact(self._device), torch.inference_mode():
             self._trainer.load(inputs)
             self._trainer.model.eval()
-            return evaluate_in_batches(len(rows), _EVALUATION_BATCH, measure, ("loss", "accuracy"))
+            return evaluate_in_batches(len(labels), _EVALUATION_BATCH, measure, ("loss", "accuracy"))
 
     def logits(self, inputs: Mapping[str, Record], shard: Shard) -> tuple[Array, Array]:
         """The global model's logits on a test part or a client's own data, (n, K) float32, and the labels, (n,)."""
         assert isinstance(shard, ScoredShard)
-        images, labels = self._test if shard.held_out else self._train
-        rows = torch.from_numpy(shard.rows).to(self._device)
+        images, labels = self._shown(shard)
         with exact(self._device), torch.inference_mode():
             self._trainer.load(inputs)
             self._trainer.model.eval()
-            parts = [self._trainer.model(images.index_select(0, part)) for part in torch.split(rows, _EVALUATION_BATCH)]
-            return torch.cat(parts).cpu().numpy(), labels.index_select(0, rows).cpu().numpy()
+            parts = [self._trainer.model(batch) for batch in torch.split(images, _EVALUATION_BATCH)]
+            return torch.cat(parts).cpu().numpy(), labels.cpu().numpy()
 
     def act(
         self,
@@ -164,6 +165,21 @@ class Scoring:
                     found = [self._estimated(each, inputs) for each in self._sets[part::parts]]
                 return Update(num_examples=0, info={"sets": found})
         raise BadUpdate(f"workload 'mano' has no action {job.kind!r}; it can train, evaluate and estimate")
+
+    def _shown(self, shard: ScoredShard) -> tuple[Tensor, Tensor]:
+        """A shard's normalised images, spoilt where its piece is, and labels."""
+        images, labels = self._test if shard.held_out else self._train
+        rows = torch.from_numpy(shard.rows).to(self._device)
+        if shard.piece is None:
+            return images.index_select(0, rows), labels.index_select(0, rows)
+        pixels, _ = pixels_of(self._data, shard.rows)
+        name, severity = list(CORRUPTIONS)[shard.piece % len(CORRUPTIONS)], 1 + shard.piece % len(SEVERITIES)
+        spoilt = corrupted(pixels, name, severity, bank="mild", seed=self._seed, rows=shard.rows)
+        return self._normalised(spoilt), labels.index_select(0, rows)
+
+    def _normalised(self, pixels: Array) -> Tensor:
+        mean, std = self._data.moments
+        return torch.from_numpy(((pixels - mean) / std).astype(np.float32)).to(self._device)
 
     def _trained(
         self,
@@ -189,8 +205,7 @@ class Scoring:
     def _estimated(self, each: ShiftedSet, inputs: Mapping[str, Record]) -> dict[str, Any]:
         """One set's line of the table."""
         pixels, labels = each.load()
-        mean, std = self._data.moments
-        images = torch.from_numpy(((pixels - mean) / std).astype(np.float32)).to(self._device)
+        images = self._normalised(pixels)
         self._trainer.load({MODEL: inputs[MODEL]})
         seen = see(self._trainer.model, images)
         second = None
