@@ -70,11 +70,13 @@ def build_report(run: RunFolder) -> Contribution:
 def numbers(infos: Sequence[Info]) -> dict[str, float]:
     """What a study compares: mean |estimate - truth|, that of the anchors' accuracy alone, and how scores follow truth.
 
-    `monitor_r2_*` and `monitor_rho_*` are over rounds, `monitor_clients_rho_*` over the clients of the last round.
+    `monitor_gain` is how much nearer the estimate is. `monitor_r2_*` and `monitor_rho_*` are over rounds,
+    `monitor_clients_rho_*` over the clients of the last round.
     """
     truth, estimate, naive = (np.array(_each(infos, key)) for key in ("accuracy", "estimate", "anchors_accuracy"))
     found = {"monitor_error": _distance(estimate, truth), "monitor_naive_error": _distance(naive, truth)}
     found["monitor_final_error"] = abs(float(estimate[-1] - truth[-1]))
+    found["monitor_gain"] = found["monitor_naive_error"] - found["monitor_error"]
     last = infos[-1]["clients"]
     accuracy = np.array([line.get("accuracy", math.nan) for line in last], np.float64)
     for branch in ("softmax", "taylor"):

@@ -15,6 +15,9 @@ from torch import nn
 
 from fedloom.core.errors import ConfigError, DataMissing
 
+_COUNTER = "num_batches_tracked"
+"""Last word of batch normalisation's counter, which our own models do without."""
+
 
 def build_classifier(spec: str, shape: tuple[int, int, int], num_labels: int) -> nn.Module:
     """The module made by the function that `spec` names, `package.module:function` or `./file.py:function`.
@@ -61,10 +64,17 @@ def load_weights(model: nn.Module, path: str) -> None:
         arrays = load_file(file)
     except SafetensorError as exc:
         raise DataMissing(f"workload.weights: {str(file)!r} is no safetensors file: {exc}") from exc
-    try:
-        model.load_state_dict(arrays)
-    except RuntimeError as exc:
-        raise ConfigError(f"workload.weights: {str(file)!r} does not fit the model: {exc}") from exc
+    want = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    got = {name: tuple(tensor.shape) for name, tensor in arrays.items() if name in want or not name.endswith(_COUNTER)}
+    odd = sorted(name for name in want.keys() | got.keys() if want.get(name) != got.get(name))
+    if odd:
+        raise ConfigError(
+            f"workload.weights: {str(file)!r} does not fit the model in {len(odd)} arrays, first {odd[0]!r}: the file "
+            f"has {got.get(odd[0], 'nothing')}, the model {want.get(odd[0], 'nothing')}"
+        )
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(arrays[name])
 
 
 def _module(place: str, spec: str) -> ModuleType:
