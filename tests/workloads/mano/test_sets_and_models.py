@@ -12,11 +12,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fedloom.core.errors import ConfigError, DataMissing
-from fedloom.core.records import MODEL, Record
+from fedloom.core.records import MODEL, ClientReport, Record
+from fedloom.monitors.mano.config import Config
+from fedloom.monitors.mano.monitor import LabelFreeAccuracy
+from fedloom.monitors.mano.watch import watch
 from fedloom.simulation import api
 from fedloom.workloads._data.images import load_images
 from fedloom.workloads._data.settings import FASHION_MNIST, Available
+from fedloom.workloads.mano.corruptions.suite import CORRUPTIONS, corrupted
 from fedloom.workloads.mano.seeing import see
+from fedloom.workloads.mano.sets import pixels_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 from support_mano import build, estimated, experiment, scripted
@@ -220,3 +225,32 @@ def test_available_is_fashion_mnist_or_the_digits() -> None:
 def test_without_fashion_mnist_the_digits_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedloom.workloads._data.image_files.FASHION_MNIST", "/nowhere")
     assert load_images(Available()).shape == (1, 8, 8)
+
+
+def test_the_monitors_alarm_sees_a_shift_in_its_round_and_stays_silent_without_one() -> None:
+    """Twenty rounds of fresh draws from the test images, then one client of six gets the worst of a corruption."""
+    made = experiment({"train_examples": 1200, "second": False}, rounds=6)
+    inputs, _ = scripted(made)
+    workload, rng = build(made), np.random.default_rng(4)
+    workload._trainer.load(inputs)
+    pixels, _ = pixels_of(workload._data, np.arange(359))
+    raised = {}
+    for name in CORRUPTIONS:
+        watcher, earlier = LabelFreeAccuracy(Config(anchors=0, clients=6)), list[Any]()
+        for number in range(21 if not raised else 3):
+            pieces = [pixels[rng.integers(0, 359, 100)] for _ in range(6)]
+            last = number == (20 if not raised else 2)
+            if last:
+                pieces[4] = corrupted(pieces[4], name, 5, bank="harsh", seed=1, rows=np.arange(100))
+            logits = [see(workload._trainer.model, workload._normalised(piece)).logits for piece in pieces]
+            reports = [
+                ClientReport(client=client, num_examples=100, seconds=0.0, info=watch(q))
+                for client, q in enumerate(logits)
+            ]
+            told = watcher.tell(reports, earlier)
+            earlier.append(told.info)
+            if not last:
+                assert not told.warnings
+        assert set(told.warnings) <= {"client 4 has drifted"}
+        raised[name] = bool(told.warnings)
+    assert sum(raised.values()) >= 15  # of 20: a model that is wrong and sure of it cannot be seen

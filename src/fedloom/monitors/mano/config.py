@@ -25,9 +25,9 @@ class Config(PluginSettings):
     and no estimate."""
     memory: Annotated[int, Field(ge=1)] = 10
     """Evaluated rounds whose anchors the line's slope is fitted to."""
-    branch: Literal["fixed", "per_set", "softmax", "taylor"] = "fixed"
-    """Which normalisation of logits. `fixed`: decided by the criterion of the first evaluated round and kept;
-    `per_set`: decided anew in each round, whose scores do not compare; or always the one named. Both are sent."""
+    branch: Literal["softmax", "taylor", "fixed", "per_set"] = "softmax"
+    """Which normalisation of logits. Always the one named; or by the criterion, `fixed`: of the first evaluated round,
+    and kept; `per_set`: of each round anew, whose scores then do not compare. Both are sent."""
     eta: float = 5.0
     """Threshold on the criterion: at or below it logits are normalised by the truncated exponential."""
     criterion: Literal["ce", "kl"] = "ce"
