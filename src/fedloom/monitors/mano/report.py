@@ -10,6 +10,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from fedloom.core.records import Array, Info
+from fedloom.monitors.mano.fits import correlation
 from fedloom.reporting.charts import Series, line_chart, scatter_chart
 from fedloom.reporting.markup import Markup, tag
 from fedloom.reporting.page import section
@@ -81,10 +82,10 @@ def numbers(infos: Sequence[Info]) -> dict[str, float]:
     accuracy = np.array([line.get("accuracy", math.nan) for line in last], np.float64)
     for branch in ("softmax", "taylor"):
         score = np.array(_each(infos, branch))
-        found[f"monitor_r2_{branch}"] = _correlation(score, truth) ** 2
-        found[f"monitor_rho_{branch}"] = _correlation(rankdata(score), rankdata(truth))
+        found[f"monitor_r2_{branch}"] = correlation(score, truth) ** 2
+        found[f"monitor_rho_{branch}"] = correlation(rankdata(score), rankdata(truth))
         own = np.array([line[branch] for line in last], np.float64)
-        found[f"monitor_clients_rho_{branch}"] = _correlation(rankdata(own), rankdata(accuracy))
+        found[f"monitor_clients_rho_{branch}"] = correlation(rankdata(own), rankdata(accuracy))
     return found
 
 
@@ -108,10 +109,3 @@ def _each(infos: Sequence[Info], key: str) -> list[float]:
 def _distance(a: Array, b: Array) -> float:
     gaps = np.abs(a - b)
     return float(gaps[np.isfinite(gaps)].mean()) if np.isfinite(gaps).any() else math.nan
-
-
-def _correlation(a: Array, b: Array) -> float:
-    """Pearson's r; NaN where either is constant or not known."""
-    a, b = a - a.mean(), b - b.mean()
-    scale = math.sqrt(float((a @ a) * (b @ b))) if np.isfinite(a @ b) else math.nan
-    return float(a @ b) / scale if scale > 0 else math.nan

@@ -10,9 +10,9 @@ from typing import Any, get_args
 import numpy as np
 
 from fedloom.core.records import Array
+from fedloom.monitors.mano import fits
 from fedloom.monitors.mano.score import Criterion, choose
 from fedloom.monitors.mano.softrun import Branch
-from fedloom.strategies.mano import fits
 
 ESTIMATORS = {
     "mano": "MaNo",
@@ -45,6 +45,8 @@ VARIANTS = {
 """Ablations of MaNo, and the branch on another score."""
 ETAS = (0.0, 1.0, 3.0, 5.0, 7.0, 9.0)
 """The paper's sweep of the threshold."""
+_FIRST = ("mild", "harsh", "style", "subpopulation")
+"""Groups of sets that come before the user's own."""
 _FEWEST = 3
 """Sets a line says something about."""
 _COLLAPSED = 0.5
@@ -135,7 +137,8 @@ def read(told: Mapping[str, Any], classes: int) -> Reading:
     rule, lines = told["rule"], told["sets"]
     lines = sorted(lines, key=lambda line: (line["group"], line["family"], line["name"], line["severity"]))
     branches = _branches(rule, lines, classes)
-    groups = dict.fromkeys(line["group"] for line in lines if line["group"] != "clean")
+    found = dict.fromkeys(line["group"] for line in lines if line["group"] != "clean")
+    groups = [*(group for group in _FIRST if group in found), *(group for group in found if group not in _FIRST)]
     tables = {}
     for group in groups:
         rows = [index for index, line in enumerate(lines) if line["group"] == group]
