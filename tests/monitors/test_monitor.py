@@ -247,4 +247,4 @@ def test_a_workloads_logits_are_those_its_evaluation_judges(workload: dict[str, 
 
 def test_a_workload_without_logits_cannot_be_watched(linear: Any) -> None:
     with pytest.raises((UnsupportedFeature, ClientFailed), match="gives no logits"):
-        api.run(linear(monitor="mano"), keep=False)
+        api.run(linear(monitor="mano", rounds=1), keep=False)

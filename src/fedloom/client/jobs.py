@@ -17,7 +17,7 @@ from fedloom.core.config import Experiment
 from fedloom.core.errors import BadUpdate, UnsupportedFeature
 from fedloom.core.messages import Group, GroupKey, PayloadRef
 from fedloom.core.protocols import LocalRule, Measure, Shard, Workload
-from fedloom.core.records import MODEL, Info, Job, Mean, Record, Update
+from fedloom.core.records import MODEL, Array, Info, Job, Mean, Record, Update
 from fedloom.core.seeds import generator
 
 COLLECT = "collect"
@@ -110,6 +110,8 @@ class JobRunner:
         match job.kind:
             case "init":
                 stage.name = "init"
+                if experiment.monitor is not None:
+                    _logits_of(workload, experiment)
                 model = workload.init(rng)
                 described = dataclasses.asdict(workload.describe())
                 return Done(
@@ -147,16 +149,13 @@ class JobRunner:
         stage.name = "inputs"
         records = inputs()
         stage.name = "monitor"
-        logits_of = getattr(workload, "logits", None)
         pieces = job.knobs.get("pieces")
         shard = workload.shard(job.client) if pieces is None else workload.held_out(job.client, int(pieces))
-        if logits_of is None or experiment.monitor is None or shard is None:
-            lack = "gives no logits" if logits_of is None else "has no held-out data"
+        if experiment.monitor is None or shard is None:
             raise UnsupportedFeature(
-                f"workload {experiment.workload.name!r} {lack}, so no monitor can watch it; remove the experiment's "
-                "monitor"
+                f"workload {experiment.workload.name!r} has no held-out data for a monitor; let it watch clients' own"
             )
-        logits, labels = logits_of(records, shard)
+        logits, labels = _logits_of(workload, experiment)(records, shard)
         told = registry.part("monitors", experiment.monitor.name, "watch").build_watch(experiment.monitor)(logits)
         count = float(len(logits))
         right = {} if labels is None else {"accuracy": Mean(float((logits.argmax(axis=1) == labels).sum()), count)}
@@ -289,6 +288,17 @@ def _group_program(workload: Workload, group: Group) -> Callable[..., list[Updat
     """The workload's program for whole groups, where it wants that used and no rule has to see every step."""
     wanted = getattr(workload, "program", "loop") == "group" and group.rule is None
     return getattr(workload, "train_group", None) if wanted else None
+
+
+def _logits_of(workload: Workload, experiment: Experiment) -> Callable[..., tuple[Array, Array | None]]:
+    """The method a monitor watches a workload by."""
+    logits_of: Callable[..., tuple[Array, Array | None]] | None = getattr(workload, "logits", None)
+    if logits_of is None:
+        raise UnsupportedFeature(
+            f"workload {experiment.workload.name!r} gives no logits, so no monitor can watch it; remove the "
+            "experiment's monitor"
+        )
+    return logits_of
 
 
 def _measure(name: str | None) -> Measure | None:
