@@ -205,14 +205,14 @@ class Scoring:
     def _estimated(self, each: ShiftedSet, inputs: Mapping[str, Record]) -> dict[str, Any]:
         """One set's line of the table."""
         pixels, labels = each.load()
-        images = self._normalised(pixels)
+        images, adapts = self._normalised(pixels), self._config.batch_statistics
         self._trainer.load({MODEL: inputs[MODEL]})
         seen = see(self._trainer.model, images)
         second = None
         if SECOND in inputs:
             self._second.load({MODEL: Record({MODEL: inputs[SECOND].groups[SECOND]})})
-            second = see(self._second.model, images)
-        scored = see(self._trainer.model, images, batch_statistics=True) if self._config.batch_statistics else seen
+            second = see(self._second.model, images, batch_statistics=adapts)
+        scored = see(self._trainer.model, images, batch_statistics=True) if adapts else seen
         name = f"{each.group}/{each.name}/{each.severity}"
         scores = mano_scores(scored) | rival_scores(scored, second, self._source(inputs[MODEL]), name)
         if INITIAL in inputs and self._config.projnorm.steps:
@@ -235,7 +235,7 @@ class Scoring:
             rows = self._rows.validation[:_SOURCE_IMAGES]
             images, _ = _tensors(self._data.x_train[rows], self._data.y_train[rows], self._device)
             counts = np.bincount(self._train[1].cpu().numpy(), minlength=self._data.num_labels)
-            seen = see(self._trainer.model, images)
+            seen = see(self._trainer.model, images, batch_statistics=self._config.batch_statistics)
             made = Source.of(seen, self._data.y_train[rows], counts / counts.sum(), self._seed)
             self._sources = {id(record): (record, made)}  # the record is kept, so its identity stays its own
         return self._sources[id(record)][1]
