@@ -42,6 +42,7 @@ _STAND_INS = {
     ),
     GRAFANA_IMAGE: f'FROM {IMAGE}\nENTRYPOINT ["sleep"]\nCMD ["infinity"]\n',
 }
+_BUILD = ("--isolation", "chroot", "--network", "host")
 T = TypeVar("T")
 
 
@@ -78,7 +79,7 @@ class Podman:
         """Make every image; returns the seconds it took."""
         begin = time.monotonic()
         self._make_base()
-        context, options = str(ROOT), ["--isolation", "chroot", "--network", "host"]
+        context, options = str(ROOT), ["--format", "docker", *_BUILD]
         arguments = {"BASE_IMAGE": BASE_IMAGE, **self._pip(options)}
         for name, value in arguments.items():
             options += ["--build-arg", f"{name}={value}"]
@@ -86,8 +87,7 @@ class Podman:
         for image, text in _STAND_INS.items():
             recipe = self._folder / "Dockerfile"
             recipe.write_text(text)
-            plain = ("--isolation", "chroot", "--network", "host")
-            self("build", *plain, "-f", str(recipe), "-t", image, str(self._folder), timeout_s=600)
+            self("build", *_BUILD, "-f", str(recipe), "-t", image, str(self._folder), timeout_s=600)
         return time.monotonic() - begin
 
     def _make_base(self) -> None:
@@ -106,8 +106,8 @@ class Podman:
         arguments = {}
         bundle, wheels = os.environ.get("PIP_CERT", ""), os.environ.get("PIP_FIND_LINKS", "")
         if bundle:
-            options += ["--volume", f"{bundle}:/run/pip/bundle.crt:ro"]
-            arguments["PIP_CERT"] = "/run/pip/bundle.crt"
+            options += ["--volume", f"{bundle}:/run/pip/ca.crt:ro"]
+            arguments["PIP_CERT"] = "/run/pip/ca.crt"
         if Path(wheels).is_dir() and list(Path(wheels).glob("torch-*+cpu-*.whl")):
             options += ["--volume", f"{wheels}:/run/pip/wheels:ro"]
             arguments |= {"PIP_FIND_LINKS": "/run/pip/wheels", "TORCH_INDEX": ""}
