@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from benchmarks import report
+from benchmarks import adapters, report
 from benchmarks.data import CHOSEN, data_folder, is_real
 from benchmarks.meter import measure
+from benchmarks.spiking import table as spiking_table
 from benchmarks.work import WORKS, Task, state_arrays
 
 RUNNERS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -94,6 +95,23 @@ def transfer(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def spiking(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Groups of a spiking network's clients as one program, against the plain loop."""
+    say("spiking networks, group program and plain loop …")
+    out = folder / "spiking"
+    measure("benchmarks.spiking", ["--rounds", "3" if options.quick else "10", "--out", str(out)], out / "log.txt")
+    rows: list[dict[str, Any]] = json.loads((out / "result.json").read_text())
+    return rows
+
+
+def lora(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Rounds of LoRA on a transformer, beside Flower with PEFT; needs the packages of the text presets."""
+    if options.quick:
+        return []
+    say("LoRA rounds of MiniLM, fedloom and Flower with PEFT …")
+    return adapters.compare(6, folder / "adapters")
+
+
 def say(line: str) -> None:
     """Progress, apart from the results on stdout."""
     print(line, file=sys.stderr, flush=True)
@@ -107,7 +125,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--works", nargs="*", choices=WORKS, help="training workloads (default: all; B only if quick)")
     parser.add_argument("--kinds", nargs="*", choices=RUNNERS, help="runners (default: all but process-saving)")
     parser.add_argument("--repeats", type=int, help="repeats of the bare loop and of fedloom (default 2; 1 if quick)")
-    parser.add_argument("--no-micro", action="store_true", help="leave out the no-op rounds and the transfers")
+    parser.add_argument("--no-micro", action="store_true", help="leave out no-op rounds, transfers, spiking")
     parser.add_argument("--data", type=Path, help="folder of IDX files (default: Debian's Fashion-MNIST, else noise)")
     parser.add_argument("--json", type=Path, help="write everything that was measured to this file")
     options = parser.parse_args(arguments)
@@ -132,13 +150,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(report.training_table(results, distances), flush=True)
         noop = [] if options.no_micro else orchestrate(options, folder)
         moved = [] if options.no_micro else transfer(options, folder)
+        fired = [] if options.no_micro else spiking(options, folder)
+        adapted = [] if options.no_micro else lora(options, folder)
     print(report.micro_table("Rounds in which clients do nothing (50 clients, 10 kB model)", noop))
     by_clients = {row["clients"]: row["driver CPU ms/round"] for row in noop if row["runtime"] == "process"}
     if by_clients:
         print(f"  driver CPU per round, 10,000 clients / 100 clients: {by_clients[10_000] / by_clients[100]:.2f}x")
     print(report.micro_table("A model over gRPC between processes without shared memory", moved))
+    if fired:
+        print(f"\n{spiking_table(fired)}")
+    if adapted:
+        print(adapters.table(adapted))
     if options.json is not None:
-        everything = {"training": results, "summary": report.summary(results), "noop": noop, "transfer": moved}
+        micro = {"noop": noop, "transfer": moved, "spiking": fired, "adapters": adapted}
+        everything = {"training": results, "summary": report.summary(results), **micro}
         options.json.write_text(json.dumps(everything, indent=1) + "\n")
 
 

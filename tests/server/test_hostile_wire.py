@@ -259,8 +259,13 @@ class TestBytes:
     ) -> None:
         stranger.register()
         with refused("INVALID_ARGUMENT", text):
-            stranger.work(message.SerializeToString())
+            stranger.work(pb.FromAgentBatch(messages=[message]).SerializeToString())
         assert not stranger.server.coordinator.nodes()["n"].online
+
+    def test_an_empty_batch_ends_the_stream_with_the_reason(self, stranger: Stranger) -> None:
+        stranger.register()
+        with refused("INVALID_ARGUMENT", "empty batch"):
+            stranger.work(b"")
 
     @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.binary(max_size=300))
@@ -278,7 +283,7 @@ class TestBytes:
 class TestResults:
     def send(self, stranger: Stranger, result: pb.GroupResult, node: str = "n") -> pb.Ack:
         call = stranger.channel.stream_stream(FLEET + "Work")(
-            _then_wait((pb.FromAgent(result=result).SerializeToString(),)),
+            _then_wait((pb.FromAgentBatch(messages=[pb.FromAgent(result=result)]).SerializeToString(),)),
             metadata=stranger.metadata(node=node),
             timeout=10,
         )

@@ -16,7 +16,7 @@ from fleet_support import assert_same_record, odd_records
 from fedloom.core.config import Experiment
 from fedloom.core.errors import CheckpointCorrupt, FedloomError, NotFound, RunExists
 from fedloom.core.events import Notice, RoundStarted
-from fedloom.core.history import RoundRecord, RunSummary, Timing, Traffic
+from fedloom.core.history import Choice, RoundRecord, RunSummary, Timing, Told, Traffic
 from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import Record
 from fedloom.server.run_store import Checkpoint, DiskRunStore, MemoryRunStore, RunStore
@@ -90,6 +90,16 @@ class TestEveryStore:
         assert [r.round for r in store.rounds()] == [1, 2, 3]
         assert [r.round for r in store.rounds(upto=2)] == [1, 2]
         assert store.rounds() == [record(1), record(2)]
+
+    def test_choices_are_kept_in_order_and_truncated_for_good(self, store: RunStore) -> None:
+        line = Told(
+            client=3, num_examples=9, seconds=0.5, num_trained=1, metrics={"loss": (4.5, 9.0)}, info={"g": [0.5]}
+        )
+        made = [Choice(round=round, cohort=[3, round], trained=[line], missed=[8]) for round in (1, 2, 3)]
+        for choice in made:
+            store.append_choice(choice)
+        assert store.choices() == made
+        assert store.choices(upto=2) == made[:2] == store.choices()
 
     def test_a_client_gets_what_it_left_before_the_exchange(self, store: RunStore) -> None:
         one, two, three = odd_records(100)[:3]

@@ -68,6 +68,18 @@ class Kill:
 
 
 @pytest.mark.slow
+def test_two_exchanges_in_a_round_give_the_same_bits(cluster: Any) -> None:
+    """SFedCA: candidates' models wait in the actors until they are collected."""
+    spiking = {"name": "spiking_classification", "model": {"hidden": [8]}, "time_steps": 4}
+    values = {"rounds": 3, "clients": 20, "cohort": 8, "strategy": {"name": "sfedca", "select": 2}, "workload": spiking}
+    inline, ray = (
+        api.run(Experiment.parse({**values, "runtime": {"name": name, "workers": 2}}), keep=False)
+        for name in ("inline", "ray")
+    )
+    assert ray.summary.model_sha256 == inline.summary.model_sha256
+
+
+@pytest.mark.slow
 def test_a_killed_actor_is_replaced_and_the_bits_stay(cluster: Any, linear: Make) -> None:
     want = api.run(linear(rounds=8), keep=False).summary.model_sha256
     experiment = linear(rounds=8, workload={"sleep_s": 0.2}, runtime={"name": "ray", "workers": 2})

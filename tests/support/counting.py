@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedloom.core.config import Experiment, PluginSettings
-from fedloom.core.protocols import WorkloadInfo
+from fedloom.core.protocols import LocalRule, WorkloadInfo
 from fedloom.core.records import Job, Mean, Metrics, Record, Update
 
 
@@ -41,7 +41,14 @@ class Counting:
     def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
         return {"level": Mean(float(inputs["model"].groups["model"]["w"].mean()), 1)}
 
-    def act(self, job: Job, inputs: Mapping[str, Record], state: Record | None, rng: np.random.Generator) -> Update:
+    def act(
+        self,
+        job: Job,
+        inputs: Mapping[str, Record],
+        state: Record | None,
+        rng: np.random.Generator,
+        rule: LocalRule | None = None,
+    ) -> Update:
         if self.config.sleep_s:
             time.sleep(self.config.sleep_s)
         if job.client in self.config.fail_clients:

@@ -89,13 +89,29 @@ def test_models_have_the_size_their_description_gives(model: dict[str, Any], cou
 
 
 def test_the_cnn_on_fashion_mnists_shape_is_the_described_one() -> None:
-    from fedloom.workloads.image_classification.config import ModelSettings
-    from fedloom.workloads.image_classification.models import build_model
+    from fedloom.workloads._vision.models import build_model
+    from fedloom.workloads._vision.settings import ModelSettings
 
     cnn = build_model(ModelSettings(name="cnn"), (1, 28, 28), 10)
     assert sum(p.numel() for p in cnn.parameters()) == 147_146
     resnet = build_model(ModelSettings(name="resnet20", norm="batch"), (3, 32, 32), 10)
     assert sum(p.numel() for p in resnet.parameters()) == 269_722  # He et al. 2016, table 6: 0.27 M
+    wide = build_model(ModelSettings(name="wrn34_10"), (3, 32, 32), 10)
+    assert sum(p.numel() for p in wide.parameters()) == 46_160_474  # the published WRN-34-10's count
+
+
+@pytest.mark.parametrize("name", ["strided", "preact_resnet8", "preact_resnet18", "wrn16_2"])
+@pytest.mark.parametrize("norm", ["none", "batch", "group"])
+def test_every_network_takes_any_normalisation_width_and_image_size(name: Any, norm: Any) -> None:
+    import torch
+
+    from fedloom.workloads._vision.models import build_model
+    from fedloom.workloads._vision.settings import ModelSettings
+
+    for shape in ((1, 8, 8), (3, 28, 28)):
+        model = build_model(ModelSettings(name=name, norm=norm, width=0.125), shape, 7)
+        assert model(torch.zeros(3, *shape)).shape == (3, 7)
+        assert any("running_var" in key for key in model.state_dict()) == (norm == "batch")
 
 
 def test_evaluation_is_the_mean_over_all_test_images_however_it_is_cut() -> None:

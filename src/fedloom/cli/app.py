@@ -40,7 +40,7 @@ def _root(
 
 for panel, commands in {
     "Experiments": (experiments.run, experiments.resume, study.study, experiments.list_names, experiments.show),
-    "Results": (reports.report, reports.compare),
+    "Results": (reports.report, reports.compare, reports.replay),
     "Servers and devices": (
         fleet.serve, fleet.client, fleet.submit, fleet.runs, fleet.watch, fleet.stop, fleet.nodes,
     ),

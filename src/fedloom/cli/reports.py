@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
-from fedloom.cli.experiments import RunDir
+from fedloom.cli.experiments import RunDir, Settings
 from fedloom.cli.terminal import output
+
+_MOST_SHOWN = 5
 
 
 def report(run_dir: RunDir) -> None:
@@ -16,6 +18,30 @@ def report(run_dir: RunDir) -> None:
     from fedloom.reporting.report import write_report
 
     typer.echo(str(write_report(run_dir)))
+
+
+def replay(run_dir: RunDir, settings: Settings = []) -> None:  # noqa: B006  # typer reads the default, nobody changes it
+    """Make a run's choices of clients again from its log, without clients or data; with --set, others' choices.
+
+    Exit code 1 where the run's own selection does not choose what was recorded.
+    """
+    from fedloom.core.errors import RunFailed
+    from fedloom.server.choices import replay_run
+
+    rounds = replay_run(run_dir, settings)
+    places = sum(len(each.choice.cohort) for each in rounds)
+    same = sum(len(set(each.cohort) & set(each.choice.cohort)) for each in rounds)
+    differing = [each for each in rounds if not each.agrees]
+    output().print(
+        f"{len(rounds)} rounds, {len(rounds) - len(differing)} as recorded; {same} of {places} places the same"
+    )
+    for each in differing[:_MOST_SHOWN]:
+        output().print(f"  round {each.choice.round}: recorded {each.choice.cohort}, now {list(each.cohort)}")
+    if differing and not settings:
+        raise RunFailed(
+            f"{run_dir}: round {differing[0].choice.round} was chosen otherwise than its log says. Was it edited, or "
+            "made by another version?"
+        )
 
 
 def compare(

@@ -35,6 +35,8 @@ _log = logging.getLogger(__name__)
 
 FIRST_RETRY_S = 0.2
 """Pause before the first attempt to reconnect; it doubles from there."""
+GATHER_S = 0.05
+"""Results of groups that take less than this are sent several at a time, while more groups wait here."""
 LAST_RETRY_S = 10.0
 """The longest pause between attempts to reconnect."""
 
@@ -54,6 +56,8 @@ class Agent:
         self._executor = Executor(channel, node, debug=debug)
         self._waiting: deque[Group] = deque()
         self._results: dict[GroupKey, tuple[GroupResult, float]] = {}
+        self._unsent: list[GroupResult] = []
+        self._sent_at = 0.0
         self._current: GroupKey | None = None
         self._lock = threading.Lock()
         self._heartbeat_s = 2.0
@@ -87,6 +91,7 @@ class Agent:
                 if welcome.depot_nonce != self._depot_nonce:
                     self._start_over(welcome.depot_nonce)
                 self._channel.send(self._heartbeat())
+                self._unsent.clear()
                 for result, _ in list(self._results.values()):
                     self._channel.send(result)
                 return True
@@ -174,10 +179,18 @@ class Agent:
                 self._waiting.appendleft(group)
                 self._current = None
             raise
+        done_at = time.monotonic()
         with self._lock:
-            self._results[key] = (result, time.monotonic())
+            self._results[key] = (result, done_at)
             self._current = None
-        self._channel.send(result)
+            self._unsent.append(result)
+            # The last waiting group is not begun before the server knows that more are wanted.
+            gather = len(self._waiting) > 1 and done_at - self._sent_at < GATHER_S
+        if not gather:
+            self._sent_at = done_at
+            for result in self._unsent:
+                self._channel.send(result)
+            self._unsent.clear()
 
     def _take(self, message: ToAgent) -> None:
         match message:

@@ -58,6 +58,7 @@ class Executor:
         """Know a run; its workload is loaded with its first group (or now, in a spare moment, by `warm`)."""
         if spec.run_id not in self._runs:
             self._runs = {spec.run_id: _Run(spec)}
+            self._kept.clear()
 
     def warm(self, run_id: str) -> None:
         """Load a run's workload ahead of its first group; what goes wrong is reported by the group."""
@@ -214,8 +215,8 @@ class _Run:
 
     @property
     def by_examples(self) -> bool:
-        """Whether an update weighs as much as its examples."""
-        return self.experiment.round.weighting == "examples"
+        """Whether an update weighs as much as its examples; the only one of its round weighs one, which is exact."""
+        return self.experiment.round.weighting == "examples" and self.experiment.cohort_size > 1
 
     @functools.cached_property
     def workload(self) -> Workload:

@@ -35,6 +35,8 @@ INLINE_BYTES = 128 << 10
 """Frames up to this size travel inside the result."""
 HEADER_ROOM = 4096
 """Bytes kept free before leased arrays for a header that is not final yet."""
+_MAX_BATCH = 64
+"""Messages in one batch on the stream, at most."""
 _ATTEMPTS = 5
 """How often a broken transfer is continued before the connection counts as lost."""
 
@@ -249,9 +251,19 @@ class GrpcChannel:
                     raise error from exc
         raise ServerUnreachable(f"the server at {self._address} took only part of an upload, {_ATTEMPTS} times")
 
-    def _requests(self, outbox: queue.SimpleQueue[FromAgent | None]) -> Iterator[pb.FromAgent]:
-        while (message := outbox.get()) is not None:
-            yield codec.from_agent_message(message)
+    def _requests(self, outbox: queue.SimpleQueue[FromAgent | None]) -> Iterator[pb.FromAgentBatch]:
+        """What is in the outbox, all of it at once, until the end mark."""
+        message = outbox.get()
+        while message is not None:
+            messages = [codec.from_agent_message(message)]
+            while not outbox.empty() and len(messages) < _MAX_BATCH:
+                message = outbox.get()
+                if message is None:
+                    break
+                messages.append(codec.from_agent_message(message))
+            yield pb.FromAgentBatch(messages=messages)
+            if message is not None:
+                message = outbox.get()
 
     def _listen(self, replies: Any, inbox: queue.SimpleQueue[ToAgent | FedloomError]) -> None:
         try:

@@ -172,7 +172,7 @@ class JobRunner:
         if act is not None:
             stage.name = job.kind
             ref = group.states.get(job.client)
-            update = act(job, records, self._fetch(ref) if ref is not None else None, rng)
+            update = act(job, records, self._fetch(ref) if ref is not None else None, rng, rule)
         else:
             stage.name = "shard"
             shard = workload.shard(job.client)

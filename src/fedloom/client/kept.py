@@ -17,9 +17,6 @@ LIMIT_BYTES = 4 << 30
 class KeptRecords:
     """Records by digest, within a limit of bytes.
 
-    A record in shared memory is kept under its buffer's name, too: memory the server has reused is not taken for what
-    lay there before.
-
     Args:
         fetch: gets the record behind a reference.
         limit_bytes: where dropping begins; the record asked for last always stays.
@@ -27,7 +24,7 @@ class KeptRecords:
 
     def __init__(self, fetch: Callable[[PayloadRef], Record], limit_bytes: int = LIMIT_BYTES) -> None:
         self._fetch, self._limit_bytes = fetch, limit_bytes
-        self._records: dict[tuple[str, str], Pinned] = {}
+        self._records: dict[str, Pinned] = {}
 
     def get(self, ref: PayloadRef) -> Pinned:
         """The record, always the same object while it is kept.
@@ -35,12 +32,15 @@ class KeptRecords:
         Raises:
             BadFrame: what was fetched is not what the server named.
         """
-        key = (ref.sha256, ref.shared)
-        record = self._records.pop(key, None) or self._fetched(ref)
-        self._records[key] = record
+        record = self._records.pop(ref.sha256, None) or self._fetched(ref)
+        self._records[ref.sha256] = record
         while sum(kept.num_bytes for kept in self._records.values()) > self._limit_bytes and len(self._records) > 1:
             del self._records[next(iter(self._records))]
         return record
+
+    def clear(self) -> None:
+        """Drop all."""
+        self._records.clear()
 
     def _fetched(self, ref: PayloadRef) -> Pinned:
         record = self._fetch(ref)

@@ -89,6 +89,11 @@ class Depot:
         if buffer is not None:
             self._free.setdefault(len(buffer.memory), []).append(buffer)
 
+    def abandon(self, name: str) -> None:
+        """Take a leased buffer out of the depot without using it again: whoever has mapped it keeps what is in it."""
+        if self._leased.pop(name, None) is not None:
+            (self.path / name).unlink(missing_ok=True)
+
     def map(self, name: str, size: int) -> memoryview:
         """The first `size` bytes of anybody's buffer, read-only; mappings are kept."""
         memory = self._maps.get(name)
@@ -100,6 +105,7 @@ class Depot:
                     memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             except ValueError as exc:  # a name with a zero byte in it, or an empty file
                 raise FileNotFoundError(f"{name!r} is not a buffer's name: {exc}") from exc
+            self._maps = {known: mapped for known, mapped in self._maps.items() if (self.path / known).exists()}
             self._maps[name] = memory
         return memory[:size]
 

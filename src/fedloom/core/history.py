@@ -109,6 +109,36 @@ class RoundRecord(_Frozen):
     """The strategy's own numbers for this round."""
 
 
+class Told(_Frozen):
+    """One client's report as a selection saw it."""
+
+    client: int
+    num_examples: int
+    seconds: float
+    num_trained: int
+    metrics: dict[str, tuple[Measured, Measured]] = {}
+    """Sum and weight of each metric."""
+    info: dict[str, Any] = {}
+    """What its measure told."""
+
+
+class Choice(_Frozen):
+    """One line of `choices.jsonl`: what the selection was told in a round, and what it chose."""
+
+    round: int
+    """Counts from 1."""
+    cohort: list[int]
+    """Clients the selection chose, in order."""
+    probed: list[Told] = []
+    """Reports of candidates, and of clients that kept their updates until they were asked for them."""
+    collected: list[int] = []
+    """Clients asked for the update they kept."""
+    trained: list[Told] = []
+    """Reports of the clients that trained."""
+    missed: list[int] = []
+    """Clients that were asked and did not answer."""
+
+
 class RunSummary(_Frozen):
     """`summary.json`, and the object printed by `--json`."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from fedloom.core import frames
-from fedloom.core.records import Record
+from fedloom.core.records import Groups, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +24,12 @@ class Pinned(Record):
     def of(cls, record: Record) -> Self:
         """Pin a record; its arrays are shared with it and must not change any more."""
         return cls(record.groups, record.info, frames.digest(record))
+
+    def move(self, places: Groups) -> None:
+        """Live in other memory from now on, where the same values already are, so that they are held only once.
+
+        Args:
+            places: arrays equal to the record's own, whatever their order; nobody may write to them.
+        """
+        moved = {group: {name: places[group][name] for name in arrays} for group, arrays in self.groups.items()}
+        object.__setattr__(self, "groups", moved)

@@ -301,8 +301,12 @@ class StatefulWorkload(Workload, Protocol):
         inputs: Mapping[str, Record],
         state: Record | None,
         rng: np.random.Generator,
+        rule: LocalRule | None = None,
     ) -> Update:
-        """Do any job, `train` and `evaluate` included; `state` is what the client's last update asked to keep."""
+        """Do any job, `train` and `evaluate` included.
+
+        `state` is what the client's last update asked to keep; `rule` the strategy's client half, for jobs that train.
+        """
 
 
 class Sink(Protocol):

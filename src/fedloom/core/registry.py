@@ -10,6 +10,7 @@ package holds its parts in files of fixed names, a module or file of its own hol
     selection    `build_selection(config) -> Selection`
     measure      `build_measure() -> Measure`
     rule         `build_rule() -> LocalRule`
+    report       `build_report(run) -> fedloom.reporting.plugins.Contribution`, for strategies and workloads
     accumulator  `Accumulator`, a class of `core.accumulators.Accumulator` made by `Accumulator(allocate)`
 """
 

@@ -11,12 +11,14 @@ from fedloom.reporting.sections.failures import failures
 from fedloom.reporting.sections.heading import heading
 from fedloom.reporting.sections.learning import learning
 from fedloom.reporting.sections.origin import data, reproduction, settings
+from fedloom.reporting.sections.own import own
 from fedloom.reporting.sections.participation import participation
 from fedloom.reporting.sections.partition import partition
 
 _SECTIONS = (
     heading,
     learning,
+    own,
     participation,
     partition,
     traffic,

@@ -11,7 +11,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from fedloom.core.errors import BadMessage, FedloomError, NotFound, ServerUnreachable
@@ -36,6 +36,8 @@ from fedloom.server.nodes import Mailbox, Node
 from fedloom.server.open_exchange import Answer, OpenExchange, PlannedGroup
 from fedloom.server.payloads import CHUNK_BYTES, Offer, PayloadStore
 
+MAX_HELD = 3
+"""Groups an agent is given at most before it has answered for one."""
 HEARTBEAT_S = 2.0
 """Seconds between an agent's heartbeats."""
 LOST_AFTER_S = 20.0
@@ -302,32 +304,19 @@ class Coordinator:
 
     def _dispatch(self) -> None:
         """Push pending groups to agents with room, the least busy first."""
+        # A session's first heartbeat says what it still holds; before that nobody can tell what it needs.
+        held = {name: len(node.assigned) for name, node in self._nodes.items() if node.online and not node.fresh}
+        wanting = {name for name, holds in held.items() if holds <= 1}
         for opened in self._open.values():
-            while (choice := self._choose(opened)) is not None:
+            while (choice := _choose(opened, held, wanting)) is not None:
                 index, name = choice
                 opened.pending.remove(index)
+                held[name] += 1
                 try:
                     self._push(name, self._nodes[name], opened, index)
                 except FedloomError as exc:  # the run's own trouble, such as full memory, must not hit an agent's call
                     opened.pending.clear()
                     opened.answers.put(exc)
-
-    def _choose(self, opened: OpenExchange) -> tuple[int, str] | None:
-        """The next group to push, and to whom; None while nobody has room."""
-        # A session's first heartbeat says what it still holds; before that nobody can tell what it needs.
-        held = {name: len(node.assigned) for name, node in self._nodes.items() if node.online and not node.fresh}
-        # One group in hand and one waiting hides the way to the server and back; near the end it would only keep a
-        # group from an idle neighbour.
-        room = 2 if len(opened.pending) > len(held) else 1
-        for index in opened.pending:
-            prefer = opened.groups[index].prefer
-            names = [prefer] if prefer in held else list(held)
-            free = [(held[name], name) for name in names if held[name] < room]
-            if free:
-                return index, min(free)[1]
-            if not opened.choosy:
-                return None
-        return None
 
     def _push(self, name: str, node: Node, opened: OpenExchange, index: int) -> None:
         assert node.mailbox is not None
@@ -434,8 +423,10 @@ class Coordinator:
         opened.answers.put(Answer(index=key.group, node=name, result=result, total=total, states=states))
 
     def _ack(self, node: Node, key: GroupKey, status: str, message: str = "") -> None:
+        """Answer a result. Nobody waits for the good answer, so that goes along with what is pushed next."""
         if node.mailbox is not None:
-            node.mailbox.put(Ack(key=key, status=status, message=message))
+            put = node.mailbox.put_by if status == "accepted" else node.mailbox.put
+            put(Ack(key=key, status=status, message=message))
 
     def _requeue(self, name: str, node: Node, held: set[GroupKey], reason: str) -> None:
         """Give a vanished agent's groups to others."""
@@ -464,6 +455,9 @@ class Coordinator:
                 if self._changed.wait_for(lambda: self._closed, timeout=self._heartbeat_s / 4):
                     return
                 now = time.monotonic()
+                for node in self._nodes.values():
+                    if node.mailbox is not None:
+                        node.mailbox.flush()
                 silent = [
                     (name, node.hello.session)
                     for name, node in self._nodes.items()
@@ -474,6 +468,30 @@ class Coordinator:
                         self._requeue(name, node, set(), "the agent's process ended or its connection broke")
             for name, session in silent:
                 self.detach(name, session, f"no heartbeat for {self._lost_after_s:.0f} s")
+
+
+def _choose(opened: OpenExchange, held: Mapping[str, int], wanting: Collection[str]) -> tuple[int, str] | None:
+    """The next group to push, and to whom; None while nobody has room.
+
+    One group in hand and one waiting hides the way to the server and back. Agents are filled up only when they are down
+    to one, so that groups, and their results, travel together. Near the end a waiting group would only be kept from an
+    idle neighbour.
+
+    Args:
+        opened: whose groups.
+        held: groups each agent holds by now.
+        wanting: agents that held at most one before this was begun.
+    """
+    most = MAX_HELD if len(opened.pending) > len(held) else 1
+    for index in opened.pending:
+        prefer = opened.groups[index].prefer
+        free = [(held[name], name) for name in ([prefer] if prefer in held else wanting)]
+        free = [place for place in free if place[1] in wanting and place[0] < most]
+        if free:
+            return index, min(free)[1]
+        if not opened.choosy:
+            return None
+    return None
 
 
 def _beside_the_wire(ref: PayloadRef) -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from fedloom.core import registry
 from fedloom.core.config import Experiment
 from fedloom.core.errors import FedloomError, RunFailed, UnsupportedFeature
@@ -27,6 +29,7 @@ from fedloom.core.records import (
 )
 from fedloom.core.seeds import generator
 from fedloom.core.state import dump_state, load_state, pinned_in
+from fedloom.server.choices import observed
 from fedloom.server.coordinator import Coordinator
 from fedloom.server.exchange import Collector
 from fedloom.server.holders import Holders
@@ -118,15 +121,18 @@ class Loop:
             roster = self._roster()
             self._progress = _Progress(0, self._strategy.init(initial), self._selection.init(roster))
         self._store.rounds(upto=self._progress.round)
+        self._store.choices(upto=self._progress.round)
         return self._progress.round + 1
 
     def work(self) -> None:
         """Do every round that is left."""
         assert self._progress is not None
         try:
-            while self._progress.round < self._experiment.rounds:
-                if not self._round(self._progress, self._progress.round + 1):
-                    break
+            # A strategy's bits must not depend on this machine's cores, nor its time on who else uses them.
+            with threadpool_limits(1, "blas"):
+                while self._progress.round < self._experiment.rounds:
+                    if not self._round(self._progress, self._progress.round + 1):
+                        break
         finally:
             self._saver.wait()
 
@@ -160,7 +166,8 @@ class Loop:
             return False
         context, exchange, first = planned
         state = self._exchanges(progress.strategy, exchange, context, tally, first)
-        selection = _observed(self._selection, progress.selection, tally)
+        choice = tally.choice(context)
+        selection = observed(self._selection, progress.selection, tally.trained(), tally.probed, choice.missed)
         evaluation, evaluation_s = self._evaluate(state, number, tally)
         waited = self._saver.wait()
         progress.round, progress.strategy, progress.selection = number, state, selection
@@ -179,6 +186,7 @@ class Loop:
             self._coordinator.take_stale(self.run.run_id),
             {**_told(self._strategy, state), **_told(self._selection, selection)},
         )
+        self._store.append_choice(choice)
         self._save(progress, record)
         self._emit(RoundFinished(run_id=self.run.run_id, record=record))
         self._watch(number, evaluation)
@@ -336,14 +344,6 @@ def _told(teller: Any, state: Any) -> Mapping[str, Any]:
     """What a strategy or selection that has an optional `report(state)` says for the round's record."""
     tell = getattr(teller, "report", None)
     return dict(tell(state)) if tell is not None else {}
-
-
-def _observed(selection: Selection[Any], state: Any, tally: Tally) -> Any:
-    """The selection's state after a round."""
-    after = selection.observe(state, tally.trained(), tally.probed)
-    missed = getattr(selection, "missed", None)
-    clients = sorted({failure.client for failure in tally.failures})
-    return missed(after, clients) if missed is not None and clients else after
 
 
 def _with_telling(exchange: Exchange, selection: Selection[Any], state: Any) -> Exchange:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import time
 from dataclasses import dataclass, field
@@ -10,17 +11,34 @@ from fedloom.core.messages import GroupKey, Hello, ToAgent
 
 
 class Mailbox:
-    """Messages on their way to one session of one agent."""
+    """Messages on their way to one session of one agent.
+
+    Each message that wakes the stream costs system calls on both sides, so what can wait (`put_by`) travels with the
+    next one that cannot.
+    """
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[ToAgent | None] = queue.SimpleQueue()
+        self._aside: queue.SimpleQueue[ToAgent] = queue.SimpleQueue()
 
     def put(self, message: ToAgent) -> None:
-        """Add a message."""
+        """Add a message, after those put by."""
+        self.flush()
         self._queue.put(message)
+
+    def put_by(self, message: ToAgent) -> None:
+        """Add a message that leaves with the next one, or with `flush`."""
+        self._aside.put(message)
+
+    def flush(self) -> None:
+        """Let go what was put by."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._queue.put(self._aside.get_nowait())
 
     def get(self, timeout_s: float | None = None) -> ToAgent | None:
         """The next message; None when the mailbox was closed. Raises `queue.Empty` after `timeout_s`."""
+        self.flush()
         return self._queue.get(timeout=timeout_s) if timeout_s != 0 else self._queue.get_nowait()
 
     def get_all(self, limit: int) -> list[ToAgent]:
@@ -40,7 +58,8 @@ class Mailbox:
         return messages
 
     def close(self) -> None:
-        """End the stream that reads this."""
+        """End the stream that reads this, after what is in it."""
+        self.flush()
         self._queue.put(None)
 
 

@@ -105,7 +105,7 @@ class PayloadStore:
         return offers
 
     def retain(self, run_id: str, digests: Collection[str]) -> None:
-        """Only these pinned records of a run are still wanted; the memory of the others may be reused."""
+        """Only these pinned records of a run are still wanted; the others are no longer on offer."""
         pinned = self._pinned.pop(run_id, {})
         for sha256 in pinned.keys() - set(digests):
             self._end(pinned.pop(sha256))
@@ -126,6 +126,8 @@ class PayloadStore:
                 if offer.buffer is None:
                     offer.buffer = self._depot.lease(offer.size)
                     frames.write_into(offer.record, offer.buffer.memory, offer.layout)
+                    if isinstance(offer.record, Pinned):  # one copy on this host, the server's own included
+                        offer.record.move(offer.layout.views(offer.buffer.memory.toreadonly()))
                 return PayloadRef(size=offer.size, shared=offer.buffer.name, sha256=sha256, pinned=offer.pinned)
             if not offer.sha256:
                 offer.sha256 = frames.digest(offer.record)
@@ -142,7 +144,8 @@ class PayloadStore:
     def _end(self, offer: Offer) -> None:
         with self._lock:
             if offer.buffer is not None and self._depot is not None:
-                self._depot.release(offer.buffer.name)
+                give_back = self._depot.abandon if offer.pinned else self._depot.release
+                give_back(offer.buffer.name)
             left = [other for other in self._by_digest.pop(offer.sha256, []) if other is not offer]
             if left:
                 self._by_digest[offer.sha256] = left

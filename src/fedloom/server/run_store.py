@@ -5,6 +5,7 @@
       run.json            the run's id
       workload.json       where the data came from and who holds what
       rounds.jsonl        one record per round
+      choices.jsonl       what the selection was told and chose, round by round
       events.jsonl        everything that happened, with its time
       checkpoints/        round-000012.<checksum>.safetensors, and pinned-<digest>.safetensors, what does not change
       clients/            what stateful clients keep between their rounds
@@ -28,7 +29,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pydantic
 import tomli_w
@@ -37,11 +38,13 @@ import xxhash
 from fedloom.core import frames
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadFrame, CheckpointCorrupt, LimitExceeded, NotFound, RunExists, StorageFull
-from fedloom.core.history import RoundRecord, RunSummary
+from fedloom.core.history import Choice, RoundRecord, RunSummary
 from fedloom.core.pinned import Pinned
 from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import Array, Arrays, Record
 from fedloom.server.pinned_files import PinnedFiles
+
+Line = TypeVar("Line", RoundRecord, Choice)
 
 _CHECKPOINT = re.compile(r"round-(\d{6,})\.([0-9a-f]{32})\.safetensors")
 """Round and XXH3-128 checksum. The checksum is in the name so that one rename makes a checkpoint complete."""
@@ -126,6 +129,12 @@ class RunStore(Protocol):
     def rounds(self, upto: int | None = None) -> list[RoundRecord]:
         """The rounds recorded; with `upto`, later ones are dropped for good."""
 
+    def append_choice(self, choice: Choice) -> None:
+        """Add what was chosen in a round."""
+
+    def choices(self, upto: int | None = None) -> list[Choice]:
+        """The choices recorded; with `upto`, later ones are dropped for good."""
+
     def append_event(self, event: Any) -> None:
         """Add one of `core.events`."""
 
@@ -165,6 +174,7 @@ class MemoryRunStore:
         self._experiment: Experiment | None = None
         self._workload: WorkloadInfo | None = None
         self._rounds: list[RoundRecord] = []
+        self._choices: list[Choice] = []
         self._checkpoints: list[bytes] = []
         self._pinned: Mapping[str, Pinned] = {}
         self._clients: dict[int, list[tuple[tuple[int, int], bytes]]] = {}
@@ -194,6 +204,14 @@ class MemoryRunStore:
         if upto is not None:
             self._rounds = [record for record in self._rounds if record.round <= upto]
         return list(self._rounds)
+
+    def append_choice(self, choice: Choice) -> None:
+        self._choices.append(choice)
+
+    def choices(self, upto: int | None = None) -> list[Choice]:
+        if upto is not None:
+            self._choices = [choice for choice in self._choices if choice.round <= upto]
+        return list(self._choices)
 
     def append_event(self, event: Any) -> None:
         self.events.append(event)
@@ -227,7 +245,7 @@ class MemoryRunStore:
         self.summary = summary
 
     def discard(self) -> None:
-        self._rounds, self._checkpoints, self._clients = [], [], {}
+        self._rounds, self._choices, self._checkpoints, self._clients = [], [], [], {}
 
 
 class DiskRunStore:
@@ -286,21 +304,33 @@ class DiskRunStore:
         return WorkloadInfo(**values) if values else None
 
     def append_round(self, record: RoundRecord) -> None:
-        with _full_disk(self._folder), (self._folder / "rounds.jsonl").open("a") as file:
-            file.write(record.model_dump_json() + "\n")
+        self._append("rounds.jsonl", record)
 
     def rounds(self, upto: int | None = None) -> list[RoundRecord]:
-        path = self._folder / "rounds.jsonl"
-        records = []
-        for line in path.read_text().splitlines() if path.exists() else []:
+        return self._lines("rounds.jsonl", RoundRecord, upto)
+
+    def append_choice(self, choice: Choice) -> None:
+        self._append("choices.jsonl", choice)
+
+    def choices(self, upto: int | None = None) -> list[Choice]:
+        return self._lines("choices.jsonl", Choice, upto)
+
+    def _append(self, name: str, line: RoundRecord | Choice) -> None:
+        with _full_disk(self._folder), (self._folder / name).open("a") as file:
+            file.write(line.model_dump_json() + "\n")
+
+    def _lines(self, name: str, kind: type[Line], upto: int | None) -> list[Line]:
+        path = self._folder / name
+        lines: list[Line] = []
+        for text in path.read_text().splitlines() if path.exists() else []:
             try:
-                records.append(RoundRecord.model_validate_json(line))
+                lines.append(kind.model_validate_json(text))
             except pydantic.ValidationError:
                 break  # the process died in the middle of this line; the round is done again
         if upto is not None:
-            records = [record for record in records if record.round <= upto]
-            _write(path, "".join(record.model_dump_json() + "\n" for record in records).encode())
-        return records
+            lines = [line for line in lines if line.round <= upto]
+            _write(path, "".join(line.model_dump_json() + "\n" for line in lines).encode())
+        return lines
 
     def append_event(self, event: Any) -> None:
         line = json.dumps(event_json(event))

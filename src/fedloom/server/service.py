@@ -57,7 +57,7 @@ class FleetService(FleetServicer):
             return codec.welcome_message(welcome)
 
     def Work(
-        self, request_iterator: Iterator[pb.FromAgent], context: grpc.ServicerContext
+        self, request_iterator: Iterator[pb.FromAgentBatch], context: grpc.ServicerContext
     ) -> Iterator[pb.ToAgentBatch]:
         with _answering(context):
             node, session = self._caller(context)
@@ -110,7 +110,7 @@ class FleetService(FleetServicer):
 
     def _read(
         self,
-        requests: Iterator[pb.FromAgent],
+        requests: Iterator[pb.FromAgentBatch],
         context: grpc.ServicerContext,
         node: str,
         session: str,
@@ -120,7 +120,10 @@ class FleetService(FleetServicer):
         try:
             for wire in requests:
                 self._coordinator.count_bytes(node, up=wire.ByteSize())
-                self._coordinator.receive(node, session, codec.read_from_agent(wire, node))
+                if not wire.messages:
+                    raise BadMessage(f"node {node!r} sent an empty batch; is the agent newer than this server?")
+                for message in wire.messages:
+                    self._coordinator.receive(node, session, codec.read_from_agent(message, node))
         except NotFound as exc:  # another session has taken this one's place
             self._coordinator.detach(node, session, str(exc), mailbox)
         except FedloomError as exc:

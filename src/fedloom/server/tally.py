@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedloom.core.history import Failure, NodeShare, RoundRecord, Timing, Traffic
+from fedloom.core.history import Choice, Failure, NodeShare, RoundRecord, Timing, Traffic
 from fedloom.core.records import ClientReport, Exchange, Metrics, RoundContext, add_metrics, metric_values
+from fedloom.server.choices import told
 from fedloom.server.exchange import Collected, as_line
 from fedloom.server.nodes import Node
 
@@ -41,7 +42,23 @@ class Tally:
 
     def trained(self) -> Sequence[ClientReport]:
         """One report for each client that trained: the candidates' where they did, else those of the cohort."""
-        return [report for report in self.probed if report.num_trained] or self.folded
+        return [report for report in self.probed if report.num_trained] or self.updates()
+
+    def updates(self) -> Sequence[ClientReport]:
+        """One report for each update that was folded: not those of a strategy's other questions, beside training."""
+        return [report for report in self.folded if report.num_trained] or self.folded
+
+    def choice(self, context: RoundContext) -> Choice:
+        """The line for `choices.jsonl`."""
+        trained_as_probed = any(report.num_trained for report in self.probed)
+        return Choice(
+            round=context.round,
+            cohort=list(context.cohort),
+            probed=[told(report) for report in self.probed],
+            collected=self.collected,
+            trained=[] if trained_as_probed else [told(report) for report in self.updates()],
+            missed=sorted({failure.client for failure in self.failures}),
+        )
 
     def record(
         self,
@@ -55,14 +72,15 @@ class Tally:
         """The line for `rounds.jsonl`."""
         reports = [*self.probed, *self.folded]
         seconds: dict[str, float] = {}
-        for report in reports:
+        worked = [report for report in reports if report.num_trained] or reports
+        for report in worked:
             seconds[str(report.client)] = seconds.get(str(report.client), 0.0) + report.seconds
         return RoundRecord(
             round=context.round,
             cohort=self.collected or list(context.cohort),
             candidates=[report.client for report in self.probed],
             probe={str(report.client): _short(report.info) for report in self.probed if report.info},
-            num_examples=sum(report.num_examples for report in self.folded),
+            num_examples=sum(report.num_examples for report in self.updates()),
             local_trainings=sum(report.num_trained for report in reports),
             metrics=metric_values(sum_metrics(self.folded)),
             evaluation=evaluation,
@@ -74,7 +92,7 @@ class Tally:
                 wire_bytes_down=sum(share.wire_bytes_down for share in shares.values()),
                 wire_bytes_up=sum(share.wire_bytes_up for share in shares.values()),
             ),
-            timing=timing.model_copy(update={"training_s": sum(report.seconds for report in reports)}),
+            timing=timing.model_copy(update={"training_s": sum(report.seconds for report in worked)}),
             client_seconds=seconds,
             failures=self.failures,
             stale=stale,

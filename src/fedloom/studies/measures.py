@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedloom.core.history import RoundRecord
+from fedloom.reporting.plugins import contributions
 from fedloom.reporting.run_folder import RunFolder
 from fedloom.selection._choosing.balance import divergence, imbalance
 from fedloom.studies import statistics
@@ -132,9 +133,16 @@ def spiking(run: RunFolder) -> Measured:
     return Measured(numbers, series)
 
 
+def own(run: RunFolder) -> Measured:
+    """What the run's strategy and workload read out of it themselves (their folders' `report.py`)."""
+    numbers = [contribution.numbers for contribution in contributions(run)]
+    return Measured({name: float(value) for each in numbers for name, value in each.items()})
+
+
 ANALYSES: dict[str, Callable[[RunFolder], Measured]] = {
     "balance": balance,
     "novelty": novelty,
+    "own": own,
     "participation": participation,
     "spiking": spiking,
 }

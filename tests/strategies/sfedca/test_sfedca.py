@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fleet_support import hold_session
 
 from fedloom.client.held import HeldUpdates
+from fedloom.core.accumulators import UpdateList
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, UsageError
 from fedloom.core.records import Record, RoundContext, Update
@@ -38,6 +43,10 @@ def experiment(**values: Any) -> Experiment:
     return Experiment.parse({**base, **values})
 
 
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 @pytest.fixture(scope="module")
 def plain() -> api.RunResult:
     return api.run(experiment(), keep=False)
@@ -55,6 +64,17 @@ def test_it_equals_averaging_with_the_credit_as_selection_when_groups_are_equal(
     other = api.run(experiment(strategy="fedavg", cohort=M, selection=selection), keep=False)
     assert [record.cohort for record in other.history] == [record.cohort for record in plain.history]
     assert other.summary.model_sha256 == plain.summary.model_sha256
+
+
+@pytest.mark.parametrize("rule", ["shortlist-balance", "topm"])
+def test_without_learning_every_credit_is_zero_and_the_draw_decides(rule: str) -> None:
+    """CA-2, with a step too small to move a weight; the chi-square test over rounds is the selection's own."""
+    still = experiment(strategy={"name": "sfedca", "select": M, "rule": rule}).override(
+        ["workload.training.learning_rate=1e-30"]
+    )
+    for record in api.run(still, keep=False).history:
+        assert set(record.info["credits"].values()) == {0.0}
+        assert record.cohort == record.candidates[:M]
 
 
 def test_traffic_is_exact(plain: api.RunResult) -> None:
@@ -119,6 +139,57 @@ def test_a_model_that_was_lost_between_the_exchanges_is_trained_again(
     again = api.run(experiment(), keep=False)
     assert again.summary.model_sha256 == plain.summary.model_sha256
     assert len(lost) == 3 * M
+
+
+def test_a_worker_killed_between_the_exchanges_changes_nothing(
+    plain: api.RunResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its candidates' models are gone with it; those that were chosen are trained again elsewhere, the same bits."""
+    finish, killed = SFedCA.finish, []
+
+    def kill_one(self: SFedCA, state: Any, total: Any, context: RoundContext) -> Any:
+        if isinstance(total, UpdateList) and context.round == 2 and not killed:
+            workers = [worker for nursery in children(os.getpid()) for worker in children(nursery)]
+            killed.append(workers[0])
+            os.kill(workers[0], signal.SIGKILL)
+        return finish(self, state, total, context)
+
+    monkeypatch.setattr(SFedCA, "finish", kill_one)
+    workers = experiment(runtime={"name": "process", "workers": 2})
+    again = api.run(workers, keep=False)
+    assert killed and again.summary.model_sha256 == plain.summary.model_sha256
+    assert [record.cohort for record in again.history] == [record.cohort for record in plain.history]
+    assert again.summary.failures == 0
+
+
+def test_a_candidate_that_fails_is_missing_and_the_rest_go_on() -> None:
+    """m may then exceed those who answered: all of them are averaged."""
+    lost = experiment(
+        rounds=1, cohort=2, strategy={"name": "sfedca", "select": 2}, round={"quorum_fraction": 0.5}, clients=2
+    )
+    fail, failed = HeldUpdates.put, []
+
+    def put(self: HeldUpdates, run_id: str, round: int, client: int, update: Update) -> None:
+        if client == 1:
+            failed.append(client)
+            raise RuntimeError("no room for the model")
+        fail(self, run_id, round, client, update)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HeldUpdates, "put", put)
+        patch.setenv("FEDLOOM_DEBUG", "0")
+        run = api.run(lost, keep=False)
+    assert failed and [failure.client for failure in run.history[0].failures] == [1]
+    assert run.history[0].cohort == [0]
+
+
+def test_nodes_without_shared_memory_give_the_same_bits(plain: api.RunResult) -> None:
+    """As on machines of their own: payloads are streamed, each node keeps the models of the candidates it trained."""
+    outcome = hold_session(experiment(), workers=3, shared_memory=False)
+    assert outcome.error is None
+    assert [record.cohort for record in outcome.history] == [record.cohort for record in plain.history]
+    assert outcome.summary.model_sha256 == plain.summary.model_sha256
+    assert sum(len(record.nodes) for record in outcome.history) > len(outcome.history)
 
 
 def test_processes_give_the_same_bits(plain: api.RunResult) -> None:

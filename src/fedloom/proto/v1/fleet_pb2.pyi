@@ -598,6 +598,28 @@ class FromAgent(_message.Message):
 Global___FromAgent: _TypeAlias = FromAgent  # noqa: Y015
 
 @_typing.final
+class FromAgentBatch(_message.Message):
+    """What an agent has to say at once, in order: results of small groups travel together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___FromAgent]: ...
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[Global___FromAgent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FromAgentBatch: _TypeAlias = FromAgentBatch  # noqa: Y015
+
+@_typing.final
 class ToAgent(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

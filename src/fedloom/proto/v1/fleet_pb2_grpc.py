@@ -41,7 +41,7 @@ class FleetStub:
                 _registered_method=True)
         self.Work = channel.stream_stream(
                 '/fedloom.proto.v1.Fleet/Work',
-                request_serializer=fedloom_dot_proto_dot_v1_dot_fleet__pb2.FromAgent.SerializeToString,
+                request_serializer=fedloom_dot_proto_dot_v1_dot_fleet__pb2.FromAgentBatch.SerializeToString,
                 response_deserializer=fedloom_dot_proto_dot_v1_dot_fleet__pb2.ToAgentBatch.FromString,
                 _registered_method=True)
         self.UploadOffset = channel.unary_unary(
@@ -85,7 +85,7 @@ def add_FleetServicer_to_server(servicer, server):
             ),
             'Work': grpc.stream_stream_rpc_method_handler(
                     servicer.Work,
-                    request_deserializer=fedloom_dot_proto_dot_v1_dot_fleet__pb2.FromAgent.FromString,
+                    request_deserializer=fedloom_dot_proto_dot_v1_dot_fleet__pb2.FromAgentBatch.FromString,
                     response_serializer=fedloom_dot_proto_dot_v1_dot_fleet__pb2.ToAgentBatch.SerializeToString,
             ),
             'UploadOffset': grpc.unary_unary_rpc_method_handler(
@@ -146,7 +146,7 @@ class Fleet:
             request_iterator,
             target,
             '/fedloom.proto.v1.Fleet/Work',
-            fedloom_dot_proto_dot_v1_dot_fleet__pb2.FromAgent.SerializeToString,
+            fedloom_dot_proto_dot_v1_dot_fleet__pb2.FromAgentBatch.SerializeToString,
             fedloom_dot_proto_dot_v1_dot_fleet__pb2.ToAgentBatch.FromString,
             options,
             channel_credentials,

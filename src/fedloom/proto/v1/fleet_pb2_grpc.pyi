@@ -44,7 +44,7 @@ class FleetStub:
     def __new__(cls, channel: _aio.Channel) -> FleetAsyncStub: ...
     Register: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.RegisterRequest, _fleet_pb2.RegisterReply]
     """Introduce a node. Must come before Work; doing it again replaces the node's older session."""
-    Work: _grpc.StreamStreamMultiCallable[_fleet_pb2.FromAgent, _fleet_pb2.ToAgentBatch]
+    Work: _grpc.StreamStreamMultiCallable[_fleet_pb2.FromAgentBatch, _fleet_pb2.ToAgentBatch]
     """One long-lived stream: groups of jobs are pushed down, results and heartbeats go up."""
     UploadOffset: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.UploadRequest, _fleet_pb2.UploadReply]
     """How much of an upload the server already has."""
@@ -54,7 +54,7 @@ class FleetAsyncStub(FleetStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Register: _aio.UnaryUnaryMultiCallable[_fleet_pb2.RegisterRequest, _fleet_pb2.RegisterReply]  # type: ignore[assignment]
     """Introduce a node. Must come before Work; doing it again replaces the node's older session."""
-    Work: _aio.StreamStreamMultiCallable[_fleet_pb2.FromAgent, _fleet_pb2.ToAgentBatch]  # type: ignore[assignment]
+    Work: _aio.StreamStreamMultiCallable[_fleet_pb2.FromAgentBatch, _fleet_pb2.ToAgentBatch]  # type: ignore[assignment]
     """One long-lived stream: groups of jobs are pushed down, results and heartbeats go up."""
     UploadOffset: _aio.UnaryUnaryMultiCallable[_fleet_pb2.UploadRequest, _fleet_pb2.UploadReply]  # type: ignore[assignment]
     """How much of an upload the server already has."""
@@ -71,7 +71,7 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Work(
         self,
-        request_iterator: _MaybeAsyncIterator[_fleet_pb2.FromAgent],
+        request_iterator: _MaybeAsyncIterator[_fleet_pb2.FromAgentBatch],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_fleet_pb2.ToAgentBatch], _abc.AsyncIterator[_fleet_pb2.ToAgentBatch]]:
         """One long-lived stream: groups of jobs are pushed down, results and heartbeats go up."""

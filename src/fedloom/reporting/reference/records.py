@@ -18,6 +18,8 @@ _MODELS: Mapping[type[BaseModel], str] = {
     history.Timing: "In a round record: `timing`.",
     history.Failure: "In a round record: `failures`.",
     history.NodeShare: "In a round record: `nodes`, by the node's name.",
+    history.Choice: "`fedloom replay` makes these choices again.",
+    history.Told: "In a choice: `probed` and `trained`.",
 }
 
 

@@ -85,15 +85,17 @@ def _claims(result: StudyResult) -> Markup | None:
             [
                 _statement(verdict) if verdict.claim != before else None,
                 [_figures([f"{verdict.arm}, {verdict.scenario}"]), tag("br"), _mark(verdict.outcome)],
-                _figures(numbers_text(name, found) for name, found in verdict.numbers.items()),
-                verdict.earlier or NOTHING,
+                [
+                    _figures(numbers_text(name, found) for name, found in verdict.numbers.items()),
+                    [tag("br"), tag("small", f"earlier: {verdict.earlier}")] if verdict.earlier else None,
+                ],
             ]
         )
         before = verdict.claim
-    head = ("claim", "arm, scenario", "here", "earlier")
-    shown = table(head, rows, caption="What was to be shown, and what came out", text=4)
+    head = ("claim", "arm, scenario", "what came out")
+    shown = table(head, rows, caption="What was to be shown, and what came out", text=3)
     note = (
-        "“Told” claims set no bound. “Earlier” is what a smaller measurement had given. Brackets are 95 % bootstrap "
+        "“Told” claims set no bound; “earlier” is what a smaller measurement had given. Brackets are 95 % bootstrap "
         "intervals over seeds, p is a one-sided Wilcoxon test's."
     )
     return section("Claims", shown, tag("p", note, class_="note"))
@@ -101,7 +103,8 @@ def _claims(result: StudyResult) -> Markup | None:
 
 def _statement(verdict: Verdict) -> Content:
     asked = f"asked: {', '.join(verdict.bounds)}" if verdict.bounds else "no bound set"
-    return [tag("strong", verdict.claim), tag("br"), verdict.text, tag("br"), tag("small", asked)]
+    said = (tag("strong", verdict.claim), tag("br"), verdict.text, tag("br"), tag("small", asked))
+    return tag("div", *said, style="min-width:17em")
 
 
 def _mark(outcome: str) -> Markup:

@@ -136,7 +136,8 @@ def numbers_text(name: str, found: Estimate) -> str:
     smaller = found.value < (1.0 if name.endswith("_ratio") else 0.0)
     side, p = ("less", found.p_less) if smaller else ("greater", found.p_greater)
     shown = "" if p is None else f", p({side}) {p_text(p)}"
-    return f"{_spoken(name)} {interval(found, sign=name.endswith('_difference'))}{shown}"
+    digits = 2 if name.endswith("_ratio") else 3
+    return f"{_spoken(name)} {interval(found, sign=name.endswith('_difference'), digits=digits)}{shown}"
 
 
 def _spoken(name: str) -> str:

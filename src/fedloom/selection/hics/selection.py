@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
-from fedloom.core.protocols import Probe, Roster
 from fedloom.core.records import ClientReport
-from fedloom.selection._choosing.candidates import check_population, draw_uniformly, number_of_candidates
-from fedloom.selection._choosing.reports import clients_at, examples, vectors
+from fedloom.selection._choosing.measured import Measured, among_told
+from fedloom.selection._choosing.reports import examples, vectors
+from fedloom.selection._choosing.sampling import Indices
 from fedloom.selection.hics.clusters import clusters, distances, draw, entropies
 from fedloom.selection.hics.config import Config
-from fedloom.selection.uniform.selection import Nothing
 
 
-class HeterogeneityClusters:
+def pick(reports: Sequence[ClientReport], size: int, rng: np.random.Generator, *, config: Config) -> Indices:
     """Estimate each candidate's heterogeneity from its output-layer update, cluster, and sample the clusters.
 
     A reconstruction from the abstract of Chen and Vikalo 2024, "Heterogeneity-Guided Client Sampling: Towards Fast and
@@ -25,47 +25,18 @@ class HeterogeneityClusters:
     of entropies), m clusters by average linkage, and the draw (clusters by exp(preference * mean entropy), members by
     n_k), on the d candidates of one round.
     """
+    changes = vectors(reports, "output", "hics")
 
-    State = Nothing
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-
-    def init(self, roster: Roster) -> Nothing:
-        check_population(self._config, roster)
-        return Nothing()
-
-    def probe(self, state: Nothing, roster: Roster, size: int, rng: np.random.Generator) -> Probe | None:
-        count = number_of_candidates(self._config, roster, size)
-        return Probe(
-            candidates=draw_uniformly(roster, count, rng),
-            kind="train",
-            measure="hics",
-            knobs={"array": self._config.array},
-        )
-
-    def choose(
-        self,
-        state: Nothing,
-        roster: Roster,
-        size: int,
-        rng: np.random.Generator,
-        reports: Sequence[ClientReport] = (),
-    ) -> tuple[int, ...]:
-        config, changes = self._config, vectors(reports, "output", "hics")
-        told = np.flatnonzero(np.isfinite(changes).all(axis=1))
-        places = min(size, len(told))
+    def drawn(told: Indices, places: int) -> Indices:
         entropy = entropies(changes[told], config.temperature)
         groups = clusters(distances(changes[told], entropy, config.entropy_weight), places)
         weights = np.maximum(examples(reports)[told], 1e-12)
-        picked = told[draw(groups, entropy, weights, places, config.preference, rng)]
-        rest = np.setdiff1d(np.arange(len(reports)), told)[: size - places]
-        return clients_at(reports, np.concatenate([picked, rest]))
+        return draw(groups, entropy, weights, places, config.preference, rng)
 
-    def observe(self, state: Nothing, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> Nothing:
-        return state
+    return among_told(changes, size, drawn)
 
 
-def build_selection(config: Config) -> HeterogeneityClusters:
+def build_selection(config: Config) -> Measured:
     """The selection a `Config` describes."""
-    return HeterogeneityClusters(config)
+    chosen = partial(pick, config=config)
+    return Measured(settings=config, kind="train", measure="hics", knobs={"array": config.array}, pick=chosen)

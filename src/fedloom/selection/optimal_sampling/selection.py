@@ -6,13 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedloom.core.protocols import Probe, Roster
 from fedloom.core.records import ClientReport
-from fedloom.selection._choosing.candidates import check_population, draw_uniformly, number_of_candidates
-from fedloom.selection._choosing.reports import clients_at, examples, numbers
-from fedloom.selection._choosing.sampling import Floats, systematic
+from fedloom.selection._choosing.measured import Measured
+from fedloom.selection._choosing.reports import examples, numbers
+from fedloom.selection._choosing.sampling import Floats, Indices, systematic
 from fedloom.selection.optimal_sampling.config import Config
-from fedloom.selection.uniform.selection import Nothing
 
 
 def inclusion_probabilities(weighted_norms: Floats, size: int) -> Floats:
@@ -45,46 +43,20 @@ def inclusion_probabilities(weighted_norms: Floats, size: int) -> Floats:
     return inclusion
 
 
-class OptimalSampling:
-    """d uniform candidates train; m of them are drawn with inclusion probabilities proportional to p_k ||w_k - w_t||.
+def pick(reports: Sequence[ClientReport], size: int, rng: np.random.Generator) -> Indices:
+    """M candidates, drawn with inclusion probabilities proportional to p_k ||w_k - w_t||.
 
     Chen, Horváth, Richtárik 2020 (see `inclusion_probabilities`); p_k = n_k / n over the candidates. Their draws are
     independent, so that a cohort has m clients on average; here it has exactly m, with the same probabilities
     (systematic sampling). Their unbiased estimate divides each update by its probability: that belongs to
     aggregation, which a selection leaves alone, so the mean is biased towards large updates.
     """
-
-    State = Nothing
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-
-    def init(self, roster: Roster) -> Nothing:
-        check_population(self._config, roster)
-        return Nothing()
-
-    def probe(self, state: Nothing, roster: Roster, size: int, rng: np.random.Generator) -> Probe | None:
-        count = number_of_candidates(self._config, roster, size)
-        return Probe(candidates=draw_uniformly(roster, count, rng), kind="train", measure="update_norm")
-
-    def choose(
-        self,
-        state: Nothing,
-        roster: Roster,
-        size: int,
-        rng: np.random.Generator,
-        reports: Sequence[ClientReport] = (),
-    ) -> tuple[int, ...]:
-        size = min(size, len(reports))
-        norms = np.nan_to_num(numbers(reports, "norm", "optimal_sampling"))  # what was not told counts as no update
-        weights = examples(reports)
-        inclusion = inclusion_probabilities(np.maximum(norms, 0.0) * weights / max(weights.sum(), 1.0), size)
-        return clients_at(reports, systematic(inclusion, rng))
-
-    def observe(self, state: Nothing, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> Nothing:
-        return state
+    norms = np.nan_to_num(numbers(reports, "norm", "optimal_sampling"))  # what was not told counts as no update
+    weights = examples(reports)
+    weighted_norms = np.maximum(norms, 0.0) * weights / max(weights.sum(), 1.0)
+    return systematic(inclusion_probabilities(weighted_norms, min(size, len(reports))), rng)
 
 
-def build_selection(config: Config) -> OptimalSampling:
+def build_selection(config: Config) -> Measured:
     """The selection a `Config` describes."""
-    return OptimalSampling(config)
+    return Measured(settings=config, kind="train", measure="update_norm", pick=pick)

@@ -6,17 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedloom.core.protocols import Probe, Roster
 from fedloom.core.records import ClientReport
-from fedloom.selection._choosing.candidates import check_population, draw_uniformly, number_of_candidates
 from fedloom.selection._choosing.coverage import cosine, facility_location
-from fedloom.selection._choosing.reports import clients_at, vectors
-from fedloom.selection._choosing.sampling import Floats
+from fedloom.selection._choosing.measured import Measured, among_told
+from fedloom.selection._choosing.reports import vectors
+from fedloom.selection._choosing.sampling import Floats, Indices
 from fedloom.selection.spike_activity.config import Config
-from fedloom.selection.uniform.selection import Nothing
 
 
-class SpikeActivity:
+def pick(reports: Sequence[ClientReport], size: int, rng: np.random.Generator) -> Indices:
     """Start with S empty; m times add the j minimising sum_i min_{s in S + j} sum_l (1 - cos(a_il, a_sl)).
 
     a_kl are the mean firing rates of layer l's neurons on candidate k's data after its local training. The idea is that
@@ -24,42 +22,9 @@ class SpikeActivity:
     sums the same cosine once per layer and minimises similarity as if it were distance; this is the form it seems to
     mean, our reconstruction.
     """
-
-    State = Nothing
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-
-    def init(self, roster: Roster) -> Nothing:
-        check_population(self._config, roster)
-        return Nothing()
-
-    def probe(self, state: Nothing, roster: Roster, size: int, rng: np.random.Generator) -> Probe | None:
-        count = number_of_candidates(self._config, roster, size)
-        return Probe(
-            candidates=draw_uniformly(roster, count, rng),
-            kind="train",
-            measure="spike_activity",
-            knobs={"resolution": self._config.resolution},
-        )
-
-    def choose(
-        self,
-        state: Nothing,
-        roster: Roster,
-        size: int,
-        rng: np.random.Generator,
-        reports: Sequence[ClientReport] = (),
-    ) -> tuple[int, ...]:
-        activity = vectors(reports, "activity", "spike_activity")
-        told = np.flatnonzero(np.isfinite(activity).all(axis=1))
-        widths = _widths(reports, activity.shape[1])
-        picked = told[facility_location(distances(activity[told], widths), min(size, len(told)))]
-        rest = np.setdiff1d(np.arange(len(reports)), told)[: size - len(picked)]
-        return clients_at(reports, np.concatenate([picked, rest]))
-
-    def observe(self, state: Nothing, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> Nothing:
-        return state
+    activity = vectors(reports, "activity", "spike_activity")
+    widths = _widths(reports, activity.shape[1])
+    return among_told(activity, size, lambda told, places: facility_location(distances(activity[told], widths), places))
 
 
 def distances(activity: Floats, widths: Sequence[int]) -> Floats:
@@ -84,6 +49,7 @@ def _widths(reports: Sequence[ClientReport], total: int) -> tuple[int, ...]:
     return max(fitting, key=fitting.count) if fitting else (total,)
 
 
-def build_selection(config: Config) -> SpikeActivity:
+def build_selection(config: Config) -> Measured:
     """The selection a `Config` describes."""
-    return SpikeActivity(config)
+    knobs = {"resolution": config.resolution}
+    return Measured(settings=config, kind="train", measure="spike_activity", knobs=knobs, pick=pick)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedloom.core.errors import BadUpdate
 from fedloom.core.pinned import Pinned
-from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, MODEL, Arrays, Groups, Record
+from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, LORA_E, MODEL, Arrays, Groups, Record
 from fedloom.workloads._adapters.layers import LoraLayer, attach_to, weight_change
 from fedloom.workloads._torch.arrays import as_array, as_tensor
 from fedloom.workloads._torch.whole import fitting
@@ -26,6 +26,7 @@ class _Plan:
     modules: tuple[str, ...]
     head: tuple[str, ...]
     frozen_a: bool
+    gated: bool
     rank_max: int
     scale: float
 
@@ -49,7 +50,9 @@ class Adapted:
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._model, self._device = model, device
-        self._tensors = dict(model.state_dict(keep_vars=True))
+        fixed = {name for name, p in model.named_parameters() if not p.requires_grad}
+        self._trainable = [p for p in model.parameters() if p.requires_grad]
+        self._tensors = {name: t for name, t in model.state_dict(keep_vars=True).items() if name not in fixed}
         self._attached: _Attached | None = None
         self._base: tuple[str, ...] = ()
         """Digests of the weights and merged updates the model now has, in order."""
@@ -100,7 +103,7 @@ class Adapted:
             self._attached = None
         for tensor in self._tensors.values():
             tensor.data = tensor.data.clone()
-        for parameter in self._model.parameters():
+        for parameter in self._trainable:
             parameter.requires_grad_(True)
 
     def _lay(self, base: Sequence[Pinned], head: Sequence[str]) -> None:
@@ -141,7 +144,9 @@ class Adapted:
             )
         for parameter in self._model.parameters():
             parameter.requires_grad_(False)
-        layers, detach = attach_to(self._model, plan.modules, rank_max=plan.rank_max, scale=plan.scale)
+        layers, detach = attach_to(
+            self._model, plan.modules, rank_max=plan.rank_max, scale=plan.scale, gated=plan.gated
+        )
         head = {name: self._tensors[name] for name in plan.head}
         for tensor in head.values():
             tensor.data = tensor.data.clone()  # may have been a view of a base
@@ -155,6 +160,7 @@ class Adapted:
         else:
             groups[LORA_A] = {name: layer.a for name, layer in layers.items()}
         groups[LORA_B] = {name: layer.b for name, layer in layers.items()}
+        groups |= {LORA_E: {n: layer.e for n, layer in layers.items() if layer.e is not None}} if plan.gated else {}
         self.trained = [(group, name) for group, tensors in groups.items() for name in tensors]
         self.parameters = [tensor for tensors in groups.values() for tensor in tensors.values()]
 
@@ -165,6 +171,8 @@ class Adapted:
         for name, layer in attached.layers.items():
             a = record.groups[LORA_A][name] if frozen_a is None else frozen_a[name]
             layer.rank = _rank(name, layer, a.shape, record.groups[LORA_B][name].shape)
+            if attached.plan.gated and record.groups[LORA_E][name].shape != (layer.rank,):
+                raise BadUpdate(f"adapter of module {name!r}: expected {layer.rank} gates, one for each component")
             if frozen_a is not None:
                 with torch.no_grad():
                     layer.active[0].copy_(as_tensor(a))
@@ -200,10 +208,9 @@ def _plan(record: Record, frozen_a: Arrays | None) -> _Plan:
     """
     told = record.info[ADAPTERS]
     modules = tuple(told["modules"])
-    for group, factors in (
-        (LORA_A, frozen_a or record.groups.get(LORA_A, {})),
-        (LORA_B, record.groups.get(LORA_B, {})),
-    ):
+    groups = {LORA_A: frozen_a or record.groups.get(LORA_A, {}), LORA_B: record.groups.get(LORA_B, {})}
+    groups |= {LORA_E: record.groups[LORA_E]} if LORA_E in record.groups else {}
+    for group, factors in groups.items():
         missing, left_over = sorted(set(modules) - factors.keys()), sorted(factors.keys() - set(modules))
         if missing or left_over:
             raise BadUpdate(
@@ -211,7 +218,7 @@ def _plan(record: Record, frozen_a: Arrays | None) -> _Plan:
                 f"record says it is for {len(modules)} modules. Nothing was loaded"
             )
     head = tuple(record.groups.get(MODEL, {}))
-    return _Plan(modules, head, frozen_a is not None, told["rank_max"], told["scale"])
+    return _Plan(modules, head, frozen_a is not None, LORA_E in record.groups, told["rank_max"], told["scale"])
 
 
 def _rank(name: str, layer: LoraLayer, a: tuple[int, ...], b: tuple[int, ...]) -> int:
@@ -229,4 +236,4 @@ def _active(tensor: Tensor, group: str, layer: LoraLayer | None) -> Tensor:
     """The part of an adapter's tensor, or of one shaped like it, that its rank uses."""
     if group == MODEL or layer is None:
         return tensor
-    return tensor[: layer.rank] if group == LORA_A else tensor[:, : layer.rank]
+    return tensor[:, : layer.rank] if group == LORA_B else tensor[: layer.rank]

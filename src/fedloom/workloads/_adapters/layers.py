@@ -23,19 +23,23 @@ from fedloom.workloads._adapters.targets import Shape, adaptable, is_conv1d, sha
 class LoraLayer(nn.Module):
     """W x becomes W x + s·B(A x) (Hu et al. 2022, "LoRA", equation 3, with s for alpha/r).
 
+    With gates it is W x + s·B(e ⊙ A x), which is AdaLoRA's P Λ Q with P = B, Q = A and Λ = diag(e).
+
     Args:
         module: what it goes to; not kept as a part of this one.
         shape: the module's weight as a matrix (o, i).
         rank_max: the largest rank r it will be given.
         scale: s, dimensionless.
+        gated: whether there are gates e between the factors.
     """
 
-    def __init__(self, module: nn.Module, shape: Shape, rank_max: int, scale: float) -> None:
+    def __init__(self, module: nn.Module, shape: Shape, rank_max: int, scale: float, *, gated: bool = False) -> None:
         super().__init__()
         weight = module.weight
         assert isinstance(weight, Tensor)
         self.a = nn.Parameter(weight.new_zeros(rank_max, shape.in_))
         self.b = nn.Parameter(weight.new_zeros(shape.out, rank_max))
+        self.e = nn.Parameter(weight.new_zeros(rank_max)) if gated else None
         self.rank, self.scale = rank_max, scale
         self._delta = _delta_of(module)
 
@@ -44,9 +48,15 @@ class LoraLayer(nn.Module):
         """A of shape (r, i) and B of shape (o, r) at the rank that is active, views of the tensors."""
         return self.a[: self.rank], self.b[:, : self.rank]
 
+    @property
+    def product(self) -> tuple[Tensor, Tensor]:
+        """Factors whose product is what the layer adds, but for s: `active` with the gates in B."""
+        a, b = self.active
+        return (a, b) if self.e is None else (a, b * self.e[: self.rank])
+
     def hook(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         """The module's output with the adapter's part added: a forward hook."""
-        return torch.add(output, self._delta(args[0], *self.active), alpha=self.scale)
+        return torch.add(output, self._delta(args[0], *self.product), alpha=self.scale)
 
 
 def attach(
@@ -65,7 +75,7 @@ def attach(
 
 
 def attach_to(
-    model: nn.Module, names: Sequence[str], *, rank_max: int, scale: float
+    model: nn.Module, names: Sequence[str], *, rank_max: int, scale: float, gated: bool = False
 ) -> tuple[dict[str, LoraLayer], Callable[[], None]]:
     """Put an adapter on each of these modules; see `attach`."""
     layers, handles = {}, list[RemovableHandle]()
@@ -79,7 +89,7 @@ def attach_to(
                 f"rank {rank_max} does not fit module {name!r}: expected 1 to {min(shape.out, shape.in_)}, the smaller "
                 f"side of its ({shape.out}, {shape.in_}) matrix"
             )
-        layers[name] = LoraLayer(module, shape, rank_max, scale)
+        layers[name] = LoraLayer(module, shape, rank_max, scale, gated=gated)
         handles.append(module.register_forward_hook(layers[name].hook))
 
     def detach() -> None:
@@ -112,7 +122,7 @@ def merge(model: nn.Module, layers: Mapping[str, LoraLayer]) -> None:
             module = model.get_submodule(name)
             weight = module.weight
             assert isinstance(weight, Tensor)
-            weight += weight_change(module, layer.active, layer.scale)
+            weight += weight_change(module, layer.product, layer.scale)
 
 
 _Delta = Callable[[Tensor, Tensor, Tensor], Tensor]

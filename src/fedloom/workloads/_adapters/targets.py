@@ -76,7 +76,7 @@ def model_info(model: nn.Module, head: Sequence[str] = ()) -> Info:
     """What a workload's initial record tells strategies in its `info`.
 
     Args:
-        model: the model whose arrays travel.
+        model: the model whose arrays travel; what needs no gradient does not, and carries no adapter.
         head: names of the modules that are trained as they are beside the adapters (the task's head).
 
     Returns:
@@ -86,6 +86,8 @@ def model_info(model: nn.Module, head: Sequence[str] = ()) -> Info:
     inside = tuple(f"{name}." for name in head)
     arrays = [name for name in model.state_dict() if name.startswith(inside)] if inside else []
     shapes: Mapping[str, Shape] = {
-        name: shape for name, shape in adaptable(model).items() if not (inside and f"{name}.".startswith(inside))
+        name: shape
+        for name, shape in adaptable(model).items()
+        if not (inside and f"{name}.".startswith(inside)) and model.get_parameter(shape.weight).requires_grad
     }
     return {"adaptable": {name: shape.info() for name, shape in shapes.items()}, "head": arrays}

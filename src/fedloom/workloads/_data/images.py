@@ -63,6 +63,12 @@ class ImageData:
         return channels, height, width
 
     @property
+    def moments(self) -> tuple[Array, Array]:
+        """Mean and deviation the pixels were normalised with, each (c, 1, 1), float32: pixel = x * std + mean."""
+        mean, std = (np.asarray(self.info[name], np.float32).reshape(-1, 1, 1) for name in ("mean", "std"))
+        return mean, std
+
+    @property
     def num_labels(self) -> int:
         """Classes."""
         return int(self.info["num_labels"])

@@ -17,6 +17,9 @@ from fedloom.workloads._torch.settings import TrainingSettings
 class Optimizer(Protocol):
     """A rule that moves parameters along their gradients."""
 
+    rate: float
+    """Step size: the settings', until a schedule says otherwise."""
+
     def reset(self) -> None:
         """Forget everything: a new client begins."""
 
@@ -29,28 +32,34 @@ class Sgd:
 
     def __init__(self, parameters: list[Tensor], settings: TrainingSettings) -> None:
         self._parameters, self._settings = parameters, settings
-        self._velocity = [torch.empty_like(p) for p in parameters] if settings.momentum else []
+        self.velocity = [torch.empty_like(p) for p in parameters] if settings.momentum else []
+        self.rate = settings.learning_rate
         self._fresh = True
 
     def reset(self) -> None:
         self._fresh = True
 
+    def resume(self, velocity: list[Tensor]) -> None:
+        """Go on with the momentum an earlier training ended with; its tensors are copied."""
+        torch._foreach_copy_(self.velocity, velocity)
+        self._fresh = False
+
     def step(self, gradients: list[Tensor]) -> None:
         settings, direction = self._settings, gradients
         if settings.weight_decay:
             torch._foreach_add_(gradients, self._parameters, alpha=settings.weight_decay)
-        if self._velocity:
+        if self.velocity:
             if self._fresh:
-                torch._foreach_copy_(self._velocity, gradients)
+                torch._foreach_copy_(self.velocity, gradients)
                 self._fresh = False
             else:
-                torch._foreach_mul_(self._velocity, settings.momentum)
-                torch._foreach_add_(self._velocity, gradients)
+                torch._foreach_mul_(self.velocity, settings.momentum)
+                torch._foreach_add_(self.velocity, gradients)
             if settings.nesterov:
-                torch._foreach_add_(gradients, self._velocity, alpha=settings.momentum)
+                torch._foreach_add_(gradients, self.velocity, alpha=settings.momentum)
             else:
-                direction = self._velocity
-        torch._foreach_add_(self._parameters, direction, alpha=-settings.learning_rate)
+                direction = self.velocity
+        torch._foreach_add_(self._parameters, direction, alpha=-self.rate)
 
 
 class AdamW:
@@ -60,6 +69,7 @@ class AdamW:
         self._parameters, self._settings = parameters, settings
         self._first = [torch.empty_like(p) for p in parameters]
         self._second = [torch.empty_like(p) for p in parameters]
+        self.rate = settings.learning_rate
         self._step = 0
 
     def reset(self) -> None:
@@ -69,7 +79,7 @@ class AdamW:
 
     def step(self, gradients: list[Tensor]) -> None:
         settings, self._step = self._settings, self._step + 1
-        beta1, beta2, rate = settings.beta1, settings.beta2, settings.learning_rate
+        beta1, beta2, rate = settings.beta1, settings.beta2, self.rate
         if settings.weight_decay:
             torch._foreach_mul_(self._parameters, 1.0 - rate * settings.weight_decay)
         torch._foreach_lerp_(self._first, gradients, 1.0 - beta1)

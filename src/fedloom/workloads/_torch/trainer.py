@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fedloom.core.protocols import LocalRule
-from fedloom.core.records import ADAPTERS, MODEL, Array, Info, Mean, Record, Update
-from fedloom.workloads._torch.optimizers import Optimizer, clip_by_norm, make_optimizer
+from fedloom.core.records import ADAPTERS, MODEL, Array, Arrays, Info, Mean, Record, Update
+from fedloom.workloads._torch.arrays import as_array, as_tensor
+from fedloom.workloads._torch.optimizers import Optimizer, Sgd, clip_by_norm, make_optimizer
 from fedloom.workloads._torch.scope import exact
 from fedloom.workloads._torch.settings import TrainingSettings
 from fedloom.workloads._torch.whole import Federated, Whole
@@ -37,12 +38,19 @@ class Trainer:
         self._settings = settings
         self._part: Federated = Whole(self.model, device)
         self._adapted: Adapted | None = None
-        self._optimizer = self._new_optimizer()
+        self._prepare_optimizer()
 
     @property
     def arrays(self) -> dict[str, Array]:
         """The model's arrays by name: views of its memory on a CPU, copies from a GPU."""
         return dict(self._part.groups()[MODEL])
+
+    @property
+    def velocity(self) -> dict[str, Array]:
+        """The momentum `sgd` ended its last training with, by parameter; empty for other optimisers and without any."""
+        kept = self._optimizer.velocity if isinstance(self._optimizer, Sgd) else []
+        names = [name for _, name in self._part.trained]
+        return {name: np.array(as_array(tensor.cpu())) for name, tensor in zip(names, kept, strict=False)}
 
     def load(self, inputs: Mapping[str, Record]) -> None:
         """Set the model to the global one in `inputs`.
@@ -50,11 +58,11 @@ class Trainer:
         Raises:
             BadUpdate: the arrays are not this model's.
         """
-        self._become(adapters=ADAPTERS in inputs[MODEL].info)
-        before = self._part.parameters
-        self._part.load(inputs)
-        if self._part.parameters is not before:
-            self._optimizer = self._new_optimizer()
+        with torch.inference_mode(False):  # what an evaluation makes here, training will use
+            self._become(adapters=ADAPTERS in inputs[MODEL].info)
+            self._part.load(inputs)
+            if self._optimized is not self._part.parameters:
+                self._prepare_optimizer()
 
     def train(
         self,
@@ -64,6 +72,10 @@ class Trainer:
         rule: LocalRule | None,
         knobs: Info,
         rng: np.random.Generator,
+        *,
+        rate: float | None = None,
+        velocity: Arrays | None = None,
+        after_step: Callable[[], None] | None = None,
     ) -> Update:
         """Train from a global model on one client's examples.
 
@@ -74,6 +86,9 @@ class Trainer:
             rule: the strategy's client half, or None.
             knobs: what the rule reads.
             rng: the job's own randomness: it seeds torch, then gives each epoch's order.
+            rate: step size of this training; None takes the settings'.
+            velocity: `sgd`'s momentum to go on with, by parameter; None or nothing starts from zero.
+            after_step: called after every optimiser step.
 
         Returns:
             The trained arrays (views of the model's memory on a CPU), and the mean training loss.
@@ -83,6 +98,10 @@ class Trainer:
             self.load(inputs)
             self._part.train_mode()
             self._optimizer.reset()
+            self._optimizer.rate = self._settings.learning_rate if rate is None else rate
+            if velocity:
+                assert isinstance(self._optimizer, Sgd)
+                self._optimizer.resume([as_tensor(velocity[name]).to(self.device) for _, name in self._part.trained])
             for parameter in self._part.parameters:
                 parameter.grad = None  # a client that failed halfway may have left one
             begin = getattr(rule, "begin", None)
@@ -91,6 +110,8 @@ class Trainer:
             losses, counts = [], []
             for batch in self._batches(rows, rng):
                 losses.append(self._step(loss_of, batch, rule, knobs))
+                if after_step is not None:
+                    after_step()
                 counts.append(len(batch))
             sums = torch.stack(losses).to("cpu", torch.float64).numpy() @ np.array(counts, np.float64)
         return Update(
@@ -138,10 +159,11 @@ class Trainer:
         else:
             self._adapted.end()
             self._part, self._adapted = Whole(self.model, self.device), None
-        self._optimizer = self._new_optimizer()
 
-    def _new_optimizer(self) -> Optimizer:
-        return make_optimizer([p.detach() for p in self._part.parameters], self._settings)
+    def _prepare_optimizer(self) -> None:
+        """An optimiser for the tensors that are trained now."""
+        self._optimized = self._part.parameters
+        self._optimizer: Optimizer = make_optimizer([p.detach() for p in self._optimized], self._settings)
 
 
 def evaluate_in_batches(

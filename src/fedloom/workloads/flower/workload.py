@@ -78,8 +78,9 @@ class FlowerWorkload:
         inputs: Mapping[str, Record],
         state: Record | None,
         rng: np.random.Generator,
+        rule: LocalRule | None = None,
     ) -> Update:
-        """Give the job's message to the app.
+        """Give the job's message to the app, which does all of the work: a strategy's rule has no steps to adjust.
 
         A job made from a Flower message (knob `flower`) gives that message back, record by record. Any other gets the
         form Flower's own strategies use: record `arrays` with the model, record `config` with the knobs and

@@ -18,8 +18,8 @@ from fedloom.workloads._data.images import ImageData, load_images
 from fedloom.workloads._data.partition import Partition, partition
 from fedloom.workloads._torch.scope import choose_device, exact
 from fedloom.workloads._torch.trainer import Trainer, evaluate_in_batches
+from fedloom.workloads._vision.models import build_model
 from fedloom.workloads.image_classification.config import Config
-from fedloom.workloads.image_classification.models import build_model
 
 _EVALUATION_BATCH = 250
 """Small enough for a CNN's activations to stay in a core's cache: a third faster than 1000."""

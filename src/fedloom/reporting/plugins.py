@@ -1,0 +1,34 @@
+"""What strategies and workloads say about their own runs: sections of the report, numbers for studies."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fedloom.core import registry
+from fedloom.core.errors import UnknownName
+from fedloom.reporting.markup import Markup
+from fedloom.reporting.run_folder import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contribution:
+    """A plug-in's part of a report; made by `build_report(run)` in its folder's `report.py`."""
+
+    sections: tuple[Markup, ...] = ()
+    """Drawn after the learning curves, in order."""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """Numbers of the run that a study compares; names without a dot. NaN where one does not apply."""
+
+
+def contributions(run: RunFolder) -> list[Contribution]:
+    """Those of the run's strategy and workload; a plug-in that is not installed here has nothing to say."""
+    found = []
+    for kind, section in (("strategies", "strategy"), ("workloads", "workload")):
+        chosen = run.experiment.get(section, "")  # a table, or by hand the name alone
+        name = chosen if isinstance(chosen, str) else str(chosen.get("name", ""))
+        with contextlib.suppress(UnknownName):
+            if registry.has_part(kind, name, "report"):
+                found.append(registry.part(kind, name, "report").build_report(run))
+    return found

@@ -1,0 +1,159 @@
+"""The log of choices: what a run's selection was told and what it chose, and the same choices made again from it.
+
+Replaying needs no client, no data and no model: a selection is a pure function of its state, the seed and the reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedloom.core import registry
+from fedloom.core.accumulators import UpdateList
+from fedloom.core.config import Experiment
+from fedloom.core.errors import UsageError
+from fedloom.core.history import Choice, Told
+from fedloom.core.protocols import Pending, Roster, Selection, Strategy, WorkloadInfo
+from fedloom.core.records import MODEL, ClientReport, Mean, Record, RoundContext, Update
+from fedloom.core.seeds import generator
+from fedloom.server.run_store import DiskRunStore
+
+LONGEST = 4096
+"""Numbers of a list that the log keeps; longer ones are left out, and their choices cannot be replayed."""
+
+
+def told(report: ClientReport) -> Told:
+    """A report as the log keeps it."""
+    return Told(
+        client=report.client,
+        num_examples=report.num_examples,
+        seconds=report.seconds,
+        num_trained=report.num_trained,
+        metrics={name: (mean.sum, mean.weight) for name, mean in report.metrics.items()},
+        info={key: value for key, value in report.info.items() if not isinstance(value, list) or len(value) <= LONGEST},
+    )
+
+
+def report_of(line: Told) -> ClientReport:
+    """The inverse of `told`, as far as selections look."""
+    return ClientReport(
+        client=line.client,
+        num_examples=line.num_examples,
+        seconds=line.seconds,
+        num_trained=line.num_trained,
+        metrics={name: Mean(*pair) for name, pair in line.metrics.items()},
+        info=line.info,
+    )
+
+
+def observed(
+    selection: Selection[Any],
+    state: Any,
+    trained: Sequence[ClientReport],
+    probed: Sequence[ClientReport],
+    missed: Sequence[int],
+) -> Any:
+    """The selection's state after a round."""
+    after = selection.observe(state, trained, probed)
+    mark = getattr(selection, "missed", None)
+    return mark(after, missed) if mark is not None and missed else after
+
+
+def replay_run(folder: Path, overrides: Sequence[str] = ()) -> list[Replayed]:
+    """Make the choices of a run's folder again.
+
+    Args:
+        folder: the run's.
+        overrides: `KEY=VALUE` settings to choose with instead of the run's own.
+
+    Raises:
+        UsageError: it is not a run's folder, or holds no log of choices.
+    """
+    store = DiskRunStore.open(folder)
+    choices, info = store.choices(), store.workload()
+    if not choices or info is None:
+        raise UsageError(f"{folder} has no choices to replay (choices.jsonl); was it made by an older version?")
+    return list(replay(store.experiment().override(overrides), info, choices))
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """One round's choices, made again."""
+
+    choice: Choice
+    """What the log says."""
+    cohort: tuple[int, ...]
+    """What the selection chooses now."""
+    collected: tuple[int, ...]
+    """What the strategy collects now of the updates held by its clients; empty where it does not choose."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both are what the log says."""
+        chose = not self.collected or list(self.collected) == self.choice.collected
+        return list(self.cohort) == self.choice.cohort and chose
+
+
+def replay(experiment: Experiment, info: WorkloadInfo, choices: Sequence[Choice]) -> Iterator[Replayed]:
+    """Make every choice of a log again, round by round.
+
+    Args:
+        experiment: the run's, or one that differs from it in its selection: what would that have chosen?
+        info: what the run's workload said about the clients.
+        choices: the log, from round 1.
+
+    Raises:
+        UsageError: rounds are missing from the log.
+    """
+    kind = registry.part("selection", experiment.selection.name, "selection")
+    selection: Selection[Any] = kind.build_selection(experiment.selection)
+    strategy: Strategy[Any] = registry.part("strategies", experiment.strategy.name, "strategy").build_strategy(
+        experiment.strategy, experiment
+    )
+    roster = Roster(experiment.clients, info.client_sizes, info.label_counts)
+    outputs = len(info.label_counts[0]) if len(info.label_counts) else 0
+    state = selection.init(roster)
+    held = strategy.init(Record({MODEL: {}}, {"outputs": outputs})) if any(map(_strategy_chose, choices)) else None
+    for number, choice in enumerate(choices, 1):
+        if choice.round != number:
+            raise UsageError(f"the log of choices has no round {number} (the next is {choice.round}), so none after it")
+        probed, trained = ([report_of(line) for line in lines] for lines in (choice.probed, choice.trained))
+        trained = trained or [report for report in probed if report.num_trained]
+        rng = generator(experiment.seed, "selection", number)
+        probe = selection.probe(state, roster, experiment.cohort_size, rng)
+        reports = probed if probe is not None else []
+        cohort = selection.choose(state, roster, experiment.cohort_size, rng, reports)
+        collected: tuple[int, ...] = ()
+        if _strategy_chose(choice):
+            context = RoundContext(
+                round=number,
+                cohort=tuple(choice.cohort),
+                population=experiment.clients,
+                rounds=experiment.rounds,
+                seed=experiment.seed,
+            )
+            held, collected = _collected(strategy, held, context, probed)
+        yield Replayed(choice, cohort, collected)
+        state = observed(selection, state, trained, probed, choice.missed)
+
+
+def _strategy_chose(choice: Choice) -> bool:
+    """Whether not the selection but the strategy chose among clients that held their updates."""
+    return bool(choice.collected) and set(choice.collected) != set(choice.cohort)
+
+
+def _collected(
+    strategy: Strategy[Any], state: Any, context: RoundContext, reports: Sequence[ClientReport]
+) -> tuple[Any, tuple[int, ...]]:
+    """The strategy's step after its clients have reported but kept their updates."""
+    total = UpdateList()
+    for report in reports:
+        total.add(
+            Update(num_examples=report.num_examples, metrics=report.metrics, info=report.info), 1.0, report.client
+        )
+    step = strategy.finish(state, total, context)
+    if not isinstance(step, Pending):
+        return step, ()
+    return step.state, tuple(job.client for job in step.exchange.jobs)

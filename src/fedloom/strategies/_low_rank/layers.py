@@ -1,0 +1,101 @@
+"""The layers that carry adapters: chosen by pattern from what the workload says it has, and their first factors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedloom.core.errors import ConfigError
+from fedloom.core.matching import match_modules
+from fedloom.core.records import Array, Arrays, Info
+from fedloom.core.seeds import generator
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer's weight as a matrix W (o, i)."""
+
+    weight: str
+    """Name of the weight among the model's arrays."""
+    out: int
+    in_: int
+    transposed: bool
+    """Whether the weight is stored as (i, o)."""
+
+    @property
+    def width(self) -> int:
+        """O + i: elements of a component."""
+        return self.out + self.in_
+
+    def change(self, a: Array, b: Array, scale: float, like: Array) -> Array:
+        """s·B A in the stored weight's shape and dtype."""
+        product = (b.astype(np.float32) @ a.astype(np.float32)) * np.float32(scale)
+        return (product.T if self.transposed else product).reshape(like.shape).astype(like.dtype)
+
+
+def chosen_layers(info: Info, targets: Sequence[str], rank_max: int) -> dict[str, Layer]:
+    """The layers the patterns mean, in the model's order.
+
+    Args:
+        info: of the workload's initial record; `adaptable` says which layers can carry an adapter.
+        targets: patterns of `core.matching`.
+        rank_max: the largest rank a layer will get.
+
+    Raises:
+        ConfigError: a pattern means no layer, or a layer is too small for the rank.
+    """
+    known: Mapping[str, Info] = info.get("adaptable", {})
+    layers = {name: layer_of(known[name]) for name in match_modules(targets, list(known), "strategy.targets")}
+    small = [name for name, layer in layers.items() if rank_max > min(layer.out, layer.in_)]
+    if small:
+        layer = layers[small[0]]
+        raise ConfigError(
+            f"rank {rank_max} is above min(out, in) = {min(layer.out, layer.in_)} of layer {small[0]!r} "
+            f"({layer.out} x {layer.in_}); lower the rank, or leave the layer out of strategy.targets"
+        )
+    return layers
+
+
+def layer_of(told: Info) -> Layer:
+    """A layer from its JSON."""
+    return Layer(told["weight"], int(told["out"]), int(told["in"]), bool(told["transposed"]))
+
+
+def layer_info(layer: Layer) -> Info:
+    """The inverse of `layer_of`."""
+    return {"weight": layer.weight, "out": layer.out, "in": layer.in_, "transposed": layer.transposed}
+
+
+def fresh_a(seed: int, restart: int, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Array]:
+    """First factors A, the same for everybody who has the seed: uniform on ±1/√i, as PEFT draws them.
+
+    Args:
+        seed: of the run.
+        restart: 0 at first; a method that starts its adapters anew counts on.
+        shapes: rank r and columns i by layer.
+
+    Returns:
+        A (r, i) by layer, float32. Fewer rows are the first of more rows.
+    """
+    return {
+        name: generator(seed, "lora_a", restart, name).uniform(-1.0, 1.0, (rank, in_)).astype(np.float32)
+        / np.float32(np.sqrt(in_))
+        for name, (rank, in_) in shapes.items()
+    }
+
+
+def zero_b(shapes: Mapping[str, tuple[int, int]]) -> dict[str, Array]:
+    """Second factors B that change nothing: zeros (o, r) for each layer's (o, r)."""
+    return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+
+
+def merged(arrays: Arrays, layers: Mapping[str, Layer], a: Arrays, b: Arrays, scale: float) -> dict[str, Array]:
+    """The arrays with s·B A added to the layers' weights; others as they are."""
+    changed = {
+        layer.weight: arrays[layer.weight] + layer.change(a[name], b[name], scale, arrays[layer.weight])
+        for name, layer in layers.items()
+        if name in b
+    }
+    return {**arrays, **changed}

@@ -1,0 +1,35 @@
+"""Settings the low-rank strategies share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fedloom.core.config import PluginSettings
+from fedloom.strategies._low_rank.wire import Wire
+
+Rank = Annotated[int, Field(ge=1)]
+
+
+class LowRankSettings(PluginSettings):
+    """Where adapters go, what travels beside them, and in which dtype."""
+
+    targets: tuple[str, ...] = ("query", "value")
+    """Which layers carry an adapter: patterns (`*`, `?`) for a module's whole name or its last part or parts. The
+    default means the attention of BERT and ViT; Llama-like models have `q_proj` and `v_proj`, GPT-2 has `c_attn`."""
+    scale: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 2.0
+    """s in W + s·B A, for every rank (LoRA's alpha/r would change the function whenever the rank does)."""
+    head: Literal["train", "freeze"] = "train"
+    """`train`: the task's head is trained and travels beside the adapters. `freeze`: it stays as it is."""
+    wire: Wire = "fp32"
+    """What travels, both ways: 32-bit floats, 16-bit floats, or 8-bit whole numbers with a scale per 64 elements."""
+    mu: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    """Weight of the proximal term on what is trained in adapter rounds (dimensionless); 0 is without."""
+
+
+class HeterogeneousSettings(LowRankSettings):
+    """The same, for methods whose clients may differ in rank."""
+
+    client_ranks: tuple[Rank, ...] = ()
+    """Largest rank each client can hold: client k gets entry k modulo the list's length. Empty means no limits."""

@@ -1,0 +1,93 @@
+"""The state of every low-rank strategy, and the records made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fedloom.core.pinned import Pinned
+from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, LORA_E, MODEL, Array, Arrays, Info, Record
+from fedloom.strategies._low_rank.layers import Layer, layer_of, merged
+
+BASE = "base"
+"""Name of the input that holds the frozen weights."""
+FACTORS = "factors"
+"""Name of the input that holds factors A which are not trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapters:
+    """The global model: whole in the initiating stage, then head and factors on a frozen base."""
+
+    model: Arrays
+    """Every array in the initiating stage; afterwards the head's, if it is trained."""
+    layers: Mapping[str, Info]
+    """The layers that carry adapters, as JSON; see `layers.Layer`."""
+    head: tuple[str, ...] = ()
+    """Names of the arrays that stay trainable beside the adapters."""
+    lora_a: Arrays = field(default_factory=dict)
+    lora_b: Arrays = field(default_factory=dict)
+    lora_e: Arrays = field(default_factory=dict)
+    """Gates between the factors, where a method has them: W + s·B diag(e) A."""
+    base: Pinned | None = None
+    """Every other array, once it is frozen."""
+    folds: tuple[Pinned, ...] = ()
+    """Changes merged into the base since, in order: factors with the scale in B."""
+    frozen_a: Pinned | None = None
+    """The factors A, where they are shared and not trained."""
+    anchor: Pinned | None = None
+    """The pretrained model, where the regulariser pulls towards that."""
+    rank: int = 0
+    """r_t of the last adapter round; 0 before the first."""
+    restarts: int = 0
+    """How often the factors were made anew."""
+    memory: Mapping[str, float] = field(default_factory=dict)
+    """Numbers a method keeps from round to round."""
+    scores: Arrays = field(default_factory=dict)
+    """What each component was worth in the last round, (r,) by layer, where a method measures that."""
+    before_a: Arrays = field(default_factory=dict)
+    """A and B before the last round, where a method needs them; empty where their rank was another."""
+    before_b: Arrays = field(default_factory=dict)
+    told: Info = field(default_factory=dict)
+    """What the round's record says."""
+
+    def shapes(self) -> dict[str, Layer]:
+        """The layers that carry adapters."""
+        return {name: layer_of(told) for name, told in self.layers.items()}
+
+    @property
+    def factors(self) -> dict[str, tuple[Array, Array]]:
+        """A and B by layer, wherever A is kept."""
+        a = self.lora_a if self.frozen_a is None else self.frozen_a.groups[LORA_A]
+        return {name: (a[name], b) for name, b in self.lora_b.items()}
+
+    def beneath(self) -> dict[str, Pinned]:
+        """The pinned inputs the adapters stand on, by input name, in order."""
+        assert self.base is not None
+        inputs = {BASE: self.base}
+        inputs |= {f"fold-{number}": fold for number, fold in enumerate(self.folds, 1)}
+        return inputs if self.frozen_a is None else {**inputs, FACTORS: self.frozen_a}
+
+    def record(self, scale: float, rank_max: int) -> Record:
+        """What is trained, as one record that names what it stands on."""
+        groups = {MODEL: self.model, LORA_A: self.lora_a, LORA_B: self.lora_b}
+        if self.frozen_a is not None:
+            del groups[LORA_A]
+        groups |= {LORA_E: self.lora_e} if self.lora_e else {}
+        base = [[name, pinned.sha256] for name, pinned in self.beneath().items()]
+        adapters = {"modules": list(self.lora_b), "scale": scale, "rank_max": rank_max, "base": base}
+        return Record(groups, {ADAPTERS: adapters})
+
+    def whole(self, scale: float) -> Arrays:
+        """The model as one set of arrays, adapters and folds merged, in the workload's names."""
+        if self.base is None:
+            return self.model
+        layers = self.shapes()
+        arrays: Arrays = {**self.base.groups[MODEL], **self.model}
+        for fold in self.folds:
+            arrays = merged(arrays, layers, fold.groups[LORA_A], fold.groups[LORA_B], 1.0)
+        a = {name: a for name, (a, _) in self.factors.items()}
+        b = {name: b * self.lora_e[name] if self.lora_e else b for name, b in self.lora_b.items()}
+        arrays = merged(arrays, layers, a, b, scale)
+        order = self.base.info["order"]
+        return {name: arrays[name] for name in order}

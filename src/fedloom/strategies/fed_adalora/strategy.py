@@ -1,0 +1,90 @@
+"""Federated AdaLoRA, the server half: averaged scores decide which components are left, over all layers together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from fedloom.core.accumulators import Accumulator, RunningMean
+from fedloom.core.config import Experiment
+from fedloom.core.records import LORA_A, LORA_B, LORA_E, MODEL, Array, Groups, Info, RoundContext
+from fedloom.core.seeds import generator
+from fedloom.strategies._low_rank import accumulator as sums
+from fedloom.strategies._low_rank.engine import LowRank
+from fedloom.strategies._low_rank.method import SHARED, shared_method
+from fedloom.strategies._low_rank.schedule import Schedule
+from fedloom.strategies._low_rank.shrink import Components, ranks_by_importance
+from fedloom.strategies._low_rank.state import Adapters
+from fedloom.strategies.fed_adalora.config import Config
+from fedloom.strategies.fed_adalora.rule import SCORES
+
+_SPREAD = 0.02
+"""Standard deviation of the first factors, as AdaLoRA draws them; gates start at zero."""
+
+
+class FedAdaLoRA(LowRank):
+    """W + s·P Λ Q with P = B, Λ = diag(e), Q = A; all three are averaged, and so are the clients' scores.
+
+    AdaLoRA (Zhang et al. 2023) made federated: clients measure (`rule.py`), the server averages the scores with the
+    weights p_k, ranks all layers' components together, and keeps the best r_t x layers, at least one of each layer. A
+    component that is dropped does not come back.
+    """
+
+    def _frozen(self, state: Adapters) -> Adapters:
+        state = super()._frozen(state)
+        return replace(
+            state,
+            lora_a={name: self._drawn(LORA_A, name, a.shape) for name, a in state.lora_a.items()},
+            lora_b={name: self._drawn(LORA_B, name, b.shape) for name, b in state.lora_b.items()},
+            lora_e={name: np.zeros(len(a), np.float32) for name, a in state.lora_a.items()},
+        )
+
+    def _drawn(self, group: str, name: str, shape: tuple[int, ...]) -> Array:
+        rng = generator(self.method.seed, "adalora", group, name)
+        return (_SPREAD * rng.standard_normal(shape)).astype(np.float32)
+
+    def _ready(self, state: Adapters, round: int) -> Adapters:
+        rank = self._rank(state, round)
+        if rank == state.rank or not state.scores:
+            return replace(state, rank=rank)
+        orders = {name: np.argsort(-scores, kind="stable") for name, scores in state.scores.items()}
+        components = {
+            name: Components(state.lora_a[name], state.lora_b[name], state.scores[name][order].astype(np.float64))
+            for name, order in orders.items()
+        }
+        ranks = ranks_by_importance(components, rank)
+        kept = {name: np.sort(order[: ranks[name]]) for name, order in orders.items()}
+        return replace(
+            state,
+            rank=rank,
+            lora_a={name: np.ascontiguousarray(a[kept[name]]) for name, a in state.lora_a.items()},
+            lora_b={name: np.ascontiguousarray(b[:, kept[name]]) for name, b in state.lora_b.items()},
+            lora_e={name: np.ascontiguousarray(e[kept[name]]) for name, e in state.lora_e.items()},
+            scores={name: scores[kept[name]] for name, scores in state.scores.items()},
+        )
+
+    def _accumulator(self) -> str:
+        return "mean" if self.method.wire == "fp32" else SHARED
+
+    def _aggregated(self, ready: Adapters, total: Accumulator, context: RoundContext) -> tuple[Adapters, Info]:
+        assert isinstance(total, RunningMean | sums.Accumulator)
+        means = total.value()
+        state = replace(ready, model=means[MODEL], lora_a=means[LORA_A], lora_b=means[LORA_B])
+        return replace(state, lora_e=means[LORA_E], scores=means[SCORES]), {}
+
+    def _sent(self, ready: Adapters) -> Groups:
+        return {**super()._sent(ready), LORA_E: ready.lora_e, SCORES: ready.lora_e}
+
+
+def build_strategy(config: Config, experiment: Experiment) -> FedAdaLoRA:
+    """The strategy a `Config` describes."""
+    schedule = Schedule(
+        rounds=experiment.rounds,
+        rank_max=config.rank_max,
+        rank_min=config.rank_min,
+        heating=config.heating,
+        cooling=config.cooling,
+    )
+    knobs = {"orthogonality": config.orthogonality, "beta1": config.beta1, "beta2": config.beta2}
+    return FedAdaLoRA(replace(shared_method(config, experiment, schedule), rule="fed_adalora", knobs=knobs))

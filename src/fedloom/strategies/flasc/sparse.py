@@ -1,0 +1,48 @@
+"""Factors as one vector, and its largest entries as they travel: their values, and a bit for each place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fedloom.core.records import LORA_A, LORA_B, Array, Arrays, Groups
+
+KEPT = "kept"
+"""Group of a sparse vector: `values` (k,), and `mask`, one bit for each entry, packed into bytes."""
+Shapes = Mapping[str, Sequence[int]]
+"""Rank r, rows o and columns i by layer."""
+
+
+def flat(groups: Groups) -> Array:
+    """All A in order, then all B, as one vector, float32."""
+    parts = [array.reshape(-1) for group in (LORA_A, LORA_B) for array in groups[group].values()]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def factors(vector: Array, shapes: Shapes) -> dict[str, dict[str, Array]]:
+    """The inverse of `flat`."""
+    groups: dict[str, dict[str, Array]] = {LORA_A: {}, LORA_B: {}}
+    start = 0
+    for group in groups:
+        for name, (rank, out, in_) in shapes.items():
+            shape = (rank, in_) if group == LORA_A else (out, rank)
+            groups[group][name] = vector[start : start + shape[0] * shape[1]].reshape(shape)
+            start += shape[0] * shape[1]
+    return groups
+
+
+def sparse(vector: Array, density: float) -> Arrays:
+    """The ⌈density · n⌉ entries of largest magnitude; of equal ones the first."""
+    count = max(1, int(np.ceil(density * vector.size - 1e-9)))
+    mask = np.zeros(vector.size, bool)
+    mask[np.argsort(-np.abs(vector), kind="stable")[:count]] = True
+    return {"values": vector[mask], "mask": np.packbits(mask)}
+
+
+def dense(kept: Arrays, size: int) -> Array:
+    """The vector of `size` entries with zeros where nothing was sent, float32."""
+    mask = np.unpackbits(kept["mask"], count=size).astype(bool)
+    vector = np.zeros(size, np.float32)
+    vector[mask] = kept["values"]
+    return vector

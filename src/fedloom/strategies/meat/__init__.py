@@ -1,0 +1,1 @@
+"""Median ensemble of a run's history: the coordinate-wise median of weights over rounds, over clients, or both."""

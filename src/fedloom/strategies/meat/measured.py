@@ -1,0 +1,48 @@
+"""What the clients measured of the compared models: sums of parts as rates, and the table of attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fedloom.core.records import Info
+
+Rates = dict[str, dict[str, float]]
+"""By model: `clean` and `robust` on test images, `validation` (robust, on images held back from training)."""
+
+
+def rates(told: Iterable[Info]) -> Rates:
+    """Counts of the parts of each model, summed and divided."""
+    sums: dict[str, dict[str, dict[str, int]]] = {}
+    for part in told:
+        model = sums.setdefault(part["model"], {})
+        for name in ("test", "validation"):
+            counts = model.setdefault(name, {"examples": 0, "clean": 0, "robust": 0})
+            for key in counts:
+                counts[key] += part[name][key]
+    return {
+        name: {
+            "clean": _share(model["test"], "clean"),
+            "robust": _share(model["test"], "robust"),
+            "validation": _share(model["validation"], "robust"),
+        }
+        for name, model in sums.items()
+    }
+
+
+def table(told: Iterable[Info]) -> dict[str, Any]:
+    """For each model its verdicts by attack, the parts' one after the other, and the seconds each attack took."""
+    verdicts: dict[str, dict[str, str]] = {}
+    seconds: dict[str, float] = {}
+    for part in told:
+        model = verdicts.setdefault(part["model"], {})
+        for attack, text in part["verdicts"].items():
+            model[attack] = model.get(attack, "") + text
+        for attack, took in part["seconds"].items():
+            seconds[attack] = seconds.get(attack, 0.0) + took
+    return {"verdicts": verdicts, "seconds": seconds}
+
+
+def _share(counts: Mapping[str, int], key: str) -> float:
+    """A share; where nothing was measured, the JSON of a record has no NaN, so it is 0."""
+    return counts[key] / counts["examples"] if counts["examples"] else 0.0

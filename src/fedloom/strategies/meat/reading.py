@@ -1,0 +1,178 @@
+"""A finished run, read: curves of the compared models, the robust overfitting gap, who withstood which attack."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+ENSEMBLE = "ensemble"
+LAST = "last"
+_NORMAL_95 = 1.96
+Verdicts = Mapping[str, str]
+"""By attack, `1` for every point that withstood it and `0` for one that did not."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """One model over the evaluated rounds that measured it."""
+
+    rounds: tuple[int, ...]
+    clean: tuple[float, ...]
+    robust: tuple[float, ...]
+    validation: tuple[float, ...]
+
+    @property
+    def best(self) -> int:
+        """Index of the round most robust on validation images: the first of equals."""
+        return self.validation.index(max(self.validation))
+
+    @property
+    def gap(self) -> float:
+        """Robust overfitting: robust accuracy at the best round minus that at the last."""
+        return self.robust[self.best] - self.robust[-1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """How two models fare on the same points."""
+
+    value: float
+    """Share of the points that withstood in the first minus that in the second."""
+    low: float
+    """Lower end of the 95 % interval."""
+    high: float
+    only_first: int
+    """Points that withstood in the first only."""
+    only_second: int
+    p: float
+    """Two-sided exact p of McNemar's test."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """What the rounds' records say about a run of the median ensemble."""
+
+    kind: str = "median"
+    """What the published ensemble is."""
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    window: tuple[int, ...] = ()
+    """Rounds of the last ensemble's snapshots."""
+    spread: Mapping[str, Any] = field(default_factory=dict)
+    verdicts: Mapping[str, Verdicts] = field(default_factory=dict)
+    """By model."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """By attack, for all models."""
+
+    def whole(self, model: str) -> Curve:
+        """A model's curve from the first round on: before there are snapshots every combination of them is w itself."""
+        own, early = self.curves[model], self.curves[ENSEMBLE]
+        before = sum(number < own.rounds[0] for number in early.rounds)
+        return Curve(
+            rounds=early.rounds[:before] + own.rounds,
+            clean=early.clean[:before] + own.clean,
+            robust=early.robust[:before] + own.robust,
+            validation=early.validation[:before] + own.validation,
+        )
+
+    def label(self, model: str) -> str:
+        """A model's name for people."""
+        return f"{self.kind} (published)" if model == ENSEMBLE else _LABELS.get(model, model)
+
+
+_LABELS = {
+    "last": "last round",
+    "best": "best round (validation)",
+    "mean": "mean of the snapshots (SWA)",
+    "median": "median of the snapshots",
+    "trimmed": "trimmed mean",
+    "ema": "moving average of rounds",
+    "middle": "middle snapshot",
+    "first": "first snapshot (released script)",
+    "seat": "moving average of steps (SEAT)",
+}
+
+
+def read(infos: Iterable[tuple[int, Mapping[str, Any]]]) -> Reading:
+    """From (round, what the strategy told), evaluated rounds only."""
+    points: dict[str, list[tuple[int, Mapping[str, float]]]] = {}
+    told: Mapping[str, Any] = {}
+    for number, told in infos:
+        for model, rates in told.get("rates", {}).items():
+            points.setdefault(model, []).append((number, rates))
+    return Reading(
+        kind=str(told.get("ensemble", "median")),
+        curves={model: _curve(each) for model, each in points.items()},
+        window=tuple(told.get("window", ())),
+        spread=told.get("spread", {}),
+        verdicts=told.get("verdicts", {}),
+        seconds=told.get("seconds", {}),
+    )
+
+
+def withstood(verdicts: str) -> float:
+    """The share of points still right; NaN of none."""
+    return verdicts.count("1") / len(verdicts) if verdicts else math.nan
+
+
+def error(share: float, count: int) -> float:
+    """Half the width of a share's 95 % interval, normal approximation of the binomial."""
+    return _NORMAL_95 * math.sqrt(share * (1.0 - share) / count)
+
+
+def difference(first: str, second: str) -> Difference:
+    """Two models' verdicts on the same points, paired."""
+    count = len(first)
+    only_first = sum(a > b for a, b in zip(first, second, strict=True))
+    only_second = sum(a < b for a, b in zip(first, second, strict=True))
+    value = (only_first - only_second) / count
+    half = _NORMAL_95 * math.sqrt(max(only_first + only_second - count * value**2, 0.0)) / count
+    return Difference(
+        value=value,
+        low=value - half,
+        high=value + half,
+        only_first=only_first,
+        only_second=only_second,
+        p=_mcnemar(only_first, only_second),
+    )
+
+
+def numbers(reading: Reading) -> dict[str, float]:
+    """What a study compares: final rates, gaps, and the published model's lead over each other one."""
+    found: dict[str, float] = {}
+    for model in reading.curves:
+        curve = reading.whole(model)
+        found |= {f"clean_{model}": curve.clean[-1], f"robust_{model}": curve.robust[-1], f"gap_{model}": curve.gap}
+    for model, verdicts in reading.verdicts.items():
+        found |= {f"{_plain(attack)}_{model}": withstood(each) for attack, each in verdicts.items()}
+    for measure in ("clean", "robust", "apgd", "autoattack", "gap"):
+        found |= _leads(measure, found, [*reading.curves])
+    if reading.spread:
+        found["outlying"] = sum(reading.spread["outlying"]) / len(reading.spread["outlying"])
+        found["monotone"] = float(reading.spread["monotone"])
+    return found
+
+
+def _leads(measure: str, found: Mapping[str, float], models: Sequence[str]) -> dict[str, float]:
+    """`robust_over_last` and the like: the published model's number minus another's."""
+    own = found.get(f"{measure}_{ENSEMBLE}", math.nan)
+    leads = {model: own - found.get(f"{measure}_{model}", math.nan) for model in models if model != ENSEMBLE}
+    return {f"{measure}_over_{model}": lead for model, lead in leads.items() if math.isfinite(lead)}
+
+
+def _plain(attack: str) -> str:
+    return "pixels_clean" if attack == "clean" else attack.replace("-", "_")
+
+
+def _curve(points: Sequence[tuple[int, Mapping[str, float]]]) -> Curve:
+    rounds, rates = zip(*points, strict=True)
+    columns = {name: tuple(float(each[name]) for each in rates) for name in ("clean", "robust", "validation")}
+    return Curve(rounds=rounds, **columns)
+
+
+def _mcnemar(first: int, second: int) -> float:
+    """Two-sided exact test that both counts come from a fair coin."""
+    total = first + second
+    tail = sum(math.comb(total, k) for k in range(min(first, second) + 1)) / 2**total
+    return min(1.0, float(2.0 * tail))

@@ -1,0 +1,199 @@
+"""The median ensemble's part of a run's report: curves, the gap, the table of attacks, the spread of weights."""
+
+from __future__ import annotations
+
+import math
+
+from fedloom.reporting.charts import Series, bar_chart, line_chart
+from fedloom.reporting.markup import Content, Markup, table, tag
+from fedloom.reporting.page import section
+from fedloom.reporting.plugins import Contribution
+from fedloom.reporting.quantities import NOTHING, seconds_text
+from fedloom.reporting.run_folder import RunFolder
+from fedloom.strategies.meat.outliers import EDGES, OUTLYING
+from fedloom.strategies.meat.reading import (
+    ENSEMBLE,
+    Reading,
+    difference,
+    error,
+    numbers,
+    read,
+    withstood,
+)
+
+_COLORS = {"last": 1, ENSEMBLE: 0, "mean": 2, "middle": 3, "ema": 4, "seat": 5, "best": 6, "trimmed": 7}
+_ATTACKS = {"apgd": "APGD-CE and APGD-T", "autoattack": "AutoAttack"}
+
+
+def build_report(run: RunFolder) -> Contribution:
+    """Sections and numbers; none where the run compared no models."""
+    reading = read((record.round, record.info["meat"]) for record in run.rounds if record.info.get("meat"))
+    if not reading.curves:
+        return Contribution()
+    parts = [_robustness(reading)]
+    if reading.verdicts:
+        parts.append(_attacks(reading))
+    if reading.spread:
+        parts.append(_outliers(reading))
+    return Contribution(sections=tuple(parts), numbers=numbers(reading))
+
+
+def _robustness(reading: Reading) -> Markup:
+    window = (
+        f"Since round {reading.window[0]} every round's weights are kept; the published model is their "
+        f"coordinate-wise {reading.kind}, of {len(reading.window)} snapshots at the end."
+        if reading.window
+        else "No snapshot was taken yet, so the published model is the round's own."
+    )
+    return section(
+        "Robustness",
+        tag(
+            "p",
+            f"{window} Training goes on from the last round's weights, never from the ensemble. Robust accuracy is "
+            "the share of test images that are classified rightly after an attack by projected gradients (PGD).",
+        ),
+        tag("div", _chart(reading, "robust"), _chart(reading, "clean"), class_="charts"),
+        _gaps(reading),
+    )
+
+
+def _chart(reading: Reading, what: str) -> Markup:
+    shown = {model: curve for model, curve in reading.curves.items() if model != "best"}
+    series = [
+        Series(
+            label=reading.label(model),
+            x=curve.rounds,
+            y=curve.robust if what == "robust" else curve.clean,
+            color=_COLORS.get(model, 7),
+        )
+        for model, curve in shown.items()
+    ]
+    return line_chart(f"{what.capitalize()} accuracy on test images", series, x_label="round", x_whole=True)
+
+
+def _gaps(reading: Reading) -> Markup:
+    rows = [
+        (
+            reading.label(model),
+            _percent(curve.clean[-1]),
+            _percent(curve.robust[-1]),
+            curve.rounds[curve.best],
+            _percent(curve.robust[curve.best]),
+            _points(curve.gap),
+        )
+        for model, curve in ((model, reading.whole(model)) for model in reading.curves)
+        if model != "best"
+    ]
+    return table(
+        ("model", "clean, last round", "robust, last round", "best round", "robust, best round", "gap, points"),
+        rows,
+        caption="Robust overfitting: the gap is robust accuracy at the best round minus that at the last. The best "
+        "round is picked on images held back from training, so a gap may come out negative. Before the first snapshot "
+        "every combination is the round's own weights",
+    )
+
+
+def _attacks(reading: Reading) -> Markup:
+    columns = list(dict.fromkeys(attack for verdicts in reading.verdicts.values() for attack in verdicts))
+    count = len(next(iter(next(iter(reading.verdicts.values())).values())))
+    rows = [
+        (reading.label(model), *(_percent(withstood(verdicts.get(attack, ""))) for attack in columns))
+        for model, verdicts in reading.verdicts.items()
+    ]
+    strongest = columns[-1]
+    share = withstood(reading.verdicts[ENSEMBLE][strongest])
+    name = _ATTACKS.get(strongest, strongest)
+    took = sum(reading.seconds.values())
+    return section(
+        "Attacks",
+        tag(
+            "p",
+            f"All models of the last round on the same {count} test images: the share still classified rightly. "
+            f"With so many images {_percent(share)} is known to ± {100 * error(share, count):.1f} points. "
+            f"The attacks took {seconds_text(took)} of work.",
+        ),
+        table(
+            ("model", *(_ATTACKS.get(attack, attack) for attack in columns)),
+            rows,
+            caption="The stages of AutoAttack stand before it; each attacks the points the stages before it left right",
+        ),
+        table(
+            ("published model against", "difference, points", "95 % interval", "only ours", "only theirs", "p"),
+            _paired(reading, strongest),
+            caption=f"{name}, point by point: images that withstand in one model only (exact McNemar test)",
+        ),
+    )
+
+
+def _paired(reading: Reading, attack: str) -> list[tuple[Content, ...]]:
+    own, rows = reading.verdicts[ENSEMBLE][attack], list[tuple[Content, ...]]()
+    for model, verdicts in reading.verdicts.items():
+        if model == ENSEMBLE:
+            continue
+        found = difference(own, verdicts[attack])
+        interval = f"{_points(found.low)} to {_points(found.high)}"
+        rows.append(
+            (
+                reading.label(model),
+                _points(found.value),
+                interval,
+                found.only_first,
+                found.only_second,
+                f"{found.p:.3f}",
+            )
+        )
+    return rows
+
+
+def _outliers(reading: Reading) -> Markup:
+    counts = reading.spread["counts"]
+    total = max(sum(counts), 1)
+    rows = [
+        (_bin(low, high), _share(count / total), _share(_normal(low, high)))
+        for low, high, count in zip(EDGES[:-1], EDGES[1:], counts, strict=True)
+    ]
+    outlying = [100 * share for share in reading.spread["outlying"]]
+    return section(
+        "Weight outliers",
+        tag(
+            "p",
+            "How far the weights of each snapshot lie from the median over the snapshots, in robust standard "
+            f"deviations of their coordinate: |z| ≥ {OUTLYING:g} counts as an outlier. A median pays off where there "
+            "are such weights. Where weights drift one way it does not: "
+            f"{100 * reading.spread['monotone']:.1f} % of the coordinates only rise or only fall over the window, and "
+            "there the median is the middle snapshot.",
+        ),
+        tag(
+            "div",
+            bar_chart(
+                "Outlying weights, % of each snapshot",
+                {"outlying": outlying},
+                x_label="round",
+                first=reading.window[0] if reading.window else 1,
+            ),
+            class_="charts",
+        ),
+        table(("|z|", "weights", "if normal"), rows, caption="Distribution of all weights of all snapshots"),
+    )
+
+
+def _bin(low: float, high: float) -> str:
+    return f"{low:g} and more" if math.isinf(high) else f"{low:g} to {high:g}"
+
+
+def _normal(low: float, high: float) -> float:
+    """Probability that |z| of a standard normal lies between."""
+    upper = 1.0 if math.isinf(high) else math.erf(high / math.sqrt(2.0))
+    return upper - math.erf(low / math.sqrt(2.0))
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.3g} %"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %" if math.isfinite(value) else NOTHING
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")

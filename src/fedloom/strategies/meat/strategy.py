@@ -1,0 +1,259 @@
+"""The median ensemble, the server half: w goes on, an ensemble of past w is published beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from fedloom.core.accumulators import Accumulator, RunningMean, UpdateList
+from fedloom.core.config import EvaluationSettings, Experiment
+from fedloom.core.errors import RunFailed
+from fedloom.core.pinned import Pinned
+from fedloom.core.protocols import Pending
+from fedloom.core.records import MODEL, Arrays, Exchange, Groups, Job, Record, RoundContext, Update
+from fedloom.strategies.meat import ensembles, measured
+from fedloom.strategies.meat.config import Config
+from fedloom.strategies.meat.outliers import spread
+
+SEAT = "seat"
+"""Group of updates, and name of the compared model, that holds the clients' moving average over steps."""
+ENSEMBLE = "ensemble"
+"""Name of the published model among the compared ones."""
+_COMBINED = ("mean", "trimmed", "ema", "median", ENSEMBLE)
+"""Models no training has passed through as they are: their statistics may be asked of the clients."""
+_LEAST_SPREAD = 3
+"""Snapshots needed to tell an outlier."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The model w, its past, and what is made of it."""
+
+    model: Arrays
+    """w, which the next round starts from."""
+    published: Arrays
+    """The ensemble as of the last evaluated round; w before there are snapshots."""
+    snapshots: tuple[Pinned, ...] = ()
+    """Past w, oldest first; each is written to the run's folder once, however many checkpoints name it."""
+    rounds: tuple[int, ...] = ()
+    """Whose they are."""
+    seat: Arrays = field(default_factory=dict)
+    """Mean over the clients of their moving average over steps, where they keep one."""
+    best: Arrays = field(default_factory=dict)
+    """The w that was most robust on validation images so far, where models are compared."""
+    best_validation: float = -1.0
+    stage: str = "train"
+    """What the exchange under way asks for."""
+    names: tuple[str, ...] = ()
+    """The compared models, during a round's exchanges."""
+    models: tuple[Arrays, ...] = ()
+    """Likewise, their arrays."""
+    rates: Mapping[str, Any] = field(default_factory=dict)
+    """The last evaluated round's, by model."""
+    told: Mapping[str, Any] = field(default_factory=dict)
+    """What the round's record gets."""
+
+
+class MedianEnsemble:
+    """MEAT: training goes on from w; snapshots of w from round e_0 on give the ensemble, their coordinate-wise median.
+
+    "Enhancing Adversarial Robustness of Deep Neural Networks Through Median-Ensemble Adversarial Training" (MEAT, arXiv
+    2406.14259); a reconstruction from its abstract and released code. With one client w is that client's model after
+    each epoch, as in the paper. With many, w is their mean, or their coordinate-wise median: the same robust statistic
+    over clients instead of rounds.
+
+    A round is up to four exchanges: training; where asked for, statistics of batch normalisation for combined models;
+    clean and attacked images counted for the compared models; in the last round the table of attacks.
+    """
+
+    State = History
+
+    def __init__(self, config: Config, rounds: int, evaluation: EvaluationSettings) -> None:
+        self._config, self._evaluation = config, evaluation
+        self._start = config.start if config.start is not None else -(-5 * rounds // 8)
+        self._combinations = ensembles.combinations(config.trim, config.ema_decay)
+        self.evaluation = self._rates_of_published if config.compare else None
+
+    def init(self, model: Record) -> History:
+        return History(model.groups[MODEL], model.groups[MODEL])
+
+    def plan(self, state: History, context: RoundContext) -> Exchange | None:
+        return Exchange(
+            jobs=context.jobs(),
+            inputs={MODEL: Record({MODEL: state.model})},
+            accumulator="mean" if self._config.clients == "mean" else "separate",
+        )
+
+    def finish(self, state: History, total: Accumulator, context: RoundContext) -> History | Pending[History]:
+        """Take in what the exchange of the stage brought; the next stage that is wanted, or the end of the round."""
+        if state.stage == "train":
+            state = self._trained(replace(state, told={}, rates={}), total, context)
+            if not self._due(context):
+                return state
+            state = self._combined(state, context)
+            if self._config.batch_norm != "history" and self._asked(state):
+                return self._ask_statistics(state, context)
+        elif state.stage == "statistics":
+            state = self._with_statistics(state, total)
+        elif state.stage == "robustness":
+            state = self._measured(state, total, context)
+            if self._config.table and context.round == context.rounds:
+                return self._ask(state, context, "attack")
+            return _ended(state)
+        else:
+            assert isinstance(total, UpdateList)
+            state = replace(state, told={**state.told, **measured.table(u.info for _, u in total.updates)})
+            return _ended(state)
+        return self._ask(state, context, "robustness") if self._config.compare else _ended(state)
+
+    def arrays(self, state: History) -> Arrays:
+        return state.published
+
+    def report(self, state: History) -> Mapping[str, Any]:
+        """The compared models' rates, the window, how far its weights are spread, and in the last round the table."""
+        return {"meat": state.told} if state.told else {}
+
+    def _rates_of_published(self, state: History) -> Mapping[str, float] | None:
+        """The published model's rates, as the round's evaluation; None in rounds without one."""
+        found = state.rates.get(ENSEMBLE)
+        return {"accuracy": found["clean"], "robust_accuracy": found["robust"]} if found else None
+
+    def _due(self, context: RoundContext) -> bool:
+        every = self._evaluation.every
+        return context.round == context.rounds or (every > 0 and context.round % every == 0)
+
+    def _trained(self, state: History, total: Accumulator, context: RoundContext) -> History:
+        """The next w, and its snapshot."""
+        groups = _one(total)
+        model = groups[MODEL]
+        state = replace(state, model=model, seat=groups.get(SEAT, {}))
+        if context.round < self._start:
+            return replace(state, published=model)
+        kept: Arrays = model
+        if context.round in self._config.planted:
+            kept = ensembles.with_outliers(model, self._config.planted_scale, context.rng("planted"))
+        kept = ensembles.stored(kept, half=self._config.precision == "half")
+        first = -self._config.window if self._config.window else None
+        return replace(
+            state,
+            snapshots=(*state.snapshots, Pinned.of(Record({MODEL: kept})))[first:],
+            rounds=(*state.rounds, context.round)[first:],
+        )
+
+    def _combined(self, state: History, context: RoundContext) -> History:
+        """The published ensemble, and the models it is compared with."""
+        found: dict[str, Arrays] = {ENSEMBLE: self._combine(self._config.ensemble, state)}
+        for name in dict.fromkeys(self._config.compare):
+            if name == SEAT and not state.seat:
+                raise RunFailed(
+                    'strategy.compare names "seat", but the clients keep no such average; set workload.seat = true'
+                )
+            if name == SEAT:
+                found[name] = state.seat
+            elif name == "best":
+                found[name] = state.best or state.model
+            elif name == "last":
+                found[name] = state.model
+            elif state.snapshots and name != self._config.ensemble:
+                found[name] = self._combine(name, state)
+        told: dict[str, Any] = {"ensemble": self._config.ensemble, "window": list(state.rounds)}
+        if len(state.snapshots) >= _LEAST_SPREAD and context.round == context.rounds:
+            told["spread"] = spread(_past(state)).to_json()
+        return replace(state, published=found[ENSEMBLE], names=tuple(found), models=tuple(found.values()), told=told)
+
+    def _combine(self, name: str, state: History) -> Arrays:
+        return self._combinations[name](_past(state), state.model) if state.snapshots else state.model
+
+    def _asked(self, state: History) -> tuple[str, ...]:
+        """The models whose statistics the clients have to make."""
+        if not state.snapshots:
+            return ()
+        of_ensemble = self._config.ensemble in _COMBINED
+        return tuple(name for name in state.names if name in _COMBINED and (name != ENSEMBLE or of_ensemble))
+
+    def _ask_statistics(self, state: History, context: RoundContext) -> Pending[History]:
+        asked = self._asked(state)
+        models = dict(zip(state.names, state.models, strict=True))
+        return Pending(
+            replace(state, stage="statistics"),
+            Exchange(
+                jobs=context.jobs("statistics", inputs=asked),
+                inputs={name: Record({MODEL: models[name]}) for name in asked},
+                knobs={"rule": self._config.batch_norm},
+                accumulator="separate",
+            ),
+        )
+
+    def _with_statistics(self, state: History, total: Accumulator) -> History:
+        """The combined models with the clients' statistics: their mean by examples, or their median, as for weights."""
+        assert isinstance(total, UpdateList)
+        groups = _over_clients([update for _, update in total.updates], median=self._config.clients == "median")
+        models = tuple(
+            {**arrays, **groups.get(name, {})} for name, arrays in zip(state.names, state.models, strict=True)
+        )
+        return replace(state, models=models, published=models[0])
+
+    def _ask(self, state: History, context: RoundContext, kind: str) -> Pending[History]:
+        """One job for each model and part of the images; a job's client is only its number."""
+        parts = self._evaluation.parts
+        jobs = tuple(
+            Job(
+                round=context.round,
+                client=index * parts + part,
+                kind=kind,
+                inputs=(name,),
+                knobs={"part": part, "parts": parts},
+            )
+            for index, name in enumerate(state.names)
+            for part in range(parts)
+        )
+        inputs = {name: Record({MODEL: arrays}) for name, arrays in zip(state.names, state.models, strict=True)}
+        return Pending(
+            replace(state, stage=kind),
+            Exchange(jobs=jobs, inputs=inputs, accumulator="separate", quorum_fraction=1.0),
+        )
+
+    def _measured(self, state: History, total: Accumulator, context: RoundContext) -> History:
+        """The rates, and the best w by validation."""
+        assert isinstance(total, UpdateList)
+        rates = measured.rates(update.info for _, update in total.updates)
+        state = replace(state, rates=rates, told={**state.told, "rates": rates})
+        own = rates.get("last", rates[ENSEMBLE] if not state.snapshots else {})
+        if own and own["validation"] > state.best_validation:
+            return replace(state, best=state.model, best_validation=own["validation"])
+        return state
+
+
+def _past(state: History) -> list[Arrays]:
+    return [snapshot.groups[MODEL] for snapshot in state.snapshots]
+
+
+def _one(total: Accumulator) -> Groups:
+    """The clients' weights as one set, by mean or median."""
+    if isinstance(total, RunningMean):
+        return total.value()
+    assert isinstance(total, UpdateList)
+    return _over_clients([update for _, update in total.updates], median=True)
+
+
+def _over_clients(updates: list[Update], *, median: bool) -> dict[str, Arrays]:
+    """Each group's coordinate-wise median or mean by examples over the updates."""
+    sizes = np.array([update.num_examples for update in updates], np.float64)
+    shares = sizes / sizes.sum() if sizes.sum() else np.full(len(updates), 1.0 / len(updates))
+    found: dict[str, Arrays] = {}
+    for group, like in updates[0].groups.items():
+        each = [update.groups[group] for update in updates]
+        found[group] = ensembles.median(each, like) if median else ensembles.weighted(each, like, shares.tolist())
+    return found
+
+
+def _ended(state: History) -> History:
+    return replace(state, stage="train", names=(), models=())
+
+
+def build_strategy(config: Config, experiment: Experiment) -> MedianEnsemble:
+    """The strategy a `Config` describes."""
+    return MedianEnsemble(config, experiment.rounds, experiment.evaluation)

@@ -1,0 +1,114 @@
+"""The images a run works on, as tensors of pixels from 0 to 1: training, validation, test; and their augmentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedloom.core.errors import ConfigError
+from fedloom.core.records import Array
+from fedloom.core.seeds import generator
+from fedloom.workloads._data import cache
+from fedloom.workloads._data.images import ImageData
+from fedloom.workloads._data.partition import Partition, partition
+from fedloom.workloads.meat.config import Config
+
+_PADDING = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """Images (n, c, h, w), float32 in [0, 1], and labels (n,), int64."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def part(self, part: int, parts: int) -> Pixels:
+        """Part `part` of `parts` consecutive pieces."""
+        start, stop = (len(self) * edge // parts for edge in (part, part + 1))
+        return Pixels(self.x[start:stop], self.y[start:stop])
+
+    def first(self, count: int) -> Pixels:
+        """The first `count` images, or all there are."""
+        return Pixels(self.x[:count], self.y[:count])
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """What a run uses of its data."""
+
+    train: Pixels
+    validation: Pixels
+    test: Pixels
+    shards: Partition
+    """Rows of `train` by client."""
+
+
+def prepare(config: Config, data: ImageData, clients: int, seed: int, device: torch.device) -> Images:
+    """Draw the training and validation images, deal the former to the clients.
+
+    Raises:
+        ConfigError: more images are asked for than there are, or a client is left without any.
+    """
+    total = len(data.y_train)
+    wanted = total if config.train_examples is None else config.train_examples
+    held_back = round(config.validation * wanted)
+    if wanted + (held_back if config.train_examples else 0) > total:
+        raise ConfigError(
+            f"workload.train_examples: {wanted} to train on and {held_back} to validate on, but the data has {total}"
+        )
+    order = generator(seed, "meat", "rows").permutation(total)
+    used = order[: wanted + held_back] if config.train_examples else order
+    validation_rows, train_rows = np.sort(used[:held_back]), np.sort(used[held_back:])
+    labels = data.y_train[train_rows]
+    shards = partition(
+        config.partition,
+        labels,
+        data.groups[train_rows] if data.groups is not None else None,
+        clients=clients,
+        seed=seed,
+        data_sha256=cache.digest_of([data.sha256, seed, wanted, held_back]),
+    )
+    noise = generator(seed, "meat", "labels")
+    return Images(
+        train=_pixels(data, data.x_train[train_rows], _mislabelled(labels, config.label_noise, data, noise), device),
+        validation=_pixels(data, data.x_train[validation_rows], data.y_train[validation_rows], device),
+        test=_pixels(data, data.x_test, data.y_test, device),
+        shards=shards,
+    )
+
+
+def augmented(x: Tensor, kind: str) -> Tensor:
+    """Images shifted by up to 4 pixels, with zeros around (`crop`), and half of them mirrored, too (`crop_flip`)."""
+    if kind == "none":
+        return x
+    count, _, height, width = x.shape
+    padded = F.pad(x, (_PADDING,) * 4)
+    down, right = (torch.randint(0, 2 * _PADDING + 1, (count, 1, 1), device=x.device) for _ in range(2))
+    rows = down + torch.arange(height, device=x.device)[None, :, None]
+    columns = right + torch.arange(width, device=x.device)[None, None, :]
+    if kind == "crop_flip":
+        mirrored = torch.rand(count, 1, 1, device=x.device) < 0.5
+        columns = torch.where(mirrored, columns.flip(2), columns)
+    each = torch.arange(count, device=x.device)[:, None, None]
+    return padded[each, :, rows, columns].movedim(3, 1).contiguous()
+
+
+def _mislabelled(labels: Array, share: float, data: ImageData, rng: np.random.Generator) -> Array:
+    """The labels, a share of them moved to another class."""
+    wrong = rng.random(len(labels)) < share
+    moved = (labels + rng.integers(1, data.num_labels, len(labels))) % data.num_labels
+    return np.where(wrong, moved, labels)
+
+
+def _pixels(data: ImageData, x: Array, y: Array, device: torch.device) -> Pixels:
+    mean, std = data.moments
+    pixels = torch.from_numpy(np.clip(x * std + mean, 0.0, 1.0).astype(np.float32))
+    return Pixels(pixels.to(device), torch.from_numpy(np.array(y)).to(device))

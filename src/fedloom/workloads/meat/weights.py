@@ -1,0 +1,50 @@
+"""Adversarial weight perturbation: the worst weights nearby, for one step.
+
+Wu et al. 2020, "Adversarial Weight Perturbation Helps Robust Generalization", equations 9 and 10: v_l = gamma *
+||w_l|| * g_l / ||g_l|| for every layer l, g being the gradient of the adversarial loss. The step's gradient is then
+taken at w + v, and v is taken away after the step. Only weights with more than one dimension are perturbed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+_TINY = 1e-20
+
+
+def perturbation(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> dict[str, Tensor]:
+    """Every perturbed parameter's v, by name; the model's weights, gradients and statistics are left as they are."""
+    layers = {name: p for name, p in model.named_parameters() if p.ndim > 1 and name.endswith("weight")}
+    with frozen_statistics(model), torch.enable_grad():
+        gradients = torch.autograd.grad(loss(), list(layers.values()))
+    return {
+        name: gamma * layer.detach().norm() / (gradient.norm() + _TINY) * gradient
+        for (name, layer), gradient in zip(layers.items(), gradients, strict=True)
+    }
+
+
+def shift(model: nn.Module, perturbation: dict[str, Tensor], sign: float) -> None:
+    """Add (or take away) a perturbation in place."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, change in perturbation.items():
+            parameters[name].add_(change, alpha=sign)
+
+
+@contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch normalisation uses the batch's statistics as the mode says, but does not count them in."""
+    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
+    before = [layer.momentum for layer in layers]
+    try:
+        for layer in layers:
+            layer.momentum = 0.0  # running = 1 * running + 0 * batch, exactly
+        yield
+    finally:
+        for layer, momentum in zip(layers, before, strict=True):
+            layer.momentum = momentum

@@ -1,0 +1,299 @@
+"""Adversarial training on an agent: local training, statistics for ensembles, and attacks on any model it is given.
+
+Besides `train` and `evaluate` it does three actions, on inputs of any name:
+
+- `statistics`: batch normalisation's statistics for each input, over the client's clean training images. The update has
+  a group for every input.
+- `robustness`: for one input and one part of the images, how many are right clean and under PGD. In `info`.
+- `attack`: for one input and one part, who withstands each attack of the table. In `info`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedloom.core.config import Experiment
+from fedloom.core.errors import BadUpdate
+from fedloom.core.protocols import LocalRule, Shard, WorkloadInfo
+from fedloom.core.records import MODEL, Array, Arrays, Job, Mean, Metrics, Record, Update
+from fedloom.workloads._attacks.auto import require_auto_attack
+from fedloom.workloads._data.images import ImageData, load_images
+from fedloom.workloads._torch.arrays import as_array
+from fedloom.workloads._torch.scope import choose_device, exact
+from fedloom.workloads._torch.trainer import Trainer
+from fedloom.workloads._vision.models import build_model
+from fedloom.workloads.meat.averaging import MovingAverage
+from fedloom.workloads.meat.config import Config
+from fedloom.workloads.meat.defenses import loss_of, perturbed
+from fedloom.workloads.meat.images import Images, Pixels, augmented, prepare
+from fedloom.workloads.meat.measuring import counted, right_under, table
+from fedloom.workloads.meat.statistics import check_batches, reestimate
+from fedloom.workloads.meat.weights import perturbation, shift
+
+SEAT = "seat"
+"""Group of an update that holds the moving average."""
+_VELOCITY = "velocity"
+_EVALUATION_BATCH = 250
+
+
+@dataclass(frozen=True, slots=True)
+class PixelShard:
+    """A client's rows of the training images, or a piece of the test images."""
+
+    rows: Array
+    """Row numbers, shape (n,), int64."""
+    held_out: bool = False
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.rows)
+
+
+class AdversarialTraining:
+    """Local adversarial training; a client keeps its momentum and its moving average between rounds."""
+
+    def __init__(
+        self, config: Config, data: ImageData, images: Images, rounds: int, device: torch.device, clients: int
+    ) -> None:
+        self._config, self._data, self._images, self._rounds, self._device = config, data, images, rounds, device
+        self._num_faulty = round(config.faulty_clients * clients)
+        self._loss = loss_of(config.defense)
+        self._perturbation: dict[str, Tensor] = {}
+        with exact(device, seed=0):
+            self._trainer = Trainer(self._new_model(), config.training, device)
+
+    def describe(self) -> WorkloadInfo:
+        shards, labels = self._images.shards, self._images.train.y.cpu().numpy()
+        used = {"num_train": len(labels), "num_validation": len(self._images.validation)}
+        return WorkloadInfo(
+            data={**self._data.info, **used},
+            client_sizes=shards.sizes.tolist(),
+            label_counts=shards.label_counts(labels, self._data.num_labels).tolist(),
+            label_names=self._data.info["label_names"],
+        )
+
+    def init(self, rng: np.random.Generator) -> Record:
+        with exact(torch.device("cpu"), seed=int(rng.integers(2**63))):
+            fresh = Trainer(self._new_model(), self._config.training, torch.device("cpu"))
+        return Record({MODEL: fresh.arrays})
+
+    def shard(self, client: int) -> PixelShard:
+        return PixelShard(self._images.shards.client(client))
+
+    def held_out(self, part: int, parts: int) -> PixelShard:
+        bounds = [len(self._images.test) * edge // parts for edge in (part, part + 1)]
+        return PixelShard(np.arange(*bounds), held_out=True)
+
+    def train(
+        self,
+        job: Job,
+        inputs: Mapping[str, Record],
+        shard: Shard,
+        rule: LocalRule | None,
+        rng: np.random.Generator,
+    ) -> Update:
+        """One client's training, with nothing of its earlier rounds."""
+        assert isinstance(shard, PixelShard)
+        return self._trained(job, inputs, shard, None, rule, rng)
+
+    def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
+        """`loss` and `accuracy` on all images; `robust_accuracy` under PGD on the first of them, as settings say."""
+        assert isinstance(shard, PixelShard)
+        images = self._images.test if shard.held_out else self._images.train
+        rows = torch.from_numpy(shard.rows).to(self._device)
+        attacked = rows[rows < self._config.measure.examples] if shard.held_out else rows
+        with self._using(inputs[MODEL], seed=0):
+            pieces = [_rows(images, part) for part in torch.split(rows, _EVALUATION_BATCH) if len(part)]
+            with torch.no_grad():
+                logits = [(self._trainer.model(piece.x), piece.y) for piece in pieces]
+            loss = sum(float(F.cross_entropy(z, y, reduction="sum")) for z, y in logits)
+            right = sum(int((z.argmax(1) == y).sum()) for z, y in logits)
+            robust = right_under(self._trainer.model, _rows(images, attacked), self._pgd, self._config.attack.epsilon)
+        return {
+            "loss": Mean(loss, float(len(rows))),
+            "accuracy": Mean(float(right), float(len(rows))),
+            "robust_accuracy": Mean(float(robust.sum()), float(len(attacked))),
+        }
+
+    def act(
+        self,
+        job: Job,
+        inputs: Mapping[str, Record],
+        state: Record | None,
+        rng: np.random.Generator,
+        rule: LocalRule | None = None,
+    ) -> Update:
+        match job.kind:
+            case "train":
+                return self._trained(job, inputs, self.shard(job.client), state, rule, rng)
+            case "evaluate":
+                shard = self.shard(job.client)
+                return Update(num_examples=shard.num_examples, metrics=self.evaluate(inputs, shard), state=state)
+            case "statistics":
+                return replace(self._statistics(job, inputs, rng), state=state)
+            case "robustness":
+                return self._on_images(job, inputs, rng, self._measured)
+            case "attack":
+                return self._on_images(job, inputs, rng, self._attacked)
+        raise BadUpdate(
+            f"workload 'meat' has no action {job.kind!r}; it can train, evaluate, statistics, robustness and attack"
+        )
+
+    def learning_rate(self, round: int) -> float:
+        """The step size of a round (from 1): piecewise linear in the share of the run that is over."""
+        shares, factors = zip(*self._config.schedule, strict=True)
+        return self._config.training.learning_rate * float(np.interp((round - 1) / self._rounds, shares, factors))
+
+    def _trained(
+        self,
+        job: Job,
+        inputs: Mapping[str, Record],
+        shard: PixelShard,
+        state: Record | None,
+        rule: LocalRule | None,
+        rng: np.random.Generator,
+    ) -> Update:
+        """Train; the update carries what the client wants back, and the moving average where that is kept."""
+        kept = state or Record()
+        self._trainer.load(inputs)  # so that a first average begins with these weights
+        average = None
+        if self._config.seat:
+            average = MovingAverage(lambda: self._trainer.arrays, kept.groups.get(SEAT), int(kept.info.get("steps", 0)))
+        perturbs = self._config.defense.awp_gamma > 0 and job.round > self._config.defense.awp_warmup
+
+        def after_step() -> None:
+            if perturbs:
+                shift(self._trainer.model, self._perturbation, -1.0)
+            if average is not None:
+                average.update()
+
+        update = self._trainer.train(
+            shard.rows,
+            lambda rows: self._batch_loss(rows, perturbs),
+            inputs,
+            rule,
+            job.knobs,
+            rng,
+            rate=self.learning_rate(job.round),
+            velocity=kept.groups.get(_VELOCITY),
+            after_step=after_step,
+        )
+        groups: dict[str, Arrays] = {MODEL: self._trainer.arrays}
+        remembered: dict[str, Arrays] = {}
+        if self._config.keep_momentum:
+            remembered[_VELOCITY] = self._trainer.velocity
+        if average is not None:
+            groups[SEAT] = remembered[SEAT] = average.arrays
+        if job.client < self._num_faulty:
+            groups = {name: _with_outliers(arrays, self._config.faulty_scale, rng) for name, arrays in groups.items()}
+        info = {"steps": average.steps} if average is not None else {}
+        return replace(update, groups=groups, state=Record(remembered, info) if remembered else None)
+
+    def _batch_loss(self, rows: Tensor, perturbs: bool) -> Tensor:
+        config, model = self._config, self._trainer.model
+        batch = _rows(self._images.train, rows)
+        x = augmented(batch.x, config.augment)
+        moved = perturbed(model, x, batch.y, config.attack, config.defense)
+        if perturbs:
+            self._perturbation = perturbation(
+                model, lambda: self._loss(model, x, moved, batch.y), config.defense.awp_gamma
+            )
+            shift(model, self._perturbation, 1.0)
+        return self._loss(model, x, moved, batch.y)
+
+    def _statistics(self, job: Job, inputs: Mapping[str, Record], rng: np.random.Generator) -> Update:
+        shard = self.shard(job.client)
+        order = torch.from_numpy(shard.rows[rng.permutation(len(shard.rows))]).to(self._device)
+        batches = torch.split(order, self._config.training.batch_size)
+        seed, groups = int(rng.integers(2**63)), dict[str, Arrays]()
+        for name in job.inputs:
+            with self._using(inputs[name], seed):
+                images = (augmented(_rows(self._images.train, rows).x, self._config.augment) for rows in batches)
+                found = reestimate(self._trainer.model, images, job.knobs["rule"])
+                groups[name] = {buffer: np.array(as_array(tensor.cpu())) for buffer, tensor in found.items()}
+        return Update(num_examples=shard.num_examples, groups=groups)
+
+    def _on_images(
+        self,
+        job: Job,
+        inputs: Mapping[str, Record],
+        rng: np.random.Generator,
+        measure: Callable[[Job, int], dict[str, Any]],
+    ) -> Update:
+        """Something measured of one input. It counts no examples: nobody trained on them."""
+        (name,) = job.inputs
+        with self._using(inputs[name], seed=int(rng.integers(2**63))):
+            return Update(num_examples=0, info={"model": name, **measure(job, int(rng.integers(2**31)))})
+
+    def _measured(self, job: Job, seed: int) -> dict[str, Any]:
+        settings, epsilon = self._config.measure, self._config.attack.epsilon
+        sets = {
+            "test": self._images.test.first(settings.examples),
+            "validation": self._images.validation.first(settings.validation_examples),
+        }
+        part, parts = int(job.knobs["part"]), int(job.knobs["parts"])
+        return {
+            name: counted(self._trainer.model, images.part(part, parts), settings.steps, epsilon)
+            for name, images in sets.items()
+        }
+
+    def _attacked(self, job: Job, seed: int) -> dict[str, Any]:
+        images = self._images.test.first(self._config.measure.table_examples)
+        piece = images.part(int(job.knobs["part"]), int(job.knobs["parts"]))
+        return table(self._trainer.model, piece, self._config.measure, self._config.attack.epsilon, seed)
+
+    @contextmanager
+    def _using(self, record: Record, seed: int) -> Iterator[None]:
+        """The model with some arrays, in evaluation mode, in a reproducible scope."""
+        with exact(self._device, seed):
+            self._trainer.load({MODEL: record})
+            self._trainer.model.eval()
+            yield
+
+    @property
+    def _pgd(self) -> str:
+        return f"pgd-{self._config.measure.steps}"
+
+    def _new_model(self) -> torch.nn.Module:
+        return build_model(self._config.model, self._data.shape, self._data.num_labels)
+
+
+def _rows(images: Pixels, rows: Tensor) -> Pixels:
+    return Pixels(images.x.index_select(0, rows), images.y.index_select(0, rows))
+
+
+def _with_outliers(arrays: Arrays, scale: float, rng: np.random.Generator) -> Arrays:
+    """Every weight plus N(0, (scale * mean |w|)^2), mean over its array; statistics of batches are left alone."""
+    return {
+        name: array
+        if "running_" in name or not array.size
+        else (array + rng.normal(0.0, scale * float(np.abs(array).mean()), array.shape)).astype(array.dtype)
+        for name, array in arrays.items()
+    }
+
+
+def build_workload(config: Config, experiment: Experiment) -> AdversarialTraining:
+    """The workload a `Config` describes, for the experiment's clients, rounds and seed.
+
+    Raises:
+        DataMissing: the data is not on this machine, or not what it should be.
+        ConfigError: a client is left without examples, there is no GPU that is asked for, or there are too few batches
+            for the strategy's treatment of batch normalisation.
+        UsageError: AutoAttack is asked for and its package is not installed.
+    """
+    if {"apgd", "autoattack"} & set(config.measure.table) and getattr(experiment.strategy, "table", False):
+        require_auto_attack()
+    device = choose_device(config.training.device)
+    data = load_images(config.data)
+    images = prepare(config, data, experiment.clients, experiment.seed, device)
+    batches = -(-int(images.shards.sizes.min()) // config.training.batch_size)
+    check_batches(getattr(experiment.strategy, "batch_norm", ""), batches)
+    return AdversarialTraining(config, data, images, experiment.rounds, device, experiment.clients)
