@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -199,3 +202,13 @@ def test_a_token_file_holds_one_word(
 def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
     assert main(arguments) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_taken_port_is_told_in_one_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        call = [sys.executable, "-m", "fedloom", "serve", "--port", str(port), "--state", str(tmp_path / "state")]
+        ended = subprocess.run(call, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    said = f"fedloom: cannot listen on 127.0.0.1:{port}: the port is in use, or the address is not this machine's."
+    assert ended.stderr.startswith(said) and "add_port" not in ended.stderr

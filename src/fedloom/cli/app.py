@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 2 wrong usage or configuration, 1 the run failed, 130 interrupted.
     """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would log is told in our own words
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = {"debug": bool(os.environ.get("FEDLOOM_DEBUG", "").strip("0"))}
     try:
