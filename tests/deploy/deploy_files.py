@@ -77,6 +77,10 @@ def parse_command(words: list[str], environment: Mapping[str, str], monkeypatch:
     """Parse what comes after `fedloom` as it would be in a container; raises where it is wrong."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    commands = typer.main.get_command(app)
-    assert isinstance(commands, click.Group)
-    return commands.commands[words[0]].make_context(words[0], list(words[1:]))
+    command: click.Command = typer.main.get_command(app)
+    parent = None
+    while isinstance(command, click.Group):
+        parent = click.Context(command, parent=parent, info_name=words[0])
+        name, *words = words
+        command = command.commands[name]
+    return command.make_context(command.name, list(words), parent=parent)

@@ -23,7 +23,7 @@ def test_it_has_the_three_profiles() -> None:
     assert {name for name, each in SERVICES.items() if "simulate" in each["profiles"]} == {
         "ray-head", "ray-worker", "simulation",
     }  # fmt: skip
-    assert {name for name, each in SERVICES.items() if "federate" in each["profiles"]} == {"token", "server", "client"}
+    assert {name for name, each in SERVICES.items() if "federate" in each["profiles"]} == {"server", "invite", "client"}
     assert {"prometheus", "grafana", "server"} <= {
         name for name, each in SERVICES.items() if "observe" in each["profiles"]
     }
@@ -35,19 +35,38 @@ def test_what_a_service_waits_for_is_in_its_profiles(name: str) -> None:
         assert set(SERVICES[name]["profiles"]) <= set(SERVICES[other]["profiles"]), f"{name} waits for {other}"
 
 
-@pytest.mark.parametrize("name", [name for name, each in OURS.items() if "entrypoint" not in each])
-def test_commands_are_fedlooms(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    service = OURS[name]
-    token = tmp_path / "token"
-    token.write_text("secret\n")
-    given = {key: str(token) if key.endswith("_FILE") else value for key, value in service["environment"].items()}
-    context = parse_command(service["command"], given, monkeypatch)
-    if name == "server":
-        assert context.params["port"] == 7070 and context.params["metrics_port"] == 9090
-        assert context.params["host"] == "0.0.0.0"
-    else:
-        assert context.params["server"] == "server:7070"
-    assert Path(context.params["token_file"]) == token
+def test_the_servers_command_is_fedlooms(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = OURS["server"]
+    context = parse_command(server["command"], server["environment"], monkeypatch)
+    given = {name: context.params[name] for name in ("host", "port", "enroll_port", "metrics_port", "address")}
+    assert given == {"host": "0.0.0.0", "port": 7070, "enroll_port": 7071, "metrics_port": 9090, "address": "server"}
+    assert Path(server["environment"]["FEDLOOM_IDENTITY"]) == context.params["state"] / "admin"
+    assert context.params["insecure"] == 0
+
+
+def _script_calls(path: Path) -> list[list[str]]:
+    """What a script says to fedloom, one list of words a call, with its variables."""
+    return [line.split() for line in re.findall(r"(?:until|exec) fedloom (.+?)(?: *[\d]?[<>].*)?(?:; do)?$", path.read_text(), re.MULTILINE)]
+
+
+def test_scripts_of_containers_call_commands_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = [call for path in sorted((DEPLOY / "containers").iterdir()) for call in _script_calls(path)]
+    assert [call[0] for call in calls] == ["token", "join", "client"]
+    for call in calls:
+        words = [word.strip('"') for word in call if word != '"$@"']
+        parse_command([{"$USES": "3"}.get(word, word) for word in words], {}, monkeypatch)
+
+
+def test_the_token_goes_from_the_server_to_the_clients_and_to_nobody_else() -> None:
+    holders = {name for name, each in OURS.items() if any(str(v).startswith("tokens:") for v in each.get("volumes", []))}
+    assert holders == {"invite", "client"}
+    invite, client = OURS["invite"], OURS["client"]
+    assert invite["command"][1] == client["environment"]["JOIN_TOKEN_FILE"]
+    assert invite["environment"]["FEDLOOM_IDENTITY"] == OURS["server"]["environment"]["FEDLOOM_IDENTITY"]
+    assert invite["network_mode"] == "service:server", "an administrator's identity is for this machine only"
+    assert "state:/state:ro" in invite["volumes"] and "tokens:/tokens:ro" in client["volumes"]
+    identity = Path(client["environment"]["FEDLOOM_IDENTITY"])
+    assert str(identity.parent) in client["volumes"], "a volume of each container's own"
 
 
 def test_a_wrong_option_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +100,7 @@ def test_prometheus_asks_the_port_the_server_has() -> None:
 
 def test_ports_are_published_on_this_machine_only() -> None:
     published = [port for each in SERVICES.values() for port in each.get("ports", [])]
-    assert len(published) == 3 and all(port.startswith("127.0.0.1:") for port in published)
+    assert len(published) == 4 and all(port.startswith("127.0.0.1:") for port in published)
 
 
 @pytest.mark.parametrize("name", sorted(OURS))
