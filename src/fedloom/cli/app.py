@@ -11,7 +11,7 @@ import click
 import typer
 
 from fedloom import __version__
-from fedloom.cli import experiments, fleet, reports, study
+from fedloom.cli import experiments, fleet, members, reports, study
 from fedloom.cli.terminal import DEBUG_HELP, Verb, print_error, remember_debug
 from fedloom.core.errors import FedloomError
 
@@ -42,12 +42,16 @@ for panel, commands in {
     "Experiments": (experiments.run, experiments.resume, study.study, experiments.list_names, experiments.show),
     "Results": (reports.report, reports.compare, reports.replay),
     "Servers and devices": (
-        fleet.serve, fleet.client, fleet.submit, fleet.runs, fleet.watch, fleet.stop, fleet.nodes,
+        fleet.serve, members.join, fleet.client, fleet.submit, fleet.runs, fleet.watch, fleet.stop, fleet.nodes,
     ),
 }.items():  # fmt: skip
     for command in commands:
         name = "list" if command is experiments.list_names else command.__name__
         app.command(name, cls=Verb, rich_help_panel=panel)(command)
+
+
+app.add_typer(members.token, name="token", rich_help_panel="Servers and devices")
+app.add_typer(members.node, name="node", rich_help_panel="Servers and devices")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
