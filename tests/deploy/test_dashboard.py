@@ -40,7 +40,16 @@ def test_a_wrong_name_is_noticed(query: str, wrong: set[str]) -> None:
 def test_every_kind_of_metric_is_on_the_board() -> None:
     """One panel at least for rounds, nodes, bytes, failures, latency, aggregation and evaluation."""
     asked = " ".join(query for _, query in panel_queries())
-    for part in ("fedloom_round", "nodes", "wire_bytes", "federated_bytes", "failures", "latency", "aggregation"):
+    for part in (
+        "fedloom_round",
+        "nodes",
+        "wire_bytes",
+        "federated_bytes",
+        "failures",
+        "refusals",
+        "latency",
+        "aggregation",
+    ):
         assert part in asked
     assert "fedloom_evaluation" in asked and "fedloom_late_results" in asked
 

@@ -51,8 +51,14 @@ def expected_sha256(podman: Podman) -> str:
 
 @pytest.fixture
 def fleet(podman: Podman) -> Iterator[Stack]:
-    ports = {"FEDLOOM_PORT": "17070", "PROMETHEUS_PORT": "19091", "GRAFANA_PORT": "13000"}
-    with Stack(podman, ("federate", "observe"), CLIENTS="3", **ports) as stack:
+    ports = {
+        "FEDLOOM_PORT": "17070",
+        "FEDLOOM_ENROLL_PORT": "17071",
+        "PROMETHEUS_PORT": "19091",
+        "GRAFANA_PORT": "13000",
+    }
+    where = {"CLIENTS": "3", "FEDLOOM_ADDRESS": "fleet.example.org"}
+    with Stack(podman, ("federate", "observe"), **where, **ports) as stack:
         yield stack
     assert not stack.leftovers()
 
@@ -68,6 +74,12 @@ def _ask(stack: Stack, queries: list[str]) -> list[list[Any]]:
 def _value(stack: Stack, query: str) -> float:
     answers = _ask(stack, [query])
     return float(answers[0][0]["value"][1]) if answers and answers[0] else 0.0
+
+
+def _members(stack: Stack) -> list[str]:
+    """Names of the nodes that have joined, as the server's administrator sees them."""
+    lines = stack.execute("server", "fedloom", "node", "list").splitlines()
+    return sorted(word for line in lines for word in line.split() if word.startswith("client-"))
 
 
 def _kill(container: dict[str, Any]) -> None:
@@ -87,6 +99,13 @@ def test_a_federation_is_up_scraped_and_shown_and_survives_a_dead_client(fleet: 
     live_s = time.monotonic() - begin
     print(f"\nup {up_s:.1f} s, clients scraped {scraped_s:.1f} s, rounds on the dashboard {live_s:.1f} s")
 
+    members = _members(fleet)
+    assert members == ["client-1", "client-2", "client-3"], "each container joined once, by one token"
+    keys = {
+        fleet.podman("exec", each["Name"], "sha256sum", "/identity/node/key.pem") for each in fleet.containers("client")
+    }
+    assert len(keys) == 3, "each made a key of its own"
+
     before = fleet.containers("client")[0]
     _kill(before)
     died_at = _value(fleet, "fedloom_round")
@@ -98,6 +117,7 @@ def test_a_federation_is_up_scraped_and_shown_and_survives_a_dead_client(fleet: 
     until(replaced, 60, "the killed client's container, started again")
     until(lambda: _value(fleet, 'fedloom_nodes{state="online"}') == 3, 60, "the killed client, connected again")
     assert died_at < 120, "the client died during the run"
+    assert _members(fleet) == members, "the killed client kept its identity"
 
     until(lambda: _value(fleet, 'fedloom_evaluation{metric="accuracy"}') > 0, 60, "an evaluation")
     queries = panel_queries()
