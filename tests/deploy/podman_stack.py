@@ -127,16 +127,20 @@ class Stack:
         self.podman, self.profiles = podman, profiles
         images = {"FEDLOOM_IMAGE": IMAGE, "PROMETHEUS_IMAGE": PROMETHEUS_IMAGE, "GRAFANA_IMAGE": GRAFANA_IMAGE}
         self._environment = {**podman.environment, **images, **variables}
+        self._volumes_before: set[str] = set()
 
     def __enter__(self) -> Stack:
         self.close()
+        self._volumes_before = self._volumes()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Take everything down, and remove the volumes."""
+        """Take everything down, and remove the volumes, those without a name among them."""
+        if ids := self._all("ps", "--all").split():
+            self.podman("rm", "--force", "--depend", "--volumes", "--time", "5", *ids, check=False)
         self.compose("down", "--volumes", "--timeout", "5", check=False)
 
     def compose(self, *arguments: str, check: bool = True) -> str:
@@ -162,10 +166,15 @@ class Stack:
         return self.podman("exec", container["Name"], *command, check=check)
 
     def leftovers(self) -> str:
-        """Containers, volumes and networks of the project, one a line."""
-        mine = ("--filter", f"label=com.docker.compose.project={PROJECT}")
-        kinds = (("ps", "--all"), ("volume", "ls"), ("network", "ls"))
-        return "".join(self.podman(*kind, "--quiet", *mine) for kind in kinds)
+        """Containers and networks of the project, and volumes that were not there before, one a line."""
+        volumes = self._volumes() - self._volumes_before
+        return self._all("ps", "--all") + self._all("network", "ls") + "\n".join(sorted(volumes))
+
+    def _all(self, *kind: str) -> str:
+        return self.podman(*kind, "--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}")
+
+    def _volumes(self) -> set[str]:
+        return set(self.podman("volume", "ls", "--quiet").split())
 
 
 def until(ready: Callable[[], T | None], seconds: float, what: str) -> T:
