@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-import numpy as np
 
 from fedloom.client.jobs import COLLECT, Done, JobRunner, Stage
 from fedloom.client.kept import KeptRecords
@@ -208,7 +204,7 @@ class Executor:
             metrics={name: Mean(float(mean.sum), float(mean.weight)) for name, mean in update.metrics.items()},
             info={} if job.kind == "init" else update.info,
             bytes_down=sum(group.inputs[name].size for name in names),
-            bytes_up=_frame_size(_signature(up), json.dumps(up.info) if up.info else ""),
+            bytes_up=frames.frame_size(up),
             params_down=sum(self._read(group)[name].num_elements for name in names),
             params_up=up.num_elements + done.measured,
         )
@@ -280,23 +276,3 @@ def _accumulator(name: str) -> Callable[[Allocate], Accumulator]:
         return BUILTIN[name]
     kind: Callable[[Allocate], Accumulator] = registry.part("strategies", name, "accumulator").Accumulator
     return kind
-
-
-_Signature = tuple[tuple[str, tuple[tuple[str, Any, tuple[int, ...]], ...]], ...]
-
-
-def _signature(record: Record) -> _Signature:
-    return tuple(
-        (group, tuple((name, array.dtype, array.shape) for name, array in arrays.items()))
-        for group, arrays in record.groups.items()
-    )
-
-
-@functools.lru_cache(maxsize=256)
-def _frame_size(signature: _Signature, info: str) -> int:
-    """Size of the frame an update would make alone; one layout per shape of update, not per client."""
-    shapes = {
-        group: {name: np.broadcast_to(np.zeros((), dtype), shape) for name, dtype, shape in arrays}
-        for group, arrays in signature
-    }
-    return frames.frame_size(Record(shapes, json.loads(info) if info else {}))

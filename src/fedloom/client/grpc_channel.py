@@ -25,6 +25,7 @@ from fedloom.core.errors import (
     Unauthenticated,
 )
 from fedloom.core.identity import Identity, seconds_until
+from fedloom.core.layout import Layout
 from fedloom.core.messages import FromAgent, Hello, PayloadRef, ToAgent, Welcome
 from fedloom.core.records import Array, Groups, Record
 from fedloom.proto.v1 import codec
@@ -69,7 +70,7 @@ class GrpcChannel:
         self._inbox: queue.SimpleQueue[ToAgent | FedloomError] = queue.SimpleQueue()
         self._welcome: Welcome | None = None
         self._depot: Depot | None = None
-        self._leases: dict[int, tuple[Groups, str, frames.Layout, memoryview]] = {}
+        self._leases: dict[int, tuple[Groups, str, Layout, memoryview]] = {}
         """Leased arrays by their identity, and kept alive, so that no other record can be taken for them."""
         self._shared: list[str] = []
         self._shown = b""
@@ -124,10 +125,10 @@ class GrpcChannel:
         return frames.decode(memoryview(self._download(ref)).toreadonly())
 
     def lease(self, record: Record) -> Mapping[str, Mapping[str, Any]]:
-        layout = frames.Layout.of(record)
+        layout = Layout.of(record)
         if self._depot is None or layout.size <= INLINE_BYTES:
             return _empty(record)
-        layout = frames.Layout.of(record, data_start=-(-(len(layout.header) + HEADER_ROOM) // 64) * 64)
+        layout = Layout.of(record, data_start=-(-(len(layout.header) + HEADER_ROOM) // 64) * 64)
         buffer = self._depot.lease(layout.size)
         views = layout.views(buffer.memory)
         ordered = {group: {name: views[group][name] for name in arrays} for group, arrays in record.groups.items()}
@@ -135,7 +136,7 @@ class GrpcChannel:
         return ordered
 
     def store(self, record: Record) -> PayloadRef:
-        layout = frames.Layout.of(record)
+        layout = Layout.of(record)
         if layout.size <= INLINE_BYTES:
             return PayloadRef(size=layout.size, inline=bytes(frames.encode(record)))
         if self._depot is not None:
@@ -184,13 +185,13 @@ class GrpcChannel:
             self._channel.close()
             self._channel = None
 
-    def _share(self, record: Record, layout: frames.Layout) -> PayloadRef:
+    def _share(self, record: Record, layout: Layout) -> PayloadRef:
         """Leave the frame in the host's memory; leased arrays are already there and only need their header."""
         assert self._depot is not None
         lease = self._leases.pop(id(record.groups), None)
         if lease is not None:
             _, name, planned, memory = lease
-            final = frames.Layout.of(record, data_start=planned.slots[0].start if planned.slots else 0)
+            final = Layout.of(record, data_start=planned.slots[0].start if planned.slots else 0)
             if [slot.start for slot in final.slots] == [slot.start for slot in planned.slots]:
                 memory[: len(final.header)] = final.header
                 self._shared.append(name)
