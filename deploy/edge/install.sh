@@ -73,6 +73,7 @@ fi
 
 constraints=()
 [[ -f $source_code/requirements.lock ]] && constraints=(--constraint "$source_code/requirements.lock")
+if [[ $service && $member ]] && command -v systemctl >/dev/null; then run systemctl stop fedloom-client.service; fi
 run "$python" -m venv --clear /opt/fedloom
 if [[ ${TORCH_INDEX:-} ]]; then
     run /opt/fedloom/bin/python -m pip install --quiet "${constraints[@]}" \
