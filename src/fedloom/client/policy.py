@@ -48,7 +48,7 @@ class Limits(Settings):
     memory_mb: Annotated[int, Field(ge=256)] | None = None
     """Memory the process may allocate, 10^6 bytes; None for no limit."""
     threads: Annotated[int, Field(ge=1)] = 1
-    """Cores the process runs on, and threads of its numerical libraries."""
+    """Threads of the process's numerical libraries. A harder bound on cores is the system's to set."""
     bytes_per_day: Annotated[int, Field(ge=1)] | None = None
     """Bytes to and from the server in one day of the node's clock; None for no limit."""
     hours: tuple[Window, ...] = ()
@@ -223,9 +223,6 @@ def apply_limits(limits: Limits) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(limits.threads)
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[: limits.threads])
     if limits.memory_mb is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (limits.memory_mb * 10**6, limits.memory_mb * 10**6))
 
@@ -259,6 +256,12 @@ def _inside_data(value: str, data: Path | None, where: str) -> str:
     if data is None:
         raise PolicyRefused(f"workload setting {where} asks for {DATA}, but no data folder is given here", kind="data")
     root = data.resolve()
+    if not root.is_dir():
+        raise PolicyRefused(
+            f"workload setting {where} asks for {DATA}, and the folder given for it is not there now",
+            kind="data",
+            retry_s=_AGAIN_S,
+        )
     path = (root / value.removeprefix(DATA).lstrip("/")).resolve()
     if not path.is_relative_to(root):
         raise PolicyRefused(f"workload setting {where} leads out of the data folder", kind="data")
