@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedloom.cli.terminal import Verb, output, print_table
-from fedloom.core.errors import UsageError
+from fedloom.core.errors import Unauthenticated, UsageError
 
 if TYPE_CHECKING:
     from fedloom.client.admin import AdminClient, MemberRow
@@ -155,6 +155,8 @@ def find_identity(folder: Path | None) -> Identity:
     places = [folder] if folder is not None else [default_folder("user"), Path("fedloom-server") / "admin"]
     place = next((each for each in places if (each / "server.json").exists()), places[0])
     identity = Identity.load(place)
+    if ended := identity.ended():
+        raise Unauthenticated(ended)
     return renew(identity) if renewal_due_s(identity) <= 0 else identity
 
 

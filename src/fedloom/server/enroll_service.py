@@ -9,7 +9,7 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedloom.core.errors import BadMessage
+from fedloom.core.errors import BadMessage, Forbidden
 from fedloom.core.identity import pem
 from fedloom.core.messages import PROTOCOL
 from fedloom.proto.v1 import enroll_pb2 as pb
@@ -111,7 +111,7 @@ class AdminService(AdminServicer):
                 request.name, request.role, dict(request.labels), request.ttl_s, request.uses
             )
             _log.info(
-                "%s made a join token: %s %s, %d uses, %g s",
+                "%s made a join token for %s %s: uses %d, valid for %g s",
                 caller.name,
                 request.role,
                 request.name,
@@ -144,6 +144,8 @@ class AdminService(AdminServicer):
     def Revoke(self, request: pb.RevokeRequest, context: grpc.ServicerContext) -> pb.RevokeReply:
         with answering(context):
             caller = self._gate.admit(context, "Admin/Revoke")
+            if request.name == caller.name:
+                raise Forbidden(f"{caller.name!r} cannot revoke itself; another administrator can")
             self._security.registry.revoke(request.name)
             self._gate.cut(request.name)
             self._coordinator.leave(request.name, "", "revoked")
