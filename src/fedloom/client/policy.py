@@ -235,7 +235,7 @@ def _name(section: Any, what: str) -> str:
 
 
 def _paths(value: Any, data: Path | None, where: str) -> Any:
-    """Settings with `$DATA` made the node's folder; every other path is refused."""
+    """Settings with `$DATA` made the node's folder; every path that does not lie below that is refused."""
     if isinstance(value, Mapping):
         return {key: _paths(inner, data, f"{where}.{key}") for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -244,9 +244,12 @@ def _paths(value: Any, data: Path | None, where: str) -> Any:
         return value
     if value == DATA or value.startswith(f"{DATA}/"):
         return _inside_data(value, data, where)
+    if data is not None and value.startswith("/") and Path(value).resolve().is_relative_to(data.resolve()):
+        return str(Path(value).resolve())
     if any(sign in value for sign in ("/", "\\", "..", "$")) or value.startswith("~") or os.path.lexists(value):
         raise PolicyRefused(
-            f"workload setting {where} = {value[:80]!r} may be a path; a server may name paths below {DATA} only",
+            f"workload setting {where} = {value[:80]!r} may be a path, and only those below the node's data folder are "
+            f"open: write it as {DATA} or {DATA}/… in the experiment",
             kind="data",
         )
     return value
