@@ -195,7 +195,7 @@ def watch(
         sink.close()
     if sink.summary is None:
         raise RunFailed(f"the stream of run {run!r} ended before the run did; `fedloom runs` says how it is")
-    print_summary(sink.summary, json)
+    print_summary(sink.summary, json, elsewhere=True)
     if sink.summary.status == "interrupted":
         raise Interrupted(f"run {run!r} was stopped")
     if sink.summary.status != "done":
