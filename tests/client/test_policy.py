@@ -125,6 +125,26 @@ class TestPaths:
         with pytest.raises(PolicyRefused, match="no data folder is given here"):
             guard(tmp_path, **ALLOWED).admit_experiment(experiment(settings))
 
+    def test_a_path_below_it_may_be_written_out(self, tmp_path: Path) -> None:
+        """Such as the usual folder of a packaged data set, where the owner has given just that."""
+        (tmp_path / "data").mkdir()
+        own = {"workloads": {"image_classification": {"data": str(tmp_path / "data")}}}
+        for inside in (tmp_path / "data", tmp_path / "data" / "x.npz"):
+            settings = {"name": "image_classification", "folder": str(inside)}
+            assert guard(tmp_path, **own).admit_experiment(experiment(settings))["workload"] == settings
+        for outside in (tmp_path, tmp_path / "data2", tmp_path / "data" / ".." / "x"):
+            with pytest.raises(PolicyRefused, match=r"write it as \$DATA or \$DATA/… in the experiment"):
+                guard(tmp_path, **own).admit_experiment(
+                    experiment({"name": "image_classification", "folder": str(outside)})
+                )
+
+    def test_a_folder_that_is_away_is_asked_for_again(self, tmp_path: Path) -> None:
+        own = {"workloads": {"image_classification": {"data": str(tmp_path / "unmounted")}}}
+        with pytest.raises(PolicyRefused, match="is not there now") as caught:
+            guard(tmp_path, **own).admit_experiment(experiment({"name": "image_classification", "root": "$DATA"}))
+        assert caught.value.kind == "data" and caught.value.retry_s > 0
+        assert "unmounted" not in str(caught.value), "where a node keeps its data is its own affair"
+
     def test_nor_does_a_link_lead_out_of_it(self, tmp_path: Path) -> None:
         (tmp_path / "data").mkdir()
         (tmp_path / "data" / "out").symlink_to("/etc")
