@@ -191,7 +191,12 @@ class LowRank:
         return Exchange(
             jobs=tuple(jobs),
             inputs={**records, **beneath},
-            knobs={"mu": self._mu(context.round), "wire": method.wire, **method.knobs},
+            knobs={
+                "mu": self._mu(context.round),
+                "wire": method.wire,
+                "rate_factor": method.rate_factor,
+                **method.knobs,
+            },
             rule=method.rule,
             accumulator=self._accumulator(),
         )

@@ -22,7 +22,7 @@ class Model(ModelSettings):
     `.safetensors` file). With `transformers`, a folder in its form or a name on the hub."""
     transformers: bool = False
     """Whether `pretrained` names an image classifier of transformers (ViT, DINOv2, Swin, …), which is then the network
-    in place of `name`. The targets of adapters are its modules' names: `query` and `value`, or `q_proj` and `v_proj`."""
+    in place of `name`. Targets of adapters are its modules' names: `q_proj` and `v_proj`, or `query` and `value`."""
     fresh_head: bool = False
     """Start the output layer from random weights even where the pretrained one has as many classes: another task."""
 
