@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from torch import nn
 
 from fedloom.core.records import Info
+from fedloom.workloads._torch.whole import travelling
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +57,23 @@ def is_conv1d(module: nn.Module) -> bool:
 def adaptable(model: nn.Module) -> dict[str, Shape]:
     """Every module an adapter fits, by name, in the model's order.
 
-    What lies inside `nn.MultiheadAttention` is left out: it uses its projections' weights without calling them.
+    Two kinds are left out: what lies inside `nn.MultiheadAttention`, which uses its projections' weights without
+    calling them, and modules that share their weight with another (an output layer tied to the embedding), where a
+    change of one would be a change of both.
     """
+    named = [id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)]
+    tied = {key for key, count in Counter(named).items() if count > 1}
     closed = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
     shapes = {
         name: shape_of(module, name)
         for name, module in model.named_modules()
         if not (closed and name.startswith(closed))
     }
-    return {name: shape for name, shape in shapes.items() if shape is not None}
+    return {
+        name: shape
+        for name, shape in shapes.items()
+        if shape is not None and id(model.get_parameter(shape.weight)) not in tied
+    }
 
 
 def output_layer(model: nn.Module) -> str:
@@ -84,7 +94,7 @@ def model_info(model: nn.Module, head: Sequence[str] = ()) -> Info:
         the names of the head's arrays.
     """
     inside = tuple(f"{name}." for name in head)
-    arrays = [name for name in model.state_dict() if name.startswith(inside)] if inside else []
+    arrays = [name for name in travelling(model) if name.startswith(inside)] if inside else []
     shapes: Mapping[str, Shape] = {
         name: shape
         for name, shape in adaptable(model).items()
