@@ -90,7 +90,8 @@ class LowRank:
         return {MODEL: state.record(self.method.scale, self._rank_max), **state.beneath()}
 
     def report(self, state: Adapters) -> Info:
-        """Stage, ranks, what one client without a limit sends and receives, and the aggregation's error."""
+        """Stage, ranks, the aggregation's error, and what one client without a limit sends and receives; beside that
+        what it reads when it is asked for the first time (`params_base`, `bytes_base`)."""
         return state.told
 
     # The initiating stage
@@ -217,7 +218,12 @@ class LowRank:
 
     def _finish_adapters(self, ready: Adapters, total: Accumulator, context: RoundContext) -> Adapters:
         state, told = self._aggregated(ready, total, context)
-        counts = self._counts(self._broadcast(ready), self._sent(ready))
+        beneath = ready.beneath().values()
+        counts = {
+            **self._counts(self._broadcast(ready), self._sent(ready)),
+            "params_base": sum(pinned.num_elements for pinned in beneath),
+            "bytes_base": sum(pinned.num_bytes for pinned in beneath),
+        }
         ranks = {name: len(a) for name, (a, _) in ready.factors.items()}
         stage = "initiating" if self.method.schedule.is_initiating(context.round) else "annealing"
         return replace(state, told={"stage": stage, "rank": ready.rank, "ranks": ranks, **counts, **told})

