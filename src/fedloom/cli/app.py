@@ -11,7 +11,7 @@ import click
 import typer
 
 from fedloom import __version__
-from fedloom.cli import experiments, fleet, reports, study
+from fedloom.cli import adapters, experiments, fleet, reports, study
 from fedloom.cli.terminal import DEBUG_HELP, Verb, print_error, remember_debug
 from fedloom.core.errors import FedloomError
 
@@ -48,6 +48,8 @@ for panel, commands in {
     for command in commands:
         name = "list" if command is experiments.list_names else command.__name__
         app.command(name, cls=Verb, rich_help_panel=panel)(command)
+
+app.add_typer(adapters.app, name="adapters", rich_help_panel="Results")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

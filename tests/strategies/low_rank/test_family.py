@@ -34,7 +34,7 @@ def initial() -> Record:
     arrays["y.w"] = np.ascontiguousarray(arrays["y.w"].T)
     arrays["head"] = np.zeros(3, np.float32)
     told = {
-        name: {"weight": f"{name}.w", "out": out, "in": in_, "transposed": name == "y"}
+        name: {"kind": "conv1d" if name == "y" else "linear", "weight": f"{name}.w", "out": out, "in": in_}
         for name, (out, in_) in SHAPES.items()
     }
     return Record({MODEL: arrays}, {"adaptable": told, "head": ["head"]})

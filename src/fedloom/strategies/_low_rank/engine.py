@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from fedloom.strategies._low_rank.layers import chosen_layers, fresh_a, layer_in
 from fedloom.strategies._low_rank.method import SHARED, Method
 from fedloom.strategies._low_rank.rule import FRESH
 from fedloom.strategies._low_rank.shrink import grown, ordered, ranks_by_importance, resized, uniform_ranks
+from fedloom.strategies._low_rank.start import SETTING, started
 from fedloom.strategies._low_rank.state import Adapters
 from fedloom.strategies._low_rank.wire import pack
 
@@ -52,6 +54,11 @@ class LowRank:
             raise ConfigError(
                 "strategy.client_ranks: clients of different ranks cannot share one frozen A; set "
                 'strategy.aggregation to "factor", "product_svd" or "stack"'
+            )
+        if method.start is not None and self.trains_whole_models:
+            raise ConfigError(
+                f"{SETTING}: adapters begin on the model the run begins with, and its first rounds would change that; "
+                'set strategy.initiating_rounds = 0, or strategy.init_mode = "lora"'
             )
 
     # The interface of a strategy
@@ -96,6 +103,11 @@ class LowRank:
 
     # The initiating stage
 
+    @property
+    def trains_whole_models(self) -> bool:
+        """Whether any round does, so that the base is not the model the run began with."""
+        return self._full(1)
+
     def _full(self, round: int) -> bool:
         """Whether whole models travel in a round."""
         return self.method.init_mode == "full" and self.method.schedule.is_initiating(round)
@@ -126,7 +138,16 @@ class LowRank:
         head = {name: state.model[name] for name in order if name in state.head}
         a, b = self._fresh(state, self.method.schedule.rank_max)
         state = replace(state, model=head, base=Pinned.of(base), lora_a=a, lora_b=b, anchor=None)
+        if self.method.start is not None:
+            state = self._started(state, self.method.start)
         return self._with_frozen_a(state) if self.method.aggregation == "freeze_a" else state
+
+    def _started(self, state: Adapters, folder: Path) -> Adapters:
+        """The adapters of a folder; merged into the base at once where every round makes fresh factors."""
+        state = started(state, folder, self.method.scale, self._rank_max)
+        if self.method.aggregation != "stack":
+            return state
+        return self._restarted(replace(state, rank=self._rank_max), state.factors)
 
     # The annealing stage
 

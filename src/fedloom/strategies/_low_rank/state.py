@@ -82,12 +82,20 @@ class Adapters:
         """The model as one set of arrays, adapters and folds merged, in the workload's names."""
         if self.base is None:
             return self.model
-        layers = self.shapes()
-        arrays: Arrays = {**self.base.groups[MODEL], **self.model}
-        for fold in self.folds:
-            arrays = merged(arrays, layers, fold.groups[LORA_A], fold.groups[LORA_B], 1.0)
-        a = {name: a for name, (a, _) in self.factors.items()}
-        b = {name: b * self.lora_e[name] if self.lora_e else b for name, b in self.lora_b.items()}
-        arrays = merged(arrays, layers, a, b, scale)
+        a, b = self.product()
+        arrays = merged({**self.frozen(), **self.model}, self.shapes(), a, b, scale)
         order = self.base.info["order"]
         return {name: arrays[name] for name in order}
+
+    def frozen(self) -> Arrays:
+        """What the adapters stand on, folds merged: every array but the trained head's."""
+        assert self.base is not None
+        arrays, layers = self.base.groups[MODEL], self.shapes()
+        for fold in self.folds:
+            arrays = merged(arrays, layers, fold.groups[LORA_A], fold.groups[LORA_B], 1.0)
+        return arrays
+
+    def product(self) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Factors A and B by layer whose product is the change but for s: gates are in B."""
+        a = {name: a for name, (a, _) in self.factors.items()}
+        return a, {name: b * self.lora_e[name] if self.lora_e else b for name, b in self.lora_b.items()}
