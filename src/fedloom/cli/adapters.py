@@ -10,16 +10,11 @@ import typer
 from fedloom.cli.experiments import RunDir
 from fedloom.cli.terminal import Verb, output
 
-app = typer.Typer(
-    name="adapters",
-    help="Adapters of a low-rank run, in PEFT's form.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = typer.Typer(help="Adapters of a low-rank run, in PEFT's form.", no_args_is_help=True)
 
 
 @app.callback()
-def _root() -> None:
+def _group() -> None:
     """Adapters of a low-rank run, in PEFT's form."""
 
 

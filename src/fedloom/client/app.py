@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
 import signal
+from pathlib import Path
 
 from fedloom.client.agent import Agent
+from fedloom.client.enroll import Renewer
 from fedloom.client.grpc_channel import GrpcChannel
-from fedloom.core.errors import RunFailed
+from fedloom.client.policy import Guard, Policy, Usage, apply_limits
+from fedloom.core.errors import Forbidden, RunFailed
+from fedloom.core.identity import Identity
 
 _log = logging.getLogger(__name__)
 
@@ -17,7 +22,7 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def run_client(server: str, *, name: str | None = None, token: str = "", give_up_s: float | None = None) -> None:
-    """Be an agent of a server until it says goodbye, or SIGTERM or Ctrl-C comes.
+    """Be an agent of a server without members until it says goodbye, or SIGTERM or Ctrl-C comes.
 
     Args:
         server: `host:port`.
@@ -32,7 +37,40 @@ def run_client(server: str, *, name: str | None = None, token: str = "", give_up
     """
     for variable in _THREADS:  # sums must not depend on the number of threads; one agent to a core
         os.environ.setdefault(variable, "1")
-    agent = Agent(GrpcChannel(server, token), name or platform.node() or "client", give_up_s=give_up_s)
+    _run(Agent(GrpcChannel(server, token), name or platform.node() or "client", give_up_s=give_up_s), server)
+
+
+def run_member(folder: Path, policy_file: Path | None = None, *, give_up_s: float | None = None) -> None:
+    """Be the node whose identity lies in a folder, under its own policy, with its certificate kept fresh.
+
+    Args:
+        folder: of the identity.
+        policy_file: the node's policy; `policy.toml` in the folder where not given. A missing file allows nothing.
+        give_up_s: as for `run_client`.
+
+    Raises:
+        UsageError: no identity there, or a policy that cannot be read.
+        Unauthenticated: the node was revoked, or its certificate has expired.
+        and what `run_client` raises.
+    """
+    identity = Identity.load(folder)
+    if identity.role != "node":
+        raise Forbidden(f"{folder} is the identity of {identity.name!r}, a {identity.role}; a node's is needed")
+    policy = Policy.load(policy_file or folder / "policy.toml")
+    if not policy.workloads:
+        _log.warning("the policy of node %s allows no workload, so it will refuse all work", identity.name)
+    apply_limits(policy.limits)
+    usage, renewer = Usage(folder / "usage.json"), Renewer(identity)
+    channel = GrpcChannel(identity.address, identity=lambda: renewer.identity, count=usage.add)
+    agent = Agent(channel, identity.name, give_up_s=give_up_s, guard=Guard(policy, usage))
+    renewer.start()
+    with contextlib.ExitStack() as stack:
+        stack.callback(usage.save)
+        stack.callback(renewer.stop)
+        _run(agent, identity.address)
+
+
+def _run(agent: Agent, server: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.stop())
     _log.info("node %s: connecting to %s", agent.node, server)

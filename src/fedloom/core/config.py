@@ -10,6 +10,7 @@ import copy
 import difflib
 import hashlib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -46,10 +47,22 @@ class RoundSettings(Settings):
     """Share of the cohort that must answer. Below it the run fails and says why each answer is missing."""
     deadline_s: Annotated[float, Field(gt=0.0)] | None = None
     """Seconds after which a round closes with what has arrived (if that is a quorum). None waits for everybody."""
+    oversample_fraction: Annotated[float, Field(ge=0.0)] = 0.0
+    """Clients asked beyond the cohort, as a share of it. The round closes when as many as the cohort have answered;
+    which ones that are depends on who is fast, so equal bits are no longer promised."""
+    reserve_fraction: Annotated[float, Field(ge=0.0)] = 0.0
+    """Clients in reserve, as a share of the cohort: one is asked in place of each that is lost."""
     group_size: Annotated[int, Field(ge=1)] | None = None
     """Clients trained and folded together. None takes ceil(cohort / 12). Part of the result's bits; workers are not."""
     max_attempts: Annotated[int, Field(ge=1)] = 3
     """How often a group is given out again after the process that held it died."""
+
+
+class FleetSettings(Settings):
+    """Which nodes of a standing server do a run. Means nothing in a simulation."""
+
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Nodes with all these labels serve the run; empty for every node. Part of who does it, not of what comes out."""
 
 
 class EvaluationSettings(Settings):
@@ -108,6 +121,7 @@ class Experiment(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     runtime: RuntimeSettings = RuntimeSettings()
+    fleet: FleetSettings = FleetSettings()
 
     @pydantic.field_validator("strategy", "workload", "selection", mode="before")
     @classmethod
@@ -144,6 +158,17 @@ class Experiment(Settings):
     def cohort_size(self) -> int:
         """Clients asked in each round."""
         return self.clients if self.cohort is None else self.cohort
+
+    @property
+    def num_oversampled(self) -> int:
+        """Clients asked beyond the cohort from the start."""
+        return math.ceil(self.cohort_size * self.round.oversample_fraction - 1e-9)
+
+    @property
+    def num_drawn(self) -> int:
+        """Clients a selection chooses in each round: the cohort, those asked beyond it, and the reserve."""
+        reserve = math.ceil(self.cohort_size * self.round.reserve_fraction - 1e-9)
+        return min(self.clients, self.cohort_size + self.num_oversampled + reserve)
 
     @property
     def group_size(self) -> int:
@@ -195,9 +220,9 @@ class Experiment(Settings):
         return self.model_dump(mode="json", exclude_none=True)
 
     def fingerprint(self) -> str:
-        """Digest of everything that decides the result: all but the name and the runtime."""
+        """Digest of everything that decides the result: all but the name, the runtime and the nodes."""
         values = self.to_dict()
-        for incidental in ("name", "runtime", "checkpoint"):
+        for incidental in ("name", "runtime", "checkpoint", "fleet"):
             values.pop(incidental, None)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

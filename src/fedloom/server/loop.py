@@ -30,7 +30,7 @@ from fedloom.core.seeds import generator
 from fedloom.core.state import dump_state, load_state, pinned_in
 from fedloom.server.choices import observed
 from fedloom.server.coordinator import Coordinator
-from fedloom.server.exchange import Collector
+from fedloom.server.exchange import Collector, Spare
 from fedloom.server.holders import Holders
 from fedloom.server.run_store import Checkpoint, RunStore
 from fedloom.server.saver import Saver
@@ -158,7 +158,7 @@ class Loop:
     def _round(self, progress: _Progress, number: int) -> bool:
         """One round; False when the strategy wants no further one."""
         begin = time.perf_counter()
-        before = shares(self._coordinator.nodes())
+        before = shares(self._coordinator.nodes(), self.run.run_id)
         tally = Tally()
         planned = self._plan(progress, number, tally)
         if planned is None:
@@ -173,7 +173,7 @@ class Loop:
         self._retain(progress)
         record = tally.record(
             context,
-            shares(self._coordinator.nodes(), before),
+            shares(self._coordinator.nodes(), self.run.run_id, before),
             evaluation,
             Timing(
                 total_s=time.perf_counter() - begin,
@@ -205,9 +205,15 @@ class Loop:
 
     def _plan(self, progress: _Progress, number: int, tally: Tally) -> tuple[RoundContext, Exchange, int] | None:
         """The cohort, and what it is asked first: its context, the exchange, and that exchange's index."""
-        experiment, roster, size = self._experiment, self._roster(), self._experiment.cohort_size
+        experiment, roster = self._experiment, self._roster()
+        size = experiment.num_drawn
         rng = generator(experiment.seed, "selection", number)
         probe = self._selection.probe(progress.selection, roster, size, rng)
+        if probe is not None and size > experiment.cohort_size:
+            raise UnsupportedFeature(
+                f"selection {experiment.selection.name!r} measures candidates, which leaves no spare clients: remove "
+                "round.oversample_fraction and round.reserve_fraction, or choose another selection"
+            )
 
         def choose(reports: Sequence[ClientReport] = ()) -> tuple[int, ...]:
             return self._selection.choose(progress.selection, roster, size, rng, reports)
@@ -264,8 +270,11 @@ class Loop:
                 quorum=exchange.quorum_fraction or self._experiment.round.quorum_fraction,
                 deadline_s=exchange.deadline_s or self._experiment.round.deadline_s,
                 telling=True,
+                spare=(spare := self._spare(exchange, context) if index == 0 else None),
             )
             tally.add(collected, exchange)
+            if spare is not None:
+                tally.asked, tally.unneeded = collected.asked, collected.unneeded
             begin = time.perf_counter()
             try:
                 step = self._strategy.finish(state, collected.total, context)
@@ -283,6 +292,19 @@ class Loop:
         raise RunFailed(
             f"strategy {self._experiment.strategy.name!r} asked for 1000 exchanges in round {context.round}"
         )
+
+    def _spare(self, exchange: Exchange, context: RoundContext) -> Spare | None:
+        """Which of the exchange's jobs are beyond what the round needs."""
+        size = self._experiment.cohort_size
+        extra = len(context.cohort) - size
+        if extra <= 0:
+            return None
+        if [job.client for job in exchange.jobs] != list(context.cohort):
+            raise UnsupportedFeature(
+                "spare clients need a strategy that plans one job for each client of the cohort, in order; remove "
+                "round.oversample_fraction and round.reserve_fraction, or use another strategy"
+            )
+        return Spare(enough=size, reserve=max(0, extra - self._experiment.num_oversampled))
 
     def _evaluate(self, state: Any, number: int, tally: Tally) -> tuple[dict[str, float] | None, float]:
         """The global model on held-out data, in parts, by the agents."""

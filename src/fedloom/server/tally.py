@@ -30,6 +30,10 @@ class Tally:
     aggregation_s: float = 0.0
     duplicates: int = 0
     reassigned: int = 0
+    refusals: dict[str, str] = field(default_factory=dict)
+    asked: list[int] = field(default_factory=list)
+    """Clients that were put out, where some of the cohort were spare."""
+    unneeded: list[int] = field(default_factory=list)
 
     def add(self, collected: Collected, exchange: Exchange, *, probe: bool = False) -> None:
         """Count an exchange."""
@@ -41,6 +45,7 @@ class Tally:
         self.aggregation_s += collected.aggregation_s
         self.duplicates += collected.duplicates
         self.reassigned += collected.reassigned
+        self.refusals |= collected.refusals
 
     def trained(self) -> Sequence[ClientReport]:
         """One report for each client that trained: the candidates' where they did, else those of the cohort."""
@@ -79,7 +84,7 @@ class Tally:
             seconds[str(report.client)] = seconds.get(str(report.client), 0.0) + report.seconds
         return RoundRecord(
             round=context.round,
-            cohort=self.collected or list(context.cohort),
+            cohort=self.collected or self.asked or list(context.cohort),
             candidates=[report.client for report in self.probed],
             probe={str(report.client): _short(report.info) for report in self.probed if report.info},
             num_examples=sum(report.num_examples for report in self.updates()),
@@ -97,6 +102,8 @@ class Tally:
             timing=timing.model_copy(update={"training_s": sum(report.seconds for report in worked)}),
             client_seconds=seconds,
             failures=self.failures,
+            unneeded=self.unneeded,
+            refusals=self.refusals,
             stale=stale,
             duplicates=self.duplicates,
             reassigned=self.reassigned,
@@ -133,15 +140,24 @@ def evaluated(metrics: Metrics, exponentials: Mapping[str, str]) -> dict[str, fl
 _LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 
-def shares(nodes: Mapping[str, Node], before: Mapping[str, NodeShare] | None = None) -> dict[str, NodeShare]:
-    """What each node has done, or has done since `before`; nodes that did nothing are left out."""
+def shares(
+    nodes: Mapping[str, Node], run_id: str, before: Mapping[str, NodeShare] | None = None
+) -> dict[str, NodeShare]:
+    """What each node has done for a run, or has done since `before`; nodes that did nothing are left out.
+
+    Bytes are the node's, of all runs it serves at the time; a node that served only others in between is left out.
+    """
     found = {}
     for name, node in nodes.items():
         now = NodeShare(
-            jobs=node.groups_done, busy_s=node.busy_s, wire_bytes_down=node.bytes_down, wire_bytes_up=node.bytes_up
+            jobs=node.groups_done.get(run_id, 0),
+            busy_s=node.busy_s.get(run_id, 0.0),
+            wire_bytes_down=node.bytes_down,
+            wire_bytes_up=node.bytes_up,
         )
         earlier = (before or {}).get(name, NodeShare())
         values = {key: value - getattr(earlier, key) for key, value in now.model_dump().items()}
-        if any(values.values()):
+        for_others = not now.jobs and any(node.groups_done.values())
+        if any(values.values()) and not for_others:
             found[name] = NodeShare(**values)
     return found

@@ -25,8 +25,7 @@ def render() -> str:
 
 def _command(name: str, command: click.Command) -> list[str]:
     if isinstance(command, click.Group):
-        inner = command.commands.items()
-        return [part for verb, each in inner for part in _command(f"{name} {verb}", each)]
+        return [part for below, each in command.commands.items() for part in _command(f"{name} {below}", each)]
     context = click.Context(command, info_name=f"fedloom {name}")
     usage = " ".join([f"fedloom {name}", *command.collect_usage_pieces(context)])
     parameters = [each for each in command.get_params(context) if "--help" not in each.opts]
