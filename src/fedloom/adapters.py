@@ -34,7 +34,7 @@ class Exported:
     head: tuple[str, ...]
     """Arrays trained beside the adapters."""
     base: Path | None
-    """What the adapters stand on, where the run changed it; None where that is the model it began with."""
+    """What the adapters stand on, where runs like this one change it; None where that is the model it began with."""
 
 
 def export(run_dir: str | Path, out: str | Path) -> Exported:
@@ -65,15 +65,14 @@ def export(run_dir: str | Path, out: str | Path) -> Exported:
     info = store.workload()
     began_with = str((info.data.get("checkpoint") or {}).get("name", "")) if info else ""
     export_adapters(folder, state.shapes(), adapters, base=began_with)
-    changed = bool(state.folds) or strategy.trains_whole_models
-    if changed:
+    if strategy.changes_base:
         save_file({name: np.ascontiguousarray(array) for name, array in frozen.items()}, folder / BASE)
     return Exported(
         folder=folder,
         round=round,
         ranks={name: len(factor) for name, factor in a.items()},
         head=tuple(state.model),
-        base=folder / BASE if changed else None,
+        base=folder / BASE if strategy.changes_base else None,
     )
 
 

@@ -55,7 +55,7 @@ class LowRank:
                 "strategy.client_ranks: clients of different ranks cannot share one frozen A; set "
                 'strategy.aggregation to "factor", "product_svd" or "stack"'
             )
-        if method.start is not None and self.trains_whole_models:
+        if method.start is not None and self._full(1):
             raise ConfigError(
                 f"{SETTING}: adapters begin on the model the run begins with, and its first rounds would change that; "
                 'set strategy.initiating_rounds = 0, or strategy.init_mode = "lora"'
@@ -104,9 +104,9 @@ class LowRank:
     # The initiating stage
 
     @property
-    def trains_whole_models(self) -> bool:
-        """Whether any round does, so that the base is not the model the run began with."""
-        return self._full(1)
+    def changes_base(self) -> bool:
+        """Whether what the adapters stand on may be another model than the one the run began with."""
+        return self._full(1) or self.method.aggregation in ("stack", "residual") or self.method.shrink == "fold"
 
     def _full(self, round: int) -> bool:
         """Whether whole models travel in a round."""
@@ -173,7 +173,7 @@ class LowRank:
             lora_b={name: b for name, (_, b) in factors.items()},
         )
         if folded:
-            state = replace(state, folds=(*state.folds, _fold(folded, self.method.scale)))
+            state = state.folded(_fold(folded, self.method.scale))
         return self._with_frozen_a(state) if self.method.aggregation == "freeze_a" else state
 
     def _resized(self, state: Adapters, rank: int) -> tuple[_Pairs, _Pairs]:
@@ -280,11 +280,11 @@ class LowRank:
         if self.method.aggregation != "residual" or not error:
             return state, error
         rest = {name: product.minus(a[name], b[name]).compact() for name, product in products.items()}
-        return replace(state, folds=(*state.folds, _fold(rest, self.method.scale))), 0.0
+        return state.folded(_fold(rest, self.method.scale)), 0.0
 
     def _restarted(self, state: Adapters, pairs: _Pairs) -> Adapters:
         """The clients' mean change merged into the base, and factors made anew."""
-        state = replace(state, folds=(*state.folds, _fold(pairs, self.method.scale)), restarts=state.restarts + 1)
+        state = replace(state.folded(_fold(pairs, self.method.scale)), restarts=state.restarts + 1)
         a, b = self._fresh(state, state.rank)
         return replace(state, lora_a=a, lora_b=b)
 

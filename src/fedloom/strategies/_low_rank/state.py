@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedloom.core.pinned import Pinned
 from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, LORA_E, MODEL, Array, Arrays, Info, Record
@@ -67,6 +67,19 @@ class Adapters:
         inputs = {BASE: self.base}
         inputs |= {f"fold-{number}": fold for number, fold in enumerate(self.folds, 1)}
         return inputs if self.frozen_a is None else {**inputs, FACTORS: self.frozen_a}
+
+    def folded(self, fold: Pinned) -> Adapters:
+        """The state with one more change merged into the base.
+
+        Once the changes together hold more elements than the base, there is a new base with all of them in it, which
+        everybody reads anew. So nobody who comes late reads more than twice a base, and nobody who was there from the
+        beginning reads more than twice what the changes alone would have taken.
+        """
+        assert self.base is not None
+        state = replace(self, folds=(*self.folds, fold))
+        if sum(each.num_elements for each in state.folds) <= self.base.num_elements:
+            return state
+        return replace(state, base=Pinned.of(Record({MODEL: state.frozen()}, self.base.info)), folds=())
 
     def record(self, scale: float, rank_max: int) -> Record:
         """What is trained, as one record that names what it stands on."""
