@@ -251,7 +251,7 @@ class RunQueue:
                 self._running[run_id].stop,
             )
         except Exception as exc:
-            _log.exception("run %s failed outside its loop", run_id)
+            _log.exception("run %s failed outside its loop", run_id, extra={"run": run_id})
             return "failed", f"{type(exc).__name__}: {exc}"
         return summary.status, summary.error or ""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +23,8 @@ class Tally:
     """Reports of the answers that were folded."""
     probed: list[ClientReport] = field(default_factory=list)
     """Reports of candidates, whose updates (if they trained) stayed where they were."""
+    watched: list[ClientReport] = field(default_factory=list)
+    """Reports to a monitor: they cost traffic, and are no part of training."""
     collected: list[int] = field(default_factory=list)
     """Clients asked for an update that had waited with them."""
     failures: list[Failure] = field(default_factory=list)
@@ -44,6 +48,12 @@ class Tally:
         self.duplicates += collected.duplicates
         self.reassigned += collected.reassigned
         self.refusals |= collected.refusals
+
+    def watch(self, collected: Collected) -> None:
+        """Count a monitor's question."""
+        self.watched.extend(collected.reports)
+        self.waiting_s += collected.waiting_s
+        self.reassigned += collected.reassigned
 
     def trained(self) -> Sequence[ClientReport]:
         """One report for each client that trained: the candidates' where they did, else those of the cohort."""
@@ -73,9 +83,11 @@ class Tally:
         timing: Timing,
         stale: int,
         info: Mapping[str, Any],
+        monitor: Mapping[str, Any],
     ) -> RoundRecord:
         """The line for `rounds.jsonl`."""
         reports = [*self.probed, *self.folded]
+        costly = [*reports, *self.watched]
         seconds: dict[str, float] = {}
         worked = [report for report in reports if report.num_trained] or reports
         for report in worked:
@@ -90,10 +102,10 @@ class Tally:
             metrics=metric_values(sum_metrics(self.folded)),
             evaluation=evaluation,
             traffic=Traffic(
-                bytes_down=sum(report.bytes_down for report in reports),
-                bytes_up=sum(report.bytes_up for report in reports),
-                params_down=sum(report.params_down for report in reports),
-                params_up=sum(report.params_up for report in reports),
+                bytes_down=sum(report.bytes_down for report in costly),
+                bytes_up=sum(report.bytes_up for report in costly),
+                params_down=sum(report.params_down for report in costly),
+                params_up=sum(report.params_up for report in costly),
                 wire_bytes_down=sum(share.wire_bytes_down for share in shares.values()),
                 wire_bytes_up=sum(share.wire_bytes_up for share in shares.values()),
             ),
@@ -107,6 +119,7 @@ class Tally:
             reassigned=self.reassigned,
             nodes=dict(shares),
             info=dict(info),
+            monitor=dict(monitor),
         )
 
 
@@ -124,6 +137,18 @@ def sum_metrics(reports: Sequence[ClientReport]) -> Metrics:
     for report in reports:
         total = add_metrics(total, report.metrics)
     return total
+
+
+def evaluated(metrics: Metrics, exponentials: Mapping[str, str]) -> dict[str, float] | None:
+    """An evaluation's means, and the workload's `exponentials` of them; None where nothing was measured."""
+    values = metric_values(metrics)
+    for name, exponent in exponentials.items():
+        if exponent in values:
+            values[name] = math.exp(values[exponent]) if values[exponent] < _LARGEST_EXPONENT else math.inf
+    return values or None
+
+
+_LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 
 def shares(

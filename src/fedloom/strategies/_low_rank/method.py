@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from fedloom.core.config import Experiment
@@ -35,10 +36,14 @@ class Method:
     init_anchor: Literal["global", "pretrained"] = "global"
     mu: float = 0.0
     """Weight of the regulariser in the annealing rounds."""
+    rate_factor: float = 1.0
+    """On the clients' step size in adapter rounds."""
     shrink: Operator = "svd"
     allocation: Literal["uniform", "importance"] = "uniform"
     aggregation: Aggregation = "factor"
     client_ranks: tuple[int, ...] = ()
+    start: Path | None = None
+    """Folder of the adapters a run starts from."""
     rule: str = SHARED
     knobs: Info = field(default_factory=dict)
     """For the clients of annealing rounds, beside those of the shared rule."""
@@ -54,4 +59,6 @@ def shared_method(config: LowRankSettings, experiment: Experiment, schedule: Sch
         train_head=config.head == "train",
         wire=config.wire,
         mu=config.mu,
+        rate_factor=config.rate_factor,
+        start=Path(config.adapters).expanduser() if config.adapters else None,
     )
