@@ -257,7 +257,7 @@ class PayloadStore:
             if upload is None or not upload.complete:
                 raise NotFound(f"node {node!r} names an upload {ref.sha256[:16]!r} that is not complete here")
             self._use(node, ref.sha256, upload)
-        return frames.decode(upload.data)
+        return frames.decode(memoryview(upload.data))
 
     def drop(self, node: str, refs: Iterable[PayloadRef]) -> None:
         """Let go of what a refused result brought along."""
