@@ -6,6 +6,7 @@ Each gets a status of the catalogue, nothing changes, and a real agent is served
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import os
 import queue
@@ -566,3 +567,18 @@ def test_the_stream_of_a_caller_that_has_gone_already_ends(served: tuple[Server,
     handler.join(10)
     assert not handler.is_alive()
     coordinator.leave("hasty", "", "the test is over")
+
+
+def test_bytes_that_are_no_message_leave_nothing_behind(stranger: Stranger) -> None:
+    """gRPC's own reader would keep each such call's state for ever."""
+
+    def states() -> int:
+        gc.collect()
+        return sum(type(thing).__name__ == "_RPCState" for thing in gc.get_objects())
+
+    stranger.register()
+    before = states()
+    for _ in range(50):
+        with refused("INVALID_ARGUMENT", "bytes came that are no message of /fedloom"):
+            stranger.unary(CONTROL + "ListRuns", b"\xff" * 9)
+    until(lambda: states() <= before + 5)

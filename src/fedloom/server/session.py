@@ -106,10 +106,14 @@ def run_session(
     history = store.rounds()
     summary = _summary(experiment, store, loop, place(), history, arrays, error)
     never_began = isinstance(error, UsageError) and not history
-    with contextlib.suppress(FedloomError):  # a full disk has been reported already
+    try:
         store.save_summary(summary)
         if not never_began:
             emit(RunFinished(run_id=store.run_id, summary=summary))
+    except FedloomError as exc:
+        if error is None:  # a full disk that has not been reported already: what is not on it is not done
+            error = exc
+            summary = _summary(experiment, store, loop, place(), history, arrays, error)
     return Outcome(summary=summary, history=history, arrays=arrays, error=error)
 
 
