@@ -19,6 +19,7 @@ from fleet_support import (
     quick_server,
     result,
     run_spec,
+    until,
 )
 
 from fedloom.client.grpc_channel import GrpcChannel
@@ -149,6 +150,7 @@ def test_an_agent_that_opens_again_keeps_the_groups_it_says_it_holds(rig: Rig) -
 
 def test_a_goodbye_of_the_server_arrives(rig: Rig) -> None:
     hand = rig.hand()
+    until(lambda: rig.server.coordinator.online, 10, "the stream")
     rig.server.coordinator.close("enough for today")
     (goodbye,) = hand.take(Goodbye)
     assert goodbye.reason == "enough for today"
