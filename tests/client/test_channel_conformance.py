@@ -56,7 +56,7 @@ def _bad(channel: Channel) -> Channel:
 def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     kind = request.param.removeprefix("faulty-")
     wrap = _bad if request.param.startswith("faulty") else (lambda channel: channel)
-    with quick_server(shared_memory=kind != "remote", heartbeat_s=5.0) as server:
+    with quick_server(shared_memory=kind != "remote", heartbeat_s=5.0, lost_after_s=60.0) as server:  # nothing beats
         port = server.listen(token=TOKEN)
         opened: list[Channel] = []
 
