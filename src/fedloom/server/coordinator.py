@@ -132,8 +132,15 @@ class Coordinator:
         )
 
     def attach(self, node: str, session: str, locality: str | None = None) -> Mailbox:
-        """Open the stream of a registered session."""
+        """Open the stream of a registered session.
+
+        Raises:
+            NotFound: no such session.
+            ServerUnreachable: the server is on its way out.
+        """
         with self._changed:
+            if self._closed:
+                raise ServerUnreachable("the server is shutting down")
             known = self._session(node, session)
             known.locality = locality or known.locality
             if known.mailbox is not None:

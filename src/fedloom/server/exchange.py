@@ -396,7 +396,8 @@ class _Fold:
             return
         kinds = {failure.error for failure in failures}
         if len(kinds) == 1 and (kind := _USAGE.get(kinds.pop())) is not None:
-            raise kind(failures[0].message)  # every client met the same wrong input: that is the error to show
+            first = failures[0]  # every client met the same wrong input: that is the error to show
+            raise kind(first.message if first.traceback else first.describe())  # or where it was, if a node is silent
         told = "\n".join(failure.describe() for failure in failures[:3])
         more = f"\n… and {len(failures) - 3} more" if len(failures) > 3 else ""
         if self._needed == self._enough and all(failure.traceback for failure in failures):
