@@ -103,12 +103,13 @@ def words(text: str) -> list[list[str]]:
 
 
 def test_runs_are_a_table(control: type[FakeControl], capsys: pytest.CaptureFixture[str]) -> None:
-    row = {"run_id": "[red]r1", "name": "x", "status": "failed", "rounds_done": 3, "rounds": 9, "error": "why\nmore"}
+    row = {"run_id": "[red]r1", "name": "x", "owner": "ann", "status": "failed", "rounds_done": 3, "rounds": 9,
+           "error": "why\nmore"}  # fmt: skip
     control.run_rows = [RunRow(**row)]
     assert main(["runs", *SERVER]) == 0
     assert words(capsys.readouterr().out) == [
-        ["run", "name", "status", "rounds", "error"],
-        ["[red]r1", "x", "failed", "3/9", "why"],
+        ["run", "name", "owner", "status", "rounds", "error"],
+        ["[red]r1", "x", "ann", "failed", "3/9", "why", "more"],
     ]
 
 

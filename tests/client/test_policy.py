@@ -65,6 +65,26 @@ class TestNames:
             guard(tmp_path, **ALLOWED).admit_experiment(experiment(**{section: name}))
         assert caught.value.kind == "code"
 
+    @pytest.mark.parametrize("name", ["os.path", "/tmp/x.py", "made_up", 7, {}, {"name": ["mano"]}])
+    def test_so_is_a_monitor(self, tmp_path: Path, name: Any) -> None:
+        for monitor in (name, {"name": name}):
+            with pytest.raises(PolicyRefused) as caught:
+                guard(tmp_path, **ALLOWED).admit_experiment(experiment(monitor=monitor))
+            assert caught.value.kind == "code"
+        watched = experiment(monitor={"name": "mano", "clients": 4})
+        assert guard(tmp_path, **ALLOWED).admit_experiment(watched)["monitor"] == watched["monitor"]
+        assert guard(tmp_path, **ALLOWED).admit_experiment(experiment(monitor=None))["monitor"] is None
+
+    @pytest.mark.parametrize("spec", ["os:system", "./mine.py:build", "$DATA/mine.py:build", "build", 7])
+    def test_so_is_a_classifier(self, tmp_path: Path, spec: Any) -> None:
+        own = {"workloads": {"mano": {"data": str(tmp_path)}}}
+        with pytest.raises(PolicyRefused) as caught:
+            guard(tmp_path, **own).admit_experiment(experiment({"name": "mano", "classifier": spec}))
+        assert caught.value.kind == "code"
+        allowed = guard(tmp_path, **own, code=["./mine.py"])
+        passed = allowed.admit_experiment(experiment({"name": "mano", "classifier": "./mine.py:build"}))
+        assert passed["workload"]["classifier"] == "./mine.py:build"
+
     @pytest.mark.parametrize("part", ["rule", "measure", "accumulator"])
     def test_so_are_names_in_groups(self, tmp_path: Path, part: str) -> None:
         for name in ("os.path", "/tmp/x.py", "made_up"):
@@ -104,6 +124,26 @@ class TestPaths:
         assert passed["workload"]["root"] == str(tmp_path / "data")
         with pytest.raises(PolicyRefused, match="no data folder is given here"):
             guard(tmp_path, **ALLOWED).admit_experiment(experiment(settings))
+
+    def test_a_path_below_it_may_be_written_out(self, tmp_path: Path) -> None:
+        """Such as the usual folder of a packaged data set, where the owner has given just that."""
+        (tmp_path / "data").mkdir()
+        own = {"workloads": {"image_classification": {"data": str(tmp_path / "data")}}}
+        for inside in (tmp_path / "data", tmp_path / "data" / "x.npz"):
+            settings = {"name": "image_classification", "folder": str(inside)}
+            assert guard(tmp_path, **own).admit_experiment(experiment(settings))["workload"] == settings
+        for outside in (tmp_path, tmp_path / "data2", tmp_path / "data" / ".." / "x"):
+            with pytest.raises(PolicyRefused, match=r"write it as \$DATA or \$DATA/… in the experiment"):
+                guard(tmp_path, **own).admit_experiment(
+                    experiment({"name": "image_classification", "folder": str(outside)})
+                )
+
+    def test_a_folder_that_is_away_is_asked_for_again(self, tmp_path: Path) -> None:
+        own = {"workloads": {"image_classification": {"data": str(tmp_path / "unmounted")}}}
+        with pytest.raises(PolicyRefused, match="is not there now") as caught:
+            guard(tmp_path, **own).admit_experiment(experiment({"name": "image_classification", "root": "$DATA"}))
+        assert caught.value.kind == "data" and caught.value.retry_s > 0
+        assert "unmounted" not in str(caught.value), "where a node keeps its data is its own affair"
 
     def test_nor_does_a_link_lead_out_of_it(self, tmp_path: Path) -> None:
         (tmp_path / "data").mkdir()

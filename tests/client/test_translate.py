@@ -13,6 +13,7 @@ from fedloom.core.errors import (
     Forbidden,
     LimitExceeded,
     NotFound,
+    RunExists,
     ServerUnreachable,
     Unauthenticated,
     catalogue,
@@ -23,6 +24,7 @@ WANT = {
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.PERMISSION_DENIED: Forbidden,
     grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.ALREADY_EXISTS: RunExists,
     grpc.StatusCode.INVALID_ARGUMENT: BadMessage,
     grpc.StatusCode.RESOURCE_EXHAUSTED: LimitExceeded,
 }

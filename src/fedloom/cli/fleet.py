@@ -79,10 +79,9 @@ def serve(
     token_file: TokenFile = None,
 ) -> None:
     """Run an aggregation server that queues runs and waits for clients, until it is stopped."""
-    from fedloom.reporting.console import ConsoleSink
     from fedloom.reporting.report import write_report
     from fedloom.server import app
-    from fedloom.server.log import JsonSink
+    from fedloom.server.log import LogSink
 
     _check_insecure(insecure, host, token_file)
     _log_to_stderr(log)
@@ -99,7 +98,7 @@ def serve(
         token=_token(token_file),
         members=members,
         at_once=at_once,
-        sinks=[JsonSink() if log == "json" else ConsoleSink(console)],
+        sinks=[LogSink()],
         on_ready=lambda address: console.print(f"listening on {address}, runs in {state}"),
         on_finished=lambda folder: console.print(f"report: {write_report(folder)}", soft_wrap=True),
     )
@@ -163,13 +162,20 @@ def submit(
 
 
 def runs(server: Server = None, identity: IdentityFolder = None, token_file: TokenFile = None) -> None:
-    """List a server's runs."""
+    """List your runs on a server; all of them for an administrator."""
     with _control(server, identity, token_file) as control:
         rows = [
-            (row.run_id, row.name, row.status, f"{row.rounds_done}/{row.rounds}", row.error.partition("\n")[0])
+            (
+                row.run_id,
+                row.name,
+                row.owner,
+                row.status,
+                f"{row.rounds_done}/{row.rounds}",
+                " ".join(row.error.split()),
+            )
             for row in control.runs()
         ]
-    print_table(output(), ("run", "name", "status", "rounds", "error"), rows)
+    print_table(output(), ("run", "name", "owner", "status", "rounds", "error"), rows)
 
 
 def watch(
@@ -189,7 +195,7 @@ def watch(
         sink.close()
     if sink.summary is None:
         raise RunFailed(f"the stream of run {run!r} ended before the run did; `fedloom runs` says how it is")
-    print_summary(sink.summary, json)
+    print_summary(sink.summary, json, elsewhere=True)
     if sink.summary.status == "interrupted":
         raise Interrupted(f"run {run!r} was stopped")
     if sink.summary.status != "done":
@@ -252,11 +258,10 @@ def _is_loopback(host: str) -> bool:
 
 def _log_to_stderr(form: str) -> None:
     """What long-running commands have to say besides their output, with the time."""
-    from fedloom.core.logs import JsonFormatter
+    from fedloom.core.logs import JsonFormatter, TextFormatter
 
     handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-    handler.setFormatter(JsonFormatter() if form == "json" else text)
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler])
     logging.getLogger("fedloom").setLevel(logging.INFO)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedloom.cli.terminal import Verb, output, print_table
-from fedloom.core.errors import UsageError
+from fedloom.core.errors import Unauthenticated, UsageError
 
 if TYPE_CHECKING:
     from fedloom.client.admin import AdminClient, MemberRow
@@ -55,17 +56,23 @@ def join(
 ) -> None:
     """Become a member of a server: verify it, make a key here, have it certified."""
     from fedloom.client import enroll
+    from fedloom.core.identity import default_folder
 
     told = sys.stdin.read().strip() if join_token == "-" else join_token
     policy = _policy_text(allow)
     joined = enroll.join(told, identity)
     if joined.role == "node":
-        if allow or not (joined.folder / "policy.toml").exists():
-            (joined.folder / "policy.toml").write_text(policy)
-        typer.echo(f"joined {joined.address} as node {joined.name}; its policy is {joined.folder / 'policy.toml'}")
-        typer.echo("start it with: fedloom client" + (f" --identity {identity}" if identity else ""))
+        file = joined.folder / "policy.toml"
+        if allow or not file.exists():
+            file.write_text(policy)
+        typer.echo(f"joined {joined.address} as node {joined.name}; its policy is {file}")
+        if not allow:
+            typer.echo("it refuses all work until that file allows some")
+        typer.echo(f"start it with: fedloom client{_with_identity(joined.folder, default_folder('node'))}")
     else:
         typer.echo(f"joined {joined.address} as {joined.role} {joined.name}; the identity is in {joined.folder}")
+        if joined.folder != default_folder("user"):
+            typer.echo(f"call with it as: fedloom runs{_with_identity(joined.folder, default_folder('user'))}")
 
 
 @token.command("create", cls=Verb)
@@ -148,6 +155,8 @@ def find_identity(folder: Path | None) -> Identity:
     places = [folder] if folder is not None else [default_folder("user"), Path("fedloom-server") / "admin"]
     place = next((each for each in places if (each / "server.json").exists()), places[0])
     identity = Identity.load(place)
+    if ended := identity.ended():
+        raise Unauthenticated(ended)
     return renew(identity) if renewal_due_s(identity) <= 0 else identity
 
 
@@ -157,12 +166,19 @@ def _admin(folder: Path | None) -> AdminClient:
     return AdminClient(find_identity(folder))
 
 
+def _with_identity(folder: Path, usual: Path) -> str:
+    """The option that names an identity's folder, where it is needed."""
+    return "" if folder == usual else f" --identity {shlex.quote(str(folder))}"
+
+
 def _policy_text(allow: list[str]) -> str:
     from fedloom.client.policy import DATA
 
     lines = ["# What this node allows; docs/how-to/serve-and-enroll-agents.md has every setting.", ""]
     for each in allow:
         name, _, data = each.partition("=")
+        if data and not Path(data).is_dir():
+            raise UsageError(f"--allow {each!r}: {data} is not a folder here; the token was not used")
         lines.append(f"[workloads.{_quoted(name)}]")
         lines.append(f"data = {_quoted(str(Path(data).resolve()))}" if data else f'# data = "…"  # what {DATA} means')
         lines.append("")
@@ -189,7 +205,9 @@ def _labels(pairs: list[str]) -> dict[str, str]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key or not value:
-            raise UsageError(f"label {pair!r}: expected KEY=VALUE, such as site=lab")
+            raise UsageError(
+                f"label {pair!r}: expected KEY=VALUE, such as site=lab (`fedloom node label` removes by KEY-)"
+            )
         labels[key] = value
     return labels
 

@@ -111,7 +111,7 @@ class Agent:
                 if self._give_up_s is not None and time.monotonic() - began > self._give_up_s:
                     raise
                 if not told:
-                    _log.warning("agent %s: %s; trying until it answers", self.node, exc)
+                    _log.warning("node %s: %s; trying until it answers", self.node, exc, extra={"node": self.node})
                     told = True
             if self._stopped.wait(pause * (0.5 + float(jitter.random()))):
                 return False
@@ -137,7 +137,9 @@ class Agent:
                 except ServerUnreachable as exc:
                     if self._stopped.is_set() or self._leaving:
                         break
-                    _log.warning("agent %s lost the server (%s); trying again", self.node, exc)
+                    _log.warning(
+                        "node %s lost the server (%s); trying again", self.node, exc, extra={"node": self.node}
+                    )
                     if not self.connect():
                         break
         finally:
@@ -192,7 +194,7 @@ class Agent:
                 self._current = None
             raise
         except PolicyRefused as exc:
-            _log.info("group %s refused: %s", key, exc)
+            _log.info("group %s refused: %s", key, exc, extra=_about(self.node, key))
             with self._lock:
                 self._current = None
             self._send_results()
@@ -282,6 +284,11 @@ class Agent:
                     self._channel.send(result)
             except FedloomError:
                 continue  # the working thread meets the same trouble and reconnects
+
+
+def _about(node: str, key: GroupKey) -> dict[str, object]:
+    """For log lines: where in which run."""
+    return {"run": key.run_id, "round": key.round, "node": node}
 
 
 def _facts() -> dict[str, object]:

@@ -56,9 +56,9 @@ def run_member(folder: Path, policy_file: Path | None = None, *, give_up_s: floa
     identity = Identity.load(folder)
     if identity.role != "node":
         raise Forbidden(f"{folder} is the identity of {identity.name!r}, a {identity.role}; a node's is needed")
-    policy = Policy.load(policy_file or folder / "policy.toml")
-    if not policy.workloads:
-        _log.warning("the policy of node %s allows no workload, so it will refuse all work", identity.name)
+    file = policy_file or folder / "policy.toml"
+    policy = Policy.load(file)
+    _warn(policy, identity.name, file)
     apply_limits(policy.limits)
     usage, renewer = Usage(folder / "usage.json"), Renewer(identity)
     channel = GrpcChannel(identity.address, identity=lambda: renewer.identity, count=usage.add)
@@ -70,10 +70,32 @@ def run_member(folder: Path, policy_file: Path | None = None, *, give_up_s: floa
         _run(agent, identity.address)
 
 
+def _warn(policy: Policy, node: str, file: Path) -> None:
+    """Say what of a policy will make every server give up on this node."""
+    about = {"node": node}
+    if not policy.workloads:
+        _log.warning(
+            "node %s will refuse all work: %s allows no workload. Name those it may run, such as "
+            "[workloads.image_classification], and start it again",
+            node,
+            file,
+            extra=about,
+        )
+    for name, allowed in policy.workloads.items():
+        if allowed.data is not None and not allowed.data.is_dir():
+            _log.warning(
+                "workload %s: %s gives it the data folder %s, which is not there; what needs it is refused until it is",
+                name,
+                file,
+                allowed.data,
+                extra=about,
+            )
+
+
 def _run(agent: Agent, server: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.stop())
-    _log.info("node %s: connecting to %s", agent.node, server)
+    _log.info("node %s: connecting to %s", agent.node, server, extra={"node": agent.node})
     agent.run()
     if agent.farewell:
         raise RunFailed(f"the server at {server} sent node {agent.node!r} away: {agent.farewell}")

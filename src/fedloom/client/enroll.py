@@ -83,7 +83,11 @@ def _verified_authority(ticket: JoinToken) -> bytes:
     try:
         shown = ssl.get_server_certificate((host.strip("[]"), int(port)), timeout=_TIMEOUT_S).encode()
     except (OSError, ValueError) as exc:
-        raise ServerUnreachable(f"no server answers at {ticket.address}: {exc}") from exc
+        raise ServerUnreachable(
+            f"no server answers at {ticket.address}, where the token says devices join: {exc}. Is `fedloom serve` "
+            "running, and can this machine reach that port? If the address is wrong, start the server with --address "
+            "and make another token"
+        ) from exc
     with contextlib.closing(connect_trusting(ticket.address, shown)) as channel:
         try:
             reply = EnrollStub(channel).Authority(pb.AuthorityRequest(), timeout=_TIMEOUT_S)
@@ -161,9 +165,14 @@ class Renewer:
                 continue
             try:
                 self.identity = renew(self.identity)
-                _log.info("certificate of %s renewed until %s", self.identity.name, self.identity.times()[1])
+                _log.info(
+                    "certificate of %s renewed until %s",
+                    self.identity.name,
+                    self.identity.times()[1],
+                    extra={"node": self.identity.name},
+                )
             except FedloomError as exc:
-                _log.warning("the certificate could not be renewed: %s", exc)
+                _log.warning("the certificate could not be renewed: %s", exc, extra={"node": self.identity.name})
                 _, end = self.identity.times()
                 if self._stop.wait(min(60.0, max(1.0, seconds_until(end) / 10))):
                     return

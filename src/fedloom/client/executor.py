@@ -118,7 +118,7 @@ class Executor:
                 if self._debug:
                     raise
                 stage, seconds = attempt.stage, time.perf_counter() - begin
-                attempt = _Attempt(failures=[self._failure(job, stage, exc, seconds) for job in group.jobs])
+                attempt = _Attempt(failures=[self._failure(group.key, job, stage, exc, seconds) for job in group.jobs])
                 break
         self._unsent = None
         return GroupResult(
@@ -154,9 +154,9 @@ class Executor:
                 if self._debug and isinstance(exc, UsageError):
                     raise
                 if self._debug:
-                    failure = self._failure(job, stage.name, exc, time.perf_counter() - begin)
+                    failure = self._failure(group.key, job, stage.name, exc, time.perf_counter() - begin)
                     raise ClientFailed(failure.describe()) from exc
-                attempt.failures.append(self._failure(job, stage.name, exc, time.perf_counter() - begin))
+                attempt.failures.append(self._failure(group.key, job, stage.name, exc, time.perf_counter() - begin))
                 continue
             weight = float(update.num_examples) if run.by_examples and job.kind in _WEIGHED else 1.0
             try:
@@ -166,7 +166,7 @@ class Executor:
             except StorageFull:
                 raise
             except Exception as exc:
-                raise _Spoilt(self._failure(job, "fold", exc, time.perf_counter() - begin)) from exc
+                raise _Spoilt(self._failure(group.key, job, "fold", exc, time.perf_counter() - begin)) from exc
             if update.state is not None:
                 attempt.states[job.client] = self._channel.store(update.state)
             attempt.reports.append(replace(report, seconds=time.perf_counter() - begin + done.shared_s))
@@ -209,12 +209,13 @@ class Executor:
             params_up=up.num_elements + done.measured,
         )
 
-    def _failure(self, job: Job, stage: str, exc: Exception, seconds: float) -> ClientFailure:
+    def _failure(self, key: GroupKey, job: Job, stage: str, exc: Exception, seconds: float) -> ClientFailure:
         kind, told = type(exc), self._guard is None or self._guard.policy.tracebacks
         dotted = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
         lines = "".join(traceback.format_exception(exc)).rstrip().splitlines()
         if not told:
-            _log.warning("client %d, stage %s:\n%s", job.client, stage, "\n".join(lines))
+            about = {"run": key.run_id, "round": job.round, "node": self._node}
+            _log.warning("client %d, stage %s:\n%s", job.client, stage, "\n".join(lines), extra=about)
         return ClientFailure(
             client=job.client,
             round=job.round,

@@ -24,7 +24,7 @@ from fedloom.core.errors import (
     ServerUnreachable,
     Unauthenticated,
 )
-from fedloom.core.identity import Identity, seconds_until
+from fedloom.core.identity import Identity
 from fedloom.core.layout import Layout
 from fedloom.core.messages import FromAgent, Hello, PayloadRef, ToAgent, Welcome
 from fedloom.core.records import Array, Groups, Record
@@ -162,12 +162,8 @@ class GrpcChannel:
         if self._identity is None:
             return None
         identity = self._identity()
-        _, end = identity.times()
-        if seconds_until(end) <= 0:
-            raise ServerUnreachable(
-                f"the certificate of {identity.name!r} ended on {end:%Y-%m-%d %H:%M} UTC by this machine's clock, so "
-                f"the server at {self._address} will not answer. If the clock is right, join again with a new token"
-            )
+        if ended := identity.ended():
+            raise ServerUnreachable(ended)
         self._shown = identity.certificate
         return identity
 
@@ -176,7 +172,9 @@ class GrpcChannel:
         error = translate(exc, self._address)
         renewed = self._identity is not None and self._identity().certificate != self._shown
         if isinstance(error, Unauthenticated) and renewed:
-            return ServerUnreachable(f"{error}; it has been renewed")
+            return ServerUnreachable(
+                f"the certificate this connection to {self._address} was made with is over; it has been renewed"
+            )
         return error
 
     def _disconnect(self) -> None:

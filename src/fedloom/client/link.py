@@ -13,6 +13,7 @@ from fedloom.core.errors import (
     Forbidden,
     LimitExceeded,
     NotFound,
+    RunExists,
     ServerUnreachable,
     Unauthenticated,
 )
@@ -25,6 +26,7 @@ _ERRORS: Mapping[grpc.StatusCode, type[FedloomError]] = {
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.PERMISSION_DENIED: Forbidden,
     grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.ALREADY_EXISTS: RunExists,
     grpc.StatusCode.INVALID_ARGUMENT: BadMessage,
     grpc.StatusCode.RESOURCE_EXHAUSTED: LimitExceeded,
 }

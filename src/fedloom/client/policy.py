@@ -30,6 +30,8 @@ DATA = "$DATA"
 """How an experiment names a node's own data folder, at the start of a path."""
 _AGAIN_S = 900.0
 """The longest a server is told to wait before it may ask again."""
+_CODE = ("classifier",)
+"""Settings of workloads that name code, `MODULE:FUNCTION` or `FILE.py:FUNCTION`."""
 _KINDS = {"strategy": "strategies", "workload": "workloads", "selection": "selection"}
 
 Window = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
@@ -48,7 +50,7 @@ class Limits(Settings):
     memory_mb: Annotated[int, Field(ge=256)] | None = None
     """Memory the process may allocate, 10^6 bytes; None for no limit."""
     threads: Annotated[int, Field(ge=1)] = 1
-    """Cores the process runs on, and threads of its numerical libraries."""
+    """Threads of the process's numerical libraries. A harder bound on cores is the system's to set."""
     bytes_per_day: Annotated[int, Field(ge=1)] | None = None
     """Bytes to and from the server in one day of the node's clock; None for no limit."""
     hours: tuple[Window, ...] = ()
@@ -69,7 +71,7 @@ class Policy(Settings):
     """Workloads the node runs, by name."""
     code: tuple[str, ...] = ()
     """Modules and files, beyond what is installed as part of fedloom or a plug-in of it, that experiments may name as
-    strategies or selections."""
+    strategies, selections, monitors or a workload's classifier."""
     tracebacks: bool = False
     """Whether a failure's message and traceback leave the node. They may quote data."""
     limits: Limits = Limits()
@@ -158,10 +160,17 @@ class Guard:
             raise PolicyRefused(f"workload {workload!r} is not allowed here (allowed: {told})", kind="workload")
         for section in ("strategy", "selection"):
             self._admit_code(_KINDS[section], names[section], section)
+        if experiment.get("monitor") is not None:
+            self._admit_code("monitors", _name(experiment["monitor"], "monitor"), "monitor")
         settings = experiment["workload"]
         if isinstance(settings, str):
             settings = {"name": settings}
-        own = {key: value if key == "name" else _paths(value, allowed.data, key) for key, value in settings.items()}
+        named = {key: settings[key] for key in _CODE if settings.get(key) is not None}
+        for key, value in named.items():
+            if str(value).rpartition(":")[0] not in self.policy.code:
+                raise PolicyRefused(f"workload setting {key} = {value!r} is not allowed as code", kind="code")
+        known = {"name": workload, **named}
+        own = {key: known[key] if key in known else _paths(value, allowed.data, key) for key, value in settings.items()}
         return {**experiment, "workload": own}
 
     def admit_group(self, group: Group) -> None:
@@ -223,9 +232,6 @@ def apply_limits(limits: Limits) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(limits.threads)
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[: limits.threads])
     if limits.memory_mb is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (limits.memory_mb * 10**6, limits.memory_mb * 10**6))
 
@@ -238,7 +244,7 @@ def _name(section: Any, what: str) -> str:
 
 
 def _paths(value: Any, data: Path | None, where: str) -> Any:
-    """Settings with `$DATA` made the node's folder; every other path is refused."""
+    """Settings with `$DATA` made the node's folder; every path that does not lie below that is refused."""
     if isinstance(value, Mapping):
         return {key: _paths(inner, data, f"{where}.{key}") for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -247,9 +253,12 @@ def _paths(value: Any, data: Path | None, where: str) -> Any:
         return value
     if value == DATA or value.startswith(f"{DATA}/"):
         return _inside_data(value, data, where)
+    if data is not None and value.startswith("/") and Path(value).resolve().is_relative_to(data.resolve()):
+        return str(Path(value).resolve())
     if any(sign in value for sign in ("/", "\\", "..", "$")) or value.startswith("~") or os.path.lexists(value):
         raise PolicyRefused(
-            f"workload setting {where} = {value[:80]!r} may be a path; a server may name paths below {DATA} only",
+            f"workload setting {where} = {value[:80]!r} may be a path, and only those below the node's data folder are "
+            f"open: write it as {DATA} or {DATA}/… in the experiment",
             kind="data",
         )
     return value
@@ -259,6 +268,12 @@ def _inside_data(value: str, data: Path | None, where: str) -> str:
     if data is None:
         raise PolicyRefused(f"workload setting {where} asks for {DATA}, but no data folder is given here", kind="data")
     root = data.resolve()
+    if not root.is_dir():
+        raise PolicyRefused(
+            f"workload setting {where} asks for {DATA}, and the folder given for it is not there now",
+            kind="data",
+            retry_s=_AGAIN_S,
+        )
     path = (root / value.removeprefix(DATA).lstrip("/")).resolve()
     if not path.is_relative_to(root):
         raise PolicyRefused(f"workload setting {where} leads out of the data folder", kind="data")

@@ -118,6 +118,16 @@ class Identity:
         got = datetime.fromtimestamp((self.folder / "certificate.pem").stat().st_mtime, UTC)
         return max(got, certificate.not_valid_before_utc), certificate.not_valid_after_utc
 
+    def ended(self) -> str:
+        """A sentence about the certificate's end, once it has come; empty before."""
+        _, end = self.times()
+        if seconds_until(end) > 0:
+            return ""
+        return (
+            f"the certificate of {self.name!r} in {self.folder} ended on {end:%Y-%m-%d %H:%M} UTC by this machine's "
+            f"clock, so the server at {self.address} will not answer. If the clock is right, join again by a new token"
+        )
+
 
 def default_folder(role: str) -> Path:
     """Where identities are kept: `~/.config/fedloom/node` for nodes, `…/user` for people."""

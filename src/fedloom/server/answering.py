@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import grpc
 
-from fedloom.core.errors import FedloomError
+from fedloom.core.errors import FedloomError, Forbidden, Unauthenticated
 
 _log = logging.getLogger(__name__)
 
@@ -21,6 +21,8 @@ def answering(context: grpc.ServicerContext) -> Iterator[None]:
     except FedloomError as exc:
         if exc.public is not None:
             _log.error("%s", exc)
+        elif isinstance(exc, Unauthenticated | Forbidden):
+            _log.warning("a call from %s was refused: %s", context.peer(), exc)
         context.abort(grpc.StatusCode[exc.status], exc.public_message())
     except grpc.RpcError:
         raise

@@ -162,6 +162,13 @@ def serve(
             bound = server.listen(host, port, token=token, runs=runs, security=security, enroll_port=enroll_port)
             if security is not None:
                 enroll_administrator(security, state / "admin", host, bound)
+                _log.info(
+                    "devices join at %s:%d, as join tokens will say (--address changes it); make one with: "
+                    "fedloom token create --name NAME --identity %s",
+                    security.address,
+                    server.enroll_port,
+                    state / "admin",
+                )
             exposed = _expose(metrics, host, metrics_port)
             runs.start()
             for number in (signal.SIGTERM, signal.SIGINT):

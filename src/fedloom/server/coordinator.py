@@ -242,6 +242,12 @@ class Coordinator:
             opened.pending.extend(indices)
             self._dispatch()
 
+    def holders(self, opened: OpenExchange) -> dict[int, str]:
+        """Which agent has which group of an exchange now."""
+        with self._changed:
+            keys = {opened.key(index): index for index in range(len(opened.groups))}
+            return {keys[key]: name for name, node in self._nodes.items() for key in node.assigned if key in keys}
+
     def announce(self, run: RunSpec) -> None:
         """Tell every agent of a run that is about to start, so that all load its data at the same time."""
         with self._changed:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedloom.core.errors import BadMessage
+from fedloom.core.errors import BadMessage, Forbidden
 from fedloom.core.identity import pem
 from fedloom.core.messages import PROTOCOL
 from fedloom.proto.v1 import enroll_pb2 as pb
@@ -16,8 +17,10 @@ from fedloom.proto.v1.enroll_pb2_grpc import AdminServicer, CredentialsServicer,
 from fedloom.server.answering import answering
 from fedloom.server.authority import Authority
 from fedloom.server.coordinator import Coordinator
-from fedloom.server.gate import Gate, MemberGate, peer_certificate
-from fedloom.server.registry import Registry
+from fedloom.server.gate import Caller, Gate, MemberGate, peer_certificate
+from fedloom.server.registry import Member, Registry
+
+_log = logging.getLogger(__name__)
 
 MAX_SECRET = 256
 """Characters of a join token's secret."""
@@ -65,6 +68,7 @@ class EnrollService(EnrollServicer):
                 return security.authority.sign_request(request.csr_pem, name, role, security.lifetime_s)
 
             member, certificate = security.registry.join(request.secret, sign)
+            _log.info("%s joined as %s from %s", member.name, member.role, context.peer(), extra=_about(member))
             return pb.JoinReply(name=member.name, role=member.role, certificate_pem=_text(certificate), port=self._port)
 
 
@@ -83,6 +87,7 @@ class CredentialsService(CredentialsServicer):
             security = self._security
             fresh = security.authority.sign_key(public, caller.name, caller.role, security.lifetime_s)
             security.registry.renew(caller.name, fresh)
+            _log.info("%s renewed its certificate", caller.name, extra=_about(caller))
             return pb.RenewReply(certificate_pem=_text(fresh))
 
 
@@ -101,9 +106,17 @@ class AdminService(AdminServicer):
 
     def CreateToken(self, request: pb.CreateTokenRequest, context: grpc.ServicerContext) -> pb.CreateTokenReply:
         with answering(context):
-            self._gate.admit(context, "Admin/CreateToken")
+            caller = self._gate.admit(context, "Admin/CreateToken")
             secret = self._security.registry.create_token(
                 request.name, request.role, dict(request.labels), request.ttl_s, request.uses
+            )
+            _log.info(
+                "%s made a join token for %s %s: uses %d, valid for %g s",
+                caller.name,
+                request.role,
+                request.name,
+                request.uses,
+                request.ttl_s,
             )
             return pb.CreateTokenReply(
                 secret=secret,
@@ -130,18 +143,27 @@ class AdminService(AdminServicer):
 
     def Revoke(self, request: pb.RevokeRequest, context: grpc.ServicerContext) -> pb.RevokeReply:
         with answering(context):
-            self._gate.admit(context, "Admin/Revoke")
+            caller = self._gate.admit(context, "Admin/Revoke")
+            if request.name == caller.name:
+                raise Forbidden(f"{caller.name!r} cannot revoke itself; another administrator can")
             self._security.registry.revoke(request.name)
             self._gate.cut(request.name)
             self._coordinator.leave(request.name, "", "revoked")
+            _log.info("%s revoked %s", caller.name, request.name)
             return pb.RevokeReply()
 
     def Label(self, request: pb.LabelRequest, context: grpc.ServicerContext) -> pb.LabelReply:
         with answering(context):
-            self._gate.admit(context, "Admin/Label")
+            caller = self._gate.admit(context, "Admin/Label")
             labels = self._security.registry.label(request.name, dict(request.set), list(request.remove))
             self._coordinator.label(request.name, labels)
+            _log.info("%s set the labels of %s to %s", caller.name, request.name, dict(labels))
             return pb.LabelReply(labels=labels)
+
+
+def _about(who: Member | Caller) -> dict[str, str]:
+    """For log lines: the node it is about, where it is one."""
+    return {"node": who.name} if who.role == "node" else {}
 
 
 def _text(certificate: x509.Certificate) -> str:

@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -132,7 +132,7 @@ class Collector:
                     answer = self._next(opened, end)
                     fold.collected.waiting_s += time.perf_counter() - begin
                     if answer is None:
-                        fold.expire(deadline_s or 0.0)
+                        fold.expire(deadline_s or 0.0, self._coordinator.holders(opened))
                         break
                     begin = time.perf_counter()
                     released = fold.take(answer)
@@ -326,8 +326,8 @@ class _Fold:
         self._waiting |= set(released)
         return released
 
-    def expire(self, deadline_s: float) -> None:
-        """The deadline has come: what is still out is missing."""
+    def expire(self, deadline_s: float, holders: Mapping[int, str]) -> None:
+        """The deadline has come: what is still out is missing, and which node had it is told."""
         for index in sorted(self._waiting):
             self.collected.failures += [
                 ClientFailure(
@@ -335,7 +335,9 @@ class _Fold:
                     round=self._round,
                     stage="deadline",
                     error="DeadlineExceeded",
-                    message=f"no answer within {deadline_s:g} s",
+                    message=f"no answer within {deadline_s:g} s"
+                    + ("" if index in holders else "; no node had room for it"),
+                    node=holders.get(index, ""),
                     seconds=deadline_s,
                 )
                 for job in self._groups[index].jobs

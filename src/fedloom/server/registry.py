@@ -7,6 +7,7 @@ is not over; what the certificate itself says is never believed.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import secrets
@@ -206,7 +207,7 @@ class Registry:
         ).fetchone()
         if row is None:
             raise Unauthenticated("no such join token, or it is used up or too old; ask for a new one")
-        name = row[0] if row[3] == 1 else f"{row[0]}-{row[4]}"
+        name = row[0] if row[3] == 1 else self._free_name(row[0], row[4])
         self._check_free(name)
         certificate = sign(name, row[1])
         self._database.execute(
@@ -216,6 +217,12 @@ class Registry:
         )
         self._add_certificate(name, certificate)
         return Member(name=name, role=row[1], labels=json.loads(row[2]), enrolled_at=now), certificate
+
+    def _free_name(self, stem: str, first: int) -> str:
+        """The first of STEM-first, STEM-first+1, … that no member in good standing has."""
+        names = self._database.execute("select name from members where revoked is null").fetchall()
+        taken = {name for (name,) in names}
+        return next(name for number in itertools.count(first) if (name := f"{stem}-{number}") not in taken)
 
     def _check_free(self, name: str) -> None:
         row = self._database.execute("select 1 from members where name = ? and revoked is null", (name,)).fetchone()

@@ -224,7 +224,7 @@ class RunQueue:
                 )
                 status, error = summary.status, summary.error or ""
             except Exception as exc:
-                _log.exception("run %s failed outside its loop", run_id)
+                _log.exception("run %s failed outside its loop", run_id, extra={"run": run_id})
                 status, error = "failed", f"{type(exc).__name__}: {exc}"
             with self._changed:
                 del self._running[run_id]

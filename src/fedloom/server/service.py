@@ -151,7 +151,7 @@ class FleetService(FleetServicer):
         except NotFound as exc:  # another session has taken this one's place
             self._coordinator.detach(node, session, str(exc), mailbox)
         except FedloomError as exc:
-            _log.warning("node %s: %s", node, exc)
+            _log.warning("node %s: %s", node, exc, extra={"node": node})
             refused.append(exc)
             self._coordinator.detach(node, session, str(exc), mailbox)
         except grpc.RpcError:
@@ -159,7 +159,7 @@ class FleetService(FleetServicer):
         except Exception:
             # gRPC ends the request iterator with a bare Exception when the stream is torn down.
             if context.is_active():
-                _log.exception("node %s: its stream failed", node)
+                _log.exception("node %s: its stream failed", node, extra={"node": node})
             self._coordinator.detach(node, session, "its connection broke", mailbox)
 
     def _caller(self, context: grpc.ServicerContext, call: str) -> tuple[Caller, str, str]:
@@ -197,9 +197,9 @@ class ControlService(ControlServicer):
 
     def ListRuns(self, request: control_pb.ListRunsRequest, context: grpc.ServicerContext) -> control_pb.ListRunsReply:
         with answering(context):
-            self._gate.admit(context, "Control/ListRuns")
-            rows = [control_pb.RunRow(**row) for row in self._runs.rows()]
-            return control_pb.ListRunsReply(runs=rows)
+            caller = self._gate.admit(context, "Control/ListRuns")
+            rows = [row for row in self._runs.rows() if caller.role == "admin" or row["owner"] == caller.name]
+            return control_pb.ListRunsReply(runs=[control_pb.RunRow(**row) for row in rows])
 
     def Watch(self, request: control_pb.WatchRequest, context: grpc.ServicerContext) -> Iterator[control_pb.WatchReply]:
         with answering(context):

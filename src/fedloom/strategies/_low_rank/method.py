@@ -36,6 +36,8 @@ class Method:
     init_anchor: Literal["global", "pretrained"] = "global"
     mu: float = 0.0
     """Weight of the regulariser in the annealing rounds."""
+    rate_factor: float = 1.0
+    """On the clients' step size in adapter rounds."""
     shrink: Operator = "svd"
     allocation: Literal["uniform", "importance"] = "uniform"
     aggregation: Aggregation = "factor"
@@ -58,4 +60,5 @@ def shared_method(config: LowRankSettings, experiment: Experiment, schedule: Sch
         wire=config.wire,
         mu=config.mu,
         start=Path(config.adapters).expanduser() if config.adapters else None,
+        rate_factor=config.rate_factor,
     )

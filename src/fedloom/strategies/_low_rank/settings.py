@@ -29,6 +29,8 @@ class LowRankSettings(PluginSettings):
     ones. They have to be for the layers `targets` mean, on the weights the run begins with. Read once."""
     mu: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     """Weight of the proximal term on what is trained in adapter rounds (dimensionless); 0 is without."""
+    rate_factor: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0
+    """What multiplies the clients' local step size in adapter rounds: factors stand larger steps than whole models."""
 
 
 class HeterogeneousSettings(LowRankSettings):
