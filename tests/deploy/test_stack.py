@@ -87,7 +87,7 @@ def _kill(container: dict[str, Any]) -> None:
     os.kill(container["State"]["Pid"], signal.SIGKILL)
 
 
-def test_a_federation_is_up_scraped_and_shown_and_survives_a_dead_client(fleet: Stack, expected_sha256: str) -> None:
+def test_a_federation_is_up_scraped_and_shown_and_survives_dead_clients(fleet: Stack, expected_sha256: str) -> None:
     begin = time.monotonic()
     fleet.up()
     up_s = time.monotonic() - begin
@@ -118,6 +118,11 @@ def test_a_federation_is_up_scraped_and_shown_and_survives_a_dead_client(fleet: 
     until(lambda: _value(fleet, 'fedloom_nodes{state="online"}') == 3, 60, "the killed client, connected again")
     assert died_at < 120, "the client died during the run"
     assert _members(fleet) == members, "the killed client kept its identity"
+
+    fleet.podman("rm", "--force", "--time", "0", fleet.containers("client")[1]["Name"])
+    fleet.up()
+    until(lambda: _value(fleet, 'fedloom_nodes{state="online"}') == 3, 60, "another client in place of the removed one")
+    assert _members(fleet) == [*members, "client-4"], "a new container is a new node"
 
     until(lambda: _value(fleet, 'fedloom_evaluation{metric="accuracy"}') > 0, 60, "an evaluation")
     queries = panel_queries()
