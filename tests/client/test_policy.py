@@ -65,6 +65,26 @@ class TestNames:
             guard(tmp_path, **ALLOWED).admit_experiment(experiment(**{section: name}))
         assert caught.value.kind == "code"
 
+    @pytest.mark.parametrize("name", ["os.path", "/tmp/x.py", "made_up", 7, {}, {"name": ["mano"]}])
+    def test_so_is_a_monitor(self, tmp_path: Path, name: Any) -> None:
+        for monitor in (name, {"name": name}):
+            with pytest.raises(PolicyRefused) as caught:
+                guard(tmp_path, **ALLOWED).admit_experiment(experiment(monitor=monitor))
+            assert caught.value.kind == "code"
+        watched = experiment(monitor={"name": "mano", "clients": 4})
+        assert guard(tmp_path, **ALLOWED).admit_experiment(watched)["monitor"] == watched["monitor"]
+        assert guard(tmp_path, **ALLOWED).admit_experiment(experiment(monitor=None))["monitor"] is None
+
+    @pytest.mark.parametrize("spec", ["os:system", "./mine.py:build", "$DATA/mine.py:build", "build", 7])
+    def test_so_is_a_classifier(self, tmp_path: Path, spec: Any) -> None:
+        own = {"workloads": {"mano": {"data": str(tmp_path)}}}
+        with pytest.raises(PolicyRefused) as caught:
+            guard(tmp_path, **own).admit_experiment(experiment({"name": "mano", "classifier": spec}))
+        assert caught.value.kind == "code"
+        allowed = guard(tmp_path, **own, code=["./mine.py"])
+        passed = allowed.admit_experiment(experiment({"name": "mano", "classifier": "./mine.py:build"}))
+        assert passed["workload"]["classifier"] == "./mine.py:build"
+
     @pytest.mark.parametrize("part", ["rule", "measure", "accumulator"])
     def test_so_are_names_in_groups(self, tmp_path: Path, part: str) -> None:
         for name in ("os.path", "/tmp/x.py", "made_up"):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedloom.core.config import Experiment
+from fedloom.core.errors import DataMissing
 from fedloom.workloads._data.settings import FASHION_MNIST
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -41,9 +42,15 @@ def test_a_preset_is_valid_named_after_its_file_and_says_what_it_shows(name: str
     assert first.startswith("# ") and 20 < len(first) < 120
 
 
-@pytest.mark.parametrize("name", sorted(name for name in PRESETS if name.startswith("digits-")))
+@pytest.mark.parametrize("name", sorted(name for name in PRESETS if name.startswith("digits-") and "-vit-" not in name))
 def test_the_digits_are_learned(name: str) -> None:
     assert run_rounds(load(name))["accuracy"] > 0.9
+
+
+def test_a_preset_on_pretrained_weights_says_how_to_make_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataMissing, match="fedloom run fashion-vit-pretrain --out runs/fashion-vit-pretrain"):
+        build(load("digits-vit-sa-fedlora"))
 
 
 @needs_fashion

@@ -32,6 +32,7 @@ class Kind(StrEnum):
     strategies = "strategies"
     workloads = "workloads"
     selection = "selection"
+    monitors = "monitors"
 
 
 Target = Annotated[str, typer.Argument(help="A preset's name, a TOML file, or the folder of a Flower app.")]

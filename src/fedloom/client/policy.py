@@ -30,6 +30,8 @@ DATA = "$DATA"
 """How an experiment names a node's own data folder, at the start of a path."""
 _AGAIN_S = 900.0
 """The longest a server is told to wait before it may ask again."""
+_CODE = ("classifier",)
+"""Settings of workloads that name code, `MODULE:FUNCTION` or `FILE.py:FUNCTION`."""
 _KINDS = {"strategy": "strategies", "workload": "workloads", "selection": "selection"}
 
 Window = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
@@ -69,7 +71,7 @@ class Policy(Settings):
     """Workloads the node runs, by name."""
     code: tuple[str, ...] = ()
     """Modules and files, beyond what is installed as part of fedloom or a plug-in of it, that experiments may name as
-    strategies or selections."""
+    strategies, selections, monitors or a workload's classifier."""
     tracebacks: bool = False
     """Whether a failure's message and traceback leave the node. They may quote data."""
     limits: Limits = Limits()
@@ -158,10 +160,17 @@ class Guard:
             raise PolicyRefused(f"workload {workload!r} is not allowed here (allowed: {told})", kind="workload")
         for section in ("strategy", "selection"):
             self._admit_code(_KINDS[section], names[section], section)
+        if experiment.get("monitor") is not None:
+            self._admit_code("monitors", _name(experiment["monitor"], "monitor"), "monitor")
         settings = experiment["workload"]
         if isinstance(settings, str):
             settings = {"name": settings}
-        own = {key: value if key == "name" else _paths(value, allowed.data, key) for key, value in settings.items()}
+        named = {key: settings[key] for key in _CODE if settings.get(key) is not None}
+        for key, value in named.items():
+            if str(value).rpartition(":")[0] not in self.policy.code:
+                raise PolicyRefused(f"workload setting {key} = {value!r} is not allowed as code", kind="code")
+        known = {"name": workload, **named}
+        own = {key: known[key] if key in known else _paths(value, allowed.data, key) for key, value in settings.items()}
         return {**experiment, "workload": own}
 
     def admit_group(self, group: Group) -> None:

@@ -24,6 +24,9 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 from fedloom.core import registry
 from fedloom.core.errors import ConfigError
 
+PLUGINS = {"strategy": "strategies", "workload": "workloads", "selection": "selection", "monitor": "monitors"}
+"""Sections of an experiment that name a plug-in, and the registry's kind of each."""
+
 
 class Settings(BaseModel):
     """Base of every group of settings: frozen, and unknown keys are errors."""
@@ -117,19 +120,23 @@ class Experiment(Settings):
     """Data, model and local training, and their settings."""
     selection: SerializeAsAny[PluginSettings] = Field(default=None, validate_default=True)
     """Who is asked in each round; uniform where it is not given."""
+    monitor: SerializeAsAny[PluginSettings] | None = None
+    """What is told of the global model on clients' data without labels, in evaluated rounds; None tells nothing."""
     round: RoundSettings = RoundSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     fleet: FleetSettings = FleetSettings()
 
-    @pydantic.field_validator("strategy", "workload", "selection", mode="before")
+    @pydantic.field_validator("strategy", "workload", "selection", "monitor", mode="before")
     @classmethod
     def _plugin(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
         """Read a plug-in's section with the plug-in's own `Config`."""
-        kind = {"strategy": "strategies", "workload": "workloads", "selection": "selection"}[str(info.field_name)]
+        kind = PLUGINS[str(info.field_name)]
         if value is None and info.field_name == "selection":
             value = "uniform"
+        if value is None and info.field_name == "monitor":
+            return None
         if isinstance(value, str):
             value = {"name": value}
         if isinstance(value, PluginSettings):
@@ -203,7 +210,7 @@ class Experiment(Settings):
             raise ConfigError(f"{path}: not readable as an experiment file: {exc.strerror}") from exc
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
             raise ConfigError(f"{path}: not readable as TOML: {exc}") from exc
-        for section in ("strategy", "workload", "selection"):
+        for section in PLUGINS:
             table = values.get(section)
             if isinstance(table, str):
                 table = values[section] = {"name": table}
@@ -238,7 +245,7 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[
         table = result
         for step in steps[:-1]:
             inner = table.setdefault(step, {})
-            if isinstance(inner, str) and step in ("strategy", "workload", "selection"):
+            if isinstance(inner, str) and step in PLUGINS:
                 inner = table[step] = {"name": inner}
             if not isinstance(inner, dict):
                 raise ConfigError(f"--set {key}: {step!r} is a value ({inner!r}), not a table with keys")

@@ -62,7 +62,7 @@ class ConfigError(UsageError):
 
 
 class UnknownName(UsageError):
-    """No strategy, workload, selection or preset has this name."""
+    """No strategy, workload, selection, monitor or preset has this name."""
 
     status = "NOT_FOUND"
 

@@ -111,6 +111,8 @@ class RoundRecord(_Frozen):
     nodes: dict[str, NodeShare] = {}
     info: dict[str, Any] = {}
     """The strategy's own numbers for this round."""
+    monitor: dict[str, Any] = {}
+    """The monitor's; empty where there is none or it did not ask."""
 
 
 class Told(_Frozen):

@@ -16,7 +16,7 @@ from fedloom.core.errors import FedloomError, RunFailed, UnsupportedFeature
 from fedloom.core.events import Event, Notice, RoundFinished, RoundStarted
 from fedloom.core.history import RoundRecord, Timing
 from fedloom.core.messages import RunSpec
-from fedloom.core.protocols import Pending, Roster, Selection, Strategy, Telling, WorkloadInfo
+from fedloom.core.protocols import Monitor, Pending, Roster, Selection, Strategy, Telling, Watched, WorkloadInfo
 from fedloom.core.records import (
     MODEL,
     Arrays,
@@ -79,6 +79,10 @@ class Loop:
         self._selection: Selection[Any] = registry.part(
             "selection", experiment.selection.name, "selection"
         ).build_selection(experiment.selection)
+        self._monitor: Monitor | None = None
+        if experiment.monitor is not None:
+            part = registry.part("monitors", experiment.monitor.name, "monitor")
+            self._monitor = part.build_monitor(experiment.monitor)
         self._collector = Collector(
             experiment, self.run, coordinator, store, emit, stop or threading.Event(), pump, patience_s
         )
@@ -86,6 +90,8 @@ class Loop:
         self._progress: _Progress | None = None
         self._began, self._earlier_s = time.perf_counter(), 0.0
         self._alarms: set[str] = set()
+        self._warned: set[str] = set()
+        self._monitored: list[Mapping[str, Any]] = []
         self.info = WorkloadInfo(data={})
 
     @property
@@ -120,7 +126,7 @@ class Loop:
             initial = self._initial()
             roster = self._roster()
             self._progress = _Progress(0, self._strategy.init(initial), self._selection.init(roster))
-        self._store.rounds(upto=self._progress.round)
+        self._monitored = [r.monitor for r in self._store.rounds(upto=self._progress.round) if r.monitor]
         self._store.choices(upto=self._progress.round)
         return self._progress.round + 1
 
@@ -169,6 +175,9 @@ class Loop:
         choice = tally.choice(context)
         selection = observed(self._selection, progress.selection, tally.trained(), tally.probed, choice.missed)
         evaluation, evaluation_s = self._evaluate(state, number, tally)
+        watched = self._watched(state, number, tally)
+        if watched is not None:
+            evaluation = {**(evaluation or {}), **watched.metrics}
         waited = self._saver.wait()
         progress.round, progress.strategy, progress.selection = number, state, selection
         self._retain(progress)
@@ -185,11 +194,13 @@ class Loop:
             ),
             self._coordinator.take_stale(self.run.run_id),
             {**_told(self._strategy, state), **_told(self._selection, selection)},
+            watched.info if watched is not None else {},
         )
         self._store.append_choice(choice)
         self._save(progress, record)
         self._emit(RoundFinished(run_id=self.run.run_id, record=record))
         self._watch(number, evaluation)
+        self._warn(number, watched)
         return True
 
     def _watch(self, number: int, evaluation: Mapping[str, float] | None) -> None:
@@ -313,8 +324,8 @@ class Loop:
         if own is not None:
             measured: Mapping[str, float] | None = own(state)
             return (dict(measured) if measured is not None else None), 0.0
-        every, parts = self._experiment.evaluation.every, self._experiment.evaluation.parts
-        if not every or (number % every and number != self._experiment.rounds):
+        parts = self._experiment.evaluation.parts
+        if not self._due(number):
             return None, 0.0
         begin = time.perf_counter()
         inputs = model_inputs(self._strategy, state)
@@ -327,6 +338,46 @@ class Loop:
         tally.waiting_s += collected.waiting_s
         metrics = sum_metrics(collected.reports)
         return (metric_values(metrics) if metrics else None), time.perf_counter() - begin
+
+    def _due(self, number: int) -> bool:
+        """Whether the global model is evaluated after this round."""
+        every = self._experiment.evaluation.every
+        return bool(every) and (number % every == 0 or number == self._experiment.rounds)
+
+    def _watched(self, state: Any, number: int, tally: Tally) -> Watched | None:
+        """What the monitor tells of the global model on clients' data, in evaluated rounds."""
+        if self._monitor is None or not self._due(number):
+            return None
+        rng = generator(self._experiment.seed, "monitor", number)
+        asked = self._monitor.asked(self._experiment.clients, rng)
+        inputs = model_inputs(self._strategy, state)
+        knobs = {} if asked.pieces is None else {"pieces": asked.pieces}
+        jobs = tuple(
+            Job(round=number, client=client, kind="monitor", inputs=tuple(inputs), knobs=knobs)
+            for client in asked.clients
+        )
+        collected = self._collector.collect(
+            Exchange(jobs=jobs, inputs=inputs, accumulator="metrics"),
+            number,
+            _MONITOR,
+            quorum=self._experiment.round.quorum_fraction,
+            deadline_s=self._experiment.round.deadline_s,
+            telling=True,
+        )
+        tally.watch(collected)
+        watched = self._monitor.tell(collected.reports, self._monitored)
+        self._monitored.append(watched.info)
+        return watched
+
+    def _warn(self, number: int, watched: Watched | None) -> None:
+        """Tell when a warning of the monitor comes, and when it is gone."""
+        if watched is None:
+            return
+        for name in sorted(self._warned - watched.warnings.keys()):
+            self._emit(Notice(run_id=self.run.run_id, message=f"round {number}: {name}: over"))
+        for name in sorted(watched.warnings.keys() - self._warned):
+            self._emit(Notice(run_id=self.run.run_id, message=f"round {number}: {name}: {watched.warnings[name]}"))
+        self._warned = set(watched.warnings)
 
     def _retain(self, progress: _Progress) -> None:
         """Only pinned records that the state names will be sent again."""
@@ -354,6 +405,8 @@ _EVALUATION = 1 << 16
 """Exchange index of a round's evaluation, beyond any exchange of a strategy."""
 _PROBE = _EVALUATION + 1
 """Exchange index of an evaluation of candidates."""
+_MONITOR = _EVALUATION + 2
+"""Exchange index of a monitor's question."""
 
 
 def model_inputs(strategy: Strategy[Any], state: Any) -> Mapping[str, Record]:

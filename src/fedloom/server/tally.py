@@ -21,6 +21,8 @@ class Tally:
     """Reports of the answers that were folded."""
     probed: list[ClientReport] = field(default_factory=list)
     """Reports of candidates, whose updates (if they trained) stayed where they were."""
+    watched: list[ClientReport] = field(default_factory=list)
+    """Reports to a monitor: they cost traffic, and are no part of training."""
     collected: list[int] = field(default_factory=list)
     """Clients asked for an update that had waited with them."""
     failures: list[Failure] = field(default_factory=list)
@@ -44,6 +46,12 @@ class Tally:
         self.duplicates += collected.duplicates
         self.reassigned += collected.reassigned
         self.refusals |= collected.refusals
+
+    def watch(self, collected: Collected) -> None:
+        """Count a monitor's question."""
+        self.watched.extend(collected.reports)
+        self.waiting_s += collected.waiting_s
+        self.reassigned += collected.reassigned
 
     def trained(self) -> Sequence[ClientReport]:
         """One report for each client that trained: the candidates' where they did, else those of the cohort."""
@@ -73,9 +81,11 @@ class Tally:
         timing: Timing,
         stale: int,
         info: Mapping[str, Any],
+        monitor: Mapping[str, Any],
     ) -> RoundRecord:
         """The line for `rounds.jsonl`."""
         reports = [*self.probed, *self.folded]
+        costly = [*reports, *self.watched]
         seconds: dict[str, float] = {}
         worked = [report for report in reports if report.num_trained] or reports
         for report in worked:
@@ -90,10 +100,10 @@ class Tally:
             metrics=metric_values(sum_metrics(self.folded)),
             evaluation=evaluation,
             traffic=Traffic(
-                bytes_down=sum(report.bytes_down for report in reports),
-                bytes_up=sum(report.bytes_up for report in reports),
-                params_down=sum(report.params_down for report in reports),
-                params_up=sum(report.params_up for report in reports),
+                bytes_down=sum(report.bytes_down for report in costly),
+                bytes_up=sum(report.bytes_up for report in costly),
+                params_down=sum(report.params_down for report in costly),
+                params_up=sum(report.params_up for report in costly),
                 wire_bytes_down=sum(share.wire_bytes_down for share in shares.values()),
                 wire_bytes_up=sum(share.wire_bytes_up for share in shares.values()),
             ),
@@ -107,6 +117,7 @@ class Tally:
             reassigned=self.reassigned,
             nodes=dict(shares),
             info=dict(info),
+            monitor=dict(monitor),
         )
 
 

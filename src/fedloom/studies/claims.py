@@ -13,7 +13,7 @@ from fedloom.studies.statistics import Estimate
 Outcome = Literal["held", "not held", "told", "not measured"]
 _PARTS = ("value", "low", "high", "p_less", "p_greater")
 Estimates = Mapping[str, Mapping[str, Estimate]]
-"""By arm and number."""
+"""By arm, or `ARM against ARM`, and number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +41,7 @@ def judge(definition: Definition, scenarios: Mapping[str, Estimates]) -> tuple[V
         ConfigError: a check names a part of a number that does not exist.
     """
     return tuple(
-        _verdict(claim, name, scenarios.get(name, {}).get(claim.arm, {}))
+        _verdict(claim, name, scenarios.get(name, {}).get(claim.subject, {}))
         for claim in definition.claims
         for name in (claim.scenarios or tuple(definition.conditions))
     )
@@ -61,7 +61,7 @@ def _verdict(claim: Claim, scenario: str, found: Mapping[str, Estimate]) -> Verd
     return Verdict(
         claim=claim.id,
         scenario=scenario,
-        arm=claim.arm,
+        arm=claim.subject,
         text=claim.text,
         outcome=outcome,
         numbers={name: found[name] for name in names if name in found},

@@ -19,7 +19,7 @@ from fedloom.core.errors import ConfigError, UnknownName
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
 _STUDY_KEY = "study."
 T = TypeVar("T", bound=Settings)
-AnalysisName = Literal["balance", "novelty", "own", "participation", "spiking"]
+AnalysisName = Literal["adapters", "balance", "novelty", "own", "participation", "spiking"]
 
 
 class Seeds(Settings):
@@ -85,6 +85,8 @@ class Claim(Settings):
     """The statement in words."""
     arm: str
     """The arm it is about."""
+    against: str | None = None
+    """Another arm than the study's reference to compare it with."""
     scenarios: tuple[str, ...] = ()
     """Where it is judged; everywhere if empty."""
     checks: tuple[Check, ...] = ()
@@ -93,6 +95,11 @@ class Claim(Settings):
     """Numbers to tell; those of the checks where not given."""
     earlier: dict[str, str] = Field(default_factory=dict)
     """What an earlier measurement said, by scenario; printed beside ours."""
+
+    @property
+    def subject(self) -> str:
+        """Whose numbers decide: the arm, or `ARM against ARM`."""
+        return self.arm if self.against is None else f"{self.arm} against {self.against}"
 
 
 class Unseen(Settings):
@@ -180,7 +187,8 @@ class Definition(Settings):
             for scenario in self.unseen.scenarios:
                 _known("unseen.scenarios", scenario, self.conditions)
         for claim in self.claims:
-            _known(f"claims ({claim.id}): arm", claim.arm, self.arms)
+            for arm in (claim.arm, *([claim.against] if claim.against else [])):
+                _known(f"claims ({claim.id}): arm", arm, self.arms)
             for scenario in (*claim.scenarios, *claim.earlier):
                 _known(f"claims ({claim.id}): scenario", scenario, self.conditions)
         return self

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from fedloom.studies.unseen import read_unseen
 RESULTS = "study.json"
 _MEDIANS = ("rounds", *(f"{cost}_to_target" for cost in COSTS))
 """Numbers that may be censored: their centre is the median, and arms are compared by ratio."""
+
+_RATIOS = ("coverage", "rank_rounds")
+"""Other numbers whose ratio is told beside their difference."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +67,8 @@ class ScenarioResult:
     target: float
     """Value of the metric to reach; NaN as long as the reference has no finished run."""
     arms: Mapping[str, ArmResult]
+    pairs: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
+    """Estimates of the arms that claims compare with another arm than the reference, by `ARM against ARM`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +142,7 @@ def write_results(result: StudyResult, out: Path) -> Path:
 
 
 def _estimates(scenario: ScenarioResult) -> dict[str, Mapping[str, Estimate]]:
-    return {name: arm.estimates for name, arm in scenario.arms.items()}
+    return {**{name: arm.estimates for name, arm in scenario.arms.items()}, **scenario.pairs}
 
 
 def _scenario(definition: Definition, name: str, arms: Mapping[str, Mapping[int, Measured]]) -> ScenarioResult:
@@ -148,6 +154,11 @@ def _scenario(definition: Definition, name: str, arms: Mapping[str, Mapping[int,
         title=definition.conditions[name].title or name,
         target=target,
         arms={arm: _arm(definition, arm, runs, reached.get(definition.reference, {})) for arm, runs in reached.items()},
+        pairs={
+            claim.subject: _compared(definition, reached.get(claim.arm, {}), reached.get(claim.against, {}))
+            for claim in definition.claims
+            if claim.against is not None
+        },
     )
 
 
@@ -171,42 +182,54 @@ def _reached(run: Measured, target: float, higher: bool) -> Measured:
 def _arm(
     definition: Definition, name: str, runs: Mapping[int, Measured], reference: Mapping[int, Measured]
 ) -> ArmResult:
-    seed = definition.seeds.first
-    names = dict.fromkeys(number for run in runs.values() for number in run.numbers)
-    found: dict[str, Estimate | None] = {}
-    pairs = [] if name == definition.reference else [(runs[at], reference[at]) for at in runs if at in reference]
-    for number in names:
-        values = [run.numbers.get(number, math.nan) for run in runs.values()]
-        found[number] = statistics.estimate(values, seed=seed, centre=np.median if number in _MEDIANS else np.mean)
-        sides = [[run.numbers.get(number, math.nan) for run in side] for side in zip(*pairs, strict=True)]
-        if not sides:
-            continue
-        if number in _MEDIANS or number == "coverage":
-            found[f"{number}_ratio"] = statistics.paired_ratio(*sides, seed=seed)
-        if number not in _MEDIANS:
-            found[f"{number}_difference"] = statistics.paired_difference(*sides, seed=seed)
-    for cost in COSTS if pairs else ():
-        found[f"auc_at_equal_{cost}_difference"] = _at_equal_cost(pairs, cost, seed)
     return ArmResult(
         title=definition.arms[name].title or name,
         runs={at: run.numbers for at, run in runs.items()},
-        estimates={number: value for number, value in found.items() if value is not None},
+        estimates=_compared(definition, runs, {} if name == definition.reference else reference),
         censored=int(sum(run.numbers.get("censored", 0.0) for run in runs.values())),
         bands=_bands(list(runs.values())),
         times_aggregated=_sorted_times(list(runs.values())),
     )
 
 
-def _at_equal_cost(pairs: Sequence[tuple[Measured, Measured]], cost: str, seed: int) -> Estimate | None:
-    """The difference of the curves' means over the costs both runs of a pair have passed."""
-    areas = [
-        statistics.areas_at_equal_cost(a.series[cost], a.series["metric"], r.series[cost], r.series["metric"])
+def _compared(
+    definition: Definition, runs: Mapping[int, Measured], reference: Mapping[int, Measured]
+) -> dict[str, Estimate]:
+    """Every number over seeds, and against the runs of another arm where there are some."""
+    seed, last = definition.seeds.first, definition.target.last
+    names = dict.fromkeys(number for run in runs.values() for number in run.numbers)
+    found: dict[str, Estimate | None] = {}
+    pairs = [(runs[at], reference[at]) for at in runs if at in reference]
+    for number in names:
+        values = [run.numbers.get(number, math.nan) for run in runs.values()]
+        found[number] = statistics.estimate(values, seed=seed, centre=np.median if number in _MEDIANS else np.mean)
+        sides = [[run.numbers.get(number, math.nan) for run in side] for side in zip(*pairs, strict=True)]
+        if not sides:
+            continue
+        if number in _MEDIANS or number in _RATIOS:
+            found[f"{number}_ratio"] = statistics.paired_ratio(*sides, seed=seed)
+        if number not in _MEDIANS:
+            found[f"{number}_difference"] = statistics.paired_difference(*sides, seed=seed)
+    for cost in COSTS if pairs else ():
+        found[f"auc_at_equal_{cost}_difference"] = _at_equal_cost(pairs, cost, seed, statistics.areas_at_equal_cost)
+        found[f"final_at_equal_{cost}_difference"] = _at_equal_cost(
+            pairs, cost, seed, functools.partial(statistics.finals_at_equal_cost, last=last)
+        )
+    return {number: value for number, value in found.items() if value is not None}
+
+
+def _at_equal_cost(
+    pairs: Sequence[tuple[Measured, Measured]], cost: str, seed: int, read: Callable[..., tuple[float, float]]
+) -> Estimate | None:
+    """The difference of what is read out of both runs of a pair, a cost being the same for both."""
+    found = [
+        read(a.series[cost], a.series["metric"], r.series[cost], r.series["metric"])
         for a, r in pairs
         if "final" in a.numbers and "final" in r.numbers
     ]
-    if not areas:
+    if not found:
         return None
-    ours, theirs = zip(*areas, strict=True)
+    ours, theirs = zip(*found, strict=True)
     return statistics.paired_difference(ours, theirs, seed=seed)
 
 

@@ -99,6 +99,30 @@ def areas_at_equal_cost(
     return area_over(costs, values, low, high), area_over(other_costs, other_values, low, high)
 
 
+def finals_at_equal_cost(
+    costs: Sequence[float],
+    values: Sequence[float],
+    other_costs: Sequence[float],
+    other_values: Sequence[float],
+    *,
+    last: int,
+) -> tuple[float, float]:
+    """What two runs have come to when both have spent what the cheaper one spends in all.
+
+    A run's value is the mean of its last `last` evaluated rounds (as `final`), between two rounds interpolated
+    linearly. A run whose first round costs more than that is given its first round all the same.
+    """
+    spent = min(costs[-1], other_costs[-1])
+    return _so_far(costs, values, spent, last), _so_far(other_costs, other_values, spent, last)
+
+
+def _so_far(costs: Sequence[float], values: Sequence[float], spent: float, last: int) -> float:
+    x, y = np.asarray(costs, np.float64), np.asarray(values, np.float64)
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    running = [float(y[max(0, index + 1 - last) : index + 1].mean()) for index in range(len(y))]
+    return float(np.interp(spent, x, running))
+
+
 def total_variation(p: npt.ArrayLike, q: npt.ArrayLike) -> Floats:
     """TV(p, q) = 1/2 sum_c |p_c - q_c|, over the last axis; in [0, 1]."""
     apart: Floats = 0.5 * np.abs(np.asarray(p, np.float64) - np.asarray(q, np.float64)).sum(axis=-1)

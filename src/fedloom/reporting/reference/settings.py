@@ -12,10 +12,10 @@ from pydantic.fields import FieldInfo
 
 from fedloom.client.policy import Policy
 from fedloom.core import registry
-from fedloom.core.config import Experiment, PluginSettings
+from fedloom.core.config import PLUGINS, Experiment, PluginSettings
 from fedloom.reporting.reference.markdown import code, default_words, document, models_in, prose, table, type_words
 
-_SECTIONS = {"strategies": "strategy", "workloads": "workload", "selection": "selection"}
+_SECTIONS = {kind: section for section, kind in PLUGINS.items()}
 _HEAD = ("key", "type", "default", "meaning")
 
 

@@ -76,8 +76,15 @@ class LowRank:
         if not self._full(context.round):
             return self._finish_adapters(self._ready(state, context.round), total, context)
         assert isinstance(total, RunningMean | sums.Accumulator)
-        told = {"stage": "initiating", **self._counts(self._whole_record(state), {MODEL: state.model})}
-        state = replace(state, model=total.value()[MODEL], told=told)
+        model = total.value()[MODEL]
+        told = {
+            "stage": "initiating",
+            **self._counts(self._whole_record(state), {MODEL: state.model}),
+            "step_squared": _distance_squared(
+                model, state.model if state.anchor is None else state.anchor.groups[MODEL]
+            ),
+        }
+        state = replace(state, model=model, told=told)
         return self._frozen(state) if context.round == method.schedule.initiating < context.rounds else state
 
     def arrays(self, state: Adapters) -> Arrays:
@@ -109,7 +116,7 @@ class LowRank:
         return Exchange(
             jobs=context.jobs(inputs=tuple(inputs)),
             inputs=inputs,
-            knobs={"mu": method.init_mu, "wire": method.wire},
+            knobs={"mu": method.init_mu, "wire": method.wire, "tell_distance": True},
             rule=SHARED,
             accumulator="mean" if method.wire == "fp32" else SHARED,
         )
@@ -184,7 +191,12 @@ class LowRank:
         return Exchange(
             jobs=tuple(jobs),
             inputs={**records, **beneath},
-            knobs={"mu": self._mu(context.round), "wire": method.wire, **method.knobs},
+            knobs={
+                "mu": self._mu(context.round),
+                "wire": method.wire,
+                "rate_factor": method.rate_factor,
+                **method.knobs,
+            },
             rule=method.rule,
             accumulator=self._accumulator(),
         )
@@ -297,6 +309,15 @@ def _fold(pairs: _Pairs, scale: float) -> Pinned:
     a = {name: a for name, (a, _) in pairs.items()}
     b = {name: (b * np.float32(scale)).astype(np.float32) for name, (_, b) in pairs.items()}
     return Pinned.of(Record({LORA_A: a, LORA_B: b}))
+
+
+def _distance_squared(model: Arrays, anchor: Arrays) -> float:
+    """‖w - a‖² over the arrays that are floats."""
+    return sum(
+        float(np.square(array - anchor[name], dtype=np.float64).sum())
+        for name, array in model.items()
+        if array.dtype.kind == "f"
+    )
 
 
 def _limited(state: Adapters, limit: int) -> Adapters:

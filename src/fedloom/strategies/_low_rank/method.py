@@ -35,6 +35,8 @@ class Method:
     init_anchor: Literal["global", "pretrained"] = "global"
     mu: float = 0.0
     """Weight of the regulariser in the annealing rounds."""
+    rate_factor: float = 1.0
+    """On the clients' step size in adapter rounds."""
     shrink: Operator = "svd"
     allocation: Literal["uniform", "importance"] = "uniform"
     aggregation: Aggregation = "factor"
@@ -54,4 +56,5 @@ def shared_method(config: LowRankSettings, experiment: Experiment, schedule: Sch
         train_head=config.head == "train",
         wire=config.wire,
         mu=config.mu,
+        rate_factor=config.rate_factor,
     )

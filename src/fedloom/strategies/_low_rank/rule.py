@@ -6,20 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, MODEL, Info, Job, Record, Update
+import numpy as np
+
+from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, MODEL, Info, Job, Mean, Record, Update
 from fedloom.strategies._low_rank.layers import fresh_a, zero_b
 from fedloom.strategies._low_rank.wire import pack, unpacked
 from fedloom.strategies.fedprox.rule import ProximalTerm
 
+DISTANCE = "distance_squared"
+"""Name of the metric that tells how far a client's model ended from the anchor."""
 FRESH = "fresh"
 """Key of the adapters' info where their factors do not travel: each client makes them from the seed it names."""
 
 
 class LowRankRule:
-    """What every client of a low-rank strategy does beside training. Knobs: `mu` and `wire`."""
+    """What every client of a low-rank strategy does beside training. Knobs: `mu` and `wire`, and `tell_distance`."""
 
     def __init__(self) -> None:
         self._proximal = ProximalTerm()
+        self._apart: tuple[Sequence[Any], Sequence[Any]] | None = None
 
     def incoming(self, inputs: Mapping[str, Record], job: Job) -> Mapping[str, Record]:
         """The job's inputs, the first of which is the client's model, under whatever name it was sent."""
@@ -34,9 +39,14 @@ class LowRankRule:
     ) -> None:
         """Add the gradient of mu/2 ||w - a||², which is mu (w - a); see `fedprox`."""
         self._proximal.adjust_gradients(gradients, parameters, anchor, knobs)
+        self._apart = (parameters, anchor) if knobs.get("tell_distance") else None
 
     def outgoing(self, update: Update, knobs: Info) -> Update:
-        """The update in the wire's dtype."""
+        """The update in the wire's dtype; where asked, with the metric `distance_squared`, ‖w - a‖² at the end."""
+        if self._apart is not None:
+            weight = float(update.num_examples)
+            distance = Mean(_distance_squared(*self._apart) * weight, weight)
+            update = replace(update, metrics={**update.metrics, DISTANCE: distance})
         groups, told = pack(update.groups, knobs["wire"])
         return replace(update, groups=groups, info={**update.info, **told}) if told else update
 
@@ -44,6 +54,17 @@ class LowRankRule:
 def build_rule() -> LowRankRule:
     """The shared client half."""
     return LowRankRule()
+
+
+def _distance_squared(parameters: Sequence[Any], anchor: Sequence[Any]) -> float:
+    """‖w - a‖² over all arrays, NumPy's or torch's."""
+    if not parameters or isinstance(parameters[0], np.ndarray):
+        return sum(float(np.square(w - a, dtype=np.float64).sum()) for w, a in zip(parameters, anchor, strict=True))
+    import torch  # here, so that a server or a NumPy workload never pays for it
+
+    with torch.no_grad():
+        norms = torch._foreach_norm(torch._foreach_sub(list(parameters), list(anchor)))
+        return float(torch.stack(norms).double().square().sum())
 
 
 def _with_factors(record: Record) -> Record:

@@ -26,6 +26,8 @@ class LowRankSettings(PluginSettings):
     """What travels, both ways: 32-bit floats, 16-bit floats, or 8-bit whole numbers with a scale per 64 elements."""
     mu: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     """Weight of the proximal term on what is trained in adapter rounds (dimensionless); 0 is without."""
+    rate_factor: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0
+    """What multiplies the clients' local step size in adapter rounds: factors stand larger steps than whole models."""
 
 
 class HeterogeneousSettings(LowRankSettings):

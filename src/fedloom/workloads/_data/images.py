@@ -14,17 +14,20 @@ from fedloom.core.records import Array
 from fedloom.workloads._data import cache
 from fedloom.workloads._data.hub import hub_files, read_hub_images
 from fedloom.workloads._data.image_files import (
+    available_files,
     digits_files,
     idx_files,
     images_files,
     npz_files,
+    read_available,
     read_digits,
     read_idx,
     read_images,
     read_npz,
 )
 from fedloom.workloads._data.raw import RawData
-from fedloom.workloads._data.settings import Digits, HubImages, Idx, Images, ImageSource, Npz
+from fedloom.workloads._data.resizing import resized, with_channels
+from fedloom.workloads._data.settings import Available, Digits, HubImages, Idx, Images, ImageSource, Npz
 
 _FORMAT = 1
 _BLOCK = 4096
@@ -32,6 +35,7 @@ _BLOCK = 4096
 
 _SOURCES: dict[type, tuple[Callable[[Any], list[tuple[str, Path]]], Callable[..., RawData]]] = {
     Digits: (digits_files, read_digits),
+    Available: (available_files, read_available),
     Idx: (idx_files, read_idx),
     Images: (images_files, read_images),
     Npz: (npz_files, read_npz),
@@ -74,8 +78,13 @@ class ImageData:
         return int(self.info["num_labels"])
 
 
-def load_images(settings: ImageSource) -> ImageData:
+def load_images(settings: ImageSource, size: int | None = None, channels: int | None = None) -> ImageData:
     """The images a source names, from the cache where they are there.
+
+    Args:
+        settings: which source.
+        size: side they are resized to, pixels; None leaves them.
+        channels: 1 for grey, 3 for colour; None leaves them.
 
     Raises:
         DataMissing: the source is not on this machine, or not what it should be.
@@ -84,10 +93,13 @@ def load_images(settings: ImageSource) -> ImageData:
     files = list_files(settings)
     source_sha256 = cache.digest_of_files(files)
     chosen = {k: Path(v).name if k in _PLACES else v for k, v in settings.model_dump(mode="json").items()}
-    key = cache.digest_of([_FORMAT, source_sha256, chosen])
+    form = [] if size is None and channels is None else [size, channels]
+    key = cache.digest_of([_FORMAT, source_sha256, chosen, *form])
 
     def build(folder: Path) -> None:
-        _prepare(read(settings, files), source_sha256, folder)
+        raw = read(settings, files)
+        x_train, x_test = (_formed(_channels_first(x, raw.title), size, channels) for x in (raw.x_train, raw.x_test))
+        _prepare(raw, x_train, x_test, source_sha256, folder)
 
     place = cache.entry("images", key, build)
     groups = place / "groups.npy"
@@ -105,9 +117,20 @@ def load_images(settings: ImageSource) -> ImageData:
     )
 
 
-def _prepare(raw: RawData, source_sha256: str, folder: Path) -> None:
+def _formed(x: Array, size: int | None, channels: int | None) -> Array:
+    """Images (n, c, h, w) at the size and with the channels asked for; untouched where nothing is asked."""
+    if size is None and channels is None:
+        return x
+    blocks = []
+    for start in range(0, len(x), _BLOCK):
+        block = _unit(x[start : start + _BLOCK])
+        block = block if channels is None else with_channels(block, channels)
+        blocks.append(block if size is None else resized(block, size))
+    return np.concatenate(blocks)
+
+
+def _prepare(raw: RawData, x_train: Array, x_test: Array, source_sha256: str, folder: Path) -> None:
     """Normalise and write the arrays."""
-    x_train, x_test = (_channels_first(x, raw.title) for x in (raw.x_train, raw.x_test))
     if x_train.shape[1:] != x_test.shape[1:]:
         raise DataMissing(f"{raw.title}: training images are {x_train.shape[1:]}, test images {x_test.shape[1:]}")
     lowest = min(int(raw.y_train.min()), int(raw.y_test.min()))

@@ -84,7 +84,7 @@ class Trainer:
             loss_of: mean loss of a minibatch, differentiable in the model's parameters.
             inputs: the global model, and what comes beside it.
             rule: the strategy's client half, or None.
-            knobs: what the rule reads.
+            knobs: what the rule reads; here `rate_factor`, which multiplies the settings' step size, is read too.
             rng: the job's own randomness: it seeds torch, then gives each epoch's order.
             rate: step size of this training; None takes the settings'.
             velocity: `sgd`'s momentum to go on with, by parameter; None or nothing starts from zero.
@@ -98,7 +98,7 @@ class Trainer:
             self.load(inputs)
             self._part.train_mode()
             self._optimizer.reset()
-            self._optimizer.rate = self._settings.learning_rate if rate is None else rate
+            self._optimizer.rate = self._rate(knobs) if rate is None else rate
             if velocity:
                 assert isinstance(self._optimizer, Sgd)
                 self._optimizer.resume([as_tensor(velocity[name]).to(self.device) for _, name in self._part.trained])
@@ -119,6 +119,9 @@ class Trainer:
             groups=self._part.groups(),
             metrics={"loss": Mean(float(sums), float(sum(counts)))},
         )
+
+    def _rate(self, knobs: Info) -> float:
+        return float(self._settings.learning_rate * knobs.get("rate_factor", 1.0))
 
     def _batches(self, rows: Array, rng: np.random.Generator) -> list[Tensor]:
         """Row numbers of every step, in order."""

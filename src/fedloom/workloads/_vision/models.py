@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedloom.workloads._vision.settings import ModelSettings
+from fedloom.workloads._vision.vit import VisionTransformer
 
 Shape = tuple[int, int, int]
 """Channels, height and width of an image."""
@@ -166,6 +167,10 @@ def _preact(stem: int, widths: Sequence[int], blocks: int) -> Callable[[ModelSet
     return build
 
 
+def _vit(settings: ModelSettings, shape: Shape, num_labels: int) -> nn.Module:
+    return VisionTransformer(settings.vit, shape, num_labels)
+
+
 def _scaled(settings: ModelSettings, *widths: int) -> list[int]:
     return [max(1, round(width * settings.width)) for width in widths]
 
@@ -211,4 +216,5 @@ _BUILDERS: dict[str, Callable[[ModelSettings, Shape, int], nn.Module]] = {
     "preact_resnet18": _preact(64, (64, 128, 256, 512), 2),
     "wrn16_2": _preact(16, (32, 64, 128), 2),
     "wrn34_10": _preact(16, (160, 320, 640), 5),
+    "vit": _vit,
 }

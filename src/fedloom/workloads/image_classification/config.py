@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal, Self
+
+import pydantic
+from pydantic import Field
+
 from fedloom.core.config import PluginSettings
+from fedloom.core.errors import ConfigError
 from fedloom.workloads._data.settings import Digits, Dirichlet, ImageSource, PartitionSettings
 from fedloom.workloads._torch.settings import TrainingSettings
 from fedloom.workloads._vision.settings import ModelSettings
+
+
+class Model(ModelSettings):
+    """The network, and where its first weights come from."""
+
+    pretrained: str | None = None
+    """Start from these weights instead of random ones: the folder of a finished run of the same network (or its
+    `.safetensors` file). With `transformers`, a folder in its form or a name on the hub."""
+    transformers: bool = False
+    """Whether `pretrained` names an image classifier of transformers (ViT, DINOv2, Swin, …), which is then the network
+    in place of `name`. Targets of adapters are its modules' names: `q_proj` and `v_proj`, or `query` and `value`."""
+    fresh_head: bool = False
+    """Start the output layer from random weights even where the pretrained one has as many classes: another task."""
+
+    @pydantic.model_validator(mode="after")
+    def _has_weights(self) -> Self:
+        if self.pretrained is None and (self.transformers or self.fresh_head):
+            key = "transformers" if self.transformers else "fresh_head"
+            raise ConfigError(f"workload.model.{key}: needs workload.model.pretrained, which is not set")
+        return self
 
 
 class Config(PluginSettings):
@@ -14,7 +40,11 @@ class Config(PluginSettings):
     name: str = "image_classification"
     data: ImageSource = Digits()
     """Where the images come from; its `source` says which of the kinds it is."""
+    resize: Annotated[int, Field(ge=4)] | None = None
+    """Side every image is resized to, pixels; None leaves them. Pretrained networks want what they were trained on."""
+    channels: Literal[1, 3] | None = None
+    """1 makes every image grey, 3 repeats grey ones; None leaves them."""
     partition: PartitionSettings = Dirichlet()
     """How the training set is dealt to the clients; its `scheme` says which of the kinds it is."""
-    model: ModelSettings = ModelSettings()
+    model: Model = Model()
     training: TrainingSettings = TrainingSettings()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedloom.core.config import Experiment
 from fedloom.core.protocols import LocalRule, Shard, WorkloadInfo
@@ -18,6 +18,8 @@ from fedloom.workloads._data.images import ImageData, load_images
 from fedloom.workloads._data.partition import Partition, partition
 from fedloom.workloads._torch.scope import choose_device, exact
 from fedloom.workloads._torch.trainer import Trainer, evaluate_in_batches
+from fedloom.workloads._vision.checkpoint import Checkpoint
+from fedloom.workloads._vision.hub_model import build_hub_model
 from fedloom.workloads._vision.models import build_model
 from fedloom.workloads.image_classification.config import Config
 
@@ -41,8 +43,16 @@ class ImageShard:
 class ImageClassification:
     """Softmax classification of images; cross-entropy averaged over the minibatch."""
 
-    def __init__(self, config: Config, data: ImageData, shards: Partition, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: Config,
+        data: ImageData,
+        shards: Partition,
+        device: torch.device,
+        pretrained: Checkpoint | None = None,
+    ) -> None:
         self._config, self._data, self._shards, self._device = config, data, shards, device
+        self._pretrained = pretrained
         x_train, y_train, x_test, y_test = (
             torch.from_numpy(array).to(device) for array in (data.x_train, data.y_train, data.x_test, data.y_test)
         )
@@ -52,8 +62,9 @@ class ImageClassification:
 
     def describe(self) -> WorkloadInfo:
         counts = self._shards.label_counts(self._data.y_train, self._data.num_labels)
+        pretrained = self._pretrained and {"name": self._config.model.pretrained, "sha256": self._pretrained.sha256}
         return WorkloadInfo(
-            data=self._data.info,
+            data={**self._data.info, "pretrained": pretrained} if pretrained else self._data.info,
             client_sizes=self._shards.sizes.tolist(),
             label_counts=counts.tolist(),
             label_names=self._data.info["label_names"],
@@ -62,6 +73,7 @@ class ImageClassification:
     def init(self, rng: np.random.Generator) -> Record:
         with exact(torch.device("cpu"), seed=int(rng.integers(2**63))):
             model = self._new_model()
+            self._set_out(model)
             fresh = Trainer(model, self._config.training, torch.device("cpu"))
         return Record({MODEL: fresh.arrays}, model_info(model, head=(output_layer(model),)))
 
@@ -100,6 +112,17 @@ class ImageClassification:
             self._trainer.model.eval()
             return evaluate_in_batches(len(rows), _EVALUATION_BATCH, measure, ("loss", "accuracy"))
 
+    def logits(self, inputs: Mapping[str, Record], shard: Shard) -> tuple[Array, Array]:
+        """The global model's logits on a test part or a client's own data, (n, K) float32, and the labels, (n,)."""
+        assert isinstance(shard, ImageShard)
+        images, labels = self._test if shard.held_out else self._train
+        rows = torch.from_numpy(shard.rows).to(self._device)
+        with exact(self._device), torch.inference_mode():
+            self._trainer.load(inputs)
+            self._trainer.model.eval()
+            parts = [self._trainer.model(images.index_select(0, part)) for part in torch.split(rows, _EVALUATION_BATCH)]
+            return torch.cat(parts).cpu().numpy(), labels.index_select(0, rows).cpu().numpy()
+
     def class_errors(self, arrays: Arrays, shard: Shard, rng: np.random.Generator) -> Array:
         """What a client's examples would teach each class's output: the mean of onehot(y) - softmax, without training.
 
@@ -121,18 +144,33 @@ class ImageClassification:
         images, labels = self._train
         return F.cross_entropy(self._trainer.model(images.index_select(0, rows)), labels.index_select(0, rows))
 
-    def _new_model(self) -> torch.nn.Module:
-        return build_model(self._config.model, self._data.shape, self._data.num_labels)
+    def _new_model(self) -> nn.Module:
+        model = self._config.model
+        if model.transformers:
+            return build_hub_model(str(model.pretrained), self._data.shape, self._data.num_labels)
+        return build_model(model, self._data.shape, self._data.num_labels)
+
+    def _set_out(self, model: nn.Module) -> None:
+        """Give a new model the weights a run starts from."""
+        fresh_head = self._config.model.fresh_head
+        if self._pretrained is not None:
+            self._pretrained.load_into(model, fresh_head=fresh_head)
+        elif fresh_head:
+            head = model.get_submodule(output_layer(model))
+            assert isinstance(head, nn.Linear)
+            head.reset_parameters()
 
 
 def build_workload(config: Config, experiment: Experiment) -> ImageClassification:
     """The workload a `Config` describes, for the experiment's clients and seed.
 
     Raises:
-        DataMissing: the data is not on this machine, or not what it should be.
+        DataMissing: data or pretrained weights are not on this machine, or not what they should be.
         ConfigError: the partition leaves a client without examples, or a GPU is asked for that is not there.
     """
-    data = load_images(config.data)
+    model = config.model
+    pretrained = None if model.transformers or model.pretrained is None else Checkpoint.find(model.pretrained)
+    data = load_images(config.data, config.resize, config.channels)
     shards = partition(
         config.partition,
         data.y_train,
@@ -141,4 +179,4 @@ def build_workload(config: Config, experiment: Experiment) -> ImageClassificatio
         seed=experiment.seed,
         data_sha256=data.sha256,
     )
-    return ImageClassification(config, data, shards, choose_device(config.training.device))
+    return ImageClassification(config, data, shards, choose_device(config.training.device), pretrained)
