@@ -11,7 +11,7 @@ import click
 import typer
 
 from fedloom import __version__
-from fedloom.cli import experiments, fleet, members, reports, study
+from fedloom.cli import adapters, experiments, fleet, members, reports, study
 from fedloom.cli.terminal import DEBUG_HELP, Verb, print_error, remember_debug
 from fedloom.core.errors import FedloomError
 
@@ -49,7 +49,7 @@ for panel, commands in {
         name = "list" if command is experiments.list_names else command.__name__
         app.command(name, cls=Verb, rich_help_panel=panel)(command)
 
-
+app.add_typer(adapters.app, name="adapters", rich_help_panel="Results")
 app.add_typer(members.token, name="token", rich_help_panel="Servers and devices")
 app.add_typer(members.node, name="node", rich_help_panel="Servers and devices")
 

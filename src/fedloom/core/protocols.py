@@ -231,6 +231,9 @@ class WorkloadInfo:
     label_names: Sequence[str] = ()
     watch: Mapping[str, str] = field(default_factory=dict)
     """Metrics of the evaluation that are 0 as long as all is well, and what to tell a person when they are not."""
+    exponentials: Mapping[str, str] = field(default_factory=dict)
+    """Metrics of the evaluation that are e to the power of another one's mean, such as `perplexity` of `loss`: means
+    add up over the parts of the held-out data, their exponentials do not."""
 
 
 class Workload(Protocol):

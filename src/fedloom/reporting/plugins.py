@@ -20,6 +20,8 @@ class Contribution:
     """Drawn after the learning curves, in order."""
     numbers: Mapping[str, float] = field(default_factory=dict)
     """Numbers of the run that a study compares; names without a dot. NaN where one does not apply."""
+    headlines: Mapping[str, str] = field(default_factory=dict)
+    """The few results a comparison of runs shows beside accuracy and bytes: a row's name, and what stands in it."""
 
 
 def contributions(run: RunFolder) -> list[Contribution]:

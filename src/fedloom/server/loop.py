@@ -25,7 +25,6 @@ from fedloom.core.records import (
     Job,
     Record,
     RoundContext,
-    metric_values,
 )
 from fedloom.core.seeds import generator
 from fedloom.core.state import dump_state, load_state, pinned_in
@@ -35,7 +34,7 @@ from fedloom.server.exchange import Collector, Spare
 from fedloom.server.holders import Holders
 from fedloom.server.run_store import Checkpoint, RunStore
 from fedloom.server.saver import Saver
-from fedloom.server.tally import Tally, shares, sum_metrics
+from fedloom.server.tally import Tally, evaluated, shares, sum_metrics
 
 
 @dataclass
@@ -337,7 +336,7 @@ class Loop:
         collected = self._collector.collect(exchange, number, _EVALUATION, quorum=1.0, deadline_s=None, group_size=1)
         tally.waiting_s += collected.waiting_s
         metrics = sum_metrics(collected.reports)
-        return (metric_values(metrics) if metrics else None), time.perf_counter() - begin
+        return evaluated(metrics, self.info.exponentials), time.perf_counter() - begin
 
     def _due(self, number: int) -> bool:
         """Whether the global model is evaluated after this round."""

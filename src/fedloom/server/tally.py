@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -135,6 +137,18 @@ def sum_metrics(reports: Sequence[ClientReport]) -> Metrics:
     for report in reports:
         total = add_metrics(total, report.metrics)
     return total
+
+
+def evaluated(metrics: Metrics, exponentials: Mapping[str, str]) -> dict[str, float] | None:
+    """An evaluation's means, and the workload's `exponentials` of them; None where nothing was measured."""
+    values = metric_values(metrics)
+    for name, exponent in exponentials.items():
+        if exponent in values:
+            values[name] = math.exp(values[exponent]) if values[exponent] < _LARGEST_EXPONENT else math.inf
+    return values or None
+
+
+_LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 
 def shares(
