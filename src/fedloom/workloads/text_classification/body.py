@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedloom.core.errors import DataMissing
+from fedloom.core.errors import ConfigError, DataMissing
 from fedloom.workloads._data.raw import files_below
 from fedloom.workloads._data.text_files import INSTALL_TEXT, package_file
 
@@ -71,17 +71,26 @@ def load_tokenizer(body: BodyFolder) -> Any:
     return AutoTokenizer.from_pretrained(str(body.path), local_files_only=True)
 
 
-def load_body(body: BodyFolder) -> nn.Module:
-    """The body with its pretrained weights, float32, without a pooler (nothing here reads one)."""
+def load_body(body: BodyFolder, layers: int | None = None) -> nn.Module:
+    """The body with its pretrained weights, float32, without a pooler (nothing here reads one).
+
+    Args:
+        body: which.
+        layers: keep only so many of its first layers; None keeps all.
+
+    Raises:
+        ConfigError: it has fewer layers.
+    """
     from transformers import AutoModel
     from transformers.utils import logging
 
+    depth = {} if layers is None else {"num_hidden_layers": _checked(body, layers)}
     logging.disable_progress_bar()
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # it would report the pooler as unused
     try:
         model: nn.Module = AutoModel.from_pretrained(
-            str(body.path), local_files_only=True, use_safetensors=True, dtype=torch.float32
+            str(body.path), local_files_only=True, use_safetensors=True, dtype=torch.float32, **depth
         )
     finally:
         logging.set_verbosity(level)
@@ -104,6 +113,17 @@ def mean_pool(body: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
     hidden: Tensor = body(input_ids=ids, attention_mask=mask).last_hidden_state
     weights = mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * weights).sum(1) / weights.sum(1)
+
+
+def _checked(body: BodyFolder, layers: int) -> int:
+    config = json.loads((body.path / "config.json").read_text())
+    found = config.get("num_hidden_layers")
+    if not isinstance(found, int) or layers > found:
+        raise ConfigError(
+            f"workload.model.layers: asked for the first {layers}, but {body.name!r} says it has "
+            f"{found or 'no num_hidden_layers'}"
+        )
+    return layers
 
 
 def _folder(name: str) -> Path:

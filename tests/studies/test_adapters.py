@@ -1,0 +1,101 @@
+"""What is saved and how far clients drift, from a run and from rounds made by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedloom.core import registry
+from fedloom.core.accumulators import RunningMean
+from fedloom.core.config import Experiment
+from fedloom.core.history import RoundRecord, Timing, Traffic
+from fedloom.core.records import MODEL, RoundContext
+from fedloom.core.seeds import generator
+from fedloom.reporting.run_folder import RunFolder
+from fedloom.simulation import api
+from fedloom.strategies._low_rank.rule import build_rule
+from fedloom.studies.adapters import adapter_numbers, drift
+
+TINY = {
+    "rounds": 4,
+    "clients": 8,
+    "cohort": 3,
+    "runtime": {"name": "inline"},
+    "workload": {
+        "name": "image_classification",
+        "partition": {"scheme": "iid"},
+        "training": {"max_steps": 2},
+        "model": {"name": "vit", "vit": {"patch": 4, "width": 8, "depth": 1, "heads": 2, "mlp": 8}},
+    },
+}
+
+
+def finished(folder: Path, strategy: Any, **changes: Any) -> RunFolder:
+    api.run(Experiment.parse({**TINY, "strategy": strategy, **changes}), out=folder)
+    return RunFolder.read(folder)
+
+
+def test_savings_are_those_of_the_formula(tmp_path: Path) -> None:
+    strategy = {
+        "name": "sa_fedlora",
+        "initiating_rounds": 1,
+        "rank_max": 3,
+        "rank_min": 1,
+        "heating": 0.3,
+        "cooling": 0.3,
+    }
+    run = finished(tmp_path / "run", strategy)
+    numbers = adapter_numbers(run)
+    full = 16 * 8 + 8 + 4 * 8 + 2 * 16 + 4 * (64 + 8) + 2 * (64 + 8) + 16 + 90  # patches … head
+    ranks = [record.info["rank"] for record in run.rounds[1:]]
+    assert ranks[0] == 3 and ranks[-1] == 1 and numbers["rank_rounds"] == sum(ranks)
+    up = full + sum(2 * rank * 16 + 90 for rank in ranks)
+    assert numbers["saving"] == pytest.approx(1 - up / (4 * full)) and numbers["saving_bound"] == 0.75
+    assert numbers["saving"] < numbers["saving_bound"] and numbers["aggregation_error"] > 0
+    assert numbers["drift"] == numbers["drift_first"] > 0
+
+
+def test_whole_models_save_nothing(tmp_path: Path) -> None:
+    numbers = adapter_numbers(finished(tmp_path / "run", "fedavg"))
+    assert numbers["saving"] == 0.0 and numbers["saving_bound"] == 0.0 and math.isnan(numbers["drift"])
+
+
+def test_drift_is_the_spread_of_the_clients_models() -> None:
+    made = Experiment.parse({**TINY, "strategy": {"name": "sa_fedlora", "rank_max": 2, "rank_min": 1}})
+    workload = registry.part("workloads", "image_classification", "workload").build_workload(made.workload, made)
+    strategy = registry.part("strategies", "sa_fedlora", "strategy").build_strategy(made.strategy, made)
+    state = strategy.init(workload.init(generator(1, "init")))
+    context = RoundContext(round=1, cohort=(0, 3, 5), population=8, rounds=4, seed=1)
+    exchange = strategy.plan(state, context)
+    total, models, sizes, distances = RunningMean(), [], [], []
+    for job in exchange.jobs:
+        rule, shard, rng = build_rule(), workload.shard(job.client), generator(1, "train", job.client)
+        update = workload.train(replace(job, knobs=exchange.knobs), exchange.inputs, shard, rule, rng)
+        update = rule.outgoing(update, exchange.knobs)
+        total.add(update, update.num_examples, job.client)
+        models.append(np.concatenate([array.ravel().astype(np.float64) for array in update.groups[MODEL].values()]))
+        sizes.append(update.num_examples)
+        distances.append(update.metrics["distance_squared"])
+    told = strategy.finish(state, total, context).told
+    shares = np.array(sizes) / sum(sizes)
+    mean = shares @ np.array(models)
+    expected = math.sqrt(sum(p * ((w - mean) ** 2).sum() for p, w in zip(shares, models, strict=True)))
+    squared = sum(each.sum for each in distances) / sum(each.weight for each in distances)
+    record = RoundRecord(
+        round=1, cohort=[0], num_examples=1, metrics={"distance_squared": squared}, traffic=Traffic(),
+        timing=Timing(), info=dict(told),
+    )  # fmt: skip
+    assert drift(record) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_round_that_does_not_tell_has_no_drift() -> None:
+    record = RoundRecord(
+        round=1, cohort=[0], num_examples=1, metrics={"distance_squared": 2.0}, traffic=Traffic(), timing=Timing()
+    )
+    assert math.isnan(drift(record))
+    assert drift(record.model_copy(update={"info": {"step_squared": 0.56}})) == pytest.approx(1.2)
