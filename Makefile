@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check format bench docs proto clean
+.PHONY: help install demo test test-slow compose-test check format bench docs proto clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,7 +30,10 @@ test: install ## Run the tests that take seconds
 	$(BIN)/python -I -m pytest -m "not slow"
 
 test-slow: install ## Run the tests that take minutes
-	$(BIN)/python -I -m pytest -m slow
+	$(BIN)/python -I -m pytest -m "slow and not containers"
+
+compose-test: install ## Build the image and bring up every compose profile with Podman
+	$(BIN)/python -I -m pytest -m containers -rs -s tests/deploy
 
 check: install ## Lint, types, layers, generated code and reference docs
 	$(BIN)/ruff check .

@@ -24,11 +24,12 @@ RUNNERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "bare1": ("benchmarks.bare", ("--processes", "1")),
     "bare2": ("benchmarks.bare", ("--processes", "2")),
     "process": ("benchmarks.ours", ("--runtime", "process")),
+    "process-whole": ("benchmarks.ours", ("--runtime", "process", "--one-group-each")),
     "process-saving": ("benchmarks.ours", ("--runtime", "process", "--every-checkpoint")),
     "ray": ("benchmarks.ours", ("--runtime", "ray")),
     "flower": ("benchmarks.flower_engine", ()),
 }
-OFTEN = ("bare2", "process")
+OFTEN = ("bare2", "process", "process-whole")
 """Runners whose ratio is a promise: measured in every repeat; the others in the first only."""
 
 

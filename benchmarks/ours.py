@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--runtime", choices=("process", "ray", "inline"), default="process")
     parser.add_argument("--every-checkpoint", action="store_true", help="save after every round, as a run does")
+    parser.add_argument("--one-group-each", action="store_true", help="the cohort in as many groups as processes")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     work = WORKS[options.work]
@@ -48,6 +50,8 @@ def main() -> None:
         del settings["runtime"]["workers"]
     if options.every_checkpoint:
         settings["checkpoint"] = {"every": 1}
+    if options.one_group_each:
+        settings["round"] = {"group_size": math.ceil(work.cohort / options.processes)}
     clock = Clock(options.rounds)
     with tempfile.TemporaryDirectory() as folder:
         result = run(work.experiment(options.rounds, **settings), out=Path(folder) / "run", sinks=(Laps(clock),))

@@ -12,6 +12,7 @@ NAMES: Mapping[str, str] = {
     "bare1": "bare loop, 1 process",
     "bare2": "bare loop, 2 processes",
     "process": "fedloom, 2 processes",
+    "process-whole": "  with one group for each process",
     "process-saving": "  with a checkpoint each round",
     "ray": "fedloom, Ray, 2 actors",
     "flower": "Flower's engine, 2 actors",
@@ -26,6 +27,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 }
 RATIOS = (
     ("fedloom / bare loop (2 processes each)", "process", "bare2"),
+    ("fedloom, one group each / bare loop", "process-whole", "bare2"),
     ("fedloom on Ray / bare loop", "ray", "bare2"),
     ("Flower / fedloom (2 processes)", "flower", "process"),
     ("Flower / fedloom on Ray", "flower", "ray"),

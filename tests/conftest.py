@@ -15,8 +15,9 @@ LINEAR = Path(__file__).parent / "support" / "linear.py"
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test works in a folder of its own, with a cache of its own, and without telemetry."""
+    """Every test works in a folder of its own, with a cache and identities of its own, and without telemetry."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "0")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
 

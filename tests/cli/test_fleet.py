@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,23 +103,24 @@ def words(text: str) -> list[list[str]]:
 
 
 def test_runs_are_a_table(control: type[FakeControl], capsys: pytest.CaptureFixture[str]) -> None:
-    row = {"run_id": "[red]r1", "name": "x", "status": "failed", "rounds_done": 3, "rounds": 9, "error": "why\nmore"}
+    row = {"run_id": "[red]r1", "name": "x", "owner": "ann", "status": "failed", "rounds_done": 3, "rounds": 9,
+           "error": "why\nmore"}  # fmt: skip
     control.run_rows = [RunRow(**row)]
     assert main(["runs", *SERVER]) == 0
     assert words(capsys.readouterr().out) == [
-        ["run", "name", "status", "rounds", "error"],
-        ["[red]r1", "x", "failed", "3/9", "why"],
+        ["run", "name", "owner", "status", "rounds", "error"],
+        ["[red]r1", "x", "ann", "failed", "3/9", "why", "more"],
     ]
 
 
 def test_nodes_are_a_table(control: type[FakeControl], capsys: pytest.CaptureFixture[str]) -> None:
     control.node_rows = [
         NodeRow(node="pi-3", state="online", facts={"cpus": 4}, wire_bytes_down=2000, wire_bytes_up=1000,
-                groups_done=1234, last_seen_s=0.5)
+                groups_done=1234, last_seen_s=0.5, labels={"site": "lab"})
     ]  # fmt: skip
     assert main(["nodes", *SERVER]) == 0
     assert " ".join(capsys.readouterr().out.split()) == (
-        "node state groups up down last seen facts pi-3 online 1,234 1.00 kB 2.00 kB 0.50 s ago cpus 4"
+        "node state groups up down last seen labels facts pi-3 online 1,234 1.00 kB 2.00 kB 0.50 s ago site=lab cpus 4"
     )
 
 
@@ -163,9 +167,9 @@ def test_a_server_is_started_as_told(
 
     monkeypatch.setattr(server_app, "serve", serve)
     assert main(["serve", "--host", "0.0.0.0", "--port", "9000", "--state", str(tmp_path), "--metrics-port", "9100",
-                 "--token-file", str(token_file)]) == 0  # fmt: skip
+                 "--insecure", "--insecure", "--token-file", str(token_file)]) == 0  # fmt: skip
     assert (asked["host"], asked["port"], asked["state"], asked["metrics_port"]) == ("0.0.0.0", 9000, tmp_path, 9100)
-    assert asked["token"] == "s3cret"
+    assert asked["token"] == "s3cret" and asked["members"] is None
     shown = capsys.readouterr().out
     assert "listening on 0.0.0.0:9000" in shown
     assert f"report: {tmp_path}/report.html" in shown
@@ -190,7 +194,14 @@ def test_a_token_file_holds_one_word(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nodes"], "Missing option '--server'"),
+        (["nodes"], "Join a server first: fedloom join TOKEN"),
+        (["client"], "Join a server first: fedloom join TOKEN"),
+        (["nodes", "--token-file", __file__], "--token-file needs --server"),
+        (["client", "--name", "x"], "--name and --token-file need --server"),
+        (["serve", "--insecure", "--host", "0.0.0.0"], "give --insecure a second time"),
+        (["serve", "--token-file", __file__], "members join by `fedloom token create`"),
+        (["join", "nonsense"], "expected a join token"),
+        (["token", "create", "--name", "x", "--ttl", "soon"], "Join a server first"),
         (["nodes", *SERVER, "--token-file", "/nowhere/token"], "'/nowhere/token' does not exist"),
         (["serve", "--port", "70000"], "70000"),
         (["watch", *SERVER], "Missing argument 'RUN'"),
@@ -199,3 +210,13 @@ def test_a_token_file_holds_one_word(
 def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
     assert main(arguments) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_taken_port_is_told_in_one_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        call = [sys.executable, "-m", "fedloom", "serve", "--port", str(port), "--state", str(tmp_path / "state")]
+        ended = subprocess.run(call, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    said = f"fedloom: cannot listen on 127.0.0.1:{port}: the port is in use, or the address is not this machine's."
+    assert ended.stderr.startswith(said) and "add_port" not in ended.stderr

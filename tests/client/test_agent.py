@@ -296,7 +296,7 @@ def test_it_says_once_why_it_waits(script: Script, caplog: pytest.LogCaptureFixt
     script.refusal = ServerUnreachable("nobody there")
     with pytest.raises(ServerUnreachable):
         Agent(script, "a", give_up_s=0.5).connect()
-    assert [record.getMessage() for record in caplog.records] == ["agent a: nobody there; trying until it answers"]
+    assert [record.getMessage() for record in caplog.records] == ["node a: nobody there; trying until it answers"]
 
 
 def test_stop_ends_an_agent_that_looks_for_a_server(script: Script) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from fedloom.client.grpc_channel import GrpcChannel, translate
+from fedloom.client.grpc_channel import GrpcChannel
+from fedloom.client.link import translate
 from fedloom.core.errors import (
     BadMessage,
     FedloomError,
+    Forbidden,
     LimitExceeded,
     NotFound,
+    RunExists,
     ServerUnreachable,
     Unauthenticated,
     catalogue,
@@ -19,7 +22,9 @@ from fedloom.core.messages import Hello
 
 WANT = {
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: Forbidden,
     grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.ALREADY_EXISTS: RunExists,
     grpc.StatusCode.INVALID_ARGUMENT: BadMessage,
     grpc.StatusCode.RESOURCE_EXHAUSTED: LimitExceeded,
 }
@@ -49,7 +54,7 @@ def test_every_status_is_an_error_that_names_the_server_and_the_reason(code: grp
 
 
 def test_a_refusal_goes_out_and_comes_back_as_the_same_kind() -> None:
-    for kind in (Unauthenticated, NotFound, BadMessage, LimitExceeded, ServerUnreachable):
+    for kind in (Unauthenticated, Forbidden, NotFound, BadMessage, LimitExceeded, ServerUnreachable):
         assert type(translate(Refused(grpc.StatusCode[kind.status]), "s")) is kind
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fedloom.core import frames
 from fedloom.core.errors import BadFrame, LimitExceeded
+from fedloom.core.layout import ALIGNMENT, Layout
 from fedloom.core.records import Record
 
 DTYPES = [
@@ -123,8 +124,8 @@ def test_data_starts_on_a_64_byte_boundary_and_every_array_on_its_own_item_size(
     record = Record(
         {"model": {"x" * (names + n): np.zeros(3, dtype) for n, dtype in enumerate(("i1", "f8", "f2", "f4"))}}
     )
-    layout = frames.Layout.of(record)
-    assert len(layout.header) % frames.ALIGNMENT == 0
+    layout = Layout.of(record)
+    assert len(layout.header) % ALIGNMENT == 0
     assert min(slot.start for slot in layout.slots) == len(layout.header)
     assert all(slot.start % slot.dtype.itemsize == 0 for slot in layout.slots)
 
@@ -291,8 +292,8 @@ def test_chunks_are_the_frame_cut_up_from_any_offset(chunk_bytes: int, offset: i
 
 def test_arrays_keep_their_places_when_a_header_gets_its_last_words_later() -> None:
     empty = Record(small().groups)
-    planned = frames.Layout.of(empty, data_start=4096)
-    final = frames.Layout.of(small(), data_start=4096)
+    planned = Layout.of(empty, data_start=4096)
+    final = Layout.of(small(), data_start=4096)
     assert [slot.start for slot in planned.slots] == [slot.start for slot in final.slots]
     buffer = bytearray(final.size)
     frames.write_into(small(), memoryview(buffer), final)

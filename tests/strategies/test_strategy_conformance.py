@@ -76,8 +76,8 @@ def initial_model() -> Record:
         },
         {
             "adaptable": {
-                "layer": {"weight": "layer.weight", "out": 3, "in": 4, "transposed": False},
-                "other": {"weight": "other.weight", "out": 3, "in": 5, "transposed": True},
+                "layer": {"kind": "linear", "weight": "layer.weight", "out": 3, "in": 4},
+                "other": {"kind": "conv1d", "weight": "other.weight", "out": 3, "in": 5},
             },
             "head": ["head.weight"],
         },

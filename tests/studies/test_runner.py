@@ -157,6 +157,5 @@ def test_the_low_rank_study_in_miniature(tmp_path: Path) -> None:
     drift = next(verdict for verdict in result.verdicts if verdict.claim == "SA-10")
     assert drift.outcome == "held" and drift.arm == "drift-100 against drift-0"
     arms = result.scenarios["base"].arms
-    assert arms["fedavg"].estimates["saving"].value == 0.0
     assert 0.5 < arms["sa"].estimates["saving"].value < arms["sa"].estimates["saving_bound"].value == 0.8
     assert "SA-14" in page.read_text()

@@ -101,6 +101,17 @@ def test_the_head_learns_moods_from_frozen_features(body: str, table: str) -> No
     assert run_rounds(experiment(body, table))["accuracy"] > 0.9  # two balanced classes, words tell them apart
 
 
+@pytest.mark.parametrize("part", ["head", "all"])
+def test_its_logits_are_those_its_evaluation_judges(body: str, table: str, part: str) -> None:
+    workload = build(experiment(body, table, part))
+    inputs = {MODEL: initial(workload)}
+    for shard in (workload.held_out(0, 2), workload.shard(1)):
+        logits, labels = workload.logits(inputs, shard)
+        assert logits.shape == (shard.num_examples, 2)
+        accuracy = workload.evaluate(inputs, shard)["accuracy"].value
+        assert (logits.argmax(1) == labels).mean() == pytest.approx(accuracy)
+
+
 def test_features_are_the_means_of_the_last_layer(body: str, table: str) -> None:
     from transformers import AutoModel
 

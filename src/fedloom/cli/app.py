@@ -11,7 +11,7 @@ import click
 import typer
 
 from fedloom import __version__
-from fedloom.cli import experiments, fleet, reports, study
+from fedloom.cli import adapters, experiments, fleet, members, reports, study
 from fedloom.cli.terminal import DEBUG_HELP, Verb, print_error, remember_debug
 from fedloom.core.errors import FedloomError
 
@@ -42,12 +42,16 @@ for panel, commands in {
     "Experiments": (experiments.run, experiments.resume, study.study, experiments.list_names, experiments.show),
     "Results": (reports.report, reports.compare, reports.replay),
     "Servers and devices": (
-        fleet.serve, fleet.client, fleet.submit, fleet.runs, fleet.watch, fleet.stop, fleet.nodes,
+        fleet.serve, members.join, fleet.client, fleet.submit, fleet.runs, fleet.watch, fleet.stop, fleet.nodes,
     ),
 }.items():  # fmt: skip
     for command in commands:
         name = "list" if command is experiments.list_names else command.__name__
         app.command(name, cls=Verb, rich_help_panel=panel)(command)
+
+app.add_typer(adapters.app, name="adapters", rich_help_panel="Results")
+app.add_typer(members.token, name="token", rich_help_panel="Servers and devices")
+app.add_typer(members.node, name="node", rich_help_panel="Servers and devices")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 2 wrong usage or configuration, 1 the run failed, 130 interrupted.
     """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would log is told in our own words
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = {"debug": bool(os.environ.get("FEDLOOM_DEBUG", "").strip("0"))}
     try:

@@ -32,6 +32,7 @@ class Kind(StrEnum):
     strategies = "strategies"
     workloads = "workloads"
     selection = "selection"
+    monitors = "monitors"
 
 
 Target = Annotated[str, typer.Argument(help="A preset's name, a TOML file, or the folder of a Flower app.")]
@@ -148,11 +149,14 @@ def _shown(start: Callable[[Sequence[Any]], RunResult], json: bool) -> None:
             print_summary(summary, json)
 
 
-def print_summary(summary: RunSummary, json: bool) -> None:
-    """The result for people, and with `json` for programs, as the last line of stdout."""
+def print_summary(summary: RunSummary, json: bool, *, elsewhere: bool = False) -> None:
+    """The result for people, and with `json` for programs, as the last line of stdout.
+
+    Where the run is on another machine, people are not told paths of that one.
+    """
     from fedloom.reporting.console import print_result
 
-    print_result(output(to_stderr=json), summary)
+    print_result(output(to_stderr=json), summary.model_copy(update={"run_dir": None}) if elsewhere else summary)
     if json:
         typer.echo(summary.model_dump_json())
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from fedloom.cli.experiments import Json, Settings, Target, print_summary
+from fedloom.cli.members import IdentityFolder, find_identity
 from fedloom.cli.terminal import output, print_table
 from fedloom.core.errors import UsageError
 from fedloom.reporting.quantities import bytes_text, seconds_text
@@ -18,10 +20,17 @@ if TYPE_CHECKING:
     from fedloom.client.control import ControlClient
 
 Server = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--server", metavar="HOST:PORT", envvar="FEDLOOM_SERVER", help="The server's address.", show_default=False
+        "--server",
+        metavar="HOST:PORT",
+        envvar="FEDLOOM_SERVER",
+        help="Address of a server started with --insecure. One that was joined is known by its identity.",
     ),
+]
+LogForm = Annotated[
+    Literal["text", "json"],
+    typer.Option(help="Lines for people, or one JSON object per line with run, round and node."),
 ]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id; `fedloom runs` has them.", show_default=False)]
 TokenFile = Annotated[
@@ -30,7 +39,7 @@ TokenFile = Annotated[
         exists=True,
         dir_okay=False,
         envvar="FEDLOOM_TOKEN_FILE",
-        help="File whose only line is the token that admits to the server.",
+        help="File whose only line is the shared token of a server started with --insecure.",
     ),
 ]
 
@@ -47,64 +56,131 @@ def serve(
         int | None,
         typer.Option(min=0, max=65535, metavar="N", help="Port of the Prometheus metrics; none where not given."),
     ] = None,
+    enroll_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, metavar="N", help="Port where devices join; the one after --port by default."),
+    ] = None,
+    address: Annotated[
+        str, typer.Option(metavar="HOST", help="Host by which devices reach this server; it goes into join tokens.")
+    ] = "",
+    certificate_days: Annotated[
+        float, typer.Option(min=0.001, max=3650, metavar="DAYS", help="How long members' certificates are valid.")
+    ] = 30.0,
+    at_once: Annotated[int, typer.Option(min=1, metavar="N", help="Runs in work at the same time.")] = 1,
+    log: LogForm = "text",
+    insecure: Annotated[
+        int,
+        typer.Option(
+            "--insecure",
+            count=True,
+            help="No members and no encryption; on this machine only, unless given twice.",
+        ),
+    ] = 0,
     token_file: TokenFile = None,
 ) -> None:
     """Run an aggregation server that queues runs and waits for clients, until it is stopped."""
-    from fedloom.reporting.console import ConsoleSink
     from fedloom.reporting.report import write_report
     from fedloom.server import app
+    from fedloom.server.log import LogSink
 
-    _log_to_stderr()
+    _check_insecure(insecure, host, token_file)
+    _log_to_stderr(log)
     console = output()
+    members = None
+    if not insecure:
+        joining = enroll_port if enroll_port is not None else (port + 1 if port else 0)
+        members = app.Membership(enroll_port=joining, address=address, certificate_days=certificate_days)
     app.serve(
         host,
         port,
         state=state,
         metrics_port=metrics_port,
         token=_token(token_file),
-        sinks=[ConsoleSink(console)],
+        members=members,
+        at_once=at_once,
+        sinks=[LogSink()],
         on_ready=lambda address: console.print(f"listening on {address}, runs in {state}"),
         on_finished=lambda folder: console.print(f"report: {write_report(folder)}", soft_wrap=True),
     )
 
 
 def client(
-    server: Server,
-    name: Annotated[str | None, typer.Option(help="This device's name; the host's where not given.")] = None,
+    identity: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            envvar="FEDLOOM_IDENTITY",
+            help="Folder of the node's identity; ~/.config/fedloom/node by default.",
+        ),
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="The node's policy; policy.toml in its identity by default.",
+        ),
+    ] = None,
+    server: Server = None,
+    name: Annotated[
+        str | None, typer.Option(help="With --server: this machine's name there; the host's where not given.")
+    ] = None,
     token_file: TokenFile = None,
+    log: LogForm = "text",
 ) -> None:
-    """Enrol this machine with a server and work for it until stopped."""
+    """Work for the server this machine has joined, until stopped."""
     from fedloom.client import app
+    from fedloom.core.identity import default_folder
 
-    _log_to_stderr()
-    app.run_client(server, name=name, token=_token(token_file))
+    _log_to_stderr(log)
+    if server is not None:
+        if identity is not None or policy is not None:
+            raise UsageError(
+                "--server is for servers without members; leave it out, or leave out --identity and --policy"
+            )
+        app.run_client(server, name=name, token=_token(token_file))
+    elif name is not None or token_file is not None:
+        raise UsageError("--name and --token-file need --server; a node that has joined has its name from its token")
+    else:
+        app.run_member(identity or default_folder("node"), policy)
 
 
 def submit(
     target: Target,
-    server: Server,
+    server: Server = None,
     settings: Settings = [],  # noqa: B006  # typer reads the default, nobody changes it
+    identity: IdentityFolder = None,
     token_file: TokenFile = None,
 ) -> None:
     """Queue an experiment on a server; prints the run's id."""
     from fedloom.simulation import api
 
     experiment = api.load(target, settings)
-    with _control(server, token_file) as control:
+    with _control(server, identity, token_file) as control:
         typer.echo(control.submit(experiment))
 
 
-def runs(server: Server, token_file: TokenFile = None) -> None:
-    """List a server's runs."""
-    with _control(server, token_file) as control:
+def runs(server: Server = None, identity: IdentityFolder = None, token_file: TokenFile = None) -> None:
+    """List your runs on a server; all of them for an administrator."""
+    with _control(server, identity, token_file) as control:
         rows = [
-            (row.run_id, row.name, row.status, f"{row.rounds_done}/{row.rounds}", row.error.partition("\n")[0])
+            (
+                row.run_id,
+                row.name,
+                row.owner,
+                row.status,
+                f"{row.rounds_done}/{row.rounds}",
+                " ".join(row.error.split()),
+            )
             for row in control.runs()
         ]
-    print_table(output(), ("run", "name", "status", "rounds", "error"), rows)
+    print_table(output(), ("run", "name", "owner", "status", "rounds", "error"), rows)
 
 
-def watch(run: RunId, server: Server, token_file: TokenFile = None, json: Json = False) -> None:
+def watch(
+    run: RunId, server: Server = None, identity: IdentityFolder = None, token_file: TokenFile = None, json: Json = False
+) -> None:
     """Follow a run on a server until it ends. Stopping the watch does not stop the run."""
     from fedloom.core.errors import Interrupted, RunFailed
     from fedloom.reporting.console import ConsoleSink
@@ -112,29 +188,29 @@ def watch(run: RunId, server: Server, token_file: TokenFile = None, json: Json =
 
     sink = ConsoleSink(output(to_stderr=json))
     try:
-        with _control(server, token_file) as control:
+        with _control(server, identity, token_file) as control:
             for event in control.watch(run):
                 sink.write(event_of(event))
     finally:
         sink.close()
     if sink.summary is None:
-        raise RunFailed(f"{server}: the stream of run {run!r} ended before the run did; `fedloom runs` says how it is")
-    print_summary(sink.summary, json)
+        raise RunFailed(f"the stream of run {run!r} ended before the run did; `fedloom runs` says how it is")
+    print_summary(sink.summary, json, elsewhere=True)
     if sink.summary.status == "interrupted":
         raise Interrupted(f"run {run!r} was stopped")
     if sink.summary.status != "done":
         raise RunFailed(sink.summary.error or f"run {run!r} failed")
 
 
-def stop(run: RunId, server: Server, token_file: TokenFile = None) -> None:
+def stop(run: RunId, server: Server = None, identity: IdentityFolder = None, token_file: TokenFile = None) -> None:
     """Stop a run on a server; what it has saved is kept."""
-    with _control(server, token_file) as control:
+    with _control(server, identity, token_file) as control:
         typer.echo(f"{run} was {control.stop(run)}")
 
 
-def nodes(server: Server, token_file: TokenFile = None) -> None:
+def nodes(server: Server = None, identity: IdentityFolder = None, token_file: TokenFile = None) -> None:
     """List the clients enrolled with a server."""
-    with _control(server, token_file) as control:
+    with _control(server, identity, token_file) as control:
         rows = [
             (
                 row.node,
@@ -143,22 +219,50 @@ def nodes(server: Server, token_file: TokenFile = None) -> None:
                 bytes_text(row.wire_bytes_up),
                 bytes_text(row.wire_bytes_down),
                 seconds_text(row.last_seen_s) + " ago",
+                ", ".join(f"{key}={value}" for key, value in row.labels.items()),
                 ", ".join(f"{key} {value}" for key, value in row.facts.items()),
             )
             for row in control.nodes()
         ]
-    print_table(output(), ("node", "state", "groups", "up", "down", "last seen", "facts"), rows)
+    print_table(output(), ("node", "state", "groups", "up", "down", "last seen", "labels", "facts"), rows)
 
 
-def _control(server: str, token_file: Path | None) -> ControlClient:
+def _control(server: str | None, identity: Path | None, token_file: Path | None) -> ControlClient:
+    """A connection to the server that was joined, or to one without members."""
     from fedloom.client.control import ControlClient
 
-    return ControlClient(server, token=_token(token_file))
+    if server is not None:
+        return ControlClient(server, token=_token(token_file))
+    if token_file is not None:
+        raise UsageError("--token-file needs --server; a server that was joined knows its members by certificate")
+    known = find_identity(identity)
+    return ControlClient(known.address, identity=known)
 
 
-def _log_to_stderr() -> None:
+def _check_insecure(insecure: int, host: str, token_file: Path | None) -> None:
+    if not insecure and token_file is not None:
+        raise UsageError("--token-file is for servers started with --insecure; members join by `fedloom token create`")
+    if insecure == 1 and not _is_loopback(host):
+        raise UsageError(
+            f"--insecure on {host}: everything would cross the network in the clear, and whoever reaches the port "
+            "could take part. Leave --host out, or give --insecure a second time if that is what you want"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _log_to_stderr(form: str) -> None:
     """What long-running commands have to say besides their output, with the time."""
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    from fedloom.core.logs import JsonFormatter, TextFormatter
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("fedloom").setLevel(logging.INFO)
 
 

@@ -15,7 +15,8 @@ import time
 from collections import deque
 
 from fedloom.client.executor import Executor
-from fedloom.core.errors import FedloomError, ServerUnreachable
+from fedloom.client.policy import Guard
+from fedloom.core.errors import FedloomError, PolicyRefused, ServerUnreachable
 from fedloom.core.messages import (
     Ack,
     Cancel,
@@ -26,6 +27,8 @@ from fedloom.core.messages import (
     GroupResult,
     Heartbeat,
     Hello,
+    Refusal,
+    RunOver,
     RunSpec,
     ToAgent,
 )
@@ -49,11 +52,20 @@ class Agent:
         node: a lasting name; the server replaces an older session of the same name.
         give_up_s: seconds without a server after which the agent ends; None tries for ever.
         debug: let clients' exceptions through (inline runtime).
+        guard: the node's own policy; None where the server owns the node, too.
     """
 
-    def __init__(self, channel: Channel, node: str, *, give_up_s: float | None = None, debug: bool = False) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        node: str,
+        *,
+        give_up_s: float | None = None,
+        debug: bool = False,
+        guard: Guard | None = None,
+    ) -> None:
         self._channel, self.node, self._give_up_s = channel, node, give_up_s
-        self._executor = Executor(channel, node, debug=debug)
+        self._executor = Executor(channel, node, debug=debug, guard=guard)
         self._waiting: deque[Group] = deque()
         self._results: dict[GroupKey, tuple[GroupResult, float]] = {}
         self._unsent: list[GroupResult] = []
@@ -99,7 +111,7 @@ class Agent:
                 if self._give_up_s is not None and time.monotonic() - began > self._give_up_s:
                     raise
                 if not told:
-                    _log.warning("agent %s: %s; trying until it answers", self.node, exc)
+                    _log.warning("node %s: %s; trying until it answers", self.node, exc, extra={"node": self.node})
                     told = True
             if self._stopped.wait(pause * (0.5 + float(jitter.random()))):
                 return False
@@ -125,7 +137,9 @@ class Agent:
                 except ServerUnreachable as exc:
                     if self._stopped.is_set() or self._leaving:
                         break
-                    _log.warning("agent %s lost the server (%s); trying again", self.node, exc)
+                    _log.warning(
+                        "node %s lost the server (%s); trying again", self.node, exc, extra={"node": self.node}
+                    )
                     if not self.connect():
                         break
         finally:
@@ -179,6 +193,13 @@ class Agent:
                 self._waiting.appendleft(group)
                 self._current = None
             raise
+        except PolicyRefused as exc:
+            _log.info("group %s refused: %s", key, exc, extra=_about(self.node, key))
+            with self._lock:
+                self._current = None
+            self._send_results()
+            self._channel.send(Refusal(key=key, kind=exc.kind, reason=str(exc), retry_s=exc.retry_s))
+            return
         done_at = time.monotonic()
         with self._lock:
             self._results[key] = (result, done_at)
@@ -188,9 +209,13 @@ class Agent:
             gather = len(self._waiting) > 1 and done_at - self._sent_at < GATHER_S
         if not gather:
             self._sent_at = done_at
-            for result in self._unsent:
-                self._channel.send(result)
-            self._unsent.clear()
+            self._send_results()
+
+    def _send_results(self) -> None:
+        """Let go what was gathered."""
+        for result in self._unsent:
+            self._channel.send(result)
+        self._unsent.clear()
 
     def _take(self, message: ToAgent) -> None:
         match message:
@@ -212,6 +237,8 @@ class Agent:
                 with self._lock:
                     self._waiting = deque(group for group in self._waiting if group.key[:3] != name)
                     self._results = {key: kept for key, kept in self._results.items() if key[:3] != name}
+            case RunOver():
+                self._executor.forget(message.run_id)
             case Goodbye(come_back=True):
                 raise ServerUnreachable(f"the server said: {message.reason}")
             case Goodbye():
@@ -257,6 +284,11 @@ class Agent:
                     self._channel.send(result)
             except FedloomError:
                 continue  # the working thread meets the same trouble and reconnects
+
+
+def _about(node: str, key: GroupKey) -> dict[str, object]:
+    """For log lines: where in which run."""
+    return {"run": key.run_id, "round": key.round, "node": node}
 
 
 def _facts() -> dict[str, object]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
 import signal
+from pathlib import Path
 
 from fedloom.client.agent import Agent
+from fedloom.client.enroll import Renewer
 from fedloom.client.grpc_channel import GrpcChannel
-from fedloom.core.errors import RunFailed
+from fedloom.client.policy import Guard, Policy, Usage, apply_limits
+from fedloom.core.errors import Forbidden, RunFailed
+from fedloom.core.identity import Identity
 
 _log = logging.getLogger(__name__)
 
@@ -17,7 +22,7 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def run_client(server: str, *, name: str | None = None, token: str = "", give_up_s: float | None = None) -> None:
-    """Be an agent of a server until it says goodbye, or SIGTERM or Ctrl-C comes.
+    """Be an agent of a server without members until it says goodbye, or SIGTERM or Ctrl-C comes.
 
     Args:
         server: `host:port`.
@@ -32,10 +37,65 @@ def run_client(server: str, *, name: str | None = None, token: str = "", give_up
     """
     for variable in _THREADS:  # sums must not depend on the number of threads; one agent to a core
         os.environ.setdefault(variable, "1")
-    agent = Agent(GrpcChannel(server, token), name or platform.node() or "client", give_up_s=give_up_s)
+    _run(Agent(GrpcChannel(server, token), name or platform.node() or "client", give_up_s=give_up_s), server)
+
+
+def run_member(folder: Path, policy_file: Path | None = None, *, give_up_s: float | None = None) -> None:
+    """Be the node whose identity lies in a folder, under its own policy, with its certificate kept fresh.
+
+    Args:
+        folder: of the identity.
+        policy_file: the node's policy; `policy.toml` in the folder where not given. A missing file allows nothing.
+        give_up_s: as for `run_client`.
+
+    Raises:
+        UsageError: no identity there, or a policy that cannot be read.
+        Unauthenticated: the node was revoked, or its certificate has expired.
+        and what `run_client` raises.
+    """
+    identity = Identity.load(folder)
+    if identity.role != "node":
+        raise Forbidden(f"{folder} is the identity of {identity.name!r}, a {identity.role}; a node's is needed")
+    file = policy_file or folder / "policy.toml"
+    policy = Policy.load(file)
+    _warn(policy, identity.name, file)
+    apply_limits(policy.limits)
+    usage, renewer = Usage(folder / "usage.json"), Renewer(identity)
+    channel = GrpcChannel(identity.address, identity=lambda: renewer.identity, count=usage.add)
+    agent = Agent(channel, identity.name, give_up_s=give_up_s, guard=Guard(policy, usage))
+    renewer.start()
+    with contextlib.ExitStack() as stack:
+        stack.callback(usage.save)
+        stack.callback(renewer.stop)
+        _run(agent, identity.address)
+
+
+def _warn(policy: Policy, node: str, file: Path) -> None:
+    """Say what of a policy will make every server give up on this node."""
+    about = {"node": node}
+    if not policy.workloads:
+        _log.warning(
+            "node %s will refuse all work: %s allows no workload. Name those it may run, such as "
+            "[workloads.image_classification], and start it again",
+            node,
+            file,
+            extra=about,
+        )
+    for name, allowed in policy.workloads.items():
+        if allowed.data is not None and not allowed.data.is_dir():
+            _log.warning(
+                "workload %s: %s gives it the data folder %s, which is not there; what needs it is refused until it is",
+                name,
+                file,
+                allowed.data,
+                extra=about,
+            )
+
+
+def _run(agent: Agent, server: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.stop())
-    _log.info("node %s: connecting to %s", agent.node, server)
+    _log.info("node %s: connecting to %s", agent.node, server, extra={"node": agent.node})
     agent.run()
     if agent.farewell:
         raise RunFailed(f"the server at {server} sent node {agent.node!r} away: {agent.farewell}")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import grpc
 
-from fedloom.client.grpc_channel import OPTIONS, translate
+from fedloom.client.link import connect, translate
 from fedloom.core.config import Experiment
 from fedloom.core.errors import FedloomError
+from fedloom.core.identity import Identity
 from fedloom.proto.v1 import control_pb2 as pb
 from fedloom.proto.v1.control_pb2_grpc import ControlStub
 
@@ -27,6 +28,8 @@ class RunRow:
     rounds_done: int
     rounds: int
     error: str
+    owner: str = ""
+    """Who submitted it; empty on a server without members."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +45,7 @@ class NodeRow:
     groups_done: int
     last_seen_s: float
     """Seconds since it was last heard of."""
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 class ControlClient:
@@ -50,13 +54,16 @@ class ControlClient:
     Args:
         server: `host:port`.
         token: the server's shared secret; empty where it has none.
+        identity: of the person; None on a server without members.
         timeout_s: seconds to wait for an answer.
     """
 
-    def __init__(self, server: str, token: str = "", *, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, server: str, token: str = "", *, identity: Identity | None = None, timeout_s: float = 10.0
+    ) -> None:
         self._server, self._timeout_s = server, timeout_s
         self._metadata = (("fedloom-token", token),) if token else ()
-        self._channel = grpc.insecure_channel(server, options=OPTIONS)
+        self._channel = connect(server, identity)
         self._stub = ControlStub(self._channel)
 
     def submit(self, experiment: Experiment) -> str:
@@ -75,6 +82,7 @@ class ControlClient:
                 rounds_done=row.rounds_done,
                 rounds=row.rounds,
                 error=row.error,
+                owner=row.owner,
             )
             for row in reply.runs
         ]
@@ -103,6 +111,7 @@ class ControlClient:
                 wire_bytes_up=row.wire_bytes_up,
                 groups_done=row.groups_done,
                 last_seen_s=row.last_seen_s,
+                labels=dict(row.labels),
             )
             for row in reply.nodes
         ]

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
+import logging
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-import numpy as np
 
 from fedloom.client.jobs import COLLECT, Done, JobRunner, Stage
 from fedloom.client.kept import KeptRecords
+from fedloom.client.policy import Guard
 from fedloom.core import frames, registry
 from fedloom.core.accumulators import BUILTIN, Accumulator, Allocate
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadUpdate, ClientFailed, ServerUnreachable, StorageFull, UsageError
-from fedloom.core.messages import Channel, Group, GroupResult, PayloadRef, RunSpec
+from fedloom.core.messages import Channel, Group, GroupKey, GroupResult, PayloadRef, RunSpec
 from fedloom.core.protocols import Workload
 from fedloom.core.records import (
     MODEL,
@@ -31,6 +29,10 @@ from fedloom.core.records import (
     Update,
 )
 
+_log = logging.getLogger(__name__)
+
+MAX_RUNS = 8
+"""Runs an agent knows at once; the oldest is dropped for a ninth, and told again when it has groups."""
 _WEIGHED = ("train", COLLECT)
 """Kinds of jobs whose updates weigh as the run says; all others weigh one."""
 _TRACEBACK_LINES = 12
@@ -45,24 +47,36 @@ class Executor:
         node: the agent's name, for failures.
         debug: raise `ClientFailed` from a client's exception instead of reporting it (inline runtime: a debugger then
             stands where it happened).
+        guard: the node's policy; None where the server owns the node, too.
     """
 
-    def __init__(self, channel: Channel, node: str, *, debug: bool = False) -> None:
-        self._channel, self._node, self._debug = channel, node, debug
+    def __init__(self, channel: Channel, node: str, *, debug: bool = False, guard: Guard | None = None) -> None:
+        self._channel, self._node, self._debug, self._guard = channel, node, debug, guard
         self._runs: dict[str, _Run] = {}
         self._jobs = JobRunner(channel.fetch)
         self._kept = KeptRecords(channel.fetch)
         self._inputs: tuple[tuple[str, int, int], dict[str, Record]] | None = None
+        self._unsent: tuple[GroupKey, _Attempt] | None = None
+        """A group that was done when the connection broke."""
 
     def prepare(self, spec: RunSpec) -> None:
         """Know a run; its workload is loaded with its first group (or now, in a spare moment, by `warm`)."""
         if spec.run_id not in self._runs:
-            self._runs = {spec.run_id: _Run(spec)}
+            self._runs[spec.run_id] = _Run(spec, self._guard)
+            if len(self._runs) > MAX_RUNS:
+                del self._runs[next(iter(self._runs))]
+
+    def forget(self, run_id: str) -> None:
+        """A run is over; with the last one goes what was kept for any."""
+        self._runs.pop(run_id, None)
+        if not self._runs:
             self._kept.clear()
 
     def warm(self, run_id: str) -> None:
         """Load a run's workload ahead of its first group; what goes wrong is reported by the group."""
         with contextlib.suppress(Exception):
+            if self._guard is not None:
+                self._guard.admit_now()
             self._runs[run_id].workload  # noqa: B018
 
     def knows(self, run_id: str) -> bool:
@@ -73,16 +87,23 @@ class Executor:
         """Do every job of a group, in order. Failures of single clients are part of the result, never raised.
 
         Raises:
-            ServerUnreachable: the connection broke under a transfer; the group can be done again.
+            ServerUnreachable: the connection broke under a transfer; the group can be done again, and what was folded
+                already is sent then.
+            PolicyRefused: the node's policy is against it.
         """
         begin = time.perf_counter()
         run = self._runs[group.key.run_id]
-        attempt = _Attempt()
+        if self._guard is not None:
+            run.experiment  # noqa: B018  # parsed, and refused where the policy is against it
+            self._guard.admit_group(group)
+        unsent = self._unsent if self._unsent is not None and self._unsent[0] == group.key else None
+        attempt = unsent[1] if unsent is not None else _Attempt()
         barred: dict[int, ClientFailure] = {}
         total: PayloadRef | None = None
         while True:
             try:
-                self._fold(run, group, attempt, barred)
+                if attempt.stage != "send":
+                    self._fold(run, group, attempt, barred)
                 attempt.stage = "send"
                 total = self._channel.store(attempt.accumulator.record()) if attempt.reports else None
                 break
@@ -91,13 +112,15 @@ class Executor:
                 barred[spoilt.failure.client] = spoilt.failure
                 attempt = _Attempt()
             except ServerUnreachable:
+                self._unsent = (group.key, attempt) if attempt.stage == "send" else None
                 raise
             except Exception as exc:  # no client's fault: the sum could not be made or sent, so all are missing
                 if self._debug:
                     raise
                 stage, seconds = attempt.stage, time.perf_counter() - begin
-                attempt = _Attempt(failures=[self._failure(job, stage, exc, seconds) for job in group.jobs])
+                attempt = _Attempt(failures=[self._failure(group.key, job, stage, exc, seconds) for job in group.jobs])
                 break
+        self._unsent = None
         return GroupResult(
             key=group.key,
             total=total,
@@ -131,9 +154,9 @@ class Executor:
                 if self._debug and isinstance(exc, UsageError):
                     raise
                 if self._debug:
-                    failure = self._failure(job, stage.name, exc, time.perf_counter() - begin)
+                    failure = self._failure(group.key, job, stage.name, exc, time.perf_counter() - begin)
                     raise ClientFailed(failure.describe()) from exc
-                attempt.failures.append(self._failure(job, stage.name, exc, time.perf_counter() - begin))
+                attempt.failures.append(self._failure(group.key, job, stage.name, exc, time.perf_counter() - begin))
                 continue
             weight = float(update.num_examples) if run.by_examples and job.kind in _WEIGHED else 1.0
             try:
@@ -143,7 +166,7 @@ class Executor:
             except StorageFull:
                 raise
             except Exception as exc:
-                raise _Spoilt(self._failure(job, "fold", exc, time.perf_counter() - begin)) from exc
+                raise _Spoilt(self._failure(group.key, job, "fold", exc, time.perf_counter() - begin)) from exc
             if update.state is not None:
                 attempt.states[job.client] = self._channel.store(update.state)
             attempt.reports.append(replace(report, seconds=time.perf_counter() - begin + done.shared_s))
@@ -181,22 +204,25 @@ class Executor:
             metrics={name: Mean(float(mean.sum), float(mean.weight)) for name, mean in update.metrics.items()},
             info={} if job.kind == "init" else update.info,
             bytes_down=sum(group.inputs[name].size for name in names),
-            bytes_up=_frame_size(_signature(up), json.dumps(up.info) if up.info else ""),
+            bytes_up=frames.frame_size(up),
             params_down=sum(self._read(group)[name].num_elements for name in names),
             params_up=up.num_elements + done.measured,
         )
 
-    def _failure(self, job: Job, stage: str, exc: Exception, seconds: float) -> ClientFailure:
-        kind = type(exc)
+    def _failure(self, key: GroupKey, job: Job, stage: str, exc: Exception, seconds: float) -> ClientFailure:
+        kind, told = type(exc), self._guard is None or self._guard.policy.tracebacks
         dotted = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
         lines = "".join(traceback.format_exception(exc)).rstrip().splitlines()
+        if not told:
+            about = {"run": key.run_id, "round": job.round, "node": self._node}
+            _log.warning("client %d, stage %s:\n%s", job.client, stage, "\n".join(lines), extra=about)
         return ClientFailure(
             client=job.client,
             round=job.round,
             stage=stage,
             error=dotted,
-            message=str(exc),
-            traceback="\n".join(lines[-_TRACEBACK_LINES:]),
+            message=str(exc) if told else "the node keeps the details to itself; its log has them",
+            traceback="\n".join(lines[-_TRACEBACK_LINES:]) if told else "",
             node=self._node,
             seconds=seconds,
         )
@@ -205,13 +231,14 @@ class Executor:
 class _Run:
     """One experiment on this agent, its workload loaded when first needed."""
 
-    def __init__(self, spec: RunSpec) -> None:
-        self._spec = spec
+    def __init__(self, spec: RunSpec, guard: Guard | None) -> None:
+        self._spec, self._guard = spec, guard
 
     @functools.cached_property
     def experiment(self) -> Experiment:
         """The experiment, read with what is installed here; an unknown name fails the clients, not the agent."""
-        return Experiment.parse(self._spec.experiment)
+        values = self._spec.experiment
+        return Experiment.parse(self._guard.admit_experiment(values) if self._guard is not None else values)
 
     @property
     def by_examples(self) -> bool:
@@ -250,23 +277,3 @@ def _accumulator(name: str) -> Callable[[Allocate], Accumulator]:
         return BUILTIN[name]
     kind: Callable[[Allocate], Accumulator] = registry.part("strategies", name, "accumulator").Accumulator
     return kind
-
-
-_Signature = tuple[tuple[str, tuple[tuple[str, Any, tuple[int, ...]], ...]], ...]
-
-
-def _signature(record: Record) -> _Signature:
-    return tuple(
-        (group, tuple((name, array.dtype, array.shape) for name, array in arrays.items()))
-        for group, arrays in record.groups.items()
-    )
-
-
-@functools.lru_cache(maxsize=256)
-def _frame_size(signature: _Signature, info: str) -> int:
-    """Size of the frame an update would make alone; one layout per shape of update, not per client."""
-    shapes = {
-        group: {name: np.broadcast_to(np.zeros((), dtype), shape) for name, dtype, shape in arrays}
-        for group, arrays in signature
-    }
-    return frames.frame_size(Record(shapes, json.loads(info) if info else {}))

@@ -6,12 +6,14 @@ import contextlib
 import hashlib
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 import numpy as np
 
+from fedloom.client.link import connect, translate
 from fedloom.core import frames
 from fedloom.core.depot import Depot
 from fedloom.core.errors import (
@@ -19,18 +21,17 @@ from fedloom.core.errors import (
     BadMessage,
     FedloomError,
     LimitExceeded,
-    NotFound,
     ServerUnreachable,
     Unauthenticated,
 )
+from fedloom.core.identity import Identity
+from fedloom.core.layout import Layout
 from fedloom.core.messages import FromAgent, Hello, PayloadRef, ToAgent, Welcome
 from fedloom.core.records import Array, Groups, Record
 from fedloom.proto.v1 import codec
 from fedloom.proto.v1 import fleet_pb2 as pb
 from fedloom.proto.v1.fleet_pb2_grpc import FleetStub
 
-MAX_MESSAGE_BYTES = 16 << 20
-"""The largest control message either side takes."""
 INLINE_BYTES = 128 << 10
 """Frames up to this size travel inside the result."""
 HEADER_ROOM = 4096
@@ -40,39 +41,6 @@ _MAX_BATCH = 64
 _ATTEMPTS = 5
 """How often a broken transfer is continued before the connection counts as lost."""
 
-_ERRORS: Mapping[grpc.StatusCode, type[FedloomError]] = {
-    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
-    grpc.StatusCode.NOT_FOUND: NotFound,
-    grpc.StatusCode.INVALID_ARGUMENT: BadMessage,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: LimitExceeded,
-}
-"""Statuses that mean "do not try that again"; every other one means the server cannot be reached."""
-
-OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 2 << 20),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.use_local_subchannel_pool", 1),
-)
-
-
-def translate(exc: grpc.RpcError, address: str) -> FedloomError:
-    """A gRPC failure as one of ours."""
-    call: Any = exc  # what gRPC raises is an RpcError and a Call at once, which its types cannot say
-    code = call.code() if hasattr(call, "code") else grpc.StatusCode.UNKNOWN
-    detail = (call.details() if hasattr(call, "details") else "") or str(exc)
-    kind = _ERRORS.get(code)
-    if kind is not None:
-        return kind(f"the server at {address} refused: {detail}")
-    return ServerUnreachable(
-        f"no answer from the server at {address} ({code.name}: {detail}). Is `fedloom serve` running there, and can "
-        "this machine reach the address?"
-    )
-
 
 class GrpcChannel:
     """One agent's connection.
@@ -81,10 +49,20 @@ class GrpcChannel:
         address: `host:port` of the server.
         token: the server's shared secret; empty where it has none.
         connect_s: seconds to wait for a connection before it counts as unreachable.
+        identity: says who this is, at every connection anew; None on a server without members.
+        count: told the bytes of every message and chunk, both ways.
     """
 
-    def __init__(self, address: str, token: str = "", *, connect_s: float = 10.0) -> None:
-        self._address, self._connect_s = address, connect_s
+    def __init__(
+        self,
+        address: str,
+        token: str = "",
+        *,
+        connect_s: float = 10.0,
+        identity: Callable[[], Identity] | None = None,
+        count: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        self._address, self._connect_s, self._identity, self._count = address, connect_s, identity, count
         self._token = (("fedloom-token", token),) if token else ()
         self._metadata: tuple[tuple[str, str], ...] = ()
         self._channel: grpc.Channel | None = None
@@ -92,13 +70,16 @@ class GrpcChannel:
         self._inbox: queue.SimpleQueue[ToAgent | FedloomError] = queue.SimpleQueue()
         self._welcome: Welcome | None = None
         self._depot: Depot | None = None
-        self._leases: dict[int, tuple[Groups, str, frames.Layout, memoryview]] = {}
+        self._leases: dict[int, tuple[Groups, str, Layout, memoryview]] = {}
         """Leased arrays by their identity, and kept alive, so that no other record can be taken for them."""
         self._shared: list[str] = []
+        self._shown = b""
+        self._partial: _Partial | None = None
+        """A download that broke off, to be continued when the same payload is asked for again."""
 
     def open(self, hello: Hello) -> Welcome:
         self._disconnect()
-        self._channel = grpc.insecure_channel(self._address, options=OPTIONS)
+        self._channel = connect(self._address, self._identify())
         self._metadata = (*self._token, ("fedloom-node", hello.node), ("fedloom-session", hello.session))
         stub = FleetStub(self._channel)
         try:
@@ -107,7 +88,7 @@ class GrpcChannel:
         except grpc.FutureTimeoutError as exc:
             raise ServerUnreachable(f"no server at {self._address} within {self._connect_s:g} s") from exc
         except grpc.RpcError as exc:
-            raise translate(exc, self._address) from exc
+            raise self._error(exc) from exc
         self._welcome = codec.read_welcome(reply)
         if self._depot is not None and str(self._depot.path) != self._welcome.depot_path:
             self._depot.close()  # the server was restarted and has another depot
@@ -144,10 +125,10 @@ class GrpcChannel:
         return frames.decode(memoryview(self._download(ref)).toreadonly())
 
     def lease(self, record: Record) -> Mapping[str, Mapping[str, Any]]:
-        layout = frames.Layout.of(record)
+        layout = Layout.of(record)
         if self._depot is None or layout.size <= INLINE_BYTES:
             return _empty(record)
-        layout = frames.Layout.of(record, data_start=-(-(len(layout.header) + HEADER_ROOM) // 64) * 64)
+        layout = Layout.of(record, data_start=-(-(len(layout.header) + HEADER_ROOM) // 64) * 64)
         buffer = self._depot.lease(layout.size)
         views = layout.views(buffer.memory)
         ordered = {group: {name: views[group][name] for name in arrays} for group, arrays in record.groups.items()}
@@ -155,7 +136,7 @@ class GrpcChannel:
         return ordered
 
     def store(self, record: Record) -> PayloadRef:
-        layout = frames.Layout.of(record)
+        layout = Layout.of(record)
         if layout.size <= INLINE_BYTES:
             return PayloadRef(size=layout.size, inline=bytes(frames.encode(record)))
         if self._depot is not None:
@@ -176,19 +157,39 @@ class GrpcChannel:
             self._depot.close()
             self._depot = None
 
+    def _identify(self) -> Identity | None:
+        """Who this is at the next connection."""
+        if self._identity is None:
+            return None
+        identity = self._identity()
+        if ended := identity.ended():
+            raise ServerUnreachable(ended)
+        self._shown = identity.certificate
+        return identity
+
+    def _error(self, exc: grpc.RpcError) -> FedloomError:
+        """The failure as one of ours; a certificate refused that has been renewed since asks for a new connection."""
+        error = translate(exc, self._address)
+        renewed = self._identity is not None and self._identity().certificate != self._shown
+        if isinstance(error, Unauthenticated) and renewed:
+            return ServerUnreachable(
+                f"the certificate this connection to {self._address} was made with is over; it has been renewed"
+            )
+        return error
+
     def _disconnect(self) -> None:
         if self._channel is not None:
             self._outbox.put(None)
             self._channel.close()
             self._channel = None
 
-    def _share(self, record: Record, layout: frames.Layout) -> PayloadRef:
+    def _share(self, record: Record, layout: Layout) -> PayloadRef:
         """Leave the frame in the host's memory; leased arrays are already there and only need their header."""
         assert self._depot is not None
         lease = self._leases.pop(id(record.groups), None)
         if lease is not None:
             _, name, planned, memory = lease
-            final = frames.Layout.of(record, data_start=planned.slots[0].start if planned.slots else 0)
+            final = Layout.of(record, data_start=planned.slots[0].start if planned.slots else 0)
             if [slot.start for slot in final.slots] == [slot.start for slot in planned.slots]:
                 memory[: len(final.header)] = final.header
                 self._shared.append(name)
@@ -208,23 +209,26 @@ class GrpcChannel:
             request_serializer=pb.DownloadRequest.SerializeToString,
             response_deserializer=None,
         )
-        frame, received, digest = bytearray(ref.size), 0, hashlib.sha256()
+        part = self._partial
+        if part is None or (part.sha256, len(part.frame)) != (ref.sha256, ref.size):
+            part = self._partial = _Partial(ref.sha256, bytearray(ref.size))
         for attempt in range(_ATTEMPTS):
             try:
-                for chunk in call(pb.DownloadRequest(sha256=ref.sha256, offset=received), metadata=self._metadata):
-                    if received + len(chunk) > ref.size:
-                        raise BadFrame(f"the server sent more than the {ref.size} bytes announced")
-                    frame[received : received + len(chunk)] = chunk
-                    digest.update(chunk)
-                    received += len(chunk)
+                for chunk in call(pb.DownloadRequest(sha256=ref.sha256, offset=part.received), metadata=self._metadata):
+                    self._count(len(chunk))
+                    part.take(chunk)
                 break
             except grpc.RpcError as exc:
-                error = translate(exc, self._address)
+                error = self._error(exc)
                 if attempt == _ATTEMPTS - 1 or not isinstance(error, ServerUnreachable):
                     raise error from exc
-        if received != ref.size or digest.hexdigest() != ref.sha256:
-            raise BadFrame(f"download: {received} of {ref.size} bytes, or other bytes than their digest says")
-        return frame
+            except BadFrame:
+                self._partial = None
+                raise
+        self._partial = None
+        if part.received != ref.size or part.digest.hexdigest() != ref.sha256:
+            raise BadFrame(f"download: {part.received} of {ref.size} bytes, or other bytes than their digest says")
+        return part.frame
 
     def _upload(self, record: Record, size: int) -> PayloadRef:
         """Send the frame by digest, continued where a broken stream left off."""
@@ -242,11 +246,11 @@ class GrpcChannel:
                 offset = stub.UploadOffset(asked, metadata=self._metadata, timeout=self._connect_s).received
                 head = pb.UploadRequest(sha256=sha256, size=size, offset=offset).SerializeToString()
                 chunks = frames.chunked(frames.pieces(record), chunk_bytes, offset)
-                reply = call(_with_head(head, chunks), metadata=self._metadata)
+                reply = call(_with_head(head, self._counted(chunks)), metadata=self._metadata)
                 if reply.received == size:
                     return PayloadRef(size=size, sha256=sha256)
             except grpc.RpcError as exc:
-                error = translate(exc, self._address)
+                error = self._error(exc)
                 if attempt == _ATTEMPTS - 1 or not isinstance(error, ServerUnreachable):
                     raise error from exc
         raise ServerUnreachable(f"the server at {self._address} took only part of an upload, {_ATTEMPTS} times")
@@ -261,23 +265,49 @@ class GrpcChannel:
                 if message is None:
                     break
                 messages.append(codec.from_agent_message(message))
-            yield pb.FromAgentBatch(messages=messages)
+            batch = pb.FromAgentBatch(messages=messages)
+            self._count(batch.ByteSize())
+            yield batch
             if message is not None:
                 message = outbox.get()
+
+    def _counted(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            self._count(len(chunk))
+            yield chunk
 
     def _listen(self, replies: Any, inbox: queue.SimpleQueue[ToAgent | FedloomError]) -> None:
         try:
             for batch in replies:
+                self._count(batch.ByteSize())
                 for message in batch.messages:
                     inbox.put(codec.read_to_agent(message))
             inbox.put(ServerUnreachable(f"the server at {self._address} closed the connection"))
         except grpc.RpcError as exc:
-            inbox.put(translate(exc, self._address))
+            inbox.put(self._error(exc))
         except FedloomError as exc:
             inbox.put(exc)
         finally:
             with contextlib.suppress(Exception):
                 replies.cancel()
+
+
+@dataclass
+class _Partial:
+    """A payload on its way here."""
+
+    sha256: str
+    frame: bytearray
+    received: int = 0
+    digest: Any = field(default_factory=hashlib.sha256)
+
+    def take(self, chunk: bytes) -> None:
+        """The next bytes."""
+        if self.received + len(chunk) > len(self.frame):
+            raise BadFrame(f"the server sent more than the {len(self.frame)} bytes announced")
+        self.frame[self.received : self.received + len(chunk)] = chunk
+        self.digest.update(chunk)
+        self.received += len(chunk)
 
 
 def _with_head(head: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:

@@ -17,7 +17,7 @@ from fedloom.core.config import Experiment
 from fedloom.core.errors import BadUpdate, UnsupportedFeature
 from fedloom.core.messages import Group, GroupKey, PayloadRef
 from fedloom.core.protocols import LocalRule, Measure, Shard, Workload
-from fedloom.core.records import MODEL, Info, Job, Record, Update
+from fedloom.core.records import MODEL, Array, Info, Job, Mean, Record, Update
 from fedloom.core.seeds import generator
 
 COLLECT = "collect"
@@ -110,6 +110,8 @@ class JobRunner:
         match job.kind:
             case "init":
                 stage.name = "init"
+                if experiment.monitor is not None:
+                    _logits_of(workload, experiment)
                 model = workload.init(rng)
                 described = dataclasses.asdict(workload.describe())
                 return Done(
@@ -117,6 +119,8 @@ class JobRunner:
                 )
             case "held_out":
                 return Done(self._evaluate_held_out(workload, job, inputs, stage), read=False)
+            case "monitor":
+                return self._watch(experiment, workload, job, inputs, stage)
             case "collect":
                 return self._collect(experiment, workload, group, job, inputs, stage)
             case _:
@@ -132,6 +136,31 @@ class JobRunner:
         if held_out is None:
             return Update(num_examples=0)
         return Update(num_examples=held_out.num_examples, metrics=workload.evaluate(records, held_out))
+
+    def _watch(
+        self,
+        experiment: Experiment,
+        workload: Workload,
+        job: Job,
+        inputs: Callable[[], Mapping[str, Record]],
+        stage: Stage,
+    ) -> Done:
+        """What the run's monitor is sent of a client's data, and the truth beside it where labels are known."""
+        stage.name = "inputs"
+        records = inputs()
+        stage.name = "monitor"
+        pieces = job.knobs.get("pieces")
+        shard = workload.shard(job.client) if pieces is None else workload.held_out(job.client, int(pieces))
+        if experiment.monitor is None or shard is None:
+            raise UnsupportedFeature(
+                f"workload {experiment.workload.name!r} has no held-out data for a monitor; let it watch clients' own"
+            )
+        logits, labels = _logits_of(workload, experiment)(records, shard)
+        told = registry.part("monitors", experiment.monitor.name, "watch").build_watch(experiment.monitor)(logits)
+        count = float(len(logits))
+        right = {} if labels is None else {"accuracy": Mean(float((logits.argmax(axis=1) == labels).sum()), count)}
+        update = Update(num_examples=len(logits), metrics=right, info=told)
+        return Done(update, measured=_count(told))
 
     def _collect(
         self,
@@ -259,6 +288,17 @@ def _group_program(workload: Workload, group: Group) -> Callable[..., list[Updat
     """The workload's program for whole groups, where it wants that used and no rule has to see every step."""
     wanted = getattr(workload, "program", "loop") == "group" and group.rule is None
     return getattr(workload, "train_group", None) if wanted else None
+
+
+def _logits_of(workload: Workload, experiment: Experiment) -> Callable[..., tuple[Array, Array | None]]:
+    """The method a monitor watches a workload by."""
+    logits_of: Callable[..., tuple[Array, Array | None]] | None = getattr(workload, "logits", None)
+    if logits_of is None:
+        raise UnsupportedFeature(
+            f"workload {experiment.workload.name!r} gives no logits, so no monitor can watch it; remove the "
+            "experiment's monitor"
+        )
+    return logits_of
 
 
 def _measure(name: str | None) -> Measure | None:

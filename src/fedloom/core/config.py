@@ -10,6 +10,7 @@ import copy
 import difflib
 import hashlib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -22,6 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
 from fedloom.core import registry
 from fedloom.core.errors import ConfigError
+
+PLUGINS = {"strategy": "strategies", "workload": "workloads", "selection": "selection", "monitor": "monitors"}
+"""Sections of an experiment that name a plug-in, and the registry's kind of each."""
 
 
 class Settings(BaseModel):
@@ -46,10 +50,22 @@ class RoundSettings(Settings):
     """Share of the cohort that must answer. Below it the run fails and says why each answer is missing."""
     deadline_s: Annotated[float, Field(gt=0.0)] | None = None
     """Seconds after which a round closes with what has arrived (if that is a quorum). None waits for everybody."""
+    oversample_fraction: Annotated[float, Field(ge=0.0)] = 0.0
+    """Clients asked beyond the cohort, as a share of it. The round closes when as many as the cohort have answered;
+    which ones that are depends on who is fast, so equal bits are no longer promised."""
+    reserve_fraction: Annotated[float, Field(ge=0.0)] = 0.0
+    """Clients in reserve, as a share of the cohort: one is asked in place of each that is lost."""
     group_size: Annotated[int, Field(ge=1)] | None = None
     """Clients trained and folded together. None takes ceil(cohort / 12). Part of the result's bits; workers are not."""
     max_attempts: Annotated[int, Field(ge=1)] = 3
     """How often a group is given out again after the process that held it died."""
+
+
+class FleetSettings(Settings):
+    """Which nodes of a standing server do a run. Means nothing in a simulation."""
+
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Nodes with all these labels serve the run; empty for every node. Part of who does it, not of what comes out."""
 
 
 class EvaluationSettings(Settings):
@@ -104,18 +120,23 @@ class Experiment(Settings):
     """Data, model and local training, and their settings."""
     selection: SerializeAsAny[PluginSettings] = Field(default=None, validate_default=True)
     """Who is asked in each round; uniform where it is not given."""
+    monitor: SerializeAsAny[PluginSettings] | None = None
+    """What is told of the global model on clients' data without labels, in evaluated rounds; None tells nothing."""
     round: RoundSettings = RoundSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     runtime: RuntimeSettings = RuntimeSettings()
+    fleet: FleetSettings = FleetSettings()
 
-    @pydantic.field_validator("strategy", "workload", "selection", mode="before")
+    @pydantic.field_validator("strategy", "workload", "selection", "monitor", mode="before")
     @classmethod
     def _plugin(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
         """Read a plug-in's section with the plug-in's own `Config`."""
-        kind = {"strategy": "strategies", "workload": "workloads", "selection": "selection"}[str(info.field_name)]
+        kind = PLUGINS[str(info.field_name)]
         if value is None and info.field_name == "selection":
             value = "uniform"
+        if value is None and info.field_name == "monitor":
+            return None
         if isinstance(value, str):
             value = {"name": value}
         if isinstance(value, PluginSettings):
@@ -144,6 +165,17 @@ class Experiment(Settings):
     def cohort_size(self) -> int:
         """Clients asked in each round."""
         return self.clients if self.cohort is None else self.cohort
+
+    @property
+    def num_oversampled(self) -> int:
+        """Clients asked beyond the cohort from the start."""
+        return math.ceil(self.cohort_size * self.round.oversample_fraction - 1e-9)
+
+    @property
+    def num_drawn(self) -> int:
+        """Clients a selection chooses in each round: the cohort, those asked beyond it, and the reserve."""
+        reserve = math.ceil(self.cohort_size * self.round.reserve_fraction - 1e-9)
+        return min(self.clients, self.cohort_size + self.num_oversampled + reserve)
 
     @property
     def group_size(self) -> int:
@@ -178,7 +210,7 @@ class Experiment(Settings):
             raise ConfigError(f"{path}: not readable as an experiment file: {exc.strerror}") from exc
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
             raise ConfigError(f"{path}: not readable as TOML: {exc}") from exc
-        for section in ("strategy", "workload", "selection"):
+        for section in PLUGINS:
             table = values.get(section)
             if isinstance(table, str):
                 table = values[section] = {"name": table}
@@ -195,9 +227,9 @@ class Experiment(Settings):
         return self.model_dump(mode="json", exclude_none=True)
 
     def fingerprint(self) -> str:
-        """Digest of everything that decides the result: all but the name and the runtime."""
+        """Digest of everything that decides the result: all but the name, the runtime and the nodes."""
         values = self.to_dict()
-        for incidental in ("name", "runtime", "checkpoint"):
+        for incidental in ("name", "runtime", "checkpoint", "fleet"):
             values.pop(incidental, None)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -213,7 +245,7 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[
         table = result
         for step in steps[:-1]:
             inner = table.setdefault(step, {})
-            if isinstance(inner, str) and step in ("strategy", "workload", "selection"):
+            if isinstance(inner, str) and step in PLUGINS:
                 inner = table[step] = {"name": inner}
             if not isinstance(inner, dict):
                 raise ConfigError(f"--set {key}: {step!r} is a value ({inner!r}), not a table with keys")

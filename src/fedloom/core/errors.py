@@ -14,13 +14,15 @@
     │   ├── NoCapacity
     │   ├── CheckpointCorrupt
     │   ├── StorageFull
+    │   ├── PolicyRefused
     │   └── ServerUnreachable
     ├── PeerError             a message from the other side that cannot be honoured      exit 1
     │   ├── BadFrame
     │   ├── BadMessage
     │   ├── LimitExceeded
     │   ├── NotFound
-    │   └── Unauthenticated
+    │   ├── Unauthenticated
+    │   └── Forbidden
     └── Interrupted           stopped by the user; resumable                             exit 130
 
 A message says what was expected, what came, where, and what to do. `public` is the sentence a stranger on the wire
@@ -60,7 +62,7 @@ class ConfigError(UsageError):
 
 
 class UnknownName(UsageError):
-    """No strategy, workload, selection or preset has this name."""
+    """No strategy, workload, selection, monitor or preset has this name."""
 
     status = "NOT_FOUND"
 
@@ -120,6 +122,16 @@ class StorageFull(RunFailed):
     status = "RESOURCE_EXHAUSTED"
 
 
+class PolicyRefused(RunFailed):
+    """A node's own policy does not allow what it was asked to do."""
+
+    status = "FAILED_PRECONDITION"
+
+    def __init__(self, message: str, *, kind: str = "", retry_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.kind, self.retry_s = kind, retry_s
+
+
 class ServerUnreachable(RunFailed):
     """No server answers at the address."""
 
@@ -154,9 +166,15 @@ class NotFound(PeerError):
 
 
 class Unauthenticated(PeerError):
-    """The caller's token is missing or wrong."""
+    """The caller shows no token or certificate, or one that is wrong, expired or revoked."""
 
     status = "UNAUTHENTICATED"
+
+
+class Forbidden(PeerError):
+    """The caller is known, but the call is not for its role, or not in its name."""
+
+    status = "PERMISSION_DENIED"
 
 
 class Interrupted(FedloomError):

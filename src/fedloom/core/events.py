@@ -74,6 +74,18 @@ class NodeChanged:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class NodeRefused:
+    """A node's own policy was against work of a run."""
+
+    run_id: str
+    round: int
+    node: str
+    kind: str
+    """What the policy is against: `workload`, `code`, `data`, `bytes`, `hours` or `hook`."""
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Notice:
     """Something a person should know that is not an error."""
 
@@ -89,4 +101,14 @@ class RunFinished:
     summary: RunSummary
 
 
-Event = RunStarted | RoundStarted | ClientsDone | ClientLost | RoundFinished | NodeChanged | Notice | RunFinished
+Event = (
+    RunStarted
+    | RoundStarted
+    | ClientsDone
+    | ClientLost
+    | RoundFinished
+    | NodeChanged
+    | NodeRefused
+    | Notice
+    | RunFinished
+)

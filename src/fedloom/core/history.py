@@ -98,6 +98,10 @@ class RoundRecord(_Frozen):
     client_seconds: dict[str, float] = {}
     """Wall-clock seconds of each client's work, by client."""
     failures: list[Failure] = []
+    unneeded: list[int] = []
+    """Clients asked beyond the cohort that had not answered when the round closed."""
+    refusals: dict[str, str] = {}
+    """Why nodes would not take part, by node."""
     stale: int = 0
     """Results that came after their round had closed; answered, not folded."""
     duplicates: int = 0
@@ -107,6 +111,8 @@ class RoundRecord(_Frozen):
     nodes: dict[str, NodeShare] = {}
     info: dict[str, Any] = {}
     """The strategy's own numbers for this round."""
+    monitor: dict[str, Any] = {}
+    """The monitor's; empty where there is none or it did not ask."""
 
 
 class Told(_Frozen):

@@ -136,6 +136,25 @@ class Heartbeat:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """The agent will not do a group: its owner's policy is against it."""
+
+    key: GroupKey
+    kind: str
+    """What the policy is against: `workload`, `code`, `data`, `bytes`, `hours` or `hook`."""
+    reason: str
+    retry_s: float = 0.0
+    """Seconds after which asking again may help; 0 where it never will."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunOver:
+    """A run has ended; what the agent keeps for it can go."""
+
+    run_id: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Goodbye:
     """One side is leaving on purpose."""
 
@@ -144,8 +163,8 @@ class Goodbye:
     """From a server that will be back: the agent keeps trying to reconnect."""
 
 
-ToAgent = RunSpec | Group | Ack | Cancel | Goodbye
-FromAgent = GroupResult | Heartbeat | Goodbye
+ToAgent = RunSpec | Group | Ack | Cancel | Goodbye | RunOver
+FromAgent = GroupResult | Heartbeat | Goodbye | Refusal
 
 
 class Channel(Protocol):

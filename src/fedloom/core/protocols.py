@@ -18,6 +18,7 @@ import numpy as np
 
 from fedloom.core.accumulators import Accumulator
 from fedloom.core.records import (
+    Array,
     Arrays,
     ClientReport,
     Exchange,
@@ -230,6 +231,9 @@ class WorkloadInfo:
     label_names: Sequence[str] = ()
     watch: Mapping[str, str] = field(default_factory=dict)
     """Metrics of the evaluation that are 0 as long as all is well, and what to tell a person when they are not."""
+    exponentials: Mapping[str, str] = field(default_factory=dict)
+    """Metrics of the evaluation that are e to the power of another one's mean, such as `perplexity` of `loss`: means
+    add up over the parts of the held-out data, their exponentials do not."""
 
 
 class Workload(Protocol):
@@ -269,6 +273,59 @@ class Workload(Protocol):
 
         `inputs` holds what `train` starts from: `model` and whatever else the strategy sends beside it.
         """
+
+
+class LabelFreeWorkload(Workload, Protocol):
+    """A classification workload that a monitor can watch."""
+
+    def logits(self, inputs: Mapping[str, Record], shard: Shard) -> tuple[Array, Array | None]:
+        """What the global model says of a shard: logits, (n, K), and the labels, (n,), where they are known.
+
+        `inputs` as for `evaluate`. The labels never reach the monitor's client half: they make the truth shown beside
+        its estimate.
+        """
+
+
+class Watch(Protocol):
+    """A monitor's client half, in its `watch.py`: what a client sends instead of its data."""
+
+    def __call__(self, logits: Array) -> Info:
+        """JSON made of the model's logits (n, K) on the client's data. Each float counts as one parameter sent."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """Who is watched in a round."""
+
+    clients: tuple[int, ...]
+    """Clients, in order; or, with `pieces`, pieces of the held-out data."""
+    pieces: int | None = None
+    """The held-out data is cut into so many pieces that stand for clients' new data; None asks for training data."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Watched:
+    """What a monitor makes of a round's answers."""
+
+    metrics: Mapping[str, float]
+    """Shown beside the evaluation's metrics."""
+    info: Info
+    """For the round's record, JSON; those of earlier rounds are handed to `tell`."""
+    warnings: Mapping[str, str] = field(default_factory=dict)
+    """By name, what a person should know now. One is told when it comes and when it goes."""
+
+
+class Monitor(Protocol):
+    """What is told of the global model where there are no labels, the server half: `monitor.py` of its folder.
+
+    Pure: it is handed what it told of earlier rounds, so that a resumed run goes on alike.
+    """
+
+    def asked(self, population: int, rng: np.random.Generator) -> Asked:
+        """Who is asked in a round."""
+
+    def tell(self, answers: Sequence[ClientReport], earlier: Sequence[Info]) -> Watched:
+        """What the answers say. A report's `info` is the watch's; its metric `accuracy` is there where labels are."""
 
 
 class GroupWorkload(Workload, Protocol):

@@ -1,4 +1,4 @@
-"""Finding strategies, workloads and selections by name, with no list to edit.
+"""Finding strategies, workloads, selections and monitors by name, with no list to edit.
 
 A name is, in this order: a folder of this package (`fedavg`), an entry point of an installed package (group
 `fedloom.strategies`, …), an importable module (`my_package.my_strategy`), or a Python file (`./my_strategy.py`). A
@@ -10,7 +10,9 @@ package holds its parts in files of fixed names, a module or file of its own hol
     selection    `build_selection(config) -> Selection`
     measure      `build_measure() -> Measure`
     rule         `build_rule() -> LocalRule`
-    report       `build_report(run) -> fedloom.reporting.plugins.Contribution`, for strategies and workloads
+    monitor      `build_monitor(config) -> Monitor`
+    watch        `build_watch(config) -> Watch`, a monitor's client half
+    report       `build_report(run) -> fedloom.reporting.plugins.Contribution`, for strategies, workloads and monitors
     accumulator  `Accumulator`, a class of `core.accumulators.Accumulator` made by `Accumulator(allocate)`
 """
 
@@ -28,7 +30,7 @@ from types import ModuleType
 
 from fedloom.core.errors import UnknownName
 
-KINDS = ("strategies", "workloads", "selection")
+KINDS = ("strategies", "workloads", "selection", "monitors")
 
 
 def names(kind: str) -> tuple[str, ...]:

@@ -26,6 +26,8 @@ class Series:
     x: Sequence[float]
     y: Sequence[float]
     color: int = 0
+    names: Sequence[str] = ()
+    """What each point is, for those who point at it in a scatter."""
 
 
 def line_chart(
@@ -51,6 +53,33 @@ def line_chart(
         f"{title}, against {x_label}. {text}",
         frame(plane, x_label, x_whole=x_whole),
         [_line(plane, one, x_label) for one in drawn],
+    )
+    return figure(title, picture, legend=[(one.label, one.color) for one in drawn], note=note)
+
+
+def scatter_chart(
+    title: str,
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    lines: Sequence[Series] = (),
+    note: str | None = None,
+) -> Markup:
+    """Points without a path, and `lines` drawn through them; what is not finite is left out."""
+    drawn = [one for one in series if finite(one.x) and finite(one.y)]
+    if not drawn:
+        return figure(title, tag("p", "No finite value was measured.", class_="empty"), note=note)
+    plane = Plane(
+        x=_padded_if_single(Range.of([v for one in drawn for v in one.x])),
+        y=Range.of([v for one in (*drawn, *lines) for v in one.y]).to_ticks(),
+    )
+    count = sum(len(one.x) for one in drawn)
+    picture = svg(
+        plane,
+        f"{title}, against {x_label}. {count} points",
+        frame(plane, x_label),
+        [_line(plane, one, x_label) for one in lines],
+        [_points(plane, one, x_label) for one in drawn],
     )
     return figure(title, picture, legend=[(one.label, one.color) for one in drawn], note=note)
 
@@ -189,6 +218,22 @@ def _line(plane: Plane, series: Series, x_label: str) -> Markup:
         if math.isfinite(y) and len(points) <= _MOST_POINTS
     ]
     return join(tag("path", d="".join(strokes), fill="none", **style), marks)
+
+
+def _points(plane: Plane, series: Series, x_label: str) -> Markup:
+    names = series.names or [series.label] * len(series.x)
+    return join(
+        tag(
+            "circle",
+            tag("title", f"{name}, {x_label} {metric_text(x)}: {metric_text(y)}"),
+            cx=plane.across(x),
+            cy=plane.down(y),
+            r=2.6,
+            class_=f"f{series.color % PALETTE}",
+        )
+        for name, x, y in zip(names, series.x, series.y, strict=True)
+        if math.isfinite(x) and math.isfinite(y)
+    )
 
 
 def _bar(plane: Plane, low: int, high: int, heights: Mapping[str, float], x_label: str) -> Markup:

@@ -19,6 +19,7 @@ from fedloom.reporting.curves import HELD_OUT, TRAINING, Curve, curve, in_order,
 from fedloom.reporting.markup import Content, Markup, table, tag
 from fedloom.reporting.page import page, section, write_page
 from fedloom.reporting.plain import harmless
+from fedloom.reporting.plugins import contributions
 from fedloom.reporting.quantities import NOTHING, bytes_text, metric_text, seconds_text
 from fedloom.reporting.run_folder import RunFolder
 
@@ -187,11 +188,19 @@ def _results(runs: Sequence[RunFolder]) -> Iterable[Row]:
         yield row(name, cells)
     yield row("sent up", (bytes_text(run.traffic.bytes_up) for run in runs))
     yield row("sent down", (bytes_text(run.traffic.bytes_down) for run in runs))
+    yield from _headlines(runs)
     yield row("local trainings", (f"{sum(record.local_trainings for record in run.rounds):,}" for run in runs))
     yield row("time", (seconds_text(run.seconds) for run in runs))
     yield row("missing answers", (f"{len(run.failures):,}" for run in runs))
     digests = [run.summary.model_sha256 if run.summary else None for run in runs]
     yield row("model sha256", (digest[:12] if digest else NOTHING for digest in digests))
+
+
+def _headlines(runs: Sequence[RunFolder]) -> Iterable[Row]:
+    """What strategies and workloads have to say in few words."""
+    told = [{k: v for each in contributions(run) for k, v in each.headlines.items()} for run in runs]
+    for name in dict.fromkeys(name for each in told for name in each):
+        yield Row(name, tuple(each.get(name, NOTHING) for each in told))
 
 
 def _to_target(runs: Sequence[RunFolder]) -> Iterable[tuple[str, list[str]]]:

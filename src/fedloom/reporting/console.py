@@ -174,7 +174,7 @@ def print_result(console: Console, summary: RunSummary) -> None:
     good = "bold green" if summary.status == "done" else "bold red"
     console.print(Text(f"{summary.run_id}: {summary.status}", style=good), soft_wrap=True)
     for name, value in _result_rows(summary):
-        console.print(Text(f"  {name:<17}{harmless(value)}"), soft_wrap=True)
+        console.print(Text(f"  {name:<19}{harmless(value)}"), soft_wrap=True)
     if summary.status != "done" and summary.run_dir:
         console.print(Text(f"  go on with       fedloom resume {shlex.quote(summary.run_dir)}"), soft_wrap=True)
 

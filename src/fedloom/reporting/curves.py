@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fedloom.reporting.run_folder import RunFolder
 
-FIRST = ("loss", "accuracy")
+FIRST = ("loss", "accuracy", "estimated_accuracy", "monitored_accuracy")
 """Metrics that come before the others, in this order."""
 HELD_OUT = "held-out data"
 TRAINING = "clients' training"
@@ -32,7 +32,7 @@ class Curve:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Metric names as they are shown: loss, accuracy, then the alphabet."""
+    """Metric names as they are shown: loss, accuracy and its estimate, then the alphabet."""
     return sorted(set(names), key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
 
 

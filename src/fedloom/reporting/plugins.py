@@ -1,4 +1,4 @@
-"""What strategies and workloads say about their own runs: sections of the report, numbers for studies."""
+"""What strategies, workloads and monitors say about their own runs: sections of the report, numbers for studies."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ class Contribution:
     """Drawn after the learning curves, in order."""
     numbers: Mapping[str, float] = field(default_factory=dict)
     """Numbers of the run that a study compares; names without a dot. NaN where one does not apply."""
+    headlines: Mapping[str, str] = field(default_factory=dict)
+    """The few results a comparison of runs shows beside accuracy and bytes: a row's name, and what stands in it."""
 
 
 def contributions(run: RunFolder) -> list[Contribution]:
-    """Those of the run's strategy and workload; a plug-in that is not installed here has nothing to say."""
+    """Those of the run's strategy, workload and monitor; a plug-in that is not installed here has nothing to say."""
     found = []
-    for kind, section in (("strategies", "strategy"), ("workloads", "workload")):
+    for kind, section in (("strategies", "strategy"), ("workloads", "workload"), ("monitors", "monitor")):
         chosen = run.experiment.get(section, "")  # a table, or by hand the name alone
         name = chosen if isinstance(chosen, str) else str(chosen.get("name", ""))
         with contextlib.suppress(UnknownName):

@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import platform
 import secrets
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from fedloom.core.depot import Depot
 from fedloom.core.errors import UsageError
 from fedloom.core.events import Event, NodeChanged
 from fedloom.core.history import RunSummary
+from fedloom.core.identity import Identity, key_pem, make_key, pem
 from fedloom.core.protocols import Sink
+from fedloom.server.authority import MEMBER_DAYS, Authority
 from fedloom.server.coordinator import GRACE_S, HEARTBEAT_S, LOST_AFTER_S, Coordinator
 from fedloom.server.metrics import PrometheusSink, expose
 from fedloom.server.payloads import PayloadStore
+from fedloom.server.registry import Registry
 from fedloom.server.run_queue import RunQueue
 from fedloom.server.run_store import DiskRunStore
 from fedloom.server.session import Place, run_session
 
+if TYPE_CHECKING:
+    from fedloom.server.enroll_service import Security
+
 _log = logging.getLogger(__name__)
+
+ADMINISTRATOR = "server-admin"
+"""Name of the administrator whose identity lies in the state folder."""
+_ADMINISTRATOR_S = 10 * 365 * 86400.0
+_ANYWHERE = ("0.0.0.0", "[::]", "::")
 
 
 class Server:
@@ -32,7 +45,7 @@ class Server:
     Args:
         sinks: hear of agents that come and go.
         shared_memory: make a depot for agents on this host.
-        heartbeat_s, lost_after_s, grace_s: see `server.coordinator`.
+        heartbeat_s, lost_after_s, grace_s, by_labels: see `server.coordinator`.
     """
 
     def __init__(
@@ -43,22 +56,38 @@ class Server:
         heartbeat_s: float = HEARTBEAT_S,
         lost_after_s: float = LOST_AFTER_S,
         grace_s: float = GRACE_S,
+        by_labels: bool = False,
     ) -> None:
         self._sinks = sinks
         self.payloads = PayloadStore(Depot.create() if shared_memory else None)
         self.coordinator = Coordinator(
-            self.payloads, self._on_node, heartbeat_s=heartbeat_s, lost_after_s=lost_after_s, grace_s=grace_s
+            self.payloads,
+            self._on_node,
+            heartbeat_s=heartbeat_s,
+            lost_after_s=lost_after_s,
+            grace_s=grace_s,
+            by_labels=by_labels,
         )
         self.token = ""
-        self.port = 0
+        self.port = self.enroll_port = 0
         self._stop_listening: Callable[[], None] | None = None
 
-    def listen(self, host: str = "127.0.0.1", port: int = 0, *, token: str = "", runs: RunQueue | None = None) -> int:
-        """Answer on an address; returns the port. Raises `UsageError` where that is not possible."""
+    def listen(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        token: str = "",
+        runs: RunQueue | None = None,
+        security: Security | None = None,
+        enroll_port: int = 0,
+    ) -> int:
+        """Answer on an address; returns the port. See `server.service.listen`."""
         from fedloom.server.service import listen
 
         self.token = token
-        self._stop_listening, self.port = listen(self.coordinator, runs, host, port, token)
+        listening = listen(self.coordinator, runs, host, port, token=token, security=security, enroll_port=enroll_port)
+        self._stop_listening, self.port, self.enroll_port = listening.stop, listening.port, listening.enroll_port
         return self.port
 
     def close(self) -> None:
@@ -86,11 +115,13 @@ def serve(
     state: Path = Path("fedloom-server"),
     metrics_port: int | None = None,
     token: str = "",
+    members: Membership | None = None,
+    at_once: int = 1,
     sinks: Sequence[Sink] = (),
     on_ready: Callable[[str], None] = lambda address: None,
     on_finished: Callable[[Path], None] = lambda folder: None,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C: take runs, do them one after another on the agents that connect.
+    """Serve until SIGTERM or Ctrl-C: take runs, do them on the agents that connect.
 
     A server started on the state folder of one that was stopped or killed goes on with its runs.
 
@@ -98,7 +129,9 @@ def serve(
         host, port: where to answer; port 0 takes a free one.
         state: folder of the queue and of all runs.
         metrics_port: where Prometheus finds `/metrics`; None for nowhere.
-        token: shared secret every caller must show; empty for none.
+        token: shared secret every caller must show, on a server without members; empty for none.
+        members: how callers join, and that only those who have may call, encrypted; None for a server without members.
+        at_once: runs in work at the same time.
         sinks: take every event of every run.
         on_ready: told the address once the server answers.
         on_finished: told a run's folder when it has ended.
@@ -106,7 +139,9 @@ def serve(
     metrics = PrometheusSink()
     heard = (*sinks, metrics)
     stop = threading.Event()
-    with Server(heard) as server:
+    # Shared memory is for agents the server trusts as itself, and holds one run's buffers at a time.
+    own = members is None and at_once == 1
+    with Server(heard, shared_memory=own, by_labels=True) as server, contextlib.ExitStack() as stack:
 
         def run_one(store: DiskRunStore, emit: Callable[[Event], None], stop_run: threading.Event) -> RunSummary:
             outcome = run_session(
@@ -121,8 +156,19 @@ def serve(
                 on_finished(store.folder)
             return outcome.summary
 
-        with contextlib.closing(RunQueue(state, run_one)) as runs:
-            bound = server.listen(host, port, token=token, runs=runs)
+        with contextlib.closing(RunQueue(state, run_one, at_once=at_once)) as runs:
+            security = stack.enter_context(open_security(state, host, members)) if members is not None else None
+            enroll_port = members.enroll_port if members is not None else 0
+            bound = server.listen(host, port, token=token, runs=runs, security=security, enroll_port=enroll_port)
+            if security is not None:
+                enroll_administrator(security, state / "admin", host, bound)
+                _log.info(
+                    "devices join at %s:%d, as join tokens will say (--address changes it); make one with: "
+                    "fedloom token create --name NAME --identity %s",
+                    security.address,
+                    server.enroll_port,
+                    state / "admin",
+                )
             exposed = _expose(metrics, host, metrics_port)
             runs.start()
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -133,6 +179,49 @@ def serve(
             if exposed is not None:
                 exposed.shutdown()
         server.coordinator.close(come_back=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Membership:
+    """How callers become members."""
+
+    enroll_port: int
+    """Port where they join; 0 takes a free one."""
+    address: str = ""
+    """Host by which devices reach the server, for join tokens; where not given, that of `host` or of the machine."""
+    certificate_days: float = MEMBER_DAYS
+    """How long members' certificates are valid."""
+
+
+@contextlib.contextmanager
+def open_security(state: Path, host: str, members: Membership) -> Iterator[Security]:
+    """The registry and the authority of a state folder."""
+    from fedloom.server.enroll_service import Security
+
+    authority = Authority.open(state / "authority")
+    with contextlib.closing(Registry(state / "fedloom.sqlite")) as registry:
+        yield Security(
+            registry=registry,
+            authority=authority,
+            address=members.address or (platform.node() if host in _ANYWHERE else host),
+            lifetime_s=members.certificate_days * 86400,
+        )
+
+
+def enroll_administrator(security: Security, folder: Path, host: str, port: int) -> None:
+    """The identity for whoever can read the state folder: a fresh key and certificate at every start."""
+    key = make_key()
+    certificate = security.authority.sign_key(key.public_key(), ADMINISTRATOR, "admin", _ADMINISTRATOR_S)
+    security.registry.enroll(ADMINISTRATOR, "admin", certificate)
+    Identity(
+        folder=folder,
+        name=ADMINISTRATOR,
+        role="admin",
+        address=f"{'127.0.0.1' if host in _ANYWHERE else host}:{port}",
+        key=key_pem(key),
+        certificate=pem(certificate),
+        authority=security.authority.certificate_pem,
+    ).save()
 
 
 def new_token() -> str:

@@ -122,9 +122,9 @@ def replay(experiment: Experiment, info: WorkloadInfo, choices: Sequence[Choice]
         probed, trained = ([report_of(line) for line in lines] for lines in (choice.probed, choice.trained))
         trained = trained or [report for report in probed if report.num_trained]
         rng = generator(experiment.seed, "selection", number)
-        probe = selection.probe(state, roster, experiment.cohort_size, rng)
+        probe = selection.probe(state, roster, experiment.num_drawn, rng)
         reports = probed if probe is not None else []
-        cohort = selection.choose(state, roster, experiment.cohort_size, rng, reports)
+        cohort = selection.choose(state, roster, experiment.num_drawn, rng, reports)
         collected: tuple[int, ...] = ()
         if _strategy_chose(choice):
             context = RoundContext(

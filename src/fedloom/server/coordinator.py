@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from fedloom.core.errors import BadMessage, FedloomError, NotFound, ServerUnreachable
+from fedloom.core.errors import BadMessage, FedloomError, NotFound, PolicyRefused, ServerUnreachable
 from fedloom.core.events import NodeChanged
 from fedloom.core.messages import (
     PROTOCOL,
@@ -28,6 +29,8 @@ from fedloom.core.messages import (
     Heartbeat,
     Hello,
     PayloadRef,
+    Refusal,
+    RunOver,
     RunSpec,
     Welcome,
 )
@@ -54,6 +57,7 @@ class Coordinator:
         on_node: called with every change of an agent's state.
         max_attempts: how often a group may lose its agent.
         grace_s: seconds a disconnected agent may take to come back.
+        by_labels: whether a run's `fleet.labels` choose its nodes; a simulation's workers have none.
     """
 
     def __init__(
@@ -64,8 +68,9 @@ class Coordinator:
         heartbeat_s: float = HEARTBEAT_S,
         lost_after_s: float = LOST_AFTER_S,
         grace_s: float = GRACE_S,
+        by_labels: bool = False,
     ) -> None:
-        self.payloads = payloads
+        self.payloads, self._by_labels = payloads, by_labels
         self._on_node = on_node
         self._heartbeat_s, self._lost_after_s, self._grace_s = heartbeat_s, lost_after_s, grace_s
         self._changed = threading.Condition()
@@ -80,8 +85,13 @@ class Coordinator:
 
     # The agents' side
 
-    def register(self, hello: Hello, locality: str) -> Welcome:
+    def register(self, hello: Hello, locality: str, labels: Mapping[str, str] | None = None) -> Welcome:
         """Know a node, or its new session.
+
+        Args:
+            hello: its introduction.
+            locality: `process`, `host` or `remote`.
+            labels: what the registry says about it.
 
         Raises:
             BadMessage: it speaks another version of the protocol.
@@ -96,7 +106,7 @@ class Coordinator:
             if self._closed:
                 raise ServerUnreachable("the server is shutting down")
             old = self._nodes.get(hello.node)
-            node = Node(hello, locality)
+            node = Node(hello, locality, labels=labels or {})
             if old is not None:
                 node.assigned, node.gone_since = old.assigned, time.monotonic()
                 node.bytes_down, node.bytes_up = old.bytes_down, old.bytes_up
@@ -153,6 +163,8 @@ class Coordinator:
                 self._heartbeat(node, session, message)
             case GroupResult():
                 self._result(node, session, message)
+            case Refusal():
+                self._refusal(node, session, message)
             case Goodbye():
                 self.leave(node, session, message.reason)
 
@@ -169,6 +181,13 @@ class Coordinator:
             self.payloads.forget(node)
         self._on_node(NodeChanged(node=node, state="left", reason=reason))
 
+    def label(self, node: str, labels: Mapping[str, str]) -> None:
+        """A node's labels have changed."""
+        with self._changed:
+            if node in self._nodes:
+                self._nodes[node].labels = labels
+                self._dispatch()
+
     def count_bytes(self, node: str, *, down: int = 0, up: int = 0) -> None:
         """Account for bytes that crossed to or from a node."""
         with self._changed:
@@ -180,10 +199,20 @@ class Coordinator:
 
     @contextlib.contextmanager
     def exchange(
-        self, run: RunSpec, round: int, exchange: int, spec: Exchange, groups: Sequence[PlannedGroup]
+        self,
+        run: RunSpec,
+        round: int,
+        exchange: int,
+        spec: Exchange,
+        groups: Sequence[PlannedGroup],
+        reserve: Collection[int] = (),
     ) -> Iterator[OpenExchange]:
-        """Put groups out; inside the block their answers arrive in `answers`. Leaving it cancels what is not done."""
-        opened = OpenExchange(run, round, exchange, spec, groups)
+        """Put groups out; inside the block their answers arrive in `answers`. Leaving it cancels what is not done.
+
+        Groups in reserve (by index) wait until they are released.
+        """
+        labels = run.experiment.get("fleet", {}).get("labels", {}) if self._by_labels else {}
+        opened = OpenExchange(run, round, exchange, spec, groups, reserve, labels)
         opened.inputs = self.payloads.offer_all(run.run_id, spec.inputs)
         for group in groups:
             opened.states |= {client: self.payloads.offer(record) for client, record in group.states.items()}
@@ -206,11 +235,34 @@ class Coordinator:
             for offer in (*opened.inputs.values(), *opened.states.values()):
                 self.payloads.withdraw(offer)
 
+    def release(self, opened: OpenExchange, indices: Collection[int]) -> None:
+        """Put groups out that were in reserve."""
+        with self._changed:
+            opened.reserve -= set(indices)
+            opened.pending.extend(indices)
+            self._dispatch()
+
+    def holders(self, opened: OpenExchange) -> dict[int, str]:
+        """Which agent has which group of an exchange now."""
+        with self._changed:
+            keys = {opened.key(index): index for index in range(len(opened.groups))}
+            return {keys[key]: name for name, node in self._nodes.items() for key in node.assigned if key in keys}
+
     def announce(self, run: RunSpec) -> None:
         """Tell every agent of a run that is about to start, so that all load its data at the same time."""
         with self._changed:
             for node in self._nodes.values():
                 self._tell(node, run)
+
+    def forget_run(self, run_id: str) -> None:
+        """A run is over: agents need keep nothing for it."""
+        with self._changed:
+            self._stale.pop(run_id, None)
+            for node in self._nodes.values():
+                if run_id in node.told_runs:
+                    node.told_runs.discard(run_id)
+                    if node.mailbox is not None:
+                        node.mailbox.put(RunOver(run_id=run_id))
 
     def retain(self, run: RunSpec, digests: Collection[str]) -> None:
         """Of the run's pinned records only these are still wanted."""
@@ -236,7 +288,7 @@ class Coordinator:
         """Groups a node has finished, all its sessions together."""
         with self._changed:
             known = self._nodes.get(node)
-            return known.groups_done if known is not None else 0
+            return sum(known.groups_done.values()) if known is not None else 0
 
     def give_up(self, reason: str) -> None:
         """Whoever starts the agents cannot keep them alive: runs that wait for them fail with this reason."""
@@ -258,9 +310,10 @@ class Coordinator:
                     "node": name,
                     "state": ("busy" if node.assigned else "online") if node.online else "lost",
                     "facts_json": json.dumps(node.hello.facts),
+                    "labels": dict(node.labels),
                     "wire_bytes_down": node.bytes_down,
                     "wire_bytes_up": node.bytes_up,
-                    "groups_done": node.groups_done,
+                    "groups_done": sum(node.groups_done.values()),
                     "last_seen_s": now - node.seen,
                 }
                 for name, node in sorted(self._nodes.items())
@@ -303,20 +356,31 @@ class Coordinator:
             node.mailbox.put(run)
 
     def _dispatch(self) -> None:
-        """Push pending groups to agents with room, the least busy first."""
+        """Push pending groups to agents with room, the least busy first; of several runs, to the one served least."""
         # A session's first heartbeat says what it still holds; before that nobody can tell what it needs.
         held = {name: len(node.assigned) for name, node in self._nodes.items() if node.online and not node.fresh}
         wanting = {name for name, holds in held.items() if holds <= 1}
-        for opened in self._open.values():
-            while (choice := _choose(opened, held, wanting)) is not None:
-                index, name = choice
-                opened.pending.remove(index)
-                held[name] += 1
-                try:
-                    self._push(name, self._nodes[name], opened, index)
-                except FedloomError as exc:  # the run's own trouble, such as full memory, must not hit an agent's call
-                    opened.pending.clear()
-                    opened.answers.put(exc)
+        waiting = [(opened, self._willing(opened, held)) for opened in self._open.values() if opened.pending]
+        while waiting:
+            place = min(waiting, key=lambda place: place[0].in_work)
+            opened, willing = place
+            choice = _choose(opened, held, willing, wanting)
+            if choice is None:
+                waiting.remove(place)
+                continue
+            index, name = choice
+            opened.pending.remove(index)
+            held[name] += 1
+            try:
+                self._push(name, self._nodes[name], opened, index)
+            except FedloomError as exc:  # the run's own trouble, such as full memory, must not hit an agent's call
+                opened.pending.clear()
+                opened.answers.put(exc)
+
+    def _willing(self, opened: OpenExchange, names: Collection[str]) -> set[str]:
+        """Those of the agents that may get groups of an exchange."""
+        now = time.monotonic()
+        return {name for name in names if opened.wants(name, self._nodes[name].labels, now)}
 
     def _push(self, name: str, node: Node, opened: OpenExchange, index: int) -> None:
         assert node.mailbox is not None
@@ -377,6 +441,43 @@ class Coordinator:
                         opened.pending.remove(key.group)
             self._dispatch()
 
+    def _refusal(self, name: str, session: str, refusal: Refusal) -> None:
+        """A node's policy is against a group: it gets no more of the exchange, for a while or for good."""
+        key = refusal.key
+        with self._changed:
+            node = self._session(name, session)
+            node.seen = time.monotonic()
+            known = node.assigned.pop(key, None) is not None
+            self._ack(node, key, "refused")
+            opened = self._open.get(key[:3])
+            if opened is None or not known or key.group in opened.done:
+                return
+            opened.refusals[name] = refusal
+            opened.unwilling[name] = time.monotonic() + refusal.retry_s if refusal.retry_s else math.inf
+            opened.pending.appendleft(key.group)
+            self._give_up_refused(opened)
+            self._dispatch()
+
+    def _give_up_refused(self, opened: OpenExchange) -> None:
+        """Groups that every node they could go to refuses for good are lost."""
+        never = {name for name, until in opened.unwilling.items() if until == math.inf}
+        able = {name for name, node in self._nodes.items() if node.online and opened.fits(node.labels)}
+        for index in list(opened.pending):
+            only = opened.groups[index].only
+            if (only and only in never) or (not only and never and able <= never):
+                reasons = "; ".join(f"{name}: {opened.refusals[name].reason}" for name in sorted(never)[:3])
+                opened.pending.remove(index)
+                opened.done.add(index)
+                lost = Answer(
+                    index=index,
+                    node=only,
+                    result=None,
+                    lost=f"refused by {only or 'every node'}: {reasons}",
+                    stage="policy",
+                    error=f"{PolicyRefused.__module__}.{PolicyRefused.__name__}",
+                )
+                opened.answers.put(lost)
+
     def _result(self, name: str, session: str, result: GroupResult) -> None:
         key = result.key
         with self._changed:
@@ -413,8 +514,8 @@ class Coordinator:
                 opened.pending.remove(key.group)
             for other in self._nodes.values():
                 other.assigned.pop(key, None)
-            node.groups_done += 1
-            node.busy_s += result.busy_s
+            node.groups_done[key.run_id] = node.groups_done.get(key.run_id, 0) + 1
+            node.busy_s[key.run_id] = node.busy_s.get(key.run_id, 0.0) + result.busy_s
             node.bytes_up += sum(
                 ref.size for ref in (result.total, *result.states.values()) if ref is not None and _beside_the_wire(ref)
             )
@@ -463,6 +564,8 @@ class Coordinator:
                     for name, node in self._nodes.items()
                     if node.online and node.locality != "process" and now - node.seen > self._lost_after_s
                 ]
+                if any(opened.unwilling for opened in self._open.values()):
+                    self._dispatch()  # a refusal may be over
                 for name, node in self._nodes.items():
                     if node.gone_since is not None and now - node.gone_since > self._grace_s and node.assigned:
                         self._requeue(name, node, set(), "the agent's process ended or its connection broke")
@@ -470,7 +573,9 @@ class Coordinator:
                 self.detach(name, session, f"no heartbeat for {self._lost_after_s:.0f} s")
 
 
-def _choose(opened: OpenExchange, held: Mapping[str, int], wanting: Collection[str]) -> tuple[int, str] | None:
+def _choose(
+    opened: OpenExchange, held: Mapping[str, int], willing: Collection[str], wanting: Collection[str]
+) -> tuple[int, str] | None:
     """The next group to push, and to whom; None while nobody has room.
 
     One group in hand and one waiting hides the way to the server and back. Agents are filled up only when they are down
@@ -480,13 +585,14 @@ def _choose(opened: OpenExchange, held: Mapping[str, int], wanting: Collection[s
     Args:
         opened: whose groups.
         held: groups each agent holds by now.
+        willing: agents that may get any of them.
         wanting: agents that held at most one before this was begun.
     """
-    most = MAX_HELD if len(opened.pending) > len(held) else 1
+    most = MAX_HELD if len(opened.pending) > len(willing) else 1
     for index in opened.pending:
-        prefer = opened.groups[index].prefer
-        free = [(held[name], name) for name in ([prefer] if prefer in held else wanting)]
-        free = [place for place in free if place[1] in wanting and place[0] < most]
+        prefer, only = opened.groups[index].prefer, opened.groups[index].only
+        names = [only] if only else [prefer] if prefer in willing else willing
+        free = [(held[name], name) for name in names if name in willing and name in wanting and held[name] < most]
         if free:
             return index, min(free)[1]
         if not opened.choosy:

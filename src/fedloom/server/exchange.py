@@ -7,7 +7,8 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,7 +28,7 @@ from fedloom.core.errors import (
     UsageError,
     catalogue,
 )
-from fedloom.core.events import ClientLost, ClientsDone, Event
+from fedloom.core.events import ClientLost, ClientsDone, Event, NodeRefused
 from fedloom.core.history import Failure
 from fedloom.core.messages import RunSpec
 from fedloom.core.records import ClientFailure, ClientReport, Exchange, Job, Record
@@ -55,6 +56,22 @@ class Collected:
     aggregation_s: float = 0.0
     duplicates: int = 0
     reassigned: int = 0
+    refusals: dict[str, str] = field(default_factory=dict)
+    """Why nodes would not take part, by node."""
+    asked: list[int] = field(default_factory=list)
+    """Clients whose jobs were put out, in cohort order."""
+    unneeded: list[int] = field(default_factory=list)
+    """Clients asked whose answers were not waited for, because enough others had come."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spare:
+    """Clients beyond those a round needs."""
+
+    enough: int
+    """Answers that close the exchange."""
+    reserve: int
+    """Jobs, at the end, that go out only in place of lost ones."""
 
 
 class Collector:
@@ -88,6 +105,7 @@ class Collector:
         deadline_s: float | None,
         group_size: int | None = None,
         telling: bool = False,
+        spare: Spare | None = None,
     ) -> Collected:
         """Put the exchange's jobs out and fold what comes back; `telling` emits progress as clients answer.
 
@@ -102,10 +120,11 @@ class Collector:
         size = group_size or self._experiment.group_size
         # Held updates lie on different nodes: they travel one by one and are folded here as their groups would be.
         span, size = (size, 1) if exchange.collects is not None else (1, size)
-        groups = self._groups(exchange, round, index, size)
+        spare = spare or Spare(enough=len(exchange.jobs), reserve=0)
+        groups, reserve = self._groups(exchange, round, index, size, spare.reserve)
         kind = _accumulator(exchange.accumulator)
-        with self._coordinator.exchange(self._run, round, index, exchange, groups) as opened:
-            fold = _Fold(kind, len(groups), len(exchange.jobs), quorum, round, span)
+        with self._coordinator.exchange(self._run, round, index, exchange, groups, reserve) as opened:
+            fold = _Fold(kind, groups, reserve, spare.enough, quorum, round, span)
             end = time.monotonic() + deadline_s if deadline_s is not None else None
             try:
                 while fold.open:
@@ -113,30 +132,45 @@ class Collector:
                     answer = self._next(opened, end)
                     fold.collected.waiting_s += time.perf_counter() - begin
                     if answer is None:
-                        fold.expire(groups, deadline_s or 0.0)
+                        fold.expire(deadline_s or 0.0, self._coordinator.holders(opened))
                         break
                     begin = time.perf_counter()
-                    fold.take(answer, groups[answer.index].jobs)
+                    released = fold.take(answer)
+                    if released:
+                        self._coordinator.release(opened, released)
                     self._keep_states(answer, round, index)
                     self._remember_places(exchange, answer, round)
                     self._remember_readers(exchange, answer, groups[answer.index].jobs)
                     fold.collected.aggregation_s += time.perf_counter() - begin
                     if telling:
-                        done, cohort = len(fold.collected.reports), len(exchange.jobs)
+                        done, cohort = len(fold.collected.reports), spare.enough
                         self._emit(ClientsDone(run_id=self._run.run_id, round=round, done=done, cohort=cohort))
                 fold.finish()
             finally:  # a round that fails tells of its missing answers, too
                 for failure in fold.collected.failures if telling else ():
                     self._emit(ClientLost(run_id=self._run.run_id, failure=as_line(failure)))
+                for node, refusal in opened.refusals.items():
+                    self._emit(
+                        NodeRefused(
+                            run_id=self._run.run_id, round=round, node=node, kind=refusal.kind, reason=refusal.reason
+                        )
+                    )
             fold.collected.duplicates, fold.collected.reassigned = opened.duplicates, opened.reassigned
+            fold.collected.refusals = {node: refusal.reason for node, refusal in opened.refusals.items()}
         return fold.collected
 
-    def _groups(self, exchange: Exchange, round: int, index: int, size: int) -> list[PlannedGroup]:
+    def _groups(
+        self, exchange: Exchange, round: int, index: int, size: int, reserve: int
+    ) -> tuple[list[PlannedGroup], range]:
+        """The jobs in groups, those in reserve apart; and which of the groups are in reserve."""
         jobs = self.holders.mark(exchange.jobs, exchange.inputs)
-        groups = [self._group(jobs[start : start + size], round, index) for start in range(0, len(jobs), size)]
-        if exchange.collects is None or self._updates_round != round:
-            return groups
-        return [replace(group, prefer=self._updates_at.get(group.jobs[0].client, "")) for group in groups]
+        first = len(jobs) - reserve
+        parts = [jobs[start : min(start + size, first)] for start in range(0, first, size)]
+        held_back = [jobs[start : start + size] for start in range(first, len(jobs), size)]
+        groups = [self._group(part, round, index) for part in (*parts, *held_back)]
+        if exchange.collects is not None and self._updates_round == round:
+            groups = [replace(group, prefer=self._updates_at.get(group.jobs[0].client, "")) for group in groups]
+        return groups, range(len(parts), len(groups))
 
     def _remember_places(self, exchange: Exchange, answer: Answer, round: int) -> None:
         """Which node has which client's update."""
@@ -222,26 +256,44 @@ class _Fold:
     """Answers on their way into one accumulator, in group order, and whether enough of them came.
 
     Args:
+        kind: of the accumulator.
+        groups: all there are.
+        reserve: indices of those that go out only in place of lost ones.
+        enough: clients whose answers close the exchange.
+        quorum: share of those that must answer.
+        round: for messages.
         span: consecutive groups that are summed apart before they join the total: sums then have the same bits as if
             those groups had been one.
     """
 
-    def __init__(self, kind: Any, groups: int, clients: int, quorum: float, round: int, span: int) -> None:
-        self._kind, self._clients, self._round, self._span = kind, clients, round, span
+    def __init__(
+        self,
+        kind: Any,
+        groups: Sequence[PlannedGroup],
+        reserve: Collection[int],
+        enough: int,
+        quorum: float,
+        round: int,
+        span: int,
+    ) -> None:
+        self._kind, self._groups, self._round, self._span = kind, groups, round, span
         self._part, self._part_index = kind(), 0
-        self._needed = max(1, int(np.ceil(quorum * clients - 1e-9)))
-        self._waiting = set(range(groups))
+        self._enough, self._answered = enough, 0
+        self._needed = max(1, int(np.ceil(quorum * enough - 1e-9)))
+        self._reserve = deque(reserve)
+        self._waiting = set(range(len(groups))) - set(reserve)
         self._held: dict[int, Answer] = {}
         self._next = 0
         self.collected = Collected(total=kind())
 
     @property
     def open(self) -> bool:
-        """Whether groups are still out."""
-        return bool(self._waiting)
+        """Whether groups are still out, and waited for."""
+        return bool(self._waiting) and self._answered < self._enough
 
-    def take(self, answer: Answer, jobs: tuple[Job, ...]) -> None:
-        """Take one group's answer, and fold every group whose turn it is."""
+    def take(self, answer: Answer) -> list[int]:
+        """Take one group's answer, and fold every group whose turn it is; returns groups to release from reserve."""
+        known, jobs = len(self.collected.failures), self._groups[answer.index].jobs
         self._waiting.discard(answer.index)
         self._held[answer.index] = answer
         if answer.result is None:
@@ -249,8 +301,8 @@ class _Fold:
                 ClientFailure(
                     client=job.client,
                     round=self._round,
-                    stage="worker",
-                    error="WorkerDied",
+                    stage=answer.stage,
+                    error=answer.error,
                     message=answer.lost,
                     node=answer.node,
                 )
@@ -258,13 +310,24 @@ class _Fold:
             ]
         else:
             self.collected.failures += answer.result.failures
+            self._answered += len(answer.result.reports)
+        released = self._release(len(self.collected.failures) - known)
         self._check_quorum()
         while self._next in self._held:
             self._fold(self._held.pop(self._next))
             self._next += 1
+        return released
 
-    def expire(self, groups: list[PlannedGroup], deadline_s: float) -> None:
-        """The deadline has come: what is still out is missing."""
+    def _release(self, lost: int) -> list[int]:
+        """Groups of the reserve with as many clients as were lost."""
+        released: list[int] = []
+        while self._reserve and sum(len(self._groups[index].jobs) for index in released) < lost:
+            released.append(self._reserve.popleft())
+        self._waiting |= set(released)
+        return released
+
+    def expire(self, deadline_s: float, holders: Mapping[int, str]) -> None:
+        """The deadline has come: what is still out is missing, and which node had it is told."""
         for index in sorted(self._waiting):
             self.collected.failures += [
                 ClientFailure(
@@ -272,16 +335,21 @@ class _Fold:
                     round=self._round,
                     stage="deadline",
                     error="DeadlineExceeded",
-                    message=f"no answer within {deadline_s:g} s",
+                    message=f"no answer within {deadline_s:g} s"
+                    + ("" if index in holders else "; no node had room for it"),
+                    node=holders.get(index, ""),
                     seconds=deadline_s,
                 )
-                for job in groups[index].jobs
+                for job in self._groups[index].jobs
             ]
         self._waiting.clear()
-        self._check_quorum()
+        self._check_quorum(hoping=False)
 
     def finish(self) -> None:
         """Fold what waited for groups that never came, in order."""
+        asked = set(range(len(self._groups))) - set(self._reserve)
+        self.collected.asked = [job.client for index in sorted(asked) for job in self._groups[index].jobs]
+        self.collected.unneeded = [job.client for index in sorted(self._waiting) for job in self._groups[index].jobs]
         for index in sorted(self._held):
             self._fold(self._held[index])
         self._held.clear()
@@ -317,19 +385,21 @@ class _Fold:
             self.collected.total.merge(self._part)
             self._part = self._kind()
 
-    def _check_quorum(self) -> None:
+    def _check_quorum(self, *, hoping: bool = True) -> None:
+        """Raise unless enough can still answer, with (hoping) or without those in reserve."""
         failures = self.collected.failures
-        if self._clients - len(failures) >= self._needed:
+        out = sum(len(group.jobs) for index, group in enumerate(self._groups) if hoping or index not in self._reserve)
+        if out - len(failures) >= self._needed:
             return
         kinds = {failure.error for failure in failures}
         if len(kinds) == 1 and (kind := _USAGE.get(kinds.pop())) is not None:
             raise kind(failures[0].message)  # every client met the same wrong input: that is the error to show
         told = "\n".join(failure.describe() for failure in failures[:3])
         more = f"\n… and {len(failures) - 3} more" if len(failures) > 3 else ""
-        if self._needed == self._clients and all(failure.traceback for failure in failures):
+        if self._needed == self._enough and all(failure.traceback for failure in failures):
             raise ClientFailed(f"{told}{more}")
         raise QuorumNotReached(
-            f"round {self._round} needs answers of {self._needed} of {self._clients} clients, but {len(failures)} are "
+            f"round {self._round} needs answers of {self._needed} of {self._enough} clients, but {len(failures)} are "
             f"missing (round.quorum_fraction and round.deadline_s decide this):\n{told}{more}"
         )
 

@@ -16,7 +16,7 @@ from fedloom.core.errors import FedloomError, RunFailed, UnsupportedFeature
 from fedloom.core.events import Event, Notice, RoundFinished, RoundStarted
 from fedloom.core.history import RoundRecord, Timing
 from fedloom.core.messages import RunSpec
-from fedloom.core.protocols import Pending, Roster, Selection, Strategy, Telling, WorkloadInfo
+from fedloom.core.protocols import Monitor, Pending, Roster, Selection, Strategy, Telling, Watched, WorkloadInfo
 from fedloom.core.records import (
     MODEL,
     Arrays,
@@ -25,17 +25,16 @@ from fedloom.core.records import (
     Job,
     Record,
     RoundContext,
-    metric_values,
 )
 from fedloom.core.seeds import generator
 from fedloom.core.state import dump_state, load_state, pinned_in
 from fedloom.server.choices import observed
 from fedloom.server.coordinator import Coordinator
-from fedloom.server.exchange import Collector
+from fedloom.server.exchange import Collector, Spare
 from fedloom.server.holders import Holders
 from fedloom.server.run_store import Checkpoint, RunStore
 from fedloom.server.saver import Saver
-from fedloom.server.tally import Tally, shares, sum_metrics
+from fedloom.server.tally import Tally, evaluated, shares, sum_metrics
 
 
 @dataclass
@@ -79,6 +78,10 @@ class Loop:
         self._selection: Selection[Any] = registry.part(
             "selection", experiment.selection.name, "selection"
         ).build_selection(experiment.selection)
+        self._monitor: Monitor | None = None
+        if experiment.monitor is not None:
+            part = registry.part("monitors", experiment.monitor.name, "monitor")
+            self._monitor = part.build_monitor(experiment.monitor)
         self._collector = Collector(
             experiment, self.run, coordinator, store, emit, stop or threading.Event(), pump, patience_s
         )
@@ -86,6 +89,8 @@ class Loop:
         self._progress: _Progress | None = None
         self._began, self._earlier_s = time.perf_counter(), 0.0
         self._alarms: set[str] = set()
+        self._warned: set[str] = set()
+        self._monitored: list[Mapping[str, Any]] = []
         self.info = WorkloadInfo(data={})
 
     @property
@@ -120,7 +125,7 @@ class Loop:
             initial = self._initial()
             roster = self._roster()
             self._progress = _Progress(0, self._strategy.init(initial), self._selection.init(roster))
-        self._store.rounds(upto=self._progress.round)
+        self._monitored = [r.monitor for r in self._store.rounds(upto=self._progress.round) if r.monitor]
         self._store.choices(upto=self._progress.round)
         return self._progress.round + 1
 
@@ -159,7 +164,7 @@ class Loop:
     def _round(self, progress: _Progress, number: int) -> bool:
         """One round; False when the strategy wants no further one."""
         begin = time.perf_counter()
-        before = shares(self._coordinator.nodes())
+        before = shares(self._coordinator.nodes(), self.run.run_id)
         tally = Tally()
         planned = self._plan(progress, number, tally)
         if planned is None:
@@ -169,12 +174,15 @@ class Loop:
         choice = tally.choice(context)
         selection = observed(self._selection, progress.selection, tally.trained(), tally.probed, choice.missed)
         evaluation, evaluation_s = self._evaluate(state, number, tally)
+        watched = self._watched(state, number, tally)
+        if watched is not None:
+            evaluation = {**(evaluation or {}), **watched.metrics}
         waited = self._saver.wait()
         progress.round, progress.strategy, progress.selection = number, state, selection
         self._retain(progress)
         record = tally.record(
             context,
-            shares(self._coordinator.nodes(), before),
+            shares(self._coordinator.nodes(), self.run.run_id, before),
             evaluation,
             Timing(
                 total_s=time.perf_counter() - begin,
@@ -185,11 +193,13 @@ class Loop:
             ),
             self._coordinator.take_stale(self.run.run_id),
             {**_told(self._strategy, state), **_told(self._selection, selection)},
+            watched.info if watched is not None else {},
         )
         self._store.append_choice(choice)
         self._save(progress, record)
         self._emit(RoundFinished(run_id=self.run.run_id, record=record))
         self._watch(number, evaluation)
+        self._warn(number, watched)
         return True
 
     def _watch(self, number: int, evaluation: Mapping[str, float] | None) -> None:
@@ -206,9 +216,15 @@ class Loop:
 
     def _plan(self, progress: _Progress, number: int, tally: Tally) -> tuple[RoundContext, Exchange, int] | None:
         """The cohort, and what it is asked first: its context, the exchange, and that exchange's index."""
-        experiment, roster, size = self._experiment, self._roster(), self._experiment.cohort_size
+        experiment, roster = self._experiment, self._roster()
+        size = experiment.num_drawn
         rng = generator(experiment.seed, "selection", number)
         probe = self._selection.probe(progress.selection, roster, size, rng)
+        if probe is not None and size > experiment.cohort_size:
+            raise UnsupportedFeature(
+                f"selection {experiment.selection.name!r} measures candidates, which leaves no spare clients: remove "
+                "round.oversample_fraction and round.reserve_fraction, or choose another selection"
+            )
 
         def choose(reports: Sequence[ClientReport] = ()) -> tuple[int, ...]:
             return self._selection.choose(progress.selection, roster, size, rng, reports)
@@ -265,8 +281,11 @@ class Loop:
                 quorum=exchange.quorum_fraction or self._experiment.round.quorum_fraction,
                 deadline_s=exchange.deadline_s or self._experiment.round.deadline_s,
                 telling=True,
+                spare=(spare := self._spare(exchange, context) if index == 0 else None),
             )
             tally.add(collected, exchange)
+            if spare is not None:
+                tally.asked, tally.unneeded = collected.asked, collected.unneeded
             begin = time.perf_counter()
             try:
                 step = self._strategy.finish(state, collected.total, context)
@@ -285,14 +304,27 @@ class Loop:
             f"strategy {self._experiment.strategy.name!r} asked for 1000 exchanges in round {context.round}"
         )
 
+    def _spare(self, exchange: Exchange, context: RoundContext) -> Spare | None:
+        """Which of the exchange's jobs are beyond what the round needs."""
+        size = self._experiment.cohort_size
+        extra = len(context.cohort) - size
+        if extra <= 0:
+            return None
+        if [job.client for job in exchange.jobs] != list(context.cohort):
+            raise UnsupportedFeature(
+                "spare clients need a strategy that plans one job for each client of the cohort, in order; remove "
+                "round.oversample_fraction and round.reserve_fraction, or use another strategy"
+            )
+        return Spare(enough=size, reserve=max(0, extra - self._experiment.num_oversampled))
+
     def _evaluate(self, state: Any, number: int, tally: Tally) -> tuple[dict[str, float] | None, float]:
         """The global model on held-out data, in parts, by the agents."""
         own = getattr(self._strategy, "evaluation", None)
         if own is not None:
             measured: Mapping[str, float] | None = own(state)
             return (dict(measured) if measured is not None else None), 0.0
-        every, parts = self._experiment.evaluation.every, self._experiment.evaluation.parts
-        if not every or (number % every and number != self._experiment.rounds):
+        parts = self._experiment.evaluation.parts
+        if not self._due(number):
             return None, 0.0
         begin = time.perf_counter()
         inputs = model_inputs(self._strategy, state)
@@ -304,7 +336,47 @@ class Loop:
         collected = self._collector.collect(exchange, number, _EVALUATION, quorum=1.0, deadline_s=None, group_size=1)
         tally.waiting_s += collected.waiting_s
         metrics = sum_metrics(collected.reports)
-        return (metric_values(metrics) if metrics else None), time.perf_counter() - begin
+        return evaluated(metrics, self.info.exponentials), time.perf_counter() - begin
+
+    def _due(self, number: int) -> bool:
+        """Whether the global model is evaluated after this round."""
+        every = self._experiment.evaluation.every
+        return bool(every) and (number % every == 0 or number == self._experiment.rounds)
+
+    def _watched(self, state: Any, number: int, tally: Tally) -> Watched | None:
+        """What the monitor tells of the global model on clients' data, in evaluated rounds."""
+        if self._monitor is None or not self._due(number):
+            return None
+        rng = generator(self._experiment.seed, "monitor", number)
+        asked = self._monitor.asked(self._experiment.clients, rng)
+        inputs = model_inputs(self._strategy, state)
+        knobs = {} if asked.pieces is None else {"pieces": asked.pieces}
+        jobs = tuple(
+            Job(round=number, client=client, kind="monitor", inputs=tuple(inputs), knobs=knobs)
+            for client in asked.clients
+        )
+        collected = self._collector.collect(
+            Exchange(jobs=jobs, inputs=inputs, accumulator="metrics"),
+            number,
+            _MONITOR,
+            quorum=self._experiment.round.quorum_fraction,
+            deadline_s=self._experiment.round.deadline_s,
+            telling=True,
+        )
+        tally.watch(collected)
+        watched = self._monitor.tell(collected.reports, self._monitored)
+        self._monitored.append(watched.info)
+        return watched
+
+    def _warn(self, number: int, watched: Watched | None) -> None:
+        """Tell when a warning of the monitor comes, and when it is gone."""
+        if watched is None:
+            return
+        for name in sorted(self._warned - watched.warnings.keys()):
+            self._emit(Notice(run_id=self.run.run_id, message=f"round {number}: {name}: over"))
+        for name in sorted(watched.warnings.keys() - self._warned):
+            self._emit(Notice(run_id=self.run.run_id, message=f"round {number}: {name}: {watched.warnings[name]}"))
+        self._warned = set(watched.warnings)
 
     def _retain(self, progress: _Progress) -> None:
         """Only pinned records that the state names will be sent again."""
@@ -332,6 +404,8 @@ _EVALUATION = 1 << 16
 """Exchange index of a round's evaluation, beyond any exchange of a strategy."""
 _PROBE = _EVALUATION + 1
 """Exchange index of an evaluation of candidates."""
+_MONITOR = _EVALUATION + 2
+"""Exchange index of a monitor's question."""
 
 
 def model_inputs(strategy: Strategy[Any], state: Any) -> Mapping[str, Record]:

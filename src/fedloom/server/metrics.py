@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from fedloom.core.events import (
     ClientLost,
     NodeChanged,
+    NodeRefused,
     RoundFinished,
     RoundStarted,
     RunFinished,
@@ -53,6 +54,12 @@ class PrometheusSink:
         self._failures = Counter(
             "fedloom_client_failures_total", "Missing answers", ["run", "stage", "error"], registry=home
         )
+        self._refusals = Counter(
+            "fedloom_refusals_total",
+            "Exchanges a node's own policy was against",
+            ["run", "node", "kind"],
+            registry=home,
+        )
         self._late = Counter("fedloom_late_results_total", "Results not folded", ["run", "kind"], registry=home)
         self._nodes = Gauge("fedloom_nodes", "Agents by state", ["state"], registry=home)
         self._evaluation = Gauge(
@@ -71,6 +78,8 @@ class PrometheusSink:
                 self._finished(event)
             case ClientLost():
                 self._failures.labels(event.run_id, event.failure.stage, event.failure.error).inc()
+            case NodeRefused():
+                self._refusals.labels(event.run_id, event.node, event.kind).inc()
             case NodeChanged():
                 self._node(event.node, event.state)
             case RunFinished():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedloom.core.messages import GroupKey, Hello, ToAgent
@@ -71,6 +72,7 @@ class Node:
     locality: str
     """`process`, `host` or `remote`."""
     mailbox: Mailbox | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
     told_runs: set[str] = field(default_factory=set)
     assigned: dict[GroupKey, float] = field(default_factory=dict)
     """Groups it holds, with the time each was pushed (monotonic seconds)."""
@@ -80,8 +82,10 @@ class Node:
     """No heartbeat of this session yet."""
     bytes_down: int = 0
     bytes_up: int = 0
-    groups_done: int = 0
-    busy_s: float = 0.0
+    groups_done: dict[str, int] = field(default_factory=dict)
+    """Groups finished, by run."""
+    busy_s: dict[str, float] = field(default_factory=dict)
+    """Seconds in work, by run."""
 
     @property
     def online(self) -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import queue
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedloom.core.errors import FedloomError
-from fedloom.core.messages import GroupKey, GroupResult, RunSpec
+from fedloom.core.messages import GroupKey, GroupResult, Refusal, RunSpec
 from fedloom.core.records import Exchange, Job, Record
 from fedloom.server.payloads import Offer
 
@@ -25,6 +25,8 @@ class Answer:
     """What clients asked to have back, by client."""
     lost: str = ""
     """Why nobody could do the group."""
+    stage: str = "worker"
+    error: str = "WorkerDied"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,14 +38,26 @@ class PlannedGroup:
     states: Mapping[int, Record] = field(default_factory=dict)
     prefer: str = ""
     """The node that has what the group needs; another one takes it only when that node is gone."""
+    only: str = ""
+    """The node the group is for, whose own client it is; no other ever takes it."""
 
 
 class OpenExchange:
     """An exchange in progress: its run reads answers here, the coordinator puts them."""
 
-    def __init__(self, run: RunSpec, round: int, exchange: int, spec: Exchange, groups: Sequence[PlannedGroup]) -> None:
+    def __init__(
+        self,
+        run: RunSpec,
+        round: int,
+        exchange: int,
+        spec: Exchange,
+        groups: Sequence[PlannedGroup],
+        reserve: Collection[int] = (),
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
         self.run, self.round, self.exchange, self.spec, self.groups = run, round, exchange, spec, groups
-        order = sorted(range(len(groups)), key=lambda index: (-groups[index].work, index))
+        out = [index for index in range(len(groups)) if index not in reserve]
+        order = sorted(out, key=lambda index: (-groups[index].work, index))
         self.pending: deque[int] = deque(order)
         self.inputs: dict[str, Offer] = {}
         self.states: dict[int, Offer] = {}
@@ -51,8 +65,28 @@ class OpenExchange:
         self.deaths: dict[int, int] = {}
         self.answers: queue.SimpleQueue[Answer | FedloomError] = queue.SimpleQueue()
         self.duplicates = self.reassigned = 0
-        self.choosy = any(group.prefer for group in groups)
+        self.choosy = any(group.prefer or group.only for group in groups)
         """Whether any group has a node it belongs to."""
+        self._labels = labels or {}
+        self.unwilling: dict[str, float] = {}
+        """Nodes that refused, and until when (monotonic seconds)."""
+        self.refusals: dict[str, Refusal] = {}
+        """The last refusal of each node."""
+        self.reserve = set(reserve)
+        """Groups that go out only when others are lost."""
+
+    def fits(self, labels: Mapping[str, str]) -> bool:
+        """Whether a node with these labels serves the run."""
+        return all(labels.get(key) == value for key, value in self._labels.items())
+
+    def wants(self, name: str, labels: Mapping[str, str], now: float) -> bool:
+        """Whether a node may get groups of this exchange."""
+        return self.fits(labels) and self.unwilling.get(name, 0.0) <= now
+
+    @property
+    def in_work(self) -> int:
+        """Groups that agents hold."""
+        return len(self.groups) - len(self.pending) - len(self.reserve) - len(self.done)
 
     def key(self, index: int) -> GroupKey:
         """The name of one of its groups."""

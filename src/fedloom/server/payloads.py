@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from fedloom.core import frames
 from fedloom.core.depot import Buffer, Depot
 from fedloom.core.errors import BadFrame, BadMessage, LimitExceeded, NotFound, ServerUnreachable
+from fedloom.core.layout import Layout
 from fedloom.core.messages import PayloadRef
 from fedloom.core.pinned import Pinned
 from fedloom.core.records import Record
@@ -32,7 +33,7 @@ class Offer:
     """A broadcast in one of its exchanges (in all of them, where it is pinned): the record and its forms so far."""
 
     record: Record
-    layout: frames.Layout
+    layout: Layout
     buffer: Buffer | None = None
     sha256: str = ""
     inline: bytes = b""
@@ -91,7 +92,7 @@ class PayloadStore:
     def offer(self, record: Record) -> Offer:
         """Make a record available; nothing is encoded yet."""
         sha256 = record.sha256 if isinstance(record, Pinned) else ""
-        return Offer(record, frames.Layout.of(record), sha256=sha256)
+        return Offer(record, Layout.of(record), sha256=sha256)
 
     def offer_all(self, run_id: str, records: Mapping[str, Record]) -> dict[str, Offer]:
         """Make an exchange's inputs available; pinned ones stay on offer until `retain` leaves them out."""

@@ -15,6 +15,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -30,7 +31,8 @@ _log = logging.getLogger(__name__)
 _SCHEMA = """
 create table if not exists runs (
   run_id text primary key, name text not null, status text not null, rounds integer not null,
-  rounds_done integer not null default 0, error text not null default '', submitted real not null
+  rounds_done integer not null default 0, error text not null default '', submitted real not null,
+  owner text not null default ''
 )
 """
 
@@ -82,18 +84,27 @@ class Events:
             yield event
 
 
+@dataclass
+class _Running:
+    """A run in work."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    ended: bool = False
+
+
 class RunQueue:
-    """Runs in the order they came, one at a time, in a thread of its own.
+    """Runs in the order they came, some of them at once, each in a thread.
 
     Args:
         folder: the server's state: `fedloom.sqlite` and `runs/`. One server at a time.
         run_one: does one run.
+        at_once: runs in work at the same time.
 
     Raises:
         UsageError: another server works on this folder.
     """
 
-    def __init__(self, folder: Path, run_one: RunOne) -> None:
+    def __init__(self, folder: Path, run_one: RunOne, *, at_once: int = 1) -> None:
         self._folder, self._run_one = folder, run_one
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(folder)
@@ -102,37 +113,43 @@ class RunQueue:
         self._database.execute(_SCHEMA)
         self._changed = threading.Condition()
         self._watchers: dict[str, list[Events]] = {}
-        self._stop_run = threading.Event()
-        self._running: str | None = None
-        self._ended = False
+        self._running: dict[str, _Running] = {}
         self._closing = False
-        self._thread = threading.Thread(target=self._work, name="fedloom-runs")
+        self._threads = [threading.Thread(target=self._work, name=f"fedloom-runs-{n}") for n in range(at_once)]
 
     def start(self) -> None:
         """Begin to do runs."""
         with self._changed:
             self._database.execute("update runs set status = 'queued' where status = 'running'")
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
-    def submit(self, values: Mapping[str, Any]) -> str:
+    def submit(self, values: Mapping[str, Any], *, owner: str = "") -> str:
         """Check an experiment and queue it; returns the run's id."""
         experiment = Experiment.parse(values)
         run_id = new_run_id(experiment.name)
         DiskRunStore.create(self._folder / "runs" / run_id, run_id).begin(experiment)
         with self._changed:
             self._database.execute(
-                "insert into runs (run_id, name, status, rounds, submitted) values (?, ?, 'queued', ?, ?)",
-                (run_id, experiment.name, experiment.rounds, time.time()),
+                "insert into runs (run_id, name, status, rounds, submitted, owner) values (?, ?, 'queued', ?, ?, ?)",
+                (run_id, experiment.name, experiment.rounds, time.time(), owner),
             )
             self._changed.notify_all()
         return run_id
 
     def rows(self) -> list[dict[str, Any]]:
         """Every run, oldest first."""
-        names = ("run_id", "name", "status", "rounds_done", "rounds", "error")
+        names = ("run_id", "name", "status", "rounds_done", "rounds", "error", "owner")
         with self._changed:
             rows = self._database.execute(f"select {', '.join(names)} from runs order by submitted").fetchall()
         return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def owner(self, run_id: str) -> str:
+        """Who submitted a run; empty on a server without members."""
+        with self._changed:
+            self._status(run_id)
+            row = self._database.execute("select owner from runs where run_id = ?", (run_id,)).fetchone()
+        return str(row[0])
 
     @contextlib.contextmanager
     def watch(self, run_id: str) -> Iterator[Events]:
@@ -140,7 +157,7 @@ class RunQueue:
         with self._changed:
             status = self._status(run_id)
             past = DiskRunStore.open(self._folder / "runs" / run_id).events()
-            over = status not in ("queued", "running") or (run_id == self._running and self._ended)
+            over = status not in ("queued", "running") or (run_id in self._running and self._running[run_id].ended)
             events = Events(past, finished=over)
             self._watchers.setdefault(run_id, []).append(events)
         try:
@@ -156,18 +173,20 @@ class RunQueue:
             if status == "queued":
                 self._set(run_id, status="interrupted")
                 self._end_watches(run_id)
-            elif run_id == self._running:
-                self._stop_run.set()
+            elif run_id in self._running:
+                self._running[run_id].stop.set()
         return status
 
     def close(self) -> None:
-        """End the running run at its next chance, keep the rest queued, and close the database."""
+        """End the running runs at their next chance, keep the rest queued, and close the database."""
         with self._changed:
             self._closing = True
-            self._stop_run.set()
+            for running in self._running.values():
+                running.stop.set()
             self._changed.notify_all()
-        if self._thread.is_alive():
-            self._thread.join()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
         self._database.close()
         self._lock.close()
 
@@ -188,11 +207,10 @@ class RunQueue:
                     "select run_id from runs where status = 'queued' order by submitted limit 1"
                 ).fetchone()
                 if row is not None:
-                    self._running = str(row[0])
-                    self._set(self._running, status="running", error="")
-                    self._ended = False
-                    self._stop_run.clear()
-                    return self._running
+                    run_id = str(row[0])
+                    self._set(run_id, status="running", error="")
+                    self._running[run_id] = _Running()
+                    return run_id
                 self._changed.wait()
         return None
 
@@ -202,14 +220,14 @@ class RunQueue:
                 summary = self._run_one(
                     DiskRunStore.open(self._folder / "runs" / run_id),
                     lambda event, run_id=run_id: self._emit(run_id, event),  # type: ignore[misc]
-                    self._stop_run,
+                    self._running[run_id].stop,
                 )
                 status, error = summary.status, summary.error or ""
             except Exception as exc:
-                _log.exception("run %s failed outside its loop", run_id)
+                _log.exception("run %s failed outside its loop", run_id, extra={"run": run_id})
                 status, error = "failed", f"{type(exc).__name__}: {exc}"
             with self._changed:
-                self._running = None
+                del self._running[run_id]
                 if self._closing and status == "interrupted":
                     status = "queued"  # the next server goes on with it
                 self._set(run_id, status=status, error=error)
@@ -222,7 +240,8 @@ class RunQueue:
     def _emit(self, run_id: str, event: Event) -> None:
         values = event_json(event)
         with self._changed:
-            self._ended = isinstance(event, RunFinished)
+            if run_id in self._running:
+                self._running[run_id].ended = isinstance(event, RunFinished)
             if isinstance(event, RoundFinished):
                 self._set(run_id, rounds_done=event.record.round)
             for watcher in self._watchers.get(run_id, []):

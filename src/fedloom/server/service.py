@@ -6,13 +6,13 @@ become their status; anything else becomes INTERNAL with a neutral sentence, and
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -20,17 +20,26 @@ import grpc
 from fedloom.core.errors import (
     BadMessage,
     FedloomError,
+    Forbidden,
     NotFound,
     ServerUnreachable,
-    Unauthenticated,
     UsageError,
 )
 from fedloom.proto.v1 import codec
 from fedloom.proto.v1 import control_pb2 as control_pb
 from fedloom.proto.v1 import fleet_pb2 as pb
 from fedloom.proto.v1.control_pb2_grpc import ControlServicer, add_ControlServicer_to_server
+from fedloom.proto.v1.enroll_pb2_grpc import (
+    add_AdminServicer_to_server,
+    add_CredentialsServicer_to_server,
+    add_EnrollServicer_to_server,
+)
 from fedloom.proto.v1.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
+from fedloom.server.answering import answering
+from fedloom.server.authority import Authority
 from fedloom.server.coordinator import Coordinator
+from fedloom.server.enroll_service import AdminService, CredentialsService, EnrollService, Security
+from fedloom.server.gate import Caller, Gate, MemberGate, TokenGate, metadata
 from fedloom.server.nodes import Mailbox
 from fedloom.server.run_queue import RunQueue
 
@@ -42,30 +51,43 @@ MAX_BATCH = 16
 """Messages to an agent that may travel together; their inlined payloads stay well under MAX_MESSAGE_BYTES."""
 MAX_STREAMS = 4096
 """Threads at most: each connected agent takes two while it is connected."""
+MAX_ENROLL_BYTES = 16 << 10
+"""The largest message taken from a caller without a certificate."""
+ENROLLING = 4
+"""Joins worked on at once; four times as many may wait, further ones are refused."""
+
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 2 << 20),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
 
 
 class FleetService(FleetServicer):
     """What agents call."""
 
-    def __init__(self, coordinator: Coordinator, token: str) -> None:
-        self._coordinator, self._token = coordinator, token
+    def __init__(self, coordinator: Coordinator, gate: Gate) -> None:
+        self._coordinator, self._gate = coordinator, gate
 
     def Register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.RegisterReply:
-        with _answering(context):
-            _authenticate(context, self._token)
-            welcome = self._coordinator.register(codec.read_hello(request), "remote")
+        with answering(context):
+            caller, hello = self._gate.admit(context, "Fleet/Register"), codec.read_hello(request)
+            self._gate.own_name(caller, hello.node)
+            welcome = self._coordinator.register(hello, "remote", caller.labels)
             return codec.welcome_message(welcome)
 
     def Work(
         self, request_iterator: Iterator[pb.FromAgentBatch], context: grpc.ServicerContext
     ) -> Iterator[pb.ToAgentBatch]:
-        with _answering(context):
-            node, session = self._caller(context)
+        with answering(context):
+            caller, node, session = self._caller(context, "Fleet/Work")
             mailbox = self._coordinator.attach(node, session, self._locality(context))
             refused: list[FedloomError] = []
             reader = threading.Thread(
                 target=self._read,
-                args=(request_iterator, context, node, session, mailbox, refused),
+                args=(request_iterator, context, caller, node, session, mailbox, refused),
                 name=f"read-{node}",
                 daemon=True,
             )
@@ -80,23 +102,23 @@ class FleetService(FleetServicer):
                 raise refused[0]
 
     def UploadOffset(self, request: pb.UploadRequest, context: grpc.ServicerContext) -> pb.UploadReply:
-        with _answering(context):
-            node, _ = self._caller(context)
+        with answering(context):
+            _, node, _ = self._caller(context, "Fleet/UploadOffset")
             received = self._coordinator.payloads.upload_offset(node, request.sha256, request.size)
             return pb.UploadReply(received=received)
 
     def download(self, request: pb.DownloadRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
         """Stream a payload as raw chunks."""
-        with _answering(context):
-            node, _ = self._caller(context)
+        with answering(context):
+            _, node, _ = self._caller(context, "Fleet/Download")
             for chunk in self._coordinator.payloads.download(request.sha256, request.offset):
                 self._coordinator.count_bytes(node, down=len(chunk))
                 yield chunk
 
     def upload(self, request_iterator: Iterator[bytes], context: grpc.ServicerContext) -> pb.UploadReply:
         """Take a payload as raw chunks."""
-        with _answering(context):
-            node, _ = self._caller(context)
+        with answering(context):
+            _, node, _ = self._caller(context, "Fleet/Upload")
             head = _parse(pb.UploadRequest, next(request_iterator, b""))
             received = self._coordinator.payloads.upload(
                 node, head.sha256, head.size, head.offset, self._counted(node, _until_broken(request_iterator))
@@ -112,6 +134,7 @@ class FleetService(FleetServicer):
         self,
         requests: Iterator[pb.FromAgentBatch],
         context: grpc.ServicerContext,
+        caller: Caller,
         node: str,
         session: str,
         mailbox: Mailbox,
@@ -119,6 +142,7 @@ class FleetService(FleetServicer):
     ) -> None:
         try:
             for wire in requests:
+                self._gate.check(caller)
                 self._coordinator.count_bytes(node, up=wire.ByteSize())
                 if not wire.messages:
                     raise BadMessage(f"node {node!r} sent an empty batch; is the agent newer than this server?")
@@ -127,7 +151,7 @@ class FleetService(FleetServicer):
         except NotFound as exc:  # another session has taken this one's place
             self._coordinator.detach(node, session, str(exc), mailbox)
         except FedloomError as exc:
-            _log.warning("node %s: %s", node, exc)
+            _log.warning("node %s: %s", node, exc, extra={"node": node})
             refused.append(exc)
             self._coordinator.detach(node, session, str(exc), mailbox)
         except grpc.RpcError:
@@ -135,110 +159,180 @@ class FleetService(FleetServicer):
         except Exception:
             # gRPC ends the request iterator with a bare Exception when the stream is torn down.
             if context.is_active():
-                _log.exception("node %s: its stream failed", node)
+                _log.exception("node %s: its stream failed", node, extra={"node": node})
             self._coordinator.detach(node, session, "its connection broke", mailbox)
 
-    def _caller(self, context: grpc.ServicerContext) -> tuple[str, str]:
-        metadata = _authenticate(context, self._token)
-        node, session = metadata.get("fedloom-node", ""), metadata.get("fedloom-session", "")
+    def _caller(self, context: grpc.ServicerContext, call: str) -> tuple[Caller, str, str]:
+        caller, told = self._gate.admit(context, call), metadata(context)
+        node, session = told.get("fedloom-node", ""), told.get("fedloom-session", "")
         if not node or not session:
             raise BadMessage("call without fedloom-node and fedloom-session in its metadata; register first")
+        self._gate.own_name(caller, node)
         self._coordinator.check_session(node, session)
-        return node, session
+        return caller, node, session
 
     def _locality(self, context: grpc.ServicerContext) -> str:
         depot = self._coordinator.payloads.depot
-        proof = dict(context.invocation_metadata()).get("fedloom-locality", "")
-        same_host = depot is not None and hmac.compare_digest(str(proof), f"host:{depot.nonce}")
+        proof = metadata(context).get("fedloom-locality", "")
+        same_host = depot is not None and hmac.compare_digest(proof, f"host:{depot.nonce}")
         return "host" if same_host else "remote"
 
 
 class ControlService(ControlServicer):
     """What people and their tools call."""
 
-    def __init__(self, coordinator: Coordinator, runs: RunQueue, token: str) -> None:
-        self._coordinator, self._runs, self._token = coordinator, runs, token
+    def __init__(self, coordinator: Coordinator, runs: RunQueue, gate: Gate) -> None:
+        self._coordinator, self._runs, self._gate = coordinator, runs, gate
 
     def Submit(self, request: control_pb.SubmitRequest, context: grpc.ServicerContext) -> control_pb.SubmitReply:
-        with _answering(context):
-            _authenticate(context, self._token)
+        with answering(context):
+            caller = self._gate.admit(context, "Control/Submit")
             try:
                 values = json.loads(request.experiment_json)
             except (ValueError, RecursionError) as exc:
                 raise BadMessage(f"submit: the experiment is not JSON: {exc}") from exc
             if not isinstance(values, dict):
                 raise BadMessage(f"submit: expected the experiment as a JSON object, got a {type(values).__name__}")
-            return control_pb.SubmitReply(run_id=self._runs.submit(values))
+            return control_pb.SubmitReply(run_id=self._runs.submit(values, owner=caller.name))
 
     def ListRuns(self, request: control_pb.ListRunsRequest, context: grpc.ServicerContext) -> control_pb.ListRunsReply:
-        with _answering(context):
-            _authenticate(context, self._token)
-            rows = [control_pb.RunRow(**row) for row in self._runs.rows()]
-            return control_pb.ListRunsReply(runs=rows)
+        with answering(context):
+            caller = self._gate.admit(context, "Control/ListRuns")
+            rows = [row for row in self._runs.rows() if caller.role == "admin" or row["owner"] == caller.name]
+            return control_pb.ListRunsReply(runs=[control_pb.RunRow(**row) for row in rows])
 
     def Watch(self, request: control_pb.WatchRequest, context: grpc.ServicerContext) -> Iterator[control_pb.WatchReply]:
-        with _answering(context):
-            _authenticate(context, self._token)
+        with answering(context):
+            caller = self._gate.admit(context, "Control/Watch")
+            self._own_run(caller, request.run_id)
             with self._runs.watch(request.run_id) as events:
                 context.add_callback(events.close)
                 for event in events:
+                    self._gate.check(caller)
                     yield control_pb.WatchReply(event_json=json.dumps(event))
 
     def Stop(self, request: control_pb.StopRequest, context: grpc.ServicerContext) -> control_pb.StopReply:
-        with _answering(context):
-            _authenticate(context, self._token)
+        with answering(context):
+            self._own_run(self._gate.admit(context, "Control/Stop"), request.run_id)
             return control_pb.StopReply(status=self._runs.stop(request.run_id))
 
     def ListNodes(
         self, request: control_pb.ListNodesRequest, context: grpc.ServicerContext
     ) -> control_pb.ListNodesReply:
-        with _answering(context):
-            _authenticate(context, self._token)
+        with answering(context):
+            self._gate.admit(context, "Control/ListNodes")
             return control_pb.ListNodesReply(nodes=[control_pb.NodeRow(**row) for row in self._coordinator.rows()])
+
+    def _own_run(self, caller: Caller, run_id: str) -> None:
+        """Users look after their own runs, administrators after all."""
+        if caller.role != "admin" and self._runs.owner(run_id) != caller.name:
+            raise Forbidden(f"run {run_id!r} belongs to {self._runs.owner(run_id)!r}, not to {caller.name!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Listening:
+    """A server that answers."""
+
+    stop: Callable[[], None]
+    port: int
+    enroll_port: int = 0
+    """Port of the Enroll service; 0 where the server has no members."""
 
 
 def listen(
-    coordinator: Coordinator, runs: RunQueue | None, host: str, port: int, token: str
-) -> tuple[Callable[[], None], int]:
-    """Start a gRPC server; returns what stops it, and the port it has (port 0 takes a free one).
+    coordinator: Coordinator,
+    runs: RunQueue | None,
+    host: str,
+    port: int,
+    *,
+    token: str = "",
+    security: Security | None = None,
+    enroll_port: int = 0,
+) -> Listening:
+    """Start to answer; port 0 takes a free one.
+
+    Args:
+        coordinator: of the agents.
+        runs: for people's calls; None where there are none.
+        host, port: where to answer.
+        token: shared secret of a server without members; connections are then not encrypted.
+        security: of a server with members: mutual TLS on `port`, and Enroll on `enroll_port`.
+        enroll_port: where devices join.
 
     Raises:
-        UsageError: the port is taken or the address is not this machine's.
+        UsageError: a port is taken or the address is not this machine's.
     """
     pool = ThreadPoolExecutor(MAX_STREAMS, thread_name_prefix="grpc")
-    server = grpc.server(
-        pool,
-        options=(
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.so_reuseport", 0),
-            ("grpc.http2.bdp_probe", 0),
-            ("grpc.http2.lookahead_bytes", 2 << 20),
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-        ),
-    )
-    fleet = FleetService(coordinator, token)
+    server = grpc.server(pool, options=(*_limits(MAX_MESSAGE_BYTES), *_OPTIONS))
+    members = MemberGate(security.registry) if security is not None else None
+    gate: Gate = members or TokenGate(token)
+    fleet = FleetService(coordinator, gate)
     add_FleetServicer_to_server(fleet, server)
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("fedloom.proto.v1.Fleet", _raw_methods(fleet)),)
     )
     if runs is not None:
-        add_ControlServicer_to_server(ControlService(coordinator, runs, token), server)
-    try:
-        bound = server.add_insecure_port(f"{host}:{port}")
-    except RuntimeError as exc:
-        raise UsageError(
-            f"cannot listen on {host}:{port}: the port is in use, or the address is not this machine's. "
-            "Choose another --port (0 takes a free one)"
-        ) from exc
+        add_ControlServicer_to_server(ControlService(coordinator, runs, gate), server)
+    enrolling: grpc.Server | None = None
+    if security is not None and members is not None:
+        bound = _bind(server, host, port, _credentials(security.authority, members_only=True))
+        enrolling = grpc.server(
+            ThreadPoolExecutor(ENROLLING, thread_name_prefix="enroll"),
+            options=(*_limits(MAX_ENROLL_BYTES), *_OPTIONS),
+            maximum_concurrent_rpcs=ENROLLING * 4,
+        )
+        add_EnrollServicer_to_server(EnrollService(security, bound), enrolling)
+        enroll_port = _bind(enrolling, host, enroll_port, _credentials(security.authority, members_only=False))
+        add_CredentialsServicer_to_server(CredentialsService(security, gate), server)
+        add_AdminServicer_to_server(AdminService(security, members, enroll_port, coordinator), server)
+        enrolling.start()
+    else:
+        bound, enroll_port = _bind(server, host, port, None), 0
     server.start()
 
     def stop() -> None:
+        if enrolling is not None:
+            enrolling.stop(grace=1.0).wait()
         server.stop(grace=1.0).wait()
         pool.shutdown(wait=False)
 
-    return stop, bound
+    return Listening(stop=stop, port=bound, enroll_port=enroll_port)
+
+
+def _limits(max_bytes: int) -> tuple[tuple[str, int], ...]:
+    return ("grpc.max_receive_message_length", max_bytes), ("grpc.max_send_message_length", MAX_MESSAGE_BYTES)
+
+
+def _bind(server: grpc.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
+    address = f"{host}:{port}"
+    try:
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
+    except RuntimeError as exc:
+        raise UsageError(
+            f"cannot listen on {address}: the port is in use, or the address is not this machine's. "
+            "Choose another --port (0 takes a free one)"
+        ) from exc
+
+
+def _credentials(authority: Authority, *, members_only: bool) -> grpc.ServerCredentials:
+    """The server's certificate, looked at again with every connection so that a fresh one is used in time."""
+    roots = authority.certificate_pem if members_only else None
+
+    def now() -> Any:
+        return grpc.ssl_server_certificate_configuration([authority.server_pair()], roots)
+
+    last = [authority.server_pair()]
+
+    def fetch() -> Any:
+        pair = authority.server_pair()
+        if pair == last[0]:
+            return None
+        last[0] = pair
+        return now()
+
+    return grpc.dynamic_ssl_server_credentials(now(), fetch, require_client_authentication=members_only)
 
 
 def _raw_methods(fleet: FleetService) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
@@ -251,31 +345,6 @@ def _raw_methods(fleet: FleetService) -> dict[str, grpc.RpcMethodHandler[Any, An
             fleet.upload, response_serializer=pb.UploadReply.SerializeToString
         ),
     }
-
-
-def _authenticate(context: grpc.ServicerContext, token: str) -> dict[str, str]:
-    metadata = {key: str(value) for key, value in context.invocation_metadata()}
-    if token and not hmac.compare_digest(metadata.get("fedloom-token", ""), token):
-        raise Unauthenticated("the call carries no token, or another server's; give the agent this server's token")
-    return metadata
-
-
-@contextlib.contextmanager
-def _answering(context: grpc.ServicerContext) -> Iterator[None]:
-    """Turn errors into statuses."""
-    try:
-        yield
-    except FedloomError as exc:
-        if exc.public is not None:
-            _log.error("%s", exc)
-        context.abort(grpc.StatusCode[exc.status], exc.public_message())
-    except grpc.RpcError:
-        raise
-    except Exception as exc:
-        if not context.is_active() or type(exc) is Exception:
-            raise  # the caller is gone, or this is gRPC's own way out of `abort`
-        _log.exception("a call failed")
-        context.abort(grpc.StatusCode.INTERNAL, str(FedloomError.public))
 
 
 def _until_broken(requests: Iterator[bytes]) -> Iterator[bytes]:

@@ -102,6 +102,7 @@ def run_session(
             arrays = loop.arrays()
     finally:
         loop.close()
+        coordinator.forget_run(store.run_id)
     history = store.rounds()
     summary = _summary(experiment, store, loop, place(), history, arrays, error)
     never_began = isinstance(error, UsageError) and not history

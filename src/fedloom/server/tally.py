@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +23,8 @@ class Tally:
     """Reports of the answers that were folded."""
     probed: list[ClientReport] = field(default_factory=list)
     """Reports of candidates, whose updates (if they trained) stayed where they were."""
+    watched: list[ClientReport] = field(default_factory=list)
+    """Reports to a monitor: they cost traffic, and are no part of training."""
     collected: list[int] = field(default_factory=list)
     """Clients asked for an update that had waited with them."""
     failures: list[Failure] = field(default_factory=list)
@@ -28,6 +32,10 @@ class Tally:
     aggregation_s: float = 0.0
     duplicates: int = 0
     reassigned: int = 0
+    refusals: dict[str, str] = field(default_factory=dict)
+    asked: list[int] = field(default_factory=list)
+    """Clients that were put out, where some of the cohort were spare."""
+    unneeded: list[int] = field(default_factory=list)
 
     def add(self, collected: Collected, exchange: Exchange, *, probe: bool = False) -> None:
         """Count an exchange."""
@@ -38,6 +46,13 @@ class Tally:
         self.waiting_s += collected.waiting_s
         self.aggregation_s += collected.aggregation_s
         self.duplicates += collected.duplicates
+        self.reassigned += collected.reassigned
+        self.refusals |= collected.refusals
+
+    def watch(self, collected: Collected) -> None:
+        """Count a monitor's question."""
+        self.watched.extend(collected.reports)
+        self.waiting_s += collected.waiting_s
         self.reassigned += collected.reassigned
 
     def trained(self) -> Sequence[ClientReport]:
@@ -68,16 +83,18 @@ class Tally:
         timing: Timing,
         stale: int,
         info: Mapping[str, Any],
+        monitor: Mapping[str, Any],
     ) -> RoundRecord:
         """The line for `rounds.jsonl`."""
         reports = [*self.probed, *self.folded]
+        costly = [*reports, *self.watched]
         seconds: dict[str, float] = {}
         worked = [report for report in reports if report.num_trained] or reports
         for report in worked:
             seconds[str(report.client)] = seconds.get(str(report.client), 0.0) + report.seconds
         return RoundRecord(
             round=context.round,
-            cohort=self.collected or list(context.cohort),
+            cohort=self.collected or self.asked or list(context.cohort),
             candidates=[report.client for report in self.probed],
             probe={str(report.client): _short(report.info) for report in self.probed if report.info},
             num_examples=sum(report.num_examples for report in self.updates()),
@@ -85,21 +102,24 @@ class Tally:
             metrics=metric_values(sum_metrics(self.folded)),
             evaluation=evaluation,
             traffic=Traffic(
-                bytes_down=sum(report.bytes_down for report in reports),
-                bytes_up=sum(report.bytes_up for report in reports),
-                params_down=sum(report.params_down for report in reports),
-                params_up=sum(report.params_up for report in reports),
+                bytes_down=sum(report.bytes_down for report in costly),
+                bytes_up=sum(report.bytes_up for report in costly),
+                params_down=sum(report.params_down for report in costly),
+                params_up=sum(report.params_up for report in costly),
                 wire_bytes_down=sum(share.wire_bytes_down for share in shares.values()),
                 wire_bytes_up=sum(share.wire_bytes_up for share in shares.values()),
             ),
             timing=timing.model_copy(update={"training_s": sum(report.seconds for report in worked)}),
             client_seconds=seconds,
             failures=self.failures,
+            unneeded=self.unneeded,
+            refusals=self.refusals,
             stale=stale,
             duplicates=self.duplicates,
             reassigned=self.reassigned,
             nodes=dict(shares),
             info=dict(info),
+            monitor=dict(monitor),
         )
 
 
@@ -119,15 +139,36 @@ def sum_metrics(reports: Sequence[ClientReport]) -> Metrics:
     return total
 
 
-def shares(nodes: Mapping[str, Node], before: Mapping[str, NodeShare] | None = None) -> dict[str, NodeShare]:
-    """What each node has done, or has done since `before`; nodes that did nothing are left out."""
+def evaluated(metrics: Metrics, exponentials: Mapping[str, str]) -> dict[str, float] | None:
+    """An evaluation's means, and the workload's `exponentials` of them; None where nothing was measured."""
+    values = metric_values(metrics)
+    for name, exponent in exponentials.items():
+        if exponent in values:
+            values[name] = math.exp(values[exponent]) if values[exponent] < _LARGEST_EXPONENT else math.inf
+    return values or None
+
+
+_LARGEST_EXPONENT = math.log(sys.float_info.max)
+
+
+def shares(
+    nodes: Mapping[str, Node], run_id: str, before: Mapping[str, NodeShare] | None = None
+) -> dict[str, NodeShare]:
+    """What each node has done for a run, or has done since `before`; nodes that did nothing are left out.
+
+    Bytes are the node's, of all runs it serves at the time; a node that served only others in between is left out.
+    """
     found = {}
     for name, node in nodes.items():
         now = NodeShare(
-            jobs=node.groups_done, busy_s=node.busy_s, wire_bytes_down=node.bytes_down, wire_bytes_up=node.bytes_up
+            jobs=node.groups_done.get(run_id, 0),
+            busy_s=node.busy_s.get(run_id, 0.0),
+            wire_bytes_down=node.bytes_down,
+            wire_bytes_up=node.bytes_up,
         )
         earlier = (before or {}).get(name, NodeShare())
         values = {key: value - getattr(earlier, key) for key, value in now.model_dump().items()}
-        if any(values.values()):
+        for_others = not now.jobs and any(node.groups_done.values())
+        if any(values.values()) and not for_others:
             found[name] = NodeShare(**values)
     return found

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedloom.core.config import Experiment
+from fedloom.core.config import PLUGINS, Experiment
 from fedloom.core.errors import ConfigError, FedloomError, UsageError
 from fedloom.simulation import api
 from fedloom.studies.definition import Definition, Unseen
 
 _KINDS = ("name", "scheme", "source")
 """Keys that say which kind a table is."""
-_PLUGINS = ("strategy", "workload", "selection")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ def overlay(values: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, A
     """
     result = dict(values)
     for key, value in change.items():
-        if key in _PLUGINS and isinstance(value, str):
+        if key in PLUGINS and isinstance(value, str):
             value = {"name": value}
         there = result.get(key)
         if isinstance(there, Mapping) and isinstance(value, Mapping) and _same_kind(there, value):

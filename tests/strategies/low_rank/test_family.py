@@ -33,8 +33,9 @@ def initial() -> Record:
     arrays = {f"{name}.w": rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
     arrays["y.w"] = np.ascontiguousarray(arrays["y.w"].T)
     arrays["head"] = np.zeros(3, np.float32)
+    arrays["rest"] = np.zeros(1000, np.float32)  # so that a few rounds' changes are smaller than the base
     told = {
-        name: {"weight": f"{name}.w", "out": out, "in": in_, "transposed": name == "y"}
+        name: {"kind": "conv1d" if name == "y" else "linear", "weight": f"{name}.w", "out": out, "in": in_}
         for name, (out, in_) in SHAPES.items()
     }
     return Record({MODEL: arrays}, {"adaptable": told, "head": ["head"]})

@@ -19,6 +19,7 @@ from fedloom.simulation import api
 from fedloom.simulation.api import RunResult
 from fedloom.strategies._low_rank.layers import chosen_layers
 from fedloom.strategies._low_rank.saving import uplink
+from fedloom.strategies._low_rank.state import Adapters
 from fedloom.strategies.fedlora.config import Config as FedLoraConfig
 from fedloom.strategies.fedlora.strategy import build_strategy
 from fedloom.strategies.sa_fedlora.config import Config
@@ -257,11 +258,28 @@ class TestTheFamily:
             assert record.traffic.params_down == sent + len(new) * (FULL - HEAD)
 
     def test_stacks_go_down_once_to_each_client(self, run: Run) -> None:
+        """A stack has Σ r_k (o + i) elements; the fourth makes them more than the base, so there is a new base."""
+        stack, base = 2 * 2 * WIDTH, FULL - HEAD
+        assert 3 * stack <= base < 4 * stack
         result = run("flora", settings={"rank": 2}, clients=2)
-        for record in result.history:
-            stack = 2 * 2 * WIDTH if record.round > 1 else FULL - HEAD  # Σ r_k (o + i); the base in the first round
+        news = [base, stack, stack, stack, base, stack]
+        for record, new in zip(result.history, news, strict=True):
             assert record.traffic.params_up == 2 * (2 * WIDTH + HEAD)
-            assert record.traffic.params_down == 2 * (stack + HEAD)
+            assert record.traffic.params_down == 2 * (new + HEAD)
+        assert [record.info["params_base"] for record in result.history] == [
+            base + stacks * stack for stacks in (0, 1, 2, 3, 0, 1)
+        ]
+
+    @pytest.mark.parametrize("strategy", ["flora", "sa_fedlora"])
+    def test_a_new_base_changes_no_model(self, run: Run, strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """With and without it: the same change, added in another order of float32 operations."""
+        settings = {"rank": 4} if strategy == "flora" else {**SA, "initiating_rounds": 0, "aggregation": "residual"}
+        compact = run(strategy, settings=settings)
+        monkeypatch.setattr(Adapters, "folded", lambda self, fold: replace(self, folds=(*self.folds, fold)))
+        plain = run(strategy, settings=settings)
+        assert compact.summary.params_down != plain.summary.params_down
+        for name, array in plain.arrays.items():
+            np.testing.assert_allclose(compact.arrays[name], array, atol=1e-5)
 
     def test_gates_and_scores_are_counted(self, run: Run) -> None:
         result = run("fed_adalora", settings={"rank_max": 4, "rank_min": 4}, clients=2)

@@ -14,8 +14,9 @@ from transformers.pytorch_utils import Conv1D
 
 from fedloom.core.errors import ConfigError, UnsupportedFeature
 from fedloom.core.seeds import generator
+from fedloom.strategies._low_rank.layers import Layer, chosen_layers
+from fedloom.strategies._low_rank.peft_files import AdapterFile, export_adapters, import_adapters
 from fedloom.workloads._adapters.layers import LoraLayer, attach, merge
-from fedloom.workloads._adapters.peft_files import AdapterFile, export_adapters, import_adapters
 from fedloom.workloads._adapters.targets import adaptable, model_info, output_layer
 
 
@@ -37,6 +38,12 @@ class Net(nn.Module):
 
 
 TARGETS = ["words", "picture", "query", "c_attn"]
+HEAD = ("head.weight", "head.bias")
+
+
+def targeted(model: nn.Module) -> dict[str, Layer]:
+    """The modules with adapters, as a server knows them."""
+    return chosen_layers(model_info(model, head=["head"]), TARGETS, 1)
 
 
 def net() -> Net:
@@ -138,9 +145,9 @@ class TestTargets:
         info = model_info(model, head=[output_layer(model)])
         assert info["head"] == ["head.weight", "head.bias"]
         assert info["adaptable"] == {
-            "picture": {"weight": "picture.weight", "out": 4, "in": 18, "transposed": False},
-            "attention.query": {"weight": "attention.query.weight", "out": 8, "in": 6, "transposed": False},
-            "attention.c_attn": {"weight": "attention.c_attn.weight", "out": 5, "in": 6, "transposed": True},
+            "picture": {"kind": "conv2d", "weight": "picture.weight", "out": 4, "in": 18, "kernel": [3, 3]},
+            "attention.query": {"kind": "linear", "weight": "attention.query.weight", "out": 8, "in": 6},
+            "attention.c_attn": {"kind": "conv1d", "weight": "attention.c_attn.weight", "out": 5, "in": 6},
         }
 
 
@@ -159,7 +166,7 @@ class TestPeft:
         model.head.bias.data[:] = 1.0
         a, b = {name: pair[0] for name, pair in pairs.items()}, {name: pair[1] for name, pair in pairs.items()}
         made = AdapterFile(a=a, b=b, scale=1.7, head=head)
-        export_adapters(folder, model, made)
+        export_adapters(folder, targeted(model), made)
         return model(*inputs()), made
 
     def test_what_we_write_gives_peft_the_same_outputs(self, tmp_path: Path) -> None:
@@ -191,7 +198,7 @@ class TestPeft:
         ids, images = inputs()
         want = theirs(ids, images.float())
         model = net().float()
-        read = import_adapters(tmp_path, model, scale=2.0)
+        read = import_adapters(tmp_path, targeted(model), HEAD, scale=2.0)
         layers, _ = attach(model, TARGETS, rank_max=3, scale=2.0)
         for name, layer in layers.items():
             layer.rank = len(read.a[name])
@@ -203,7 +210,7 @@ class TestPeft:
 
     def test_there_and_back_is_the_same(self, tmp_path: Path) -> None:
         _, made = self.export(tmp_path)
-        read = import_adapters(tmp_path, net())
+        read = import_adapters(tmp_path, targeted(net()), HEAD)
         assert read.scale == pytest.approx(1.7)
         for mine, theirs in ((made.a, read.a), (made.b, read.b), (made.head, read.head)):
             assert mine.keys() == theirs.keys()
@@ -213,11 +220,22 @@ class TestPeft:
     @pytest.mark.parametrize(
         ("spoil", "words"),
         [
-            (lambda t: t.pop("base_model.model.attention.query.lora_B.weight"), r"one factor: \['attention.query'\]"),
-            (lambda t: t.update({"base_model.model.nowhere.lora_A.weight": np.ones((2, 2))}), "nowhere.lora_A"),
-            (lambda t: t.clear(), "modules with both: 0"),
+            (
+                lambda t: t.pop("base_model.model.attention.query.lora_B.weight"),
+                r"4 modules .*: 1 keys \(attention\.query\.lora_B\) missing, 0 keys left over",
+            ),
+            (
+                lambda t: t.update({"base_model.model.nowhere.lora_A.weight": np.ones((2, 2))}),
+                r"0 keys missing, 1 keys \(base_model\.model\.nowhere\.lora_A\.weight\) left over",
+            ),
+            (lambda t: t.pop("base_model.model.head.bias"), r"1 keys \(head\.bias\) missing"),
+            (lambda t: t.clear(), r"8 keys \(words\.lora_A, picture\.lora_A, .*, …\) missing"),
+            (
+                lambda t: t.update({"base_model.model.attention.query.lora_B.weight": np.ones((9, 2))}),
+                r"A \(2, 6\) and B \(9, 2\) do not fit module 'attention\.query'; expected A \(r, 6\) and B \(8, r\)",
+            ),
         ],
-        ids=["missing", "left-over", "empty"],
+        ids=["missing", "left-over", "half a head", "empty", "shape"],
     )
     def test_keys_missing_or_left_over_are_named(self, tmp_path: Path, spoil: Any, words: str) -> None:
         from safetensors.numpy import load_file, save_file
@@ -227,14 +245,14 @@ class TestPeft:
         spoil(tensors)
         save_file(tensors, tmp_path / "adapter_model.safetensors")
         with pytest.raises(ConfigError, match=words):
-            import_adapters(tmp_path, net())
+            import_adapters(tmp_path, targeted(net()), HEAD)
 
     def test_more_than_a_product_is_refused(self, tmp_path: Path) -> None:
         self.export(tmp_path)
         path = tmp_path / "adapter_config.json"
         path.write_text(path.read_text().replace('"use_dora": false', '"use_dora": true'))
         with pytest.raises(UnsupportedFeature, match="use_dora"):
-            import_adapters(tmp_path, net())
+            import_adapters(tmp_path, targeted(net()), HEAD)
 
 
 def test_a_copied_model_carries_no_adapter_of_the_original() -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedloom.core import frames, registry
+from fedloom.core import registry
 from fedloom.core.accumulators import BUILTIN
 from fedloom.core.config import Experiment
+from fedloom.core.layout import Layout
 from fedloom.core.records import LORA_A, LORA_B, MODEL, Record, RoundContext, Update
 from fedloom.core.seeds import generator
 from fedloom.strategies._low_rank.saving import saving
@@ -58,7 +59,7 @@ def test_fifty_rounds_send_what_the_formula_says_tensor_by_tensor(experiment: Ex
         context = RoundContext(round=round, cohort=(0,), population=1, rounds=ROUNDS, seed=1)
         exchange = strategy.plan(state, context)
         groups = exchange.inputs[MODEL].groups  # what comes back has the shapes of what went out
-        slots = frames.Layout.of(Record(groups)).slots
+        slots = Layout.of(Record(groups)).slots
         sent = Record(groups).num_elements
         assert sum(int(np.prod(slot.shape)) for slot in slots) == sent
         if not schedule.is_initiating(round):

@@ -13,10 +13,10 @@ from torch import nn
 from fedloom.core.errors import BadUpdate, ConfigError
 from fedloom.core.records import MODEL, Record, arrays_sha256
 from fedloom.core.seeds import generator
+from fedloom.workloads._vision.augment import augmented
 from fedloom.workloads.meat.averaging import MovingAverage
 from fedloom.workloads.meat.config import AttackSettings, DefenseSettings
 from fedloom.workloads.meat.defenses import loss_of, perturbed
-from fedloom.workloads.meat.images import augmented
 from fedloom.workloads.meat.statistics import LEAST_BATCHES, reestimate
 from fedloom.workloads.meat.weights import perturbation, shift
 

@@ -23,6 +23,8 @@ from fedloom.core.messages import (
     Heartbeat,
     Hello,
     PayloadRef,
+    Refusal,
+    RunOver,
     RunSpec,
     ToAgent,
     Welcome,
@@ -32,6 +34,8 @@ from fedloom.proto.v1 import fleet_pb2 as pb
 
 MAX_NAME = 256
 """Characters in a name on the wire."""
+MAX_HELD = 4096
+"""Groups one heartbeat may name."""
 MAX_TEXT = 64 << 10
 """Characters of a traceback or message on the wire; the rest is cut."""
 
@@ -49,6 +53,8 @@ def to_agent_message(message: ToAgent) -> pb.ToAgent:
             return pb.ToAgent(cancel=pb.Cancel(run_id=message.run_id, round=message.round, exchange=message.exchange))
         case Goodbye():
             return pb.ToAgent(goodbye=pb.Goodbye(reason=message.reason, come_back=message.come_back))
+        case RunOver():
+            return pb.ToAgent(over=pb.RunOver(run_id=message.run_id))
 
 
 def read_to_agent(message: pb.ToAgent) -> ToAgent:
@@ -64,6 +70,8 @@ def read_to_agent(message: pb.ToAgent) -> ToAgent:
             return Cancel(run_id=message.cancel.run_id, round=message.cancel.round, exchange=message.cancel.exchange)
         case "goodbye":
             return Goodbye(reason=message.goodbye.reason, come_back=message.goodbye.come_back)
+        case "over":
+            return RunOver(run_id=message.over.run_id)
         case other:
             raise BadMessage(f"the server sent a message of kind {other!r}; is it newer than this agent?")
 
@@ -78,6 +86,9 @@ def from_agent_message(message: FromAgent) -> pb.FromAgent:
             return pb.FromAgent(heartbeat=pb.Heartbeat(held=held, missing_runs=message.missing_runs))
         case Goodbye():
             return pb.FromAgent(goodbye=pb.Goodbye(reason=message.reason))
+        case Refusal():
+            key, reason = _key(message.key), message.reason[:MAX_TEXT]
+            return pb.FromAgent(refusal=pb.Refusal(key=key, kind=message.kind, reason=reason, retry_s=message.retry_s))
 
 
 def read_from_agent(message: pb.FromAgent, node: str) -> FromAgent:
@@ -86,10 +97,19 @@ def read_from_agent(message: pb.FromAgent, node: str) -> FromAgent:
         case "result":
             return _read_result(message.result, node)
         case "heartbeat":
+            if len(message.heartbeat.held) > MAX_HELD or len(message.heartbeat.missing_runs) > MAX_HELD:
+                raise BadMessage(f"heartbeat: expected at most {MAX_HELD} groups and runs, got more")
             held = tuple(_read_key(key) for key in message.heartbeat.held)
             return Heartbeat(held=held, missing_runs=tuple(message.heartbeat.missing_runs))
         case "goodbye":
             return Goodbye(reason=message.goodbye.reason[:MAX_TEXT])
+        case "refusal":
+            return Refusal(
+                key=_read_key(message.refusal.key),
+                kind=_name(message.refusal.kind, "refusal.kind"),
+                reason=message.refusal.reason[:MAX_TEXT],
+                retry_s=_number(message.refusal.retry_s, "refusal.retry_s"),
+            )
         case other:
             raise BadMessage(f"node {node!r} sent a message of kind {other!r}; is the agent newer than this server?")
 

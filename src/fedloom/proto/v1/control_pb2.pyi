@@ -81,12 +81,15 @@ class RunRow(_message.Message):
     ROUNDS_DONE_FIELD_NUMBER: _builtins.int
     ROUNDS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     name: _builtins.str
     status: _builtins.str
     rounds_done: _builtins.int
     rounds: _builtins.int
     error: _builtins.str
+    owner: _builtins.str
+    """Who submitted it; empty on a server without members."""
     def __init__(
         self,
         *,
@@ -96,10 +99,11 @@ class RunRow(_message.Message):
         rounds_done: _builtins.int = ...,
         rounds: _builtins.int = ...,
         error: _builtins.str = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "name", b"name", "rounds", b"rounds", "rounds_done", b"rounds_done", "run_id", b"run_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "name", b"name", "owner", b"owner", "rounds", b"rounds", "rounds_done", b"rounds_done", "run_id", b"run_id", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -221,6 +225,26 @@ Global___ListNodesRequest: _TypeAlias = ListNodesRequest  # noqa: Y015
 class NodeRow(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NODE_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     FACTS_JSON_FIELD_NUMBER: _builtins.int
@@ -228,6 +252,7 @@ class NodeRow(_message.Message):
     WIRE_BYTES_UP_FIELD_NUMBER: _builtins.int
     GROUPS_DONE_FIELD_NUMBER: _builtins.int
     LAST_SEEN_S_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     state: _builtins.str
     facts_json: _builtins.str
@@ -235,6 +260,8 @@ class NodeRow(_message.Message):
     wire_bytes_up: _builtins.int
     groups_done: _builtins.int
     last_seen_s: _builtins.float
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
         self,
         *,
@@ -245,10 +272,11 @@ class NodeRow(_message.Message):
         wire_bytes_up: _builtins.int = ...,
         groups_done: _builtins.int = ...,
         last_seen_s: _builtins.float = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["facts_json", b"facts_json", "groups_done", b"groups_done", "last_seen_s", b"last_seen_s", "node", b"node", "state", b"state", "wire_bytes_down", b"wire_bytes_down", "wire_bytes_up", b"wire_bytes_up"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["facts_json", b"facts_json", "groups_done", b"groups_done", "labels", b"labels", "last_seen_s", b"last_seen_s", "node", b"node", "state", b"state", "wire_bytes_down", b"wire_bytes_down", "wire_bytes_up", b"wire_bytes_up"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

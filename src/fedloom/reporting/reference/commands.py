@@ -24,6 +24,8 @@ def render() -> str:
 
 
 def _command(name: str, command: click.Command) -> list[str]:
+    if isinstance(command, click.Group):
+        return [part for below, each in command.commands.items() for part in _command(f"{name} {below}", each)]
     context = click.Context(command, info_name=f"fedloom {name}")
     usage = " ".join([f"fedloom {name}", *command.collect_usage_pieces(context)])
     parameters = [each for each in command.get_params(context) if "--help" not in each.opts]

@@ -10,11 +10,12 @@ from typing import Literal
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from fedloom.client.policy import Policy
 from fedloom.core import registry
-from fedloom.core.config import Experiment, PluginSettings
+from fedloom.core.config import PLUGINS, Experiment, PluginSettings
 from fedloom.reporting.reference.markdown import code, default_words, document, models_in, prose, table, type_words
 
-_SECTIONS = {"strategies": "strategy", "workloads": "workload", "selection": "selection"}
+_SECTIONS = {kind: section for section, kind in PLUGINS.items()}
 _HEAD = ("key", "type", "default", "meaning")
 
 
@@ -27,6 +28,9 @@ def render() -> str:
         "## Experiment",
         *_model(Experiment, "", level=3),
         *(part for kind, section in _SECTIONS.items() for part in _kind(kind, section)),
+        "## A node's policy",
+        "A file of its own, `policy.toml` beside a node's key; an experiment cannot change it.",
+        *_model(Policy, "", level=3),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from fedloom.strategies._low_rank.layers import chosen_layers, fresh_a, layer_in
 from fedloom.strategies._low_rank.method import SHARED, Method
 from fedloom.strategies._low_rank.rule import FRESH
 from fedloom.strategies._low_rank.shrink import grown, ordered, ranks_by_importance, resized, uniform_ranks
+from fedloom.strategies._low_rank.start import SETTING, started
 from fedloom.strategies._low_rank.state import Adapters
 from fedloom.strategies._low_rank.wire import pack
 
@@ -52,6 +54,11 @@ class LowRank:
             raise ConfigError(
                 "strategy.client_ranks: clients of different ranks cannot share one frozen A; set "
                 'strategy.aggregation to "factor", "product_svd" or "stack"'
+            )
+        if method.start is not None and self._full(1):
+            raise ConfigError(
+                f"{SETTING}: adapters begin on the model the run begins with, and its first rounds would change that; "
+                'set strategy.initiating_rounds = 0, or strategy.init_mode = "lora"'
             )
 
     # The interface of a strategy
@@ -97,10 +104,16 @@ class LowRank:
         return {MODEL: state.record(self.method.scale, self._rank_max), **state.beneath()}
 
     def report(self, state: Adapters) -> Info:
-        """Stage, ranks, what one client without a limit sends and receives, and the aggregation's error."""
+        """Stage, ranks, the aggregation's error, and what one client without a limit sends and receives; beside that
+        what it reads when it is asked for the first time (`params_base`, `bytes_base`)."""
         return state.told
 
     # The initiating stage
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether what the adapters stand on may be another model than the one the run began with."""
+        return self._full(1) or self.method.aggregation in ("stack", "residual") or self.method.shrink == "fold"
 
     def _full(self, round: int) -> bool:
         """Whether whole models travel in a round."""
@@ -132,7 +145,16 @@ class LowRank:
         head = {name: state.model[name] for name in order if name in state.head}
         a, b = self._fresh(state, self.method.schedule.rank_max)
         state = replace(state, model=head, base=Pinned.of(base), lora_a=a, lora_b=b, anchor=None)
+        if self.method.start is not None:
+            state = self._started(state, self.method.start)
         return self._with_frozen_a(state) if self.method.aggregation == "freeze_a" else state
+
+    def _started(self, state: Adapters, folder: Path) -> Adapters:
+        """The adapters of a folder; merged into the base at once where every round makes fresh factors."""
+        state = started(state, folder, self.method.scale, self._rank_max)
+        if self.method.aggregation != "stack":
+            return state
+        return self._restarted(replace(state, rank=self._rank_max), state.factors)
 
     # The annealing stage
 
@@ -158,7 +180,7 @@ class LowRank:
             lora_b={name: b for name, (_, b) in factors.items()},
         )
         if folded:
-            state = replace(state, folds=(*state.folds, _fold(folded, self.method.scale)))
+            state = state.folded(_fold(folded, self.method.scale))
         return self._with_frozen_a(state) if self.method.aggregation == "freeze_a" else state
 
     def _resized(self, state: Adapters, rank: int) -> tuple[_Pairs, _Pairs]:
@@ -229,7 +251,12 @@ class LowRank:
 
     def _finish_adapters(self, ready: Adapters, total: Accumulator, context: RoundContext) -> Adapters:
         state, told = self._aggregated(ready, total, context)
-        counts = self._counts(self._broadcast(ready), self._sent(ready))
+        beneath = ready.beneath().values()
+        counts = {
+            **self._counts(self._broadcast(ready), self._sent(ready)),
+            "params_base": sum(pinned.num_elements for pinned in beneath),
+            "bytes_base": sum(pinned.num_bytes for pinned in beneath),
+        }
         ranks = {name: len(a) for name, (a, _) in ready.factors.items()}
         stage = "initiating" if self.method.schedule.is_initiating(context.round) else "annealing"
         return replace(state, told={"stage": stage, "rank": ready.rank, "ranks": ranks, **counts, **told})
@@ -265,11 +292,11 @@ class LowRank:
         if self.method.aggregation != "residual" or not error:
             return state, error
         rest = {name: product.minus(a[name], b[name]).compact() for name, product in products.items()}
-        return replace(state, folds=(*state.folds, _fold(rest, self.method.scale))), 0.0
+        return state.folded(_fold(rest, self.method.scale)), 0.0
 
     def _restarted(self, state: Adapters, pairs: _Pairs) -> Adapters:
         """The clients' mean change merged into the base, and factors made anew."""
-        state = replace(state, folds=(*state.folds, _fold(pairs, self.method.scale)), restarts=state.restarts + 1)
+        state = replace(state.folded(_fold(pairs, self.method.scale)), restarts=state.restarts + 1)
         a, b = self._fresh(state, state.rank)
         return replace(state, lora_a=a, lora_b=b)
 

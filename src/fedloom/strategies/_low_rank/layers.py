@@ -21,8 +21,15 @@ class Layer:
     """Name of the weight among the model's arrays."""
     out: int
     in_: int
-    transposed: bool
-    """Whether the weight is stored as (i, o)."""
+    kind: str
+    """`linear`, `conv1d` (transformers'), `conv2d` or `embedding`."""
+    kernel: tuple[int, int] | None = None
+    """Height and width of a convolution's filters; i is their area times the channels they read."""
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the weight is stored as (i, o)."""
+        return self.kind in ("conv1d", "embedding")
 
     @property
     def width(self) -> int:
@@ -60,12 +67,16 @@ def chosen_layers(info: Info, targets: Sequence[str], rank_max: int) -> dict[str
 
 def layer_of(told: Info) -> Layer:
     """A layer from its JSON."""
-    return Layer(told["weight"], int(told["out"]), int(told["in"]), bool(told["transposed"]))
+    kernel = told.get("kernel")
+    return Layer(
+        told["weight"], int(told["out"]), int(told["in"]), told["kind"], (kernel[0], kernel[1]) if kernel else None
+    )
 
 
 def layer_info(layer: Layer) -> Info:
     """The inverse of `layer_of`."""
-    return {"weight": layer.weight, "out": layer.out, "in": layer.in_, "transposed": layer.transposed}
+    told = {"kind": layer.kind, "weight": layer.weight, "out": layer.out, "in": layer.in_}
+    return {**told, "kernel": list(layer.kernel)} if layer.kernel else told
 
 
 def fresh_a(seed: int, restart: int, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from fedloom.core.config import Experiment
@@ -41,6 +42,8 @@ class Method:
     allocation: Literal["uniform", "importance"] = "uniform"
     aggregation: Aggregation = "factor"
     client_ranks: tuple[int, ...] = ()
+    start: Path | None = None
+    """Folder of the adapters a run starts from."""
     rule: str = SHARED
     knobs: Info = field(default_factory=dict)
     """For the clients of annealing rounds, beside those of the shared rule."""
@@ -57,4 +60,5 @@ def shared_method(config: LowRankSettings, experiment: Experiment, schedule: Sch
         wire=config.wire,
         mu=config.mu,
         rate_factor=config.rate_factor,
+        start=Path(config.adapters).expanduser() if config.adapters else None,
     )

@@ -24,6 +24,9 @@ class LowRankSettings(PluginSettings):
     """`train`: the task's head is trained and travels beside the adapters. `freeze`: it stays as it is."""
     wire: Wire = "fp32"
     """What travels, both ways: 32-bit floats, 16-bit floats, or 8-bit whole numbers with a scale per 64 elements."""
+    adapters: str | None = None
+    """Folder with adapters in PEFT's form to start from, such as `fedloom adapters export` writes; None makes fresh
+    ones. They have to be for the layers `targets` mean, on the weights the run begins with. Read once."""
     mu: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     """Weight of the proximal term on what is trained in adapter rounds (dimensionless); 0 is without."""
     rate_factor: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedloom.core.pinned import Pinned
 from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, LORA_E, MODEL, Array, Arrays, Info, Record
@@ -68,6 +68,19 @@ class Adapters:
         inputs |= {f"fold-{number}": fold for number, fold in enumerate(self.folds, 1)}
         return inputs if self.frozen_a is None else {**inputs, FACTORS: self.frozen_a}
 
+    def folded(self, fold: Pinned) -> Adapters:
+        """The state with one more change merged into the base.
+
+        Once the changes together hold more elements than the base, there is a new base with all of them in it, which
+        everybody reads anew. So nobody who comes late reads more than twice a base, and nobody who was there from the
+        beginning reads more than twice what the changes alone would have taken.
+        """
+        assert self.base is not None
+        state = replace(self, folds=(*self.folds, fold))
+        if sum(each.num_elements for each in state.folds) <= self.base.num_elements:
+            return state
+        return replace(state, base=Pinned.of(Record({MODEL: state.frozen()}, self.base.info)), folds=())
+
     def record(self, scale: float, rank_max: int) -> Record:
         """What is trained, as one record that names what it stands on."""
         groups = {MODEL: self.model, LORA_A: self.lora_a, LORA_B: self.lora_b}
@@ -82,12 +95,20 @@ class Adapters:
         """The model as one set of arrays, adapters and folds merged, in the workload's names."""
         if self.base is None:
             return self.model
-        layers = self.shapes()
-        arrays: Arrays = {**self.base.groups[MODEL], **self.model}
-        for fold in self.folds:
-            arrays = merged(arrays, layers, fold.groups[LORA_A], fold.groups[LORA_B], 1.0)
-        a = {name: a for name, (a, _) in self.factors.items()}
-        b = {name: b * self.lora_e[name] if self.lora_e else b for name, b in self.lora_b.items()}
-        arrays = merged(arrays, layers, a, b, scale)
+        a, b = self.product()
+        arrays = merged({**self.frozen(), **self.model}, self.shapes(), a, b, scale)
         order = self.base.info["order"]
         return {name: arrays[name] for name in order}
+
+    def frozen(self) -> Arrays:
+        """What the adapters stand on, folds merged: every array but the trained head's."""
+        assert self.base is not None
+        arrays, layers = self.base.groups[MODEL], self.shapes()
+        for fold in self.folds:
+            arrays = merged(arrays, layers, fold.groups[LORA_A], fold.groups[LORA_B], 1.0)
+        return arrays
+
+    def product(self) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Factors A and B by layer whose product is the change but for s: gates are in B."""
+        a = {name: a for name, (a, _) in self.factors.items()}
+        return a, {name: b * self.lora_e[name] if self.lora_e else b for name, b in self.lora_b.items()}

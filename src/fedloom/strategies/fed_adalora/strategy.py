@@ -33,6 +33,8 @@ class FedAdaLoRA(LowRank):
 
     def _frozen(self, state: Adapters) -> Adapters:
         state = super()._frozen(state)
+        if self.method.start is not None:
+            return replace(state, lora_e={name: np.ones(len(a), np.float32) for name, a in state.lora_a.items()})
         return replace(
             state,
             lora_a={name: self._drawn(LORA_A, name, a.shape) for name, a in state.lora_a.items()},

@@ -1,1 +1,1 @@
-"""Low-rank adapters on PyTorch models: layers, the federation's record on a model, PEFT's files."""
+"""Low-rank adapters on PyTorch models: layers, and the federation's record on a model."""

@@ -13,7 +13,7 @@ from fedloom.core.pinned import Pinned
 from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, LORA_E, MODEL, Arrays, Groups, Record
 from fedloom.workloads._adapters.layers import LoraLayer, attach_to, weight_change
 from fedloom.workloads._torch.arrays import as_array, as_tensor
-from fedloom.workloads._torch.whole import fitting
+from fedloom.workloads._torch.whole import fitting, travelling
 
 _STATISTICS = "running_mean"
 """A module with this buffer changes its buffers while it trains."""
@@ -50,9 +50,8 @@ class Adapted:
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._model, self._device = model, device
-        fixed = {name for name, p in model.named_parameters() if not p.requires_grad}
         self._trainable = [p for p in model.parameters() if p.requires_grad]
-        self._tensors = {name: t for name, t in model.state_dict(keep_vars=True).items() if name not in fixed}
+        self._tensors = travelling(model)
         self._attached: _Attached | None = None
         self._base: tuple[str, ...] = ()
         """Digests of the weights and merged updates the model now has, in order."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from torch import nn
 
 from fedloom.core.records import Info
+from fedloom.workloads._torch.whole import travelling
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +22,16 @@ class Shape:
     """Rows o: output features, or the embedding's width."""
     in_: int
     """Columns i: input features (times the kernel's area for a convolution), or the embedding's vocabulary."""
-    transposed: bool
-    """Whether the weight is stored as (in, out): transformers' Conv1D, and embeddings."""
+    kind: str
+    """`linear`, `conv1d` (transformers'), `conv2d` or `embedding`; weights of `conv1d` and `embedding` are stored as
+    (in, out)."""
+    kernel: tuple[int, int] | None = None
+    """Height and width of a convolution's filters."""
 
     def info(self) -> Info:
         """As JSON, under the names the server reads."""
-        values = asdict(self)
-        return {"in": values.pop("in_"), **values}
+        told = {"kind": self.kind, "weight": self.weight, "out": self.out, "in": self.in_}
+        return {**told, "kernel": list(self.kernel)} if self.kernel else told
 
 
 def shape_of(module: nn.Module, name: str) -> Shape | None:
@@ -34,15 +39,15 @@ def shape_of(module: nn.Module, name: str) -> Shape | None:
     weight = f"{name}.weight"
     match module:
         case nn.Linear():
-            return Shape(weight, module.out_features, module.in_features, transposed=False)
+            return Shape(weight, module.out_features, module.in_features, "linear")
         case nn.Embedding():
-            return Shape(weight, module.embedding_dim, module.num_embeddings, transposed=True)
+            return Shape(weight, module.embedding_dim, module.num_embeddings, "embedding")
         case nn.Conv2d() if module.groups == 1 and module.padding_mode == "zeros":
-            area = module.kernel_size[0] * module.kernel_size[1]
-            return Shape(weight, module.out_channels, module.in_channels * area, transposed=False)
+            height, width = module.kernel_size
+            return Shape(weight, module.out_channels, module.in_channels * height * width, "conv2d", (height, width))
         case _ if is_conv1d(module):
             rows, columns = module.weight.shape  # type: ignore[misc]
-            return Shape(weight, columns, rows, transposed=True)
+            return Shape(weight, columns, rows, "conv1d")
     return None
 
 
@@ -55,15 +60,23 @@ def is_conv1d(module: nn.Module) -> bool:
 def adaptable(model: nn.Module) -> dict[str, Shape]:
     """Every module an adapter fits, by name, in the model's order.
 
-    What lies inside `nn.MultiheadAttention` is left out: it uses its projections' weights without calling them.
+    Two kinds are left out: what lies inside `nn.MultiheadAttention`, which uses its projections' weights without
+    calling them, and modules that share their weight with another (an output layer tied to the embedding), where a
+    change of one would be a change of both.
     """
+    named = [id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)]
+    tied = {key for key, count in Counter(named).items() if count > 1}
     closed = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
     shapes = {
         name: shape_of(module, name)
         for name, module in model.named_modules()
         if not (closed and name.startswith(closed))
     }
-    return {name: shape for name, shape in shapes.items() if shape is not None}
+    return {
+        name: shape
+        for name, shape in shapes.items()
+        if shape is not None and id(model.get_parameter(shape.weight)) not in tied
+    }
 
 
 def output_layer(model: nn.Module) -> str:
@@ -80,11 +93,11 @@ def model_info(model: nn.Module, head: Sequence[str] = ()) -> Info:
         head: names of the modules that are trained as they are beside the adapters (the task's head).
 
     Returns:
-        `adaptable`, for each module that can carry an adapter its `weight`, `out`, `in` and `transposed`; and `head`,
+        `adaptable`, for each module that can carry an adapter its `kind`, `weight`, `out` and `in`; and `head`,
         the names of the head's arrays.
     """
     inside = tuple(f"{name}." for name in head)
-    arrays = [name for name in model.state_dict() if name.startswith(inside)] if inside else []
+    arrays = [name for name in travelling(model) if name.startswith(inside)] if inside else []
     shapes: Mapping[str, Shape] = {
         name: shape
         for name, shape in adaptable(model).items()

@@ -14,10 +14,10 @@ import numpy as np
 from fedloom.core.errors import DataMissing
 from fedloom.core.records import Array
 from fedloom.workloads._data.raw import RawData, existing, files_below, hold_out, number_groups, title_of
-from fedloom.workloads._data.settings import Digits, Idx, Images, Npz
+from fedloom.workloads._data.settings import FASHION_MNIST, Available, Digits, Idx, Images, Npz
 
 NamedFiles = list[tuple[str, Path]]
-_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 _IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 _FASHION_SHA256 = "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
 """Of Fashion-MNIST's training images, decompressed."""
@@ -52,6 +52,16 @@ def read_digits(settings: Digits, files: NamedFiles) -> RawData:
         kind="real",
         licence="BSD-3-Clause (as shipped in scikit-learn)",
     )
+
+
+def available_files(settings: Available) -> NamedFiles:
+    """Fashion-MNIST's files, or the digits' table."""
+    return idx_files(Idx()) if Path(FASHION_MNIST).is_dir() else digits_files(Digits())
+
+
+def read_available(settings: Available, files: NamedFiles) -> RawData:
+    """Whichever the files are."""
+    return read_idx(Idx(), files) if len(files) == len(_IDX_NAMES) else read_digits(Digits(), files)
 
 
 def idx_files(settings: Idx) -> NamedFiles:
@@ -160,9 +170,9 @@ def images_files(settings: Images) -> NamedFiles:
     folder = existing(
         settings.folder, "workload.data", "Set workload.data.folder to a folder with one folder per class"
     )
-    found = files_below(folder, _PICTURES)
+    found = files_below(folder, PICTURES)
     if not found:
-        raise DataMissing(f"{folder}: no picture below it (looked for {', '.join(_PICTURES)})")
+        raise DataMissing(f"{folder}: no picture below it (looked for {', '.join(PICTURES)})")
     return found
 
 
@@ -199,7 +209,7 @@ def _read_classes(root: Path, names: list[str], settings: Images) -> tuple[Array
 
     images, labels = [], []
     for label, name in enumerate(names):
-        for _, path in files_below(root / name, _PICTURES) if (root / name).is_dir() else []:
+        for _, path in files_below(root / name, PICTURES) if (root / name).is_dir() else []:
             try:
                 with Image.open(path) as picture:
                     images.append(picture_array(picture, settings.size, settings.channels))

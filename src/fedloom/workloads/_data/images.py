@@ -14,10 +14,12 @@ from fedloom.core.records import Array
 from fedloom.workloads._data import cache
 from fedloom.workloads._data.hub import hub_files, read_hub_images
 from fedloom.workloads._data.image_files import (
+    available_files,
     digits_files,
     idx_files,
     images_files,
     npz_files,
+    read_available,
     read_digits,
     read_idx,
     read_images,
@@ -25,7 +27,7 @@ from fedloom.workloads._data.image_files import (
 )
 from fedloom.workloads._data.raw import RawData
 from fedloom.workloads._data.resizing import resized, with_channels
-from fedloom.workloads._data.settings import Digits, HubImages, Idx, Images, ImageSource, Npz
+from fedloom.workloads._data.settings import Available, Digits, HubImages, Idx, Images, ImageSource, Npz
 
 _FORMAT = 1
 _BLOCK = 4096
@@ -33,6 +35,7 @@ _BLOCK = 4096
 
 _SOURCES: dict[type, tuple[Callable[[Any], list[tuple[str, Path]]], Callable[..., RawData]]] = {
     Digits: (digits_files, read_digits),
+    Available: (available_files, read_available),
     Idx: (idx_files, read_idx),
     Images: (images_files, read_images),
     Npz: (npz_files, read_npz),

@@ -19,6 +19,12 @@ class Digits(Settings):
     source: Literal["digits"] = "digits"
 
 
+class Available(Settings):
+    """Fashion-MNIST where Debian's package is installed, else the digits. The run's provenance says which it was."""
+
+    source: Literal["available"] = "available"
+
+
 class LocalData(Settings):
     """What the files of a user's own data cannot say about themselves."""
 
@@ -174,7 +180,7 @@ class JsonLines(TextTable):
     source: Literal["jsonl"] = "jsonl"
 
 
-ImageSource = Annotated[Digits | Idx | Images | Npz | HubImages, Field(discriminator="source")]
+ImageSource = Annotated[Digits | Available | Idx | Images | Npz | HubImages, Field(discriminator="source")]
 TextSource = Annotated[Tweets | Fortunes | Csv | JsonLines | HubText, Field(discriminator="source")]
 
 

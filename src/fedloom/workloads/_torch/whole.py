@@ -43,19 +43,29 @@ class Federated(Protocol):
         """The arrays that travel: views of the model's memory on a CPU, copies from a GPU."""
 
 
-class Whole:
-    """Everything `model.state_dict()` holds travels, minus parameters that need no gradient: trained parameters, and
-    buffers such as batch normalisation's statistics.
+def travelling(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model that travel: trained parameters, and buffers such as batch normalisation's statistics.
+
+    Everything `model.state_dict()` holds, minus parameters that need no gradient. A tensor with several names (an
+    output layer tied to the embedding) travels once, under the first.
     """
+    found: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        found.setdefault(id(tensor), (name, tensor))
+    frozen = {id(parameter) for parameter in model.parameters() if not parameter.requires_grad}
+    return {name: tensor for key, (name, tensor) in found.items() if key not in frozen}
+
+
+class Whole:
+    """All that travels is sent, whole: see `travelling`."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._model, self._device = model, device
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
         self.trained: Sequence[tuple[str, str]] = [(MODEL, name) for name in trained]
         self.parameters: list[Tensor] = list(trained.values())
         self.anchor: list[Tensor] = []
-        self._tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+        self._tensors = {name: tensor.detach() for name, tensor in travelling(model).items()}
         self._targets = list(self._tensors.values())
         self._views = {name: as_array(tensor) for name, tensor in self._tensors.items()} if device.type == "cpu" else {}
         self._sources: tuple[Record, Record | None] | None = None

@@ -1,4 +1,4 @@
-"""The images a run works on, as tensors of pixels from 0 to 1: training, validation, test; and their augmentation."""
+"""The images a run works on, as tensors of pixels from 0 to 1: training, validation, test."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fedloom.core.errors import ConfigError
@@ -16,8 +15,6 @@ from fedloom.workloads._data import cache
 from fedloom.workloads._data.images import ImageData
 from fedloom.workloads._data.partition import Partition, partition
 from fedloom.workloads.meat.config import Config
-
-_PADDING = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +80,6 @@ def prepare(config: Config, data: ImageData, clients: int, seed: int, device: to
         test=_pixels(data, data.x_test, data.y_test, device),
         shards=shards,
     )
-
-
-def augmented(x: Tensor, kind: str) -> Tensor:
-    """Images shifted by up to 4 pixels, with zeros around (`crop`), and half of them mirrored, too (`crop_flip`)."""
-    if kind == "none":
-        return x
-    count, _, height, width = x.shape
-    padded = F.pad(x, (_PADDING,) * 4)
-    down, right = (torch.randint(0, 2 * _PADDING + 1, (count, 1, 1), device=x.device) for _ in range(2))
-    rows = down + torch.arange(height, device=x.device)[None, :, None]
-    columns = right + torch.arange(width, device=x.device)[None, None, :]
-    if kind == "crop_flip":
-        mirrored = torch.rand(count, 1, 1, device=x.device) < 0.5
-        columns = torch.where(mirrored, columns.flip(2), columns)
-    each = torch.arange(count, device=x.device)[:, None, None]
-    return padded[each, :, rows, columns].movedim(3, 1).contiguous()
 
 
 def _mislabelled(labels: Array, share: float, data: ImageData, rng: np.random.Generator) -> Array:

@@ -7,12 +7,12 @@ taken at w + v, and v is taken away after the step. Only weights with more than 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedloom.workloads._torch.statistics import frozen_statistics
 
 _TINY = 1e-20
 
@@ -34,17 +34,3 @@ def shift(model: nn.Module, perturbation: dict[str, Tensor], sign: float) -> Non
     with torch.no_grad():
         for name, change in perturbation.items():
             parameters[name].add_(change, alpha=sign)
-
-
-@contextmanager
-def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch normalisation uses the batch's statistics as the mode says, but does not count them in."""
-    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
-    before = [layer.momentum for layer in layers]
-    try:
-        for layer in layers:
-            layer.momentum = 0.0  # running = 1 * running + 0 * batch, exactly
-        yield
-    finally:
-        for layer, momentum in zip(layers, before, strict=True):
-            layer.momentum = momentum

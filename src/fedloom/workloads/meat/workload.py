@@ -29,11 +29,12 @@ from fedloom.workloads._data.images import ImageData, load_images
 from fedloom.workloads._torch.arrays import as_array
 from fedloom.workloads._torch.scope import choose_device, exact
 from fedloom.workloads._torch.trainer import Trainer
+from fedloom.workloads._vision.augment import augmented
 from fedloom.workloads._vision.models import build_model
 from fedloom.workloads.meat.averaging import MovingAverage
 from fedloom.workloads.meat.config import Config
 from fedloom.workloads.meat.defenses import loss_of, perturbed
-from fedloom.workloads.meat.images import Images, Pixels, augmented, prepare
+from fedloom.workloads.meat.images import Images, Pixels, prepare
 from fedloom.workloads.meat.measuring import counted, right_under, table
 from fedloom.workloads.meat.statistics import check_batches, reestimate
 from fedloom.workloads.meat.weights import perturbation, shift
@@ -122,6 +123,16 @@ class AdversarialTraining:
             "accuracy": Mean(float(right), float(len(rows))),
             "robust_accuracy": Mean(float(robust.sum()), float(len(attacked))),
         }
+
+    def logits(self, inputs: Mapping[str, Record], shard: Shard) -> tuple[Array, Array]:
+        """The global model's logits on a test part or a client's own data, (n, K) float32, and the labels, (n,)."""
+        assert isinstance(shard, PixelShard)
+        images = self._images.test if shard.held_out else self._images.train
+        rows = torch.from_numpy(shard.rows).to(self._device)
+        with self._using(inputs[MODEL], seed=0), torch.no_grad():
+            pieces = [_rows(images, part) for part in torch.split(rows, _EVALUATION_BATCH)]
+            logits = torch.cat([self._trainer.model(piece.x) for piece in pieces])
+            return logits.cpu().numpy(), images.y.index_select(0, rows).cpu().numpy()
 
     def act(
         self,

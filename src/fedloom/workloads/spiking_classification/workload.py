@@ -185,6 +185,25 @@ class SpikingClassification:
             metrics["dead"] = Mean(float(dead) * len(rows), float(len(rows)))
         return metrics
 
+    def logits(self, inputs: Mapping[str, Record], shard: Shard) -> tuple[Array, Array]:
+        """What stands for logits: counts of output spikes, or for the loss `rate` counts over steps, (n, K) float32.
+
+        With them come the labels, (n,). A Poisson encoder's noise is the same in every evaluation.
+        """
+        assert isinstance(shard, ImageShard)
+        part = "test" if shard.held_out else "train"
+        steps = self._config.time_steps if self._config.loss == "rate" else 1
+        parts = []
+        with exact(self._device), torch.inference_mode():
+            self._trainer.load(inputs)
+            self._network.eval()
+            for start in range(0, len(shard.rows), _EVALUATION_BATCH):
+                rows = shard.rows[start : start + _EVALUATION_BATCH]
+                outputs = self._network(self._encoded(part, rows, self._evaluation_seed), Trace())
+                parts.append(outputs.sum(0) / steps)
+        labels = self._parts[part][1].cpu().numpy()[shard.rows]
+        return torch.cat(parts).cpu().numpy(), labels
+
     def firing_rates(
         self,
         arrays: Arrays,

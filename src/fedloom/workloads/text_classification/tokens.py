@@ -13,7 +13,7 @@ from fedloom.core.records import Array
 from fedloom.workloads._data import cache
 from fedloom.workloads._data.settings import TextSource
 from fedloom.workloads._data.text_files import TEXT_SOURCES
-from fedloom.workloads.text_classification.body import BodyFolder, load_tokenizer
+from fedloom.workloads.text_classification.body import BodyFolder
 
 _FORMAT = 1
 _PLACES = ("file", "test_file", "dataset", "folder")
@@ -74,7 +74,7 @@ def load_tokens(settings: TextSource, body: BodyFolder, max_length: int) -> Toke
 
     def build(folder: Path) -> None:
         raw = read(settings, files)
-        tokenizer = load_tokenizer(body)
+        tokenizer = body.tokenizer()
         for split, texts, labels in (("train", raw.x_train, raw.y_train), ("test", raw.x_test, raw.y_test)):
             encoded = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
             offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in encoded])]).astype(np.int64)

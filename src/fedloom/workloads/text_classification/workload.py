@@ -128,6 +128,17 @@ class TextClassification:
             size = _EVALUATION_BATCH[self._config.model.train]
             return evaluate_in_batches(len(places), size, measure, ("loss", "accuracy"))
 
+    def logits(self, inputs: Mapping[str, Record], shard: Shard) -> tuple[Array, Array]:
+        """The global model's logits on a test part or a client's own data, (n, K) float32, and the labels, (n,)."""
+        assert isinstance(shard, TextShard)
+        logits_of, labels = self._logits(shard)
+        places = torch.arange(len(shard.rows), device=self._device)
+        with exact(self._device), torch.inference_mode():
+            self._trainer.load(inputs)
+            self._model.eval()
+            batches = torch.split(places, _EVALUATION_BATCH[self._config.model.train])
+            return torch.cat([logits_of(batch) for batch in batches]).cpu().numpy(), labels.cpu().numpy()
+
     def _logits(self, shard: TextShard) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """The shard's labels, and what gives the logits of some places in it."""
         split = self._data.test if shard.held_out else self._data.train

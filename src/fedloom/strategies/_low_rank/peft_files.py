@@ -10,22 +10,25 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from fedloom.core.errors import ConfigError, DataMissing, UnsupportedFeature
 from fedloom.core.records import Array, Arrays
-from fedloom.workloads._adapters.targets import is_conv1d, shape_of
+from fedloom.strategies._low_rank.layers import Layer
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_BASE = "fedloom.base_sha256"
+"""Key of the weights file's metadata under which the digest of what the adapters stand on is noted."""
 _UNSUPPORTED = ("use_dora", "lora_bias", "layer_replication", "megatron_config", "target_parameters")
+_SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,41 +43,47 @@ class AdapterFile:
     """s."""
     head: Arrays = field(default_factory=dict)
     """Arrays trained beside the adapters, by the model's names."""
+    base_sha256: str | None = None
+    """`core.records.arrays_sha256` of the frozen arrays beneath; None where nobody noted it."""
 
 
-def export_adapters(folder: Path, model: nn.Module, adapters: AdapterFile, *, base: str = "") -> None:
+def export_adapters(folder: Path, layers: Mapping[str, Layer], adapters: AdapterFile, *, base: str = "") -> None:
     """Write a folder that `peft.PeftModel.from_pretrained(model, folder)` reads.
 
     Args:
         folder: made where it is not there.
-        model: whose modules the adapters belong to; only its structure is read.
-        adapters: what to write; names are the model's.
+        layers: the modules with adapters.
+        adapters: what to write.
         base: what PEFT notes as the base model's name.
     """
     tensors: dict[str, Array] = {}
     for name, a in adapters.a.items():
-        for key, factor in _stored(model.get_submodule(name), name, a, adapters.b[name]).items():
+        for key, factor in _stored(layers[name], name, a, adapters.b[name]).items():
             tensors[f"{_PREFIX}{key}"] = np.ascontiguousarray(factor)
     tensors |= {f"{_PREFIX}{name}": np.ascontiguousarray(array) for name, array in adapters.head.items()}
+    noted = {_BASE: adapters.base_sha256} if adapters.base_sha256 else {}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / _WEIGHTS, {"format": "pt"})
-    (folder / _CONFIG).write_text(json.dumps(_config(model, adapters, base), indent=2) + "\n")
+    save_file(tensors, folder / _WEIGHTS, {"format": "pt", **noted})
+    (folder / _CONFIG).write_text(json.dumps(_config(layers, adapters, base), indent=2) + "\n")
 
 
-def import_adapters(folder: Path, model: nn.Module, *, scale: float | None = None) -> AdapterFile:
-    """Read a folder PEFT wrote for this model.
+def import_adapters(
+    folder: Path, layers: Mapping[str, Layer], head: Collection[str] = (), *, scale: float | None = None
+) -> AdapterFile:
+    """Read a folder PEFT wrote; strictly, so that it has an adapter for each of the modules and nothing else.
 
     Args:
         folder: with PEFT's two files; pickled weights are not read.
-        model: whose modules the adapters belong to; only its structure is read.
+        layers: the modules that are to carry adapters.
+        head: names of the arrays that may lie beside them: all of them do, or none.
         scale: s the result is to have; None takes that of the first module.
 
     Raises:
         DataMissing: a file is not there or not readable.
         UnsupportedFeature: an adapter of a kind that is more than B A.
-        ConfigError: keys that are missing or left over, named.
+        ConfigError: keys that are missing or left over, or of other shapes, named.
     """
-    config, tensors = _read(folder)
+    config, tensors, noted = _read(folder)
     odd = [key for key in _UNSUPPORTED if config.get(key)]
     odd += [f"bias={config['bias']}"] if config.get("bias", "none") != "none" else []
     if config.get("peft_type") != "LORA" or odd:
@@ -82,24 +91,24 @@ def import_adapters(folder: Path, model: nn.Module, *, scale: float | None = Non
             f"{folder}: an adapter of type {config.get('peft_type')!r} with {odd or 'no extras'}; only plain LoRA "
             "adapters, W + s·B A, can be read"
         )
-    modules = dict(model.named_modules())
-    a, b, head = _sorted_out(folder, tensors, modules)
+    a, b, beside = _sorted_out(folder, tensors, layers, head)
     scales = {name: _scaling(config, name, len(a[name])) for name in a}
     wanted = scale if scale is not None else next(iter(scales.values()))
-    b = {name: (array * np.float32(scales[name] / wanted)).astype(np.float32) for name, array in b.items()}
-    return AdapterFile(a=a, b=b, scale=wanted, head=head)
+    b = {name: (b[name] * np.float32(scales[name] / wanted)).astype(np.float32) for name in layers}
+    ordered = {name: a[name] for name in layers}
+    return AdapterFile(a=ordered, b=b, scale=wanted, head=beside, base_sha256=noted.get(_BASE))
 
 
-def _stored(module: nn.Module, name: str, a: Array, b: Array) -> dict[str, Array]:
+def _stored(layer: Layer, name: str, a: Array, b: Array) -> dict[str, Array]:
     """A module's factors under the keys and in the shapes PEFT gives them."""
-    if isinstance(module, nn.Embedding):
+    if layer.kind == "embedding":
         return {f"{name}.lora_embedding_A": a, f"{name}.lora_embedding_B": b}
-    if isinstance(module, nn.Conv2d):
-        a, b = a.reshape(len(a), module.in_channels, *module.kernel_size), b[:, :, None, None]
+    if layer.kernel:
+        a, b = a.reshape(len(a), -1, *layer.kernel), b[:, :, None, None]
     return {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
 
 
-def _config(model: nn.Module, adapters: AdapterFile, base: str) -> dict[str, Any]:
+def _config(layers: Mapping[str, Layer], adapters: AdapterFile, base: str) -> dict[str, Any]:
     ranks = {name: len(a) for name, a in adapters.a.items()}
     first = next(iter(ranks.values()))
     head = list(dict.fromkeys(name.rpartition(".")[0] for name in adapters.head))
@@ -114,7 +123,7 @@ def _config(model: nn.Module, adapters: AdapterFile, base: str) -> dict[str, Any
         "alpha_pattern": {re.escape(name): adapters.scale * rank for name, rank in ranks.items() if rank != first},
         "target_modules": list(ranks),
         "modules_to_save": head or None,
-        "fan_in_fan_out": any(is_conv1d(model.get_submodule(name)) for name in ranks),
+        "fan_in_fan_out": any(layers[name].kind == "conv1d" for name in ranks),
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": False,
@@ -123,41 +132,56 @@ def _config(model: nn.Module, adapters: AdapterFile, base: str) -> dict[str, Any
     }
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Array]]:
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Array], dict[str, str]]:
+    """Settings, tensors, and what the weights file says beside them."""
     try:
-        return json.loads((folder / _CONFIG).read_text()), load_file(folder / _WEIGHTS)
-    except (OSError, ValueError) as exc:
+        config = json.loads((folder / _CONFIG).read_text())
+        with safe_open(folder / _WEIGHTS, "numpy") as file:
+            return config, {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, ValueError, SafetensorError) as exc:
         raise DataMissing(
             f"{folder}: expected an adapter in PEFT's form ({_CONFIG} and {_WEIGHTS}): {type(exc).__name__}: {exc}"
         ) from exc
 
 
 def _sorted_out(
-    folder: Path, tensors: Mapping[str, Array], modules: Mapping[str, nn.Module]
+    folder: Path, tensors: Mapping[str, Array], layers: Mapping[str, Layer], head: Collection[str]
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
     """The file's tensors as factors A and B by module, and the head."""
     a: dict[str, Array] = {}
     b: dict[str, Array] = {}
-    head: dict[str, Array] = {}
+    beside: dict[str, Array] = {}
     odd = []
     for key, tensor in tensors.items():
         name = key.removeprefix(_PREFIX)
         found = re.fullmatch(r"(.*)\.lora_(?:embedding_)?([AB])(?:\.weight)?", name)
-        shape = shape_of(modules[found[1]], found[1]) if found and found[1] in modules else None
-        if found and shape is not None:
+        if found and found[1] in layers:
             side = a if found[2] == "A" else b
             side[found[1]] = tensor.reshape(len(tensor), -1).astype(np.float32)
-        elif not found and name.rpartition(".")[0] in modules:
-            head[name] = tensor
+        elif name in head:
+            beside[name] = tensor
         else:
             odd.append(key)
-    alone = sorted(a.keys() ^ b.keys())
-    if odd or alone or not a:
+    missing = [f"{name}.lora_{side}" for side, found in (("A", a), ("B", b)) for name in layers if name not in found]
+    missing += [name for name in head if name not in beside] if beside else []
+    if odd or missing:
         raise ConfigError(
-            f"{folder}: the adapter does not fit this model: {len(odd)} keys left over ({odd[:3]}), modules with only "
-            f"one factor: {alone[:3]}, modules with both: {len(a.keys() & b.keys())}. Nothing was loaded"
+            f"{folder}: the adapter does not fit the {len(layers)} modules that are to carry one: {_few(missing)} "
+            f"missing, {_few(odd)} left over. Nothing was loaded"
         )
-    return a, b, head
+    for name, layer in layers.items():
+        if (a[name].shape[1], len(b[name])) != (layer.in_, layer.out) or len(a[name]) != b[name].shape[1]:
+            raise ConfigError(
+                f"{folder}: factors A {a[name].shape} and B {b[name].shape} do not fit module {name!r}; expected A "
+                f"(r, {layer.in_}) and B ({layer.out}, r). Nothing was loaded"
+            )
+    return a, b, beside
+
+
+def _few(keys: Iterable[str]) -> str:
+    """How many keys, and the first of them."""
+    keys = list(keys)
+    return f"{len(keys)} keys" + (f" ({', '.join(keys[:_SHOWN])}{', …' if len(keys) > _SHOWN else ''})" if keys else "")
 
 
 def _scaling(config: Mapping[str, Any], name: str, rank: int) -> float:

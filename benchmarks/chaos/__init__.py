@@ -1,0 +1,1 @@
+"""Faults on purpose: a real server and real nodes, disturbed by a schedule drawn from a seed, and what came of it."""

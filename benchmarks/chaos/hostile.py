@@ -1,0 +1,112 @@
+"""A node that does not play by the rules: channels that change, invent and repeat what the agent says."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fedloom.core.errors import FedloomError
+from fedloom.core.messages import (
+    Channel,
+    FromAgent,
+    GroupKey,
+    GroupResult,
+    Heartbeat,
+    Hello,
+    PayloadRef,
+    ToAgent,
+    Welcome,
+)
+from fedloom.core.records import Array, Record
+from fedloom.core.seeds import generator
+
+_FLOOD_S = 0.005
+"""Pause between two bursts of a flood."""
+_BURST = 50
+"""Messages in one burst."""
+
+
+class LyingChannel:
+    """A channel whose agent works, and whose results are not what came of it.
+
+    Args:
+        inner: the real one.
+        lie: one of `schedule.LIES`.
+        seed: of what is invented.
+    """
+
+    def __init__(self, inner: Channel, lie: str, seed: int) -> None:
+        self._inner, self._lie = inner, lie
+        self._rng = generator(seed, "lies")
+        self._sent: list[FromAgent] = []
+        self._closed = threading.Event()
+        self._flood: threading.Thread | None = None
+
+    def open(self, hello: Hello) -> Welcome:
+        welcome = self._inner.open(hello)
+        if self._lie == "floods" and self._flood is None:
+            self._flood = threading.Thread(target=self._pour, daemon=True)
+            self._flood.start()
+        return welcome
+
+    def send(self, message: FromAgent) -> None:
+        if self._lie == "other clients" and isinstance(message, GroupResult):
+            reports = tuple(replace(report, client=report.client + 1) for report in message.reports)
+            message = replace(message, reports=reports)
+        self._inner.send(message)
+        if self._lie == "replays":
+            self._sent.append(message)
+            for index in self._rng.integers(len(self._sent), size=3):
+                self._inner.send(self._sent[int(index)])
+
+    def receive(self, timeout_s: float) -> ToAgent | None:
+        return self._inner.receive(timeout_s)
+
+    def fetch(self, ref: PayloadRef) -> Record:
+        return self._inner.fetch(ref)
+
+    def store(self, record: Record) -> PayloadRef:
+        change = {"wrong shapes": _longer, "not a number": _spoilt}.get(self._lie)
+        if change is not None:
+            groups = {g: {n: change(array) for n, array in arrays.items()} for g, arrays in record.groups.items()}
+            record = Record(groups, record.info)
+        return self._inner.store(record)
+
+    def lease(self, record: Record) -> Mapping[str, Mapping[str, Any]]:
+        return self._inner.lease(record)
+
+    def recycle(self, run_id: str, round: int, exchange: int) -> None:
+        self._inner.recycle(run_id, round, exchange)
+
+    def close(self) -> None:
+        self._closed.set()
+        self._inner.close()
+
+    def _pour(self) -> None:
+        """Heartbeats about nothing and results for nobody, as fast as they go out."""
+        keys = tuple(GroupKey(f"nothing-{index}", index, 0, 0) for index in range(100))
+        number = 0
+        while not self._closed.wait(_FLOOD_S):
+            for _ in range(_BURST):
+                number += 1
+                strange = GroupKey(f"nobody-{number}", number, 0, 0)
+                with contextlib.suppress(FedloomError):
+                    self._inner.send(Heartbeat(held=keys))
+                    self._inner.send(GroupResult(key=strange, total=None))
+            time.sleep(0)
+
+
+def _longer(array: Array) -> Array:
+    return np.zeros((array.size + 1,), array.dtype)
+
+
+def _spoilt(array: Array) -> Array:
+    spoilt = np.array(array)
+    spoilt.reshape(-1)[:1] = np.nan
+    return spoilt

@@ -1,0 +1,228 @@
+"""Commands about who belongs to a server: joining it, letting others join, looking at them, putting them out."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedloom.cli.terminal import Verb, output, print_table
+from fedloom.core.errors import Unauthenticated, UsageError
+
+if TYPE_CHECKING:
+    from fedloom.client.admin import AdminClient, MemberRow
+    from fedloom.core.identity import Identity
+
+IdentityFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--identity",
+        metavar="DIR",
+        envvar="FEDLOOM_IDENTITY",
+        help="Folder of the identity to call with: your own from `fedloom join`, or `admin` in a server's state "
+        "folder. Where not given, the one in ~/.config/fedloom, else fedloom-server/admin.",
+    ),
+]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A member's name.", show_default=False)]
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+token = typer.Typer(help="Let devices and people join.", no_args_is_help=True)
+node = typer.Typer(help="Look at members, label them, put them out.", no_args_is_help=True)
+
+
+def join(
+    join_token: Annotated[
+        str,
+        typer.Argument(
+            metavar="TOKEN", help="As `fedloom token create` printed it; - reads it from stdin.", show_default=False
+        ),
+    ],
+    identity: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where the identity is kept; ~/.config/fedloom/node (or user) by default."),
+    ] = None,
+    allow: Annotated[
+        list[str],
+        typer.Option(
+            metavar="WORKLOAD[=DIR]",
+            help="A workload this node will run, and the folder its $DATA is; written to its policy. Repeatable.",
+        ),
+    ] = [],  # noqa: B006  # typer reads the default, nobody changes it
+) -> None:
+    """Become a member of a server: verify it, make a key here, have it certified."""
+    from fedloom.client import enroll
+    from fedloom.core.identity import default_folder
+
+    told = sys.stdin.read().strip() if join_token == "-" else join_token
+    policy = _policy_text(allow)
+    joined = enroll.join(told, identity)
+    if joined.role == "node":
+        file = joined.folder / "policy.toml"
+        if allow or not file.exists():
+            file.write_text(policy)
+        typer.echo(f"joined {joined.address} as node {joined.name}; its policy is {file}")
+        if not allow:
+            typer.echo("it refuses all work until that file allows some")
+        typer.echo(f"start it with: fedloom client{_with_identity(joined.folder, default_folder('node'))}")
+    else:
+        typer.echo(f"joined {joined.address} as {joined.role} {joined.name}; the identity is in {joined.folder}")
+        if joined.folder != default_folder("user"):
+            typer.echo(f"call with it as: fedloom runs{_with_identity(joined.folder, default_folder('user'))}")
+
+
+@token.command("create", cls=Verb)
+def create_token(
+    name: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="The member's name; with several uses, NAME-1, NAME-2, …", show_default=False
+        ),
+    ],
+    ttl: Annotated[str, typer.Option(metavar="TIME", help="How long it admits: 90s, 30m, 1h, 7d.")] = "1h",
+    uses: Annotated[int, typer.Option(min=1, metavar="N", help="How many may join with it.")] = 1,
+    role: Annotated[str, typer.Option(metavar="ROLE", help="node, user or admin.")] = "node",
+    label: Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="A label of the member; repeatable.")] = [],  # noqa: B006
+    identity: IdentityFolder = None,
+) -> None:
+    """Print a join token: the server's address, the digest of its authority, and a secret."""
+    with _admin(identity) as admin:
+        made = admin.create_token(name, role=role, ttl_s=_seconds(ttl), uses=uses, labels=_labels(label))
+    typer.echo(made.encode())
+
+
+@node.command("list", cls=Verb)
+def list_members(identity: IdentityFolder = None) -> None:
+    """List everybody who has joined."""
+    with _admin(identity) as admin:
+        rows = [(each.name, each.role, _standing(each), _labels_text(each)) for each in admin.members()]
+    print_table(output(), ("name", "role", "standing", "labels"), rows)
+
+
+@node.command("show", cls=Verb)
+def show_member(name: Name, identity: IdentityFolder = None) -> None:
+    """Show one member."""
+    with _admin(identity) as admin:
+        found = [each for each in admin.members() if each.name == name]
+    if not found:
+        raise UsageError(f"no member {name!r}; `fedloom node list` shows them")
+    (member,) = found
+    rows = [
+        ("name", member.name),
+        ("role", member.role),
+        ("standing", _standing(member)),
+        ("labels", _labels_text(member)),
+        ("joined", _time(member.enrolled_at)),
+        ("certificate until", _time(member.expires_at)),
+        ("certificate SHA-256", member.fingerprint),
+    ]
+    print_table(output(), ("", ""), rows)
+
+
+@node.command("revoke", cls=Verb)
+def revoke_member(name: Name, identity: IdentityFolder = None) -> None:
+    """Put a member out at once: its streams end, its certificates are refused."""
+    with _admin(identity) as admin:
+        admin.revoke(name)
+    typer.echo(f"{name} was revoked")
+
+
+@node.command("label", cls=Verb)
+def label_member(
+    name: Name,
+    labels: Annotated[
+        list[str], typer.Argument(metavar="KEY=VALUE|KEY-", help="Labels to set, or to remove.", show_default=False)
+    ],
+    identity: IdentityFolder = None,
+) -> None:
+    """Set labels (KEY=VALUE) of a member, or remove them (KEY-)."""
+    remove = [each[:-1] for each in labels if each.endswith("-") and "=" not in each]
+    add = _labels([each for each in labels if not (each.endswith("-") and "=" not in each)])
+    with _admin(identity) as admin:
+        now = admin.label(name, add, remove)
+    typer.echo(f"{name}: " + (", ".join(f"{key}={value}" for key, value in sorted(now.items())) or "no labels"))
+
+
+def find_identity(folder: Path | None) -> Identity:
+    """The identity in a folder, or the first there is; with a fresh certificate where it is time for one."""
+    from fedloom.client.enroll import renew, renewal_due_s
+    from fedloom.core.identity import Identity, default_folder
+
+    places = [folder] if folder is not None else [default_folder("user"), Path("fedloom-server") / "admin"]
+    place = next((each for each in places if (each / "server.json").exists()), places[0])
+    identity = Identity.load(place)
+    if ended := identity.ended():
+        raise Unauthenticated(ended)
+    return renew(identity) if renewal_due_s(identity) <= 0 else identity
+
+
+def _admin(folder: Path | None) -> AdminClient:
+    from fedloom.client.admin import AdminClient
+
+    return AdminClient(find_identity(folder))
+
+
+def _with_identity(folder: Path, usual: Path) -> str:
+    """The option that names an identity's folder, where it is needed."""
+    return "" if folder == usual else f" --identity {shlex.quote(str(folder))}"
+
+
+def _policy_text(allow: list[str]) -> str:
+    from fedloom.client.policy import DATA
+
+    lines = ["# What this node allows; docs/how-to/serve-and-enroll-agents.md has every setting.", ""]
+    for each in allow:
+        name, _, data = each.partition("=")
+        if data and not Path(data).is_dir():
+            raise UsageError(f"--allow {each!r}: {data} is not a folder here; the token was not used")
+        lines.append(f"[workloads.{_quoted(name)}]")
+        lines.append(f"data = {_quoted(str(Path(data).resolve()))}" if data else f'# data = "…"  # what {DATA} means')
+        lines.append("")
+    if not allow:
+        lines += ["# [workloads.image_classification]", ""]
+    return "\n".join(lines)
+
+
+def _quoted(text: str) -> str:
+    if '"' in text or "\\" in text or not text.isprintable() or not text:
+        raise UsageError(f"--allow {text!r}: expected WORKLOAD or WORKLOAD=FOLDER, without quotes or backslashes")
+    return f'"{text}"'
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    if match is None:
+        raise UsageError(f"--ttl {text!r}: expected a number and s, m, h or d, such as 1h")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _labels(pairs: list[str]) -> dict[str, str]:
+    labels = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key or not value:
+            raise UsageError(
+                f"label {pair!r}: expected KEY=VALUE, such as site=lab (`fedloom node label` removes by KEY-)"
+            )
+        labels[key] = value
+    return labels
+
+
+def _labels_text(member: MemberRow) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(member.labels.items()))
+
+
+def _standing(member: MemberRow) -> str:
+    if member.revoked_at:
+        return f"revoked {_time(member.revoked_at)}"
+    if member.expires_at < datetime.now(UTC).timestamp():
+        return f"expired {_time(member.expires_at)}"
+    return "good"
+
+
+def _time(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC" if seconds else "never"

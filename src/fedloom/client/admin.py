@@ -1,0 +1,92 @@
+"""What an administrator asks of a server: tokens out, members listed, labelled and put out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import grpc
+
+from fedloom.client.link import connect, translate
+from fedloom.core.identity import Identity, JoinToken
+from fedloom.proto.v1 import enroll_pb2 as pb
+from fedloom.proto.v1.enroll_pb2_grpc import AdminStub
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemberRow:
+    """One member of a server."""
+
+    name: str
+    role: str
+    labels: Mapping[str, str]
+    enrolled_at: float
+    """Seconds since 1970, as all times here; 0 where it has not happened."""
+    expires_at: float
+    revoked_at: float
+    fingerprint: str
+    """SHA-256 of the newest certificate."""
+
+
+class AdminClient:
+    """An administrator's connection to a server.
+
+    Args:
+        identity: of the administrator.
+        timeout_s: seconds to wait for an answer.
+    """
+
+    def __init__(self, identity: Identity, *, timeout_s: float = 10.0) -> None:
+        self._address, self._timeout_s = identity.address, timeout_s
+        self._channel = connect(identity.address, identity)
+        self._stub = AdminStub(self._channel)
+
+    def create_token(
+        self, name: str, *, role: str = "node", ttl_s: float, uses: int = 1, labels: Mapping[str, str] | None = None
+    ) -> JoinToken:
+        """A token by which `uses` devices or persons may join within `ttl_s` seconds."""
+        request = pb.CreateTokenRequest(name=name, role=role, ttl_s=ttl_s, uses=uses, labels=labels or {})
+        reply = self._call(self._stub.CreateToken, request)
+        return JoinToken(address=reply.address, authority_sha256=reply.authority_sha256, secret=reply.secret)
+
+    def members(self) -> Sequence[MemberRow]:
+        """Everybody who has joined, revoked ones included."""
+        reply = self._call(self._stub.ListMembers, pb.ListMembersRequest())
+        return [
+            MemberRow(
+                name=row.name,
+                role=row.role,
+                labels=dict(row.labels),
+                enrolled_at=row.enrolled_at,
+                expires_at=row.expires_at,
+                revoked_at=row.revoked_at,
+                fingerprint=row.fingerprint,
+            )
+            for row in reply.members
+        ]
+
+    def revoke(self, name: str) -> None:
+        """Put a member out, at once."""
+        self._call(self._stub.Revoke, pb.RevokeRequest(name=name))
+
+    def label(self, name: str, add: Mapping[str, str], remove: Sequence[str] = ()) -> Mapping[str, str]:
+        """Change a member's labels; returns what it has then."""
+        request = pb.LabelRequest(name=name, set=add, remove=remove)
+        return dict(self._call(self._stub.Label, request).labels)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _call(self, method: Any, request: Any) -> Any:
+        try:
+            return method(request, timeout=self._timeout_s)
+        except grpc.RpcError as exc:
+            raise translate(exc, self._address) from exc

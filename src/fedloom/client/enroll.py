@@ -1,0 +1,178 @@
+"""Joining a server, and keeping the certificate fresh."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import ssl
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+
+from fedloom.client.link import connect, connect_trusting, translate
+from fedloom.core.errors import FedloomError, ServerUnreachable, Unauthenticated, UsageError
+from fedloom.core.identity import (
+    Identity,
+    JoinToken,
+    authority_sha256,
+    certificate_request,
+    default_folder,
+    key_pem,
+    make_key,
+    seconds_until,
+    write_private,
+)
+from fedloom.core.messages import PROTOCOL
+from fedloom.proto.v1 import enroll_pb2 as pb
+from fedloom.proto.v1.enroll_pb2_grpc import CredentialsStub, EnrollStub
+
+_log = logging.getLogger(__name__)
+
+_TIMEOUT_S = 20.0
+_RENEW_SHARE = 1 / 3
+"""A certificate is renewed when this share of its time is left."""
+_LOOK_EVERY_S = 3600.0
+"""How often a node looks at its certificate at least, for clocks that jump."""
+_LOOK_AGAIN_S = 0.2
+
+
+def join(token: str, folder: Path | None = None) -> Identity:
+    """Become a member of the server that made a token; the identity is saved.
+
+    The server is verified before the secret is sent: its authority's certificate must have the token's digest, and the
+    connection must be to a server of that authority.
+
+    Args:
+        token: as `fedloom token create` printed it.
+        folder: where the identity is kept; the role's default where not given.
+
+    Raises:
+        UsageError: the text is no token, or the folder holds an identity already.
+        Unauthenticated: the server is not the token's, or does not take the token.
+        ServerUnreachable: nobody answers.
+    """
+    ticket = JoinToken.decode(token)
+    if folder is not None:
+        _check_free(folder)
+    authority = _verified_authority(ticket)
+    key = make_key()
+    with contextlib.closing(connect_trusting(ticket.address, authority)) as channel:
+        request = pb.JoinRequest(protocol=PROTOCOL, secret=ticket.secret, csr_pem=certificate_request(key))
+        try:
+            reply = EnrollStub(channel).Join(request, timeout=_TIMEOUT_S)
+        except grpc.RpcError as exc:
+            raise translate(exc, ticket.address) from exc
+    identity = Identity(
+        folder=folder or _free_default(reply.role, reply.name),
+        name=reply.name,
+        role=reply.role,
+        address=f"{ticket.address.rpartition(':')[0]}:{reply.port}",
+        key=key_pem(key),
+        certificate=reply.certificate_pem.encode(),
+        authority=authority,
+    )
+    identity.save()
+    return identity
+
+
+def _verified_authority(ticket: JoinToken) -> bytes:
+    """The authority's certificate, which is public, once it has the digest of the token."""
+    host, _, port = ticket.address.rpartition(":")
+    try:
+        shown = ssl.get_server_certificate((host.strip("[]"), int(port)), timeout=_TIMEOUT_S).encode()
+    except (OSError, ValueError) as exc:
+        raise ServerUnreachable(
+            f"no server answers at {ticket.address}, where the token says devices join: {exc}. Is `fedloom serve` "
+            "running, and can this machine reach that port? If the address is wrong, start the server with --address "
+            "and make another token"
+        ) from exc
+    with contextlib.closing(connect_trusting(ticket.address, shown)) as channel:
+        try:
+            reply = EnrollStub(channel).Authority(pb.AuthorityRequest(), timeout=_TIMEOUT_S)
+            told = authority_sha256(reply.certificate_pem.encode())
+        except grpc.RpcError as exc:
+            raise translate(exc, ticket.address) from exc
+        except ValueError as exc:
+            raise Unauthenticated(f"what answers at {ticket.address} has no authority: {exc}") from exc
+    if told != ticket.authority_sha256:
+        raise Unauthenticated(
+            f"the server at {ticket.address} is not the one that made this token: its authority is {told[:16]}…, the "
+            f"token says {ticket.authority_sha256[:16]}…. The token's secret was not sent"
+        )
+    return reply.certificate_pem.encode()
+
+
+def _free_default(role: str, name: str) -> Path:
+    """The role's folder, or one beside it where that is taken: a spent token's identity must be saved somewhere."""
+    folder = default_folder(role)
+    return folder if not (folder / "server.json").exists() else folder.with_name(f"{folder.name}-{name}")
+
+
+def _check_free(folder: Path) -> None:
+    if (folder / "server.json").exists():
+        raise UsageError(f"{folder} holds an identity already; choose another --identity, or move it away")
+
+
+def renew(identity: Identity) -> Identity:
+    """The identity with a fresh certificate for the same key, saved.
+
+    Raises:
+        Unauthenticated: the server does not take the present certificate (any more).
+        ServerUnreachable: nobody answers.
+    """
+    with contextlib.closing(connect(identity.address, identity)) as channel:
+        try:
+            reply = CredentialsStub(channel).Renew(pb.RenewRequest(), timeout=_TIMEOUT_S)
+        except grpc.RpcError as exc:
+            raise translate(exc, identity.address) from exc
+    fresh = replace(identity, certificate=reply.certificate_pem.encode())
+    write_private(identity.folder / "certificate.pem", fresh.certificate)
+    return fresh
+
+
+def renewal_due_s(identity: Identity) -> float:
+    """Seconds until the certificate should be renewed; not above 0 where that is now."""
+    begin, end = identity.times()
+    return seconds_until(end - (end - begin) * _RENEW_SHARE)
+
+
+class Renewer:
+    """Keeps the certificate of a running node fresh, in a thread of its own.
+
+    Args:
+        identity: the node's.
+    """
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="fedloom-renewer", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look after it."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End."""
+        self._stop.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._stop.wait(min(_LOOK_EVERY_S, max(_LOOK_AGAIN_S, renewal_due_s(self.identity)))):
+            if renewal_due_s(self.identity) > 0:
+                continue
+            try:
+                self.identity = renew(self.identity)
+                _log.info(
+                    "certificate of %s renewed until %s",
+                    self.identity.name,
+                    self.identity.times()[1],
+                    extra={"node": self.identity.name},
+                )
+            except FedloomError as exc:
+                _log.warning("the certificate could not be renewed: %s", exc, extra={"node": self.identity.name})
+                _, end = self.identity.times()
+                if self._stop.wait(min(60.0, max(1.0, seconds_until(end) / 10))):
+                    return

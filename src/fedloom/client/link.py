@@ -1,0 +1,77 @@
+"""Connections to a server: mutual TLS for who has joined it, plain ones for simulations and servers without members."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+
+from fedloom.core.errors import (
+    BadMessage,
+    FedloomError,
+    Forbidden,
+    LimitExceeded,
+    NotFound,
+    RunExists,
+    ServerUnreachable,
+    Unauthenticated,
+)
+from fedloom.core.identity import SERVER_NAME, Identity
+
+MAX_MESSAGE_BYTES = 16 << 20
+"""The largest control message either side takes."""
+
+_ERRORS: Mapping[grpc.StatusCode, type[FedloomError]] = {
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: Forbidden,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.ALREADY_EXISTS: RunExists,
+    grpc.StatusCode.INVALID_ARGUMENT: BadMessage,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: LimitExceeded,
+}
+"""Statuses that mean "do not try that again"; every other one means the server cannot be reached."""
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 2 << 20),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+def connect(address: str, identity: Identity | None = None) -> grpc.Channel:
+    """A connection, made when first used; encrypted and with a certificate where there is an identity."""
+    if identity is None:
+        return grpc.insecure_channel(address, options=_OPTIONS)
+    return _secure(address, identity.authority, identity.key, identity.certificate)
+
+
+def connect_trusting(address: str, certificate_pem: bytes) -> grpc.Channel:
+    """An encrypted connection to whoever the certificate vouches for, without one of one's own."""
+    return _secure(address, certificate_pem)
+
+
+def _secure(address: str, roots: bytes, key: bytes | None = None, certificate: bytes | None = None) -> grpc.Channel:
+    credentials = grpc.ssl_channel_credentials(roots, key, certificate)
+    return grpc.secure_channel(
+        address, credentials, options=(*_OPTIONS, ("grpc.ssl_target_name_override", SERVER_NAME))
+    )
+
+
+def translate(exc: grpc.RpcError, address: str) -> FedloomError:
+    """A gRPC failure as one of ours."""
+    call: Any = exc  # what gRPC raises is an RpcError and a Call at once, which its types cannot say
+    code = call.code() if hasattr(call, "code") else grpc.StatusCode.UNKNOWN
+    detail = (call.details() if hasattr(call, "details") else "") or str(exc)
+    kind = _ERRORS.get(code)
+    if kind is not None:
+        return kind(f"the server at {address} refused: {detail}")
+    return ServerUnreachable(
+        f"no answer from the server at {address} ({code.name}: {detail}). Is `fedloom serve` running there, and can "
+        "this machine reach the address?"
+    )

@@ -1,0 +1,303 @@
+"""A node's own policy: what its owner lets any server do with it, in the node's `policy.toml`; its agent obeys it.
+
+What is not allowed here does not happen, whatever a server sends: names outside the lists are refused before anything
+is imported, and a workload reads no path but those below the folder its owner gave it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+from pydantic import Field
+
+from fedloom.core import registry
+from fedloom.core.accumulators import BUILTIN
+from fedloom.core.config import Settings
+from fedloom.core.errors import ConfigError, PolicyRefused
+from fedloom.core.messages import Group
+
+DATA = "$DATA"
+"""How an experiment names a node's own data folder, at the start of a path."""
+_AGAIN_S = 900.0
+"""The longest a server is told to wait before it may ask again."""
+_CODE = ("classifier",)
+"""Settings of workloads that name code, `MODULE:FUNCTION` or `FILE.py:FUNCTION`."""
+_KINDS = {"strategy": "strategies", "workload": "workloads", "selection": "selection"}
+
+Window = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
+
+
+class WorkloadPolicy(Settings):
+    """What one allowed workload gets."""
+
+    data: Path | None = None
+    """Folder an experiment means by `$DATA`. Without one the workload reads no file a server names."""
+
+
+class Limits(Settings):
+    """What the agent takes of the machine at most."""
+
+    memory_mb: Annotated[int, Field(ge=256)] | None = None
+    """Memory the process may allocate, 10^6 bytes; None for no limit."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Threads of the process's numerical libraries. A harder bound on cores is the system's to set."""
+    bytes_per_day: Annotated[int, Field(ge=1)] | None = None
+    """Bytes to and from the server in one day of the node's clock; None for no limit."""
+    hours: tuple[Window, ...] = ()
+    """When the node works, local time, such as `22:00-06:00`; empty for always."""
+    hook: tuple[str, ...] = ()
+    """A command that says whether now is a good time (battery, metered link): exit status 0 for yes; else the first
+    line it prints is the reason."""
+    hook_timeout_s: Annotated[float, Field(gt=0.0)] = 10.0
+    """Seconds after which the hook's silence means no."""
+    hook_every_s: Annotated[float, Field(gt=0.0)] = 60.0
+    """Seconds an answer of the hook holds."""
+
+
+class Policy(Settings):
+    """A node's policy. The empty one allows nothing."""
+
+    workloads: dict[str, WorkloadPolicy] = Field(default_factory=dict)
+    """Workloads the node runs, by name."""
+    code: tuple[str, ...] = ()
+    """Modules and files, beyond what is installed as part of fedloom or a plug-in of it, that experiments may name as
+    strategies, selections, monitors or a workload's classifier."""
+    tracebacks: bool = False
+    """Whether a failure's message and traceback leave the node. They may quote data."""
+    limits: Limits = Limits()
+
+    @classmethod
+    def load(cls, path: Path) -> Policy:
+        """Read a file; a missing one is the empty policy.
+
+        Raises:
+            ConfigError: the file is not a policy.
+        """
+        try:
+            return cls.model_validate(tomllib.loads(path.read_text()))
+        except FileNotFoundError:
+            return cls()
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+            raise ConfigError(f"{path}: not readable as a policy: {exc}") from exc
+        except pydantic.ValidationError as exc:
+            told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in exc.errors())
+            raise ConfigError(f"{path}: {told}") from exc
+
+
+class Usage:
+    """Bytes of today, kept over restarts.
+
+    Args:
+        file: where the count is kept.
+        now: the node's clock, local time.
+    """
+
+    def __init__(self, file: Path, now: Callable[[], datetime] = datetime.now) -> None:
+        self._file, self._now = file, now
+        self._written = 0.0
+        self._day, self._bytes = "", 0
+        try:
+            kept = json.loads(file.read_text())
+            self._day, self._bytes = str(kept["day"]), int(kept["bytes"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # no count yet
+
+    def add(self, count: int) -> None:
+        """Count bytes that crossed."""
+        self._bytes = self.today() + count
+        if time.monotonic() - self._written > 1.0:
+            self.save()
+
+    def today(self) -> int:
+        """Bytes since the day began."""
+        day = self._now().date().isoformat()
+        if day != self._day:
+            self._day, self._bytes = day, 0
+        return self._bytes
+
+    def save(self) -> None:
+        """Write the count down."""
+        self._written = time.monotonic()
+        beside = self._file.with_name(f".{self._file.name}.tmp")
+        beside.write_text(json.dumps({"day": self._day, "bytes": self._bytes}))
+        beside.replace(self._file)
+
+
+class Guard:
+    """A policy at work.
+
+    Args:
+        policy: what is allowed.
+        usage: bytes of today.
+        now: the node's clock, local time.
+    """
+
+    def __init__(self, policy: Policy, usage: Usage, now: Callable[[], datetime] = datetime.now) -> None:
+        self.policy, self._usage, self._now = policy, usage, now
+        self._hook_said: tuple[float, str] | None = None
+
+    def admit_experiment(self, experiment: Mapping[str, Any]) -> dict[str, Any]:
+        """The experiment with the node's own folders in it; nothing it names has been imported.
+
+        Raises:
+            PolicyRefused: it names a workload, code or a path that is not allowed here.
+        """
+        names = {section: _name(experiment.get(section), section) for section in _KINDS}
+        workload = names["workload"]
+        allowed = self.policy.workloads.get(workload)
+        if allowed is None:
+            told = ", ".join(sorted(self.policy.workloads)) or "none"
+            raise PolicyRefused(f"workload {workload!r} is not allowed here (allowed: {told})", kind="workload")
+        for section in ("strategy", "selection"):
+            self._admit_code(_KINDS[section], names[section], section)
+        if experiment.get("monitor") is not None:
+            self._admit_code("monitors", _name(experiment["monitor"], "monitor"), "monitor")
+        settings = experiment["workload"]
+        if isinstance(settings, str):
+            settings = {"name": settings}
+        named = {key: settings[key] for key in _CODE if settings.get(key) is not None}
+        for key, value in named.items():
+            if str(value).rpartition(":")[0] not in self.policy.code:
+                raise PolicyRefused(f"workload setting {key} = {value!r} is not allowed as code", kind="code")
+        known = {"name": workload, **named}
+        own = {key: known[key] if key in known else _paths(value, allowed.data, key) for key, value in settings.items()}
+        return {**experiment, "workload": own}
+
+    def admit_group(self, group: Group) -> None:
+        """Whether the group's own names are allowed, and whether now is the time.
+
+        Raises:
+            PolicyRefused: it is not.
+        """
+        if group.accumulator not in BUILTIN:
+            self._admit_code("strategies", group.accumulator, "accumulator")
+        if group.rule is not None:
+            self._admit_code("strategies", group.rule, "rule")
+        if group.measure is not None:
+            self._admit_code("selection", group.measure, "measure")
+        self.admit_now(sum(ref.size for ref in (*group.inputs.values(), *group.states.values()) if not ref.inline))
+
+    def admit_now(self, coming: int = 0) -> None:
+        """Whether this is a time to work, with so many bytes to come.
+
+        Raises:
+            PolicyRefused: it is not.
+        """
+        self._admit_bytes(coming)
+        self._admit_hour()
+        self._ask_hook()
+
+    def _admit_code(self, kind: str, name: str, what: str) -> None:
+        if name not in self.policy.code and name not in registry.names(kind):
+            raise PolicyRefused(f"{what} {name!r} is not installed here by that name, nor allowed as code", kind="code")
+
+    def _admit_bytes(self, coming: int) -> None:
+        limit = self.policy.limits.bytes_per_day
+        if limit is not None and self._usage.today() + coming > limit:
+            now = self._now()
+            tomorrow = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
+            raise PolicyRefused(
+                f"{coming} bytes more would pass the day's {limit} ({self._usage.today()} so far)",
+                kind="bytes",
+                retry_s=min(_AGAIN_S, max(1.0, (tomorrow - now).total_seconds())),
+            )
+
+    def _admit_hour(self) -> None:
+        hours = self.policy.limits.hours
+        if hours and not any(_inside(self._now(), window) for window in hours):
+            raise PolicyRefused(f"it works at {', '.join(hours)} only", kind="hours", retry_s=60.0)
+
+    def _ask_hook(self) -> None:
+        limits = self.policy.limits
+        if not limits.hook:
+            return
+        if self._hook_said is None or time.monotonic() - self._hook_said[0] > limits.hook_every_s:
+            self._hook_said = time.monotonic(), _run_hook(limits)
+        if self._hook_said[1]:
+            raise PolicyRefused(f"not now: {self._hook_said[1]}", kind="hook", retry_s=limits.hook_every_s)
+
+
+def apply_limits(limits: Limits) -> None:
+    """Bind this process to its limits, and keep it from a hub of data; before the libraries concerned are loaded."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = str(limits.threads)
+    if limits.memory_mb is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (limits.memory_mb * 10**6, limits.memory_mb * 10**6))
+
+
+def _name(section: Any, what: str) -> str:
+    name = section.get("name") if isinstance(section, Mapping) else section
+    if not isinstance(name, str) or not name:
+        raise PolicyRefused(f"the experiment names no {what}", kind="code")
+    return name
+
+
+def _paths(value: Any, data: Path | None, where: str) -> Any:
+    """Settings with `$DATA` made the node's folder; every path that does not lie below that is refused."""
+    if isinstance(value, Mapping):
+        return {key: _paths(inner, data, f"{where}.{key}") for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_paths(inner, data, where) for inner in value]
+    if not isinstance(value, str):
+        return value
+    if value == DATA or value.startswith(f"{DATA}/"):
+        return _inside_data(value, data, where)
+    if data is not None and value.startswith("/") and Path(value).resolve().is_relative_to(data.resolve()):
+        return str(Path(value).resolve())
+    if any(sign in value for sign in ("/", "\\", "..", "$")) or value.startswith("~") or os.path.lexists(value):
+        raise PolicyRefused(
+            f"workload setting {where} = {value[:80]!r} may be a path, and only those below the node's data folder are "
+            f"open: write it as {DATA} or {DATA}/… in the experiment",
+            kind="data",
+        )
+    return value
+
+
+def _inside_data(value: str, data: Path | None, where: str) -> str:
+    if data is None:
+        raise PolicyRefused(f"workload setting {where} asks for {DATA}, but no data folder is given here", kind="data")
+    root = data.resolve()
+    if not root.is_dir():
+        raise PolicyRefused(
+            f"workload setting {where} asks for {DATA}, and the folder given for it is not there now",
+            kind="data",
+            retry_s=_AGAIN_S,
+        )
+    path = (root / value.removeprefix(DATA).lstrip("/")).resolve()
+    if not path.is_relative_to(root):
+        raise PolicyRefused(f"workload setting {where} leads out of the data folder", kind="data")
+    return str(path)
+
+
+def _inside(now: datetime, window: str) -> bool:
+    begin, end = window.split("-")
+    clock = f"{now:%H:%M}"
+    return begin <= clock < end if begin <= end else clock >= begin or clock < end
+
+
+def _run_hook(limits: Limits) -> str:
+    """Why not now; empty for a yes."""
+    try:
+        done = subprocess.run(limits.hook, capture_output=True, timeout=limits.hook_timeout_s, check=False)
+    except subprocess.TimeoutExpired:
+        return f"the hook said nothing for {limits.hook_timeout_s:g} s"
+    except OSError as exc:
+        return f"the hook cannot be run: {exc.strerror}"
+    if done.returncode == 0:
+        return ""
+    return next(_lines(done.stdout), f"the hook ended with {done.returncode}")
+
+
+def _lines(output: bytes) -> Iterator[str]:
+    return (line.strip()[:200] for line in output.decode(errors="replace").splitlines() if line.strip())

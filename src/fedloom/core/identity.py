@@ -1,0 +1,180 @@
+"""An identity: what a device or a person has after joining a server. Keys and certificates are standard X.509 in PEM.
+
+A folder, readable by its owner only:
+
+    key.pem           made here, never sent anywhere
+    certificate.pem   signed by the server's authority; replaced when renewed
+    authority.pem     whom to trust: the server's own certificate must come from it
+    server.json       the server's address, and the name and role it gave
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from fedloom.core.errors import UsageError
+
+SERVER_NAME = "fedloom-server"
+"""The name in every server certificate: callers check whose authority signed it, not where the server stands today."""
+ROLES = ("node", "user", "admin")
+"""Nodes work; users submit, watch and stop runs of their own; admins do everything people do, and say who is in."""
+_TOKEN_PREFIX = "fedloom1."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JoinToken:
+    """What lets a device or person in: where to go, whom to trust there, and a secret to show."""
+
+    address: str
+    """`host:port` of the Enroll service."""
+    authority_sha256: str
+    """SHA-256 of the authority's certificate (DER), hexadecimal."""
+    secret: str
+
+    def encode(self) -> str:
+        """One word that survives copying."""
+        body = json.dumps([self.address, self.authority_sha256, self.secret], separators=(",", ":"))
+        return _TOKEN_PREFIX + base64.urlsafe_b64encode(body.encode()).decode().rstrip("=")
+
+    @classmethod
+    def decode(cls, text: str) -> JoinToken:
+        """Raises `UsageError` unless the text is a join token."""
+        body = text.strip().removeprefix(_TOKEN_PREFIX)
+        try:
+            address, sha256, secret = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+            if not all(isinstance(part, str) and part for part in (address, sha256, secret)) or ":" not in address:
+                raise ValueError("its parts are not what they should be")
+        except ValueError as exc:
+            raise UsageError(
+                f"expected a join token, as `fedloom token create` prints it ({_TOKEN_PREFIX}…), got {text[:40]!r}"
+            ) from exc
+        return cls(address=address, authority_sha256=sha256, secret=secret)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Identity:
+    """A key, its certificate, and the server they are for."""
+
+    folder: Path
+    name: str
+    role: str
+    address: str
+    """`host:port` of the server."""
+    key: bytes
+    certificate: bytes
+    authority: bytes
+
+    @classmethod
+    def load(cls, folder: Path) -> Identity:
+        """Read an identity.
+
+        Raises:
+            UsageError: there is none in the folder, or others can read its key.
+        """
+        try:
+            server = json.loads((folder / "server.json").read_text())
+            key_file = folder / "key.pem"
+            mode = key_file.stat().st_mode & 0o077
+            if mode:
+                raise UsageError(f"{key_file} can be read by others (mode {mode:03o} too many); chmod 600 {key_file}")
+            return cls(
+                folder=folder,
+                name=server["name"],
+                role=server["role"],
+                address=server["address"],
+                key=key_file.read_bytes(),
+                certificate=(folder / "certificate.pem").read_bytes(),
+                authority=(folder / "authority.pem").read_bytes(),
+            )
+        except FileNotFoundError as exc:
+            raise UsageError(
+                f"no identity in {folder} ({exc.filename} is missing). Join a server first: fedloom join TOKEN"
+            ) from exc
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            raise UsageError(f"{folder}: not readable as an identity: {exc!r}. Join again with a new token") from exc
+
+    def save(self) -> None:
+        """Write the folder; the file that makes it whole comes last."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_private(self.folder / "key.pem", self.key)
+        write_private(self.folder / "authority.pem", self.authority)
+        write_private(self.folder / "certificate.pem", self.certificate)
+        told = {"address": self.address, "name": self.name, "role": self.role}
+        write_private(self.folder / "server.json", json.dumps(told, indent=2).encode() + b"\n")
+
+    def times(self) -> tuple[datetime, datetime]:
+        """When the certificate was got, and when it ends, UTC; it is valid from some time before, for slow clocks."""
+        certificate = x509.load_pem_x509_certificate(self.certificate)
+        got = datetime.fromtimestamp((self.folder / "certificate.pem").stat().st_mtime, UTC)
+        return max(got, certificate.not_valid_before_utc), certificate.not_valid_after_utc
+
+    def ended(self) -> str:
+        """A sentence about the certificate's end, once it has come; empty before."""
+        _, end = self.times()
+        if seconds_until(end) > 0:
+            return ""
+        return (
+            f"the certificate of {self.name!r} in {self.folder} ended on {end:%Y-%m-%d %H:%M} UTC by this machine's "
+            f"clock, so the server at {self.address} will not answer. If the clock is right, join again by a new token"
+        )
+
+
+def default_folder(role: str) -> Path:
+    """Where identities are kept: `~/.config/fedloom/node` for nodes, `…/user` for people."""
+    root = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return root / "fedloom" / ("node" if role == "node" else "user")
+
+
+def make_key() -> ec.EllipticCurvePrivateKey:
+    """A fresh P-256 key."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def certificate_request(key: ec.EllipticCurvePrivateKey) -> str:
+    """A signed request (PKCS #10, PEM) that proves the key is held; the name in it means nothing."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedloom")])
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    return request.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def authority_sha256(certificate_pem: bytes) -> str:
+    """Digest of a certificate, as join tokens carry it. Raises `ValueError` for what is no certificate."""
+    return x509.load_pem_x509_certificate(certificate_pem).fingerprint(hashes.SHA256()).hex()
+
+
+def seconds_until(moment: datetime) -> float:
+    """Seconds of this machine's clock from now."""
+    return (moment - datetime.now(UTC)).total_seconds()
+
+
+def pem(certificate: x509.Certificate) -> bytes:
+    """A certificate as text."""
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A private key as text, not encrypted: the file's mode protects it."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file only its owner can read, whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)

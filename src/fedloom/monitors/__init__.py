@@ -1,0 +1,1 @@
+"""Monitors: what is told of the global model on data without labels."""

@@ -1,0 +1,170 @@
+"""The gRPC face of the registry: joining, renewing, and what administrators ask for."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from fedloom.core.errors import BadMessage, Forbidden
+from fedloom.core.identity import pem
+from fedloom.core.messages import PROTOCOL
+from fedloom.proto.v1 import enroll_pb2 as pb
+from fedloom.proto.v1.enroll_pb2_grpc import AdminServicer, CredentialsServicer, EnrollServicer
+from fedloom.server.answering import answering
+from fedloom.server.authority import Authority
+from fedloom.server.coordinator import Coordinator
+from fedloom.server.gate import Caller, Gate, MemberGate, peer_certificate
+from fedloom.server.registry import Member, Registry
+
+_log = logging.getLogger(__name__)
+
+MAX_SECRET = 256
+"""Characters of a join token's secret."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Security:
+    """What a server with members has beside one without."""
+
+    registry: Registry
+    authority: Authority
+    address: str
+    """Host by which devices reach this server, for join tokens."""
+    lifetime_s: float
+    """How long a member's certificate is valid."""
+
+
+class EnrollService(EnrollServicer):
+    """What callers without a certificate may ask.
+
+    Args:
+        security: of the server.
+        port: of the services members call.
+    """
+
+    def __init__(self, security: Security, port: int) -> None:
+        self._security, self._port = security, port
+
+    def Authority(self, request: pb.AuthorityRequest, context: grpc.ServicerContext) -> pb.AuthorityReply:
+        with answering(context):
+            return pb.AuthorityReply(certificate_pem=self._security.authority.certificate_pem.decode())
+
+    def Join(self, request: pb.JoinRequest, context: grpc.ServicerContext) -> pb.JoinReply:
+        with answering(context):
+            if request.protocol != PROTOCOL:
+                raise BadMessage(
+                    f"the caller speaks protocol {request.protocol}, this server {PROTOCOL}: install the same fedloom "
+                    "version on both"
+                )
+            if not 0 < len(request.secret) <= MAX_SECRET:
+                raise BadMessage(f"secret: expected 1 to {MAX_SECRET} characters, got {len(request.secret)}")
+            security = self._security
+
+            def sign(name: str, role: str) -> x509.Certificate:
+                return security.authority.sign_request(request.csr_pem, name, role, security.lifetime_s)
+
+            member, certificate = security.registry.join(request.secret, sign)
+            _log.info("%s joined as %s from %s", member.name, member.role, context.peer(), extra=_about(member))
+            return pb.JoinReply(name=member.name, role=member.role, certificate_pem=_text(certificate), port=self._port)
+
+
+class CredentialsService(CredentialsServicer):
+    """What every member may ask for itself."""
+
+    def __init__(self, security: Security, gate: Gate) -> None:
+        self._security, self._gate = security, gate
+
+    def Renew(self, request: pb.RenewRequest, context: grpc.ServicerContext) -> pb.RenewReply:
+        with answering(context):
+            caller = self._gate.admit(context, "Credentials/Renew")
+            present = x509.load_pem_x509_certificate(peer_certificate(context))
+            public = present.public_key()
+            assert isinstance(public, ec.EllipticCurvePublicKey)
+            security = self._security
+            fresh = security.authority.sign_key(public, caller.name, caller.role, security.lifetime_s)
+            security.registry.renew(caller.name, fresh)
+            _log.info("%s renewed its certificate", caller.name, extra=_about(caller))
+            return pb.RenewReply(certificate_pem=_text(fresh))
+
+
+class AdminService(AdminServicer):
+    """What administrators ask.
+
+    Args:
+        security: of the server.
+        gate: of the server.
+        port: of the Enroll service.
+        coordinator: where nodes' labels and work are.
+    """
+
+    def __init__(self, security: Security, gate: MemberGate, port: int, coordinator: Coordinator) -> None:
+        self._security, self._gate, self._port, self._coordinator = security, gate, port, coordinator
+
+    def CreateToken(self, request: pb.CreateTokenRequest, context: grpc.ServicerContext) -> pb.CreateTokenReply:
+        with answering(context):
+            caller = self._gate.admit(context, "Admin/CreateToken")
+            secret = self._security.registry.create_token(
+                request.name, request.role, dict(request.labels), request.ttl_s, request.uses
+            )
+            _log.info(
+                "%s made a join token for %s %s: uses %d, valid for %g s",
+                caller.name,
+                request.role,
+                request.name,
+                request.uses,
+                request.ttl_s,
+            )
+            return pb.CreateTokenReply(
+                secret=secret,
+                authority_sha256=self._security.authority.sha256,
+                address=f"{self._security.address}:{self._port}",
+            )
+
+    def ListMembers(self, request: pb.ListMembersRequest, context: grpc.ServicerContext) -> pb.ListMembersReply:
+        with answering(context):
+            self._gate.admit(context, "Admin/ListMembers")
+            rows = [
+                pb.MemberRow(
+                    name=member.name,
+                    role=member.role,
+                    labels=member.labels,
+                    enrolled_at=member.enrolled_at,
+                    expires_at=member.expires_at,
+                    revoked_at=member.revoked_at,
+                    fingerprint=member.fingerprint,
+                )
+                for member in self._security.registry.members()
+            ]
+            return pb.ListMembersReply(members=rows)
+
+    def Revoke(self, request: pb.RevokeRequest, context: grpc.ServicerContext) -> pb.RevokeReply:
+        with answering(context):
+            caller = self._gate.admit(context, "Admin/Revoke")
+            if request.name == caller.name:
+                raise Forbidden(f"{caller.name!r} cannot revoke itself; another administrator can")
+            self._security.registry.revoke(request.name)
+            self._gate.cut(request.name)
+            self._coordinator.leave(request.name, "", "revoked")
+            _log.info("%s revoked %s", caller.name, request.name)
+            return pb.RevokeReply()
+
+    def Label(self, request: pb.LabelRequest, context: grpc.ServicerContext) -> pb.LabelReply:
+        with answering(context):
+            caller = self._gate.admit(context, "Admin/Label")
+            labels = self._security.registry.label(request.name, dict(request.set), list(request.remove))
+            self._coordinator.label(request.name, labels)
+            _log.info("%s set the labels of %s to %s", caller.name, request.name, dict(labels))
+            return pb.LabelReply(labels=labels)
+
+
+def _about(who: Member | Caller) -> dict[str, str]:
+    """For log lines: the node it is about, where it is one."""
+    return {"node": who.name} if who.role == "node" else {}
+
+
+def _text(certificate: x509.Certificate) -> str:
+    return pem(certificate).decode()

@@ -1,0 +1,148 @@
+"""Who may make which call: the one place every servicer asks before it does anything."""
+
+from __future__ import annotations
+
+import functools
+import hmac
+import threading
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import grpc
+from cryptography import x509
+
+from fedloom.core.errors import BadMessage, Forbidden, Unauthenticated
+from fedloom.server.registry import Registry, fingerprint_of
+
+PEOPLE = ("user", "admin")
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "Fleet/Register": ("node",),
+    "Fleet/Work": ("node",),
+    "Fleet/UploadOffset": ("node",),
+    "Fleet/Upload": ("node",),
+    "Fleet/Download": ("node",),
+    "Control/Submit": PEOPLE,
+    "Control/ListRuns": PEOPLE,
+    "Control/Watch": PEOPLE,
+    "Control/Stop": PEOPLE,
+    "Control/ListNodes": PEOPLE,
+    "Credentials/Renew": ("node", *PEOPLE),
+    "Admin/CreateToken": ("admin",),
+    "Admin/ListMembers": ("admin",),
+    "Admin/Revoke": ("admin",),
+    "Admin/Label": ("admin",),
+}
+"""Roles each call is for. Users' calls about a run are for its owner, a node's calls for its own name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caller:
+    """Who calls."""
+
+    name: str = ""
+    """The member's; empty where the server knows no members."""
+    role: str = "admin"
+    labels: Mapping[str, str] = field(default_factory=dict)
+    fingerprint: str = ""
+
+
+class Gate(Protocol):
+    """Lets calls in."""
+
+    def admit(self, context: grpc.ServicerContext, call: str) -> Caller:
+        """Who makes the call. Raises `Unauthenticated` or `Forbidden`."""
+
+    def check(self, caller: Caller) -> None:
+        """Raise `Unauthenticated` where a caller admitted before would not be any more."""
+
+    def own_name(self, caller: Caller, node: str) -> None:
+        """Raise `Forbidden` where a node speaks in another's name."""
+
+
+class TokenGate:
+    """One shared secret for everybody: simulations, and servers without encryption.
+
+    Args:
+        token: the secret; empty lets everybody in.
+    """
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def admit(self, context: grpc.ServicerContext, call: str) -> Caller:
+        token = metadata(context).get("fedloom-token", "")
+        if self._token and not hmac.compare_digest(token, self._token):
+            raise Unauthenticated("the call carries no token, or another server's; give the agent this server's token")
+        return Caller()
+
+    def check(self, caller: Caller) -> None:
+        """Nobody is ever put out."""
+
+    def own_name(self, caller: Caller, node: str) -> None:
+        """Everybody may have any name."""
+
+
+class MemberGate:
+    """Mutual TLS: the certificate of the connection says who calls, the registry whether that one is still a member.
+
+    Args:
+        registry: of the server.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._lock = threading.Lock()
+        self._open: dict[str, set[grpc.ServicerContext]] = defaultdict(set)
+
+    def admit(self, context: grpc.ServicerContext, call: str) -> Caller:
+        fingerprint = _fingerprint(peer_certificate(context))
+        member = self._registry.admit(fingerprint)
+        if member.role not in ALLOWED[call]:
+            raise Forbidden(f"{call} is for {' and '.join(ALLOWED[call])}; {member.name!r} is a {member.role}")
+        caller = Caller(name=member.name, role=member.role, labels=member.labels, fingerprint=fingerprint)
+        with self._lock:
+            self._open[member.name].add(context)
+        context.add_callback(lambda: self._forget(member.name, context))
+        self.check(caller)  # a revocation between the first look and the list of open calls
+        return caller
+
+    def check(self, caller: Caller) -> None:
+        self._registry.admit(caller.fingerprint)
+
+    def own_name(self, caller: Caller, node: str) -> None:
+        if node != caller.name:
+            raise Forbidden(f"the certificate is of node {caller.name!r}, the call is in the name of {node[:80]!r}")
+
+    def cut(self, name: str) -> None:
+        """End every open call of a member."""
+        with self._lock:
+            calls = list(self._open.get(name, ()))
+        for context in calls:
+            context.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs leave it without types
+
+    def _forget(self, name: str, context: grpc.ServicerContext) -> None:
+        with self._lock:
+            self._open[name].discard(context)
+
+
+def peer_certificate(context: grpc.ServicerContext) -> bytes:
+    """The certificate the caller has proved to hold the key of, PEM. Raises `Unauthenticated` where there is none."""
+    shown: Any = context.auth_context().get("x509_pem_cert")
+    if not shown:
+        raise Unauthenticated("the caller shows no certificate; join the server first: fedloom join TOKEN")
+    return bytes(shown[0])
+
+
+def metadata(context: grpc.ServicerContext) -> dict[str, str]:
+    """What a call carries beside its message."""
+    return {key: str(value) for key, value in context.invocation_metadata()}
+
+
+@functools.lru_cache(maxsize=8192)
+def _fingerprint(certificate_pem: bytes) -> str:
+    try:
+        return fingerprint_of(x509.load_pem_x509_certificate(certificate_pem))
+    except ValueError as exc:
+        raise BadMessage("the caller's certificate cannot be read") from exc

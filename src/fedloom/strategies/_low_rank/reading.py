@@ -1,0 +1,162 @@
+"""What a finished (or running) low-rank run says about itself: budgets, savings, errors, read from its rounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedloom.core.history import RoundRecord
+
+_FLOAT_BYTES = 4
+"""Bytes of a parameter in the full-model FedAvg a run is compared with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """Something sent against what full-model FedAvg would have sent for the same answers."""
+
+    sent: float
+    whole: float
+
+    @property
+    def share(self) -> float:
+        """1 - sent / whole; NaN where nothing would have been sent."""
+        return 1.0 - self.sent / self.whole if self.whole else math.nan
+
+    def __add__(self, other: Saving) -> Saving:
+        return Saving(self.sent + other.sent, self.whole + other.whole)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """One round of a low-rank strategy."""
+
+    round: int
+    whole: bool
+    """Whether clients sent whole models."""
+    ranks: Mapping[str, int]
+    """Rank of each layer; empty in a round with whole models."""
+    error: float
+    """Relative Frobenius error of the aggregation; NaN where the round does not say."""
+    base: int
+    """Elements a client reads beside that when it is asked for the first time; 0 where the round does not say."""
+    drift: float
+    """How far clients ended from each other in a round with whole models; NaN where the round does not tell."""
+    up: Saving
+    """Parameters."""
+    down: Saving
+    up_bytes: Saving
+    down_bytes: Saving
+
+    @property
+    def rank(self) -> float:
+        """Mean rank over the layers, r_t; 0 in a round with whole models."""
+        return sum(self.ranks.values()) / len(self.ranks) if self.ranks else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """A run's rounds, and what they add up to."""
+
+    rounds: tuple[Budget, ...]
+    full: int
+    """Parameters of the whole model, P."""
+
+    @property
+    def adapted(self) -> tuple[Budget, ...]:
+        """The rounds with adapters."""
+        return tuple(each for each in self.rounds if not each.whole)
+
+    @property
+    def bound(self) -> float:
+        """What the saving can reach at most: 1 - T_i/T, rounds counted by the answers they had."""
+        whole = sum(each.up.whole for each in self.rounds if each.whole)
+        return 1.0 - whole / (sum(each.up.whole for each in self.rounds) or math.nan)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all layers had the same rank in each round."""
+        return all(len(set(each.ranks.values())) <= 1 for each in self.adapted)
+
+    @property
+    def constant(self) -> bool:
+        """Whether the rank was the same in all rounds with adapters."""
+        return len({each.rank for each in self.adapted}) <= 1
+
+    @property
+    def rank_max(self) -> float:
+        """The largest mean rank of a round."""
+        return max((each.rank for each in self.adapted), default=math.nan)
+
+    @property
+    def rank_rounds(self) -> float:
+        """Σ r_t over the rounds with adapters."""
+        return sum(each.rank for each in self.adapted)
+
+    def savings(self) -> dict[str, Saving]:
+        """Every reading of "saving", by its name among a study's numbers; `saving` is the primary one."""
+        rounds, adapted, none = self.rounds, self.adapted, Saving(0, 0)
+        return {
+            "saving": sum((each.up for each in rounds), none),
+            "saving_annealing": sum((each.up for each in adapted), none),
+            "saving_both_ways": sum((each.up + each.down for each in rounds), none),
+            "saving_bytes": sum((each.up_bytes for each in rounds), none),
+            "saving_bytes_both_ways": sum((each.up_bytes + each.down_bytes for each in rounds), none),
+            "saving_rank_rounds": Saving(self.rank_rounds, self.rank_max * len(adapted) if adapted else 0.0),
+        }
+
+    def numbers(self) -> dict[str, float]:
+        """What a study compares."""
+        errors = [each.error for each in self.adapted if math.isfinite(each.error)]
+        drifts = [each.drift for each in self.rounds if math.isfinite(each.drift)]
+        return {
+            **{name: saving.share for name, saving in self.savings().items()},
+            "saving_bound": self.bound,
+            "rank_rounds": self.rank_rounds,
+            "mean_rank": self.rank_rounds / len(self.adapted) if self.adapted else math.nan,
+            "aggregation_error": sum(errors) / len(errors) if errors else math.nan,
+            "drift": sum(drifts) / len(drifts) if drifts else math.nan,
+            "drift_first": drifts[0] if drifts else math.nan,
+            "params_base": float(max((each.base for each in self.rounds), default=0)),
+        }
+
+
+def read(rounds: Sequence[RoundRecord], full: int) -> Budgets:
+    """The rounds of a low-rank strategy.
+
+    Args:
+        rounds: a run's records; those without a stage (of another strategy) are left out.
+        full: parameters of the whole model.
+    """
+    return Budgets(tuple(_budget(record, full) for record in rounds if "stage" in record.info), full)
+
+
+def _budget(record: RoundRecord, full: int) -> Budget:
+    told: Mapping[str, Any] = record.info
+    traffic, asked = record.traffic, len(record.cohort)
+    answered = asked - len({failure.client for failure in record.failures} & set(record.cohort))
+    error = told.get("aggregation_error")
+    return Budget(
+        round=record.round,
+        whole="rank" not in told,
+        ranks=told.get("ranks", {}),
+        error=math.nan if error is None else float(error),
+        base=int(told.get("params_base", 0)),
+        drift=drift(record),
+        up=Saving(traffic.params_up, answered * full),
+        down=Saving(traffic.params_down, asked * full),
+        up_bytes=Saving(traffic.bytes_up, _FLOAT_BYTES * answered * full),
+        down_bytes=Saving(traffic.bytes_down, _FLOAT_BYTES * asked * full),
+    )
+
+
+def drift(record: RoundRecord) -> float:
+    """Root mean square distance of the clients' models from their mean; NaN where the round does not tell.
+
+    Σ p_k ‖w_k - w‖² = Σ p_k ‖w_k - a‖² - ‖w - a‖² for any a, here the round's anchor: clients tell the first term, the
+    server the second. p_k is by examples.
+    """
+    apart = record.metrics.get("distance_squared", math.nan) - record.info.get("step_squared", math.nan)
+    return math.sqrt(max(apart, 0.0)) if math.isfinite(apart) else math.nan

@@ -1,0 +1,1 @@
+"""One model trained, then scored without labels on many shifted sets (MaNo and its rivals)."""

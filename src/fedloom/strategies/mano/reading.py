@@ -1,0 +1,221 @@
+"""A finished run, read: every estimator's scores on every set, and how well they tell accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+
+from fedloom.core.records import Array
+from fedloom.monitors.mano import fits
+from fedloom.monitors.mano.score import Criterion, choose
+from fedloom.monitors.mano.softrun import Branch
+
+ESTIMATORS = {
+    "mano": "MaNo",
+    "conf_score": "ConfScore",
+    "entropy": "Entropy",
+    "agree_score": "AgreeScore",
+    "atc_mc": "ATC (confidence)",
+    "atc_ne": "ATC (entropy)",
+    "frechet": "Frechet",
+    "dispersion": "Dispersion",
+    "proj_norm": "ProjNorm",
+    "mde": "MDE",
+    "cot": "COT",
+    "cott": "COTT",
+    "nuclear": "Nuclear",
+}
+"""Scores of the table, and their names for people."""
+VARIANTS = {
+    "softmax": "softmax branch",
+    "taylor": "Taylor branch",
+    "per_set": "printed rule, branch per set",
+    "taylor_plain": "Taylor, row minimum kept",
+    "softmax_batches": "softmax, mean of batches",
+    "taylor_batches": "Taylor, mean of batches",
+    "nuclear_taylor": "Nuclear of the Taylor shares",
+    **{f"softmax_p{power}": f"softmax, p = {power}" for power in (2, 3, 5, 6, 7, 8)},
+    **{f"taylor_p{power}": f"Taylor, p = {power}" for power in (2, 3, 5, 6, 7, 8)},
+    **{f"taylor_o{order}": f"Taylor, order {order}" for order in (3, 4, 5)},
+}
+"""Ablations of MaNo, and the branch on another score."""
+ETAS = (0.0, 1.0, 3.0, 5.0, 7.0, 9.0)
+"""The paper's sweep of the threshold."""
+_FIRST = ("mild", "harsh", "style", "subpopulation")
+"""Groups of sets that come before the user's own."""
+_FEWEST = 3
+"""Sets a line says something about."""
+_COLLAPSED = 0.5
+"""Balance of predictions below which a set is warned of."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fit:
+    """How well a score tells accuracy over a group of sets; NaN where it is constant."""
+
+    r2: float
+    rho: float
+    mae: float
+    """By the 90/10 protocol; units of accuracy."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """A group of sets."""
+
+    names: tuple[str, ...]
+    families: tuple[str, ...]
+    accuracy: Array
+    criterion: Array
+    """Phi of each set."""
+    balance: Array
+    branches: tuple[Branch, ...]
+    """Which normalisation MaNo's score of each set is of."""
+    scores: Mapping[str, Array]
+    """By estimator and variant, one per set."""
+
+    def fit(self, score: str) -> Fit:
+        """One score's fit over all of the group."""
+        values = self.scores[score]
+        return Fit(
+            r2=fits.r_squared(values, self.accuracy),
+            rho=fits.rank_correlation(values, self.accuracy),
+            mae=fits.ninety_ten(values, self.accuracy),
+        )
+
+    def r2(self, values: Array) -> float:
+        """R² of any score, one value per set."""
+        return fits.r_squared(values, self.accuracy)
+
+    def without(self, family: str) -> Table:
+        """The sets of other families."""
+        kept = [index for index, each in enumerate(self.families) if each != family]
+        return Table(
+            names=tuple(self.names[index] for index in kept),
+            families=tuple(self.families[index] for index in kept),
+            accuracy=self.accuracy[kept],
+            criterion=self.criterion[kept],
+            balance=self.balance[kept],
+            branches=tuple(self.branches[index] for index in kept),
+            scores={name: values[kept] for name, values in self.scores.items()},
+        )
+
+    def left_out(self, score: str) -> dict[str, float]:
+        """Error on each family of the line through the others."""
+        return fits.left_out(self.scores[score], self.accuracy, self.families)
+
+    def with_eta(self, eta: float, classes: int, kind: Criterion) -> Array:
+        """MaNo's score of each set by the printed rule with another threshold."""
+        branches = [choose(float(phi), classes, eta=eta, kind=kind) for phi in self.criterion]
+        return _by_branch(self.scores, branches)
+
+    @property
+    def collapsed(self) -> tuple[str, ...]:
+        """Sets whose predictions fall on few classes: no score of confidence can be trusted there."""
+        return tuple(name for name, value in zip(self.names, self.balance, strict=True) if value < _COLLAPSED)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """What a run's last round says."""
+
+    rule: Mapping[str, Any]
+    """The strategy's settings of the score."""
+    classes: int
+    tables: Mapping[str, Table]
+    """By group of sets; those with fewer than three are left out."""
+    clean: Mapping[str, Any]
+    """The line of the test images as they are."""
+
+
+def read(told: Mapping[str, Any], classes: int) -> Reading:
+    """From what the strategy told of the last round."""
+    rule, lines = told["rule"], told["sets"]
+    lines = sorted(lines, key=lambda line: (line["group"], line["family"], line["name"], line["severity"]))
+    branches = _branches(rule, lines, classes)
+    found = dict.fromkeys(line["group"] for line in lines if line["group"] != "clean")
+    groups = [*(group for group in _FIRST if group in found), *(group for group in found if group not in _FIRST)]
+    tables = {}
+    for group in groups:
+        rows = [index for index, line in enumerate(lines) if line["group"] == group]
+        if len(rows) >= _FEWEST:
+            tables[group] = _table([lines[row] for row in rows], [branches[row] for row in rows], rule, classes)
+    clean: Mapping[str, Any] = next((line for line in lines if line["group"] == "clean"), {})
+    return Reading(rule=rule, classes=classes, tables=tables, clean=clean)
+
+
+def numbers(reading: Reading) -> dict[str, float]:
+    """What a study compares: `mild_r2_mano` and the like for every group, measure and estimator."""
+    found: dict[str, float] = {}
+    for group, table in reading.tables.items():
+        found |= _numbers(group, table)
+        if "geometric" in table.families:
+            found |= _numbers(f"{group}_still", table.without("geometric"))
+        found |= {f"{group}_left_out_{family}": error for family, error in table.left_out("mano").items()}
+        left_out = list(table.left_out("mano").values())
+        if left_out:
+            found[f"{group}_left_out_worst"] = max(left_out)
+        sweep = [table.r2(table.with_eta(eta, reading.classes, reading.rule["criterion"])) for eta in ETAS]
+        found |= {f"{group}_r2_eta_{eta:g}": value for eta, value in zip(ETAS, sweep, strict=True)}
+        found[f"{group}_range"] = float(table.accuracy.max() - table.accuracy.min())
+        found[f"{group}_collapsed"] = float(len(table.collapsed))
+        found[f"{group}_phi_least"], found[f"{group}_phi_greatest"] = table.criterion.min(), table.criterion.max()
+        found[f"{group}_taylor_share"] = table.branches.count("taylor") / len(table.branches)
+        variants = [found.get(f"{group}_r2_{name}", math.nan) for name in VARIANTS if name.startswith(("soft", "tay"))]
+        found[f"{group}_best_variant_lead"] = float(np.nanmax(variants)) - found[f"{group}_r2_mano"]
+    if reading.clean:
+        found["clean_accuracy"] = float(reading.clean["accuracy"])
+    return {name: float(value) for name, value in found.items()}
+
+
+def _numbers(group: str, table: Table) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name in table.scores:
+        fit = table.fit(name)
+        found |= {f"{group}_r2_{name}": fit.r2, f"{group}_rho_{name}": fit.rho, f"{group}_mae_{name}": fit.mae}
+    for name in ESTIMATORS:
+        if name != "mano" and name in table.scores:
+            found[f"{group}_r2_over_{name}"] = found[f"{group}_r2_mano"] - found[f"{group}_r2_{name}"]
+            found[f"{group}_mae_over_{name}"] = found[f"{group}_mae_mano"] - found[f"{group}_mae_{name}"]
+    return found
+
+
+def _branches(rule: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], classes: int) -> list[Branch]:
+    """The branch of each set, as the strategy's settings decide."""
+    kind, eta, how = rule["criterion"], float(rule["eta"]), rule["branch"]
+    if how in get_args(Branch):
+        return [how for _ in lines]
+    phi = np.array([line["scores"]["criterion"] for line in lines])
+    if how == "per_set":
+        return [choose(float(value), classes, eta=eta, kind=kind) for value in phi]
+    samples = np.array([line["samples"] for line in lines], np.float64)
+    decisive = float(phi[0]) if how == "first" else float((phi * samples).sum() / samples.sum())
+    return [choose(decisive, classes, eta=eta, kind=kind)] * len(lines)
+
+
+def _table(lines: Sequence[Mapping[str, Any]], branches: list[Branch], rule: Mapping[str, Any], classes: int) -> Table:
+    names = [name for name in lines[0]["scores"] if all(name in line["scores"] for line in lines)]
+    scores = {name: np.array([line["scores"][name] for line in lines], np.float64) for name in names}
+    criterion = scores.pop("criterion")
+    printed = [choose(float(phi), classes, eta=float(rule["eta"]), kind=rule["criterion"]) for phi in criterion]
+    scores["mano"] = _by_branch(scores, branches, "" if rule["whole_set"] else "_batches")
+    scores["per_set"] = _by_branch(scores, printed)
+    return Table(
+        names=tuple(f"{line['name']} {line['severity']}" if line["severity"] else line["name"] for line in lines),
+        families=tuple(line["family"] for line in lines),
+        accuracy=np.array([line["accuracy"] for line in lines], np.float64),
+        criterion=criterion,
+        balance=np.array([line["balance"] for line in lines], np.float64),
+        branches=tuple(branches),
+        scores=scores,
+    )
+
+
+def _by_branch(scores: Mapping[str, Array], branches: Sequence[Branch], suffix: str = "") -> Array:
+    soft = np.array([branch == "softmax" for branch in branches])
+    chosen: Array = np.where(soft, scores[f"softmax{suffix}"], scores[f"taylor{suffix}"])
+    return chosen

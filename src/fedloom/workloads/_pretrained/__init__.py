@@ -1,0 +1,1 @@
+"""Pretrained transformers on this machine: finding their folders, naming them by digest."""

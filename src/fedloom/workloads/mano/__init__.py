@@ -1,0 +1,1 @@
+"""Estimating a classifier's accuracy under shift without labels: MaNo, its rivals, and sets to tell them apart."""

@@ -1,0 +1,103 @@
+"""All scores of one set, from what the models say of it and of the source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedloom.core.records import Array
+from fedloom.core.seeds import generator
+from fedloom.monitors.mano.score import POWER, batch_mean, norm, power_sum
+from fedloom.monitors.mano.softrun import log_softmax, softmax, taylor
+from fedloom.workloads.mano import rivals
+from fedloom.workloads.mano.seeing import Seen
+
+POWERS = (2, 3, 5, 6, 7, 8)
+"""Values of p beside the paper's that are scored, too."""
+ORDERS = (3, 4, 5)
+"""Orders of the truncated exponential beside the paper's."""
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """What the rivals know of the source: labelled validation images, features, class frequencies."""
+
+    features: rivals.Gaussian
+    """Of the validation images."""
+    marginal: Array
+    """Share of each class among the training labels, (K,)."""
+    confidence: float
+    """ATC's threshold on the greatest share."""
+    entropy: float
+    """ATC's threshold on the negative entropy."""
+    transport: float
+    """COTT's threshold on minus the transport cost."""
+    seed: int
+
+    @classmethod
+    def of(cls, seen: Seen, labels: Array, marginal: Array, seed: int) -> Source:
+        """From the model's answers to the labelled validation images."""
+        shares, correct = softmax(seen.logits), seen.predictions == labels
+        drawn = rivals.sampled_labels(marginal, len(labels), generator(seed, "mano", "transport", "source"))
+        return cls(
+            features=rivals.Gaussian.of(seen.features),
+            marginal=marginal,
+            confidence=rivals.atc_threshold(rivals.confidence(shares), correct),
+            entropy=rivals.atc_threshold(rivals.negative_entropy(seen.logits), correct),
+            transport=rivals.atc_threshold(-rivals.transport_costs(shares, drawn), correct),
+            seed=seed,
+        )
+
+
+def mano_scores(seen: Seen) -> Scores:
+    """MaNo in both branches, and its variants: `softmax_p2`, `taylor_o3`, without the row minimum, the mean of batches.
+
+    `criterion` is Phi.
+    """
+    log_shares = log_softmax(seen.logits)
+    shares = {"softmax": np.exp(log_shares), "taylor": taylor(seen.logits)}
+    found = {"criterion": -float(log_shares.mean())}
+    for branch, rows in shares.items():
+        found[branch] = _norm(rows, POWER)
+        found |= {f"{branch}_p{power}": _norm(rows, power) for power in POWERS}
+    found |= {f"taylor_o{order}": _norm(taylor(seen.logits, order=order), POWER) for order in ORDERS}
+    found["taylor_plain"] = _norm(taylor(seen.logits, row_min=False), POWER)
+    found["softmax_batches"] = batch_mean(seen.logits, "softmax")
+    found["taylor_batches"] = batch_mean(seen.logits, "taylor")
+    return found
+
+
+def rival_scores(seen: Seen, second: Seen | None, source: Source, name: str) -> Scores:
+    """The scores MaNo is compared with; `name` is the set's, by which its labels for COT are drawn."""
+    shares = softmax(seen.logits)
+    confidence, entropy = rivals.confidence(shares), rivals.negative_entropy(seen.logits)
+    rng = generator(source.seed, "mano", "transport", name)
+    costs = rivals.transport_costs(shares, rivals.sampled_labels(source.marginal, len(shares), rng))
+    found = {
+        "conf_score": float(confidence.mean()),
+        "entropy": float(entropy.mean()),
+        "atc_mc": rivals.atc(confidence, source.confidence),
+        "atc_ne": rivals.atc(entropy, source.entropy),
+        "frechet": rivals.frechet(seen.features, source.features),
+        "dispersion": rivals.dispersion(seen.features, seen.predictions, shares.shape[1]),
+        "nuclear": rivals.nuclear(shares),
+        "nuclear_taylor": rivals.nuclear(taylor(seen.logits)),
+        "mde": rivals.meta_energy(seen.logits),
+        "cot": 1.0 - float(costs.mean()),
+        "cott": rivals.atc(-costs, source.transport),
+    }
+    if second is not None:
+        found["agree_score"] = rivals.agreement(seen.predictions, second.predictions)
+    return found
+
+
+def balance(seen: Seen) -> float:
+    """Entropy of the mean prediction over ln K: 1 where all classes are predicted alike, 0 where one is alone."""
+    mean = softmax(seen.logits).mean(axis=0)
+    return float(-(mean * np.log(np.maximum(mean, 1e-300))).sum() / np.log(len(mean)))
+
+
+def _norm(shares: Array, power: int) -> float:
+    return norm(power_sum(shares, power), len(shares), shares.shape[1], power)

@@ -1,0 +1,67 @@
+"""What a model says of images: logits, and the features its last layer reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedloom.core.records import Array
+from fedloom.workloads._torch.statistics import frozen_statistics
+
+_BATCH = 250
+RELEASED_BATCH = 128
+"""Images in a batch of the released code, which sets the batches that statistics are taken of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A model's answers to N images."""
+
+    logits: Array
+    """(N, K), float64."""
+    features: Array
+    """(N, d), float64: what the last linear layer reads, or the logits where there is none."""
+
+    @property
+    def predictions(self) -> Array:
+        """The class of the greatest logit, (N,), int64."""
+        found: Array = self.logits.argmax(axis=1)
+        return found
+
+
+def see(model: nn.Module, images: Tensor, *, batch_statistics: bool = False) -> Seen:
+    """Run a model over normalised images (N, c, h, w).
+
+    Args:
+        model: left as it was, its running statistics too.
+        images: on the model's device.
+        batch_statistics: normalise each batch of 128 by itself, as a model in training mode does.
+    """
+    read: list[Tensor] = []
+    head = next((layer for layer in reversed(list(model.modules())) if isinstance(layer, nn.Linear)), None)
+
+    def keep(_: nn.Module, inputs: Any) -> None:
+        read.append(inputs[0].detach())
+
+    hook = head.register_forward_pre_hook(keep) if head is not None else None
+    training = model.training
+    model.train(batch_statistics)
+    try:
+        with torch.inference_mode(), frozen_statistics(model):
+            batches = torch.split(images, RELEASED_BATCH if batch_statistics else _BATCH)
+            logits = torch.cat([model(batch) for batch in batches])
+    finally:
+        model.train(training)
+        if hook is not None:
+            hook.remove()
+    features = torch.cat(read) if read else logits
+    return Seen(_doubles(logits), _doubles(features.flatten(1)))
+
+
+def _doubles(tensor: Tensor) -> Array:
+    array: Array = np.asarray(tensor.cpu().numpy(), np.float64)
+    return array

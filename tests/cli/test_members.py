@@ -1,0 +1,122 @@
+"""Commands about members, against a real server: what they print, and that every refusal says what to do."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from members import Members, members
+
+from fedloom.cli import main
+from fedloom.core.identity import Identity, JoinToken
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Members]:
+    with members(tmp_path_factory.mktemp("members")) as made:
+        yield made
+
+
+Said = Callable[..., str]
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Said:
+    """What a command prints; it must end with the code."""
+
+    def run(*arguments: str, code: int = 0) -> str:
+        assert main(list(arguments)) == code, capsys.readouterr()
+        captured = capsys.readouterr()
+        return captured.err if code else captured.out
+
+    return run
+
+
+@pytest.fixture
+def as_admin(fleet: Members) -> tuple[str, str]:
+    return "--identity", str(fleet.admin.folder)
+
+
+def test_a_device_joins_and_is_told_what_to_do_next(
+    said: Said, fleet: Members, as_admin: tuple[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "digits").mkdir()
+    token = said("token", "create", "--name", "lab-1", "--label", "site=lab", *as_admin).strip()
+    assert JoinToken.decode(token).address == f"127.0.0.1:{fleet.server.enroll_port}"
+    shown = said("join", token, "--allow", "image_classification=digits")
+    node = tmp_path / "config" / "fedloom" / "node"
+    assert shown == (
+        f"joined {fleet.address} as node lab-1; its policy is {node}/policy.toml\nstart it with: fedloom client\n"
+    )
+    assert f'data = "{tmp_path}/digits"' in (node / "policy.toml").read_text()
+    assert "lab-1" in said("node", "list", *as_admin)
+    assert "site=lab" in said("node", "show", "lab-1", *as_admin)
+    assert said("node", "label", "lab-1", "gpu=yes", "site-", *as_admin) == "lab-1: gpu=yes\n"
+    assert said("node", "revoke", "lab-1", *as_admin) == "lab-1 was revoked\n"
+    assert "revoked" in said("node", "show", "lab-1", *as_admin)
+
+
+def test_a_second_identity_is_named_where_it_is_needed(
+    said: Said, fleet: Members, as_admin: tuple[str, str], tmp_path: Path
+) -> None:
+    said("join", fleet.token("first"))
+    shown = said("join", fleet.token("second"))
+    assert "it refuses all work until that file allows some" in shown
+    assert f"fedloom client --identity {tmp_path}/config/fedloom/node-second" in shown
+    said("join", fleet.token("bob", role="user"))
+    shown = said("join", fleet.token("eve", role="user"))
+    assert f"fedloom runs --identity {tmp_path}/config/fedloom/user-eve" in shown
+
+
+def test_a_folder_that_is_not_there_spends_no_token(said: Said, fleet: Members) -> None:
+    token = fleet.token("unspent")
+    told = said("join", token, "--allow", "image_classification=/nowhere", code=2)
+    assert told == "fedloom: --allow 'image_classification=/nowhere': /nowhere is not a folder here; the token was not used\n"  # fmt: skip  # noqa: E501
+    assert "joined" in said("join", token)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["token", "create", "--name", "a b"], 1, "expected 1 to 64 letters"),
+        (["token", "create", "--name", "x", "--ttl", "90"], 2, "expected a number and s, m, h or d"),
+        (["token", "create", "--name", "x", "--ttl", "90d"], 1, "at most 30 days"),
+        (["token", "create", "--name", "x", "--role", "king"], 1, "expected one of node, user, admin"),
+        (["token", "create", "--name", "x", "--label", "site"], 2, "expected KEY=VALUE"),
+        (["token", "create", "--name", "server-admin"], 2, "is a member already; choose another name"),
+        (["node", "show", "nobody"], 2, "no member 'nobody'"),
+        (["node", "revoke", "nobody"], 1, "no member 'nobody' in good standing"),
+        (["node", "label", "nobody", "a=b"], 1, "no member 'nobody'"),
+        (["node", "revoke", "server-admin"], 1, "cannot revoke itself; another administrator can"),
+    ],
+)
+def test_wrong_input_is_told(said: Said, as_admin: tuple[str, str], arguments: list[str], code: int, told: str) -> None:
+    text = said(*arguments, *as_admin, code=code)
+    assert text.startswith("fedloom: ") and told in text and "no answer from the server" not in text
+
+
+def test_an_ended_certificate_is_told_before_anybody_is_asked(
+    said: Said, fleet: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = fleet.joined("once-ann", "user")
+    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=31)
+    monkeypatch.setattr("fedloom.core.identity.seconds_until", lambda moment: (moment - later).total_seconds())
+    told = said("runs", "--identity", str(identity.folder), code=1)
+    assert "the certificate of 'once-ann'" in told and "join again by a new token" in told
+
+
+def test_nobody_may_read_a_key_but_its_owner(said: Said, fleet: Members) -> None:
+    identity = fleet.joined("loose", "user")
+    os.chmod(identity.folder / "key.pem", 0o640)  # noqa: PTH101
+    assert "chmod 600" in said("runs", "--identity", str(identity.folder), code=2)
+
+
+def test_a_name_of_several_passes_over_those_taken(fleet: Members, said: Said, tmp_path: Path) -> None:
+    fleet.joined("shelf-1")
+    token = fleet.token("shelf", uses=2)
+    for place in "ab":
+        said("join", token, "--identity", str(tmp_path / place))
+    assert [Identity.load(tmp_path / place).name for place in "ab"] == ["shelf-2", "shelf-3"]

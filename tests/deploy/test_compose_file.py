@@ -1,0 +1,137 @@
+"""The compose file names commands, options, ports and programs that there are."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from deploy_files import COMPOSE, DEPLOY, PROMETHEUS, ROOT, compose, parse_command
+
+from fedloom.simulation import api
+
+SERVICES = compose()["services"]
+OURS = {name: service for name, service in SERVICES.items() if "build" in service}
+
+
+def test_it_has_the_three_profiles() -> None:
+    used = {profile for service in SERVICES.values() for profile in service["profiles"]}
+    assert used == {"simulate", "federate", "observe"}
+    assert {name for name, each in SERVICES.items() if "simulate" in each["profiles"]} == {
+        "ray-head", "ray-worker", "simulation",
+    }  # fmt: skip
+    assert {name for name, each in SERVICES.items() if "federate" in each["profiles"]} == {"server", "invite", "client"}
+    assert {"prometheus", "grafana", "server"} <= {
+        name for name, each in SERVICES.items() if "observe" in each["profiles"]
+    }
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_what_a_service_waits_for_is_in_its_profiles(name: str) -> None:
+    for other in SERVICES[name].get("depends_on", []):
+        assert set(SERVICES[name]["profiles"]) <= set(SERVICES[other]["profiles"]), f"{name} waits for {other}"
+
+
+def test_the_servers_command_is_fedlooms(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = OURS["server"]
+    context = parse_command(server["command"], server["environment"], monkeypatch)
+    given = {name: context.params[name] for name in ("host", "port", "enroll_port", "metrics_port", "address")}
+    assert given == {"host": "0.0.0.0", "port": 7070, "enroll_port": 7071, "metrics_port": 9090, "address": "server"}
+    assert Path(server["environment"]["FEDLOOM_IDENTITY"]) == Path(context.params["state"]) / "admin"
+    assert context.params["insecure"] == 0
+
+
+def _script_calls(path: Path) -> list[list[str]]:
+    """What a script says to fedloom, one list of words a call, with its variables."""
+    return [
+        line.split()
+        for line in re.findall(
+            r"(?:until|exec) fedloom (.+?)(?: *[\d]?[<>].*)?(?:; do)?$", path.read_text(), re.MULTILINE
+        )
+    ]
+
+
+def test_scripts_of_containers_call_commands_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = [call for path in sorted((DEPLOY / "containers").iterdir()) for call in _script_calls(path)]
+    assert [call[0] for call in calls] == ["token", "join", "client"]
+    for call in calls:
+        words = [word.strip('"') for word in call if word != '"$@"']
+        parse_command([{"$USES": "3"}.get(word, word) for word in words], {}, monkeypatch)
+
+
+def test_the_token_goes_from_the_server_to_the_clients_and_to_nobody_else() -> None:
+    holders = {
+        name for name, each in OURS.items() if any(str(v).startswith("tokens:") for v in each.get("volumes", []))
+    }
+    assert holders == {"invite", "client"}
+    invite, client = OURS["invite"], OURS["client"]
+    assert invite["command"][1] == client["environment"]["JOIN_TOKEN_FILE"]
+    assert invite["environment"]["FEDLOOM_IDENTITY"] == OURS["server"]["environment"]["FEDLOOM_IDENTITY"]
+    assert invite["network_mode"] == "service:server", "an administrator's identity is for this machine only"
+    assert "state:/state:ro" in invite["volumes"] and "tokens:/tokens:ro" in client["volumes"]
+    shared = {volume.split(":")[1] for volume in client["volumes"]}
+    identity = Path(client["environment"]["FEDLOOM_IDENTITY"])
+    assert not shared & {str(identity), *map(str, identity.parents)}, "each container keeps its own"
+
+
+def test_a_wrong_option_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(click.UsageError):
+        parse_command(["serve", "--metrics", "9090"], {}, monkeypatch)
+
+
+def test_the_simulated_experiment_is_a_preset() -> None:
+    (target,) = SERVICES["simulation"]["command"]
+    assert target in api.presets()
+    script = (DEPLOY / "ray" / "run-on-cluster.sh").read_text()
+    (line,) = re.findall(r"^exec fedloom (.*)$", script, re.MULTILINE)
+    assert re.findall(r"--[\w-]+", line) == ["--ray-address", "--workers"]
+
+
+def test_ray_options_are_rays() -> None:
+    import ray.scripts.scripts
+
+    known = {option for each in ray.scripts.scripts.start.params for option in each.opts}
+    for name in ("ray-head", "ray-worker"):
+        words = [*SERVICES[name]["entrypoint"], *SERVICES[name]["command"]]
+        assert words[:2] == ["ray", "start"]
+        assert {word.partition("=")[0] for word in words[2:]} <= known
+
+
+def test_prometheus_asks_the_port_the_server_has() -> None:
+    (job,) = yaml.safe_load(PROMETHEUS.read_text())["scrape_configs"]
+    assert job["static_configs"] == [{"targets": ["server:9090"]}]
+    assert "9090" in SERVICES["server"]["command"]
+
+
+def test_ports_are_published_on_this_machine_only() -> None:
+    published = [port for each in SERVICES.values() for port in each.get("ports", [])]
+    assert len(published) == 4 and all(port.startswith("127.0.0.1:") for port in published)
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_our_containers_can_do_little(name: str) -> None:
+    service: dict[str, Any] = OURS[name]
+    assert service["cap_drop"] == ["ALL"] and "privileged" not in service
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    if service.get("restart") == "unless-stopped":
+        assert service["healthcheck"]["test"][:2] == ["CMD", "fedloom-health"]
+
+
+def test_bound_files_are_there_and_volumes_are_declared() -> None:
+    declared = set(compose()["volumes"])
+    for service in SERVICES.values():
+        for volume in service.get("volumes", []):
+            place = volume.split(":")[0]
+            assert (ROOT / place).exists() if place.startswith(".") else place in declared, place
+
+
+def test_no_secret_and_no_path_of_a_machine() -> None:
+    for path in [COMPOSE, *(path for path in DEPLOY.rglob("*") if path.is_file() and path.suffix != ".pyc")]:
+        text = path.read_text()
+        assert not re.search(r"(?<!\w)/(work|root/(?!\.cache/pip)|tmp/(?!ray-start|invite)|home/(?!fedloom))", text), (
+            path
+        )
+        assert not re.search(r"(?i)(password|secret|token): *['\"]?[A-Za-z0-9+/_-]{16,}['\"]?\s*$", text), path

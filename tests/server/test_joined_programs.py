@@ -1,0 +1,76 @@
+"""The commands as people type them: a server, a token, a device that joins and works, a person who submits."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fleet_support import LINEAR, until
+from shell import Shell
+
+from fedloom.core.config import Experiment
+from fedloom.simulation import api
+
+EXPERIMENT = f"""
+name = "joined"
+rounds = 6
+clients = 6
+cohort = 3
+strategy = "fedavg"
+[workload]
+name = "{LINEAR}"
+sleep_s = 0.05
+"""
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
+    monkeypatch.setenv("FEDLOOM_CACHE", str(tmp_path / "cache"))
+    with contextlib.closing(Shell(tmp_path)) as shell:
+        yield shell
+
+
+def test_from_a_token_to_a_finished_run_over_the_servers_death_and_out_again(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text(EXPERIMENT)
+    server, port, _ = shell.serve()
+    shell.run(
+        "join", shell.run("token", "create", "--name", "ann", "--role", "user", "--identity", "state/admin").strip()
+    )
+    device = shell.run("token", "create", "--name", "lab-7", "--label", "site=lab", "--identity", "state/admin").strip()
+    shell.run("join", device, "--allow", str(LINEAR))
+    assert "used up" in shell.run("join", device, "--identity", "twice", code=1)
+    client, client_log = shell.start("client")
+    run_id = shell.run("submit", "x.toml", "--set", "fleet.labels.site=lab").strip()
+    rounds = tmp_path / "state" / "runs" / run_id / "rounds.jsonl"
+    until(lambda: rounds.exists() and len(rounds.read_text().splitlines()) >= 2, 90, "round 2")
+    server.send_signal(signal.SIGKILL)
+    server.wait()
+    server, _, server_log = shell.serve(int(port))
+    watched = shell.run("watch", run_id, "--json")
+    summary = json.loads(watched[watched.index("{") : watched.rindex("}") + 1])
+    assert client.poll() is None, "the device was not restarted"
+    want = api.run(Experiment.load(tmp_path / "x.toml", ["runtime.name=inline"]), keep=False)
+    assert summary["status"] == "done" and summary["model_sha256"] == want.summary.model_sha256
+    log = [json.loads(line) for line in server_log.read_text().splitlines() if line.startswith("{")]
+    finished = [line for line in log if line["message"].startswith("round finished")]
+    assert {line["run"] for line in finished} == {run_id} and finished[-1]["round"] == 6
+    assert any(line.get("node") == "lab-7" and line["message"] == "node online" for line in log)
+    numbers = [json.loads(line)["round"] for line in rounds.read_text().splitlines()]
+    assert numbers == list(range(1, 7)), "no round lost, none counted twice"
+    assert re.search(r"lab-7 +node +good +site=lab", shell.run("node", "list", "--identity", "state/admin"))
+    assert "is for admin" in shell.run("node", "list", code=1), "ann is no administrator"
+    assert "site=lab" in shell.run("nodes")
+    begin = time.monotonic()
+    shell.run("node", "revoke", "lab-7", "--identity", "state/admin")
+    assert client.wait(20) == 1 and "was revoked" in client_log.read_text(), time.monotonic() - begin
+    assert (tmp_path / "config/fedloom/node/key.pem").stat().st_mode & 0o077 == 0
+
+
+def test_a_server_in_the_clear_stays_on_this_machine(shell: Shell) -> None:
+    assert "give --insecure a second time" in shell.run("serve", "--insecure", "--host", "0.0.0.0", code=2)

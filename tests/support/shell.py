@@ -1,0 +1,54 @@
+"""The commands as people type them, run to their end or started, in a folder of their own, maybe on another machine."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fleet_support import until
+
+
+class Shell:
+    """Commands of one person or device.
+
+    Args:
+        folder: where they are typed.
+        before: what each command is started by, such as another network namespace.
+    """
+
+    def __init__(self, folder: Path, before: Sequence[str] = ()) -> None:
+        self.folder, self._before = folder, before
+        self._started: list[subprocess.Popen[str]] = []
+
+    def run(self, *arguments: str, code: int = 0) -> str:
+        """What a command prints, stdout and stderr; it must end with the code."""
+        done = subprocess.run(self._command(arguments), capture_output=True, text=True, cwd=self.folder, timeout=90)
+        assert done.returncode == code, (arguments, done.stdout, done.stderr)
+        return done.stdout + done.stderr
+
+    def start(self, *arguments: str) -> tuple[subprocess.Popen[str], Path]:
+        """A running command, and the file it prints to."""
+        log = self.folder / f"log-{len(self._started)}"
+        with log.open("w") as file:
+            program = subprocess.Popen(self._command(arguments), stdout=file, stderr=file, text=True, cwd=self.folder)
+        self._started.append(program)
+        return program, log
+
+    def serve(self, port: int = 0, *options: str, host: str = "127.0.0.1") -> tuple[subprocess.Popen[str], str, Path]:
+        """A server on the folder `state`: its process, port, and log."""
+        where = ("--host", host, "--port", str(port), "--state", "state", "--log", "json")
+        program, log = self.start("serve", *where, *options)
+        found = until(lambda: re.search(rf"listening on {re.escape(host)}:(\d+)", log.read_text()), 60, "the server")
+        return program, found[1], log
+
+    def close(self) -> None:
+        """Kill what still runs."""
+        for program in self._started:
+            program.kill()
+            program.wait()
+
+    def _command(self, arguments: Sequence[str]) -> list[str]:
+        return [*self._before, sys.executable, "-m", "fedloom", *arguments]
