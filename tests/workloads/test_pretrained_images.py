@@ -185,5 +185,5 @@ def test_a_transformers_model_is_adapted(tmp_path: Path) -> None:
         build(experiment(model=model))
     with pytest.raises(ConfigError, match=r"set workload\.resize = 8"):
         build(experiment(model=model, channels=3, resize=16))
-    with pytest.raises(DataMissing, match="has no readable config.json"):
+    with pytest.raises(DataMissing, match=r"has no readable config\.json"):
         build(experiment(model={**model, "pretrained": str(tmp_path)}))
