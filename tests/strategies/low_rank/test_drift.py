@@ -12,7 +12,7 @@ from fedloom.core import registry
 from fedloom.core.accumulators import RunningMean
 from fedloom.core.config import Experiment
 from fedloom.core.history import RoundRecord, Timing, Traffic
-from fedloom.core.records import MODEL, RoundContext
+from fedloom.core.records import MODEL, RoundContext, Update
 from fedloom.core.seeds import generator
 from fedloom.strategies._low_rank.reading import drift
 from fedloom.strategies._low_rank.rule import build_rule
@@ -65,3 +65,17 @@ def test_a_round_that_does_not_tell_has_no_drift() -> None:
     )
     assert math.isnan(drift(record))
     assert drift(record.model_copy(update={"info": {"step_squared": 0.56}})) == pytest.approx(1.2)
+
+
+def test_only_adapter_rounds_have_a_step_size_of_their_own() -> None:
+    strategy = {"name": "sa_fedlora", "rank_max": 2, "rank_min": 1, "initiating_rounds": 1, "rate_factor": 3.0}
+    made = Experiment.parse({**TINY, "strategy": strategy})
+    workload = registry.part("workloads", "image_classification", "workload").build_workload(made.workload, made)
+    server = registry.part("strategies", "sa_fedlora", "strategy").build_strategy(made.strategy, made)
+    state, total = server.init(workload.init(generator(1, "init"))), RunningMean()
+    first, second = (RoundContext(round=n, cohort=(0,), population=8, rounds=4, seed=1) for n in (1, 2))
+    exchange = server.plan(state, first)
+    assert "rate_factor" not in exchange.knobs and exchange.knobs["tell_distance"]
+    total.add(Update(num_examples=1, groups=exchange.inputs[MODEL].groups), 1, 0)
+    exchange = server.plan(server.finish(state, total, first), second)
+    assert exchange.knobs["rate_factor"] == 3.0 and "tell_distance" not in exchange.knobs
