@@ -103,6 +103,26 @@ def test_claims(result: StudyResult) -> None:
     }  # fmt: skip
 
 
+def test_a_claim_may_compare_with_another_arm_than_the_reference(
+    study: Callable[..., dict[str, Any]], finished_run: Callable[..., None], tmp_path: Path
+) -> None:
+    claims = [
+        {"id": "A", "text": "better", "arm": "many", "against": "third",
+         "checks": [{"of": "final_difference", "at_least": 0.0}]},
+    ]  # fmt: skip
+    arms = {"few": {"change": {"cohort": 2}}, "many": {}, "third": {"change": {"cohort": 3}}}
+    made = Definition.parse(study(metric="accuracy", better="higher", claims=claims, arms=arms, analyses=[]))
+    grid = expand(made)
+    for planned in grid:
+        finished_run(planned, tmp_path, {"few": [0.9], "many": [0.5], "third": [0.4]}[planned.arm])
+    result = analyse(made, grid, tmp_path)
+    (verdict,) = result.verdicts
+    assert verdict.arm == "many against third" and verdict.outcome == "held"
+    assert verdict.numbers["final_difference"].value == pytest.approx(0.1)
+    assert result.scenarios["base"].arms["many"].estimates["final_difference"].value == pytest.approx(-0.4)
+    assert "many against third" in render_study(result)
+
+
 def test_novelty_correlates_credits_with_the_distance_to_the_last_pool(
     study: Callable[..., dict[str, Any]], finished_run: Callable[..., None], tmp_path: Path
 ) -> None:

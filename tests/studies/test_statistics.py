@@ -50,6 +50,21 @@ def test_area_over_is_the_integral_of_the_linear_interpolation() -> None:
     assert s.area_over([10.0, 15.0, 20.0], [0.0, NAN, 1.0], 10.0, 20.0) == pytest.approx(0.5)
 
 
+def test_finals_at_equal_cost_are_read_where_the_cheaper_run_ends() -> None:
+    # Run A spends 40 in all, run B 30 a round. Means of the last two rounds: A 0, 0, 0.2, 0.5; B 0.2, 0.5.
+    a = ([10.0, 20.0, 30.0, 40.0], [0.0, 0.0, 0.4, 0.6])
+    b = ([30.0, 60.0], [0.2, 0.8])
+    ours, theirs = s.finals_at_equal_cost(*a, *b, last=2)
+    assert ours == pytest.approx(0.5) and theirs == pytest.approx(0.2 + 0.3 / 3)
+    # A run whose first round is dearer than that is given its first round.
+    assert s.finals_at_equal_cost([1.0, 2.0], [0.1, NAN], *b, last=1) == pytest.approx((0.1, 0.2))
+
+
+def test_a_ratio_of_numbers_that_do_not_apply_is_none() -> None:
+    assert s.paired_ratio([NAN, NAN], [1.0, 2.0], seed=1) is None
+    assert s.paired_ratio([0.0, 2.0], [1.0, 2.0], seed=1) is None
+
+
 def test_areas_at_equal_cost_use_the_common_range_only() -> None:
     # Run A costs 10 a round, run B 30: they share [30, 40].
     a = ([10.0, 20.0, 30.0, 40.0], [0.0, 0.0, 0.4, 0.6])

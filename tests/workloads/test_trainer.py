@@ -30,7 +30,13 @@ def record_of(module: nn.Module) -> Record:
 
 
 def train(
-    settings: TrainingSettings, *, module: nn.Module | None = None, rule: Any = None, seed: int = 9, rows: Array = ROWS
+    settings: TrainingSettings,
+    *,
+    module: nn.Module | None = None,
+    rule: Any = None,
+    seed: int = 9,
+    rows: Array = ROWS,
+    knobs: Any = None,
 ) -> Update:
     module = module or model()
     trainer = Trainer(module, settings, CPU)
@@ -38,7 +44,7 @@ def train(
     def loss(batch: Tensor) -> Tensor:
         return nn.functional.mse_loss(module(X.index_select(0, batch)), Y.index_select(0, batch))
 
-    return trainer.train(rows, loss, {MODEL: record_of(model())}, rule, {}, generator(seed, "t"))
+    return trainer.train(rows, loss, {MODEL: record_of(model())}, rule, knobs or {}, generator(seed, "t"))
 
 
 def bare(settings: TrainingSettings, make: Any, seed: int = 9) -> tuple[nn.Module, list[float], list[int]]:
@@ -234,3 +240,11 @@ def test_a_gpu_that_is_not_there_is_an_error() -> None:
     assert choose_device("auto").type == choose_device("cpu").type == "cpu"
     with pytest.raises(ConfigError, match="no GPU"):
         choose_device("cuda")
+
+
+def test_a_strategy_may_multiply_the_step_size() -> None:
+    start, settings = record_of(model()).groups[MODEL], TrainingSettings(learning_rate=0.1, max_steps=1)
+    once, thrice = (train(settings, knobs=knobs).groups[MODEL] for knobs in ({}, {"rate_factor": 3.0}))
+    for name, array in once.items():
+        assert np.allclose(thrice[name] - start[name], 3 * (array - start[name]), atol=1e-6)
+        assert np.abs(array - start[name]).max() > 1e-4

@@ -19,7 +19,7 @@ from fedloom.core.errors import ConfigError, UnknownName
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
 _STUDY_KEY = "study."
 T = TypeVar("T", bound=Settings)
-AnalysisName = Literal["adapters", "balance", "novelty", "own", "participation", "spiking"]
+AnalysisName = Literal["balance", "novelty", "own", "participation", "spiking"]
 
 
 class Seeds(Settings):

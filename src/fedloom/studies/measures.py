@@ -15,7 +15,6 @@ from fedloom.reporting.plugins import contributions
 from fedloom.reporting.run_folder import RunFolder
 from fedloom.selection._choosing.balance import divergence, imbalance
 from fedloom.studies import statistics
-from fedloom.studies.adapters import adapter_numbers
 from fedloom.studies.definition import Definition
 
 COSTS = {"trainings": "local trainings", "uplink": "values sent up", "bytes": "bytes sent, up and down"}
@@ -140,13 +139,7 @@ def own(run: RunFolder) -> Measured:
     return Measured({name: float(value) for each in numbers for name, value in each.items()})
 
 
-def adapters(run: RunFolder) -> Measured:
-    """What low-rank training saves, and drift in its rounds with whole models (see `studies.adapters`)."""
-    return Measured(adapter_numbers(run))
-
-
 ANALYSES: dict[str, Callable[[RunFolder], Measured]] = {
-    "adapters": adapters,
     "balance": balance,
     "novelty": novelty,
     "own": own,

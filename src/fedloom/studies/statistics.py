@@ -208,7 +208,8 @@ def paired_ratio(arm: Sequence[float], reference: Sequence[float], *, seed: int)
     None where a number is not positive.
     """
     a, r = np.asarray(arm, np.float64), np.asarray(reference, np.float64)
-    if not len(a) or not (np.nanmin(a) > 0 and np.nanmin(r) > 0):
+    known = np.isfinite(a) & np.isfinite(r)
+    if not known.any() or not (a[known].min() > 0 and r[known].min() > 0):
         return None
     return _with_p(estimate((a / r).tolist(), seed=seed, centre=np.median), a - r)
 

@@ -96,7 +96,7 @@ def balance_columns(scenario: ScenarioResult) -> list[Column]:
 
 
 def cost_columns(scenario: ScenarioResult) -> list[Column]:
-    """What a round costs, and the network's activity."""
+    """What a round costs, the network's activity, and what adapters save."""
     columns = [
         Column("local trainings", lambda arm: _mean(arm, "local_trainings", 1)),
         Column("values down", lambda arm: _amount(arm, "params_down")),
@@ -110,6 +110,11 @@ def cost_columns(scenario: ScenarioResult) -> list[Column]:
         "energy_pj": ("estimated energy per example, pJ", 0),
         "output_rate": ("output rate", 3),
         "dead_rounds": ("rounds with a dead layer", 1),
+        "saving": ("saved of whole models' values up", 4),
+        "saving_bound": (f"at most, 1 {MINUS} T_i/T", 3),
+        "rank_rounds": ("sum of ranks", 0),
+        "aggregation_error": ("aggregation error", 3),
+        "drift": ("drift in whole rounds", 3),
     }
     for key, (title, digits) in known.items():
         if any(key in arm.estimates for arm in scenario.arms.values()):

@@ -42,6 +42,8 @@ class Budget:
     """Relative Frobenius error of the aggregation; NaN where the round does not say."""
     base: int
     """Elements a client reads beside that when it is asked for the first time; 0 where the round does not say."""
+    drift: float
+    """How far clients ended from each other in a round with whole models; NaN where the round does not tell."""
     up: Saving
     """Parameters."""
     down: Saving
@@ -108,12 +110,15 @@ class Budgets:
     def numbers(self) -> dict[str, float]:
         """What a study compares."""
         errors = [each.error for each in self.adapted if math.isfinite(each.error)]
+        drifts = [each.drift for each in self.rounds if math.isfinite(each.drift)]
         return {
             **{name: saving.share for name, saving in self.savings().items()},
             "saving_bound": self.bound,
             "rank_rounds": self.rank_rounds,
             "mean_rank": self.rank_rounds / len(self.adapted) if self.adapted else math.nan,
             "aggregation_error": sum(errors) / len(errors) if errors else math.nan,
+            "drift": sum(drifts) / len(drifts) if drifts else math.nan,
+            "drift_first": drifts[0] if drifts else math.nan,
             "params_base": float(max((each.base for each in self.rounds), default=0)),
         }
 
@@ -139,8 +144,19 @@ def _budget(record: RoundRecord, full: int) -> Budget:
         ranks=told.get("ranks", {}),
         error=math.nan if error is None else float(error),
         base=int(told.get("params_base", 0)),
+        drift=drift(record),
         up=Saving(traffic.params_up, answered * full),
         down=Saving(traffic.params_down, asked * full),
         up_bytes=Saving(traffic.bytes_up, _FLOAT_BYTES * answered * full),
         down_bytes=Saving(traffic.bytes_down, _FLOAT_BYTES * asked * full),
     )
+
+
+def drift(record: RoundRecord) -> float:
+    """Root mean square distance of the clients' models from their mean; NaN where the round does not tell.
+
+    Σ p_k ‖w_k - w‖² = Σ p_k ‖w_k - a‖² - ‖w - a‖² for any a, here the round's anchor: clients tell the first term, the
+    server the second. p_k is by examples.
+    """
+    apart = record.metrics.get("distance_squared", math.nan) - record.info.get("step_squared", math.nan)
+    return math.sqrt(max(apart, 0.0)) if math.isfinite(apart) else math.nan

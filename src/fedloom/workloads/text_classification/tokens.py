@@ -16,7 +16,7 @@ from fedloom.workloads._data.text_files import TEXT_SOURCES
 from fedloom.workloads.text_classification.body import BodyFolder
 
 _FORMAT = 1
-_PLACES = ("file", "test_file", "dataset")
+_PLACES = ("file", "test_file", "dataset", "folder")
 
 
 @dataclass(frozen=True, slots=True)

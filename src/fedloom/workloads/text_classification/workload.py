@@ -62,7 +62,8 @@ class TextClassification:
         self, config: Config, body: BodyFolder, data: TokenData, shards: Partition, device: torch.device
     ) -> None:
         self._config, self._body, self._data, self._shards, self._device = config, body, data, shards, device
-        identity = cache.digest_of([data.sha256, body.weights_sha256])
+        layers = config.model.layers
+        identity = cache.digest_of([data.sha256, body.weights_sha256, *([] if layers is None else [layers])])
         self._features = FeatureStore(lambda: self._frozen_body, identity, device)
         with exact(device, seed=0):
             self._model = self._new_model()
@@ -71,7 +72,8 @@ class TextClassification:
     def describe(self) -> WorkloadInfo:
         counts = self._shards.label_counts(self._data.train.labels, int(self._data.info["num_labels"]))
         frozen = self._config.model.train == "head"
-        body = {"name": self._body.name, "frozen": frozen, "weights_sha256": self._body.weights_sha256}
+        layers = {} if self._config.model.layers is None else {"layers": self._config.model.layers}
+        body = {"name": self._body.name, **layers, "frozen": frozen, "weights_sha256": self._body.weights_sha256}
         return WorkloadInfo(
             data={**self._data.info, "body": body},
             client_sizes=self._shards.sizes.tolist(),
@@ -153,10 +155,10 @@ class TextClassification:
     @cached_property
     def _frozen_body(self) -> nn.Module:
         """The pretrained body, loaded when a feature is first missing."""
-        return load_body(self._body).requires_grad_(False).to(self._device)
+        return load_body(self._body, self._config.model.layers).requires_grad_(False).to(self._device)
 
     def _new_model(self) -> TextClassifier:
-        body = load_body(self._body) if self._config.model.train == "all" else None
+        body = load_body(self._body, self._config.model.layers) if self._config.model.train == "all" else None
         return TextClassifier(self._body.hidden_size, int(self._data.info["num_labels"]), body)
 
 
