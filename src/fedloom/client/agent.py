@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 
-from fedloom.client.executor import Executor
+from fedloom.client.executor import Executor, InputsGone
 from fedloom.client.policy import Guard
 from fedloom.core.errors import FedloomError, PolicyRefused, ServerUnreachable
 from fedloom.core.messages import (
@@ -195,6 +195,12 @@ class Agent:
                 self._waiting.appendleft(group)
                 self._current = None
             raise
+        except InputsGone as exc:  # heartbeats no longer name it, so it comes again if it is still wanted
+            _log.info("group %s put away: %s", key, exc, extra=_about(self.node, key))
+            with self._lock:
+                self._current = None
+            self._send_results()
+            return
         except PolicyRefused as exc:
             _log.info("group %s refused: %s", key, exc, extra=_about(self.node, key))
             with self._lock:
