@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow compose-test check format bench docs proto clean
+.PHONY: help install demo test test-slow compose-test check format bench chaos fuzz bench-fleet docs proto clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,17 @@ format: install ## Put the code in the project's form
 
 bench: install ## Measure against a bare PyTorch loop and Flower's engine
 	$(BIN)/python -m benchmarks
+
+bench-fleet: install ## Measure idle agents, a broadcast to fifty, and memory over a thousand rounds
+	$(BIN)/python -m benchmarks.idle
+	$(BIN)/python -m benchmarks.broadcast
+	$(BIN)/python -m benchmarks.endurance
+
+chaos: install ## A hundred runs with faults drawn from a seed; as root the nodes get networks of their own
+	$(BIN)/python -m benchmarks.chaos
+
+fuzz: install ## A hundred thousand broken messages to every call of a server
+	$(BIN)/python -m benchmarks.fuzz
 
 docs: install ## Write docs/reference from the code
 	$(BIN)/python -m fedloom.reporting.reference docs/reference

@@ -17,12 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import psutil
 
 from benchmarks.report import micro_table
-from fedloom.client.grpc_channel import OPTIONS
+from fedloom.client.link import connect
 from fedloom.core.messages import Hello
 from fedloom.core.records import MODEL, Record
 from fedloom.proto.v1 import codec
@@ -37,7 +36,7 @@ class Stream:
     """One agent's connection."""
 
     def __init__(self, address: str, index: int) -> None:
-        self._channel = grpc.insecure_channel(address, options=OPTIONS)
+        self._channel = connect(address)
         hello = Hello(node=f"device-{index:04}", session="only")
         self._metadata = (("fedloom-node", hello.node), ("fedloom-session", hello.session))
         FleetStub(self._channel).Register(codec.hello_message(hello), metadata=self._metadata, wait_for_ready=True)

@@ -1,7 +1,7 @@
 """Agents that are connected and have nothing to do: what they cost the server, in memory and in CPU.
 
 The server is a process of its own; the agents are sessions of a second one, each with a connection of its own, a real
-stream, and a heartbeat as often as the server asks for.
+stream, and heartbeats as often as an agent with nothing in hand sends them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import grpc
 import psutil
 
 from benchmarks.report import micro_table
-from fedloom.client.grpc_channel import OPTIONS
+from fedloom.client.agent import IDLE_BEATS
 from fedloom.core.messages import Heartbeat, Hello
 from fedloom.proto.v1 import codec
 from fedloom.proto.v1 import fleet_pb2 as pb
@@ -42,17 +42,18 @@ def serve() -> None:
 
 async def session(address: str, index: int) -> None:
     """One idle agent, for ever."""
-    channel = grpc.aio.insecure_channel(address, options=OPTIONS)
+    channel = grpc.aio.insecure_channel(address, options=(("grpc.use_local_subchannel_pool", 1),))
     stub: Any = FleetStub(channel)
     hello = Hello(node=f"device-{index:04}", session="only")
     metadata = (("fedloom-node", hello.node), ("fedloom-session", hello.session))
     welcome = await stub.Register(codec.hello_message(hello), metadata=metadata)
     stream = stub.Work(metadata=metadata)
     await stream.write(_BEAT)
-    await asyncio.sleep(random.random() * welcome.heartbeat_s)  # devices do not beat in step
+    pause_s = welcome.heartbeat_s * IDLE_BEATS
+    await asyncio.sleep(random.random() * pause_s)  # devices do not beat in step
     while True:
         await stream.write(_BEAT)
-        await asyncio.sleep(welcome.heartbeat_s)
+        await asyncio.sleep(pause_s)
 
 
 async def sessions(address: str, count: int) -> None:

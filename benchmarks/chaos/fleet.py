@@ -17,6 +17,9 @@ from typing import Any
 
 from benchmarks.chaos.network import Network
 from benchmarks.chaos.schedule import HOSTILE, NODES, SERVER, Schedule
+from fedloom.client.admin import AdminClient
+from fedloom.client.enroll import join
+from fedloom.core.identity import Identity
 
 _ROOT = Path(__file__).parents[2]
 
@@ -60,7 +63,7 @@ class Fleet:
 
     def __init__(self, schedule: Schedule, folder: Path, zygote: Zygote, network: Network | None) -> None:
         self._schedule, self._folder, self._zygote, self._network = schedule, folder, zygote, network
-        self.port, self.token = _free_port(), secrets.token_urlsafe(12)
+        self.port, self.token = _free_port(), "" if schedule.members else secrets.token_urlsafe(12)
         self.state = folder / "state"
         self._pids: dict[str, int] = {}
         self._down: set[str] = set()
@@ -72,6 +75,21 @@ class Fleet:
     def log(self) -> Path:
         """What the programs have printed."""
         return self._folder / "log.txt"
+
+    @property
+    def admin(self) -> Identity | None:
+        """Who may do everything, on a server with members."""
+        return Identity.load(self.state / "admin") if self._schedule.members else None
+
+    def enroll(self) -> Identity | None:
+        """Let every node join, and one more whose membership is revoked at once: that one is returned."""
+        if self.admin is None:
+            return None
+        with AdminClient(self.admin) as admin:
+            for name in (*self.nodes, "revoked"):
+                join(admin.create_token(name, ttl_s=60.0).encode(), self._folder / name)
+            admin.revoke("revoked")
+        return Identity.load(self._folder / "revoked")
 
     def start(self, name: str) -> None:
         """Start the server or a node."""
@@ -89,6 +107,7 @@ class Fleet:
             role="agent",
             name=name,
             address=f"{host}:{self.port}",
+            identity=str(self._folder / name) if self._schedule.members else "",
             namespace=self._network.namespace(name) if self._network else "",
             seed=self._schedule.index * 10 + self.nodes.index(name),
             noise=self._schedule.noise,

@@ -15,6 +15,7 @@ from fedloom.core.errors import FedloomError
 from fedloom.core.messages import (
     Channel,
     FromAgent,
+    Group,
     GroupKey,
     GroupResult,
     Heartbeat,
@@ -33,7 +34,9 @@ _BURST = 50
 
 
 class LyingChannel:
-    """A channel whose agent works, and whose results are not what came of it.
+    """A channel whose agent works, and whose results are not what came of it; the initial model excepted.
+
+    Round 0 has one job, the initial model, and whoever is asked for it is believed: nobody else knows what to expect.
 
     Args:
         inner: the real one.
@@ -44,6 +47,7 @@ class LyingChannel:
     def __init__(self, inner: Channel, lie: str, seed: int) -> None:
         self._inner, self._lie = inner, lie
         self._rng = generator(seed, "lies")
+        self._round = 0
         self._sent: list[FromAgent] = []
         self._closed = threading.Event()
         self._flood: threading.Thread | None = None
@@ -66,14 +70,17 @@ class LyingChannel:
                 self._inner.send(self._sent[int(index)])
 
     def receive(self, timeout_s: float) -> ToAgent | None:
-        return self._inner.receive(timeout_s)
+        message = self._inner.receive(timeout_s)
+        if isinstance(message, Group):
+            self._round = message.key.round
+        return message
 
     def fetch(self, ref: PayloadRef) -> Record:
         return self._inner.fetch(ref)
 
     def store(self, record: Record) -> PayloadRef:
         change = {"wrong shapes": _longer, "not a number": _spoilt}.get(self._lie)
-        if change is not None:
+        if change is not None and self._round:
             groups = {g: {n: change(array) for n, array in arrays.items()} for g, arrays in record.groups.items()}
             record = Record(groups, record.info)
         return self._inner.store(record)

@@ -1,4 +1,5 @@
-"""Somebody who is not let in, and keeps trying: every call of both services, with no secret or a wrong one."""
+"""Somebody who is not let in, and keeps trying: every call of both services, with no secret, a wrong one, or a
+certificate that has been revoked."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from typing import Any
 
 import grpc
 
+from fedloom.client.link import connect
+from fedloom.core.identity import Identity
 from fedloom.core.seeds import generator
 
 FLEET = tuple(f"/fedloom.proto.v1.Fleet/{name}" for name in ("Register", "UploadOffset", "Upload", "Work", "Download"))
@@ -20,10 +23,16 @@ _AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
 
 
 class Intruder:
-    """Calls about twenty times a second until it is closed; `answers` counts what it was told."""
+    """Calls about twenty times a second until it is closed; `answers` counts what it was told.
 
-    def __init__(self, address: str, seed: int) -> None:
-        self._address, self._rng = address, generator(seed, "intruder")
+    Args:
+        address: of the server.
+        seed: of what is called.
+        identity: of a member that is none any more; None on a server without members.
+    """
+
+    def __init__(self, address: str, seed: int, identity: Identity | None) -> None:
+        self._address, self._rng, self._identity = address, generator(seed, "intruder"), identity
         self.answers: Counter[str] = Counter()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._try, daemon=True)
@@ -45,8 +54,7 @@ class Intruder:
         self._thread.join()
 
     def _try(self) -> None:
-        options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0))
-        with contextlib.closing(grpc.insecure_channel(self._address, options=options)) as channel:
+        with contextlib.closing(connect(self._address, self._identity)) as channel:
             while not self._closed.wait(0.05):
                 path = str(self._rng.choice((*FLEET, *CONTROL)))
                 try:

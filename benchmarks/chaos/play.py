@@ -92,11 +92,13 @@ def play(schedule: Schedule, folder: Path, zygote: Zygote, network: Network | No
         fleet = Fleet(schedule, folder, zygote, network)
         intruder: Intruder | None = None
         try:
-            for name in (SERVER, *fleet.nodes):
-                fleet.start(name)
+            fleet.start(SERVER)
             fleet.wait_until_ready()
-            intruder = Intruder(f"127.0.0.1:{fleet.port}", schedule.index)
-            with ControlClient(f"127.0.0.1:{fleet.port}", fleet.token) as control:
+            revoked = fleet.enroll()
+            for name in fleet.nodes:
+                fleet.start(name)
+            intruder = Intruder(f"127.0.0.1:{fleet.port}", schedule.index, revoked)
+            with ControlClient(f"127.0.0.1:{fleet.port}", fleet.token, identity=fleet.admin) as control:
                 run = fleet.state / "runs" / control.submit(digits.experiment(schedule.seed))
             _Player(schedule, fleet, network, run, outcome).play()
             _judge(run, want, outcome)

@@ -17,12 +17,16 @@ from typing import Any
 
 import fedloom.client.agent
 import fedloom.server.app
+import fedloom.server.run_queue
 from benchmarks.chaos import clock, digits
 from benchmarks.chaos.hostile import LyingChannel
 from benchmarks.chaos.network import enter
 from fedloom.client.agent import Agent
 from fedloom.client.grpc_channel import GrpcChannel
+from fedloom.client.policy import Guard, Policy, Usage, WorkloadPolicy
+from fedloom.core.identity import Identity
 from fedloom.core.messages import Channel
+from fedloom.server.app import Membership
 from fedloom.simulation import api
 from fedloom.simulation.faults import FaultyChannel
 
@@ -32,23 +36,34 @@ _PR_SET_PDEATHSIG = 1
 
 
 def server(*, state: str, port: int, token: str, ready: str, **_: Any) -> None:
-    """A standing server, until it is killed."""
+    """A standing server, until it is killed; without a token, one with members."""
+    fedloom.server.run_queue.ROOM_S = 0.3
     quick: Any = functools.partial(fedloom.server.app.Server, **QUICK)
     fedloom.server.app.Server = quick  # type: ignore[misc]
     fedloom.server.app.serve(
-        "0.0.0.0", port, state=Path(state), token=token, on_ready=lambda address: Path(ready).write_text(address)
+        "0.0.0.0",
+        port,
+        state=Path(state),
+        token=token,
+        members=None if token else Membership(enroll_port=0, address="127.0.0.1"),
+        on_ready=lambda address: Path(ready).write_text(address),
     )
 
 
-def agent(*, address: str, name: str, token: str, seed: int, noise: bool, lie: str, **_: Any) -> None:
+def agent(
+    *, address: str, name: str, token: str, identity: str, seed: int, noise: bool, lie: str, log: str, **_: Any
+) -> None:
     """A node, honest or not, until it is killed."""
-    fedloom.client.agent.LAST_RETRY_S = 0.5
-    channel: Channel = GrpcChannel(address, token, connect_s=2.0)
+    fedloom.client.agent.LAST_RETRY_S = 0.3
+    me = Identity.load(Path(identity)) if identity else None
+    channel: Channel = GrpcChannel(address, token, identity=(lambda: me) if me is not None else None, connect_s=2.0)
     if lie:
         channel = LyingChannel(channel, lie, seed)
     if noise:
         channel = FaultyChannel(channel, seed, drop=0.1, duplicate=0.15, delay=0.2, cut=0.003, delay_s=0.03)
-    Agent(channel, name).run()
+    policy = Policy(workloads={digits.__name__: WorkloadPolicy()})
+    guard = Guard(policy, Usage(Path(log).with_name(f"usage-{name}.json"))) if me is not None else None
+    Agent(channel, name, guard=guard).run()
 
 
 def resume(*, run: str, **_: Any) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from fedloom.core import registry
 from fedloom.core.errors import UsageError
@@ -66,7 +66,7 @@ def export(run_dir: str | Path, out: str | Path) -> Exported:
     began_with = str((info.data.get("checkpoint") or {}).get("name", "")) if info else ""
     export_adapters(folder, state.shapes(), adapters, base=began_with)
     if strategy.changes_base:
-        save_file({name: np.ascontiguousarray(array) for name, array in frozen.items()}, folder / BASE)
+        (folder / BASE).write_bytes(save({name: np.ascontiguousarray(array) for name, array in frozen.items()}))
     return Exported(
         folder=folder,
         round=round,

@@ -221,11 +221,28 @@ def test_a_sum_that_cannot_be_sent_fails_its_clients_with_the_reason(agent: Agen
     assert script.results()[0].total is None
 
 
-def test_a_payload_that_is_gone_is_told_as_a_failure_of_reading_inputs(agent: Agent, script: Script) -> None:
+def test_a_group_whose_payload_is_gone_is_put_away_until_it_is_pushed_again(agent: Agent, script: Script) -> None:
+    """The server was restarted under it; what it pushes now it offers."""
     script.fetch_errors.append(NotFound("its round may be over"))
     script.say(SPEC, group())
     agent.step(0)
-    assert script.results()[0].failures[0].stage == "inputs"
+    assert not script.results()
+    agent.connect()
+    assert script.sent[-1] == Heartbeat(held=())
+    script.say(group())
+    agent.step(0)
+    (result,) = script.results()
+    assert [report.client for report in result.reports] == [0] and not result.failures
+
+
+def test_a_payload_that_is_gone_twice_is_told_as_a_failure_of_reading_inputs(agent: Agent, script: Script) -> None:
+    script.fetch_errors.extend(NotFound("its round may be over") for _ in range(4))
+    script.say(SPEC, group(), group())
+    agent.step(0)
+    script.say(group())
+    agent.step(0)
+    (failure,) = script.results()[0].failures
+    assert failure.stage == "inputs" and failure.error == "fedloom.core.errors.NotFound"
 
 
 def test_while_a_long_group_is_in_work_messages_are_taken_and_results_not_repeated(script: Script) -> None:

@@ -19,6 +19,7 @@ from fleet_support import (
     quick_server,
     result,
     run_spec,
+    until,
 )
 
 from fedloom.client.grpc_channel import GrpcChannel
@@ -55,7 +56,7 @@ def _bad(channel: Channel) -> Channel:
 def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     kind = request.param.removeprefix("faulty-")
     wrap = _bad if request.param.startswith("faulty") else (lambda channel: channel)
-    with quick_server(shared_memory=kind != "remote", heartbeat_s=5.0) as server:
+    with quick_server(shared_memory=kind != "remote", heartbeat_s=5.0, lost_after_s=60.0) as server:  # nothing beats
         port = server.listen(token=TOKEN)
         opened: list[Channel] = []
 
@@ -149,6 +150,7 @@ def test_an_agent_that_opens_again_keeps_the_groups_it_says_it_holds(rig: Rig) -
 
 def test_a_goodbye_of_the_server_arrives(rig: Rig) -> None:
     hand = rig.hand()
+    until(lambda: rig.server.coordinator.online, 10, "the stream")
     rig.server.coordinator.close("enough for today")
     (goodbye,) = hand.take(Goodbye)
     assert goodbye.reason == "enough for today"

@@ -14,7 +14,7 @@ from fleet_support import LINEAR, PLACE, Listener, hold_session
 from fedloom.client.agent import Agent
 from fedloom.client.policy import Guard, Policy, Usage
 from fedloom.core.config import Experiment
-from fedloom.core.errors import ConfigError, PolicyRefused, QuorumNotReached
+from fedloom.core.errors import ConfigError, DataMissing, PolicyRefused, QuorumNotReached
 from fedloom.core.events import NodeRefused
 from fedloom.core.messages import Group, GroupKey, PayloadRef
 from fedloom.server.coordinator import Coordinator
@@ -299,3 +299,15 @@ def test_failures_keep_their_details_at_home(tmp_path: Path, linear: Make) -> No
         assert (failure.client, failure.error, failure.stage) == (1, "RuntimeError", "train")
         assert ("broken sensor" in failure.message) is told
         assert bool(failure.traceback) is told
+
+
+def test_a_silent_node_is_named_where_its_data_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    policy = {"workloads": {"image_classification": {"data": str(tmp_path / "empty")}}}
+    workload = {"name": "image_classification", "data": {"source": "idx", "folder": "$DATA"}}
+    outcome = Fleet(tmp_path, node=policy).run(
+        Experiment.parse({"rounds": 1, "clients": 2, "strategy": "fedavg", "workload": workload})
+    )
+    assert isinstance(outcome.error, DataMissing)
+    text = str(outcome.error)
+    assert "stage load on node" in text and "its log has them" in text and str(tmp_path) not in text

@@ -251,3 +251,8 @@ def test_the_fingerprint_is_that_of_what_decides_the_result(values: dict[str, An
 
 def test_configuration_errors_are_usage_errors() -> None:
     assert issubclass(ConfigError, UsageError) and ConfigError.exit_code == 2
+
+
+def test_a_label_that_looks_like_a_number_is_a_word() -> None:
+    values = {"rounds": 1, "strategy": "fedavg", "workload": "image_classification"}
+    assert Experiment.parse(values).override(["fleet.labels.rack=7"]).fleet.labels == {"rack": "7"}

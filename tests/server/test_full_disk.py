@@ -83,6 +83,23 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(
     assert api.resume(tmp_path / "run").summary.model_sha256 == want
 
 
+def test_a_run_whose_summary_does_not_fit_is_not_done(
+    linear: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want = api.run(linear(), keep=False).summary.model_sha256
+
+    def full(*args: object) -> None:
+        raise StorageFull("no space left")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_store.DiskRunStore, "save_summary", full)
+        with pytest.raises(StorageFull, match="no space left"):
+            api.run(linear(), out=tmp_path / "run")
+    assert not (tmp_path / "run" / "summary.json").exists()
+    result = api.resume(tmp_path / "run")
+    assert result.summary.status == "done" and result.summary.model_sha256 == want
+
+
 def test_other_trouble_of_the_disk_is_not_called_full(linear: Make, tmp_path: Path) -> None:
     store = run_store.DiskRunStore.create(tmp_path / "run", "r")
     shutil.rmtree(tmp_path / "run")

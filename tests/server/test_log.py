@@ -40,3 +40,13 @@ def test_nodes_that_come_and_refuse(caplog: pytest.LogCaptureFixture) -> None:
         ("node lost: its connection broke", (None, None, "a")),
         ("node refused: it works at night only", ("r", 2, "a")),
     ]
+
+
+def test_a_run_that_cannot_begin_is_told_too(
+    linear: Callable[..., Experiment], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fedloom.server.log")
+    values = linear(round={"reserve_fraction": 0.5}).to_dict() | {"selection": {"name": "power_of_choice"}}
+    outcome = hold_session(Experiment.parse(values), sinks=[LogSink()])
+    (record,) = [record for record in caplog.records if record.getMessage().startswith("run failed")]
+    assert "leaves no spare clients" in record.getMessage() and about(record)[0] == outcome.summary.run_id

@@ -136,12 +136,17 @@ def _runtime(runtime: Runtime | None, workers: int | None, ray_address: str | No
 
 def _shown(start: Callable[[Sequence[Any]], RunResult], json: bool) -> None:
     """Start a run with the terminal looking on; show how it ended, well or not."""
+    from fedloom.core.errors import UsageError
     from fedloom.reporting.console import ConsoleSink
 
     sink = ConsoleSink(output(to_stderr=json))
     summary: RunSummary | None = None
     try:
         summary = start([sink]).summary
+    except UsageError:
+        if not (sink.summary and sink.summary.rounds):
+            sink.summary = None  # it never began: the error says it all
+        raise
     finally:
         sink.close()
         summary = summary or sink.summary

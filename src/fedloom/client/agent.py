@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 
-from fedloom.client.executor import Executor
+from fedloom.client.executor import Executor, InputsGone
 from fedloom.client.policy import Guard
 from fedloom.core.errors import FedloomError, PolicyRefused, ServerUnreachable
 from fedloom.core.messages import (
@@ -38,6 +38,8 @@ _log = logging.getLogger(__name__)
 
 FIRST_RETRY_S = 0.2
 """Pause before the first attempt to reconnect; it doubles from there."""
+IDLE_BEATS = 3
+"""An agent with nothing in hand lets only every so many-th heartbeat go: five hundred of them are cheap then."""
 GATHER_S = 0.05
 """Results of groups that take less than this are sent several at a time, while more groups wait here."""
 LAST_RETRY_S = 10.0
@@ -193,6 +195,12 @@ class Agent:
                 self._waiting.appendleft(group)
                 self._current = None
             raise
+        except InputsGone as exc:  # heartbeats no longer name it, so it comes again if it is still wanted
+            _log.info("group %s put away: %s", key, exc, extra=_about(self.node, key))
+            with self._lock:
+                self._current = None
+            self._send_results()
+            return
         except PolicyRefused as exc:
             _log.info("group %s refused: %s", key, exc, extra=_about(self.node, key))
             with self._lock:
@@ -276,10 +284,15 @@ class Agent:
 
     def _beat(self) -> None:
         """Heartbeats, and a second chance for results nobody has acknowledged."""
+        quiet = 0
         while not self._stopped.wait(self._heartbeat_s):
             try:
                 self._look()
-                self._channel.send(self._heartbeat())
+                beat = self._heartbeat()
+                quiet = 0 if beat.held else quiet + 1
+                if quiet % IDLE_BEATS:
+                    continue
+                self._channel.send(beat)
                 for result in self._overdue():
                     self._channel.send(result)
             except FedloomError:

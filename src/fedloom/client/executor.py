@@ -16,7 +16,7 @@ from fedloom.client.policy import Guard
 from fedloom.core import frames, registry
 from fedloom.core.accumulators import BUILTIN, Accumulator, Allocate
 from fedloom.core.config import Experiment
-from fedloom.core.errors import BadUpdate, ClientFailed, ServerUnreachable, StorageFull, UsageError
+from fedloom.core.errors import BadUpdate, ClientFailed, NotFound, ServerUnreachable, StorageFull, UsageError
 from fedloom.core.messages import Channel, Group, GroupKey, GroupResult, PayloadRef, RunSpec
 from fedloom.core.protocols import Workload
 from fedloom.core.records import (
@@ -53,8 +53,10 @@ class Executor:
     def __init__(self, channel: Channel, node: str, *, debug: bool = False, guard: Guard | None = None) -> None:
         self._channel, self._node, self._debug, self._guard = channel, node, debug, guard
         self._runs: dict[str, _Run] = {}
-        self._jobs = JobRunner(channel.fetch)
-        self._kept = KeptRecords(channel.fetch)
+        self._jobs = JobRunner(self._fetch)
+        self._kept = KeptRecords(self._fetch)
+        self._gone: GroupKey | None = None
+        """The last group whose inputs were not to be had."""
         self._inputs: tuple[tuple[str, int, int], dict[str, Record]] | None = None
         self._unsent: tuple[GroupKey, _Attempt] | None = None
         """A group that was done when the connection broke."""
@@ -90,6 +92,8 @@ class Executor:
             ServerUnreachable: the connection broke under a transfer; the group can be done again, and what was folded
                 already is sent then.
             PolicyRefused: the node's policy is against it.
+            InputsGone: the server has nothing of what the group reads, for the first time: it was restarted, or the
+                round is over. Where the group is still wanted it will be pushed again; then this is a failure.
         """
         begin = time.perf_counter()
         run = self._runs[group.key.run_id]
@@ -114,6 +118,14 @@ class Executor:
             except ServerUnreachable:
                 self._unsent = (group.key, attempt) if attempt.stage == "send" else None
                 raise
+            except InputsGone as exc:
+                if self._gone != group.key:
+                    self._gone = group.key
+                    raise
+                seconds = time.perf_counter() - begin
+                failures = [self._failure(group.key, job, "inputs", exc.error, seconds) for job in group.jobs]
+                attempt = _Attempt(failures=failures)
+                break
             except Exception as exc:  # no client's fault: the sum could not be made or sent, so all are missing
                 if self._debug:
                     raise
@@ -148,7 +160,7 @@ class Executor:
             try:
                 done = self._jobs.do(run.experiment, run.workload, group, job, lambda: self._read(group), stage)
                 update, report = done.update, self._report(job, group, done)
-            except ServerUnreachable:
+            except (ServerUnreachable, InputsGone):
                 raise
             except Exception as exc:
                 if self._debug and isinstance(exc, UsageError):
@@ -182,6 +194,12 @@ class Executor:
                     f"{want.shape}. A mean needs equal shapes; does another strategy's rule run there?"
                 )
 
+    def _fetch(self, ref: PayloadRef) -> Record:
+        try:
+            return self._channel.fetch(ref)
+        except NotFound as exc:
+            raise InputsGone(exc) from exc
+
     def _read(self, group: Group) -> dict[str, Record]:
         """The exchange's inputs, read once however many groups of it this agent gets."""
         if self._inputs is None or self._inputs[0] != group.key[:3]:
@@ -189,7 +207,7 @@ class Executor:
         known = self._inputs[1]
         for name, ref in group.inputs.items():
             if name not in known:
-                known[name] = self._kept.get(ref) if ref.pinned else self._channel.fetch(ref)
+                known[name] = self._kept.get(ref) if ref.pinned else self._fetch(ref)
         return known
 
     def _report(self, job: Job, group: Group, done: Done) -> ClientReport:
@@ -226,6 +244,14 @@ class Executor:
             node=self._node,
             seconds=seconds,
         )
+
+
+class InputsGone(Exception):
+    """What a group reads is not on offer at the server."""
+
+    def __init__(self, error: NotFound) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class _Run:

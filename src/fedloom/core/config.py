@@ -64,6 +64,8 @@ class RoundSettings(Settings):
 class FleetSettings(Settings):
     """Which nodes of a standing server do a run. Means nothing in a simulation."""
 
+    model_config = ConfigDict(coerce_numbers_to_str=True)  # a label's value on the command line may look like a number
+
     labels: dict[str, str] = Field(default_factory=dict)
     """Nodes with all these labels serve the run; empty for every node. Part of who does it, not of what comes out."""
 

@@ -141,7 +141,8 @@ class Refusal:
 
     key: GroupKey
     kind: str
-    """What the policy is against: `workload`, `code`, `data`, `bytes`, `hours` or `hook`."""
+    """What the policy is against: `workload`, `code`, `data`, `bytes`, `hours` or `hook`; `result` where it was the
+    server that refused what the node sent."""
     reason: str
     retry_s: float = 0.0
     """Seconds after which asking again may help; 0 where it never will."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from fedloom.core.errors import BadMessage, FedloomError, NotFound, PolicyRefused, ServerUnreachable
+from fedloom.core.errors import BadMessage, FedloomError, LimitExceeded, NotFound, PolicyRefused, ServerUnreachable
 from fedloom.core.events import NodeChanged
 from fedloom.core.messages import (
     PROTOCOL,
@@ -38,6 +38,7 @@ from fedloom.core.records import Exchange
 from fedloom.server.nodes import Mailbox, Node
 from fedloom.server.open_exchange import Answer, OpenExchange, PlannedGroup
 from fedloom.server.payloads import CHUNK_BYTES, Offer, PayloadStore
+from fedloom.server.vetting import Vet
 
 MAX_HELD = 3
 """Groups an agent is given at most before it has answered for one."""
@@ -45,6 +46,8 @@ HEARTBEAT_S = 2.0
 """Seconds between an agent's heartbeats."""
 LOST_AFTER_S = 20.0
 """Seconds of silence after which an attached agent counts as lost."""
+MAX_NODES = 10_000
+"""Agents known at a time; those that have been gone longest are forgotten first."""
 GRACE_S = 3.0
 """Seconds a disconnected agent may take to come back before its groups go elsewhere."""
 
@@ -77,6 +80,7 @@ class Coordinator:
         self._nodes: dict[str, Node] = {}
         self._open: dict[tuple[str, int, int], OpenExchange] = {}
         self._stale: dict[str, int] = {}
+        """Results that came too late, for each run there has been an exchange of."""
         self._closed = False
         self.hopeless = ""
         """Why there will be no more agents, where that is so."""
@@ -95,6 +99,7 @@ class Coordinator:
 
         Raises:
             BadMessage: it speaks another version of the protocol.
+            LimitExceeded: there are `MAX_NODES` agents already.
             ServerUnreachable: the server is on its way out.
         """
         if hello.protocol != PROTOCOL:
@@ -114,6 +119,8 @@ class Coordinator:
                 if old.mailbox is not None:  # the same agent come back, which will not read this, or a second one
                     old.mailbox.put(Goodbye(reason=f"another agent took the name {hello.node!r}; names must differ"))
                     old.mailbox.close()
+            else:
+                self._make_room()
             self._nodes[hello.node] = node
         depot = self.payloads.depot if locality == "remote" else None
         return Welcome(
@@ -125,8 +132,15 @@ class Coordinator:
         )
 
     def attach(self, node: str, session: str, locality: str | None = None) -> Mailbox:
-        """Open the stream of a registered session."""
+        """Open the stream of a registered session.
+
+        Raises:
+            NotFound: no such session.
+            ServerUnreachable: the server is on its way out.
+        """
         with self._changed:
+            if self._closed:
+                raise ServerUnreachable("the server is shutting down")
             known = self._session(node, session)
             known.locality = locality or known.locality
             if known.mailbox is not None:
@@ -206,13 +220,14 @@ class Coordinator:
         spec: Exchange,
         groups: Sequence[PlannedGroup],
         reserve: Collection[int] = (),
+        vet: Vet | None = None,
     ) -> Iterator[OpenExchange]:
         """Put groups out; inside the block their answers arrive in `answers`. Leaving it cancels what is not done.
 
-        Groups in reserve (by index) wait until they are released.
+        Groups in reserve (by index) wait until they are released. `vet` checks sums from other machines.
         """
         labels = run.experiment.get("fleet", {}).get("labels", {}) if self._by_labels else {}
-        opened = OpenExchange(run, round, exchange, spec, groups, reserve, labels)
+        opened = OpenExchange(run, round, exchange, spec, groups, reserve, labels, vet)
         opened.inputs = self.payloads.offer_all(run.run_id, spec.inputs)
         for group in groups:
             opened.states |= {client: self.payloads.offer(record) for client, record in group.states.items()}
@@ -220,6 +235,7 @@ class Coordinator:
         try:
             with self._changed:
                 self._open[name] = opened
+                self._stale.setdefault(run.run_id, 0)
                 self._dispatch()
             yield opened
         finally:
@@ -327,7 +343,9 @@ class Coordinator:
     def take_stale(self, run_id: str) -> int:
         """Results of a run that came too late since this was last asked."""
         with self._changed:
-            return self._stale.pop(run_id, 0)
+            count = self._stale.get(run_id, 0)
+            self._stale[run_id] = 0
+            return count
 
     def close(self, reason: str = "the server is shutting down", *, come_back: bool = False) -> None:
         """Send every agent away, for good or until the server is back."""
@@ -343,6 +361,17 @@ class Coordinator:
         self._housekeeper.join()
 
     # Under the lock
+
+    def _make_room(self) -> None:
+        """Forget the agents that have been away longest, where there are too many."""
+        if len(self._nodes) < MAX_NODES:
+            return
+        away = [name for name, node in self._nodes.items() if not node.online and not node.assigned]
+        if not away:
+            raise LimitExceeded(f"{MAX_NODES} agents are connected; no more can be taken")
+        for name in sorted(away, key=lambda name: self._nodes[name].seen)[: MAX_NODES // 10]:
+            del self._nodes[name]
+            self.payloads.forget(name)
 
     def _session(self, node: str, session: str) -> Node:
         known = self._nodes.get(node)
@@ -487,10 +516,10 @@ class Coordinator:
             if opened is None or key.group in opened.done:
                 status = "stale" if opened is None else "duplicate"
                 self.payloads.drop(name, _refs(result))
-                if opened is None:
-                    self._stale[key.run_id] = self._stale.get(key.run_id, 0) + 1
-                else:
+                if opened is not None:
                     opened.duplicates += 1
+                elif key.run_id in self._stale:
+                    self._stale[key.run_id] += 1
                 node.assigned.pop(key, None)
                 self._ack(node, key, status)
                 return
@@ -501,12 +530,13 @@ class Coordinator:
             try:
                 _check_clients(result, opened.groups[key.group])
                 total = self.payloads.take(name, result.total) if result.total is not None else None
+                if opened.vet is not None and total is not None and node.locality == "remote":
+                    opened.vet(total, [report.client for report in result.reports])
                 states = {client: self.payloads.take(name, ref) for client, ref in result.states.items()}
             except FedloomError as exc:
                 self.payloads.drop(name, _refs(result))
-                node.assigned.pop(key, None)
                 self._ack(node, key, "rejected", exc.public_message())
-                self._lose(opened, key.group, name, f"{type(exc).__name__}: {exc}")
+                self._turn_away(opened, key, name, node, exc)
                 self._dispatch()
                 return
             opened.done.add(key.group)
@@ -522,6 +552,18 @@ class Coordinator:
             self._ack(node, key, "accepted")
             self._dispatch()
         opened.answers.put(Answer(index=key.group, node=name, result=result, total=total, states=states))
+
+    def _turn_away(self, opened: OpenExchange, key: GroupKey, name: str, node: Node, exc: FedloomError) -> None:
+        """A result was no good: others get the agent's groups of the exchange; it gets none while there are others."""
+        others = {n for n, other in self._nodes.items() if n != name and other.online and opened.fits(other.labels)}
+        able = any(opened.unwilling.get(other, 0.0) < math.inf for other in others)
+        opened.refusals[name] = Refusal(key=key, kind="result", reason=f"{type(exc).__name__}: {exc}")
+        opened.unwilling[name] = math.inf if able else time.monotonic() + 2 * self._grace_s
+        for held in [other for other in node.assigned if other[:3] == key[:3] and other != key]:
+            del node.assigned[held]
+            opened.pending.appendleft(held.group)
+        if node.assigned.pop(key, None) is not None:
+            self._lose(opened, key.group, name, opened.refusals[name].reason)
 
     def _ack(self, node: Node, key: GroupKey, status: str, message: str = "") -> None:
         """Answer a result. Nobody waits for the good answer, so that goes along with what is pushed next."""
@@ -569,8 +611,11 @@ class Coordinator:
                 for name, node in self._nodes.items():
                     if node.gone_since is not None and now - node.gone_since > self._grace_s and node.assigned:
                         self._requeue(name, node, set(), "the agent's process ended or its connection broke")
+                deaf = [(name, n.hello.session) for name, n in self._nodes.items() if n.mailbox and n.mailbox.overflown]
             for name, session in silent:
                 self.detach(name, session, f"no heartbeat for {self._lost_after_s:.0f} s")
+            for name, session in deaf:
+                self.detach(name, session, "it does not read what it is sent")
 
 
 def _choose(

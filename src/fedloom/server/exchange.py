@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import queue
 import threading
@@ -31,11 +32,12 @@ from fedloom.core.errors import (
 from fedloom.core.events import ClientLost, ClientsDone, Event, NodeRefused
 from fedloom.core.history import Failure
 from fedloom.core.messages import RunSpec
-from fedloom.core.records import ClientFailure, ClientReport, Exchange, Job, Record
+from fedloom.core.records import MODEL, ClientFailure, ClientReport, Exchange, Job, Record
 from fedloom.server.coordinator import Coordinator
 from fedloom.server.holders import Holders
 from fedloom.server.open_exchange import Answer, OpenExchange, PlannedGroup
 from fedloom.server.run_store import RunStore
+from fedloom.server.vetting import vet_sum
 
 _USAGE = {f"{kind.__module__}.{kind.__name__}": kind for kind in catalogue() if issubclass(kind, UsageError)}
 """Errors of the input itself, by the dotted names failures carry."""
@@ -123,7 +125,8 @@ class Collector:
         spare = spare or Spare(enough=len(exchange.jobs), reserve=0)
         groups, reserve = self._groups(exchange, round, index, size, spare.reserve)
         kind = _accumulator(exchange.accumulator)
-        with self._coordinator.exchange(self._run, round, index, exchange, groups, reserve) as opened:
+        vet = functools.partial(vet_sum, kind, exchange.inputs.get(MODEL))
+        with self._coordinator.exchange(self._run, round, index, exchange, groups, reserve, vet) as opened:
             fold = _Fold(kind, groups, reserve, spare.enough, quorum, round, span)
             end = time.monotonic() + deadline_s if deadline_s is not None else None
             try:
@@ -393,7 +396,8 @@ class _Fold:
             return
         kinds = {failure.error for failure in failures}
         if len(kinds) == 1 and (kind := _USAGE.get(kinds.pop())) is not None:
-            raise kind(failures[0].message)  # every client met the same wrong input: that is the error to show
+            first = failures[0]  # every client met the same wrong input: that is the error to show
+            raise kind(first.message if first.traceback else first.describe())  # or where it was, if a node is silent
         told = "\n".join(failure.describe() for failure in failures[:3])
         more = f"\n… and {len(failures) - 3} more" if len(failures) > 3 else ""
         if self._needed == self._enough and all(failure.traceback for failure in failures):

@@ -104,7 +104,8 @@ class MemberGate:
         caller = Caller(name=member.name, role=member.role, labels=member.labels, fingerprint=fingerprint)
         with self._lock:
             self._open[member.name].add(context)
-        context.add_callback(lambda: self._forget(member.name, context))
+        if not context.add_callback(lambda: self._forget(member.name, context)):
+            self._forget(member.name, context)
         self.check(caller)  # a revocation between the first look and the list of open calls
         return caller
 

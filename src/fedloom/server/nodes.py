@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 
 from fedloom.core.messages import GroupKey, Hello, ToAgent
 
+MAX_UNREAD = 10_000
+"""Messages an agent may leave unread; the rest are lost, and so, soon, is the agent."""
+
 
 class Mailbox:
     """Messages on their way to one session of one agent.
@@ -22,14 +25,21 @@ class Mailbox:
         self._queue: queue.SimpleQueue[ToAgent | None] = queue.SimpleQueue()
         self._aside: queue.SimpleQueue[ToAgent] = queue.SimpleQueue()
 
+    @property
+    def overflown(self) -> bool:
+        """Whether too much was left unread."""
+        return self._queue.qsize() + self._aside.qsize() >= MAX_UNREAD
+
     def put(self, message: ToAgent) -> None:
         """Add a message, after those put by."""
         self.flush()
-        self._queue.put(message)
+        if not self.overflown:
+            self._queue.put(message)
 
     def put_by(self, message: ToAgent) -> None:
         """Add a message that leaves with the next one, or with `flush`."""
-        self._aside.put(message)
+        if not self.overflown:
+            self._aside.put(message)
 
     def flush(self) -> None:
         """Let go what was put by."""

@@ -11,6 +11,7 @@ from fedloom.core.errors import FedloomError
 from fedloom.core.messages import GroupKey, GroupResult, Refusal, RunSpec
 from fedloom.core.records import Exchange, Job, Record
 from fedloom.server.payloads import Offer
+from fedloom.server.vetting import Vet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ class OpenExchange:
         groups: Sequence[PlannedGroup],
         reserve: Collection[int] = (),
         labels: Mapping[str, str] | None = None,
+        vet: Vet | None = None,
     ) -> None:
         self.run, self.round, self.exchange, self.spec, self.groups = run, round, exchange, spec, groups
         out = [index for index in range(len(groups)) if index not in reserve]
@@ -68,10 +70,12 @@ class OpenExchange:
         self.choosy = any(group.prefer or group.only for group in groups)
         """Whether any group has a node it belongs to."""
         self._labels = labels or {}
+        self.vet = vet
+        """Checks the sums of agents on other machines."""
         self.unwilling: dict[str, float] = {}
-        """Nodes that refused, and until when (monotonic seconds)."""
+        """Nodes that refused, or sent what was refused, and until when (monotonic seconds)."""
         self.refusals: dict[str, Refusal] = {}
-        """The last refusal of each node."""
+        """The last refusal by each node, or of what it sent."""
         self.reserve = set(reserve)
         """Groups that go out only when others are lost."""
 

@@ -8,6 +8,7 @@ and the work for each way is done once.
 from __future__ import annotations
 
 import hashlib
+import mmap
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -53,7 +54,8 @@ class Offer:
 
 @dataclass
 class _Upload:
-    data: bytearray
+    data: bytearray | mmap.mmap
+    """Room for the frame; it takes memory only where bytes have come."""
     received: int = 0
     complete: bool = False
     uses: int = 1
@@ -170,7 +172,7 @@ class PayloadStore:
         """Bytes of an upload the server already has; makes room for a new one, and keeps a whole one for this caller.
 
         Raises:
-            LimitExceeded: the frame is larger than the server takes.
+            LimitExceeded: the frame is larger than the server takes, alone or with what the node has sent before.
             BadMessage: the digest is not one, or the size differs from what was announced before.
         """
         if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
@@ -183,8 +185,13 @@ class PayloadStore:
                 # One unfinished upload per node: a node cannot make the server hold more than one frame it never ends.
                 for key in [k for k, u in self._uploads.items() if k[0] == node and not u.complete]:
                     del self._uploads[key]
-                upload = self._uploads[node, sha256] = _Upload(bytearray())
-                upload.data = bytearray(size)
+                held = sum(len(u.data) for key, u in self._uploads.items() if key[0] == node)
+                if held + size > self._max_payload_bytes:
+                    raise LimitExceeded(
+                        f"upload: {held} bytes of node {node!r} wait for results that name them; with {size} more they "
+                        f"exceed the limit of {self._max_payload_bytes}"
+                    )
+                upload = self._uploads[node, sha256] = _Upload(_room(size))
             if len(upload.data) != size:
                 raise BadMessage(f"upload: announced with {len(upload.data)} bytes before, with {size} now")
             upload.stream += 1
@@ -250,7 +257,7 @@ class PayloadStore:
             if upload is None or not upload.complete:
                 raise NotFound(f"node {node!r} names an upload {ref.sha256[:16]!r} that is not complete here")
             self._use(node, ref.sha256, upload)
-        return frames.decode(upload.data)
+        return frames.decode(memoryview(upload.data))
 
     def drop(self, node: str, refs: Iterable[PayloadRef]) -> None:
         """Let go of what a refused result brought along."""
@@ -279,3 +286,13 @@ class PayloadStore:
     def _discard(self, node: str, sha256: str) -> None:
         with self._lock:
             self._uploads.pop((node, sha256), None)
+
+
+def _room(size: int) -> bytearray | mmap.mmap:
+    """A buffer that takes memory only as it is written, for a frame that may never come."""
+    if not size:
+        return bytearray()
+    try:
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))
+    except (OSError, OverflowError) as exc:
+        raise LimitExceeded(f"upload: the server has no room for a frame of {size} bytes") from exc

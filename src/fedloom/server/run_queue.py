@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fedloom.core.config import Experiment
-from fedloom.core.errors import NotFound, UsageError
+from fedloom.core.errors import NotFound, StorageFull, UsageError
 from fedloom.core.events import Event, RoundFinished, RunFinished
 from fedloom.core.history import RunSummary
 from fedloom.server.run_store import DiskRunStore, event_json
@@ -35,6 +35,9 @@ create table if not exists runs (
   owner text not null default ''
 )
 """
+
+ROOM_S = 5.0
+"""Seconds between two looks at a full disk."""
 
 RunOne = Callable[[DiskRunStore, Callable[[Event], None], threading.Event], RunSummary]
 """Does one run from its store: gives events away, ends early when the event is set."""
@@ -120,7 +123,7 @@ class RunQueue:
     def start(self) -> None:
         """Begin to do runs."""
         with self._changed:
-            self._database.execute("update runs set status = 'queued' where status = 'running'")
+            self._write("update runs set status = 'queued' where status = 'running'")
         for thread in self._threads:
             thread.start()
 
@@ -130,7 +133,7 @@ class RunQueue:
         run_id = new_run_id(experiment.name)
         DiskRunStore.create(self._folder / "runs" / run_id, run_id).begin(experiment)
         with self._changed:
-            self._database.execute(
+            self._write(
                 "insert into runs (run_id, name, status, rounds, submitted, owner) values (?, ?, 'queued', ?, ?, ?)",
                 (run_id, experiment.name, experiment.rounds, time.time(), owner),
             )
@@ -198,7 +201,15 @@ class RunQueue:
 
     def _set(self, run_id: str, **columns: Any) -> None:
         assignments = ", ".join(f"{name} = ?" for name in columns)
-        self._database.execute(f"update runs set {assignments} where run_id = ?", (*columns.values(), run_id))
+        self._write(f"update runs set {assignments} where run_id = ?", (*columns.values(), run_id))
+
+    def _write(self, statement: str, values: tuple[Any, ...] = ()) -> None:
+        try:
+            self._database.execute(statement, values)
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                raise
+            raise StorageFull(f"the server's queue could not be written: {exc}. Make room in {self._folder}") from exc
 
     def _next(self) -> str | None:
         with self._changed:
@@ -215,23 +226,53 @@ class RunQueue:
         return None
 
     def _work(self) -> None:
-        while (run_id := self._next()) is not None:
+        while True:
             try:
-                summary = self._run_one(
-                    DiskRunStore.open(self._folder / "runs" / run_id),
-                    lambda event, run_id=run_id: self._emit(run_id, event),  # type: ignore[misc]
-                    self._running[run_id].stop,
-                )
-                status, error = summary.status, summary.error or ""
-            except Exception as exc:
-                _log.exception("run %s failed outside its loop", run_id, extra={"run": run_id})
-                status, error = "failed", f"{type(exc).__name__}: {exc}"
-            with self._changed:
-                del self._running[run_id]
-                if self._closing and status == "interrupted":
-                    status = "queued"  # the next server goes on with it
-                self._set(run_id, status=status, error=error)
-                self._end_watches(run_id)
+                run_id = self._next()
+            except StorageFull as exc:
+                self._wait_for_room(exc)
+                continue
+            if run_id is None:
+                return
+            status, error = self._do(run_id)
+            full = error.startswith(f"{StorageFull.__name__}:")
+            if full or (self._closing and status == "interrupted"):
+                status = "queued"  # it goes on when there is room, or with the next server
+            self._settle(run_id, status, error)
+            if full:
+                self._wait_for_room(error)
+
+    def _do(self, run_id: str) -> tuple[str, str]:
+        """Do a run; returns its status, and what ended it early."""
+        try:
+            summary = self._run_one(
+                DiskRunStore.open(self._folder / "runs" / run_id),
+                lambda event: self._emit(run_id, event),
+                self._running[run_id].stop,
+            )
+        except Exception as exc:
+            _log.exception("run %s failed outside its loop", run_id, extra={"run": run_id})
+            return "failed", f"{type(exc).__name__}: {exc}"
+        return summary.status, summary.error or ""
+
+    def _settle(self, run_id: str, status: str, error: str) -> None:
+        """Write down how a run ended, as soon as there is room for it."""
+        while True:
+            try:
+                with self._changed:
+                    self._set(run_id, status=status, error=error)
+                    del self._running[run_id]
+                    self._end_watches(run_id)
+                return
+            except StorageFull as exc:
+                if self._closing:
+                    return  # it still counts as running, so the next server goes on with it
+                self._wait_for_room(exc)
+
+    def _wait_for_room(self, why: object) -> None:
+        _log.error("the disk is full; looking again in %.0f s: %s", ROOM_S, why)
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing, ROOM_S)
 
     def _end_watches(self, run_id: str) -> None:
         for watcher in self._watchers.get(run_id, []):

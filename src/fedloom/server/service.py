@@ -41,6 +41,7 @@ from fedloom.server.coordinator import Coordinator
 from fedloom.server.enroll_service import AdminService, CredentialsService, EnrollService, Security
 from fedloom.server.gate import Caller, Gate, MemberGate, TokenGate, metadata
 from fedloom.server.nodes import Mailbox
+from fedloom.server.reading import Reading
 from fedloom.server.run_queue import RunQueue
 
 _log = logging.getLogger(__name__)
@@ -91,7 +92,8 @@ class FleetService(FleetServicer):
                 name=f"read-{node}",
                 daemon=True,
             )
-            context.add_callback(mailbox.close)
+            if not context.add_callback(mailbox.close):  # the caller has gone already
+                mailbox.close()
             reader.start()
             while messages := mailbox.get_all(MAX_BATCH):
                 wire = pb.ToAgentBatch(messages=[codec.to_agent_message(message) for message in messages])
@@ -206,7 +208,8 @@ class ControlService(ControlServicer):
             caller = self._gate.admit(context, "Control/Watch")
             self._own_run(caller, request.run_id)
             with self._runs.watch(request.run_id) as events:
-                context.add_callback(events.close)
+                if not context.add_callback(events.close):
+                    events.close()
                 for event in events:
                     self._gate.check(caller)
                     yield control_pb.WatchReply(event_json=json.dumps(event))
@@ -263,7 +266,7 @@ def listen(
         UsageError: a port is taken or the address is not this machine's.
     """
     pool = ThreadPoolExecutor(MAX_STREAMS, thread_name_prefix="grpc")
-    server = grpc.server(pool, options=(*_limits(MAX_MESSAGE_BYTES), *_OPTIONS))
+    server = grpc.server(pool, interceptors=[Reading()], options=(*_limits(MAX_MESSAGE_BYTES), *_OPTIONS))
     members = MemberGate(security.registry) if security is not None else None
     gate: Gate = members or TokenGate(token)
     fleet = FleetService(coordinator, gate)
@@ -278,6 +281,7 @@ def listen(
         bound = _bind(server, host, port, _credentials(security.authority, members_only=True))
         enrolling = grpc.server(
             ThreadPoolExecutor(ENROLLING, thread_name_prefix="enroll"),
+            interceptors=[Reading()],
             options=(*_limits(MAX_ENROLL_BYTES), *_OPTIONS),
             maximum_concurrent_rpcs=ENROLLING * 4,
         )

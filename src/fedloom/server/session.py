@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from fedloom.core.config import Experiment
-from fedloom.core.errors import FedloomError, Interrupted, RunFailed, UsageError
+from fedloom.core.errors import FedloomError, Interrupted, RunFailed
 from fedloom.core.events import ClientsDone, Event, RunFinished, RunStarted
 from fedloom.core.history import RoundRecord, RunSummary, Traffic
 from fedloom.core.protocols import Sink
@@ -105,11 +105,13 @@ def run_session(
         coordinator.forget_run(store.run_id)
     history = store.rounds()
     summary = _summary(experiment, store, loop, place(), history, arrays, error)
-    never_began = isinstance(error, UsageError) and not history
-    with contextlib.suppress(FedloomError):  # a full disk has been reported already
+    try:
         store.save_summary(summary)
-        if not never_began:
-            emit(RunFinished(run_id=store.run_id, summary=summary))
+        emit(RunFinished(run_id=store.run_id, summary=summary))
+    except FedloomError as exc:
+        if error is None:  # a full disk that has not been reported already: what is not on it is not done
+            error = exc
+            summary = _summary(experiment, store, loop, place(), history, arrays, error)
     return Outcome(summary=summary, history=history, arrays=arrays, error=error)
 
 

@@ -36,6 +36,8 @@ MAX_NAME = 256
 """Characters in a name on the wire."""
 MAX_HELD = 4096
 """Groups one heartbeat may name."""
+MAX_FACTS = 16 << 10
+"""Characters a node may say about itself."""
 MAX_TEXT = 64 << 10
 """Characters of a traceback or message on the wire; the rest is cut."""
 
@@ -123,6 +125,8 @@ def hello_message(hello: Hello) -> pb.RegisterRequest:
 
 def read_hello(message: pb.RegisterRequest) -> Hello:
     """An introduction from the wire."""
+    if len(message.facts_json) > MAX_FACTS:
+        raise BadMessage(f"facts: expected at most {MAX_FACTS} characters, got {len(message.facts_json)}")
     return Hello(
         node=_name(message.node, "node"),
         session=_name(message.session, "session"),

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from fedloom.core.errors import ConfigError, DataMissing, UnsupportedFeature
 from fedloom.core.records import Array, Arrays
@@ -63,7 +63,7 @@ def export_adapters(folder: Path, layers: Mapping[str, Layer], adapters: Adapter
     tensors |= {f"{_PREFIX}{name}": np.ascontiguousarray(array) for name, array in adapters.head.items()}
     noted = {_BASE: adapters.base_sha256} if adapters.base_sha256 else {}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / _WEIGHTS, {"format": "pt", **noted})
+    (folder / _WEIGHTS).write_bytes(save(tensors, {"format": "pt", **noted}))
     (folder / _CONFIG).write_text(json.dumps(_config(layers, adapters, base), indent=2) + "\n")
 
 

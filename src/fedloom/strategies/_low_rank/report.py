@@ -110,12 +110,12 @@ def _per_byte(run: RunFolder, budgets: Budgets) -> Markup | None:
         for record, up in zip(run.rounds, sent, strict=True)
         if record.evaluation and metric in record.evaluation
     ]
-    first = [point for point in points if point[0]]
-    rest = [*first[-1:], *(point for point in points if not point[0])]
+    first, rest = ([point for point in points if point[0] is stage] for stage in (True, False))
+    joined = [*first[-1:], *rest] if rest else []  # the second stage's line begins where the first one's ends
     series = [
         Series(label=label, x=[x for _, x, _ in some], y=[y for _, _, y in some], color=color)
-        for label, some, color in (("whole models", first, 1), ("adapters", rest, 0))
-        if some and (len(some) > 1 or some is first)
+        for label, some, color in (("whole models", first, 1), ("adapters", joined, 0))
+        if some
     ]
     return line_chart(f"{metric} per byte sent up", series, x_label=f"{unit} sent up so far, by all clients")
 
