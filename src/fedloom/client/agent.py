@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 FIRST_RETRY_S = 0.2
 """Pause before the first attempt to reconnect; it doubles from there."""
-IDLE_BEATS = 3
+IDLE_BEATS = 5
 """An agent with nothing in hand lets only every so many-th heartbeat go: five hundred of them are cheap then."""
 GATHER_S = 0.05
 """Results of groups that take less than this are sent several at a time, while more groups wait here."""
