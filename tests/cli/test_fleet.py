@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -216,7 +217,8 @@ def test_a_taken_port_is_told_in_one_sentence(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         call = [sys.executable, "-m", "fedloom", "serve", "--port", str(port), "--state", str(tmp_path / "state")]
-        ended = subprocess.run(call, capture_output=True, text=True, timeout=60)
+        plain = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+        ended = subprocess.run(call, capture_output=True, text=True, timeout=60, env=plain)
     assert ended.returncode == 2
     said = f"fedloom: cannot listen on 127.0.0.1:{port}: the port is in use, or the address is not this machine's."
     assert ended.stderr.startswith(said) and "add_port" not in ended.stderr
