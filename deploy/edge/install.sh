@@ -6,7 +6,7 @@
 #   sudo deploy/edge/install.sh --uninstall          keeps /etc/fedloom and the identity
 # --from WHAT: what pip installs, a wheel or a folder with the source; by default the checkout this script is in.
 # --dry-run: print what would be done, and do nothing.
-# TORCH_INDEX=https://download.pytorch.org/whl/cpu spares an x86-64 device without a GPU the CUDA libraries.
+# TORCH_INDEX=ADDRESS, the index of CPU builds that PyTorch's install page names, spares an x86-64 device without a GPU the CUDA libraries.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -77,7 +77,7 @@ if [[ $service && $member ]] && command -v systemctl >/dev/null; then run system
 run "$python" -m venv --clear /opt/fedloom
 if [[ ${TORCH_INDEX:-} ]]; then
     run /opt/fedloom/bin/python -m pip install --quiet "${constraints[@]}" \
-        --index-url "$TORCH_INDEX" --extra-index-url https://pypi.org/simple torch
+        --extra-index-url "$TORCH_INDEX" torch
 fi
 run /opt/fedloom/bin/python -m pip install --quiet "${constraints[@]}" "$source_code"
 [[ $service ]] || exit 0
