@@ -108,8 +108,7 @@ def hold_session(
 ) -> Outcome:
     """A whole run on a server and agents of its own."""
     store = store or MemoryRunStore("test-run")
-    with contextlib.suppress(NotImplementedError):
-        store.begin(experiment)
+    store.begin(experiment)
     with quick_server(shared_memory=shared_memory, **options) as server:
         address = f"127.0.0.1:{server.listen(token=TOKEN)}"
         with agents(address, [f"agent-{index}" for index in range(workers)], wrap):
