@@ -86,6 +86,9 @@ class CheckpointSettings(Settings):
     """Save after every so many rounds, and after the last."""
     keep: Annotated[int, Field(ge=1)] = 2
     """Newest checkpoints kept on disk."""
+    answers: bool = True
+    """On a standing server: write each answer to the disk before it is acknowledged, so that no client is asked twice
+    when the server is killed within a round. Takes room for one model per group until the next checkpoint."""
 
 
 class RuntimeSettings(Settings):

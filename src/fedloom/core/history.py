@@ -108,6 +108,8 @@ class RoundRecord(_Frozen):
     """Results that had been folded already."""
     reassigned: int = 0
     """Groups given to another agent because theirs vanished."""
+    restored: int = 0
+    """Groups whose answers had come before the server was started again, and were kept."""
     nodes: dict[str, NodeShare] = {}
     info: dict[str, Any] = {}
     """The strategy's own numbers for this round."""

@@ -19,6 +19,7 @@ from fedloom.core.events import Event, NodeChanged
 from fedloom.core.history import RunSummary
 from fedloom.core.identity import Identity, key_pem, make_key, pem
 from fedloom.core.protocols import Sink
+from fedloom.server.answer_journal import AnswerJournal
 from fedloom.server.authority import MEMBER_DAYS, Authority
 from fedloom.server.coordinator import GRACE_S, HEARTBEAT_S, LOST_AFTER_S, Coordinator
 from fedloom.server.metrics import PrometheusSink, expose
@@ -144,16 +145,21 @@ def serve(
     with Server(heard, shared_memory=own, by_labels=True) as server, contextlib.ExitStack() as stack:
 
         def run_one(store: DiskRunStore, emit: Callable[[Event], None], stop_run: threading.Event) -> RunSummary:
+            experiment, folder = store.experiment(), store.folder
+            journal = None
+            if folder is not None and experiment.checkpoint.answers:
+                journal = AnswerJournal(folder / "answers", store.run_id, experiment.to_dict())
             outcome = run_session(
-                store.experiment(),
+                experiment,
                 store,
                 server.coordinator,
                 lambda: Place(runtime="fleet", workers=server.coordinator.online, where=f"agents of {host}:{port}"),
                 (*heard, _Relay(emit)),
                 stop=stop_run,
+                journal=journal,
             )
-            if store.folder is not None:
-                on_finished(store.folder)
+            if folder is not None:
+                on_finished(folder)
             return outcome.summary
 
         with contextlib.closing(RunQueue(state, run_one, at_once=at_once)) as runs:

@@ -221,13 +221,16 @@ class Coordinator:
         groups: Sequence[PlannedGroup],
         reserve: Collection[int] = (),
         vet: Vet | None = None,
+        answered: Collection[int] = (),
+        settles: bool = False,
     ) -> Iterator[OpenExchange]:
         """Put groups out; inside the block their answers arrive in `answers`. Leaving it cancels what is not done.
 
-        Groups in reserve (by index) wait until they are released. `vet` checks sums from other machines.
+        Groups in reserve (by index) wait until they are released; those answered already are not put out. `vet` checks
+        sums from other machines. Where the run `settles`, an answer is acknowledged by `settle` alone.
         """
         labels = run.experiment.get("fleet", {}).get("labels", {}) if self._by_labels else {}
-        opened = OpenExchange(run, round, exchange, spec, groups, reserve, labels, vet)
+        opened = OpenExchange(run, round, exchange, spec, groups, reserve, labels, vet, answered, settles)
         opened.inputs = self.payloads.offer_all(run.run_id, spec.inputs)
         for group in groups:
             opened.states |= {client: self.payloads.offer(record) for client, record in group.states.items()}
@@ -257,6 +260,13 @@ class Coordinator:
             opened.reserve -= set(indices)
             opened.pending.extend(indices)
             self._dispatch()
+
+    def settle(self, opened: OpenExchange, index: int) -> None:
+        """The run has a group's answer safe: acknowledge it."""
+        with self._changed:
+            node = self._nodes.get(opened.unsettled.pop(index, ""))
+            if node is not None:
+                self._ack(node, opened.key(index), "accepted")
 
     def holders(self, opened: OpenExchange) -> dict[int, str]:
         """Which agent has which group of an exchange now."""
@@ -463,7 +473,7 @@ class Coordinator:
             for key in held - set(node.assigned):
                 opened = self._open.get(key[:3])
                 if opened is None or key.group in opened.done:
-                    self._ack(node, key, "stale" if opened is None else "duplicate")
+                    self._ack_again(node, key, opened)
                 elif key.group < len(opened.groups):
                     node.assigned[key] = now
                     if key.group in opened.pending:
@@ -514,14 +524,13 @@ class Coordinator:
             node.seen = time.monotonic()
             opened = self._open.get(key[:3])
             if opened is None or key.group in opened.done:
-                status = "stale" if opened is None else "duplicate"
                 self.payloads.drop(name, _refs(result))
                 if opened is not None:
                     opened.duplicates += 1
                 elif key.run_id in self._stale:
                     self._stale[key.run_id] += 1
                 node.assigned.pop(key, None)
-                self._ack(node, key, status)
+                self._ack_again(node, key, opened)
                 return
             if key.group >= len(opened.groups):
                 self.payloads.drop(name, _refs(result))
@@ -549,7 +558,10 @@ class Coordinator:
             node.bytes_up += sum(
                 ref.size for ref in (result.total, *result.states.values()) if ref is not None and _beside_the_wire(ref)
             )
-            self._ack(node, key, "accepted")
+            if opened.settles:
+                opened.unsettled[key.group] = name
+            else:
+                self._ack(node, key, "accepted")
             self._dispatch()
         opened.answers.put(Answer(index=key.group, node=name, result=result, total=total, states=states))
 
@@ -570,6 +582,11 @@ class Coordinator:
         if node.mailbox is not None:
             put = node.mailbox.put_by if status == "accepted" else node.mailbox.put
             put(Ack(key=key, status=status, message=message))
+
+    def _ack_again(self, node: Node, key: GroupKey, opened: OpenExchange | None) -> None:
+        """Answer a result that is not needed any more; one that is about to be settled gets its answer then."""
+        if opened is None or key.group not in opened.unsettled:
+            self._ack(node, key, "stale" if opened is None else "duplicate")
 
     def _requeue(self, name: str, node: Node, held: set[GroupKey], reason: str) -> None:
         """Give a vanished agent's groups to others."""

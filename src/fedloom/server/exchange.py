@@ -33,6 +33,7 @@ from fedloom.core.events import ClientLost, ClientsDone, Event, NodeRefused
 from fedloom.core.history import Failure
 from fedloom.core.messages import RunSpec
 from fedloom.core.records import MODEL, ClientFailure, ClientReport, Exchange, Job, Record
+from fedloom.server.answer_journal import AnswerJournal
 from fedloom.server.coordinator import Coordinator
 from fedloom.server.holders import Holders
 from fedloom.server.open_exchange import Answer, OpenExchange, PlannedGroup
@@ -58,6 +59,7 @@ class Collected:
     aggregation_s: float = 0.0
     duplicates: int = 0
     reassigned: int = 0
+    restored: int = 0
     refusals: dict[str, str] = field(default_factory=dict)
     """Why nodes would not take part, by node."""
     asked: list[int] = field(default_factory=list)
@@ -89,9 +91,11 @@ class Collector:
         stop: threading.Event,
         pump: Callable[[], None] | None,
         patience_s: float | None,
+        journal: AnswerJournal | None = None,
     ) -> None:
         self._experiment, self._run, self._coordinator, self._store = experiment, run, coordinator, store
         self._emit, self._stop, self._pump, self._patience_s = emit, stop, pump, patience_s
+        self._journal = journal
         self._sizes = self._client_sizes()
         self._updates_round, self._updates_at = 0, dict[int, str]()
         self.holders = Holders()
@@ -126,8 +130,15 @@ class Collector:
         groups, reserve = self._groups(exchange, round, index, size, spare.reserve)
         kind = _accumulator(exchange.accumulator)
         vet = functools.partial(vet_sum, kind, exchange.inputs.get(MODEL))
-        with self._coordinator.exchange(self._run, round, index, exchange, groups, reserve, vet) as opened:
-            fold = _Fold(kind, groups, reserve, spare.enough, quorum, round, span)
+        journal = self._journal if round else None  # an initial model is as quickly made again
+        asked = journal.question(exchange, groups) if journal is not None else ""
+        kept = journal.read(round, index, asked) if journal is not None else {}
+        with self._coordinator.exchange(
+            self._run, round, index, exchange, groups, reserve, vet, kept, journal is not None
+        ) as opened:
+            fold = _Fold(kind, groups, [i for i in reserve if i not in kept], spare.enough, quorum, round, span)
+            for old in kept.values():
+                opened.answers.put(old)
             end = time.monotonic() + deadline_s if deadline_s is not None else None
             try:
                 while fold.open:
@@ -142,6 +153,9 @@ class Collector:
                     if released:
                         self._coordinator.release(opened, released)
                     self._keep_states(answer, round, index)
+                    if journal is not None and answer.result is not None and answer.index not in kept:
+                        journal.keep(round, index, asked, answer)
+                        self._coordinator.settle(opened, answer.index)
                     self._remember_places(exchange, answer, round)
                     self._remember_readers(exchange, answer, groups[answer.index].jobs)
                     fold.collected.aggregation_s += time.perf_counter() - begin
@@ -149,6 +163,10 @@ class Collector:
                         done, cohort = len(fold.collected.reports), spare.enough
                         self._emit(ClientsDone(run_id=self._run.run_id, round=round, done=done, cohort=cohort))
                 fold.finish()
+            except BadUpdate:
+                if journal is not None:
+                    journal.drop(round, index)
+                raise
             finally:  # a round that fails tells of its missing answers, too
                 for failure in fold.collected.failures if telling else ():
                     self._emit(ClientLost(run_id=self._run.run_id, failure=as_line(failure)))
@@ -159,6 +177,7 @@ class Collector:
                         )
                     )
             fold.collected.duplicates, fold.collected.reassigned = opened.duplicates, opened.reassigned
+            fold.collected.restored = len(kept)
             fold.collected.refusals = {node: refusal.reason for node, refusal in opened.refusals.items()}
         return fold.collected
 

@@ -28,6 +28,7 @@ from fedloom.core.records import (
 )
 from fedloom.core.seeds import generator
 from fedloom.core.state import dump_state, load_state, pinned_in
+from fedloom.server.answer_journal import AnswerJournal
 from fedloom.server.choices import observed
 from fedloom.server.coordinator import Coordinator
 from fedloom.server.exchange import Collector, Spare
@@ -57,6 +58,7 @@ class Loop:
         stop: when set, the run ends with `Interrupted` as soon as it can.
         pump: does an agent's work in this thread while the loop waits; None where agents are elsewhere.
         patience_s: seconds to wait for a first agent before giving up; None waits for ever.
+        journal: keeps accepted answers until a checkpoint has them; None where a killed run asks for them again.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Loop:
         stop: threading.Event | None = None,
         pump: Callable[[], None] | None = None,
         patience_s: float | None = None,
+        journal: AnswerJournal | None = None,
     ) -> None:
         self._experiment, self._store, self._coordinator, self._emit = experiment, store, coordinator, emit
         self.run = RunSpec(run_id=store.run_id, experiment=experiment.to_dict())
@@ -83,9 +86,9 @@ class Loop:
             part = registry.part("monitors", experiment.monitor.name, "monitor")
             self._monitor = part.build_monitor(experiment.monitor)
         self._collector = Collector(
-            experiment, self.run, coordinator, store, emit, stop or threading.Event(), pump, patience_s
+            experiment, self.run, coordinator, store, emit, stop or threading.Event(), pump, patience_s, journal
         )
-        self._saver = Saver(store, experiment.checkpoint.keep)
+        self._saver = Saver(store, experiment.checkpoint.keep, journal)
         self._progress: _Progress | None = None
         self._began, self._earlier_s = time.perf_counter(), 0.0
         self._alarms: set[str] = set()

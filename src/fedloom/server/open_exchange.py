@@ -56,14 +56,20 @@ class OpenExchange:
         reserve: Collection[int] = (),
         labels: Mapping[str, str] | None = None,
         vet: Vet | None = None,
+        answered: Collection[int] = (),
+        settles: bool = False,
     ) -> None:
         self.run, self.round, self.exchange, self.spec, self.groups = run, round, exchange, spec, groups
-        out = [index for index in range(len(groups)) if index not in reserve]
+        out = [index for index in range(len(groups)) if index not in reserve and index not in answered]
         order = sorted(out, key=lambda index: (-groups[index].work, index))
         self.pending: deque[int] = deque(order)
         self.inputs: dict[str, Offer] = {}
         self.states: dict[int, Offer] = {}
-        self.done: set[int] = set()
+        self.done: set[int] = set(answered)
+        self.settles = settles
+        """Whether answers are acknowledged only once the run has settled them."""
+        self.unsettled: dict[int, str] = {}
+        """Accepted answers that are not acknowledged yet, and the nodes they came from."""
         self.deaths: dict[int, int] = {}
         self.answers: queue.SimpleQueue[Answer | FedloomError] = queue.SimpleQueue()
         self.duplicates = self.reassigned = 0
@@ -76,7 +82,7 @@ class OpenExchange:
         """Nodes that refused, or sent what was refused, and until when (monotonic seconds)."""
         self.refusals: dict[str, Refusal] = {}
         """The last refusal by each node, or of what it sent."""
-        self.reserve = set(reserve)
+        self.reserve = set(reserve) - self.done
         """Groups that go out only when others are lost."""
 
     def fits(self, labels: Mapping[str, str]) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from fedloom.core import frames
 from fedloom.core.errors import BadFrame
 from fedloom.core.pinned import Pinned
-from fedloom.core.records import Record
+from fedloom.server.files import write_frame
 
 _PREFIX = "pinned-"
 
@@ -18,17 +18,16 @@ class PinnedFiles:
 
     Args:
         folder: where the files are.
-        write: writes a record's frame to a file that appears only when it is whole.
     """
 
-    def __init__(self, folder: Path, write: Callable[[Path, Record], None]) -> None:
-        self._folder, self._write = folder, write
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
     def save(self, records: Mapping[str, Pinned]) -> None:
         """Write those that are not there yet."""
         for sha256, record in records.items():
             if not self._path(sha256).exists():
-                self._write(self._path(sha256), record)
+                write_frame(self._path(sha256), record)
 
     def load(self, digests: Iterable[str]) -> dict[str, Pinned]:
         """Read records back.

@@ -9,6 +9,7 @@
       events.jsonl        everything that happened, with its time
       checkpoints/        round-000012.<checksum>.safetensors, and pinned-<digest>.safetensors, what does not change
       clients/            what stateful clients keep between their rounds
+      answers/            on a standing server: what came since the last checkpoint (`answer_journal.py`)
       model/              model.safetensors, the final arrays
       summary.json  report.html
 
@@ -19,13 +20,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import json
 import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,11 +37,12 @@ import xxhash
 
 from fedloom.core import frames
 from fedloom.core.config import Experiment
-from fedloom.core.errors import BadFrame, CheckpointCorrupt, LimitExceeded, NotFound, RunExists, StorageFull
+from fedloom.core.errors import BadFrame, CheckpointCorrupt, LimitExceeded, NotFound, RunExists
 from fedloom.core.history import Choice, RoundRecord, RunSummary
 from fedloom.core.pinned import Pinned
 from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import Array, Arrays, Record
+from fedloom.server.files import full_disk, replacing, write, write_frame
 from fedloom.server.pinned_files import PinnedFiles
 
 Line = TypeVar("Line", RoundRecord, Choice)
@@ -255,7 +256,7 @@ class DiskRunStore:
         self._folder = folder
         self.run_id = run_id or folder.name
         self._clients: dict[int, dict[tuple[int, int], Path]] | None = None
-        self._pinned = PinnedFiles(folder / "checkpoints", _write_frame)
+        self._pinned = PinnedFiles(folder / "checkpoints")
         self._lock = threading.Lock()
 
     @classmethod
@@ -270,7 +271,7 @@ class DiskRunStore:
                 f"{folder} is not empty; runs are never overwritten. Choose another --out, or go on with it: "
                 f"fedloom resume {folder}"
             )
-        with _full_disk(folder):
+        with full_disk(folder):
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         return cls(folder, run_id)
 
@@ -290,14 +291,14 @@ class DiskRunStore:
         return self._folder
 
     def begin(self, experiment: Experiment) -> None:
-        _write(self._folder / "run.json", json.dumps({"run_id": self.run_id}).encode())
-        _write(self._folder / "experiment.toml", tomli_w.dumps(experiment.to_dict()).encode())
+        write(self._folder / "run.json", json.dumps({"run_id": self.run_id}).encode())
+        write(self._folder / "experiment.toml", tomli_w.dumps(experiment.to_dict()).encode())
 
     def experiment(self) -> Experiment:
         return Experiment.load(self._folder / "experiment.toml")
 
     def save_workload(self, info: WorkloadInfo) -> None:
-        _write(self._folder / "workload.json", json.dumps(dataclasses.asdict(info)).encode())
+        write(self._folder / "workload.json", json.dumps(dataclasses.asdict(info)).encode())
 
     def workload(self) -> WorkloadInfo | None:
         values = _read_json(self._folder / "workload.json")
@@ -316,7 +317,7 @@ class DiskRunStore:
         return self._lines("choices.jsonl", Choice, upto)
 
     def _append(self, name: str, line: RoundRecord | Choice) -> None:
-        with _full_disk(self._folder), (self._folder / name).open("a") as file:
+        with full_disk(self._folder), (self._folder / name).open("a") as file:
             file.write(line.model_dump_json() + "\n")
 
     def _lines(self, name: str, kind: type[Line], upto: int | None) -> list[Line]:
@@ -329,12 +330,12 @@ class DiskRunStore:
                 break  # the process died in the middle of this line; the round is done again
         if upto is not None:
             lines = [line for line in lines if line.round <= upto]
-            _write(path, "".join(line.model_dump_json() + "\n" for line in lines).encode())
+            write(path, "".join(line.model_dump_json() + "\n" for line in lines).encode())
         return lines
 
     def append_event(self, event: Any) -> None:
         line = json.dumps(event_json(event))
-        with self._lock, _full_disk(self._folder), (self._folder / "events.jsonl").open("a") as file:
+        with self._lock, full_disk(self._folder), (self._folder / "events.jsonl").open("a") as file:
             file.write(line + "\n")
 
     def events(self) -> list[dict[str, Any]]:
@@ -349,12 +350,12 @@ class DiskRunStore:
     def save_checkpoint(self, checkpoint: Checkpoint, keep: int) -> None:
         rounds = self._folder / "rounds.jsonl"
         if rounds.exists():
-            with _full_disk(self._folder), rounds.open("rb") as file:
+            with full_disk(self._folder), rounds.open("rb") as file:
                 os.fsync(file.fileno())
         folder = self._folder / "checkpoints"
         self._pinned.save(checkpoint.pinned)
         digest = xxhash.xxh3_128()
-        with _replacing(lambda: folder / f"round-{checkpoint.round:06d}.{digest.hexdigest()}.safetensors") as file:
+        with replacing(lambda: folder / f"round-{checkpoint.round:06d}.{digest.hexdigest()}.safetensors") as file:
             for piece in frames.pieces(checkpoint.record()):
                 file.write(piece)
                 digest.update(piece)
@@ -381,7 +382,7 @@ class DiskRunStore:
     def save_client(self, client: int, round: int, exchange: int, state: Record) -> None:
         path = self._folder / "clients" / f"{client}-{round}-{exchange}.safetensors"
         path.parent.mkdir(exist_ok=True)
-        _write_frame(path, state)
+        write_frame(path, state)
         self._client_files().setdefault(client, {})[round, exchange] = path
 
     def client(self, client: int, before: tuple[int, int]) -> Record | None:
@@ -395,10 +396,10 @@ class DiskRunStore:
 
     def save_model(self, arrays: Arrays) -> None:
         (self._folder / "model").mkdir(exist_ok=True)
-        _write_frame(self._folder / "model" / "model.safetensors", Record({"model": arrays}))
+        write_frame(self._folder / "model" / "model.safetensors", Record({"model": arrays}))
 
     def save_summary(self, summary: RunSummary) -> None:
-        _write(self._folder / "summary.json", summary.model_dump_json(indent=2).encode() + b"\n")
+        write(self._folder / "summary.json", summary.model_dump_json(indent=2).encode() + b"\n")
 
     def discard(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -434,19 +435,6 @@ def _read_json(path: Path) -> Mapping[str, Any]:
         return {}
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Replace a file's content so that a reader sees the old or the new one, whatever happens."""
-    with _replacing(path) as file:
-        file.write(content)
-
-
-def _write_frame(path: Path, record: Record) -> None:
-    """Write a frame likewise."""
-    with _replacing(path) as file:
-        for piece in frames.pieces(record):
-            file.write(piece)
-
-
 def _read_checkpoint(path: Path) -> Record:
     content, match = path.read_bytes(), _CHECKPOINT.fullmatch(path.name)
     if match is None or xxhash.xxh3_128(content).hexdigest() != match[2]:
@@ -459,40 +447,3 @@ def _named_in(path: Path) -> list[str]:
     with contextlib.suppress(BadFrame, LimitExceeded, KeyError):
         return list(frames.decode(path.read_bytes()).info["pinned"])
     return []
-
-
-@contextlib.contextmanager
-def _replacing(target: Path | Callable[[], Path]) -> Iterator[Any]:
-    """A file to write that takes its place only when it is whole; a callable is asked for the place at the end."""
-    near = target if isinstance(target, Path) else target()
-    beside = near.with_name(f".{near.name}.{os.getpid()}.tmp")
-    with _full_disk(near.parent):
-        try:
-            with beside.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(target if isinstance(target, Path) else target())
-        except BaseException:
-            with contextlib.suppress(OSError):
-                beside.unlink()
-            raise
-        folder = os.open(near.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-@contextlib.contextmanager
-def _full_disk(where: Path) -> Iterator[None]:
-    """Turn the system's complaints about space into ours."""
-    try:
-        yield
-    except OSError as exc:
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StorageFull(
-                f"cannot write to {where}: {exc.strerror}. Everything saved before is intact; make room, then "
-                "go on with `fedloom resume`"
-            ) from exc
-        raise

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 
+from fedloom.server.answer_journal import AnswerJournal
 from fedloom.server.run_store import Checkpoint, RunStore
 
 
@@ -16,8 +17,8 @@ class Saver:
     the state before them.
     """
 
-    def __init__(self, store: RunStore, keep: int) -> None:
-        self._store, self._keep = store, keep
+    def __init__(self, store: RunStore, keep: int, journal: AnswerJournal | None = None) -> None:
+        self._store, self._keep, self._journal = store, keep, journal
         self._rounds: deque[int] = deque(maxlen=keep)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -41,6 +42,8 @@ class Saver:
     def _write(self, checkpoint: Checkpoint) -> None:
         try:
             self._store.save_checkpoint(checkpoint, self._keep)
+            if self._journal is not None:
+                self._journal.prune(checkpoint.round)
             self._rounds.append(checkpoint.round)
             if len(self._rounds) == self._keep:  # the oldest checkpoint kept may be the one to go on from
                 self._store.prune_clients(self._rounds[0])

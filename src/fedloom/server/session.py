@@ -15,6 +15,7 @@ from fedloom.core.events import ClientsDone, Event, RunFinished, RunStarted
 from fedloom.core.history import RoundRecord, RunSummary, Traffic
 from fedloom.core.protocols import Sink
 from fedloom.core.records import Arrays, arrays_sha256
+from fedloom.server.answer_journal import AnswerJournal
 from fedloom.server.coordinator import Coordinator
 from fedloom.server.loop import Loop
 from fedloom.server.run_store import RunStore
@@ -49,6 +50,7 @@ def run_session(
     stop: threading.Event,
     pump: Callable[[], None] | None = None,
     patience_s: float | None = None,
+    journal: AnswerJournal | None = None,
 ) -> Outcome:
     """Do what is left of a run. Errors and interrupts end it in order: everything saved, the summary written.
 
@@ -61,6 +63,7 @@ def run_session(
         stop: ends the session with status `interrupted`.
         pump: does an agent's work in this thread (inline runtime).
         patience_s: seconds without any agent before the run fails; None waits for ever.
+        journal: keeps accepted answers until a checkpoint has them.
     """
 
     def emit(event: Event) -> None:
@@ -69,7 +72,7 @@ def run_session(
         for sink in sinks:
             sink.write(event)
 
-    loop = Loop(experiment, store, coordinator, emit, stop=stop, pump=pump, patience_s=patience_s)
+    loop = Loop(experiment, store, coordinator, emit, stop=stop, pump=pump, patience_s=patience_s, journal=journal)
     error: FedloomError | None = None
     arrays: Arrays = {}
     try:

@@ -32,6 +32,7 @@ class Tally:
     aggregation_s: float = 0.0
     duplicates: int = 0
     reassigned: int = 0
+    restored: int = 0
     refusals: dict[str, str] = field(default_factory=dict)
     asked: list[int] = field(default_factory=list)
     """Clients that were put out, where some of the cohort were spare."""
@@ -47,6 +48,7 @@ class Tally:
         self.aggregation_s += collected.aggregation_s
         self.duplicates += collected.duplicates
         self.reassigned += collected.reassigned
+        self.restored += collected.restored
         self.refusals |= collected.refusals
 
     def watch(self, collected: Collected) -> None:
@@ -117,6 +119,7 @@ class Tally:
             stale=stale,
             duplicates=self.duplicates,
             reassigned=self.reassigned,
+            restored=self.restored,
             nodes=dict(shares),
             info=dict(info),
             monitor=dict(monitor),

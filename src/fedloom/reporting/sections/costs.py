@@ -78,6 +78,8 @@ def nodes(run: RunFolder) -> Markup:
     ]
     moved = sum(record.reassigned for record in run.rounds)
     stale, twice = sum(record.stale for record in run.rounds), sum(record.duplicates for record in run.rounds)
+    kept = sum(record.restored for record in run.rounds)
+    survived = f" Groups whose answers outlived a restart of the server: {kept:,}." if kept else ""
     left_out = f" The {len(ranked) - _MOST_NODES} least busy are left out." if len(ranked) > _MOST_NODES else ""
     return section(
         "Nodes",
@@ -87,7 +89,7 @@ def nodes(run: RunFolder) -> Markup:
         tag(
             "p",
             f"Groups given to another agent because theirs vanished: {moved:,}. Results that came after their "
-            f"round had closed: {stale:,}; that came twice: {twice:,}. Neither is ever folded.{left_out}",
+            f"round had closed: {stale:,}; that came twice: {twice:,}. Neither is ever folded.{survived}{left_out}",
             class_="note",
         ),
     )

@@ -1,0 +1,144 @@
+"""Accepted answers on disk, so that a killed server's successor asks nobody for them again.
+
+    runs/<id>/answers/000012-0-3.<checksum>.safetensors
+
+is what group 3 answered in the first exchange of round 12: its sum as a frame, its reports in the frame's header. A
+file is there before the answer is acknowledged, and until a checkpoint of its round is on the disk. It is written
+without waiting for the disk: a killed process loses none, a power cut may; then the group is asked again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from fedloom.core import frames
+from fedloom.core.errors import BadFrame, LimitExceeded
+from fedloom.core.messages import GroupKey, GroupResult
+from fedloom.core.records import ClientFailure, ClientReport, Exchange, Mean, Record
+from fedloom.server.files import full_disk
+from fedloom.server.open_exchange import Answer, PlannedGroup
+
+_NAME = re.compile(r"(\d{6,})-(\d+)-(\d+)\.([0-9a-f]{32})\.safetensors")
+"""Round, exchange, group, and XXH3-128 checksum of the content."""
+
+
+def question(exchange: Exchange, groups: Sequence[PlannedGroup], settings: Mapping[str, Any]) -> str:
+    """Digest of all that an exchange's answers depend on: who is asked, with which inputs, under which settings.
+
+    An answer to another question, of a run that went on from an older checkpoint or with other settings, is no answer.
+    """
+    asked = [dataclasses.asdict(job) for group in groups for job in group.jobs]
+    rest = (exchange.knobs, exchange.accumulator, exchange.rule, exchange.measure, exchange.hold, exchange.collects)
+    digest = xxhash.xxh3_128(json.dumps([asked, *rest, settings], sort_keys=True).encode())
+    for name in sorted(exchange.inputs):
+        digest.update(name.encode())
+        for piece in frames.pieces(exchange.inputs[name]):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+class AnswerJournal:
+    """The answers a run has accepted since its last checkpoint.
+
+    Args:
+        folder: for their files; made when the first one comes.
+        run_id: the run's.
+        settings: the experiment's; an answer given under others does not count.
+    """
+
+    def __init__(self, folder: Path, run_id: str, settings: Mapping[str, Any]) -> None:
+        self._folder, self._run_id, self._settings = folder, run_id, settings
+
+    def question(self, exchange: Exchange, groups: Sequence[PlannedGroup]) -> str:
+        """The name of what an exchange of this run asks."""
+        return question(exchange, groups, self._settings)
+
+    def keep(self, round: int, exchange: int, asked: str, answer: Answer) -> None:
+        """Write an answer down, but for its clients' states, which the run's store has.
+
+        Raises:
+            StorageFull: there is no room.
+        """
+        assert answer.result is not None, "a group that nobody could do has no answer to keep"
+        total = answer.total if answer.total is not None else Record()
+        head = {
+            "asked": asked,
+            "node": answer.node,
+            "total": total.info if answer.total is not None else None,
+            "busy_s": answer.result.busy_s,
+            "reports": [dataclasses.asdict(report) for report in answer.result.reports],
+            "failures": [dataclasses.asdict(failure) for failure in answer.result.failures],
+        }
+        record, checksum = Record(total.groups, head), xxhash.xxh3_128()
+        stem = f"{round:06d}-{exchange}-{answer.index}"
+        beside = self._folder / f".{stem}.tmp"
+        with full_disk(self._folder):
+            self._folder.mkdir(exist_ok=True)
+            with beside.open("wb") as file:
+                for piece in frames.pieces(record):
+                    file.write(piece)
+                    checksum.update(piece)
+            beside.replace(self._folder / f"{stem}.{checksum.hexdigest()}.safetensors")
+
+    def read(self, round: int, exchange: int, asked: str) -> dict[int, Answer]:
+        """The answers to a question, by group; those to another one are removed, and so are damaged ones."""
+        found = {}
+        for at, path in self._files():
+            if at[:2] != (round, exchange):
+                continue
+            record = _sound(path)
+            if record is None or record.info["asked"] != asked:
+                path.unlink(missing_ok=True)
+                continue
+            found[at[2]] = _answer(GroupKey(self._run_id, *at), record)
+        return found
+
+    def drop(self, round: int, exchange: int) -> None:
+        """Forget an exchange's answers: they are of no use together."""
+        for at, path in self._files():
+            if at[:2] == (round, exchange):
+                path.unlink(missing_ok=True)
+
+    def prune(self, round: int) -> None:
+        """Forget the answers up to a round, whose checkpoint is on the disk."""
+        for at, path in self._files():
+            if at[0] <= round:
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._folder.rmdir()  # unless those of the round under way are in it
+
+    def _files(self) -> list[tuple[tuple[int, int, int], Path]]:
+        """Round, exchange and group of every file, in order."""
+        found = [(_NAME.fullmatch(path.name), path) for path in self._folder.glob("*.safetensors")]
+        return sorted(((int(match[1]), int(match[2]), int(match[3])), path) for match, path in found if match)
+
+
+def _sound(path: Path) -> Record | None:
+    """What a file holds; None where it is not what was written."""
+    match = _NAME.fullmatch(path.name)
+    with contextlib.suppress(OSError, BadFrame, LimitExceeded):
+        content = path.read_bytes()
+        if match is not None and xxhash.xxh3_128(content).hexdigest() == match[4]:
+            return frames.decode(content)
+    return None
+
+
+def _answer(key: GroupKey, record: Record) -> Answer:
+    """The inverse of what `keep` makes of an answer."""
+    head: Any = record.info
+    reports = tuple(
+        ClientReport(**{**values, "metrics": {name: Mean(**pair) for name, pair in values["metrics"].items()}})
+        for values in head["reports"]
+    )
+    failures = tuple(ClientFailure(**values) for values in head["failures"])
+    total = Record(record.groups, head["total"]) if head["total"] is not None else None
+    result = GroupResult(key=key, total=None, reports=reports, failures=failures, busy_s=head["busy_s"])
+    return Answer(index=key.group, node=head["node"], result=result, total=total)
