@@ -55,8 +55,9 @@ bench-fleet: install ## Measure idle agents, a broadcast to fifty, and memory ov
 	$(BIN)/python -m benchmarks.broadcast
 	$(BIN)/python -m benchmarks.endurance
 
-chaos: install ## A hundred runs with faults drawn from a seed; as root the nodes get networks of their own
+chaos: install ## A hundred runs with faults drawn from a seed (as root the nodes get networks of their own), and twenty kills
 	$(BIN)/python -m benchmarks.chaos
+	$(BIN)/python -m benchmarks.chaos.kills
 
 fuzz: install ## A hundred thousand broken messages to every call of a server
 	$(BIN)/python -m benchmarks.fuzz

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from fedloom.workloads.image_classification.workload import build_workload as bu
 
 CLIENT_S = 0.03
 """Seconds a client takes at least."""
+ledger: Path | None = None
+"""File to which each training of this process adds a line, its round and client."""
 
 
 class Config(image_classification.Config):
@@ -39,6 +42,9 @@ class SlowDigits:
         self, job: Job, inputs: Mapping[str, Record], shard: Shard, rule: LocalRule | None, rng: np.random.Generator
     ) -> Update:
         time.sleep(CLIENT_S)
+        if ledger is not None:
+            with ledger.open("a") as file:
+                file.write(f"{job.round} {job.client}\n")
         return self._plain.train(job, inputs, shard, rule, rng)
 
 

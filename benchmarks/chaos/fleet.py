@@ -59,9 +59,13 @@ class Fleet:
         folder: for the server's state and everything else; nothing else is written.
         zygote: forks them.
         network: their links; None where all share this machine's network.
+        quick: whether programs notice things within a fraction of a second, or as fast as they do for users.
     """
 
-    def __init__(self, schedule: Schedule, folder: Path, zygote: Zygote, network: Network | None) -> None:
+    def __init__(
+        self, schedule: Schedule, folder: Path, zygote: Zygote, network: Network | None, *, quick: bool = True
+    ) -> None:
+        self._quick = quick
         self._schedule, self._folder, self._zygote, self._network = schedule, folder, zygote, network
         self.port, self.token = _free_port(), "" if schedule.members else secrets.token_urlsafe(12)
         self.state = folder / "state"
@@ -94,7 +98,12 @@ class Fleet:
     def start(self, name: str) -> None:
         """Start the server or a node."""
         self._down.discard(name)
-        common = {"log": str(self.log), "clock": str(self._folder / f"clock-{name}"), "token": self.token}
+        common: dict[str, Any] = {
+            "log": str(self.log),
+            "clock": str(self._folder / f"clock-{name}"),
+            "token": self.token,
+            "quick": self._quick,
+        }
         if name == SERVER:
             ready = self._folder / "ready"
             ready.unlink(missing_ok=True)
@@ -129,6 +138,10 @@ class Fleet:
         _signal(self._pids[name], signal.SIGKILL)
         while _alive(self._pids[name]):
             time.sleep(0.002)
+
+    def pid(self, name: str) -> int:
+        """The program's process."""
+        return self._pids[name]
 
     def alive(self, name: str) -> bool:
         """Whether the program runs."""

@@ -35,11 +35,12 @@ QUICK = {"heartbeat_s": 0.1, "grace_s": 0.3, "lost_after_s": 2.0}
 _PR_SET_PDEATHSIG = 1
 
 
-def server(*, state: str, port: int, token: str, ready: str, **_: Any) -> None:
+def server(*, state: str, port: int, token: str, ready: str, quick: bool, **_: Any) -> None:
     """A standing server, until it is killed; without a token, one with members."""
-    fedloom.server.run_queue.ROOM_S = 0.3
-    quick: Any = functools.partial(fedloom.server.app.Server, **QUICK)
-    fedloom.server.app.Server = quick  # type: ignore[misc]
+    if quick:
+        fedloom.server.run_queue.ROOM_S = 0.3
+        noticing: Any = functools.partial(fedloom.server.app.Server, **QUICK)
+        fedloom.server.app.Server = noticing  # type: ignore[misc]
     fedloom.server.app.serve(
         "0.0.0.0",
         port,
@@ -51,10 +52,22 @@ def server(*, state: str, port: int, token: str, ready: str, **_: Any) -> None:
 
 
 def agent(
-    *, address: str, name: str, token: str, identity: str, seed: int, noise: bool, lie: str, log: str, **_: Any
+    *,
+    address: str,
+    name: str,
+    token: str,
+    identity: str,
+    seed: int,
+    noise: bool,
+    lie: str,
+    log: str,
+    quick: bool,
+    **_: Any,
 ) -> None:
     """A node, honest or not, until it is killed."""
-    fedloom.client.agent.LAST_RETRY_S = 0.3
+    if quick:
+        fedloom.client.agent.LAST_RETRY_S = 0.3
+    digits.ledger = Path(log).with_name("ledger.txt")
     me = Identity.load(Path(identity)) if identity else None
     channel: Channel = GrpcChannel(address, token, identity=(lambda: me) if me is not None else None, connect_s=2.0)
     if lie:

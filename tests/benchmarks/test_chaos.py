@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks import broadcast, endurance, fuzz, idle
+from benchmarks.chaos import kills
 from benchmarks.chaos import schedule as schedules
 from benchmarks.chaos.fleet import Zygote
 from benchmarks.chaos.network import Network, network
@@ -54,6 +55,14 @@ def test_a_run_survives(chosen: Schedule, rig: tuple[Zygote, Network | None, Und
     outcome = play(chosen, tmp_path, zygote, links, want)
     assert outcome.sound, (outcome, (tmp_path / "log.txt").read_text()[-3000:])
     assert outcome.refused > 0
+
+
+def test_a_killed_server_asks_nobody_again_whose_answer_it_had(
+    rig: tuple[Zygote, Network | None, Undisturbed], tmp_path: Path
+) -> None:
+    found = kills.play(1, 0, 2, tmp_path, rig[0], kills.undisturbed(1, 8))
+    assert found.sound and found.kills == 2, (found, (tmp_path / "log.txt").read_text()[-3000:])
+    assert found.restored >= found.accepted > 0
 
 
 @pytest.mark.slow

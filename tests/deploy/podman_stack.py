@@ -44,7 +44,7 @@ _STAND_INS = {
 }
 _BUILD = ("--isolation", "chroot", "--network", "host")
 _PATIENCE_S = 240.0
-"""For machines that have other things to do; what must be fast is asserted where it is measured."""
+"""For machines that have other things to do; how long it took is printed, not judged."""
 T = TypeVar("T")
 
 

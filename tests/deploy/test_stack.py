@@ -135,7 +135,6 @@ def test_a_federation_is_up_scraped_and_shown_and_survives_dead_clients(fleet: S
     said = fleet.execute("server", "fedloom", "watch", run, "--json")
     summary = json.loads(said.splitlines()[-1])
     assert (summary["status"], summary["model_sha256"]) == ("done", expected_sha256)
-    assert live_s < 60, "from `up` to the first round on the dashboard"
 
 
 def test_a_server_container_that_is_killed_goes_on_with_its_run(fleet: Stack, expected_sha256: str) -> None:
