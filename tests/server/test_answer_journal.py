@@ -87,7 +87,10 @@ class TestFiles:
             journal(tmp_path).keep(round, 0, "q", answer())
         journal(tmp_path).prune(10)
         assert [path.name.split("-")[0] for path in (tmp_path / "answers").iterdir()] == ["000011"]
+        journal(tmp_path).close()
+        assert (tmp_path / "answers").exists(), "an answer is left for who goes on"
         journal(tmp_path).prune(11)
+        journal(tmp_path).close()
         assert not (tmp_path / "answers").exists()
 
     def test_dropping_concerns_one_exchange(self, tmp_path: Path) -> None:

@@ -112,8 +112,11 @@ class AnswerJournal:
         for at, path in self._files():
             if at[0] <= round:
                 path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Remove the folder, unless answers are left in it for who goes on with the run."""
         with contextlib.suppress(OSError):
-            self._folder.rmdir()  # unless those of the round under way are in it
+            self._folder.rmdir()
 
     def _files(self) -> list[tuple[tuple[int, int, int], Path]]:
         """Round, exchange and group of every file, in order."""

@@ -89,6 +89,7 @@ class Loop:
             experiment, self.run, coordinator, store, emit, stop or threading.Event(), pump, patience_s, journal
         )
         self._saver = Saver(store, experiment.checkpoint.keep, journal)
+        self._journal = journal
         self._progress: _Progress | None = None
         self._began, self._earlier_s = time.perf_counter(), 0.0
         self._alarms: set[str] = set()
@@ -147,6 +148,8 @@ class Loop:
     def close(self) -> None:
         """Let go of what the run's exchanges shared, and of what a hosted strategy may hold (a Flower app's thread)."""
         self._coordinator.retain(self.run, ())
+        if self._journal is not None:
+            self._journal.close()
         close = getattr(self._strategy, "close", None)
         if close is not None:
             close()
