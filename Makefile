@@ -52,6 +52,7 @@ bench: install ## Measure against a bare PyTorch loop and Flower's engine
 
 bench-fleet: install ## Measure idle agents, a broadcast to fifty, and memory over a thousand rounds
 	$(BIN)/python -m benchmarks.idle
+	$(BIN)/python -m benchmarks.idle --members
 	$(BIN)/python -m benchmarks.broadcast
 	$(BIN)/python -m benchmarks.endurance
 

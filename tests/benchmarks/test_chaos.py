@@ -100,9 +100,10 @@ def test_the_fuzzers_messages_are_broken_and_readable_ones_among_them() -> None:
 
 
 @pytest.mark.slow
-def test_idle_agents_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("members", [False, True])
+def test_idle_agents_are_counted(monkeypatch: pytest.MonkeyPatch, members: bool) -> None:
     monkeypatch.chdir(ROOT)
-    row = idle.measure(5, seconds=1.0)
+    row = idle.measure(5, seconds=1.0, members=members)
     assert row["online at the end"] == 5 and row["server PSS MB"] > 10
 
 
