@@ -142,7 +142,7 @@ class Refusal:
     key: GroupKey
     kind: str
     """What the policy is against: `workload`, `code`, `data`, `bytes`, `hours` or `hook`; `result` where it was the
-    server that refused what the node sent."""
+    server that refused what the node sent, `failure` where the node failed at what another may be able to do."""
     reason: str
     retry_s: float = 0.0
     """Seconds after which asking again may help; 0 where it never will."""

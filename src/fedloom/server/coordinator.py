@@ -34,7 +34,7 @@ from fedloom.core.messages import (
     RunSpec,
     Welcome,
 )
-from fedloom.core.records import Exchange
+from fedloom.core.records import ClientFailure, Exchange
 from fedloom.server.nodes import Mailbox, Node
 from fedloom.server.open_exchange import Answer, OpenExchange, PlannedGroup
 from fedloom.server.payloads import CHUNK_BYTES, Offer, PayloadStore
@@ -462,7 +462,7 @@ class Coordinator:
                         opened.pending.appendleft(key.group)
             for key in held - set(node.assigned):
                 opened = self._open.get(key[:3])
-                if opened is None or key.group in opened.done:
+                if opened is None or opened.settled(key.group, name):
                     self._ack(node, key, "stale" if opened is None else "duplicate")
                 elif key.group < len(opened.groups):
                     node.assigned[key] = now
@@ -513,7 +513,7 @@ class Coordinator:
             node = self._session(name, session)
             node.seen = time.monotonic()
             opened = self._open.get(key[:3])
-            if opened is None or key.group in opened.done:
+            if opened is None or opened.settled(key.group, name):
                 status = "stale" if opened is None else "duplicate"
                 self.payloads.drop(name, _refs(result))
                 if opened is not None:
@@ -539,6 +539,11 @@ class Coordinator:
                 self._turn_away(opened, key, name, node, exc)
                 self._dispatch()
                 return
+            trouble = _own_trouble(result, opened.groups[key.group])
+            if trouble is not None and self._pass_on(opened, key, name, trouble):
+                self._ack(node, key, "accepted")
+                self._dispatch()
+                return
             opened.done.add(key.group)
             if key.group in opened.pending:  # it had been taken from this agent, which then answered after all
                 opened.pending.remove(key.group)
@@ -555,15 +560,39 @@ class Coordinator:
 
     def _turn_away(self, opened: OpenExchange, key: GroupKey, name: str, node: Node, exc: FedloomError) -> None:
         """A result was no good: others get the agent's groups of the exchange; it gets none while there are others."""
-        others = {n for n, other in self._nodes.items() if n != name and other.online and opened.fits(other.labels)}
-        able = any(opened.unwilling.get(other, 0.0) < math.inf for other in others)
         opened.refusals[name] = Refusal(key=key, kind="result", reason=f"{type(exc).__name__}: {exc}")
-        opened.unwilling[name] = math.inf if able else time.monotonic() + 2 * self._grace_s
+        opened.unwilling[name] = math.inf if self._others(opened, name) else time.monotonic() + 2 * self._grace_s
         for held in [other for other in node.assigned if other[:3] == key[:3] and other != key]:
             del node.assigned[held]
             opened.pending.appendleft(held.group)
         if node.assigned.pop(key, None) is not None:
             self._lose(opened, key.group, name, opened.refusals[name].reason)
+
+    def _pass_on(self, opened: OpenExchange, key: GroupKey, name: str, failure: ClientFailure) -> bool:
+        """Give a group that a node failed at to another one; False where every node that is here has been asked.
+
+        The node gets no more of the exchange, so each is asked once, however many there are.
+        """
+        if opened.groups[key.group].only or not self._others(opened, name):
+            return False
+        opened.failed[key.group, name] = failure
+        opened.refusals[name] = Refusal(key=key, kind="failure", reason=failure.words)
+        opened.unwilling[name] = math.inf
+        held = self._nodes[name].assigned.pop(key, None) is not None
+        if held and not any(key in other.assigned for other in self._nodes.values()):
+            opened.pending.appendleft(key.group)
+        return True
+
+    def _others(self, opened: OpenExchange, name: str) -> set[str]:
+        """Nodes other than this one that may get groups of an exchange, now or later."""
+        return {
+            other
+            for other, node in self._nodes.items()
+            if other != name
+            and node.online
+            and opened.fits(node.labels)
+            and opened.unwilling.get(other, 0.0) < math.inf
+        }
 
     def _ack(self, node: Node, key: GroupKey, status: str, message: str = "") -> None:
         """Answer a result. Nobody waits for the good answer, so that goes along with what is pushed next."""
@@ -653,6 +682,18 @@ def _beside_the_wire(ref: PayloadRef) -> bool:
 def _refs(result: GroupResult) -> list[PayloadRef]:
     """Everything a result brings along."""
     return [*([result.total] if result.total is not None else []), *result.states.values()]
+
+
+def _own_trouble(result: GroupResult, planned: PlannedGroup) -> ClientFailure | None:
+    """The failure of a group that is the node's more than its clients': another node may be able to do it.
+
+    That is one before any client's turn (the workload, its data or the rule could not be loaded there), and any at the
+    initial model, which is no client's.
+    """
+    if result.reports or not result.failures:
+        return None
+    anybody = all(job.kind == "init" for job in planned.jobs)
+    return result.failures[0] if anybody or all(failure.stage == "load" for failure in result.failures) else None
 
 
 def _check_clients(result: GroupResult, planned: PlannedGroup) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from fedloom.core.errors import FedloomError
 from fedloom.core.messages import GroupKey, GroupResult, Refusal, RunSpec
-from fedloom.core.records import Exchange, Job, Record
+from fedloom.core.records import ClientFailure, Exchange, Job, Record
 from fedloom.server.payloads import Offer
 from fedloom.server.vetting import Vet
 
@@ -76,6 +76,10 @@ class OpenExchange:
         """Nodes that refused, or sent what was refused, and until when (monotonic seconds)."""
         self.refusals: dict[str, Refusal] = {}
         """The last refusal by each node, or of what it sent."""
+        self.failed: dict[tuple[int, str], ClientFailure] = {}
+        """Failures after which a group was given to another node, by group and node, in the order they came."""
+        self.told: set[tuple[str, str]] = set()
+        """Nodes and kinds of the refusals the run has told of."""
         self.reserve = set(reserve)
         """Groups that go out only when others are lost."""
 
@@ -86,6 +90,10 @@ class OpenExchange:
     def wants(self, name: str, labels: Mapping[str, str], now: float) -> bool:
         """Whether a node may get groups of this exchange."""
         return self.fits(labels) and self.unwilling.get(name, 0.0) <= now
+
+    def settled(self, index: int, name: str) -> bool:
+        """Whether nothing more is wanted of a node for a group."""
+        return index in self.done or (index, name) in self.failed
 
     @property
     def in_work(self) -> int:
