@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedloom.core.errors import FedloomError
+from fedloom.core.errors import BadMessage, FedloomError
 from fedloom.core.messages import GroupKey, GroupResult, Refusal, RunSpec
 from fedloom.core.records import ClientFailure, Exchange, Job, Record
 from fedloom.server.payloads import Offer
@@ -41,6 +41,29 @@ class PlannedGroup:
     """The node that has what the group needs; another one takes it only when that node is gone."""
     only: str = ""
     """The node the group is for, whose own client it is; no other ever takes it."""
+
+    def check(self, result: GroupResult) -> None:
+        """An answer must be about the clients that were asked, each once."""
+        asked = sorted(job.client for job in self.jobs)
+        told = sorted([report.client for report in result.reports] + [failure.client for failure in result.failures])
+        if asked != told:
+            raise BadMessage(f"group {result.key}: asked clients {asked}, the answer is about {told}")
+        strangers = sorted(set(result.states) - {report.client for report in result.reports})
+        if strangers:
+            raise BadMessage(f"group {result.key}: states of clients {strangers}, which have not reported")
+        if result.total is None and result.reports:
+            raise BadMessage(f"group {result.key}: {len(result.reports)} clients reported, but no accumulator came")
+
+    def trouble(self, result: GroupResult) -> ClientFailure | None:
+        """The failure of a group that is the node's more than its clients': another node may be able to do it.
+
+        That is one before any client's turn (the workload, its data or the rule could not be loaded there), and any at
+        the initial model, which is no client's.
+        """
+        if result.reports or not result.failures:
+            return None
+        anybody = all(job.kind == "init" for job in self.jobs)
+        return result.failures[0] if anybody or all(failure.stage == "load" for failure in result.failures) else None
 
 
 class OpenExchange:
@@ -99,6 +122,11 @@ class OpenExchange:
     def in_work(self) -> int:
         """Groups that agents hold."""
         return len(self.groups) - len(self.pending) - len(self.reserve) - len(self.done)
+
+    @property
+    def name(self) -> tuple[str, int, int]:
+        """Its run, round, and index in that: what its groups' keys begin with."""
+        return self.run.run_id, self.round, self.exchange
 
     def key(self, index: int) -> GroupKey:
         """The name of one of its groups."""
