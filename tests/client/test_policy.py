@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_support import LINEAR, PLACE, Listener, hold_session
+from fleet_support import LINEAR, Listener, hold_session
+from policies import NOON, Fleet, guard
 
-from fedloom.client.agent import Agent
-from fedloom.client.policy import Guard, Policy, Usage
+from fedloom.client.policy import Policy, Usage
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, DataMissing, PolicyRefused, QuorumNotReached
 from fedloom.core.events import NodeRefused
 from fedloom.core.messages import Group, GroupKey, PayloadRef
-from fedloom.server.coordinator import Coordinator
-from fedloom.server.payloads import PayloadStore
-from fedloom.server.run_store import MemoryRunStore
-from fedloom.server.session import Outcome, run_session
-from fedloom.simulation.in_process import InProcessChannel
 
 Make = Callable[..., Experiment]
-NOON = datetime(2026, 3, 1, 12, 0)
-
-
-def guard(tmp_path: Path, now: datetime = NOON, **policy: Any) -> Guard:
-    return Guard(Policy.model_validate(policy), Usage(tmp_path / "usage.json", lambda: now), lambda: now)
 
 
 def experiment(workload: Any = "image_classification", **values: Any) -> dict[str, Any]:
@@ -231,38 +220,6 @@ def test_a_policy_that_is_none_is_said_to_be_so(tmp_path: Path, text: str, said:
         Policy.load(tmp_path / "policy.toml")
 
 
-class Fleet:
-    """In-process agents with policies, and a server that asks them."""
-
-    def __init__(self, tmp_path: Path, **policies: dict[str, Any]) -> None:
-        self._tmp_path, self._policies = tmp_path, policies
-
-    def run(self, experiment: Experiment, listener: Listener | None = None) -> Outcome:
-        coordinator = Coordinator(PayloadStore(None), heartbeat_s=0.05, grace_s=0.2)
-        made = [
-            Agent(
-                InProcessChannel(coordinator),
-                name,
-                guard=guard(self._tmp_path, **policy),
-            )
-            for name, policy in self._policies.items()
-        ]
-        threads = [threading.Thread(target=agent.run) for agent in made]
-        for thread in threads:
-            thread.start()
-        store = MemoryRunStore("run")
-        try:
-            assert coordinator.wait_for_agents(len(made), 10) == len(made)
-            sinks, stop = [listener] if listener is not None else [], threading.Event()
-            return run_session(experiment, store, coordinator, lambda: PLACE, sinks, stop=stop, patience_s=10)
-        finally:
-            for agent in made:
-                agent.stop()
-            for thread in threads:
-                thread.join()
-            coordinator.close()
-
-
 OPEN = {"workloads": {str(LINEAR): {}}}
 
 
@@ -280,7 +237,11 @@ def test_a_refused_job_goes_to_another_node_and_the_record_says_why(tmp_path: Pa
 def test_where_every_node_refuses_the_run_fails_and_says_why(tmp_path: Path, linear: Make) -> None:
     outcome = Fleet(tmp_path, one={}, two={"workloads": {"image_classification": {}}}).run(linear())
     assert isinstance(outcome.error, QuorumNotReached)
-    assert "refused by every node" in str(outcome.error) and "is not allowed here" in str(outcome.error)
+    said = [
+        f"  {node}: refused: workload {str(LINEAR)!r} is not allowed here (allowed: {told})"
+        for node, told in (("one", "none"), ("two", "image_classification"))
+    ]
+    assert sorted(str(outcome.error).splitlines()[1:]) == said
 
 
 def test_not_now_is_asked_again(tmp_path: Path, linear: Make) -> None:

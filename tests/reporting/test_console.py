@@ -11,6 +11,7 @@ from fedloom.core.events import (
     ClientLost,
     ClientsDone,
     NodeChanged,
+    NodeRefused,
     Notice,
     RoundFinished,
     RoundStarted,
@@ -68,6 +69,14 @@ def test_the_start_says_what_runs_where() -> None:
         "  clients  1,000, 50 asked per round, in groups of 4",
         "  rounds   3",
     ]
+
+
+def test_a_node_that_fails_before_the_start_is_told_of() -> None:
+    screen = Screen(terminal=False)
+    refused = {"run_id": "r1", "round": 0, "node": "lab-7"}
+    screen.sink.write(NodeRefused(kind="hours", reason="it works at night only", **refused))
+    screen.sink.write(NodeRefused(kind="failure", reason="stage load: DataMissing: no weights", **refused))
+    assert screen.lines == ["node lab-7 failed: stage load: DataMissing: no weights; another is asked"]
 
 
 def test_a_resumed_run_says_where_it_goes_on_and_data_may_be_unknown() -> None:

@@ -31,10 +31,12 @@ from fedloom.core.messages import (
     Heartbeat,
     Hello,
     PayloadRef,
+    Refusal,
 )
 from fedloom.core.records import ClientFailure, ClientReport, Exchange, Job, Record
 from fedloom.server.coordinator import Coordinator
 from fedloom.server.exchange import Collector
+from fedloom.server.open_exchange import PlannedGroup
 from fedloom.server.payloads import PayloadStore
 from fedloom.server.run_store import MemoryRunStore
 from fedloom.simulation.in_process import InProcessChannel
@@ -326,6 +328,91 @@ class TestBadMessages:
             assert opened.answers.get(timeout=5).node == "b"
             answer(one, 0)
             assert one.take(Ack)[0].status == "duplicate" and opened.duplicates == 1
+
+
+def failing(key: GroupKey, stage: str = "load", client: int = 0) -> GroupResult:
+    """The answer of a node that could do nothing of a group."""
+    failure = ClientFailure(client=client, round=key.round, stage=stage, error="OSError", message="no disk", node="a")
+    return GroupResult(key=key, total=None, failures=(failure,))
+
+
+class TestFailingNodes:
+    """Nodes that cannot do what another may be able to do."""
+
+    def test_the_group_goes_to_each_node_once(self, coordinator: Coordinator) -> None:
+        hands = {node: join(coordinator, node) for node in "abc"}
+        with exchange(coordinator, planned(1.0)) as opened:
+            for node in "abc":
+                (key,) = (group.key for group in hands[node].take(Group))
+                assert opened.answers.empty()
+                hands[node].channel.send(failing(key))
+            answer = opened.answers.get(timeout=5)
+            assert answer.node == "c" and answer.result is not None and answer.result.failures
+            assert [node for _, node in opened.failed] == ["a", "b"]
+            assert {node: (refusal.kind, refusal.reason) for node, refusal in opened.refusals.items()} == dict.fromkeys(
+                "ab", ("failure", "stage load: OSError: no disk")
+            )
+            assert [groups(hands[node]) for node in "abc"] == [[0]] * 3
+
+    def test_it_gets_nothing_more_of_the_exchange_but_of_the_next(self, coordinator: Coordinator) -> None:
+        one, two = join(coordinator, "a"), join(coordinator, "b")
+        with exchange(coordinator, planned(2.0, 1.0)):
+            one.channel.send(failing(one.take(Group)[0].key))
+            assert (groups(one), groups(two)) == ([0], [1])
+            answer(two, 1)
+            assert (groups(one), groups(two)) == ([0], [1, 0])
+        with exchange(coordinator, planned(1.0), round=2):
+            one.take(Group, key=GroupKey("run", 2, 0, 0))
+
+    def test_what_it_repeats_changes_nothing(self, coordinator: Coordinator) -> None:
+        one, two = join(coordinator, "a"), join(coordinator, "b")
+        with exchange(coordinator, planned(1.0)) as opened:
+            key = one.take(Group)[0].key
+            one.channel.send(failing(key))
+            one.channel.send(failing(key))
+            one.channel.send(Heartbeat(held=(key,)))
+            assert opened.duplicates == 1 and not opened.pending
+            assert {ack.status for ack in one.take(Ack, count=2)} == {"accepted", "duplicate"}
+            assert (groups(one), groups(two)) == ([0], [0])
+            answer(two, 0)
+            assert opened.answers.get(timeout=5).node == "b"
+
+    def test_one_that_fails_late_takes_it_from_nobody(self, coordinator: Coordinator) -> None:
+        one = join(coordinator, "a")
+        with exchange(coordinator, planned(1.0)) as opened:
+            key = one.take(Group)[0].key
+            two = join(coordinator, "b")
+            coordinator.leave("a", "", "gone")
+            assert groups(two) == [0]
+            again = join(coordinator, "a")
+            again.channel.send(failing(key))
+            assert not opened.pending and groups(two) == [0] and opened.answers.empty()
+
+    @pytest.mark.parametrize(("kind", "passed"), [("init", True), ("train", False)])
+    def test_a_failure_in_a_clients_own_work_is_the_clients(
+        self, coordinator: Coordinator, kind: str, passed: bool
+    ) -> None:
+        one, two = join(coordinator, "a"), join(coordinator, "b")
+        with exchange(coordinator, [PlannedGroup(jobs=(Job(round=1, client=0, kind=kind),), work=1.0)]) as opened:
+            one.channel.send(failing(one.take(Group)[0].key, stage=kind))
+            assert (groups(two) == [0], opened.answers.empty()) == (passed, passed)
+
+    def test_a_group_for_one_node_only_goes_to_no_other(self, coordinator: Coordinator) -> None:
+        one, two = join(coordinator, "a"), join(coordinator, "b")
+        with exchange(coordinator, [PlannedGroup(jobs=(Job(round=1, client=0),), work=1.0, only="a")]) as opened:
+            one.channel.send(failing(one.take(Group)[0].key))
+            assert opened.answers.get(timeout=5).node == "a" and groups(two) == []
+
+    def test_with_none_left_that_would_the_reasons_of_all_are_told(self, coordinator: Coordinator) -> None:
+        one, two = join(coordinator, "a"), join(coordinator, "b")
+        with exchange(coordinator, planned(1.0)) as opened:
+            key = one.take(Group)[0].key
+            one.channel.send(failing(key))
+            two.take(Group)
+            two.channel.send(Refusal(key=key, kind="code", reason="not that"))
+            lost = opened.answers.get(timeout=5)
+            assert lost.result is None
+            assert lost.lost == "refused by every node: a: stage load: OSError: no disk; b: not that"
 
 
 class TestEnding:

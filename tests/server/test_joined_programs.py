@@ -74,3 +74,38 @@ def test_from_a_token_to_a_finished_run_over_the_servers_death_and_out_again(she
 
 def test_a_server_in_the_clear_stays_on_this_machine(shell: Shell) -> None:
     assert "give --insecure a second time" in shell.run("serve", "--insecure", "--host", "0.0.0.0", code=2)
+
+
+def test_a_device_without_the_file_is_passed_over(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text(EXPERIMENT)
+    _, _, server_log = shell.serve()
+    ann = shell.run("token", "create", "--name", "ann", "--role", "user", "--identity", "state/admin").strip()
+    shell.run("join", ann)
+    for name in ("north", "south"):
+        (tmp_path / name).mkdir()
+        device = shell.run("token", "create", "--name", name, "--identity", "state/admin").strip()
+        shell.run("join", device, "--identity", f"of-{name}", "--allow", f"{LINEAR}={name}")
+        shell.start("client", "--identity", f"of-{name}")
+    (tmp_path / "south" / "weights").touch()
+
+    def log() -> list[dict[str, str]]:
+        return [json.loads(line) for line in server_log.read_text().splitlines() if line.startswith("{")]
+
+    until(lambda: {"north", "south"} <= {line.get("node") for line in log() if line["message"] == "node online"}, 60)
+
+    def submit(*settings: str, code: int = 0) -> tuple[str, dict[str, str]]:
+        run_id = shell.run("submit", "x.toml", *(f"--set={setting}" for setting in settings)).strip()
+        watched = shell.run("watch", run_id, "--json", code=code)
+        summary: dict[str, str] = json.loads(watched[watched.index("{") : watched.rindex("}") + 1])
+        return run_id, summary
+
+    run_id, done = submit("workload.needs=$DATA/weights")
+    want = api.run(Experiment.load(tmp_path / "x.toml", ["runtime.name=inline"]), keep=False)
+    assert done["status"] == "done" and done["model_sha256"] == want.summary.model_sha256
+    failed = [line for line in log() if line.get("run") == run_id and line["message"].startswith("node failed")]
+    assert {(line["node"], line["level"]) for line in failed} == {("north", "warning")}
+    assert all("stage load: fedloom.core.errors.DataMissing: the node keeps" in line["message"] for line in failed)
+    _, none = submit("workload.init_needs=$DATA/other", code=1)
+    assert none["status"] == "failed"
+    assert none["error"].startswith("DataMissing: client 0, round 0, stage init on ")
+    assert re.search("\nSo said (north, south|south, north), asked for the initial model.$", none["error"])

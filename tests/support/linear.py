@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from fedloom.core.config import Experiment, PluginSettings
+from fedloom.core.errors import DataMissing
 from fedloom.core.protocols import LocalRule, WorkloadInfo
 from fedloom.core.records import Job, Mean, Metrics, Record, Update
 from fedloom.core.seeds import generator
@@ -33,6 +34,10 @@ class Config(PluginSettings):
     die_once: str = ""
     """A file: the first worker that trains while it does not exist makes it and kills itself."""
     die_always: bool = False
+    needs: str = ""
+    """A file without which nothing can be done."""
+    init_needs: str = ""
+    """A file without which no initial model can be made."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,14 @@ class Shard:
 class Linear:
     def __init__(self, config: Config, experiment: Experiment) -> None:
         self.config, self.seed, self.clients = config, experiment.seed, experiment.clients
+        _require(config.needs)
 
     def describe(self) -> WorkloadInfo:
         sizes = [20 + client % 7 for client in range(self.clients)]
         return WorkloadInfo(data={"name": "linear", "kind": "synthetic"}, client_sizes=sizes)
 
     def init(self, rng: np.random.Generator) -> Record:
+        _require(self.config.init_needs)
         return Record(
             {
                 "model": {
@@ -107,6 +114,11 @@ class Linear:
         arrays = inputs["model"].groups["model"]
         error = shard.x @ arrays["w"] + arrays["b"] - shard.y
         return {"loss": Mean(float((error**2).sum()), len(shard.y))}
+
+
+def _require(file: str) -> None:
+    if file and not Path(file).exists():
+        raise DataMissing(f"there is no {file}; put it there")
 
 
 def build_workload(config: Config, experiment: Experiment) -> Linear:

@@ -75,14 +75,16 @@ class NodeChanged:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NodeRefused:
-    """A node's own policy was against work of a run."""
+    """A node would not, or could not, do work of a run, which goes to another one where there is one."""
 
     run_id: str
     round: int
     node: str
     kind: str
-    """What the policy is against: `workload`, `code`, `data`, `bytes`, `hours` or `hook`."""
+    """What the node's own policy is against: `workload`, `code`, `data`, `bytes`, `hours` or `hook`. `result`: what it
+    sent was refused. `failure`: it could not load the workload, or not make the initial model."""
     reason: str
+    """In words; of a failure its stage, the error's type, and the message."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

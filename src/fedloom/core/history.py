@@ -101,7 +101,7 @@ class RoundRecord(_Frozen):
     unneeded: list[int] = []
     """Clients asked beyond the cohort that had not answered when the round closed."""
     refusals: dict[str, str] = {}
-    """Why nodes would not take part, by node."""
+    """Why nodes would not or could not take part, by node."""
     stale: int = 0
     """Results that came after their round had closed; answered, not folded."""
     duplicates: int = 0

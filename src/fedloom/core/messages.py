@@ -43,6 +43,11 @@ class PayloadRef:
     pinned: bool = False
     """Whether the record never changes, so that an agent keeps it under its digest."""
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether it moves through memory, so that its bytes are neither in a message nor in a stream."""
+        return self.record is not None or bool(self.shared)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
@@ -73,6 +78,11 @@ class GroupResult:
     states: Mapping[int, PayloadRef] = field(default_factory=dict)
     busy_s: float = 0.0
     """Seconds the agent spent on the group."""
+
+    @property
+    def payloads(self) -> list[PayloadRef]:
+        """Everything it brings along."""
+        return [*([self.total] if self.total is not None else []), *self.states.values()]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,7 +152,7 @@ class Refusal:
     key: GroupKey
     kind: str
     """What the policy is against: `workload`, `code`, `data`, `bytes`, `hours` or `hook`; `result` where it was the
-    server that refused what the node sent."""
+    server that refused what the node sent, `failure` where the node failed at what another may be able to do."""
     reason: str
     retry_s: float = 0.0
     """Seconds after which asking again may help; 0 where it never will."""

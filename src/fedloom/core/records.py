@@ -195,6 +195,11 @@ class ClientFailure:
     node: str = ""
     seconds: float = 0.0
 
+    @property
+    def words(self) -> str:
+        """What went wrong, whoever says it."""
+        return f"stage {self.stage}: {self.error}: {self.message}"
+
     def describe(self) -> str:
         """The failure in words, traceback last."""
         where = f" on {self.node}" if self.node else ""

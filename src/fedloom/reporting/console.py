@@ -17,6 +17,7 @@ from fedloom.core.events import (
     ClientLost,
     ClientsDone,
     NodeChanged,
+    NodeRefused,
     Notice,
     RoundFinished,
     RoundStarted,
@@ -76,6 +77,8 @@ class ConsoleSink:
                     self._round_finished(event.record)
                 case NodeChanged() if event.state in ("lost", "replaced"):
                     self._say(": ".join(filter(None, (f"node {event.node} {event.state}", event.reason))), "yellow")
+                case NodeRefused(kind="failure"):
+                    self._say(f"node {event.node} failed: {event.reason}; another is asked", "yellow")
                 case Notice():
                     self._say(event.message, "yellow")
                 case RunFinished():

@@ -42,6 +42,8 @@ from fedloom.server.vetting import vet_sum
 
 _USAGE = {f"{kind.__module__}.{kind.__name__}": kind for kind in catalogue() if issubclass(kind, UsageError)}
 """Errors of the input itself, by the dotted names failures carry."""
+NoAnswer = Callable[[OpenExchange, Answer], FedloomError]
+"""What to raise for a group that nobody could do."""
 _TICK_S = 0.5
 """How often a waiting loop looks whether it was asked to stop; answers wake it at once."""
 
@@ -61,7 +63,7 @@ class Collected:
     reassigned: int = 0
     restored: int = 0
     refusals: dict[str, str] = field(default_factory=dict)
-    """Why nodes would not take part, by node."""
+    """Why nodes would not or could not take part, by node."""
     asked: list[int] = field(default_factory=list)
     """Clients whose jobs were put out, in cohort order."""
     unneeded: list[int] = field(default_factory=list)
@@ -112,8 +114,11 @@ class Collector:
         group_size: int | None = None,
         telling: bool = False,
         spare: Spare | None = None,
+        no_answer: NoAnswer | None = None,
     ) -> Collected:
         """Put the exchange's jobs out and fold what comes back; `telling` emits progress as clients answer.
+
+        Where `no_answer` is given, its error is raised for the first missing answer, in place of the quorum's.
 
         Raises:
             ClientFailed, QuorumNotReached: too few clients answered; the message says why each is missing.
@@ -148,6 +153,8 @@ class Collector:
                     if answer is None:
                         fold.expire(deadline_s or 0.0, self._coordinator.holders(opened))
                         break
+                    if no_answer is not None and (answer.result is None or answer.result.failures):
+                        raise no_answer(opened, answer)
                     begin = time.perf_counter()
                     released = fold.take(answer)
                     if released:
@@ -155,7 +162,7 @@ class Collector:
                     self._keep_states(answer, round, index)
                     if journal is not None and answer.result is not None and answer.index not in kept:
                         journal.keep(round, index, asked, answer)
-                        self._coordinator.settle(opened, answer.index)
+                        self._coordinator.acknowledge(opened, answer.index)
                     self._remember_places(exchange, answer, round)
                     self._remember_readers(exchange, answer, groups[answer.index].jobs)
                     fold.collected.aggregation_s += time.perf_counter() - begin
@@ -170,12 +177,7 @@ class Collector:
             finally:  # a round that fails tells of its missing answers, too
                 for failure in fold.collected.failures if telling else ():
                     self._emit(ClientLost(run_id=self._run.run_id, failure=as_line(failure)))
-                for node, refusal in opened.refusals.items():
-                    self._emit(
-                        NodeRefused(
-                            run_id=self._run.run_id, round=round, node=node, kind=refusal.kind, reason=refusal.reason
-                        )
-                    )
+                self._tell_refusals(opened)
             fold.collected.duplicates, fold.collected.reassigned = opened.duplicates, opened.reassigned
             fold.collected.restored = len(kept)
             fold.collected.refusals = {node: refusal.reason for node, refusal in opened.refusals.items()}
@@ -233,6 +235,7 @@ class Collector:
                 raise Interrupted(
                     f"run {self._run.run_id} was stopped; go on with it: fedloom resume {self._store.folder}"
                 )
+            self._tell_refusals(opened)
             with contextlib.suppress(queue.Empty):
                 return _sound(opened.answers.get_nowait())
             now = time.monotonic()
@@ -257,6 +260,21 @@ class Collector:
             except queue.Empty:
                 continue
 
+    def _tell_refusals(self, opened: OpenExchange) -> None:
+        """Tell of nodes that would not or could not take part, each once for each kind of reason."""
+        for node, refusal in list(opened.refusals.items()):  # the coordinator may add to them meanwhile
+            if (node, refusal.kind) not in opened.told:
+                opened.told.add((node, refusal.kind))
+                self._emit(
+                    NodeRefused(
+                        run_id=self._run.run_id,
+                        round=opened.round,
+                        node=node,
+                        kind=refusal.kind,
+                        reason=refusal.reason,
+                    )
+                )
+
     def _keep_states(self, answer: Answer, round: int, index: int) -> None:
         for client, state in answer.states.items():
             self._store.save_client(client, round, index, state)
@@ -265,6 +283,12 @@ class Collector:
 def as_line(failure: ClientFailure) -> Failure:
     """A failure as events and round records carry it."""
     return Failure(**{name: getattr(failure, name) for name in failure.__slots__})
+
+
+def usage_kind(failures: Sequence[ClientFailure]) -> type[UsageError] | None:
+    """The class of error all of them have, where that is one of the input."""
+    kinds = {failure.error for failure in failures}
+    return _USAGE.get(kinds.pop()) if len(kinds) == 1 else None
 
 
 def _sound(answer: Answer | FedloomError) -> Answer:
@@ -413,10 +437,8 @@ class _Fold:
         out = sum(len(group.jobs) for index, group in enumerate(self._groups) if hoping or index not in self._reserve)
         if out - len(failures) >= self._needed:
             return
-        kinds = {failure.error for failure in failures}
-        if len(kinds) == 1 and (kind := _USAGE.get(kinds.pop())) is not None:
-            first = failures[0]  # every client met the same wrong input: that is the error to show
-            raise kind(first.message if first.traceback else first.describe())  # or where it was, if a node is silent
+        if (kind := usage_kind(failures)) is not None:  # every client met the same wrong input: that is to be shown
+            raise kind(failures[0].message if failures[0].traceback else failures[0].describe())
         told = "\n".join(failure.describe() for failure in failures[:3])
         more = f"\n… and {len(failures) - 3} more" if len(failures) > 3 else ""
         if self._needed == self._enough and all(failure.traceback for failure in failures):

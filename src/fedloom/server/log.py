@@ -37,7 +37,7 @@ class LogSink:
                 _say(f"node {event.state}" + (f": {event.reason}" if event.reason else ""), node=event.node)
             case NodeRefused():
                 _say(
-                    f"node refused: {event.reason}",
+                    f"node {'failed' if event.kind == 'failure' else 'refused'}: {event.reason}",
                     logging.WARNING,
                     run=event.run_id,
                     round=event.round,

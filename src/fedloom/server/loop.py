@@ -33,6 +33,7 @@ from fedloom.server.choices import observed
 from fedloom.server.coordinator import Coordinator
 from fedloom.server.exchange import Collector, Spare
 from fedloom.server.holders import Holders
+from fedloom.server.initial import INITIAL, no_initial_model
 from fedloom.server.run_store import Checkpoint, RunStore
 from fedloom.server.saver import Saver
 from fedloom.server.tally import Tally, evaluated, shares, sum_metrics
@@ -158,9 +159,8 @@ class Loop:
         return Roster(self._experiment.clients, self.info.client_sizes, self.info.label_counts)
 
     def _initial(self) -> Record:
-        """Round 0: one agent makes the initial model and says what the data is."""
-        exchange = Exchange(jobs=(Job(round=0, client=0, kind="init", inputs=()),), accumulator="separate")
-        collected = self._collector.collect(exchange, 0, 0, quorum=1.0, deadline_s=None)
+        """Round 0: one agent makes the initial model and says what the data is; each that is there may be asked."""
+        collected = self._collector.collect(INITIAL, 0, 0, quorum=1.0, deadline_s=None, no_answer=no_initial_model)
         update = collected.total.updates[0][1]
         described = update.info["workload"]
         self.info = WorkloadInfo(**described)

@@ -56,7 +56,7 @@ class PrometheusSink:
         )
         self._refusals = Counter(
             "fedloom_refusals_total",
-            "Exchanges a node's own policy was against",
+            "Exchanges a node would not or could not take part in",
             ["run", "node", "kind"],
             registry=home,
         )

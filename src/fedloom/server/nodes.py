@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import queue
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from fedloom.core.messages import GroupKey, Hello, ToAgent
+from fedloom.core.messages import Ack, Goodbye, GroupKey, GroupResult, Hello, RunOver, RunSpec, ToAgent
 
 MAX_UNREAD = 10_000
 """Messages an agent may leave unread; the rest are lost, and so, soon, is the agent."""
@@ -100,3 +102,67 @@ class Node:
     @property
     def online(self) -> bool:
         return self.mailbox is not None
+
+    def inherit(self, old: Node) -> None:
+        """Take over from its last session what it was given and has done; it has yet to attach."""
+        self.assigned, self.gone_since = old.assigned, time.monotonic()
+        self.bytes_down, self.bytes_up = old.bytes_down, old.bytes_up
+        self.groups_done, self.busy_s = old.groups_done, old.busy_s
+
+    def attach(self) -> Mailbox:
+        """Begin a stream, in place of one there may be."""
+        if self.mailbox is not None:
+            self.mailbox.close()
+        self.mailbox, self.seen, self.gone_since = Mailbox(), time.monotonic(), None
+        return self.mailbox
+
+    def detach(self) -> None:
+        """End its stream."""
+        if self.mailbox is not None:
+            self.mailbox.close()
+        self.mailbox, self.gone_since = None, time.monotonic()
+
+    def send_away(self, reason: str, *, come_back: bool = False) -> None:
+        """Say goodbye, where it listens; its stream ends with that."""
+        if self.mailbox is not None:
+            self.mailbox.put(Goodbye(reason=reason, come_back=come_back))
+            self.mailbox.close()
+
+    def tell(self, run: RunSpec) -> None:
+        """Make a run known to it, once."""
+        if self.mailbox is not None and run.run_id not in self.told_runs:
+            self.told_runs.add(run.run_id)
+            self.mailbox.put(run)
+
+    def forget(self, run_id: str) -> None:
+        """A run is over: it need keep nothing for it."""
+        if run_id in self.told_runs:
+            self.told_runs.discard(run_id)
+            if self.mailbox is not None:
+                self.mailbox.put(RunOver(run_id=run_id))
+
+    def acknowledge(self, key: GroupKey, status: str, message: str = "") -> None:
+        """Answer a result. Nobody waits for the good answer, so that goes along with what is pushed next."""
+        if self.mailbox is not None:
+            put = self.mailbox.put_by if status == "accepted" else self.mailbox.put
+            put(Ack(key=key, status=status, message=message))
+
+    def count(self, result: GroupResult) -> None:
+        """Account for a group it has finished, with the bytes that no message or stream counts."""
+        run_id = result.key.run_id
+        self.groups_done[run_id] = self.groups_done.get(run_id, 0) + 1
+        self.busy_s[run_id] = self.busy_s.get(run_id, 0.0) + result.busy_s
+        self.bytes_up += sum(ref.size for ref in result.payloads if ref.in_memory)
+
+    def row(self, now: float) -> dict[str, Any]:
+        """The node as the Control service lists it, at a time (monotonic seconds)."""
+        return {
+            "node": self.hello.node,
+            "state": ("busy" if self.assigned else "online") if self.online else "lost",
+            "facts_json": json.dumps(self.hello.facts),
+            "labels": dict(self.labels),
+            "wire_bytes_down": self.bytes_down,
+            "wire_bytes_up": self.bytes_up,
+            "groups_done": sum(self.groups_done.values()),
+            "last_seen_s": now - self.seen,
+        }

@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedloom.core.errors import FedloomError
+from fedloom.core.errors import BadMessage, FedloomError
 from fedloom.core.messages import GroupKey, GroupResult, Refusal, RunSpec
-from fedloom.core.records import Exchange, Job, Record
+from fedloom.core.records import ClientFailure, Exchange, Job, Record
 from fedloom.server.payloads import Offer
 from fedloom.server.vetting import Vet
 
@@ -42,6 +42,29 @@ class PlannedGroup:
     only: str = ""
     """The node the group is for, whose own client it is; no other ever takes it."""
 
+    def check(self, result: GroupResult) -> None:
+        """An answer must be about the clients that were asked, each once."""
+        asked = sorted(job.client for job in self.jobs)
+        told = sorted([report.client for report in result.reports] + [failure.client for failure in result.failures])
+        if asked != told:
+            raise BadMessage(f"group {result.key}: asked clients {asked}, the answer is about {told}")
+        strangers = sorted(set(result.states) - {report.client for report in result.reports})
+        if strangers:
+            raise BadMessage(f"group {result.key}: states of clients {strangers}, which have not reported")
+        if result.total is None and result.reports:
+            raise BadMessage(f"group {result.key}: {len(result.reports)} clients reported, but no accumulator came")
+
+    def trouble(self, result: GroupResult) -> ClientFailure | None:
+        """The failure of a group that is the node's more than its clients': another node may be able to do it.
+
+        That is one before any client's turn (the workload, its data or the rule could not be loaded there), and any at
+        the initial model, which is no client's.
+        """
+        if result.reports or not result.failures:
+            return None
+        anybody = all(job.kind == "init" for job in self.jobs)
+        return result.failures[0] if anybody or all(failure.stage == "load" for failure in result.failures) else None
+
 
 class OpenExchange:
     """An exchange in progress: its run reads answers here, the coordinator puts them."""
@@ -57,7 +80,7 @@ class OpenExchange:
         labels: Mapping[str, str] | None = None,
         vet: Vet | None = None,
         answered: Collection[int] = (),
-        settles: bool = False,
+        run_acknowledges: bool = False,
     ) -> None:
         self.run, self.round, self.exchange, self.spec, self.groups = run, round, exchange, spec, groups
         out = [index for index in range(len(groups)) if index not in reserve and index not in answered]
@@ -66,10 +89,10 @@ class OpenExchange:
         self.inputs: dict[str, Offer] = {}
         self.states: dict[int, Offer] = {}
         self.done: set[int] = set(answered)
-        self.settles = settles
-        """Whether answers are acknowledged only once the run has settled them."""
-        self.unsettled: dict[int, str] = {}
-        """Accepted answers that are not acknowledged yet, and the nodes they came from."""
+        self.run_acknowledges = run_acknowledges
+        """Whether an answer is acknowledged only when the run says so, which has made it safe first."""
+        self.unacknowledged: dict[int, str] = {}
+        """Accepted answers the run has yet to make safe, and the nodes they came from."""
         self.deaths: dict[int, int] = {}
         self.answers: queue.SimpleQueue[Answer | FedloomError] = queue.SimpleQueue()
         self.duplicates = self.reassigned = 0
@@ -82,6 +105,10 @@ class OpenExchange:
         """Nodes that refused, or sent what was refused, and until when (monotonic seconds)."""
         self.refusals: dict[str, Refusal] = {}
         """The last refusal by each node, or of what it sent."""
+        self.failed: dict[tuple[int, str], ClientFailure] = {}
+        """Failures after which a group was given to another node, by group and node, in the order they came."""
+        self.told: set[tuple[str, str]] = set()
+        """Nodes and kinds of the refusals the run has told of."""
         self.reserve = set(reserve) - self.done
         """Groups that go out only when others are lost."""
 
@@ -93,10 +120,19 @@ class OpenExchange:
         """Whether a node may get groups of this exchange."""
         return self.fits(labels) and self.unwilling.get(name, 0.0) <= now
 
+    def settled(self, index: int, name: str) -> bool:
+        """Whether nothing more is wanted of a node for a group."""
+        return index in self.done or (index, name) in self.failed
+
     @property
     def in_work(self) -> int:
         """Groups that agents hold."""
         return len(self.groups) - len(self.pending) - len(self.reserve) - len(self.done)
+
+    @property
+    def name(self) -> tuple[str, int, int]:
+        """Its run, round, and index in that: what its groups' keys begin with."""
+        return self.run.run_id, self.round, self.exchange
 
     def key(self, index: int) -> GroupKey:
         """The name of one of its groups."""

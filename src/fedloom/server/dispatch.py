@@ -1,0 +1,303 @@
+"""Who gets which group: those that wait go to nodes with room, and on to others when a node vanishes, refuses or fails.
+
+Groups are pushed, longest first, and nothing polls. What a node holds is `Node.assigned`; what nobody holds is
+`OpenExchange.pending`. A group leaves both when it is done: answered, or lost for good, which is an answer, too.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Iterable, Mapping
+
+from fedloom.core.errors import FedloomError, PolicyRefused
+from fedloom.core.messages import Cancel, Group, GroupKey, GroupResult, PayloadRef, Refusal, RunSpec
+from fedloom.core.records import ClientFailure
+from fedloom.server.nodes import Node
+from fedloom.server.open_exchange import Answer, OpenExchange
+from fedloom.server.payloads import Offer, PayloadStore
+
+MAX_HELD = 3
+"""Groups an agent is given at most before it has answered for one."""
+
+
+class Dispatch:
+    """The open exchanges, and which of their groups each node holds. Not thread-safe: its owner's lock is held.
+
+    Args:
+        nodes: every known node by name; the owner adds and removes them.
+        payloads: where what groups read is on offer.
+        repeat_s: seconds after which a group that its node does not name in a heartbeat was lost on the way.
+        pause_s: seconds a node gets nothing after a useless result, where there is nobody else.
+    """
+
+    def __init__(self, nodes: Mapping[str, Node], payloads: PayloadStore, *, repeat_s: float, pause_s: float) -> None:
+        self._nodes, self._payloads = nodes, payloads
+        self._repeat_s, self._pause_s = repeat_s, pause_s
+        self._open: dict[tuple[str, int, int], OpenExchange] = {}
+
+    # Exchanges
+
+    def add(self, opened: OpenExchange) -> None:
+        """Put an exchange's groups out."""
+        self._open[opened.name] = opened
+        self.push()
+
+    def remove(self, opened: OpenExchange) -> None:
+        """Cancel what nodes still hold of an exchange."""
+        del self._open[opened.name]
+        for node in self._nodes.values():
+            mine = [key for key in node.assigned if key[:3] == opened.name]
+            for key in mine:
+                del node.assigned[key]
+            if mine and node.mailbox is not None:
+                node.mailbox.put(Cancel(run_id=opened.run.run_id, round=opened.round, exchange=opened.exchange))
+        self.push()
+
+    def release(self, opened: OpenExchange, indices: Collection[int]) -> None:
+        """Put groups out that were in reserve."""
+        opened.reserve -= set(indices)
+        opened.pending.extend(indices)
+        self.push()
+
+    def find(self, key: GroupKey) -> OpenExchange | None:
+        """The exchange a group is of, while that is open."""
+        return self._open.get(key[:3])
+
+    @property
+    def runs(self) -> list[RunSpec]:
+        """The runs of the open exchanges."""
+        return [opened.run for opened in self._open.values()]
+
+    def holders(self, opened: OpenExchange) -> dict[int, str]:
+        """Which node has which group of an exchange now."""
+        keys = {opened.key(index): index for index in range(len(opened.groups))}
+        return {keys[key]: name for name, node in self._nodes.items() for key in node.assigned if key in keys}
+
+    # Choosing
+
+    def push(self) -> None:
+        """Push pending groups to agents with room, the least busy first; of several runs, to the one served least."""
+        # A session's first heartbeat says what it still holds; before that nobody can tell what it needs.
+        held = {name: len(node.assigned) for name, node in self._nodes.items() if node.online and not node.fresh}
+        wanting = {name for name, holds in held.items() if holds <= 1}
+        waiting = [(opened, self._willing(opened, held)) for opened in self._open.values() if opened.pending]
+        while waiting:
+            place = min(waiting, key=lambda place: place[0].in_work)
+            opened, willing = place
+            choice = _choose(opened, held, willing, wanting)
+            if choice is None:
+                waiting.remove(place)
+                continue
+            index, name = choice
+            opened.pending.remove(index)
+            held[name] += 1
+            try:
+                self._push(self._nodes[name], opened, index)
+            except FedloomError as exc:  # the run's own trouble, such as full memory, must not hit an agent's call
+                opened.pending.clear()
+                opened.answers.put(exc)
+
+    def push_again(self) -> None:
+        """Push to nodes whose refusals may be over by now."""
+        if any(opened.unwilling for opened in self._open.values()):
+            self.push()
+
+    def _willing(self, opened: OpenExchange, names: Collection[str]) -> set[str]:
+        """Those of the agents that may get groups of an exchange."""
+        now = time.monotonic()
+        return {name for name in names if opened.wants(name, self._nodes[name].labels, now)}
+
+    def _push(self, node: Node, opened: OpenExchange, index: int) -> None:
+        assert node.mailbox is not None
+        node.tell(opened.run)
+        planned, spec = opened.groups[index], opened.spec
+        wanted = {name for job in planned.jobs for name in job.inputs}
+        offers = {name: opened.inputs[name] for name in sorted(wanted)}
+        states = {client: opened.states[client] for client in planned.states}
+        node.assigned[opened.key(index)] = time.monotonic()
+        node.mailbox.put(
+            Group(
+                key=opened.key(index),
+                jobs=planned.jobs,
+                inputs={key: self._refer(node, offer) for key, offer in offers.items()},
+                knobs=spec.knobs,
+                accumulator=spec.accumulator,
+                rule=spec.rule,
+                measure=spec.measure,
+                hold=spec.hold,
+                collects=spec.collects,
+                states={client: self._refer(node, offer) for client, offer in states.items()},
+            )
+        )
+
+    def _refer(self, node: Node, offer: Offer) -> PayloadRef:
+        """A reference for a node, with its bytes counted where no message or stream will count them."""
+        ref = self._payloads.ref(offer, node.locality)
+        if ref.in_memory and node.hello.session not in offer.told:
+            offer.told.add(node.hello.session)
+            node.bytes_down += ref.size
+        return ref
+
+    # What nodes say of groups
+
+    def take(self, opened: OpenExchange, name: str, result: GroupResult) -> bool:
+        """A sound answer has come; False where it is not the last word, as the group goes to another node."""
+        key = result.key
+        trouble = opened.groups[key.group].trouble(result)
+        if trouble is not None and self._pass_on(opened, key, name, trouble):
+            return False
+        opened.done.add(key.group)
+        if key.group in opened.pending:  # it had been taken from this agent, which then answered after all
+            opened.pending.remove(key.group)
+        for other in self._nodes.values():
+            other.assigned.pop(key, None)
+        return True
+
+    def turn_away(self, opened: OpenExchange, key: GroupKey, name: str, exc: FedloomError) -> None:
+        """A result was no good: others get the agent's groups of the exchange; it gets none while there are others."""
+        node = self._nodes[name]
+        opened.refusals[name] = Refusal(key=key, kind="result", reason=f"{type(exc).__name__}: {exc}")
+        opened.unwilling[name] = math.inf if self._others(opened, name) else time.monotonic() + self._pause_s
+        for held in [other for other in node.assigned if other[:3] == key[:3] and other != key]:
+            del node.assigned[held]
+            opened.pending.appendleft(held.group)
+        if node.assigned.pop(key, None) is not None:
+            self._lose(opened, key.group, name, opened.refusals[name].reason)
+        self.push()
+
+    def refuse(self, name: str, refusal: Refusal) -> None:
+        """A node's policy is against a group: it gets no more of the exchange, for a while or for good."""
+        key = refusal.key
+        known = self._nodes[name].assigned.pop(key, None) is not None
+        opened = self.find(key)
+        if opened is None or not known or key.group in opened.done:
+            return
+        opened.refusals[name] = refusal
+        opened.unwilling[name] = time.monotonic() + refusal.retry_s if refusal.retry_s else math.inf
+        opened.pending.appendleft(key.group)
+        self._give_up_refused(opened)
+        self.push()
+
+    def reconcile(self, name: str, held: set[GroupKey]) -> None:
+        """Compare what a node says it holds with what it should: what got lost is repeated, what is settled told so."""
+        node, now = self._nodes[name], time.monotonic()
+        if node.fresh:
+            node.fresh = False
+            self.requeue(name, "the agent was restarted", but=held)
+        for key, pushed in list(node.assigned.items()):
+            if key not in held and now - pushed > self._repeat_s:
+                del node.assigned[key]
+                opened = self.find(key)
+                if opened is not None and key.group not in opened.done:
+                    opened.pending.appendleft(key.group)
+        for key in held - set(node.assigned):
+            opened = self.find(key)
+            if opened is None or opened.settled(key.group, name):
+                answer_again(node, key, opened)
+            elif key.group < len(opened.groups):
+                node.assigned[key] = now
+                if key.group in opened.pending:
+                    opened.pending.remove(key.group)
+        self.push()
+
+    def requeue(self, name: str, reason: str, but: Collection[GroupKey] = ()) -> None:
+        """Give a vanished agent's groups to others, but those it still holds."""
+        node = self._nodes[name]
+        for key in [key for key in node.assigned if key not in but]:
+            del node.assigned[key]
+            opened = self.find(key)
+            if opened is not None and key.group not in opened.done:
+                self._lose(opened, key.group, name, reason)
+        self.push()
+
+    # Second attempts
+
+    def _others(self, opened: OpenExchange, name: str) -> set[str]:
+        """Nodes other than this one that may get groups of an exchange, now or later."""
+        return {other for other in self._able(opened) if other != name and opened.unwilling.get(other, 0.0) < math.inf}
+
+    def _able(self, opened: OpenExchange) -> Iterable[str]:
+        """Nodes that serve an exchange's run and are here."""
+        return (name for name, node in self._nodes.items() if node.online and opened.fits(node.labels))
+
+    def _pass_on(self, opened: OpenExchange, key: GroupKey, name: str, failure: ClientFailure) -> bool:
+        """Give a group that a node failed at to another one; False where every node that is here has been asked.
+
+        The node gets no more of the exchange, so each is asked once, however many there are.
+        """
+        if opened.groups[key.group].only or not self._others(opened, name):
+            return False
+        opened.failed[key.group, name] = failure
+        opened.refusals[name] = Refusal(key=key, kind="failure", reason=failure.words)
+        opened.unwilling[name] = math.inf
+        held = self._nodes[name].assigned.pop(key, None) is not None
+        if held and not any(key in other.assigned for other in self._nodes.values()):
+            opened.pending.appendleft(key.group)
+        return True
+
+    def _give_up_refused(self, opened: OpenExchange) -> None:
+        """Groups that every node they could go to refuses for good are lost."""
+        never = {name for name, until in opened.unwilling.items() if until == math.inf}
+        able = set(self._able(opened))
+        for index in list(opened.pending):
+            only = opened.groups[index].only
+            if (only and only in never) or (not only and never and able <= never):
+                reasons = "; ".join(f"{name}: {opened.refusals[name].reason}" for name in sorted(never)[:3])
+                opened.pending.remove(index)
+                opened.done.add(index)
+                lost = Answer(
+                    index=index,
+                    node=only,
+                    result=None,
+                    lost=f"refused by {only or 'every node'}: {reasons}",
+                    stage="policy",
+                    error=f"{PolicyRefused.__module__}.{PolicyRefused.__name__}",
+                )
+                opened.answers.put(lost)
+
+    def _lose(self, opened: OpenExchange, index: int, name: str, reason: str) -> None:
+        """A group lost its agent; put it back, or give up on it."""
+        opened.deaths[index] = deaths = opened.deaths.get(index, 0) + 1
+        limit = int(opened.run.experiment.get("round", {}).get("max_attempts", 3))
+        if deaths < limit:
+            opened.reassigned += 1
+            opened.pending.appendleft(index)
+            return
+        opened.done.add(index)
+        opened.answers.put(Answer(index=index, node=name, result=None, lost=f"{reason} ({deaths} attempts)"))
+
+
+def answer_again(node: Node, key: GroupKey, opened: OpenExchange | None) -> None:
+    """Tell a node that a result is not wanted any more; one that the run has yet to make safe is left to the run."""
+    if opened is None:
+        node.acknowledge(key, "stale")
+    elif key.group not in opened.unacknowledged:
+        node.acknowledge(key, "duplicate")
+
+
+def _choose(
+    opened: OpenExchange, held: Mapping[str, int], willing: Collection[str], wanting: Collection[str]
+) -> tuple[int, str] | None:
+    """The next group to push, and to whom; None while nobody has room.
+
+    One group in hand and one waiting hides the way to the server and back. Agents are filled up only when they are down
+    to one, so that groups, and their results, travel together. Near the end a waiting group would only be kept from an
+    idle neighbour.
+
+    Args:
+        opened: whose groups.
+        held: groups each agent holds by now.
+        willing: agents that may get any of them.
+        wanting: agents that held at most one before this was begun.
+    """
+    most = MAX_HELD if len(opened.pending) > len(willing) else 1
+    for index in opened.pending:
+        prefer, only = opened.groups[index].prefer, opened.groups[index].only
+        names = [only] if only else [prefer] if prefer in willing else willing
+        free = [(held[name], name) for name in names if name in willing and name in wanting and held[name] < most]
+        if free:
+            return index, min(free)[1]
+        if not opened.choosy:
+            return None
+    return None

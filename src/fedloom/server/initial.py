@@ -1,0 +1,70 @@
+"""Round 0: one node makes the initial model and says what the data is; where it cannot, another is asked.
+
+Any node may be asked, and each that is here is asked at most once. The model is the same whichever answers: its
+randomness comes from the experiment's seed and the job's key alone (`generator(seed, "init", 0, 0, 0)`), and a job that
+is given to another node keeps its key. What a workload reads for it, such as pretrained weights, has to be the same on
+every node, as it has to be for training.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+from fedloom.core.errors import ClientFailed, FedloomError, QuorumNotReached
+from fedloom.core.records import Exchange, Job
+from fedloom.server.exchange import usage_kind
+from fedloom.server.open_exchange import Answer, OpenExchange
+
+INITIAL = Exchange(jobs=(Job(round=0, client=0, kind="init", inputs=()),), accumulator="separate")
+"""What a node is asked before round 1."""
+_MOST = 20
+"""Names, and different reasons, that an error lists; the run's events have all."""
+
+
+def no_initial_model(opened: OpenExchange, answer: Answer) -> FedloomError:
+    """The error for a run that no node has made an initial model for: which nodes were asked, and what each said.
+
+    Nodes that said the same, word for word, are named together. Where all met the same kind of wrong input, the error
+    is of that kind.
+
+    Args:
+        opened: the exchange, with what nodes said before the last one.
+        answer: the last one's, which is no model.
+    """
+    failures = [(name, failure) for (_, name), failure in opened.failed.items()]
+    if answer.result is not None:
+        failures += [(answer.node, failure) for failure in answer.result.failures]
+    said: dict[str, list[str]] = {}
+    for name, failure in failures:
+        said.setdefault(failure.words, []).append(name)
+    failed = {name for name, _ in failures}
+    for name, refusal in opened.refusals.items():
+        if name not in failed:
+            said.setdefault(f"refused: {refusal.reason}", []).append(name)
+    if answer.result is None and answer.stage == "worker":
+        said.setdefault(f"{answer.error}: {answer.lost}", []).append(answer.node)
+    if sum(map(len, said.values())) > len(failures):
+        return QuorumNotReached(_listed(said))
+    first = failures[0][1]
+    kind = usage_kind([failure for _, failure in failures])
+    if len(said) > 1:
+        return (kind or ClientFailed)(_listed(said))
+    alike = f"\nSo said {_named(said[first.words])}, asked for the initial model." if len(failures) > 1 else ""
+    if kind is not None:
+        return kind((first.message if first.traceback else first.describe()) + alike)
+    return ClientFailed(first.describe() + alike)
+
+
+def _listed(said: Mapping[str, Sequence[str]]) -> str:
+    told = "\n".join(f"  {_named(names)}: {words}" for words, names in itertools.islice(said.items(), _MOST))
+    more = f"\n  … and {len(said) - _MOST} other reasons" if len(said) > _MOST else ""
+    return (
+        "no node here has made the initial model. Put right what one of them says, or have nodes do the run that can "
+        f"(fleet.labels), and start it again:\n{told}{more}"
+    )
+
+
+def _named(nodes: Sequence[str]) -> str:
+    more = f" and {len(nodes) - _MOST} more" if len(nodes) > _MOST else ""
+    return ", ".join(nodes[:_MOST]) + more

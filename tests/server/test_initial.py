@@ -1,0 +1,112 @@
+"""The initial model: another node is asked where one cannot make it, and what is said when none can."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet_support import LINEAR, Listener, hold_session
+from policies import Fleet
+
+from fedloom.core.config import Experiment
+from fedloom.core.errors import ClientFailed, DataMissing, QuorumNotReached
+from fedloom.core.events import NodeRefused
+from fedloom.server.log import LogSink
+
+Make = Callable[..., Experiment]
+
+
+def policy(folder: Path, *files: str, **values: Any) -> dict[str, Any]:
+    """A node that says all, whose data folder has these files."""
+    folder.mkdir()
+    for file in files:
+        (folder / file).touch()
+    return {"workloads": {str(LINEAR): {"data": str(folder)}}, "tracebacks": True, **values}
+
+
+class TestAnotherIsAsked:
+    @pytest.mark.parametrize(("need", "stage"), [("needs", "load"), ("init_needs", "init")])
+    def test_the_run_is_done_and_the_log_has_what_the_first_said(
+        self, need: str, stage: str, linear: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "fedloom.server.log")
+        north, south = policy(tmp_path / "north"), policy(tmp_path / "south", "weights")
+        listener = Listener()
+        outcome = Fleet(tmp_path, north=north, south=south).run(
+            linear(workload={need: "$DATA/weights"}), listener, LogSink()
+        )
+        assert outcome.error is None and outcome.summary.status == "done"
+        assert outcome.summary.model_sha256 == hold_session(linear()).summary.model_sha256, "whoever makes the model"
+        reason = f"stage {stage}: fedloom.core.errors.DataMissing: there is no {tmp_path}/north/weights; put it there"
+        first, *later = listener.of(NodeRefused)
+        assert (first.round, first.node, first.kind, first.reason) == (0, "north", "failure", reason)
+        (line,) = [record for record in caplog.records if getattr(record, "round", None) == 0]
+        assert (line.levelname, line.getMessage(), vars(line)["node"]) == ("WARNING", f"node failed: {reason}", "north")
+        # A node without what all its work needs is asked again in later rounds, and its clients go elsewhere, too.
+        assert all((event.node, event.kind) == ("north", "failure") for event in later) and bool(later) == (
+            need == "needs"
+        )
+        assert [record.failures for record in outcome.history] == [[]] * 4
+        for record in outcome.history:
+            assert record.refusals == ({"north": reason} if any(e.round == record.round for e in later) else {})
+
+    def test_a_node_that_refuses_is_passed_over_like_one_that_fails(self, linear: Make, tmp_path: Path) -> None:
+        north, south = policy(tmp_path / "north"), policy(tmp_path / "south", "weights")
+        listener = Listener()
+        outcome = Fleet(tmp_path, east={}, north=north, south=south).run(
+            linear(workload={"init_needs": "$DATA/weights"}), listener
+        )
+        assert outcome.error is None
+        assert [(e.node, e.kind) for e in listener.of(NodeRefused) if e.round == 0] == [
+            ("east", "workload"),
+            ("north", "failure"),
+        ]
+
+
+class TestNoneCan:
+    def test_each_node_is_listed_with_what_it_said(self, linear: Make, tmp_path: Path) -> None:
+        nodes = {name: policy(tmp_path / name) for name in ("north", "south")}
+        outcome = Fleet(tmp_path, **nodes).run(linear(workload={"init_needs": "$DATA/weights"}))
+        assert isinstance(outcome.error, DataMissing) and outcome.summary.status == "failed"
+        head, *told = str(outcome.error).splitlines()
+        assert head.startswith("no node here has made the initial model. Put right what one of them says")
+        missing = "stage init: fedloom.core.errors.DataMissing: there is no"
+        assert told == [f"  {name}: {missing} {tmp_path}/{name}/weights; put it there" for name in ("north", "south")]
+
+    def test_what_all_say_is_told_once_with_their_names(self, linear: Make, tmp_path: Path) -> None:
+        nodes = {name: policy(tmp_path / name) for name in ("north", "south", "west")}
+        outcome = Fleet(tmp_path, **nodes).run(linear(workload={"features": -1}))
+        assert isinstance(outcome.error, ClientFailed)
+        text = str(outcome.error)
+        assert text.startswith(
+            "client 0, round 0, stage init on north: ValueError: negative dimensions are not allowed\n"
+        )
+        assert text.count("ValueError: negative") == 2, "in the first line, and where the one traceback ends"
+        assert text.endswith("\nSo said north, south, west, asked for the initial model.")
+
+    def test_nodes_that_keep_their_reasons_to_themselves_are_named(self, linear: Make, tmp_path: Path) -> None:
+        nodes = {name: policy(tmp_path / name, tracebacks=False) for name in ("north", "south")}
+        outcome = Fleet(tmp_path, **nodes).run(linear(workload={"needs": "$DATA/weights"}))
+        assert isinstance(outcome.error, DataMissing)
+        assert str(outcome.error) == (
+            "client 0, round 0, stage load on north: fedloom.core.errors.DataMissing: the node keeps the details to "
+            "itself; its log has them\nSo said north, south, asked for the initial model."
+        )
+
+    def test_one_node_alone_is_shown_as_it_is(self, linear: Make, tmp_path: Path) -> None:
+        outcome = Fleet(tmp_path, north=policy(tmp_path / "north")).run(linear(workload={"needs": "$DATA/weights"}))
+        assert isinstance(outcome.error, DataMissing)
+        assert str(outcome.error) == f"there is no {tmp_path}/north/weights; put it there"
+
+    def test_one_that_refuses_is_listed_too(self, linear: Make, tmp_path: Path) -> None:
+        outcome = Fleet(tmp_path, east={}, north=policy(tmp_path / "north")).run(
+            linear(workload={"init_needs": "$DATA/weights"})
+        )
+        assert isinstance(outcome.error, QuorumNotReached)
+        assert str(outcome.error).splitlines()[1:] == [
+            f"  north: stage init: fedloom.core.errors.DataMissing: there is no {tmp_path}/north/weights; put it there",
+            f"  east: refused: workload {str(LINEAR)!r} is not allowed here (allowed: none)",
+        ]

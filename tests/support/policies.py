@@ -1,0 +1,58 @@
+"""Nodes with policies of their own: guards, and a fleet of agents that have them."""
+
+from __future__ import annotations
+
+import threading
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fleet_support import PLACE, until
+
+from fedloom.client.agent import Agent
+from fedloom.client.policy import Guard, Policy, Usage
+from fedloom.core.config import Experiment
+from fedloom.server.coordinator import Coordinator
+from fedloom.server.payloads import PayloadStore
+from fedloom.server.run_store import MemoryRunStore
+from fedloom.server.session import Outcome, run_session
+from fedloom.simulation.in_process import InProcessChannel
+
+NOON = datetime(2026, 3, 1, 12, 0)
+
+
+def guard(tmp_path: Path, now: datetime = NOON, **policy: Any) -> Guard:
+    """A policy at work at a time of day."""
+    return Guard(Policy.model_validate(policy), Usage(tmp_path / "usage.json", lambda: now), lambda: now)
+
+
+class Fleet:
+    """In-process agents with policies, and a server that asks them."""
+
+    def __init__(self, tmp_path: Path, **policies: dict[str, Any]) -> None:
+        self._tmp_path, self._policies = tmp_path, policies
+
+    def run(self, experiment: Experiment, *sinks: Any) -> Outcome:
+        coordinator = Coordinator(PayloadStore(None), heartbeat_s=0.05, grace_s=0.2)
+        made = [
+            Agent(
+                InProcessChannel(coordinator),
+                name,
+                guard=guard(self._tmp_path, **policy),
+            )
+            for name, policy in self._policies.items()
+        ]
+        threads = [threading.Thread(target=agent.run) for agent in made]
+        for thread in threads:
+            thread.start()
+        store = MemoryRunStore("run")
+        try:
+            until(lambda: len(nodes := coordinator.nodes()) == len(made) and not any(n.fresh for n in nodes.values()))
+            stop = threading.Event()
+            return run_session(experiment, store, coordinator, lambda: PLACE, sinks, stop=stop, patience_s=10)
+        finally:
+            for agent in made:
+                agent.stop()
+            for thread in threads:
+                thread.join()
+            coordinator.close()
