@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_support import LINEAR, Listener, hold_session
+from fleet_support import LINEAR, Listener, hold_session, until
 from policies import Fleet
 
 from fedloom.core.config import Experiment
@@ -64,6 +64,26 @@ class TestAnotherIsAsked:
             ("east", "workload"),
             ("north", "failure"),
         ]
+
+    def test_a_refusal_is_told_while_the_run_waits_and_once(self, linear: Make, tmp_path: Path) -> None:
+        ready, asked = tmp_path / "ready", tmp_path / "asked"
+        hook = ["sh", "-c", f"echo x >> {asked}; test -e {ready} || {{ echo charging; exit 1; }}"]
+        limits = {"hook": hook, "hook_every_s": 0.05}
+
+        class Mains(Listener):
+            """Plugs the node in when it hears that it is not, after it was asked again."""
+
+            def write(self, event: Any) -> None:
+                super().write(event)
+                if isinstance(event, NodeRefused) and not ready.exists():
+                    until(lambda: len(asked.read_text().split()) >= 3, what="that it was asked again")
+                    ready.touch()
+
+        mains = Mains()
+        outcome = Fleet(tmp_path, shy=policy(tmp_path / "shy", limits=limits)).run(linear(rounds=1), mains)
+        assert outcome.error is None
+        (told,) = mains.of(NodeRefused)
+        assert (told.round, told.kind, told.reason) == (0, "hook", "not now: charging")
 
 
 class TestNoneCan:
