@@ -21,6 +21,7 @@ from fedloom.core.errors import (
     BadMessage,
     FedloomError,
     LimitExceeded,
+    NotFound,
     ServerUnreachable,
     Unauthenticated,
 )
@@ -251,6 +252,10 @@ class GrpcChannel:
                     return PayloadRef(size=size, sha256=sha256)
             except grpc.RpcError as exc:
                 error = self._error(exc)
+                if isinstance(error, NotFound):  # sent again once there is a session, the work is not done again
+                    raise ServerUnreachable(
+                        f"the server at {self._address} was restarted and does not know this session"
+                    ) from exc
                 if attempt == _ATTEMPTS - 1 or not isinstance(error, ServerUnreachable):
                     raise error from exc
         raise ServerUnreachable(f"the server at {self._address} took only part of an upload, {_ATTEMPTS} times")
