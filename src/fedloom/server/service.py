@@ -6,7 +6,6 @@ become their status; anything else becomes INTERNAL with a neutral sentence, and
 
 from __future__ import annotations
 
-import hmac
 import json
 import logging
 import threading
@@ -39,7 +38,7 @@ from fedloom.server.answering import answering
 from fedloom.server.authority import Authority
 from fedloom.server.coordinator import Coordinator
 from fedloom.server.enroll_service import AdminService, CredentialsService, EnrollService, Security
-from fedloom.server.gate import Caller, Gate, MemberGate, TokenGate, metadata
+from fedloom.server.gate import Caller, Gate, MemberGate, TokenGate, metadata, same_secret
 from fedloom.server.nodes import Mailbox
 from fedloom.server.reading import Reading
 from fedloom.server.run_queue import RunQueue
@@ -176,7 +175,7 @@ class FleetService(FleetServicer):
     def _locality(self, context: grpc.ServicerContext) -> str:
         depot = self._coordinator.payloads.depot
         proof = metadata(context).get("fedloom-locality", "")
-        same_host = depot is not None and hmac.compare_digest(proof, f"host:{depot.nonce}")
+        same_host = depot is not None and same_secret(proof, f"host:{depot.nonce}")
         return "host" if same_host else "remote"
 
 
@@ -191,6 +190,7 @@ class ControlService(ControlServicer):
             caller = self._gate.admit(context, "Control/Submit")
             try:
                 values = json.loads(request.experiment_json)
+                json.dumps(values, ensure_ascii=False).encode()  # an escape may be half a character, which is no text
             except (ValueError, RecursionError) as exc:
                 raise BadMessage(f"submit: the experiment is not JSON: {exc}") from exc
             if not isinstance(values, dict):
