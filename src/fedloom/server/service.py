@@ -55,6 +55,10 @@ MAX_ENROLL_BYTES = 16 << 10
 """The largest message taken from a caller without a certificate."""
 ENROLLING = 4
 """Joins worked on at once; four times as many may wait, further ones are refused."""
+ENROLL_CONNECTIONS = 256
+"""Connections to the enrolment port at once; further ones are turned away."""
+ENROLL_CONNECTION_S, ENROLL_GRACE_S = 20.0, 10.0
+"""Seconds after which such a connection takes no more calls, and after which those on it are ended."""
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
@@ -282,7 +286,7 @@ def listen(
         enrolling = grpc.server(
             ThreadPoolExecutor(ENROLLING, thread_name_prefix="enroll"),
             interceptors=[Reading()],
-            options=(*_limits(MAX_ENROLL_BYTES), *_OPTIONS),
+            options=(*_limits(MAX_ENROLL_BYTES), *_OPTIONS, *_strangers()),
             maximum_concurrent_rpcs=ENROLLING * 4,
         )
         add_EnrollServicer_to_server(EnrollService(security, bound), enrolling)
@@ -305,6 +309,16 @@ def listen(
 
 def _limits(max_bytes: int) -> tuple[tuple[str, int], ...]:
     return ("grpc.max_receive_message_length", max_bytes), ("grpc.max_send_message_length", MAX_MESSAGE_BYTES)
+
+
+def _strangers() -> tuple[tuple[str, int], ...]:
+    """A call that never sends its request holds a thread, a connection memory: neither for as long as anybody likes."""
+    return (
+        ("grpc.max_allowed_incoming_connections", ENROLL_CONNECTIONS),
+        ("grpc.server_handshake_timeout_ms", round(ENROLL_CONNECTION_S * 1000)),
+        ("grpc.max_connection_age_ms", round(ENROLL_CONNECTION_S * 1000)),
+        ("grpc.max_connection_age_grace_ms", round(ENROLL_GRACE_S * 1000)),
+    )
 
 
 def _bind(server: grpc.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
