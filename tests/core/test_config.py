@@ -76,6 +76,8 @@ def test_a_plug_in_may_be_just_its_name(values: dict[str, Any]) -> None:
         ({"rounds": "many"}, ("rounds: ", "valid integer", "got 'many'")),
         ({"rounds": 0}, ("rounds: ", "greater than or equal to 1", "got 0")),
         ({"rounds": 2.5}, ("rounds: ", "got 2.5")),
+        ({"rounds": 2**32}, ("rounds: ", "less than 4294967296", "got 4294967296")),
+        ({"name": "x" * 201}, ("name: ", "at most 200 characters")),
         ({"seed": -1}, ("seed: ", "greater than or equal to 0", "got -1")),
         ({"seed": 2**63}, ("seed: ", "less than")),
         ({"clients": 5, "cohort": 6}, ("cohort: 6 clients in a round", "only clients = 5")),

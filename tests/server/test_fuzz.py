@@ -1,21 +1,39 @@
-"""Mutated frames and uploads straight into the plain functions behind the service: refused or taken, never broken."""
+"""Mutated frames, uploads, requests and names straight into the plain functions behind the services: refused or taken,
+never broken."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
+import re
 from collections.abc import Iterator
 
 import pytest
+from benchmarks.fuzz import csr
+from benchmarks.fuzz.certificates import excess
+from cryptography import x509
 from fleet_support import Hand, a_sum, assert_same_record, exchange, odd_records, planned, result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedloom.core import frames
-from fedloom.core.errors import BadFrame, BadMessage, FedloomError, LimitExceeded
+from fedloom.core.errors import (
+    BadFrame,
+    BadMessage,
+    FedloomError,
+    LimitExceeded,
+    NotFound,
+    RunExists,
+    Unauthenticated,
+)
+from fedloom.core.identity import ROLES, make_key, pem
 from fedloom.core.messages import Ack, Group, Heartbeat, PayloadRef
+from fedloom.core.seeds import generator
+from fedloom.server.authority import Authority
 from fedloom.server.coordinator import Coordinator
 from fedloom.server.payloads import PayloadStore
+from fedloom.server.registry import Registry
 from fedloom.simulation.in_process import InProcessChannel
 
 SUM = bytes(frames.encode(a_sum(0)))
@@ -93,3 +111,80 @@ def test_any_cutting_of_an_upload_gives_the_frame_or_an_error(
             assert bytes(store._uploads["n", digest].data) == data
         else:
             assert wrong > 0 and received == len(data)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority.open(tmp_path_factory.mktemp("authority"))
+
+
+@fast
+@given(st.integers(0, 2**32 - 1))
+def test_a_strange_request_is_refused_or_signed_for_its_key_alone(authority: Authority, seed: int) -> None:
+    own = x509.load_pem_x509_certificate(authority.certificate_pem)
+    text = csr.strange(own, generator(seed, "requests"))
+    try:
+        signed = authority.sign_request(text, "of-the-token", "node", 60.0)
+    except BadMessage:
+        assert not csr.is_sound(text)
+    else:
+        key = x509.load_pem_x509_csr(text.encode()).public_key()
+        assert csr.is_sound(text) and not excess(pem(signed).decode(), "of-the-token", "node", key, own)
+
+
+@pytest.mark.parametrize("what", ["its subject", "its key", "an authority's right", "its other name", "its end"])
+def test_what_a_token_did_not_give_is_seen(authority: Authority, what: str) -> None:
+    """The oracle of the test above, on certificates that have too much."""
+    own = x509.load_pem_x509_certificate(authority.certificate_pem)
+    key, name, role = make_key().public_key(), "n", "node"
+    signed = authority.sign_key(key, name, role, 60.0)
+    match what:
+        case "its subject":
+            name = "other"
+        case "its key":
+            key = make_key().public_key()
+        case "an authority's right":
+            signed = own
+        case "its other name":
+            role = "admin"
+        case _:
+            signed = authority.sign_key(key, name, role, 31 * 86400.0)
+    assert what in excess(pem(signed).decode(), name, role, key, own)
+
+
+texts = st.text(max_size=80) | st.sampled_from(["..", "a/b", "\0", "x" * 64, "x" * 65, "x" * 5000, "node", "é"])
+numbers = st.floats() | st.sampled_from([-1.0, 0.0, 5e-324, 60.0, 2592000.0, 2592001.0, 1e308])
+
+
+@fast
+@given(texts, texts, st.dictionaries(texts, texts, max_size=20), numbers, st.integers(-1, 2**64), st.lists(texts))
+def test_the_registry_refuses_or_keeps_what_can_be_read_again(
+    registry: Registry, name: str, role: str, labels: dict[str, str], ttl_s: float, uses: int, remove: list[str]
+) -> None:
+    with contextlib.suppress(BadMessage, RunExists):
+        registry.create_token(name, role, labels, ttl_s, uses)
+        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) and role in ROLES and 1 <= uses <= 10_000
+    with contextlib.suppress(BadMessage, NotFound):
+        registry.label(name, labels, remove)
+    with contextlib.suppress(BadMessage):
+        assert registry.label("member", labels, remove).items() >= labels.items()
+    with contextlib.suppress(NotFound):
+        registry.revoke(name)
+        assert name != "member"
+    with pytest.raises(Unauthenticated):
+        registry.join(name, lambda name, role: pytest.fail("a name is no secret"))
+    with contextlib.closing(Registry(_file(registry))) as again:
+        (member,) = again.members()
+    assert member.name == "member" and not member.revoked_at and len(member.labels) <= 16
+
+
+def _file(registry: Registry) -> str:
+    return str(registry._database.execute("pragma database_list").fetchone()[2])
+
+
+@pytest.fixture(scope="module")
+def registry(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    with contextlib.closing(Registry(tmp_path_factory.mktemp("registry") / "file.sqlite")) as registry:
+        secret = registry.create_token("member", "node", {}, 60.0, 1)
+        registry.join(secret, lambda name, role: authority.sign_key(make_key().public_key(), name, role, 60.0))
+        yield registry

@@ -8,8 +8,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
+import json
 import os
 import queue
+import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -87,6 +90,25 @@ def head(data: bytes, size: int | None = None, offset: int = 0, sha256: str | No
     return pb.UploadRequest(sha256=digest, size=size, offset=offset).SerializeToString()
 
 
+def by_hand(port: int, headers: dict[bytes, bytes], message: bytes) -> bytes:
+    """What a call is answered whose headers no gRPC library would send: HTTP/2 in three frames."""
+
+    def frame(kind: int, flags: int, stream: int, data: bytes) -> bytes:
+        return struct.pack(">I", len(data))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + data
+
+    usual = {b":method": b"POST", b":scheme": b"http", b":authority": b"x", b"te": b"trailers"}
+    told = {**usual, b"content-type": b"application/grpc", **headers}
+    block = b"".join(b"\0" + bytes([len(key)]) + key + bytes([len(value)]) + value for key, value in told.items())
+    data = b"\0" + struct.pack(">I", len(message)) + message
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b""))
+        connection.sendall(frame(1, 4, 1, block) + frame(0, 1, 1, data))
+        answer = b""
+        while b"grpc-message" not in answer:
+            answer += connection.recv(4096) or pytest.fail(f"the connection ended after {answer!r}")
+        return answer + connection.recv(4096) if answer.endswith(b"grpc-message") else answer
+
+
 @contextlib.contextmanager
 def refused(status: str, text: str = "") -> Iterator[None]:
     with pytest.raises(grpc.RpcError) as caught:
@@ -149,6 +171,11 @@ class TestWhoCalls:
     def test_without_the_token_nothing_is_told(self, stranger: Stranger, path: str, token: str) -> None:
         with refused("UNAUTHENTICATED", "give the agent this server's token"):
             stranger.unary(path, b"", token=token)
+
+    @pytest.mark.parametrize("token", ["café".encode(), b"\xff\xfe"])
+    def test_a_token_in_any_bytes_is_a_wrong_one(self, stranger: Stranger, token: bytes) -> None:
+        headers = {b":path": f"{FLEET}UploadOffset".encode(), b"fedloom-token": token}
+        assert b"give the agent this server's token" in by_hand(stranger.server.port, headers, b"")
 
     def test_nor_on_streams(self, stranger: Stranger) -> None:
         stranger.register()
@@ -493,12 +520,28 @@ class TestControl:
             ('{"rounds": 0, "strategy": "fedavg", "workload": "image_classification"}', "INVALID_ARGUMENT", "rounds"),
             ('{"rounds": 1, "strategy": "fedavg", "workload": "x.py", "ruonds": 1}', "NOT_FOUND", "no file 'x.py'"),
             (f'{{"rounds": 1, "strategy": "fedavg", "workload": "{LINEAR}", "x": 1}}', "INVALID_ARGUMENT", "x: unk"),
+            (f'{{"rounds": {2**32}, "strategy": "fedavg", "workload": "{LINEAR}"}}', "INVALID_ARGUMENT", "rounds: "),
+            (f'{{"rounds": {10**400}, "strategy": "fedavg", "workload": "{LINEAR}"}}', "INVALID_ARGUMENT", "rounds: "),
+            ('{"rounds": 1, "name": "\\ud800", "strategy": "fedavg"}', "INVALID_ARGUMENT", "not JSON"),
+            ('{"rounds": 1, "fleet": {"labels": {"\\udfff": "x"}}}', "INVALID_ARGUMENT", "not JSON"),
         ],
     )  # fmt: skip
     def test_experiments_that_are_none(self, stranger: Stranger, text: str, status: str, words: str) -> None:
         request = control_pb.SubmitRequest(experiment_json=text)
         with refused(status, words):
             stranger.unary(CONTROL + "Submit", request.SerializeToString())
+
+    @pytest.mark.parametrize("text", ["x" * 20_000, "é" * 5_000, "😀" * 3_000, "\0" * 5_000])
+    def test_what_was_asked_for_is_quoted_in_short(self, stranger: Stranger, text: str) -> None:
+        """A status has room for 8 KiB; a longer one is lost on the way, and another told in its place."""
+        stop, watch = control_pb.StopRequest(run_id=text), control_pb.WatchRequest(run_id=text)
+        with refused("NOT_FOUND", "`fedloom runs` lists them"):
+            stranger.unary(CONTROL + "Stop", stop.SerializeToString())
+        with refused("NOT_FOUND", "`fedloom runs` lists them"):
+            stranger.unary(CONTROL + "Watch", watch.SerializeToString())
+        experiment = json.dumps({"rounds": 1, "strategy": text, "workload": str(LINEAR)})
+        with refused("NOT_FOUND", "unknown name"):
+            stranger.unary(CONTROL + "Submit", control_pb.SubmitRequest(experiment_json=experiment).SerializeToString())
 
     def test_runs_that_do_not_exist(self, stranger: Stranger, served: tuple[Server, RunQueue, str]) -> None:
         for run_id in ("", "../../etc", "nobody"):

@@ -216,3 +216,13 @@ class TestTheNextServer:
 def test_run_ids_are_names_of_folders(name: str, word: str) -> None:
     one, two = new_run_id(name), new_run_id(name)
     assert one != two and f"-{word}-" in one
+
+
+def test_runs_that_draw_the_same_letters_get_folders_of_their_own(
+    runs: RunQueue, linear: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = iter(["same", "same", "same", "other"])
+    monkeypatch.setattr("fedloom.server.run_queue.new_run_id", lambda name: next(drawn))
+    values = linear(rounds=1).to_dict()
+    assert [runs.submit(values), runs.submit(values)] == ["same", "other"]
+    assert [row["run_id"] for row in runs.rows()] == ["same", "other"]

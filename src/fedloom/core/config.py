@@ -109,9 +109,9 @@ class RuntimeSettings(Settings):
 class Experiment(Settings):
     """A federated experiment: what is learned, from which clients, how. Written once, run anywhere."""
 
-    name: str = "experiment"
+    name: Annotated[str, Field(max_length=200)] = "experiment"
     """A word for people; part of the run's id."""
-    rounds: Annotated[int, Field(ge=1)]
+    rounds: Annotated[int, Field(ge=1, lt=2**32)]
     """Rounds to run, T. Rounds count from 1."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     """Root of all randomness: same seed, same bits."""

@@ -154,7 +154,7 @@ class BadMessage(PeerError):
 
 
 class LimitExceeded(PeerError):
-    """A message or payload larger than the limit."""
+    """A message or payload larger than the limit, or one thing more than is kept."""
 
     status = "RESOURCE_EXHAUSTED"
 

@@ -86,7 +86,7 @@ class CredentialsService(CredentialsServicer):
             assert isinstance(public, ec.EllipticCurvePublicKey)
             security = self._security
             fresh = security.authority.sign_key(public, caller.name, caller.role, security.lifetime_s)
-            security.registry.renew(caller.name, fresh)
+            security.registry.renew(caller.fingerprint, fresh)
             _log.info("%s renewed its certificate", caller.name, extra=_about(caller))
             return pb.RenewReply(certificate_pem=_text(fresh))
 

@@ -72,8 +72,7 @@ class TokenGate:
         self._token = token
 
     def admit(self, context: grpc.ServicerContext, call: str) -> Caller:
-        token = metadata(context).get("fedloom-token", "")
-        if self._token and not hmac.compare_digest(token, self._token):
+        if self._token and not same_secret(metadata(context).get("fedloom-token", ""), self._token):
             raise Unauthenticated("the call carries no token, or another server's; give the agent this server's token")
         return Caller()
 
@@ -126,6 +125,8 @@ class MemberGate:
     def _forget(self, name: str, context: grpc.ServicerContext) -> None:
         with self._lock:
             self._open[name].discard(context)
+            if not self._open[name]:
+                del self._open[name]
 
 
 def peer_certificate(context: grpc.ServicerContext) -> bytes:
@@ -139,6 +140,11 @@ def peer_certificate(context: grpc.ServicerContext) -> bytes:
 def metadata(context: grpc.ServicerContext) -> dict[str, str]:
     """What a call carries beside its message."""
     return {key: str(value) for key, value in context.invocation_metadata()}
+
+
+def same_secret(told: str, secret: str) -> bool:
+    """Whether a caller told a secret; takes as long where it almost did. As bytes, for callers may tell any text."""
+    return hmac.compare_digest(told.encode(), secret.encode())
 
 
 @functools.lru_cache(maxsize=8192)

@@ -22,7 +22,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from fedloom.core.errors import BadMessage, NotFound, RunExists, Unauthenticated
+from fedloom.core.errors import BadMessage, LimitExceeded, NotFound, RunExists, Unauthenticated
 from fedloom.core.identity import ROLES
 
 _SCHEMA = """
@@ -37,13 +37,24 @@ create table if not exists certificates (
   fingerprint text primary key, member text not null references members (name), expires real not null,
   issued real not null, revoked integer not null default 0
 );
+create index if not exists certificates_of on certificates (member);
 """
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+MAX_NAME = 64
+"""Characters of a member's name: no certificate takes more."""
+MAX_STEM = 56
+"""Characters of a name that several members get with a number behind it."""
 MAX_LABELS = 16
 MAX_LABEL = 64
 """Characters of a label's key or value."""
 MAX_TTL_S = 30 * 86400.0
 MAX_USES = 10_000
+MAX_TOKENS = 10_000
+"""Tokens that may still be spent; those that may not any more are forgotten."""
+MAX_MEMBERS = 20_000
+"""Members in the file, revoked ones included; the longest revoked are forgotten for new ones."""
+MAX_CERTIFICATES = 8
+"""Certificates of one member: the newest, and the one it shows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,8 +97,9 @@ class Registry:
         Raises:
             BadMessage: a value out of its limits.
             RunExists: the name belongs to a member in good standing.
+            LimitExceeded: there are `MAX_TOKENS` already.
         """
-        _check_name(name)
+        _check_name(name, MAX_NAME if uses == 1 else MAX_STEM)
         check_labels(labels)
         if role not in ROLES:
             raise BadMessage(f"role: expected one of {', '.join(ROLES)}, got {role[:40]!r}")
@@ -100,6 +112,7 @@ class Registry:
         with self._lock:
             if uses == 1:
                 self._check_free(name)
+            self._make_room_for_token()
             self._database.execute(
                 "insert into tokens (secret_sha256, name, role, labels, uses, expires) values (?, ?, ?, ?, ?, ?)",
                 (_digest(secret), name, role, json.dumps(dict(labels)), uses, self._now() + ttl_s),
@@ -115,6 +128,8 @@ class Registry:
 
         Raises:
             Unauthenticated: no such token, or it is used up or too old; which of these is not told.
+            RunExists: the name belongs to a member in good standing.
+            LimitExceeded: there are `MAX_MEMBERS` in good standing already.
         """
         with self._lock:
             self._database.execute("begin immediate")
@@ -137,10 +152,18 @@ class Registry:
             self._database.execute("update certificates set revoked = 1 where member = ?", (name,))
             self._add_certificate(name, certificate)
 
-    def renew(self, name: str, certificate: x509.Certificate) -> None:
-        """Know a member's fresh certificate; the older one goes on until its own end."""
+    def renew(self, shown: str, certificate: x509.Certificate) -> None:
+        """Know a member's fresh certificate; the one it shows goes on until its own end.
+
+        Args:
+            shown: fingerprint of the certificate the member shows.
+            certificate: the fresh one.
+
+        Raises:
+            Unauthenticated: the shown one is not admitted (any more).
+        """
         with self._lock:
-            self._add_certificate(name, certificate)
+            self._add_certificate(self._admit(shown).name, certificate, shown)
 
     def admit(self, fingerprint: str) -> Member:
         """Whose certificate this is.
@@ -149,18 +172,7 @@ class Registry:
             Unauthenticated: the registry does not know it, it is revoked, or its time is over.
         """
         with self._lock:
-            row = self._database.execute(
-                "select m.name, m.role, m.labels, m.enrolled, c.expires, m.revoked, c.revoked from certificates c "
-                "join members m on m.name = c.member where c.fingerprint = ?",
-                (fingerprint,),
-            ).fetchone()
-        if row is None:
-            raise Unauthenticated("this server does not know the caller's certificate; join with a new token")
-        if row[5] is not None or row[6]:
-            raise Unauthenticated(f"{row[0]!r} was revoked; join with a new token")
-        if row[4] <= self._now():
-            raise Unauthenticated(f"the certificate of {row[0]!r} has expired; join with a new token")
-        return _member(row[:6], fingerprint)
+            return self._admit(fingerprint)
 
     def members(self) -> Sequence[Member]:
         """Everybody who has joined, by name, revoked ones included."""
@@ -182,7 +194,7 @@ class Registry:
                 "update members set revoked = ? where name = ? and revoked is null", (self._now(), name)
             ).rowcount
             if not changed:
-                raise NotFound(f"no member {name!r} in good standing; `fedloom node list` shows them")
+                raise NotFound(f"no member {name[:80]!r} in good standing; `fedloom node list` shows them")
             self._database.execute("update certificates set revoked = 1 where member = ?", (name,))
 
     def label(self, name: str, add: Mapping[str, str], remove: Sequence[str]) -> Mapping[str, str]:
@@ -190,13 +202,27 @@ class Registry:
         with self._lock:
             row = self._database.execute("select labels from members where name = ?", (name,)).fetchone()
             if row is None:
-                raise NotFound(f"no member {name!r}; `fedloom node list` shows them")
+                raise NotFound(f"no member {name[:80]!r}; `fedloom node list` shows them")
             labels = {key: value for key, value in json.loads(row[0]).items() if key not in remove} | dict(add)
             check_labels(labels)
             self._database.execute("update members set labels = ? where name = ?", (json.dumps(labels), name))
         return labels
 
     # Under the lock
+
+    def _admit(self, fingerprint: str) -> Member:
+        row = self._database.execute(
+            "select m.name, m.role, m.labels, m.enrolled, c.expires, m.revoked, c.revoked from certificates c "
+            "join members m on m.name = c.member where c.fingerprint = ?",
+            (fingerprint,),
+        ).fetchone()
+        if row is None:
+            raise Unauthenticated("this server does not know the caller's certificate; join with a new token")
+        if row[5] is not None or row[6]:
+            raise Unauthenticated(f"{row[0]!r} was revoked; join with a new token")
+        if row[4] <= self._now():
+            raise Unauthenticated(f"the certificate of {row[0]!r} has expired; join with a new token")
+        return _member(row[:6], fingerprint)
 
     def _join(self, secret: str, sign: Callable[[str, str], x509.Certificate]) -> tuple[Member, x509.Certificate]:
         now = self._now()
@@ -209,6 +235,7 @@ class Registry:
             raise Unauthenticated("no such join token, or it is used up or too old; ask for a new one")
         name = row[0] if row[3] == 1 else self._free_name(row[0], row[4])
         self._check_free(name)
+        self._make_room_for_member(name)
         certificate = sign(name, row[1])
         self._database.execute(
             "insert into members (name, role, labels, enrolled) values (?, ?, ?, ?) on conflict (name) do update set "
@@ -229,10 +256,38 @@ class Registry:
         if row is not None:
             raise RunExists(f"{name!r} is a member already; choose another name, or revoke it first")
 
-    def _add_certificate(self, name: str, certificate: x509.Certificate) -> None:
+    def _make_room_for_token(self) -> None:
+        self._database.execute("delete from tokens where used >= uses or expires <= ?", (self._now(),))
+        if self._count("tokens") >= MAX_TOKENS:
+            raise LimitExceeded(
+                f"{MAX_TOKENS} join tokens may still be spent, and no more are kept; wait until some have ended, and "
+                "give a token more uses instead of making many"
+            )
+
+    def _make_room_for_member(self, name: str) -> None:
+        known = self._database.execute("select 1 from members where name = ?", (name,)).fetchone()
+        if known is not None or self._count("members") < MAX_MEMBERS:
+            return
+        oldest = self._database.execute(
+            "select name from members where revoked is not null order by revoked limit 1"
+        ).fetchone()
+        if oldest is None:
+            raise LimitExceeded(f"this server has {MAX_MEMBERS} members already; an administrator can revoke some")
+        self._database.execute("delete from certificates where member = ?", oldest)
+        self._database.execute("delete from members where name = ?", oldest)
+
+    def _count(self, table: str) -> int:
+        return int(self._database.execute(f"select count(*) from {table}").fetchone()[0])
+
+    def _add_certificate(self, name: str, certificate: x509.Certificate, shown: str = "") -> None:
         self._database.execute(
             "insert into certificates (fingerprint, member, expires, issued) values (?, ?, ?, ?)",
             (fingerprint_of(certificate), name, certificate.not_valid_after_utc.timestamp(), self._now()),
+        )
+        self._database.execute(
+            "delete from certificates where member = ? and fingerprint != ? and rowid not in "
+            "(select rowid from certificates where member = ? order by rowid desc limit ?)",
+            (name, shown, name, MAX_CERTIFICATES),
         )
 
 
@@ -248,9 +303,12 @@ def check_labels(labels: Mapping[str, str]) -> None:
         raise BadMessage(f"labels: expected at most {MAX_LABELS}, keys and values of 1 to {MAX_LABEL} characters")
 
 
-def _check_name(name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise BadMessage(f"name: expected 1 to 64 letters, digits, dots, dashes or underscores, got {name[:80]!r}")
+def _check_name(name: str, longest: int) -> None:
+    if len(name) > longest or not _NAME.fullmatch(name):
+        raise BadMessage(
+            f"name: expected 1 to {longest} letters, digits, dots, dashes or underscores, the first a letter or digit, "
+            f"got {name[:80]!r} ({len(name)}); one that several members share ends in a number, so it is shorter"
+        )
 
 
 def _digest(secret: str) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fedloom.core.config import Experiment
-from fedloom.core.errors import NotFound, StorageFull, UsageError
+from fedloom.core.errors import NotFound, RunExists, StorageFull, UsageError
 from fedloom.core.events import Event, RoundFinished, RunFinished
 from fedloom.core.history import RunSummary
 from fedloom.server.run_store import DiskRunStore, event_json
@@ -130,15 +130,15 @@ class RunQueue:
     def submit(self, values: Mapping[str, Any], *, owner: str = "") -> str:
         """Check an experiment and queue it; returns the run's id."""
         experiment = Experiment.parse(values)
-        run_id = new_run_id(experiment.name)
-        DiskRunStore.create(self._folder / "runs" / run_id, run_id).begin(experiment)
+        store = self._create(experiment.name)
+        store.begin(experiment)
         with self._changed:
             self._write(
                 "insert into runs (run_id, name, status, rounds, submitted, owner) values (?, ?, 'queued', ?, ?, ?)",
-                (run_id, experiment.name, experiment.rounds, time.time(), owner),
+                (store.run_id, experiment.name, experiment.rounds, time.time(), owner),
             )
             self._changed.notify_all()
-        return run_id
+        return store.run_id
 
     def rows(self) -> list[dict[str, Any]]:
         """Every run, oldest first."""
@@ -193,10 +193,17 @@ class RunQueue:
         self._database.close()
         self._lock.close()
 
+    def _create(self, name: str) -> DiskRunStore:
+        """A folder that no other run has: two that are submitted within a second may draw the same letters."""
+        while True:
+            run_id = new_run_id(name)
+            with contextlib.suppress(RunExists):
+                return DiskRunStore.create(self._folder / "runs" / run_id, run_id)
+
     def _status(self, run_id: str) -> str:
         row = self._database.execute("select status from runs where run_id = ?", (run_id,)).fetchone()
         if row is None:
-            raise NotFound(f"no run {run_id!r} on this server; `fedloom runs` lists them")
+            raise NotFound(f"no run {run_id[:80]!r} on this server; `fedloom runs` lists them")
         return str(row[0])
 
     def _set(self, run_id: str, **columns: Any) -> None:

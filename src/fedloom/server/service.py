@@ -6,7 +6,6 @@ become their status; anything else becomes INTERNAL with a neutral sentence, and
 
 from __future__ import annotations
 
-import hmac
 import json
 import logging
 import threading
@@ -39,7 +38,7 @@ from fedloom.server.answering import answering
 from fedloom.server.authority import Authority
 from fedloom.server.coordinator import Coordinator
 from fedloom.server.enroll_service import AdminService, CredentialsService, EnrollService, Security
-from fedloom.server.gate import Caller, Gate, MemberGate, TokenGate, metadata
+from fedloom.server.gate import Caller, Gate, MemberGate, TokenGate, metadata, same_secret
 from fedloom.server.nodes import Mailbox
 from fedloom.server.reading import Reading
 from fedloom.server.run_queue import RunQueue
@@ -56,6 +55,10 @@ MAX_ENROLL_BYTES = 16 << 10
 """The largest message taken from a caller without a certificate."""
 ENROLLING = 4
 """Joins worked on at once; four times as many may wait, further ones are refused."""
+ENROLL_CONNECTIONS = 256
+"""Connections to the enrolment port at once; further ones are turned away."""
+ENROLL_CONNECTION_S, ENROLL_GRACE_S = 20.0, 10.0
+"""Seconds after which such a connection takes no more calls, and after which those on it are ended."""
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
@@ -176,7 +179,7 @@ class FleetService(FleetServicer):
     def _locality(self, context: grpc.ServicerContext) -> str:
         depot = self._coordinator.payloads.depot
         proof = metadata(context).get("fedloom-locality", "")
-        same_host = depot is not None and hmac.compare_digest(proof, f"host:{depot.nonce}")
+        same_host = depot is not None and same_secret(proof, f"host:{depot.nonce}")
         return "host" if same_host else "remote"
 
 
@@ -191,6 +194,7 @@ class ControlService(ControlServicer):
             caller = self._gate.admit(context, "Control/Submit")
             try:
                 values = json.loads(request.experiment_json)
+                json.dumps(values, ensure_ascii=False).encode()  # an escape may be half a character, which is no text
             except (ValueError, RecursionError) as exc:
                 raise BadMessage(f"submit: the experiment is not JSON: {exc}") from exc
             if not isinstance(values, dict):
@@ -282,7 +286,7 @@ def listen(
         enrolling = grpc.server(
             ThreadPoolExecutor(ENROLLING, thread_name_prefix="enroll"),
             interceptors=[Reading()],
-            options=(*_limits(MAX_ENROLL_BYTES), *_OPTIONS),
+            options=(*_limits(MAX_ENROLL_BYTES), *_OPTIONS, *_strangers()),
             maximum_concurrent_rpcs=ENROLLING * 4,
         )
         add_EnrollServicer_to_server(EnrollService(security, bound), enrolling)
@@ -305,6 +309,16 @@ def listen(
 
 def _limits(max_bytes: int) -> tuple[tuple[str, int], ...]:
     return ("grpc.max_receive_message_length", max_bytes), ("grpc.max_send_message_length", MAX_MESSAGE_BYTES)
+
+
+def _strangers() -> tuple[tuple[str, int], ...]:
+    """A call that never sends its request holds a thread, a connection memory: neither for as long as anybody likes."""
+    return (
+        ("grpc.max_allowed_incoming_connections", ENROLL_CONNECTIONS),
+        ("grpc.server_handshake_timeout_ms", round(ENROLL_CONNECTION_S * 1000)),
+        ("grpc.max_connection_age_ms", round(ENROLL_CONNECTION_S * 1000)),
+        ("grpc.max_connection_age_grace_ms", round(ENROLL_GRACE_S * 1000)),
+    )
 
 
 def _bind(server: grpc.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:

@@ -6,8 +6,10 @@ Who may call: how a device or a person gets an identity, keeps it, and loses it.
 Enroll is answered on a port of its own, where callers have no certificate yet. Credentials and Admin are answered on
 the main port: to every member, and to those of the role `admin`.
 
-Limits, refused with INVALID_ARGUMENT or RESOURCE_EXHAUSTED: names 64 characters, 16 labels of 64 characters on each
-side, requests for a certificate 8 KiB, any message on the enrolment port 16 KiB.
+Limits, refused with INVALID_ARGUMENT or RESOURCE_EXHAUSTED: names 64 characters (56 in a token of several uses, for
+theirs end in a number), 16 labels of 64 characters on each side, requests for a certificate 8 KiB, any message on the
+enrolment port 16 KiB, 10,000 tokens that may still be spent, 20,000 members. A connection to the enrolment port is
+ended after half a minute.
 """
 
 from collections import abc as _abc

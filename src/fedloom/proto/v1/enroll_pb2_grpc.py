@@ -162,7 +162,8 @@ class CredentialsServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Renew(self, request, context):
-        """A fresh certificate for the key the caller has proved to hold by its present one.
+        """A fresh certificate for the key the caller has proved to hold by its present one. The eight newest are admitted, and
+        the one the last renewal was asked for with.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -6,8 +6,10 @@ Who may call: how a device or a person gets an identity, keeps it, and loses it.
 Enroll is answered on a port of its own, where callers have no certificate yet. Credentials and Admin are answered on
 the main port: to every member, and to those of the role `admin`.
 
-Limits, refused with INVALID_ARGUMENT or RESOURCE_EXHAUSTED: names 64 characters, 16 labels of 64 characters on each
-side, requests for a certificate 8 KiB, any message on the enrolment port 16 KiB.
+Limits, refused with INVALID_ARGUMENT or RESOURCE_EXHAUSTED: names 64 characters (56 in a token of several uses, for
+theirs end in a number), 16 labels of 64 characters on each side, requests for a certificate 8 KiB, any message on the
+enrolment port 16 KiB, 10,000 tokens that may still be spent, 20,000 members. A connection to the enrolment port is
+ended after half a minute.
 """
 
 from collections import abc as _abc
@@ -76,13 +78,17 @@ class CredentialsStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CredentialsAsyncStub: ...
     Renew: _grpc.UnaryUnaryMultiCallable[_enroll_pb2.RenewRequest, _enroll_pb2.RenewReply]
-    """A fresh certificate for the key the caller has proved to hold by its present one."""
+    """A fresh certificate for the key the caller has proved to hold by its present one. The eight newest are admitted, and
+    the one the last renewal was asked for with.
+    """
 
 @_typing.type_check_only
 class CredentialsAsyncStub(CredentialsStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Renew: _aio.UnaryUnaryMultiCallable[_enroll_pb2.RenewRequest, _enroll_pb2.RenewReply]  # type: ignore[assignment]
-    """A fresh certificate for the key the caller has proved to hold by its present one."""
+    """A fresh certificate for the key the caller has proved to hold by its present one. The eight newest are admitted, and
+    the one the last renewal was asked for with.
+    """
 
 class CredentialsServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -91,7 +97,9 @@ class CredentialsServicer(metaclass=_abc_1.ABCMeta):
         request: _enroll_pb2.RenewRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_enroll_pb2.RenewReply, _abc.Awaitable[_enroll_pb2.RenewReply]]:
-        """A fresh certificate for the key the caller has proved to hold by its present one."""
+        """A fresh certificate for the key the caller has proved to hold by its present one. The eight newest are admitted, and
+        the one the last renewal was asked for with.
+        """
 
 def add_CredentialsServicer_to_server(servicer: CredentialsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -1,0 +1,62 @@
+"""Every message of the services, broken in every way: `python -m benchmarks.fuzz` sends a hundred thousand of them.
+
+Sound messages are encoded, then bytes are flipped, cut out, put in and exchanged, numbers made huge and texts absurd;
+certificate requests are broken, or ask for what is not theirs. They are sent over gRPC, as raw bytes, to two servers in
+processes of their own, each with an exchange open: one whose callers share a secret, and one with members. Each must be
+answered with a status of the catalogue (or taken, where it is still sound); no certificate may give more than its
+token; nothing that was there before may change: runs, nodes, members, tokens, files. Memory is read all along.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.fuzz.play import fuzz
+from benchmarks.report import micro_table
+
+
+def table(kind: str, found: Mapping[str, Any]) -> str:
+    """The answers to each call of a server, and the server afterwards."""
+    kinds = sorted({kind for call in found["calls"].values() for kind in call} - {"sent", "wrong"})
+    rows = [
+        {"call": name, "sent": call["sent"], **{kind: call.get(kind, 0) for kind in kinds}, "wrong": len(call["wrong"])}
+        for name, call in found["calls"].items()
+    ]
+    rss = found["rss_mb"]
+    title = f"server with {kind}: {found['sent']} broken messages in {found['seconds']:.0f} s"
+    told = [micro_table(title, rows)]
+    told += [f"  {name}: {text}" for name, call in found["calls"].items() for text in call["wrong"][:3]]
+    told += [f"  {text}" for text in found["changed"][:10]]
+    told.append(
+        f"  the server {'lives' if found['alive'] else 'DIED'}; {rss[0]:.0f} MB resident after the first slice, "
+        f"{rss[len(rss) // 2]:.0f} MB halfway, {rss[-1]:.0f} MB at the end; it holds {found['held']}"
+    )
+    return "\n".join(told)
+
+
+def kept(found: Mapping[str, Any]) -> bool:
+    """Whether a server did as it should."""
+    wrong = any(call["wrong"] for call in found["calls"].values())
+    return found["alive"] and not found["changed"] and not wrong
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=__doc__)
+    parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    found = fuzz(options.count, options.seed, lambda line: print(line, file=sys.stderr, flush=True))
+    print("\n".join(table(kind, each) for kind, each in found.items()))
+    if options.json is not None:
+        options.json.write_text(json.dumps(found) + "\n")
+    return 0 if all(kept(each) for each in found.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
