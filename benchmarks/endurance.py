@@ -33,7 +33,7 @@ _WARM_UP = 0.25
 """Share of the readings that are not part of the line."""
 
 
-def experiment(rounds: int, kilobytes: int) -> Experiment:
+def experiment(rounds: int, kilobytes: int, *, answers: bool = True) -> Experiment:
     """Rounds of 20 clients that do nothing, out of 100."""
     return Experiment.parse(
         {
@@ -44,12 +44,12 @@ def experiment(rounds: int, kilobytes: int) -> Experiment:
             "strategy": "fedavg",
             "workload": {"name": str(Path(__file__).parent / "noop_workload.py"), "kilobytes": kilobytes},
             "evaluation": {"every": 0},
-            "checkpoint": {"every": 10},
+            "checkpoint": {"every": 10, "answers": answers},
         }
     )
 
 
-def readings(rounds: int, kilobytes: int) -> list[tuple[int, float]]:
+def readings(rounds: int, kilobytes: int, *, answers: bool = True) -> list[tuple[int, float]]:
     """(round, resident MB of the server) of one run."""
     here = [sys.executable, "-m", "benchmarks.endurance"]
     with tempfile.TemporaryDirectory(prefix="fedloom-endurance-") as folder:
@@ -61,7 +61,7 @@ def readings(rounds: int, kilobytes: int) -> list[tuple[int, float]]:
             agents = [subprocess.Popen([*here, "--agent", address, "--name", f"device-{i}"]) for i in (1, 2)]
             process, found = psutil.Process(server.pid), list[tuple[int, float]]()
             with ControlClient(address) as control:
-                run_id = control.submit(experiment(rounds, kilobytes))
+                run_id = control.submit(experiment(rounds, kilobytes, answers=answers))
                 for event in control.watch(run_id):
                     number = event["record"]["round"] if event["event"] == "RoundFinished" else 0
                     if number and number % _EVERY == 0:
@@ -89,10 +89,10 @@ def curve(found: Sequence[tuple[int, float]], points: int = 10) -> str:
     return "  ".join(f"{number}: {megabytes:.1f}" for number, megabytes in chosen)
 
 
-def measure(rounds: int, kilobytes: int) -> dict[str, Any]:
+def measure(rounds: int, kilobytes: int, *, answers: bool = True) -> dict[str, Any]:
     """One run; its memory as one row, with every reading."""
     begin = time.perf_counter()
-    found = readings(rounds, kilobytes)
+    found = readings(rounds, kilobytes, answers=answers)
     slope, apart = line(found)
     return {
         "rounds": rounds,
@@ -110,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.endurance", description=__doc__)
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--kilobytes", type=int, default=1000, help="size of the model")
+    parser.add_argument("--no-answers", action="store_true", help="do not keep accepted answers on the disk")
     parser.add_argument("--serve", type=Path, metavar="STATE", help="be the server")
     parser.add_argument("--agent", metavar="ADDRESS", help="be an agent")
     parser.add_argument("--name")
@@ -120,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif options.agent:
         run_client(options.agent, name=options.name, give_up_s=10)
     else:
-        row = measure(options.rounds, options.kilobytes)
+        row = measure(options.rounds, options.kilobytes, answers=not options.no_answers)
         found = row.pop("curve")
         print(micro_table("The server's resident memory over a long run", [row]))
         print(f"  MB after round …  {curve(found)}")

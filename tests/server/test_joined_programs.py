@@ -38,7 +38,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
 
 def test_from_a_token_to_a_finished_run_over_the_servers_death_and_out_again(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text(EXPERIMENT)
-    server, port, _ = shell.serve()
+    server, port, _ = shell.serve(0, "--allow", str(LINEAR))
     shell.run(
         "join", shell.run("token", "create", "--name", "ann", "--role", "user", "--identity", "state/admin").strip()
     )
@@ -51,7 +51,7 @@ def test_from_a_token_to_a_finished_run_over_the_servers_death_and_out_again(she
     until(lambda: rounds.exists() and len(rounds.read_text().splitlines()) >= 2, 90, "round 2")
     server.send_signal(signal.SIGKILL)
     server.wait()
-    server, _, server_log = shell.serve(int(port))
+    server, _, server_log = shell.serve(int(port), "--allow", str(LINEAR))
     watched = shell.run("watch", run_id, "--json")
     summary = json.loads(watched[watched.index("{") : watched.rindex("}") + 1])
     assert client.poll() is None, "the device was not restarted"
@@ -78,7 +78,7 @@ def test_a_server_in_the_clear_stays_on_this_machine(shell: Shell) -> None:
 
 def test_a_device_without_the_file_is_passed_over(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text(EXPERIMENT)
-    _, _, server_log = shell.serve()
+    _, _, server_log = shell.serve(0, "--allow", str(LINEAR))
     ann = shell.run("token", "create", "--name", "ann", "--role", "user", "--identity", "state/admin").strip()
     shell.run("join", ann)
     for name in ("north", "south"):

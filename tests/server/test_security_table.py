@@ -167,7 +167,7 @@ def test_users_look_after_their_own_runs_administrators_after_all(
 ) -> None:
     other = fleet.joined("another-user", "user")
     with ControlClient(fleet.address, identity=identities["user"]) as mine:
-        run_id = mine.submit(linear(rounds=1))
+        run_id = mine.submit(linear(rounds=1, workload={"name": "image_classification"}))
         assert [(row.owner, row.status) for row in mine.runs()] == [("a-user", "queued")]
     with ControlClient(fleet.address, identity=other) as theirs:
         for call in (lambda: theirs.stop(run_id), lambda: list(theirs.watch(run_id))):

@@ -67,6 +67,10 @@ def serve(
         float, typer.Option(min=0.001, max=3650, metavar="DAYS", help="How long members' certificates are valid.")
     ] = 30.0,
     at_once: Annotated[int, typer.Option(min=1, metavar="N", help="Runs in work at the same time.")] = 1,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A plug-in, code or path that users' runs may name. May be repeated."),
+    ] = None,
     log: LogForm = "text",
     insecure: Annotated[
         int,
@@ -89,7 +93,9 @@ def serve(
     members = None
     if not insecure:
         joining = enroll_port if enroll_port is not None else (port + 1 if port else 0)
-        members = app.Membership(enroll_port=joining, address=address, certificate_days=certificate_days)
+        members = app.Membership(
+            enroll_port=joining, address=address, certificate_days=certificate_days, allowed=tuple(allow or ())
+        )
     app.serve(
         host,
         port,

@@ -197,6 +197,8 @@ class Membership:
     """Host by which devices reach the server, for join tokens; where not given, that of `host` or of the machine."""
     certificate_days: float = MEMBER_DAYS
     """How long members' certificates are valid."""
+    allowed: tuple[str, ...] = ()
+    """Code and paths that users' runs may name beside what is installed."""
 
 
 @contextlib.contextmanager
@@ -211,6 +213,7 @@ def open_security(state: Path, host: str, members: Membership) -> Iterator[Secur
             authority=authority,
             address=members.address or (platform.node() if host in _ANYWHERE else host),
             lifetime_s=members.certificate_days * 86400,
+            allowed=members.allowed,
         )
 
 

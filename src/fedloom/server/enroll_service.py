@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import grpc
@@ -36,6 +37,8 @@ class Security:
     """Host by which devices reach this server, for join tokens."""
     lifetime_s: float
     """How long a member's certificate is valid."""
+    allowed: Collection[str] = ()
+    """Code and paths that users' runs may name beside what is installed."""
 
 
 class EnrollService(EnrollServicer):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +42,7 @@ from fedloom.server.gate import Caller, Gate, MemberGate, TokenGate, metadata, s
 from fedloom.server.nodes import Mailbox
 from fedloom.server.reading import Reading
 from fedloom.server.run_queue import RunQueue
+from fedloom.server.submission import check_submission
 
 _log = logging.getLogger(__name__)
 
@@ -186,8 +187,8 @@ class FleetService(FleetServicer):
 class ControlService(ControlServicer):
     """What people and their tools call."""
 
-    def __init__(self, coordinator: Coordinator, runs: RunQueue, gate: Gate) -> None:
-        self._coordinator, self._runs, self._gate = coordinator, runs, gate
+    def __init__(self, coordinator: Coordinator, runs: RunQueue, gate: Gate, allowed: Collection[str] = ()) -> None:
+        self._coordinator, self._runs, self._gate, self._allowed = coordinator, runs, gate, allowed
 
     def Submit(self, request: control_pb.SubmitRequest, context: grpc.ServicerContext) -> control_pb.SubmitReply:
         with answering(context):
@@ -199,6 +200,8 @@ class ControlService(ControlServicer):
                 raise BadMessage(f"submit: the experiment is not JSON: {exc}") from exc
             if not isinstance(values, dict):
                 raise BadMessage(f"submit: expected the experiment as a JSON object, got a {type(values).__name__}")
+            if caller.role != "admin":
+                check_submission(values, self._allowed)
             return control_pb.SubmitReply(run_id=self._runs.submit(values, owner=caller.name))
 
     def ListRuns(self, request: control_pb.ListRunsRequest, context: grpc.ServicerContext) -> control_pb.ListRunsReply:
@@ -279,7 +282,8 @@ def listen(
         (grpc.method_handlers_generic_handler("fedloom.proto.v1.Fleet", _raw_methods(fleet)),)
     )
     if runs is not None:
-        add_ControlServicer_to_server(ControlService(coordinator, runs, gate), server)
+        allowed = security.allowed if security is not None else ()
+        add_ControlServicer_to_server(ControlService(coordinator, runs, gate, allowed), server)
     enrolling: grpc.Server | None = None
     if security is not None and members is not None:
         bound = _bind(server, host, port, _credentials(security.authority, members_only=True))

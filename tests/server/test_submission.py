@@ -1,0 +1,97 @@
+"""Users' runs use what is installed on the server; code and paths of it are for administrators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet_support import SUPPORT
+from members import Members, members
+
+from fedloom.client.control import ControlClient
+from fedloom.core.config import Experiment
+from fedloom.core.errors import Forbidden
+from fedloom.server.app import Membership, open_security
+from fedloom.server.submission import check_submission
+from fedloom.simulation import api
+
+PLAIN: dict[str, Any] = {"rounds": 1, "clients": 2, "strategy": "fedavg", "workload": "image_classification"}
+LINEAR = str(SUPPORT / "linear.py")
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "where", "what"),
+    [
+        ("strategy", "./mine.py", "strategy", "is none of the strategies installed"),
+        ("strategy", {"name": "some.module"}, "strategy", "is none of the strategies installed"),
+        ("workload", LINEAR, "workload", "is none of the workloads installed"),
+        ("selection", {"name": "/x.py"}, "selection", "is none of the selection installed"),
+        ("monitor", "os", "monitor", "is none of the monitors installed"),
+        ("strategy", {"name": "flower", "class": "subprocess:Popen"}, "strategy.class", "names code"),
+        (
+            "strategy",
+            {"name": "flower", "wrapper": {"name": "server_fixed_clipping", "options": {"f": ["a.b:c"]}}},
+            "strategy.wrapper.options.f",
+            "names code",
+        ),
+        ("strategy", {"name": "sa_fedlora", "adapters": "/etc"}, "strategy.adapters", "may be a path"),
+        ("strategy", {"name": "sa_fedlora", "adapters": ".."}, "strategy.adapters", "may be a path"),
+        ("strategy", {"name": "flower_app", "app": "~/app"}, "strategy.app", "may be a path"),
+        ("strategy", {"name": "flower", "options": {"../x": 1}}, "strategy.options", "may be a path"),
+    ],
+)
+def test_what_is_not_for_users(section: str, value: Any, where: str, what: str) -> None:
+    with pytest.raises(Forbidden) as caught:
+        check_submission({**PLAIN, section: value}, ())
+    assert str(caught.value).startswith(f"{where} = ") and what in str(caught.value)
+    assert "fedloom serve --allow" in str(caught.value)
+
+
+def test_a_name_of_this_folder_may_be_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {**PLAIN, "strategy": {"name": "sa_fedlora", "adapters": "kept"}}
+    monkeypatch.chdir(tmp_path)
+    check_submission(values, ())
+    (tmp_path / "kept").mkdir()
+    with pytest.raises(Forbidden, match=r"strategy.adapters = 'kept' may be a path"):
+        check_submission(values, ())
+
+
+def test_what_was_allowed_is_allowed_word_for_word() -> None:
+    values = {**PLAIN, "strategy": {"name": "flower", "class": "lab.rules:Mine"}, "workload": "lab.data"}
+    check_submission(values, ("lab.rules:Mine", "lab.data"))
+    with pytest.raises(Forbidden):
+        check_submission(values, ("lab.rules", "lab.data"))
+
+
+@pytest.mark.parametrize("preset", api.presets())
+def test_every_preset_is_for_users(preset: str) -> None:
+    check_submission(api.load(preset).to_dict(), ())
+
+
+def test_nonsense_is_left_to_who_reads_the_experiment() -> None:
+    check_submission({"strategy": 7, "workload": ["x"], "selection": {"name": None}}, ())
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Members]:
+    with members(tmp_path) as made:
+        yield made
+
+
+def test_a_user_is_refused_and_an_administrator_is_not(fleet: Members) -> None:
+    experiment = Experiment.parse({**PLAIN, "workload": LINEAR})
+    with ControlClient(fleet.address, identity=fleet.joined("bob", role="user")) as bob:
+        with pytest.raises(Forbidden, match="is none of the workloads installed on this server"):
+            bob.submit(experiment)
+        assert not bob.runs()
+        kept = bob.submit(Experiment.parse(PLAIN))
+        assert [row.run_id for row in bob.runs()] == [kept]
+    with ControlClient(fleet.address, identity=fleet.admin) as admin:
+        assert admin.submit(experiment)
+
+
+def test_what_a_server_was_started_with_reaches_the_check(tmp_path: Path) -> None:
+    with open_security(tmp_path / "state", "127.0.0.1", Membership(enroll_port=0, allowed=(LINEAR,))) as security:
+        check_submission({**PLAIN, "workload": LINEAR}, security.allowed)
