@@ -59,7 +59,7 @@ def test_a_bad_client_leaves_exactly_the_sum_of_the_others(kind: str) -> None:
     (failure,) = bad.failures
     assert (failure.client, failure.round, failure.node) == (3, 1, "n")
     assert failure.stage == ("train" if kind == "fail_clients" else "fold")
-    assert failure.traceback and failure.seconds > 0
+    assert failure.traceback and failure.seconds > 0 and failure.bytes_down == 100
 
 
 def test_a_bad_first_client_does_not_decide_the_shapes() -> None:

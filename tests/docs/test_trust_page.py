@@ -30,6 +30,7 @@ TOLD: dict[Any, dict[str, str]] = {
         "client": "| failure | the client's number", "stage": "stage", "error": "the exception's type",
         "message": "Its message and traceback only with `tracebacks = true`",
         "traceback": "Its message and traceback only with `tracebacks = true`", "seconds": "seconds",
+        "bytes_down": "seconds; bytes read",
     },
     fleet_pb2.GroupResult: {
         "key": "| result | the group's key", "total": "the sum of its clients' updates",

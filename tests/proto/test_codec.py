@@ -76,7 +76,8 @@ def test_what_the_server_says_arrives(message: object) -> None:
             ),
             failures=(
                 ClientFailure(
-                    client=5, round=7, stage="train", error="OSError", message="no", traceback="t", node="n", seconds=1
+                    client=5, round=7, stage="train", error="OSError", message="no", traceback="t", node="n", seconds=1,
+                    bytes_down=4096,
                 ),
             ),
             states={4: REFS[1]},

@@ -37,6 +37,8 @@ _WEIGHED = ("train", COLLECT)
 """Kinds of jobs whose updates weigh as the run says; all others weigh one."""
 _TRACEBACK_LINES = 12
 """Lines of a traceback that travel with a failure."""
+_BEFORE_READING = ("load", "inputs")
+"""Stages of a client's work in which it has not read what the server sent."""
 
 
 class Executor:
@@ -123,14 +125,14 @@ class Executor:
                     self._gone = group.key
                     raise
                 seconds = time.perf_counter() - begin
-                failures = [self._failure(group.key, job, "inputs", exc.error, seconds) for job in group.jobs]
+                failures = [self._failure(group, job, "inputs", exc.error, seconds) for job in group.jobs]
                 attempt = _Attempt(failures=failures)
                 break
             except Exception as exc:  # no client's fault: the sum could not be made or sent, so all are missing
                 if self._debug:
                     raise
                 stage, seconds = attempt.stage, time.perf_counter() - begin
-                attempt = _Attempt(failures=[self._failure(group.key, job, stage, exc, seconds) for job in group.jobs])
+                attempt = _Attempt(failures=[self._failure(group, job, stage, exc, seconds) for job in group.jobs])
                 break
         self._unsent = None
         return GroupResult(
@@ -166,9 +168,9 @@ class Executor:
                 if self._debug and isinstance(exc, UsageError):
                     raise
                 if self._debug:
-                    failure = self._failure(group.key, job, stage.name, exc, time.perf_counter() - begin)
+                    failure = self._failure(group, job, stage.name, exc, time.perf_counter() - begin)
                     raise ClientFailed(failure.describe()) from exc
-                attempt.failures.append(self._failure(group.key, job, stage.name, exc, time.perf_counter() - begin))
+                attempt.failures.append(self._failure(group, job, stage.name, exc, time.perf_counter() - begin))
                 continue
             weight = float(update.num_examples) if run.by_examples and job.kind in _WEIGHED else 1.0
             try:
@@ -178,7 +180,7 @@ class Executor:
             except StorageFull:
                 raise
             except Exception as exc:
-                raise _Spoilt(self._failure(group.key, job, "fold", exc, time.perf_counter() - begin)) from exc
+                raise _Spoilt(self._failure(group, job, "fold", exc, time.perf_counter() - begin)) from exc
             if update.state is not None:
                 attempt.states[job.client] = self._channel.store(update.state)
             attempt.reports.append(replace(report, seconds=time.perf_counter() - begin + done.shared_s))
@@ -221,18 +223,18 @@ class Executor:
             num_trained=int(done.trained),
             metrics={name: Mean(float(mean.sum), float(mean.weight)) for name, mean in update.metrics.items()},
             info={} if job.kind == "init" else update.info,
-            bytes_down=sum(group.inputs[name].size for name in names),
+            bytes_down=_read_by(group, job) if done.read else 0,
             bytes_up=frames.frame_size(up),
             params_down=sum(self._read(group)[name].num_elements for name in names),
             params_up=up.num_elements + done.measured,
         )
 
-    def _failure(self, key: GroupKey, job: Job, stage: str, exc: Exception, seconds: float) -> ClientFailure:
+    def _failure(self, group: Group, job: Job, stage: str, exc: Exception, seconds: float) -> ClientFailure:
         kind, told = type(exc), self._guard is None or self._guard.policy.tracebacks
         dotted = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
         lines = "".join(traceback.format_exception(exc)).rstrip().splitlines()
         if not told:
-            about = {"run": key.run_id, "round": job.round, "node": self._node}
+            about = {"run": group.key.run_id, "round": job.round, "node": self._node}
             _log.warning("client %d, stage %s:\n%s", job.client, stage, "\n".join(lines), extra=about)
         return ClientFailure(
             client=job.client,
@@ -243,7 +245,13 @@ class Executor:
             traceback="\n".join(lines[-_TRACEBACK_LINES:]) if told else "",
             node=self._node,
             seconds=seconds,
+            bytes_down=0 if stage in _BEFORE_READING else _read_by(group, job),
         )
+
+
+def _read_by(group: Group, job: Job) -> int:
+    """Bytes of the frames a client reads, those it holds already left out."""
+    return sum(group.inputs[name].size for name in job.inputs if name not in job.holds)
 
 
 class InputsGone(Exception):

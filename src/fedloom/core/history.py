@@ -63,6 +63,9 @@ class Failure(_Frozen):
     traceback: str = ""
     node: str = ""
     seconds: float = 0.0
+    """Wall-clock seconds spent on it."""
+    bytes_down: int = 0
+    """Bytes the client had read for it."""
 
 
 class NodeShare(_Frozen):

@@ -194,6 +194,9 @@ class ClientFailure:
     """The last lines of the traceback."""
     node: str = ""
     seconds: float = 0.0
+    """Wall-clock seconds the client's work took until then."""
+    bytes_down: int = 0
+    """Size of the frames the client had read for it, as in a report; bytes."""
 
     @property
     def words(self) -> str:

@@ -214,6 +214,7 @@ def _result(result: GroupResult) -> pb.GroupResult:
                 message=failure.message[:MAX_TEXT],
                 traceback=failure.traceback[-MAX_TEXT:],
                 seconds=failure.seconds,
+                bytes_down=failure.bytes_down,
             )
             for failure in result.failures
         ],
@@ -237,6 +238,7 @@ def _read_result(message: pb.GroupResult, node: str) -> GroupResult:
             traceback=failure.traceback[-MAX_TEXT:],
             node=node,
             seconds=_number(failure.seconds, "failure.seconds"),
+            bytes_down=failure.bytes_down,
         )
         for failure in message.failures
     )

@@ -361,12 +361,14 @@ class Failure(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     TRACEBACK_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
+    BYTES_DOWN_FIELD_NUMBER: _builtins.int
     client: _builtins.int
     stage: _builtins.str
     error: _builtins.str
     message: _builtins.str
     traceback: _builtins.str
     seconds: _builtins.float
+    bytes_down: _builtins.int
     def __init__(
         self,
         *,
@@ -376,10 +378,11 @@ class Failure(_message.Message):
         message: _builtins.str = ...,
         traceback: _builtins.str = ...,
         seconds: _builtins.float = ...,
+        bytes_down: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "error", b"error", "message", b"message", "seconds", b"seconds", "stage", b"stage", "traceback", b"traceback"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_down", b"bytes_down", "client", b"client", "error", b"error", "message", b"message", "seconds", b"seconds", "stage", b"stage", "traceback", b"traceback"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from fedloom.core.history import Failure
 from fedloom.reporting.markup import Markup, printable, table, tag
 from fedloom.reporting.page import folded, section
-from fedloom.reporting.quantities import plural
+from fedloom.reporting.quantities import bytes_text, plural
 from fedloom.reporting.run_folder import RunFolder
 
 _MOST_CAUSES = 40
@@ -50,9 +50,8 @@ def _found(ranked: list[tuple[tuple[str, str, str], list[Failure]]]) -> list[Mar
 
 def _described(failure: Failure) -> str:
     where = f" on {failure.node}" if failure.node else ""
-    head = (
-        f"client {failure.client}, round {failure.round}, stage {failure.stage}{where}, after {failure.seconds:.2f} s"
-    )
+    spent = f"{failure.seconds:.2f} s" + (f" and {bytes_text(failure.bytes_down)} read" if failure.bytes_down else "")
+    head = f"client {failure.client}, round {failure.round}, stage {failure.stage}{where}, after {spent}"
     return f"{head}\n{failure.error}: {failure.message}\n{failure.traceback}".rstrip()
 
 
