@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from fedloom.core.errors import ClientFailed, FedloomError, QuorumNotReached
 from fedloom.core.records import Exchange, Job
-from fedloom.server.exchange import usage_kind
+from fedloom.server.fold import usage_kind
 from fedloom.server.open_exchange import Answer, OpenExchange
 
 INITIAL = Exchange(jobs=(Job(round=0, client=0, kind="init", inputs=()),), accumulator="separate")
