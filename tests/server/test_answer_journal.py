@@ -19,9 +19,9 @@ from fedloom.core.records import ClientFailure, ClientReport, Exchange, Job, Mea
 from fedloom.server.answer_journal import AnswerJournal
 from fedloom.server.coordinator import Coordinator
 from fedloom.server.exchange import Collected, Collector
+from fedloom.server.memory_run_store import MemoryRunStore
 from fedloom.server.open_exchange import Answer, PlannedGroup
 from fedloom.server.payloads import PayloadStore
-from fedloom.server.run_store import MemoryRunStore
 from fedloom.simulation.in_process import InProcessChannel
 
 Make = Callable[..., Experiment]

@@ -14,7 +14,7 @@ from fedloom.core import registry
 from fedloom.core.config import Experiment
 from fedloom.core.errors import UsageError
 from fedloom.server.choices import replay_run
-from fedloom.server.run_store import DiskRunStore
+from fedloom.server.disk_run_store import DiskRunStore
 from fedloom.simulation import api
 
 SPIKING = {

@@ -36,9 +36,9 @@ from fedloom.core.messages import (
 from fedloom.core.records import ClientFailure, ClientReport, Exchange, Job, Record
 from fedloom.server.coordinator import Coordinator
 from fedloom.server.exchange import Collector
+from fedloom.server.memory_run_store import MemoryRunStore
 from fedloom.server.open_exchange import PlannedGroup
 from fedloom.server.payloads import PayloadStore
-from fedloom.server.run_store import MemoryRunStore
 from fedloom.simulation.in_process import InProcessChannel
 
 Make = Callable[..., Experiment]

@@ -13,7 +13,8 @@ import pytest
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import StorageFull
-from fedloom.server import run_store
+from fedloom.server.disk_run_store import DiskRunStore
+from fedloom.server.run_store import Checkpoint
 from fedloom.simulation import api
 
 Make = Callable[..., Experiment]
@@ -47,7 +48,7 @@ def test_a_really_full_disk_stops_the_run_and_room_lets_it_go_on(linear: Make, s
     with pytest.raises(StorageFull, match="make room, then go on with") as caught:
         api.run(big(linear), out=small_disk / "run")
     assert "No space left" in str(caught.value) and str(small_disk) in str(caught.value)
-    sound = run_store.DiskRunStore.open(small_disk / "run").latest_checkpoint()
+    sound = DiskRunStore.open(small_disk / "run").latest_checkpoint()
     assert sound is None or 1 <= sound.round < 6
     ballast.unlink()
     result = api.resume(small_disk / "run")
@@ -61,21 +62,21 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(
 ) -> None:
     want = api.run(big(linear), keep=False).summary.model_sha256
     saves = iter(range(100))
-    save = run_store.DiskRunStore.save_checkpoint
+    save = DiskRunStore.save_checkpoint
 
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def third_fails(self: run_store.DiskRunStore, checkpoint: run_store.Checkpoint, keep: int) -> None:
+    def third_fails(self: DiskRunStore, checkpoint: Checkpoint, keep: int) -> None:
         with pytest.MonkeyPatch.context() as patch:
             if next(saves) == 2:
                 patch.setattr(os if call == "fsync" else Path, call, full)
             save(self, checkpoint, keep)
 
-    monkeypatch.setattr(run_store.DiskRunStore, "save_checkpoint", third_fails)
+    monkeypatch.setattr(DiskRunStore, "save_checkpoint", third_fails)
     with pytest.raises(StorageFull, match="Everything saved before is intact"):
         api.run(big(linear), out=tmp_path / "run")
-    left = run_store.DiskRunStore.open(tmp_path / "run").latest_checkpoint()
+    left = DiskRunStore.open(tmp_path / "run").latest_checkpoint()
     assert left is not None and left.round == 2
     assert not list((tmp_path / "run" / "checkpoints").glob(".*")), "the half-written file is gone"
     monkeypatch.undo()
@@ -92,7 +93,7 @@ def test_a_run_whose_summary_does_not_fit_is_not_done(
         raise StorageFull("no space left")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_store.DiskRunStore, "save_summary", full)
+        patch.setattr(DiskRunStore, "save_summary", full)
         with pytest.raises(StorageFull, match="no space left"):
             api.run(linear(), out=tmp_path / "run")
     assert not (tmp_path / "run" / "summary.json").exists()
@@ -101,7 +102,7 @@ def test_a_run_whose_summary_does_not_fit_is_not_done(
 
 
 def test_other_trouble_of_the_disk_is_not_called_full(linear: Make, tmp_path: Path) -> None:
-    store = run_store.DiskRunStore.create(tmp_path / "run", "r")
+    store = DiskRunStore.create(tmp_path / "run", "r")
     shutil.rmtree(tmp_path / "run")
     with pytest.raises(FileNotFoundError):
         store.begin(linear())

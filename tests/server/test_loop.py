@@ -26,7 +26,7 @@ from fedloom.core.events import (
 )
 from fedloom.core.records import Job, Record, arrays_sha256
 from fedloom.core.seeds import generator
-from fedloom.server.run_store import DiskRunStore
+from fedloom.server.disk_run_store import DiskRunStore
 from fedloom.simulation import api
 
 Make = Callable[..., Experiment]

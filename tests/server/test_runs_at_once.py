@@ -16,9 +16,9 @@ from fedloom.core.events import Event
 from fedloom.core.history import RunSummary
 from fedloom.core.messages import Group, Heartbeat, Hello
 from fedloom.server.coordinator import Coordinator
+from fedloom.server.disk_run_store import DiskRunStore
 from fedloom.server.payloads import PayloadStore
 from fedloom.server.run_queue import RunQueue
-from fedloom.server.run_store import DiskRunStore
 from fedloom.server.session import run_session
 from fedloom.simulation import api
 from fedloom.simulation.in_process import InProcessChannel

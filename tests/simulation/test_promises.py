@@ -40,7 +40,7 @@ from fedloom.core.events import RoundFinished, RoundStarted
 from fedloom.core.messages import Channel, FromAgent, Group, Heartbeat, Hello, ToAgent, Welcome
 from fedloom.core.records import Record
 from fedloom.server import payloads
-from fedloom.server.run_store import MemoryRunStore
+from fedloom.server.memory_run_store import MemoryRunStore
 from fedloom.server.session import Place, run_session
 from fedloom.simulation import api
 

@@ -16,7 +16,7 @@ from fedloom.core.config import Experiment, RuntimeSettings
 from fedloom.core.errors import NoCapacity
 from fedloom.core.events import NodeChanged, RoundFinished, RunStarted
 from fedloom.server.app import Server
-from fedloom.server.run_store import MemoryRunStore
+from fedloom.server.memory_run_store import MemoryRunStore
 from fedloom.server.session import run_session
 from fedloom.simulation import api
 from fedloom.simulation.runtimes import make_runtime

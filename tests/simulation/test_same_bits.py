@@ -23,7 +23,7 @@ from fedloom.core.config import Experiment
 from fedloom.core.records import Job, Record, arrays_sha256
 from fedloom.core.seeds import generator
 from fedloom.server.app import Server
-from fedloom.server.run_store import MemoryRunStore
+from fedloom.server.memory_run_store import MemoryRunStore
 from fedloom.server.session import Place, run_session
 from fedloom.simulation import api
 from fedloom.simulation.faults import FaultyChannel

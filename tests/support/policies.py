@@ -13,8 +13,8 @@ from fedloom.client.agent import Agent
 from fedloom.client.policy import Guard, Policy, Usage
 from fedloom.core.config import Experiment
 from fedloom.server.coordinator import Coordinator
+from fedloom.server.memory_run_store import MemoryRunStore
 from fedloom.server.payloads import PayloadStore
-from fedloom.server.run_store import MemoryRunStore
 from fedloom.server.session import Outcome, run_session
 from fedloom.simulation.in_process import InProcessChannel
 

@@ -22,11 +22,11 @@ from fedloom.core.protocols import Sink
 from fedloom.server.answer_journal import AnswerJournal
 from fedloom.server.authority import MEMBER_DAYS, Authority
 from fedloom.server.coordinator import GRACE_S, HEARTBEAT_S, LOST_AFTER_S, Coordinator
+from fedloom.server.disk_run_store import DiskRunStore
 from fedloom.server.metrics import PrometheusSink, expose
 from fedloom.server.payloads import PayloadStore
 from fedloom.server.registry import Registry
 from fedloom.server.run_queue import RunQueue
-from fedloom.server.run_store import DiskRunStore
 from fedloom.server.session import Place, run_session
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from fedloom.core.config import Experiment
 from fedloom.core.errors import NotFound, RunExists, StorageFull, UsageError
 from fedloom.core.events import Event, RoundFinished, RunFinished
 from fedloom.core.history import RunSummary
-from fedloom.server.run_store import DiskRunStore, event_json
+from fedloom.server.disk_run_store import DiskRunStore
+from fedloom.server.run_store import event_json
 
 _log = logging.getLogger(__name__)
 
