@@ -7,6 +7,7 @@ clients, 4 in a round, 4 steps of 16 texts of up to 32 tokens each, rank 8 on qu
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import tempfile
@@ -59,8 +60,10 @@ class Copies:
     def write(self, event: Event) -> None:
         """Look into the maps of every process of the run."""
         if isinstance(event, RoundFinished) and event.record.round == 2:
-            root = psutil.Process()
-            maps = [each for process in (root, *root.children(True)) for each in process.memory_maps(grouped=False)]
+            root, maps = psutil.Process(), list[Any]()
+            for process in (root, *root.children(True)):
+                with contextlib.suppress(psutil.NoSuchProcess):  # a helper of the loader's that has just ended
+                    maps += process.memory_maps(grouped=False)
             shared = [each for each in maps if "/fedloom-" in each.path]
             largest = max(shared, key=lambda each: each.rss)
             self.base_mb = largest.rss / 1e6
