@@ -15,6 +15,7 @@ from fleet_support import Hand, a_sum, model_record, result, run_spec, until
 
 from fedloom.core.config import Experiment
 from fedloom.core.messages import Ack, Group, GroupKey, GroupResult, Heartbeat, PayloadRef
+from fedloom.core.pinned import Pinned
 from fedloom.core.records import ClientFailure, ClientReport, Exchange, Job, Mean, Record
 from fedloom.server.answer_journal import AnswerJournal
 from fedloom.server.coordinator import Coordinator
@@ -117,6 +118,15 @@ class TestFiles:
         mine = journal(tmp_path).question(ask(1, 2), grouped(ask(1, 2)))
         assert mine == journal(tmp_path / "elsewhere").question(ask(1, 2), grouped(ask(1, 2)))
         assert mine != journal(tmp_path, **settings).question(other, grouped(other))
+
+
+def test_a_pinned_input_is_part_of_the_question_by_its_digest(tmp_path: Path) -> None:
+    def asked(value: float) -> str:
+        base = Pinned.of(model_record(value=value))
+        exchange = Exchange(jobs=(Job(round=3, client=1),), inputs={"base": base})
+        return journal(tmp_path).question(exchange, grouped(exchange))
+
+    assert asked(1.0) == asked(1.0) != asked(2.0)
 
 
 class Fleet:

@@ -22,27 +22,13 @@ import xxhash
 from fedloom.core import frames
 from fedloom.core.errors import BadFrame, LimitExceeded
 from fedloom.core.messages import GroupKey, GroupResult
+from fedloom.core.pinned import Pinned
 from fedloom.core.records import ClientFailure, ClientReport, Exchange, Mean, Record
 from fedloom.server.files import full_disk
 from fedloom.server.open_exchange import Answer, PlannedGroup
 
 _NAME = re.compile(r"(\d{6,})-(\d+)-(\d+)\.([0-9a-f]{32})\.safetensors")
 """Round, exchange, group, and XXH3-128 checksum of the content."""
-
-
-def question(exchange: Exchange, groups: Sequence[PlannedGroup], settings: Mapping[str, Any]) -> str:
-    """Digest of all that an exchange's answers depend on: who is asked, with which inputs, under which settings.
-
-    An answer to another question, of a run that went on from an older checkpoint or with other settings, is no answer.
-    """
-    asked = [dataclasses.asdict(job) for group in groups for job in group.jobs]
-    rest = (exchange.knobs, exchange.accumulator, exchange.rule, exchange.measure, exchange.hold, exchange.collects)
-    digest = xxhash.xxh3_128(json.dumps([asked, *rest, settings], sort_keys=True).encode())
-    for name in sorted(exchange.inputs):
-        digest.update(name.encode())
-        for piece in frames.pieces(exchange.inputs[name]):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 class AnswerJournal:
@@ -58,8 +44,19 @@ class AnswerJournal:
         self._folder, self._run_id, self._settings = folder, run_id, settings
 
     def question(self, exchange: Exchange, groups: Sequence[PlannedGroup]) -> str:
-        """The name of what an exchange of this run asks."""
-        return question(exchange, groups, self._settings)
+        """Digest of all that an exchange's answers depend on: who is asked, with which inputs, under which settings.
+
+        An answer to another question, of a run that went on from an older checkpoint or with other settings, is none.
+        """
+        jobs = [dataclasses.asdict(job) for group in groups for job in group.jobs]
+        rest = (exchange.knobs, exchange.accumulator, exchange.rule, exchange.measure, exchange.hold, exchange.collects)
+        digest = xxhash.xxh3_128(json.dumps([jobs, *rest, self._settings], sort_keys=True).encode())
+        for name, record in sorted(exchange.inputs.items()):
+            digest.update(name.encode())
+            # What never changes, such as a frozen base, has its digest already.
+            for piece in [record.sha256.encode()] if isinstance(record, Pinned) else frames.pieces(record):
+                digest.update(piece)
+        return digest.hexdigest()
 
     def keep(self, round: int, exchange: int, asked: str, answer: Answer) -> None:
         """Write an answer down, but for its clients' states, which the run's store has.

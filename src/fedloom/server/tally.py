@@ -57,6 +57,7 @@ class Tally:
         self.watched.extend(collected.reports)
         self.waiting_s += collected.waiting_s
         self.reassigned += collected.reassigned
+        self.restored += collected.restored
 
     def trained(self) -> Sequence[ClientReport]:
         """One report for each client that trained: the candidates' where they did, else those of the cohort."""
