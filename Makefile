@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow compose-test check format bench chaos fuzz bench-fleet docs proto clean
+.PHONY: help install demo test test-slow compose-test check format bench same-bits chaos fuzz bench-fleet docs proto clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,9 @@ format: install ## Put the code in the project's form
 bench: install ## Measure against a bare PyTorch loop and Flower's engine
 	$(BIN)/python -m benchmarks
 
+same-bits: install ## Compare the bits of every preset's results with those of BASE=COMMIT, of the presets ONLY="..." alone
+	$(BIN)/python -m benchmarks.same_bits $(if $(BASE),--base $(BASE)) $(if $(ONLY),--only $(ONLY))
+
 bench-fleet: install ## Measure idle agents, a broadcast to fifty, and memory over a thousand rounds
 	$(BIN)/python -m benchmarks.idle
 	$(BIN)/python -m benchmarks.idle --members
@@ -70,4 +73,4 @@ proto: install ## Generate the wire code
 	PYTHON=$(BIN)/python bash proto/generate.sh
 
 clean: ## Remove what the verbs made (runs/ stays)
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .cache/same-bits
