@@ -19,10 +19,10 @@ import psutil
 
 from benchmarks.meter import Clock, measure
 from benchmarks.ours import Laps
+from fedloom.api import run
 from fedloom.core.config import Experiment
 from fedloom.core.events import Event, RoundFinished
 from fedloom.core.history import RoundRecord
-from fedloom.simulation.api import run
 
 RANK, SCALE, LABELS = 8, 2.0, 3
 CLIENTS, COHORT = 8, 4

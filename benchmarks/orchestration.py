@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedloom.api import run
 from fedloom.core.config import Experiment
 from fedloom.core.events import Event, RoundFinished
-from fedloom.simulation.api import run
 
 COHORT = 50
 _WARM_UP = 5

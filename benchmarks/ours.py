@@ -13,8 +13,8 @@ import torch
 
 from benchmarks.meter import Clock
 from benchmarks.work import WORKS, Task, save_result
+from fedloom.api import run
 from fedloom.core.events import Event, RoundFinished, RoundStarted
-from fedloom.simulation.api import run
 
 
 class Laps:

@@ -24,11 +24,11 @@ from benchmarks.chaos.fleet import Fleet, Zygote
 from benchmarks.chaos.play import SAME, Undisturbed
 from benchmarks.chaos.schedule import NODES, SERVER, Schedule
 from benchmarks.report import micro_table
+from fedloom import api
 from fedloom.client.control import ControlClient
 from fedloom.core.config import Experiment
 from fedloom.core.history import RoundRecord
 from fedloom.core.seeds import generator
-from fedloom.simulation import api
 
 COHORT = 6
 """Clients of a round; each is a group of its own, so that answers come one by one."""

@@ -16,9 +16,9 @@ from benchmarks.chaos.fleet import Fleet, Zygote, small_disk
 from benchmarks.chaos.intruder import Intruder
 from benchmarks.chaos.network import Network
 from benchmarks.chaos.schedule import ROUNDS, SERVER, Fault, Schedule
+from fedloom import api
 from fedloom.client.control import ControlClient
 from fedloom.core.history import RoundRecord
-from fedloom.simulation import api
 
 DISK_MB = 16
 """The disk that fills up; a checkpoint takes a quarter of a megabyte."""

@@ -21,13 +21,13 @@ import fedloom.server.run_queue
 from benchmarks.chaos import clock, digits
 from benchmarks.chaos.hostile import LyingChannel
 from benchmarks.chaos.network import enter
+from fedloom import api
 from fedloom.client.agent import Agent
 from fedloom.client.grpc_channel import GrpcChannel
 from fedloom.client.policy import Guard, Policy, Usage, WorkloadPolicy
 from fedloom.core.identity import Identity
 from fedloom.core.messages import Channel
 from fedloom.server.app import Membership
-from fedloom.simulation import api
 from fedloom.simulation.faults import FaultyChannel
 
 QUICK = {"heartbeat_s": 0.1, "grace_s": 0.3, "lost_after_s": 2.0}

@@ -8,7 +8,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fedloom.server.authority import MEMBER_DAYS
+from fedloom.server.access.authority import MEMBER_DAYS
 
 _EXTENSIONS = (x509.BasicConstraints, x509.KeyUsage, x509.ExtendedKeyUsage, x509.SubjectAlternativeName)
 _MAY = "digital_signature"

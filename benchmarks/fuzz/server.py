@@ -19,11 +19,11 @@ from benchmarks.fuzz.samples import HONEST, RUN, experiment, model
 from fedloom.core.accumulators import RunningMean
 from fedloom.core.messages import Hello, RunSpec
 from fedloom.core.records import MODEL, Exchange, Job, Record
+from fedloom.server.access.members import Registry
 from fedloom.server.app import Membership, Server, enroll_administrator, open_security
-from fedloom.server.open_exchange import PlannedGroup
-from fedloom.server.registry import Registry
+from fedloom.server.fleet.open_exchange import PlannedGroup
+from fedloom.server.rounds.vetting import vet_sum
 from fedloom.server.run_queue import RunQueue
-from fedloom.server.vetting import vet_sum
 
 _ROOT = Path(__file__).parents[2]
 TOKEN = "of-this-fuzz"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedloom.api import RunResult, load, resume, run
     from fedloom.core.config import Experiment
-    from fedloom.simulation.api import RunResult, load, resume, run
 
 __version__ = "0.1.0"
 __all__ = ["Experiment", "RunResult", "load", "resume", "run"]
@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
 
         return Experiment
     if name in __all__:
-        from fedloom.simulation import api
+        from fedloom import api
 
         return getattr(api, name)
     raise AttributeError(f"module 'fedloom' has no attribute {name!r}")

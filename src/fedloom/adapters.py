@@ -14,7 +14,7 @@ from fedloom.core.errors import UsageError
 from fedloom.core.records import arrays_sha256
 from fedloom.core.state import load_state
 from fedloom.reporting.run_folder import require_run_folder
-from fedloom.server.disk_run_store import DiskRunStore
+from fedloom.server.store.disk_run_store import DiskRunStore
 from fedloom.strategies._low_rank.engine import LowRank
 from fedloom.strategies._low_rank.peft_files import AdapterFile, export_adapters
 from fedloom.strategies._low_rank.state import Adapters

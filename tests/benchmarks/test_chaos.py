@@ -21,7 +21,7 @@ from benchmarks.fuzz.sender import Fuzzer
 from google.protobuf.message import DecodeError
 
 from fedloom.proto.v1.fleet_pb2 import FromAgentBatch
-from fedloom.server.gate import ALLOWED
+from fedloom.server.access.gate import ALLOWED
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from fedloom import api
 from fedloom.cli import main
 from fedloom.core.config import Experiment
 from fedloom.core.errors import FedloomError, Interrupted, QuorumNotReached
 from fedloom.core.events import Notice, RunFinished
 from fedloom.core.history import RunSummary
-from fedloom.simulation import api
 
 TOML = """
 rounds = 3

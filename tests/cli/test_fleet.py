@@ -20,7 +20,7 @@ from fedloom.core.errors import ServerUnreachable
 from fedloom.core.events import Notice, RunFinished
 from fedloom.core.history import RunSummary
 from fedloom.server import app as server_app
-from fedloom.server.run_store import event_json
+from fedloom.server.store.run_store import event_json
 
 SERVER = ["--server", "10.0.0.1:7070"]
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from deploy_files import COMPOSE, DEPLOY, PROMETHEUS, ROOT, compose, parse_command
 
-from fedloom.simulation import api
+from fedloom import api
 
 SERVICES = compose()["services"]
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}

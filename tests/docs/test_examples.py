@@ -26,10 +26,10 @@ import pytest
 import typer.main
 from fedloom_docs_pages import ROOT, Block, blocks, pages
 
+from fedloom import api
 from fedloom.cli.app import app, main
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError
-from fedloom.simulation import api
 
 _PAGES = [page for page in pages() if blocks(page)]
 _MARKED = [

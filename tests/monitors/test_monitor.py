@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedloom import api
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ClientFailed, ConfigError, UnsupportedFeature
 from fedloom.core.records import MODEL, ClientReport, Info, Mean, Record
@@ -19,7 +20,6 @@ from fedloom.monitors.mano.watch import watch
 from fedloom.reporting.plugins import contributions
 from fedloom.reporting.report import render_report
 from fedloom.reporting.run_folder import RunFolder
-from fedloom.simulation import api
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "workloads"))
 from support_rounds import build

@@ -10,7 +10,7 @@ from fedloom.core.errors import BadMessage
 from fedloom.core.events import ClientLost, NodeChanged, RoundFinished, RunFinished
 from fedloom.core.history import Failure
 from fedloom.reporting.replay import event_of
-from fedloom.server.run_store import event_json
+from fedloom.server.store.run_store import event_json
 
 
 def test_events_come_back_as_they_were(runs: Any, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_the_guides_experiment_runs(tmp_path: Path) -> None:
     )
     path = tmp_path / "my-experiment.toml"
     path.write_text(toml)
-    from fedloom.simulation.api import run
+    from fedloom.api import run
 
     result = run(Experiment.load(path, ["runtime.name=inline"]), keep=False)
     assert [sorted(record.candidates) for record in result.history] == [[*range(6)], [*range(6, 12)], [*range(6)]]

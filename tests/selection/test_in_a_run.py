@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from fedloom.api import RunResult, run
 from fedloom.core import registry
 from fedloom.core.config import Experiment
 from fedloom.core.errors import FedloomError, UsageError
 from fedloom.core.records import arrays_sha256
-from fedloom.simulation.api import RunResult, run
 
 SPIKING = {
     "clients": 12,

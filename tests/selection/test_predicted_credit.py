@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedloom import api
 from fedloom.core import registry
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, UnsupportedFeature, UsageError
 from fedloom.core.protocols import Roster
 from fedloom.core.records import MODEL, Job, Record, Update
 from fedloom.core.seeds import generator
-from fedloom.simulation import api
 
 ROSTER = Roster(population=6)
 GAINS = {0: [0.9, -0.9, 0.0], 1: [0.8, -0.8, 0.0], 2: [-0.7, 0.7, 0.0], 3: [-0.6, 0.0, 0.6], 4: [0.0] * 3, 5: [0.0] * 3}

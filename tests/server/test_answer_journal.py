@@ -17,12 +17,12 @@ from fedloom.core.config import Experiment
 from fedloom.core.messages import Ack, Group, GroupKey, GroupResult, Heartbeat, PayloadRef
 from fedloom.core.pinned import Pinned
 from fedloom.core.records import ClientFailure, ClientReport, Exchange, Job, Mean, Record
-from fedloom.server.answer_journal import AnswerJournal
-from fedloom.server.coordinator import Coordinator
-from fedloom.server.exchange import Collected, Collector
-from fedloom.server.memory_run_store import MemoryRunStore
-from fedloom.server.open_exchange import Answer, PlannedGroup
-from fedloom.server.payloads import PayloadStore
+from fedloom.server.fleet.coordinator import Coordinator
+from fedloom.server.fleet.open_exchange import Answer, PlannedGroup
+from fedloom.server.fleet.payloads import PayloadStore
+from fedloom.server.rounds.exchange import Collected, Collector
+from fedloom.server.store.answer_journal import AnswerJournal
+from fedloom.server.store.memory_run_store import MemoryRunStore
 from fedloom.simulation.in_process import InProcessChannel
 
 Make = Callable[..., Experiment]

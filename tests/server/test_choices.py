@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from fedloom import api
 from fedloom.cli.app import main
 from fedloom.core import registry
 from fedloom.core.config import Experiment
 from fedloom.core.errors import UsageError
-from fedloom.server.choices import replay_run
-from fedloom.server.disk_run_store import DiskRunStore
-from fedloom.simulation import api
+from fedloom.server.rounds.choices import replay_run
+from fedloom.server.store.disk_run_store import DiskRunStore
 
 SPIKING = {
     "name": "spiking_classification",

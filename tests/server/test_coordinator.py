@@ -34,11 +34,11 @@ from fedloom.core.messages import (
     Refusal,
 )
 from fedloom.core.records import ClientFailure, ClientReport, Exchange, Job, Record
-from fedloom.server.coordinator import Coordinator
-from fedloom.server.exchange import Collector
-from fedloom.server.memory_run_store import MemoryRunStore
-from fedloom.server.open_exchange import PlannedGroup
-from fedloom.server.payloads import PayloadStore
+from fedloom.server.fleet.coordinator import Coordinator
+from fedloom.server.fleet.open_exchange import PlannedGroup
+from fedloom.server.fleet.payloads import PayloadStore
+from fedloom.server.rounds.exchange import Collector
+from fedloom.server.store.memory_run_store import MemoryRunStore
 from fedloom.simulation.in_process import InProcessChannel
 
 Make = Callable[..., Experiment]

@@ -15,7 +15,7 @@ from members import Members, members
 from fedloom.client.link import connect_trusting
 from fedloom.proto.v1 import enroll_pb2 as pb
 from fedloom.proto.v1.enroll_pb2_grpc import EnrollStub
-from fedloom.server import service
+from fedloom.server.access import service
 
 CONNECTIONS = 6
 

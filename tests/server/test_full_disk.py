@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from fedloom import api
 from fedloom.core.config import Experiment
 from fedloom.core.errors import StorageFull
-from fedloom.server.disk_run_store import DiskRunStore
-from fedloom.server.run_store import Checkpoint
-from fedloom.simulation import api
+from fedloom.server.store.disk_run_store import DiskRunStore
+from fedloom.server.store.run_store import Checkpoint
 
 Make = Callable[..., Experiment]
 FEATURES = 20_000

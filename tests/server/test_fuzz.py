@@ -30,10 +30,10 @@ from fedloom.core.errors import (
 from fedloom.core.identity import ROLES, make_key, pem
 from fedloom.core.messages import Ack, Group, Heartbeat, PayloadRef
 from fedloom.core.seeds import generator
-from fedloom.server.authority import Authority
-from fedloom.server.coordinator import Coordinator
-from fedloom.server.payloads import PayloadStore
-from fedloom.server.registry import Registry
+from fedloom.server.access.authority import Authority
+from fedloom.server.access.members import Registry
+from fedloom.server.fleet.coordinator import Coordinator
+from fedloom.server.fleet.payloads import PayloadStore
 from fedloom.simulation.in_process import InProcessChannel
 
 SUM = bytes(frames.encode(a_sum(0)))

@@ -36,10 +36,10 @@ from fedloom.core.messages import Hello, PayloadRef
 from fedloom.core.records import Record
 from fedloom.proto.v1 import control_pb2 as control_pb
 from fedloom.proto.v1 import fleet_pb2 as pb
+from fedloom.server.access.gate import TokenGate
+from fedloom.server.access.service import MAX_MESSAGE_BYTES, FleetService
 from fedloom.server.app import Server
-from fedloom.server.gate import TokenGate
 from fedloom.server.run_queue import RunQueue
-from fedloom.server.service import MAX_MESSAGE_BYTES, FleetService
 
 Make = Callable[..., Experiment]
 FLEET, CONTROL = "/fedloom.proto.v1.Fleet/", "/fedloom.proto.v1.Control/"

@@ -14,8 +14,8 @@ import pytest
 from fleet_support import LINEAR, until
 from shell import Shell
 
+from fedloom import api
 from fedloom.core.config import Experiment
-from fedloom.simulation import api
 
 EXPERIMENT = f"""
 name = "joined"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from fleet_support import LINEAR, SUPPORT, Listener, hold_session, until
 
+from fedloom import api
 from fedloom.core import registry
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ClientFailed, Interrupted, RunFailed
@@ -26,8 +27,7 @@ from fedloom.core.events import (
 )
 from fedloom.core.records import Job, Record, arrays_sha256
 from fedloom.core.seeds import generator
-from fedloom.server.disk_run_store import DiskRunStore
-from fedloom.simulation import api
+from fedloom.server.store.disk_run_store import DiskRunStore
 
 Make = Callable[..., Experiment]
 ODD, COUNTING, SELECTION = (str(SUPPORT / f"{n}.py") for n in ("odd_strategy", "counting", "learning_selection"))

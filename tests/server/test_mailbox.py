@@ -5,7 +5,7 @@ import queue
 import pytest
 
 from fedloom.core.messages import Ack, Cancel, GroupKey
-from fedloom.server.nodes import Mailbox
+from fedloom.server.fleet.nodes import Mailbox
 
 ACKS = [Ack(key=GroupKey("run", 1, 0, index), status="accepted") for index in range(3)]
 CANCEL = Cancel(run_id="run", round=1, exchange=0)

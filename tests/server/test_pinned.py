@@ -17,10 +17,10 @@ from fedloom.core.errors import BadFrame, NotFound
 from fedloom.core.messages import PayloadRef
 from fedloom.core.pinned import Pinned
 from fedloom.core.records import MODEL, Job, Record
-from fedloom.server.disk_run_store import DiskRunStore
-from fedloom.server.holders import Holders
-from fedloom.server.payloads import PayloadStore
-from fedloom.server.run_store import Checkpoint
+from fedloom.server.fleet.payloads import PayloadStore
+from fedloom.server.rounds.pinned_inputs import Holders
+from fedloom.server.store.disk_run_store import DiskRunStore
+from fedloom.server.store.run_store import Checkpoint
 
 
 def pinned(value: float = 1.0, size: int = 100_000) -> Pinned:

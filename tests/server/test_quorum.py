@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from fleet_support import Listener, hold_session
 
+from fedloom import api
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ClientFailed, QuorumNotReached
 from fedloom.core.events import ClientLost, RoundFinished
 from fedloom.core.messages import Channel, FromAgent, Group, GroupKey, GroupResult, Hello, PayloadRef, ToAgent, Welcome
 from fedloom.core.records import Record
-from fedloom.server.session import Outcome
-from fedloom.simulation import api
+from fedloom.server.rounds.session import Outcome
 
 Make = Callable[..., Experiment]
 HALF = {"quorum_fraction": 0.5}

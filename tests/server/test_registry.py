@@ -10,9 +10,9 @@ from cryptography import x509
 
 from fedloom.core.errors import BadMessage, LimitExceeded, NotFound, Unauthenticated
 from fedloom.core.identity import certificate_request, make_key
-from fedloom.server import registry as module
-from fedloom.server.authority import Authority
-from fedloom.server.registry import MAX_CERTIFICATES, MAX_NAME, MAX_STEM, Member, Registry, fingerprint_of
+from fedloom.server.access import members as module
+from fedloom.server.access.authority import Authority
+from fedloom.server.access.members import MAX_CERTIFICATES, MAX_NAME, MAX_STEM, Member, Registry, fingerprint_of
 
 
 class Clock:

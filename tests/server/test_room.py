@@ -18,9 +18,9 @@ from fedloom.core.config import Experiment
 from fedloom.core.errors import StorageFull
 from fedloom.core.history import RunSummary
 from fedloom.server import run_queue
-from fedloom.server.disk_run_store import DiskRunStore
-from fedloom.server.payloads import PayloadStore
+from fedloom.server.fleet.payloads import PayloadStore
 from fedloom.server.run_queue import RunQueue
+from fedloom.server.store.disk_run_store import DiskRunStore
 
 Make = Callable[..., Experiment]
 GIB = 1 << 30

@@ -13,8 +13,9 @@ from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, NotFound, UsageError
 from fedloom.core.events import Event, RoundFinished, RoundStarted, RunFinished
 from fedloom.core.history import RoundRecord, RunSummary, Timing, Traffic
-from fedloom.server.disk_run_store import DiskRunStore
-from fedloom.server.run_queue import RunQueue, new_run_id
+from fedloom.server.run_queue import RunQueue
+from fedloom.server.store.disk_run_store import DiskRunStore
+from fedloom.server.store.run_store import new_run_id
 
 Make = Callable[..., Experiment]
 

@@ -19,9 +19,9 @@ from fedloom.core.events import Notice, RoundStarted
 from fedloom.core.history import Choice, RoundRecord, RunSummary, Timing, Told, Traffic
 from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import Record
-from fedloom.server.disk_run_store import DiskRunStore
-from fedloom.server.memory_run_store import MemoryRunStore
-from fedloom.server.run_store import Checkpoint, RunStore
+from fedloom.server.store.disk_run_store import DiskRunStore
+from fedloom.server.store.memory_run_store import MemoryRunStore
+from fedloom.server.store.run_store import Checkpoint, RunStore
 
 Make = Callable[..., Experiment]
 
@@ -260,7 +260,8 @@ class TestDisk:
         code = (
             "import os, sys, numpy as np; from pathlib import Path\n"
             "from fedloom.core.records import Record\n"
-            "from fedloom.server.disk_run_store import DiskRunStore; from fedloom.server.run_store import Checkpoint\n"
+            "from fedloom.server.store.disk_run_store import DiskRunStore\n"
+            "from fedloom.server.store.run_store import Checkpoint\n"
             "os.fsync = lambda fd: os.kill(os.getpid(), 9)\n"
             "state = Record({'model': {'w': np.zeros(1000)}})\n"
             "DiskRunStore.open(Path(sys.argv[1])).save_checkpoint(Checkpoint(2, state, Record(), 0.0), 1)\n"

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 from fleet_support import PLACE, exchange, planned, run_spec, until
 
+from fedloom import api
 from fedloom.client.agent import Agent
 from fedloom.core.config import Experiment
 from fedloom.core.events import Event
 from fedloom.core.history import RunSummary
 from fedloom.core.messages import Group, Heartbeat, Hello
-from fedloom.server.coordinator import Coordinator
-from fedloom.server.disk_run_store import DiskRunStore
-from fedloom.server.payloads import PayloadStore
+from fedloom.server.fleet.coordinator import Coordinator
+from fedloom.server.fleet.payloads import PayloadStore
+from fedloom.server.rounds.session import run_session
 from fedloom.server.run_queue import RunQueue
-from fedloom.server.session import run_session
-from fedloom.simulation import api
+from fedloom.server.store.disk_run_store import DiskRunStore
 from fedloom.simulation.in_process import InProcessChannel
 
 Make = Callable[..., Experiment]

@@ -19,8 +19,8 @@ from fedloom.core.config import Experiment
 from fedloom.core.errors import Forbidden
 from fedloom.core.identity import SERVER_NAME, Identity, key_pem, make_key, pem
 from fedloom.proto.v1 import control_pb2, enroll_pb2, fleet_pb2
-from fedloom.server.authority import Authority
-from fedloom.server.gate import ALLOWED
+from fedloom.server.access.authority import Authority
+from fedloom.server.access.gate import ALLOWED
 
 SERVICES = [
     service
@@ -83,7 +83,7 @@ def status(channel: grpc.Channel, call: str) -> str:
 
 
 def test_the_table_has_every_call() -> None:
-    assert set(ALLOWED) == set(MEMBERS_ONLY), "a new call needs its roles in server/gate.py"
+    assert set(ALLOWED) == set(MEMBERS_ONLY), "a new call needs its roles in server/access/gate.py"
     assert len(CALLS) == len(MEMBERS_ONLY) + 2, "Authority and Join are all a stranger may ask"
 
 

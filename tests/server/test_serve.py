@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 from fleet_support import SUPPORT, until
 
+from fedloom import api
 from fedloom.client.control import ControlClient
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ServerUnreachable
-from fedloom.simulation import api
 
 Make = Callable[..., Experiment]
 TOKEN = "of-this-test"

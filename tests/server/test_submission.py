@@ -10,12 +10,12 @@ import pytest
 from fleet_support import SUPPORT
 from members import Members, members
 
+from fedloom import api
 from fedloom.client.control import ControlClient
 from fedloom.core.config import Experiment
 from fedloom.core.errors import Forbidden
+from fedloom.server.access.submission import check_submission
 from fedloom.server.app import Membership, open_security
-from fedloom.server.submission import check_submission
-from fedloom.simulation import api
 
 PLAIN: dict[str, Any] = {"rounds": 1, "clients": 2, "strategy": "fedavg", "workload": "image_classification"}
 LINEAR = str(SUPPORT / "linear.py")

@@ -22,6 +22,7 @@ from fleet_support import (
     until,
 )
 
+from fedloom import api
 from fedloom.client.grpc_channel import GrpcChannel
 from fedloom.core.accumulators import MetricsOnly, RunningMean, UpdateList
 from fedloom.core.config import Experiment
@@ -30,12 +31,11 @@ from fedloom.core.messages import Ack, Channel, Group, GroupKey, GroupResult, He
 from fedloom.core.records import Record, Update
 from fedloom.proto.v1 import codec
 from fedloom.proto.v1 import fleet_pb2 as pb
-from fedloom.server import coordinator as module
-from fedloom.server import nodes
-from fedloom.server.coordinator import Coordinator
-from fedloom.server.payloads import PayloadStore
-from fedloom.server.vetting import vet_sum
-from fedloom.simulation import api
+from fedloom.server.fleet import coordinator as module
+from fedloom.server.fleet import nodes
+from fedloom.server.fleet.coordinator import Coordinator
+from fedloom.server.fleet.payloads import PayloadStore
+from fedloom.server.rounds.vetting import vet_sum
 from fedloom.simulation.in_process import InProcessChannel
 
 Make = Callable[..., Experiment]

@@ -32,6 +32,7 @@ from fleet_support import (
     until,
 )
 
+from fedloom import api
 from fedloom.client.agent import IDLE_BEATS, Agent
 from fedloom.client.grpc_channel import GrpcChannel
 from fedloom.core import frames
@@ -39,10 +40,9 @@ from fedloom.core.config import Experiment
 from fedloom.core.events import RoundFinished, RoundStarted
 from fedloom.core.messages import Channel, FromAgent, Group, Heartbeat, Hello, ToAgent, Welcome
 from fedloom.core.records import Record
-from fedloom.server import payloads
-from fedloom.server.memory_run_store import MemoryRunStore
-from fedloom.server.session import Place, run_session
-from fedloom.simulation import api
+from fedloom.server.fleet import payloads
+from fedloom.server.rounds.session import Place, run_session
+from fedloom.server.store.memory_run_store import MemoryRunStore
 
 Make = Callable[..., Experiment]
 ROOT = Path(__file__).resolve().parents[2]
@@ -313,7 +313,7 @@ def test_p9_the_bytes_we_count_are_those_that_cross() -> None:
 FIRST_ROUND = """
 import sys, time
 from fedloom.core.events import RoundFinished
-from fedloom.simulation import api
+from fedloom import api
 class First:
     def write(self, event):
         if isinstance(event, RoundFinished) and event.record.round == 1:
@@ -331,7 +331,7 @@ def test_p20_the_first_round_is_there_within_two_seconds_without_heavy_imports(l
     assert float(seconds) < 2.0, "CPU seconds of the whole program, which a busy machine does not change"
 
 
-@pytest.mark.parametrize("module", ["fedloom", "fedloom.simulation.api", "fedloom.cli", "fedloom.server.app"])
+@pytest.mark.parametrize("module", ["fedloom", "fedloom.api", "fedloom.cli", "fedloom.server.app"])
 def test_p20_importing_it_imports_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*sorted({{'torch', 'ray', 'grpc', 'flwr', 'matplotlib'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

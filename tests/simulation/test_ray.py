@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from fleet_support import TOKEN, until
 
+from fedloom import api
 from fedloom.core.config import Experiment, RuntimeSettings
 from fedloom.core.errors import NoCapacity
 from fedloom.core.events import NodeChanged, RoundFinished, RunStarted
 from fedloom.server.app import Server
-from fedloom.server.memory_run_store import MemoryRunStore
-from fedloom.server.session import run_session
-from fedloom.simulation import api
+from fedloom.server.rounds.session import run_session
+from fedloom.server.store.memory_run_store import MemoryRunStore
 from fedloom.simulation.runtimes import make_runtime
 
 Make = Callable[..., Experiment]

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from fedloom import api
 from fedloom.core.config import Experiment
 from fedloom.core.events import NodeChanged, RoundFinished
-from fedloom.simulation import api
 
 Make = Callable[..., Experiment]
 

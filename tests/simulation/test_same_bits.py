@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tomli_w
 
+from fedloom import api
 from fedloom.client.agent import Agent
 from fedloom.client.grpc_channel import GrpcChannel
 from fedloom.core import registry
@@ -23,9 +24,8 @@ from fedloom.core.config import Experiment
 from fedloom.core.records import Job, Record, arrays_sha256
 from fedloom.core.seeds import generator
 from fedloom.server.app import Server
-from fedloom.server.memory_run_store import MemoryRunStore
-from fedloom.server.session import Place, run_session
-from fedloom.simulation import api
+from fedloom.server.rounds.session import Place, run_session
+from fedloom.server.store.memory_run_store import MemoryRunStore
 from fedloom.simulation.faults import FaultyChannel
 
 Make = Callable[..., Experiment]
@@ -128,8 +128,8 @@ def test_a_network_that_loses_repeats_delays_and_cuts_changes_nothing(
     assert faults["dropped"] > 3 and faults["duplicated"] > 3 and faults["delayed"] > 3
 
 
-RUN = "import sys; from fedloom.simulation import api; api.run(api.load(sys.argv[1]), out=sys.argv[2])"
-RESUME = "import sys; from fedloom.simulation import api; print(api.resume(sys.argv[1]).summary.model_sha256)"
+RUN = "import sys; from fedloom import api; api.run(api.load(sys.argv[1]), out=sys.argv[2])"
+RESUME = "import sys; from fedloom import api; print(api.resume(sys.argv[1]).summary.model_sha256)"
 
 
 @pytest.mark.parametrize("moment", range(4))

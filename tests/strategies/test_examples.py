@@ -111,7 +111,7 @@ def test_wrong_settings_of_an_example_are_named() -> None:
 
 
 def test_the_file_runs_through_the_platform() -> None:
-    from fedloom.simulation.api import run as run_experiment
+    from fedloom.api import run as run_experiment
 
     result = run_experiment(load("runtime.name=inline", "rounds=3"), keep=False)
     assert [record.round for record in result.history] == [1, 2, 3]

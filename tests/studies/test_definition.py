@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from fedloom import api
 from fedloom.core.errors import ConfigError, FedloomError, UnknownName, UsageError
-from fedloom.simulation import api
 from fedloom.studies import definition
 from fedloom.studies.definition import Definition
 from fedloom.studies.grid import expand, overlay

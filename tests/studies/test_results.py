@@ -13,11 +13,11 @@ import pytest
 from rich.console import Console
 
 from fedloom.reporting.run_folder import RunFolder
-from fedloom.reporting.study.page import render_study
-from fedloom.reporting.study.terminal import print_study
 from fedloom.studies import measures
 from fedloom.studies.definition import Definition
 from fedloom.studies.grid import expand
+from fedloom.studies.report.page import render_study
+from fedloom.studies.report.terminal import print_study
 from fedloom.studies.results import StudyResult, analyse, write_results
 
 CURVES = {

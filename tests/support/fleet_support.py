@@ -28,11 +28,11 @@ from fedloom.core.messages import (
 )
 from fedloom.core.records import ClientReport, Exchange, Job, Record, Update
 from fedloom.server.app import Server
-from fedloom.server.coordinator import Coordinator
-from fedloom.server.memory_run_store import MemoryRunStore
-from fedloom.server.open_exchange import OpenExchange, PlannedGroup
-from fedloom.server.run_store import RunStore
-from fedloom.server.session import Outcome, Place, run_session
+from fedloom.server.fleet.coordinator import Coordinator
+from fedloom.server.fleet.open_exchange import OpenExchange, PlannedGroup
+from fedloom.server.rounds.session import Outcome, Place, run_session
+from fedloom.server.store.memory_run_store import MemoryRunStore
+from fedloom.server.store.run_store import RunStore
 
 SUPPORT = Path(__file__).parent
 LINEAR = SUPPORT / "linear.py"

@@ -15,8 +15,8 @@ from fedloom.client.admin import AdminClient
 from fedloom.client.enroll import join
 from fedloom.core.history import RunSummary
 from fedloom.core.identity import Identity
+from fedloom.server.access.enroll_service import Security
 from fedloom.server.app import Membership, Server, enroll_administrator, open_security
-from fedloom.server.enroll_service import Security
 from fedloom.server.run_queue import RunQueue
 
 

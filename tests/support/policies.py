@@ -12,10 +12,10 @@ from fleet_support import PLACE, until
 from fedloom.client.agent import Agent
 from fedloom.client.policy import Guard, Policy, Usage
 from fedloom.core.config import Experiment
-from fedloom.server.coordinator import Coordinator
-from fedloom.server.memory_run_store import MemoryRunStore
-from fedloom.server.payloads import PayloadStore
-from fedloom.server.session import Outcome, run_session
+from fedloom.server.fleet.coordinator import Coordinator
+from fedloom.server.fleet.payloads import PayloadStore
+from fedloom.server.rounds.session import Outcome, run_session
+from fedloom.server.store.memory_run_store import MemoryRunStore
 from fedloom.simulation.in_process import InProcessChannel
 
 NOON = datetime(2026, 3, 1, 12, 0)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from fedloom import api
 from fedloom.core import frames
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, DataMissing
 from fedloom.core.records import MODEL, Record, arrays_sha256
 from fedloom.core.seeds import generator
 from fedloom.reporting.run_folder import RunFolder
-from fedloom.simulation import api
 from fedloom.workloads._data.images import load_images
 from fedloom.workloads._data.resizing import resized, with_channels
 from fedloom.workloads._data.settings import Digits

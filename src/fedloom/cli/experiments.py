@@ -13,8 +13,8 @@ import typer
 from fedloom.cli.terminal import output, print_table
 
 if TYPE_CHECKING:
+    from fedloom.api import RunResult
     from fedloom.core.history import RunSummary
-    from fedloom.simulation.api import RunResult
 
 
 class Runtime(StrEnum):
@@ -73,7 +73,7 @@ def run(
 
     An existing run in the folder is refused, never overwritten. Ctrl-C stops after saving; `fedloom resume` goes on.
     """
-    from fedloom.simulation import api
+    from fedloom import api
 
     overrides = [*settings, *([f"seed={seed}"] if seed is not None else []), *_runtime(runtime, workers, ray_address)]
     experiment = api.load(target, overrides)
@@ -88,8 +88,8 @@ def resume(
     json: Json = False,
 ) -> None:
     """Go on with a run that was interrupted, failed or killed; the result is the same as without the break."""
+    from fedloom import api
     from fedloom.reporting.run_folder import require_run_folder
-    from fedloom.simulation import api
 
     overrides = _runtime(runtime, workers, ray_address)
     folder = require_run_folder(run_dir)
@@ -114,8 +114,8 @@ def list_names(
 
 def show(preset: Annotated[str, typer.Argument(help="A preset's name; `fedloom list presets` has them.")]) -> None:
     """Print a preset's TOML, ready to be saved and changed."""
+    from fedloom import api
     from fedloom.core.errors import UnknownName
-    from fedloom.simulation import api
 
     if preset not in api.presets():
         near = difflib.get_close_matches(preset, api.presets(), n=1)
@@ -168,7 +168,7 @@ def print_summary(summary: RunSummary, json: bool, *, elsewhere: bool = False) -
 
 def _described(kind: Kind) -> list[tuple[str, str]]:
     if kind is Kind.presets:
-        from fedloom.simulation import api
+        from fedloom import api
 
         return [(name, _first_comment(api.preset_path(name))) for name in api.presets()]
     from fedloom.core import registry

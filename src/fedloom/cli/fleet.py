@@ -160,7 +160,7 @@ def submit(
     token_file: TokenFile = None,
 ) -> None:
     """Queue an experiment on a server; prints the run's id."""
-    from fedloom.simulation import api
+    from fedloom import api
 
     experiment = api.load(target, settings)
     with _control(server, identity, token_file) as control:

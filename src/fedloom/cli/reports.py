@@ -26,7 +26,7 @@ def replay(run_dir: RunDir, settings: Settings = []) -> None:  # noqa: B006  # t
     Exit code 1 where the run's own selection does not choose what was recorded.
     """
     from fedloom.core.errors import RunFailed
-    from fedloom.server.choices import replay_run
+    from fedloom.server.rounds.choices import replay_run
 
     rounds = replay_run(run_dir, settings)
     places = sum(len(each.choice.cohort) for each in rounds)

@@ -42,9 +42,9 @@ def study(
 
     Runs that are done are not done again: Ctrl-C, then the same command, goes on. Studies: `fedloom list studies`.
     """
-    from fedloom.reporting.study.progress import Progress
-    from fedloom.reporting.study.terminal import print_study
     from fedloom.studies import api
+    from fedloom.studies.report.progress import Progress
+    from fedloom.studies.report.terminal import print_study
 
     console = output(to_stderr=json)
     result, page = api.run(

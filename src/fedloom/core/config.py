@@ -156,7 +156,7 @@ class Experiment(Settings):
         try:
             return config.model_validate(value)
         except pydantic.ValidationError as exc:
-            raise _config_error(exc, config, prefix=(str(info.field_name),)) from exc
+            raise config_error(exc, config, prefix=(str(info.field_name),)) from exc
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -198,7 +198,7 @@ class Experiment(Settings):
         try:
             return cls.model_validate(dict(values))
         except pydantic.ValidationError as exc:
-            raise _config_error(exc, cls) from exc
+            raise config_error(exc, cls) from exc
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -266,7 +266,7 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-def _config_error(exc: pydantic.ValidationError, model: type[BaseModel], prefix: tuple[str, ...] = ()) -> ConfigError:
+def config_error(exc: pydantic.ValidationError, model: type[BaseModel], prefix: tuple[str, ...] = ()) -> ConfigError:
     """A validation error in the user's own terms: key, what came, what was expected, the nearest valid key."""
     lines = []
     for error in exc.errors():

@@ -19,18 +19,18 @@ from fedloom.core.events import Event, NodeChanged
 from fedloom.core.history import RunSummary
 from fedloom.core.identity import Identity, key_pem, make_key, pem
 from fedloom.core.protocols import Sink
-from fedloom.server.answer_journal import AnswerJournal
-from fedloom.server.authority import MEMBER_DAYS, Authority
-from fedloom.server.coordinator import GRACE_S, HEARTBEAT_S, LOST_AFTER_S, Coordinator
-from fedloom.server.disk_run_store import DiskRunStore
+from fedloom.server.access.authority import MEMBER_DAYS, Authority
+from fedloom.server.access.members import Registry
+from fedloom.server.fleet.coordinator import GRACE_S, HEARTBEAT_S, LOST_AFTER_S, Coordinator
+from fedloom.server.fleet.payloads import PayloadStore
 from fedloom.server.metrics import PrometheusSink, expose
-from fedloom.server.payloads import PayloadStore
-from fedloom.server.registry import Registry
+from fedloom.server.rounds.session import Place, run_session
 from fedloom.server.run_queue import RunQueue
-from fedloom.server.session import Place, run_session
+from fedloom.server.store.answer_journal import AnswerJournal
+from fedloom.server.store.disk_run_store import DiskRunStore
 
 if TYPE_CHECKING:
-    from fedloom.server.enroll_service import Security
+    from fedloom.server.access.enroll_service import Security
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Server:
         enroll_port: int = 0,
     ) -> int:
         """Answer on an address; returns the port. See `server.service.listen`."""
-        from fedloom.server.service import listen
+        from fedloom.server.access.service import listen
 
         self.token = token
         listening = listen(self.coordinator, runs, host, port, token=token, security=security, enroll_port=enroll_port)
@@ -204,7 +204,7 @@ class Membership:
 @contextlib.contextmanager
 def open_security(state: Path, host: str, members: Membership) -> Iterator[Security]:
     """The registry and the authority of a state folder."""
-    from fedloom.server.enroll_service import Security
+    from fedloom.server.access.enroll_service import Security
 
     authority = Authority.open(state / "authority")
     with contextlib.closing(Registry(state / "fedloom.sqlite")) as registry:

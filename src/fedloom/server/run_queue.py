@@ -9,14 +9,11 @@ import contextlib
 import fcntl
 import logging
 import queue
-import re
-import secrets
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,8 +21,8 @@ from fedloom.core.config import Experiment
 from fedloom.core.errors import NotFound, RunExists, StorageFull, UsageError
 from fedloom.core.events import Event, RoundFinished, RunFinished
 from fedloom.core.history import RunSummary
-from fedloom.server.disk_run_store import DiskRunStore
-from fedloom.server.run_store import event_json
+from fedloom.server.store.disk_run_store import DiskRunStore
+from fedloom.server.store.run_store import event_json, new_run_id
 
 _log = logging.getLogger(__name__)
 
@@ -42,12 +39,6 @@ ROOM_S = 5.0
 
 RunOne = Callable[[DiskRunStore, Callable[[Event], None], threading.Event], RunSummary]
 """Does one run from its store: gives events away, ends early when the event is set."""
-
-
-def new_run_id(name: str) -> str:
-    """A name for a run: when, what, and four letters against collisions."""
-    word = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "run"
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{word}-{secrets.token_hex(2)}"
 
 
 def _lock(folder: Path) -> IO[bytes]:

@@ -13,8 +13,8 @@ from fedloom.core.errors import BadMessage, NotFound, ServerUnreachable
 from fedloom.core.frames import frame_size
 from fedloom.core.messages import FromAgent, Hello, PayloadRef, ToAgent, Welcome
 from fedloom.core.records import Array, Arrays, Record
-from fedloom.server.coordinator import Coordinator
-from fedloom.server.nodes import Mailbox
+from fedloom.server.fleet.coordinator import Coordinator
+from fedloom.server.fleet.nodes import Mailbox
 
 
 class InProcessChannel:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fedloom.client.agent import Agent
-from fedloom.server.coordinator import Coordinator
-from fedloom.server.session import Place
+from fedloom.server.fleet.coordinator import Coordinator
+from fedloom.server.rounds.session import Place
 from fedloom.simulation.in_process import InProcessChannel
 
 _IDLE_S = 0.05

@@ -10,9 +10,9 @@ import threading
 from typing import IO
 
 from fedloom.core.errors import NoCapacity
-from fedloom.server.coordinator import Coordinator
-from fedloom.server.session import Place
-from fedloom.simulation.runtimes import Replacements, worker_environment
+from fedloom.server.fleet.coordinator import Coordinator
+from fedloom.server.rounds.session import Place
+from fedloom.simulation.workers import Replacements, worker_environment
 
 
 class ProcessRuntime:

@@ -10,9 +10,9 @@ from typing import Any
 
 from fedloom.core.config import RuntimeSettings
 from fedloom.core.errors import NoCapacity, ServerUnreachable
-from fedloom.server.coordinator import Coordinator
-from fedloom.server.session import Place
-from fedloom.simulation.runtimes import Replacements, worker_environment
+from fedloom.server.fleet.coordinator import Coordinator
+from fedloom.server.rounds.session import Place
+from fedloom.simulation.workers import Replacements, worker_environment
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from fedloom.core.config import Experiment
-from fedloom.server.coordinator import Coordinator
-from fedloom.server.session import Place
-
-_log = logging.getLogger(__name__)
-
-MAX_EARLY_DEATHS = 3
-"""Times in a row a worker may die without having finished a group before its runtime gives up on it."""
+from fedloom.server.fleet.coordinator import Coordinator
+from fedloom.server.rounds.session import Place
 
 
 class Runtime(Protocol):
@@ -36,38 +29,6 @@ class Runtime(Protocol):
         """End every agent. Safe to call twice."""
 
 
-class Replacements:
-    """What becomes of agents that die: their groups go elsewhere at once, and another takes their name.
-
-    Args:
-        coordinator: of the server the agents work for.
-        spawn: starts an agent of a name.
-    """
-
-    def __init__(self, coordinator: Coordinator, spawn: Callable[[str], None]) -> None:
-        self._coordinator, self._spawn = coordinator, spawn
-        self._early_deaths: dict[str, int] = {}
-        self._groups_done: dict[str, int] = {}
-
-    def ended(self, node: str, how: str) -> None:
-        """Replace an agent that ended before it was told to, or give up on a name that never gets anything done."""
-        if self._coordinator.closed:
-            return
-        _log.warning("%s ended (%s); starting another", node, how)
-        self._coordinator.leave(node, "", f"its process ended: {how}")
-        done = self._coordinator.groups_done(node)
-        early = done == self._groups_done.get(node, 0)
-        self._groups_done[node] = done
-        self._early_deaths[node] = self._early_deaths.get(node, 0) + 1 if early else 0
-        if self._early_deaths[node] > MAX_EARLY_DEATHS:
-            self._coordinator.give_up(
-                f"{node} died {self._early_deaths[node]} times in a row without finishing any work (last: {how}). "
-                "Run with --runtime inline to see where, or give it more memory"
-            )
-            return
-        self._spawn(node)
-
-
 def make_runtime(experiment: Experiment) -> Runtime:
     """The runtime the experiment's settings name. Imports Ray only where it is wanted."""
     settings = experiment.runtime
@@ -82,23 +43,3 @@ def make_runtime(experiment: Experiment) -> Runtime:
     from fedloom.simulation.ray_runtime import RayRuntime
 
     return RayRuntime(settings)
-
-
-def worker_environment() -> Mapping[str, str]:
-    """Variables every worker process starts with.
-
-    One thread for each numeric library: workers are one to a core, and sums must not depend on a thread count. The
-    malloc settings keep large gradient buffers in the process (glibc gives them back and faults them in again on every
-    step otherwise). No telemetry.
-    """
-    threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-    return {
-        **dict.fromkeys(threads, "1"),
-        "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-        "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
-        "MALLOC_TOP_PAD_": str(64 << 20),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "TOKENIZERS_PARALLELISM": "false",
-    }

@@ -61,7 +61,7 @@ def run(
         UsageError: the definition is wrong, or `out` holds runs with other settings; nothing was started.
         Interrupted: Ctrl-C; the same call goes on.
     """
-    from fedloom.reporting.study.page import write_study
+    from fedloom.studies.report.page import write_study
 
     definition, settings = load(target, overrides)
     definition = definition if seeds is None else definition.with_seeds(seeds)

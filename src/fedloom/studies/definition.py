@@ -13,7 +13,7 @@ import pydantic
 from pydantic import Field
 
 # The translation of validation errors into the user's own terms is the experiment's; a study's errors read the same.
-from fedloom.core.config import Settings, _config_error, with_overrides
+from fedloom.core.config import Settings, config_error, with_overrides
 from fedloom.core.errors import ConfigError, UnknownName
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
@@ -294,7 +294,7 @@ def _parsed(kind: type[T], values: Any, prefix: tuple[str, ...]) -> T:
     try:
         return kind.model_validate(values)
     except pydantic.ValidationError as exc:
-        raise _config_error(exc, kind, prefix=prefix) from exc
+        raise config_error(exc, kind, prefix=prefix) from exc
 
 
 def _known(key: str, name: str, among: Mapping[str, Any]) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedloom import api
 from fedloom.core.config import PLUGINS, Experiment
 from fedloom.core.errors import ConfigError, FedloomError, UsageError
-from fedloom.simulation import api
 from fedloom.studies.definition import Definition, Unseen
 
 _KINDS = ("name", "scheme", "source")

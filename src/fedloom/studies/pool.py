@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from fedloom.simulation.runtimes import worker_environment
+from fedloom.simulation.workers import worker_environment
 from fedloom.studies.grid import Planned
 
 _STOP_S = 60.0

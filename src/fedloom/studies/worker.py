@@ -46,8 +46,8 @@ class _Rounds:
 
 def do_run(folder: Path, experiment: dict[str, Any], say: Say, unseen: dict[str, Any] | None = None) -> dict[str, str]:
     """Do one run in its folder, or go on with the one that is there, and the static test; returns how it ended."""
+    from fedloom import api
     from fedloom.core.config import Experiment
-    from fedloom.simulation import api
 
     try:
         if (folder / "experiment.toml").is_file():

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from fedloom import api
+from fedloom.api import RunResult
 from fedloom.core.config import Experiment
-from fedloom.simulation import api
-from fedloom.simulation.api import RunResult
 
 SHAPES = {"1": (24, 64), "3": (16, 24)}
 """(o, i) of the layers with adapters."""

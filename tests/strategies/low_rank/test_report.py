@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from tests.strategies.low_rank.conftest import FULL, HEAD, WIDTH, experiment
 
+from fedloom import api
 from fedloom.core.history import Failure, RoundRecord, Timing, Traffic
 from fedloom.reporting.comparison import compare
 from fedloom.reporting.plugins import Contribution, contributions
 from fedloom.reporting.quantities import NOTHING
 from fedloom.reporting.report import render_report
 from fedloom.reporting.run_folder import RunFolder
-from fedloom.simulation import api
 from fedloom.strategies._low_rank.reading import read
 
 SA = {"initiating_rounds": 2, "rank_max": 8, "rank_min": 2, "heating": 0.25, "cooling": 0.25}

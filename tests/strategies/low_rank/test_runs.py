@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from tests.strategies.low_rank.conftest import FULL, HEAD, SHAPES, WIDTH, experiment
 
+from fedloom import api
+from fedloom.api import RunResult
 from fedloom.core import registry
 from fedloom.core.errors import CheckpointCorrupt, ConfigError
 from fedloom.core.records import LORA_A, LORA_B, MODEL, Job, Record, arrays_sha256
 from fedloom.core.seeds import generator
-from fedloom.simulation import api
-from fedloom.simulation.api import RunResult
 from fedloom.strategies._low_rank.layers import chosen_layers
 from fedloom.strategies._low_rank.saving import uplink
 from fedloom.strategies._low_rank.state import Adapters

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from fleet_support import hold_session
 
+from fedloom import api
 from fedloom.client.held import HeldUpdates
 from fedloom.core.accumulators import UpdateList
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, UsageError
 from fedloom.core.records import Record, RoundContext, Update
-from fedloom.simulation import api
 from fedloom.strategies.sfedca.config import Config
 from fedloom.strategies.sfedca.strategy import SFedCA
 

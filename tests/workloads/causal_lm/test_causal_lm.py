@@ -14,12 +14,12 @@ import torch
 from tests.workloads.causal_lm.conftest import BLOCK, TARGETS, WORDS, Make, entropy, save_tokenizer
 from tests.workloads.support_rounds import build, train
 
+from fedloom import api
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, DataMissing
 from fedloom.core.records import MODEL, Record, arrays_sha256
 from fedloom.core.seeds import generator
-from fedloom.server.tally import evaluated
-from fedloom.simulation import api
+from fedloom.server.rounds.tally import evaluated
 from fedloom.workloads._torch.whole import travelling
 
 KINDS = ("gpt2", "llama")

@@ -14,14 +14,13 @@ from safetensors.numpy import load_file, save_file
 from tests.workloads.causal_lm.conftest import TARGETS, Make
 from tests.workloads.support_rounds import build
 
-from fedloom import adapters
+from fedloom import adapters, api
+from fedloom.api import RunResult
 from fedloom.cli.app import main
 from fedloom.core import registry
 from fedloom.core.errors import UsageError
 from fedloom.core.records import arrays_sha256
 from fedloom.core.seeds import generator
-from fedloom.simulation import api
-from fedloom.simulation.api import RunResult
 
 peft = pytest.importorskip("peft")
 pytestmark = [  # PEFT has one such setting for a mixture of modules, and asks transformers by an older name

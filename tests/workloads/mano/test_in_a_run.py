@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedloom import api
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError
 from fedloom.core.records import MODEL, arrays_sha256
@@ -14,7 +15,6 @@ from fedloom.monitors.mano.score import Sums
 from fedloom.reporting.plugins import contributions
 from fedloom.reporting.report import render_report
 from fedloom.reporting.run_folder import RunFolder
-from fedloom.simulation import api
 from fedloom.strategies.mano.reading import ESTIMATORS, read
 
 sys.path.insert(0, str(Path(__file__).parent))

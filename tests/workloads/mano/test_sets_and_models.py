@@ -11,12 +11,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from fedloom import api
 from fedloom.core.errors import ConfigError, DataMissing
 from fedloom.core.records import MODEL, ClientReport, Record
 from fedloom.monitors.mano.config import Config
 from fedloom.monitors.mano.monitor import LabelFreeAccuracy
 from fedloom.monitors.mano.watch import watch
-from fedloom.simulation import api
 from fedloom.workloads._data.images import load_images
 from fedloom.workloads._data.settings import FASHION_MNIST, Available
 from fedloom.workloads.mano.corruptions.suite import CORRUPTIONS, corrupted

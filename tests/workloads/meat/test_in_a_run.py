@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedloom import api
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError
 from fedloom.core.records import MODEL, Arrays, Record, arrays_sha256
 from fedloom.reporting.plugins import contributions
 from fedloom.reporting.report import render_report
 from fedloom.reporting.run_folder import RunFolder
-from fedloom.simulation import api
 
 sys.path.insert(0, str(Path(__file__).parent))
 from support_meat import act, build, experiment, initial

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fedloom import api
 from fedloom.core.config import Experiment
 from fedloom.core.events import Notice
-from fedloom.simulation import api
 
 
 class Notices:

@@ -8,7 +8,7 @@ from pathlib import Path
 from fedloom.core import frames
 from fedloom.core.errors import BadFrame
 from fedloom.core.pinned import Pinned
-from fedloom.server.files import write_frame
+from fedloom.server.store.files import write_frame
 
 _PREFIX = "pinned-"
 

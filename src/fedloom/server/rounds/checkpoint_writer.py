@@ -6,8 +6,8 @@ import threading
 import time
 from collections import deque
 
-from fedloom.server.answer_journal import AnswerJournal
-from fedloom.server.run_store import Checkpoint, RunStore
+from fedloom.server.store.answer_journal import AnswerJournal
+from fedloom.server.store.run_store import Checkpoint, RunStore
 
 
 class Saver:

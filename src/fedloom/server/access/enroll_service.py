@@ -15,11 +15,11 @@ from fedloom.core.identity import pem
 from fedloom.core.messages import PROTOCOL
 from fedloom.proto.v1 import enroll_pb2 as pb
 from fedloom.proto.v1.enroll_pb2_grpc import AdminServicer, CredentialsServicer, EnrollServicer
-from fedloom.server.answering import answering
-from fedloom.server.authority import Authority
-from fedloom.server.coordinator import Coordinator
-from fedloom.server.gate import Caller, Gate, MemberGate, peer_certificate
-from fedloom.server.registry import Member, Registry
+from fedloom.server.access.authority import Authority
+from fedloom.server.access.gate import Caller, Gate, MemberGate, peer_certificate
+from fedloom.server.access.members import Member, Registry
+from fedloom.server.access.status import answering
+from fedloom.server.fleet.coordinator import Coordinator
 
 _log = logging.getLogger(__name__)
 

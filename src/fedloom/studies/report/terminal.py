@@ -10,7 +10,7 @@ from rich.text import Text
 
 from fedloom.reporting.plain import harmless
 from fedloom.reporting.quantities import seconds_text
-from fedloom.reporting.study.tables import Column, interval, numbers_text, result_columns, rows
+from fedloom.studies.report.tables import Column, interval, numbers_text, result_columns, rows
 from fedloom.studies.results import ScenarioResult, StudyResult
 
 _STYLES = {"held": "green", "not held": "red", "not measured": "yellow", "told": ""}

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 
 from fedloom.core.errors import ClientFailed, FedloomError, QuorumNotReached
 from fedloom.core.records import Exchange, Job
-from fedloom.server.fold import usage_kind
-from fedloom.server.open_exchange import Answer, OpenExchange
+from fedloom.server.fleet.open_exchange import Answer, OpenExchange
+from fedloom.server.rounds.fold import usage_kind
 
 INITIAL = Exchange(jobs=(Job(round=0, client=0, kind="init", inputs=()),), accumulator="separate")
 """What a node is asked before round 1."""

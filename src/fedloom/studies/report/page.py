@@ -10,9 +10,9 @@ import tomli_w
 from fedloom.reporting.markup import Content, Markup, join, table, tag
 from fedloom.reporting.page import facts, folded, page, section, write_page
 from fedloom.reporting.quantities import NOTHING, plural, seconds_text
-from fedloom.reporting.study.scenario import scenario_section
-from fedloom.reporting.study.tables import interval, numbers_text, p_text, rounds_text
 from fedloom.studies.claims import Verdict
+from fedloom.studies.report.scenario import scenario_section
+from fedloom.studies.report.tables import interval, numbers_text, p_text, rounds_text
 from fedloom.studies.results import ArmResult, ScenarioResult, StudyResult
 
 _PILL = {"held": "done", "not held": "failed", "not measured": "unfinished", "told": ""}

@@ -12,7 +12,7 @@ import numpy as np
 from fedloom.core.accumulators import RunningMean
 from fedloom.core.errors import BadUpdate, ClientFailed, QuorumNotReached, UsageError, catalogue
 from fedloom.core.records import ClientFailure, ClientReport, Record
-from fedloom.server.open_exchange import Answer, PlannedGroup
+from fedloom.server.fleet.open_exchange import Answer, PlannedGroup
 
 _USAGE = {f"{kind.__module__}.{kind.__name__}": kind for kind in catalogue() if issubclass(kind, UsageError)}
 """Errors of the input itself, by the dotted names failures carry."""

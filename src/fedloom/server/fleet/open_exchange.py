@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from fedloom.core.errors import BadMessage, FedloomError
 from fedloom.core.messages import GroupKey, GroupResult, Refusal, RunSpec
 from fedloom.core.records import ClientFailure, Exchange, Job, Record
-from fedloom.server.payloads import Offer
-from fedloom.server.vetting import Vet
+from fedloom.server.fleet.payloads import Offer
+from fedloom.server.rounds.vetting import Vet
 
 
 @dataclass(frozen=True, kw_only=True)

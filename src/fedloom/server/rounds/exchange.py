@@ -26,13 +26,13 @@ from fedloom.core.events import ClientLost, ClientsDone, Event, NodeRefused
 from fedloom.core.history import Failure
 from fedloom.core.messages import RunSpec
 from fedloom.core.records import MODEL, ClientFailure, Exchange, Job, Record
-from fedloom.server.answer_journal import AnswerJournal
-from fedloom.server.coordinator import Coordinator
-from fedloom.server.fold import Collected, Fold
-from fedloom.server.holders import Holders
-from fedloom.server.open_exchange import Answer, OpenExchange, PlannedGroup
-from fedloom.server.run_store import RunStore
-from fedloom.server.vetting import vet_sum
+from fedloom.server.fleet.coordinator import Coordinator
+from fedloom.server.fleet.open_exchange import Answer, OpenExchange, PlannedGroup
+from fedloom.server.rounds.fold import Collected, Fold
+from fedloom.server.rounds.pinned_inputs import Holders
+from fedloom.server.rounds.vetting import vet_sum
+from fedloom.server.store.answer_journal import AnswerJournal
+from fedloom.server.store.run_store import RunStore
 
 NoAnswer = Callable[[OpenExchange, Answer], FedloomError]
 """What to raise for a group that nobody could do."""

@@ -15,10 +15,10 @@ from fedloom.core.events import ClientsDone, Event, RunFinished, RunStarted
 from fedloom.core.history import RoundRecord, RunSummary, Traffic
 from fedloom.core.protocols import Sink
 from fedloom.core.records import Arrays, arrays_sha256
-from fedloom.server.answer_journal import AnswerJournal
-from fedloom.server.coordinator import Coordinator
-from fedloom.server.loop import Loop
-from fedloom.server.run_store import RunStore
+from fedloom.server.fleet.coordinator import Coordinator
+from fedloom.server.rounds.loop import Loop
+from fedloom.server.store.answer_journal import AnswerJournal
+from fedloom.server.store.run_store import RunStore
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,15 +28,15 @@ from fedloom.core.records import (
 )
 from fedloom.core.seeds import generator
 from fedloom.core.state import dump_state, load_state, pinned_in
-from fedloom.server.answer_journal import AnswerJournal
-from fedloom.server.choices import observed
-from fedloom.server.coordinator import Coordinator
-from fedloom.server.exchange import Collector, Spare
-from fedloom.server.holders import Holders
-from fedloom.server.initial import INITIAL, no_initial_model
-from fedloom.server.run_store import Checkpoint, RunStore
-from fedloom.server.saver import Saver
-from fedloom.server.tally import Tally, evaluated, shares, sum_metrics
+from fedloom.server.fleet.coordinator import Coordinator
+from fedloom.server.rounds.checkpoint_writer import Saver
+from fedloom.server.rounds.choices import observed
+from fedloom.server.rounds.exchange import Collector, Spare
+from fedloom.server.rounds.initial import INITIAL, no_initial_model
+from fedloom.server.rounds.pinned_inputs import Holders
+from fedloom.server.rounds.tally import Tally, evaluated, shares, sum_metrics
+from fedloom.server.store.answer_journal import AnswerJournal
+from fedloom.server.store.run_store import Checkpoint, RunStore
 
 
 @dataclass

@@ -23,9 +23,9 @@ from fedloom.core.errors import BadFrame, CheckpointCorrupt, LimitExceeded, NotF
 from fedloom.core.history import Choice, RoundRecord, RunSummary
 from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import Arrays, Record
-from fedloom.server.files import full_disk, replacing, write, write_frame
-from fedloom.server.pinned_files import PinnedFiles
-from fedloom.server.run_store import Checkpoint, event_json
+from fedloom.server.store.files import full_disk, replacing, write, write_frame
+from fedloom.server.store.pinned_files import PinnedFiles
+from fedloom.server.store.run_store import Checkpoint, event_json
 
 Line = TypeVar("Line", RoundRecord, Choice)
 

@@ -14,7 +14,7 @@ import grpc
 from cryptography import x509
 
 from fedloom.core.errors import BadMessage, Forbidden, Unauthenticated
-from fedloom.server.registry import Registry, fingerprint_of
+from fedloom.server.access.members import Registry, fingerprint_of
 
 PEOPLE = ("user", "admin")
 ALLOWED: dict[str, tuple[str, ...]] = {

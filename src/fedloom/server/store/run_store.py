@@ -19,6 +19,8 @@ A file that matters is written beside its place, flushed to the disk, and rename
 from __future__ import annotations
 
 import dataclasses
+import re
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -154,3 +156,9 @@ def event_json(event: Any) -> dict[str, Any]:
         value = getattr(event, each.name)
         values[each.name] = value.model_dump(mode="json") if isinstance(value, pydantic.BaseModel) else value
     return {"event": type(event).__name__, "at": datetime.now(UTC).isoformat(timespec="milliseconds"), **values}
+
+
+def new_run_id(name: str) -> str:
+    """A name for a run: when, what, and four letters against collisions."""
+    word = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "run"
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{word}-{secrets.token_hex(2)}"

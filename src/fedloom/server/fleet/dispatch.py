@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterable, Mapping
 from fedloom.core.errors import FedloomError, PolicyRefused
 from fedloom.core.messages import Cancel, Group, GroupKey, GroupResult, PayloadRef, Refusal, RunSpec
 from fedloom.core.records import ClientFailure
-from fedloom.server.nodes import Node
-from fedloom.server.open_exchange import Answer, OpenExchange
-from fedloom.server.payloads import Offer, PayloadStore
+from fedloom.server.fleet.nodes import Node
+from fedloom.server.fleet.open_exchange import Answer, OpenExchange
+from fedloom.server.fleet.payloads import Offer, PayloadStore
 
 MAX_HELD = 3
 """Groups an agent is given at most before it has answered for one."""

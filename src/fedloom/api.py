@@ -16,11 +16,10 @@ from fedloom.core.history import RoundRecord, RunSummary
 from fedloom.core.protocols import Sink
 from fedloom.core.records import Arrays
 from fedloom.server.app import Server, new_token
-from fedloom.server.disk_run_store import DiskRunStore
-from fedloom.server.memory_run_store import MemoryRunStore
-from fedloom.server.run_queue import new_run_id
-from fedloom.server.run_store import RunStore
-from fedloom.server.session import Outcome, run_session
+from fedloom.server.rounds.session import Outcome, run_session
+from fedloom.server.store.disk_run_store import DiskRunStore
+from fedloom.server.store.memory_run_store import MemoryRunStore
+from fedloom.server.store.run_store import RunStore, new_run_id
 from fedloom.simulation.runtimes import make_runtime
 
 RUNS = Path("runs")

@@ -10,8 +10,10 @@ from fedloom.reporting.charts import PALETTE, Series, line_chart
 from fedloom.reporting.grids import grid_picture
 from fedloom.reporting.markup import Markup, table, tag
 from fedloom.reporting.page import folded, section
-from fedloom.reporting.study.charts import Banded, band_chart, dot_chart
-from fedloom.reporting.study.tables import (
+from fedloom.studies.definition import Definition
+from fedloom.studies.measures import COSTS
+from fedloom.studies.report.charts import Banded, band_chart, dot_chart
+from fedloom.studies.report.tables import (
     Column,
     balance_columns,
     cost_columns,
@@ -19,8 +21,6 @@ from fedloom.reporting.study.tables import (
     result_columns,
     rows,
 )
-from fedloom.studies.definition import Definition
-from fedloom.studies.measures import COSTS
 from fedloom.studies.results import ArmResult, ScenarioResult
 
 _MOST_HIGHLIGHTED = 5

@@ -18,7 +18,7 @@ from fedloom.core.history import Choice, Told
 from fedloom.core.protocols import Pending, Roster, Selection, Strategy, WorkloadInfo
 from fedloom.core.records import MODEL, ClientReport, Mean, Record, RoundContext, Update
 from fedloom.core.seeds import generator
-from fedloom.server.disk_run_store import DiskRunStore
+from fedloom.server.store.disk_run_store import DiskRunStore
 
 LONGEST = 4096
 """Numbers of a list that the log keeps; longer ones are left out, and their choices cannot be replayed."""

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from fedloom.core.errors import BadMessage
-from fedloom.server.answering import answering
+from fedloom.server.access.status import answering
 
 
 class Reading(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only

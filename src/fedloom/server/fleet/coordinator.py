@@ -26,11 +26,11 @@ from fedloom.core.messages import (
     Welcome,
 )
 from fedloom.core.records import Exchange
-from fedloom.server.dispatch import Dispatch, answer_again
-from fedloom.server.nodes import Mailbox, Node
-from fedloom.server.open_exchange import Answer, OpenExchange, PlannedGroup
-from fedloom.server.payloads import CHUNK_BYTES, PayloadStore
-from fedloom.server.vetting import Vet
+from fedloom.server.fleet.dispatch import Dispatch, answer_again
+from fedloom.server.fleet.nodes import Mailbox, Node
+from fedloom.server.fleet.open_exchange import Answer, OpenExchange, PlannedGroup
+from fedloom.server.fleet.payloads import CHUNK_BYTES, PayloadStore
+from fedloom.server.rounds.vetting import Vet
 
 HEARTBEAT_S = 2.0
 """Seconds between an agent's heartbeats."""

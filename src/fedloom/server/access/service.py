@@ -34,15 +34,15 @@ from fedloom.proto.v1.enroll_pb2_grpc import (
     add_EnrollServicer_to_server,
 )
 from fedloom.proto.v1.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
-from fedloom.server.answering import answering
-from fedloom.server.authority import Authority
-from fedloom.server.coordinator import Coordinator
-from fedloom.server.enroll_service import AdminService, CredentialsService, EnrollService, Security
-from fedloom.server.gate import Caller, Gate, MemberGate, TokenGate, metadata, same_secret
-from fedloom.server.nodes import Mailbox
-from fedloom.server.reading import Reading
+from fedloom.server.access.authority import Authority
+from fedloom.server.access.enroll_service import AdminService, CredentialsService, EnrollService, Security
+from fedloom.server.access.gate import Caller, Gate, MemberGate, TokenGate, metadata, same_secret
+from fedloom.server.access.request_parsing import Reading
+from fedloom.server.access.status import answering
+from fedloom.server.access.submission import check_submission
+from fedloom.server.fleet.coordinator import Coordinator
+from fedloom.server.fleet.nodes import Mailbox
 from fedloom.server.run_queue import RunQueue
-from fedloom.server.submission import check_submission
 
 _log = logging.getLogger(__name__)
 

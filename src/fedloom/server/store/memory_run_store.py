@@ -13,7 +13,7 @@ from fedloom.core.history import Choice, RoundRecord, RunSummary
 from fedloom.core.pinned import Pinned
 from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import Arrays, Record
-from fedloom.server.run_store import Checkpoint
+from fedloom.server.store.run_store import Checkpoint
 
 
 class MemoryRunStore:

@@ -10,10 +10,10 @@ from typing import Any
 
 from fedloom.core.history import Choice, Failure, NodeShare, RoundRecord, Timing, Traffic
 from fedloom.core.records import ClientReport, Exchange, Metrics, RoundContext, add_metrics, metric_values
-from fedloom.server.choices import told
-from fedloom.server.exchange import as_line
-from fedloom.server.fold import Collected
-from fedloom.server.nodes import Node
+from fedloom.server.fleet.nodes import Node
+from fedloom.server.rounds.choices import told
+from fedloom.server.rounds.exchange import as_line
+from fedloom.server.rounds.fold import Collected
 
 
 @dataclass
