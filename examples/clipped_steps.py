@@ -35,7 +35,7 @@ class ClippedSteps:
 
     def plan(self, state: fedavg.GlobalModel, context: RoundContext) -> Exchange | None:
         exchange = self._averaging.plan(state, context)
-        return exchange and replace(exchange, knobs={"limit": self._config.limit}, rule=self._config.name)
+        return exchange and replace(exchange, knobs={"limit": self._config.limit}, rules=(self._config.name,))
 
     def finish(self, state: fedavg.GlobalModel, total: Accumulator, context: RoundContext) -> fedavg.GlobalModel:
         return self._averaging.finish(state, total, context)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
 
-from fedloom.core import registry
 from fedloom.core.errors import UsageError
+from fedloom.core.plugins import build_strategy
 from fedloom.core.records import arrays_sha256
 from fedloom.core.state import load_state
 from fedloom.reporting.run_folder import require_run_folder
@@ -80,7 +79,7 @@ def _state(store: DiskRunStore) -> tuple[LowRank, Adapters, int]:
     """The run's strategy, its newest state, and the round that ended with it."""
     experiment = store.experiment()
     name = experiment.strategy.name
-    strategy: Any = registry.part("strategies", name, "strategy").build_strategy(experiment.strategy, experiment)
+    strategy: object = build_strategy(experiment.strategy, experiment)
     if not isinstance(strategy, LowRank):
         raise UsageError(f"{store.folder}: strategy {name!r} trains no adapters; its model is in {store.folder}/model")
     checkpoint = store.latest_checkpoint()

@@ -337,7 +337,7 @@ def test_an_experiment_that_names_nothing_installed_here_fails_the_clients_not_t
 
 
 def test_a_rule_that_is_not_installed_fails_the_clients_not_the_agent(agent: Agent, script: Script) -> None:
-    script.say(SPEC, Group(key=group().key, jobs=group().jobs, inputs={"model": MODEL}, rule="fedporx"))
+    script.say(SPEC, Group(key=group().key, jobs=group().jobs, inputs={"model": MODEL}, rules=("fedporx",)))
     agent.step(0)
     (failure,) = script.results()[0].failures
     assert failure.stage == "load" and "did you mean 'fedprox'" in failure.message

@@ -90,7 +90,7 @@ def test_the_run_and_the_group_are_pushed(rig: Rig) -> None:
         (group,) = hand.take(Group)
         assert spec.run_id == "run" and spec.experiment["clients"] == 100
         assert group.key == opened.key(0) and [job.client for job in group.jobs] == [0]
-        assert group.accumulator == "mean" and group.rule is None
+        assert group.accumulator == "mean" and group.rules == ()
         assert_same_record(hand.channel.fetch(group.inputs["model"]), model)
 
 

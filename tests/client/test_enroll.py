@@ -19,6 +19,7 @@ from fedloom.client.enroll import Renewer, join, renewal_due_s
 from fedloom.client.grpc_channel import GrpcChannel
 from fedloom.core.errors import BadMessage, FedloomError, RunExists, ServerUnreachable, Unauthenticated, UsageError
 from fedloom.core.identity import Identity, JoinToken, certificate_request, make_key
+from fedloom.core.messages import PROTOCOL
 from fedloom.proto.v1.enroll_pb2_grpc import EnrollStub
 
 
@@ -260,9 +261,10 @@ def test_the_enrolment_port_takes_small_messages_only(fleet: Members) -> None:
 
     channel = connect_trusting(f"127.0.0.1:{fleet.server.enroll_port}", fleet.admin.authority)
     with pytest.raises(grpc.RpcError) as caught:
-        EnrollStub(channel).Join(pb.JoinRequest(protocol=1, secret="s", csr_pem="x" * (1 << 20)), timeout=10)
+        EnrollStub(channel).Join(pb.JoinRequest(protocol=PROTOCOL, secret="s", csr_pem="x" * (1 << 20)), timeout=10)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    for request in (pb.JoinRequest(protocol=2, secret="s"), pb.JoinRequest(protocol=1, secret="s" * 300)):
+    odd = (pb.JoinRequest(protocol=PROTOCOL + 1, secret="s"), pb.JoinRequest(protocol=PROTOCOL, secret="s" * 300))
+    for request in odd:
         with pytest.raises(grpc.RpcError) as caught:
             EnrollStub(channel).Join(request, timeout=10)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT

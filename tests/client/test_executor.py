@@ -15,7 +15,8 @@ from fedloom.core.accumulators import RunningMean
 from fedloom.core.errors import ClientFailed
 from fedloom.core.frames import encode
 from fedloom.core.messages import Group, GroupKey, GroupResult, PayloadRef, RunSpec
-from fedloom.core.records import Job, Mean, Record, Update
+from fedloom.core.protocols import WorkloadInfo
+from fedloom.core.records import Job, Mean, Metrics, Record, Update
 
 
 class Here:
@@ -97,11 +98,23 @@ class Odd:
     def __init__(self, **fields: Any) -> None:
         self._fields = {"num_examples": 1, "groups": MODEL.groups, **fields}
 
+    def describe(self) -> WorkloadInfo:
+        return WorkloadInfo(data={})
+
+    def init(self, rng: np.random.Generator) -> Record:
+        return MODEL
+
     def shard(self, client: int) -> None:
         return None
 
-    def train(self, *args: Any) -> Update:
+    def held_out(self, part: int, parts: int) -> None:
+        return None
+
+    def train(self, job: Job, inputs: Any, shard: Any, rule: Any, rng: np.random.Generator) -> Update:
         return Update(**self._fields)
+
+    def evaluate(self, inputs: Any, shard: Any) -> Metrics:
+        return {}
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ class TestNames:
         assert guard(tmp_path, **ALLOWED).admit_experiment(watched)["monitor"] == watched["monitor"]
         assert guard(tmp_path, **ALLOWED).admit_experiment(experiment(monitor=None))["monitor"] is None
 
-    @pytest.mark.parametrize("spec", ["os:system", "./mine.py:build", "$DATA/mine.py:build", "build", 7])
+    @pytest.mark.parametrize("spec", ["os:system", "./mine.py:build", "$DATA/mine.py:build", "build"])
     def test_so_is_a_classifier(self, tmp_path: Path, spec: Any) -> None:
         own = {"workloads": {"mano": {"data": str(tmp_path)}}}
         with pytest.raises(PolicyRefused) as caught:
@@ -76,15 +76,21 @@ class TestNames:
 
     @pytest.mark.parametrize("part", ["rule", "measure", "accumulator"])
     def test_so_are_names_in_groups(self, tmp_path: Path, part: str) -> None:
+        def naming(name: str) -> Group:
+            return group(rules=("fedprox", name)) if part == "rule" else group(**{part: name})
+
         for name in ("os.path", "/tmp/x.py", "made_up"):
             with pytest.raises(PolicyRefused, match=part):
-                guard(tmp_path, **ALLOWED).admit_group(group(**{part: name}))
-        guard(tmp_path, **ALLOWED, code=["os.path"]).admit_group(group(**{part: "os.path"}))
+                guard(tmp_path, **ALLOWED).admit_group(naming(name))
+        guard(tmp_path, **ALLOWED, code=["os.path"]).admit_group(naming("os.path"))
+
+    def test_parts_that_strategies_share_are_installed_with_them(self, tmp_path: Path) -> None:
+        guard(tmp_path, **ALLOWED).admit_group(group(rules=("_low_rank",), accumulator="_low_rank"))
 
     def test_what_is_installed_and_allowed_passes_unchanged(self, tmp_path: Path) -> None:
         values = experiment({"name": "image_classification", "data": {"source": "digits"}, "model": {"hidden": [8]}})
         assert guard(tmp_path, **ALLOWED).admit_experiment(values) == values
-        guard(tmp_path, **ALLOWED).admit_group(group(rule="fedprox"))
+        guard(tmp_path, **ALLOWED).admit_group(group(rules=("fedprox",)))
 
 
 class TestPaths:

@@ -146,7 +146,7 @@ def test_whole_cohort_one_payload_and_knobs_said_once(driven: Any) -> None:
     assert [job.client for job in exchange.jobs] == list(range(CLIENTS))
     assert list(exchange.inputs) == [MODEL]
     assert exchange.knobs == {"lr": 0.5, "proximal-mu": 0.25, "server-round": 1, "mu": 0.25}
-    assert exchange.rule == "fedprox" and exchange.accumulator == "separate"
+    assert exchange.rules == ("fedprox",) and exchange.accumulator == "separate"
     assert all(job.knobs == {} for job in exchange.jobs)
 
 

@@ -16,7 +16,7 @@ from fedloom.core.records import MODEL, ClientReport, Info, Mean, Record
 from fedloom.monitors.mano.config import Config
 from fedloom.monitors.mano.monitor import ESTIMATE, TRUTH, LabelFreeAccuracy
 from fedloom.monitors.mano.score import Sums, choose
-from fedloom.monitors.mano.watch import watch
+from fedloom.monitors.mano.watch import logit_sums
 from fedloom.reporting.plugins import contributions
 from fedloom.reporting.report import render_report
 from fedloom.reporting.run_folder import RunFolder
@@ -34,7 +34,7 @@ def answers(logits: Sequence[np.ndarray], accuracy: Sequence[float | None] | Non
             client=client,
             num_examples=len(q),
             seconds=0.0,
-            info=watch(q),
+            info=logit_sums(q),
             metrics={} if right is None else {"accuracy": Mean(right * len(q), len(q))},
         )
         for client, (q, right) in enumerate(zip(logits, known, strict=True))
@@ -54,7 +54,7 @@ def monitor(**settings: Any) -> LabelFreeAccuracy:
 def test_what_clients_send_adds_up_to_the_pooled_score() -> None:
     q = np.random.default_rng(2).normal(0, 3, (523, CLASSES))
     parts = np.split(q, [3, 100, 101, 400])
-    told = monitor(anchors=0).tell(answers(parts), []).info
+    told = monitor(anchors=0).read(answers(parts), []).info
     whole = Sums.of(q)
     assert told["samples"] == 523
     assert told["criterion"] == pytest.approx(whole.criterion, abs=1e-9)
@@ -67,7 +67,7 @@ def test_what_clients_send_adds_up_to_the_pooled_score() -> None:
 
 def test_anchors_are_left_out_of_what_is_estimated() -> None:
     parts = [confident(50, 1.0), confident(50, 2.0), confident(70, 3.0), confident(30, 4.0)]
-    told = monitor(anchors=2, clients=4).tell(answers(parts, [0.5, 0.6, 0.7, 0.9]), [])
+    told = monitor(anchors=2, clients=4).read(answers(parts, [0.5, 0.6, 0.7, 0.9]), [])
     assert told.info["softmax"] == pytest.approx(Sums.of(np.concatenate(parts[2:])).score("softmax"), abs=1e-9)
     assert told.metrics[TRUTH] == pytest.approx((0.7 * 70 + 0.9 * 30) / 100)
     assert [line["client"] for line in told.info["anchors"]] == [0, 1]
@@ -75,7 +75,7 @@ def test_anchors_are_left_out_of_what_is_estimated() -> None:
 
 def test_the_estimate_is_the_anchors_accuracy_moved_along_the_fitted_slope() -> None:
     parts = [confident(60, 1.0), confident(60, 2.5), confident(60, 2.0, seed=9)]
-    told = monitor(anchors=2, clients=3, branch="softmax").tell(answers(parts, [0.4, 0.8, None]), [])
+    told = monitor(anchors=2, clients=3, branch="softmax").read(answers(parts, [0.4, 0.8, None]), [])
     scores = [Sums.of(part).score("softmax") for part in parts]
     slope = np.polyfit([1 / CLASSES, scores[0], scores[1]], [1 / CLASSES, 0.4, 0.8], 1)[0]
     pooled = Sums.of(np.concatenate(parts[:2])).score("softmax")
@@ -84,18 +84,18 @@ def test_the_estimate_is_the_anchors_accuracy_moved_along_the_fitted_slope() -> 
 
 
 def test_without_anchors_there_are_scores_and_no_estimate() -> None:
-    told = monitor(anchors=0).tell(answers([confident(20, 2.0)] * 3, [0.5] * 3), [])
+    told = monitor(anchors=0).read(answers([confident(20, 2.0)] * 3, [0.5] * 3), [])
     assert ESTIMATE not in told.metrics and told.metrics[TRUTH] == pytest.approx(0.5)
 
 
 def test_the_slope_forgets_old_rounds_and_is_never_negative() -> None:
     parts = [confident(60, 1.0), confident(60, 3.0), confident(60, 2.0)]
-    old = monitor(anchors=2, clients=3).tell(answers(parts, [0.15, 0.05, None]), []).info
+    old = monitor(anchors=2, clients=3).read(answers(parts, [0.15, 0.05, None]), []).info
     assert old["slope"] == 0.0
     now = answers(parts, [0.4, 0.8, None])
-    fresh = monitor(anchors=2, clients=3).tell(now, []).info["slope"]
-    assert monitor(anchors=2, clients=3, memory=1).tell(now, [old]).info["slope"] == fresh
-    assert monitor(anchors=2, clients=3, memory=2).tell(now, [old]).info["slope"] < fresh
+    fresh = monitor(anchors=2, clients=3).read(now, []).info["slope"]
+    assert monitor(anchors=2, clients=3, memory=1).read(now, [old]).info["slope"] == fresh
+    assert monitor(anchors=2, clients=3, memory=2).read(now, [old]).info["slope"] < fresh
 
 
 def test_the_branch_is_decided_once_unless_it_is_asked_for_in_each_round() -> None:
@@ -104,17 +104,17 @@ def test_the_branch_is_decided_once_unless_it_is_asked_for_in_each_round() -> No
     assert choose(Sums.of(sure[0]).criterion, CLASSES) == "softmax"
     for branch, want in (("fixed", "taylor"), ("per_set", "softmax"), ("softmax", "softmax")):
         watcher = monitor(anchors=0, branch=branch)
-        first = watcher.tell(answers(unsure), []).info
-        assert watcher.tell(answers(sure), [first]).info["branch"] == want
+        first = watcher.read(answers(unsure), []).info
+        assert watcher.read(answers(sure), [first]).info["branch"] == want
 
 
 def test_a_collapsed_model_raises_the_warning_of_balance() -> None:
     parts = [confident(50, 2.0) for _ in range(3)]
     watcher = monitor(anchors=0)
-    before = watcher.tell(answers(parts), [])
+    before = watcher.read(answers(parts), [])
     assert not before.warnings and before.info["balance"] == pytest.approx(1.0, abs=1e-6)
     biased = [part + 20.0 * np.eye(CLASSES)[2] for part in parts]
-    after = watcher.tell(answers(biased), [])
+    after = watcher.read(answers(biased), [])
     assert after.info["softmax"] > before.info["softmax"]  # it looks surer than ever
     assert list(after.warnings) == ["predictions are on few classes"]
 
@@ -126,19 +126,19 @@ def test_a_client_that_drifts_is_told_in_the_round_it_does_and_clean_rounds_rais
         parts = [confident(100, 4.0, seed=int(rng.integers(1 << 30))) for _ in range(6)]
         if number == 20:
             parts[4] = confident(100, 0.5)
-        told = watcher.tell(answers(parts, [0.9] * 6), earlier)
+        told = watcher.read(answers(parts, [0.9] * 6), earlier)
         earlier.append(told.info)
         assert list(told.warnings) == ([] if number < 20 else ["client 4 has drifted"])
 
 
-def test_who_is_asked() -> None:
+def test_requested_clients() -> None:
     rng = np.random.default_rng(1)
-    assert monitor().asked(3, rng).clients == tuple(range(20)) and monitor().asked(3, rng).pieces == 20
+    assert monitor().request(3, rng).clients == tuple(range(20)) and monitor().request(3, rng).parts == 20
     own = monitor(data="own", clients=5)
-    asked = own.asked(100, rng)
-    assert asked.pieces is None and asked.clients[:2] == (0, 1) and len(set(asked.clients)) == 5
-    assert own.asked(100, rng).clients != asked.clients
-    assert own.asked(4, rng).clients == (0, 1, 2, 3)
+    asked = own.request(100, rng)
+    assert asked.parts is None and asked.clients[:2] == (0, 1) and len(set(asked.clients)) == 5
+    assert own.request(100, rng).clients != asked.clients
+    assert own.request(4, rng).clients == (0, 1, 2, 3)
 
 
 def test_settings_that_leave_nobody_are_refused() -> None:
@@ -246,5 +246,5 @@ def test_a_workloads_logits_are_those_its_evaluation_judges(workload: dict[str, 
 
 
 def test_a_workload_without_logits_cannot_be_watched(linear: Any) -> None:
-    with pytest.raises((UnsupportedFeature, ClientFailed), match="gives no logits"):
+    with pytest.raises((UnsupportedFeature, ClientFailed), match="needs a workload with logits"):
         api.run(linear(monitor="mano", rounds=1), keep=False)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import tomli_w
 
-from fedloom.core.history import Failure, NodeShare, RoundRecord, RunSummary, Timing, Traffic
+from fedloom.core.history import NodeShare, RoundRecord, RunSummary, Timing, Traffic
+from fedloom.core.records import ClientFailure
 from fedloom.core.seeds import generator
 
 
@@ -21,7 +22,7 @@ def round_record(
     *,
     metrics: dict[str, float] | None = None,
     evaluation: dict[str, float] | None = None,
-    failures: Sequence[Failure] = (),
+    failures: Sequence[ClientFailure] = (),
     **more: Any,
 ) -> RoundRecord:
     """A round whose clients each read 2,000 bytes and send 1,000."""
@@ -62,7 +63,7 @@ def learning_rounds(rounds: int, clients: int, cohort: int, *, every: int = 1, t
         failures = []
         if number % 4 == 0:
             failures = [
-                Failure(
+                ClientFailure(
                     client=chosen[0],
                     round=number,
                     stage="train",

@@ -18,7 +18,8 @@ from fedloom.core.events import (
     RunFinished,
     RunStarted,
 )
-from fedloom.core.history import Failure, RoundRecord
+from fedloom.core.history import RoundRecord
+from fedloom.core.records import ClientFailure
 from fedloom.reporting.console import ConsoleSink, print_result
 
 
@@ -45,8 +46,8 @@ def started(**changes: Any) -> RunStarted:
     return RunStarted(**(values | changes))
 
 
-def failure(client: int, message: str = "no such file") -> Failure:
-    return Failure(client=client, round=1, stage="shard", error="DataMissing", message=message, node="ray-1")
+def failure(client: int, message: str = "no such file") -> ClientFailure:
+    return ClientFailure(client=client, round=1, stage="shard", error="DataMissing", message=message, node="ray-1")
 
 
 def play(sink: ConsoleSink, *records: RoundRecord) -> None:
@@ -82,7 +83,7 @@ def test_a_node_that_fails_before_the_start_is_told_of() -> None:
 def test_a_resumed_run_says_where_it_goes_on_and_data_may_be_unknown() -> None:
     screen = Screen(terminal=False)
     screen.sink.write(started(first_round=3, data={}, group_size=1))
-    assert "  rounds   3, going on with 3" in screen.lines
+    assert "  rounds   3, resuming with round 3" in screen.lines
     assert "  data     not stated by the workload" in screen.lines
     assert "  clients  1,000, 50 asked per round" in screen.lines
 

@@ -8,13 +8,13 @@ import pytest
 
 from fedloom.core.errors import BadMessage
 from fedloom.core.events import ClientLost, NodeChanged, RoundFinished, RunFinished
-from fedloom.core.history import Failure
+from fedloom.core.records import ClientFailure
 from fedloom.reporting.replay import event_of
 from fedloom.server.store.run_store import event_json
 
 
 def test_events_come_back_as_they_were(runs: Any, tmp_path: Path) -> None:
-    failure = Failure(client=3, round=1, stage="train", error="ValueError", message="x")
+    failure = ClientFailure(client=3, round=1, stage="train", error="ValueError", message="x")
     for event in (
         NodeChanged(node="ray-0", state="lost", reason="gone"),
         ClientLost(run_id="r", failure=failure),

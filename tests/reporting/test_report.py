@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fedloom.core.errors import StorageFull, UsageError
-from fedloom.core.history import Failure, Traffic
+from fedloom.core.history import Traffic
+from fedloom.core.records import ClientFailure
 from fedloom.reporting import page, write_report
 from fedloom.reporting.run_folder import RunFolder
 from fedloom.reporting.sections.participation import count
@@ -96,7 +97,7 @@ def test_names_from_elsewhere_cannot_become_markup(runs: Any) -> None:
     evil = "<script>alert('x')</script>\"><img src=http://bad onerror=x>\x1b[2J\u202e"
     record = runs.round(
         1, [0, 1], metrics={evil: 1.0}, evaluation={evil: 2.0},
-        failures=[Failure(client=1, round=1, stage=evil, error=evil, message=evil, traceback=evil, node=evil)],
+        failures=[ClientFailure(client=1, round=1, stage=evil, error=evil, message=evil, traceback=evil, node=evil)],
     )  # fmt: skip
     record = record.model_copy(update={"nodes": {evil: next(iter(record.nodes.values()))}})
     folder = runs.make(
@@ -160,7 +161,7 @@ def test_ten_thousand_clients_stay_readable_and_small(runs: Any) -> None:
 
 
 def test_participation_counts_every_question(runs: Any) -> None:
-    lost = Failure(client=2, round=2, stage="train", error="ValueError", message="x")
+    lost = ClientFailure(client=2, round=2, stage="train", error="ValueError", message="x")
     records = [runs.round(1, [0, 2]), runs.round(2, [2, 1], failures=[lost])]
     counted = count(RunFolder.read(runs.make(records=records, clients=4)))
     np.testing.assert_array_equal(counted.asked, [[1, 0], [0, 1], [1, 1], [0, 0]])

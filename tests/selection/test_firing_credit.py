@@ -101,7 +101,10 @@ def test_a_workload_without_spikes_is_told_what_is_needed(name: str) -> None:
     class ImageClassification:
         pass
 
-    with pytest.raises(UsageError, match=rf"'{name}'.*'ImageClassification'.*spiking workload such as spiking_class"):
+    with pytest.raises(
+        UsageError,
+        match=rf"'{name}' needs .*firing_rates.*ImageClassification.*a spiking workload such as",
+    ):
         measured(ImageClassification(), name, resolution="neurons")
 
 

@@ -63,7 +63,7 @@ def test_what_a_linear_model_cannot_give_is_told(linear: Callable[..., Experimen
     missing = {
         **dict.fromkeys(LABELLED, "label counts"),
         **dict.fromkeys(FIRING, "a spiking workload such as"),
-        **dict.fromkeys(OUTPUTS, "'Linear' has no class_errors"),
+        **dict.fromkeys(OUTPUTS, "needs a workload with class_errors"),
     }
     if name in missing:
         with pytest.raises(FedloomError, match=missing[name]) as told:

@@ -138,7 +138,10 @@ def test_the_measure_is_the_error_of_the_output() -> None:
     measure = registry.part("selection", "predicted_credit", "measure").build_measure()
     nothing = Update(num_examples=2)
     assert measure(Fixed(), Record({MODEL: {}}), nothing, None, generator(1), {}) == {"gain": [-0.25, 0.25]}
-    with pytest.raises(UsageError, match=r"'object' has no class_errors\. Use image_classification or spiking"):
+    with pytest.raises(
+        UsageError,
+        match=r"needs a workload with class_errors.*but object has none; use image_classification or spiking",
+    ):
         measure(object(), Record({MODEL: {}}), nothing, None, generator(1), {})
 
 

@@ -107,7 +107,7 @@ class TestFiles:
             (ask(1, 3), {}),
             (ask(2, 1), {}),
             (ask(1, 2, knobs={"rate": 1}), {}),
-            (ask(1, 2, rule="fedprox"), {}),
+            (ask(1, 2, rules=("fedprox",)), {}),
             (ask(1, 2, accumulator="separate"), {}),
             (ask(1, 2), {"seed": 2}),
         ],

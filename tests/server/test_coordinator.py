@@ -247,7 +247,7 @@ class TestVanishing:
 
 class TestBadMessages:
     def test_another_protocol_is_refused_with_what_to_do(self, coordinator: Coordinator) -> None:
-        with pytest.raises(BadMessage, match="speaks protocol 9, this server 1: install the same"):
+        with pytest.raises(BadMessage, match="speaks protocol 9, this server 2: install the same"):
             coordinator.register(Hello(node="a", session="1", protocol=9), "remote")
         assert coordinator.rows() == []
 

@@ -125,7 +125,7 @@ class TestHolders:
         holders.learn(jobs[1], inputs)  # client 3 failed
         holders.learn(Job(round=1, client=3, kind="held_out", inputs=("base",)), inputs)  # part 3 of a test set
         marked = holders.mark(jobs, {"renamed": base, **inputs})
-        assert [job.holds for job in marked] == [(), ("base",)]
+        assert [job.cached_inputs for job in marked] == [(), ("base",)]
         again = Holders(holders.arrays())
         assert again.mark(jobs, inputs) == marked
         again.retain([])

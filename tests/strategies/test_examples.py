@@ -39,7 +39,7 @@ def run(experiment: Experiment) -> tuple[dict[str, Any], list[float]]:
         cohort = tuple(int(c) for c in generator(1, "cohort", round).permutation(experiment.clients)[:6])
         context = RoundContext(round=round, cohort=cohort, population=experiment.clients, rounds=20, seed=1)
         exchange = strategy.plan(state, context)
-        rule = registry.part("strategies", exchange.rule, "rule").build_rule() if exchange.rule else None
+        rule = registry.part("strategies", exchange.rules[0], "rule").build_rule() if exchange.rules else None
         total: Any = BUILTIN[exchange.accumulator]()
         for job in exchange.jobs:
             rng = generator(1, "train", round, job.client)

@@ -108,12 +108,12 @@ class Federation:
         """The exchange's fold over made-up training: each client moves every array a little its own way."""
         kind = BUILTIN.get(exchange.accumulator)
         total: Any = (kind or registry.part("strategies", exchange.accumulator, "accumulator").Accumulator)()
-        rule = registry.part("strategies", exchange.rule, "rule") if exchange.rule else None
+        rule = registry.part("strategies", exchange.rules[0], "rule") if exchange.rules else None
         for job in exchange.jobs[:clients]:
             rng = generator(1, "work", job.round, job.client)
             job = replace(job, knobs={**exchange.knobs, **job.knobs})
             update = _trained(exchange, job, rule.build_rule() if rule else None, rng)
-            if exchange.hold:
+            if exchange.park:
                 update = replace(update, groups={})
             if exchange.measure:
                 update = replace(update, info={**update.info, **_measured(rng)})
@@ -213,8 +213,8 @@ def test_plan_asks_every_client_of_the_cohort_and_nobody_else(federation: Federa
         assert all(job.round == round for job in exchange.jobs)
         assert all(name in exchange.inputs for job in exchange.jobs for name in job.inputs)
         json.dumps([exchange.knobs, *(job.knobs for job in exchange.jobs)], allow_nan=False)
-        if exchange.rule is not None:
-            assert registry.has_part("strategies", exchange.rule, "rule")
+        if exchange.rules:
+            assert registry.has_part("strategies", exchange.rules[0], "rule")
         assert exchange.accumulator in BUILTIN or registry.has_part("strategies", exchange.accumulator, "accumulator")
 
 

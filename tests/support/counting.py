@@ -26,6 +26,8 @@ class Shard:
 
 
 class Counting:
+    keeps_client_state = True
+
     def __init__(self, config: Config, experiment: Experiment) -> None:
         self.config, self.clients = config, experiment.clients
 
@@ -35,19 +37,23 @@ class Counting:
     def init(self, rng: np.random.Generator) -> Record:
         return Record({"model": {"w": rng.standard_normal(self.config.size).astype(np.float32)}})
 
+    def shard(self, client: int) -> Shard:
+        return Shard()
+
     def held_out(self, part: int, parts: int) -> Shard:
         return Shard()
 
-    def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
+    def evaluate(self, inputs: Mapping[str, Record], shard: Shard, state: Record | None = None) -> Metrics:
         return {"level": Mean(float(inputs["model"].groups["model"]["w"].mean()), 1)}
 
-    def act(
+    def train(
         self,
         job: Job,
         inputs: Mapping[str, Record],
-        state: Record | None,
+        shard: Shard,
+        rule: LocalRule | None,
         rng: np.random.Generator,
-        rule: LocalRule | None = None,
+        state: Record | None = None,
     ) -> Update:
         if self.config.sleep_s:
             time.sleep(self.config.sleep_s)

@@ -41,7 +41,7 @@ def run_rounds(experiment: Experiment) -> dict[str, float]:
             round=number, cohort=cohort, population=experiment.clients, rounds=experiment.rounds, seed=experiment.seed
         )
         exchange = strategy.plan(state, context)
-        rule = registry.part("strategies", exchange.rule, "rule").build_rule() if exchange.rule else None
+        rule = registry.part("strategies", exchange.rules[0], "rule").build_rule() if exchange.rules else None
         total = RunningMean()
         for planned in exchange.jobs:
             job = replace(planned, knobs={**exchange.knobs, **planned.knobs})

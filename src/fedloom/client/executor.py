@@ -7,18 +7,18 @@ import functools
 import logging
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from fedloom.client.jobs import COLLECT, Done, JobRunner, Stage
 from fedloom.client.kept import KeptRecords
 from fedloom.client.policy import Guard
-from fedloom.core import frames, registry
-from fedloom.core.accumulators import BUILTIN, Accumulator, Allocate
+from fedloom.core import frames
+from fedloom.core.accumulators import BUILTIN, Accumulator
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadUpdate, ClientFailed, NotFound, ServerUnreachable, StorageFull, UsageError
 from fedloom.core.messages import Channel, Group, GroupKey, GroupResult, PayloadRef, RunSpec
-from fedloom.core.protocols import Workload
+from fedloom.core.plugins import AnyWorkload, build_workload, make_accumulator
 from fedloom.core.records import (
     MODEL,
     ClientFailure,
@@ -145,7 +145,7 @@ class Executor:
         )
 
     def _fold(self, run: _Run, group: Group, attempt: _Attempt, barred: Mapping[int, ClientFailure]) -> None:
-        attempt.accumulator = _accumulator(group.accumulator)(self._channel.lease)
+        attempt.accumulator = make_accumulator(group.accumulator, self._channel.lease)
         attempt.stage = "fold"
         with contextlib.suppress(Exception):  # what cannot be loaded is told by the clients' own jobs
             together = [replace(job, knobs={**group.knobs, **job.knobs}) for job in group.jobs]
@@ -173,6 +173,7 @@ class Executor:
                 attempt.failures.append(self._failure(group, job, stage.name, exc, time.perf_counter() - begin))
                 continue
             weight = float(update.num_examples) if run.by_examples and job.kind in _WEIGHED else 1.0
+            weight *= job.weight
             try:
                 if group.accumulator == "mean":
                     self._check_shapes(update, group, job.client)
@@ -215,7 +216,7 @@ class Executor:
     def _report(self, job: Job, group: Group, done: Done) -> ClientReport:
         update = done.update
         up = Record(update.groups, update.info)
-        names = [name for name in job.inputs if name not in job.holds] if done.read else []
+        names = [name for name in job.inputs if name not in job.cached_inputs] if done.read else []
         return ClientReport(
             client=job.client,
             num_examples=int(update.num_examples),
@@ -251,7 +252,7 @@ class Executor:
 
 def _read_by(group: Group, job: Job) -> int:
     """Bytes of the frames a client reads, those it holds already left out."""
-    return sum(group.inputs[name].size for name in job.inputs if name not in job.holds)
+    return sum(group.inputs[name].size for name in job.inputs if name not in job.cached_inputs)
 
 
 class InputsGone(Exception):
@@ -280,10 +281,8 @@ class _Run:
         return self.experiment.round.weighting == "examples" and self.experiment.cohort_size > 1
 
     @functools.cached_property
-    def workload(self) -> Workload:
-        part = registry.part("workloads", self.experiment.workload.name, "workload")
-        workload: Workload = part.build_workload(self.experiment.workload, self.experiment)
-        return workload
+    def workload(self) -> AnyWorkload:
+        return build_workload(self.experiment.workload, self.experiment)
 
 
 @dataclass
@@ -304,10 +303,3 @@ class _Spoilt(Exception):
     def __init__(self, failure: ClientFailure) -> None:
         super().__init__(failure.message)
         self.failure = failure
-
-
-def _accumulator(name: str) -> Callable[[Allocate], Accumulator]:
-    if name in BUILTIN:
-        return BUILTIN[name]
-    kind: Callable[[Allocate], Accumulator] = registry.part("strategies", name, "accumulator").Accumulator
-    return kind

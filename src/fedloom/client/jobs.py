@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from fedloom.client.held import HeldUpdates, own
-from fedloom.core import registry
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadUpdate, UnsupportedFeature
 from fedloom.core.messages import Group, GroupKey, PayloadRef
-from fedloom.core.protocols import LocalRule, Measure, Shard, Workload
-from fedloom.core.records import MODEL, Array, Info, Job, Mean, Record, Update
+from fedloom.core.plugins import build_measure, build_rules, build_watch, chained
+from fedloom.core.protocols import KeepsClientState, LocalRule, Shard, TrainsGroups, Workload
+from fedloom.core.records import MODEL, Info, Job, Record, Update
 from fedloom.core.seeds import generator
 
 COLLECT = "collect"
@@ -69,7 +69,11 @@ class JobRunner:
         self._together = _Together()
 
     def train_together(
-        self, experiment: Experiment, workload: Workload, group: Group, inputs: Callable[[], Mapping[str, Record]]
+        self,
+        experiment: Experiment,
+        workload: Workload[Shard],
+        group: Group,
+        inputs: Callable[[], Mapping[str, Record]],
     ) -> None:
         """Train a whole group with the workload's own program for that, where it has one; `do` then finds the updates.
 
@@ -85,21 +89,21 @@ class JobRunner:
                 generator(experiment.seed, "train", job.round, group.key.exchange, job.client) for job in group.jobs
             ]
             shards = [workload.shard(job.client) for job in group.jobs]
-            updates = program(group.jobs, inputs(), shards, None, rngs)
+            updates = program(group.jobs, inputs(), shards, rngs)
             clients = [job.client for job in group.jobs]
             self._together.updates = dict(zip(clients, updates, strict=True))
-            together = getattr(_measure(group.measure), "together", None)
-            if together is not None:
+            measure = build_measure(group.measure) if group.measure is not None else None
+            if measure is not None:
                 noise = [generator(experiment.seed, "measure", job.round, job.client) for job in group.jobs]
                 knobs = [job.knobs for job in group.jobs]
-                told = together(workload, inputs()[MODEL], updates, shards, noise, knobs)
+                told = measure.together(workload, inputs()[MODEL], updates, shards, noise, knobs)
                 self._together.measured = dict(zip(clients, told, strict=True)) if told is not None else {}
         self._together.share_s = (time.perf_counter() - begin) / len(group.jobs)
 
     def do(
         self,
         experiment: Experiment,
-        workload: Workload,
+        workload: Workload[Shard],
         group: Group,
         job: Job,
         inputs: Callable[[], Mapping[str, Record]],
@@ -111,7 +115,7 @@ class JobRunner:
             case "init":
                 stage.name = "init"
                 if experiment.monitor is not None:
-                    _logits_of(workload, experiment)
+                    build_watch(experiment.monitor).check(workload)
                 model = workload.init(rng)
                 described = dataclasses.asdict(workload.describe())
                 return Done(
@@ -120,14 +124,14 @@ class JobRunner:
             case "held_out":
                 return Done(self._evaluate_held_out(workload, job, inputs, stage), read=False)
             case "monitor":
-                return self._watch(experiment, workload, job, inputs, stage)
+                return self._watch(experiment, workload, group, job, inputs, stage)
             case "collect":
                 return self._collect(experiment, workload, group, job, inputs, stage)
             case _:
                 return self._client_work(experiment, workload, group, job, inputs, stage, rng)
 
     def _evaluate_held_out(
-        self, workload: Workload, job: Job, inputs: Callable[[], Mapping[str, Record]], stage: Stage
+        self, workload: Workload[Shard], job: Job, inputs: Callable[[], Mapping[str, Record]], stage: Stage
     ) -> Update:
         stage.name = "inputs"
         records = inputs()
@@ -140,7 +144,8 @@ class JobRunner:
     def _watch(
         self,
         experiment: Experiment,
-        workload: Workload,
+        workload: Workload[Shard],
+        group: Group,
         job: Job,
         inputs: Callable[[], Mapping[str, Record]],
         stage: Stage,
@@ -149,23 +154,21 @@ class JobRunner:
         stage.name = "inputs"
         records = inputs()
         stage.name = "monitor"
-        pieces = job.knobs.get("pieces")
-        shard = workload.shard(job.client) if pieces is None else workload.held_out(job.client, int(pieces))
+        parts = job.knobs.get("parts")
+        shard = workload.shard(job.client) if parts is None else workload.held_out(job.client, int(parts))
         if experiment.monitor is None or shard is None:
             raise UnsupportedFeature(
                 f"workload {experiment.workload.name!r} has no held-out data for a monitor; let it watch clients' own"
             )
-        logits, labels = _logits_of(workload, experiment)(records, shard)
-        told = registry.part("monitors", experiment.monitor.name, "watch").build_watch(experiment.monitor)(logits)
-        count = float(len(logits))
-        right = {} if labels is None else {"accuracy": Mean(float((logits.argmax(axis=1) == labels).sum()), count)}
-        update = Update(num_examples=len(logits), metrics=right, info=told)
-        return Done(update, measured=_count(told))
+        rng = generator(experiment.seed, job.kind, job.round, group.key.exchange, job.client)
+        seen = build_watch(experiment.monitor)(workload, records, shard, rng)
+        update = Update(num_examples=seen.num_examples, metrics=seen.metrics, info=seen.info)
+        return Done(update, measured=_count(seen.info))
 
     def _collect(
         self,
         experiment: Experiment,
-        workload: Workload,
+        workload: Workload[Shard],
         group: Group,
         job: Job,
         inputs: Callable[[], Mapping[str, Record]],
@@ -177,27 +180,26 @@ class JobRunner:
         if held is not None:
             return Done(held, read=False)
         rng = generator(experiment.seed, "train", job.round, group.collects or 0, job.client)
-        again = replace(group, hold=False, measure=None)
+        again = replace(group, park=False, measure=None)
         return self._client_work(experiment, workload, again, replace(job, kind="train"), inputs, stage, rng)
 
     def _client_work(
         self,
         experiment: Experiment,
-        workload: Workload,
+        workload: Workload[Shard],
         group: Group,
         job: Job,
         inputs: Callable[[], Mapping[str, Record]],
         stage: Stage,
         rng: np.random.Generator,
     ) -> Done:
-        rule = _rule(group.rule)
+        rule = chained(build_rules(group.rules))
         act: Callable[..., Update] | None = getattr(workload, "act", None)
         shared_s = 0.0
         stage.name = "inputs"
         records = inputs()
-        incoming = getattr(rule, "incoming", None)
-        if incoming is not None:
-            records = incoming(records, job)
+        if rule is not None:
+            records = rule.incoming(records, job)
         if act is not None:
             stage.name = job.kind
             ref = group.states.get(job.client)
@@ -214,7 +216,7 @@ class JobRunner:
         if rule is not None:
             update = rule.outgoing(update, job.knobs)
         trained = job.kind.split(".")[0] == "train"
-        if group.measure is None and not group.hold:
+        if group.measure is None and not group.park:
             return Done(update, trained=trained, shared_s=shared_s)
         if act is not None:
             raise UnsupportedFeature(
@@ -224,7 +226,7 @@ class JobRunner:
         stage.name = "measure"
         update = own(update)  # measuring uses the workload, whose buffers the update's arrays may be
         measured = self._measure(experiment, workload, group, job, records[MODEL], update, shard)
-        if group.hold:
+        if group.park:
             self._held.put(group.key.run_id, job.round, job.client, update)
             update = replace(update, groups={}, state=None)
         return Done(
@@ -237,7 +239,7 @@ class JobRunner:
     def _train_or_evaluate(
         self,
         experiment: Experiment,
-        workload: Workload,
+        workload: Workload[Shard],
         group: Group,
         job: Job,
         inputs: Mapping[str, Record],
@@ -247,7 +249,13 @@ class JobRunner:
     ) -> Update:
         program = _group_program(workload, group)
         if job.kind == "train" and program is not None:  # a group of one: its bits are those of any group
-            return program([job], inputs, [shard], None, [rng])[0]
+            return program([job], inputs, [shard], [rng])[0]
+        if isinstance(workload, KeepsClientState) and job.kind in ("train", "evaluate"):
+            ref = group.states.get(job.client)
+            state = self._fetch(ref) if ref is not None else None
+            if job.kind == "train":
+                return workload.train(job, inputs, shard, rule, rng, state)
+            return Update(num_examples=shard.num_examples, metrics=workload.evaluate(inputs, shard, state), state=state)
         if job.kind == "train":
             return workload.train(job, inputs, shard, rule, rng)
         if job.kind == "evaluate":
@@ -261,14 +269,14 @@ class JobRunner:
     def _measure(
         self,
         experiment: Experiment,
-        workload: Workload,
+        workload: Workload[Shard],
         group: Group,
         job: Job,
         model: Record,
         update: Update,
         shard: Shard,
     ) -> Info:
-        measure = _measure(group.measure)
+        measure = build_measure(group.measure) if group.measure is not None else None
         if measure is None:
             return {}
         if self._together.key == group.key and job.client in self._together.measured:
@@ -277,35 +285,11 @@ class JobRunner:
         return measure(workload, model, update, shard, rng, job.knobs)
 
 
-def _rule(name: str | None) -> LocalRule | None:
-    if name is None:
-        return None
-    rule: LocalRule = registry.part("strategies", name, "rule").build_rule()
-    return rule
-
-
-def _group_program(workload: Workload, group: Group) -> Callable[..., list[Update]] | None:
+def _group_program(workload: Workload[Shard], group: Group) -> Callable[..., list[Update]] | None:
     """The workload's program for whole groups, where it wants that used and no rule has to see every step."""
-    wanted = getattr(workload, "program", "loop") == "group" and group.rule is None
-    return getattr(workload, "train_group", None) if wanted else None
-
-
-def _logits_of(workload: Workload, experiment: Experiment) -> Callable[..., tuple[Array, Array | None]]:
-    """The method a monitor watches a workload by."""
-    logits_of: Callable[..., tuple[Array, Array | None]] | None = getattr(workload, "logits", None)
-    if logits_of is None:
-        raise UnsupportedFeature(
-            f"workload {experiment.workload.name!r} gives no logits, so no monitor can watch it; remove the "
-            "experiment's monitor"
-        )
-    return logits_of
-
-
-def _measure(name: str | None) -> Measure | None:
-    if name is None:
-        return None
-    measure: Measure = registry.part("selection", name, "measure").build_measure()
-    return measure
+    if isinstance(workload, TrainsGroups) and workload.program == "group" and not group.rules:
+        return workload.train_group
+    return None
 
 
 def _count(value: Any) -> int:

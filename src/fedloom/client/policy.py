@@ -6,13 +6,14 @@ is imported, and a workload reads no path but those below the folder its owner g
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import resource
 import subprocess
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,19 +21,17 @@ from typing import Annotated, Any
 import pydantic
 from pydantic import Field
 
-from fedloom.core import registry
 from fedloom.core.accumulators import BUILTIN
-from fedloom.core.config import Settings
+from fedloom.core.config import PLUGINS, Settings, plugin_schema
 from fedloom.core.errors import ConfigError, PolicyRefused
 from fedloom.core.messages import Group
+from fedloom.core.registry import Kind, PartRef
+from fedloom.core.setting_types import SettingKind, TextSetting, text_settings
 
 DATA = "$DATA"
 """How an experiment names a node's own data folder, at the start of a path."""
 _AGAIN_S = 900.0
 """The longest a server is told to wait before it may ask again."""
-_CODE = ("classifier",)
-"""Settings of workloads that name code, `MODULE:FUNCTION` or `FILE.py:FUNCTION`."""
-_KINDS = {"strategy": "strategies", "workload": "workloads", "selection": "selection"}
 
 Window = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
 
@@ -152,26 +151,35 @@ class Guard:
         Raises:
             PolicyRefused: it names a workload, code or a path that is not allowed here.
         """
-        names = {section: _name(experiment.get(section), section) for section in _KINDS}
-        workload = names["workload"]
+        for section, kind in PLUGINS.items():
+            given = experiment.get(section)
+            if section == "workload" or (section == "monitor" and given is None):
+                continue
+            self._admit_part(PartRef(kind, _name(given, section), section))
+        workload = _name(experiment.get("workload"), "workload")
         allowed = self.policy.workloads.get(workload)
         if allowed is None:
-            told = ", ".join(sorted(self.policy.workloads)) or "none"
-            raise PolicyRefused(f"workload {workload!r} is not allowed here (allowed: {told})", kind="workload")
-        for section in ("strategy", "selection"):
-            self._admit_code(_KINDS[section], names[section], section)
-        if experiment.get("monitor") is not None:
-            self._admit_code("monitors", _name(experiment["monitor"], "monitor"), "monitor")
+            listed = ", ".join(sorted(self.policy.workloads)) or "none"
+            raise PolicyRefused(f"workload {workload!r} is not allowed here (allowed: {listed})", kind="workload")
         settings = experiment["workload"]
-        if isinstance(settings, str):
-            settings = {"name": settings}
-        named = {key: settings[key] for key in _CODE if settings.get(key) is not None}
-        for key, value in named.items():
-            if str(value).rpartition(":")[0] not in self.policy.code:
-                raise PolicyRefused(f"workload setting {key} = {value!r} is not allowed as code", kind="code")
-        known = {"name": workload, **named}
-        own = {key: known[key] if key in known else _paths(value, allowed.data, key) for key, value in settings.items()}
-        return {**experiment, "workload": own}
+        table = {"name": settings} if isinstance(settings, str) else settings
+        return {**experiment, "workload": self._own_settings(workload, table, allowed.data)}
+
+    def _own_settings(self, workload: str, table: Mapping[str, Any], data: Path | None) -> dict[str, Any]:
+        """The workload's settings with the node's own paths in them; code and other paths are refused."""
+        own: dict[str, Any] = copy.deepcopy(dict(table))
+        for setting in text_settings(plugin_schema(Kind.WORKLOAD, workload), table):
+            if setting.steps == ("name",):
+                continue
+            if setting.kind is not SettingKind.CODE:
+                _replace(own, setting.steps, _path(setting, data))
+            elif setting.value.rpartition(":")[0] not in self.policy.code:
+                raise PolicyRefused(
+                    f"workload setting {setting.dotted} = {setting.value[:80]!r} names code that the node's policy "
+                    "does not allow; its owner may list the module or file under `code`",
+                    kind="code",
+                )
+        return own
 
     def admit_group(self, group: Group) -> None:
         """Whether the group's own names are allowed, and whether now is the time.
@@ -180,11 +188,11 @@ class Guard:
             PolicyRefused: it is not.
         """
         if group.accumulator not in BUILTIN:
-            self._admit_code("strategies", group.accumulator, "accumulator")
-        if group.rule is not None:
-            self._admit_code("strategies", group.rule, "rule")
+            self._admit_part(PartRef(Kind.STRATEGY, group.accumulator, "accumulator"))
+        for rule in group.rules:
+            self._admit_part(PartRef(Kind.STRATEGY, rule, "rule"))
         if group.measure is not None:
-            self._admit_code("selection", group.measure, "measure")
+            self._admit_part(PartRef(Kind.SELECTION, group.measure, "measure"))
         self.admit_now(sum(ref.size for ref in (*group.inputs.values(), *group.states.values()) if not ref.inline))
 
     def admit_now(self, coming: int = 0) -> None:
@@ -197,9 +205,14 @@ class Guard:
         self._admit_hour()
         self._ask_hook()
 
-    def _admit_code(self, kind: str, name: str, what: str) -> None:
-        if name not in self.policy.code and name not in registry.names(kind):
-            raise PolicyRefused(f"{what} {name!r} is not installed here by that name, nor allowed as code", kind="code")
+    def _admit_part(self, ref: PartRef) -> None:
+        """Refuse a part that is neither installed here nor allowed as code."""
+        if ref.name not in self.policy.code and not ref.installed:
+            raise PolicyRefused(
+                f"{ref.part} {ref.name!r} is neither installed here as a part of fedloom or of a plug-in, nor allowed "
+                "as code by the node's policy",
+                kind="code",
+            )
 
     def _admit_bytes(self, coming: int) -> None:
         limit = self.policy.limits.bytes_per_day
@@ -243,14 +256,9 @@ def _name(section: Any, what: str) -> str:
     return name
 
 
-def _paths(value: Any, data: Path | None, where: str) -> Any:
-    """Settings with `$DATA` made the node's folder; every path that does not lie below that is refused."""
-    if isinstance(value, Mapping):
-        return {key: _paths(inner, data, f"{where}.{key}") for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_paths(inner, data, where) for inner in value]
-    if not isinstance(value, str):
-        return value
+def _path(setting: TextSetting, data: Path | None) -> str:
+    """A text with `$DATA` made the node's folder; any other path is refused, whatever kind of setting it is in."""
+    value, where = setting.value, setting.dotted
     if value == DATA or value.startswith(f"{DATA}/"):
         return _inside_data(value, data, where)
     if data is not None and value.startswith("/") and Path(value).resolve().is_relative_to(data.resolve()):
@@ -262,6 +270,16 @@ def _paths(value: Any, data: Path | None, where: str) -> Any:
             kind="data",
         )
     return value
+
+
+def _replace(table: dict[str, Any], steps: Sequence[str | int], value: str) -> None:
+    """Set the text at a place in nested tables and lists."""
+    inner: Any = table
+    for step in steps[:-1]:
+        if isinstance(inner[step], tuple):
+            inner[step] = list(inner[step])
+        inner = inner[step]
+    inner[steps[-1]] = value
 
 
 def _inside_data(value: str, data: Path | None, where: str) -> str:

@@ -23,8 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
 from fedloom.core import registry
 from fedloom.core.errors import ConfigError
+from fedloom.core.setting_types import SERVER_ONLY, server_only_fields
 
-PLUGINS = {"strategy": "strategies", "workload": "workloads", "selection": "selection", "monitor": "monitors"}
+PLUGINS = {kind.section: kind for kind in registry.Kind}
 """Sections of an experiment that name a plug-in, and the registry's kind of each."""
 
 
@@ -58,7 +59,10 @@ class RoundSettings(Settings):
     group_size: Annotated[int, Field(ge=1)] | None = None
     """Clients trained and folded together. None takes ceil(cohort / 12). Part of the result's bits; workers are not."""
     max_attempts: Annotated[int, Field(ge=1)] = 3
-    """How often a group is given out again after the process that held it died."""
+    """How often a group is assigned again after the process that held it died."""
+    state_home: Literal["server", "node"] = "server"
+    """Where the state of stateful clients is kept between rounds: on the server, or on the node that trained the
+    client, which never sends it. `node` needs clients that always train on the same node."""
 
 
 class FleetSettings(Settings):
@@ -111,8 +115,9 @@ class Experiment(Settings):
 
     name: Annotated[str, Field(max_length=200)] = "experiment"
     """A word for people; part of the run's id."""
-    rounds: Annotated[int, Field(ge=1, lt=2**32)]
-    """Rounds to run, T. Rounds count from 1."""
+    rounds: Annotated[int, Field(ge=1, lt=2**32)] | Literal["open"]
+    """Rounds to run, T. Rounds count from 1. `open`: until the strategy plans no further round or the run is stopped;
+    a schedule over all rounds needs a number."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     """Root of all randomness: same seed, same bits."""
     clients: Annotated[int, Field(ge=1)] = 1
@@ -129,8 +134,8 @@ class Experiment(Settings):
     """What is told of the global model on clients' data without labels, in evaluated rounds; None tells nothing."""
     round: RoundSettings = RoundSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    runtime: RuntimeSettings = RuntimeSettings()
+    checkpoint: Annotated[CheckpointSettings, SERVER_ONLY] = CheckpointSettings()
+    runtime: Annotated[RuntimeSettings, SERVER_ONLY] = RuntimeSettings()
     fleet: FleetSettings = FleetSettings()
 
     @pydantic.field_validator("strategy", "workload", "selection", "monitor", mode="before")
@@ -148,11 +153,7 @@ class Experiment(Settings):
             return value
         if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
             raise ValueError(f'expected a table with at least `name = "…"`, one of {", ".join(registry.names(kind))}')
-        config: type[PluginSettings] | None = getattr(registry.part(kind, value["name"], "config"), "Config", None)
-        if config is None:
-            raise ConfigError(
-                f"{info.field_name}.name: {value['name']!r} defines no class Config(fedloom.core.config.PluginSettings)"
-            )
+        config = plugin_schema(kind, value["name"])
         try:
             return config.model_validate(value)
         except pydantic.ValidationError as exc:
@@ -231,12 +232,53 @@ class Experiment(Settings):
         """The resolved experiment, defaults included; `parse` reads it back. Settings that are None are left out."""
         return self.model_dump(mode="json", exclude_none=True)
 
+    def for_nodes(self) -> dict[str, Any]:
+        """Return the resolved experiment as nodes get it: without what is marked as the server's alone."""
+        values = self.to_dict()
+        for section in server_only_fields(Experiment):
+            values.pop(section, None)
+        for section in PLUGINS:
+            table = values.get(section)
+            if isinstance(table, dict):
+                private = server_only_fields(type(self.__dict__[section]))
+                values[section] = {key: value for key, value in table.items() if key not in private}
+        return values
+
+    def rounds_known(self, needed_by: str) -> int:
+        """Return the number of rounds T.
+
+        Raises:
+            ConfigError: the experiment leaves it open; `needed_by` says what needs it.
+        """
+        if self.rounds == "open":
+            raise ConfigError(f"rounds: {needed_by} needs the number of rounds, but rounds is 'open'; set a number")
+        return self.rounds
+
+    @property
+    def max_rounds(self) -> int | None:
+        """The number of rounds T; None where it is open."""
+        return None if self.rounds == "open" else self.rounds
+
     def fingerprint(self) -> str:
         """Digest of everything that decides the result: all but the name, the runtime and the nodes."""
         values = self.to_dict()
         for incidental in ("name", "runtime", "checkpoint", "fleet"):
             values.pop(incidental, None)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def plugin_schema(kind: str, name: str) -> type[PluginSettings]:
+    """Return the `Config` of a plug-in.
+
+    Raises:
+        UnknownName: nothing by this name is installed here.
+        ConfigError: it defines none.
+    """
+    found = vars(registry.part(kind, name, "config")).get("Config")
+    if not isinstance(found, type) or not issubclass(found, PluginSettings):
+        section = registry.Kind(kind).section
+        raise ConfigError(f"{section}.name: {name!r} defines no class Config(fedloom.core.config.PluginSettings)")
+    return found
 
 
 def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -268,13 +310,16 @@ def _toml_value(text: str) -> Any:
 
 def config_error(exc: pydantic.ValidationError, model: type[BaseModel], prefix: tuple[str, ...] = ()) -> ConfigError:
     """A validation error in the user's own terms: key, what came, what was expected, the nearest valid key."""
-    lines = []
+    lines, said = [], set[str]()
     for error in exc.errors():
         cause = error.get("ctx", {}).get("error")
         if isinstance(cause, ConfigError):
             return cause
         location, known = _follow(model, error["loc"])
         key = ".".join((*prefix, *location)) or "experiment"
+        if key in said:
+            continue  # another member of a union, which the value fits no better
+        said.add(key)
         if error["type"] == "extra_forbidden":
             near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
             hint = f"did you mean {'.'.join((*prefix, *location[:-1], near[0]))!r}?" if near else "remove it;"
@@ -305,6 +350,8 @@ def _follow(model: type[BaseModel], location: Sequence[str | int]) -> tuple[tupl
         if len(here) > 1 and tagged and index + 1 < len(location):
             here = tagged
             continue
+        if index and not here and not isinstance(step, int):
+            continue  # the name of a plain type, where a value may be of several
         written.append(str(step))
         if index + 1 < len(location):
             fields = [kind.model_fields[str(step)] for kind in here if str(step) in kind.model_fields]

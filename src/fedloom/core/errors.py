@@ -6,6 +6,7 @@
     │   ├── UnknownName
     │   ├── DataMissing
     │   ├── RunExists
+    │   ├── PluginInvalid
     │   └── UnsupportedFeature
     ├── RunFailed             the run itself failed and can be looked into or resumed    exit 1
     │   ├── ClientFailed
@@ -79,8 +80,12 @@ class RunExists(UsageError):
     status = "ALREADY_EXISTS"
 
 
+class PluginInvalid(UsageError):
+    """A plug-in does not fit its interface; the message names file, line, what was found and what was expected."""
+
+
 class UnsupportedFeature(UsageError):
-    """A feature of a foreign app that cannot be honoured; the message names it."""
+    """A combination or a feature of a foreign app that cannot be honoured; the message names it."""
 
     status = "UNIMPLEMENTED"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedloom.core.history import Failure, RoundRecord, RunSummary
+from fedloom.core.history import RoundRecord, RunSummary
+from fedloom.core.records import ClientFailure
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -14,7 +15,7 @@ class RunStarted:
 
     run_id: str
     name: str
-    rounds: int
+    rounds: int | None
     first_round: int
     clients: int
     cohort: int
@@ -52,7 +53,7 @@ class ClientLost:
     """A client's answer is missing from its round."""
 
     run_id: str
-    failure: Failure
+    failure: ClientFailure
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

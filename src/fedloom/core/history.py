@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from fedloom.core.records import ClientFailure
+
 Measured = Annotated[float, BeforeValidator(lambda value: float("nan") if value is None else value)]
 """A number that may be NaN or infinite. JSON has neither: both are written as null, and null is read as NaN."""
 
@@ -52,22 +54,6 @@ class Timing(_Frozen):
     """Server: time the round waited for the checkpoint before it."""
 
 
-class Failure(_Frozen):
-    """One missing answer; the fields of `records.ClientFailure`."""
-
-    client: int
-    round: int
-    stage: str
-    error: str
-    message: str
-    traceback: str = ""
-    node: str = ""
-    seconds: float = 0.0
-    """Wall-clock seconds spent on it."""
-    bytes_down: int = 0
-    """Bytes the client had read for it."""
-
-
 class NodeShare(_Frozen):
     """What one agent did in a round."""
 
@@ -100,7 +86,7 @@ class RoundRecord(_Frozen):
     timing: Timing
     client_seconds: dict[str, float] = {}
     """Wall-clock seconds of each client's work, by client."""
-    failures: list[Failure] = []
+    failures: list[ClientFailure] = []
     unneeded: list[int] = []
     """Clients asked beyond the cohort that had not answered when the round closed."""
     refusals: dict[str, str] = {}
@@ -117,7 +103,9 @@ class RoundRecord(_Frozen):
     info: dict[str, Any] = {}
     """The strategy's own numbers for this round."""
     monitor: dict[str, Any] = {}
-    """The monitor's; empty where there is none or it did not ask."""
+    """The monitor's; empty where there is none or it asked for nothing."""
+    sections: dict[str, dict[str, Any]] = {}
+    """One named section for each other feature that has something to say of the round."""
 
 
 class Told(_Frozen):

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from fedloom.core.records import ClientFailure, ClientReport, Info, Job, Record
+from fedloom.core.records import ClientFailure, ClientReport, Contents, Info, Job, Record
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the wire both sides must speak."""
 
 
@@ -58,9 +58,10 @@ class Group:
     inputs: Mapping[str, PayloadRef] = field(default_factory=dict)
     knobs: Info = field(default_factory=dict)
     accumulator: str = "mean"
-    rule: str | None = None
+    rules: tuple[str, ...] = ()
+    updates: Contents = "model"
     measure: str | None = None
-    hold: bool = False
+    park: bool = False
     collects: int | None = None
     states: Mapping[int, PayloadRef] = field(default_factory=dict)
     """What clients asked to have back, by client."""

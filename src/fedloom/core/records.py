@@ -7,9 +7,9 @@ before the first one. Clients are integers from 0 to `clients - 1`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -104,10 +104,14 @@ class Job:
     """`train`, `evaluate`, or an action of the workload's own."""
     inputs: tuple[str, ...] = (MODEL,)
     """Names of the exchange's inputs this client receives."""
-    holds: tuple[str, ...] = ()
+    cached_inputs: tuple[str, ...] = ()
     """Those of `inputs` that are pinned and that this client has read before; the platform sets it."""
     knobs: Info = field(default_factory=dict)
     """Settings for this client alone; `Exchange.knobs` holds those for all."""
+    weight: float = 1.0
+    """Factor on the weight of this client's update in the aggregate, >= 0, dimensionless."""
+    node: str = ""
+    """The only node that may do the job, such as the client's own machine; empty for any. Stays on the server."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,9 +133,14 @@ class Update:
     """What local training saw, for measures of the same client; never leaves it."""
 
 
+Contents = Literal["model", "accumulator"] | Mapping[str, Collection[str]]
+"""Which arrays an update contains: exactly those of the input `model` (group `model`); what the accumulator accepts; or
+the names given here for each group."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exchange:
-    """A question to a set of clients, and how their answers are folded."""
+    """Work for a set of clients, and how their updates are aggregated."""
 
     jobs: tuple[Job, ...]
     inputs: Mapping[str, Record] = field(default_factory=dict)
@@ -140,16 +149,21 @@ class Exchange:
     knobs: Info = field(default_factory=dict)
     """Settings every job of the exchange sees (merged under the job's own)."""
     accumulator: str = "mean"
-    """`mean`, `separate`, `metrics`, or the name of a strategy folder that has an `accumulator.py`."""
-    rule: str | None = None
-    """Name of the strategy folder whose `rule.py` is the client half, if there is one."""
+    """A key of `core.accumulators.BUILTIN` (`mean`, `separate`, `metrics`, …), or the name of a strategy folder with an
+    `accumulator.py`."""
+    rules: tuple[str, ...] = ()
+    """Names of the strategy folders whose `rule.py` are the client half, applied one after another."""
+    updates: Contents = "model"
+    """Which arrays each trained update contains; anything else is that client's failure."""
     measure: str | None = None
     """Name of the selection folder whose `measure.py` adds numbers to each report, if there is one."""
-    hold: bool = False
+    park: bool = False
     """Updates stay where they were made, for a later exchange of the round whose jobs have kind `collect`; only reports
-    travel. A held update that was lost with its process is made again, bit for bit."""
+    travel. A parked update that was lost with its process is made again, bit for bit."""
     collects: int | None = None
-    """Index of the exchange of this round whose held updates the `collect` jobs of this one hand over."""
+    """Index of the exchange of this round whose parked updates the `collect` jobs of this one hand over."""
+    reassign: bool = True
+    """Whether a group whose node vanished, failed or refused may be given to another node."""
     quorum_fraction: float | None = None
     """Overrides the run's own quorum for this exchange."""
     deadline_s: float | None = None
@@ -216,16 +230,21 @@ class RoundContext:
 
     round: int
     cohort: tuple[int, ...]
-    """Clients asked to train, in the order the selection chose them."""
+    """Clients sampled to train, in the order the selection chose them."""
     population: int
     """Clients in the federation, N."""
-    rounds: int
-    """Rounds of the run, T."""
+    rounds: int | None
+    """Rounds of the run, T; None where their number is open."""
     seed: int
 
     def rng(self, *path: Part) -> np.random.Generator:
         """The strategy's own randomness for this round; `path` names what it is for."""
         return generator(self.seed, "strategy", self.round, *path)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this is known to be the run's last round."""
+        return self.round == self.rounds
 
     def jobs(
         self, kind: str = "train", *, inputs: tuple[str, ...] = (MODEL,), knobs: Info | None = None

@@ -1,4 +1,4 @@
-"""Finding strategies, workloads, selections and monitors by name, with no list to edit.
+"""Finds strategies, workloads, selections and monitors by name, with no list to edit.
 
 A name is, in this order: a folder of this package (`fedavg`), an entry point of an installed package (group
 `fedloom.strategies`, …), an importable module (`my_package.my_strategy`), or a Python file (`./my_strategy.py`). A
@@ -14,75 +14,159 @@ package holds its parts in files of fixed names, a module or file of its own hol
     watch        `build_watch(config) -> Watch`, a monitor's client half
     report       `build_report(run) -> fedloom.reporting.plugins.Contribution`, for strategies, workloads and monitors
     accumulator  `Accumulator`, a class of `core.accumulators.Accumulator` made by `Accumulator(allocate)`
+
+`core.plugins` builds the objects; here names become modules.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
 import pkgutil
 import sys
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import StrEnum
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 from fedloom.core.errors import UnknownName
 
-KINDS = ("strategies", "workloads", "selection", "monitors")
+Origin = Literal["bundled", "plugin", "module", "file"]
+"""Where a part comes from: fedloom itself, an installed package's entry point, an importable module, a Python file."""
+
+
+class Kind(StrEnum):
+    """The kinds of plug-ins; the value is the name of their package in fedloom and of their entry points' group."""
+
+    STRATEGY = "strategies"
+    WORKLOAD = "workloads"
+    SELECTION = "selection"
+    MONITOR = "monitors"
+
+    @property
+    def section(self) -> str:
+        """The experiment's section that names one."""
+        return {"strategies": "strategy", "workloads": "workload", "monitors": "monitor"}.get(self.value, self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class PartRef:
+    """One part of a plug-in, by name: what a name in an experiment or on the wire refers to."""
+
+    kind: Kind
+    name: str
+    """Folder, entry point, module or file."""
+    part: str
+    """`rule`, `accumulator`, `measure`, … ."""
+
+    @property
+    def origin(self) -> Origin:
+        """Where the part comes from; imports nothing of a module or file.
+
+        Raises:
+            UnknownName: nothing by this name is here.
+        """
+        if self.name.endswith(".py"):
+            return "file"
+        if _bundled(self.kind, self.name):
+            return "bundled"
+        if entry_points(group=f"fedloom.{self.kind}", name=self.name):
+            return "plugin"
+        if _is_dotted(self.name):
+            return "module"
+        raise _unknown(self.kind, self.name)
+
+    @property
+    def installed(self) -> bool:
+        """Whether whoever set this machine up installed it as a part of fedloom or as a plug-in of it."""
+        try:
+            return self.origin in ("bundled", "plugin")
+        except UnknownName:
+            return False
+
+    def load(self) -> ModuleType:
+        """Import the module that holds the part.
+
+        Raises:
+            UnknownName: nothing by this name, or it has no such part; the message names the nearest.
+        """
+        home = _home(self.kind, self.name)
+        if not _is_package(home):
+            return home
+        dotted = f"{home.__name__}.{self.part}"
+        if importlib.util.find_spec(dotted) is None:
+            raise UnknownName(f"{self.kind}: {self.name!r} has no {self.part}.py (looked for {dotted})")
+        return importlib.import_module(dotted)
+
+    def exists(self) -> bool:
+        """Return whether the plug-in ships this part."""
+        home = _home(self.kind, self.name)
+        if not _is_package(home):
+            return ("Accumulator" if self.part == "accumulator" else f"build_{self.part}") in vars(home)
+        return importlib.util.find_spec(f"{home.__name__}.{self.part}") is not None
 
 
 def names(kind: str) -> tuple[str, ...]:
-    """Every installed name of a kind, sorted; imports none of them."""
-    package = importlib.import_module(f"fedloom.{kind}")
+    """Return every installed name of a kind, sorted; imports none of them."""
+    package = importlib.import_module(f"fedloom.{Kind(kind)}")
     found = {module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg}
-    found |= {entry.name for entry in entry_points(group=f"fedloom.{kind}")}
+    found |= {entry.name for entry in entry_points(group=f"fedloom.{Kind(kind)}")}
     return tuple(sorted(name for name in found if not name.startswith("_")))
 
 
 def part(kind: str, name: str, what: str) -> ModuleType:
-    """The module holding one part (`config`, `strategy`, `workload`, `rule`, `accumulator`) of a plug-in.
+    """Return the module holding one part (`config`, `strategy`, `workload`, `rule`, `accumulator`) of a plug-in.
 
     Raises:
         UnknownName: nothing by this name, or it has no such part; the message names the nearest.
     """
-    home = _home(kind, name)
-    if not hasattr(home, "__path__"):
-        return home
-    dotted = f"{home.__name__}.{what}"
-    if importlib.util.find_spec(dotted) is None:
-        raise UnknownName(f"{kind}: {name!r} has no {what}.py (looked for {dotted})")
-    return importlib.import_module(dotted)
+    return PartRef(Kind(kind), name, what).load()
 
 
 def has_part(kind: str, name: str, what: str) -> bool:
-    """Whether a plug-in ships this part."""
-    home = _home(kind, name)
-    if not hasattr(home, "__path__"):
-        return hasattr(home, "Accumulator" if what == "accumulator" else f"build_{what}")
-    return importlib.util.find_spec(f"{home.__name__}.{what}") is not None
+    """Return whether a plug-in ships this part."""
+    return PartRef(Kind(kind), name, what).exists()
 
 
 def summary(kind: str, name: str) -> str:
-    """The first line of the plug-in's docstring."""
-    return (_home(kind, name).__doc__ or "").strip().split("\n")[0]
+    """Return the first line of the plug-in's docstring."""
+    return (_home(Kind(kind), name).__doc__ or "").strip().split("\n")[0]
 
 
-def _home(kind: str, name: str) -> ModuleType:
+def _home(kind: Kind, name: str) -> ModuleType:
     if name.endswith(".py"):
         return _from_file(kind, Path(name))
-    if name.isidentifier() and importlib.util.find_spec(f"fedloom.{kind}.{name}") is not None:
+    if _bundled(kind, name):
         return importlib.import_module(f"fedloom.{kind}.{name}")
     for entry in entry_points(group=f"fedloom.{kind}", name=name):
         loaded = entry.load()
         if isinstance(loaded, ModuleType):
             return loaded
-    if "." in name and all(step.isidentifier() for step in name.split(".")) and _importable(name):
+    if _is_dotted(name) and _importable(name):
         return importlib.import_module(name)
-    near = difflib.get_close_matches(name, names(kind), n=1)
+    raise _unknown(kind, name)
+
+
+def _bundled(kind: Kind, name: str) -> bool:
+    return name.isidentifier() and importlib.util.find_spec(f"fedloom.{kind}.{name}") is not None
+
+
+def _is_dotted(name: str) -> bool:
+    return "." in name and all(step.isidentifier() for step in name.split("."))
+
+
+def _is_package(module: ModuleType) -> bool:
+    return "__path__" in vars(module)
+
+
+def _unknown(kind: Kind, name: str) -> UnknownName:
+    near = get_close_matches(name, names(kind), n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UnknownName(f"{kind}: unknown name {name!r}; {hint}available: {', '.join(names(kind))}")
+    return UnknownName(f"{kind}: unknown name {name!r}; {hint}available: {', '.join(names(kind))}")
 
 
 def _importable(dotted: str) -> bool:
@@ -94,7 +178,7 @@ def _importable(dotted: str) -> bool:
         raise
 
 
-def _from_file(kind: str, path: Path) -> ModuleType:
+def _from_file(kind: Kind, path: Path) -> ModuleType:
     if not path.is_file():
         raise UnknownName(f"{kind}: no file {str(path)!r} (looked in {Path.cwd()})")
     full = path.resolve()

@@ -91,7 +91,7 @@ class ConsoleSink:
 
     def _started(self, event: RunStarted) -> None:
         self._stop()
-        self._rounds, self._columns, self._durations, self._sent = event.rounds, [], [], Traffic()
+        self._rounds, self._columns, self._durations, self._sent = event.rounds or 0, [], [], Traffic()
         self.summary = None
         self._say(event.run_id, "bold")
         for name, value in start_lines(event):

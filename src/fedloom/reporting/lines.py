@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedloom.core.events import RunStarted
-from fedloom.core.history import Failure, RoundRecord
+from fedloom.core.history import RoundRecord
+from fedloom.core.records import ClientFailure
 from fedloom.reporting.plain import harmless
 from fedloom.reporting.quantities import NOTHING, bytes_text, metric_text, plural, seconds_text
 
@@ -21,7 +22,7 @@ def start_lines(event: RunStarted) -> list[tuple[str, str]]:
         ("data", data_line(event.data)),
         ("model", plural(event.num_parameters, "parameter")),
         ("clients", f"{event.clients:,}, {event.cohort:,} asked per round{groups}"),
-        ("rounds", f"{event.rounds:,}{_going_on(event)}"),
+        ("rounds", ("open" if event.rounds is None else f"{event.rounds:,}") + _resumed(event)),
     ]
     return [(name, harmless(value)) for name, value in facts]
 
@@ -83,13 +84,15 @@ def column_name(name: str, held_out: bool) -> str:
     return name if held_out else f"train {name}"
 
 
-def _going_on(event: RunStarted) -> str:
+def _resumed(event: RunStarted) -> str:
     if event.first_round == 1:
         return ""
-    return f", going on with {event.first_round:,}" if event.first_round <= event.rounds else ", all done before"
+    if event.rounds is not None and event.first_round > event.rounds:
+        return ", all done before"
+    return f", resuming with round {event.first_round:,}"
 
 
-def lost_line(failure: Failure) -> str:
+def lost_line(failure: ClientFailure) -> str:
     """A missing answer with its cause, on one line."""
     where = f" on {failure.node}" if failure.node else ""
     message = " ".join(failure.message.split())

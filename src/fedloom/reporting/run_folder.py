@@ -16,8 +16,9 @@ from typing import Any
 import pydantic
 
 from fedloom.core.errors import UsageError
-from fedloom.core.history import Failure, RoundRecord, RunSummary, Traffic
+from fedloom.core.history import RoundRecord, RunSummary, Traffic
 from fedloom.core.protocols import WorkloadInfo
+from fedloom.core.records import ClientFailure
 
 EXPERIMENT = "experiment.toml"
 RUN = "run.json"
@@ -85,7 +86,8 @@ class RunFolder:
     @property
     def planned_rounds(self) -> int:
         """Rounds the experiment asks for."""
-        return int(self.experiment.get("rounds", len(self.rounds)))
+        planned = self.experiment.get("rounds", "open")
+        return len(self.rounds) if planned == "open" else int(planned)
 
     @property
     def traffic(self) -> Traffic:
@@ -98,12 +100,12 @@ class RunFolder:
         return self.summary.seconds if self.summary else sum(record.timing.total_s for record in self.rounds)
 
     @property
-    def failures(self) -> list[Failure]:
+    def failures(self) -> list[ClientFailure]:
         """Every missing answer, those of a last round that never ended too: often they are why it did not."""
         finished = self.rounds[-1].round if self.rounds else 0
         told = [failure for record in self.rounds for failure in record.failures]
         open_round = [
-            Failure.model_validate(event["failure"])
+            ClientFailure(**event["failure"])
             for event in self.events
             if event.get("event") == "ClientLost" and event["failure"]["round"] > finished
         ]

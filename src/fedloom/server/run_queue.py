@@ -127,7 +127,7 @@ class RunQueue:
         with self._changed:
             self._write(
                 "insert into runs (run_id, name, status, rounds, submitted, owner) values (?, ?, 'queued', ?, ?, ?)",
-                (store.run_id, experiment.name, experiment.rounds, time.time(), owner),
+                (store.run_id, experiment.name, experiment.max_rounds or 0, time.time(), owner),
             )
             self._changed.notify_all()
         return store.run_id

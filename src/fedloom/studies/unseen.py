@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from fedloom.core import registry
 from fedloom.core.config import Experiment
 from fedloom.core.errors import UsageError
-from fedloom.core.protocols import Shard, Workload
+from fedloom.core.plugins import AnyWorkload, build_workload
+from fedloom.core.protocols import Shard
 from fedloom.core.records import MODEL, Job, Record
 from fedloom.core.seeds import generator
 from fedloom.reporting.page import write_page
@@ -72,7 +72,7 @@ def unseen(experiment: Experiment, settings: Unseen) -> dict[str, float]:
     return {name: separation([each[name] for each in signals], positive) for name in signals[0]}
 
 
-def _trained(experiment: Experiment, workload: Workload, seen: list[int], classes: int, passes: int) -> Record:
+def _trained(experiment: Experiment, workload: AnyWorkload, seen: list[int], classes: int, passes: int) -> Record:
     """The initial model trained on everything there is of the seen classes."""
     values = experiment.to_dict()
     by_class = {**values["workload"], "partition": {"scheme": "pathological", "classes_per_client": 1}}
@@ -89,7 +89,7 @@ def _trained(experiment: Experiment, workload: Workload, seen: list[int], classe
     return model
 
 
-def _signals(workload: Workload, model: Record, seed: int, client: int) -> Mapping[str, float]:
+def _signals(workload: AnyWorkload, model: Record, seed: int, client: int) -> Mapping[str, float]:
     """What a client's training from the model tells about it."""
     shard = workload.shard(client)
     loss = workload.evaluate({MODEL: model}, shard)["loss"].value
@@ -115,8 +115,5 @@ def _signals(workload: Workload, model: Record, seed: int, client: int) -> Mappi
     }
 
 
-def _built(experiment: Experiment) -> Workload:
-    made: Workload = registry.part("workloads", experiment.workload.name, "workload").build_workload(
-        experiment.workload, experiment
-    )
-    return made
+def _built(experiment: Experiment) -> AnyWorkload:
+    return build_workload(experiment.workload, experiment)

@@ -35,8 +35,8 @@ class _Rounds:
     def write(self, event: Any) -> None:
         match event:
             case RunStarted():
-                self._rounds = event.rounds
-                self._say(round=event.first_round - 1, rounds=event.rounds)
+                self._rounds = event.rounds or 0
+                self._say(round=event.first_round - 1, rounds=self._rounds)
             case RoundFinished():
                 self._say(round=event.record.round, rounds=self._rounds)
 

@@ -111,7 +111,7 @@ def test_the_server_half_is_federated_averaging_with_mu_in_the_knobs() -> None:
     prox, plain = build_strategy(Config(mu=0.25), experiment), FedAvg()
     ours, theirs = prox.plan(prox.init(model), context()), plain.plan(plain.init(model), context())
     assert ours is not None and theirs is not None
-    assert (ours.knobs, ours.rule) == ({"mu": 0.25}, "fedprox")
+    assert (ours.knobs, ours.rules) == ({"mu": 0.25}, ("fedprox",))
     assert (ours.jobs, ours.accumulator, ours.inputs) == (theirs.jobs, theirs.accumulator, theirs.inputs)
 
 
@@ -131,7 +131,7 @@ def trained(mu: float | None, rounds: int = 3) -> dict[str, np.ndarray[Any, Any]
             w = anchor.copy()
             for _ in range(5):
                 gradient = w - centres[job.client]
-                if exchange.rule:
+                if exchange.rules:
                     build_rule().adjust_gradients([gradient], [w], [anchor], exchange.knobs)
                 w = w - np.float32(0.5) * gradient
             total.add(Update(num_examples=1, groups={MODEL: {"w": w}}), 1.0 + job.client, job.client)

@@ -52,7 +52,7 @@ def context(round: int, rounds: int = 4) -> RoundContext:
 
 
 def received(exchange: Exchange, job: Job) -> Record:
-    rule = registry.part("strategies", exchange.rule or "", "rule").build_rule()
+    rule = registry.part("strategies", exchange.rules[0], "rule").build_rule()
     record: Record = rule.incoming(exchange.inputs, replace(job, knobs=exchange.knobs))[MODEL]
     return record
 

@@ -11,7 +11,8 @@ import pytest
 from tests.strategies.low_rank.conftest import FULL, HEAD, WIDTH, experiment
 
 from fedloom import api
-from fedloom.core.history import Failure, RoundRecord, Timing, Traffic
+from fedloom.core.history import RoundRecord, Timing, Traffic
+from fedloom.core.records import ClientFailure
 from fedloom.reporting.comparison import compare
 from fedloom.reporting.plugins import Contribution, contributions
 from fedloom.reporting.quantities import NOTHING
@@ -55,7 +56,7 @@ class TestNumbers:
         assert not any("." in name for name in numbers)
 
     def test_a_round_whose_clients_fail_is_compared_with_the_answers_it_had(self) -> None:
-        failure = Failure(client=3, round=1, stage="train", error="E", message="m")
+        failure = ClientFailure(client=3, round=1, stage="train", error="E", message="m")
         record = RoundRecord(
             round=1,
             cohort=[1, 3],

@@ -47,7 +47,7 @@ def both(work: Any, clients: list[int]) -> tuple[list[Update], list[Update], Any
         update = work.train(job, inputs, shard, None, rng)
         arrays = {name: array.copy() for name, array in update.groups[MODEL].items()}
         loop.append(Update(num_examples=update.num_examples, groups={MODEL: arrays}, metrics=update.metrics))
-    return loop, work.train_group(jobs, inputs, shards, None, rngs()), inputs[MODEL]
+    return loop, work.train_group(jobs, inputs, shards, rngs()), inputs[MODEL]
 
 
 @pytest.mark.parametrize("case", list(CASES))
@@ -84,9 +84,7 @@ def test_bits_do_not_depend_on_the_company(build: Build) -> None:
     def train(clients: list[int]) -> dict[int, Update]:
         jobs = [Job(round=1, client=client) for client in clients]
         rngs = [generator(1, "train", 1, client) for client in clients]
-        return dict(
-            zip(clients, work.train_group(jobs, inputs, [work.shard(c) for c in clients], None, rngs), strict=True)
-        )
+        return dict(zip(clients, work.train_group(jobs, inputs, [work.shard(c) for c in clients], rngs), strict=True))
 
     together, alone = train(list(range(12))), train([5])
     for name, array in alone[5].groups[MODEL].items():

@@ -49,7 +49,7 @@ def test_the_group_traces_what_the_loop_traces(build: Build, encoder: str) -> No
     inputs = {MODEL: work.init(generator(1, "model"))}
     jobs = [Job(round=1, client=client, knobs={"measurement": "training"}) for client in (3, 0, 7)]
     shards = [work.shard(job.client) for job in jobs]
-    group = work.train_group(jobs, inputs, shards, None, [generator(1, "t", job.client) for job in jobs])
+    group = work.train_group(jobs, inputs, shards, [generator(1, "t", job.client) for job in jobs])
     for job, shard, together in zip(jobs, shards, group, strict=True):
         alone = work.train(job, inputs, shard, None, generator(1, "t", job.client))
         assert set(alone.traces) == {f"{part}/{name}" for part in ("first", "last") for name in ("hidden1", "output")}
@@ -60,7 +60,7 @@ def test_the_group_traces_what_the_loop_traces(build: Build, encoder: str) -> No
         # the mean over all steps, which training tells as a metric, lies between (two epochs: it is their mean)
         both = (alone.traces["first/hidden1"] + alone.traces["last/hidden1"]).mean() / 2
         np.testing.assert_allclose(alone.metrics["rate/hidden1"].value, both, rtol=1e-6)
-    quiet = work.train_group([Job(round=1, client=3)], inputs, shards[:1], None, [generator(1, "t", 3)])[0]
+    quiet = work.train_group([Job(round=1, client=3)], inputs, shards[:1], [generator(1, "t", 3)])[0]
     assert quiet.traces == {}
     for name, array in quiet.groups[MODEL].items():
         np.testing.assert_array_equal(array, group[0].groups[MODEL][name])

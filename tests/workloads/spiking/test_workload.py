@@ -172,7 +172,7 @@ def test_a_model_of_another_network_is_refused(build: Build) -> None:
     with pytest.raises(BadUpdate, match=r"hidden1\.synapses"):
         work.train(job, inputs, work.shard(0), None, rng)
     with pytest.raises(BadUpdate, match=r"hidden1\.synapses"):
-        work.train_group([job], inputs, [work.shard(0)], None, [rng])
+        work.train_group([job], inputs, [work.shard(0)], [rng])
 
 
 @pytest.mark.parametrize("neuron", [{}, {"kind": "lif", "reset": "hard"}])
@@ -180,7 +180,7 @@ def test_a_spiking_mlp_learns_digits(build: Build, neuron: dict[str, Any]) -> No
     work = build(neuron=neuron, training={"epochs": 8})
     start = work.init(generator(1, "model"))
     job = Job(round=1, client=0)
-    update = work.train_group([job], {MODEL: start}, [work.shard(0)], None, [generator(1, "t")])[0]
+    update = work.train_group([job], {MODEL: start}, [work.shard(0)], [generator(1, "t")])[0]
     values = metric_values(work.evaluate({MODEL: Record(update.groups)}, work.held_out(0, 1)))
     assert values["accuracy"] >= 0.9
     assert values["dead"] == 0.0
@@ -194,7 +194,7 @@ def test_federated_averaging_improves(build: Build) -> None:
         cohort = generator(1, "cohort", round).choice(20, 8, replace=False).tolist()
         jobs = [Job(round=round, client=client) for client in cohort]
         rngs = [generator(1, "train", round, client) for client in cohort]
-        updates = work.train_group(jobs, {MODEL: model}, [work.shard(c) for c in cohort], None, rngs)
+        updates = work.train_group(jobs, {MODEL: model}, [work.shard(c) for c in cohort], rngs)
         total = sum(update.num_examples for update in updates)
         model = Record({MODEL: {
             name: sum(u.num_examples / total * u.groups[MODEL][name] for u in updates).astype(np.float32)

@@ -11,7 +11,7 @@ from typing import get_args
 
 import numpy as np
 
-from fedloom.core.protocols import Asked, Watched
+from fedloom.core.protocols import Monitor, MonitorReading, MonitorRequest
 from fedloom.core.records import ClientReport, Info
 from fedloom.monitors.mano.config import Config
 from fedloom.monitors.mano.score import Sums, choose, span
@@ -34,7 +34,7 @@ class _Answer:
     """NaN where its labels are not known."""
 
 
-class LabelFreeAccuracy:
+class LabelFreeAccuracy(Monitor):
     """Adds clients' sums up to exactly the pooled score and criterion, and estimates the accuracy it stands for.
 
     The score is MaNo's (Xie et al. 2024, arXiv 2405.18979, section 4). The estimate is ours, the regression estimator:
@@ -46,22 +46,22 @@ class LabelFreeAccuracy:
     def __init__(self, config: Config) -> None:
         self._config = config
 
-    def asked(self, population: int, rng: np.random.Generator) -> Asked:
+    def request(self, population: int, rng: np.random.Generator) -> MonitorRequest:
         """Pieces of held-out data; or the anchors, which are the first clients, and others drawn among the rest."""
         count, anchors = self._config.clients, self._config.anchors
         if self._config.data == "held_out":
-            return Asked(clients=tuple(range(count)), pieces=count)
+            return MonitorRequest(clients=tuple(range(count)), parts=count)
         if population <= count:
-            return Asked(clients=tuple(range(population)))
+            return MonitorRequest(clients=tuple(range(population)))
         drawn = anchors + rng.choice(population - anchors, size=count - anchors, replace=False)
-        return Asked(clients=(*range(anchors), *map(int, np.sort(drawn))))
+        return MonitorRequest(clients=(*range(anchors), *map(int, np.sort(drawn))))
 
-    def tell(self, answers: Sequence[ClientReport], earlier: Sequence[Info]) -> Watched:
-        read = [_read(answer) for answer in answers if answer.num_examples]
+    def read(self, reports: Sequence[ClientReport], earlier: Sequence[Info]) -> MonitorReading:
+        read = [_read(answer) for answer in reports if answer.num_examples]
         anchors = [answer for answer in read if answer.client < self._config.anchors]
         others = [answer for answer in read if answer.client >= self._config.anchors]
         if not others:
-            return Watched(metrics={}, info={})
+            return MonitorReading(metrics={}, info={})
         pooled = _pooled(others)
         branch = self._branch(pooled, earlier)
         info = {
@@ -84,7 +84,7 @@ class LabelFreeAccuracy:
         truth = _accuracy(others)
         if math.isfinite(truth):
             metrics[TRUTH] = info["accuracy"] = truth
-        return Watched(metrics=metrics, info=info, warnings=self._warnings(info, earlier))
+        return MonitorReading(metrics=metrics, info=info, warnings=self._warnings(info, earlier))
 
     def _branch(self, pooled: Sums, earlier: Sequence[Info]) -> Branch:
         if self._config.branch in get_args(Branch):

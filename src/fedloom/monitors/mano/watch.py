@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedloom.core.protocols import Watch
-from fedloom.core.records import Array, Info
+from fedloom.core.protocols import HasLogits, Inputs, Observation, Shard, Watch, require
+from fedloom.core.records import Array, Info, Mean
 from fedloom.monitors.mano.config import Config
 from fedloom.monitors.mano.score import Sums
 
+_WANTED_BY = "monitor 'mano'"
 
-def watch(logits: Array) -> Info:
-    """Sums of the logits (n, K), and `predicted`: samples by predicted class, K counts."""
+
+def logit_sums(logits: Array) -> Info:
+    """Return sums of the logits (n, K), and `predicted`: samples by predicted class, K counts."""
     classes = logits.shape[1]
     counts = np.bincount(np.argmax(logits, axis=1), minlength=classes) if len(logits) else np.zeros(classes)
     return {**Sums.of(logits).to_json(), "predicted": [float(count) for count in counts]}
 
 
-def build_watch(config: Config) -> Watch:
-    """The client half a `Config` describes; all clients send the same, whatever the settings."""
-    return watch
+class LogitSums(Watch):
+    """Sums of the global model's logits; the accuracy beside them where labels are known."""
+
+    def check(self, workload: object) -> None:
+        require(workload, HasLogits, _WANTED_BY)
+
+    def __call__(self, workload: object, inputs: Inputs, shard: Shard, rng: np.random.Generator) -> Observation:
+        """Observe the model's logits. The labels only make the truth shown beside the estimate."""
+        logits, labels = require(workload, HasLogits, _WANTED_BY).logits(inputs, shard)
+        right = {}
+        if labels is not None:
+            right["accuracy"] = Mean(float((logits.argmax(axis=1) == labels).sum()), float(len(logits)))
+        return Observation(num_examples=len(logits), info=logit_sums(logits), metrics=right)
+
+
+def build_watch(config: Config) -> LogitSums:
+    """Return the client half a `Config` describes; all clients send the same, whatever the settings."""
+    return LogitSums()

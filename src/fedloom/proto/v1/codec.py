@@ -29,7 +29,7 @@ from fedloom.core.messages import (
     ToAgent,
     Welcome,
 )
-from fedloom.core.records import ClientFailure, ClientReport, Info, Job, Mean
+from fedloom.core.records import ClientFailure, ClientReport, Contents, Info, Job, Mean
 from fedloom.proto.v1 import fleet_pb2 as pb
 
 MAX_NAME = 256
@@ -161,16 +161,24 @@ def _group(group: Group) -> pb.Group:
     return pb.Group(
         key=_key(group.key),
         jobs=[
-            pb.Job(client=job.client, kind=job.kind, inputs=job.inputs, knobs_json=_dump(job.knobs), holds=job.holds)
+            pb.Job(
+                client=job.client,
+                kind=job.kind,
+                inputs=job.inputs,
+                knobs_json=_dump(job.knobs),
+                cached_inputs=job.cached_inputs,
+                weight=job.weight,
+            )
             for job in group.jobs
         ],
         inputs={name: _payload(ref) for name, ref in group.inputs.items()},
         knobs_json=_dump(group.knobs),
         accumulator=group.accumulator,
-        rule=group.rule or "",
+        rules=group.rules,
+        updates_json=_dump_contents(group.updates),
         states={client: _payload(ref) for client, ref in group.states.items()},
         measure=group.measure or "",
-        hold=group.hold,
+        park=group.park,
         collects=group.collects,
     )
 
@@ -184,7 +192,8 @@ def _read_group(message: pb.Group) -> Group:
             kind=job.kind,
             inputs=tuple(job.inputs),
             knobs=_load(job.knobs_json, "job.knobs"),
-            holds=tuple(job.holds),
+            cached_inputs=tuple(job.cached_inputs),
+            weight=_number(job.weight, "job.weight"),
         )
         for job in message.jobs
     )
@@ -194,12 +203,33 @@ def _read_group(message: pb.Group) -> Group:
         inputs={name: _read_payload(ref) for name, ref in message.inputs.items()},
         knobs=_load(message.knobs_json, "group.knobs"),
         accumulator=message.accumulator,
-        rule=message.rule or None,
+        rules=tuple(message.rules),
+        updates=_read_contents(message.updates_json),
         states={client: _read_payload(ref) for client, ref in message.states.items()},
         measure=message.measure or None,
-        hold=message.hold,
+        park=message.park,
         collects=message.collects if message.HasField("collects") else None,
     )
+
+
+def _dump_contents(contents: Contents) -> str:
+    if isinstance(contents, str):
+        return json.dumps(contents)
+    return json.dumps({group: sorted(names) for group, names in contents.items()})
+
+
+def _read_contents(text: str) -> Contents:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise BadMessage(f"group.updates: expected JSON, got {text[:80]!r}") from exc
+    if found in ("model", "accumulator"):
+        return "model" if found == "model" else "accumulator"
+    if isinstance(found, dict) and all(
+        isinstance(names, list) and all(isinstance(name, str) for name in names) for names in found.values()
+    ):
+        return {group: frozenset(names) for group, names in found.items()}
+    raise BadMessage(f'group.updates: expected "model", "accumulator" or names by group, got {text[:80]!r}')
 
 
 def _result(result: GroupResult) -> pb.GroupResult:

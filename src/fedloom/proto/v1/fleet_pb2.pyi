@@ -158,14 +158,17 @@ class Job(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     KNOBS_JSON_FIELD_NUMBER: _builtins.int
-    HOLDS_FIELD_NUMBER: _builtins.int
+    CACHED_INPUTS_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
     client: _builtins.int
     kind: _builtins.str
     knobs_json: _builtins.str
+    weight: _builtins.float
+    """Factor on the update's weight in the aggregate."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
-    def holds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+    def cached_inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Inputs the client has read in an earlier exchange."""
 
     def __init__(
@@ -175,11 +178,12 @@ class Job(_message.Message):
         kind: _builtins.str = ...,
         inputs: _abc.Iterable[_builtins.str] | None = ...,
         knobs_json: _builtins.str = ...,
-        holds: _abc.Iterable[_builtins.str] | None = ...,
+        cached_inputs: _abc.Iterable[_builtins.str] | None = ...,
+        weight: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "holds", b"holds", "inputs", b"inputs", "kind", b"kind", "knobs_json", b"knobs_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_inputs", b"cached_inputs", "client", b"client", "inputs", b"inputs", "kind", b"kind", "knobs_json", b"knobs_json", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -236,23 +240,29 @@ class Group(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     KNOBS_JSON_FIELD_NUMBER: _builtins.int
     ACCUMULATOR_FIELD_NUMBER: _builtins.int
-    RULE_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
     MEASURE_FIELD_NUMBER: _builtins.int
-    HOLD_FIELD_NUMBER: _builtins.int
+    PARK_FIELD_NUMBER: _builtins.int
     COLLECTS_FIELD_NUMBER: _builtins.int
+    UPDATES_JSON_FIELD_NUMBER: _builtins.int
     knobs_json: _builtins.str
     accumulator: _builtins.str
-    rule: _builtins.str
     measure: _builtins.str
-    hold: _builtins.bool
+    park: _builtins.bool
     collects: _builtins.int
+    updates_json: _builtins.str
+    """Which arrays an update contains: "model", "accumulator", or a JSON object of array names by group."""
     @_builtins.property
     def key(self) -> Global___GroupKey: ...
     @_builtins.property
     def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Job]: ...
     @_builtins.property
     def inputs(self) -> _containers.MessageMap[_builtins.str, Global___Payload]: ...
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Client halves, applied one after another."""
+
     @_builtins.property
     def states(self) -> _containers.MessageMap[_builtins.int, Global___Payload]: ...
     def __init__(
@@ -263,15 +273,16 @@ class Group(_message.Message):
         inputs: _abc.Mapping[_builtins.str, Global___Payload] | None = ...,
         knobs_json: _builtins.str = ...,
         accumulator: _builtins.str = ...,
-        rule: _builtins.str = ...,
+        rules: _abc.Iterable[_builtins.str] | None = ...,
         states: _abc.Mapping[_builtins.int, Global___Payload] | None = ...,
         measure: _builtins.str = ...,
-        hold: _builtins.bool = ...,
+        park: _builtins.bool = ...,
         collects: _builtins.int | None = ...,
+        updates_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_collects", b"_collects", "collects", b"collects", "key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_collects", b"_collects", "accumulator", b"accumulator", "collects", b"collects", "hold", b"hold", "inputs", b"inputs", "jobs", b"jobs", "key", b"key", "knobs_json", b"knobs_json", "measure", b"measure", "rule", b"rule", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_collects", b"_collects", "accumulator", b"accumulator", "collects", b"collects", "inputs", b"inputs", "jobs", b"jobs", "key", b"key", "knobs_json", b"knobs_json", "measure", b"measure", "park", b"park", "rules", b"rules", "states", b"states", "updates_json", b"updates_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__collects: _TypeAlias = _typing.Literal["collects"]  # noqa: Y015
     _WhichOneofArgType__collects: _TypeAlias = _typing.Literal["_collects", b"_collects"]  # noqa: Y015

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel
 
-from fedloom.core import events, history
+from fedloom.core import events, history, records
 from fedloom.reporting.reference.markdown import code, document, prose, table, type_words
 
 _MODELS: Mapping[type[BaseModel], str] = {
@@ -16,7 +16,6 @@ _MODELS: Mapping[type[BaseModel], str] = {
     history.RoundRecord: "",
     history.Traffic: "In a round record: `traffic`.",
     history.Timing: "In a round record: `timing`.",
-    history.Failure: "In a round record: `failures`.",
     history.NodeShare: "In a round record: `nodes`, by the node's name.",
     history.Choice: "`fedloom replay` makes these choices again.",
     history.Told: "In a choice: `probed` and `trained`.",
@@ -30,6 +29,9 @@ def render() -> str:
         "What a run's folder holds for programs. Names that end in `_s` are seconds, in `bytes_*` bytes; `params_*` "
         "count array elements. Rounds count from 1. A metric that was not a number is `null`.",
         *(part for model, place in _MODELS.items() for part in _model(model, place)),
+        "## ClientFailure",
+        "In a round record: `failures`.",
+        *_fields(records.ClientFailure),
         "## Events",
         "Lines of `events.jsonl`: the event's name in `event`, the time in `at` (ISO 8601, UTC), and its fields.",
         *(part for kind in typing.get_args(events.Event) for part in _event(kind)),
@@ -46,13 +48,18 @@ def _model(model: type[BaseModel], place: str) -> list[str]:
 
 
 def _event(kind: type) -> list[str]:
+    return [f"### {kind.__name__}", *_fields(kind)]
+
+
+def _fields(kind: type) -> list[str]:
+    """What a dataclass is, and its fields."""
     hints = typing.get_type_hints(kind)
     rows = [(code(field.name), _linked(hints[field.name])) for field in dataclasses.fields(kind)]
-    return [f"### {kind.__name__}", prose(kind.__doc__), table(("field", "type"), rows)]
+    return [prose(kind.__doc__), table(("field", "type"), rows)]
 
 
 def _linked(annotation: object) -> str:
     """A record inside an event is described above."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel | records.ClientFailure):
         return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
     return type_words(annotation)

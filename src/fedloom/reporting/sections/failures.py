@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from fedloom.core.history import Failure
+from fedloom.core.records import ClientFailure
 from fedloom.reporting.markup import Markup, printable, table, tag
 from fedloom.reporting.page import folded, section
 from fedloom.reporting.quantities import bytes_text, plural
@@ -16,14 +16,14 @@ _MOST_NAMED = 12
 
 def failures(run: RunFolder) -> Markup:
     """A table of causes, with an example of each; notices of the run below."""
-    causes: dict[tuple[str, str, str], list[Failure]] = defaultdict(list)
+    causes: dict[tuple[str, str, str], list[ClientFailure]] = defaultdict(list)
     for failure in run.failures:
         causes[failure.stage, failure.error, _first_line(failure.message)].append(failure)
     ranked = sorted(causes.items(), key=lambda item: (-len(item[1]), item[0]))
     return section("Missing answers", *(_found(ranked) if ranked else [_none(run)]), _notices(run))
 
 
-def _found(ranked: list[tuple[tuple[str, str, str], list[Failure]]]) -> list[Markup]:
+def _found(ranked: list[tuple[tuple[str, str, str], list[ClientFailure]]]) -> list[Markup]:
     rows = [
         (
             f"{error}: {message}",
@@ -48,7 +48,7 @@ def _found(ranked: list[tuple[tuple[str, str, str], list[Failure]]]) -> list[Mar
     return parts + examples
 
 
-def _described(failure: Failure) -> str:
+def _described(failure: ClientFailure) -> str:
     where = f" on {failure.node}" if failure.node else ""
     spent = f"{failure.seconds:.2f} s" + (f" and {bytes_text(failure.bytes_down)} read" if failure.bytes_down else "")
     head = f"client {failure.client}, round {failure.round}, stage {failure.stage}{where}, after {spent}"

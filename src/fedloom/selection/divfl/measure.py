@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedloom.core.protocols import Measure, Shard, Workload
+from fedloom.core.protocols import Measure, Shard
 from fedloom.core.records import Info, Record, Update
 from fedloom.core.seeds import generator
 from fedloom.selection._choosing.sampling import Floats
@@ -34,20 +34,29 @@ def sketched(name: str, change: Floats, width: int) -> Floats:
     return total
 
 
-def update_sketch(
-    workload: Workload, model: Record, update: Update, shard: Shard, rng: np.random.Generator, knobs: Info
-) -> Info:
-    """`{"update": [...]}`: w_k - w_t in `knobs["sketch"]` floats, or whole where that is 0 or no shorter."""
-    moved = list(changes(model, update, "divfl"))
-    width = int(knobs["sketch"])
-    if width == 0 or sum(change.size for _, change in moved) <= width:
-        return {"update": np.concatenate([change.ravel() for _, change in moved]).tolist()}
-    total = np.zeros(width)
-    for name, change in moved:
-        total += sketched(name, change, width)
-    return {"update": total.tolist()}
+class UpdateSketch(Measure):
+    """Reports the update in few numbers that keep distances."""
+
+    def __call__(
+        self,
+        workload: object,
+        model: Record,
+        update: Update,
+        shard: Shard,
+        rng: np.random.Generator,
+        knobs: Info,
+    ) -> Info:
+        """`{"update": [...]}`: w_k - w_t in `knobs["sketch"]` floats, or whole where that is 0 or no shorter."""
+        moved = list(changes(model, update, "divfl"))
+        width = int(knobs["sketch"])
+        if width == 0 or sum(change.size for _, change in moved) <= width:
+            return {"update": np.concatenate([change.ravel() for _, change in moved]).tolist()}
+        total = np.zeros(width)
+        for name, change in moved:
+            total += sketched(name, change, width)
+        return {"update": total.tolist()}
 
 
-def build_measure() -> Measure:
+def build_measure() -> UpdateSketch:
     """The measure; its setting comes with each job."""
-    return update_sketch
+    return UpdateSketch()

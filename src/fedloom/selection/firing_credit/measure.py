@@ -7,42 +7,44 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fedloom.core.errors import UsageError
-from fedloom.core.protocols import Measure, Shard, Workload
+from fedloom.core.protocols import Measure, Shard
 from fedloom.core.records import MODEL, Info, Record, Update
 from fedloom.core.seeds import generator
-from fedloom.selection.firing_credit.rates import firing_rates
+from fedloom.selection.firing_credit.rates import HasGroupFiringRates, require_rates
 from fedloom.selection.firing_credit.rules import Norm, bound, credits
 
 
-class FiringCreditMeasure:
-    """Δ is the trained model's mean rates minus the global model's, on all of the client's samples, both with the same
+class FiringCreditMeasure(Measure):
+    """Reports credit and gain.
+
+    Δ is the trained model's mean rates minus the global model's, on all of the client's samples, both with the same
     encoder noise. The gain is Δ of the output layer, the credit its norm `knobs["norm"]`, or the mean over layers
     (`layered`) where `knobs["layers"]` is "all". With `knobs["measurement"]` "training" there are no extra passes: Δ is
     the last epoch's rates minus the first's, as training saw them.
     """
 
     def __call__(
-        self, workload: Workload, model: Record, update: Update, shard: Shard, rng: np.random.Generator, knobs: Info
+        self, workload: object, model: Record, update: Update, shard: Shard, rng: np.random.Generator, knobs: Info
     ) -> Info:
         """`{"credit": float, "gain": [C floats]}`; the gain only where `knobs["gain"]` asks for it.
 
         Raises:
-            UsageError: the workload has no firing rates.
+            UnsupportedFeature: the workload has no firing rates.
         """
         if knobs.get("measurement") == "training":
             first, last = _in_passing(workload, update, knobs["layers"])
             return _credited(first, last, knobs)
-        noise = _Noise(rng)
-        options = {"layers": knobs["layers"], "per_sample": knobs["norm"] == "per_sample"}
+        noise, spiking = _Noise(rng), require_rates(workload, "firing_credit")
+        layers, per_sample = knobs["layers"], knobs["norm"] == "per_sample"
         before, after = (
-            firing_rates(workload, arrays, shard, noise.stream(), "firing_credit", **options)
+            spiking.firing_rates(arrays, shard, noise.stream(), layers=layers, per_sample=per_sample)
             for arrays in (model.groups[MODEL], update.groups[MODEL])
         )
         return _credited(before, after, knobs)
 
     def together(
         self,
-        workload: Workload,
+        workload: object,
         model: Record,
         updates: Sequence[Update],
         shards: Sequence[Shard],
@@ -50,19 +52,19 @@ class FiringCreditMeasure:
         knobs: Sequence[Info],
     ) -> list[Info] | None:
         """The same for a whole group at once, where the workload can; None where it cannot."""
-        program = getattr(workload, "firing_rates_group", None)
-        if program is None or knobs[0].get("measurement") == "training" or any(each != knobs[0] for each in knobs):
+        in_passing = knobs[0].get("measurement") == "training"
+        if not isinstance(workload, HasGroupFiringRates) or in_passing or any(each != knobs[0] for each in knobs):
             return None
-        noises = [_Noise(rng) for rng in rngs]
-        options = {"layers": knobs[0]["layers"], "per_sample": knobs[0]["norm"] == "per_sample"}
+        noises, program = [_Noise(rng) for rng in rngs], workload.firing_rates_group
+        layers, per_sample = knobs[0]["layers"], knobs[0]["norm"] == "per_sample"
         before, after = (
-            program(models, shards, [noise.stream() for noise in noises], **options)
+            program(models, shards, [noise.stream() for noise in noises], layers=layers, per_sample=per_sample)
             for models in ([model.groups[MODEL]] * len(updates), [update.groups[MODEL] for update in updates])
         )
         return [_credited(*each) for each in zip(before, after, knobs, strict=True)]
 
 
-def _in_passing(workload: Workload, update: Update, layers: str) -> list[dict[str, np.ndarray]]:
+def _in_passing(workload: object, update: Update, layers: str) -> list[dict[str, np.ndarray]]:
     """The rates of the first and of the last epoch, as training saw them.
 
     Raises:
@@ -121,6 +123,6 @@ def layered(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], n
     return float(np.mean(scaled))
 
 
-def build_measure() -> Measure:
+def build_measure() -> FiringCreditMeasure:
     """The measure; its settings come with each job."""
     return FiringCreditMeasure()

@@ -2,39 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-from fedloom.core.errors import UsageError
-from fedloom.core.protocols import Shard, Workload
-from fedloom.core.records import Arrays
+from fedloom.core.protocols import Shard, require
+from fedloom.core.records import Array, Arrays
 
-FiringRates = Callable[..., Mapping[str, np.ndarray]]
-"""`firing_rates(arrays, shard, rng, *, layers, per_sample)`: layer name to rates in [0, 1]; the output layer is
-named "output". `layers` is "output" or "all"; rates are [H] means over the shard, or [n, H] with `per_sample`.
-Encoder noise comes from `rng` alone."""
+Layers = Literal["output", "all"]
+Sh_contra = TypeVar("Sh_contra", bound=Shard, contravariant=True)
 
 
-def firing_rates(
-    workload: Workload,
-    arrays: Arrays,
-    shard: Shard,
-    rng: np.random.Generator,
-    who: str,
-    *,
-    layers: str,
-    per_sample: bool,
-) -> Mapping[str, np.ndarray]:
-    """The workload's firing rates with these arrays.
+@runtime_checkable
+class HasFiringRates(Protocol[Sh_contra]):
+    """A spiking workload."""
+
+    def firing_rates(
+        self,
+        arrays: Arrays,
+        shard: Sh_contra,
+        rng: np.random.Generator,
+        *,
+        layers: Layers = "output",
+        per_sample: bool = False,
+    ) -> Mapping[str, Array]:
+        """Return rates in [0, 1] by layer, the output layer as "output"; encoder noise comes from `rng` alone.
+
+        Rates are [H] means over the shard, or [n, H] with `per_sample`.
+        """
+
+
+@runtime_checkable
+class HasGroupFiringRates(Protocol[Sh_contra]):
+    """A spiking workload that can measure many models at once."""
+
+    def firing_rates_group(
+        self,
+        models: Sequence[Arrays],
+        shards: Sequence[Sh_contra],
+        rngs: Sequence[np.random.Generator],
+        *,
+        layers: Layers = "output",
+        per_sample: bool = False,
+    ) -> Sequence[Mapping[str, Array]]:
+        """Return `firing_rates` of each model on its own shard."""
+
+
+def require_rates(workload: object, selection: str) -> HasFiringRates[Shard]:
+    """Return the workload as a spiking one.
 
     Raises:
-        UsageError: the workload has none; names it, and what would do.
+        UnsupportedFeature: it has no firing rates; the message names the selection.
     """
-    rates: FiringRates | None = getattr(workload, "firing_rates", None)
-    if rates is None:
-        raise UsageError(
-            f"selection {who!r} reads firing rates, but workload {type(workload).__name__!r} has no firing_rates. "
-            "Use a spiking workload such as spiking_classification, or another selection"
-        )
-    return rates(arrays, shard, rng, layers=layers, per_sample=per_sample)
+    hint = "use a spiking workload such as spiking_classification"
+    return require(workload, HasFiringRates, f"selection {selection!r}", hint)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedloom.core.errors import ConfigError
-from fedloom.core.protocols import Probe, Roster, Telling
+from fedloom.core.protocols import ExtraReport, Probe, Roster
 from fedloom.core.records import ClientReport, Info
 from fedloom.selection._choosing.candidates import check_population, number_of_candidates
 from fedloom.selection._choosing.reports import examples, vectors
@@ -67,11 +67,11 @@ class PredictedCredit:
         gains = np.full((roster.population, classes), np.nan)
         return Memory(0, gains, np.zeros(roster.population), never, never)
 
-    def telling(self, state: Memory) -> Telling:
-        """Every client of the cohort tells its gain beside its update."""
+    def extra_report(self, state: Memory) -> ExtraReport:
+        """Have every client of the cohort report its gain beside its update."""
         if self._config.credit == "error":
-            return Telling(measure="predicted_credit")
-        return Telling(measure="firing_credit", knobs={"norm": "l1", "layers": "output", "gain": True})
+            return ExtraReport(measure="predicted_credit")
+        return ExtraReport(measure="firing_credit", knobs={"norm": "l1", "layers": "output", "gain": True})
 
     def probe(self, state: Memory, roster: Roster, size: int, rng: np.random.Generator) -> Probe | None:
         if not self._config.preview:

@@ -7,11 +7,11 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from fedloom.core import registry
+from fedloom.core.config import PLUGINS, plugin_schema
 from fedloom.core.errors import Forbidden
+from fedloom.core.registry import PartRef
+from fedloom.core.setting_types import SettingKind, TextSetting, text_settings
 
-_SECTIONS = {"strategy": "strategies", "selection": "selection", "monitor": "monitors", "workload": "workloads"}
-"""Sections of an experiment that name a plug-in, and the kind of it."""
 _CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 """`module:attribute`, which would be imported, and may be called."""
 _PATH = re.compile(r"[/\\~]|\.\.")
@@ -31,32 +31,40 @@ def check_submission(values: Mapping[str, Any], allowed: Collection[str]) -> Non
     Raises:
         Forbidden: names the setting, what it is, and what may be done.
     """
-    for section, kind in _SECTIONS.items():
+    for section, kind in PLUGINS.items():
         given = values.get(section)
         name = given.get("name") if isinstance(given, Mapping) else given
-        if isinstance(name, str) and name not in allowed and name not in registry.names(kind):
+        if not isinstance(name, str):
+            continue
+        ref = PartRef(kind, name, section)
+        if name not in allowed and not ref.installed:
             raise _forbidden(section, name, f"is none of the {kind} installed on this server")
         if isinstance(given, Mapping) and section != "workload":
-            for where, value in _texts(given, section):
-                if value in allowed or where == f"{section}.name":
-                    continue
-                if _CODE.fullmatch(value):
-                    raise _forbidden(where, value, "names code")
-                if _PATH.search(value) or os.path.lexists(value):
-                    raise _forbidden(where, value, "may be a path on this server")
+            for setting in text_settings(plugin_schema(kind, name), given):
+                if setting.value not in allowed and setting.steps != ("name",):
+                    _check_text(f"{section}.{setting.dotted}", setting)
+            for where, key in _keys(given, section):
+                _check_text(where, TextSetting((), key, SettingKind.PLAIN, declared=False))
 
 
-def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
-    """Every text at any depth, keys of tables included, and where it is."""
-    if isinstance(value, str):
-        yield where, value
-    elif isinstance(value, Mapping):
+def _check_text(where: str, setting: TextSetting) -> None:
+    """Refuse a text that names code or may be a path, by its declared kind or by its looks."""
+    value = setting.value
+    if setting.kind is SettingKind.CODE or _CODE.fullmatch(value):
+        raise _forbidden(where, value, "names code")
+    if setting.kind is SettingKind.PATH or _PATH.search(value) or os.path.lexists(value):
+        raise _forbidden(where, value, "may be a path on this server")
+
+
+def _keys(value: object, where: str) -> Iterator[tuple[str, str]]:
+    """Every key of a table at any depth, and where it is."""
+    if isinstance(value, Mapping):
         for key, inner in value.items():
             yield where, str(key)
-            yield from _texts(inner, f"{where}.{key}")
+            yield from _keys(inner, f"{where}.{key}")
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _texts(inner, where)
+            yield from _keys(inner, where)
 
 
 def _forbidden(where: str, value: str, what: str) -> Forbidden:

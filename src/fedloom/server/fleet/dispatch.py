@@ -123,9 +123,10 @@ class Dispatch:
                 inputs={key: self._refer(node, offer) for key, offer in offers.items()},
                 knobs=spec.knobs,
                 accumulator=spec.accumulator,
-                rule=spec.rule,
+                rules=spec.rules,
+                updates=spec.updates,
                 measure=spec.measure,
-                hold=spec.hold,
+                park=spec.park,
                 collects=spec.collects,
                 states={client: self._refer(node, offer) for client, offer in states.items()},
             )

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from fedloom.core import registry
 from fedloom.core.accumulators import UpdateList
 from fedloom.core.config import Experiment
 from fedloom.core.errors import UsageError
 from fedloom.core.history import Choice, Told
-from fedloom.core.protocols import Pending, Roster, Selection, Strategy, WorkloadInfo
+from fedloom.core.plugins import AnySelection, AnyStrategy, build_selection, build_strategy
+from fedloom.core.protocols import Pending, Roster, WorkloadInfo
 from fedloom.core.records import MODEL, ClientReport, Mean, Record, RoundContext, Update
 from fedloom.core.seeds import generator
 from fedloom.server.store.disk_run_store import DiskRunStore
@@ -49,16 +48,15 @@ def report_of(line: Told) -> ClientReport:
 
 
 def observed(
-    selection: Selection[Any],
-    state: Any,
+    selection: AnySelection,
+    state: object,
     trained: Sequence[ClientReport],
     probed: Sequence[ClientReport],
     missed: Sequence[int],
-) -> Any:
+) -> object:
     """The selection's state after a round."""
     after = selection.observe(state, trained, probed)
-    mark = getattr(selection, "missed", None)
-    return mark(after, missed) if mark is not None and missed else after
+    return selection.missed(after, missed) if missed else after
 
 
 def replay_run(folder: Path, overrides: Sequence[str] = ()) -> list[Replayed]:
@@ -107,11 +105,8 @@ def replay(experiment: Experiment, info: WorkloadInfo, choices: Sequence[Choice]
     Raises:
         UsageError: rounds are missing from the log.
     """
-    kind = registry.part("selection", experiment.selection.name, "selection")
-    selection: Selection[Any] = kind.build_selection(experiment.selection)
-    strategy: Strategy[Any] = registry.part("strategies", experiment.strategy.name, "strategy").build_strategy(
-        experiment.strategy, experiment
-    )
+    selection = build_selection(experiment.selection)
+    strategy = build_strategy(experiment.strategy, experiment)
     roster = Roster(experiment.clients, info.client_sizes, info.label_counts)
     outputs = len(info.label_counts[0]) if len(info.label_counts) else 0
     state = selection.init(roster)
@@ -131,7 +126,7 @@ def replay(experiment: Experiment, info: WorkloadInfo, choices: Sequence[Choice]
                 round=number,
                 cohort=tuple(choice.cohort),
                 population=experiment.clients,
-                rounds=experiment.rounds,
+                rounds=experiment.max_rounds,
                 seed=experiment.seed,
             )
             held, collected = _collected(strategy, held, context, probed)
@@ -145,8 +140,8 @@ def _strategy_chose(choice: Choice) -> bool:
 
 
 def _collected(
-    strategy: Strategy[Any], state: Any, context: RoundContext, reports: Sequence[ClientReport]
-) -> tuple[Any, tuple[int, ...]]:
+    strategy: AnyStrategy, state: object, context: RoundContext, reports: Sequence[ClientReport]
+) -> tuple[object, tuple[int, ...]]:
     """The strategy's step after its clients have reported but kept their updates."""
     total = UpdateList()
     for report in reports:

@@ -8,12 +8,9 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from fedloom.core import registry
-from fedloom.core.accumulators import BUILTIN, Accumulator
 from fedloom.core.config import Experiment
 from fedloom.core.errors import (
     BadUpdate,
@@ -23,9 +20,9 @@ from fedloom.core.errors import (
     RunFailed,
 )
 from fedloom.core.events import ClientLost, ClientsDone, Event, NodeRefused
-from fedloom.core.history import Failure
 from fedloom.core.messages import RunSpec
-from fedloom.core.records import MODEL, ClientFailure, Exchange, Job, Record
+from fedloom.core.plugins import accumulator_class
+from fedloom.core.records import MODEL, Exchange, Job, Record
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.fleet.open_exchange import Answer, OpenExchange, PlannedGroup
 from fedloom.server.rounds.fold import Collected, Fold
@@ -68,7 +65,7 @@ class Collector:
         self._experiment, self._run, self._coordinator, self._store = experiment, run, coordinator, store
         self._emit, self._stop, self._pump, self._patience_s = emit, stop, pump, patience_s
         self._journal = journal
-        self._sizes = self._client_sizes()
+        self._sizes: Sequence[int] = ()
         self._updates_round, self._updates_at = 0, dict[int, str]()
         self.holders = Holders()
         """Which clients have read which pinned records."""
@@ -103,7 +100,7 @@ class Collector:
         span, size = (size, 1) if exchange.collects is not None else (1, size)
         spare = spare or Spare(enough=len(exchange.jobs), reserve=0)
         groups, reserve = self._groups(exchange, round, index, size, spare.reserve)
-        kind = _accumulator(exchange.accumulator)
+        kind = accumulator_class(exchange.accumulator)
         vet = functools.partial(vet_sum, kind, exchange.inputs.get(MODEL))
         journal = self._journal if round else None  # an initial model is as quickly made again
         asked = journal.question(exchange, groups) if journal is not None else ""
@@ -146,7 +143,7 @@ class Collector:
                 raise
             finally:  # a round that fails tells of its missing answers, too
                 for failure in fold.collected.failures if telling else ():
-                    self._emit(ClientLost(run_id=self._run.run_id, failure=as_line(failure)))
+                    self._emit(ClientLost(run_id=self._run.run_id, failure=failure))
                 self._tell_refusals(opened)
             fold.collected.duplicates, fold.collected.reassigned = opened.duplicates, opened.reassigned
             fold.collected.restored = len(kept)
@@ -170,7 +167,7 @@ class Collector:
         """Which node has which client's update."""
         if self._updates_round != round:
             self._updates_round, self._updates_at = round, {}
-        if exchange.hold and answer.result is not None:
+        if exchange.park and answer.result is not None:
             self._updates_at |= {report.client: answer.node for report in answer.result.reports}
 
     def _remember_readers(self, exchange: Exchange, answer: Answer, jobs: tuple[Job, ...]) -> None:
@@ -190,11 +187,11 @@ class Collector:
         work = sum(sizes[job.client] if job.client < len(sizes) else 1 for job in jobs)
         return PlannedGroup(jobs=jobs, work=float(work), states=states)
 
-    def _client_sizes(self) -> Any:
-        """Examples per client: what a group's work is estimated by."""
-        if not getattr(self, "_sizes", None):
+    def _client_sizes(self) -> Sequence[int]:
+        """Examples per client, from the first round on: what a group's work is estimated by."""
+        if not self._sizes:
             info = self._store.workload()
-            self._sizes = list(info.client_sizes) if info is not None else []
+            self._sizes = info.client_sizes if info is not None else ()
         return self._sizes
 
     def _next(self, opened: OpenExchange, end: float | None) -> Answer | None:
@@ -250,11 +247,6 @@ class Collector:
             self._store.save_client(client, round, index, state)
 
 
-def as_line(failure: ClientFailure) -> Failure:
-    """A failure as events and round records carry it."""
-    return Failure(**{name: getattr(failure, name) for name in failure.__slots__})
-
-
 def _sound(answer: Answer | FedloomError) -> Answer:
     """The answer; what kept the groups from being handed out is raised here."""
     if isinstance(answer, FedloomError):
@@ -278,10 +270,3 @@ def _check(exchange: Exchange, round: int) -> None:
             raise RunFailed(
                 f"round {round}: knobs must be JSON values, got {knobs!r}: {exc}. Look at the strategy's plan"
             ) from exc
-
-
-def _accumulator(name: str) -> type[Any]:
-    if name in BUILTIN:
-        return BUILTIN[name]
-    kind: type[Accumulator] = registry.part("strategies", name, "accumulator").Accumulator
-    return kind

@@ -10,15 +10,14 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from fedloom.core import registry
 from fedloom.core.config import Experiment
 from fedloom.core.errors import FedloomError, RunFailed, UnsupportedFeature
 from fedloom.core.events import Event, Notice, RoundFinished, RoundStarted
 from fedloom.core.history import RoundRecord, Timing
 from fedloom.core.messages import RunSpec
-from fedloom.core.protocols import Monitor, Pending, Roster, Selection, Strategy, Telling, Watched, WorkloadInfo
+from fedloom.core.plugins import AnySelection, build_monitor, build_selection, build_strategy
+from fedloom.core.protocols import MonitorReading, Pending, Roster, WorkloadInfo
 from fedloom.core.records import (
-    MODEL,
     Arrays,
     ClientReport,
     Exchange,
@@ -44,8 +43,8 @@ class _Progress:
     """Where the run is: what a checkpoint holds, live."""
 
     round: int
-    strategy: Any
-    selection: Any
+    strategy: object
+    selection: object
 
 
 class Loop:
@@ -75,17 +74,10 @@ class Loop:
         journal: AnswerJournal | None = None,
     ) -> None:
         self._experiment, self._store, self._coordinator, self._emit = experiment, store, coordinator, emit
-        self.run = RunSpec(run_id=store.run_id, experiment=experiment.to_dict())
-        self._strategy: Strategy[Any] = registry.part(
-            "strategies", experiment.strategy.name, "strategy"
-        ).build_strategy(experiment.strategy, experiment)
-        self._selection: Selection[Any] = registry.part(
-            "selection", experiment.selection.name, "selection"
-        ).build_selection(experiment.selection)
-        self._monitor: Monitor | None = None
-        if experiment.monitor is not None:
-            part = registry.part("monitors", experiment.monitor.name, "monitor")
-            self._monitor = part.build_monitor(experiment.monitor)
+        self.run = RunSpec(run_id=store.run_id, experiment=experiment.for_nodes())
+        self._strategy = build_strategy(experiment.strategy, experiment)
+        self._selection = build_selection(experiment.selection)
+        self._monitor = build_monitor(experiment.monitor) if experiment.monitor is not None else None
         self._collector = Collector(
             experiment, self.run, coordinator, store, emit, stop or threading.Event(), pump, patience_s, journal
         )
@@ -140,7 +132,7 @@ class Loop:
         try:
             # A strategy's bits must not depend on this machine's cores, nor its time on who else uses them.
             with threadpool_limits(1, "blas"):
-                while self._progress.round < self._experiment.rounds:
+                while self._experiment.max_rounds is None or self._progress.round < self._experiment.max_rounds:
                     if not self._round(self._progress, self._progress.round + 1):
                         break
         finally:
@@ -151,9 +143,7 @@ class Loop:
         self._coordinator.retain(self.run, ())
         if self._journal is not None:
             self._journal.close()
-        close = getattr(self._strategy, "close", None)
-        if close is not None:
-            close()
+        self._strategy.close()
 
     def _roster(self) -> Roster:
         return Roster(self._experiment.clients, self.info.client_sizes, self.info.label_counts)
@@ -198,7 +188,7 @@ class Loop:
                 checkpoint_s=waited,
             ),
             self._coordinator.take_stale(self.run.run_id),
-            {**_told(self._strategy, state), **_told(self._selection, selection)},
+            {**self._strategy.report(state), **self._selection.report(selection)},
             watched.info if watched is not None else {},
         )
         self._store.append_choice(choice)
@@ -240,11 +230,11 @@ class Loop:
             round=number,
             cohort=cohort,
             population=experiment.clients,
-            rounds=experiment.rounds,
+            rounds=experiment.max_rounds,
             seed=experiment.seed,
         )
         if probe is not None and probe.kind != "train":
-            inputs = model_inputs(self._strategy, progress.strategy)
+            inputs = self._strategy.model_inputs(progress.strategy)
             question = Exchange(
                 jobs=context.jobs(probe.kind, inputs=tuple(inputs)),
                 inputs=inputs,
@@ -256,12 +246,12 @@ class Loop:
         exchange = self._strategy.plan(progress.strategy, context)
         if exchange is None:
             return None
-        exchange = _with_telling(exchange, self._selection, progress.selection)
+        exchange = _with_extra_report(exchange, self._selection, progress.selection)
         self._emit(RoundStarted(run_id=self.run.run_id, round=number, cohort=len(exchange.jobs)))
         if probe is None or probe.kind != "train":
             return context, exchange, 0
         knobs = {**exchange.knobs, **probe.knobs}
-        held = replace(exchange, accumulator="metrics", hold=True, measure=probe.measure, knobs=knobs)
+        held = replace(exchange, accumulator="metrics", park=True, measure=probe.measure, knobs=knobs)
         context = replace(context, cohort=choose(self._probe(held, 0, tally)))
         return context, _collection(exchange, context), 1
 
@@ -277,7 +267,7 @@ class Loop:
         tally.add(collected, exchange, probe=True)
         return collected.reports
 
-    def _exchanges(self, state: Any, exchange: Exchange, context: RoundContext, tally: Tally, first: int) -> Any:
+    def _exchanges(self, state: object, exchange: Exchange, context: RoundContext, tally: Tally, first: int) -> object:
         """The round's exchanges from index `first` on, until the strategy has its next state."""
         for index in range(first, first + 1000):
             collected = self._collector.collect(
@@ -323,17 +313,16 @@ class Loop:
             )
         return Spare(enough=size, reserve=max(0, extra - self._experiment.num_oversampled))
 
-    def _evaluate(self, state: Any, number: int, tally: Tally) -> tuple[dict[str, float] | None, float]:
+    def _evaluate(self, state: object, number: int, tally: Tally) -> tuple[dict[str, float] | None, float]:
         """The global model on held-out data, in parts, by the agents."""
-        own = getattr(self._strategy, "evaluation", None)
-        if own is not None:
-            measured: Mapping[str, float] | None = own(state)
+        if self._strategy.evaluates:
+            measured = self._strategy.evaluation(state)
             return (dict(measured) if measured is not None else None), 0.0
         parts = self._experiment.evaluation.parts
         if not self._due(number):
             return None, 0.0
         begin = time.perf_counter()
-        inputs = model_inputs(self._strategy, state)
+        inputs = self._strategy.model_inputs(state)
         jobs = tuple(
             Job(round=number, client=part, kind="held_out", inputs=tuple(inputs), knobs={"parts": parts})
             for part in range(parts)
@@ -347,19 +336,19 @@ class Loop:
     def _due(self, number: int) -> bool:
         """Whether the global model is evaluated after this round."""
         every = self._experiment.evaluation.every
-        return bool(every) and (number % every == 0 or number == self._experiment.rounds)
+        return bool(every) and (number % every == 0 or number == self._experiment.max_rounds)
 
-    def _watched(self, state: Any, number: int, tally: Tally) -> Watched | None:
+    def _watched(self, state: object, number: int, tally: Tally) -> MonitorReading | None:
         """What the monitor tells of the global model on clients' data, in evaluated rounds."""
         if self._monitor is None or not self._due(number):
             return None
         rng = generator(self._experiment.seed, "monitor", number)
-        asked = self._monitor.asked(self._experiment.clients, rng)
-        inputs = model_inputs(self._strategy, state)
-        knobs = {} if asked.pieces is None else {"pieces": asked.pieces}
+        request = self._monitor.request(self._experiment.clients, rng)
+        inputs = self._strategy.model_inputs(state)
+        knobs = {} if request.parts is None else {"parts": request.parts}
         jobs = tuple(
             Job(round=number, client=client, kind="monitor", inputs=tuple(inputs), knobs=knobs)
-            for client in asked.clients
+            for client in request.clients
         )
         collected = self._collector.collect(
             Exchange(jobs=jobs, inputs=inputs, accumulator="metrics"),
@@ -370,11 +359,11 @@ class Loop:
             telling=True,
         )
         tally.watch(collected)
-        watched = self._monitor.tell(collected.reports, self._monitored)
+        watched = self._monitor.read(collected.reports, self._monitored)
         self._monitored.append(watched.info)
         return watched
 
-    def _warn(self, number: int, watched: Watched | None) -> None:
+    def _warn(self, number: int, watched: MonitorReading | None) -> None:
         """Tell when a warning of the monitor comes, and when it is gone."""
         if watched is None:
             return
@@ -393,7 +382,7 @@ class Loop:
     def _save(self, progress: _Progress, record: RoundRecord) -> None:
         """Write the round down at once and its checkpoint behind the next round's work."""
         self._store.append_round(record)
-        last = progress.round == self._experiment.rounds
+        last = progress.round == self._experiment.max_rounds
         if last or progress.round % self._experiment.checkpoint.every == 0:
             checkpoint = Checkpoint(
                 progress.round,
@@ -414,30 +403,17 @@ _MONITOR = _EVALUATION + 2
 """Exchange index of a monitor's question."""
 
 
-def model_inputs(strategy: Strategy[Any], state: Any) -> Mapping[str, Record]:
-    """What an evaluation of the global model reads: the strategy's `model_inputs`, else its arrays."""
-    own = getattr(strategy, "model_inputs", None)
-    return own(state) if own is not None else {MODEL: Record({MODEL: strategy.arrays(state)})}
-
-
-def _told(teller: Any, state: Any) -> Mapping[str, Any]:
-    """What a strategy or selection that has an optional `report(state)` says for the round's record."""
-    tell = getattr(teller, "report", None)
-    return dict(tell(state)) if tell is not None else {}
-
-
-def _with_telling(exchange: Exchange, selection: Selection[Any], state: Any) -> Exchange:
-    """The exchange, with what the selection wants its clients to tell."""
-    tell = getattr(selection, "telling", None)
-    telling: Telling | None = tell(state) if tell is not None else None
-    if telling is None:
+def _with_extra_report(exchange: Exchange, selection: AnySelection, state: object) -> Exchange:
+    """Return the exchange with what the selection wants its clients to report."""
+    extra = selection.extra_report(state)
+    if extra is None:
         return exchange
     if exchange.measure is not None:
         raise UnsupportedFeature(
-            f"the selection wants clients to report {telling.measure!r} beside their updates, but this strategy "
+            f"the selection wants clients to report {extra.measure!r} beside their updates, but this strategy "
             f"already has them report {exchange.measure!r}; use another selection with it"
         )
-    return replace(exchange, measure=telling.measure, knobs={**exchange.knobs, **telling.knobs})
+    return replace(exchange, measure=extra.measure, knobs={**exchange.knobs, **extra.knobs})
 
 
 def _collection(exchange: Exchange, context: RoundContext) -> Exchange:

@@ -43,7 +43,7 @@ class Holders:
         return {sha256: np.array(sorted(clients), np.int64) for sha256, clients in self._clients.items()}
 
     def _marked(self, job: Job, pinned: Mapping[str, str]) -> Job:
-        holds = tuple(
+        cached = tuple(
             name for name in job.inputs if name in pinned and job.client in self._clients.get(pinned[name], ())
         )
-        return replace(job, holds=holds) if holds and job.kind not in _NOBODY else job
+        return replace(job, cached_inputs=cached) if cached and job.kind not in _NOBODY else job

@@ -84,7 +84,7 @@ def run_session(
                 RunStarted(
                     run_id=store.run_id,
                     name=experiment.name,
-                    rounds=experiment.rounds,
+                    rounds=experiment.max_rounds,
                     first_round=first,
                     clients=experiment.clients,
                     cohort=experiment.cohort_size,

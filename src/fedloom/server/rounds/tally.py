@@ -8,11 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedloom.core.history import Choice, Failure, NodeShare, RoundRecord, Timing, Traffic
-from fedloom.core.records import ClientReport, Exchange, Metrics, RoundContext, add_metrics, metric_values
+from fedloom.core.history import Choice, NodeShare, RoundRecord, Timing, Traffic
+from fedloom.core.records import (
+    ClientFailure,
+    ClientReport,
+    Exchange,
+    Metrics,
+    RoundContext,
+    add_metrics,
+    metric_values,
+)
 from fedloom.server.fleet.nodes import Node
 from fedloom.server.rounds.choices import told
-from fedloom.server.rounds.exchange import as_line
 from fedloom.server.rounds.fold import Collected
 
 
@@ -28,7 +35,7 @@ class Tally:
     """Reports to a monitor: they cost traffic, and are no part of training."""
     collected: list[int] = field(default_factory=list)
     """Clients asked for an update that had waited with them."""
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[ClientFailure] = field(default_factory=list)
     waiting_s: float = 0.0
     aggregation_s: float = 0.0
     duplicates: int = 0
@@ -41,10 +48,10 @@ class Tally:
 
     def add(self, collected: Collected, exchange: Exchange, *, probe: bool = False) -> None:
         """Count an exchange."""
-        (self.probed if probe or exchange.hold else self.folded).extend(collected.reports)
+        (self.probed if probe or exchange.park else self.folded).extend(collected.reports)
         if exchange.collects is not None:
             self.collected = [job.client for job in exchange.jobs]
-        self.failures += [as_line(failure) for failure in collected.failures]
+        self.failures += collected.failures
         self.waiting_s += collected.waiting_s
         self.aggregation_s += collected.aggregation_s
         self.duplicates += collected.duplicates

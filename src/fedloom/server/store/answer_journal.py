@@ -49,7 +49,8 @@ class AnswerJournal:
         An answer to another question, of a run that went on from an older checkpoint or with other settings, is none.
         """
         jobs = [dataclasses.asdict(job) for group in groups for job in group.jobs]
-        rest = (exchange.knobs, exchange.accumulator, exchange.rule, exchange.measure, exchange.hold, exchange.collects)
+        halves = (exchange.accumulator, exchange.rules, exchange.measure)
+        rest = (exchange.knobs, *halves, exchange.park, exchange.collects)
         digest = xxhash.xxh3_128(json.dumps([jobs, *rest, self._settings], sort_keys=True).encode())
         for name, record in sorted(exchange.inputs.items()):
             digest.update(name.encode())

@@ -149,12 +149,19 @@ class RunStore(Protocol):
         """Leave nothing of the run: its input was wrong, so there is nothing to keep."""
 
 
+_JSON = pydantic.TypeAdapter[object](object)
+
+
+def _is_record(value: object) -> bool:
+    return isinstance(value, pydantic.BaseModel) or dataclasses.is_dataclass(value)
+
+
 def event_json(event: Any) -> dict[str, Any]:
     """An event as one JSON object, with its kind and the time now."""
     values = {}
     for each in dataclasses.fields(event):
         value = getattr(event, each.name)
-        values[each.name] = value.model_dump(mode="json") if isinstance(value, pydantic.BaseModel) else value
+        values[each.name] = _JSON.dump_python(value, mode="json") if _is_record(value) else value
     return {"event": type(event).__name__, "at": datetime.now(UTC).isoformat(timespec="milliseconds"), **values}
 
 

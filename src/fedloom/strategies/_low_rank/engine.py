@@ -92,7 +92,7 @@ class LowRank:
             ),
         }
         state = replace(state, model=model, told=told)
-        return self._frozen(state) if context.round == method.schedule.initiating < context.rounds else state
+        return self._frozen(state) if context.round == method.schedule.initiating and not context.is_last else state
 
     def arrays(self, state: Adapters) -> Arrays:
         return state.whole(self.method.scale)
@@ -130,7 +130,7 @@ class LowRank:
             jobs=context.jobs(inputs=tuple(inputs)),
             inputs=inputs,
             knobs={"mu": method.init_mu, "wire": method.wire, "tell_distance": True},
-            rule=SHARED,
+            rules=(SHARED,),
             accumulator="mean" if method.wire == "fp32" else SHARED,
         )
 
@@ -219,7 +219,7 @@ class LowRank:
                 "rate_factor": method.rate_factor,
                 **method.knobs,
             },
-            rule=method.rule,
+            rules=method.rules,
             accumulator=self._accumulator(),
         )
 

@@ -44,7 +44,7 @@ class Method:
     client_ranks: tuple[int, ...] = ()
     start: Path | None = None
     """Folder of the adapters a run starts from."""
-    rule: str = SHARED
+    rules: tuple[str, ...] = (SHARED,)
     knobs: Info = field(default_factory=dict)
     """For the clients of annealing rounds, beside those of the shared rule."""
 

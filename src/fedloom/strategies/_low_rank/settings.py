@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedloom.core.config import PluginSettings
+from fedloom.core.setting_types import DataPath
 from fedloom.strategies._low_rank.wire import Wire
 
 Rank = Annotated[int, Field(ge=1)]
@@ -24,7 +25,7 @@ class LowRankSettings(PluginSettings):
     """`train`: the task's head is trained and travels beside the adapters. `freeze`: it stays as it is."""
     wire: Wire = "fp32"
     """What travels, both ways: 32-bit floats, 16-bit floats, or 8-bit whole numbers with a scale per 64 elements."""
-    adapters: str | None = None
+    adapters: DataPath | None = None
     """Folder with adapters in PEFT's form to start from, such as `fedloom adapters export` writes; None makes fresh
     ones. They have to be for the layers `targets` mean, on the weights the run begins with. Read once."""
     mu: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0

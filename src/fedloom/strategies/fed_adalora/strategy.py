@@ -82,11 +82,11 @@ class FedAdaLoRA(LowRank):
 def build_strategy(config: Config, experiment: Experiment) -> FedAdaLoRA:
     """The strategy a `Config` describes."""
     schedule = Schedule(
-        rounds=experiment.rounds,
+        rounds=experiment.rounds_known("strategy fed_adalora"),
         rank_max=config.rank_max,
         rank_min=config.rank_min,
         heating=config.heating,
         cooling=config.cooling,
     )
     knobs = {"orthogonality": config.orthogonality, "beta1": config.beta1, "beta2": config.beta2}
-    return FedAdaLoRA(replace(shared_method(config, experiment, schedule), rule="fed_adalora", knobs=knobs))
+    return FedAdaLoRA(replace(shared_method(config, experiment, schedule), rules=("fed_adalora",), knobs=knobs))

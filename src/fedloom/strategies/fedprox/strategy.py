@@ -29,7 +29,7 @@ class FedProx:
 
     def plan(self, state: fedavg.GlobalModel, context: RoundContext) -> Exchange | None:
         exchange = self._averaging.plan(state, context)
-        return exchange and replace(exchange, knobs={"mu": self._mu}, rule="fedprox")
+        return exchange and replace(exchange, knobs={"mu": self._mu}, rules=("fedprox",))
 
     def finish(self, state: fedavg.GlobalModel, total: Accumulator, context: RoundContext) -> fedavg.GlobalModel:
         return self._averaging.finish(state, total, context)

@@ -54,8 +54,8 @@ class Flasc(LowRank):
 
 def build_strategy(config: Config, experiment: Experiment) -> Flasc:
     """The strategy a `Config` describes."""
-    method = shared_method(config, experiment, constant(experiment.rounds, config.rank))
-    return Flasc(replace(method, rule="flasc", knobs={"density_up": config.density_up}), config)
+    method = shared_method(config, experiment, constant(experiment.rounds_known("strategy flasc"), config.rank))
+    return Flasc(replace(method, rules=("flasc",), knobs={"density_up": config.density_up}), config)
 
 
 def _shapes(state: Adapters) -> Shapes:

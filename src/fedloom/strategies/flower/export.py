@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from fedloom.core import registry
-from fedloom.core.accumulators import BUILTIN, Accumulator
 from fedloom.core.config import Experiment, PluginSettings
 from fedloom.core.errors import BadUpdate, UnsupportedFeature
-from fedloom.core.protocols import Pending, Strategy
+from fedloom.core.plugins import build_strategy, make_accumulator
+from fedloom.core.protocols import Pending
 from fedloom.core.records import MODEL, Arrays, Exchange, Info, Job, Mean, Record, RoundContext, Update
 from fedloom.core.seeds import generator
 from fedloom.strategies.flower import flwr_api as flwr
@@ -48,9 +47,7 @@ class OursInFlower(flwr.Strategy):  # type: ignore[misc]  # flwr's classes are u
                 "workload": PluginSettings(name="flower"),
             }
         )
-        self._ours: Strategy[Any] = registry.part("strategies", name, "strategy").build_strategy(
-            experiment.strategy, experiment
-        )
+        self._ours = build_strategy(experiment.strategy, experiment)
         self._name, self._seed, self._weighted_by = name, seed, weighted_by
         self._fractions = {"train": fraction_train, "evaluate": fraction_evaluate}
         self._min_nodes = min_nodes
@@ -76,10 +73,10 @@ class OursInFlower(flwr.Strategy):  # type: ignore[misc]  # flwr's classes are u
         self._exchange = self._ours.plan(self._state, self._context)
         if self._exchange is None:
             return []
-        if self._exchange.rule not in (None, "fedprox"):
+        if self._exchange.rules not in ((), ("fedprox",)):
             raise UnsupportedFeature(
-                f"strategy {self._name!r} has a client half ({self._exchange.rule}/rule.py), which Flower's clients "
-                "do not run; run the app with `fedloom run` instead"
+                f"strategy {self._name!r} has a client half ({self._exchange.rules[0]}/rule.py), which Flower's "
+                "clients do not run; run the app with `fedloom run` instead"
             )
         encoded = {name: _array_records(name, record) for name, record in self._exchange.inputs.items()}
         return [
@@ -90,7 +87,7 @@ class OursInFlower(flwr.Strategy):  # type: ignore[misc]  # flwr's classes are u
         answers = self._valid(replies)
         if not answers or self._exchange is None or self._context is None:
             return None, None
-        total = self._accumulator(self._exchange.accumulator)
+        total = make_accumulator(self._exchange.accumulator, None)
         for client, content in answers:
             update = self._update(client, content)
             total.add(update, float(update.num_examples), client)
@@ -132,7 +129,7 @@ class OursInFlower(flwr.Strategy):  # type: ignore[misc]  # flwr's classes are u
             for key, record in encoded[name].items():
                 content[key] = record
         knobs: Info = {**self._exchange.knobs, **job.knobs}
-        if self._exchange.rule == "fedprox":  # Flower's name for the coefficient, which its clients look for
+        if self._exchange.rules == ("fedprox",):  # Flower's name for the coefficient, which its clients look for
             settings |= {"proximal-mu": float(knobs["mu"])}
         try:
             content[records.CONFIG] = flwr.ConfigRecord(settings | dict(knobs))
@@ -141,12 +138,6 @@ class OursInFlower(flwr.Strategy):  # type: ignore[misc]  # flwr's classes are u
                 f"strategy {self._name!r} sends knobs {dict(knobs)}, which a Flower ConfigRecord cannot hold: {exc}"
             ) from exc
         return flwr.Message(content, dst_node_id=self._nodes[job.client], message_type=job.kind)
-
-    def _accumulator(self, name: str) -> Accumulator:
-        if name in BUILTIN:
-            return BUILTIN[name]()
-        made: Accumulator = registry.part("strategies", name, "accumulator").Accumulator(None)
-        return made
 
     def _valid(self, replies: Iterable[Any]) -> list[tuple[int, Any]]:
         """Contents of the replies that have one, by client in the cohort's order."""

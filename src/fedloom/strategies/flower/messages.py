@@ -94,8 +94,8 @@ class Batch:
                 'model. Use workload.name = "flower"'
             )
         payload = Record({MODEL: cast_like(inputs.payloads[MODEL].groups[MODEL], model)})
-        rule = "fedprox" if any("mu" in job.knobs for job in jobs) else None
-        return _exchange(jobs, {MODEL: payload}, rule=rule)
+        rules = ("fedprox",) if any("mu" in job.knobs for job in jobs) else ()
+        return _exchange(jobs, {MODEL: payload}, rules=rules)
 
     def replies(self, updates: Sequence[tuple[int, Update]]) -> list[Any]:
         """The answers of clients that run a Flower app, as messages; a client without an answer is left out."""
@@ -193,7 +193,7 @@ class _Inputs:
 
 
 def _exchange(
-    jobs: list[Job], inputs: Mapping[str, Record], rule: str | None = None, deadline_s: float | None = None
+    jobs: list[Job], inputs: Mapping[str, Record], rules: tuple[str, ...] = (), deadline_s: float | None = None
 ) -> Exchange:
     """An exchange of jobs; knobs they all have are said once."""
     shared = jobs[0].knobs if jobs and all(job.knobs == jobs[0].knobs for job in jobs) else None
@@ -202,7 +202,8 @@ def _exchange(
         inputs=inputs,
         knobs=shared or {},
         accumulator="separate",
-        rule=rule,
+        rules=rules,
+        updates="accumulator",
         deadline_s=deadline_s,
     )
 

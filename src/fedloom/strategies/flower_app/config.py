@@ -5,15 +5,16 @@ from typing import Literal
 from pydantic import Field
 
 from fedloom.core.config import PluginSettings
+from fedloom.core.setting_types import CodeRef, DataPath
 
 
 class Config(PluginSettings):
     """A Flower `ServerApp`. It chooses clients and aggregates by itself; we carry its messages."""
 
     name: str = "flower_app"
-    app: str
+    app: DataPath
     """Folder of the app; on the server's machine, at this path."""
-    serverapp: str
+    serverapp: CodeRef
     """The component, `module:object`, as `[tool.flwr.app.components]` has it."""
     run_config: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """`context.run_config`."""

@@ -55,9 +55,9 @@ class HetLoRA(LowRank):
 
 def build_strategy(config: Config, experiment: Experiment) -> HetLoRA:
     """The strategy a `Config` describes."""
-    method = shared_method(config, experiment, constant(experiment.rounds, config.rank))
+    method = shared_method(config, experiment, constant(experiment.rounds_known("strategy hetlora"), config.rank))
     knobs = {"gamma": config.gamma, "penalty": config.penalty}
-    return HetLoRA(replace(method, client_ranks=config.client_ranks, rule="hetlora", knobs=knobs))
+    return HetLoRA(replace(method, client_ranks=config.client_ranks, rules=("hetlora",), knobs=knobs))
 
 
 def _learned(groups: Groups) -> float:

@@ -61,7 +61,7 @@ class Estimation:
         assert isinstance(total, RunningMean)
         groups = total.value()
         state = replace(state, model=groups[MODEL], second=groups.get(SECOND, {}), told={})
-        if context.round < context.rounds:
+        if not context.is_last:
             return state
         return Pending(replace(state, asks=True), self._question(state, context))
 

@@ -100,7 +100,7 @@ class MedianEnsemble:
             state = self._with_statistics(state, total)
         elif state.stage == "robustness":
             state = self._measured(state, total, context)
-            if self._config.table and context.round == context.rounds:
+            if self._config.table and context.is_last:
                 return self._ask(state, context, "attack")
             return _ended(state)
         else:
@@ -123,7 +123,7 @@ class MedianEnsemble:
 
     def _due(self, context: RoundContext) -> bool:
         every = self._evaluation.every
-        return context.round == context.rounds or (every > 0 and context.round % every == 0)
+        return context.is_last or (every > 0 and context.round % every == 0)
 
     def _trained(self, state: History, total: Accumulator, context: RoundContext) -> History:
         """The next w, and its snapshot."""
@@ -160,7 +160,7 @@ class MedianEnsemble:
             elif state.snapshots and name != self._config.ensemble:
                 found[name] = self._combine(name, state)
         told: dict[str, Any] = {"ensemble": self._config.ensemble, "window": list(state.rounds)}
-        if len(state.snapshots) >= _LEAST_SPREAD and context.round == context.rounds:
+        if len(state.snapshots) >= _LEAST_SPREAD and context.is_last:
             told["spread"] = spread(_past(state)).to_json()
         return replace(state, published=found[ENSEMBLE], names=tuple(found), models=tuple(found.values()), told=told)
 
@@ -256,4 +256,4 @@ def _ended(state: History) -> History:
 
 def build_strategy(config: Config, experiment: Experiment) -> MedianEnsemble:
     """The strategy a `Config` describes."""
-    return MedianEnsemble(config, experiment.rounds, experiment.evaluation)
+    return MedianEnsemble(config, experiment.rounds_known("strategy meat"), experiment.evaluation)

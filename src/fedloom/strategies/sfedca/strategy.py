@@ -64,7 +64,7 @@ class SFedCA:
             knobs=knobs,
             accumulator="separate",
             measure="firing_credit",
-            hold=True,
+            park=True,
         )
 
     def finish(self, state: Credits, total: Accumulator, context: RoundContext) -> Credits | Pending[Credits]:

@@ -76,9 +76,10 @@ class SpdCfl(LowRank):
 
 def build_strategy(config: Config, experiment: Experiment) -> SpdCfl:
     """The strategy a `Config` describes."""
-    schedule = Schedule(rounds=experiment.rounds, rank_max=config.rank_max, rank_min=config.rank_min)
+    rounds = experiment.rounds_known("strategy spd_cfl")
+    schedule = Schedule(rounds=rounds, rank_max=config.rank_max, rank_min=config.rank_min)
     method = shared_method(config, experiment, schedule)
-    return SpdCfl(replace(method, rule="spd_cfl", knobs={"mu_previous": config.mu_previous}), config)
+    return SpdCfl(replace(method, rules=("spd_cfl",), knobs={"mu_previous": config.mu_previous}), config)
 
 
 def _sensitivities(before: Adapters, after: Adapters) -> Arrays:

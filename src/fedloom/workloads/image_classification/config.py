@@ -9,6 +9,7 @@ from pydantic import Field
 
 from fedloom.core.config import PluginSettings
 from fedloom.core.errors import ConfigError
+from fedloom.core.setting_types import DataPath
 from fedloom.workloads._data.settings import Digits, Dirichlet, ImageSource, PartitionSettings
 from fedloom.workloads._torch.settings import TrainingSettings
 from fedloom.workloads._vision.settings import ModelSettings
@@ -17,7 +18,7 @@ from fedloom.workloads._vision.settings import ModelSettings
 class Model(ModelSettings):
     """The network, and where its first weights come from."""
 
-    pretrained: str | None = None
+    pretrained: DataPath | None = None
     """Start from these weights instead of random ones: the folder of a finished run of the same network (or its
     `.safetensors` file). With `transformers`, a folder in its form or a name on the hub."""
     transformers: bool = False

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from fedloom.core.config import PluginSettings, Settings
 from fedloom.core.errors import ConfigError
+from fedloom.core.setting_types import CodeRef, DataPath
 from fedloom.workloads._data.settings import Available, Iid, ImageSource, PartitionSettings
 from fedloom.workloads._torch.settings import TrainingSettings
 from fedloom.workloads._vision.settings import ModelSettings
@@ -50,7 +51,7 @@ class CifarC(Settings):
     """
 
     layout: Literal["cifar-c"] = "cifar-c"
-    folder: str
+    folder: DataPath
     """The folder."""
     severities: Annotated[int, Field(ge=1)] = 5
     """Equal pieces each file is cut into, rising in severity."""
@@ -60,7 +61,7 @@ class SetFolders(Settings):
     """Sets as folders of pictures: `folder/SET/CLASS/picture`, classes named as in the training data."""
 
     layout: Literal["folders"] = "folders"
-    folder: str
+    folder: DataPath
     """The folder of sets."""
 
 
@@ -92,10 +93,10 @@ class Config(PluginSettings):
     augment: Literal["none", "crop", "crop_flip"] = "none"
     """`crop`: zero-pad by 4 and cut out at random; `crop_flip`: and mirror half of the images."""
     model: ModelSettings = ModelSettings(name="cnn", norm="batch")
-    classifier: str | None = None
+    classifier: CodeRef | None = None
     """A model of your own instead: `package.module:function` or `./file.py:function`, called with the images'
     (channels, height, width) and the number of classes. Code is found on the client, it never travels."""
-    weights: str | None = None
+    weights: DataPath | None = None
     """A safetensors file with the model's arrays to begin with."""
     frozen: bool = False
     """Do not train: score the model as it is, from `weights`."""

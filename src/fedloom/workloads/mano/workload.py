@@ -67,7 +67,7 @@ class Scoring:
         self, config: Config, data: ImageData, rows: Split, experiment: Experiment, device: torch.device
     ) -> None:
         self._config, self._data, self._rows, self._device = config, data, rows, device
-        self._rounds, self._seed = experiment.rounds, experiment.seed
+        self._rounds, self._seed = experiment.rounds_known("workload mano"), experiment.seed
         self._train = _tensors(data.x_train[rows.train], data.y_train[rows.train], device)
         self._test = _tensors(data.x_test, data.y_test, device)
         self._sets = shifted_sets(config, data, rows.test_styles, experiment.seed)

@@ -307,4 +307,5 @@ def build_workload(config: Config, experiment: Experiment) -> AdversarialTrainin
     images = prepare(config, data, experiment.clients, experiment.seed, device)
     batches = -(-int(images.shards.sizes.min()) // config.training.batch_size)
     check_batches(getattr(experiment.strategy, "batch_norm", ""), batches)
-    return AdversarialTraining(config, data, images, experiment.rounds, device, experiment.clients)
+    rounds = experiment.rounds_known("workload meat")
+    return AdversarialTraining(config, data, images, rounds, device, experiment.clients)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError
-from fedloom.core.protocols import LocalRule, Shard, WorkloadInfo
+from fedloom.core.protocols import LocalRule, WorkloadInfo
 from fedloom.core.records import MODEL, Array, Arrays, Job, Mean, Metrics, Record, Update
 from fedloom.core.seeds import integer_seed
 from fedloom.workloads._data.images import ImageData, load_images
@@ -103,12 +103,11 @@ class SpikingClassification:
         self,
         job: Job,
         inputs: Mapping[str, Record],
-        shard: Shard,
+        shard: ImageShard,
         rule: LocalRule | None,
         rng: np.random.Generator,
     ) -> Update:
         """One client's local training; the metrics hold `loss` and for each spiking layer `rate/<layer>`."""
-        assert isinstance(shard, ImageShard)
         tally: dict[str, Tensor] = {}
         traced = RateTrace.of(len(shard.rows), self._config.training, self._config.time_steps)
         steps = itertools.count()
@@ -131,38 +130,35 @@ class SpikingClassification:
         self,
         jobs: Sequence[Job],
         inputs: Mapping[str, Record],
-        shards: Sequence[Shard],
-        rule: LocalRule | None,
+        shards: Sequence[ImageShard],
         rngs: Sequence[np.random.Generator],
     ) -> list[Update]:
-        """Every job's `train`, as one program where `program` is `group` and there is no rule.
+        """Train every job's client without a rule, as one program where `program` is `group`.
 
         Args:
             jobs: the group's jobs; each reads `inputs["model"]`.
             inputs: the exchange's inputs.
             shards: each job's training data; sizes may differ.
-            rule: the strategy's client half; with one, the jobs are done one after the other.
             rngs: each job's own randomness, as `train` would get it.
 
         Returns:
             An update for each job, in order. Equal to `train`'s but for rounding; arrays are the updates' own. A
             job's bits do not depend on which others are in its group.
         """
-        if rule is not None or self.program == "loop":
+        if self.program == "loop":
             one_by_one = zip(jobs, shards, rngs, strict=True)
-            return [_kept(self.train(job, inputs, shard, rule, rng)) for job, shard, rng in one_by_one]
+            return [_kept(self.train(job, inputs, shard, None, rng)) for job, shard, rng in one_by_one]
         self._trainer.load(inputs)
         rows, trace = [_rows(shard) for shard in shards], any(map(_is_traced, jobs))
         return self._group.train(self._trainer.arrays, rows, rngs, trace=trace)
 
-    def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
+    def evaluate(self, inputs: Mapping[str, Record], shard: ImageShard) -> Metrics:
         """Metrics on a test part, or on a client's own data.
 
         `loss`, `accuracy` (of equal counts the first class wins); and where neurons spike, per example: `rate/<layer>`,
         `spikes` (of all layers, over all steps), `dead` (share of layers whose rate is below `dead_rate_floor`); and
         `energy_pj`, an estimate (see `_spiking/energy.py`). A Poisson encoder's noise is the same in every evaluation.
         """
-        assert isinstance(shard, ImageShard)
         part = "test" if shard.held_out else "train"
         labels = self._parts[part][1]
         rows = torch.from_numpy(shard.rows).to(self._device)
@@ -185,12 +181,11 @@ class SpikingClassification:
             metrics["dead"] = Mean(float(dead) * len(rows), float(len(rows)))
         return metrics
 
-    def logits(self, inputs: Mapping[str, Record], shard: Shard) -> tuple[Array, Array]:
+    def logits(self, inputs: Mapping[str, Record], shard: ImageShard) -> tuple[Array, Array]:
         """What stands for logits: counts of output spikes, or for the loss `rate` counts over steps, (n, K) float32.
 
         With them come the labels, (n,). A Poisson encoder's noise is the same in every evaluation.
         """
-        assert isinstance(shard, ImageShard)
         part = "test" if shard.held_out else "train"
         steps = self._config.time_steps if self._config.loss == "rate" else 1
         parts = []
@@ -207,7 +202,7 @@ class SpikingClassification:
     def firing_rates(
         self,
         arrays: Arrays,
-        shard: Shard,
+        shard: ImageShard,
         rng: np.random.Generator,
         *,
         layers: Layers = "output",
@@ -242,7 +237,7 @@ class SpikingClassification:
     def firing_rates_group(
         self,
         models: Sequence[Arrays],
-        shards: Sequence[Shard],
+        shards: Sequence[ImageShard],
         rngs: Sequence[np.random.Generator],
         *,
         layers: Layers = "output",
@@ -257,7 +252,7 @@ class SpikingClassification:
         with exact(self._device):
             return self._meter.measure_group(models, rows, rngs, layers, self._dynamics, per_sample=per_sample)
 
-    def class_errors(self, arrays: Arrays, shard: Shard, rng: np.random.Generator) -> Array:
+    def class_errors(self, arrays: Arrays, shard: ImageShard, rng: np.random.Generator) -> Array:
         """What a client's examples would teach each class's output: the mean of the loss's push, without training.
 
         Args:
@@ -327,8 +322,7 @@ def _is_traced(job: Job) -> bool:
     return job.knobs.get("measurement") == "training"
 
 
-def _rows(shard: Shard) -> Array:
-    assert isinstance(shard, ImageShard)
+def _rows(shard: ImageShard) -> Array:
     return shard.rows
 
 

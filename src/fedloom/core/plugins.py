@@ -1,0 +1,114 @@
+"""Builds the objects plug-ins provide, each checked against its interface when it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from fedloom.core.accumulators import BUILTIN, Accumulator, Allocate
+from fedloom.core.config import Experiment, PluginSettings
+from fedloom.core.contracts import check_workload, conform
+from fedloom.core.errors import PluginInvalid
+from fedloom.core.protocols import (
+    LocalRule,
+    Measure,
+    Monitor,
+    RuleChain,
+    Selection,
+    Shard,
+    Strategy,
+    Watch,
+    Workload,
+)
+from fedloom.core.registry import Kind, PartRef
+
+AnyStrategy = Strategy[object, Accumulator]
+"""A strategy as the loop sees it: its states and accumulators are its own matter."""
+AnySelection = Selection[object]
+AnyWorkload = Workload[Shard]
+
+
+def build_strategy(settings: PluginSettings, experiment: Experiment) -> AnyStrategy:
+    """Build the strategy an experiment names.
+
+    Raises:
+        UnknownName: nothing by this name is installed here.
+        PluginInvalid: a method is missing, misspelt or wrongly shaped; the message names file and line.
+    """
+    ref = PartRef(Kind.STRATEGY, settings.name, "strategy")
+    return conform(_call(ref, settings, experiment), AnyStrategy, ref)
+
+
+def build_selection(settings: PluginSettings) -> AnySelection:
+    """Build the selection an experiment names. Raises as `build_strategy` does."""
+    ref = PartRef(Kind.SELECTION, settings.name, "selection")
+    return conform(_call(ref, settings), AnySelection, ref)
+
+
+def build_workload(settings: PluginSettings, experiment: Experiment) -> AnyWorkload:
+    """Build the workload an experiment names. Raises as `build_strategy` does."""
+    ref = PartRef(Kind.WORKLOAD, settings.name, "workload")
+    return check_workload(_call(ref, settings, experiment), ref)
+
+
+def build_monitor(settings: PluginSettings) -> Monitor:
+    """Build the monitor an experiment names. Raises as `build_strategy` does."""
+    ref = PartRef(Kind.MONITOR, settings.name, "monitor")
+    return conform(_call(ref, settings), Monitor, ref)
+
+
+def build_watch(settings: PluginSettings) -> Watch:
+    """Build the client half of the monitor an experiment names. Raises as `build_strategy` does."""
+    ref = PartRef(Kind.MONITOR, settings.name, "watch")
+    return conform(_call(ref, settings), Watch, ref)
+
+
+def build_measure(name: str) -> Measure:
+    """Build the client half of a selection. Raises as `build_strategy` does."""
+    ref = PartRef(Kind.SELECTION, name, "measure")
+    return conform(_call(ref), Measure, ref)
+
+
+def build_rules(names: Sequence[str]) -> tuple[LocalRule, ...]:
+    """Build the client halves an exchange names, in order. Raises as `build_strategy` does."""
+    refs = [PartRef(Kind.STRATEGY, name, "rule") for name in names]
+    return tuple(conform(_call(ref), LocalRule, ref) for ref in refs)
+
+
+def chained(rules: Sequence[LocalRule]) -> LocalRule | None:
+    """Return rules as one; None for none."""
+    return None if not rules else rules[0] if len(rules) == 1 else RuleChain(rules)
+
+
+def accumulator_class(name: str) -> type[Accumulator]:
+    """Return the accumulator an exchange names: a built-in one, or a strategy folder's.
+
+    Raises:
+        UnknownName: there is none by this name.
+        PluginInvalid: the folder's `accumulator.py` defines no class `Accumulator`.
+    """
+    if name in BUILTIN:
+        return BUILTIN[name]
+    ref = PartRef(Kind.STRATEGY, name, "accumulator")
+    found = vars(ref.load()).get("Accumulator")
+    if not isinstance(found, type):
+        raise PluginInvalid(f"{_place(ref)}: expected a class Accumulator, found {found!r}")
+    return found
+
+
+def make_accumulator(name: str, allocate: Allocate | None) -> Accumulator:
+    """Make an empty accumulator of the kind an exchange names, in memory `allocate` gives."""
+    make: Callable[[Allocate | None], Accumulator] = accumulator_class(name)
+    return make(allocate)
+
+
+def _call(ref: PartRef, *arguments: object) -> object:
+    """Call the part's `build_…` function."""
+    module = ref.load()
+    build = vars(module).get(f"build_{ref.part}")
+    if not callable(build):
+        raise PluginInvalid(f"{_place(ref)}: expected a function build_{ref.part}, found none")
+    return build(*arguments)
+
+
+def _place(ref: PartRef) -> str:
+    return f"{ref.kind.section} {ref.name!r} ({ref.load().__file__})"

@@ -1,0 +1,85 @@
+"""A strategy's client half, and several of them in a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from fedloom.core.records import Info, Job, Record, Update
+
+Inputs: TypeAlias = Mapping[str, Record]
+"""What a client reads for a job, by input name."""
+Tensors: TypeAlias = Sequence[Any]
+"""One NumPy array or torch tensor per trained array (core imports no torch); a rule uses operators and in-place methods
+that both have."""
+
+
+class LocalRule:
+    """What happens to gradients, and to the update before it leaves. Every hook passes through by default.
+
+    Everything a rule needs arrives in `knobs` (the exchange's and the job's together) or in its own client state. A
+    rule object serves one job and may keep in itself what it learns during it.
+    """
+
+    def restore(self, state: Record | None) -> None:
+        """Take what `state` returned after this client's last job; None before its first.
+
+        Called first, for evaluation jobs as well.
+        """
+
+    def incoming(self, inputs: Inputs, job: Job) -> Inputs:
+        """Return the inputs as the workload reads them: the reverse of what the server packed."""
+        return inputs
+
+    def begin(self, trained: Sequence[tuple[str, str]], knobs: Info) -> None:
+        """Take the (group, name) of each trained array, in the order of the gradients, before training starts."""
+
+    def adjust_gradients(self, gradients: Tensors, parameters: Tensors, anchor: Tensors, knobs: Info) -> None:
+        """Change the gradients in place before a local optimiser step.
+
+        Args:
+            gradients: gradient of the local loss, one entry per trained array.
+            parameters: local weights w, same order and shapes; read-only.
+            anchor: the global weights as received, same order and shapes, or those of the job's input `anchor` where
+                it has one; read-only.
+            knobs: settings of the exchange and the job.
+        """
+
+    def outgoing(self, update: Update, knobs: Info) -> Update:
+        """Return the update as it leaves the client."""
+        return update
+
+    def state(self) -> Record | None:
+        """Return what `restore` gets at this client's next job; None keeps what was stored. Called last."""
+        return None
+
+
+class RuleChain(LocalRule):
+    """Several rules as one. Updates pass them in order on their way out, inputs in reverse order on their way in.
+
+    The first rule is the strategy's; one that comes after it wraps what the strategy sends.
+
+    Args:
+        rules: in order, each made for this job.
+    """
+
+    def __init__(self, rules: Sequence[LocalRule]) -> None:
+        self.rules = tuple(rules)
+
+    def incoming(self, inputs: Inputs, job: Job) -> Inputs:
+        for rule in reversed(self.rules):
+            inputs = rule.incoming(inputs, job)
+        return inputs
+
+    def begin(self, trained: Sequence[tuple[str, str]], knobs: Info) -> None:
+        for rule in self.rules:
+            rule.begin(trained, knobs)
+
+    def adjust_gradients(self, gradients: Tensors, parameters: Tensors, anchor: Tensors, knobs: Info) -> None:
+        for rule in self.rules:
+            rule.adjust_gradients(gradients, parameters, anchor, knobs)
+
+    def outgoing(self, update: Update, knobs: Info) -> Update:
+        for rule in self.rules:
+            update = rule.outgoing(update, knobs)
+        return update

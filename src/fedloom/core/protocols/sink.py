@@ -1,0 +1,17 @@
+"""Where a run's events go."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from fedloom.core.events import Event
+
+
+class Sink(Protocol):
+    """A receiver of a run's events: files, the terminal, metrics, watchers."""
+
+    def write(self, event: Event) -> None:
+        """Take one event."""
+
+    def close(self) -> None:
+        """Write out what is buffered."""
