@@ -32,7 +32,7 @@ from fedloom.core import frames
 from fedloom.core.config import Experiment
 from fedloom.core.errors import FedloomError, NotFound, Unauthenticated, UsageError
 from fedloom.core.history import RunSummary
-from fedloom.core.messages import Hello, PayloadRef
+from fedloom.core.messages import PROTOCOL, Hello, PayloadRef
 from fedloom.core.records import Record
 from fedloom.proto.v1 import control_pb2 as control_pb
 from fedloom.proto.v1 import fleet_pb2 as pb
@@ -59,7 +59,7 @@ class Stranger:
     def unary(self, path: str, request: bytes, **who: str) -> bytes:
         return bytes(self.channel.unary_unary(path)(request, metadata=self.metadata(**who), timeout=10))
 
-    def register(self, node: str = "n", session: str = "s", protocol: int = 1) -> None:
+    def register(self, node: str = "n", session: str = "s", protocol: int = PROTOCOL) -> None:
         request = pb.RegisterRequest(protocol=protocol, node=node, session=session)
         self.unary(FLEET + "Register", request.SerializeToString())
 
@@ -202,7 +202,7 @@ class TestWhoCalls:
                 with pytest.raises(Unauthenticated):
                     call()
 
-    @pytest.mark.parametrize("protocol", [0, 2, 4_000_000_000])
+    @pytest.mark.parametrize("protocol", [0, 1, 4_000_000_000])
     def test_another_protocol_is_refused(self, stranger: Stranger, protocol: int) -> None:
         with refused("INVALID_ARGUMENT", "install the same fedloom version on both"):
             stranger.register(node="old", protocol=protocol)

@@ -18,6 +18,7 @@ from fedloom.client.link import connect, connect_trusting
 from fedloom.core.config import Experiment
 from fedloom.core.errors import Forbidden
 from fedloom.core.identity import SERVER_NAME, Identity, key_pem, make_key, pem
+from fedloom.core.messages import PROTOCOL
 from fedloom.proto.v1 import control_pb2, enroll_pb2, fleet_pb2
 from fedloom.server.access.authority import Authority
 from fedloom.server.access.gate import ALLOWED
@@ -33,7 +34,7 @@ MEMBERS_ONLY = [call for call in CALLS if not call.startswith("Enroll/")]
 ROLES = ("node", "user", "admin")
 STREAMED_UP = ("Fleet/Work", "Fleet/Upload")
 REQUESTS = {
-    "Fleet/Register": fleet_pb2.RegisterRequest(protocol=1, node="thief", session="s"),
+    "Fleet/Register": fleet_pb2.RegisterRequest(protocol=PROTOCOL, node="thief", session="s"),
     "Control/Watch": control_pb2.WatchRequest(run_id="none"),
     "Control/Stop": control_pb2.StopRequest(run_id="none"),
 }
@@ -133,7 +134,7 @@ def test_the_members_port_answers_no_joins(fleet: Members, identities: dict[str,
 
 @pytest.mark.parametrize("node", ["a-node", "a-admin", ""])
 def test_a_node_speaks_for_itself_only(fleet: Members, identities: dict[str, Identity], node: str) -> None:
-    request = fleet_pb2.RegisterRequest(protocol=1, node=node, session="s").SerializeToString()
+    request = fleet_pb2.RegisterRequest(protocol=PROTOCOL, node=node, session="s").SerializeToString()
     with contextlib.closing(connect(fleet.address, identities["node"])) as channel:
         call = channel.unary_unary("/fedloom.proto.v1.Fleet/Register")
         if node == "a-node":

@@ -27,7 +27,7 @@ from fedloom.client.grpc_channel import GrpcChannel
 from fedloom.core.accumulators import MetricsOnly, RunningMean, UpdateList
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadMessage, BadUpdate, LimitExceeded
-from fedloom.core.messages import Ack, Channel, Group, GroupKey, GroupResult, Heartbeat, Hello, PayloadRef
+from fedloom.core.messages import PROTOCOL, Ack, Channel, Group, GroupKey, GroupResult, Heartbeat, Hello, PayloadRef
 from fedloom.core.records import Record, Update
 from fedloom.proto.v1 import codec
 from fedloom.proto.v1 import fleet_pb2 as pb
@@ -210,7 +210,7 @@ class TestBounds:
             codec.read_from_agent(many, "n")
         facts = '{"x":"' + "y" * codec.MAX_FACTS + '"}'
         with pytest.raises(BadMessage, match="facts: expected at most"):
-            codec.read_hello(pb.RegisterRequest(protocol=1, node="n", session="s", facts_json=facts))
+            codec.read_hello(pb.RegisterRequest(protocol=PROTOCOL, node="n", session="s", facts_json=facts))
 
 
 def test_an_agent_over_the_network_is_vetted_and_one_on_this_host_trusted() -> None:

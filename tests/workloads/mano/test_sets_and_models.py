@@ -16,7 +16,7 @@ from fedloom.core.errors import ConfigError, DataMissing
 from fedloom.core.records import MODEL, ClientReport, Record
 from fedloom.monitors.mano.config import Config
 from fedloom.monitors.mano.monitor import LabelFreeAccuracy
-from fedloom.monitors.mano.watch import watch
+from fedloom.monitors.mano.watch import logit_sums
 from fedloom.workloads._data.images import load_images
 from fedloom.workloads._data.settings import FASHION_MNIST, Available
 from fedloom.workloads.mano.corruptions.suite import CORRUPTIONS, corrupted
@@ -244,10 +244,10 @@ def test_the_monitors_alarm_sees_a_shift_in_its_round_and_stays_silent_without_o
                 pieces[4] = corrupted(pieces[4], name, 5, bank="harsh", seed=1, rows=np.arange(100))
             logits = [see(workload._trainer.model, workload._normalised(piece)).logits for piece in pieces]
             reports = [
-                ClientReport(client=client, num_examples=100, seconds=0.0, info=watch(q))
+                ClientReport(client=client, num_examples=100, seconds=0.0, info=logit_sums(q))
                 for client, q in enumerate(logits)
             ]
-            told = watcher.tell(reports, earlier)
+            told = watcher.read(reports, earlier)
             earlier.append(told.info)
             if not last:
                 assert not told.warnings
