@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedloom.core import frames, registry
-from fedloom.core.accumulators import BUILTIN, Accumulator
+from fedloom.core.accumulators import BUILTIN, Accumulator, IntegerSum
 from fedloom.core.records import Arrays, Mean, Record, Update, arrays_sha256
 from fedloom.core.seeds import generator
 
@@ -22,16 +22,18 @@ def kind(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-def update(client: int) -> Update:
+def update(client: int, kind: Any) -> Update:
     rng = generator(1, "update", client)
-    arrays = {"w": rng.normal(size=(4, 3)).astype(np.float32), "b": rng.normal(size=4).astype(np.float16)}
+    arrays: Arrays = {"w": rng.normal(size=(4, 3)).astype(np.float32), "b": rng.normal(size=4).astype(np.float16)}
+    if kind is IntegerSum:
+        arrays = {name: (array.astype(np.float64) * 1e8).astype(np.int64) for name, array in arrays.items()}
     return Update(num_examples=client + 1, groups={"model": arrays}, metrics={"loss": Mean(client, 1.0)})
 
 
 def fold(kind: Any, clients: range) -> Any:
     accumulator = kind()
     for client in clients:
-        accumulator.add(update(client), client + 1.0, client)
+        accumulator.add(update(client, kind), client + 1.0, client)
     return accumulator
 
 
@@ -58,7 +60,7 @@ def test_it_can_be_made_with_an_allocator_and_then_folds_the_same(kind: Any) -> 
 
     placed = kind(allocate)
     for client in range(3):
-        placed.add(update(client), client + 1.0, client)
+        placed.add(update(client, kind), client + 1.0, client)
     assert content(placed) == content(fold(kind, range(3)))
 
 
@@ -93,18 +95,18 @@ def test_folding_goes_on_after_a_frame_and_writes_into_nothing_borrowed(kind: An
     first, later = fold(kind, range(2)), fold(kind, range(2, 4))
     before = content(first), content(later)
     resumed = kind.from_record(frozen(first.record()))
-    resumed.add(update(2), 3.0, 2)
+    resumed.add(update(2, kind), 3.0, 2)
     assert content(resumed) == content(fold(kind, range(3)))
     total = kind.from_record(first.record())
     total.merge(later)
-    total.add(update(9), 10.0, 9)
+    total.add(update(9, kind), 10.0, 9)
     assert (content(first), content(later)) == before
 
 
 def test_updates_are_read_only_to_it(kind: Any) -> None:
     accumulator = kind()
     for client in range(2):
-        each = update(client)
+        each = update(client, kind)
         for array in each.groups["model"].values():
             array.setflags(write=False)
         accumulator.add(each, 1.0, client)
@@ -113,5 +115,5 @@ def test_updates_are_read_only_to_it(kind: Any) -> None:
             array[...] = 99.0  # the workload's buffer is used again
     again = kind()
     for client in range(2):
-        again.add(update(client), 1.0, client)
+        again.add(update(client, kind), 1.0, client)
     assert content(accumulator) == content(again)

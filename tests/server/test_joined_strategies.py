@@ -1,4 +1,4 @@
-"""The paper's strategies on a really joined node: mutual TLS, a policy that allows the workload alone, an own process."""
+"""The papers' strategies on a really joined node: mutual TLS, a policy that allows workloads alone, an own process."""
 
 from __future__ import annotations
 
@@ -49,10 +49,14 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
 def test_each_finishes_with_the_bits_of_a_run_in_one_process(shell: Shell, tmp_path: Path) -> None:
     shell.serve(0)
     token = shell.run("token", "create", "--name", "lab-7", "--identity", "state/admin").strip()
-    shell.run("join", token, *(f"--allow={workload}" for workload in ("image_classification", "spiking_classification")))
+    shell.run(
+        "join", token, *(f"--allow={workload}" for workload in ("image_classification", "spiking_classification"))
+    )
     _, client_log = shell.start("client")
     for name, (settings, workload) in STRATEGIES.items():
-        text = f'name = "{name}"\nrounds = 3\nclients = 6\ncohort = 4\n[strategy]\nname = "{name}"\n{settings}{workload}'
+        text = (
+            f'name = "{name}"\nrounds = 3\nclients = 6\ncohort = 4\n[strategy]\nname = "{name}"\n{settings}{workload}'
+        )
         (tmp_path / "x.toml").write_text(text)
         run_id = shell.run("submit", "x.toml", "--identity", "state/admin").strip()
         summary = tmp_path / "state" / "runs" / run_id / "summary.json"

@@ -133,9 +133,11 @@ class Update:
     """What local training saw, for measures of the same client; never leaves it."""
 
 
-Contents = Literal["model", "accumulator"] | Mapping[str, Collection[str]]
-"""Which arrays an update contains: exactly those of the input `model` (group `model`); what the accumulator accepts; or
-the names given here for each group."""
+ContentsName = Literal["model", "subset", "accumulator"]
+CONTENTS: tuple[ContentsName, ...] = ("model", "subset", "accumulator")
+Contents = ContentsName | Mapping[str, Collection[str]]
+"""Which arrays an update contains: exactly those of the input `model` (group `model`); some of those (and their
+`weights`, see `core.accumulators.MeanOfSenders`); what the accumulator accepts; or the names given for each group."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -29,7 +29,7 @@ from fedloom.core.messages import (
     ToAgent,
     Welcome,
 )
-from fedloom.core.records import ClientFailure, ClientReport, Contents, Info, Job, Mean
+from fedloom.core.records import CONTENTS, ClientFailure, ClientReport, Contents, Info, Job, Mean
 from fedloom.proto.v1 import fleet_pb2 as pb
 
 MAX_NAME = 256
@@ -223,13 +223,14 @@ def _read_contents(text: str) -> Contents:
         found = json.loads(text)
     except (ValueError, RecursionError) as exc:
         raise BadMessage(f"group.updates: expected JSON, got {text[:80]!r}") from exc
-    if found in ("model", "accumulator"):
-        return "model" if found == "model" else "accumulator"
+    for literal in CONTENTS:
+        if found == literal:
+            return literal
     if isinstance(found, dict) and all(
         isinstance(names, list) and all(isinstance(name, str) for name in names) for names in found.values()
     ):
         return {group: frozenset(names) for group, names in found.items()}
-    raise BadMessage(f'group.updates: expected "model", "accumulator" or names by group, got {text[:80]!r}')
+    raise BadMessage(f'group.updates: expected "model", "subset", "accumulator" or names by group, got {text[:80]!r}')
 
 
 def _result(result: GroupResult) -> pb.GroupResult:

@@ -252,7 +252,7 @@ class Group(_message.Message):
     park: _builtins.bool
     collects: _builtins.int
     updates_json: _builtins.str
-    """Which arrays an update contains: "model", "accumulator", or a JSON object of array names by group."""
+    """Which arrays an update contains: "model", "subset", "accumulator", or a JSON object of array names by group."""
     @_builtins.property
     def key(self) -> Global___GroupKey: ...
     @_builtins.property
