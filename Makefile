@@ -41,7 +41,7 @@ check: install ## Lint, types, layers, generated code and reference docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	PYTHON=$(BIN)/python bash proto/generate.sh --check
-	$(BIN)/python -m fedloom.reporting.reference --check docs/reference
+	$(BIN)/python -m fedloom.cli.reference --check docs/reference
 
 format: install ## Put the code in the project's form
 	$(BIN)/ruff check --fix .
@@ -67,7 +67,7 @@ fuzz: install ## A hundred thousand broken messages to every call of a server
 	$(BIN)/python -m benchmarks.fuzz
 
 docs: install ## Write docs/reference from the code
-	$(BIN)/python -m fedloom.reporting.reference docs/reference
+	$(BIN)/python -m fedloom.cli.reference docs/reference
 
 proto: install ## Generate the wire code
 	PYTHON=$(BIN)/python bash proto/generate.sh

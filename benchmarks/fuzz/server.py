@@ -22,7 +22,7 @@ from fedloom.core.records import MODEL, Exchange, Job, Record
 from fedloom.server.access.members import Registry
 from fedloom.server.app import Membership, Server, enroll_administrator, open_security
 from fedloom.server.fleet.open_exchange import PlannedGroup
-from fedloom.server.rounds.vetting import vet_sum
+from fedloom.server.fleet.vetting import vet_sum
 from fedloom.server.run_queue import RunQueue
 
 _ROOT = Path(__file__).parents[2]

@@ -35,7 +35,7 @@ from fedloom.server.fleet import coordinator as module
 from fedloom.server.fleet import nodes
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.fleet.payloads import PayloadStore
-from fedloom.server.rounds.vetting import vet_sum
+from fedloom.server.fleet.vetting import vet_sum
 from fedloom.simulation.in_process import InProcessChannel
 
 Make = Callable[..., Experiment]

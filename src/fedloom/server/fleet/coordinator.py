@@ -30,7 +30,7 @@ from fedloom.server.fleet.dispatch import Dispatch, answer_again
 from fedloom.server.fleet.nodes import Mailbox, Node
 from fedloom.server.fleet.open_exchange import Answer, OpenExchange, PlannedGroup
 from fedloom.server.fleet.payloads import CHUNK_BYTES, PayloadStore
-from fedloom.server.rounds.vetting import Vet
+from fedloom.server.fleet.vetting import Vet
 
 HEARTBEAT_S = 2.0
 """Seconds between an agent's heartbeats."""

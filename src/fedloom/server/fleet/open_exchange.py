@@ -11,7 +11,7 @@ from fedloom.core.errors import BadMessage, FedloomError
 from fedloom.core.messages import GroupKey, GroupResult, Refusal, RunSpec
 from fedloom.core.records import ClientFailure, Exchange, Job, Record
 from fedloom.server.fleet.payloads import Offer
-from fedloom.server.rounds.vetting import Vet
+from fedloom.server.fleet.vetting import Vet
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,9 +25,9 @@ from fedloom.core.plugins import accumulator_class
 from fedloom.core.records import MODEL, Exchange, Job, Record
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.fleet.open_exchange import Answer, OpenExchange, PlannedGroup
+from fedloom.server.fleet.vetting import vet_sum
 from fedloom.server.rounds.fold import Collected, Fold
 from fedloom.server.rounds.pinned_inputs import Holders
-from fedloom.server.rounds.vetting import vet_sum
 from fedloom.server.store.answer_journal import AnswerJournal
 from fedloom.server.store.run_store import RunStore
 

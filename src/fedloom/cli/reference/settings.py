@@ -10,10 +10,10 @@ from typing import Literal
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from fedloom.cli.reference.markdown import code, default_words, document, models_in, prose, table, type_words
 from fedloom.client.policy import Policy
 from fedloom.core import registry
 from fedloom.core.config import PLUGINS, Experiment, PluginSettings
-from fedloom.reporting.reference.markdown import code, default_words, document, models_in, prose, table, type_words
 
 _SECTIONS = {kind: section for section, kind in PLUGINS.items()}
 _HEAD = ("key", "type", "default", "meaning")

@@ -1,4 +1,4 @@
-"""`python -m fedloom.reporting.reference [--check] FOLDER`: write the reference, or say whether it is up to date."""
+"""`python -m fedloom.cli.reference [--check] FOLDER`: write the reference, or say whether it is up to date."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from fedloom.reporting.reference import commands, errors, records, settings
+from fedloom.cli.reference import commands, errors, records, settings
 
 PAGES: Mapping[str, Callable[[], str]] = {
     "settings.md": settings.render,
@@ -35,7 +35,7 @@ def stale(folder: Path) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m fedloom.reporting.reference", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fedloom.cli.reference", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is not up to date")
     parser.add_argument("folder", type=Path, help="where the pages are, such as docs/reference")
     given = parser.parse_args(arguments)

@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
+from fedloom.cli.reference import commands, errors, records, settings
+from fedloom.cli.reference.__main__ import PAGES, main
+from fedloom.cli.reference.markdown import default_words, models_in, table, type_words
 from fedloom.core.config import Experiment, Settings
 from fedloom.core.errors import catalogue
 from fedloom.core.history import RoundRecord
-from fedloom.reporting.reference import commands, errors, records, settings
-from fedloom.reporting.reference.__main__ import PAGES, main
-from fedloom.reporting.reference.markdown import default_words, models_in, table, type_words
 
 
 class Left(Settings):

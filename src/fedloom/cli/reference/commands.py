@@ -8,7 +8,7 @@ import click
 import typer
 
 from fedloom.cli.app import app
-from fedloom.reporting.reference.markdown import code, document, table
+from fedloom.cli.reference.markdown import code, document, table
 
 
 def render() -> str:

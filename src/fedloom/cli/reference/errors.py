@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from fedloom.cli.reference.markdown import code, document, prose, table
 from fedloom.core.errors import FedloomError, catalogue
-from fedloom.reporting.reference.markdown import code, document, prose, table
 
 
 def render() -> str:

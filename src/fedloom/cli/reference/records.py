@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel
 
+from fedloom.cli.reference.markdown import code, document, prose, table, type_words
 from fedloom.core import events, history, records
-from fedloom.reporting.reference.markdown import code, document, prose, table, type_words
 
 _MODELS: Mapping[type[BaseModel], str] = {
     history.RunSummary: "",
