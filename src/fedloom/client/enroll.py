@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 
 from fedloom.client.link import connect, connect_trusting, translate
+from fedloom.core import files
 from fedloom.core.errors import FedloomError, ServerUnreachable, Unauthenticated, UsageError
 from fedloom.core.identity import (
     Identity,
@@ -22,7 +23,6 @@ from fedloom.core.identity import (
     key_pem,
     make_key,
     seconds_until,
-    write_private,
 )
 from fedloom.core.messages import PROTOCOL
 from fedloom.proto.v1 import enroll_pb2 as pb
@@ -128,7 +128,7 @@ def renew(identity: Identity) -> Identity:
         except grpc.RpcError as exc:
             raise translate(exc, identity.address) from exc
     fresh = replace(identity, certificate=reply.certificate_pem.encode())
-    write_private(identity.folder / "certificate.pem", fresh.certificate)
+    files.write(identity.folder / "certificate.pem", fresh.certificate, private=True)
     return fresh
 
 

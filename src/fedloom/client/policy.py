@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import pydantic
 from pydantic import Field
 
+from fedloom.core import files
 from fedloom.core.accumulators import BUILTIN
 from fedloom.core.config import PLUGINS, Settings, plugin_schema
 from fedloom.core.errors import ConfigError, PolicyRefused
@@ -127,9 +128,7 @@ class Usage:
     def save(self) -> None:
         """Write the count down."""
         self._written = time.monotonic()
-        beside = self._file.with_name(f".{self._file.name}.tmp")
-        beside.write_text(json.dumps({"day": self._day, "bytes": self._bytes}))
-        beside.replace(self._file)
+        files.write(self._file, json.dumps({"day": self._day, "bytes": self._bytes}))
 
 
 class Guard:

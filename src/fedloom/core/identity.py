@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from fedloom.core import files
 from fedloom.core.errors import UsageError
 
 SERVER_NAME = "fedloom-server"
@@ -106,11 +107,11 @@ class Identity:
     def save(self) -> None:
         """Write the folder; the file that makes it whole comes last."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_private(self.folder / "key.pem", self.key)
-        write_private(self.folder / "authority.pem", self.authority)
-        write_private(self.folder / "certificate.pem", self.certificate)
+        files.write(self.folder / "key.pem", self.key, private=True)
+        files.write(self.folder / "authority.pem", self.authority, private=True)
+        files.write(self.folder / "certificate.pem", self.certificate, private=True)
         told = {"address": self.address, "name": self.name, "role": self.role}
-        write_private(self.folder / "server.json", json.dumps(told, indent=2).encode() + b"\n")
+        files.write(self.folder / "server.json", json.dumps(told, indent=2).encode() + b"\n", private=True)
 
     def times(self) -> tuple[datetime, datetime]:
         """When the certificate was got, and when it ends, UTC; it is valid from some time before, for slow clocks."""
@@ -167,14 +168,3 @@ def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file only its owner can read, whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 from importlib import resources
 from pathlib import Path
 
+from fedloom.core import files
 from fedloom.core.errors import StorageFull, UsageError
 from fedloom.reporting.markup import Content, Markup, join, tag
 
@@ -47,20 +46,16 @@ def folded(title: str, *body: Content) -> Markup:
 
 
 def write_page(path: Path, document: str) -> Path:
-    """Write a document beside its place and move it there, so that a reader never meets half a page.
+    """Write a document so that a reader never meets half of it.
 
     Raises:
         StorageFull: the disk is full.
         UsageError: the place cannot be written; the message says why.
     """
-    beside = path.with_name(f".{path.name}.part")
     try:
-        beside.write_text(document, encoding="utf-8")
-        beside.replace(path)
+        files.write(path, document)
     except OSError as exc:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if files.is_full(exc):
             raise StorageFull(f"{path}: no space left for the page ({len(document):,} characters)") from exc
         raise UsageError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
     return path

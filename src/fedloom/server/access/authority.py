@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
+from fedloom.core import files
 from fedloom.core.errors import BadMessage, UsageError
-from fedloom.core.identity import SERVER_NAME, key_pem, pem, write_private
+from fedloom.core.identity import SERVER_NAME, key_pem, pem
 
 MEMBER_DAYS = 30.0
 """Days a node's or a person's certificate is valid; it is renewed after two thirds of them."""
@@ -47,8 +48,8 @@ class Authority:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             key = ec.generate_private_key(ec.SECP256R1())
             certificate = _authority_certificate(key)
-            write_private(certificate_file, pem(certificate))
-            write_private(key_file, key_pem(key))
+            files.write(certificate_file, pem(certificate), private=True)
+            files.write(key_file, key_pem(key), private=True)
         try:
             loaded = serialization.load_pem_private_key(key_file.read_bytes(), None)
             certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())

@@ -17,13 +17,13 @@ import pydantic
 import tomli_w
 import xxhash
 
-from fedloom.core import frames
+from fedloom.core import files, frames
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadFrame, CheckpointCorrupt, LimitExceeded, NotFound, RunExists
 from fedloom.core.history import Choice, RoundRecord, RunSummary
 from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import Arrays, Record
-from fedloom.server.store.files import full_disk, replacing, write, write_frame
+from fedloom.server.store.files import full_disk, write, write_frame
 from fedloom.server.store.pinned_files import PinnedFiles
 from fedloom.server.store.run_store import Checkpoint, event_json
 
@@ -139,7 +139,11 @@ class DiskRunStore:
         folder = self._folder / "checkpoints"
         self._pinned.save(checkpoint.pinned)
         digest = xxhash.xxh3_128()
-        with replacing(lambda: folder / f"round-{checkpoint.round:06d}.{digest.hexdigest()}.safetensors") as file:
+
+        def place() -> Path:
+            return folder / f"round-{checkpoint.round:06d}.{digest.hexdigest()}.safetensors"
+
+        with full_disk(folder), files.replacing(place) as file:
             for piece in frames.pieces(checkpoint.record()):
                 file.write(piece)
                 digest.update(piece)
