@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from fedloom.core.errors import FedloomError, UnknownName, UsageError
 from fedloom.core.history import RoundRecord, RunSummary
 from fedloom.core.protocols import Sink
 from fedloom.core.records import Arrays
+from fedloom.core.text import did_you_mean
 from fedloom.server.app import Server, new_token
 from fedloom.server.rounds.session import Outcome, run_session
 from fedloom.server.store.disk_run_store import DiskRunStore
@@ -58,7 +58,7 @@ def preset_path(name: str) -> Path:
         UnknownName: there is no such preset; the message names the nearest.
     """
     if name not in presets():
-        raise UnknownName(f"no preset {name!r}; {_near(name)}presets: {', '.join(presets())}")
+        raise UnknownName(f"{name!r} is no preset; {did_you_mean(name, presets())}presets: {', '.join(presets())}")
     return _preset_folder() / f"{name}.toml"
 
 
@@ -80,7 +80,7 @@ def load(target: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         return Experiment.load(preset_path(str(target)), overrides)
 
     raise UnknownName(
-        f"{str(target)!r} is no preset, TOML file, or folder of a Flower app; {_near(str(target))}"
+        f"{str(target)!r} is no preset, TOML file, or folder of a Flower app; {did_you_mean(str(target), presets())}"
         f"presets: {', '.join(presets())}"
     )
 
@@ -194,11 +194,6 @@ def _stopping_on_signals(stop: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _near(name: str) -> str:
-    near = difflib.get_close_matches(name, presets(), n=1)
-    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def _preset_folder() -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fedloom.core.config import Experiment, with_overrides
 from fedloom.core.errors import ConfigError
+from fedloom.core.text import dotted
 
 _ROUNDS_KEYS = ("num-server-rounds", "num_server_rounds", "num-rounds", "num_rounds")
 """Where apps keep their number of rounds, Flower's template's name first."""
@@ -39,7 +40,8 @@ def load_app(folder: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     manifest = read_manifest(path)
     own, rest = _apart(overrides)
     own_values = with_overrides({_FOR_BOTH: dict(manifest.config), "node_config": {}}, own)
-    run_config = _flat(own_values[_FOR_BOTH])
+    # Apps read dotted keys, and an override of `run_config.model.size` has arrived as a table.
+    run_config = dotted(own_values[_FOR_BOTH], keep_empty=False)
     rounds_key = next((key for key in _ROUNDS_KEYS if key in run_config), None)
     rounds = run_config[rounds_key] if rounds_key else _ROUNDS
     values = with_overrides(
@@ -110,14 +112,6 @@ def _apart(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     """The app's own overrides, and the experiment's."""
     own = [each for each in overrides if each.split(".")[0].strip() in (_FOR_BOTH, "node_config")]
     return own, [each for each in overrides if each not in own]
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys, as apps read them; an override of `run_config.model.size` arrives as a table."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _table(values: Mapping[str, Any], section: str) -> dict[str, Any]:

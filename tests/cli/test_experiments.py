@@ -224,8 +224,7 @@ def test_presets_are_shown_as_they_are(
 ) -> None:
     preset = tmp_path / "demo.toml"
     preset.write_text("# What it shows [brackets]\nrounds = 3  # [bold]\n")
-    monkeypatch.setattr(api, "presets", lambda: ("demo",))
-    monkeypatch.setattr(api, "preset_path", lambda name: tmp_path / f"{name}.toml")
+    monkeypatch.setattr(api, "_preset_folder", lambda: tmp_path)
     assert main(["show", "demo"]) == 0
     assert capsys.readouterr().out == preset.read_text()
     assert main(["list", "presets"]) == 0

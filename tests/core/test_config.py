@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from fedloom.core.config import Experiment, with_overrides
+from fedloom.core.config import INCIDENTAL, Experiment, is_incidental, with_overrides
 from fedloom.core.errors import ConfigError, UnknownName, UsageError
 
 WORKLOAD = """
@@ -236,6 +236,7 @@ def test_the_fingerprint_is_that_of_what_decides_the_result(values: dict[str, An
         {"name": "other"},
         {"runtime": {"name": "inline", "workers": 3}},
         {"checkpoint": {"every": 5}},
+        {"fleet": {"labels": {"site": "lab"}}},
         {"cohort": None},
         {"selection": "uniform"},
     ):
@@ -249,6 +250,14 @@ def test_the_fingerprint_is_that_of_what_decides_the_result(values: dict[str, An
         {"strategy": {"name": "fedprox", "mu": 0.51}},
     ):
         assert Experiment.parse(values | decisive).fingerprint() != base.fingerprint()
+
+
+def test_settings_are_incidental_by_their_whole_section() -> None:
+    assert set(INCIDENTAL) < set(Experiment.model_fields)
+    for key in ("name", "runtime.workers", "checkpoint.every", "fleet.labels.site"):
+        assert is_incidental(key)
+    for key in ("names", "runtime_s", "strategy.name", "seed"):
+        assert not is_incidental(key)
 
 
 def test_configuration_errors_are_usage_errors() -> None:

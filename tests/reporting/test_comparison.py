@@ -31,9 +31,12 @@ def test_runs_stand_side_by_side(runs: Any) -> None:
 
 
 def test_settings_that_cannot_change_a_result_come_last(runs: Any) -> None:
-    one = runs.make("a", settings={"name": "a", "workload": {"name": "x", "lr": 1}})
-    two = runs.make("b", settings={"name": "b", "workload": {"name": "x", "lr": 2}})
-    assert [row.name for row in compare([one, two]).settings] == ["workload.lr", "name"]
+    def made(name: str, lr: int) -> Path:
+        fleet = {"labels": {"site": name}}
+        return runs.make(name, settings={"name": name, "fleet": fleet, "workload": {"name": "x", "lr": lr}})
+
+    rows = compare([made("a", 1), made("b", 2)]).settings
+    assert [row.name for row in rows] == ["workload.lr", "name", "fleet.labels.site"]
 
 
 def test_runs_that_measured_different_things_are_compared_as_far_as_possible(runs: Any, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -115,12 +114,7 @@ def list_names(
 def show(preset: Annotated[str, typer.Argument(help="A preset's name; `fedloom list presets` has them.")]) -> None:
     """Print a preset's TOML, ready to be saved and changed."""
     from fedloom import api
-    from fedloom.core.errors import UnknownName
 
-    if preset not in api.presets():
-        near = difflib.get_close_matches(preset, api.presets(), n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UnknownName(f"{preset!r} is no preset; {hint}presets: {', '.join(api.presets())}")
     typer.echo(api.preset_path(preset).read_text(encoding="utf-8"), nl=False)
 
 

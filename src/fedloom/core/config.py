@@ -7,7 +7,6 @@ only loader is `Experiment.load`; `--set a.b=c` goes through it too.
 from __future__ import annotations
 
 import copy
-import difflib
 import hashlib
 import json
 import math
@@ -24,9 +23,13 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 from fedloom.core import registry
 from fedloom.core.errors import ConfigError
 from fedloom.core.setting_types import SERVER_ONLY, server_only_fields
+from fedloom.core.text import nearest
 
 PLUGINS = {kind.section: kind for kind in registry.Kind}
 """Sections of an experiment that name a plug-in, and the registry's kind of each."""
+
+INCIDENTAL = ("name", "runtime", "checkpoint", "fleet")
+"""Sections of an experiment that never change a result."""
 
 
 class Settings(BaseModel):
@@ -260,10 +263,8 @@ class Experiment(Settings):
         return None if self.rounds == "open" else self.rounds
 
     def fingerprint(self) -> str:
-        """Digest of everything that decides the result: all but the name, the runtime and the nodes."""
-        values = self.to_dict()
-        for incidental in ("name", "runtime", "checkpoint", "fleet"):
-            values.pop(incidental, None)
+        """Digest of everything that decides the result: all sections but those of `INCIDENTAL`."""
+        values = {key: value for key, value in self.to_dict().items() if key not in INCIDENTAL}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -279,6 +280,11 @@ def plugin_schema(kind: str, name: str) -> type[PluginSettings]:
         section = registry.Kind(kind).section
         raise ConfigError(f"{section}.name: {name!r} defines no class Config(fedloom.core.config.PluginSettings)")
     return found
+
+
+def is_incidental(key: str) -> bool:
+    """Whether a setting, by its dotted key, never changes a result."""
+    return key.partition(".")[0] in INCIDENTAL
 
 
 def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -321,8 +327,8 @@ def config_error(exc: pydantic.ValidationError, model: type[BaseModel], prefix: 
             continue  # another member of a union, which the value fits no better
         said.add(key)
         if error["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-            hint = f"did you mean {'.'.join((*prefix, *location[:-1], near[0]))!r}?" if near else "remove it;"
+            near = nearest(location[-1], known, cutoff=0.5)
+            hint = f"did you mean {'.'.join((*prefix, *location[:-1], near))!r}?" if near else "remove it;"
             lines.append(f"{key}: unknown setting (value {error['input']!r}); {hint} known here: {', '.join(known)}")
         elif error["type"] == "union_tag_not_found":
             lines.append(

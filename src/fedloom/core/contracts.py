@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from difflib import get_close_matches
 from typing import TypeVar, cast, get_origin
 
 from fedloom.core.errors import PluginInvalid
@@ -24,6 +23,7 @@ from fedloom.core.protocols import (
     Workload,
 )
 from fedloom.core.registry import PartRef
+from fedloom.core.text import nearest
 
 T = TypeVar("T")
 _ALIKE = 0.8
@@ -92,7 +92,8 @@ def _check_methods(
     strange = sorted(name for name in own if name not in hooks and not name.startswith("_"))
     absent = [name for name in hooks if name not in own]
     for name in strange:
-        for meant in get_close_matches(name, absent, n=1, cutoff=_ALIKE):
+        meant = nearest(name, absent, cutoff=_ALIKE)
+        if meant is not None:
             raise PluginInvalid(
                 f"{_where(own[name], ref)}: found a method {name!r}, which nothing calls; expected {meant!r}? Rename "
                 "it, or begin its name with an underscore if it is a helper"

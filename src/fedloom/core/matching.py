@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 
 from fedloom.core.errors import ConfigError
+from fedloom.core.text import nearest
 
 _SHOWN = 12
 
@@ -46,6 +46,6 @@ def _complaint(idle: Sequence[str], names: Collection[str]) -> str:
     there = f"the model's {len(names)} layers that can carry an adapter end in: {shown} (the first is {first!r})"
     if not idle:
         return f"expected at least one pattern; {there}"
-    near = difflib.get_close_matches(idle[0], last, n=1)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
+    near = nearest(idle[0], last)
+    hint = f"Did you mean {near!r}? " if near is not None else ""
     return f"no layer matches {', '.join(map(repr, idle))}. {hint}{there[0].upper()}{there[1:]}"

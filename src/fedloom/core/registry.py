@@ -26,7 +26,6 @@ import importlib.util
 import pkgutil
 import sys
 from dataclasses import dataclass
-from difflib import get_close_matches
 from enum import StrEnum
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -34,6 +33,7 @@ from types import ModuleType
 from typing import Literal
 
 from fedloom.core.errors import UnknownName
+from fedloom.core.text import did_you_mean
 
 Origin = Literal["bundled", "plugin", "module", "file"]
 """Where a part comes from: fedloom itself, an installed package's entry point, an importable module, a Python file."""
@@ -164,8 +164,7 @@ def _is_package(module: ModuleType) -> bool:
 
 
 def _unknown(kind: Kind, name: str) -> UnknownName:
-    near = get_close_matches(name, names(kind), n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = did_you_mean(name, names(kind))
     return UnknownName(f"{kind}: unknown name {name!r}; {hint}available: {', '.join(names(kind))}")
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedloom.core.config import is_incidental
 from fedloom.core.errors import UsageError
 from fedloom.reporting.charts import Series, line_chart
 from fedloom.reporting.curves import HELD_OUT, TRAINING, Curve, curve, in_order, metric_names
@@ -27,8 +28,6 @@ PICTURE = "comparison.html"
 _MOST_METRICS = 6
 _RACED, _TARGET, _LAST = "accuracy", 0.9, 5
 """Runs race to this share of the first run's mean over its last evaluations of this metric."""
-_INCIDENTAL = ("name", "runtime.", "checkpoint.")
-"""Settings that never change a result; told apart from those that do."""
 _X_LABELS = {
     "rounds": "round",
     "megabytes": "MB sent so far, up and down, by all clients",
@@ -230,7 +229,7 @@ def _settings(runs: Sequence[RunFolder]) -> list[Row]:
     tables = [run.settings() for run in runs]
     keys = list(dict.fromkeys(key for each in tables for key in each))
     rows = [Row(key, tuple(_text(each[key]) if key in each else NOTHING for each in tables)) for key in keys]
-    return sorted((row for row in rows if row.differs), key=lambda row: row.name.startswith(_INCIDENTAL))
+    return sorted((row for row in rows if row.differs), key=lambda row: is_incidental(row.name))
 
 
 def _text(value: Any) -> str:

@@ -19,6 +19,7 @@ from fedloom.core.errors import UsageError
 from fedloom.core.history import RoundRecord, RunSummary, Traffic
 from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import ClientFailure
+from fedloom.core.text import dotted
 
 EXPERIMENT = "experiment.toml"
 RUN = "run.json"
@@ -117,7 +118,7 @@ class RunFolder:
 
     def settings(self) -> dict[str, Any]:
         """The experiment's settings by dotted key."""
-        return dict(_flat(self.experiment))
+        return dotted(self.experiment)
 
 
 def require_run_folder(path: str | Path) -> Path:
@@ -136,14 +137,6 @@ def require_run_folder(path: str | Path) -> Path:
             "such as runs/<id>"
         )
     return path
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from pydantic import Field
 # The translation of validation errors into the user's own terms is the experiment's; a study's errors read the same.
 from fedloom.core.config import Settings, config_error, with_overrides
 from fedloom.core.errors import ConfigError, UnknownName
+from fedloom.core.text import did_you_mean
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
 _STUDY_KEY = "study."
@@ -268,8 +268,7 @@ def _path(target: str | Path) -> Path:
     if path.is_file() or path.suffix == ".toml":
         return path
     if str(target) not in names():
-        near = difflib.get_close_matches(str(target), names(), n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(str(target), names())
         raise UnknownName(f"{str(target)!r} is no study or TOML file; {hint}studies: {', '.join(names())}")
     return _folder() / f"{target}.toml"
 
@@ -299,8 +298,7 @@ def _parsed(kind: type[T], values: Any, prefix: tuple[str, ...]) -> T:
 
 def _known(key: str, name: str, among: Mapping[str, Any]) -> None:
     if name not in among:
-        near = difflib.get_close_matches(name, list(among), n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(name, among)
         raise ConfigError(f"{key}: {name!r} is not defined; {hint}known here: {', '.join(among)}")
 
 

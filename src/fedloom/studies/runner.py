@@ -6,13 +6,14 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from fedloom.core.config import Experiment
+from fedloom.core.config import Experiment, is_incidental
 from fedloom.core.errors import Interrupted, RunExists
+from fedloom.core.text import dotted
 from fedloom.reporting.run_folder import EXPERIMENT, RunFolder
 from fedloom.studies.grid import Planned
 from fedloom.studies.pool import Pool
@@ -118,28 +119,17 @@ def _check_same(run: Planned, folder: Path) -> None:
     there = Experiment.load(folder / EXPERIMENT)
     if there.fingerprint() == run.experiment.fingerprint():
         return
-    old, new = _flat(there.to_dict()), _flat(run.experiment.to_dict())
-    incidental = ("name", "runtime.", "checkpoint.")
+    old, new = dotted(there.to_dict()), dotted(run.experiment.to_dict())
     changed = [
         f"{key} was {old.get(key, 'not set')!r}, is {new.get(key, 'not set')!r}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(incidental)
+        if old.get(key) != new.get(key) and not is_incidental(key)
     ]
     more = f"; and {len(changed) - _MOST_DIFFERENCES} more" if len(changed) > _MOST_DIFFERENCES else ""
     raise RunExists(
         f"{folder} holds a run with other settings ({'; '.join(changed[:_MOST_DIFFERENCES])}{more}). The study's "
         "definition has changed since: choose another --out, or take the change back"
     )
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 @contextlib.contextmanager

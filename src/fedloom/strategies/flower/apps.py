@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.core.errors import ConfigError, UnsupportedFeature
+from fedloom.core.text import dotted
 
 _MANIFEST = "pyproject.toml"
 
@@ -56,7 +57,7 @@ def read_manifest(folder: Path) -> Manifest:
         name=str(values.get("project", {}).get("name", folder.name)),
         serverapp=components["serverapp"],
         clientapp=components["clientapp"],
-        config=_flatten(app.get("config", {}), ""),
+        config=dotted(app.get("config", {}), keep_empty=False),
         supernodes=_supernodes(flwr.get("federations", {})),
     )
 
@@ -126,16 +127,6 @@ def _put_on_path(folder: Path) -> None:
 def _is_app(folder: Path) -> bool:
     path = folder / _MANIFEST
     return path.is_file() and "[tool.flwr.app" in path.read_text(errors="replace")
-
-
-def _flatten(table: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _supernodes(federations: Mapping[str, Any]) -> int | None:

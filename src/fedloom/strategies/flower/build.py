@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from fedloom.core.errors import ConfigError, UnknownName, UnsupportedFeature
+from fedloom.core.text import did_you_mean
 from fedloom.strategies.flower import flwr_api as flwr
 from fedloom.strategies.flower.config import Config, WrapperSettings
 
@@ -69,10 +69,9 @@ def find_class(name: str) -> Any:
         found = getattr(flwr.strategies, named, None)
         if found is None:
             known = [each for each in dir(flwr.strategies) if each[0].isupper()]
-            near = get_close_matches(named, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
             raise UnknownName(
-                f"strategy.class: Flower has no strategy {name!r}; {hint}known: {', '.join(sorted(known))}"
+                f"strategy.class: Flower has no strategy {name!r}; {did_you_mean(named, known)}"
+                f"known: {', '.join(sorted(known))}"
             )
     else:
         found = find_object(named, "strategy.class")
@@ -111,8 +110,7 @@ def _call(kind: Any, key: str, options: Mapping[str, Any], *args: Any) -> Any:
     open_ended = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in accepted.values())
     for name in options:
         if name not in accepted and not open_ended:
-            near = get_close_matches(name, accepted, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            hint = did_you_mean(name, accepted)
             known = ", ".join(each for each in accepted if each not in _WHOLE_COHORT)
             raise ConfigError(f"{key}.{name}: {kind.__name__} has no such option; {hint}it takes {known}")
     keywords = {
