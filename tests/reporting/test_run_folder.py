@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from fedloom.core.errors import UsageError
+from fedloom.core.protocols import WorkloadInfo
 from fedloom.reporting.curves import HELD_OUT, TRAINING, curve, metric_names
 from fedloom.reporting.run_folder import RunFolder
 
@@ -52,11 +54,20 @@ def test_losses_of_a_round_that_never_ended_count(runs: Any) -> None:
     assert [failure.round for failure in run.failures] == [2]  # round 1 has ended, and its record tells of none
 
 
-def test_a_broken_event_line_is_passed_over(runs: Any) -> None:
+def test_an_event_that_was_being_written_is_left_out(runs: Any) -> None:
     folder = runs.make(events=[{"event": "Notice", "message": "one"}])
     with (folder / "events.jsonl").open("a") as file:
-        file.write('{"event": "Not{"event": "Notice"}\n{"event": "Notice", "message": "two"}\n')
-    assert [event["message"] for event in RunFolder.read(folder).events] == ["one", "two"]
+        file.write('{"event": "Notice", "message": "tw')
+    assert [event["message"] for event in RunFolder.read(folder).events] == ["one"]
+
+
+def test_everything_a_workload_said_is_read(runs: Any) -> None:
+    said = {
+        "data": {"name": "text"}, "client_sizes": [3, 4], "label_counts": [[1, 2], [4, 0]], "label_names": ["a", "b"],
+        "watch": {"skipped": "Some rows were skipped"}, "exponentials": {"perplexity": "loss"},
+    }  # fmt: skip
+    assert set(said) == {field.name for field in dataclasses.fields(WorkloadInfo)}
+    assert RunFolder.read(runs.make(workload=said)).workload == WorkloadInfo(**said)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +80,9 @@ def test_a_broken_event_line_is_passed_over(runs: Any) -> None:
         ("summary.json", "{", "summary.json: not JSON"),
         ("summary.json", '{"run_id": 3}', "summary.json: not a run's summary: run_id"),
         ("workload.json", "[]", "workload.json: expected a JSON object, got list"),
+        ("workload.json", '{"data": {}, "sizes": [1]}', "description: unknown key 'sizes'; was it written by another"),
+        ("workload.json", '{"data": {}, "client_sizes": null}', "workload.json: not a workload's .*client_sizes"),
+        ("events.jsonl", '{"event": "Not\n{"event": "Notice"}\n', "events.jsonl, line 1: not JSON"),
     ],
 )
 def test_damage_is_named_by_file_and_line(runs: Any, file: str, content: str, said: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from fleet_support import assert_same_record, odd_records
 
 from fedloom.core.config import Experiment
-from fedloom.core.errors import CheckpointCorrupt, FedloomError, NotFound, RunExists
+from fedloom.core.errors import CheckpointCorrupt, FedloomError, NotFound, RunExists, UsageError
 from fedloom.core.events import Notice, RoundStarted
 from fedloom.core.history import Choice, RoundRecord, RunSummary, Timing, Told, Traffic
 from fedloom.core.protocols import WorkloadInfo
@@ -201,6 +201,18 @@ class TestDisk:
         disk.append_round(record(3))
         assert [r.round for r in disk.rounds()] == [1, 2, 3]
 
+    def test_what_comes_after_the_rounds_a_resume_needs_may_be_damaged(self, disk: DiskRunStore) -> None:
+        assert disk.folder is not None
+        for round in (1, 2):
+            disk.append_round(record(round))
+        path = disk.folder / "rounds.jsonl"
+        path.write_bytes(path.read_bytes() + b"\0\0\0\n" + record(4).model_dump_json().encode() + b"\n")
+        for read in (disk.rounds, lambda: disk.rounds(upto=3)):
+            with pytest.raises(UsageError, match=r"rounds\.jsonl, line 3: not JSON"):
+                read()
+        assert [r.round for r in disk.rounds(upto=2)] == [1, 2]
+        assert [r.round for r in disk.rounds()] == [1, 2]
+
     def test_a_torn_event_does_not_hide_the_others(self, disk: DiskRunStore) -> None:
         assert disk.folder is not None
         disk.append_event(RoundStarted(run_id="r1", round=1, cohort=3))
@@ -208,7 +220,9 @@ class TestDisk:
             file.write('{"event": "RoundFin')
         disk.append_event(RoundStarted(run_id="r1", round=2, cohort=3))
         disk.append_event(Notice(run_id="r1", message="three"))
-        assert [event["event"] for event in disk.events()] == ["RoundStarted", "Notice"]
+        assert [(event["event"], event.get("round")) for event in disk.events()] == [
+            ("RoundStarted", 1), ("RoundStarted", 2), ("Notice", None)
+        ]  # fmt: skip
 
     def test_events_carry_their_kind_and_time(self, disk: DiskRunStore) -> None:
         disk.append_event(RoundStarted(run_id="r1", round=1, cohort=3))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedloom.client.held import HeldUpdates, own
+from fedloom.core import run_files
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadUpdate, UnsupportedFeature
 from fedloom.core.messages import Group, GroupKey, PayloadRef
@@ -117,7 +117,7 @@ class JobRunner:
                 if experiment.monitor is not None:
                     build_watch(experiment.monitor).check(workload)
                 model = workload.init(rng)
-                described = dataclasses.asdict(workload.describe())
+                described = run_files.workload_values(workload.describe())
                 return Done(
                     Update(num_examples=0, groups=model.groups, info={"workload": described, "model": model.info})
                 )

@@ -25,11 +25,11 @@ from fedloom.core.events import (
     RunStarted,
 )
 from fedloom.core.history import RoundRecord, RunSummary, Traffic
+from fedloom.core.run_files import REPORT
 from fedloom.reporting.curves import in_order
 from fedloom.reporting.lines import lost_line, round_cells, round_head, round_line, start_lines
 from fedloom.reporting.plain import harmless
 from fedloom.reporting.quantities import bytes_text, metric_text, seconds_text
-from fedloom.reporting.run_folder import REPORT
 
 _MOST_LOST = 5
 """Lost clients shown one by one in a round; the others are counted."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedloom.core.run_files import REPORT
 from fedloom.reporting.page import page, write_page
-from fedloom.reporting.run_folder import REPORT, RunFolder
+from fedloom.reporting.run_folder import RunFolder
 from fedloom.reporting.sections.costs import nodes, time, traffic
 from fedloom.reporting.sections.failures import failures
 from fedloom.reporting.sections.heading import heading

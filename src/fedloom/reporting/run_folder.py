@@ -1,33 +1,19 @@
-"""A run's folder as one value: what reports and comparisons read.
-
-Reading is forgiving where a run may have been killed (no summary, a last line cut short) and strict everywhere else.
-"""
+"""A run's folder as one value: what reports and comparisons read."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pydantic
-
+from fedloom.core import run_files
 from fedloom.core.errors import UsageError
 from fedloom.core.history import RoundRecord, RunSummary, Traffic
 from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import ClientFailure
 from fedloom.core.text import dotted
-
-EXPERIMENT = "experiment.toml"
-RUN = "run.json"
-ROUNDS = "rounds.jsonl"
-EVENTS = "events.jsonl"
-WORKLOAD = "workload.json"
-SUMMARY = "summary.json"
-REPORT = "report.html"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,18 +41,18 @@ class RunFolder:
         """
         path = require_run_folder(path)
         try:
-            experiment = tomllib.loads((path / EXPERIMENT).read_text(encoding="utf-8"))
+            experiment = tomllib.loads((path / run_files.EXPERIMENT).read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-            raise UsageError(f"{path / EXPERIMENT}: not readable as TOML: {exc}") from exc
-        by_round = {record.round: record for record in _records(path / ROUNDS)}
+            raise UsageError(f"{path / run_files.EXPERIMENT}: not readable as TOML: {exc}") from exc
+        by_round = {record.round: record for record in run_files.read_rounds(path)}
         return cls(
             path=path,
-            run_id=str((_json(path / RUN) or {}).get("run_id", path.resolve().name)),
+            run_id=run_files.read_run_id(path),
             experiment=experiment,
             rounds=tuple(by_round[number] for number in sorted(by_round)),
-            events=tuple(_events(path / EVENTS)),
-            workload=_workload(path / WORKLOAD),
-            summary=_summary(path / SUMMARY),
+            events=tuple(run_files.read_events(path)),
+            workload=run_files.read_workload(path),
+            summary=run_files.read_summary(path),
         )
 
     @property
@@ -131,80 +117,9 @@ def require_run_folder(path: str | Path) -> Path:
     if not path.is_dir():
         found = "is a file" if path.exists() else f"does not exist (looked in {Path.cwd()})"
         raise UsageError(f"expected a run's folder, but {str(path)!r} {found}")
-    if not (path / EXPERIMENT).is_file():
+    if not (path / run_files.EXPERIMENT).is_file():
         raise UsageError(
-            f"{str(path)!r} is not a run's folder: it has no {EXPERIMENT}. Give the folder that `fedloom run` printed, "
-            "such as runs/<id>"
+            f"{str(path)!r} is not a run's folder: it has no {run_files.EXPERIMENT}. Give the folder that "
+            "`fedloom run` printed, such as runs/<id>"
         )
     return path
-
-
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSON-lines file, numbered from 1; a last line without its end was being written and is left."""
-    if not path.is_file():
-        return
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as exc:
-            if number == len(lines):
-                return
-            raise UsageError(f"{path}, line {number}: not JSON ({exc}); the file is damaged") from exc
-        if not isinstance(value, dict):
-            raise UsageError(f"{path}, line {number}: expected a JSON object, got {type(value).__name__}")
-        yield number, value
-
-
-def _events(path: Path) -> Iterator[dict[str, Any]]:
-    """Events, without lines that were cut short: a session killed while writing leaves one, and the next goes on."""
-    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
-        with contextlib.suppress(ValueError):
-            value = json.loads(line)
-            if isinstance(value, dict):
-                yield value
-
-
-def _records(path: Path) -> Iterator[RoundRecord]:
-    for number, value in _lines(path):
-        try:
-            yield RoundRecord.model_validate(value)
-        except pydantic.ValidationError as exc:
-            raise UsageError(f"{path}, line {number}: not a round record: {_first(exc)}") from exc
-
-
-def _summary(path: Path) -> RunSummary | None:
-    value = _json(path)
-    if value is None:
-        return None
-    try:
-        return RunSummary.model_validate(value)
-    except pydantic.ValidationError as exc:
-        raise UsageError(f"{path}: not a run's summary: {_first(exc)}") from exc
-
-
-def _workload(path: Path) -> WorkloadInfo | None:
-    value = _json(path)
-    if value is None:
-        return None
-    known = {key: value[key] for key in ("client_sizes", "label_counts", "label_names", "watch") if value.get(key)}
-    return WorkloadInfo(data=value.get("data") or {}, **known)
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as exc:
-        raise UsageError(f"{path}: not JSON ({exc}); the file is damaged") from exc
-    if not isinstance(value, dict):
-        raise UsageError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
-def _first(exc: pydantic.ValidationError) -> str:
-    error = exc.errors()[0]
-    return f"{'.'.join(map(str, error['loc']))}: {error['msg']}"

@@ -19,6 +19,7 @@ from fedloom.core.events import Event, NodeChanged
 from fedloom.core.history import RunSummary
 from fedloom.core.identity import Identity, key_pem, make_key, pem
 from fedloom.core.protocols import Sink
+from fedloom.core.run_files import ANSWERS
 from fedloom.server.access.authority import MEMBER_DAYS, Authority
 from fedloom.server.access.members import Registry
 from fedloom.server.fleet.coordinator import GRACE_S, HEARTBEAT_S, LOST_AFTER_S, Coordinator
@@ -148,7 +149,7 @@ def serve(
             experiment, folder = store.experiment(), store.folder
             journal = None
             if folder is not None and experiment.checkpoint.answers:
-                journal = AnswerJournal(folder / "answers", store.run_id, experiment.to_dict())
+                journal = AnswerJournal(folder / ANSWERS, store.run_id, experiment.to_dict())
             outcome = run_session(
                 experiment,
                 store,

@@ -12,7 +12,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +21,7 @@ from fedloom.core.config import Experiment
 from fedloom.core.errors import NotFound, RunExists, StorageFull, UsageError
 from fedloom.core.events import Event, RoundFinished, RunFinished
 from fedloom.core.history import RunSummary
+from fedloom.core.records import Info
 from fedloom.server.store.disk_run_store import DiskRunStore
 from fedloom.server.store.run_store import event_json, new_run_id
 
@@ -57,14 +58,14 @@ def _lock(folder: Path) -> IO[bytes]:
 class Events:
     """A watcher's view of a run: an iterator that ends with the run, or when closed."""
 
-    def __init__(self, past: list[dict[str, Any]], finished: bool) -> None:
-        self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+    def __init__(self, past: Sequence[Info], finished: bool) -> None:
+        self._queue: queue.SimpleQueue[Info | None] = queue.SimpleQueue()
         for event in past:
             self._queue.put(event)
         if finished:
             self._queue.put(None)
 
-    def put(self, event: dict[str, Any]) -> None:
+    def put(self, event: Info) -> None:
         """Add an event; the run's last one ends the iteration."""
         self._queue.put(event)
         if event["event"] == RunFinished.__name__:
@@ -74,7 +75,7 @@ class Events:
         """End the iteration now."""
         self._queue.put(None)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Info]:
         while (event := self._queue.get()) is not None:
             yield event
 

@@ -13,8 +13,9 @@ from typing import Protocol
 
 from fedloom.core.config import Experiment, is_incidental
 from fedloom.core.errors import Interrupted, RunExists
+from fedloom.core.run_files import EXPERIMENT, SUMMARY
 from fedloom.core.text import dotted
-from fedloom.reporting.run_folder import EXPERIMENT, RunFolder
+from fedloom.reporting.run_folder import RunFolder
 from fedloom.studies.grid import Planned
 from fedloom.studies.pool import Pool
 from fedloom.studies.unseen import UNSEEN
@@ -102,7 +103,7 @@ def run_all(grid: Sequence[Planned], out: Path, *, jobs: int | None, watcher: Wa
 
 def is_done(folder: Path) -> bool:
     """Whether a run's folder holds a finished run."""
-    if not (folder / EXPERIMENT).is_file() or not (folder / "summary.json").is_file():
+    if not (folder / EXPERIMENT).is_file() or not (folder / SUMMARY).is_file():
         return False
     return RunFolder.read(folder).status == "done"
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from fedloom.core.errors import FedloomError, Interrupted
 from fedloom.core.events import RoundFinished, RunStarted
+from fedloom.core.run_files import EXPERIMENT
 
 _PR_SET_PDEATHSIG = 1
 Say = Callable[..., None]
@@ -50,7 +51,7 @@ def do_run(folder: Path, experiment: dict[str, Any], say: Say, unseen: dict[str,
     from fedloom.core.config import Experiment
 
     try:
-        if (folder / "experiment.toml").is_file():
+        if (folder / EXPERIMENT).is_file():
             api.resume(folder, sinks=[_Rounds(say)])
         else:
             shutil.rmtree(folder, ignore_errors=True)  # killed before it had written what it is

@@ -6,10 +6,11 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from fedloom.core.run_files import EXPERIMENT
 from fedloom.reporting.markup import Content, Markup, table, tag
 from fedloom.reporting.page import facts, section
 from fedloom.reporting.quantities import count_text
-from fedloom.reporting.run_folder import EXPERIMENT, RunFolder
+from fedloom.reporting.run_folder import RunFolder
 
 
 def data(run: RunFolder) -> Markup:

@@ -10,8 +10,9 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
+from fedloom.core import run_files
 from fedloom.core.config import Experiment
-from fedloom.core.errors import FedloomError, RunFailed, UnsupportedFeature
+from fedloom.core.errors import BadUpdate, FedloomError, RunFailed, UnsupportedFeature
 from fedloom.core.events import Event, Notice, RoundFinished, RoundStarted
 from fedloom.core.history import RoundRecord, Timing
 from fedloom.core.messages import RunSpec
@@ -152,8 +153,10 @@ class Loop:
         """Round 0: one agent makes the initial model and says what the data is; each that is there may be asked."""
         collected = self._collector.collect(INITIAL, 0, 0, quorum=1.0, deadline_s=None, no_answer=no_initial_model)
         update = collected.total.updates[0][1]
-        described = update.info["workload"]
-        self.info = WorkloadInfo(**described)
+        try:
+            self.info = run_files.workload_of(update.info["workload"])
+        except ValueError as exc:
+            raise BadUpdate(f"the agent that made the initial model sent {exc}") from exc
         self._store.save_workload(self.info)
         return Record(update.groups, update.info["model"])
 

@@ -1,33 +1,41 @@
-"""A run's folder on disk: see `run_store.py` for what is in it."""
+"""A run's folder on disk: see `core.run_files` for what is in it."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import re
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import pydantic
 import tomli_w
 import xxhash
 
-from fedloom.core import files, frames
+from fedloom.core import files, frames, run_files
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadFrame, CheckpointCorrupt, LimitExceeded, NotFound, RunExists
 from fedloom.core.history import Choice, RoundRecord, RunSummary
 from fedloom.core.protocols import WorkloadInfo
-from fedloom.core.records import Arrays, Record
+from fedloom.core.records import Arrays, Info, Record
+from fedloom.core.run_files import (
+    CHECKPOINTS,
+    CHOICES,
+    CLIENTS,
+    EVENTS,
+    EXPERIMENT,
+    MODEL,
+    ROUNDS,
+    RUN,
+    SUMMARY,
+    WORKLOAD,
+)
 from fedloom.server.store.files import full_disk, write, write_frame
 from fedloom.server.store.pinned_files import PinnedFiles
 from fedloom.server.store.run_store import Checkpoint, event_json
-
-Line = TypeVar("Line", RoundRecord, Choice)
 
 _CHECKPOINT = re.compile(r"round-(\d{6,})\.([0-9a-f]{32})\.safetensors")
 """Round and XXH3-128 checksum. The checksum is in the name so that one rename makes a checkpoint complete."""
@@ -40,7 +48,7 @@ class DiskRunStore:
         self._folder = folder
         self.run_id = run_id or folder.name
         self._clients: dict[int, dict[tuple[int, int], Path]] | None = None
-        self._pinned = PinnedFiles(folder / "checkpoints")
+        self._pinned = PinnedFiles(folder / CHECKPOINTS)
         self._lock = threading.Lock()
 
     @classmethod
@@ -56,7 +64,7 @@ class DiskRunStore:
                 f"fedloom resume {folder}"
             )
         with full_disk(folder):
-            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         return cls(folder, run_id)
 
     @classmethod
@@ -66,77 +74,67 @@ class DiskRunStore:
         Raises:
             NotFound: it is not one.
         """
-        if not (folder / "experiment.toml").is_file():
-            raise NotFound(f"{folder} is not a run's folder: it has no experiment.toml")
-        return cls(folder, _read_json(folder / "run.json").get("run_id", folder.resolve().name))
+        if not (folder / EXPERIMENT).is_file():
+            raise NotFound(f"{folder} is not a run's folder: it has no {EXPERIMENT}")
+        return cls(folder, run_files.read_run_id(folder))
 
     @property
     def folder(self) -> Path | None:
         return self._folder
 
     def begin(self, experiment: Experiment) -> None:
-        write(self._folder / "run.json", json.dumps({"run_id": self.run_id}).encode())
-        write(self._folder / "experiment.toml", tomli_w.dumps(experiment.to_dict()).encode())
+        write(self._folder / RUN, json.dumps({"run_id": self.run_id}))
+        write(self._folder / EXPERIMENT, tomli_w.dumps(experiment.to_dict()))
 
     def experiment(self) -> Experiment:
-        return Experiment.load(self._folder / "experiment.toml")
+        return Experiment.load(self._folder / EXPERIMENT)
 
     def save_workload(self, info: WorkloadInfo) -> None:
-        write(self._folder / "workload.json", json.dumps(dataclasses.asdict(info)).encode())
+        write(self._folder / WORKLOAD, json.dumps(run_files.workload_values(info)))
 
     def workload(self) -> WorkloadInfo | None:
-        values = _read_json(self._folder / "workload.json")
-        return WorkloadInfo(**values) if values else None
+        return run_files.read_workload(self._folder)
 
     def append_round(self, record: RoundRecord) -> None:
-        self._append("rounds.jsonl", record)
+        self._append(ROUNDS, record.model_dump_json())
 
     def rounds(self, upto: int | None = None) -> list[RoundRecord]:
-        return self._lines("rounds.jsonl", RoundRecord, upto)
+        records = run_files.read_rounds(self._folder, upto)
+        if upto is not None:
+            self._rewrite(ROUNDS, records)
+        return records
 
     def append_choice(self, choice: Choice) -> None:
-        self._append("choices.jsonl", choice)
+        self._append(CHOICES, choice.model_dump_json())
 
     def choices(self, upto: int | None = None) -> list[Choice]:
-        return self._lines("choices.jsonl", Choice, upto)
-
-    def _append(self, name: str, line: RoundRecord | Choice) -> None:
-        with full_disk(self._folder), (self._folder / name).open("a") as file:
-            file.write(line.model_dump_json() + "\n")
-
-    def _lines(self, name: str, kind: type[Line], upto: int | None) -> list[Line]:
-        path = self._folder / name
-        lines: list[Line] = []
-        for text in path.read_text().splitlines() if path.exists() else []:
-            try:
-                lines.append(kind.model_validate_json(text))
-            except pydantic.ValidationError:
-                break  # the process died in the middle of this line; the round is done again
+        choices = run_files.read_choices(self._folder, upto)
         if upto is not None:
-            lines = [line for line in lines if line.round <= upto]
-            write(path, "".join(line.model_dump_json() + "\n" for line in lines).encode())
-        return lines
+            self._rewrite(CHOICES, choices)
+        return choices
 
     def append_event(self, event: Any) -> None:
         line = json.dumps(event_json(event))
-        with self._lock, full_disk(self._folder), (self._folder / "events.jsonl").open("a") as file:
-            file.write(line + "\n")
+        with self._lock:
+            self._append(EVENTS, line)
 
-    def events(self) -> list[dict[str, Any]]:
+    def events(self) -> list[Info]:
         """Everything that happened so far, as in `events.jsonl`."""
-        path = self._folder / "events.jsonl"
-        events = []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            with contextlib.suppress(ValueError):  # the process died, or the disk was full, in the middle of this line
-                events.append(json.loads(line))
-        return events
+        return run_files.read_events(self._folder)
+
+    def _append(self, name: str, line: str) -> None:
+        with full_disk(self._folder):
+            run_files.append_line(self._folder / name, line)
+
+    def _rewrite(self, name: str, lines: Sequence[RoundRecord | Choice]) -> None:
+        write(self._folder / name, "".join(line.model_dump_json() + "\n" for line in lines))
 
     def save_checkpoint(self, checkpoint: Checkpoint, keep: int) -> None:
-        rounds = self._folder / "rounds.jsonl"
+        rounds = self._folder / ROUNDS
         if rounds.exists():
-            with full_disk(self._folder), rounds.open("rb") as file:
-                os.fsync(file.fileno())
-        folder = self._folder / "checkpoints"
+            with full_disk(self._folder), rounds.open("rb") as written:
+                os.fsync(written.fileno())
+        folder = self._folder / CHECKPOINTS
         self._pinned.save(checkpoint.pinned)
         digest = xxhash.xxh3_128()
 
@@ -168,7 +166,7 @@ class DiskRunStore:
         return None
 
     def save_client(self, client: int, round: int, exchange: int, state: Record) -> None:
-        path = self._folder / "clients" / f"{client}-{round}-{exchange}.safetensors"
+        path = self._folder / CLIENTS / f"{client}-{round}-{exchange}.safetensors"
         path.parent.mkdir(exist_ok=True)
         write_frame(path, state)
         self._client_files().setdefault(client, {})[round, exchange] = path
@@ -183,17 +181,18 @@ class DiskRunStore:
                 kept.pop(at).unlink(missing_ok=True)
 
     def save_model(self, arrays: Arrays) -> None:
-        (self._folder / "model").mkdir(exist_ok=True)
-        write_frame(self._folder / "model" / "model.safetensors", Record({"model": arrays}))
+        path = self._folder / MODEL
+        path.parent.mkdir(exist_ok=True)
+        write_frame(path, Record({"model": arrays}))
 
     def save_summary(self, summary: RunSummary) -> None:
-        write(self._folder / "summary.json", summary.model_dump_json(indent=2).encode() + b"\n")
+        write(self._folder / SUMMARY, summary.model_dump_json(indent=2) + "\n")
 
     def discard(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _checkpoints(self) -> list[tuple[int, Path]]:
-        folder = self._folder / "checkpoints"
+        folder = self._folder / CHECKPOINTS
         found = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.glob("round-*.safetensors")]
         newest_last = [(int(match[1]), path) for match, path in found if match]
         return sorted(newest_last, key=lambda item: (item[0], item[1].stat().st_mtime_ns))
@@ -201,17 +200,10 @@ class DiskRunStore:
     def _client_files(self) -> dict[int, dict[tuple[int, int], Path]]:
         if self._clients is None:
             self._clients = {}
-            for path in (self._folder / "clients").glob("*.safetensors"):
+            for path in (self._folder / CLIENTS).glob("*.safetensors"):
                 client, round, exchange = map(int, path.stem.split("-"))
                 self._clients.setdefault(client, {})[round, exchange] = path
         return self._clients
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except FileNotFoundError:
-        return {}
 
 
 def _read_checkpoint(path: Path) -> Record:

@@ -1,19 +1,7 @@
 """What a run keeps: its experiment, its rounds, its checkpoints, its result. On disk, or in memory for throw-away runs.
 
-    runs/<id>/
-      experiment.toml     the resolved experiment
-      run.json            the run's id
-      workload.json       where the data came from and who holds what
-      rounds.jsonl        one record per round
-      choices.jsonl       what the selection was told and chose, round by round
-      events.jsonl        everything that happened, with its time
-      checkpoints/        round-000012.<checksum>.safetensors, and pinned-<digest>.safetensors, what does not change
-      clients/            what stateful clients keep between their rounds
-      answers/            on a standing server: what came since the last checkpoint (`answer_journal.py`)
-      model/              model.safetensors, the final arrays
-      summary.json  report.html
-
-A file that matters is written beside its place, flushed to the disk, and renamed into it.
+`core.run_files` lists the files of a run's folder. One that matters is written beside its place, flushed to the disk,
+and renamed into it.
 """
 
 from __future__ import annotations
