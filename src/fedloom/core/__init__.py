@@ -1,1 +1,1 @@
-"""What every room agrees on: records, seeds, configuration, interfaces, errors. Imports nobody."""
+"""What every package agrees on: records, seeds, configuration, interfaces, errors. Imports no other package."""
