@@ -1,4 +1,4 @@
-"""The score's exact properties: checks M1 to M4 and M11 of the specification, each against numbers derived here."""
+"""The score's exact properties: each against numbers derived here."""
 
 import math
 

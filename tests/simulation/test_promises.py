@@ -83,7 +83,7 @@ class Meter:
             self._count += 1
 
 
-def test_p1_a_round_costs_the_same_whatever_the_population() -> None:
+def test_a_round_costs_the_same_whatever_the_population() -> None:
     meters = {}
     for population in (100, 10_000):
         meters[population] = Meter()
@@ -95,7 +95,7 @@ def test_p1_a_round_costs_the_same_whatever_the_population() -> None:
 
 
 @pytest.mark.parametrize("shared_memory", [True, False])
-def test_p4_a_broadcast_is_encoded_once_and_crosses_once_to_each_node(
+def test_a_broadcast_is_encoded_once_and_crosses_once_to_each_node(
     monkeypatch: pytest.MonkeyPatch, shared_memory: bool
 ) -> None:
     written: list[str] = []
@@ -151,7 +151,7 @@ class Counted:
         return getattr(self._inner, name)
 
 
-def test_p5_an_idle_agent_and_its_server_exchange_only_heartbeats() -> None:
+def test_an_idle_agent_and_its_server_exchange_only_heartbeats() -> None:
     with quick_server(heartbeat_s=0.05) as server:
         channel = Counted(GrpcChannel(f"127.0.0.1:{server.listen(token=TOKEN)}", TOKEN))
         agent = Agent(channel, "idle")
@@ -166,7 +166,7 @@ def test_p5_an_idle_agent_and_its_server_exchange_only_heartbeats() -> None:
         thread.join()
 
 
-def test_p5_a_deployed_round_of_two_idle_clients_takes_no_time_of_its_own() -> None:
+def test_a_deployed_round_of_two_idle_clients_takes_no_time_of_its_own() -> None:
     outcome = hold_session(still(rounds=60, clients=2, cohort=2), shared_memory=False)
     assert outcome.error is None
     seconds = sorted(record.timing.total_s for record in outcome.history)
@@ -174,7 +174,7 @@ def test_p5_a_deployed_round_of_two_idle_clients_takes_no_time_of_its_own() -> N
     assert seconds[-2] <= 0.2
 
 
-def test_p8_a_payload_needs_its_own_size_and_a_few_chunks() -> None:
+def test_a_payload_needs_its_own_size_and_a_few_chunks() -> None:
     size = 64 * MIB
     record = Record({"model": {"w": np.zeros(size // 4, np.float32)}})
     with quick_server(shared_memory=False, heartbeat_s=5.0) as server:
@@ -231,7 +231,7 @@ channel.close()
 
 
 @pytest.mark.parametrize("mib", [128, pytest.param(3072, marks=pytest.mark.slow)])
-def test_p8_processes_that_stream_a_payload_stay_small(mib: int) -> None:
+def test_processes_that_stream_a_payload_stay_small(mib: int) -> None:
     """Resident memory, gRPC's own included: the payload once on each side, and what a transfer needs beside it."""
     with subprocess.Popen(
         [sys.executable, "-c", PAYLOAD_SERVER, str(mib * MIB)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -285,7 +285,7 @@ class Proxy:
             each.close()
 
 
-def test_p9_the_bytes_we_count_are_those_that_cross() -> None:
+def test_the_bytes_we_count_are_those_that_cross() -> None:
     experiment = still(600_000, rounds=5, clients=4, cohort=4, round={"group_size": 2}, evaluation={"every": 1})
     with quick_server(shared_memory=False, heartbeat_s=0.5) as server:
         port = server.listen(token=TOKEN)
@@ -323,7 +323,7 @@ api.run(api.load("it.toml"), keep=False, sinks=[First()])
 """
 
 
-def test_p20_the_first_round_is_there_within_two_seconds_without_heavy_imports(linear: Make, tmp_path: Path) -> None:
+def test_the_first_round_is_there_within_two_seconds_without_heavy_imports(linear: Make, tmp_path: Path) -> None:
     (tmp_path / "it.toml").write_text(tomli_w.dumps(linear(rounds=1).to_dict()))
     done = subprocess.run([sys.executable, "-c", FIRST_ROUND], cwd=tmp_path, capture_output=True, text=True, check=True)
     seconds, *heavy = done.stdout.split()
@@ -332,7 +332,7 @@ def test_p20_the_first_round_is_there_within_two_seconds_without_heavy_imports(l
 
 
 @pytest.mark.parametrize("module", ["fedloom", "fedloom.api", "fedloom.cli", "fedloom.server.app"])
-def test_p20_importing_it_imports_nothing_heavy(module: str) -> None:
+def test_importing_it_imports_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*sorted({{'torch', 'ray', 'grpc', 'flwr', 'matplotlib'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
@@ -349,7 +349,7 @@ def build_workload(config, experiment):
 """
 
 
-def test_p20_a_breakpoint_in_a_client_stops_in_the_main_thread(
+def test_a_breakpoint_in_a_client_stops_in_the_main_thread(
     linear: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "stopping.py").write_text(STOPPING)
@@ -375,7 +375,7 @@ def _network_namespace() -> list[str]:
 
 
 @pytest.mark.parametrize("runtime", ["process", pytest.param("inline", marks=pytest.mark.slow)])
-def test_p19_the_quick_start_runs_without_a_network(tmp_path: Path, runtime: str) -> None:
+def test_the_quick_start_runs_without_a_network(tmp_path: Path, runtime: str) -> None:
     program = "import sys; from fedloom.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", program, "run", "digits-fedavg", "--runtime", runtime, "--set", "rounds=2"]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""SA-6, and means of products: factors in, against whole matrices in float64."""
+"""Means of factors and of products: factors in, against whole matrices in float64."""
 
 from __future__ import annotations
 

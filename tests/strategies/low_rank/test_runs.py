@@ -1,4 +1,4 @@
-"""SA-2, SA-7, SA-8 and the base that travels once: whole runs, counted and compared bit for bit."""
+"""Whole runs, the base that travels once among them, counted and compared bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SA-1 and SA-3: the ranks round by round, and what they save."""
+"""The ranks round by round, and what they save."""
 
 from itertools import pairwise
 from typing import Any

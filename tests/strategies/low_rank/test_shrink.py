@@ -1,4 +1,4 @@
-"""SA-4 and SA-5: cutting factors, against whole matrices."""
+"""Cutting factors, against whole matrices."""
 
 import numpy as np
 import pytest

@@ -53,7 +53,6 @@ def plain() -> api.RunResult:
 
 
 def test_with_as_many_places_as_candidates_it_is_federated_averaging_bit_for_bit() -> None:
-    """CA-3."""
     all_chosen = api.run(experiment(strategy={"name": "sfedca", "select": D}), keep=False)
     averaging = api.run(experiment(strategy="fedavg"), keep=False)
     assert all_chosen.summary.model_sha256 == averaging.summary.model_sha256
@@ -68,7 +67,7 @@ def test_it_equals_averaging_with_the_credit_as_selection_when_groups_are_equal(
 
 @pytest.mark.parametrize("rule", ["shortlist-balance", "topm"])
 def test_without_learning_every_credit_is_zero_and_the_draw_decides(rule: str) -> None:
-    """CA-2, with a step too small to move a weight; the chi-square test over rounds is the selection's own."""
+    """With a step too small to move a weight; the chi-square test over rounds is the selection's own."""
     still = experiment(strategy={"name": "sfedca", "select": M, "rule": rule}).override(
         ["workload.training.learning_rate=1e-30"]
     )
@@ -78,7 +77,7 @@ def test_without_learning_every_credit_is_zero_and_the_draw_decides(rule: str) -
 
 
 def test_traffic_is_exact(plain: api.RunResult) -> None:
-    """CA-5: downlink d P, uplink m P + d (C + 1), a credit and C gains from each; neuron constants are in neither."""
+    """Downlink d P, uplink m P + d (C + 1), a credit and C gains from each; neuron constants are in neither."""
     parameters = 64 * 8 + 8 + 8 * 10 + 10
     assert sum(array.size for array in plain.arrays.values()) == parameters
     for record in plain.history:
@@ -89,7 +88,7 @@ def test_traffic_is_exact(plain: api.RunResult) -> None:
 
 
 def test_rules_that_read_no_gains_cost_one_float_a_candidate() -> None:
-    """CA-5: m P + d. (Where the workload does not say how many outputs there are, gains are asked for all the same.)"""
+    """Uplink m P + d. (Where a workload does not say how many outputs it has, gains are asked for all the same.)"""
     parameters = 64 * 8 + 8 + 8 * 10 + 10
     for rule in ("topm", "softmax", "lowest"):
         run = api.run(experiment(rounds=1, strategy={"name": "sfedca", "select": M, "rule": rule}), keep=False)
@@ -111,7 +110,7 @@ def test_rates_may_be_measured_in_passing() -> None:
 
 
 def test_models_of_those_not_chosen_have_no_influence(plain: api.RunResult, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CA-6: with every other candidate's model replaced by NaN the result is the same."""
+    """With every other candidate's model replaced by NaN the result is the same."""
     chosen = {record.round: set(record.cohort) for record in plain.history}
     put, spoilt = HeldUpdates.put, []
 

@@ -1,4 +1,4 @@
-"""SA-9 and the trainer in adapter rounds: strict about what it is given, gentle with the base."""
+"""The trainer in adapter rounds: strict about what it is given, gentle with the base."""
 
 from __future__ import annotations
 

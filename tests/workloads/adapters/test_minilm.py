@@ -1,4 +1,4 @@
-"""SA-2 and SA-3 on the real transformer: what would be sent in 50 rounds, element by element, against the formula."""
+"""Ranks and savings on the real transformer: what 50 rounds would send, element by element, against the formula."""
 
 from __future__ import annotations
 
