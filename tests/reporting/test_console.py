@@ -144,11 +144,10 @@ def test_nodes_and_notices_are_told_but_not_every_change() -> None:
     screen = Screen(terminal=False)
     screen.sink.write(NodeChanged(node="ray-1", state="online"))
     screen.sink.write(NodeChanged(node="ray-1", state="lost", reason="no heartbeat for 10 s"))
-    screen.sink.write(NodeChanged(node="ray-1", state="replaced"))
+    screen.sink.write(NodeChanged(node="ray-1", state="left", reason="the run is over"))
     screen.sink.write(Notice(run_id="r1", message="[bold]not markup[/bold]"))
     assert screen.lines == [
         "node ray-1 lost: no heartbeat for 10 s",
-        "node ray-1 replaced",
         "[bold]not markup[/bold]",
     ]
 

@@ -60,7 +60,7 @@ def runs(coordinator: Coordinator, tmp_path: Path) -> Iterator[RunQueue]:
     threads = [threading.Thread(target=agent.run) for agent in agents]
     for thread in threads:
         thread.start()
-    coordinator.wait_for_agents(3, 10)
+    until(lambda: coordinator.online == 3, what="three agents")
     queue.start()
     yield queue
     queue.close()

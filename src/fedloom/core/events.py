@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from fedloom.core.history import RoundRecord, RunSummary
 from fedloom.core.records import ClientFailure
@@ -66,11 +66,11 @@ class RoundFinished:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NodeChanged:
-    """An agent came, left, or was replaced."""
+    """An agent came or left."""
 
     node: str
-    state: str
-    """`online`, `busy`, `lost`, `left`, `replaced`."""
+    state: Literal["online", "lost", "left"]
+    """`lost` when its stream broke, `left` when it said so or the server ended it."""
     reason: str = ""
 
 

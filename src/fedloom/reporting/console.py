@@ -75,8 +75,8 @@ class ConsoleSink:
                     self._client_lost(event)
                 case RoundFinished():
                     self._round_finished(event.record)
-                case NodeChanged() if event.state in ("lost", "replaced"):
-                    self._say(": ".join(filter(None, (f"node {event.node} {event.state}", event.reason))), "yellow")
+                case NodeChanged(state="lost"):
+                    self._say(": ".join(filter(None, (f"node {event.node} lost", event.reason))), "yellow")
                 case NodeRefused(kind="failure"):
                     self._say(f"node {event.node} failed: {event.reason}; another is asked", "yellow")
                 case Notice():

@@ -10,7 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from fedloom.core.errors import BadMessage, FedloomError, LimitExceeded, NotFound, ServerUnreachable
 from fedloom.core.events import NodeChanged
@@ -148,7 +148,7 @@ class Coordinator:
             if mailbox is not None and known.mailbox is not mailbox:
                 return
             known.detach()
-            state = "left" if self._closed else "lost"
+            state: Literal["left", "lost"] = "left" if self._closed else "lost"
             self._changed.notify_all()
         self._on_node(NodeChanged(node=node, state=state, reason=reason))
 
@@ -258,12 +258,6 @@ class Coordinator:
     def retain(self, run: RunSpec, digests: Collection[str]) -> None:
         """Of the run's pinned records only these are still wanted."""
         self.payloads.retain(run.run_id, digests)
-
-    def wait_for_agents(self, count: int, timeout_s: float) -> int:
-        """Wait until `count` agents are online; returns how many are."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self.online >= count, timeout_s)
-            return self.online
 
     @property
     def closed(self) -> bool:
