@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedloom.core.config import Experiment
-from fedloom.core.errors import ClientFailed, ConfigError, RunFailed, UnsupportedFeature
+from fedloom.core.errors import BadUpdate, ClientFailed, ConfigError, RunFailed, UnsupportedFeature
 from fedloom.core.records import MODEL, Job, Record
 from fedloom.core.seeds import generator
 from fedloom.flower import load_app
@@ -194,6 +194,20 @@ def test_what_handlers_raise_goes_through(apps: Path) -> None:
     refusing = FlowerWorkload(answers_error, workload._config, 3)
     with pytest.raises(ClientFailed, match=r"client 1, round 1, train: .* error 7: not today"):
         refusing.act(message_job("train"), inputs, None, generator(1, "a"))
+
+
+def test_arrays_that_our_strategies_cannot_average_are_named(apps: Path) -> None:
+    answers_words = flwr.ClientApp()
+
+    @answers_words.train()
+    def train(message: Any, context: Any) -> Any:
+        arrays = flwr.ArrayRecord({"w": flwr.Array(np.zeros(2)), "words": flwr.Array(np.array(["a", "b"]))})
+        return flwr.reply(flwr.RecordDict({"learned": arrays}), message)
+
+    workload = FlowerWorkload(answers_words, workload_of(apps, "stateful")._config, 3)
+    inputs = {MODEL: Record({MODEL: {"w": np.zeros(2)}})}
+    with pytest.raises(BadUpdate, match=r"client 1, round 4: arrays \['words'\] of record 'learned' have an encoding"):
+        workload.act(Job(round=4, client=1), inputs, None, generator(1, "a"))
 
 
 def test_our_own_strategy_trains_a_flower_app(apps: Path, run_app: Any) -> None:

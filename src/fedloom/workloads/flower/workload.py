@@ -184,7 +184,7 @@ def _check_plain(described: list[Info], job: Job) -> None:
         if entry.get("foreign"):
             raise BadUpdate(
                 f"client {job.client}, round {job.round}: arrays {sorted(entry['foreign'])} of record "
-                "{entry['name']!r} have an encoding or dtype that cannot be averaged; send NumPy arrays of numbers"
+                f"{entry['name']!r} have an encoding or dtype that cannot be averaged; send NumPy arrays of numbers"
             )
 
 
