@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedloom.core.config import Experiment
-from fedloom.core.errors import FedloomError, UnknownName, UsageError
+from fedloom.core.errors import ConfigError, FedloomError, UnknownName, UsageError
 from fedloom.core.history import RoundRecord, RunSummary
 from fedloom.core.protocols import Sink
 from fedloom.core.records import Arrays
+from fedloom.core.run_files import EXPERIMENT
 from fedloom.core.text import did_you_mean
 from fedloom.server.app import Server, new_token
 from fedloom.server.rounds.session import Outcome, run_session
@@ -120,12 +121,18 @@ def resume(run_dir: str | Path, *, sinks: Sequence[Sink] = (), overrides: Sequen
 
     Raises:
         NotFound: the folder is not a run's.
+        ConfigError: an override is of another section than `runtime`.
         CheckpointCorrupt: none of its checkpoints can be read.
     """
     store = DiskRunStore.open(Path(run_dir))
-    return _session(
-        store.experiment().override([o for o in overrides if o.startswith("runtime.")]), store, sinks, fresh=False
-    )
+    for override in overrides:
+        if not override.strip().startswith("runtime."):
+            raise ConfigError(
+                f"{override.partition('=')[0].strip()}: a run goes on with the settings it began with, expected only "
+                "settings of `runtime`, such as runtime.workers=4. To change another one begin a new run: "
+                f"fedloom run {Path(run_dir) / EXPERIMENT} --set {override!r}"
+            )
+    return _session(store.experiment().override(overrides), store, sinks, fresh=False)
 
 
 def _session(experiment: Experiment, store: RunStore, sinks: Sequence[Sink], *, fresh: bool) -> RunResult:

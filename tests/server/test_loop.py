@@ -16,7 +16,7 @@ from fleet_support import LINEAR, SUPPORT, Listener, hold_session, until
 from fedloom import api
 from fedloom.core import registry
 from fedloom.core.config import Experiment
-from fedloom.core.errors import ClientFailed, Interrupted, RunFailed
+from fedloom.core.errors import ClientFailed, ConfigError, Interrupted, RunFailed
 from fedloom.core.events import (
     ClientLost,
     ClientsDone,
@@ -220,6 +220,14 @@ class TestCheckpoints:
         first = api.run(linear(), out=tmp_path / "run")
         again = api.resume(tmp_path / "run")
         assert again.summary.model_sha256 == first.summary.model_sha256 and again.history == first.history
+
+    def test_settings_that_a_resume_would_drop_are_refused(self, linear: Make, tmp_path: Path) -> None:
+        api.run(linear(), out=tmp_path / "run")
+        for override in ("rounds=9", "runtime=ray", "strategy.name=fedprox"):
+            key = override.partition("=")[0]
+            with pytest.raises(ConfigError, match=rf"^{key}: .* only settings of `runtime`.* --set '{override}'$"):
+                api.resume(tmp_path / "run", overrides=["runtime.workers=2", override])
+        assert api.resume(tmp_path / "run", overrides=[" runtime.workers=2"]).summary.workers == 1  # inline has one
 
 
 class TestEvents:
