@@ -214,9 +214,19 @@ def test_lists_name_what_is_installed(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["list", "strategies"]) == 0
     shown = capsys.readouterr().out
     assert "fedavg" in shown and "Federated averaging: the weighted mean of the clients' models" in shown
+    assert main(["list", "studies"]) == 0
+    shown = capsys.readouterr().out
+    assert "sfedca-smoke" in shown and "The study sfedca in miniature; its numbers mean nothing" in shown
+    assert "fedavg" not in shown
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
-    assert all(kind in shown for kind in ("presets", "strategies", "workloads", "selection", "uniform"))
+    kinds = ("presets", "strategies", "workloads", "selection", "monitors", "studies")
+    assert all(word in shown for word in (*kinds, "uniform", "mano-monitor"))
+
+
+def test_the_help_of_list_names_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--help"]) == 0
+    assert "[presets|strategies|workloads|selection|monitors|studies]" in capsys.readouterr().out
 
 
 def test_presets_are_shown_as_they_are(

@@ -32,6 +32,7 @@ class Kind(StrEnum):
     workloads = "workloads"
     selection = "selection"
     monitors = "monitors"
+    studies = "studies"
 
 
 Target = Annotated[str, typer.Argument(help="A preset's name, a TOML file, or the folder of a Flower app.")]
@@ -98,12 +99,10 @@ def resume(
 def list_names(
     kind: Annotated[
         Kind | None,
-        typer.Argument(
-            metavar="[presets|strategies|workloads|selection]", help="What to list; everything where not given."
-        ),
+        typer.Argument(metavar=f"[{'|'.join(Kind)}]", help="What to list; everything where not given."),
     ] = None,
 ) -> None:
-    """List the presets, strategies, workloads and selections that are installed."""
+    """List what is installed: presets, strategies, workloads, selections, monitors, studies."""
     console = output()
     for each in [kind] if kind else list(Kind):
         print_table(console, (each.value, ""), _described(each))
@@ -165,6 +164,10 @@ def _described(kind: Kind) -> list[tuple[str, str]]:
         from fedloom import api
 
         return [(name, _first_comment(api.preset_path(name))) for name in api.presets()]
+    if kind is Kind.studies:
+        from fedloom.studies.definition import titles
+
+        return list(titles().items())
     from fedloom.core import registry
 
     return [(name, registry.summary(kind.value, name)) for name in registry.names(kind.value)]

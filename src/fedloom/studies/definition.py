@@ -228,6 +228,11 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _folder().glob("*.toml")))
 
 
+def titles() -> dict[str, str]:
+    """What the studies that come with fedloom are about, by name."""
+    return {name: str(_read(name, ())["title"]) for name in names()}
+
+
 def load(target: str | Path, overrides: Sequence[str] = ()) -> tuple[Definition, list[str]]:
     """A study from its name or a TOML file.
 
