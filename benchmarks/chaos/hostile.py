@@ -78,18 +78,18 @@ class LyingChannel:
     def fetch(self, ref: PayloadRef) -> Record:
         return self._inner.fetch(ref)
 
-    def store(self, record: Record) -> PayloadRef:
+    def store(self, record: Record, run_id: str) -> PayloadRef:
         change = {"wrong shapes": _longer, "not a number": _spoilt}.get(self._lie)
         if change is not None and self._round:
             groups = {g: {n: change(array) for n, array in arrays.items()} for g, arrays in record.groups.items()}
             record = Record(groups, record.info)
-        return self._inner.store(record)
+        return self._inner.store(record, run_id)
 
-    def lease(self, record: Record) -> Mapping[str, Mapping[str, Any]]:
-        return self._inner.lease(record)
+    def lease(self, record: Record, run_id: str) -> Mapping[str, Mapping[str, Any]]:
+        return self._inner.lease(record, run_id)
 
-    def recycle(self, run_id: str, round: int, exchange: int) -> None:
-        self._inner.recycle(run_id, round, exchange)
+    def recycle(self, run_id: str) -> None:
+        self._inner.recycle(run_id)
 
     def close(self) -> None:
         self._closed.set()

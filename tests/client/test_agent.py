@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from fedloom.core.messages import (
     Heartbeat,
     Hello,
     PayloadRef,
+    RunOver,
     RunSpec,
     ToAgent,
     Welcome,
@@ -38,10 +40,10 @@ class Script:
     def __init__(self) -> None:
         self.inbox: deque[ToAgent | Exception] = deque()
         self.sent: list[FromAgent] = []
-        self.recycled: list[tuple[int, int]] = []
+        self.recycled: list[str] = []
         self.opened: list[Hello] = []
         self.nonce = "one"
-        self.closed = False
+        self.closed = self.shared = False
         self.fetch_errors: deque[Exception] = deque()
         self.store_errors: deque[Exception] = deque()
         self.refusal: Exception | None = None
@@ -77,16 +79,16 @@ class Script:
         assert ref.record is not None
         return ref.record
 
-    def store(self, record: Record) -> PayloadRef:
+    def store(self, record: Record, run_id: str) -> PayloadRef:
         if self.store_errors:
             raise self.store_errors.popleft()
-        return PayloadRef(size=1, record=record)
+        return PayloadRef(size=1, record=record, shared="buffer" if self.shared else "")
 
-    def lease(self, record: Record) -> Mapping[str, Mapping[str, Any]]:
+    def lease(self, record: Record, run_id: str) -> Mapping[str, Mapping[str, Any]]:
         return {g: {n: np.empty(a.shape, a.dtype) for n, a in arrays.items()} for g, arrays in record.groups.items()}
 
-    def recycle(self, run_id: str, round: int, exchange: int) -> None:
-        self.recycled.append((round, exchange))
+    def recycle(self, run_id: str) -> None:
+        self.recycled.append(run_id)
 
     def close(self) -> None:
         self.closed = True
@@ -102,8 +104,8 @@ SPEC = RunSpec(
 MODEL = PayloadRef(size=1, record=Record({"model": {"w": np.ones(3, np.float32), "b": np.zeros((), np.float32)}}))
 
 
-def group(round: int = 1, index: int = 0, exchange: int = 0, client: int = 0) -> Group:
-    key = GroupKey("run", round, exchange, index)
+def group(round: int = 1, index: int = 0, exchange: int = 0, client: int = 0, run: str = "run") -> Group:
+    key = GroupKey(run, round, exchange, index)
     return Group(key=key, jobs=(Job(round=round, client=client),), inputs={"model": MODEL})
 
 
@@ -188,13 +190,58 @@ def test_memory_is_recycled_when_a_later_exchange_begins_and_never_for_an_earlie
     agent.step(0)
     script.say(group(1, exchange=1))
     agent.step(0)
-    assert script.recycled == [(1, 1)]
+    assert script.recycled == ["run"]
     script.say(group(1, exchange=0, index=1))  # delayed on its way: exchange 1 is not folded yet
     agent.step(0)
-    assert script.recycled == [(1, 1)]
+    assert script.recycled == ["run"]
     script.say(group(2, exchange=0))
     agent.step(0)
-    assert script.recycled == [(1, 1), (2, 0)]
+    assert script.recycled == ["run", "run"]
+
+
+def test_memory_of_runs_in_turn_is_recycled_for_each_and_when_one_is_over(agent: Agent, script: Script) -> None:
+    script.say(SPEC, replace(SPEC, run_id="other"))
+    for round in (1, 2):
+        for run in ("run", "other"):
+            script.say(group(round, run=run))
+            agent.step(0)
+    assert script.recycled == ["run", "other"]
+    script.say(RunOver(run_id="run"), group(3, run="other"))
+    agent.step(0)
+    assert script.recycled == ["run", "other", "run", "other"]
+
+
+def test_results_in_memory_that_is_recycled_are_never_sent_again(agent: Agent, script: Script) -> None:
+    """A run that is over may be resumed: by then other results lie in that memory."""
+    script.shared = True
+    script.say(SPEC, replace(SPEC, run_id="other"), group(run="run"), group(run="other"))
+    assert agent.step(0) and agent.step(0) and len(script.results()) == 2
+    script.say(RunOver(run_id="run"))
+    agent.step(0)
+    assert agent._heartbeat().held == (group(run="other").key,)
+    script.shared = False
+    script.say(group(2, run="other"), RunOver(run_id="other"))
+    agent.step(0)
+    assert agent._heartbeat().held == (group(2, run="other").key,), "what lies in no shared memory may be asked for"
+
+
+def test_a_run_that_ends_while_a_group_is_in_work_is_dropped_after_it(script: Script) -> None:
+    agent = Agent(script, "a")
+    script.say(SPEC, group(1, 0))
+    worker = threading.Thread(target=agent.run)
+    script.let_fetch.clear()
+    worker.start()
+    try:
+        assert script.fetching.wait(10)
+        script.say(RunOver(run_id="run"))
+        _wait(lambda: not script.inbox)
+        assert agent._executor.knows("run") and not script.recycled, "its memory is in use"
+    finally:
+        script.let_fetch.set()
+        _wait(lambda: script.recycled == ["run"])
+        script.say(Goodbye())
+        worker.join(10)
+    assert len(script.results()) == 1 and not agent._executor.knows("run")
 
 
 @pytest.mark.parametrize("where", ["fetch_errors", "store_errors"])

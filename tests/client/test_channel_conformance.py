@@ -106,7 +106,7 @@ def test_a_result_is_accepted_once_then_duplicate_then_stale(rig: Rig) -> None:
     hand = rig.hand()
     with exchange(rig.server.coordinator, planned(1.0, 1.0)) as opened:
         first, second = hand.take(Group, 1)[0], None
-        answer = result(first.key, first.jobs[0].client, total=hand.channel.store(a_sum(0)))
+        answer = result(first.key, first.jobs[0].client, total=hand.channel.store(a_sum(0), "run"))
         hand.channel.send(answer)
         hand.take(Ack, key=first.key, status="accepted")
         arrived = opened.answers.get(timeout=5)
@@ -115,7 +115,7 @@ def test_a_result_is_accepted_once_then_duplicate_then_stale(rig: Rig) -> None:
         hand.take(Ack, key=first.key, status="duplicate")
         assert opened.answers.empty() and opened.duplicates >= 1
         second = hand.take(Group, 2)[1]
-        late = result(second.key, second.jobs[0].client, total=hand.channel.store(a_sum(1)))
+        late = result(second.key, second.jobs[0].client, total=hand.channel.store(a_sum(1), "run"))
     hand.channel.send(late)
     hand.take(Ack, key=second.key, status="stale")
     assert opened.answers.empty()
@@ -143,7 +143,7 @@ def test_an_agent_that_opens_again_keeps_the_groups_it_says_it_holds(rig: Rig) -
             hand.take(Group, 0)
             hand.drain(0.2)
         assert held.key not in again
-        hand.channel.send(result(held.key, held.jobs[0].client, total=hand.channel.store(a_sum(0))))
+        hand.channel.send(result(held.key, held.jobs[0].client, total=hand.channel.store(a_sum(0), "run")))
         hand.take(Ack, key=held.key, status="accepted")
         assert opened.answers.get(timeout=5).index == held.key.group
 
@@ -161,7 +161,7 @@ def test_an_agent_that_leaves_gives_its_groups_to_another(rig: Rig) -> None:
     with exchange(rig.server.coordinator, planned(1.0, 1.0)) as opened:
         first, own = leaving.take(Group)[0], staying.take(Group)[0]
         leaving.channel.send(Goodbye(reason="battery"))
-        staying.channel.send(result(own.key, own.jobs[0].client, total=staying.channel.store(a_sum(0))))
+        staying.channel.send(result(own.key, own.jobs[0].client, total=staying.channel.store(a_sum(0), "run")))
         groups = staying.take(Group, 2)
         assert first.key in [group.key for group in groups]
         assert opened.reassigned == 1
@@ -177,7 +177,7 @@ def test_records_of_every_dtype_cross_bit_for_bit(rig: Rig, size: int) -> None:
         with exchange(rig.server.coordinator, planned(1.0), index=index, inputs={"model": record}):
             group = hand.take(Group, index + 1)[index]
             assert_same_record(hand.channel.fetch(group.inputs["model"]), record)
-            ref = hand.channel.store(record)
+            ref = hand.channel.store(record, "run")
             assert ref.size > 0
             assert_same_record(rig.server.payloads.take("hand", ref), record)
 
@@ -185,7 +185,7 @@ def test_records_of_every_dtype_cross_bit_for_bit(rig: Rig, size: int) -> None:
 def test_equal_records_stored_twice_can_be_taken_twice(rig: Rig) -> None:
     hand = rig.hand()
     record = odd_records(600_000)[0]
-    first, second = hand.channel.store(record), hand.channel.store(record)
+    first, second = hand.channel.store(record, "run"), hand.channel.store(record, "run")
     for ref in (first, second):
         assert_same_record(rig.server.payloads.take("hand", ref), record)
 
@@ -195,28 +195,46 @@ def test_leased_memory_is_stored_and_comes_back_after_recycle(rig: Rig) -> None:
     shape = Record({"model": {"w": np.zeros(300_000, np.float32), "b": np.zeros((), np.float32)}})
     names = []
     for round in (1, 2, 3):
-        arrays = hand.channel.lease(shape)
+        arrays = hand.channel.lease(shape, "run")
         arrays["model"]["w"][:] = round
         arrays["model"]["b"][...] = -round
-        ref = hand.channel.store(Record(arrays, {"round": round}))
+        ref = hand.channel.store(Record(arrays, {"round": round}), "run")
         taken = rig.server.payloads.take("hand", ref)
         assert float(taken.groups["model"]["w"].sum()) == 300_000 * round
         assert float(taken.groups["model"]["b"]) == -round and taken.info == {"round": round}
         names.append(ref.shared)
-        hand.channel.recycle("run", round + 1, 0)
+        hand.channel.recycle("run")
     if rig.kind == "shared":
         assert len(set(names)) == 1, "the buffer is used again"
+
+
+def test_recycling_a_runs_memory_leaves_that_of_others(rig: Rig) -> None:
+    """Stored or only leased: what another run has in memory keeps its bytes until that run's own is recycled."""
+    hand = rig.hand()
+    record = Record({"model": {"w": np.full(60_000, 1, np.float32)}})
+    kept = hand.channel.store(record, "a")
+    leased = hand.channel.lease(record, "a")
+    leased["model"]["w"][:] = 2
+    other = hand.channel.store(record, "b")
+    hand.channel.lease(record, "b")
+    hand.channel.recycle("b")
+    again = [hand.channel.store(Record({"model": {"w": np.full(60_000, 9, np.float32)}}), "b") for _ in range(3)]
+    assert_same_record(rig.server.payloads.take("hand", kept), record)
+    assert float(leased["model"]["w"].sum()) == 120_000
+    assert float(rig.server.payloads.take("hand", hand.channel.store(Record(leased), "a")).groups["model"]["w"][0]) == 2
+    if rig.kind == "shared":
+        assert other.shared in {ref.shared for ref in again} and kept.shared not in {ref.shared for ref in again}
 
 
 def test_an_abandoned_lease_is_never_taken_for_another_record(rig: Rig) -> None:
     """A sum spoilt by a bad update is thrown away; what is stored next must be what was given to `store`."""
     hand = rig.hand()
     for value in range(20):
-        spoilt = RunningMean(hand.channel.lease)
+        spoilt = RunningMean(lambda shape: hand.channel.lease(shape, "run"))
         spoilt.add(Update(num_examples=1, groups={"model": {"w": np.full(60_000, 9, np.float32)}}), 1.0, 0)
         del spoilt
         record = Record({"model": {"w": np.full(60_000, value, np.float32)}})
-        taken = rig.server.payloads.take("hand", hand.channel.store(record))
+        taken = rig.server.payloads.take("hand", hand.channel.store(record, "run"))
         assert_same_record(taken, record)
 
 

@@ -26,10 +26,10 @@ class Here:
         assert ref.record is not None
         return ref.record
 
-    def store(self, record: Record) -> PayloadRef:
+    def store(self, record: Record, run_id: str) -> PayloadRef:
         return PayloadRef(size=len(encode(record)), record=record)
 
-    def lease(self, record: Record) -> Mapping[str, Mapping[str, Any]]:
+    def lease(self, record: Record, run_id: str) -> Mapping[str, Mapping[str, Any]]:
         return {g: {n: np.empty(a.shape, a.dtype) for n, a in arrays.items()} for g, arrays in record.groups.items()}
 
 

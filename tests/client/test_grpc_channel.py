@@ -23,11 +23,11 @@ def test_an_upload_to_a_restarted_server_asks_for_a_new_session_not_for_new_work
     with quick_server(shared_memory=False) as server:
         server.listen("127.0.0.1", port)
         channel.open(Hello(node="n", session="of-the-first"))
-        assert channel.store(model_record(LARGE)).sha256
+        assert channel.store(model_record(LARGE), "run").sha256
     with quick_server(shared_memory=False) as server:
         server.listen("127.0.0.1", port)
         with pytest.raises(ServerUnreachable, match="was restarted and does not know this session"):
-            channel.store(model_record(LARGE, value=2.0))
+            channel.store(model_record(LARGE, value=2.0), "run")
         channel.open(Hello(node="n", session="of-the-second"))
-        assert channel.store(model_record(LARGE, value=2.0)).sha256
+        assert channel.store(model_record(LARGE, value=2.0), "run").sha256
     channel.close()

@@ -24,7 +24,7 @@ TOLD: dict[Any, dict[str, str]] = {
         "client": "the client's number", "num_examples": "examples", "seconds": "seconds",
         "metrics": "metrics as (sum, weight)", "info_json": "`info`", "bytes_down": "bytes", "bytes_up": "bytes",
         "params_down": "parameters read and sent", "params_up": "parameters read and sent",
-        "num_trained": "whether it trained",
+        "num_trained": "whether it trained", "num_retrained": "whether it trained again because",
     },
     fleet_pb2.Failure: {
         "client": "| failure | the client's number", "stage": "stage", "error": "the exception's type",

@@ -29,6 +29,21 @@ def test_a_released_buffer_of_the_size_is_used_again(depot: Depot) -> None:
     assert depot.lease(200_000).name != first.name, "another size"
 
 
+def test_free_buffers_beyond_the_limit_are_removed_those_of_the_size_used_longest_ago_first() -> None:
+    """In pages of 4096 bytes: room for three free ones."""
+    made = Depot.create()
+    depot = Depot(made.path, owner=False, free_bytes=3 * 4096)
+    old, new, large = depot.lease(1), depot.lease(1), depot.lease(8192)
+    for buffer in (old, large, new):
+        depot.release(buffer.name)
+    assert not (made.path / large.name).exists(), "two pages free since before the others' size was used"
+    assert (made.path / old.name).exists() and (made.path / new.name).exists()
+    assert {depot.lease(1).name for _ in range(2)} == {old.name, new.name}
+    depot.release(depot.lease(4 * 4096).name)
+    assert sorted(path.name for path in made.path.glob("*-*")) == sorted([old.name, new.name]), "it alone is too large"
+    made.close()
+
+
 def test_releasing_twice_or_what_is_unknown_changes_nothing(depot: Depot) -> None:
     buffer = depot.lease(10)
     for name in (buffer.name, buffer.name, "nobody's"):

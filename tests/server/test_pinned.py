@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedloom.client.kept import KeptRecords
+from fedloom.client.record_cache import RecordCache
 from fedloom.core import frames
 from fedloom.core.depot import Depot
 from fedloom.core.errors import BadFrame, NotFound
@@ -85,14 +85,14 @@ class TestOffers:
 
 
 class TestKept:
-    def fetcher(self, records: dict[str, Record]) -> tuple[KeptRecords, list[str]]:
+    def fetcher(self, records: dict[str, Record]) -> tuple[RecordCache, list[str]]:
         fetched: list[str] = []
 
         def fetch(ref: PayloadRef) -> Record:
             fetched.append(ref.shared or ref.sha256)
             return records[ref.shared or ref.sha256]
 
-        return KeptRecords(fetch, limit_bytes=1_000_000), fetched
+        return RecordCache(fetch, limit_bytes=1_000_000), fetched
 
     def test_a_record_is_fetched_once_and_stays_the_same_object(self) -> None:
         base = pinned()

@@ -102,11 +102,11 @@ class Lying:
         self._round = message.key.round if isinstance(message, Group) else self._round
         return message
 
-    def store(self, record: Record) -> PayloadRef:
+    def store(self, record: Record, run_id: str) -> PayloadRef:
         if not self._round:
-            return self._inner.store(record)
+            return self._inner.store(record, run_id)
         groups = {g: {n: self._change(array) for n, array in arrays.items()} for g, arrays in record.groups.items()}
-        return self._inner.store(Record(groups, record.info))
+        return self._inner.store(Record(groups, record.info), run_id)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -225,7 +225,7 @@ def test_an_agent_over_the_network_is_vetted_and_one_on_this_host_trusted() -> N
             with exchange(server.coordinator, planned(1.0)) as opened:
                 opened.vet = lambda total, clients: seen.append("looked")
                 key = hand.take(Group)[0].key
-                hand.channel.send(result(key, 0, total=hand.channel.store(a_sum(0))))
+                hand.channel.send(result(key, 0, total=hand.channel.store(a_sum(0), "run")))
                 opened.answers.get(timeout=5)
             hand.channel.close()
         assert len(seen) == (0 if shared else 1)

@@ -189,7 +189,7 @@ def test_a_payload_needs_its_own_size_and_a_few_chunks() -> None:
                 down = tracemalloc.get_traced_memory()[1]
                 del fetched
                 tracemalloc.reset_peak()
-                stored = hand.channel.store(record)
+                stored = hand.channel.store(record, "run")
                 up = tracemalloc.get_traced_memory()[1]
             finally:
                 tracemalloc.stop()
@@ -224,7 +224,7 @@ channel.open(Hello(node="n", session="s"))
 before = peak()
 record = channel.fetch(PayloadRef(size=int(size), sha256=sha256))
 down = peak()
-channel.store(record)
+channel.store(record, "run")
 print(before, down, peak(), float(record.groups["model"]["w"][-1]), flush=True)
 channel.close()
 """

@@ -15,6 +15,7 @@ import time
 from collections import deque
 
 from fedloom.client.executor import Executor, InputsGone
+from fedloom.client.memory import MemoryLimits
 from fedloom.client.policy import Guard
 from fedloom.core.errors import FedloomError, PolicyRefused, ServerUnreachable
 from fedloom.core.messages import (
@@ -55,6 +56,7 @@ class Agent:
         give_up_s: seconds without a server after which the agent ends; None tries for ever.
         debug: let clients' exceptions through (inline runtime).
         guard: the node's own policy; None where the server owns the node, too.
+        limits: memory for parked updates and for inputs, all runs together.
     """
 
     def __init__(
@@ -65,9 +67,10 @@ class Agent:
         give_up_s: float | None = None,
         debug: bool = False,
         guard: Guard | None = None,
+        limits: MemoryLimits | None = None,
     ) -> None:
         self._channel, self.node, self._give_up_s = channel, node, give_up_s
-        self._executor = Executor(channel, node, debug=debug, guard=guard)
+        self._executor = Executor(channel, node, debug=debug, guard=guard, limits=limits)
         self._waiting: deque[Group] = deque()
         self._results: dict[GroupKey, tuple[GroupResult, float]] = {}
         self._unsent: list[GroupResult] = []
@@ -80,9 +83,11 @@ class Agent:
         self.farewell = ""
         """Why the server sent the agent away for good, once it has."""
         self._latest: dict[str, tuple[int, int]] = {}
+        """The latest (round, exchange) of each run that a group was begun of."""
         self._reading = threading.Lock()
         self._broken: ServerUnreachable | None = None
-        self._announced: deque[RunSpec] = deque()
+        self._announced: deque[RunSpec | RunOver] = deque()
+        """Messages about whole runs that came while a group was in work."""
         self._depot_nonce = ""
 
     def connect(self) -> bool:
@@ -185,9 +190,9 @@ class Agent:
         key = group.key
         before, now = self._latest.get(key.run_id), (key.round, key.exchange)
         if before is not None and now > before:
-            self._channel.recycle(key.run_id, key.round, key.exchange)
-        if before is None or now > before:  # a late message may bring an old group, whose successors are not folded yet
-            self._latest = {key.run_id: now}
+            self._channel.recycle(key.run_id)  # what was stored for its earlier exchanges has been aggregated
+        if before is None or now > before:  # a late message may bring an old group, whose successors are still open
+            self._latest[key.run_id] = now
         try:
             result = self._executor.work(group)
         except ServerUnreachable:
@@ -246,11 +251,26 @@ class Agent:
                     self._waiting = deque(group for group in self._waiting if group.key[:3] != name)
                     self._results = {key: kept for key, kept in self._results.items() if key[:3] != name}
             case RunOver():
-                self._executor.forget(message.run_id)
+                self._end_run(message.run_id)
             case Goodbye(come_back=True):
                 raise ServerUnreachable(f"the server said: {message.reason}")
             case Goodbye():
                 self._leaving, self.farewell = True, message.reason
+
+    def _end_run(self, run_id: str) -> None:
+        """Drop what is kept for a run that is over; memory that its results share with the server is used again."""
+        self._executor.forget(run_id)
+        self._latest.pop(run_id, None)
+        with self._lock:
+            shared = [
+                key
+                for key, (result, _) in self._results.items()
+                if key.run_id == run_id and any(ref.shared for ref in result.payloads)
+            ]
+            for key in shared:
+                del self._results[key]
+            self._unsent = [result for result in self._unsent if result.key not in shared]
+        self._channel.recycle(run_id)
 
     def _heartbeat(self) -> Heartbeat:
         with self._lock:
@@ -265,7 +285,7 @@ class Agent:
             return
         try:
             while (message := self._channel.receive(0.0)) is not None:
-                if isinstance(message, RunSpec):  # would put away the run in work
+                if isinstance(message, RunSpec | RunOver):  # either may drop what the group in work uses
                     self._announced.append(message)
                 else:
                     self._take(message)

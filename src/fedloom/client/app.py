@@ -12,6 +12,7 @@ from pathlib import Path
 from fedloom.client.agent import Agent
 from fedloom.client.enroll import Renewer
 from fedloom.client.grpc_channel import GrpcChannel
+from fedloom.client.memory import MemoryLimits
 from fedloom.client.policy import Guard, Policy, Usage, apply_limits
 from fedloom.core.errors import Forbidden, RunFailed
 from fedloom.core.identity import Identity
@@ -62,7 +63,8 @@ def run_member(folder: Path, policy_file: Path | None = None, *, give_up_s: floa
     apply_limits(policy.limits)
     usage, renewer = Usage(folder / "usage.json"), Renewer(identity)
     channel = GrpcChannel(identity.address, identity=lambda: renewer.identity, count=usage.add)
-    agent = Agent(channel, identity.name, give_up_s=give_up_s, guard=Guard(policy, usage))
+    memory = MemoryLimits.of(policy.limits)
+    agent = Agent(channel, identity.name, give_up_s=give_up_s, guard=Guard(policy, usage), limits=memory)
     renewer.start()
     with contextlib.ExitStack() as stack:
         stack.callback(usage.save)

@@ -10,9 +10,12 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from fedloom.client.input_cache import InputCache
 from fedloom.client.jobs import COLLECT, Done, JobRunner, Stage
-from fedloom.client.kept import KeptRecords
+from fedloom.client.memory import MemoryLimits
+from fedloom.client.parked import ParkedUpdates
 from fedloom.client.policy import Guard
+from fedloom.client.record_cache import RecordCache
 from fedloom.core import frames
 from fedloom.core.accumulators import BUILTIN, Accumulator
 from fedloom.core.config import Experiment
@@ -50,16 +53,27 @@ class Executor:
         debug: raise `ClientFailed` from a client's exception instead of reporting it (inline runtime: a debugger then
             stands where it happened).
         guard: the node's policy; None where the server owns the node, too.
+        limits: memory for parked updates and for inputs, all runs together.
     """
 
-    def __init__(self, channel: Channel, node: str, *, debug: bool = False, guard: Guard | None = None) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        node: str,
+        *,
+        debug: bool = False,
+        guard: Guard | None = None,
+        limits: MemoryLimits | None = None,
+    ) -> None:
         self._channel, self._node, self._debug, self._guard = channel, node, debug, guard
+        limits = limits or MemoryLimits()
         self._runs: dict[str, _Run] = {}
-        self._jobs = JobRunner(self._fetch)
-        self._kept = KeptRecords(self._fetch)
+        self._parked = ParkedUpdates(limits.parked_bytes)
+        self._jobs = JobRunner(self._fetch, self._parked)
+        self._pinned = RecordCache(self._fetch, limits.pinned_bytes)
+        self._inputs = InputCache(self._fetch, self._pinned, limits.inputs_bytes)
         self._gone: GroupKey | None = None
         """The last group whose inputs were not to be had."""
-        self._inputs: tuple[tuple[str, int, int], dict[str, Record]] | None = None
         self._unsent: tuple[GroupKey, _Attempt] | None = None
         """A group that was done when the connection broke."""
 
@@ -68,13 +82,19 @@ class Executor:
         if spec.run_id not in self._runs:
             self._runs[spec.run_id] = _Run(spec, self._guard)
             if len(self._runs) > MAX_RUNS:
-                del self._runs[next(iter(self._runs))]
+                oldest = next(iter(self._runs))
+                del self._runs[oldest]
+                self._inputs.forget(oldest)
 
     def forget(self, run_id: str) -> None:
-        """A run is over; with the last one goes what was kept for any."""
+        """Drop all that is cached or parked for a run that is over, and pinned records with the last one."""
         self._runs.pop(run_id, None)
+        self._inputs.forget(run_id)
+        self._parked.forget(run_id)
+        if self._unsent is not None and self._unsent[0].run_id == run_id:
+            self._unsent = None
         if not self._runs:
-            self._kept.clear()
+            self._pinned.clear()
 
     def warm(self, run_id: str) -> None:
         """Load a run's workload ahead of its first group; what goes wrong is reported by the group."""
@@ -111,7 +131,7 @@ class Executor:
                 if attempt.stage != "send":
                     self._fold(run, group, attempt, barred)
                 attempt.stage = "send"
-                total = self._channel.store(attempt.accumulator.record()) if attempt.reports else None
+                total = self._store(group, attempt.accumulator.record()) if attempt.reports else None
                 break
             except _Spoilt as spoilt:
                 # The sum already holds part of a bad update. Folding again without that client is rare and exact.
@@ -145,12 +165,13 @@ class Executor:
         )
 
     def _fold(self, run: _Run, group: Group, attempt: _Attempt, barred: Mapping[int, ClientFailure]) -> None:
-        attempt.accumulator = make_accumulator(group.accumulator, self._channel.lease)
+        run_id = group.key.run_id
+        attempt.accumulator = make_accumulator(group.accumulator, lambda record: self._channel.lease(record, run_id))
         attempt.stage = "fold"
         with contextlib.suppress(Exception):  # what cannot be loaded is told by the clients' own jobs
             together = [replace(job, knobs={**group.knobs, **job.knobs}) for job in group.jobs]
             whole = replace(group, jobs=tuple(together))
-            self._jobs.train_together(run.experiment, run.workload, whole, lambda: self._read(group))
+            self._jobs.train_together(run.experiment, run.workload, whole, lambda: self._inputs.read(group))
         for job in group.jobs:
             if job.client in barred:
                 attempt.failures.append(barred[job.client])
@@ -160,7 +181,7 @@ class Executor:
             begin = time.perf_counter()
             stage = Stage()
             try:
-                done = self._jobs.do(run.experiment, run.workload, group, job, lambda: self._read(group), stage)
+                done = self._jobs.do(run.experiment, run.workload, group, job, lambda: self._inputs.read(group), stage)
                 update, report = done.update, self._report(job, group, done)
             except (ServerUnreachable, InputsGone):
                 raise
@@ -183,12 +204,12 @@ class Executor:
             except Exception as exc:
                 raise _Spoilt(self._failure(group, job, "fold", exc, time.perf_counter() - begin)) from exc
             if update.state is not None:
-                attempt.states[job.client] = self._channel.store(update.state)
+                attempt.states[job.client] = self._store(group, update.state)
             attempt.reports.append(replace(report, seconds=time.perf_counter() - begin + done.shared_s))
 
     def _check_shapes(self, update: Update, group: Group, client: int) -> None:
         """Name the client whose arrays differ from the global model's, not those that come after it."""
-        model = self._read(group).get(MODEL)
+        model = self._inputs.read(group).get(MODEL)
         for name, array in update.groups.get(MODEL, {}).items():
             want = model.groups.get(MODEL, {}).get(name) if model is not None else None
             if want is not None and array.shape != want.shape:
@@ -203,15 +224,8 @@ class Executor:
         except NotFound as exc:
             raise InputsGone(exc) from exc
 
-    def _read(self, group: Group) -> dict[str, Record]:
-        """The exchange's inputs, read once however many groups of it this agent gets."""
-        if self._inputs is None or self._inputs[0] != group.key[:3]:
-            self._inputs = (group.key[:3], {})
-        known = self._inputs[1]
-        for name, ref in group.inputs.items():
-            if name not in known:
-                known[name] = self._kept.get(ref) if ref.pinned else self._fetch(ref)
-        return known
+    def _store(self, group: Group, record: Record) -> PayloadRef:
+        return self._channel.store(record, group.key.run_id)
 
     def _report(self, job: Job, group: Group, done: Done) -> ClientReport:
         update = done.update
@@ -222,11 +236,12 @@ class Executor:
             num_examples=int(update.num_examples),
             seconds=0.0,
             num_trained=int(done.trained),
+            num_retrained=int(done.retrained),
             metrics={name: Mean(float(mean.sum), float(mean.weight)) for name, mean in update.metrics.items()},
             info={} if job.kind == "init" else update.info,
             bytes_down=_read_by(group, job) if done.read else 0,
             bytes_up=frames.frame_size(up),
-            params_down=sum(self._read(group)[name].num_elements for name in names),
+            params_down=sum(self._inputs.read(group)[name].num_elements for name in names),
             params_up=up.num_elements + done.measured,
         )
 

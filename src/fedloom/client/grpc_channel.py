@@ -15,7 +15,7 @@ import numpy as np
 
 from fedloom.client.link import connect, translate
 from fedloom.core import frames
-from fedloom.core.depot import Depot
+from fedloom.core.depot import Buffer, Depot
 from fedloom.core.errors import (
     BadFrame,
     BadMessage,
@@ -71,9 +71,10 @@ class GrpcChannel:
         self._inbox: queue.SimpleQueue[ToAgent | FedloomError] = queue.SimpleQueue()
         self._welcome: Welcome | None = None
         self._depot: Depot | None = None
-        self._leases: dict[int, tuple[Groups, str, Layout, memoryview]] = {}
+        self._leases: dict[int, _Lease] = {}
         """Leased arrays by their identity, and kept alive, so that no other record can be taken for them."""
-        self._shared: list[str] = []
+        self._shared: dict[str, list[str]] = {}
+        """Names of the buffers that each run's records were stored in."""
         self._shown = b""
         self._partial: _Partial | None = None
         """A download that broke off, to be continued when the same payload is asked for again."""
@@ -94,6 +95,8 @@ class GrpcChannel:
         if self._depot is not None and str(self._depot.path) != self._welcome.depot_path:
             self._depot.close()  # the server was restarted and has another depot
             self._depot = None
+            self._shared.clear()
+            self._leases.clear()
         self._depot = self._depot or Depot.join(self._welcome.depot_path, self._welcome.depot_nonce)
         self._outbox, self._inbox = queue.SimpleQueue(), queue.SimpleQueue()
         where = (("fedloom-locality", f"host:{self._welcome.depot_nonce}"),) if self._depot is not None else ()
@@ -125,7 +128,7 @@ class GrpcChannel:
             raise LimitExceeded(f"payload of {ref.size} bytes exceeds {self._welcome.max_payload_bytes}")
         return frames.decode(memoryview(self._download(ref)).toreadonly())
 
-    def lease(self, record: Record) -> Mapping[str, Mapping[str, Any]]:
+    def lease(self, record: Record, run_id: str) -> Mapping[str, Mapping[str, Any]]:
         layout = Layout.of(record)
         if self._depot is None or layout.size <= INLINE_BYTES:
             return _empty(record)
@@ -133,23 +136,25 @@ class GrpcChannel:
         buffer = self._depot.lease(layout.size)
         views = layout.views(buffer.memory)
         ordered = {group: {name: views[group][name] for name in arrays} for group, arrays in record.groups.items()}
-        self._leases[id(ordered)] = (ordered, buffer.name, layout, buffer.memory)
+        self._leases[id(ordered)] = _Lease(run_id, ordered, buffer, layout)
         return ordered
 
-    def store(self, record: Record) -> PayloadRef:
+    def store(self, record: Record, run_id: str) -> PayloadRef:
         layout = Layout.of(record)
         if layout.size <= INLINE_BYTES:
             return PayloadRef(size=layout.size, inline=bytes(frames.encode(record)))
         if self._depot is not None:
-            return self._share(record, layout)
+            return self._share(record, layout, run_id)
         return self._upload(record, layout.size)
 
-    def recycle(self, run_id: str, round: int, exchange: int) -> None:
+    def recycle(self, run_id: str) -> None:
+        abandoned = {key: lease for key, lease in self._leases.items() if lease.run_id == run_id}
+        names = [*self._shared.pop(run_id, ()), *(lease.buffer.name for lease in abandoned.values())]
+        for key in abandoned:
+            del self._leases[key]
         if self._depot is not None:
-            for name in (*self._shared, *(name for _, name, _, _ in self._leases.values())):
+            for name in names:
                 self._depot.release(name)
-        self._shared.clear()
-        self._leases.clear()
 
     def close(self) -> None:
         self._outbox.put(None)
@@ -184,22 +189,23 @@ class GrpcChannel:
             self._channel.close()
             self._channel = None
 
-    def _share(self, record: Record, layout: Layout) -> PayloadRef:
+    def _share(self, record: Record, layout: Layout, run_id: str) -> PayloadRef:
         """Leave the frame in the host's memory; leased arrays are already there and only need their header."""
         assert self._depot is not None
         lease = self._leases.pop(id(record.groups), None)
+        stored = self._shared.setdefault(run_id, [])
         if lease is not None:
-            _, name, planned, memory = lease
+            planned = lease.layout
             final = Layout.of(record, data_start=planned.slots[0].start if planned.slots else 0)
             if [slot.start for slot in final.slots] == [slot.start for slot in planned.slots]:
-                memory[: len(final.header)] = final.header
-                self._shared.append(name)
-                return PayloadRef(size=final.size, shared=name)
+                lease.buffer.memory[: len(final.header)] = final.header
+                stored.append(lease.buffer.name)
+                return PayloadRef(size=final.size, shared=lease.buffer.name)
         buffer = self._depot.lease(layout.size)
         frames.write_into(record, buffer.memory, layout)
-        self._shared.append(buffer.name)
+        stored.append(buffer.name)
         if lease is not None:
-            self._depot.release(lease[1])
+            self._depot.release(lease.buffer.name)
         return PayloadRef(size=layout.size, shared=buffer.name)
 
     def _download(self, ref: PayloadRef) -> bytearray:
@@ -295,6 +301,16 @@ class GrpcChannel:
         finally:
             with contextlib.suppress(Exception):
                 replies.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class _Lease:
+    """Arrays handed out in a buffer that `store` can hand over as it is."""
+
+    run_id: str
+    arrays: Groups
+    buffer: Buffer
+    layout: Layout
 
 
 @dataclass

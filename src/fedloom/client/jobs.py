@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fedloom.client.held import HeldUpdates, own
+from fedloom.client.parked import ParkedUpdates, own
 from fedloom.core import run_files
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadUpdate, UnsupportedFeature
@@ -40,6 +40,8 @@ class Done:
     """Whether the client read the job's inputs."""
     trained: bool = False
     """Whether the client trained to do the job."""
+    retrained: bool = False
+    """Whether that was because its parked update was gone."""
     measured: int = 0
     """Floats in `update.info` that a measure put there."""
     shared_s: float = 0.0
@@ -57,15 +59,15 @@ class _Together:
 
 
 class JobRunner:
-    """Does jobs with one workload after another; keeps the updates that wait to be collected.
+    """Does jobs with one workload after another.
 
     Args:
         fetch: gets the record behind a reference.
+        parked: keeps the updates that wait to be collected.
     """
 
-    def __init__(self, fetch: Callable[[PayloadRef], Record]) -> None:
-        self._fetch = fetch
-        self._held = HeldUpdates()
+    def __init__(self, fetch: Callable[[PayloadRef], Record], parked: ParkedUpdates) -> None:
+        self._fetch, self._parked = fetch, parked
         self._together = _Together()
 
     def train_together(
@@ -174,14 +176,15 @@ class JobRunner:
         inputs: Callable[[], Mapping[str, Record]],
         stage: Stage,
     ) -> Done:
-        """Hand a held update over; where it was lost with its process, train it again: same job, same bits."""
+        """Hand a parked update over; if it is gone (with its process, say), train it again: same job, same bits."""
         stage.name = COLLECT
-        held = self._held.take(group.key.run_id, job.round, job.client)
-        if held is not None:
-            return Done(held, read=False)
+        parked = self._parked.take(group.key.run_id, job.round, job.client)
+        if parked is not None:
+            return Done(parked, read=False)
         rng = generator(experiment.seed, "train", job.round, group.collects or 0, job.client)
         again = replace(group, park=False, measure=None)
-        return self._client_work(experiment, workload, again, replace(job, kind="train"), inputs, stage, rng)
+        done = self._client_work(experiment, workload, again, replace(job, kind="train"), inputs, stage, rng)
+        return replace(done, retrained=True)
 
     def _client_work(
         self,
@@ -227,7 +230,7 @@ class JobRunner:
         update = own(update)  # measuring uses the workload, whose buffers the update's arrays may be
         measured = self._measure(experiment, workload, group, job, records[MODEL], update, shard)
         if group.park:
-            self._held.put(group.key.run_id, job.round, job.client, update)
+            self._parked.put(group.key.run_id, job.round, job.client, update)
             update = replace(update, groups={}, state=None)
         return Done(
             replace(update, info={**update.info, **measured}),

@@ -49,6 +49,12 @@ class Limits(Settings):
 
     memory_mb: Annotated[int, Field(ge=256)] | None = None
     """Memory the process may allocate, 10^6 bytes; None for no limit."""
+    parked_mb: Annotated[int, Field(ge=0)] = 8000
+    """Memory for updates that wait to be collected, all runs together, 10^6 bytes; one that was dropped is trained
+    again."""
+    inputs_mb: Annotated[int, Field(ge=0)] = 4000
+    """Memory for the inputs of the runs' present exchanges, and as much again for pinned ones, 10^6 bytes; one that was
+    dropped is fetched again."""
     threads: Annotated[int, Field(ge=1)] = 1
     """Threads of the process's numerical libraries. A harder bound on cores is the system's to set."""
     bytes_per_day: Annotated[int, Field(ge=1)] | None = None

@@ -20,6 +20,8 @@ from typing import IO
 
 from fedloom.core.errors import StorageFull
 
+FREE_BYTES = 4 << 30
+"""Default limit of the buffers one process has free for later use; bytes."""
 _PAGE = 4096
 
 
@@ -32,14 +34,23 @@ class Buffer:
 
 
 class Depot:
-    """One process's hands on the host's shared frames. Not thread-safe but for `map`; each owner has its own."""
+    """One process's hands on the host's shared frames. Not thread-safe but for `map`; each owner has its own.
 
-    def __init__(self, path: Path, *, owner: bool) -> None:
+    Args:
+        path: the depot's folder.
+        owner: whether this process made it, and removes it.
+        free_bytes: limit of the buffers that are free for later use; those free longest are removed beyond it.
+    """
+
+    def __init__(self, path: Path, *, owner: bool, free_bytes: int = FREE_BYTES) -> None:
         self.path = path
-        self._owner = owner
+        self._owner, self._free_bytes = owner, free_bytes
         self._prefix = secrets.token_hex(6)
         self._counter = itertools.count()
         self._free: dict[int, list[Buffer]] = {}
+        """By capacity, the one least recently given back to first."""
+        self._free_now = 0
+        """Bytes in all of them."""
         self._leased: dict[str, Buffer] = {}
         self._maps: dict[str, memoryview] = {}
         self._alive: IO[bytes] | None = None
@@ -78,16 +89,21 @@ class Depot:
             StorageFull: the host's shared memory is exhausted.
         """
         capacity = -(-max(size, 1) // _PAGE) * _PAGE
-        free = self._free.get(capacity)
-        buffer = free.pop() if free else self._new(capacity)
+        buffer = self._take_free(capacity) or self._new(capacity)
         self._leased[buffer.name] = buffer
         return buffer
 
     def release(self, name: str) -> None:
         """Give a leased buffer back; its bytes may change from now on."""
         buffer = self._leased.pop(name, None)
-        if buffer is not None:
-            self._free.setdefault(len(buffer.memory), []).append(buffer)
+        if buffer is None:
+            return
+        capacity = len(buffer.memory)
+        self._free.setdefault(capacity, []).append(buffer)
+        self._free[capacity] = self._free.pop(capacity)  # last in the order of use
+        self._free_now += capacity
+        while self._free_now > self._free_bytes and (surplus := self._take_free(next(iter(self._free)))) is not None:
+            (self.path / surplus.name).unlink(missing_ok=True)
 
     def abandon(self, name: str) -> None:
         """Take a leased buffer out of the depot without using it again: whoever has mapped it keeps what is in it."""
@@ -112,12 +128,23 @@ class Depot:
     def close(self) -> None:
         """Forget all buffers; the maker of the depot removes it from memory."""
         self._free.clear()
+        self._free_now = 0
         self._leased.clear()
         self._maps.clear()
         if self._owner:
             shutil.rmtree(self.path, ignore_errors=True)
         if self._alive is not None:
             self._alive.close()
+
+    def _take_free(self, capacity: int) -> Buffer | None:
+        free = self._free.get(capacity)
+        if free is None:
+            return None
+        buffer = free.pop()
+        if not free:
+            del self._free[capacity]
+        self._free_now -= capacity
+        return buffer
 
     def _new(self, capacity: int) -> Buffer:
         name = f"{self._prefix}-{next(self._counter)}"

@@ -198,14 +198,14 @@ class Channel(Protocol):
     def fetch(self, ref: PayloadRef) -> Record:
         """The record behind a reference; its arrays are read-only."""
 
-    def store(self, record: Record) -> PayloadRef:
-        """Put a record where the server can have it. Memory from `lease` is sent without a copy where possible."""
+    def store(self, record: Record, run_id: str) -> PayloadRef:
+        """Put a run's record where the server can have it. Memory from `lease` is sent without a copy if possible."""
 
-    def lease(self, record: Record) -> Mapping[str, Mapping[str, Any]]:
+    def lease(self, record: Record, run_id: str) -> Mapping[str, Mapping[str, Any]]:
         """Writable arrays shaped like the record's, in memory that `store` can hand over as it is."""
 
-    def recycle(self, run_id: str, round: int, exchange: int) -> None:
-        """Everything stored for exchanges of the run before this one has been folded; its memory may be reused."""
+    def recycle(self, run_id: str) -> None:
+        """Reuse the memory leased or stored for the run so far: it has been aggregated, or nobody will."""
 
     def close(self) -> None:
         """Leave."""

@@ -184,6 +184,8 @@ class ClientReport:
     info: Info = field(default_factory=dict)
     num_trained: int = 0
     """1 where the client trained for this report, else 0."""
+    num_retrained: int = 0
+    """1 where it trained again because the update it had parked was gone, else 0."""
     bytes_down: int = 0
     """Size of the frames this client reads, those it holds already left out; bytes."""
     bytes_up: int = 0

@@ -141,8 +141,7 @@ def serve(
     metrics = PrometheusSink()
     heard = (*sinks, metrics)
     stop = threading.Event()
-    # Shared memory is for agents the server trusts as itself, and holds one run's buffers at a time.
-    own = members is None and at_once == 1
+    own = members is None  # shared memory is for agents the server trusts as itself
     with Server(heard, shared_memory=own, by_labels=True) as server, contextlib.ExitStack() as stack:
 
         def run_one(store: DiskRunStore, emit: Callable[[Event], None], stop_run: threading.Event) -> RunSummary:

@@ -72,14 +72,14 @@ class FaultyChannel:
     def fetch(self, ref: PayloadRef) -> Record:
         return self._inner.fetch(ref)
 
-    def store(self, record: Record) -> PayloadRef:
-        return self._inner.store(record)
+    def store(self, record: Record, run_id: str) -> PayloadRef:
+        return self._inner.store(record, run_id)
 
-    def lease(self, record: Record) -> Mapping[str, Mapping[str, Any]]:
-        return self._inner.lease(record)
+    def lease(self, record: Record, run_id: str) -> Mapping[str, Mapping[str, Any]]:
+        return self._inner.lease(record, run_id)
 
-    def recycle(self, run_id: str, round: int, exchange: int) -> None:
-        self._inner.recycle(run_id, round, exchange)
+    def recycle(self, run_id: str) -> None:
+        self._inner.recycle(run_id)
 
     def close(self) -> None:
         self._inner.close()

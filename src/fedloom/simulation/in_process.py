@@ -54,16 +54,16 @@ class InProcessChannel:
             raise BadMessage("a payload without its record reached an agent in the server's own process")
         return Record({group: _read_only(arrays) for group, arrays in ref.record.groups.items()}, ref.record.info)
 
-    def store(self, record: Record) -> PayloadRef:
+    def store(self, record: Record, run_id: str) -> PayloadRef:
         return PayloadRef(size=frame_size(record), record=record)
 
-    def lease(self, record: Record) -> Mapping[str, Mapping[str, Any]]:
+    def lease(self, record: Record, run_id: str) -> Mapping[str, Mapping[str, Any]]:
         return {
             group: {name: np.empty(array.shape, array.dtype) for name, array in arrays.items()}
             for group, arrays in record.groups.items()
         }
 
-    def recycle(self, run_id: str, round: int, exchange: int) -> None:
+    def recycle(self, run_id: str) -> None:
         """Nothing is shared, so nothing comes back."""
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ import pytest
 from fleet_support import hold_session
 
 from fedloom import api
-from fedloom.client.held import HeldUpdates
+from fedloom.client.parked import ParkedUpdates
 from fedloom.core.accumulators import UpdateList
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, UsageError
@@ -112,16 +112,16 @@ def test_rates_may_be_measured_in_passing() -> None:
 def test_models_of_those_not_chosen_have_no_influence(plain: api.RunResult, monkeypatch: pytest.MonkeyPatch) -> None:
     """With every other candidate's model replaced by NaN the result is the same."""
     chosen = {record.round: set(record.cohort) for record in plain.history}
-    put, spoilt = HeldUpdates.put, []
+    put, spoilt = ParkedUpdates.put, []
 
-    def spoil(self: HeldUpdates, run_id: str, round: int, client: int, update: Update) -> None:
+    def spoil(self: ParkedUpdates, run_id: str, round: int, client: int, update: Update) -> None:
         if client not in chosen[round]:
             spoilt.append(client)
             nan = {g: {n: np.full_like(a, np.nan) for n, a in arrays.items()} for g, arrays in update.groups.items()}
             update = replace(update, groups=nan)
         put(self, run_id, round, client, update)
 
-    monkeypatch.setattr(HeldUpdates, "put", spoil)
+    monkeypatch.setattr(ParkedUpdates, "put", spoil)
     assert api.run(experiment(), keep=False).summary.model_sha256 == plain.summary.model_sha256
     assert len(spoilt) == 3 * (D - M)
 
@@ -131,10 +131,10 @@ def test_a_model_that_was_lost_between_the_exchanges_is_trained_again(
 ) -> None:
     lost = []
 
-    def forget(self: HeldUpdates, run_id: str, round: int, client: int) -> None:
+    def forget(self: ParkedUpdates, run_id: str, round: int, client: int) -> None:
         lost.append((round, client))
 
-    monkeypatch.setattr(HeldUpdates, "take", forget)
+    monkeypatch.setattr(ParkedUpdates, "take", forget)
     again = api.run(experiment(), keep=False)
     assert again.summary.model_sha256 == plain.summary.model_sha256
     assert len(lost) == 3 * M
@@ -166,16 +166,16 @@ def test_a_candidate_that_fails_is_missing_and_the_rest_go_on() -> None:
     lost = experiment(
         rounds=1, cohort=2, strategy={"name": "sfedca", "select": 2}, round={"quorum_fraction": 0.5}, clients=2
     )
-    fail, failed = HeldUpdates.put, []
+    fail, failed = ParkedUpdates.put, []
 
-    def put(self: HeldUpdates, run_id: str, round: int, client: int, update: Update) -> None:
+    def put(self: ParkedUpdates, run_id: str, round: int, client: int, update: Update) -> None:
         if client == 1:
             failed.append(client)
             raise RuntimeError("no room for the model")
         fail(self, run_id, round, client, update)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HeldUpdates, "put", put)
+        patch.setattr(ParkedUpdates, "put", put)
         patch.setenv("FEDLOOM_DEBUG", "0")
         run = api.run(lost, keep=False)
     assert failed and [failure.client for failure in run.history[0].failures] == [1]

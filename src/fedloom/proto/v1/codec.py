@@ -295,6 +295,7 @@ def _report(report: ClientReport) -> pb.Report:
         params_down=report.params_down,
         params_up=report.params_up,
         num_trained=report.num_trained,
+        num_retrained=report.num_retrained,
     )
 
 
@@ -310,6 +311,7 @@ def _read_report(message: pb.Report) -> ClientReport:
         params_down=message.params_down,
         params_up=message.params_up,
         num_trained=message.num_trained,
+        num_retrained=message.num_retrained,
     )
 
 

@@ -329,6 +329,7 @@ class Report(_message.Message):
     PARAMS_DOWN_FIELD_NUMBER: _builtins.int
     PARAMS_UP_FIELD_NUMBER: _builtins.int
     NUM_TRAINED_FIELD_NUMBER: _builtins.int
+    NUM_RETRAINED_FIELD_NUMBER: _builtins.int
     client: _builtins.int
     num_examples: _builtins.int
     seconds: _builtins.float
@@ -338,6 +339,8 @@ class Report(_message.Message):
     params_down: _builtins.int
     params_up: _builtins.int
     num_trained: _builtins.int
+    num_retrained: _builtins.int
+    """1 where the client trained again because the update it had parked was gone."""
     @_builtins.property
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___Metric]: ...
     def __init__(
@@ -353,10 +356,11 @@ class Report(_message.Message):
         params_down: _builtins.int = ...,
         params_up: _builtins.int = ...,
         num_trained: _builtins.int = ...,
+        num_retrained: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "client", b"client", "info_json", b"info_json", "metrics", b"metrics", "num_examples", b"num_examples", "num_trained", b"num_trained", "params_down", b"params_down", "params_up", b"params_up", "seconds", b"seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "client", b"client", "info_json", b"info_json", "metrics", b"metrics", "num_examples", b"num_examples", "num_retrained", b"num_retrained", "num_trained", b"num_trained", "params_down", b"params_down", "params_up", b"params_up", "seconds", b"seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

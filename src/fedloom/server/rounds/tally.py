@@ -132,7 +132,14 @@ class Tally:
             nodes=dict(shares),
             info=dict(info),
             monitor=dict(monitor),
+            sections=_parking(reports),
         )
+
+
+def _parking(reports: Sequence[ClientReport]) -> dict[str, dict[str, Any]]:
+    """The section on parked updates: the clients that trained again because theirs was gone."""
+    retrained = [report.client for report in reports if report.num_retrained]
+    return {"parking": {"retrained": retrained}} if retrained else {}
 
 
 _LONGEST = 64

@@ -1,4 +1,4 @@
-"""Pinned records an agent keeps, so that each is fetched once."""
+"""Pinned records, fetched once for all exchanges that read them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from fedloom.core.messages import PayloadRef
 from fedloom.core.pinned import Pinned
 from fedloom.core.records import Record
 
-LIMIT_BYTES = 4 << 30
-"""Kept records beyond this are dropped, least recently used first."""
+LIMIT_BYTES = 4_000_000_000
+"""Default limit of an agent's pinned records; bytes. Those used longest ago are dropped first."""
 
 
-class KeptRecords:
-    """Records by digest, within a limit of bytes.
+class RecordCache:
+    """Pinned records by digest, within a limit of bytes.
 
     Args:
         fetch: gets the record behind a reference.
-        limit_bytes: where dropping begins; the record asked for last always stays.
+        limit_bytes: of array data; the record asked for last always stays.
     """
 
     def __init__(self, fetch: Callable[[PayloadRef], Record], limit_bytes: int = LIMIT_BYTES) -> None:
@@ -27,14 +27,14 @@ class KeptRecords:
         self._records: dict[str, Pinned] = {}
 
     def get(self, ref: PayloadRef) -> Pinned:
-        """The record, always the same object while it is kept.
+        """Return the record, always the same object while it is cached.
 
         Raises:
             BadFrame: what was fetched is not what the server named.
         """
         record = self._records.pop(ref.sha256, None) or self._fetched(ref)
         self._records[ref.sha256] = record
-        while sum(kept.num_bytes for kept in self._records.values()) > self._limit_bytes and len(self._records) > 1:
+        while sum(cached.num_bytes for cached in self._records.values()) > self._limit_bytes and len(self._records) > 1:
             del self._records[next(iter(self._records))]
         return record
 
@@ -47,7 +47,7 @@ class KeptRecords:
         found = frames.digest(record)
         if found != ref.sha256:
             raise BadFrame(
-                f"the server names a kept record by digest {ref.sha256[:16]}…, what this agent got has {found[:16]}…. "
+                f"the server names a pinned record by digest {ref.sha256[:16]}…, this agent got {found[:16]}…. "
                 "Do server and agent run the same version? Nothing was trained on it"
             )
         return Pinned(record.groups, record.info, found)

@@ -1,0 +1,27 @@
+"""How much memory an agent uses beyond the group it is doing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from fedloom.client import input_cache, parked, record_cache
+from fedloom.client.policy import Limits
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryLimits:
+    """Bytes of array data an agent keeps for all its runs together; what goes beyond is dropped, oldest first."""
+
+    parked_bytes: int = parked.LIMIT_BYTES
+    """Trained updates that wait to be collected. A dropped one is trained again, which the round's record says."""
+    inputs_bytes: int = input_cache.LIMIT_BYTES
+    """Inputs of the runs' present exchanges. A dropped one is fetched again."""
+    pinned_bytes: int = record_cache.LIMIT_BYTES
+    """Pinned records, such as frozen bases. A dropped one is fetched again."""
+
+    @classmethod
+    def of(cls, limits: Limits) -> Self:
+        """Read a node's policy."""
+        inputs = limits.inputs_mb * 10**6
+        return cls(parked_bytes=limits.parked_mb * 10**6, inputs_bytes=inputs, pinned_bytes=inputs)
