@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow compose-test check format bench same-bits chaos fuzz bench-fleet docs proto clean
+.PHONY: help install demo test test-slow compose-test check format bench bench-base same-bits chaos fuzz bench-fleet docs proto clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,9 @@ bench: install ## Measure against a bare PyTorch loop and Flower's engine
 
 same-bits: install ## Compare the bits of every preset's results with those of BASE=COMMIT, of the presets ONLY="..." alone
 	$(BIN)/python -m benchmarks.same_bits $(if $(BASE),--base $(BASE)) $(if $(ONLY),--only $(ONLY))
+
+bench-base: install ## Measure rounds here against those of commit BASE, in pairs
+	$(BIN)/python -m benchmarks.paired $(if $(BASE),--base $(BASE))
 
 bench-fleet: install ## Measure idle agents, a broadcast to fifty, and memory over a thousand rounds
 	$(BIN)/python -m benchmarks.idle
