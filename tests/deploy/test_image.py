@@ -70,10 +70,15 @@ def test_a_program_that_is_not_there_is_not_well() -> None:
 
 def test_the_image_installs_what_the_project_depends_on() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
     wanted = dependencies.requirements(ROOT / "pyproject.toml", ["text"])
-    assert wanted == project["dependencies"] + project["optional-dependencies"]["text"]
+    own = [line for line in extras["text"] if not line.startswith("fedloom[")]
+    assert wanted == [*project["dependencies"], *extras["torch"], *extras["data"], *own]
+    everything = {line for name, lines in extras.items() if name not in ("dev", "attacks") for line in lines}
+    named = {line for line in everything if not line.startswith("fedloom[")}
+    assert set(dependencies.requirements(ROOT / "pyproject.toml", ["all"])) == {*project["dependencies"], *named}
     assert not [line for line in wanted if re.match(r"(pytest|mypy|ruff|grpcio-tools)\b", line)]
-    with pytest.raises(SystemExit, match=r"EXTRAS: expected some of attacks, dev, text, got txet"):
+    with pytest.raises(SystemExit, match=r"EXTRAS: expected some of all, attacks, data, .*, got txet"):
         dependencies.requirements(ROOT / "pyproject.toml", ["txet"])
 
 

@@ -7,6 +7,7 @@
     │   ├── DataMissing
     │   ├── RunExists
     │   ├── PluginInvalid
+    │   ├── PackageMissing
     │   └── UnsupportedFeature
     ├── RunFailed             the run itself failed and can be looked into or resumed    exit 1
     │   ├── ClientFailed
@@ -82,6 +83,12 @@ class RunExists(UsageError):
 
 class PluginInvalid(UsageError):
     """A plug-in does not fit its interface; the message names file, line, what was found and what was expected."""
+
+
+class PackageMissing(UsageError):
+    """An optional package is not installed; the message has the command that installs it."""
+
+    status = "FAILED_PRECONDITION"
 
 
 class UnsupportedFeature(UsageError):

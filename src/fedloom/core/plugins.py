@@ -8,6 +8,7 @@ from fedloom.core.accumulators import BUILTIN, Accumulator, Allocate
 from fedloom.core.config import Experiment, PluginSettings
 from fedloom.core.contracts import check_workload, conform
 from fedloom.core.errors import PluginInvalid
+from fedloom.core.extras import needed_by
 from fedloom.core.protocols import (
     LocalRule,
     Measure,
@@ -107,7 +108,8 @@ def _call(ref: PartRef, *arguments: object) -> object:
     build = vars(module).get(f"build_{ref.part}")
     if not callable(build):
         raise PluginInvalid(f"{_place(ref)}: expected a function build_{ref.part}, found none")
-    return build(*arguments)
+    with needed_by(f"{ref.kind.section} {ref.name!r}"):
+        return build(*arguments)
 
 
 def _place(ref: PartRef) -> str:

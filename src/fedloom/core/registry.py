@@ -33,6 +33,7 @@ from types import ModuleType
 from typing import Literal
 
 from fedloom.core.errors import UnknownName
+from fedloom.core.extras import needed_by
 from fedloom.core.text import did_you_mean
 
 Origin = Literal["bundled", "plugin", "module", "file"]
@@ -93,14 +94,16 @@ class PartRef:
 
         Raises:
             UnknownName: nothing by this name, or it has no such part; the message names the nearest.
+            PackageMissing: the part needs an optional package that is not installed.
         """
-        home = _home(self.kind, self.name)
-        if not _is_package(home):
-            return home
-        dotted = f"{home.__name__}.{self.part}"
-        if importlib.util.find_spec(dotted) is None:
-            raise UnknownName(f"{self.kind}: {self.name!r} has no {self.part}.py (looked for {dotted})")
-        return importlib.import_module(dotted)
+        with needed_by(f"{self.kind.section} {self.name!r}"):
+            home = _home(self.kind, self.name)
+            if not _is_package(home):
+                return home
+            dotted = f"{home.__name__}.{self.part}"
+            if importlib.util.find_spec(dotted) is None:
+                raise UnknownName(f"{self.kind}: {self.name!r} has no {self.part}.py (looked for {dotted})")
+            return importlib.import_module(dotted)
 
     def exists(self) -> bool:
         """Return whether the plug-in ships this part."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from fedloom.core.depot import Depot
 from fedloom.core.errors import UsageError
 from fedloom.core.events import Event, NodeChanged
+from fedloom.core.extras import needed_by
 from fedloom.core.history import RunSummary
 from fedloom.core.identity import Identity, key_pem, make_key, pem
 from fedloom.core.protocols import Sink
@@ -24,7 +25,6 @@ from fedloom.server.access.authority import MEMBER_DAYS, Authority
 from fedloom.server.access.members import Registry
 from fedloom.server.fleet.coordinator import GRACE_S, HEARTBEAT_S, LOST_AFTER_S, Coordinator
 from fedloom.server.fleet.payloads import PayloadStore
-from fedloom.server.metrics import PrometheusSink, expose
 from fedloom.server.rounds.session import Place, run_session
 from fedloom.server.run_queue import RunQueue
 from fedloom.server.store.answer_journal import AnswerJournal
@@ -32,6 +32,7 @@ from fedloom.server.store.disk_run_store import DiskRunStore
 
 if TYPE_CHECKING:
     from fedloom.server.access.enroll_service import Security
+    from fedloom.server.metrics import Exposed, PrometheusSink
 
 _log = logging.getLogger(__name__)
 
@@ -138,8 +139,8 @@ def serve(
         on_ready: told the address once the server answers.
         on_finished: told a run's folder when it has ended.
     """
-    metrics = PrometheusSink()
-    heard = (*sinks, metrics)
+    metrics = None if metrics_port is None else _metrics()
+    heard = (*sinks, *(() if metrics is None else (metrics,)))
     stop = threading.Event()
     own = members is None  # shared memory is for agents the server trusts as itself
     with Server(heard, shared_memory=own, by_labels=True) as server, contextlib.ExitStack() as stack:
@@ -175,7 +176,7 @@ def serve(
                     server.enroll_port,
                     state / "admin",
                 )
-            exposed = _expose(metrics, host, metrics_port)
+            exposed = None if metrics is None else _expose(metrics, host, metrics_port or 0)
             runs.start()
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: stop.set())
@@ -238,9 +239,16 @@ def new_token() -> str:
     return secrets.token_urlsafe(24)
 
 
-def _expose(metrics: PrometheusSink, host: str, port: int | None) -> Any:
-    if port is None:
-        return None
+def _metrics() -> PrometheusSink:
+    with needed_by("--metrics-port"):
+        from fedloom.server.metrics import PrometheusSink
+
+    return PrometheusSink()
+
+
+def _expose(metrics: PrometheusSink, host: str, port: int) -> Exposed:
+    from fedloom.server.metrics import expose
+
     try:
         return expose(metrics, host, port)
     except OSError as exc:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
@@ -116,7 +116,14 @@ class PrometheusSink:
         self._nodes.labels(state).inc()
 
 
-def expose(sink: PrometheusSink, host: str, port: int) -> Any:
+class Exposed(Protocol):
+    """A running metrics endpoint."""
+
+    def shutdown(self) -> None:
+        """Stop serving."""
+
+
+def expose(sink: PrometheusSink, host: str, port: int) -> Exposed:
     """Serve the metrics over HTTP; returns an object with `shutdown()`."""
     server, _ = start_http_server(port, addr=host, registry=sink.registry)
     return server

@@ -6,6 +6,7 @@ import os
 from typing import Protocol
 
 from fedloom.core.config import Experiment
+from fedloom.core.extras import needed_by
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.rounds.session import Place
 
@@ -40,6 +41,7 @@ def make_runtime(experiment: Experiment) -> Runtime:
         from fedloom.simulation.process import ProcessRuntime
 
         return ProcessRuntime(settings.workers or os.cpu_count() or 1, preload=experiment.workload.name)
-    from fedloom.simulation.ray_runtime import RayRuntime
+    with needed_by("runtime 'ray' (or take --runtime process)"):
+        from fedloom.simulation.ray_runtime import RayRuntime
 
     return RayRuntime(settings)

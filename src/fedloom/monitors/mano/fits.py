@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 from fedloom.core.records import Array
 from fedloom.core.seeds import generator
@@ -52,9 +51,15 @@ def r_squared(scores: Array, accuracies: Array) -> float:
     return correlation(scores, accuracies) ** 2
 
 
+def average_ranks(values: Array) -> Array:
+    """Return ranks from 1, equal values with the mean of their ranks; float64, (n,)."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[places])
+
+
 def rank_correlation(scores: Array, accuracies: Array) -> float:
     """|Spearman|, the paper's rho."""
-    return abs(correlation(rankdata(scores), rankdata(accuracies)))
+    return abs(correlation(average_ranks(scores), average_ranks(accuracies)))
 
 
 def ninety_ten(scores: Array, accuracies: Array) -> float:

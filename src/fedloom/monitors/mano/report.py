@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from fedloom.core.records import Array, Info
-from fedloom.monitors.mano.fits import correlation
+from fedloom.monitors.mano.fits import average_ranks, correlation
 from fedloom.reporting.charts import Series, line_chart, scatter_chart
 from fedloom.reporting.markup import Markup, tag
 from fedloom.reporting.page import section
@@ -83,9 +82,9 @@ def numbers(infos: Sequence[Info]) -> dict[str, float]:
     for branch in ("softmax", "taylor"):
         score = np.array(_each(infos, branch))
         found[f"monitor_r2_{branch}"] = correlation(score, truth) ** 2
-        found[f"monitor_rho_{branch}"] = correlation(rankdata(score), rankdata(truth))
+        found[f"monitor_rho_{branch}"] = correlation(average_ranks(score), average_ranks(truth))
         own = np.array([line[branch] for line in last], np.float64)
-        found[f"monitor_clients_rho_{branch}"] = correlation(rankdata(own), rankdata(accuracy))
+        found[f"monitor_clients_rho_{branch}"] = correlation(average_ranks(own), average_ranks(accuracy))
     return found
 
 

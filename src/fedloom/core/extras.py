@@ -1,0 +1,50 @@
+"""Packages that only some uses need, and the extra of fedloom that installs each.
+
+Dependencies of the core are few: a server, an agent and a NumPy workload need no more. Everything else is imported
+where it is used, and one that is missing is named with the command that installs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from fedloom.core.errors import PackageMissing
+
+EXTRAS: Mapping[str, str] = {
+    "torch": "torch",
+    "scipy": "torch",
+    "PIL": "data",
+    "datasets": "data",
+    "flwr_datasets": "data",
+    "sklearn": "data",
+    "transformers": "text",
+    "peft": "text",
+    "snntorch": "spiking",
+    "ray": "ray",
+    "flwr": "flower",
+    "prometheus_client": "server",
+    "pyautoattack": "attacks",
+}
+"""The extra by the name a package is imported by."""
+
+
+@contextmanager
+def needed_by(user: str) -> Iterator[None]:
+    """Turn a missing optional package into an error that says how to install it.
+
+    Args:
+        user: what needs the package, as a user knows it: `workload 'image_classification'`.
+
+    Raises:
+        PackageMissing: one of `EXTRAS` is not installed; other missing modules are raised as they are.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        package = (exc.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        raise PackageMissing(
+            f"{user} needs the package {package!r}, which is not installed: pip install 'fedloom[{EXTRAS[package]}]'"
+        ) from exc
