@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -101,7 +100,7 @@ def _clients(info: Info) -> Markup:
 
 
 def _each(infos: Sequence[Info], key: str) -> list[float]:
-    values: list[Any] = [info.get(key) for info in infos]
+    values = [info.get(key) for info in infos]
     return [math.nan if value is None else float(value) for value in values]
 
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from fedloom.core.records import Array
+from fedloom.core.records import Array, Info
 from fedloom.monitors.mano.softrun import Branch, log_softmax, softmax, taylor
 
 ETA = 5.0
@@ -83,7 +83,7 @@ class Sums:
         return {"log_shares": self.log_shares, "softmax": self.softmax, "taylor": self.taylor}
 
     @classmethod
-    def from_json(cls, told: Mapping[str, Any], *, samples: int, classes: int, power: float = POWER) -> Sums:
+    def from_json(cls, told: Info, *, samples: int, classes: int, power: float = POWER) -> Sums:
         """The reverse."""
         sums = {name: float(told[name]) for name in ("log_shares", "softmax", "taylor")}
         return cls(samples=samples, classes=classes, power=power, **sums)

@@ -9,19 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from fedloom.core.accumulators import Accumulator, RunningMean
+from fedloom.core.accumulators import RunningMean, UpdateList
 from fedloom.core.errors import ConfigError
 from fedloom.core.pinned import Pinned
+from fedloom.core.protocols import Strategy
 from fedloom.core.records import (
     ADAPTERS,
     LORA_A,
     LORA_B,
     MODEL,
+    Array,
     Arrays,
+    Contents,
     Exchange,
     Groups,
     Info,
@@ -29,6 +31,7 @@ from fedloom.core.records import (
     Record,
     RoundContext,
 )
+from fedloom.strategies._accumulators import wrong_accumulator
 from fedloom.strategies._low_rank import accumulator as sums
 from fedloom.strategies._low_rank.aggregate import relative_error
 from fedloom.strategies._low_rank.layers import chosen_layers, fresh_a, layer_info, zero_b
@@ -37,13 +40,17 @@ from fedloom.strategies._low_rank.rule import FRESH
 from fedloom.strategies._low_rank.shrink import grown, ordered, ranks_by_importance, resized, uniform_ranks
 from fedloom.strategies._low_rank.start import SETTING, started
 from fedloom.strategies._low_rank.state import Adapters
-from fedloom.strategies._low_rank.wire import pack
+from fedloom.strategies._low_rank.wire import pack, packed_names
 
 ANCHOR = "anchor"
 """Name of the input a regulariser pulls towards, where that is not the round's model."""
+Means = RunningMean | sums.Accumulator
+"""Totals that have means."""
+Total = Means | UpdateList
+"""Whatever a method's exchanges are folded by."""
 
 
-class LowRank:
+class LowRank(Strategy[Adapters, Total]):
     """A low-rank strategy from first round to last."""
 
     State = Adapters
@@ -78,12 +85,11 @@ class LowRank:
     def plan(self, state: Adapters, context: RoundContext) -> Exchange | None:
         return self._plan_whole(state, context) if self._full(context.round) else self._plan_adapters(state, context)
 
-    def finish(self, state: Adapters, total: Accumulator, context: RoundContext) -> Adapters:
+    def finish(self, state: Adapters, total: Total, context: RoundContext) -> Adapters:
         method = self.method
         if not self._full(context.round):
             return self._finish_adapters(self._ready(state, context.round), total, context)
-        assert isinstance(total, RunningMean | sums.Accumulator)
-        model = total.value()[MODEL]
+        model = self._means(total).value()[MODEL]
         told = {
             "stage": "initiating",
             **self._counts(self._whole_record(state), {MODEL: state.model}),
@@ -132,6 +138,7 @@ class LowRank:
             knobs={"mu": method.init_mu, "wire": method.wire, "tell_distance": True},
             rules=(SHARED,),
             accumulator="mean" if method.wire == "fp32" else SHARED,
+            updates=packed_names({MODEL: state.model}, method.wire),
         )
 
     def _whole_record(self, state: Adapters) -> Record:
@@ -221,6 +228,7 @@ class LowRank:
             },
             rules=method.rules,
             accumulator=self._accumulator(),
+            updates=self._contents(ready),
         )
 
     def _broadcast(self, ready: Adapters) -> Record:
@@ -249,7 +257,7 @@ class LowRank:
         ranks = self.method.client_ranks
         return ranks[client % len(ranks)] if ranks else None
 
-    def _finish_adapters(self, ready: Adapters, total: Accumulator, context: RoundContext) -> Adapters:
+    def _finish_adapters(self, ready: Adapters, total: Total, context: RoundContext) -> Adapters:
         state, told = self._aggregated(ready, total, context)
         beneath = ready.beneath().values()
         counts = {
@@ -261,16 +269,20 @@ class LowRank:
         stage = "initiating" if self.method.schedule.is_initiating(context.round) else "annealing"
         return replace(state, told={"stage": stage, "rank": ready.rank, "ranks": ranks, **counts, **told})
 
-    def _aggregated(self, ready: Adapters, total: Accumulator, context: RoundContext) -> tuple[Adapters, Info]:
+    def _aggregated(self, ready: Adapters, total: Total, context: RoundContext) -> tuple[Adapters, Info]:
         """The next global model of the fold of what the clients sent, and what there is to tell about it."""
-        assert isinstance(total, RunningMean | sums.Accumulator)
-        means = total.value()
-        state, error = self._combined(replace(ready, model=means[MODEL]), means, total)
+        folded = self._means(total)
+        means = folded.value()
+        state, error = self._combined(replace(ready, model=means[MODEL]), means, folded)
         return state, {"aggregation_error": error}
 
-    def _combined(
-        self, state: Adapters, means: Groups, total: RunningMean | sums.Accumulator
-    ) -> tuple[Adapters, float]:
+    def _means(self, total: Total) -> Means:
+        """The total of an exchange that is folded where its updates arise."""
+        if isinstance(total, UpdateList):
+            raise wrong_accumulator(self.method.name, sums.Accumulator, total)
+        return total
+
+    def _combined(self, state: Adapters, means: Groups, total: Means) -> tuple[Adapters, float]:
         """The next global factors, and how far they are from the clients' mean change."""
         if isinstance(total, RunningMean) or LORA_A not in means:
             return replace(state, lora_b=means[LORA_B]), 0.0
@@ -304,7 +316,7 @@ class LowRank:
         """The factors A put where all clients keep them."""
         return replace(state, frozen_a=Pinned.of(Record({LORA_A: state.lora_a})), lora_a={}) if state.lora_a else state
 
-    def _fresh(self, state: Adapters, rank: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _fresh(self, state: Adapters, rank: int) -> tuple[dict[str, Array], dict[str, Array]]:
         """Factors that change nothing yet."""
         layers = state.shapes()
         a = fresh_a(self.method.seed, state.restarts, {name: (rank, layer.in_) for name, layer in layers.items()})
@@ -317,6 +329,10 @@ class LowRank:
         groups: dict[str, Arrays] = {MODEL: ready.model, LORA_A: ready.lora_a, LORA_B: ready.lora_b}
         return {group: arrays for group, arrays in groups.items() if group == MODEL or arrays}
 
+    def _contents(self, ready: Adapters) -> Contents:
+        """What a trained update contains, packed."""
+        return packed_names(self._sent(ready), self.method.wire)
+
     def _counts(self, down: Record, up: Groups) -> dict[str, int]:
         """Elements and bytes of arrays, each way, for one client without a limit that holds the base."""
         sent = Record(pack(up, self.method.wire)[0])
@@ -328,7 +344,7 @@ class LowRank:
         }
 
 
-_Pairs = Mapping[str, tuple[Any, Any]]
+_Pairs = Mapping[str, tuple[Array, Array]]
 
 
 def _fold(pairs: _Pairs, scale: float) -> Pinned:
@@ -353,7 +369,7 @@ def _limited(state: Adapters, limit: int) -> Adapters:
     return replace(state, lora_a=a, lora_b={n: np.ascontiguousarray(b[:, :limit]) for n, b in state.lora_b.items()})
 
 
-def _padded(means: Arrays, like: Arrays) -> dict[str, Any]:
+def _padded(means: Arrays, like: Arrays) -> dict[str, Array]:
     """Means with zeros where no client of the round had a component."""
     padded = {}
     for name, mean in means.items():

@@ -22,6 +22,8 @@ SHARED = "_low_rank"
 class Method:
     """A low-rank strategy's stages, budget, and ways to shrink and to aggregate."""
 
+    name: str
+    """The strategy's, as a user knows it."""
     schedule: Schedule
     targets: tuple[str, ...]
     scale: float
@@ -52,6 +54,7 @@ class Method:
 def shared_method(config: LowRankSettings, experiment: Experiment, schedule: Schedule) -> Method:
     """The shared settings as a method: the mean of factors, on this schedule."""
     return Method(
+        name=config.name,
         schedule=schedule,
         targets=config.targets,
         scale=config.scale,

@@ -13,14 +13,13 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fedloom.core.errors import ConfigError, DataMissing, UnsupportedFeature
-from fedloom.core.records import Array, Arrays
+from fedloom.core.records import Array, Arrays, Info
 from fedloom.strategies._low_rank.layers import Layer
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -108,7 +107,7 @@ def _stored(layer: Layer, name: str, a: Array, b: Array) -> dict[str, Array]:
     return {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
 
 
-def _config(layers: Mapping[str, Layer], adapters: AdapterFile, base: str) -> dict[str, Any]:
+def _config(layers: Mapping[str, Layer], adapters: AdapterFile, base: str) -> Info:
     ranks = {name: len(a) for name, a in adapters.a.items()}
     first = next(iter(ranks.values()))
     head = list(dict.fromkeys(name.rpartition(".")[0] for name in adapters.head))
@@ -132,7 +131,7 @@ def _config(layers: Mapping[str, Layer], adapters: AdapterFile, base: str) -> di
     }
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Array], dict[str, str]]:
+def _read(folder: Path) -> tuple[Info, dict[str, Array], dict[str, str]]:
     """Settings, tensors, and what the weights file says beside them."""
     try:
         config = json.loads((folder / _CONFIG).read_text())
@@ -184,7 +183,7 @@ def _few(keys: Iterable[str]) -> str:
     return f"{len(keys)} keys" + (f" ({', '.join(keys[:_SHOWN])}{', …' if len(keys) > _SHOWN else ''})" if keys else "")
 
 
-def _scaling(config: Mapping[str, Any], name: str, rank: int) -> float:
+def _scaling(config: Info, name: str, rank: int) -> float:
     """What PEFT multiplies a module's B A by."""
     patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
     matching = (alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", name))

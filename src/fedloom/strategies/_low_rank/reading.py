@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fedloom.core.history import RoundRecord
+from fedloom.core.records import Info
 
 _FLOAT_BYTES = 4
 """Bytes of a parameter in the full-model FedAvg a run is compared with."""
@@ -134,7 +134,7 @@ def read(rounds: Sequence[RoundRecord], full: int) -> Budgets:
 
 
 def _budget(record: RoundRecord, full: int) -> Budget:
-    told: Mapping[str, Any] = record.info
+    told: Info = record.info
     traffic, asked = record.traffic, len(record.cohort)
     answered = asked - len({failure.client for failure in record.failures} & set(record.cohort))
     error = told.get("aggregation_error")

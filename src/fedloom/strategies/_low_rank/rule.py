@@ -4,39 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from fedloom.core.protocols import Inputs, LocalRule, Tensors
 from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, MODEL, Info, Job, Mean, Record, Update
 from fedloom.strategies._low_rank.layers import fresh_a, zero_b
 from fedloom.strategies._low_rank.wire import pack, unpacked
 from fedloom.strategies.fedprox.rule import ProximalTerm
 
+Tensor: TypeAlias = Any
+"""A NumPy array or a torch tensor: one of `Tensors`."""
 DISTANCE = "distance_squared"
 """Name of the metric that tells how far a client's model ended from the anchor."""
 FRESH = "fresh"
 """Key of the adapters' info where their factors do not travel: each client makes them from the seed it names."""
 
 
-class LowRankRule:
+class LowRankRule(LocalRule):
     """What every client of a low-rank strategy does beside training. Knobs: `mu` and `wire`, and `tell_distance`."""
 
     def __init__(self) -> None:
         self._proximal = ProximalTerm()
-        self._apart: tuple[Sequence[Any], Sequence[Any]] | None = None
+        self._apart: tuple[Tensors, Tensors] | None = None
 
-    def incoming(self, inputs: Mapping[str, Record], job: Job) -> Mapping[str, Record]:
+    def incoming(self, inputs: Inputs, job: Job) -> Inputs:
         """The job's inputs, the first of which is the client's model, under whatever name it was sent."""
         name, *beside = job.inputs
         return {MODEL: _with_factors(unpacked(inputs[name])), **{other: inputs[other] for other in beside}}
 
-    def begin(self, trained: Sequence[tuple[str, str]], knobs: Info) -> None:
-        """Nothing to get ready; rules that tell arrays apart look here."""
-
-    def adjust_gradients(
-        self, gradients: Sequence[Any], parameters: Sequence[Any], anchor: Sequence[Any], knobs: Info
-    ) -> None:
+    def adjust_gradients(self, gradients: Tensors, parameters: Tensors, anchor: Tensors, knobs: Info) -> None:
         """Add the gradient of mu/2 ||w - a||², which is mu (w - a); see `fedprox`."""
         self._proximal.adjust_gradients(gradients, parameters, anchor, knobs)
         self._apart = (parameters, anchor) if knobs.get("tell_distance") else None
@@ -56,7 +54,7 @@ def build_rule() -> LowRankRule:
     return LowRankRule()
 
 
-def _distance_squared(parameters: Sequence[Any], anchor: Sequence[Any]) -> float:
+def _distance_squared(parameters: Tensors, anchor: Tensors) -> float:
     """‖w - a‖² over all arrays, NumPy's or torch's."""
     if not parameters or isinstance(parameters[0], np.ndarray):
         return sum(float(np.square(w - a, dtype=np.float64).sum()) for w, a in zip(parameters, anchor, strict=True))

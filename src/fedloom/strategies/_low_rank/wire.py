@@ -26,7 +26,7 @@ def pack(groups: Groups, wire: Wire) -> tuple[Groups, Info]:
     if wire == "fp32":
         return groups, {}
     packed: dict[str, dict[str, Array]] = {group: dict(arrays) for group, arrays in groups.items()}
-    scales_of = {group: f"scales of {group}" for group in groups} if wire == "int8" else {}
+    scales_of = {group: _scales_of(group) for group in groups} if wire == "int8" else {}
     dtypes: dict[str, dict[str, str]] = {}
     for group, name, array in Record(groups).items():
         if array.dtype.kind != "f":
@@ -39,6 +39,18 @@ def pack(groups: Groups, wire: Wire) -> tuple[Groups, Info]:
             packed[group][name], scales = quantized(array)
             packed.setdefault(scales_of[group], {})[name] = scales
     return packed, {WIRE: {"scales": scales_of, "dtypes": dtypes}}
+
+
+def packed_names(groups: Groups, wire: Wire) -> dict[str, frozenset[str]]:
+    """Return the names of the arrays in each group that `pack` makes; packs nothing."""
+    names = {group: frozenset(arrays) for group, arrays in groups.items()}
+    if wire == "int8":
+        scaled = {
+            group: frozenset(name for name, array in arrays.items() if array.dtype.kind == "f")
+            for group, arrays in groups.items()
+        }
+        names |= {_scales_of(group): of_group for group, of_group in scaled.items() if of_group}
+    return names
 
 
 def unpack(groups: Groups, info: Info) -> Groups:
@@ -85,6 +97,10 @@ def dequantized(whole: Array, scales: Array) -> Array:
     flat = whole.reshape(-1).astype(np.float32)
     flat *= np.repeat(scales, BLOCK)[: flat.size]
     return flat.reshape(whole.shape)
+
+
+def _scales_of(group: str) -> str:
+    return f"scales of {group}"
 
 
 def _plain(array: Array, scales: Array | None, dtype: str | None) -> Array:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
+from fedloom.core.protocols import Tensors
 from fedloom.core.records import LORA_A, LORA_B, LORA_E, Array, Info, Update
-from fedloom.strategies._low_rank.rule import LowRankRule
+from fedloom.strategies._low_rank.rule import LowRankRule, Tensor
 
 SCORES = "scores"
 """Group of the components' importance, (r,) float32 by layer."""
@@ -26,16 +26,14 @@ class Importance(LowRankRule):
     def __init__(self) -> None:
         super().__init__()
         self._places: dict[tuple[str, str], int] = {}
-        self._smooth: dict[int, Any] = {}
-        self._uncertain: dict[int, Any] = {}
+        self._smooth: dict[int, Tensor] = {}
+        self._uncertain: dict[int, Tensor] = {}
 
     def begin(self, trained: Sequence[tuple[str, str]], knobs: Info) -> None:
         factors = (LORA_A, LORA_B, LORA_E)
         self._places = {key: place for place, key in enumerate(trained) if key[0] in factors}
 
-    def adjust_gradients(
-        self, gradients: Sequence[Any], parameters: Sequence[Any], anchor: Sequence[Any], knobs: Info
-    ) -> None:
+    def adjust_gradients(self, gradients: Tensors, parameters: Tensors, anchor: Tensors, knobs: Info) -> None:
         """Add the penalty's gradients and the proximal term, then take the importance of every entry."""
         super().adjust_gradients(gradients, parameters, anchor, knobs)
         matrices = [key for key in self._places if key[0] != LORA_E]
@@ -51,7 +49,7 @@ class Importance(LowRankRule):
         scores = {name: self._score(name, e.size) for name, e in update.groups[LORA_E].items()}
         return super().outgoing(replace(update, groups={**update.groups, SCORES: scores}), knobs)
 
-    def _weigh(self, place: int, importance: Any, beta1: float, beta2: float) -> None:
+    def _weigh(self, place: int, importance: Tensor, beta1: float, beta2: float) -> None:
         smooth = self._smooth.get(place, 0.0) * beta1 + (1 - beta1) * importance
         self._uncertain[place] = self._uncertain.get(place, 0.0) * beta2 + (1 - beta2) * abs(importance - smooth)
         self._smooth[place] = smooth
@@ -68,12 +66,12 @@ class Importance(LowRankRule):
         return _as_array(self._smooth[place] * self._uncertain[place])
 
 
-def _as_array(values: Any) -> Array:
+def _as_array(values: Tensor) -> Array:
     """A tensor or array as an array."""
-    return np.asarray(values.cpu() if hasattr(values, "cpu") else values)
+    return np.asarray(values if isinstance(values, np.ndarray) else values.cpu())
 
 
-def _away_from_orthonormal(matrix: Any, *, rows: bool) -> Any:
+def _away_from_orthonormal(matrix: Tensor, *, rows: bool) -> Tensor:
     """Gradient of ‖Q Qᵀ - I‖_F in Q (of ‖Qᵀ Q - I‖_F where the columns count): 2 (Q Qᵀ - I) Q / ‖Q Qᵀ - I‖_F."""
     q = matrix if rows else matrix.T
     apart = q @ q.T

@@ -6,12 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedloom.core.accumulators import Accumulator, RunningMean
 from fedloom.core.config import Experiment
 from fedloom.core.records import LORA_A, LORA_B, LORA_E, MODEL, Array, Groups, Info, RoundContext
 from fedloom.core.seeds import generator
-from fedloom.strategies._low_rank import accumulator as sums
-from fedloom.strategies._low_rank.engine import LowRank
+from fedloom.strategies._low_rank.engine import LowRank, Total
 from fedloom.strategies._low_rank.method import SHARED, shared_method
 from fedloom.strategies._low_rank.schedule import Schedule
 from fedloom.strategies._low_rank.shrink import Components, ranks_by_importance
@@ -69,9 +67,8 @@ class FedAdaLoRA(LowRank):
     def _accumulator(self) -> str:
         return "mean" if self.method.wire == "fp32" else SHARED
 
-    def _aggregated(self, ready: Adapters, total: Accumulator, context: RoundContext) -> tuple[Adapters, Info]:
-        assert isinstance(total, RunningMean | sums.Accumulator)
-        means = total.value()
+    def _aggregated(self, ready: Adapters, total: Total, context: RoundContext) -> tuple[Adapters, Info]:
+        means = self._means(total).value()
         state = replace(ready, model=means[MODEL], lora_a=means[LORA_A], lora_b=means[LORA_B])
         return replace(state, lora_e=means[LORA_E], scores=means[SCORES]), {}
 
@@ -82,7 +79,7 @@ class FedAdaLoRA(LowRank):
 def build_strategy(config: Config, experiment: Experiment) -> FedAdaLoRA:
     """The strategy a `Config` describes."""
     schedule = Schedule(
-        rounds=experiment.rounds_known("strategy fed_adalora"),
+        rounds=experiment.rounds_known("strategy 'fed_adalora'"),
         rank_max=config.rank_max,
         rank_min=config.rank_min,
         heating=config.heating,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fedloom.core.accumulators import Accumulator, RunningMean
+from fedloom.core.accumulators import RunningMean
 from fedloom.core.config import Experiment
+from fedloom.core.protocols import Strategy
 from fedloom.core.records import MODEL, Arrays, Exchange, Record, RoundContext
 from fedloom.strategies.fedavg.config import Config
 
@@ -17,7 +18,7 @@ class GlobalModel:
     model: Arrays
 
 
-class FedAvg:
+class FedAvg(Strategy[GlobalModel, RunningMean]):
     """w_{t+1} = sum_k (n_k / n) w_k over the round's cohort.
 
     McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized Data", Algorithm 1.
@@ -31,8 +32,7 @@ class FedAvg:
     def plan(self, state: GlobalModel, context: RoundContext) -> Exchange | None:
         return Exchange(jobs=context.jobs(), inputs={MODEL: Record({MODEL: state.model})})
 
-    def finish(self, state: GlobalModel, total: Accumulator, context: RoundContext) -> GlobalModel:
-        assert isinstance(total, RunningMean)
+    def finish(self, state: GlobalModel, total: RunningMean, context: RoundContext) -> GlobalModel:
         return replace(state, model=total.value()[MODEL])
 
     def arrays(self, state: GlobalModel) -> Arrays:
@@ -40,5 +40,5 @@ class FedAvg:
 
 
 def build_strategy(config: Config, experiment: Experiment) -> FedAvg:
-    """The strategy a `Config` describes."""
+    """Return the strategy a `Config` describes."""
     return FedAvg()

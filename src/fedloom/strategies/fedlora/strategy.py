@@ -16,5 +16,5 @@ def build_strategy(config: Config, experiment: Experiment) -> LowRank:
 
     Zhang et al., "Towards Building the Federated GPT: Federated Instruction Tuning" (arXiv 2305.05644).
     """
-    method = shared_method(config, experiment, constant(experiment.rounds_known("strategy fedlora"), config.rank))
+    method = shared_method(config, experiment, constant(experiment.rounds_known("strategy 'fedlora'"), config.rank))
     return LowRank(replace(method, client_ranks=config.client_ranks))

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 
 from fedloom.core.errors import BadMessage
-from fedloom.core.records import Info, Update
+from fedloom.core.protocols import LocalRule, Tensors
+from fedloom.core.records import Info
 
 
-class ProximalTerm:
+class ProximalTerm(LocalRule):
     """Pulls local weights w towards the global weights w_t they started from."""
 
-    def adjust_gradients(
-        self, gradients: Sequence[Any], parameters: Sequence[Any], anchor: Sequence[Any], knobs: Info
-    ) -> None:
+    def adjust_gradients(self, gradients: Tensors, parameters: Tensors, anchor: Tensors, knobs: Info) -> None:
         """Add mu * (w - w_t), the gradient of mu/2 ||w - w_t||², to each gradient in place.
 
         Li et al. 2020, equation 2: the penalty is mu/2 times the *squared* distance. With mu = 0 nothing is touched.
@@ -43,13 +39,9 @@ class ProximalTerm:
             distance = torch._foreach_sub(list(parameters), list(anchor))
             torch._foreach_add_(list(gradients), distance, alpha=mu)
 
-    def outgoing(self, update: Update, knobs: Info) -> Update:
-        """The update, as it is: FedProx sends what federated averaging sends."""
-        return update
-
 
 def build_rule() -> ProximalTerm:
-    """The client half of FedProx; it has no settings, `mu` comes with each job."""
+    """Return the client half of FedProx; it has no settings, `mu` comes with each job."""
     return ProximalTerm()
 
 

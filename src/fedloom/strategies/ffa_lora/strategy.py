@@ -16,5 +16,5 @@ def build_strategy(config: Config, experiment: Experiment) -> LowRank:
 
     Sun et al., "Improving LoRA in Privacy-preserving Federated Learning" (ICLR 2024, arXiv 2403.12313).
     """
-    method = shared_method(config, experiment, constant(experiment.rounds_known("strategy ffa_lora"), config.rank))
+    method = shared_method(config, experiment, constant(experiment.rounds_known("strategy 'ffa_lora'"), config.rank))
     return LowRank(replace(method, aggregation="freeze_a"))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
+from fedloom.core.protocols import Inputs
 from fedloom.core.records import ADAPTERS, MODEL, Array, Info, Job, Record, Update
 from fedloom.strategies._low_rank.rule import LowRankRule
 from fedloom.strategies.flasc.sparse import KEPT, dense, factors, flat, sparse
@@ -22,7 +22,7 @@ class SparseFactors(LowRankRule):
         super().__init__()
         self._received = np.zeros(0, np.float32)
 
-    def incoming(self, inputs: Mapping[str, Record], job: Job) -> Mapping[str, Record]:
+    def incoming(self, inputs: Inputs, job: Job) -> Inputs:
         inputs = super().incoming(inputs, job)
         record = inputs[MODEL]
         shapes = record.info[ADAPTERS][SPARSE]

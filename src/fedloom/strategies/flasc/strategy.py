@@ -6,14 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedloom.core.accumulators import Accumulator, RunningMean
 from fedloom.core.config import Experiment
-from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, MODEL, Groups, Info, Record, RoundContext
-from fedloom.strategies._low_rank.engine import LowRank
+from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, MODEL, Contents, Groups, Info, Record, RoundContext
+from fedloom.strategies._low_rank.engine import LowRank, Total
 from fedloom.strategies._low_rank.method import Method, shared_method
 from fedloom.strategies._low_rank.schedule import constant
 from fedloom.strategies._low_rank.state import Adapters
-from fedloom.strategies._low_rank.wire import pack
+from fedloom.strategies._low_rank.wire import pack, packed_names
 from fedloom.strategies.flasc.config import Config
 from fedloom.strategies.flasc.rule import SPARSE
 from fedloom.strategies.flasc.sparse import KEPT, Shapes, factors, flat, sparse
@@ -40,9 +39,8 @@ class Flasc(LowRank):
     def _accumulator(self) -> str:
         return "flasc"
 
-    def _aggregated(self, ready: Adapters, total: Accumulator, context: RoundContext) -> tuple[Adapters, Info]:
-        assert isinstance(total, RunningMean)
-        means = total.value()
+    def _aggregated(self, ready: Adapters, total: Total, context: RoundContext) -> tuple[Adapters, Info]:
+        means = self._means(total).value()
         before = flat({LORA_A: ready.lora_a, LORA_B: ready.lora_b})
         after = factors(before + np.float32(self._config.server_learning_rate) * means[KEPT]["change"], _shapes(ready))
         return replace(ready, model=means[MODEL], lora_a=after[LORA_A], lora_b=after[LORA_B]), {}
@@ -51,10 +49,14 @@ class Flasc(LowRank):
         vector = flat({LORA_A: ready.lora_a, LORA_B: ready.lora_b})
         return {MODEL: ready.model, KEPT: sparse(vector, self._config.density_up)}
 
+    def _contents(self, ready: Adapters) -> Contents:
+        kept = sparse(np.ones(1, np.float32), 1.0)  # the names are those of any sparse vector
+        return packed_names({MODEL: ready.model, KEPT: kept}, self.method.wire)
+
 
 def build_strategy(config: Config, experiment: Experiment) -> Flasc:
     """The strategy a `Config` describes."""
-    method = shared_method(config, experiment, constant(experiment.rounds_known("strategy flasc"), config.rank))
+    method = shared_method(config, experiment, constant(experiment.rounds_known("strategy 'flasc'"), config.rank))
     return Flasc(replace(method, rules=("flasc",), knobs={"density_up": config.density_up}), config)
 
 

@@ -17,5 +17,5 @@ def build_strategy(config: Config, experiment: Experiment) -> LowRank:
     Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources" (NeurIPS
     2024, arXiv 2402.11505). The paper's s_k = alpha/r_k is one constant s here, so it cancels.
     """
-    method = shared_method(config, experiment, constant(experiment.rounds_known("strategy flexlora"), config.rank))
+    method = shared_method(config, experiment, constant(experiment.rounds_known("strategy 'flexlora'"), config.rank))
     return LowRank(replace(method, aggregation="product_svd", client_ranks=config.client_ranks))

@@ -17,5 +17,5 @@ def build_strategy(config: Config, experiment: Experiment) -> LowRank:
     Wang et al., "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank Adaptations" (NeurIPS
     2024, arXiv 2409.05976). The stack is added to the base W of everybody, and the adapters begin again.
     """
-    method = shared_method(config, experiment, constant(experiment.rounds_known("strategy flora"), config.rank))
+    method = shared_method(config, experiment, constant(experiment.rounds_known("strategy 'flora'"), config.rank))
     return LowRank(replace(method, aggregation="stack", client_ranks=config.client_ranks))

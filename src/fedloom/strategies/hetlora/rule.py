@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
+from fedloom.core.protocols import Tensors
 from fedloom.core.records import LORA_A, LORA_B, Groups, Info, Update
-from fedloom.strategies._low_rank.rule import LowRankRule
+from fedloom.strategies._low_rank.rule import LowRankRule, Tensor
 
 
 class SelfPruning(LowRankRule):
@@ -26,9 +26,7 @@ class SelfPruning(LowRankRule):
         names = [name for group, name in trained if group == LORA_B]
         self._pairs = [(places[LORA_A, name], places[LORA_B, name]) for name in names]
 
-    def adjust_gradients(
-        self, gradients: Sequence[Any], parameters: Sequence[Any], anchor: Sequence[Any], knobs: Info
-    ) -> None:
+    def adjust_gradients(self, gradients: Tensors, parameters: Tensors, anchor: Tensors, knobs: Info) -> None:
         """Add λ times the gradient of Σ ‖B_tail‖_F ‖A_tail‖_F over the layers, and the proximal term."""
         super().adjust_gradients(gradients, parameters, anchor, knobs)
         if math.isnan(self._start):
@@ -65,7 +63,7 @@ def build_rule() -> SelfPruning:
     return SelfPruning()
 
 
-def _tail_norm(a: Any, b: Any, gamma: float) -> float:
+def _tail_norm(a: Tensor, b: Tensor, gamma: float) -> float:
     """‖B_tail‖_F ‖A_tail‖_F."""
     kept = kept_rank(len(a), gamma)
     squares: float = float((a[kept:] ** 2).sum()) * float((b[:, kept:] ** 2).sum())

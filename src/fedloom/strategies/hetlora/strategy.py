@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedloom.core.accumulators import Accumulator, UpdateList
+from fedloom.core.accumulators import UpdateList
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadUpdate
 from fedloom.core.records import LORA_A, LORA_B, MODEL, Array, Groups, Info, RoundContext
+from fedloom.strategies._accumulators import wrong_accumulator
 from fedloom.strategies._low_rank.aggregate import MeanProduct
-from fedloom.strategies._low_rank.engine import LowRank
+from fedloom.strategies._low_rank.engine import LowRank, Total
 from fedloom.strategies._low_rank.method import shared_method
 from fedloom.strategies._low_rank.schedule import constant
 from fedloom.strategies._low_rank.state import Adapters
@@ -34,8 +35,9 @@ class HetLoRA(LowRank):
     def _accumulator(self) -> str:
         return "separate"
 
-    def _aggregated(self, ready: Adapters, total: Accumulator, context: RoundContext) -> tuple[Adapters, Info]:
-        assert isinstance(total, UpdateList)
+    def _aggregated(self, ready: Adapters, total: Total, context: RoundContext) -> tuple[Adapters, Info]:
+        if not isinstance(total, UpdateList):
+            raise wrong_accumulator(self.method.name, UpdateList, total)
         sent = {client: unpack(update.groups, update.info) for client, update in total.updates}
         learned = np.array([_learned(groups) for groups in sent.values()])
         shares = learned / learned.sum() if learned.sum() > 0 else np.full(len(sent), 1 / len(sent))
@@ -55,7 +57,7 @@ class HetLoRA(LowRank):
 
 def build_strategy(config: Config, experiment: Experiment) -> HetLoRA:
     """The strategy a `Config` describes."""
-    method = shared_method(config, experiment, constant(experiment.rounds_known("strategy hetlora"), config.rank))
+    method = shared_method(config, experiment, constant(experiment.rounds_known("strategy 'hetlora'"), config.rank))
     knobs = {"gamma": config.gamma, "penalty": config.penalty}
     return HetLoRA(replace(method, client_ranks=config.client_ranks, rules=("hetlora",), knobs=knobs))
 

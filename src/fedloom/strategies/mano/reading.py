@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 
-from fedloom.core.records import Array
+from fedloom.core.records import Array, Info
 from fedloom.monitors.mano import fits
 from fedloom.monitors.mano.score import Criterion, choose
 from fedloom.monitors.mano.softrun import Branch
@@ -123,16 +123,16 @@ class Table:
 class Reading:
     """What a run's last round says."""
 
-    rule: Mapping[str, Any]
+    rule: Info
     """The strategy's settings of the score."""
     classes: int
     tables: Mapping[str, Table]
     """By group of sets; those with fewer than three are left out."""
-    clean: Mapping[str, Any]
+    clean: Info
     """The line of the test images as they are."""
 
 
-def read(told: Mapping[str, Any], classes: int) -> Reading:
+def read(told: Info, classes: int) -> Reading:
     """From what the strategy told of the last round."""
     rule, lines = told["rule"], told["sets"]
     lines = sorted(lines, key=lambda line: (line["group"], line["family"], line["name"], line["severity"]))
@@ -144,7 +144,7 @@ def read(told: Mapping[str, Any], classes: int) -> Reading:
         rows = [index for index, line in enumerate(lines) if line["group"] == group]
         if len(rows) >= _FEWEST:
             tables[group] = _table([lines[row] for row in rows], [branches[row] for row in rows], rule, classes)
-    clean: Mapping[str, Any] = next((line for line in lines if line["group"] == "clean"), {})
+    clean: Info = next((line for line in lines if line["group"] == "clean"), {})
     return Reading(rule=rule, classes=classes, tables=tables, clean=clean)
 
 
@@ -184,7 +184,7 @@ def _numbers(group: str, table: Table) -> dict[str, float]:
     return found
 
 
-def _branches(rule: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], classes: int) -> list[Branch]:
+def _branches(rule: Info, lines: Sequence[Info], classes: int) -> list[Branch]:
     """The branch of each set, as the strategy's settings decide."""
     kind, eta, how = rule["criterion"], float(rule["eta"]), rule["branch"]
     if how in get_args(Branch):
@@ -197,7 +197,7 @@ def _branches(rule: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], class
     return [choose(decisive, classes, eta=eta, kind=kind)] * len(lines)
 
 
-def _table(lines: Sequence[Mapping[str, Any]], branches: list[Branch], rule: Mapping[str, Any], classes: int) -> Table:
+def _table(lines: Sequence[Info], branches: list[Branch], rule: Info, classes: int) -> Table:
     names = [name for name in lines[0]["scores"] if all(name in line["scores"] for line in lines)]
     scores = {name: np.array([line["scores"][name] for line in lines], np.float64) for name in names}
     criterion = scores.pop("criterion")

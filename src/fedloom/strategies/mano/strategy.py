@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from fedloom.core.accumulators import Accumulator, RunningMean, UpdateList
+from fedloom.core.accumulators import RunningMean, UpdateList
 from fedloom.core.config import Experiment
 from fedloom.core.pinned import Pinned
-from fedloom.core.protocols import Pending
-from fedloom.core.records import MODEL, Arrays, Exchange, Job, Record, RoundContext
+from fedloom.core.protocols import Pending, Strategy
+from fedloom.core.records import MODEL, Arrays, Exchange, Info, Job, Record, RoundContext
+from fedloom.strategies._accumulators import wrong_accumulator
 from fedloom.strategies.mano.config import Config
 
 SECOND = "second"
@@ -27,11 +26,11 @@ class Scored:
     """Empty where the workload trains none."""
     asks: bool = False
     """Whether the exchange under way is the question for scores."""
-    told: Mapping[str, Any] = field(default_factory=dict)
+    told: Info = field(default_factory=dict)
     """What the round's record gets."""
 
 
-class Estimation:
+class Estimation(Strategy[Scored, RunningMean | UpdateList]):
     """MaNo and its rivals on many sets (Xie et al. 2024, arXiv 2405.18979, section 5), for a model trained by clients.
 
     With one client a round is that client's training. With many, both models are means over clients, as in federated
@@ -49,16 +48,22 @@ class Estimation:
 
     def plan(self, state: Scored, context: RoundContext) -> Exchange | None:
         inputs = self._models(state)
-        return Exchange(jobs=context.jobs(inputs=tuple(inputs)), inputs=inputs)
+        return Exchange(
+            jobs=context.jobs(inputs=tuple(inputs)),
+            inputs=inputs,
+            updates={name: frozenset(record.groups[name]) for name, record in inputs.items()},
+        )
 
-    def finish(self, state: Scored, total: Accumulator, context: RoundContext) -> Scored | Pending[Scored]:
+    def finish(self, state: Scored, total: RunningMean | UpdateList, context: RoundContext) -> Scored | Pending[Scored]:
         """The mean of the clients' models; in the last round the sets' scores, too."""
         if state.asks:
-            assert isinstance(total, UpdateList)
+            if not isinstance(total, UpdateList):
+                raise wrong_accumulator("mano", UpdateList, total)
             sets = [line for _, update in total.updates for line in update.info.get("sets", ())]
             rule = self._config.model_dump(include={"eta", "criterion", "branch", "whole_set"})
             return replace(state, asks=False, told={"mano": {"rule": rule, "sets": sets}})
-        assert isinstance(total, RunningMean)
+        if not isinstance(total, RunningMean):
+            raise wrong_accumulator("mano", RunningMean, total)
         groups = total.value()
         state = replace(state, model=groups[MODEL], second=groups.get(SECOND, {}), told={})
         if not context.is_last:
@@ -68,7 +73,7 @@ class Estimation:
     def arrays(self, state: Scored) -> Arrays:
         return state.model
 
-    def report(self, state: Scored) -> Mapping[str, Any]:
+    def report(self, state: Scored) -> Info:
         """The last round's table of sets."""
         return state.told
 
@@ -85,7 +90,7 @@ class Estimation:
             )
             for part in range(self._config.parts)
         )
-        return Exchange(jobs=jobs, inputs=inputs, accumulator="separate", quorum_fraction=1.0)
+        return Exchange(jobs=jobs, inputs=inputs, accumulator="separate", updates={}, quorum_fraction=1.0)
 
     def _models(self, state: Scored) -> dict[str, Record]:
         models = {MODEL: Record({MODEL: state.model})}
@@ -93,5 +98,6 @@ class Estimation:
 
 
 def build_strategy(config: Config, experiment: Experiment) -> Estimation:
-    """The strategy a `Config` describes."""
+    """Return the strategy a `Config` describes; it asks its question in the last round, so there has to be one."""
+    experiment.rounds_known("strategy 'mano'")
     return Estimation(config)

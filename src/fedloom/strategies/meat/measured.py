@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from fedloom.core.records import Info
 
@@ -30,7 +29,7 @@ def rates(told: Iterable[Info]) -> Rates:
     }
 
 
-def table(told: Iterable[Info]) -> dict[str, Any]:
+def table(told: Iterable[Info]) -> Info:
     """For each model its verdicts by attack, the parts' one after the other, and the seconds each attack took."""
     verdicts: dict[str, dict[str, str]] = {}
     seconds: dict[str, float] = {}

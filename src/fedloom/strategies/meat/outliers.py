@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from fedloom.core.records import Arrays
+from fedloom.core.records import Arrays, Info
 
 EDGES = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, math.inf)
 """Bins of |z|."""
@@ -31,7 +30,7 @@ class Spread:
     monotone: float
     """Share of coordinates that move one way only over the window: there the median is the middle snapshot's value."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Info:
         """As a round's record keeps it."""
         return {"counts": list(self.counts), "outlying": list(self.outlying), "monotone": self.monotone}
 

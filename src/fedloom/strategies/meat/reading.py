@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+from fedloom.core.records import Info
 
 ENSEMBLE = "ensemble"
 LAST = "last"
@@ -59,7 +60,7 @@ class Reading:
     curves: Mapping[str, Curve] = field(default_factory=dict)
     window: tuple[int, ...] = ()
     """Rounds of the last ensemble's snapshots."""
-    spread: Mapping[str, Any] = field(default_factory=dict)
+    spread: Info = field(default_factory=dict)
     verdicts: Mapping[str, Verdicts] = field(default_factory=dict)
     """By model."""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -94,10 +95,10 @@ _LABELS = {
 }
 
 
-def read(infos: Iterable[tuple[int, Mapping[str, Any]]]) -> Reading:
+def read(infos: Iterable[tuple[int, Info]]) -> Reading:
     """From (round, what the strategy told), evaluated rounds only."""
     points: dict[str, list[tuple[int, Mapping[str, float]]]] = {}
-    told: Mapping[str, Any] = {}
+    told: Info = {}
     for number, told in infos:
         for model, rates in told.get("rates", {}).items():
             points.setdefault(model, []).append((number, rates))

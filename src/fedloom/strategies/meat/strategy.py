@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
-from fedloom.core.accumulators import Accumulator, RunningMean, UpdateList
+from fedloom.core.accumulators import RunningMean, UpdateList
 from fedloom.core.config import EvaluationSettings, Experiment
 from fedloom.core.errors import RunFailed
 from fedloom.core.pinned import Pinned
-from fedloom.core.protocols import Pending
-from fedloom.core.records import MODEL, Arrays, Exchange, Groups, Job, Record, RoundContext, Update
+from fedloom.core.protocols import Pending, Strategy
+from fedloom.core.records import MODEL, Arrays, Contents, Exchange, Groups, Info, Job, Record, RoundContext, Update
+from fedloom.strategies._accumulators import wrong_accumulator
 from fedloom.strategies.meat import ensembles, measured
 from fedloom.strategies.meat.config import Config
 from fedloom.strategies.meat.outliers import spread
@@ -26,6 +26,8 @@ _COMBINED = ("mean", "trimmed", "ema", "median", ENSEMBLE)
 """Models no training has passed through as they are: their statistics may be asked of the clients."""
 _LEAST_SPREAD = 3
 """Snapshots needed to tell an outlier."""
+Total = RunningMean | UpdateList
+"""Training is folded by mean or, for a median over clients, kept apart; all else is kept apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +53,13 @@ class History:
     """The compared models, during a round's exchanges."""
     models: tuple[Arrays, ...] = ()
     """Likewise, their arrays."""
-    rates: Mapping[str, Any] = field(default_factory=dict)
+    rates: Info = field(default_factory=dict)
     """The last evaluated round's, by model."""
-    told: Mapping[str, Any] = field(default_factory=dict)
+    told: Info = field(default_factory=dict)
     """What the round's record gets."""
 
 
-class MedianEnsemble:
+class MedianEnsemble(Strategy[History, Total]):
     """MEAT: training goes on from w; snapshots of w from round e_0 on give the ensemble, their coordinate-wise median.
 
     "Enhancing Adversarial Robustness of Deep Neural Networks Through Median-Ensemble Adversarial Training" (MEAT, arXiv
@@ -75,7 +77,7 @@ class MedianEnsemble:
         self._config, self._evaluation = config, evaluation
         self._start = config.start if config.start is not None else -(-5 * rounds // 8)
         self._combinations = ensembles.combinations(config.trim, config.ema_decay)
-        self.evaluation = self._rates_of_published if config.compare else None
+        self.evaluates = bool(config.compare)
 
     def init(self, model: Record) -> History:
         return History(model.groups[MODEL], model.groups[MODEL])
@@ -85,9 +87,10 @@ class MedianEnsemble:
             jobs=context.jobs(),
             inputs={MODEL: Record({MODEL: state.model})},
             accumulator="mean" if self._config.clients == "mean" else "separate",
+            updates=_trained_contents(state, context),
         )
 
-    def finish(self, state: History, total: Accumulator, context: RoundContext) -> History | Pending[History]:
+    def finish(self, state: History, total: Total, context: RoundContext) -> History | Pending[History]:
         """Take in what the exchange of the stage brought; the next stage that is wanted, or the end of the round."""
         if state.stage == "train":
             state = self._trained(replace(state, told={}, rates={}), total, context)
@@ -97,27 +100,27 @@ class MedianEnsemble:
             if self._config.batch_norm != "history" and self._asked(state):
                 return self._ask_statistics(state, context)
         elif state.stage == "statistics":
-            state = self._with_statistics(state, total)
+            state = self._with_statistics(state, _apart(total))
         elif state.stage == "robustness":
-            state = self._measured(state, total, context)
+            state = self._measured(state, _apart(total))
             if self._config.table and context.is_last:
                 return self._ask(state, context, "attack")
             return _ended(state)
         else:
-            assert isinstance(total, UpdateList)
-            state = replace(state, told={**state.told, **measured.table(u.info for _, u in total.updates)})
+            found = measured.table(update.info for update in _apart(total))
+            state = replace(state, told={**state.told, **found})
             return _ended(state)
         return self._ask(state, context, "robustness") if self._config.compare else _ended(state)
 
     def arrays(self, state: History) -> Arrays:
         return state.published
 
-    def report(self, state: History) -> Mapping[str, Any]:
+    def report(self, state: History) -> Info:
         """The compared models' rates, the window, how far its weights are spread, and in the last round the table."""
         return {"meat": state.told} if state.told else {}
 
-    def _rates_of_published(self, state: History) -> Mapping[str, float] | None:
-        """The published model's rates, as the round's evaluation; None in rounds without one."""
+    def evaluation(self, state: History) -> Mapping[str, float] | None:
+        """Return the published model's rates; None in rounds without them."""
         found = state.rates.get(ENSEMBLE)
         return {"accuracy": found["clean"], "robust_accuracy": found["robust"]} if found else None
 
@@ -125,7 +128,7 @@ class MedianEnsemble:
         every = self._evaluation.every
         return context.is_last or (every > 0 and context.round % every == 0)
 
-    def _trained(self, state: History, total: Accumulator, context: RoundContext) -> History:
+    def _trained(self, state: History, total: Total, context: RoundContext) -> History:
         """The next w, and its snapshot."""
         groups = _one(total)
         model = groups[MODEL]
@@ -159,7 +162,7 @@ class MedianEnsemble:
                 found[name] = state.model
             elif state.snapshots and name != self._config.ensemble:
                 found[name] = self._combine(name, state)
-        told: dict[str, Any] = {"ensemble": self._config.ensemble, "window": list(state.rounds)}
+        told: dict[str, object] = {"ensemble": self._config.ensemble, "window": list(state.rounds)}
         if len(state.snapshots) >= _LEAST_SPREAD and context.is_last:
             told["spread"] = spread(_past(state)).to_json()
         return replace(state, published=found[ENSEMBLE], names=tuple(found), models=tuple(found.values()), told=told)
@@ -184,13 +187,13 @@ class MedianEnsemble:
                 inputs={name: Record({MODEL: models[name]}) for name in asked},
                 knobs={"rule": self._config.batch_norm},
                 accumulator="separate",
+                updates="accumulator",
             ),
         )
 
-    def _with_statistics(self, state: History, total: Accumulator) -> History:
+    def _with_statistics(self, state: History, updates: list[Update]) -> History:
         """The combined models with the clients' statistics: their mean by examples, or their median, as for weights."""
-        assert isinstance(total, UpdateList)
-        groups = _over_clients([update for _, update in total.updates], median=self._config.clients == "median")
+        groups = _over_clients(updates, median=self._config.clients == "median")
         models = tuple(
             {**arrays, **groups.get(name, {})} for name, arrays in zip(state.names, state.models, strict=True)
         )
@@ -213,13 +216,12 @@ class MedianEnsemble:
         inputs = {name: Record({MODEL: arrays}) for name, arrays in zip(state.names, state.models, strict=True)}
         return Pending(
             replace(state, stage=kind),
-            Exchange(jobs=jobs, inputs=inputs, accumulator="separate", quorum_fraction=1.0),
+            Exchange(jobs=jobs, inputs=inputs, accumulator="separate", updates={}, quorum_fraction=1.0),
         )
 
-    def _measured(self, state: History, total: Accumulator, context: RoundContext) -> History:
+    def _measured(self, state: History, updates: list[Update]) -> History:
         """The rates, and the best w by validation."""
-        assert isinstance(total, UpdateList)
-        rates = measured.rates(update.info for _, update in total.updates)
+        rates = measured.rates(update.info for update in updates)
         state = replace(state, rates=rates, told={**state.told, "rates": rates})
         own = rates.get("last", rates[ENSEMBLE] if not state.snapshots else {})
         if own and own["validation"] > state.best_validation:
@@ -231,12 +233,24 @@ def _past(state: History) -> list[Arrays]:
     return [snapshot.groups[MODEL] for snapshot in state.snapshots]
 
 
-def _one(total: Accumulator) -> Groups:
+def _trained_contents(state: History, context: RoundContext) -> Contents:
+    """What a trained update contains; whether clients keep a moving average is known from the first round's updates."""
+    if context.round == 1:
+        return "accumulator"
+    groups = (MODEL, SEAT) if state.seat else (MODEL,)
+    return {group: frozenset(state.model) for group in groups}
+
+
+def _one(total: Total) -> Groups:
     """The clients' weights as one set, by mean or median."""
-    if isinstance(total, RunningMean):
-        return total.value()
-    assert isinstance(total, UpdateList)
-    return _over_clients([update for _, update in total.updates], median=True)
+    return total.value() if isinstance(total, RunningMean) else _over_clients(_apart(total), median=True)
+
+
+def _apart(total: Total) -> list[Update]:
+    """The updates of an exchange that keeps them apart."""
+    if not isinstance(total, UpdateList):
+        raise wrong_accumulator("meat", UpdateList, total)
+    return [update for _, update in total.updates]
 
 
 def _over_clients(updates: list[Update], *, median: bool) -> dict[str, Arrays]:
@@ -256,4 +270,4 @@ def _ended(state: History) -> History:
 
 def build_strategy(config: Config, experiment: Experiment) -> MedianEnsemble:
     """The strategy a `Config` describes."""
-    return MedianEnsemble(config, experiment.rounds_known("strategy meat"), experiment.evaluation)
+    return MedianEnsemble(config, experiment.rounds_known("strategy 'meat'"), experiment.evaluation)

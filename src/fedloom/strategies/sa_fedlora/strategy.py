@@ -26,7 +26,7 @@ def build_strategy(config: Config, experiment: Experiment) -> LowRank:
         raise ConfigError(
             'strategy.anchor: "pretrained" is for whole models; with init_mode = "lora" expected "global"'
         )
-    method = shared_method(config, experiment, schedule_of(config, experiment.rounds_known("strategy sa_fedlora")))
+    method = shared_method(config, experiment, schedule_of(config, experiment.rounds_known("strategy 'sa_fedlora'")))
     return LowRank(
         replace(
             method,

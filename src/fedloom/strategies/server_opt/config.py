@@ -1,7 +1,7 @@
 """Settings of the server optimisers: which one, its step size, its decay rates."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -38,9 +38,11 @@ class Config(PluginSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _resolve(cls, values: Any) -> Any:
+    def _resolve(cls, values: object) -> object:
         """Fill in the chosen optimiser's defaults; refuse settings it does not read."""
-        optimizer = values.get("optimizer", "adam") if isinstance(values, Mapping) else None
+        if not isinstance(values, Mapping):
+            return values
+        optimizer = values.get("optimizer", "adam")
         if not isinstance(optimizer, str) or optimizer not in _DEFAULTS:
             return values  # the field's own check says what is wrong
         reads = _DEFAULTS[optimizer]

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedloom.core.accumulators import Accumulator, RunningMean
+from fedloom.core.accumulators import RunningMean
 from fedloom.core.config import Experiment
+from fedloom.core.protocols import Strategy
 from fedloom.core.records import MODEL, Array, Arrays, Exchange, Record, RoundContext
 from fedloom.strategies.fedavg import strategy as fedavg
 from fedloom.strategies.server_opt.config import Config
@@ -36,7 +37,7 @@ class Moments:
     v: Arrays
 
 
-class ServerOptimizer:
+class ServerOptimizer(Strategy[Moments, RunningMean]):
     """The shared round of the four optimisers: average as `fedavg` does, then step along the pseudo-gradient.
 
     Reddi et al. 2021, "Adaptive Federated Optimization", Algorithm 2. There is no bias correction: the paper has none
@@ -78,8 +79,7 @@ class ServerOptimizer:
     def plan(self, state: Moments, context: RoundContext) -> Exchange | None:
         return self._averaging.plan(fedavg.GlobalModel(state.model), context)
 
-    def finish(self, state: Moments, total: Accumulator, context: RoundContext) -> Moments:
-        assert isinstance(total, RunningMean)
+    def finish(self, state: Moments, total: RunningMean, context: RoundContext) -> Moments:
         model = dict(total.value()[MODEL])
         m, v = dict(state.m), dict(state.v)
         for name, moment in state.m.items():

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from fedloom.core.accumulators import Accumulator, RunningMean, UpdateList
+from fedloom.core.accumulators import RunningMean, UpdateList
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError
-from fedloom.core.protocols import Pending, Roster
-from fedloom.core.records import MODEL, Arrays, ClientReport, Exchange, Job, Record, RoundContext
+from fedloom.core.protocols import Pending, Roster, Strategy
+from fedloom.core.records import MODEL, Arrays, ClientReport, Exchange, Info, Job, Record, RoundContext
 from fedloom.selection.firing_credit.config import Config as CreditConfig
 from fedloom.selection.firing_credit.selection import Credited, FiringCredit
 from fedloom.strategies.sfedca.config import Config
@@ -29,7 +28,7 @@ class Credits:
     """The last round's credits as claimed, kappa_k, by candidate."""
 
 
-class SFedCA:
+class SFedCA(Strategy[Credits, RunningMean | UpdateList]):
     """Candidates train and report credits; the m chosen by them hand their models over; w_{t+1} is their mean.
 
     A reconstruction from the abstract of "SFedCA: Credit Assignment-Based Active Client Selection Strategy for Spiking
@@ -67,10 +66,11 @@ class SFedCA:
             park=True,
         )
 
-    def finish(self, state: Credits, total: Accumulator, context: RoundContext) -> Credits | Pending[Credits]:
+    def finish(
+        self, state: Credits, total: RunningMean | UpdateList, context: RoundContext
+    ) -> Credits | Pending[Credits]:
         if isinstance(total, RunningMean):
             return replace(state, model=total.value()[MODEL])
-        assert isinstance(total, UpdateList)
         reports = [
             ClientReport(client=client, num_examples=update.num_examples, seconds=0.0, info=update.info)
             for client, update in total.updates
@@ -88,7 +88,7 @@ class SFedCA:
     def arrays(self, state: Credits) -> Arrays:
         return state.model
 
-    def report(self, state: Credits) -> Mapping[str, Any]:
+    def report(self, state: Credits) -> Info:
         """The round's credits, and credits flagged so far."""
         return {"credits": dict(state.credits), "flagged_credits": sum(state.flagged.values())}
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from fedloom.core.records import Info, Job, Record, Update
-from fedloom.strategies._low_rank.rule import LowRankRule
+from fedloom.core.protocols import Inputs, Tensors
+from fedloom.core.records import Array, Info, Job, Record, Update
+from fedloom.strategies._low_rank.rule import LowRankRule, Tensor
 
 PREVIOUS = "previous"
 """Name of the input with the global factors a round ago."""
@@ -25,16 +25,14 @@ class TwoAnchors(LowRankRule):
         self._previous: Record | None = None
         self._trained: Sequence[tuple[str, str]] = ()
 
-    def incoming(self, inputs: Mapping[str, Record], job: Job) -> Mapping[str, Record]:
+    def incoming(self, inputs: Inputs, job: Job) -> Inputs:
         self._previous = inputs[PREVIOUS] if PREVIOUS in job.inputs else None
         return super().incoming(inputs, job)
 
     def begin(self, trained: Sequence[tuple[str, str]], knobs: Info) -> None:
         self._trained = trained
 
-    def adjust_gradients(
-        self, gradients: Sequence[Any], parameters: Sequence[Any], anchor: Sequence[Any], knobs: Info
-    ) -> None:
+    def adjust_gradients(self, gradients: Tensors, parameters: Tensors, anchor: Tensors, knobs: Info) -> None:
         """Add mu (w - w_t), and mu_previous (w - w_{t-1}) for factors."""
         super().adjust_gradients(gradients, parameters, anchor, knobs)
         if self._previous is None or not knobs["mu_previous"]:
@@ -54,7 +52,7 @@ def build_rule() -> TwoAnchors:
     return TwoAnchors()
 
 
-def _like(array: Any, other: Any) -> Any:
+def _like(array: Array, other: Tensor) -> Tensor:
     """The array in the other's kind: NumPy's, or torch's on its device."""
     if isinstance(other, np.ndarray):
         return array

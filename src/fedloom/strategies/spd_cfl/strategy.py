@@ -8,11 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedloom.core.accumulators import Accumulator, RunningMean
 from fedloom.core.config import Experiment
 from fedloom.core.records import LORA_A, LORA_B, Arrays, Exchange, Groups, Info, Record, RoundContext
-from fedloom.strategies._low_rank import accumulator as sums
-from fedloom.strategies._low_rank.engine import LowRank
+from fedloom.strategies._low_rank.engine import LowRank, Total
 from fedloom.strategies._low_rank.method import Method, shared_method
 from fedloom.strategies._low_rank.schedule import Schedule
 from fedloom.strategies._low_rank.state import Adapters
@@ -52,10 +50,9 @@ class SpdCfl(LowRank):
         jobs = tuple(replace(job, inputs=(*job.inputs, PREVIOUS)) for job in exchange.jobs)
         return replace(exchange, jobs=jobs, inputs={**exchange.inputs, PREVIOUS: previous})
 
-    def _aggregated(self, ready: Adapters, total: Accumulator, context: RoundContext) -> tuple[Adapters, Info]:
+    def _aggregated(self, ready: Adapters, total: Total, context: RoundContext) -> tuple[Adapters, Info]:
         state, told = super()._aggregated(ready, total, context)
-        assert isinstance(total, RunningMean | sums.Accumulator)
-        loss = float(total.value()[LOSS][LOSS])
+        loss = float(self._means(total).value()[LOSS][LOSS])
         scores = _sensitivities(ready, state)
         consistency = _cosine(ready.scores, scores) if ready.scores else math.nan
         met = self._config.target_loss is None or loss <= self._config.target_loss
@@ -76,7 +73,7 @@ class SpdCfl(LowRank):
 
 def build_strategy(config: Config, experiment: Experiment) -> SpdCfl:
     """The strategy a `Config` describes."""
-    rounds = experiment.rounds_known("strategy spd_cfl")
+    rounds = experiment.rounds_known("strategy 'spd_cfl'")
     schedule = Schedule(rounds=rounds, rank_max=config.rank_max, rank_min=config.rank_min)
     method = shared_method(config, experiment, schedule)
     return SpdCfl(replace(method, rules=("spd_cfl",), knobs={"mu_previous": config.mu_previous}), config)

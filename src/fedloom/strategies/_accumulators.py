@@ -1,0 +1,20 @@
+"""What is said of an accumulator that a strategy's exchange did not ask for."""
+
+from __future__ import annotations
+
+from fedloom.core.accumulators import Accumulator
+from fedloom.core.errors import RunFailed
+
+
+def wrong_accumulator(strategy: str, expected: type[Accumulator], found: Accumulator) -> RunFailed:
+    """Return the error for a total of another kind than the exchange's.
+
+    Args:
+        strategy: its name, as a user knows it.
+        expected: the kind its exchange names.
+        found: what `finish` was given.
+    """
+    return RunFailed(
+        f"strategy {strategy!r}: expected the exchange's total as {expected.__name__}, got {type(found).__name__}. The "
+        "platform must make the accumulator that the exchange names; did the answers come from another version?"
+    )
