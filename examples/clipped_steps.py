@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
-from fedloom.core.accumulators import Accumulator
 from fedloom.core.config import Experiment, PluginSettings
-from fedloom.core.records import Arrays, Exchange, Info, Record, RoundContext, Update
-from fedloom.strategies.fedavg import strategy as fedavg
+from fedloom.core.protocols import LocalRule, Tensors
+from fedloom.core.records import Exchange, Info, RoundContext
+from fedloom.strategies.fedavg.strategy import FedAvg, GlobalModel
 
 
 class Config(PluginSettings):
@@ -21,51 +20,33 @@ class Config(PluginSettings):
     """Largest Euclidean norm of a local gradient, all arrays together; larger ones are scaled down to it."""
 
 
-class ClippedSteps:
-    """The server half: `fedavg`'s round, with the limit in the jobs and this file's rule on the clients."""
-
-    State = fedavg.GlobalModel
+class ClippedSteps(FedAvg):
+    """The server half: the round of federated averaging, with the limit in the jobs and this file's rule on clients."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._averaging = fedavg.FedAvg()
 
-    def init(self, model: Record) -> fedavg.GlobalModel:
-        return self._averaging.init(model)
-
-    def plan(self, state: fedavg.GlobalModel, context: RoundContext) -> Exchange | None:
-        exchange = self._averaging.plan(state, context)
+    def plan(self, state: GlobalModel, context: RoundContext) -> Exchange | None:
+        exchange = super().plan(state, context)
         return exchange and replace(exchange, knobs={"limit": self._config.limit}, rules=(self._config.name,))
 
-    def finish(self, state: fedavg.GlobalModel, total: Accumulator, context: RoundContext) -> fedavg.GlobalModel:
-        return self._averaging.finish(state, total, context)
 
-    def arrays(self, state: fedavg.GlobalModel) -> Arrays:
-        return state.model
+class Clip(LocalRule):
+    """The client half. The base class leaves inputs and updates as they are."""
 
-
-class Clip:
-    """The client half."""
-
-    def adjust_gradients(
-        self, gradients: Sequence[Any], parameters: Sequence[Any], anchor: Sequence[Any], knobs: Info
-    ) -> None:
+    def adjust_gradients(self, gradients: Tensors, parameters: Tensors, anchor: Tensors, knobs: Info) -> None:
         """Scale all gradients by limit / norm, in place, where their norm is above the limit."""
         norm = float(sum((gradient * gradient).sum() for gradient in gradients)) ** 0.5
         if norm > knobs["limit"]:
             for gradient in gradients:
                 gradient *= knobs["limit"] / norm
 
-    def outgoing(self, update: Update, knobs: Info) -> Update:
-        """The update, as it is."""
-        return update
-
 
 def build_strategy(config: Config, experiment: Experiment) -> ClippedSteps:
-    """The server half a `Config` describes."""
+    """Return the server half a `Config` describes."""
     return ClippedSteps(config)
 
 
 def build_rule() -> Clip:
-    """The client half; its settings come with each job."""
+    """Return the client half; its settings come with each job."""
     return Clip()

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedloom.core.accumulators import Accumulator, UpdateList
+from fedloom.core.accumulators import UpdateList
 from fedloom.core.config import Experiment, PluginSettings
+from fedloom.core.protocols import Strategy
 from fedloom.core.records import MODEL, Arrays, Exchange, Record, RoundContext
 
 
@@ -26,7 +27,7 @@ class Median:
     model: Arrays
 
 
-class CoordinateMedian:
+class CoordinateMedian(Strategy[Median, UpdateList]):
     """w_{t+1} = median_k(w_k), element by element; examples do not weigh."""
 
     State = Median
@@ -38,8 +39,7 @@ class CoordinateMedian:
         # A median cannot be made of partial sums: ask for every update apart.
         return Exchange(jobs=context.jobs(), inputs={MODEL: Record({MODEL: state.model})}, accumulator="separate")
 
-    def finish(self, state: Median, total: Accumulator, context: RoundContext) -> Median:
-        assert isinstance(total, UpdateList)
+    def finish(self, state: Median, total: UpdateList, context: RoundContext) -> Median:
         models = [update.groups[MODEL] for _, update in total.updates]
         return Median(
             {
@@ -53,5 +53,5 @@ class CoordinateMedian:
 
 
 def build_strategy(config: Config, experiment: Experiment) -> CoordinateMedian:
-    """The strategy a `Config` describes."""
+    """Return the strategy a `Config` describes."""
     return CoordinateMedian()

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from fedloom.core.config import PluginSettings
 from fedloom.core.errors import ConfigError
-from fedloom.core.protocols import Probe, Roster
+from fedloom.core.protocols import Probe, Roster, Selection
 from fedloom.core.records import ClientReport
 
 
@@ -27,7 +27,7 @@ class Turn:
     start: int = 0
 
 
-class TakeTurns:
+class TakeTurns(Selection[Turn]):
     """The m largest losses among the next `window` clients."""
 
     State = Turn
@@ -62,5 +62,5 @@ class TakeTurns:
 
 
 def build_selection(config: Config) -> TakeTurns:
-    """The selection a `Config` describes."""
+    """Return the selection a `Config` describes."""
     return TakeTurns(config)

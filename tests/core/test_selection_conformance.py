@@ -102,6 +102,24 @@ def test_the_same_randomness_gives_the_same_cohorts_across_saving(selection: Sel
     assert choices(selection, ROSTER, 4, rounds=20) == choices(selection, ROSTER, 4, rounds=20, saved=True)
 
 
+def test_clients_that_join_may_be_chosen_and_those_before_are_remembered(selection: Selection[Any]) -> None:
+    before = Roster(population=9, sizes=SIZES[:9], label_counts=LABELS[:9])
+    state = selection.init(before)
+    for round in range(1, 4):
+        probed = answered(selection.probe(state, before, 4, generator(1, "selection", round)))
+        chosen = selection.choose(state, before, 4, generator(1, "choice", round), probed)
+        state = selection.observe(state, reports(chosen), probed)
+    grown = selection.grow(state, ROSTER)
+    for (_, name, old), (_, _, new) in zip(dump_state(state).items(), dump_state(grown).items(), strict=True):
+        kept = new[tuple(slice(side) for side in old.shape)]
+        np.testing.assert_array_equal(kept, old, err_msg=name)
+    probed = answered(selection.probe(grown, ROSTER, 12, generator(1, "probe")))
+    chosen = selection.choose(grown, ROSTER, 12, generator(1, "choose"), probed)
+    assert sorted(chosen) == list(range(12))
+    after = selection.observe(grown, reports(chosen), probed)
+    assert bytes(frames.encode(dump_state(after)))
+
+
 def test_a_federation_of_one(selection: Selection[Any]) -> None:
     roster = Roster(population=1, sizes=(10,), label_counts=((4, 6, 0, 0),))
     assert choices(selection, roster, 1, rounds=3) == [(0,), (0,), (0,)]

@@ -11,7 +11,6 @@ S is 1/K where all rows are uniform and K^(-1/p) where each is one-hot.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedloom.core.protocols import Probe, Roster
+from fedloom.core.protocols import Probe, Roster, Selection
 from fedloom.core.records import ClientReport, Info
 from fedloom.selection._choosing.candidates import (
     CandidateSettings,
@@ -24,7 +24,7 @@ Pick = Callable[[Sequence[ClientReport], int, np.random.Generator], Indices]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class Measured(Selection[Nothing]):
     """d candidates, drawn as `firing_credit` draws them from the same seed, are measured; `pick` keeps m of them."""
 
     settings: CandidateSettings
@@ -53,9 +53,6 @@ class Measured:
         reports: Sequence[ClientReport] = (),
     ) -> tuple[int, ...]:
         return clients_at(reports, self.pick(reports, size, rng))
-
-    def observe(self, state: Nothing, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> Nothing:
-        return state
 
 
 def among_told(vectors: Floats, size: int, pick: Callable[[Indices, int], Indices]) -> Indices:

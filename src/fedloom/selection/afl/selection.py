@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedloom.core.protocols import Probe, Roster
+from fedloom.core.protocols import Probe, Roster, Selection
 from fedloom.core.records import ClientReport
+from fedloom.selection._choosing.growing import longer
 from fedloom.selection._choosing.reports import examples, losses
 from fedloom.selection._choosing.sampling import Floats, weighted
 from fedloom.selection.afl.config import Config
@@ -22,7 +23,7 @@ class Values:
     """v_k, float64 [N]; NaN where the client has never reported."""
 
 
-class ActiveFederatedLearning:
+class ActiveFederatedLearning(Selection[Values]):
     """Drop the share alpha_1 of clients with the lowest v_k = sqrt(n_k) loss_k; draw the cohort from the rest.
 
     Goetz et al. 2019, "Active Federated Learning"; constants and order of steps as read in the public code of FedCor
@@ -66,6 +67,9 @@ class ActiveFederatedLearning:
 
     def observe(self, state: Values, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> Values:
         return Values(_updated(_updated(state.values, probed), reports))
+
+    def grow(self, state: Values, roster: Roster) -> Values:
+        return Values(longer(state.values, roster.population, np.nan))
 
 
 def _updated(values: Floats, reports: Sequence[ClientReport]) -> Floats:

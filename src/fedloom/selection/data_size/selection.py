@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedloom.core.protocols import Probe, Roster
+from fedloom.core.protocols import Roster, Selection
 from fedloom.core.records import ClientReport
 from fedloom.selection._choosing.candidates import draw_by_examples, known_sizes
 from fedloom.selection.data_size.config import Config
 from fedloom.selection.uniform.selection import Nothing
 
 
-class DataSize:
+class DataSize(Selection[Nothing]):
     """Draw m clients one after the other, each time with probability n_k / sum of n over those left.
 
     The sampling of many federated papers (Li et al. 2020, FedProx, Algorithm 1: p_k = n_k / n), here without
@@ -27,9 +27,6 @@ class DataSize:
         known_sizes(roster, "data_size")
         return Nothing()
 
-    def probe(self, state: Nothing, roster: Roster, size: int, rng: np.random.Generator) -> Probe | None:
-        return None
-
     def choose(
         self,
         state: Nothing,
@@ -39,9 +36,6 @@ class DataSize:
         reports: Sequence[ClientReport] = (),
     ) -> tuple[int, ...]:
         return draw_by_examples(roster, size, rng, "data_size")
-
-    def observe(self, state: Nothing, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> Nothing:
-        return state
 
 
 def build_selection(config: Config) -> DataSize:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedloom.core.protocols import Probe, Roster
+from fedloom.core.protocols import Roster, Selection
 from fedloom.core.records import ClientReport
 from fedloom.selection._choosing.balance import imbalance
 from fedloom.selection._choosing.candidates import known_labels
+from fedloom.selection._choosing.growing import longer
 from fedloom.selection._choosing.sampling import Floats, weighted
 from fedloom.selection.fed_cbs.config import Config
 
@@ -29,7 +30,7 @@ class Times:
     """T_k, float64 [N]."""
 
 
-class FedCBS:
+class FedCBS(Selection[Times]):
     """Add clients one by one, each with probability proportional to QCID(S + k)^(-beta), beta growing with |S|.
 
     Zhang et al. 2023, "Fed-CBS: A Heterogeneity-Aware Client Sampling Mechanism for Federated Learning via
@@ -47,9 +48,6 @@ class FedCBS:
     def init(self, roster: Roster) -> Times:
         known_labels(roster, "fed_cbs")
         return Times(0, np.zeros(roster.population))
-
-    def probe(self, state: Times, roster: Roster, size: int, rng: np.random.Generator) -> Probe | None:
-        return None
 
     def choose(
         self,
@@ -75,6 +73,9 @@ class FedCBS:
         times = state.times.copy()
         times[[report.client for report in reports]] += 1.0
         return Times(state.round + 1, times)
+
+    def grow(self, state: Times, roster: Roster) -> Times:
+        return Times(state.round, longer(state.times, roster.population, 0.0))
 
     def _bonus(self, state: Times) -> Floats:
         """Lambda sqrt(3 ln t / (2 T_k)); T_k counts from 1, as in the port read."""

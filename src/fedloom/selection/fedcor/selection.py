@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedloom.core.protocols import Probe, Roster
+from fedloom.core.protocols import Probe, Roster, Selection
 from fedloom.core.records import ClientReport
+from fedloom.selection._choosing.growing import longer
 from fedloom.selection._choosing.reports import losses
 from fedloom.selection._choosing.sampling import Floats
 from fedloom.selection.fedcor.config import Config
@@ -31,7 +32,7 @@ class Process:
     """Discounts alpha_k, float64 [N]."""
 
 
-class FedCor:
+class FedCor(Selection[Process]):
     """argmax_k (alpha_k / sqrt(Σ_kk)) sum_i p_i Σ_ik, conditioning on each pick; Σ from clients' loss changes.
 
     Tang et al. 2022, "FedCor: Correlation-Based Active Client Selection Strategy for Heterogeneous Federated Learning",
@@ -84,6 +85,15 @@ class FedCor:
         if not uniform:
             alpha[[report.client for report in reports]] *= self._config.discount
         return replace(state, round=state.round + 1, waiting=uniform, alpha=alpha)
+
+    def grow(self, state: Process, roster: Roster) -> Process:
+        n = roster.population
+        return replace(
+            state,
+            losses=longer(state.losses, n, np.nan),
+            changes=np.ascontiguousarray(longer(state.changes.T, n, 0.0).T),
+            alpha=longer(state.alpha, n, 1.0),
+        )
 
     def _is_uniform(self, round: int) -> bool:
         """Whether a round's cohort is drawn uniformly, so that its loss changes train the process."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedloom.core.protocols import Probe, Roster
+from fedloom.core.protocols import Probe, Roster, Selection
 from fedloom.core.records import ClientReport, Info
 from fedloom.selection._choosing.candidates import (
     check_population,
@@ -33,7 +33,7 @@ class Credited:
     """How often each client reported a credit that cannot be; clients that never did are not in it."""
 
 
-class FiringCredit:
+class FiringCredit(Selection[Credited]):
     """d candidates train; the m kept are chosen by how training changed their firing rates.
 
     A reconstruction from the abstract of "SFedCA: Credit Assignment-Based Active Client Selection Strategy for Spiking

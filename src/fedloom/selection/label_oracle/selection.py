@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedloom.core.protocols import Probe, Roster
+from fedloom.core.protocols import Roster, Selection
 from fedloom.core.records import ClientReport
 from fedloom.selection._choosing.balance import divergence, imbalance
 from fedloom.selection._choosing.candidates import (
@@ -19,7 +19,7 @@ from fedloom.selection.label_oracle.config import Config
 from fedloom.selection.uniform.selection import Nothing
 
 
-class LabelOracle:
+class LabelOracle(Selection[Nothing]):
     """d candidates uniformly; start with S empty, m times add the k that minimises KL(pool of S + k || uniform).
 
     The greedy rule of Astraea's mediators (Duan et al. 2019) turned into a selection, with true label counts nobody
@@ -37,9 +37,6 @@ class LabelOracle:
         known_labels(roster, "label_oracle")
         return Nothing()
 
-    def probe(self, state: Nothing, roster: Roster, size: int, rng: np.random.Generator) -> Probe | None:
-        return None
-
     def choose(
         self,
         state: Nothing,
@@ -55,9 +52,6 @@ class LabelOracle:
         for _ in range(size):
             pool = pool + counts[left.pop(int(distance(pool + counts[left]).argmin()))]
         return tuple(client for index, client in enumerate(candidates) if index not in set(left))
-
-    def observe(self, state: Nothing, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> Nothing:
-        return state
 
 
 def build_selection(config: Config) -> LabelOracle:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedloom.core.protocols import Probe, Roster
+from fedloom.core.protocols import Roster, Selection
 from fedloom.core.records import ClientReport
+from fedloom.selection._choosing.growing import longer
 from fedloom.selection._choosing.reports import examples, losses
 from fedloom.selection._choosing.sampling import Floats, Indices, weighted
 from fedloom.selection.oort.config import Config
@@ -52,7 +53,7 @@ def scores(utility: Floats, seen: Floats, round: int, clip_quantile: float) -> F
     return np.asarray(reward + np.sqrt(0.1 * math.log(round) / seen))
 
 
-class Oort:
+class Oort(Selection[Arms]):
     """Exploit the clients of high utility, explore those never seen, a share epsilon that decays.
 
     Lai, Zhu, Madhyastha, Chowdhury 2021, "Oort: Efficient Federated Learning via Guided Participant Selection";
@@ -69,9 +70,6 @@ class Oort:
 
     def init(self, roster: Roster) -> Arms:
         return Arms(0, *(np.zeros(roster.population) for _ in range(3)))
-
-    def probe(self, state: Arms, roster: Roster, size: int, rng: np.random.Generator) -> Probe | None:
-        return None
 
     def choose(
         self,
@@ -98,6 +96,10 @@ class Oort:
             seen[clients] = state.round + 1
             seconds[clients] = [report.seconds for report in reports]
         return Arms(state.round + 1, utility, seen, seconds)
+
+    def grow(self, state: Arms, roster: Roster) -> Arms:
+        known = (state.utility, state.seen, state.seconds)
+        return Arms(state.round, *(longer(values, roster.population, 0.0) for values in known))
 
     def _exploit(self, state: Arms, size: int, unseen: int, rng: np.random.Generator) -> Indices:
         """Places filled by score, in the order drawn."""

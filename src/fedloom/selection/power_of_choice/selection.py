@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedloom.core.protocols import Probe, Roster
+from fedloom.core.protocols import Probe, Roster, Selection
 from fedloom.core.records import ClientReport
 from fedloom.selection._choosing.candidates import (
     check_population,
@@ -20,7 +20,7 @@ from fedloom.selection.power_of_choice.config import Config
 from fedloom.selection.uniform.selection import Nothing
 
 
-class PowerOfChoice:
+class PowerOfChoice(Selection[Nothing]):
     """d candidates with probability p_k = n_k / n without replacement; of them the m with the largest F_k(w_t).
 
     Cho, Wang, Joshi 2020, "Client Selection in Federated Learning: Convergence Analysis and Power-of-Choice Selection
@@ -54,9 +54,6 @@ class PowerOfChoice:
         reports: Sequence[ClientReport] = (),
     ) -> tuple[int, ...]:
         return clients_at(reports, largest(losses(reports, "power_of_choice"), size))
-
-    def observe(self, state: Nothing, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> Nothing:
-        return state
 
 
 def build_selection(config: Config) -> PowerOfChoice:

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fedloom.core.errors import ConfigError
-from fedloom.core.protocols import ExtraReport, Probe, Roster
+from fedloom.core.protocols import ExtraReport, Probe, Roster, Selection
 from fedloom.core.records import ClientReport, Info
 from fedloom.selection._choosing.candidates import check_population, number_of_candidates
+from fedloom.selection._choosing.growing import longer
 from fedloom.selection._choosing.reports import examples, vectors
 from fedloom.selection._choosing.sampling import Floats, Indices
 from fedloom.selection.firing_credit import rules
@@ -39,7 +40,7 @@ class Memory:
     """How often each client told a gain that cannot be."""
 
 
-class PredictedCredit:
+class PredictedCredit(Selection[Memory]):
     """The m whose predicted gains are jointly most uniform, of d candidates of whom nobody trains to be judged.
 
     Ours; a cheap stand-in for SFedCA's credit (`firing_credit`). With softmax cross-entropy on the output z the mean
@@ -116,6 +117,16 @@ class PredictedCredit:
         asked = state.asked.copy()
         asked[list(clients)] = state.round
         return replace(state, asked=asked)
+
+    def grow(self, state: Memory, roster: Roster) -> Memory:
+        n = roster.population
+        return replace(
+            state,
+            gains=longer(state.gains, n, np.nan),
+            examples=longer(state.examples, n, 0.0),
+            told=longer(state.told, n, 0),
+            asked=longer(state.asked, n, 0),
+        )
 
     def report(self, state: Memory) -> Info:
         """What a round's record may tell: clients whose gain is known, and gains that could not be."""
