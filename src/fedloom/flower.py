@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fedloom.core.config import Experiment, with_overrides
 from fedloom.core.errors import ConfigError
+from fedloom.core.records import Info
 from fedloom.core.text import dotted
+
+if TYPE_CHECKING:
+    from fedloom.strategies.flower import flwr_api as flwr
 
 _ROUNDS_KEYS = ("num-server-rounds", "num_server_rounds", "num-rounds", "num_rounds")
 """Where apps keep their number of rounds, Flower's template's name first."""
@@ -75,8 +79,8 @@ def as_strategy(
     min_nodes: int = 2,
     seed: int = 1,
     weighted_by: str = "num-examples",
-    **options: Any,
-) -> Any:
+    **options: object,
+) -> flwr.Strategy:
     """One of our strategies as a Flower `Strategy` object, for use in a Flower app.
 
     Args:
@@ -114,7 +118,7 @@ def _apart(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     return own, [each for each in overrides if each not in own]
 
 
-def _table(values: Mapping[str, Any], section: str) -> dict[str, Any]:
+def _table(values: Info, section: str) -> dict[str, object]:
     table = values[section]
     if not isinstance(table, dict):
         raise ConfigError(f"{section}: a Flower app brings its own; run it with another by a TOML file of your own")

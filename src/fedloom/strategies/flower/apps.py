@@ -6,12 +6,12 @@ import importlib
 import importlib.util
 import sys
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from fedloom.core.errors import ConfigError, UnsupportedFeature
+from fedloom.core.records import Info
 from fedloom.core.text import dotted
 
 _MANIFEST = "pyproject.toml"
@@ -24,7 +24,7 @@ class Manifest:
     name: str
     serverapp: str
     clientapp: str
-    config: Mapping[str, Any]
+    config: Info
     """`[tool.flwr.app.config]`, nested tables flattened to dotted keys, as apps read it."""
     supernodes: int | None
     """`options.num-supernodes` of the default federation, where the file still has one."""
@@ -62,7 +62,7 @@ def read_manifest(folder: Path) -> Manifest:
     )
 
 
-def load_component(folder: Path, component: str, key: str) -> Any:
+def load_component(folder: Path, component: str, key: str) -> object:
     """Import `module:object` from an app's folder, which is put first on the module search path.
 
     A process holds one app at a time: the modules of another app's folder are forgotten. torch, where it is
@@ -80,7 +80,7 @@ def load_component(folder: Path, component: str, key: str) -> Any:
     if importlib.util.find_spec("torch") is not None:
         importlib.import_module("torch")
     try:
-        found: Any = importlib.import_module(module_name)
+        found: object = importlib.import_module(module_name)
         for step in attribute.split("."):
             found = getattr(found, step)
     except Exception as exc:
@@ -91,7 +91,7 @@ def load_component(folder: Path, component: str, key: str) -> Any:
     return found
 
 
-def check_component(found: Any, kind: type, legacy: bool, key: str, component: str) -> None:
+def check_component(found: object, kind: type, legacy: bool, key: str, component: str) -> None:
     """Refuse what is no ServerApp or ClientApp, or is one of the API before messages."""
     if not isinstance(found, kind):
         raise ConfigError(f"{key} = {component!r}: expected a flwr {kind.__name__}, got {type(found).__name__}")
@@ -115,7 +115,7 @@ def _put_on_path(folder: Path) -> None:
         inside = [
             name
             for name, module in sys.modules.items()
-            if (getattr(module, "__file__", None) or "").startswith(f"{other}/")
+            if isinstance(module, ModuleType) and str(vars(module).get("__file__") or "").startswith(f"{other}/")
         ]
         for name in inside:
             del sys.modules[name]
@@ -129,7 +129,7 @@ def _is_app(folder: Path) -> bool:
     return path.is_file() and "[tool.flwr.app" in path.read_text(errors="replace")
 
 
-def _supernodes(federations: Mapping[str, Any]) -> int | None:
+def _supernodes(federations: Info) -> int | None:
     default = federations.get(str(federations.get("default")), {})
     options = default.get("options", {}) if isinstance(default, dict) else {}
     count = options.get("num-supernodes") if isinstance(options, dict) else default.get("options.num-supernodes")

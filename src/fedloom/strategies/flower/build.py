@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping
-from typing import Any
 
 from fedloom.core.errors import ConfigError, UnknownName, UnsupportedFeature
+from fedloom.core.records import Info
 from fedloom.core.text import did_you_mean
 from fedloom.strategies.flower import flwr_api as flwr
 from fedloom.strategies.flower.config import Config, WrapperSettings
@@ -21,7 +21,7 @@ WRAPPERS: Mapping[str, str] = {
 _CLIENT_SIDE = frozenset(
     {"DifferentialPrivacyClientSideFixedClipping", "DifferentialPrivacyClientSideAdaptiveClipping"}
 )
-_WHOLE_COHORT: Mapping[str, Any] = {
+_WHOLE_COHORT: Mapping[str, float] = {
     "fraction_train": 1.0,
     "fraction_evaluate": 1.0,
     "min_train_nodes": 1,
@@ -31,7 +31,7 @@ _WHOLE_COHORT: Mapping[str, Any] = {
 """The object samples nothing: whom to ask was settled by the run's cohort and selection."""
 
 
-def build_object(config: Config, *, cohort_size: int, hosts_app: bool) -> Any:
+def build_object(config: Config, *, cohort_size: int, hosts_app: bool) -> flwr.Strategy:
     """The Flower strategy, wrapped.
 
     Args:
@@ -62,7 +62,7 @@ def build_object(config: Config, *, cohort_size: int, hosts_app: bool) -> Any:
     return _wrapped(made, config.wrapper, cohort_size, hosts_app) if config.wrapper else made
 
 
-def find_class(name: str) -> Any:
+def find_class(name: str) -> type[flwr.Strategy]:
     """A strategy class by its short name, or by `module:Class` (`module.Class` works too)."""
     named = WRAPPERS.get(name, name)
     if named.isidentifier():
@@ -83,7 +83,7 @@ def find_class(name: str) -> Any:
     return found
 
 
-def find_object(dotted: str, key: str) -> Any:
+def find_object(dotted: str, key: str) -> object:
     """Import `module:attribute` (or `module.attribute`)."""
     module_name, _, attribute = dotted.rpartition(":" if ":" in dotted else ".")
     try:
@@ -92,7 +92,7 @@ def find_object(dotted: str, key: str) -> Any:
         raise UnknownName(f"{key}: cannot import {dotted!r}: {exc}. Expected `module:name`, importable here") from exc
 
 
-def _wrapped(made: Any, wrapper: WrapperSettings, cohort_size: int, hosts_app: bool) -> Any:
+def _wrapped(made: flwr.Strategy, wrapper: WrapperSettings, cohort_size: int, hosts_app: bool) -> flwr.Strategy:
     kind = find_class(wrapper.name)
     if kind.__name__ in _CLIENT_SIDE and not hosts_app:
         raise UnsupportedFeature(
@@ -105,7 +105,7 @@ def _wrapped(made: Any, wrapper: WrapperSettings, cohort_size: int, hosts_app: b
     return _call(kind, "strategy.wrapper.options", defaults | dict(wrapper.options), made)
 
 
-def _call(kind: Any, key: str, options: Mapping[str, Any], *args: Any) -> Any:
+def _call(kind: type[flwr.Strategy], key: str, options: Info, *args: flwr.Strategy) -> flwr.Strategy:
     accepted = inspect.signature(kind).parameters
     open_ended = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in accepted.values())
     for name in options:

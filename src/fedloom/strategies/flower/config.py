@@ -1,7 +1,5 @@
 """Settings of a hosted Flower strategy: which class, its options, what wraps it."""
 
-from typing import Any
-
 from pydantic import ConfigDict, Field
 
 from fedloom.core.config import PluginSettings, Settings
@@ -13,7 +11,7 @@ class WrapperSettings(Settings):
     name: str
     """`server_fixed_clipping`, `server_adaptive_clipping`, `client_fixed_clipping`, `client_adaptive_clipping`, or a
     class, as for `class`. Its first argument is the wrapped strategy."""
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, object] = Field(default_factory=dict)
     """Keywords of the wrapper's constructor. `num_sampled_clients` is the cohort's size where it is not given."""
 
 
@@ -25,13 +23,13 @@ class Config(PluginSettings):
     name: str = "flower"
     class_: str = Field(default="FedAvg", alias="class")
     """Written `class`: a name in `flwr.serverapp.strategy` (`Krum`, `FedMedian`, …), or `module:Class`."""
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, object] = Field(default_factory=dict)
     """Keywords of the constructor. Where it wants a function (`…_fn`, `…_rule`), give `module:function`."""
     wrapper: WrapperSettings | None = None
     """A wrapper, such as one for differential privacy; None for none."""
-    train_config: dict[str, Any] = Field(default_factory=dict)
+    train_config: dict[str, object] = Field(default_factory=dict)
     """Values every client finds in its training message (or knobs), as `Strategy.start(train_config=…)` sends them."""
-    evaluate_config: dict[str, Any] = Field(default_factory=dict)
+    evaluate_config: dict[str, object] = Field(default_factory=dict)
     """The same for evaluation messages."""
     evaluate_on_clients: bool | None = None
     """Whether clients evaluate each new model on their own data. None: where the workload is a Flower app."""

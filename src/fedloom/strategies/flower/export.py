@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -31,7 +30,7 @@ class OursInFlower(flwr.Strategy):  # type: ignore[misc]  # flwr's classes are u
     def __init__(
         self,
         name: str,
-        options: Mapping[str, Any],
+        options: Info,
         *,
         fraction_train: float,
         fraction_evaluate: float,
@@ -51,7 +50,7 @@ class OursInFlower(flwr.Strategy):  # type: ignore[misc]  # flwr's classes are u
         self._name, self._seed, self._weighted_by = name, seed, weighted_by
         self._fractions = {"train": fraction_train, "evaluate": fraction_evaluate}
         self._min_nodes = min_nodes
-        self._state: Any = None
+        self._state: object = None
         self._exchange: Exchange | None = None
         self._context: RoundContext | None = None
         self._nodes: list[int] = []
@@ -59,7 +58,9 @@ class OursInFlower(flwr.Strategy):  # type: ignore[misc]  # flwr's classes are u
     def summary(self) -> None:
         """Nothing: the strategy's settings are in the app's own code."""
 
-    def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Iterable[Any]:
+    def configure_train(
+        self, server_round: int, arrays: flwr.ArrayRecord, config: flwr.ConfigRecord, grid: flwr.Grid
+    ) -> Iterable[flwr.Message]:
         if self._state is None:
             self._state = self._ours.init(Record({MODEL: records.from_array_record(arrays)}))
         self._nodes, population = self._sample(server_round, grid, "train")
@@ -80,10 +81,13 @@ class OursInFlower(flwr.Strategy):  # type: ignore[misc]  # flwr's classes are u
             )
         encoded = {name: _array_records(name, record) for name, record in self._exchange.inputs.items()}
         return [
-            self._message(job, encoded, dict(config) | {"server-round": server_round}) for job in self._exchange.jobs
+            self._message(self._exchange, job, encoded, {**config, "server-round": server_round})
+            for job in self._exchange.jobs
         ]
 
-    def aggregate_train(self, server_round: int, replies: Iterable[Any]) -> tuple[Any, Any]:
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[flwr.Message]
+    ) -> tuple[flwr.ArrayRecord | None, flwr.MetricRecord | None]:
         answers = self._valid(replies)
         if not answers or self._exchange is None or self._context is None:
             return None, None
@@ -100,7 +104,9 @@ class OursInFlower(flwr.Strategy):  # type: ignore[misc]  # flwr's classes are u
         self._state, self._exchange = step, None
         return records.to_array_record(self._ours.arrays(self._state)), self._mean_metrics(answers)
 
-    def configure_evaluate(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Iterable[Any]:
+    def configure_evaluate(
+        self, server_round: int, arrays: flwr.ArrayRecord, config: flwr.ConfigRecord, grid: flwr.Grid
+    ) -> Iterable[flwr.Message]:
         if self._fractions["evaluate"] == 0.0:
             return []
         self._nodes, _ = self._sample(server_round, grid, "evaluate")
@@ -108,11 +114,11 @@ class OursInFlower(flwr.Strategy):  # type: ignore[misc]  # flwr's classes are u
         content = flwr.RecordDict({records.ARRAYS: arrays, records.CONFIG: settings})
         return [flwr.Message(content, dst_node_id=node, message_type="evaluate") for node in self._nodes]
 
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Any]) -> Any:
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[flwr.Message]) -> flwr.MetricRecord | None:
         answers = self._valid(replies)
         return self._mean_metrics(answers) if answers else None
 
-    def _sample(self, server_round: int, grid: Any, purpose: str) -> tuple[list[int], int]:
+    def _sample(self, server_round: int, grid: flwr.Grid, purpose: str) -> tuple[list[int], int]:
         """Nodes to ask, ascending, and how many there are."""
         nodes = sorted(grid.get_node_ids())
         while len(nodes) < self._min_nodes:
@@ -122,30 +128,31 @@ class OursInFlower(flwr.Strategy):  # type: ignore[misc]  # flwr's classes are u
         rng = generator(self._seed, "selection", server_round, purpose)
         return [nodes[place] for place in sorted(rng.choice(len(nodes), size, replace=False))], len(nodes)
 
-    def _message(self, job: Job, encoded: Mapping[str, Mapping[str, Any]], settings: dict[str, Any]) -> Any:
-        assert self._exchange is not None
+    def _message(
+        self, exchange: Exchange, job: Job, encoded: Mapping[str, Mapping[str, flwr.ArrayRecord]], settings: Info
+    ) -> flwr.Message:
         content = flwr.RecordDict()
         for name in job.inputs:
             for key, record in encoded[name].items():
                 content[key] = record
-        knobs: Info = {**self._exchange.knobs, **job.knobs}
-        if self._exchange.rules == ("fedprox",):  # Flower's name for the coefficient, which its clients look for
-            settings |= {"proximal-mu": float(knobs["mu"])}
+        knobs: Info = {**exchange.knobs, **job.knobs}
+        if exchange.rules == ("fedprox",):  # Flower's name for the coefficient, which its clients look for
+            settings = {**settings, "proximal-mu": float(knobs["mu"])}
         try:
-            content[records.CONFIG] = flwr.ConfigRecord(settings | dict(knobs))
+            content[records.CONFIG] = flwr.ConfigRecord({**settings, **knobs})
         except TypeError as exc:
             raise UnsupportedFeature(
                 f"strategy {self._name!r} sends knobs {dict(knobs)}, which a Flower ConfigRecord cannot hold: {exc}"
             ) from exc
         return flwr.Message(content, dst_node_id=self._nodes[job.client], message_type=job.kind)
 
-    def _valid(self, replies: Iterable[Any]) -> list[tuple[int, Any]]:
+    def _valid(self, replies: Iterable[flwr.Message]) -> list[tuple[int, flwr.RecordDict]]:
         """Contents of the replies that have one, by client in the cohort's order."""
         places = {node: client for client, node in enumerate(self._nodes)}
         answers = [(places[each.metadata.src_node_id], each.content) for each in replies if not each.has_error()]
         return sorted(answers, key=lambda answer: answer[0])
 
-    def _update(self, client: int, content: Any) -> Update:
+    def _update(self, client: int, content: flwr.RecordDict) -> Update:
         weight = self._weight(content)
         if weight is None:
             raise BadUpdate(
@@ -163,13 +170,13 @@ class OursInFlower(flwr.Strategy):  # type: ignore[misc]  # flwr's classes are u
         }
         return Update(num_examples=int(weight), groups=groups, metrics=numbers)
 
-    def _weight(self, content: Any) -> float | None:
+    def _weight(self, content: flwr.RecordDict) -> float | None:
         for record in content.metric_records.values():
             if isinstance(record.get(self._weighted_by), int | float):
                 return float(record[self._weighted_by])
         return None
 
-    def _mean_metrics(self, answers: list[tuple[int, Any]]) -> Any:
+    def _mean_metrics(self, answers: list[tuple[int, flwr.RecordDict]]) -> flwr.MetricRecord:
         weights = np.array([self._weight(content) or 1.0 for _, content in answers])
         rows = []
         for _, content in answers:
@@ -184,7 +191,7 @@ class OursInFlower(flwr.Strategy):  # type: ignore[misc]  # flwr's classes are u
         )
 
 
-def _array_records(name: str, record: Record) -> dict[str, Any]:
+def _array_records(name: str, record: Record) -> dict[str, flwr.ArrayRecord]:
     """An input as ArrayRecords: the model under Flower's usual key, other groups under their own."""
     return {
         records.ARRAYS if name == MODEL and group == MODEL else group: records.to_array_record(arrays)

@@ -11,7 +11,8 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from inspect import getattr_static
+from typing import Protocol, runtime_checkable
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
@@ -43,6 +44,7 @@ __all__ = [
     "is_legacy_client",
     "is_legacy_server",
     "make_context",
+    "metric_names",
     "node_id",
     "quiet",
     "reply",
@@ -58,6 +60,23 @@ ERROR_CODE = 2
 """Code of an error reply: the client's app raised."""
 
 
+@runtime_checkable
+class _Wraps(Protocol):
+    """A strategy around a strategy."""
+
+    strategy: object
+
+
+@runtime_checkable
+class _WeighsByExamples(Protocol):
+    weighted_by_key: str
+
+
+@runtime_checkable
+class _WeighsByLoss(Protocol):
+    train_loss_key: str
+
+
 def node_id(client: int) -> int:
     """Flower's id of a client: never 0, never the server's."""
     return client + SERVER_NODE + 1
@@ -68,36 +87,53 @@ def client_of(node: int) -> int:
     return node - SERVER_NODE - 1
 
 
-def instruction(content: Any, client: int, message_type: str, group_id: str = "", message_id: str = "") -> Any:
+def instruction(
+    content: RecordDict, client: int, message_type: str, group_id: str = "", message_id: str = ""
+) -> Message:
     """A message from the server to a client."""
     message = Message(content, dst_node_id=node_id(client), message_type=message_type, group_id=group_id)
     message.metadata.__dict__["_message_id"] = message_id  # flwr's own links set it so: there is no public setter
     return message
 
 
-def set_message_id(message: Any, message_id: str) -> None:
+def set_message_id(message: Message, message_id: str) -> None:
     """Name a message, as the link that takes it does."""
     message.metadata.__dict__["_message_id"] = message_id
 
 
-def reply(content: Any, to: Any) -> Any:
+def reply(content: RecordDict | Error, to: Message) -> Message:
     """A client's answer to a message; `content` is a RecordDict or an Error."""
     return Message(content, reply_to=to)
 
 
-def make_context(node: int, node_config: Mapping[str, Any], run_config: Mapping[str, Any], state: Any) -> Any:
+def make_context(
+    node: int, node_config: Mapping[str, object], run_config: Mapping[str, object], state: RecordDict
+) -> Context:
     """What an app is given beside the message."""
     return Context(run_id=RUN, node_id=node, node_config=dict(node_config), state=state, run_config=dict(run_config))
 
 
-def is_legacy_client(app: Any) -> bool:
+def metric_names(strategy: Strategy) -> tuple[str, str | None]:
+    """Return the metrics of a reply that a strategy (the innermost of wrapped ones) weighs by.
+
+    Returns:
+        The name of the number of examples, and that of the training loss where the strategy reads one.
+    """
+    inner: object = strategy
+    while isinstance(inner, _Wraps) and isinstance(inner.strategy, Strategy):
+        inner = inner.strategy
+    weighted_by = inner.weighted_by_key if isinstance(inner, _WeighsByExamples) else "num-examples"
+    return weighted_by, inner.train_loss_key if isinstance(inner, _WeighsByLoss) else None
+
+
+def is_legacy_client(app: object) -> bool:
     """Whether a ClientApp was made from a `client_fn`, the API before messages."""
-    return getattr(app, "_call", None) is not None
+    return getattr_static(app, "_call", None) is not None
 
 
-def is_legacy_server(app: Any) -> bool:
+def is_legacy_server(app: object) -> bool:
     """Whether a ServerApp has no `main(grid, context)` but the parts of the API before messages."""
-    return getattr(app, "_main", None) is None
+    return getattr_static(app, "_main", None) is None
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import NoReturn
 
 from fedloom.core.errors import UnsupportedFeature
 from fedloom.strategies.flower import flwr_api as flwr
@@ -23,16 +23,16 @@ class ClientsGrid(flwr.Grid):  # type: ignore[misc]  # flwr's classes are untype
         self._asked_at = float("-inf")
         self._waits = 0
 
-    def set_run(self, run: Any) -> None:
+    def set_run(self, run: object) -> None:
         """Nothing: a grid belongs to one run from the start."""
 
     @property
-    def run(self) -> Any:
+    def run(self) -> NoReturn:
         raise UnsupportedFeature("Flower's `grid.run` (the record of a SuperLink's run) does not exist under fedloom")
 
     def create_message(
-        self, content: Any, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Any:
+        self, content: flwr.RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> flwr.Message:
         return flwr.instruction(content, flwr.client_of(dst_node_id), message_type, group_id)
 
     def get_node_ids(self) -> Iterable[int]:
@@ -55,17 +55,19 @@ class ClientsGrid(flwr.Grid):  # type: ignore[misc]  # flwr's classes are untype
         """Tell the grid that messages went out: asking for nodes after that is not waiting."""
         self._asked_at = float("-inf")
 
-    def push_messages(self, messages: Iterable[Any]) -> Iterable[str]:
+    def push_messages(self, messages: Iterable[flwr.Message]) -> Iterable[str]:
         raise UnsupportedFeature(
             "this Flower strategy sends messages by itself (grid.push_messages); host its app instead"
         )
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Any]:
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[flwr.Message]:
         raise UnsupportedFeature(
             "this Flower strategy pulls messages by itself (grid.pull_messages); host its app instead"
         )
 
-    def send_and_receive(self, messages: Iterable[Any], *, timeout: float | None = None) -> Iterable[Any]:
+    def send_and_receive(
+        self, messages: Iterable[flwr.Message], *, timeout: float | None = None
+    ) -> Iterable[flwr.Message]:
         raise UnsupportedFeature(
             "this Flower strategy sends messages by itself (grid.send_and_receive) while it configures a round; "
             "host its app instead"

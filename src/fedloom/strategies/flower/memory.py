@@ -9,9 +9,9 @@ from __future__ import annotations
 import random
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,6 +20,10 @@ from fedloom.core.records import Array
 from fedloom.strategies.flower import flwr_api as flwr
 from fedloom.strategies.flower import records
 
+Value: TypeAlias = Any
+"""Whatever a foreign object keeps in an attribute."""
+Encoded: TypeAlias = list[Any]
+"""A value as JSON: its kind, and what belongs to it."""
 _CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, type)
 """Attributes of these kinds are the program, not its memory."""
 
@@ -29,10 +33,10 @@ class Memory:
     """A tree of JSON whose leaves may point into `arrays`."""
 
     arrays: dict[str, Array] = field(default_factory=dict)
-    tree: dict[str, Any] = field(default_factory=dict)
+    tree: dict[str, Encoded] = field(default_factory=dict)
 
 
-def capture(thing: Any, owner: str, constant: Mapping[str, Any] | None = None) -> Memory:
+def capture(thing: object, owner: str, constant: Mapping[str, object] | None = None) -> Memory:
     """The attributes of an object, Flower strategies inside it included.
 
     Args:
@@ -49,9 +53,9 @@ def capture(thing: Any, owner: str, constant: Mapping[str, Any] | None = None) -
     return memory
 
 
-def constants(thing: Any, path: str = "") -> dict[str, Any]:
+def constants(thing: object, path: str = "") -> dict[str, object]:
     """The attributes of an object (and of strategies inside it) by path, for `capture`."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for name, value in vars(thing).items():
         if isinstance(value, flwr.Strategy):
             found |= constants(value, f"{path}{name}.")
@@ -60,7 +64,7 @@ def constants(thing: Any, path: str = "") -> dict[str, Any]:
     return found
 
 
-def restore(thing: Any, memory: Memory) -> None:
+def restore(thing: object, memory: Memory) -> None:
     """Set the object's attributes to what was captured; those added since are removed."""
     _restore_attributes(thing, memory.tree, memory.arrays)
 
@@ -69,9 +73,9 @@ def restore(thing: Any, memory: Memory) -> None:
 class _Writer:
     arrays: dict[str, Array]
     owner: str
-    constant: Mapping[str, Any] | None
+    constant: Mapping[str, object] | None
 
-    def attributes(self, thing: Any, path: str) -> dict[str, Any]:
+    def attributes(self, thing: object, path: str) -> dict[str, Encoded]:
         """One entry per attribute that is memory."""
         tree = {}
         for name, value in vars(thing).items():
@@ -87,7 +91,7 @@ class _Writer:
             self.arrays |= writer.arrays
         return tree
 
-    def value(self, value: Any, path: str) -> Any:
+    def value(self, value: Value, path: str) -> Encoded:
         """A value as `[kind, …]`."""
         if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, np.generic)):
             return ["json", value]
@@ -104,7 +108,7 @@ class _Writer:
             "records instead"
         )
 
-    def _encoders(self) -> list[tuple[Any, Callable[[Any, str], Any]]]:
+    def _encoders(self) -> list[tuple[type | tuple[type, ...], Callable[[Value, str], Encoded]]]:
         return [
             ((np.ndarray, np.generic), self._array),
             (bytes, lambda value, path: ["bytes", records.to_json(value)]),
@@ -116,7 +120,7 @@ class _Writer:
             (random.Random, lambda value, path: ["random", self.value(value.getstate(), path)]),
         ]
 
-    def _array(self, value: Any, path: str) -> Any:
+    def _array(self, value: Array, path: str) -> Encoded:
         if value.dtype.hasobject:
             raise UnsupportedFeature(
                 f"{self.owner}: attribute {path!r} is an array of Python objects; it cannot be saved"
@@ -124,31 +128,31 @@ class _Writer:
         self.arrays[path] = np.array(value)
         return ["array" if isinstance(value, np.ndarray) else "scalar", path]
 
-    def _record(self, value: Any, path: str) -> Any:
+    def _record(self, value: Value, path: str) -> Encoded:
         return ["record", *self._record_dict(flwr.RecordDict({"only": value}), path)[1:]]
 
-    def _record_dict(self, value: Any, path: str) -> Any:
+    def _record_dict(self, value: flwr.RecordDict, path: str) -> Encoded:
         groups, described = records.split(value)
         for group, arrays in groups.items():
             self.arrays |= {f"{path}/{group}/{name}": array for name, array in arrays.items()}
         return ["records", path, described]
 
-    def _sequence(self, value: Any, path: str) -> Any:
+    def _sequence(self, value: Collection[Value], path: str) -> Encoded:
         items = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
         return ["sequence", type(value).__name__, [self.value(item, f"{path}[{i}]") for i, item in enumerate(items)]]
 
-    def _mapping(self, value: Any, path: str) -> Any:
+    def _mapping(self, value: Mapping[Value, Value], path: str) -> Encoded:
         pairs = [[self.value(key, f"{path} keys"), self.value(item, f"{path}[{key!r}]")] for key, item in value.items()]
         return ["mapping", pairs]
 
-    def _generator(self, value: Any, path: str) -> Any:
+    def _generator(self, value: np.random.Generator, path: str) -> Encoded:
         return ["generator", self.value(value.bit_generator.state, path)]
 
-    def _random_state(self, value: Any, path: str) -> Any:
+    def _random_state(self, value: np.random.RandomState, path: str) -> Encoded:
         return ["random_state", self.value(value.get_state(legacy=False), path)]
 
 
-def _restore_attributes(thing: Any, tree: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+def _restore_attributes(thing: object, tree: Mapping[str, Encoded], arrays: Mapping[str, Array]) -> None:
     for name in [name for name, value in vars(thing).items() if name not in tree and _is_plain(value)]:
         delattr(thing, name)
     for name, encoded in tree.items():
@@ -164,17 +168,17 @@ def _restore_attributes(thing: Any, tree: Mapping[str, Any], arrays: Mapping[str
             setattr(thing, name, decode(encoded, arrays))
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     """Whether an attribute missing from a memory was set after it was taken."""
     return value is None or isinstance(value, bool | int | float | str | bytes | np.ndarray | list | tuple | Mapping)
 
 
-def encode(value: Any, arrays: dict[str, Array], path: str, owner: str) -> Any:
+def encode(value: Value, arrays: dict[str, Array], path: str, owner: str) -> Encoded:
     """One value as a tree; its arrays are added to `arrays` under names that begin with `path`."""
     return _Writer(arrays, owner, None).value(value, path)
 
 
-def decode(encoded: Any, arrays: Mapping[str, Array]) -> Any:
+def decode(encoded: Encoded, arrays: Mapping[str, Array]) -> Value:
     """A fresh value from a tree and its arrays."""
     kind, *rest = encoded
     if kind == "json":
@@ -192,7 +196,7 @@ def decode(encoded: Any, arrays: Mapping[str, Array]) -> Any:
         content = records.join(groups, described)
         return content["only"] if kind == "record" else content
     if kind == "sequence":
-        make: Any = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[rest[0]]
+        make = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[rest[0]]
         return make(decode(item, arrays) for item in rest[1])
     if kind == "mapping":
         return {decode(key, arrays): decode(item, arrays) for key, item in rest[0]}

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from fedloom.core.errors import BadUpdate, UnsupportedFeature
-from fedloom.core.records import MODEL, Arrays, Exchange, Info, Job, Record, Update
+from fedloom.core.records import MODEL, Array, Arrays, Exchange, Info, Job, Record, Update
 from fedloom.strategies.flower import flwr_api as flwr
 from fedloom.strategies.flower import records
 
@@ -27,13 +26,13 @@ _LEGACY = ("fitins", "fitres", "evaluateins", "evaluateres", "getparametersins",
 class Batch:
     """Messages that go out together, as one exchange."""
 
-    def __init__(self, messages: Iterable[Any], clients: Iterable[int]) -> None:
+    def __init__(self, messages: Iterable[flwr.Message], clients: Iterable[int]) -> None:
         """Check the messages and put them in the order of `clients`.
 
         Raises:
             UnsupportedFeature: a message of the older API, two messages to one client, or an unknown node.
         """
-        self.messages: dict[int, Any] = {}
+        self.messages: dict[int, flwr.Message] = {}
         given = list(messages)
         places = {client: place for place, client in enumerate(clients)}
         for message in given:
@@ -84,7 +83,7 @@ class Batch:
                     f"the Flower strategy sends {len(names)} ArrayRecords to client {client}; this workload takes "
                     'one, the model. Use workload.name = "flower"'
                 )
-            knobs: dict[str, Any] = {}
+            knobs: dict[str, object] = {}
             for record in message.content.config_records.values():
                 knobs |= {key: value for key, value in record.items() if not _holds_bytes(value)}
             jobs.append(Job(round=round_number, client=client, inputs=names, knobs=_with_mu(knobs)))
@@ -97,25 +96,25 @@ class Batch:
         rules = ("fedprox",) if any("mu" in job.knobs for job in jobs) else ()
         return _exchange(jobs, {MODEL: payload}, rules=rules)
 
-    def replies(self, updates: Sequence[tuple[int, Update]]) -> list[Any]:
+    def replies(self, updates: Sequence[tuple[int, Update]]) -> list[flwr.Message]:
         """The answers of clients that run a Flower app, as messages; a client without an answer is left out."""
         return [self._reply(client, app_content(update)) for client, update in updates]
 
     def plain_replies(
         self, updates: Sequence[tuple[int, Update]], weighted_by: str, loss_name: str | None
-    ) -> list[Any]:
+    ) -> list[flwr.Message]:
         """The answers of a workload of ours as Flower's aggregation rules want them."""
         return [
             self._reply(client, plain_content(update, client, weighted_by, loss_name)) for client, update in updates
         ]
 
-    def _reply(self, client: int, content: Any) -> Any:
+    def _reply(self, client: int, content: flwr.RecordDict) -> flwr.Message:
         message = flwr.reply(content, self.messages[client])
         flwr.set_message_id(message, f"reply-{client}")
         return message
 
 
-def app_content(update: Update) -> Any:
+def app_content(update: Update) -> flwr.RecordDict:
     """The RecordDict an app's client replied with."""
     described = update.info.get(KNOB)
     if described is None:
@@ -126,7 +125,7 @@ def app_content(update: Update) -> Any:
     return records.join(update.groups, described["content"])
 
 
-def plain_content(update: Update, client: int, weighted_by: str, loss_name: str | None) -> Any:
+def plain_content(update: Update, client: int, weighted_by: str, loss_name: str | None) -> flwr.RecordDict:
     """An update of ours as a reply: one ArrayRecord, one MetricRecord with the examples under `weighted_by`."""
     metrics: dict[str, int | float] = {name: float(mean.value) for name, mean in update.metrics.items()}
     metrics[weighted_by] = int(update.num_examples)
@@ -146,16 +145,16 @@ def plain_content(update: Update, client: int, weighted_by: str, loss_name: str 
     return content
 
 
-def cast_like(arrays: Mapping[str, Any], model: Arrays) -> dict[str, Any]:
+def cast_like(arrays: Arrays, model: Arrays) -> dict[str, Array]:
     """Arrays in the dtypes of the model; integers are rounded. Flower's rules widen float32 and integers to float64."""
     return {
-        name: _cast(array, model[name].dtype) if name in model and model[name].dtype != array.dtype else array
+        name: _cast(array, model[name]) if name in model and model[name].dtype != array.dtype else array
         for name, array in arrays.items()
     }
 
 
-def _cast(array: Any, dtype: np.dtype[Any]) -> Any:
-    return np.asarray(np.rint(array) if dtype.kind in "iu" else array).astype(dtype)
+def _cast(array: Array, like: Array) -> Array:
+    return np.asarray(np.rint(array) if like.dtype.kind in "iu" else array).astype(like.dtype)
 
 
 class _Inputs:
@@ -163,9 +162,9 @@ class _Inputs:
 
     def __init__(self) -> None:
         self.payloads: dict[str, Record] = {}
-        self._seen: dict[int, tuple[Any, str, Info]] = {}
+        self._seen: dict[int, tuple[flwr.ArrayRecord, str, Info]] = {}
 
-    def describe(self, content: Any) -> tuple[list[Info], tuple[str, ...]]:
+    def describe(self, content: flwr.RecordDict) -> tuple[list[Info], tuple[str, ...]]:
         """A message's description, and the inputs it needs."""
         described: list[Info] = []
         names: list[str] = []
@@ -178,7 +177,7 @@ class _Inputs:
                 described += records.split(flwr.RecordDict({key: record}))[1]
         return described, tuple(names)
 
-    def _payload(self, record: Any) -> tuple[str, Info]:
+    def _payload(self, record: flwr.ArrayRecord) -> tuple[str, Info]:
         if id(record) not in self._seen:
             name = MODEL if not self.payloads else f"{MODEL}-{len(self.payloads)}"
             groups, (entry,) = records.split(flwr.RecordDict({name: record}))
@@ -217,16 +216,16 @@ def _same(left: Arrays, right: Arrays) -> bool:
     )
 
 
-def _with_mu(knobs: dict[str, Any]) -> dict[str, Any]:
+def _with_mu(knobs: Info) -> Info:
     """Flower's name for FedProx's coefficient beside ours, so that our client half of FedProx applies it."""
-    return knobs | {"mu": float(knobs["proximal-mu"])} if "proximal-mu" in knobs else knobs
+    return {**knobs, "mu": float(knobs["proximal-mu"])} if "proximal-mu" in knobs else knobs
 
 
-def _holds_bytes(value: Any) -> bool:
+def _holds_bytes(value: object) -> bool:
     return isinstance(value, bytes) or (isinstance(value, list) and any(isinstance(item, bytes) for item in value))
 
 
-def _refuse_legacy(message: Any) -> None:
+def _refuse_legacy(message: flwr.Message) -> None:
     for name in message.content if message.has_content() else ():
         if name.split(".")[0].lower().startswith(_LEGACY):
             raise UnsupportedFeature(

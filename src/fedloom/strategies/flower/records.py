@@ -9,34 +9,36 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from typing import Any
+from typing import TypeAlias
 
 import ml_dtypes
 import numpy as np
 
 from fedloom.core import records
-from fedloom.core.records import Arrays, Groups, Info
+from fedloom.core.records import Arrays, Groups, Info, Json
 from fedloom.strategies.flower import flwr_api as flwr
 
 ARRAYS = "arrays"
 CONFIG = "config"
 """Flower's own default names of the records in a message."""
+Value: TypeAlias = "bool | int | float | str | bytes | list[Value]"
+"""What a ConfigRecord or a MetricRecord holds under a name."""
 _NATIVE = frozenset("?bhilqBHILQefd")
 """Type codes that both sides carry as they are."""
 _EXTENSIONS = (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
 
 
-def to_array_record(arrays: Arrays) -> Any:
+def to_array_record(arrays: Arrays) -> flwr.ArrayRecord:
     """Arrays as Flower's record. bfloat16 and float8, which Flower cannot read back, go as float32."""
     return flwr.ArrayRecord({name: flwr.Array(_readable(array)) for name, array in arrays.items()})
 
 
-def from_array_record(record: Any) -> dict[str, records.Array]:
+def from_array_record(record: flwr.ArrayRecord) -> dict[str, records.Array]:
     """The arrays of a record, decoded from NumPy's file format."""
     return {name: array.numpy() for name, array in record.items()}
 
 
-def split(content: Any, prefix: str = "") -> tuple[Groups, list[Info]]:
+def split(content: flwr.RecordDict, prefix: str = "") -> tuple[Groups, list[Info]]:
     """A RecordDict as groups of arrays and a description; `join` reads them back.
 
     Args:
@@ -59,7 +61,7 @@ def split(content: Any, prefix: str = "") -> tuple[Groups, list[Info]]:
     return groups, described
 
 
-def join(groups: Groups, described: Sequence[Info]) -> Any:
+def join(groups: Groups, described: Sequence[Info]) -> flwr.RecordDict:
     """The RecordDict that `split` took apart."""
     content = flwr.RecordDict()
     for entry in described:
@@ -71,7 +73,7 @@ def join(groups: Groups, described: Sequence[Info]) -> Any:
     return content
 
 
-def join_arrays(arrays: Arrays, entry: Info) -> Any:
+def join_arrays(arrays: Arrays, entry: Info) -> flwr.ArrayRecord:
     """One ArrayRecord from its arrays and its entry of a description."""
     foreign = entry.get("foreign", {})
     return flwr.ArrayRecord(
@@ -82,7 +84,7 @@ def join_arrays(arrays: Arrays, entry: Info) -> Any:
     )
 
 
-def _split_arrays(record: Any) -> tuple[Arrays, dict[str, Info]]:
+def _split_arrays(record: flwr.ArrayRecord) -> tuple[Arrays, dict[str, Info]]:
     """The arrays of one record; those with an encoding or dtype of their own as bytes, with what they were."""
     arrays: dict[str, records.Array] = {}
     foreign: dict[str, Info] = {}
@@ -96,7 +98,7 @@ def _split_arrays(record: Any) -> tuple[Arrays, dict[str, Info]]:
     return arrays, foreign
 
 
-def _foreign_array(data: records.Array, head: Info) -> Any:
+def _foreign_array(data: records.Array, head: Info) -> flwr.Array:
     return flwr.Array(head["dtype"], tuple(head["shape"]), head["stype"], data.tobytes())
 
 
@@ -104,7 +106,7 @@ def _readable(array: records.Array) -> records.Array:
     return array.astype(np.float32) if array.dtype in _EXTENSIONS else np.asarray(array)
 
 
-def to_json(value: Any) -> Any:
+def to_json(value: Value) -> Json:
     """A value of a ConfigRecord or MetricRecord as JSON; bytes in base64."""
     if isinstance(value, bytes):
         return {"base64": base64.b64encode(value).decode()}
@@ -115,13 +117,13 @@ def to_json(value: Any) -> Any:
     return int(value) if isinstance(value, int) else float(value)
 
 
-def from_json(value: Any) -> Any:
+def from_json(value: Json) -> object:
     """The inverse of `to_json`."""
     if isinstance(value, Mapping):
-        return base64.b64decode(value["base64"])
+        return base64.b64decode(str(value["base64"]))
     return [from_json(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def scalars(record: Any) -> dict[str, float]:
+def scalars(record: flwr.MetricRecord) -> dict[str, float]:
     """The plain numbers of a MetricRecord; its lists are left out."""
     return {key: float(value) for key, value in record.items() if not isinstance(value, list)}

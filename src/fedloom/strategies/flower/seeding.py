@@ -13,12 +13,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from fedloom.core.records import Array
 
+State: TypeAlias = Any
+"""A generator's state as its own library gives it and takes it back."""
 _LOCK = threading.RLock()
 
 
@@ -26,9 +28,9 @@ _LOCK = threading.RLock()
 class Streams:
     """The states of the three generators, to be switched in and out."""
 
-    python: Any
+    python: State
     """As `random.getstate` gives it."""
-    numpy: Any
+    numpy: State
     """As `numpy.random.get_state` gives it, the cached normal deviate included."""
     torch: Array | None = None
     """The CPU generator's bytes, uint8; None where torch is not loaded."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from fedloom.core.accumulators import Accumulator, UpdateList
+from fedloom.core.accumulators import UpdateList
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, FedloomError, RunFailed
-from fedloom.core.protocols import Pending
+from fedloom.core.protocols import Pending, Strategy
 from fedloom.core.records import MODEL, Arrays, Exchange, Info, Record, RoundContext
 from fedloom.strategies.flower import flwr_api as flwr
 from fedloom.strategies.flower import memory, records
@@ -46,13 +46,13 @@ class FlowerState:
 class _Hosted:
     """The object and the two ConfigRecords that live as long as it: strategies change them from round to round."""
 
-    def __init__(self, strategy: Any, config: Config) -> None:
+    def __init__(self, strategy: flwr.Strategy, config: Config) -> None:
         self.strategy = strategy
         self.train_config = flwr.ConfigRecord(dict(config.train_config))
         self.evaluate_config = flwr.ConfigRecord(dict(config.evaluate_config))
 
 
-class FlowerStrategy:
+class FlowerStrategy(Strategy[FlowerState, UpdateList]):
     """Any `flwr.serverapp.strategy.Strategy` as one of ours.
 
     A round is `configure_train`, the clients' work, `aggregate_train`, and where clients evaluate `configure_evaluate`
@@ -62,7 +62,7 @@ class FlowerStrategy:
 
     State = FlowerState
 
-    def __init__(self, strategy: Any, config: Config, *, hosts_app: bool) -> None:
+    def __init__(self, strategy: flwr.Strategy, config: Config, *, hosts_app: bool) -> None:
         """Take over a strategy object.
 
         Args:
@@ -79,11 +79,9 @@ class FlowerStrategy:
         self._hosted = _Hosted(strategy, config)
         self._name = type(strategy).__name__
         self._hosts_app = hosts_app
-        self._evaluates = hosts_app if evaluates is None else evaluates
+        self.evaluates = hosts_app if evaluates is None else evaluates
         self._constants = memory.constants(self._hosted)
         self._fresh = self._capture()
-        self.evaluation = _evaluation if self._evaluates else None
-        """The last round's evaluation on clients, as Flower aggregated it; None leaves evaluation to the platform."""
         self._planned: tuple[FlowerState, int, Batch] | None = None
 
     def init(self, model: Record) -> FlowerState:
@@ -99,19 +97,13 @@ class FlowerStrategy:
         return self._exchange(state, context, self._batch(state, context))
 
     def finish(
-        self, state: FlowerState, total: Accumulator, context: RoundContext
+        self, state: FlowerState, total: UpdateList, context: RoundContext
     ) -> FlowerState | Pending[FlowerState]:
-        assert isinstance(total, UpdateList)
-        planned = self._planned
-        if planned is None or planned[0] is not state or planned[1] != context.round:
-            self._batch(state, context)  # another process asked the clients: bring the object to where it was
-            planned = self._planned
-        assert planned is not None
-        self._planned = None
+        batch, self._planned = self._sent(state, context), None
         if state.phase == EVALUATE:
-            return self._evaluated(state, planned[2], total, context)
-        after = self._trained(state, planned[2], total, context)
-        if self._evaluates:
+            return self._evaluated(state, batch, total, context)
+        after = self._trained(state, batch, total, context)
+        if self.evaluates:
             asking = replace(after, phase=EVALUATE)
             exchange = self._exchange(asking, context, self._batch(asking, context))
             if exchange is not None:
@@ -121,9 +113,19 @@ class FlowerStrategy:
     def arrays(self, state: FlowerState) -> Arrays:
         return state.model
 
+    def evaluation(self, state: FlowerState) -> Mapping[str, float] | None:
+        """Return the last round's evaluation on clients, as Flower aggregated it."""
+        return None if state.evaluation is None else dict(state.evaluation)
+
     def report(self, state: FlowerState) -> Mapping[str, float]:
         """The last round's training metrics as Flower aggregated them; `skipped` is 1 where it kept the old model."""
         return dict(state.report)
+
+    def _sent(self, state: FlowerState, context: RoundContext) -> Batch:
+        """The messages the answers are to. Where another process sent them, the object is brought to where it was."""
+        if self._planned is not None and self._planned[0] is state and self._planned[1] == context.round:
+            return self._planned[2]
+        return self._batch(state, context)
 
     def _batch(self, state: FlowerState, context: RoundContext) -> Batch:
         """Restore the object and let it write the phase's messages."""
@@ -167,14 +169,11 @@ class FlowerStrategy:
         metrics = self._call("aggregate_evaluate", context, lambda: strategy.aggregate_evaluate(context.round, replies))
         return self._state(state.model, state.report, records.scalars(metrics) if metrics is not None else None)
 
-    def _replies(self, batch: Batch, total: UpdateList) -> list[Any]:
+    def _replies(self, batch: Batch, total: UpdateList) -> list[flwr.Message]:
         if self._hosts_app:
             return batch.replies(total.updates)
-        inner = self._hosted.strategy
-        while isinstance(getattr(inner, "strategy", None), flwr.Strategy):
-            inner = inner.strategy
-        weighted_by = getattr(inner, "weighted_by_key", "num-examples")
-        return batch.plain_replies(total.updates, weighted_by, getattr(inner, "train_loss_key", None))
+        weighted_by, loss_name = flwr.metric_names(self._hosted.strategy)
+        return batch.plain_replies(total.updates, weighted_by, loss_name)
 
     def _state(self, model: Arrays, report: Info, evaluation: Info | None) -> FlowerState:
         kept = self._capture()
@@ -200,16 +199,12 @@ class FlowerStrategy:
             ) from exc
 
 
-def _evaluation(state: FlowerState) -> Mapping[str, float] | None:
-    return None if state.evaluation is None else dict(state.evaluation)
-
-
 def build_strategy(config: Config, experiment: Experiment) -> FlowerStrategy:
     """The strategy a `Config` describes."""
     hosts_app = experiment.workload.name == "flower"
     made = build_object(config, cohort_size=experiment.cohort_size, hosts_app=hosts_app)
     malicious = config.options.get("num_malicious_nodes", 0)
-    if config.class_ == "Bulyan" and experiment.cohort_size < 4 * malicious + 3:
+    if config.class_ == "Bulyan" and isinstance(malicious, int) and experiment.cohort_size < 4 * malicious + 3:
         raise ConfigError(
             f"strategy.options.num_malicious_nodes = {malicious}: Bulyan needs at least 4 * {malicious} + 3 clients "
             f"per round, this run asks {experiment.cohort_size}; raise `cohort`"

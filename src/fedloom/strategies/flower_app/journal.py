@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from fedloom.core.records import Array, Arrays, Info, Update
 from fedloom.strategies.flower.messages import KNOB
@@ -74,9 +73,9 @@ def unflatten(arrays: Arrays, trees: Sequence[Info]) -> list[Entry]:
 
 def mean_of(updates: Sequence[tuple[int, Update]], weighted_by: str = "num-examples") -> Mapping[str, float]:
     """Metrics of several replies, weighted by their examples; metrics that are not in every reply are left out."""
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, float]] = []
     for _, update in updates:
-        row: dict[str, Any] = {}
+        row: dict[str, float] = {}
         for entry in update.info[KNOB]["content"]:
             if entry["kind"] == "metrics":
                 row |= {name: value for name, value in entry["values"].items() if not isinstance(value, list | tuple)}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from fedloom.core.errors import FedloomError, RunFailed, UnsupportedFeature
 from fedloom.core.records import Arrays, Update
@@ -31,10 +30,10 @@ class AppGrid(ClientsGrid):
         super().__init__(clients)
         self.session = session
         self._count = 0
-        self._pushed: dict[str, Any] = {}
-        self._arrived: dict[str, Any] = {}
+        self._pushed: dict[str, flwr.Message] = {}
+        self._arrived: dict[str, flwr.Message] = {}
 
-    def push_messages(self, messages: Iterable[Any]) -> Iterable[str]:
+    def push_messages(self, messages: Iterable[flwr.Message]) -> Iterable[str]:
         ids = []
         for message in messages:
             self._count += 1
@@ -44,7 +43,7 @@ class AppGrid(ClientsGrid):
         self.exchanged()
         return ids
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Any]:
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[flwr.Message]:
         """Replies to the given messages, each once. The first pull waits for the answers to all that was pushed."""
         if self._pushed:
             waiting, self._pushed = list(self._pushed.values()), {}
@@ -52,7 +51,9 @@ class AppGrid(ClientsGrid):
                 self._arrived[reply.metadata.reply_to_message_id] = reply
         return [self._arrived.pop(each) for each in message_ids if each in self._arrived]
 
-    def send_and_receive(self, messages: Iterable[Any], *, timeout: float | None = None) -> Iterable[Any]:
+    def send_and_receive(
+        self, messages: Iterable[flwr.Message], *, timeout: float | None = None
+    ) -> Iterable[flwr.Message]:
         outgoing = list(messages)
         self.push_messages(outgoing)
         for message in outgoing:
@@ -75,9 +76,9 @@ class Session:
 
     def __init__(
         self,
-        app: Any,
+        app: flwr.ServerApp,
         clients: Sequence[int],
-        run_config: Mapping[str, Any],
+        run_config: Mapping[str, object],
         streams: Streams,
         journal: Sequence[Entry] = (),
         *,
@@ -118,7 +119,7 @@ class Session:
             self._closing = True
             self._run(raising=False)
 
-    def exchange(self, batch: Batch, timeout: float | None = None) -> list[Any]:
+    def exchange(self, batch: Batch, timeout: float | None = None) -> list[flwr.Message]:
         """Called by the app's thread: send a batch, wait, return the replies."""
         updates = self._recorded() if self._cursor < len(self.journal) else self._ask(batch, timeout)
         self._grid.exchanged()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 from fedloom.core.errors import UnsupportedFeature
 from fedloom.core.records import Array
@@ -16,16 +16,19 @@ from fedloom.strategies.flower.seeding import Streams
 from fedloom.strategies.flower_app.journal import START, Entry
 from fedloom.strategies.flower_app.session import AppGrid, Session
 
+EvaluateFn: TypeAlias = Callable[[int, flwr.ArrayRecord], flwr.MetricRecord | None]
+"""An app's own evaluation on the server."""
+
 
 def host_start() -> None:
     """Make `Strategy.start` ours where it is called with our grid; with any other grid it is Flower's, unchanged."""
     original = flwr.Strategy.start
-    if hasattr(original, "__wrapped__"):
+    if inspect.unwrap(original) is not original:
         return
     signature = inspect.signature(original)
 
     @functools.wraps(original)
-    def start(self: Any, grid: Any, *args: Any, **kwargs: Any) -> Any:
+    def start(self: flwr.Strategy, grid: flwr.Grid, *args: object, **kwargs: object) -> flwr.Result:
         if not isinstance(grid, AppGrid):
             return original(self, grid, *args, **kwargs)
         given = signature.bind(self, grid, *args, **kwargs)
@@ -42,16 +45,16 @@ class _Run:
 
     def __init__(
         self,
-        strategy: Any,
+        strategy: flwr.Strategy,
         grid: AppGrid,
         *,
-        initial_arrays: Any,
+        initial_arrays: flwr.ArrayRecord,
         num_rounds: int,
         timeout: float,
-        train_config: Any,
-        evaluate_config: Any,
-        evaluate_fn: Callable[[int, Any], Any] | None,
-        **unknown: Any,
+        train_config: flwr.ConfigRecord | None,
+        evaluate_config: flwr.ConfigRecord | None,
+        evaluate_fn: EvaluateFn | None,
+        **unknown: object,
     ) -> None:
         if unknown:
             raise UnsupportedFeature(f"Strategy.start has arguments {sorted(unknown)} in this flwr, not known here")
@@ -64,7 +67,7 @@ class _Run:
         self.done = 0
         self.place: int | None = None
 
-    def to_the_end(self) -> Any:
+    def to_the_end(self) -> flwr.Result:
         """The rounds that are left, and the result of all."""
         session = self.session
         session.in_start = True
@@ -74,7 +77,7 @@ class _Run:
                 self.place = session.position
                 self._restore(entry)
             elif self.evaluate_fn:
-                self._evaluate_here(0)
+                self._evaluate_here(self.evaluate_fn, 0)
                 session.evaluation = None  # of the initial model: no round's
             self._publish_model()
             while self.done < self.num_rounds:
@@ -105,12 +108,11 @@ class _Run:
             result.evaluate_metrics_clientapp[number] = metrics
             session.evaluation = records.scalars(metrics)
         if self.evaluate_fn:
-            self._evaluate_here(number)
+            self._evaluate_here(self.evaluate_fn, number)
 
-    def _evaluate_here(self, number: int) -> None:
+    def _evaluate_here(self, evaluate: EvaluateFn, number: int) -> None:
         """The app's own evaluation on the server; its names win, the clients' get a prefix where both exist."""
-        assert self.evaluate_fn is not None
-        metrics = self.evaluate_fn(number, self.arrays)
+        metrics = evaluate(number, self.arrays)
         if metrics is not None:
             self.result.evaluate_metrics_serverapp[number] = metrics
             here = records.scalars(metrics)
@@ -136,7 +138,7 @@ class _Run:
         arrays |= {f"strategy/{name}": array for name, array in kept.arrays.items()}
         self.place = session.snapshot(Entry({"kind": START, "values": tree, "strategy": kept.tree}, arrays), self.place)
 
-    def _values(self, session: Session) -> dict[str, Any]:
+    def _values(self, session: Session) -> dict[str, object]:
         streams, result = Streams.current(), self.result
         return {
             "done": self.done,

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from fedloom.core.accumulators import Accumulator, UpdateList
+from fedloom.core.accumulators import UpdateList
 from fedloom.core.config import Experiment
-from fedloom.core.errors import UnsupportedFeature
-from fedloom.core.protocols import Pending
+from fedloom.core.errors import RunFailed, UnsupportedFeature
+from fedloom.core.protocols import Pending, Strategy
 from fedloom.core.records import Arrays, Exchange, Info, Record, RoundContext
 from fedloom.core.seeds import generator
 from fedloom.strategies.flower import apps
@@ -40,7 +39,7 @@ class AppState:
     evaluation: Info | None = None
 
 
-class FlowerApp:
+class FlowerApp(Strategy[AppState, UpdateList]):
     """A `ServerApp` as a strategy.
 
     `main` runs in a thread until it waits for clients; the batch it waits for is the exchange. A round ends where the
@@ -49,8 +48,9 @@ class FlowerApp:
     """
 
     State = AppState
+    evaluates = True
 
-    def __init__(self, app: Any, config: Config, *, clients: int, seed: int) -> None:
+    def __init__(self, app: flwr.ServerApp, config: Config, *, clients: int, seed: int) -> None:
         self._app, self._config, self._clients, self._seed = app, config, clients, seed
         self._session: Session | None = None
         self._live: AppState | None = None
@@ -63,13 +63,11 @@ class FlowerApp:
         session = self._resumed(state)
         return self._exchange(session, context) if session.batch is not None else None
 
-    def finish(self, state: AppState, total: Accumulator, context: RoundContext) -> AppState | Pending[AppState]:
-        assert isinstance(total, UpdateList)
+    def finish(self, state: AppState, total: UpdateList, context: RoundContext) -> AppState | Pending[AppState]:
         session = self._resumed(state)
-        assert session.batch is not None
-        trained, server_round = state.trained, state.server_round
-        if "train" in session.batch.kinds:
-            trained, server_round = True, _server_round(session.batch)
+        answered, trained, server_round = _waiting(session), state.trained, state.server_round
+        if "train" in answered.kinds:
+            trained, server_round = True, _server_round(answered)
         self._live = None
         session.answer(total.updates)
         over = session.batch is None or (
@@ -132,8 +130,16 @@ class FlowerApp:
         return self._session
 
     def _exchange(self, session: Session, context: RoundContext) -> Exchange:
-        assert session.batch is not None
-        return session.batch.exchange(context.round, session.deadline_s)
+        return _waiting(session).exchange(context.round, session.deadline_s)
+
+
+def _waiting(session: Session) -> Batch:
+    """The messages the app waits for answers to."""
+    if session.batch is None:
+        raise RunFailed(
+            "the Flower app's main has returned, so it waits for no answers; nothing is left to do in this round"
+        )
+    return session.batch
 
 
 def _server_round(batch: Batch) -> int | None:
