@@ -11,9 +11,9 @@ import pytest
 from fedloom.core.errors import BadUpdate, ConfigError
 from fedloom.core.records import MODEL
 from fedloom.core.seeds import generator
+from fedloom.workloads._data.rows import RowShard
 from fedloom.workloads._spiking import rates
 from fedloom.workloads._spiking.encoders import row_noise
-from fedloom.workloads.image_classification.workload import ImageShard
 
 Build = Any
 
@@ -77,13 +77,13 @@ def test_independent_of_order_and_batches(build: Build, settings: dict[str, Any]
     arrays = work.init(generator(1, "model")).groups[MODEL]
     rows = work.shard(0).rows
     shuffle = np.random.default_rng(1).permutation(len(rows))
-    base = work.firing_rates(arrays, ImageShard(rows), generator(4, "x"), layers="all", per_sample=True)
-    turned = work.firing_rates(arrays, ImageShard(rows[shuffle]), generator(4, "x"), layers="all", per_sample=True)
+    base = work.firing_rates(arrays, RowShard(rows), generator(4, "x"), layers="all", per_sample=True)
+    turned = work.firing_rates(arrays, RowShard(rows[shuffle]), generator(4, "x"), layers="all", per_sample=True)
     mean, mean_turned = (
-        work.firing_rates(arrays, ImageShard(r), generator(4, "x"), layers="all") for r in (rows, rows[shuffle])
+        work.firing_rates(arrays, RowShard(r), generator(4, "x"), layers="all") for r in (rows, rows[shuffle])
     )
     work._meter._batch_size = 7
-    small = work.firing_rates(arrays, ImageShard(rows), generator(4, "x"), layers="all", per_sample=True)
+    small = work.firing_rates(arrays, RowShard(rows), generator(4, "x"), layers="all", per_sample=True)
     for name, values in base.items():
         np.testing.assert_array_equal(turned[name], values[shuffle])
         np.testing.assert_array_equal(small[name], values)

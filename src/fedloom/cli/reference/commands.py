@@ -13,19 +13,17 @@ from fedloom.cli.reference.markdown import code, document, table
 
 def render() -> str:
     """The whole page."""
-    group = typer.main.get_command(app)
-    assert isinstance(group, click.Group)
     return document(
         "Command line",
         "Exit codes: 0 done; 2 wrong usage or configuration; 1 the run failed; 130 interrupted, and resumable. Errors "
         "are one message on stderr; `--debug` or `FEDLOOM_DEBUG=1` adds the traceback.",
-        *(part for name, command in group.commands.items() for part in _command(name, command)),
+        *_command("", typer.main.get_command(app)),
     )
 
 
 def _command(name: str, command: click.Command) -> list[str]:
     if isinstance(command, click.Group):
-        return [part for below, each in command.commands.items() for part in _command(f"{name} {below}", each)]
+        return [part for below, each in command.commands.items() for part in _command(f"{name} {below}".strip(), each)]
     context = click.Context(command, info_name=f"fedloom {name}")
     usage = " ".join([f"fedloom {name}", *command.collect_usage_pieces(context)])
     parameters = [each for each in command.get_params(context) if "--help" not in each.opts]

@@ -97,15 +97,13 @@ class Authority:
             raise BadMessage(f"a certificate request has at most {MAX_CSR_BYTES} bytes, got {len(data)}")
         try:
             request = x509.load_pem_x509_csr(data)
-            public = request.public_key()
+            public = p256_key(request.public_key())
             # The kind of key first: what another kind's signature costs to check is up to whoever made it.
-            right = isinstance(public, ec.EllipticCurvePublicKey) and public.curve.name == "secp256r1"
-            sound = right and request.is_signature_valid
+            sound = public is not None and request.is_signature_valid
         except Exception as exc:
             raise BadMessage(f"expected a certificate request (PKCS #10, PEM): {exc}") from exc
-        if not sound:
+        if public is None or not sound:
             raise BadMessage("expected a certificate request for a P-256 key, signed by that key")
-        assert isinstance(public, ec.EllipticCurvePublicKey)
         return self.sign_key(public, name, role, lifetime_s)
 
     def sign_key(self, public: ec.EllipticCurvePublicKey, name: str, role: str, lifetime_s: float) -> x509.Certificate:
@@ -136,6 +134,11 @@ class Authority:
             .add_extension(x509.SubjectAlternativeName([also]), critical=False)
         )
         return builder.sign(self._key, hashes.SHA256())
+
+
+def p256_key(key: object) -> ec.EllipticCurvePublicKey | None:
+    """Return a public key where it is one on the curve P-256, else None."""
+    return key if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name == "secp256r1" else None
 
 
 def _authority_certificate(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 import grpc
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedloom.core.errors import BadMessage, Forbidden
 from fedloom.core.identity import pem
 from fedloom.core.messages import PROTOCOL
 from fedloom.proto.v1 import enroll_pb2 as pb
 from fedloom.proto.v1.enroll_pb2_grpc import AdminServicer, CredentialsServicer, EnrollServicer
-from fedloom.server.access.authority import Authority
+from fedloom.server.access.authority import Authority, p256_key
 from fedloom.server.access.gate import Caller, Gate, MemberGate, peer_certificate
 from fedloom.server.access.members import Member, Registry
 from fedloom.server.access.status import answering
@@ -84,9 +83,9 @@ class CredentialsService(CredentialsServicer):
     def Renew(self, request: pb.RenewRequest, context: grpc.ServicerContext) -> pb.RenewReply:
         with answering(context):
             caller = self._gate.admit(context, "Credentials/Renew")
-            present = x509.load_pem_x509_certificate(peer_certificate(context))
-            public = present.public_key()
-            assert isinstance(public, ec.EllipticCurvePublicKey)
+            public = p256_key(x509.load_pem_x509_certificate(peer_certificate(context)).public_key())
+            if public is None:
+                raise BadMessage("expected a certificate for a P-256 key; join again to get one")
             security = self._security
             fresh = security.authority.sign_key(public, caller.name, caller.role, security.lifetime_s)
             security.registry.renew(caller.fingerprint, fresh)

@@ -8,7 +8,6 @@ has seen. The scale s is a constant: LoRA's usual alpha/r would multiply the fun
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fedloom.core.errors import ConfigError
 from fedloom.core.matching import match_modules
-from fedloom.workloads._adapters.targets import Shape, adaptable, is_conv1d, shape_of
+from fedloom.workloads._adapters.targets import Shape, adaptable, is_conv1d, shape_of, weight_of
 
 
 class LoraLayer(nn.Module):
@@ -35,8 +34,7 @@ class LoraLayer(nn.Module):
 
     def __init__(self, module: nn.Module, shape: Shape, rank_max: int, scale: float, *, gated: bool = False) -> None:
         super().__init__()
-        weight = module.weight
-        assert isinstance(weight, Tensor)
+        weight = weight_of(module)
         self.a = nn.Parameter(weight.new_zeros(rank_max, shape.in_))
         self.b = nn.Parameter(weight.new_zeros(shape.out, rank_max))
         self.e = nn.Parameter(weight.new_zeros(rank_max)) if gated else None
@@ -54,7 +52,7 @@ class LoraLayer(nn.Module):
         a, b = self.active
         return (a, b) if self.e is None else (a, b * self.e[: self.rank])
 
-    def hook(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    def hook(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """The module's output with the adapter's part added: a forward hook."""
         return torch.add(output, self._delta(args[0], *self.product), alpha=self.scale)
 
@@ -109,10 +107,8 @@ def weight_change(module: nn.Module, factors: tuple[Tensor, Tensor], scale: floa
     """
     a, b = factors
     change = (b @ a) * scale
-    weight = module.weight
-    assert isinstance(weight, Tensor)
     stored = change.T if isinstance(module, nn.Embedding) or is_conv1d(module) else change
-    return stored.reshape(weight.shape)
+    return stored.reshape(weight_of(module).shape)
 
 
 def merge(model: nn.Module, layers: Mapping[str, LoraLayer]) -> None:
@@ -120,8 +116,7 @@ def merge(model: nn.Module, layers: Mapping[str, LoraLayer]) -> None:
     with torch.no_grad():
         for name, layer in layers.items():
             module = model.get_submodule(name)
-            weight = module.weight
-            assert isinstance(weight, Tensor)
+            weight = weight_of(module)
             weight += weight_change(module, layer.product, layer.scale)
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from fedloom.core.records import Info
 from fedloom.workloads._torch.whole import travelling
@@ -46,7 +46,7 @@ def shape_of(module: nn.Module, name: str) -> Shape | None:
             height, width = module.kernel_size
             return Shape(weight, module.out_channels, module.in_channels * height * width, "conv2d", (height, width))
         case _ if is_conv1d(module):
-            rows, columns = module.weight.shape  # type: ignore[misc]
+            rows, columns = weight_of(module).shape
             return Shape(weight, columns, rows, "conv1d")
     return None
 
@@ -79,10 +79,21 @@ def adaptable(model: nn.Module) -> dict[str, Shape]:
     }
 
 
-def output_layer(model: nn.Module) -> str:
-    """Name of the last linear layer: the head of a classifier that ends in one."""
-    linear: list[str] = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return linear[-1]
+def weight_of(module: nn.Module) -> Tensor:
+    """Return the weight of a module that an adapter fits.
+
+    Raises:
+        TypeError: it has none; `shape_of` is to be asked first.
+    """
+    weight = module.weight
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"expected a module with a weight, got {type(module).__name__} with {type(weight).__name__}")
+    return weight
+
+
+def output_layer(model: nn.Module) -> tuple[str, nn.Linear]:
+    """Return name and module of the last linear layer: the head of a classifier that ends in one."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
 
 
 def model_info(model: nn.Module, head: Sequence[str] = ()) -> Info:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedloom.core.errors import ConfigError
 from fedloom.core.protocols import LocalRule
 from fedloom.core.records import ADAPTERS, MODEL, Array, Arrays, Info, Mean, Record, Update
 from fedloom.workloads._torch.arrays import as_array, as_tensor
@@ -100,13 +101,11 @@ class Trainer:
             self._optimizer.reset()
             self._optimizer.rate = self._rate(knobs) if rate is None else rate
             if velocity:
-                assert isinstance(self._optimizer, Sgd)
-                self._optimizer.resume([as_tensor(velocity[name]).to(self.device) for _, name in self._part.trained])
+                self._resume(velocity)
             for parameter in self._part.parameters:
                 parameter.grad = None  # a client that failed halfway may have left one
-            begin = getattr(rule, "begin", None)
-            if begin is not None:
-                begin(self._part.trained, knobs)
+            if rule is not None:
+                rule.begin(self._part.trained, knobs)
             losses, counts = [], []
             for batch in self._batches(rows, rng):
                 losses.append(self._step(loss_of, batch, rule, knobs))
@@ -119,6 +118,15 @@ class Trainer:
             groups=self._part.groups(),
             metrics={"loss": Mean(float(sums), float(sum(counts)))},
         )
+
+    def _resume(self, velocity: Arrays) -> None:
+        """Go on with the momentum an earlier training ended with."""
+        if not isinstance(self._optimizer, Sgd):
+            raise ConfigError(
+                f"workload.training.optimizer: {self._settings.optimizer!r} cannot go on with a client's earlier "
+                'momentum; set it to "sgd"'
+            )
+        self._optimizer.resume([as_tensor(velocity[name]).to(self.device) for _, name in self._part.trained])
 
     def _rate(self, knobs: Info) -> float:
         return float(self._settings.learning_rate * knobs.get("rate_factor", 1.0))

@@ -61,7 +61,7 @@ class Checkpoint:
                 another shape.
         """
         found = self._read()
-        head = f"{output_layer(model)}."
+        head = f"{output_layer(model)[0]}."
         wanted = model.state_dict()
         kept = {name for name in wanted if name.startswith(head) and name in found}
         if fresh_head or any(found[name].shape != tuple(wanted[name].shape) for name in kept):

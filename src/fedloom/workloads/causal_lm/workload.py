@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedloom.core.config import Experiment
-from fedloom.core.protocols import LocalRule, Shard, WorkloadInfo
+from fedloom.core.protocols import LocalRule, WorkloadInfo
 from fedloom.core.records import MODEL, Array, Job, Mean, Metrics, Record, Update
 from fedloom.workloads._adapters.targets import model_info
 from fedloom.workloads._data.partition import Partition, partition
+from fedloom.workloads._data.rows import RowShard
 from fedloom.workloads._pretrained.folder import PretrainedFolder
 from fedloom.workloads._torch.scope import choose_device, exact
 from fedloom.workloads._torch.trainer import Trainer
@@ -26,19 +26,6 @@ _EVALUATION_TOKENS = 2048
 """Tokens of an evaluation's minibatch: its logits take this many times the vocabulary."""
 _MOST_FILES = 100
 """Files up to which the report can show who holds blocks of which."""
-
-
-@dataclass(frozen=True, slots=True)
-class BlockShard:
-    """Rows of the training set (a client's), or of the test set."""
-
-    rows: Array
-    """Row numbers, shape (n,), int64."""
-    held_out: bool = False
-
-    @property
-    def num_examples(self) -> int:
-        return len(self.rows)
 
 
 class CausalLM:
@@ -69,32 +56,28 @@ class CausalLM:
         fresh = Trainer(model, self._config.training, torch.device("cpu"))
         return Record({MODEL: fresh.arrays}, model_info(model))
 
-    def shard(self, client: int) -> BlockShard:
-        return BlockShard(self._shards.client(client))
+    def shard(self, client: int) -> RowShard:
+        return RowShard(self._shards.client(client))
 
-    def held_out(self, part: int, parts: int) -> BlockShard:
-        num_test = len(self._data.test.lengths)
-        return BlockShard(np.arange(num_test * part // parts, num_test * (part + 1) // parts), held_out=True)
+    def held_out(self, part: int, parts: int) -> RowShard:
+        return RowShard.test_part(len(self._data.test.lengths), part, parts)
 
     def train(
         self,
         job: Job,
         inputs: Mapping[str, Record],
-        shard: Shard,
+        shard: RowShard,
         rule: LocalRule | None,
         rng: np.random.Generator,
     ) -> Update:
-        assert isinstance(shard, BlockShard)
-
         def loss_of(rows: Tensor) -> Tensor:
             logits, truth = self._predicted(self._data.train, rows.cpu().numpy())
             return F.cross_entropy(logits, truth, ignore_index=NO_TARGET)
 
         return self._trainer.train(shard.rows, loss_of, inputs, rule, job.knobs, rng)
 
-    def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
+    def evaluate(self, inputs: Mapping[str, Record], shard: RowShard) -> Metrics:
         """`loss` (cross-entropy of a token, nats) and `accuracy` (share of tokens guessed rightly), over all tokens."""
-        assert isinstance(shard, BlockShard)
         blocks = self._data.test if shard.held_out else self._data.train
         size = max(1, _EVALUATION_TOKENS // self._config.model.block_size)
         sums, tokens = np.zeros(2), 0

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadUpdate, ClientFailed, ConfigError, UnsupportedFeature
-from fedloom.core.protocols import LocalRule, Shard, WorkloadInfo
+from fedloom.core.protocols import LocalRule, WorkloadInfo
 from fedloom.core.records import MODEL, Arrays, Info, Job, Mean, Metrics, Record, Update
 from fedloom.strategies.flower import apps, records
 from fedloom.strategies.flower import flwr_api as flwr
@@ -51,23 +51,23 @@ class FlowerWorkload:
             made = make() if callable(make) else make
         return Record({MODEL: _as_arrays(made, self._config.initial_arrays)})
 
-    def shard(self, client: int) -> Shard:
+    def shard(self, client: int) -> AppShard:
         return AppShard(client)
 
-    def held_out(self, part: int, parts: int) -> Shard | None:
+    def held_out(self, part: int, parts: int) -> None:
         return None
 
     def train(
         self,
         job: Job,
         inputs: Mapping[str, Record],
-        shard: Shard,
+        shard: AppShard,
         rule: LocalRule | None,
         rng: np.random.Generator,
     ) -> Update:
         return self.act(job, inputs, None, rng)
 
-    def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
+    def evaluate(self, inputs: Mapping[str, Record], shard: AppShard) -> Metrics:
         raise UnsupportedFeature(
             "a Flower app has no held-out data of ours; it evaluates on its clients (job `evaluate`)"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedloom.core.config import Experiment
-from fedloom.core.protocols import LocalRule, Shard, WorkloadInfo
+from fedloom.core.protocols import LocalRule, WorkloadInfo
 from fedloom.core.records import MODEL, Array, Arrays, Job, Metrics, Record, Update
 from fedloom.workloads._adapters.targets import model_info, output_layer
 from fedloom.workloads._data.images import ImageData, load_images
 from fedloom.workloads._data.partition import Partition, partition
+from fedloom.workloads._data.rows import RowShard
 from fedloom.workloads._pretrained.folder import PretrainedFolder
 from fedloom.workloads._torch.scope import choose_device, exact
 from fedloom.workloads._torch.trainer import Trainer, evaluate_in_batches
@@ -26,19 +26,6 @@ from fedloom.workloads.image_classification.config import Config, Model
 
 _EVALUATION_BATCH = 250
 """Small enough for a CNN's activations to stay in a core's cache: a third faster than 1000."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageShard:
-    """Rows of the training set (a client's), or of the test set."""
-
-    rows: Array
-    """Row numbers, shape (n,), int64."""
-    held_out: bool = False
-
-    @property
-    def num_examples(self) -> int:
-        return len(self.rows)
 
 
 class ImageClassification:
@@ -77,30 +64,26 @@ class ImageClassification:
             model = self._new_model()
             self._set_out(model)
             fresh = Trainer(model, self._config.training, torch.device("cpu"))
-        return Record({MODEL: fresh.arrays}, model_info(model, head=(output_layer(model),)))
+        return Record({MODEL: fresh.arrays}, model_info(model, head=(output_layer(model)[0],)))
 
-    def shard(self, client: int) -> ImageShard:
-        return ImageShard(self._shards.client(client))
+    def shard(self, client: int) -> RowShard:
+        return RowShard(self._shards.client(client))
 
-    def held_out(self, part: int, parts: int) -> ImageShard:
-        num_test = len(self._test[1])
-        bounds = [num_test * edge // parts for edge in (part, part + 1)]
-        return ImageShard(np.arange(*bounds), held_out=True)
+    def held_out(self, part: int, parts: int) -> RowShard:
+        return RowShard.test_part(len(self._test[1]), part, parts)
 
     def train(
         self,
         job: Job,
         inputs: Mapping[str, Record],
-        shard: Shard,
+        shard: RowShard,
         rule: LocalRule | None,
         rng: np.random.Generator,
     ) -> Update:
-        assert isinstance(shard, ImageShard)
         return self._trainer.train(shard.rows, self._loss, inputs, rule, job.knobs, rng)
 
-    def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
+    def evaluate(self, inputs: Mapping[str, Record], shard: RowShard) -> Metrics:
         """`loss` (cross-entropy) and `accuracy` (share of right answers), on a test part or a client's own data."""
-        assert isinstance(shard, ImageShard)
         images, labels = self._test if shard.held_out else self._train
         rows = torch.from_numpy(shard.rows).to(self._device)
 
@@ -114,9 +97,8 @@ class ImageClassification:
             self._trainer.model.eval()
             return evaluate_in_batches(len(rows), _EVALUATION_BATCH, measure, ("loss", "accuracy"))
 
-    def logits(self, inputs: Mapping[str, Record], shard: Shard) -> tuple[Array, Array]:
+    def logits(self, inputs: Mapping[str, Record], shard: RowShard) -> tuple[Array, Array]:
         """The global model's logits on a test part or a client's own data, (n, K) float32, and the labels, (n,)."""
-        assert isinstance(shard, ImageShard)
         images, labels = self._test if shard.held_out else self._train
         rows = torch.from_numpy(shard.rows).to(self._device)
         with exact(self._device), torch.inference_mode():
@@ -125,12 +107,11 @@ class ImageClassification:
             parts = [self._trainer.model(images.index_select(0, part)) for part in torch.split(rows, _EVALUATION_BATCH)]
             return torch.cat(parts).cpu().numpy(), labels.index_select(0, rows).cpu().numpy()
 
-    def class_errors(self, arrays: Arrays, shard: Shard, rng: np.random.Generator) -> Array:
+    def class_errors(self, arrays: Arrays, shard: RowShard, rng: np.random.Generator) -> Array:
         """What a client's examples would teach each class's output: the mean of onehot(y) - softmax, without training.
 
         It is the loss's negative gradient at the logits, float64 in [-1, 1], shape (classes,). Nothing is drawn.
         """
-        assert isinstance(shard, ImageShard)
         images, labels = self._train
         parts = []
         with exact(self._device), torch.inference_mode():
@@ -157,9 +138,7 @@ class ImageClassification:
         if isinstance(self._pretrained, Checkpoint):
             self._pretrained.load_into(model, fresh_head=fresh_head)
         elif fresh_head:
-            head = model.get_submodule(output_layer(model))
-            assert isinstance(head, nn.Linear)
-            head.reset_parameters()
+            output_layer(model)[1].reset_parameters()
 
 
 def build_workload(config: Config, experiment: Experiment) -> ImageClassification:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadUpdate
-from fedloom.core.protocols import LocalRule, Shard, WorkloadInfo
+from fedloom.core.protocols import LocalRule, WorkloadInfo
 from fedloom.core.records import MODEL, Array, Arrays, Job, Metrics, Record, Update
 from fedloom.core.seeds import generator
 from fedloom.workloads._data.images import ImageData, load_images
+from fedloom.workloads._data.rows import RowShard
 from fedloom.workloads._torch.scope import choose_device, exact
 from fedloom.workloads._torch.trainer import Trainer, evaluate_in_batches
 from fedloom.workloads._vision.augment import augmented
@@ -46,18 +47,11 @@ _SOURCE_IMAGES = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredShard:
+class ScoredShard(RowShard):
     """Places in the training images (a client's), or in the test images."""
 
-    rows: Array
-    """(n,), int64."""
-    held_out: bool = False
     piece: int | None = None
     """Number of the piece, where each is spoilt in its own way."""
-
-    @property
-    def num_examples(self) -> int:
-        return len(self.rows)
 
 
 class Scoring:
@@ -95,19 +89,18 @@ class Scoring:
         return ScoredShard(self._rows.shards.client(client))
 
     def held_out(self, part: int, parts: int) -> ScoredShard:
-        bounds = [len(self._test[1]) * edge // parts for edge in (part, part + 1)]
-        return ScoredShard(np.arange(*bounds), held_out=True, piece=part if self._config.spoilt_pieces else None)
+        shard = ScoredShard.test_part(len(self._test[1]), part, parts)
+        return replace(shard, piece=part) if self._config.spoilt_pieces else shard
 
     def train(
         self,
         job: Job,
         inputs: Mapping[str, Record],
-        shard: Shard,
+        shard: ScoredShard,
         rule: LocalRule | None,
         rng: np.random.Generator,
     ) -> Update:
         """One client's training of the model, and after it of the second one."""
-        assert isinstance(shard, ScoredShard)
         if self._config.frozen:
             return Update(num_examples=shard.num_examples, groups={MODEL: inputs[MODEL].groups[MODEL]})
         update = self._trained(self._trainer, job, inputs, shard, rule, rng)
@@ -118,9 +111,8 @@ class Scoring:
         groups = {**update.groups, SECOND: other.groups[MODEL]}
         return Update(num_examples=update.num_examples, groups=groups, metrics=update.metrics)
 
-    def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
+    def evaluate(self, inputs: Mapping[str, Record], shard: ScoredShard) -> Metrics:
         """`loss` (cross-entropy) and `accuracy` (share of right answers), on a test part or a client's own data."""
-        assert isinstance(shard, ScoredShard)
         images, labels = self._shown(shard)
 
         def measure(batch: slice) -> tuple[Tensor, Tensor]:
@@ -133,9 +125,8 @@ class Scoring:
             self._trainer.model.eval()
             return evaluate_in_batches(len(labels), _EVALUATION_BATCH, measure, ("loss", "accuracy"))
 
-    def logits(self, inputs: Mapping[str, Record], shard: Shard) -> tuple[Array, Array]:
+    def logits(self, inputs: Mapping[str, Record], shard: ScoredShard) -> tuple[Array, Array]:
         """The global model's logits on a test part or a client's own data, (n, K) float32, and the labels, (n,)."""
-        assert isinstance(shard, ScoredShard)
         images, labels = self._shown(shard)
         with exact(self._device), torch.inference_mode():
             self._trainer.load(inputs)

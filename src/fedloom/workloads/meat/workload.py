@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,11 @@ from torch import Tensor
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadUpdate
-from fedloom.core.protocols import LocalRule, Shard, WorkloadInfo
+from fedloom.core.protocols import LocalRule, WorkloadInfo
 from fedloom.core.records import MODEL, Array, Arrays, Job, Mean, Metrics, Record, Update
 from fedloom.workloads._attacks.auto import require_auto_attack
 from fedloom.workloads._data.images import ImageData, load_images
+from fedloom.workloads._data.rows import RowShard
 from fedloom.workloads._torch.arrays import as_array
 from fedloom.workloads._torch.scope import choose_device, exact
 from fedloom.workloads._torch.trainer import Trainer
@@ -43,19 +44,6 @@ SEAT = "seat"
 """Group of an update that holds the moving average."""
 _VELOCITY = "velocity"
 _EVALUATION_BATCH = 250
-
-
-@dataclass(frozen=True, slots=True)
-class PixelShard:
-    """A client's rows of the training images, or a piece of the test images."""
-
-    rows: Array
-    """Row numbers, shape (n,), int64."""
-    held_out: bool = False
-
-    @property
-    def num_examples(self) -> int:
-        return len(self.rows)
 
 
 class AdversarialTraining:
@@ -86,28 +74,25 @@ class AdversarialTraining:
             fresh = Trainer(self._new_model(), self._config.training, torch.device("cpu"))
         return Record({MODEL: fresh.arrays})
 
-    def shard(self, client: int) -> PixelShard:
-        return PixelShard(self._images.shards.client(client))
+    def shard(self, client: int) -> RowShard:
+        return RowShard(self._images.shards.client(client))
 
-    def held_out(self, part: int, parts: int) -> PixelShard:
-        bounds = [len(self._images.test) * edge // parts for edge in (part, part + 1)]
-        return PixelShard(np.arange(*bounds), held_out=True)
+    def held_out(self, part: int, parts: int) -> RowShard:
+        return RowShard.test_part(len(self._images.test), part, parts)
 
     def train(
         self,
         job: Job,
         inputs: Mapping[str, Record],
-        shard: Shard,
+        shard: RowShard,
         rule: LocalRule | None,
         rng: np.random.Generator,
     ) -> Update:
         """One client's training, with nothing of its earlier rounds."""
-        assert isinstance(shard, PixelShard)
         return self._trained(job, inputs, shard, None, rule, rng)
 
-    def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
+    def evaluate(self, inputs: Mapping[str, Record], shard: RowShard) -> Metrics:
         """`loss` and `accuracy` on all images; `robust_accuracy` under PGD on the first of them, as settings say."""
-        assert isinstance(shard, PixelShard)
         images = self._images.test if shard.held_out else self._images.train
         rows = torch.from_numpy(shard.rows).to(self._device)
         attacked = rows[rows < self._config.measure.examples] if shard.held_out else rows
@@ -124,9 +109,8 @@ class AdversarialTraining:
             "robust_accuracy": Mean(float(robust.sum()), float(len(attacked))),
         }
 
-    def logits(self, inputs: Mapping[str, Record], shard: Shard) -> tuple[Array, Array]:
+    def logits(self, inputs: Mapping[str, Record], shard: RowShard) -> tuple[Array, Array]:
         """The global model's logits on a test part or a client's own data, (n, K) float32, and the labels, (n,)."""
-        assert isinstance(shard, PixelShard)
         images = self._images.test if shard.held_out else self._images.train
         rows = torch.from_numpy(shard.rows).to(self._device)
         with self._using(inputs[MODEL], seed=0), torch.no_grad():
@@ -167,7 +151,7 @@ class AdversarialTraining:
         self,
         job: Job,
         inputs: Mapping[str, Record],
-        shard: PixelShard,
+        shard: RowShard,
         state: Record | None,
         rule: LocalRule | None,
         rng: np.random.Generator,

@@ -18,6 +18,7 @@ from fedloom.core.records import MODEL, Array, Arrays, Job, Mean, Metrics, Recor
 from fedloom.core.seeds import integer_seed
 from fedloom.workloads._data.images import ImageData, load_images
 from fedloom.workloads._data.partition import Partition, partition
+from fedloom.workloads._data.rows import RowShard
 from fedloom.workloads._spiking.encoders import Encoder, Pixels, row_noise
 from fedloom.workloads._spiking.energy import energy_sum, rate_sums, spike_sum
 from fedloom.workloads._spiking.group import GroupTrainer
@@ -29,7 +30,6 @@ from fedloom.workloads._spiking.rates import Layers, RateMeter
 from fedloom.workloads._spiking.traces import RateTrace
 from fedloom.workloads._torch.scope import choose_device, exact
 from fedloom.workloads._torch.trainer import Trainer, evaluate_in_batches
-from fedloom.workloads.image_classification.workload import ImageShard
 from fedloom.workloads.spiking_classification.config import Config
 
 _EVALUATION_BATCH = 250
@@ -91,19 +91,17 @@ class SpikingClassification:
             fresh = Trainer(self._new_network(), self._config.training, torch.device("cpu"))
         return Record({MODEL: fresh.arrays}, {"outputs": self._data.num_labels})
 
-    def shard(self, client: int) -> ImageShard:
-        return ImageShard(self._shards.client(client))
+    def shard(self, client: int) -> RowShard:
+        return RowShard(self._shards.client(client))
 
-    def held_out(self, part: int, parts: int) -> ImageShard:
-        num_test = len(self._data.y_test)
-        bounds = [num_test * edge // parts for edge in (part, part + 1)]
-        return ImageShard(np.arange(*bounds), held_out=True)
+    def held_out(self, part: int, parts: int) -> RowShard:
+        return RowShard.test_part(len(self._data.y_test), part, parts)
 
     def train(
         self,
         job: Job,
         inputs: Mapping[str, Record],
-        shard: ImageShard,
+        shard: RowShard,
         rule: LocalRule | None,
         rng: np.random.Generator,
     ) -> Update:
@@ -130,7 +128,7 @@ class SpikingClassification:
         self,
         jobs: Sequence[Job],
         inputs: Mapping[str, Record],
-        shards: Sequence[ImageShard],
+        shards: Sequence[RowShard],
         rngs: Sequence[np.random.Generator],
     ) -> list[Update]:
         """Train every job's client without a rule, as one program where `program` is `group`.
@@ -152,7 +150,7 @@ class SpikingClassification:
         rows, trace = [_rows(shard) for shard in shards], any(map(_is_traced, jobs))
         return self._group.train(self._trainer.arrays, rows, rngs, trace=trace)
 
-    def evaluate(self, inputs: Mapping[str, Record], shard: ImageShard) -> Metrics:
+    def evaluate(self, inputs: Mapping[str, Record], shard: RowShard) -> Metrics:
         """Metrics on a test part, or on a client's own data.
 
         `loss`, `accuracy` (of equal counts the first class wins); and where neurons spike, per example: `rate/<layer>`,
@@ -181,7 +179,7 @@ class SpikingClassification:
             metrics["dead"] = Mean(float(dead) * len(rows), float(len(rows)))
         return metrics
 
-    def logits(self, inputs: Mapping[str, Record], shard: ImageShard) -> tuple[Array, Array]:
+    def logits(self, inputs: Mapping[str, Record], shard: RowShard) -> tuple[Array, Array]:
         """What stands for logits: counts of output spikes, or for the loss `rate` counts over steps, (n, K) float32.
 
         With them come the labels, (n,). A Poisson encoder's noise is the same in every evaluation.
@@ -202,7 +200,7 @@ class SpikingClassification:
     def firing_rates(
         self,
         arrays: Arrays,
-        shard: ImageShard,
+        shard: RowShard,
         rng: np.random.Generator,
         *,
         layers: Layers = "output",
@@ -237,7 +235,7 @@ class SpikingClassification:
     def firing_rates_group(
         self,
         models: Sequence[Arrays],
-        shards: Sequence[ImageShard],
+        shards: Sequence[RowShard],
         rngs: Sequence[np.random.Generator],
         *,
         layers: Layers = "output",
@@ -252,7 +250,7 @@ class SpikingClassification:
         with exact(self._device):
             return self._meter.measure_group(models, rows, rngs, layers, self._dynamics, per_sample=per_sample)
 
-    def class_errors(self, arrays: Arrays, shard: ImageShard, rng: np.random.Generator) -> Array:
+    def class_errors(self, arrays: Arrays, shard: RowShard, rng: np.random.Generator) -> Array:
         """What a client's examples would teach each class's output: the mean of the loss's push, without training.
 
         Args:
@@ -322,7 +320,7 @@ def _is_traced(job: Job) -> bool:
     return job.knobs.get("measurement") == "training"
 
 
-def _rows(shard: ImageShard) -> Array:
+def _rows(shard: RowShard) -> Array:
     return shard.rows
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -12,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedloom.core.config import Experiment
-from fedloom.core.protocols import LocalRule, Shard, WorkloadInfo
+from fedloom.core.protocols import LocalRule, WorkloadInfo
 from fedloom.core.records import MODEL, Array, Job, Metrics, Record, Update
 from fedloom.workloads._adapters.targets import model_info
 from fedloom.workloads._data import cache
 from fedloom.workloads._data.partition import Partition, partition
+from fedloom.workloads._data.rows import RowShard
 from fedloom.workloads._torch.scope import choose_device, exact
 from fedloom.workloads._torch.trainer import Trainer, evaluate_in_batches
 from fedloom.workloads.text_classification.body import BodyFolder, find_body, load_body, mean_pool
@@ -25,19 +25,6 @@ from fedloom.workloads.text_classification.features import FeatureStore
 from fedloom.workloads.text_classification.tokens import TokenData, TokenSplit, load_tokens
 
 _EVALUATION_BATCH = {"head": 1000, "all": 64}
-
-
-@dataclass(frozen=True, slots=True)
-class TextShard:
-    """Rows of the training set (a client's), or of the test set."""
-
-    rows: Array
-    """Row numbers, shape (n,), int64."""
-    held_out: bool = False
-
-    @property
-    def num_examples(self) -> int:
-        return len(self.rows)
 
 
 class TextClassifier(nn.Module):
@@ -87,22 +74,20 @@ class TextClassification:
             fresh = Trainer(model, self._config.training, torch.device("cpu"))
         return Record({MODEL: fresh.arrays}, model_info(model, head=("head",)))
 
-    def shard(self, client: int) -> TextShard:
-        return TextShard(self._shards.client(client))
+    def shard(self, client: int) -> RowShard:
+        return RowShard(self._shards.client(client))
 
-    def held_out(self, part: int, parts: int) -> TextShard:
-        num_test = len(self._data.test.labels)
-        return TextShard(np.arange(num_test * part // parts, num_test * (part + 1) // parts), held_out=True)
+    def held_out(self, part: int, parts: int) -> RowShard:
+        return RowShard.test_part(len(self._data.test.labels), part, parts)
 
     def train(
         self,
         job: Job,
         inputs: Mapping[str, Record],
-        shard: Shard,
+        shard: RowShard,
         rule: LocalRule | None,
         rng: np.random.Generator,
     ) -> Update:
-        assert isinstance(shard, TextShard)
         logits_of, labels = self._logits(shard)
 
         def loss_of(places: Tensor) -> Tensor:
@@ -110,9 +95,8 @@ class TextClassification:
 
         return self._trainer.train(np.arange(len(shard.rows)), loss_of, inputs, rule, job.knobs, rng)
 
-    def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
+    def evaluate(self, inputs: Mapping[str, Record], shard: RowShard) -> Metrics:
         """`loss` (cross-entropy) and `accuracy` (share of right answers), on a test part or a client's own data."""
-        assert isinstance(shard, TextShard)
         if not shard.num_examples:
             return evaluate_in_batches(0, 1, lambda _: (), ("loss", "accuracy"))
         logits_of, labels = self._logits(shard)
@@ -128,9 +112,8 @@ class TextClassification:
             size = _EVALUATION_BATCH[self._config.model.train]
             return evaluate_in_batches(len(places), size, measure, ("loss", "accuracy"))
 
-    def logits(self, inputs: Mapping[str, Record], shard: Shard) -> tuple[Array, Array]:
+    def logits(self, inputs: Mapping[str, Record], shard: RowShard) -> tuple[Array, Array]:
         """The global model's logits on a test part or a client's own data, (n, K) float32, and the labels, (n,)."""
-        assert isinstance(shard, TextShard)
         logits_of, labels = self._logits(shard)
         places = torch.arange(len(shard.rows), device=self._device)
         with exact(self._device), torch.inference_mode():
@@ -139,7 +122,7 @@ class TextClassification:
             batches = torch.split(places, _EVALUATION_BATCH[self._config.model.train])
             return torch.cat([logits_of(batch) for batch in batches]).cpu().numpy(), labels.cpu().numpy()
 
-    def _logits(self, shard: TextShard) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    def _logits(self, shard: RowShard) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """The shard's labels, and what gives the logits of some places in it."""
         split = self._data.test if shard.held_out else self._data.train
         labels = torch.from_numpy(split.labels[shard.rows]).to(self._device)

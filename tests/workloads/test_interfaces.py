@@ -1,0 +1,103 @@
+"""Each workload against its interface: by the type checker, which reads the functions here, and when it is built."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable
+
+import pytest
+
+from fedloom.core import registry
+from fedloom.core.protocols import HasActions, HasLogits, KeepsClientState, TrainsGroups, UsesHelpers, Workload
+from fedloom.selection.firing_credit.rates import HasFiringRates, HasGroupFiringRates
+from fedloom.selection.predicted_credit.measure import HasClassErrors
+from fedloom.workloads._data.rows import RowShard
+from fedloom.workloads.causal_lm.workload import CausalLM
+from fedloom.workloads.flower.workload import AppShard, FlowerWorkload
+from fedloom.workloads.image_classification.workload import ImageClassification
+from fedloom.workloads.mano.workload import ScoredShard, Scoring
+from fedloom.workloads.meat.workload import AdversarialTraining
+from fedloom.workloads.spiking_classification.workload import SpikingClassification
+from fedloom.workloads.text_classification.workload import TextClassification
+
+
+def image_classification(
+    it: ImageClassification,
+) -> tuple[Workload[RowShard], HasLogits[RowShard], HasClassErrors[RowShard]]:
+    return it, it, it
+
+
+def text_classification(it: TextClassification) -> tuple[Workload[RowShard], HasLogits[RowShard]]:
+    return it, it
+
+
+def causal_lm(it: CausalLM) -> Workload[RowShard]:
+    return it
+
+
+def spiking_classification(
+    it: SpikingClassification,
+) -> tuple[
+    Workload[RowShard],
+    HasLogits[RowShard],
+    TrainsGroups[RowShard],
+    HasClassErrors[RowShard],
+    HasFiringRates[RowShard],
+    HasGroupFiringRates[RowShard],
+]:
+    return it, it, it, it, it, it
+
+
+def mano(it: Scoring) -> tuple[Workload[ScoredShard], HasLogits[ScoredShard]]:
+    return it, it
+
+
+def meat(it: AdversarialTraining) -> tuple[Workload[RowShard], HasLogits[RowShard]]:
+    return it, it
+
+
+def flower(it: FlowerWorkload) -> Workload[AppShard]:
+    return it
+
+
+DECLARED: dict[str, Callable[..., object]] = {
+    each.__name__: each
+    for each in (
+        image_classification,
+        text_classification,
+        causal_lm,
+        spiking_classification,
+        mano,
+        meat,
+        flower,
+    )
+}
+CAPABILITIES: tuple[type, ...] = (
+    HasActions,
+    HasLogits,
+    KeepsClientState,
+    TrainsGroups,
+    UsesHelpers,
+    HasClassErrors,
+    HasFiringRates,
+    HasGroupFiringRates,
+)
+
+
+def test_every_installed_workload_is_checked_here() -> None:
+    assert sorted(DECLARED) == sorted(registry.names("workloads"))
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_a_workload_has_the_capabilities_it_is_checked_for_and_no_others(name: str) -> None:
+    hints = typing.get_type_hints(DECLARED[name])
+    returned = hints["return"]
+    checked = {typing.get_origin(each) or each for each in (returned, *typing.get_args(returned))}
+    assert Workload in checked
+    assert checked & set(CAPABILITIES) == {each for each in CAPABILITIES if has_members_of(hints["it"], each)}
+
+
+def has_members_of(workload: type, capability: type) -> bool:
+    """Whether the class has all that the protocol declares; one that declares an attribute has that as a class's."""
+    names = {name for name in vars(capability) if not name.startswith("_")} | set(capability.__annotations__)
+    return all(name in dir(workload) for name in names)
