@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
 from fedloom.core import registry
 from fedloom.core.errors import ConfigError
+from fedloom.core.records import Info
 from fedloom.core.setting_types import SERVER_ONLY, server_only_fields
 from fedloom.core.text import nearest
 
@@ -43,6 +44,13 @@ class PluginSettings(Settings):
 
     name: str
     """Which one: a folder of fedloom, an installed entry point, an importable module, or a Python file."""
+
+    def wanted_actions(self) -> Mapping[str, Info]:
+        """Return the workload's actions a strategy with these settings will ask for, each with knobs it will give.
+
+        A workload may read them when it is built, to refuse before the run what it could not do. By default none.
+        """
+        return {}
 
 
 class RoundSettings(Settings):

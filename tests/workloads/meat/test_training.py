@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fedloom.core.errors import BadUpdate, ConfigError
+from fedloom.core.errors import BadUpdate, ConfigError, UsageError
 from fedloom.core.records import MODEL, Record, arrays_sha256
 from fedloom.core.seeds import generator
 from fedloom.workloads._vision.augment import augmented
@@ -206,6 +206,17 @@ def test_the_released_rule_is_refused_before_the_run_where_batches_are_few() -> 
     assert 0.9 ** (LEAST_BATCHES / 2) < 1e-3 < 0.9 ** ((LEAST_BATCHES - 2) / 2)
     small = {"train_examples": 150, "validation": 0.0, "training": {"batch_size": 1, "momentum": 0.9}}
     build(experiment({**small}, strategy={"batch_norm": "released"}))
+
+
+def test_a_table_with_auto_attack_is_refused_before_the_run_only_where_the_strategy_will_ask_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)  # as on a machine without the package
+    measured = {"measure": {"table": ["fgsm", "autoattack"]}}
+    build(experiment(measured))
+    build(experiment(measured, {"compare": ["last"]}))
+    with pytest.raises(UsageError, match="attacks"):
+        build(experiment(measured, {"compare": ["last"], "table": True}))
 
 
 def test_statistics_measures_and_attacks_leave_a_client_as_it_was() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 import pydantic
@@ -9,6 +10,7 @@ from pydantic import Field
 
 from fedloom.core.config import PluginSettings
 from fedloom.core.errors import ConfigError
+from fedloom.core.records import Info
 
 Combination = Literal["median", "mean", "trimmed", "ema", "middle", "first", "last"]
 Compared = Literal["median", "mean", "trimmed", "ema", "middle", "first", "last", "best", "seat"]
@@ -47,6 +49,16 @@ class Config(PluginSettings):
     """Rounds whose snapshot (not w) gets outliers before it is stored: an instrument to measure the breakdown with."""
     planted_scale: Annotated[float, Field(gt=0.0)] = 3.0
     """Standard deviation of those outliers, in units of each array's mean absolute weight."""
+
+    def wanted_actions(self) -> Mapping[str, Info]:
+        wanted: dict[str, Info] = {}
+        if self.batch_norm != "history":
+            wanted["statistics"] = {"rule": self.batch_norm}
+        if self.compare:
+            wanted["robustness"] = {}
+        if self.table:
+            wanted["attack"] = {}
+        return wanted
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -27,7 +27,7 @@ LEAST_BATCHES = 132
 _BUFFERS = ("running_mean", "running_var")
 
 
-def check_batches(rule: str, batches: int) -> None:
+def check_batches(rule: Rule | None, batches: int) -> None:
     """Refuse the released rule where it would wreck the model.
 
     Raises:
@@ -81,7 +81,7 @@ def _remember(layers: Mapping[str, nn.Module], history: dict[str, list[Tensor]])
 
 def _buffers(layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     return {
-        f"{name}.{buffer}" if name else buffer: getattr(layer, buffer)
+        f"{name}.{buffer}" if name else buffer: layer.get_buffer(buffer)
         for name, layer in layers.items()
         for buffer in _BUFFERS
     }

@@ -284,12 +284,13 @@ def build_workload(config: Config, experiment: Experiment) -> AdversarialTrainin
             for the strategy's treatment of batch normalisation.
         UsageError: AutoAttack is asked for and its package is not installed.
     """
-    if {"apgd", "autoattack"} & set(config.measure.table) and getattr(experiment.strategy, "table", False):
+    wanted = experiment.strategy.wanted_actions()
+    if {"apgd", "autoattack"} & set(config.measure.table) and "attack" in wanted:
         require_auto_attack()
     device = choose_device(config.training.device)
     data = load_images(config.data)
     images = prepare(config, data, experiment.clients, experiment.seed, device)
     batches = -(-int(images.shards.sizes.min()) // config.training.batch_size)
-    check_batches(getattr(experiment.strategy, "batch_norm", ""), batches)
+    check_batches(wanted.get("statistics", {}).get("rule"), batches)
     rounds = experiment.rounds_known("workload meat")
     return AdversarialTraining(config, data, images, rounds, device, experiment.clients)
