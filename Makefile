@@ -56,10 +56,11 @@ same-bits: install ## Compare the bits of every preset's results with those of B
 bench-base: install ## Measure rounds here against those of commit BASE, in pairs
 	$(BIN)/python -m benchmarks.paired $(if $(BASE),--base $(BASE))
 
-bench-fleet: install ## Measure idle agents, a broadcast to fifty, and memory over a thousand rounds
+bench-fleet: install ## Measure idle agents, a broadcast to fifty, acknowledgements, and memory over a thousand rounds
 	$(BIN)/python -m benchmarks.idle
 	$(BIN)/python -m benchmarks.idle --members
 	$(BIN)/python -m benchmarks.broadcast
+	$(BIN)/python -m benchmarks.acknowledgement
 	$(BIN)/python -m benchmarks.endurance
 
 chaos: install ## A hundred runs with faults drawn from a seed (as root the nodes get networks of their own), and twenty kills

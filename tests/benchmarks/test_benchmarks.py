@@ -4,13 +4,16 @@ import importlib.util
 import json
 import subprocess
 import sys
+import threading
 import time
+from collections import deque
 from pathlib import Path
 
 import pytest
-from benchmarks import adapters, meter, orchestration, report, spiking, transfer
+from benchmarks import acknowledgement, adapters, meter, orchestration, report, spiking, transfer
 
 from fedloom.core.history import RoundRecord
+from fedloom.core.messages import Ack, FromAgent, Group, GroupKey, GroupResult, Hello, ToAgent
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,6 +66,56 @@ def test_a_model_goes_down_and_up_unchanged(monkeypatch: pytest.MonkeyPatch) -> 
     down, up = transfer.measure(8)
     assert (down["direction"], up["direction"], down["MB"]) == ("down", "up", 8)
     assert down["wall s"] > 0 and up["wall s"] > 0
+
+
+def test_acknowledgements_are_timed_while_a_model_goes_down_and_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    idle, loaded, added = acknowledgement.measure(8, rounds=2, idle_s=0.5)
+    assert "8 MB down and up, 2 times" in str(loaded["server"])
+    for row in (idle, loaded):
+        assert int(row["probes"]) > 0 and 0 < float(row["p50 ms"]) <= float(row["p99 ms"]) <= float(row["longest ms"])
+    assert added["p99 ms"] == float(loaded["p99 ms"]) - float(idle["p99 ms"])
+
+
+class Silent:
+    """A channel to a server that acknowledges nothing for a while."""
+
+    def __init__(self, silent_s: float) -> None:
+        self._until, self._messages = time.perf_counter() + silent_s, deque[ToAgent]()
+        self._left = iter(range(10_000))
+
+    def open(self, hello: Hello) -> None:
+        for _ in range(3):
+            self._push()
+
+    def send(self, message: FromAgent) -> None:
+        if isinstance(message, GroupResult):
+            self._messages.append(Ack(key=message.key, status="accepted"))
+            self._push()
+
+    def receive(self, timeout_s: float) -> ToAgent:
+        time.sleep(max(0.0, self._until - time.perf_counter()) if isinstance(self._messages[0], Ack) else 0.0)
+        return self._messages.popleft()
+
+    def _push(self) -> None:
+        self._messages.append(Group(key=GroupKey("run", 1, 0, next(self._left)), jobs=()))
+
+
+def test_a_probe_that_waits_for_the_one_before_counts_from_when_it_was_due() -> None:
+    silent_s = 12 * acknowledgement.EVERY_S
+    stop = threading.Event()
+    threading.Timer(2 * silent_s, stop.set).start()
+    delays = acknowledgement.Probe(Silent(silent_s)).sample(stop)  # type: ignore[arg-type]
+    for index in range(8):
+        assert delays[index] >= silent_s - (index + 1) * acknowledgement.EVERY_S
+    assert min(delays) < acknowledgement.EVERY_S
+
+
+def test_trainings_of_two_runs_on_one_agent_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for row in acknowledgement.trainings(rounds=2):
+        assert (row["candidates"], row["chosen"]) == (16, 8)
+        assert int(row["trainings"]) - 16 == int(row["trained again"]) >= 0
 
 
 @pytest.mark.parametrize("case", ["IID", "2 shards"])
