@@ -85,7 +85,9 @@ def measure(agents: int, megabytes: int, repeats: int) -> list[dict[str, Any]]:
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert child.stdin is not None and child.stdout is not None
         child.stdout.readline()
-        ref = server.payloads.ref(server.payloads.offer(Record({MODEL: arrays})), "remote")
+        offer = server.payloads.offer(Record({MODEL: arrays}))
+        server.payloads.prepare(offer, ("remote",))
+        ref = server.payloads.ref(offer, "remote")
         process, best = psutil.Process(), dict[int, dict[str, Any]]()
         for repeat in range(repeats):
             for streams in (1, agents):

@@ -67,8 +67,9 @@ def measure(megabytes: int) -> list[dict[str, Any]]:
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         offer = server.payloads.offer(Record({MODEL: arrays}))
         digesting = time.perf_counter()
-        ref = server.payloads.ref(offer, "remote")
+        server.payloads.prepare(offer, ("remote",))
         digest_s = time.perf_counter() - digesting
+        ref = server.payloads.ref(offer, "remote")
 
         def ask(order: dict[str, Any]) -> dict[str, Any]:
             assert child.stdin is not None and child.stdout is not None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fleet_support import Hand, Listener, a_sum, exchange, model_record, planned, result, run_spec, until
+from fleet_support import Hand, Listener, a_sum, exchange, model_record, named, planned, result, run_spec, until
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import (
@@ -137,8 +137,8 @@ class TestPlacing:
         model = {"model": model_record(100_000)}
         first = coordinator.payloads.offer(model["model"])
         second = coordinator.payloads.offer(model["model"])
-        ref = coordinator.payloads.ref(first, "remote")
-        assert coordinator.payloads.ref(second, "remote").sha256 == ref.sha256
+        ref = named(coordinator.payloads, first, "remote")
+        assert named(coordinator.payloads, second, "remote").sha256 == ref.sha256
         coordinator.payloads.withdraw(second)
         assert sum(map(len, coordinator.payloads.download(ref.sha256, 0))) == ref.size
         coordinator.payloads.withdraw(first)
@@ -317,7 +317,7 @@ class TestBadMessages:
         hand = join(coordinator, "a")
         hand.channel.send(result(GroupKey("foreign", 1, 0, 0), 0))
         assert hand.take(Ack)[0].status == "stale"
-        assert not coordinator._stale
+        assert not coordinator._results._stale
 
     def test_another_agents_answer_to_the_group_is_as_good(self, coordinator: Coordinator) -> None:
         """It had been taken from that agent, which then answered after all."""

@@ -22,7 +22,19 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from fleet_support import LINEAR, TOKEN, a_sum, agents, exchange, odd_records, planned, quick_server, run_spec, until
+from fleet_support import (
+    LINEAR,
+    TOKEN,
+    a_sum,
+    agents,
+    exchange,
+    named,
+    odd_records,
+    planned,
+    quick_server,
+    run_spec,
+    until,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -495,7 +507,7 @@ class TestTransfers:
             stranger.download(pb.DownloadRequest(sha256="0" * 64).SerializeToString(), node="remote")
         record = odd_records(3 * MIB)[0]
         offer = stranger.server.payloads.offer(record)
-        ref = stranger.server.payloads.ref(offer, "remote")
+        ref = named(stranger.server.payloads, offer, "remote")
         whole = bytes(frames.encode(record))
         for start in (0, 1, MIB, len(whole) - 1, len(whole)):
             request = pb.DownloadRequest(sha256=ref.sha256, offset=start).SerializeToString()

@@ -207,7 +207,9 @@ from fedloom.server.app import Server
 size = int(sys.argv[1])
 with Server(shared_memory=False) as server:
     record = Record({"model": {"w": np.ones(size // 2, np.float16)}})
-    ref = server.payloads.ref(server.payloads.offer(record), "remote")
+    offer = server.payloads.offer(record)
+    server.payloads.prepare(offer, ["remote"])
+    ref = server.payloads.ref(offer, "remote")
     port = server.listen()
     print(port, ref.size, ref.sha256, flush=True)
     sys.stdin.readline()

@@ -30,6 +30,8 @@ from fedloom.core.records import ClientReport, Exchange, Job, Record, Update
 from fedloom.server.app import Server
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.fleet.open_exchange import OpenExchange, PlannedGroup
+from fedloom.server.fleet.payloads import Offer, PayloadStore
+from fedloom.server.fleet.vetting import Vet
 from fedloom.server.rounds.session import Outcome, Place, run_session
 from fedloom.server.store.memory_run_store import MemoryRunStore
 from fedloom.server.store.run_store import RunStore
@@ -149,6 +151,12 @@ def model_record(size: int = 3, value: float = 1.0) -> Record:
     return Record({"model": {"w": np.full(size, value, np.float32)}})
 
 
+def named(store: PayloadStore, offer: Offer, locality: str) -> PayloadRef:
+    """A reference to an offer, prepared for an agent of a locality."""
+    store.prepare(offer, [locality])
+    return store.ref(offer, locality)
+
+
 @contextlib.contextmanager
 def exchange(
     coordinator: Coordinator,
@@ -158,13 +166,17 @@ def exchange(
     round: int = 1,
     index: int = 0,
     inputs: dict[str, Record] | None = None,
+    vet: Vet | None = None,
+    run_acknowledges: bool = False,
 ) -> Iterator[OpenExchange]:
     """An open exchange of the groups."""
     spec = Exchange(
         jobs=tuple(job for group in groups for job in group.jobs),
         inputs=inputs if inputs is not None else {"model": model_record()},
     )
-    with coordinator.exchange(run or run_spec(), round, index, spec, groups) as opened:
+    with coordinator.exchange(
+        run or run_spec(), round, index, spec, groups, vet=vet, run_acknowledges=run_acknowledges
+    ) as opened:
         yield opened
 
 

@@ -1,1 +1,1 @@
-"""Agents and their work: sessions, dispatch of groups, open exchanges, payloads."""
+"""Agents and their work: sessions, dispatch of groups, open exchanges, results, payloads."""

@@ -1,18 +1,25 @@
 """Between agents and runs: sessions with their mailboxes, messages as they come, and exchanges that runs put out.
 
 A result is accepted once per key and handed to the run that waits for it. Heartbeats say what an agent holds, so lost
-messages are noticed on both sides and repeated. Which agent gets which group is `dispatch.py`.
+messages are noticed on both sides and repeated. Which agent gets which group is `dispatch.py`, what becomes of a result
+`results.py`.
+
+One lock guards all of this, and every agent's calls need it, so it is held for bookkeeping only. What takes longer the
+larger a model is (copying, hashing, decoding, vetting, freeing) is done without it: before an exchange is put out, and
+between a look at what a result is for and a second look at whether that is still so.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
-from fedloom.core.errors import BadMessage, FedloomError, LimitExceeded, NotFound, ServerUnreachable
+from fedloom.core.errors import BadMessage, FedloomError, LimitExceeded, NotFound, RunFailed, ServerUnreachable
 from fedloom.core.events import NodeChanged
 from fedloom.core.messages import (
     PROTOCOL,
@@ -26,10 +33,11 @@ from fedloom.core.messages import (
     Welcome,
 )
 from fedloom.core.records import Exchange
-from fedloom.server.fleet.dispatch import Dispatch, answer_again
+from fedloom.server.fleet.dispatch import Dispatch
 from fedloom.server.fleet.nodes import Mailbox, Node
 from fedloom.server.fleet.open_exchange import Answer, OpenExchange, PlannedGroup
-from fedloom.server.fleet.payloads import CHUNK_BYTES, PayloadStore
+from fedloom.server.fleet.payloads import CHUNK_BYTES, Offer, PayloadStore, Upload
+from fedloom.server.fleet.results import Results, Unwanted
 from fedloom.server.fleet.vetting import Vet
 
 HEARTBEAT_S = 2.0
@@ -38,6 +46,8 @@ LOST_AFTER_S = 20.0
 """Seconds of silence after which an attached agent counts as lost."""
 MAX_NODES = 10_000
 """Agents known at a time; those that have been gone longest are forgotten first."""
+PREPARING = 2
+"""Exchanges for which payloads are prepared at the same time, beside those that prepare their own when they begin."""
 GRACE_S = 3.0
 """Seconds a disconnected agent may take to come back before its groups go elsewhere."""
 
@@ -67,9 +77,11 @@ class Coordinator:
         self._heartbeat_s, self._lost_after_s, self._grace_s = heartbeat_s, lost_after_s, grace_s
         self._changed = threading.Condition()
         self._nodes: dict[str, Node] = {}
-        self._dispatch = Dispatch(self._nodes, payloads, repeat_s=1.5 * heartbeat_s, pause_s=2 * grace_s)
-        self._stale: dict[str, int] = {}
-        """Results that came too late, for each run there has been an exchange of."""
+        self._dispatch = Dispatch(
+            self._nodes, payloads, self._prepare_soon, repeat_s=1.5 * heartbeat_s, pause_s=2 * grace_s
+        )
+        self._preparing = ThreadPoolExecutor(PREPARING, thread_name_prefix="fedloom-payloads")
+        self._results = Results(self._nodes, self._dispatch, payloads)
         self._closed = False
         self.hopeless = ""
         """Why there will be no more agents, where that is so."""
@@ -99,15 +111,16 @@ class Coordinator:
         with self._changed:
             if self._closed:
                 raise ServerUnreachable("the server is shutting down")
-            old = self._nodes.get(hello.node)
+            old, freed = self._nodes.get(hello.node), []
             node = Node(hello, locality, labels=labels or {})
             if old is not None:
                 node.inherit(old)
                 # The same agent come back, which will not read this, or a second one.
                 old.send_away(f"another agent took the name {hello.node!r}; names must differ")
             else:
-                self._make_room()
+                freed = self._make_room()
             self._nodes[hello.node] = node
+        del freed  # without the lock
         depot = self.payloads.depot if locality == "remote" else None
         return Welcome(
             heartbeat_s=self._heartbeat_s,
@@ -172,7 +185,8 @@ class Coordinator:
                 return
             known.detach()
             self._dispatch.requeue(node, reason or "the agent left")
-            self.payloads.forget(node)
+            freed = self.payloads.forget(node)
+        del freed  # without the lock
         self._on_node(NodeChanged(node=node, state="left", reason=reason))
 
     def label(self, node: str, labels: Mapping[str, str]) -> None:
@@ -215,15 +229,47 @@ class Coordinator:
         for group in groups:
             opened.states |= {client: self.payloads.offer(record) for client, record in group.states.items()}
         try:
-            with self._changed:
-                self._stale.setdefault(run.run_id, 0)
-                self._dispatch.add(opened)
-            yield opened
+            self._prepare_inputs(opened)
+            with self._put_out(opened):
+                yield opened
+        finally:
+            for offer in (*opened.inputs.values(), *opened.states.values()):
+                self.payloads.withdraw(offer)
+
+    @contextlib.contextmanager
+    def _put_out(self, opened: OpenExchange) -> Iterator[None]:
+        with self._changed:
+            self._results.expect(opened.run.run_id)
+            self._dispatch.add(opened)
+        try:
+            yield
         finally:
             with self._changed:
                 self._dispatch.remove(opened)
-            for offer in (*opened.inputs.values(), *opened.states.values()):
-                self.payloads.withdraw(offer)
+
+    def _prepare_inputs(self, opened: OpenExchange) -> None:
+        """Prepare what every group reads for the agents that are here; the rest is prepared when a group needs it."""
+        with self._changed:
+            here = {node.locality for node in self._nodes.values() if node.online and opened.fits(node.labels)}
+        for offer in opened.inputs.values():
+            self.payloads.prepare(offer, here)
+
+    def _prepare_soon(self, opened: OpenExchange, offers: Sequence[Offer], locality: str) -> None:
+        """Have a thread prepare offers that a group waits for. Under the lock."""
+        if not self._closed:
+            self._preparing.submit(self._prepare, opened, offers, locality)
+
+    def _prepare(self, opened: OpenExchange, offers: Sequence[Offer], locality: str) -> None:
+        trouble: FedloomError | None = None
+        try:
+            for offer in offers:
+                self.payloads.prepare(offer, (locality,))
+        except FedloomError as exc:
+            trouble = exc
+        except Exception as exc:  # nobody waits for this thread's own result
+            trouble = RunFailed(f"what a group reads could not be prepared: {type(exc).__name__}: {exc}")
+        with self._changed:
+            self._dispatch.prepared(opened, locality, trouble)
 
     def release(self, opened: OpenExchange, indices: Collection[int]) -> None:
         """Put groups out that were in reserve."""
@@ -251,7 +297,7 @@ class Coordinator:
     def forget_run(self, run_id: str) -> None:
         """A run is over: agents need keep nothing for it."""
         with self._changed:
-            self._stale.pop(run_id, None)
+            self._results.forget(run_id)
             for node in self._nodes.values():
                 node.forget(run_id)
 
@@ -290,7 +336,8 @@ class Coordinator:
         """Every node, as the Control service lists them."""
         with self._changed:
             now = time.monotonic()
-            return [node.row(now) for _, node in sorted(self._nodes.items())]
+            found = [(node.row(now), node.hello.facts) for _, node in sorted(self._nodes.items())]
+        return [{**row, "facts_json": json.dumps(facts)} for row, facts in found]
 
     def nodes(self) -> dict[str, Node]:
         """A snapshot of the agents, by name."""
@@ -300,9 +347,7 @@ class Coordinator:
     def take_stale(self, run_id: str) -> int:
         """Results of a run that came too late since this was last asked."""
         with self._changed:
-            count = self._stale.get(run_id, 0)
-            self._stale[run_id] = 0
-            return count
+            return self._results.take_stale(run_id)
 
     def close(self, reason: str = "the server is shutting down", *, come_back: bool = False) -> None:
         """Send every agent away, for good or until the server is back."""
@@ -314,19 +359,21 @@ class Coordinator:
                 node.send_away(reason, come_back=come_back)
             self._changed.notify_all()
         self._housekeeper.join()
+        self._preparing.shutdown(cancel_futures=True)
 
     # Under the lock
 
-    def _make_room(self) -> None:
-        """Forget the agents that have been away longest, where there are too many."""
+    def _make_room(self) -> list[Upload]:
+        """Forget the agents that have been away longest, where there are too many; returns what they had uploaded."""
         if len(self._nodes) < MAX_NODES:
-            return
+            return []
         away = [name for name, node in self._nodes.items() if not node.online and not node.assigned]
         if not away:
             raise LimitExceeded(f"{MAX_NODES} agents are connected; no more can be taken")
-        for name in sorted(away, key=lambda name: self._nodes[name].seen)[: MAX_NODES // 10]:
+        oldest = sorted(away, key=lambda name: self._nodes[name].seen)[: MAX_NODES // 10]
+        for name in oldest:
             del self._nodes[name]
-            self.payloads.forget(name)
+        return [upload for name in oldest for upload in self.payloads.forget(name)]
 
     def _session(self, node: str, session: str) -> Node:
         known = self._nodes.get(node)
@@ -352,55 +399,25 @@ class Coordinator:
             self._dispatch.refuse(name, refusal)
 
     def _result(self, name: str, session: str, result: GroupResult) -> None:
-        key = result.key
         with self._changed:
-            node = self._session(name, session)
-            node.seen = time.monotonic()
-            opened = self._dispatch.find(key)
-            if opened is None or opened.settled(key.group, name):
-                self._unwanted(name, node, opened, result)
-                return
-            if key.group >= len(opened.groups):
-                self.payloads.drop(name, result.payloads)
-                node.acknowledge(key, "rejected", f"this exchange has {len(opened.groups)} groups, counted from 0")
-                return
-            try:
-                answer = self._read(name, node, opened, result)
-            except FedloomError as exc:
-                self.payloads.drop(name, result.payloads)
-                node.acknowledge(key, "rejected", exc.public_message())
-                self._dispatch.turn_away(opened, key, name, exc)
-                return
-            is_final = self._dispatch.take(opened, name, result)
-            if is_final:
-                node.count(result)
-            if is_final and opened.run_acknowledges:
-                opened.unacknowledged[key.group] = name
-            else:
-                node.acknowledge(key, "accepted")
-            self._dispatch.push()
-        if is_final:
-            opened.answers.put(answer)
-
-    def _unwanted(self, name: str, node: Node, opened: OpenExchange | None, result: GroupResult) -> None:
-        """A result has come too late, or again."""
-        key = result.key
-        self.payloads.drop(name, result.payloads)
-        if opened is not None:
-            opened.duplicates += 1
-        elif key.run_id in self._stale:
-            self._stale[key.run_id] += 1
-        node.assigned.pop(key, None)
-        answer_again(node, key, opened)
-
-    def _read(self, name: str, node: Node, opened: OpenExchange, result: GroupResult) -> Answer:
-        """A result with its payloads decoded, and vetted where it comes from another machine."""
-        opened.groups[result.key.group].check(result)
-        total = self.payloads.take(name, result.total) if result.total is not None else None
-        if opened.vet is not None and total is not None and node.locality == "remote":
-            opened.vet(total, [report.client for report in result.reports])
-        states = {client: self.payloads.take(name, ref) for client, ref in result.states.items()}
-        return Answer(index=result.key.group, node=name, result=result, total=total, states=states)
+            self._session(name, session).seen = time.monotonic()
+            begun = self._results.begin(name, result)
+        if isinstance(begun, Unwanted):
+            return
+        answer: Answer | None = None
+        trouble: FedloomError | None = None
+        try:
+            answer = self._results.read(begun)
+        except FedloomError as exc:
+            trouble = exc
+        except BaseException:
+            with self._changed:
+                self._results.abort(begun)
+            raise
+        with self._changed:
+            is_final = self._results.settle(begun, trouble)
+        if is_final and answer is not None:
+            begun.opened.answers.put(answer)
 
     def _keep_house(self) -> None:
         """Notice agents that went silent, and disconnected ones whose grace is over."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from fedloom.core.errors import FedloomError, PolicyRefused
 from fedloom.core.messages import Cancel, Group, GroupKey, GroupResult, PayloadRef, Refusal, RunSpec
@@ -19,6 +19,8 @@ from fedloom.server.fleet.payloads import Offer, PayloadStore
 
 MAX_HELD = 3
 """Groups an agent is given at most before it has answered for one."""
+Prepare = Callable[[OpenExchange, Sequence[Offer], str], None]
+"""Has offers of an exchange prepared for a locality, elsewhere; `Dispatch.prepared` is called when that is done."""
 
 
 class Dispatch:
@@ -27,12 +29,21 @@ class Dispatch:
     Args:
         nodes: every known node by name; the owner adds and removes them.
         payloads: where what groups read is on offer.
+        prepare: called when a node waits for a group because of what that reads; returns at once.
         repeat_s: seconds after which a group that its node does not name in a heartbeat was lost on the way.
         pause_s: seconds a node gets nothing after a useless result, where there is nobody else.
     """
 
-    def __init__(self, nodes: Mapping[str, Node], payloads: PayloadStore, *, repeat_s: float, pause_s: float) -> None:
-        self._nodes, self._payloads = nodes, payloads
+    def __init__(
+        self,
+        nodes: Mapping[str, Node],
+        payloads: PayloadStore,
+        prepare: Prepare,
+        *,
+        repeat_s: float,
+        pause_s: float,
+    ) -> None:
+        self._nodes, self._payloads, self._prepare = nodes, payloads, prepare
         self._repeat_s, self._pause_s = repeat_s, pause_s
         self._open: dict[tuple[str, int, int], OpenExchange] = {}
 
@@ -81,22 +92,43 @@ class Dispatch:
         # A session's first heartbeat says what it still holds; before that nobody can tell what it needs.
         held = {name: len(node.assigned) for name, node in self._nodes.items() if node.online and not node.fresh}
         wanting = {name for name, holds in held.items() if holds <= 1}
-        waiting = [(opened, self._willing(opened, held)) for opened in self._open.values() if opened.pending]
+        waiting = [
+            (opened, self._willing(opened, held), set(wanting)) for opened in self._open.values() if opened.pending
+        ]
         while waiting:
             place = min(waiting, key=lambda place: place[0].in_work)
-            opened, willing = place
-            choice = _choose(opened, held, willing, wanting)
+            opened, willing, eager = place
+            choice = _choose(opened, held, willing, eager)
             if choice is None:
                 waiting.remove(place)
                 continue
             index, name = choice
+            if not self._ready(opened, index, self._nodes[name].locality):
+                eager.discard(name)
+                continue
             opened.pending.remove(index)
             held[name] += 1
             try:
                 self._push(self._nodes[name], opened, index)
-            except FedloomError as exc:  # the run's own trouble, such as full memory, must not hit an agent's call
-                opened.pending.clear()
-                opened.answers.put(exc)
+            except FedloomError as exc:  # the run's own trouble must not hit an agent's call
+                _fail(opened, exc)
+
+    def _ready(self, opened: OpenExchange, index: int, locality: str) -> bool:
+        """Whether agents of a locality can read all that a group needs; has it prepared where they cannot yet."""
+        inputs, states = opened.reads(index)
+        needed = (*inputs.values(), *states.values())
+        missing = [offer for offer in needed if not self._payloads.ready(offer, locality)]
+        if missing and locality not in opened.preparing:
+            opened.preparing.add(locality)
+            self._prepare(opened, missing, locality)
+        return not missing
+
+    def prepared(self, opened: OpenExchange, locality: str, trouble: FedloomError | None) -> None:
+        """What groups waited for is there, or cannot be had."""
+        opened.preparing.discard(locality)
+        if trouble is not None:  # the run's own, such as full memory
+            _fail(opened, trouble)
+        self.push()
 
     def push_again(self) -> None:
         """Push to nodes whose refusals may be over by now."""
@@ -112,15 +144,13 @@ class Dispatch:
         assert node.mailbox is not None
         node.tell(opened.run)
         planned, spec = opened.groups[index], opened.spec
-        wanted = {name for job in planned.jobs for name in job.inputs}
-        offers = {name: opened.inputs[name] for name in sorted(wanted)}
-        states = {client: opened.states[client] for client in planned.states}
+        inputs, states = opened.reads(index)
         node.assigned[opened.key(index)] = time.monotonic()
         node.mailbox.put(
             Group(
                 key=opened.key(index),
                 jobs=planned.jobs,
-                inputs={key: self._refer(node, offer) for key, offer in offers.items()},
+                inputs={key: self._refer(node, offer) for key, offer in inputs.items()},
                 knobs=spec.knobs,
                 accumulator=spec.accumulator,
                 rules=spec.rules,
@@ -275,6 +305,12 @@ def answer_again(node: Node, key: GroupKey, opened: OpenExchange | None) -> None
         node.acknowledge(key, "stale")
     elif key.group not in opened.unacknowledged:
         node.acknowledge(key, "duplicate")
+
+
+def _fail(opened: OpenExchange, trouble: FedloomError) -> None:
+    """End an exchange whose groups cannot be handed out; its run is told why."""
+    opened.pending.clear()
+    opened.answers.put(trouble)
 
 
 def _choose(

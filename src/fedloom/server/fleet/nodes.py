@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import queue
 import time
 from collections.abc import Mapping
@@ -155,11 +154,10 @@ class Node:
         self.bytes_up += sum(ref.size for ref in result.payloads if ref.in_memory)
 
     def row(self, now: float) -> dict[str, Any]:
-        """The node as the Control service lists it, at a time (monotonic seconds)."""
+        """The node as the Control service lists it, but for its facts, at a time (monotonic seconds)."""
         return {
             "node": self.hello.node,
             "state": ("busy" if self.assigned else "online") if self.online else "lost",
-            "facts_json": json.dumps(self.hello.facts),
             "labels": dict(self.labels),
             "wire_bytes_down": self.bytes_down,
             "wire_bytes_up": self.bytes_up,

@@ -88,6 +88,8 @@ class OpenExchange:
         self.pending: deque[int] = deque(order)
         self.inputs: dict[str, Offer] = {}
         self.states: dict[int, Offer] = {}
+        self.preparing: set[str] = set()
+        """Localities for which something the groups read is being prepared."""
         self.done: set[int] = set(answered)
         self.run_acknowledges = run_acknowledges
         """Whether an answer is acknowledged only when the run says so, which has made it safe first."""
@@ -95,6 +97,10 @@ class OpenExchange:
         """Accepted answers the run has yet to make safe, and the nodes they came from."""
         self.deaths: dict[int, int] = {}
         self.answers: queue.SimpleQueue[Answer | FedloomError] = queue.SimpleQueue()
+        self.reading: set[tuple[int, str]] = set()
+        """Results that are being decoded and vetted, by group and node."""
+        self.taken: set[tuple[int, str]] = set()
+        """Results that were taken, by group and node: a copy that comes again names payloads that are used up."""
         self.duplicates = self.reassigned = 0
         self.choosy = any(group.prefer or group.only for group in groups)
         """Whether any group has a node it belongs to."""
@@ -119,6 +125,12 @@ class OpenExchange:
     def wants(self, name: str, labels: Mapping[str, str], now: float) -> bool:
         """Whether a node may get groups of this exchange."""
         return self.fits(labels) and self.unwilling.get(name, 0.0) <= now
+
+    def reads(self, index: int) -> tuple[dict[str, Offer], dict[int, Offer]]:
+        """What a group reads: inputs by name, and states by client."""
+        group = self.groups[index]
+        inputs = sorted({name for job in group.jobs for name in job.inputs})
+        return {name: self.inputs[name] for name in inputs}, {client: self.states[client] for client in group.states}
 
     def settled(self, index: int, name: str) -> bool:
         """Whether nothing more is wanted of a node for a group."""

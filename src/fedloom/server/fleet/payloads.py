@@ -1,8 +1,9 @@
 """Frames on the server: broadcasts offered to agents, and uploads coming in.
 
-A broadcast is one record, whatever the number of clients that read it. How it reaches an agent (in this process,
-through the host's memory, inside the message, or streamed by digest) is decided when the agent is given a reference,
-and the work for each way is done once.
+A broadcast is one record, whatever the number of clients that read it. An agent reads it in the form that suits where
+the agent is: the record itself (in this process), the host's memory, inside the message, or streamed by digest. Each
+form is made once, by `prepare`, which copies or hashes the whole record. That and decoding are long work: no lock that
+another node's call needs is held meanwhile. `ref` only names a form that is there.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from __future__ import annotations
 import hashlib
 import mmap
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
 
 from fedloom.core import frames
 from fedloom.core.depot import Buffer, Depot
@@ -28,6 +32,9 @@ INLINE_BYTES = 128 << 10
 LOCAL_INLINE_BYTES = 8 << 10
 """The same for agents on this host, where the alternative is cheaper."""
 
+Form = Literal["record", "inline", "shared", "streamed"]
+"""How an agent reads an offer."""
+
 
 @dataclass
 class Offer:
@@ -38,8 +45,14 @@ class Offer:
     buffer: Buffer | None = None
     sha256: str = ""
     inline: bytes = b""
+    listed: bool = False
+    """Whether downloads find it by its digest."""
+    ended: bool = False
+    """Whether it has been withdrawn; a form that is made by then is given back at once."""
     told: set[str] = field(default_factory=set)
     """Sessions on this host that have had a reference to it; the payload counts once for each."""
+    making: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    """Held while one of its forms is made, so that each is made once."""
 
     @property
     def size(self) -> int:
@@ -53,7 +66,9 @@ class Offer:
 
 
 @dataclass
-class _Upload:
+class Upload:
+    """A frame on its way from an agent, or here and not yet used."""
+
     data: bytearray | mmap.mmap
     """Room for the frame; it takes memory only where bytes have come."""
     received: int = 0
@@ -62,6 +77,12 @@ class _Upload:
     """Results that will name it: equal frames are sent once."""
     stream: int = 0
     """Counts its callers; whoever asks for the offset takes the upload over from a stream that broke."""
+
+    def write(self, chunk: bytes) -> None:
+        """Add the next bytes; NumPy lets other threads run meanwhile."""
+        end = self.received + len(chunk)
+        np.copyto(np.frombuffer(self.data, np.uint8)[self.received : end], np.frombuffer(chunk, np.uint8))
+        self.received = end
 
 
 class PayloadStore:
@@ -76,10 +97,13 @@ class PayloadStore:
         self._depot = depot
         self._max_payload_bytes = max_payload_bytes
         self._lock = threading.Lock()
+        """Never held for longer than it takes to copy one chunk."""
+        self._depot_lock = threading.Lock()
+        """For leasing and giving back: the host may take long to find memory for a new buffer."""
         self._by_digest: dict[str, list[Offer]] = {}
         self._pinned: dict[str, dict[str, Offer]] = {}
         """Pinned records on offer by digest, for each run."""
-        self._uploads: dict[tuple[str, str], _Upload] = {}
+        self._uploads: dict[tuple[str, str], Upload] = {}
 
     @property
     def max_payload_bytes(self) -> int:
@@ -115,43 +139,108 @@ class PayloadStore:
         if pinned:
             self._pinned[run_id] = pinned
 
+    def prepare(self, offer: Offer, localities: Collection[str]) -> None:
+        """Make the forms that agents of these localities (`process`, `host`, `remote`) read, where they are not there.
+
+        Copies or hashes the whole record; whoever else wants the same offer prepared waits for it.
+
+        Raises:
+            StorageFull: the host's shared memory is exhausted.
+        """
+        for locality in localities:
+            with offer.making:
+                if not self.ready(offer, locality) and not offer.ended:
+                    self._make(offer, self._form(offer, locality))
+
+    def ready(self, offer: Offer, locality: str) -> bool:
+        """Whether `ref` can name the offer to agents of a locality."""
+        match self._form(offer, locality):
+            case "record":
+                return True
+            case "inline":
+                return bool(offer.inline)
+            case "shared":
+                return offer.buffer is not None
+            case "streamed":
+                return offer.listed
+
     def ref(self, offer: Offer, locality: str) -> PayloadRef:
-        """A reference for an agent that is `process`, `host` or `remote` to the server."""
-        if locality == "process":
+        """A reference for an agent of a locality the offer was prepared for.
+
+        Raises:
+            RuntimeError: it was not, or it has been withdrawn since.
+        """
+        if not self.ready(offer, locality):
+            raise RuntimeError(f"an offer of {offer.size} bytes is named to a {locality} agent before it is prepared")
+        form, sha256 = self._form(offer, locality), offer.sha256 if offer.pinned else ""
+        if form == "record":
             return PayloadRef(size=offer.size, record=offer.record, sha256=offer.sha256, pinned=offer.pinned)
-        limit = LOCAL_INLINE_BYTES if locality == "host" else INLINE_BYTES
-        sha256 = offer.sha256 if offer.pinned else ""
-        with self._lock:
-            if offer.size <= limit and not offer.pinned:
-                offer.inline = offer.inline or bytes(frames.encode(offer.record))
-                return PayloadRef(size=offer.size, inline=offer.inline)
-            if locality == "host" and self._depot is not None:
-                if offer.buffer is None:
-                    offer.buffer = self._depot.lease(offer.size)
-                    frames.write_into(offer.record, offer.buffer.memory, offer.layout)
-                    if isinstance(offer.record, Pinned):  # one copy on this host, the server's own included
-                        offer.record.move(offer.layout.views(offer.buffer.memory.toreadonly()))
-                return PayloadRef(size=offer.size, shared=offer.buffer.name, sha256=sha256, pinned=offer.pinned)
-            if not offer.sha256:
-                offer.sha256 = frames.digest(offer.record)
-            equal = self._by_digest.setdefault(offer.sha256, [])
-            if not any(other is offer for other in equal):
-                equal.append(offer)
-            return PayloadRef(size=offer.size, sha256=offer.sha256, pinned=offer.pinned)
+        if form == "inline":
+            return PayloadRef(size=offer.size, inline=offer.inline)
+        if form == "shared" and offer.buffer is not None:
+            return PayloadRef(size=offer.size, shared=offer.buffer.name, sha256=sha256, pinned=offer.pinned)
+        return PayloadRef(size=offer.size, sha256=offer.sha256, pinned=offer.pinned)
 
     def withdraw(self, offer: Offer) -> None:
         """The exchange is over; memory of the offer may be reused, unless it is pinned."""
         if not offer.pinned:
             self._end(offer)
 
+    def _form(self, offer: Offer, locality: str) -> Form:
+        """How agents of a locality read an offer."""
+        if locality == "process":
+            return "record"
+        limit = LOCAL_INLINE_BYTES if locality == "host" else INLINE_BYTES
+        if offer.size <= limit and not offer.pinned:
+            return "inline"
+        return "shared" if locality == "host" and self._depot is not None else "streamed"
+
+    def _make(self, offer: Offer, form: Form) -> None:
+        if form == "inline":
+            offer.inline = bytes(frames.encode(offer.record))
+        elif form == "shared" and self._depot is not None:
+            self._share(offer, self._depot)
+        elif form == "streamed":
+            self._list(offer)
+
+    def _share(self, offer: Offer, depot: Depot) -> None:
+        """Copy an offer into the host's memory."""
+        with self._depot_lock:
+            buffer = depot.lease(offer.size)
+        try:
+            frames.write_into(offer.record, buffer.memory, offer.layout)
+        except BaseException:
+            with self._depot_lock:
+                depot.release(buffer.name)
+            raise
+        with self._lock:
+            if not offer.ended:
+                offer.buffer = buffer
+                if isinstance(offer.record, Pinned):  # one copy on this host, the server's own included
+                    offer.record.move(offer.layout.views(buffer.memory.toreadonly()))
+                return
+        with self._depot_lock:
+            depot.release(buffer.name)
+
+    def _list(self, offer: Offer) -> None:
+        """Hash an offer, and let downloads find it."""
+        sha256 = offer.sha256 or frames.digest(offer.record)
+        with self._lock:
+            if not offer.ended:
+                offer.sha256, offer.listed = sha256, True
+                self._by_digest.setdefault(sha256, []).append(offer)
+
     def _end(self, offer: Offer) -> None:
         with self._lock:
-            if offer.buffer is not None and self._depot is not None:
-                give_back = self._depot.abandon if offer.pinned else self._depot.release
-                give_back(offer.buffer.name)
+            offer.ended, offer.listed = True, False
+            buffer, offer.buffer = offer.buffer, None
             left = [other for other in self._by_digest.pop(offer.sha256, []) if other is not offer]
             if left:
                 self._by_digest[offer.sha256] = left
+        if buffer is not None and self._depot is not None:
+            with self._depot_lock:
+                give_back = self._depot.abandon if offer.pinned else self._depot.release
+                give_back(buffer.name)
 
     def download(self, sha256: str, offset: int) -> Iterator[bytes]:
         """The frame from `offset` on, in chunks; never holds more than one chunk beside the record itself.
@@ -191,7 +280,7 @@ class PayloadStore:
                         f"upload: {held} bytes of node {node!r} wait for results that name them; with {size} more they "
                         f"exceed the limit of {self._max_payload_bytes}"
                     )
-                upload = self._uploads[node, sha256] = _Upload(_room(size))
+                upload = self._uploads[node, sha256] = Upload(_room(size))
             if len(upload.data) != size:
                 raise BadMessage(f"upload: announced with {len(upload.data)} bytes before, with {size} now")
             upload.stream += 1
@@ -226,8 +315,7 @@ class PayloadStore:
             with self._lock:
                 if upload.stream != stream:
                     raise ServerUnreachable("upload: another call goes on with it; ask for the offset and continue")
-                upload.data[upload.received : upload.received + len(chunk)] = chunk
-                upload.received += len(chunk)
+                upload.write(chunk)
         if upload.received == size:
             if hashlib.sha256(upload.data).hexdigest() != sha256:
                 self._discard(node, sha256)
@@ -241,6 +329,49 @@ class PayloadStore:
         Raises:
             BadFrame, NotFound: the bytes are malformed or not there.
         """
+        return self.take_all(node, [ref])[0]
+
+    def take_all(self, node: str, refs: Sequence[PayloadRef]) -> list[Record]:
+        """The records that a result's references mean, in order. Its uploads are used up, whatever comes of them.
+
+        Raises:
+            BadFrame, NotFound: the bytes of one are malformed or not there.
+        """
+        with self._lock:
+            uploads = [self._use(node, ref) for ref in refs]
+        return [self._read(node, ref, upload) for ref, upload in zip(refs, uploads, strict=True)]
+
+    def drop(self, node: str, refs: Iterable[PayloadRef]) -> list[Upload]:
+        """Let go of what an unwanted result brought along.
+
+        Returns:
+            What its memory hangs on: freeing that takes long, so the caller does it where it holds no lock.
+        """
+        with self._lock:
+            uploads = [self._use(node, ref) for ref in refs]
+        return [upload for upload in uploads if upload is not None]
+
+    def forget(self, node: str) -> list[Upload]:
+        """Drop what a node has uploaded and not yet used; returns what `drop` does."""
+        with self._lock:
+            return [self._uploads.pop(key) for key in [key for key in self._uploads if key[0] == node]]
+
+    def close(self) -> None:
+        """Give all memory back."""
+        if self._depot is not None:
+            self._depot.close()
+
+    def _use(self, node: str, ref: PayloadRef) -> Upload | None:
+        """The complete upload a reference names, used once; None where it names none, or none that is here."""
+        upload = self._uploads.get((node, ref.sha256))
+        if upload is None or not upload.complete:
+            return None
+        upload.uses -= 1
+        if not upload.uses:
+            del self._uploads[node, ref.sha256]
+        return upload
+
+    def _read(self, node: str, ref: PayloadRef, upload: Upload | None) -> Record:
         if ref.record is not None:
             return ref.record
         if ref.shared:
@@ -252,36 +383,9 @@ class PayloadStore:
                 raise NotFound(f"node {node!r} names a buffer {ref.shared[:40]!r} that is not there") from exc
         if ref.inline:
             return frames.decode(ref.inline)
-        with self._lock:
-            upload = self._uploads.get((node, ref.sha256))
-            if upload is None or not upload.complete:
-                raise NotFound(f"node {node!r} names an upload {ref.sha256[:16]!r} that is not complete here")
-            self._use(node, ref.sha256, upload)
+        if upload is None:
+            raise NotFound(f"node {node!r} names an upload {ref.sha256[:16]!r} that is not complete here")
         return frames.decode(memoryview(upload.data))
-
-    def drop(self, node: str, refs: Iterable[PayloadRef]) -> None:
-        """Let go of what a refused result brought along."""
-        with self._lock:
-            for ref in refs:
-                upload = self._uploads.get((node, ref.sha256))
-                if upload is not None and upload.complete:
-                    self._use(node, ref.sha256, upload)
-
-    def forget(self, node: str) -> None:
-        """Drop what a node has uploaded and not yet used."""
-        with self._lock:
-            for key in [key for key in self._uploads if key[0] == node]:
-                del self._uploads[key]
-
-    def close(self) -> None:
-        """Give all memory back."""
-        if self._depot is not None:
-            self._depot.close()
-
-    def _use(self, node: str, sha256: str, upload: _Upload) -> None:
-        upload.uses -= 1
-        if not upload.uses:
-            del self._uploads[node, sha256]
 
     def _discard(self, node: str, sha256: str) -> None:
         with self._lock:

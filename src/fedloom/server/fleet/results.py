@@ -1,0 +1,153 @@
+"""Results on their way in: what each is for, its payloads decoded and vetted, and whether it is still wanted then.
+
+Decoding and vetting take longer the larger a model is, so they are done without the coordinator's lock, between two
+looks at the exchange. Meanwhile it may close or begin anew, another node may answer, or the node may leave, come back
+with another session, or send a copy. Whatever comes first counts; a result's payloads are used up once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fedloom.core.errors import FedloomError
+from fedloom.core.messages import GroupKey, GroupResult
+from fedloom.server.fleet.dispatch import Dispatch, answer_again
+from fedloom.server.fleet.nodes import Node
+from fedloom.server.fleet.open_exchange import Answer, OpenExchange
+from fedloom.server.fleet.payloads import PayloadStore, Upload
+from fedloom.server.fleet.vetting import Vet
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """A result that is wanted, and what it is to be checked against."""
+
+    name: str
+    """The node it comes from."""
+    opened: OpenExchange
+    result: GroupResult
+    vet: Vet | None
+    """None where the node shares the server's memory."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unwanted:
+    """A result that is not, or not now; its node has been answered."""
+
+    dropped: list[Upload] = field(default_factory=list)
+    """What it brought along: freeing that takes long, so whoever holds this lets go of it without the lock."""
+
+
+class Results:
+    """Takes results in three steps. But for `read` not thread-safe: its owner's lock is held.
+
+    Args:
+        nodes: every known node by name; the owner adds and removes them.
+        dispatch: of the same nodes.
+        payloads: where uploads are.
+    """
+
+    def __init__(self, nodes: Mapping[str, Node], dispatch: Dispatch, payloads: PayloadStore) -> None:
+        self._nodes, self._dispatch, self._payloads = nodes, dispatch, payloads
+        self._stale: dict[str, int] = {}
+        """Results that came too late, for each run there has been an exchange of."""
+
+    def expect(self, run_id: str) -> None:
+        """Count the late results of a run from now on."""
+        self._stale.setdefault(run_id, 0)
+
+    def forget(self, run_id: str) -> None:
+        """A run is over."""
+        self._stale.pop(run_id, None)
+
+    def take_stale(self, run_id: str) -> int:
+        """Results of a run that came too late since this was last asked."""
+        count = self._stale.get(run_id, 0)
+        self._stale[run_id] = 0
+        return count
+
+    def begin(self, name: str, result: GroupResult) -> Reading | Unwanted:
+        """The first look: what a node's result is for."""
+        key, node = result.key, self._nodes[name]
+        opened = self._dispatch.find(key)
+        if opened is not None and (key.group, name) in opened.reading:
+            return Unwanted()  # a copy of what is being read, which will be answered
+        if opened is None or opened.settled(key.group, name):
+            again = opened is not None and (key.group, name) in opened.taken
+            node.assigned.pop(key, None)
+            self._unwanted(node, opened, key)
+            return Unwanted(dropped=[] if again else self._payloads.drop(name, result.payloads))
+        if key.group >= len(opened.groups):
+            node.acknowledge(key, "rejected", f"this exchange has {len(opened.groups)} groups, counted from 0")
+            return Unwanted(dropped=self._payloads.drop(name, result.payloads))
+        opened.reading.add((key.group, name))
+        return Reading(name=name, opened=opened, result=result, vet=opened.vet if node.locality == "remote" else None)
+
+    def read(self, reading: Reading) -> Answer:
+        """Decode a result's payloads, and vet its sum where it comes from another machine. Long work: without the lock.
+
+        Raises:
+            FedloomError: it is not what it should be.
+        """
+        name, result, index = reading.name, reading.result, reading.result.key.group
+        records = deque(self._payloads.take_all(name, result.payloads))
+        reading.opened.groups[index].check(result)
+        total = records.popleft() if result.total is not None else None
+        if reading.vet is not None and total is not None:
+            reading.vet(total, [report.client for report in result.reports])
+        states = dict(zip(result.states, records, strict=True))
+        return Answer(index=index, node=name, result=result, total=total, states=states)
+
+    def abort(self, reading: Reading) -> None:
+        """A result could not be read, which is not its fault: it may come again."""
+        reading.opened.reading.discard((reading.result.key.group, reading.name))
+
+    def settle(self, reading: Reading, trouble: FedloomError | None) -> bool:
+        """The second look, after `read` has succeeded, or failed with `trouble`.
+
+        Another session of the node may have begun: the result is as good, and the new session is answered.
+
+        Returns:
+            Whether the result is its group's answer.
+        """
+        self.abort(reading)
+        opened, key, node = reading.opened, reading.result.key, self._nodes.get(reading.name)
+        if node is None:  # it left, others have its groups, and it has been forgotten
+            return False
+        node.seen = time.monotonic()
+        if self._dispatch.find(key) is not opened:  # where the run has begun anew, its node may hold the same key again
+            self._unwanted(node, None, key)
+            return False
+        if trouble is not None:
+            node.acknowledge(key, "rejected", trouble.public_message())
+            self._dispatch.turn_away(opened, key, reading.name, trouble)
+            return False
+        opened.taken.add((key.group, reading.name))
+        if opened.settled(key.group, reading.name):
+            node.assigned.pop(key, None)
+            self._unwanted(node, opened, key)
+            return False
+        return self._accept(reading, node)
+
+    def _accept(self, reading: Reading, node: Node) -> bool:
+        opened, key = reading.opened, reading.result.key
+        is_final = self._dispatch.take(opened, reading.name, reading.result)
+        if is_final:
+            node.count(reading.result)
+        if is_final and opened.run_acknowledges:
+            opened.unacknowledged[key.group] = reading.name
+        else:
+            node.acknowledge(key, "accepted")
+        self._dispatch.push()
+        return is_final
+
+    def _unwanted(self, node: Node, opened: OpenExchange | None, key: GroupKey) -> None:
+        """A result has come again, or, where its exchange is over, too late."""
+        if opened is not None:
+            opened.duplicates += 1
+        elif key.run_id in self._stale:
+            self._stale[key.run_id] += 1
+        answer_again(node, key, opened)
