@@ -48,7 +48,11 @@ Workers = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Agents to start; one for each core where not given.")
 ]
 RayAddress = Annotated[
-    str | None, typer.Option(metavar="HOST:PORT", help="A running Ray cluster (or `auto`); else Ray is started here.")
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="A running Ray cluster, or `auto`. Default: RAY_ADDRESS if that is set, else Ray is started here.",
+    ),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="End stdout with the run's summary as one JSON object; the rest goes to stderr.")

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import threading
 from typing import Any
 
 from fedloom.core.config import RuntimeSettings
-from fedloom.core.errors import NoCapacity, ServerUnreachable
+from fedloom.core.errors import NoCapacity, ServerUnreachable, UsageError
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.rounds.session import Place
+from fedloom.simulation.ray_address import AUTO, LOCAL, VARIABLE, RayAddress, knock, ray_address
 from fedloom.simulation.workers import Replacements, worker_environment
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
+from ray._private import services  # ray.init's own search for a cluster; Ray has no public name for it
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Ray's stub file lacks it
 
 
 class _Worker:
@@ -33,13 +35,14 @@ class RayRuntime:
     """One actor for each worker, placed by the CPUs and GPUs it asks for, replaced when it dies.
 
     Args:
-        settings: workers, resources for each, and the cluster's address (None starts Ray here).
+        settings: workers, resources for each, and the cluster's address (if it is None, RAY_ADDRESS; without either a
+            new Ray is started here, whatever clusters run or have run on this machine).
     """
 
     def __init__(self, settings: RuntimeSettings) -> None:
         self._settings = settings
         self._ours = False
-        self._where = ""
+        self._location = ""
         self._workers = 0
         self._calls: dict[Any, tuple[str, Any]] = {}
         self._stopping = threading.Event()
@@ -49,33 +52,18 @@ class RayRuntime:
         """Start or join Ray; its agents find the server on this node's address.
 
         Raises:
-            ServerUnreachable: no Ray cluster answers at the address given.
+            ServerUnreachable: no Ray cluster at the address given can be joined.
             NoCapacity: the cluster lacks the CPUs or GPUs asked for.
+            UsageError: the address is malformed, or Ray cannot be started here.
         """
-        settings = self._settings
-        if not ray.is_initialized():
-            self._ours = True
-            try:
-                _knock(settings.ray_address)
-                ray.init(
-                    address=settings.ray_address,
-                    num_cpus=self._local_cpus(),
-                    include_dashboard=None if settings.ray_address else False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
-            except OSError as exc:  # ConnectionError among them
-                raise ServerUnreachable(
-                    f"no Ray cluster answers at {settings.ray_address!r}: {exc}. Start one with `ray start --head`, or "
-                    "leave --ray-address out to start Ray on this machine"
-                ) from exc
+        target = self._connect()
         self._place_workers()
-        node_ip = ray.util.get_node_ip_address()
-        if settings.ray_address or not self._ours:
-            self._where = f"Ray cluster at {ray.get_runtime_context().gcs_address}"
-            return str(node_ip)
-        self._where = f"Ray {ray.__version__} on this machine"
-        return "127.0.0.1"
+        note = f" ({VARIABLE})" if target is not None and target.source == VARIABLE else ""
+        if target is not None and target.is_local:
+            self._location = f"Ray {ray.__version__} on this machine{note}"
+            return "127.0.0.1"
+        self._location = f"Ray cluster at {ray.get_runtime_context().gcs_address}{note}"
+        return str(ray.util.get_node_ip_address())
 
     def start(self, coordinator: Coordinator, address: str, token: str) -> None:
         self._address, self._token = address, token
@@ -86,7 +74,7 @@ class RayRuntime:
         self._watcher.start()
 
     def place(self) -> Place:
-        return Place(runtime="ray", workers=self._workers, where=self._where)
+        return Place(runtime="ray", workers=self._workers, where=self._location)
 
     def pump(self) -> None:
         """Nothing: the work is done elsewhere."""
@@ -102,12 +90,30 @@ class RayRuntime:
         if self._ours and ray.is_initialized():
             ray.shutdown()
 
-    def _local_cpus(self) -> int | None:
-        """A Ray of our own is as large as it must be, so that more workers than cores are allowed when asked for."""
-        settings = self._settings
-        if settings.ray_address is not None or settings.workers is None:
+    def _connect(self) -> RayAddress | None:
+        """Start or join Ray; None if this process has done so already."""
+        if ray.is_initialized():
             return None
-        return max(os.cpu_count() or 1, int(-(-settings.workers * settings.cpus_per_worker // 1)))
+        self._ours = True
+        target = ray_address(self._settings.ray_address, os.environ)
+        if target.is_local:
+            self._start_local()
+        else:
+            _join(target)
+        return target
+
+    def _start_local(self) -> None:
+        """Start Ray here, as large as it must be, so that more workers than cores are allowed when asked for."""
+        settings, cpus = self._settings, None
+        if settings.workers is not None:
+            cpus = max(os.cpu_count() or 1, int(-(-settings.workers * settings.cpus_per_worker // 1)))
+        try:
+            _init(LOCAL, cpus)
+        except OSError as exc:
+            raise UsageError(
+                f"Ray cannot be started on this machine: {exc}. Its files are in RAY_TMPDIR, else TMPDIR, else /tmp: "
+                "name a writable folder with a short path there, or use --runtime process"
+            ) from exc
 
     def _place_workers(self) -> None:
         """Settle how many workers there are, and that there is room for them."""
@@ -149,11 +155,49 @@ class RayRuntime:
                 self._replacements.ended(node, _reason(call))
 
 
-def _knock(address: str | None) -> None:
-    """Fail within seconds where nobody listens; Ray itself would try for minutes."""
-    host, colon, port = (address or "").rpartition(":")
-    if colon and port.isdigit() and "//" not in host:
-        socket.create_connection((host, int(port)), timeout=5.0).close()
+def _join(target: RayAddress) -> None:
+    """Connect to a running cluster.
+
+    Raises:
+        ServerUnreachable: nothing answers there, which takes less than a minute to find out, or Ray cannot join it.
+    """
+    address = target.address
+    try:
+        if address == AUTO:
+            address = _found_here()
+        if not address.startswith("ray://"):
+            knock(address)
+            GcsClient(address=address)  # something may listen that is not Ray: ray.init would retry for minutes
+        _init(address, None)
+    except (OSError, RuntimeError, ray.exceptions.RayError) as exc:  # a dead cluster, another version, a wrong token
+        named = address if address == target.address else f"{target.address} ({address} here)"
+        drop = f"unset {VARIABLE}" if target.source == VARIABLE else "leave --ray-address out"
+        raise ServerUnreachable(
+            f"cannot join a Ray cluster at {named}, given by {target.given_by}: {exc}. Start one with "
+            f"`ray start --head`, or {drop} to start Ray on this machine"
+        ) from exc
+
+
+def _found_here() -> str:
+    """The cluster `auto` stands for on this machine, found as ray.init does.
+
+    Raises:
+        ConnectionError: none runs here and no file names one.
+    """
+    found = services.canonicalize_bootstrap_address(AUTO)
+    if found is None:
+        raise ConnectionError("no Ray runs on this machine")
+    return str(found)
+
+
+def _init(address: str, cpus: int | None) -> None:
+    ray.init(
+        address=address,
+        num_cpus=cpus,
+        include_dashboard=False if address == LOCAL else None,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
 
 
 def _reason(call: Any) -> str:
