@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import io
+import json
 import math
 
 import pytest
 
-from fedloom.reporting.plain import harmless
+from fedloom.reporting.plain import escape_unprintable, harmless
 from fedloom.reporting.quantities import NOTHING, bytes_text, metric_text, plural, seconds_text, share_text
 
 
@@ -52,3 +54,21 @@ def test_one_is_singular() -> None:
 
 def test_terminal_codes_are_taken_out() -> None:
     assert harmless("a\x1b[31mb\x07\u202ec\n\td\x9b") == "a?[31mb??c\n\td?"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "printed"),
+    [
+        ("ascii", b"\\u00f6\\u2026\\ud83d\\ude00\\udc80!"),
+        ("latin-1", b"\xf6\\u2026\\ud83d\\ude00\\udc80!"),
+        ("utf-8", "ö…😀".encode() + b"\\udc80!"),
+    ],
+)
+def test_a_stream_escapes_what_its_encoding_lacks(encoding: str, printed: bytes) -> None:
+    text, raw = "ö…😀\udc80!", io.BytesIO()  # the last but one is how Python reads the byte 0x80 of a file's name
+    stream = io.TextIOWrapper(raw, encoding=encoding)
+    escape_unprintable(stream)
+    stream.write(text)
+    stream.flush()
+    assert raw.getvalue() == printed
+    assert json.loads(f'"{printed.decode(encoding)}"') == text

@@ -14,6 +14,7 @@ from fedloom import __version__
 from fedloom.cli import adapters, experiments, fleet, members, reports, study
 from fedloom.cli.terminal import DEBUG_HELP, Verb, print_error, remember_debug
 from fedloom.core.errors import FedloomError
+from fedloom.reporting.plain import escape_unprintable
 
 app = typer.Typer(
     name="fedloom",
@@ -63,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 2 wrong usage or configuration, 1 the run failed, 130 interrupted.
     """
+    escape_unprintable(sys.stdout)
+    escape_unprintable(sys.stderr)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would log is told in our own words
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = {"debug": bool(os.environ.get("FEDLOOM_DEBUG", "").strip("0"))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from fedloom.core.history import RoundRecord, RunSummary, Traffic
 from fedloom.core.run_files import REPORT
 from fedloom.reporting.curves import in_order
 from fedloom.reporting.lines import lost_line, round_cells, round_head, round_line, start_lines
-from fedloom.reporting.plain import harmless
+from fedloom.reporting.plain import escape_unprintable, harmless
 from fedloom.reporting.quantities import bytes_text, metric_text, seconds_text
 
 _MOST_LOST = 5
@@ -46,7 +47,9 @@ class ConsoleSink:
     """
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        console = console or Console(markup=False, highlight=False, emoji=False)
+        if console is None:
+            escape_unprintable(sys.stdout)
+            console = Console(markup=False, highlight=False, emoji=False)
         self._console = console
         self._clock = clock
         self._lock = threading.Lock()
