@@ -1,7 +1,12 @@
-"""Shared by all tests: a tiny experiment, and where its workload lies."""
+"""Shared by all tests: an environment of their own, a tiny experiment, and where its workload lies."""
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,16 +15,47 @@ import pytest
 
 from fedloom.core.config import Experiment
 
+_OF_THE_USER = re.compile(
+    r"(?i)(ray|flwr|fedloom|hf|huggingface|transformers|grpc|xdg|lc|lang|tty|clicolor|_?typer)(_.*)?"
+    r"|python.*|language|columns|lines|terminal_width|(no|force)_color|colorterm|py_colors|github_actions"
+    r"|(no|all|http|https|ftp)_proxy"
+)
+"""Variables that change what fedloom, its libraries or a terminal do: no test depends on those of the user."""
+_OF_THE_TESTS = {
+    "LC_ALL": "C.UTF-8",
+    "TERM": "xterm",
+    "PYTHONUTF8": "1",
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""What the processes that tests start find instead. Time zone and umask stay as they are: tests hold under any."""
+
+
+def _isolate() -> Path:
+    """Give this process and those it starts an environment of the tests' own; the home folder that was made."""
+    for name in [name for name in os.environ if _OF_THE_USER.fullmatch(name)]:
+        del os.environ[name]
+    home = Path(tempfile.mkdtemp(prefix="fedloom-home-"))
+    os.environ.update(_OF_THE_TESTS, HOME=str(home))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; tests press Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return home
+
+
+_HOME = _isolate()  # before the tests' modules are imported: some libraries read the environment then
 LINEAR = Path(__file__).parent / "support" / "linear.py"
+
+
+def pytest_unconfigure() -> None:
+    """Remove the tests' home folder."""
+    shutil.rmtree(_HOME, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test works in a folder of its own, with a cache and identities of its own, and without telemetry."""
+    """Every test works in a folder of its own, with identities of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "0")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
 
 
 @pytest.fixture

@@ -9,8 +9,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 
 @pytest.fixture(autouse=True)
-def _wide_and_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same output on every machine, whatever its terminal."""
-    for name in ("FEDLOOM_DEBUG", "FORCE_COLOR", "TTY_COMPATIBLE"):
-        monkeypatch.delenv(name, raising=False)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line of output is folded."""
     monkeypatch.setenv("COLUMNS", "200")

@@ -13,8 +13,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 @pytest.fixture(autouse=True)
 def _like_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder a page's commands are given in: the examples, and an app in Flower's own form."""
-    for name in ("FEDLOOM_DEBUG", "FORCE_COLOR", "TTY_COMPATIBLE"):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEDLOOM_CACHE", str(tmp_path / "cache"))
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
