@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow compose-test check format bench bench-base same-bits chaos fuzz bench-fleet docs proto clean
+.PHONY: help install demo test test-hostile test-slow compose-test check format bench bench-base same-bits chaos fuzz bench-fleet docs proto clean
 
 help: ## List the verbs
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 install: $(INSTALLED) ## Make .venv with the exact packages of requirements.lock, and fedloom in it
 
@@ -28,6 +28,9 @@ demo: install ## SFedCA against random selection, spiking networks on digits: Ra
 
 test: install ## Run the tests that take seconds
 	$(BIN)/python -I -m pytest -m "not slow"
+
+test-hostile: install ## Run them where locale, time zone, umask, instruction set, variables, ports and leftovers differ
+	$(BIN)/python .ci/hostile.py $(BIN)/python -I -X warn_default_encoding -m pytest -m "not slow"
 
 test-slow: install ## Run the tests that take minutes
 	$(BIN)/python -I -m pytest -m "slow and not containers"
