@@ -90,7 +90,7 @@ class Policy(Settings):
             ConfigError: the file is not a policy.
         """
         try:
-            return cls.model_validate(tomllib.loads(path.read_text()))
+            return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return cls()
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
@@ -113,7 +113,7 @@ class Usage:
         self._written = 0.0
         self._day, self._bytes = "", 0
         try:
-            kept = json.loads(file.read_text())
+            kept = json.loads(file.read_text(encoding="utf-8"))
             self._day, self._bytes = str(kept["day"]), int(kept["bytes"])
         except (OSError, ValueError, KeyError, TypeError):
             pass  # no count yet

@@ -220,7 +220,7 @@ class Experiment(Settings):
         """
         path = Path(path)
         try:
-            values = tomllib.loads(path.read_text())
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as exc:
             raise ConfigError(f"no experiment file {str(path)!r} (looked in {Path.cwd()})") from exc
         except OSError as exc:
