@@ -46,7 +46,7 @@ def train(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], di
                 out = folder / f"{work}-{kind}-{repeat}"
                 say(f"{work}  {report.NAMES[kind].strip()}, {rounds} rounds …")
                 spent = measure(module, [work, "--rounds", str(rounds), *extra, "--out", str(out)], out / "log.txt")
-                results[work][kind].append(spent | json.loads((out / "result.json").read_text()))
+                results[work][kind].append(spent | json.loads((out / "result.json").read_text(encoding="utf-8")))
         floor = folder / f"{work}-bare2-0" / "model.safetensors"
         if floor.exists():
             distances[work] = {
@@ -78,7 +78,7 @@ def orchestrate(options: argparse.Namespace, folder: Path) -> list[dict[str, Any
         out = folder / f"noop-{runtime}-{clients}"
         arguments = ["--runtime", runtime, "--clients", str(clients), "--rounds", str(rounds), "--out", str(out)]
         spent = measure("benchmarks.orchestration", arguments, out / "log.txt")
-        row = json.loads((out / "result.json").read_text()) | {"PSS MB": round(spent["pss_mb"])}
+        row = json.loads((out / "result.json").read_text(encoding="utf-8")) | {"PSS MB": round(spent["pss_mb"])}
         best = rows.setdefault(case, row)
         if row["driver CPU ms/round"] < best["driver CPU ms/round"]:
             rows[case] = row
@@ -92,7 +92,7 @@ def transfer(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         say(f"{megabytes} MB down and up …")
         out = folder / f"transfer-{megabytes}"
         measure("benchmarks.transfer", ["--megabytes", str(megabytes), "--out", str(out)], out / "log.txt")
-        rows += json.loads((out / "result.json").read_text())
+        rows += json.loads((out / "result.json").read_text(encoding="utf-8"))
     return rows
 
 
@@ -101,7 +101,7 @@ def spiking(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     say("spiking networks, group program and plain loop …")
     out = folder / "spiking"
     measure("benchmarks.spiking", ["--rounds", "3" if options.quick else "10", "--out", str(out)], out / "log.txt")
-    rows: list[dict[str, Any]] = json.loads((out / "result.json").read_text())
+    rows: list[dict[str, Any]] = json.loads((out / "result.json").read_text(encoding="utf-8"))
     return rows
 
 
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.json is not None:
         micro = {"noop": noop, "transfer": moved, "spiking": fired, "adapters": adapted}
         everything = {"training": results, "summary": report.summary(results), **micro}
-        options.json.write_text(json.dumps(everything, indent=1) + "\n")
+        options.json.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ class Child:
 
     def __init__(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "benchmarks.acknowledgement", *arguments]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
 
     def say(self) -> None:
         """Send a line: begin, or end."""
@@ -372,7 +372,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         twice = trainings(rounds=5)
         print(micro_table("Two runs whose candidates train, at once on one agent", twice))
         if options.json is not None:
-            options.json.write_text(json.dumps({"acknowledgement": rows, "trainings": twice}, indent=1) + "\n")
+            options.json.write_text(
+                json.dumps({"acknowledgement": rows, "trainings": twice}, indent=1) + "\n", encoding="utf-8"
+            )
 
 
 if __name__ == "__main__":

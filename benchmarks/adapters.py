@@ -106,7 +106,9 @@ def compare(rounds: int, folder: Path) -> list[dict[str, Any]]:
     ):
         out = folder / title.replace(" ", "-")
         spent = measure(module, ["--rounds", str(rounds), *arguments, "--out", str(out)], out / "log.txt")
-        rows.append({"": title, **json.loads((out / "result.json").read_text()), "PSS MB": spent["pss_mb"]})
+        rows.append(
+            {"": title, **json.loads((out / "result.json").read_text(encoding="utf-8")), "PSS MB": spent["pss_mb"]}
+        )
     return rows
 
 
@@ -144,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(table(result))
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "result.json").write_text(json.dumps(result))
+        (options.out / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def main() -> None:
             time.sleep(0.05)
         SameCohorts(clock).start(grid=grid, initial_arrays=initial, num_rounds=options.rounds, timeout=600)
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "result.json").write_text(json.dumps(clock.result()))
+        (options.out / "result.json").write_text(json.dumps(clock.result()), encoding="utf-8")
 
     run_simulation(
         server_app=server_app,

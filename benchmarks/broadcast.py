@@ -82,7 +82,7 @@ def measure(agents: int, megabytes: int, repeats: int) -> list[dict[str, Any]]:
     with Server(shared_memory=False) as server:
         address = f"127.0.0.1:{server.listen()}"
         command = [sys.executable, "-m", "benchmarks.broadcast", "--connect", address, "--agents", str(agents)]
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
         assert child.stdin is not None and child.stdout is not None
         child.stdout.readline()
         offer = server.payloads.offer(Record({MODEL: arrays}))
@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = measure(options.agents, options.megabytes, options.repeats)
     print(micro_table("A model to many agents at once, over loopback", rows))
     if options.json is not None:
-        options.json.write_text(json.dumps(rows) + "\n")
+        options.json.write_text(json.dumps(rows) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def readings(rounds: int, kilobytes: int, *, answers: bool = True) -> list[tuple
     """(round, resident MB of the server) of one run."""
     here = [sys.executable, "-m", "benchmarks.endurance"]
     with tempfile.TemporaryDirectory(prefix="fedloom-endurance-") as folder:
-        server = subprocess.Popen([*here, "--serve", folder], stdout=subprocess.PIPE, text=True)
+        server = subprocess.Popen([*here, "--serve", folder], stdout=subprocess.PIPE, encoding="utf-8")
         agents = []
         try:
             assert server.stdout is not None
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(micro_table("The server's resident memory over a long run", [row]))
         print(f"  MB after round …  {curve(found)}")
         if options.json is not None:
-            options.json.write_text(json.dumps(row | {"curve": found}) + "\n")
+            options.json.write_text(json.dumps(row | {"curve": found}) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def measure(count: int, seconds: float, *, members: bool = False) -> dict[str, A
 
 def _measure(count: int, seconds: float, state: Path | None) -> dict[str, Any]:
     here = [sys.executable, "-m", "benchmarks.idle", *(["--state", str(state)] if state is not None else [])]
-    server = subprocess.Popen([*here, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen([*here, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
     assert server.stdin is not None and server.stdout is not None
     port = int(server.stdout.readline())
     process = psutil.Process(server.pid)
@@ -171,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         row = measure(options.agents, options.seconds, members=options.members)
         print(micro_table("Agents that are connected and idle", [row]))
         if options.json is not None:
-            options.json.write_text(json.dumps(row) + "\n")
+            options.json.write_text(json.dumps(row) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

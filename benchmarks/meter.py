@@ -88,7 +88,7 @@ def measure(module: str, arguments: Sequence[str], log: Path) -> dict[str, float
     root = Path(__file__).parent.parent
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     begin, pss, processes = time.perf_counter(), 0, 0
-    with log.open("w") as out:
+    with log.open("w", encoding="utf-8") as out:
         runner = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": path},
@@ -105,7 +105,7 @@ def measure(module: str, arguments: Sequence[str], log: Path) -> dict[str, float
                 runner.terminate()
                 runner.wait()
     if runner.returncode:
-        tail = "\n".join(log.read_text().splitlines()[-15:])
+        tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
         raise RuntimeError(f"{module} {' '.join(arguments)} ended with exit code {runner.returncode}:\n{tail}")
     return {"pss_mb": pss / 2**20, "processes": processes, "total_wall_s": time.perf_counter() - begin}
 

@@ -108,7 +108,7 @@ def measure(tree: Path, row: str) -> Numbers:
             cwd=tree,
             env=environment,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=False,
         )
         if ended.returncode != 0:

@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table(rows))
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "result.json").write_text(json.dumps(rows))
+        (options.out / "result.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

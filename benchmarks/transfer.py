@@ -31,11 +31,11 @@ _NODE, _SESSION = "agent", "bench"
 def peak_and_cpu(act: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     """What `act` returns, and the rise of this process's resident memory, its CPU and wall seconds meanwhile."""
     process = psutil.Process()
-    Path("/proc/self/clear_refs").write_text("5")  # forget the highest resident size so far
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the highest resident size so far
     before, cpu, begin = process.memory_info().rss, time.process_time(), time.perf_counter()
     value = act()
     wall_s, cpu_s = time.perf_counter() - begin, time.process_time() - cpu
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     high = int(status.split("VmHWM:")[1].split()[0]) * 1024
     return value, {"rise_mb": (high - before) / _MB, "cpu_s": cpu_s, "wall_s": wall_s}
 
@@ -64,7 +64,7 @@ def measure(megabytes: int) -> list[dict[str, Any]]:
     with Server(shared_memory=False) as server:
         address = f"127.0.0.1:{server.listen()}"
         command = [sys.executable, "-m", "benchmarks.transfer", "--agent", address]
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
         offer = server.payloads.offer(Record({MODEL: arrays}))
         digesting = time.perf_counter()
         server.payloads.prepare(offer, ("remote",))
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = measure(options.megabytes)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "result.json").write_text(json.dumps(rows))
+        (options.out / "result.json").write_text(json.dumps(rows), encoding="utf-8")
     else:
         print(json.dumps(rows, indent=1))
 

@@ -171,7 +171,7 @@ def save_result(out: Path, result: Mapping[str, Any], arrays: Arrays) -> None:
     """Write what a runner measured, and the model it ended with."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "model.safetensors").write_bytes(frames.encode(Record({MODEL: arrays})))
-    (out / "result.json").write_text(json.dumps(result))
+    (out / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
 def state_arrays(model: nn.Module) -> Arrays:

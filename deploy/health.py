@@ -19,7 +19,7 @@ def connections(proc: Path = Path("/proc")) -> list[tuple[int, int, str]]:
     found = []
     for table in ("tcp", "tcp6"):
         path = proc / "net" / table
-        lines = path.read_text().splitlines()[1:] if path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else []
         for fields in map(str.split, lines):
             local, remote = (int(address.rpartition(":")[2], 16) for address in fields[1:3])
             found.append((local, remote, fields[3]))
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
     if arguments:
         what, port = arguments[0], int(arguments[1])
     else:
-        what, port = expected(Path("/proc/1/cmdline").read_text().split("\0"))
+        what, port = expected(Path("/proc/1/cmdline").read_text(encoding="utf-8").split("\0"))
     if healthy(what, port, connections()):
         return 0
     print(f"not {what}: port {port}", file=sys.stderr)

@@ -90,7 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shutil.rmtree(folder, ignore_errors=True)
     print(summary(outcomes))
     if options.json is not None:
-        options.json.write_text(json.dumps([as_json(outcome) for outcome in outcomes], indent=1) + "\n")
+        options.json.write_text(
+            json.dumps([as_json(outcome) for outcome in outcomes], indent=1) + "\n", encoding="utf-8"
+        )
     return 0 if all(outcome.sound for outcome in outcomes) else 1
 
 

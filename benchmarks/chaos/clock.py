@@ -28,7 +28,7 @@ def install(file: Path) -> None:
 
     def jump(number: int, frame: object) -> None:
         global _shift_s
-        _shift_s += float(file.read_text())
+        _shift_s += float(file.read_text(encoding="utf-8"))
 
     signal.signal(signal.SIGUSR1, jump)
     time.time = lambda: _real_time() + _shift_s

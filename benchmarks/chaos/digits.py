@@ -43,7 +43,7 @@ class SlowDigits:
     ) -> Update:
         time.sleep(CLIENT_S)
         if ledger is not None:
-            with ledger.open("a") as file:
+            with ledger.open("a", encoding="utf-8") as file:
                 file.write(f"{job.round} {job.client}\n")
         return self._plain.train(job, inputs, shard, rule, rng)
 

@@ -33,7 +33,7 @@ class Zygote:
             [sys.executable, "-m", "benchmarks.chaos.programs"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
 
@@ -153,7 +153,7 @@ class Fleet:
 
     def move_clock(self, name: str, seconds: float) -> None:
         """Let the process's time of day jump."""
-        (self._folder / f"clock-{name}").write_text(str(seconds))
+        (self._folder / f"clock-{name}").write_text(str(seconds), encoding="utf-8")
         _signal(self._pids[name], signal.SIGUSR1)
 
     def supervise(self) -> None:
@@ -176,7 +176,7 @@ class Fleet:
     def rss_mb(self) -> float:
         """The server's resident memory."""
         with contextlib.suppress(OSError, StopIteration):
-            status = Path(f"/proc/{self._pids[SERVER]}/status").read_text().splitlines()
+            status = Path(f"/proc/{self._pids[SERVER]}/status").read_text(encoding="utf-8").splitlines()
             return int(next(line for line in status if line.startswith("VmHWM:")).split()[1]) / 1024
         return 0.0
 
@@ -204,7 +204,7 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[bool]:
 
 def _alive(pid: int) -> bool:
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in ("Z", "X")
     return False
 
 

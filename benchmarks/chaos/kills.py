@@ -139,7 +139,7 @@ def _wait(run: Path, ready: Callable[[], object]) -> None:
     end = time.monotonic() + _PATIENCE_S
     while not ready():
         summary = run / "summary.json"
-        if summary.exists() and (error := json.loads(summary.read_text())["error"]):
+        if summary.exists() and (error := json.loads(summary.read_text(encoding="utf-8"))["error"]):
             raise RuntimeError(f"the run failed: {error}")
         if time.monotonic() > end:
             raise TimeoutError(f"nothing for {_PATIENCE_S:.0f} s")
@@ -160,7 +160,10 @@ def _count(run: Path) -> int:
 
 def _judge(run: Path, ledger: Path, accepted: set[tuple[int, int]], want: Undisturbed, found: Kills) -> None:
     """Compare the folder with the undisturbed run, and the ledger with what had been accepted."""
-    records = [RoundRecord.model_validate_json(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    records = [
+        RoundRecord.model_validate_json(line)
+        for line in (run / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     found.rounds, found.accepted = len(records), len(accepted)
     found.restored = sum(record.restored for record in records)
     found.wrong_rounds = sum(
@@ -168,10 +171,10 @@ def _judge(run: Path, ledger: Path, accepted: set[tuple[int, int]], want: Undist
         for record in records
     )
     found.wrong_rounds += [record.round for record in records] != sorted(want.rounds)
-    trained = Counter(tuple(map(int, line.split())) for line in ledger.read_text().splitlines())
+    trained = Counter(tuple(map(int, line.split())) for line in ledger.read_text(encoding="utf-8").splitlines())
     found.asked_again = sum(trained[at] - 1 for at in accepted)
     found.in_flight = sum(times - 1 for at, times in trained.items() if at not in accepted)
-    found.same_bits = json.loads((run / "summary.json").read_text())["model_sha256"] == want.sha256
+    found.same_bits = json.loads((run / "summary.json").read_text(encoding="utf-8"))["model_sha256"] == want.sha256
 
 
 def table(outcomes: Sequence[Kills]) -> str:
@@ -213,7 +216,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outcomes.append(play(options.seed, index, options.kills, folder, zygote, want))
     print(table(outcomes))
     if options.json is not None:
-        options.json.write_text(json.dumps([dataclasses.asdict(each) for each in outcomes], indent=1) + "\n")
+        options.json.write_text(
+            json.dumps([dataclasses.asdict(each) for each in outcomes], indent=1) + "\n", encoding="utf-8"
+        )
     return 0 if all(each.sound for each in outcomes) else 1
 
 

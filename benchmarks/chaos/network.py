@@ -95,12 +95,12 @@ def network(nodes: Sequence[str]) -> Iterator[Network | None]:
 
 def enter(namespace: str) -> None:
     """Move this process into a network namespace."""
-    with (Path("/run/netns") / namespace).open() as file:
+    with (Path("/run/netns") / namespace).open(encoding="utf-8") as file:
         if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), f"cannot enter the network namespace {namespace}")
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if done.returncode:
         raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")

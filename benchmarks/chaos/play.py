@@ -207,7 +207,7 @@ class _Player:
 
     def _summary(self) -> dict[str, Any] | None:
         try:
-            found: dict[str, Any] = json.loads((self._run / "summary.json").read_text())
+            found: dict[str, Any] = json.loads((self._run / "summary.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return found
@@ -226,7 +226,10 @@ def _fill(ballast: Path) -> None:
 
 def _judge(run: Path, want: Undisturbed, outcome: Outcome) -> None:
     """Compare the folder with the undisturbed run."""
-    lines = [RoundRecord.model_validate_json(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    lines = [
+        RoundRecord.model_validate_json(line)
+        for line in (run / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     outcome.rounds = [record.round for record in lines]
     for record in lines:
         other = want.rounds[record.round]
@@ -237,5 +240,5 @@ def _judge(run: Path, want: Undisturbed, outcome: Outcome) -> None:
         outcome.stale += record.stale
         outcome.duplicates += record.duplicates
     if (run / "summary.json").exists():
-        sha256 = json.loads((run / "summary.json").read_text())["model_sha256"]
+        sha256 = json.loads((run / "summary.json").read_text(encoding="utf-8"))["model_sha256"]
         outcome.same_bits = sha256 == want.sha256

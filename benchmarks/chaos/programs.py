@@ -47,7 +47,7 @@ def server(*, state: str, port: int, token: str, ready: str, quick: bool, **_: A
         state=Path(state),
         token=token,
         members=None if token else Membership(enroll_port=0, address="127.0.0.1"),
-        on_ready=lambda address: Path(ready).write_text(address),
+        on_ready=lambda address: Path(ready).write_text(address, encoding="utf-8"),
     )
 
 

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = fuzz(options.count, options.seed, lambda line: print(line, file=sys.stderr, flush=True))
     print("\n".join(table(kind, each) for kind, each in found.items()))
     if options.json is not None:
-        options.json.write_text(json.dumps(found) + "\n")
+        options.json.write_text(json.dumps(found) + "\n", encoding="utf-8")
     return 0 if all(kept(each) for each in found.values()) else 1
 
 

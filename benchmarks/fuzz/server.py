@@ -72,8 +72,8 @@ def under_test(folder: Path, *, members: bool) -> Iterator[UnderTest]:
         [sys.executable, "-m", "benchmarks.fuzz.server", str(folder / "state"), "members" if members else "token"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=(folder.parent / f"{folder.name}.log").open("w"),
-        text=True,
+        stderr=(folder.parent / f"{folder.name}.log").open("w", encoding="utf-8"),
+        encoding="utf-8",
         cwd=folder / "here",
         env={**os.environ, "PYTHONPATH": path},
     ) as process:

@@ -66,7 +66,7 @@ class Repository:
         """
         place = cache / "trees" / commit[:12]
         place.parent.mkdir(parents=True, exist_ok=True)
-        with (place.parent / f"{commit[:12]}.lock").open("w") as lock:
+        with (place.parent / f"{commit[:12]}.lock").open("w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not _is_clean(place, commit):
                 self._remove(place)
@@ -90,7 +90,7 @@ class Repository:
 
 
 def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, encoding="utf-8", check=False)
 
 
 def _is_clean(place: Path, commit: str) -> bool:

@@ -132,7 +132,7 @@ class Tree:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                text=True,
+                encoding="utf-8",
                 start_new_session=True,
             )
             self._running.add(process.pid)

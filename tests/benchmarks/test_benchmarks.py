@@ -144,8 +144,10 @@ def test_a_lora_round_moves_no_frozen_weight_and_is_all_training() -> None:
 def test_every_runner_of_a_workload_does_the_same_work(tmp_path: Path) -> None:
     out = tmp_path / "all.json"
     arguments = ["--works", "B", "--quick", "--no-micro", "--kinds", "bare1", "bare2", "process", "--json", str(out)]
-    done = subprocess.run([sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
-    rows = json.loads(out.read_text())["summary"]["B"]["medians"]
+    rows = json.loads(out.read_text(encoding="utf-8"))["summary"]["B"]["medians"]
     assert rows["bare1"]["accuracy"] == pytest.approx(rows["process"]["accuracy"], abs=2e-3)
     assert "of the way" in done.stdout

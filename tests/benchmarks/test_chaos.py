@@ -60,7 +60,7 @@ def test_a_schedule_follows_from_its_number() -> None:
 def test_a_run_survives(chosen: Schedule, rig: tuple[Zygote, Network | None, Undisturbed], tmp_path: Path) -> None:
     zygote, links, want = rig
     outcome = play(chosen, tmp_path, zygote, links, want)
-    assert outcome.sound, (outcome, (tmp_path / "log.txt").read_text()[-3000:])
+    assert outcome.sound, (outcome, (tmp_path / "log.txt").read_text(encoding="utf-8")[-3000:])
     assert outcome.refused > 0
 
 
@@ -68,7 +68,7 @@ def test_a_killed_server_asks_nobody_again_whose_answer_it_had(
     rig: tuple[Zygote, Network | None, Undisturbed], tmp_path: Path
 ) -> None:
     found = kills.play(1, 0, 2, tmp_path, rig[0], kills.undisturbed(1, 8))
-    assert found.sound and found.kills == 2, (found, (tmp_path / "log.txt").read_text()[-3000:])
+    assert found.sound and found.kills == 2, (found, (tmp_path / "log.txt").read_text(encoding="utf-8")[-3000:])
     assert found.restored >= found.accepted > 0
 
 

@@ -99,7 +99,7 @@ def records(folder: Path, *evaluations: object) -> Path:
     lines = [
         json.dumps({"metrics": {"loss": 0.5}, "evaluation": each, "timing": {"total_s": 1}}) for each in evaluations
     ]
-    (folder / "rounds.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "rounds.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
 
@@ -155,7 +155,7 @@ def test_the_table_of_lengths_is_sound_and_names_presets() -> None:
     ],
 )
 def test_a_wrong_table_is_refused(text: str, said: str, tmp_path: Path) -> None:
-    (tmp_path / "shortened.toml").write_text(text)
+    (tmp_path / "shortened.toml").write_text(text, encoding="utf-8")
     with pytest.raises(WrongInput, match=said):
         read_lengths(tmp_path / "shortened.toml")
 
@@ -205,7 +205,7 @@ def test_results_are_kept_by_commit_machine_and_length(tmp_path: Path) -> None:
 def test_a_damaged_result_is_made_again(tmp_path: Path) -> None:
     store, long = Store(tmp_path), job("long", "inline", LENGTHS)
     store.put(long, done())
-    (tmp_path / f"{long.name}.json").write_text("{")
+    (tmp_path / f"{long.name}.json").write_text("{", encoding="utf-8")
     assert store.get(long) is None
 
 
@@ -261,7 +261,7 @@ def test_only_needless_entries_and_differences_fail() -> None:
 def write_entry(folder: Path, **values: object) -> Path:
     given = {"preset": "a", "commit": "c1", "reason": "a better sum"} | values
     lines = [f"{key} = {json.dumps(value)}" for key, value in given.items() if value is not None]
-    (folder / "intended.toml").write_text("[[intended]]\n" + "\n".join(lines) + "\n")
+    (folder / "intended.toml").write_text("[[intended]]\n" + "\n".join(lines) + "\n", encoding="utf-8")
     return folder / "intended.toml"
 
 
@@ -389,18 +389,20 @@ class Project:
         self.root, self.repository = root, Repository(root)
         (root / "src" / "fedloom").mkdir(parents=True)
         (root / "src" / "fedloom" / "__init__.py").touch()
-        (root / "src" / "fedloom" / "__main__.py").write_text("from fedloom.cli import main\nmain()\n")
-        (root / ".gitignore").write_text(".cache/\n__pycache__/\n")
+        (root / "src" / "fedloom" / "__main__.py").write_text(
+            "from fedloom.cli import main\nmain()\n", encoding="utf-8"
+        )
+        (root / ".gitignore").write_text(".cache/\n__pycache__/\n", encoding="utf-8")
         self.git("init", "--quiet")
 
     def git(self, *arguments: str) -> str:
         identity = ("-c", "user.name=tester", "-c", "user.email=tester@example.org", "-c", "commit.gpgsign=false")
         command = ["git", "-C", str(self.root), *identity, *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout.strip()
 
     def commit(self, **bits: str) -> str:
         """Commit a fedloom with these bits for its presets, given as `a_b` for `a-b`."""
-        (self.root / "src" / "fedloom" / "cli.py").write_text(FEDLOOM.format(bits=bits))
+        (self.root / "src" / "fedloom" / "cli.py").write_text(FEDLOOM.format(bits=bits), encoding="utf-8")
         self.git("add", "--all")
         self.git("commit", "--quiet", "--message", "Another version")
         return self.git("rev-parse", "HEAD")
@@ -446,7 +448,7 @@ def test_a_comparison_from_end_to_end(project: Project, tmp_path: Path, capsys: 
 
 def test_uncommitted_changes_are_compared_and_said(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     base = project.commit(steady="1")
-    (project.root / "src" / "fedloom" / "cli.py").write_text(FEDLOOM.format(bits={"steady": "2"}))
+    (project.root / "src" / "fedloom" / "cli.py").write_text(FEDLOOM.format(bits={"steady": "2"}), encoding="utf-8")
     assert compare(project, base) == 1
     captured = capsys.readouterr()
     assert "with uncommitted changes" in captured.err and "model_sha256 1 -> 2" in captured.out
@@ -464,9 +466,9 @@ def test_it_works_in_a_worktree_which_shares_the_results(project: Project, tmp_p
 def test_a_spoilt_base_is_checked_out_again(project: Project) -> None:
     base = project.commit(steady="1")
     place = project.repository.checkout(base, project.repository.cache_folder())
-    (place / "src" / "fedloom" / "cli.py").write_text("spoilt")
+    (place / "src" / "fedloom" / "cli.py").write_text("spoilt", encoding="utf-8")
     assert project.repository.checkout(base, project.repository.cache_folder()) == place
-    assert "spoilt" not in (place / "src" / "fedloom" / "cli.py").read_text()
+    assert "spoilt" not in (place / "src" / "fedloom" / "cli.py").read_text(encoding="utf-8")
 
 
 def test_a_change_during_the_comparison_makes_it_void(
@@ -475,7 +477,7 @@ def test_a_change_during_the_comparison_makes_it_void(
     base = project.commit(steady="1")
 
     def change(*arguments: object) -> dict[str, Outcomes]:
-        (project.root / "src" / "fedloom" / "cli.py").write_text("changed")
+        (project.root / "src" / "fedloom" / "cli.py").write_text("changed", encoding="utf-8")
         return {"steady": both(done("1", NAN, (NAN,)))}
 
     monkeypatch.setattr(program, "run_presets", change)
@@ -495,7 +497,9 @@ def test_a_base_that_is_no_ancestor_is_wrong_input(project: Project, base: str) 
 
 def test_a_tree_that_is_not_imported_is_wrong_input(project: Project) -> None:
     base = project.commit(steady="1")
-    (project.root / "src" / "fedloom" / "__init__.py").write_text('__file__ = "/elsewhere/fedloom/__init__.py"\n')
+    (project.root / "src" / "fedloom" / "__init__.py").write_text(
+        '__file__ = "/elsewhere/fedloom/__init__.py"\n', encoding="utf-8"
+    )
     with pytest.raises(WrongInput, match="expected to import fedloom from"):
         compare(project, base)
 

@@ -75,7 +75,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeRuns:
 
 @pytest.fixture
 def toml(tmp_path: Path) -> str:
-    (tmp_path / "mine.toml").write_text(TOML)
+    (tmp_path / "mine.toml").write_text(TOML, encoding="utf-8")
     return str(tmp_path / "mine.toml")
 
 
@@ -205,7 +205,7 @@ def test_wrong_usage_has_one_message_and_code_2(
 def test_resume_may_run_elsewhere(fake: FakeRuns, tmp_path: Path) -> None:
     folder = tmp_path / "old"
     folder.mkdir()
-    (folder / "experiment.toml").write_text(TOML)
+    (folder / "experiment.toml").write_text(TOML, encoding="utf-8")
     assert main(["resume", str(folder), "--runtime", "inline", "--workers", "2"]) == 0
     assert fake.asked == [{"run_dir": folder, "overrides": ['runtime.name="inline"', "runtime.workers=2"]}]
 
@@ -233,10 +233,10 @@ def test_presets_are_shown_as_they_are(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     preset = tmp_path / "demo.toml"
-    preset.write_text("# What it shows [brackets]\nrounds = 3  # [bold]\n")
+    preset.write_text("# What it shows [brackets]\nrounds = 3  # [bold]\n", encoding="utf-8")
     monkeypatch.setattr(api, "_preset_folder", lambda: tmp_path)
     assert main(["show", "demo"]) == 0
-    assert capsys.readouterr().out == preset.read_text()
+    assert capsys.readouterr().out == preset.read_text(encoding="utf-8")
     assert main(["list", "presets"]) == 0
     assert "What it shows [brackets]" in capsys.readouterr().out
     assert main(["show", "dmo"]) == 2
@@ -249,7 +249,7 @@ def test_reports_and_comparisons_are_written(
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "experiment.toml").write_text(
-            TOML.replace("rounds = 3", f"rounds = {len(name) + ord(name)}")
+            TOML.replace("rounds = 3", f"rounds = {len(name) + ord(name)}"), encoding="utf-8"
         )
     assert main(["report", str(tmp_path / "a")]) == 0
     assert capsys.readouterr().out == f"{tmp_path}/a/report.html\n"
@@ -282,7 +282,9 @@ def test_help_imports_nothing_heavy() -> None:
         "heavy = {'torch', 'ray', 'flwr', 'grpc', 'numpy', 'pydantic', 'transformers'} & set(sys.modules); "
         "sys.exit(str(heavy) if heavy else code)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, encoding="utf-8", timeout=60, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 

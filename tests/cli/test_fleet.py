@@ -81,14 +81,16 @@ def control(monkeypatch: pytest.MonkeyPatch) -> type[FakeControl]:
 
 @pytest.fixture
 def token_file(tmp_path: Path) -> Path:
-    (tmp_path / "token").write_text("s3cret\n")
+    (tmp_path / "token").write_text("s3cret\n", encoding="utf-8")
     return tmp_path / "token"
 
 
 def test_an_experiment_is_queued(
     control: type[FakeControl], tmp_path: Path, token_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "x.toml").write_text('rounds = 1\nstrategy = "fedavg"\nworkload = "image_classification"\n')
+    (tmp_path / "x.toml").write_text(
+        'rounds = 1\nstrategy = "fedavg"\nworkload = "image_classification"\n', encoding="utf-8"
+    )
     arguments = ["submit", str(tmp_path / "x.toml"), *SERVER, "--set", "rounds=5", "--token-file", str(token_file)]
     assert main(arguments) == 0
     assert control.asked == [
@@ -163,7 +165,7 @@ def test_a_server_is_started_as_told(
     ) -> None:
         asked.update(host=host, port=port, **others)
         on_ready("0.0.0.0:9000")
-        (tmp_path / "experiment.toml").write_text("rounds = 1\n")
+        (tmp_path / "experiment.toml").write_text("rounds = 1\n", encoding="utf-8")
         on_finished(tmp_path)
 
     monkeypatch.setattr(server_app, "serve", serve)
@@ -187,7 +189,7 @@ def test_a_client_is_started_as_told(monkeypatch: pytest.MonkeyPatch, token_file
 def test_a_token_file_holds_one_word(
     control: type[FakeControl], token_file: Path, capsys: pytest.CaptureFixture[str], content: str
 ) -> None:
-    token_file.write_text(content)
+    token_file.write_text(content, encoding="utf-8")
     assert main(["nodes", *SERVER, "--token-file", str(token_file)]) == 2
     assert "expected one word, the token" in capsys.readouterr().err
 
@@ -218,7 +220,7 @@ def test_a_taken_port_is_told_in_one_sentence(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         call = [sys.executable, "-m", "fedloom", "serve", "--port", str(port), "--state", str(tmp_path / "state")]
         plain = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
-        ended = subprocess.run(call, capture_output=True, text=True, timeout=60, env=plain)
+        ended = subprocess.run(call, capture_output=True, encoding="utf-8", timeout=60, env=plain)
     assert ended.returncode == 2
     said = f"fedloom: cannot listen on 127.0.0.1:{port}: the port is in use, or the address is not this machine's."
     assert ended.stderr.startswith(said) and "add_port" not in ended.stderr

@@ -51,7 +51,7 @@ def test_a_device_joins_and_is_told_what_to_do_next(
     assert shown == (
         f"joined {fleet.address} as node lab-1; its policy is {node}/policy.toml\nstart it with: fedloom client\n"
     )
-    assert f'data = "{tmp_path}/digits"' in (node / "policy.toml").read_text()
+    assert f'data = "{tmp_path}/digits"' in (node / "policy.toml").read_text(encoding="utf-8")
     assert "lab-1" in said("node", "list", *as_admin)
     assert "site=lab" in said("node", "show", "lab-1", *as_admin)
     assert said("node", "label", "lab-1", "gpu=yes", "site-", *as_admin) == "lab-1: gpu=yes\n"

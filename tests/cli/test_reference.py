@@ -83,6 +83,6 @@ def test_the_pages_are_written_and_checked(tmp_path: Path, capsys: pytest.Captur
     assert {path.name for path in folder.iterdir()} == set(PAGES)
     assert main(["--check", str(folder)]) == 0
     capsys.readouterr()
-    (folder / "errors.md").write_text("old")
+    (folder / "errors.md").write_text("old", encoding="utf-8")
     assert main(["--check", str(folder)]) == 1
     assert capsys.readouterr().err == f"not up to date in {folder}: errors.md. Run `make docs`.\n"

@@ -38,7 +38,7 @@ class TestNames:
     )
     def test_workloads_not_on_the_list_are_refused_before_anything_is_imported(self, tmp_path: Path, name: str) -> None:
         trap = tmp_path / "trap.py"
-        trap.write_text("raise SystemExit('imported')")
+        trap.write_text("raise SystemExit('imported')", encoding="utf-8")
         for asked in (name, str(trap)):
             with pytest.raises(PolicyRefused):
                 guard(tmp_path, **ALLOWED).admit_experiment(experiment({"name": asked}))
@@ -207,7 +207,7 @@ class TestLimits:
         made = guard(tmp_path, **ALLOWED, limits={"hook": ["sh", "-c", f"echo x >> {count}"]})
         for _ in range(5):
             made.admit_group(group())
-        assert count.read_text() == "x\n"
+        assert count.read_text(encoding="utf-8") == "x\n"
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ class TestLimits:
     ],
 )
 def test_a_policy_that_is_none_is_said_to_be_so(tmp_path: Path, text: str, said: str) -> None:
-    (tmp_path / "policy.toml").write_text(text)
+    (tmp_path / "policy.toml").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=said):
         Policy.load(tmp_path / "policy.toml")
 

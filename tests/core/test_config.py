@@ -28,7 +28,7 @@ class Config(PluginSettings):
 @pytest.fixture
 def workload(tmp_path: Path) -> str:
     path = tmp_path / "tiny.py"
-    path.write_text(WORKLOAD)
+    path.write_text(WORKLOAD, encoding="utf-8")
     return str(path)
 
 
@@ -121,7 +121,7 @@ def test_unknown_plug_ins_name_the_nearest(values: dict[str, Any]) -> None:
 
 
 def test_a_plug_in_without_settings_class_is_an_error_not_a_crash(values: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "bare.py").write_text("x = 1\n")
+    (tmp_path / "bare.py").write_text("x = 1\n", encoding="utf-8")
     assert "defines no class Config" in refused(values | {"workload": str(tmp_path / "bare.py")})
 
 
@@ -187,7 +187,7 @@ class TestOverrides:
 class TestFiles:
     def write(self, tmp_path: Path, text: str) -> Path:
         path = tmp_path / "experiment.toml"
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         return path
 
     @pytest.mark.parametrize("form", ['workload = "./tiny.py"', '[workload]\nname = "tiny.py"\nsize = 9'])
@@ -227,7 +227,7 @@ class TestFiles:
         assert Experiment.parse(experiment.to_dict()) == experiment
         path = self.write(tmp_path, tomli_w.dumps(experiment.to_dict()))
         assert Experiment.load(path) == experiment
-        assert tomllib.loads(path.read_text())["round"]["deadline_s"] == 2.5
+        assert tomllib.loads(path.read_text(encoding="utf-8"))["round"]["deadline_s"] == 2.5
 
 
 def test_the_fingerprint_is_that_of_what_decides_the_result(values: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ def test_another_process_reads_what_was_written(depot: Depot) -> None:
         "print(bytes(Depot.join(*sys.argv[1:3]).map(sys.argv[3], 5)).decode())"
     )
     arguments = [sys.executable, "-c", code, str(depot.path), depot.nonce, buffer.name]
-    assert subprocess.run(arguments, capture_output=True, text=True, check=True).stdout == "hello\n"
+    assert subprocess.run(arguments, capture_output=True, encoding="utf-8", check=True).stdout == "hello\n"
 
 
 def test_who_joins_writes_too_and_cannot_write_through_a_mapping(depot: Depot) -> None:
@@ -93,7 +93,7 @@ def test_closing_removes_everything() -> None:
 
 def test_the_memory_of_an_owner_that_was_killed_is_given_back_by_the_next_one() -> None:
     code = "import os; from fedloom.core.depot import Depot; d = Depot.create(); print(d.path, flush=True); os._exit(9)"
-    killed = Path(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip())
+    killed = Path(subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8").stdout.strip())
     assert killed.is_dir()
     living, other = Depot.create(), Depot.create()
     assert not killed.exists() and living.path.is_dir()

@@ -25,17 +25,17 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     site = tmp_path / "site"
     package = site / "somebody" / "strategy_folder"
     package.mkdir(parents=True)
-    (site / "somebody" / "__init__.py").write_text("")
-    (package / "__init__.py").write_text('"""A folder of somebody else."""\n')
-    (package / "strategy.py").write_text(PLUGIN)
-    (package / "config.py").write_text(PLUGIN)
-    (site / "somebody" / "single.py").write_text(PLUGIN)
-    (site / "somebody" / "broken.py").write_text("import a_module_nobody_has\n")
+    (site / "somebody" / "__init__.py").write_text("", encoding="utf-8")
+    (package / "__init__.py").write_text('"""A folder of somebody else."""\n', encoding="utf-8")
+    (package / "strategy.py").write_text(PLUGIN, encoding="utf-8")
+    (package / "config.py").write_text(PLUGIN, encoding="utf-8")
+    (site / "somebody" / "single.py").write_text(PLUGIN, encoding="utf-8")
+    (site / "somebody" / "broken.py").write_text("import a_module_nobody_has\n", encoding="utf-8")
     info = site / "somebody-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: somebody\nVersion: 1.0\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: somebody\nVersion: 1.0\n", encoding="utf-8")
     (info / "entry_points.txt").write_text(
-        "[fedloom.strategies]\nsomebodys = somebody.strategy_folder\nwith-hyphen = somebody.single\n"
+        "[fedloom.strategies]\nsomebodys = somebody.strategy_folder\nwith-hyphen = somebody.single\n", encoding="utf-8"
     )
     monkeypatch.syspath_prepend(str(site))
     for name in [name for name in sys.modules if name.split(".")[0] == "somebody"]:
@@ -74,7 +74,7 @@ def test_entry_points_and_modules(installed: Path, name: str) -> None:
 def test_files_are_loaded_once_and_two_of_one_name_do_not_mix(tmp_path: Path) -> None:
     for folder, word in (("a", "one"), ("b", "two")):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "mine.py").write_text(PLUGIN.replace('"built"', f'"{word}"'))
+        (tmp_path / folder / "mine.py").write_text(PLUGIN.replace('"built"', f'"{word}"'), encoding="utf-8")
     paths = [str(tmp_path / folder / "mine.py") for folder in ("a", "b")]
     parts = [registry.part("strategies", path, "strategy") for path in paths]
     assert [part.build_strategy(None, None) for part in parts] == ["one", "two"]
@@ -84,7 +84,7 @@ def test_files_are_loaded_once_and_two_of_one_name_do_not_mix(tmp_path: Path) ->
 
 def test_a_file_that_raises_does_not_stay_half_loaded(tmp_path: Path) -> None:
     path = tmp_path / "half.py"
-    path.write_text("raise RuntimeError('on purpose')\n")
+    path.write_text("raise RuntimeError('on purpose')\n", encoding="utf-8")
     for _ in range(2):
         with pytest.raises(RuntimeError, match="on purpose"):
             registry.part("strategies", str(path), "strategy")

@@ -67,7 +67,7 @@ def test_streams_are_what_they_have_always_been() -> None:
 
 def test_another_process_draws_the_same() -> None:
     code = "from fedloom.core.seeds import generator; print(generator(5, 'x', 1).integers(2**63))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert int(run.stdout) == int(generator(5, "x", 1).integers(2**63))
 
 

@@ -27,19 +27,23 @@ _DEFAULT = re.compile(r"\$\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}")
 
 def compose() -> dict[str, Any]:
     """The compose file with the defaults of its variables."""
-    text = _DEFAULT.sub(lambda match: match["default"] or "", COMPOSE.read_text())
+    text = _DEFAULT.sub(lambda match: match["default"] or "", COMPOSE.read_text(encoding="utf-8"))
     return dict(yaml.safe_load(text))
 
 
 def objects() -> list[dict[str, Any]]:
     """Every Kubernetes object, without the kustomization itself."""
-    files = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yaml").read_text())["resources"]
-    return [each for file in files for each in yaml.safe_load_all((DEPLOY / "kubernetes" / file).read_text())]
+    files = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yaml").read_text(encoding="utf-8"))["resources"]
+    return [
+        each
+        for file in files
+        for each in yaml.safe_load_all((DEPLOY / "kubernetes" / file).read_text(encoding="utf-8"))
+    ]
 
 
 def panel_queries() -> list[tuple[str, str]]:
     """Title and PromQL of each target of the dashboard, Grafana's variables filled in."""
-    panels = json.loads(DASHBOARD.read_text())["panels"]
+    panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
     return [(panel["title"], filled(target["expr"])) for panel in panels for target in panel["targets"]]
 
 

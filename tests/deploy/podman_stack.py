@@ -69,7 +69,7 @@ class Podman:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         config = folder / "containers.conf"
-        config.write_text(_CONFIG)
+        config.write_text(_CONFIG, encoding="utf-8")
         hidden = ("PIP_CERT", "PIP_FIND_LINKS")  # Podman prefers them to the build arguments of the same name
         self.environment = {key: value for key, value in os.environ.items() if key not in hidden}
         self.environment["CONTAINERS_CONF"] = str(config)
@@ -89,7 +89,7 @@ class Podman:
         self("build", *options, "-f", f"{ROOT}/deploy/Dockerfile", "-t", IMAGE, context, timeout_s=3000)
         for image, text in _STAND_INS.items():
             recipe = self._folder / "Dockerfile"
-            recipe.write_text(text)
+            recipe.write_text(text, encoding="utf-8")
             self("build", *_BUILD, "-f", str(recipe), "-t", image, str(self._folder), timeout_s=600)
         for old in replaced - self._ids():
             self("rmi", "--no-prune", old, check=False)  # the layers below are the next build's cache
@@ -198,7 +198,7 @@ def until(ready: Callable[[], T | None], what: str) -> T:
 
 def _run(command: list[str], environment: Mapping[str, str], *, check: bool = True, timeout_s: float) -> str:
     done = subprocess.run(
-        command, env=dict(environment), capture_output=True, text=True, timeout=timeout_s, check=False, cwd=ROOT
+        command, env=dict(environment), capture_output=True, encoding="utf-8", timeout=timeout_s, check=False, cwd=ROOT
     )
     if check and done.returncode:
         told = (done.stdout + done.stderr)[-4000:]

@@ -49,7 +49,7 @@ def _script_calls(path: Path) -> list[list[str]]:
     return [
         line.split()
         for line in re.findall(
-            r"(?:until|exec) fedloom (.+?)(?: *[\d]?[<>].*)?(?:; do)?$", path.read_text(), re.MULTILINE
+            r"(?:until|exec) fedloom (.+?)(?: *[\d]?[<>].*)?(?:; do)?$", path.read_text(encoding="utf-8"), re.MULTILINE
         )
     ]
 
@@ -85,7 +85,7 @@ def test_a_wrong_option_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_simulated_experiment_is_a_preset() -> None:
     (target,) = SERVICES["simulation"]["command"]
     assert target in api.presets()
-    script = (DEPLOY / "ray" / "run-on-cluster.sh").read_text()
+    script = (DEPLOY / "ray" / "run-on-cluster.sh").read_text(encoding="utf-8")
     (line,) = re.findall(r"^exec fedloom (.*)$", script, re.MULTILINE)
     assert re.findall(r"--[\w-]+", line) == ["--ray-address", "--workers"]
 
@@ -101,7 +101,7 @@ def test_ray_options_are_rays() -> None:
 
 
 def test_prometheus_asks_the_port_the_server_has() -> None:
-    (job,) = yaml.safe_load(PROMETHEUS.read_text())["scrape_configs"]
+    (job,) = yaml.safe_load(PROMETHEUS.read_text(encoding="utf-8"))["scrape_configs"]
     assert job["static_configs"] == [{"targets": ["server:9090"]}]
     assert "9090" in SERVICES["server"]["command"]
 
@@ -130,7 +130,7 @@ def test_bound_files_are_there_and_volumes_are_declared() -> None:
 
 def test_no_secret_and_no_path_of_a_machine() -> None:
     for path in [COMPOSE, *(path for path in DEPLOY.rglob("*") if path.is_file() and path.suffix != ".pyc")]:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         assert not re.search(r"(?<!\w)/(work|root/(?!\.cache/pip)|tmp/(?!ray-start|invite)|home/(?!fedloom))", text), (
             path
         )

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from deploy_files import ALERTS, DASHBOARD, DATASOURCE, DEPLOY, compose, panel_queries, unknown_names
 
-BOARD = json.loads(DASHBOARD.read_text())
+BOARD = json.loads(DASHBOARD.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(("title", "query"), panel_queries())
@@ -18,7 +18,7 @@ def test_panels_ask_for_what_there_is(title: str, query: str) -> None:
 
 
 def test_alerts_ask_for_what_there_is() -> None:
-    rules = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
+    rules = [rule for group in yaml.safe_load(ALERTS.read_text(encoding="utf-8"))["groups"] for rule in group["rules"]]
     assert len({rule["alert"] for rule in rules}) == len(rules) == 3
     for rule in rules:
         assert not unknown_names(rule["expr"].replace('up{job="fedloom"}', "")), rule["alert"]
@@ -66,7 +66,7 @@ def test_panels_do_not_overlap() -> None:
 
 
 def test_the_datasource_is_the_provisioned_one() -> None:
-    (source,) = yaml.safe_load(DATASOURCE.read_text())["datasources"]
+    (source,) = yaml.safe_load(DATASOURCE.read_text(encoding="utf-8"))["datasources"]
     used = {
         (target["datasource"]["type"], target["datasource"]["uid"]) for p in BOARD["panels"] for target in p["targets"]
     }
@@ -76,7 +76,9 @@ def test_the_datasource_is_the_provisioned_one() -> None:
 
 
 def test_the_provider_reads_the_folder_that_is_mounted() -> None:
-    (provider,) = yaml.safe_load((DEPLOY / "grafana/provisioning/dashboards/fedloom.yml").read_text())["providers"]
+    (provider,) = yaml.safe_load((DEPLOY / "grafana/provisioning/dashboards/fedloom.yml").read_text(encoding="utf-8"))[
+        "providers"
+    ]
     mounts = dict(volume.split(":")[:2] for volume in compose()["services"]["grafana"]["volumes"])
     assert mounts["./deploy/grafana/dashboards"] == provider["options"]["path"]
     home = compose()["services"]["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]

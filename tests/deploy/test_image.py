@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 from deploy_files import DEPLOY, ROOT
 
-DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
 TABLE = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid
    0: 00000000:1B9E 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000
    1: 0200000A:C350 0300000A:18EB 01 00000000:00000000 00:00000000 00000000  1000
@@ -35,7 +35,7 @@ dependencies = _module(DEPLOY / "dependencies.py")
 @pytest.fixture
 def proc(tmp_path: Path) -> Path:
     (tmp_path / "net").mkdir()
-    (tmp_path / "net" / "tcp").write_text(TABLE)
+    (tmp_path / "net" / "tcp").write_text(TABLE, encoding="utf-8")
     return tmp_path
 
 
@@ -63,13 +63,13 @@ def test_health_knows_each_program(command: str, expected: tuple[str, int]) -> N
 
 def test_a_program_that_is_not_there_is_not_well() -> None:
     done = subprocess.run(
-        [sys.executable, DEPLOY / "health.py", "listening", "1"], capture_output=True, text=True, check=False
+        [sys.executable, DEPLOY / "health.py", "listening", "1"], capture_output=True, encoding="utf-8", check=False
     )
     assert (done.returncode, done.stderr) == (1, "not listening: port 1\n")
 
 
 def test_the_image_installs_what_the_project_depends_on() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     wanted = dependencies.requirements(ROOT / "pyproject.toml", ["text"])
     own = [line for line in extras["text"] if not line.startswith("fedloom[")]
@@ -89,7 +89,7 @@ def _copied() -> set[str]:
 
 
 def test_the_builder_gets_what_is_copied_and_nothing_else() -> None:
-    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     assert "*" in lines
     assert {line[1:] for line in lines if line.startswith("!")} == _copied()
     for source in _copied():
@@ -99,7 +99,7 @@ def test_the_builder_gets_what_is_copied_and_nothing_else() -> None:
 def test_nothing_secret_is_copied() -> None:
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", *sorted(_copied())],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+        cwd=ROOT, capture_output=True, encoding="utf-8", check=False,
     )  # fmt: skip
     if listed.returncode:
         pytest.skip("not a checkout of the repository")

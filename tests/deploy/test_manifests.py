@@ -66,7 +66,7 @@ def test_keys_are_kept_and_stay_private(owner: dict[str, Any]) -> None:
 
 def test_the_secret_is_the_one_that_is_said_to_be_made() -> None:
     """The commands at the head of the kustomization make the secret and the key in it that the pods read."""
-    commands = (DEPLOY / "kubernetes" / "kustomization.yaml").read_text()
+    commands = (DEPLOY / "kubernetes" / "kustomization.yaml").read_text(encoding="utf-8")
     (secret,) = [each["secret"] for each in _owner("client")["spec"]["template"]["spec"]["volumes"]]
     given = {each["name"]: each["value"] for each in _container(_owner("client"))["env"]}
     mounts = {each["name"]: each["mountPath"] for each in _container(_owner("client"))["volumeMounts"]}
@@ -133,7 +133,7 @@ def test_kustomize_puts_the_objects_together() -> None:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
     folder = DEPLOY / "kubernetes"
-    said = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, encoding="utf-8", check=True).stdout
     made = list(yaml.safe_load_all(said))
     assert len(made) == len(objects()) and {each["metadata"]["namespace"] for each in made} == {"fedloom"}
     assert {_container(each)["image"] for each in made if "template" in each["spec"]} == {"fedloom:cpu"}
@@ -142,8 +142,8 @@ def test_kustomize_puts_the_objects_together() -> None:
 def test_the_ray_cluster_file_is_valid_for_ray() -> None:
     import ray
 
-    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
-    cluster = yaml.safe_load((DEPLOY / "ray" / "cluster.yaml").read_text())
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text(encoding="utf-8"))
+    cluster = yaml.safe_load((DEPLOY / "ray" / "cluster.yaml").read_text(encoding="utf-8"))
     jsonschema.validate(cluster, schema)
     assert cluster["max_workers"] == len(cluster["provider"]["worker_ips"])
 
@@ -171,7 +171,7 @@ def test_the_unit_starts_the_client(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     policy.touch()
     context = parse_command([word.replace("/etc/fedloom/policy.toml", str(policy)) for word in words], {}, monkeypatch)
     assert context.params["server"] is None, "it works for the server it has joined"
-    script = (EDGE / "install.sh").read_text()
+    script = (EDGE / "install.sh").read_text(encoding="utf-8")
     for name, value in (("identity", str(context.params["identity"])), ("policy", "/etc/fedloom/policy.toml")):
         assert re.search(rf"(^| ){name}={re.escape(value)}( |$)", script, re.MULTILINE), name
     assert Path(context.params["identity"]).parent == Path("/var/lib") / unit["Service"]["StateDirectory"]
@@ -182,9 +182,9 @@ def test_systemd_finds_no_fault_with_the_unit(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
     unit = tmp_path / UNIT.name
-    unit.write_text(UNIT.read_text().replace("/opt/fedloom/bin/fedloom", "/bin/true"))
+    unit.write_text(UNIT.read_text(encoding="utf-8").replace("/opt/fedloom/bin/fedloom", "/bin/true"), encoding="utf-8")
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False, timeout=60
+        ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, encoding="utf-8", check=False, timeout=60
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -194,17 +194,19 @@ def _install(*arguments: str, machine: str = "x86_64", folder: Path) -> subproce
     programs = folder / "programs"
     programs.mkdir(exist_ok=True)
     uname = programs / "uname"
-    uname.write_text(f"#!/bin/sh\ncase $1 in -s) echo Linux;; -n) echo device-7;; *) echo {machine};; esac\n")
+    uname.write_text(
+        f"#!/bin/sh\ncase $1 in -s) echo Linux;; -n) echo device-7;; *) echo {machine};; esac\n", encoding="utf-8"
+    )
     uname.chmod(0o755)
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
     command = [EDGE / "install.sh", "--dry-run", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=30, check=False)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, timeout=30, check=False)
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_the_installer_says_what_it_would_do(machine: str, tmp_path: Path) -> None:
     token = tmp_path / "secret"
-    token.write_text("very-secret\n")
+    token.write_text("very-secret\n", encoding="utf-8")
     allow = "image_classification=/srv/digits"
     done = _install("--token-file", str(token), "--allow", allow, machine=machine, folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -220,7 +222,7 @@ def test_the_installer_says_what_it_would_do(machine: str, tmp_path: Path) -> No
 
 
 def test_the_installers_way_of_joining_is_a_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text("x\n")
+    (tmp_path / "secret").write_text("x\n", encoding="utf-8")
     done = _install("--token-file", str(tmp_path / "secret"), "--allow", "a=/b", "--allow", "c", folder=tmp_path)
     (line,) = [each for each in done.stdout.splitlines() if " join " in each]
     context = parse_command(line.partition("/bin/fedloom ")[2].split(), {}, monkeypatch)

@@ -67,7 +67,7 @@ def fleet(podman: Podman) -> Iterator[Stack]:
 
 def _ask(stack: Stack, queries: list[str]) -> list[list[Any]]:
     """Answers of Prometheus at the address Grafana has, from where Grafana is."""
-    (source,) = yaml.safe_load(DATASOURCE.read_text())["datasources"]
+    (source,) = yaml.safe_load(DATASOURCE.read_text(encoding="utf-8"))["datasources"]
     program = QUERY.replace("json.load(sys.stdin)", repr(queries))
     said = stack.execute("grafana", "python3", "-c", program, source["url"], check=False)
     return [json.loads(line)["data"]["result"] for line in said.splitlines()]

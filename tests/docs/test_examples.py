@@ -49,7 +49,7 @@ _MARKED = [
 ]
 """Pages whose every block says what becomes of it."""
 _COMMANDS = typer.main.get_command(app)
-_VERBS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+_VERBS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def _shortened(page: Path) -> str:
@@ -88,7 +88,7 @@ def _try(block: Block) -> None:
             for words in _lines(block):
                 _run(words)
         case ["save", name]:
-            Path(name).write_text(block.text)
+            Path(name).write_text(block.text, encoding="utf-8")
             if block.language == "toml":
                 Experiment.load(name)
         case ["show"]:
@@ -115,16 +115,16 @@ def _run(words: Sequence[str]) -> None:
     words = words[: words.index(">")] if ">" in words else words
     if words[0] != "fedloom":
         command = [sys.executable, *words[1:]] if words[0] == "python" else list(words)
-        said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+        said = subprocess.run(command, check=True, capture_output=True, encoding="utf-8", timeout=60).stdout
         if out:
-            Path(out).write_text(said)
+            Path(out).write_text(said, encoding="utf-8")
         return
     given = [*words[1:]]
     if given[0] in ("run", "resume") and "--runtime" not in given:
         given += ["--runtime", "inline"]
     with contextlib.ExitStack() as stack:
         if out:
-            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(out).open("w"))))
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(out).open("w", encoding="utf-8"))))
         code = main(given)
     assert code == 0, f"{shlex.join(words)} ended with {code}"
 
@@ -139,7 +139,7 @@ def _parse(words: Sequence[str]) -> None:
     assert isinstance(_COMMANDS, click.Group)
     command = _COMMANDS.commands[given[0]]
     for file in _values(given, "--token-file"):
-        Path(file).write_text("token\n")
+        Path(file).write_text("token\n", encoding="utf-8")
     command.make_context(given[0], given[1:])
     if given[0] in ("run", "submit"):
         target = given[1]

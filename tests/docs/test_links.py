@@ -53,6 +53,6 @@ def test_every_picture_is_shown() -> None:
 
 def test_the_links_of_a_page_are_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# A head: `code`, dots.\n[a](b.md#c) ![d](e.svg)\n`[f](g)`\n```\n[h](i)\n```\n")
+    page.write_text("# A head: `code`, dots.\n[a](b.md#c) ![d](e.svg)\n`[f](g)`\n```\n[h](i)\n```\n", encoding="utf-8")
     assert links(page) == ["b.md#c", "e.svg"]
     assert anchors(page) == {"a-head-code-dots"}

@@ -17,5 +17,5 @@ def test_it_lists_every_metric_and_its_labels() -> None:
         f"{kind._name}{'_total' if kind._type == 'counter' else ''}": set(kind._labelnames)  # type: ignore[attr-defined]
         for kind in kinds
     }
-    rows = re.findall(r"^\| `(fedloom_\w+)` \| (.*?) \|", PAGE.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `(fedloom_\w+)` \| (.*?) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows} == there

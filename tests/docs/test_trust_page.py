@@ -10,7 +10,7 @@ import pytest
 from fedloom.client.agent import _facts
 from fedloom.proto.v1 import enroll_pb2, fleet_pb2
 
-PAGE = (Path(__file__).parents[2] / "docs" / "explanation" / "trust.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "explanation" / "trust.md").read_text(encoding="utf-8")
 TOLD: dict[Any, dict[str, str]] = {
     fleet_pb2.RegisterRequest: {
         "protocol": "`protocol`", "node": "`node`", "session": "`session`", "facts_json": "`facts.host`",

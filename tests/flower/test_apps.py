@@ -238,9 +238,10 @@ def test_client_side_clipping_needs_its_mod(apps: Path, run_app: Any, tmp_path: 
     shutil.copytree(apps / "quickstart", folder)
     module = folder / "quickstart" / "client_app.py"
     module.write_text(
-        module.read_text()
+        module.read_text(encoding="utf-8")
         .replace("app = ClientApp()", "from flwr.clientapp.mod import fixedclipping_mod\n\napp = ClientApp()")
-        .replace("@app.train()", "@app.train(mods=[fixedclipping_mod])")
+        .replace("@app.train()", "@app.train(mods=[fixedclipping_mod])"),
+        encoding="utf-8",
     )
     table = load_app(folder).workload.model_dump() | {"initial_arrays": "quickstart.task:Net"}
     wrapper = {"name": "client_fixed_clipping", "options": {"noise_multiplier": 0.0, "clipping_norm": 0.01}}
@@ -259,9 +260,9 @@ def test_client_side_clipping_needs_its_mod(apps: Path, run_app: Any, tmp_path: 
 def edited(apps: Path, tmp_path: Path, file: str, old: str, new: str) -> Path:
     folder = tmp_path / "app"
     shutil.copytree(apps / "quickstart", folder)
-    text = (folder / file).read_text()
+    text = (folder / file).read_text(encoding="utf-8")
     assert old in text
-    (folder / file).write_text(text.replace(old, new))
+    (folder / file).write_text(text.replace(old, new), encoding="utf-8")
     return folder
 
 

@@ -27,7 +27,7 @@ def test_strategies_are_hosted_by(version: str, tmp_path: Path) -> None:
     python = tmp_path / "venv" / "bin" / "python"
     needs = [f"flwr=={version}", "numpy", "pydantic", "ml_dtypes"]
     installed = subprocess.run(
-        [python, "-m", "pip", "install", "-q", *needs], capture_output=True, text=True, check=False
+        [python, "-m", "pip", "install", "-q", *needs], capture_output=True, encoding="utf-8", check=False
     )
     if installed.returncode:
         pytest.skip(f"cannot install flwr {version}: {installed.stderr.strip().splitlines()[-1]}")
@@ -36,7 +36,9 @@ def test_strategies_are_hosted_by(version: str, tmp_path: Path) -> None:
 
 def _check(python: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(Path(fedloom.__file__).parents[1])}
-    done = subprocess.run([python, _HERE / "host_all.py"], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [python, _HERE / "host_all.py"], env=environment, capture_output=True, encoding="utf-8", check=False
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found["hosted"]) >= 12

@@ -36,7 +36,7 @@ print("all imported")
 
 
 def test_servers_agents_and_reports_import_no_optional_package() -> None:
-    done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, encoding="utf-8", check=False)
     assert done.stdout.strip() == "all imported", done.stderr
 
 
@@ -79,23 +79,36 @@ def test_the_core_alone_serves_joins_and_runs_a_numpy_workload(tmp_path: Path) -
     venv = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     subprocess.run([venv / "bin/pip", "install", "--quiet", root], check=True)
-    installed = subprocess.run([venv / "bin/pip", "list"], capture_output=True, text=True, check=True).stdout.lower()
+    installed = subprocess.run(
+        [venv / "bin/pip", "list"], capture_output=True, encoding="utf-8", check=True
+    ).stdout.lower()
     assert not {"torch", "ray", "flwr", "datasets", "transformers"} & set(installed.split())
     site = next((venv / "lib").glob("python*/site-packages"))
-    (site / "numpy_linear.py").write_text((root / "tests/support/linear.py").read_text(encoding="utf-8"))
+    (site / "numpy_linear.py").write_text(
+        (root / "tests/support/linear.py").read_text(encoding="utf-8"), encoding="utf-8"
+    )
     info = site / "numpy_linear-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy-linear\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[fedloom.workloads]\nnumpy_linear = numpy_linear\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy-linear\nVersion: 1.0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text("[fedloom.workloads]\nnumpy_linear = numpy_linear\n", encoding="utf-8")
     toml = 'rounds = 2\nclients = 4\nstrategy = "fedavg"\nworkload = "numpy_linear"\n'
-    (tmp_path / "x.toml").write_text(toml)
+    (tmp_path / "x.toml").write_text(toml, encoding="utf-8")
     environment = {"PATH": f"{venv / 'bin'}:/usr/bin:/bin", "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
     done = subprocess.run(
-        ["bash", "-c", SESSION], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        ["bash", "-c", SESSION], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", check=False
     )
-    logs = "".join((tmp_path / name).read_text() for name in ("serve.log", "client.log") if (tmp_path / name).exists())
+    logs = "".join(
+        (tmp_path / name).read_text(encoding="utf-8")
+        for name in ("serve.log", "client.log")
+        if (tmp_path / name).exists()
+    )
     assert done.returncode == 0, done.stdout + done.stderr + logs
     missing = subprocess.run(
-        ["fedloom", "run", "digits-fedavg"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        ["fedloom", "run", "digits-fedavg"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
     )
     assert missing.returncode == 2 and "pip install 'fedloom[" in missing.stderr, missing.stderr

@@ -65,7 +65,11 @@ def test_it_runs_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
     bootstrap = f"import sys; sys.path.insert(0, {str(home)!r}); exec({code!r})"
     environment = {**os.environ, "PYTHONPATH": str(home)}
     done = subprocess.run(
-        [sys.executable, "-c", bootstrap, *command], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", bootstrap, *command],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
@@ -74,7 +78,7 @@ def test_it_runs_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
 
 def test_importing_it_costs_nothing() -> None:
     code = "import sys, fedloom; print([m for m in ('torch', 'ray', 'grpc', 'flwr', 'numpy') if m in sys.modules])"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert run.stdout.strip() == "[]"
 
 

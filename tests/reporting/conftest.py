@@ -148,14 +148,18 @@ class Runs:
             "strategy": {"name": "fedavg"}, "workload": {"name": "image_classification", "lr": 0.1},
             "selection": {"name": "uniform"}, "runtime": {"name": "ray", "workers": 2},
         }  # fmt: skip
-        (folder / "experiment.toml").write_text(tomli_w.dumps(experiment | (settings or {})))
-        (folder / "run.json").write_text(json.dumps({"run_id": f"{name}-id"}))
-        (folder / "rounds.jsonl").write_text("".join(record.model_dump_json() + "\n" for record in records))
-        (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+        (folder / "experiment.toml").write_text(tomli_w.dumps(experiment | (settings or {})), encoding="utf-8")
+        (folder / "run.json").write_text(json.dumps({"run_id": f"{name}-id"}), encoding="utf-8")
+        (folder / "rounds.jsonl").write_text(
+            "".join(record.model_dump_json() + "\n" for record in records), encoding="utf-8"
+        )
+        (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
         if workload is not None:
-            (folder / "workload.json").write_text(json.dumps(workload))
+            (folder / "workload.json").write_text(json.dumps(workload), encoding="utf-8")
         if summary:
-            (folder / "summary.json").write_text(run_summary(folder, records, **changes).model_dump_json())
+            (folder / "summary.json").write_text(
+                run_summary(folder, records, **changes).model_dump_json(), encoding="utf-8"
+            )
         return folder
 
 

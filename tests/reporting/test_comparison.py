@@ -49,13 +49,13 @@ def test_runs_that_measured_different_things_are_compared_as_far_as_possible(run
     assert found["accuracy"] == ("0.5000", nothing, nothing)
     assert found["perplexity"] == (nothing, "9.0000 (training)", nothing)
     assert found["status"] == ("done", "unfinished", "done")
-    document = write_picture(comparison, tmp_path / "page.html").read_text()
+    document = write_picture(comparison, tmp_path / "page.html").read_text(encoding="utf-8")
     assert "Not measured by b, c." in document
 
 
 def test_the_picture_overlays_all_runs_and_loads_nothing(runs: Any, tmp_path: Path) -> None:
     folders = [runs.make(f"run-{index}", runs.learning(4, 10, 5)) for index in range(10)]
-    document = write_picture(compare(folders), tmp_path / "page.html").read_text()
+    document = write_picture(compare(folders), tmp_path / "page.html").read_text(encoding="utf-8")
     assert "http:" not in document and "https:" not in document and "<script" not in document
     first = document[document.index("loss per round") :]
     first = first[: first.index("</figure>")]
@@ -72,7 +72,7 @@ def test_folders_of_one_name_are_told_apart(runs: Any) -> None:
 def test_names_are_escaped_in_the_page_and_on_the_screen(runs: Any, tmp_path: Path) -> None:
     one = runs.make("<b>x", [runs.round(1, [0])], settings={"name": "<script>[red]\x1b"})
     comparison = compare([one, runs.make("y")])
-    document = write_picture(comparison, tmp_path / "page.html").read_text()
+    document = write_picture(comparison, tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<script" not in document and "<b>" not in document
     screen = io.StringIO()
     print_comparison(Console(file=screen, width=200), comparison)

@@ -168,7 +168,7 @@ def test_a_second_run_starts_afresh(runs: Any, tmp_path: Any) -> None:
 @pytest.mark.parametrize("status", ["done", "failed", "interrupted"])
 def test_the_end_says_where_everything_is(runs: Any, status: str) -> None:
     folder = runs.make(records=runs.learning(4, 10, 5), status=status)
-    (folder / "report.html").write_text("")
+    (folder / "report.html").write_text("", encoding="utf-8")
     summary = runs.summary(folder, runs.learning(4, 10, 5), status=status)
     screen = Screen(terminal=False)
     print_result(screen.console, summary)

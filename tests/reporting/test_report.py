@@ -195,7 +195,7 @@ def test_likeness_keeps_single_class_clients_apart() -> None:
 
 def test_a_full_disk_leaves_the_old_report(runs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = runs.make(records=[runs.round(1, [0])])
-    before = write_report(folder).read_text()
+    before = write_report(folder).read_text(encoding="utf-8")
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -204,11 +204,11 @@ def test_a_full_disk_leaves_the_old_report(runs: Any, monkeypatch: pytest.Monkey
     with pytest.raises(StorageFull, match="no space left"):
         write_report(folder)
     monkeypatch.undo()
-    assert (folder / "report.html").read_text() == before
+    assert (folder / "report.html").read_text(encoding="utf-8") == before
     assert not list(folder.glob(".*"))
 
 
 def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UsageError, match="cannot be written"):
         page.write_page(tmp_path / "file" / "x.html", "")

@@ -24,7 +24,7 @@ def test_what_was_written_is_read(runs: Any) -> None:
 
 def test_a_killed_run_has_no_summary_and_half_a_line(runs: Any) -> None:
     folder = runs.make(records=runs.learning(3, 10, 5), summary=False)
-    with (folder / "rounds.jsonl").open("a") as file:
+    with (folder / "rounds.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"round": 4, "coh')
     run = RunFolder.read(folder)
     assert (run.status, len(run.rounds), run.seconds) == ("unfinished", 3, 6.0)
@@ -39,7 +39,7 @@ def test_a_round_done_twice_counts_once(runs: Any) -> None:
 
 def test_a_metric_that_is_not_a_number_survives_json(runs: Any) -> None:
     folder = runs.make(records=[runs.round(1, [0], metrics={"loss": math.nan}, evaluation={"loss": math.nan})])
-    assert '"loss":null' in (folder / "rounds.jsonl").read_text()
+    assert '"loss":null' in (folder / "rounds.jsonl").read_text(encoding="utf-8")
     record = RunFolder.read(folder).rounds[0]
     assert math.isnan(record.metrics["loss"])
     assert record.evaluation is not None and math.isnan(record.evaluation["loss"])
@@ -56,7 +56,7 @@ def test_losses_of_a_round_that_never_ended_count(runs: Any) -> None:
 
 def test_an_event_that_was_being_written_is_left_out(runs: Any) -> None:
     folder = runs.make(events=[{"event": "Notice", "message": "one"}])
-    with (folder / "events.jsonl").open("a") as file:
+    with (folder / "events.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"event": "Notice", "message": "tw')
     assert [event["message"] for event in RunFolder.read(folder).events] == ["one"]
 
@@ -87,7 +87,7 @@ def test_everything_a_workload_said_is_read(runs: Any) -> None:
 )
 def test_damage_is_named_by_file_and_line(runs: Any, file: str, content: str, said: str) -> None:
     folder = runs.make(records=[runs.round(1, [0])])
-    (folder / file).write_text(content)
+    (folder / file).write_text(content, encoding="utf-8")
     with pytest.raises(UsageError, match=said):
         RunFolder.read(folder)
 
@@ -97,7 +97,7 @@ def test_other_folders_are_not_runs(tmp_path: Path) -> None:
         RunFolder.read(tmp_path)
     with pytest.raises(UsageError, match="does not exist"):
         RunFolder.read(tmp_path / "nowhere")
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UsageError, match="is a file"):
         RunFolder.read(tmp_path / "file")
 

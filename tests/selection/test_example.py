@@ -32,12 +32,12 @@ def test_turns_go_around_and_the_worst_served_are_kept(reports) -> None:
 
 
 def test_the_guides_experiment_runs(tmp_path: Path) -> None:
-    guide = (EXAMPLES.parent / "docs" / "how-to" / "add-a-selection.md").read_text()
+    guide = (EXAMPLES.parent / "docs" / "how-to" / "add-a-selection.md").read_text(encoding="utf-8")
     toml = (
         guide.split("```toml\n")[1].split("```")[0].replace("./", f"{EXAMPLES}/").replace("rounds = 20", "rounds = 3")
     )
     path = tmp_path / "my-experiment.toml"
-    path.write_text(toml)
+    path.write_text(toml, encoding="utf-8")
     from fedloom.api import run
 
     result = run(Experiment.load(path, ["runtime.name=inline"]), keep=False)
@@ -47,7 +47,7 @@ def test_the_guides_experiment_runs(tmp_path: Path) -> None:
 
 
 def test_the_guides_measure_is_the_distance() -> None:
-    guide = (EXAMPLES.parent / "docs" / "how-to" / "add-a-selection.md").read_text()
+    guide = (EXAMPLES.parent / "docs" / "how-to" / "add-a-selection.md").read_text(encoding="utf-8")
     scope: dict[str, object] = {}
     exec(guide.split("```python\n")[2].split("```")[0], scope)  # the guide's own text
     before, after = {"w": np.zeros(2), "b": np.zeros(())}, {"w": np.array([3.0, 0.0]), "b": np.array(4.0)}

@@ -72,12 +72,14 @@ def test_another_selection_says_what_it_would_have_chosen(tmp_path: Path, capsys
 def test_a_log_that_was_tampered_with_is_found_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     api.run(experiment(selection={"name": "predicted_credit", "candidates": 6}), out=run)
-    lines = (run / "choices.jsonl").read_text().splitlines()
-    (run / "choices.jsonl").write_text("\n".join([lines[0].replace('"cohort":[', '"cohort":[99,'), *lines[1:]]) + "\n")
+    lines = (run / "choices.jsonl").read_text(encoding="utf-8").splitlines()
+    (run / "choices.jsonl").write_text(
+        "\n".join([lines[0].replace('"cohort":[', '"cohort":[99,'), *lines[1:]]) + "\n", encoding="utf-8"
+    )
     assert main(["replay", str(run)]) == 1
     told = capsys.readouterr()
     assert "round 1: recorded [99, " in told.out and "round 1 was chosen otherwise than its log says" in told.err
-    (run / "choices.jsonl").write_text("\n".join(lines[1:]) + "\n")
+    (run / "choices.jsonl").write_text("\n".join(lines[1:]) + "\n", encoding="utf-8")
     with pytest.raises(UsageError, match="has no round 1"):
         replay_run(run)
     (run / "choices.jsonl").unlink()

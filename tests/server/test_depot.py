@@ -104,7 +104,7 @@ def test_a_killed_owners_memory_is_given_back_by_the_next() -> None:
         "import os; from pathlib import Path; from fedloom.core import depot\n"
         "made = depot.Depot.create(); made.lease(1 << 20); print(made.path, flush=True); os.kill(os.getpid(), 9)"
     )
-    dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    dead = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False)
     left = Path(dead.stdout.strip())
     assert dead.returncode == -9
     alive = Depot.create()

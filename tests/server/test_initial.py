@@ -76,7 +76,7 @@ class TestAnotherIsAsked:
             def write(self, event: Any) -> None:
                 super().write(event)
                 if isinstance(event, NodeRefused) and not ready.exists():
-                    until(lambda: len(asked.read_text().split()) >= 3, what="that it was asked again")
+                    until(lambda: len(asked.read_text(encoding="utf-8").split()) >= 3, what="that it was asked again")
                     ready.touch()
 
         mains = Mains()

@@ -37,7 +37,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
 
 
 def test_from_a_token_to_a_finished_run_over_the_servers_death_and_out_again(shell: Shell, tmp_path: Path) -> None:
-    (tmp_path / "x.toml").write_text(EXPERIMENT)
+    (tmp_path / "x.toml").write_text(EXPERIMENT, encoding="utf-8")
     server, port, _ = shell.serve(0, "--allow", str(LINEAR))
     shell.run(
         "join", shell.run("token", "create", "--name", "ann", "--role", "user", "--identity", "state/admin").strip()
@@ -48,7 +48,7 @@ def test_from_a_token_to_a_finished_run_over_the_servers_death_and_out_again(she
     client, client_log = shell.start("client")
     run_id = shell.run("submit", "x.toml", "--set", "fleet.labels.site=lab").strip()
     rounds = tmp_path / "state" / "runs" / run_id / "rounds.jsonl"
-    until(lambda: rounds.exists() and len(rounds.read_text().splitlines()) >= 2, 90, "round 2")
+    until(lambda: rounds.exists() and len(rounds.read_text(encoding="utf-8").splitlines()) >= 2, 90, "round 2")
     server.send_signal(signal.SIGKILL)
     server.wait()
     server, _, server_log = shell.serve(int(port), "--allow", str(LINEAR))
@@ -57,18 +57,18 @@ def test_from_a_token_to_a_finished_run_over_the_servers_death_and_out_again(she
     assert client.poll() is None, "the device was not restarted"
     want = api.run(Experiment.load(tmp_path / "x.toml", ["runtime.name=inline"]), keep=False)
     assert summary["status"] == "done" and summary["model_sha256"] == want.summary.model_sha256
-    log = [json.loads(line) for line in server_log.read_text().splitlines() if line.startswith("{")]
+    log = [json.loads(line) for line in server_log.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
     finished = [line for line in log if line["message"].startswith("round finished")]
     assert {line["run"] for line in finished} == {run_id} and finished[-1]["round"] == 6
     assert any(line.get("node") == "lab-7" and line["message"] == "node online" for line in log)
-    numbers = [json.loads(line)["round"] for line in rounds.read_text().splitlines()]
+    numbers = [json.loads(line)["round"] for line in rounds.read_text(encoding="utf-8").splitlines()]
     assert numbers == list(range(1, 7)), "no round lost, none counted twice"
     assert re.search(r"lab-7 +node +good +site=lab", shell.run("node", "list", "--identity", "state/admin"))
     assert "is for admin" in shell.run("node", "list", code=1), "ann is no administrator"
     assert "site=lab" in shell.run("nodes")
     begin = time.monotonic()
     shell.run("node", "revoke", "lab-7", "--identity", "state/admin")
-    assert client.wait(20) == 1 and "was revoked" in client_log.read_text(), time.monotonic() - begin
+    assert client.wait(20) == 1 and "was revoked" in client_log.read_text(encoding="utf-8"), time.monotonic() - begin
     assert (tmp_path / "config/fedloom/node/key.pem").stat().st_mode & 0o077 == 0
 
 
@@ -77,7 +77,7 @@ def test_a_server_in_the_clear_stays_on_this_machine(shell: Shell) -> None:
 
 
 def test_a_device_without_the_file_is_passed_over(shell: Shell, tmp_path: Path) -> None:
-    (tmp_path / "x.toml").write_text(EXPERIMENT)
+    (tmp_path / "x.toml").write_text(EXPERIMENT, encoding="utf-8")
     _, _, server_log = shell.serve(0, "--allow", str(LINEAR))
     ann = shell.run("token", "create", "--name", "ann", "--role", "user", "--identity", "state/admin").strip()
     shell.run("join", ann)
@@ -89,7 +89,9 @@ def test_a_device_without_the_file_is_passed_over(shell: Shell, tmp_path: Path) 
     (tmp_path / "south" / "weights").touch()
 
     def log() -> list[dict[str, str]]:
-        return [json.loads(line) for line in server_log.read_text().splitlines() if line.startswith("{")]
+        return [
+            json.loads(line) for line in server_log.read_text(encoding="utf-8").splitlines() if line.startswith("{")
+        ]
 
     until(lambda: {"north", "south"} <= {line.get("node") for line in log() if line["message"] == "node online"}, 60)
 

@@ -57,11 +57,13 @@ def test_each_finishes_with_the_bits_of_a_run_in_one_process(shell: Shell, tmp_p
         text = (
             f'name = "{name}"\nrounds = 3\nclients = 6\ncohort = 4\n[strategy]\nname = "{name}"\n{settings}{workload}'
         )
-        (tmp_path / "x.toml").write_text(text)
+        (tmp_path / "x.toml").write_text(text, encoding="utf-8")
         run_id = shell.run("submit", "x.toml", "--identity", "state/admin").strip()
         summary = tmp_path / "state" / "runs" / run_id / "summary.json"
-        until(summary.exists, 120, f"the end of {name}; the node said: {client_log.read_text()[-2000:]}")
-        found = json.loads(summary.read_text())
+        until(
+            summary.exists, 120, f"the end of {name}; the node said: {client_log.read_text(encoding='utf-8')[-2000:]}"
+        )
+        found = json.loads(summary.read_text(encoding="utf-8"))
         want = api.run(Experiment.load(tmp_path / "x.toml", ["runtime.name=inline"]), keep=False)
         assert (found["status"], found["error"]) == ("done", None), name
         assert found["model_sha256"] == want.summary.model_sha256, name

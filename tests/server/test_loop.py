@@ -104,7 +104,7 @@ class TestStrategies:
         assert f"strategy {ODD!r} failed to aggregate round 3: ZeroDivisionError: nothing to divide by" in text
         assert "resumed from round 2" in text
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
-        summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+        summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
         assert summary["status"] == "failed" and summary["rounds"] == 2 and "nothing to divide by" in summary["error"]
 
     def test_a_plan_that_fails_is_told_too(self, linear: Make) -> None:
@@ -140,7 +140,9 @@ class TestSelections:
 def _repair(run: Path) -> None:
     """Take the fault out of the experiment."""
     path = run / "experiment.toml"
-    path.write_text(re.sub("finish_raises = .", "finish_raises = 0", path.read_text()))
+    path.write_text(
+        re.sub("finish_raises = .", "finish_raises = 0", path.read_text(encoding="utf-8")), encoding="utf-8"
+    )
 
 
 class TestStates:
@@ -275,7 +277,7 @@ class TestStopping:
         assert isinstance(outcome.error, Interrupted) and "fedloom resume" in str(outcome.error)
         assert (outcome.summary.status, outcome.summary.rounds) == ("interrupted", 2)
         assert listener.of(RunFinished)[0].summary == outcome.summary
-        assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
+        assert json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))["status"] == "interrupted"
         resumed = api.resume(tmp_path / "run")
         assert resumed.summary.model_sha256 == api.run(linear(rounds=8), keep=False).summary.model_sha256
 
@@ -301,7 +303,7 @@ class TestStopping:
 
         with pytest.raises(Interrupted, match="stopped after round 2"):
             api.run(linear(), out=tmp_path / "run", sinks=[ControlC()])
-        summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+        summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
         assert (summary["status"], summary["rounds"], summary["model_sha256"]) == ("interrupted", 2, None)
         want = api.run(linear(), keep=False).summary.model_sha256
         assert api.resume(tmp_path / "run").summary.model_sha256 == want

@@ -216,7 +216,7 @@ class TestDisk:
     def test_a_torn_event_does_not_hide_the_others(self, disk: DiskRunStore) -> None:
         assert disk.folder is not None
         disk.append_event(RoundStarted(run_id="r1", round=1, cohort=3))
-        with (disk.folder / "events.jsonl").open("a") as file:
+        with (disk.folder / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write('{"event": "RoundFin')
         disk.append_event(RoundStarted(run_id="r1", round=2, cohort=3))
         disk.append_event(Notice(run_id="r1", message="three"))
@@ -234,10 +234,10 @@ class TestDisk:
     def test_a_folder_in_use_is_refused_and_left_alone(self, tmp_path: Path, there: str) -> None:
         folder = tmp_path / "out"
         if there == "file":
-            folder.write_text("mine")
+            folder.write_text("mine", encoding="utf-8")
         else:
             folder.mkdir()
-            (folder / ("experiment.toml" if there == "run" else "notes.txt")).write_text("mine")
+            (folder / ("experiment.toml" if there == "run" else "notes.txt")).write_text("mine", encoding="utf-8")
         before = sorted(path.name for path in tmp_path.rglob("*"))
         with pytest.raises(RunExists, match=f"{folder} is not empty"):
             DiskRunStore.create(folder, "r2")
@@ -266,7 +266,7 @@ class TestDisk:
         )  # fmt: skip
         disk.save_summary(summary)
         assert disk.folder is not None
-        assert RunSummary(**json.loads((disk.folder / "summary.json").read_text())) == summary
+        assert RunSummary(**json.loads((disk.folder / "summary.json").read_text(encoding="utf-8"))) == summary
 
     def test_a_writer_killed_half_way_leaves_the_checkpoint_before(self, disk: DiskRunStore) -> None:
         """The process dies between writing and renaming."""

@@ -98,7 +98,7 @@ def test_three_runs_at_once_each_on_its_nodes_with_the_bits_of_runs_alone(
         assert history[-1].evaluation is not None
         want = api.run(experiment, keep=False)
         assert store.folder is not None
-        summary = RunSummary.model_validate_json((store.folder / "summary.json").read_text())
+        summary = RunSummary.model_validate_json((store.folder / "summary.json").read_text(encoding="utf-8"))
         assert summary.model_sha256 == want.summary.model_sha256
         assert set(history[5].nodes) <= nodes
 

@@ -65,8 +65,8 @@ class Programs:
         program = subprocess.Popen(
             [sys.executable, "-c", code, *map(str, arguments)],
             stdout=subprocess.PIPE,
-            stderr=(self._folder / f"stderr-{len(self._all)}.txt").open("w"),
-            text=True,
+            stderr=(self._folder / f"stderr-{len(self._all)}.txt").open("w", encoding="utf-8"),
+            encoding="utf-8",
             cwd=self._folder,
         )
         self._all.append(program)
@@ -83,7 +83,7 @@ class Programs:
         return self.start(AGENT, address, name, TOKEN)
 
     def errors(self) -> str:
-        return "\n".join(path.read_text() for path in sorted(self._folder.glob("stderr-*.txt")))
+        return "\n".join(path.read_text(encoding="utf-8") for path in sorted(self._folder.glob("stderr-*.txt")))
 
     def close(self) -> None:
         for program in self._all:
@@ -100,7 +100,7 @@ def programs(tmp_path: Path) -> Iterator[Programs]:
 
 
 def model_sha256(state: Path, run_id: str) -> Any:
-    return json.loads((state / "runs" / run_id / "summary.json").read_text())["model_sha256"]
+    return json.loads((state / "runs" / run_id / "summary.json").read_text(encoding="utf-8"))["model_sha256"]
 
 
 def test_two_runs_survive_the_servers_death_and_have_the_bits_of_inline_runs(
@@ -146,7 +146,7 @@ def test_two_runs_survive_the_servers_death_and_have_the_bits_of_inline_runs(
     for run_id, experiment in zip(ids, experiments, strict=True):
         want = api.run(experiment, keep=False).summary.model_sha256
         assert model_sha256(tmp_path / "state", run_id) == want, programs.errors()
-        rounds = (tmp_path / "state" / "runs" / run_id / "rounds.jsonl").read_text().splitlines()
+        rounds = (tmp_path / "state" / "runs" / run_id / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
         assert [json.loads(line)["round"] for line in rounds] == list(range(1, 9))
         assert not any(json.loads(line)["failures"] for line in rounds)
     for agent in agents:

@@ -79,7 +79,7 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
 
 def test_two_commands_take_a_fresh_device_from_a_token_to_its_first_update(machines: Machines) -> None:
     server, device = machines.server, machines.device
-    (server.folder / "x.toml").write_text(EXPERIMENT)
+    (server.folder / "x.toml").write_text(EXPERIMENT, encoding="utf-8")
     (device.folder / "data").mkdir()
     _, port, log = server.serve(7070, host=SERVER)
     as_admin = ("--identity", "state/admin")
@@ -102,22 +102,22 @@ def test_two_commands_take_a_fresh_device_from_a_token_to_its_first_update(machi
     began = time.monotonic()
     device.run("join", token, "--allow", f"{LINEAR}=data")  # the first command
     client, client_log = device.start("client")  # and the second
-    until(lambda: rounds.exists() and rounds.read_text().count("\n"), 60, "the first update")
+    until(lambda: rounds.exists() and rounds.read_text(encoding="utf-8").count("\n"), 60, "the first update")
     print(f"from token to the first round's update: {time.monotonic() - began:.1f} s")
-    first = json.loads(rounds.read_text().splitlines()[0])
+    first = json.loads(rounds.read_text(encoding="utf-8").splitlines()[0])
     assert set(first["nodes"]) == {"lab-7"} and first["traffic"]["bytes_up"] > 0 and not first["failures"]
 
     machines.cable("down")
     time.sleep(5)
     machines.cable("up")
-    done = rounds.read_text().count("\n")
-    until(lambda: rounds.read_text().count("\n") >= done + 3, 90, "going on over the cut cable")
+    done = rounds.read_text(encoding="utf-8").count("\n")
+    until(lambda: rounds.read_text(encoding="utf-8").count("\n") >= done + 3, 90, "going on over the cut cable")
     assert client.poll() is None
 
     server.run("node", "revoke", "lab-7", *as_admin)
-    assert client.wait(10) == 1 and "'lab-7' was revoked" in client_log.read_text()
+    assert client.wait(10) == 1 and "'lab-7' was revoked" in client_log.read_text(encoding="utf-8")
     assert "was revoked; join with a new token" in device.run("client", code=1)
-    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
     assert any(line["level"] == "warning" and "was revoked" in line["message"] for line in lines)
     again = server.run("token", "create", "--name", "lab-7", *as_admin).strip()
     assert "--identity" in device.run("join", again), "the old identity is in the usual folder"

@@ -236,12 +236,15 @@ channel.close()
 def test_processes_that_stream_a_payload_stay_small(mib: int) -> None:
     """Resident memory, gRPC's own included: the payload once on each side, and what a transfer needs beside it."""
     with subprocess.Popen(
-        [sys.executable, "-c", PAYLOAD_SERVER, str(mib * MIB)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PAYLOAD_SERVER, str(mib * MIB)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
     ) as server:
         assert server.stdout is not None and server.stdin is not None
         told = server.stdout.readline().split()
         agent = subprocess.run(
-            [sys.executable, "-c", PAYLOAD_AGENT, *told], capture_output=True, text=True, check=True, timeout=170
+            [sys.executable, "-c", PAYLOAD_AGENT, *told], capture_output=True, encoding="utf-8", check=True, timeout=170
         )
         server.stdin.write("\n")
         server.stdin.flush()
@@ -326,8 +329,10 @@ api.run(api.load("it.toml"), keep=False, sinks=[First()])
 
 
 def test_the_first_round_is_there_within_two_seconds_without_heavy_imports(linear: Make, tmp_path: Path) -> None:
-    (tmp_path / "it.toml").write_text(tomli_w.dumps(linear(rounds=1).to_dict()))
-    done = subprocess.run([sys.executable, "-c", FIRST_ROUND], cwd=tmp_path, capture_output=True, text=True, check=True)
+    (tmp_path / "it.toml").write_text(tomli_w.dumps(linear(rounds=1).to_dict()), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_ROUND], cwd=tmp_path, capture_output=True, encoding="utf-8", check=True
+    )
     seconds, *heavy = done.stdout.split()
     assert heavy == []
     assert float(seconds) < 2.0, "CPU seconds of the whole program, which a busy machine does not change"
@@ -336,7 +341,7 @@ def test_the_first_round_is_there_within_two_seconds_without_heavy_imports(linea
 @pytest.mark.parametrize("module", ["fedloom", "fedloom.api", "fedloom.cli", "fedloom.server.app"])
 def test_importing_it_imports_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*sorted({{'torch', 'ray', 'grpc', 'flwr', 'matplotlib'}} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert done.stdout.split() == []
 
 
@@ -354,7 +359,7 @@ def build_workload(config, experiment):
 def test_a_breakpoint_in_a_client_stops_in_the_main_thread(
     linear: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "stopping.py").write_text(STOPPING)
+    (tmp_path / "stopping.py").write_text(STOPPING, encoding="utf-8")
     hits: list[tuple[threading.Thread, int]] = []
 
     def hook(*args: object, **kwargs: object) -> None:
@@ -385,7 +390,7 @@ def test_the_quick_start_runs_without_a_network(tmp_path: Path, runtime: str) ->
         cwd=tmp_path,
         env={**os.environ, "HOME": str(tmp_path), "FEDLOOM_CACHE": str(tmp_path / "cache")},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=120,
         check=False,
     )
@@ -411,7 +416,7 @@ def build_workload(config, experiment):
 def test_no_bare_room_is_loaded_in_a_worker_though_started_at_the_repositorys_root(
     linear: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "bare.py").write_text(BARE)
+    (tmp_path / "bare.py").write_text(BARE, encoding="utf-8")
     workload, runtime = {"name": str(tmp_path / "bare.py")}, {"name": "process", "workers": 1}
     experiment = linear(rounds=1, workload=workload, runtime=runtime)
     monkeypatch.chdir(ROOT)

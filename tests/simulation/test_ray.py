@@ -148,6 +148,6 @@ def build_workload(config, experiment):
 
 @pytest.mark.slow
 def test_no_bare_room_is_loaded_in_an_actor(cluster: Any, linear: Make, tmp_path: Path) -> None:
-    (tmp_path / "bare.py").write_text(BARE % str(ROOT / "proto"))
+    (tmp_path / "bare.py").write_text(BARE % str(ROOT / "proto"), encoding="utf-8")
     experiment = linear(rounds=1, workload={"name": str(tmp_path / "bare.py")}, runtime={"name": "ray", "workers": 1})
     assert api.run(experiment, keep=False).summary.status == "done"

@@ -138,21 +138,26 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_bits(linear: Make, tmp_
     experiment = linear(
         rounds=12, workload={"sleep_s": 0.01}, runtime={"name": "process", "workers": 2}, checkpoint={"keep": 1}
     )
-    (tmp_path / "it.toml").write_text(tomli_w.dumps(experiment.to_dict()))
+    (tmp_path / "it.toml").write_text(tomli_w.dumps(experiment.to_dict()), encoding="utf-8")
     run = subprocess.Popen([sys.executable, "-c", RUN, "it.toml", "out"], cwd=tmp_path)
     delay = float(generator(7, "kill", moment).uniform(0.0, 0.4))
     rounds = tmp_path / "out" / "rounds.jsonl"
     deadline = time.monotonic() + 60
-    while not (rounds.exists() and rounds.read_text().count("\n") >= 2) and time.monotonic() < deadline:
+    while not (rounds.exists() and rounds.read_text(encoding="utf-8").count("\n") >= 2) and time.monotonic() < deadline:
         time.sleep(0.005)
     time.sleep(delay)
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
-    done = rounds.read_text().count("\n")
+    done = rounds.read_text(encoding="utf-8").count("\n")
     resumed = subprocess.run(
-        [sys.executable, "-c", RESUME, "out"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", RESUME, "out"],
+        cwd=tmp_path,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=True,
     )
     assert resumed.stdout.strip() == sha(linear(rounds=12))
-    records = [json.loads(line) for line in rounds.read_text().splitlines()]
+    records = [json.loads(line) for line in rounds.read_text(encoding="utf-8").splitlines()]
     assert [record["round"] for record in records] == list(range(1, 13))
     assert 2 <= done <= 12

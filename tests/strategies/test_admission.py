@@ -131,7 +131,7 @@ def test_every_measure_and_watch_is_made_on_the_node() -> None:
 @pytest.mark.parametrize("part", ["rules", "accumulator", "measure"])
 def test_a_part_from_a_file_is_refused(part: str, guard: Guard, tmp_path: Path) -> None:
     file = tmp_path / "own.py"
-    file.write_text("")
+    file.write_text("", encoding="utf-8")
     named = {"rules": (str(file),)} if part == "rules" else {part: str(file)}
     with pytest.raises(PolicyRefused, match="neither installed here"):
         guard.admit_group(Group(key=GroupKey("run", 1, 0, 0), jobs=(), **named))

@@ -45,7 +45,7 @@ def study_file(study: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable
 
     def write(**changes: Any) -> Path:
         path = tmp_path / "little.toml"
-        path.write_text(tomli_w.dumps(study(**changes)))
+        path.write_text(tomli_w.dumps(study(**changes)), encoding="utf-8")
         return path
 
     return write
@@ -68,7 +68,7 @@ def finished_run() -> Callable[..., None]:
     ) -> None:
         folder = out / "runs" / planned.scenario / planned.arm / f"seed-{planned.seed}"
         folder.mkdir(parents=True)
-        (folder / "experiment.toml").write_text(tomli_w.dumps(planned.experiment.to_dict()))
+        (folder / "experiment.toml").write_text(tomli_w.dumps(planned.experiment.to_dict()), encoding="utf-8")
         records = [
             RoundRecord(
                 round=number,
@@ -83,14 +83,18 @@ def finished_run() -> Callable[..., None]:
             )
             for number, value in enumerate(curve, start=1)
         ]
-        (folder / "rounds.jsonl").write_text("".join(f"{record.model_dump_json()}\n" for record in records))
-        (folder / "workload.json").write_text(json.dumps({"data": {}, "label_counts": list(label_counts)}))
+        (folder / "rounds.jsonl").write_text(
+            "".join(f"{record.model_dump_json()}\n" for record in records), encoding="utf-8"
+        )
+        (folder / "workload.json").write_text(
+            json.dumps({"data": {}, "label_counts": list(label_counts)}), encoding="utf-8"
+        )
         summary = RunSummary(
             run_id=planned.key, run_dir=None, name="x", status="done", rounds=len(curve), metrics={}, bytes_up=0,
             bytes_down=0, params_up=0, params_down=0, wire_bytes_up=0, wire_bytes_down=0, seconds=1.0,
             model_sha256=None, num_parameters=1, seed=planned.seed, group_size=1, runtime="inline", workers=1,
             failures=0, environment={"fedloom": "0"},
         )  # fmt: skip
-        (folder / "summary.json").write_text(summary.model_dump_json())
+        (folder / "summary.json").write_text(summary.model_dump_json(), encoding="utf-8")
 
     return write

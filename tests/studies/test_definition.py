@@ -80,10 +80,10 @@ def test_a_wrong_experiment_names_its_scenario_and_arm(study: Make) -> None:
 def test_files_extend_each_other(study_file: Callable[..., Path], tmp_path: Path) -> None:
     study_file()
     child = tmp_path / "child.toml"
-    child.write_text('extends = "little.toml"\nname = "child"\n[arms.few]\n')
+    child.write_text('extends = "little.toml"\nname = "child"\n[arms.few]\n', encoding="utf-8")
     made, left = definition.load(child, ["study.seeds.count=4", "rounds=2"])
     assert (made.name, list(made.arms), made.seeds.count, left) == ("child", ["few"], 4, ["rounds=2"])
-    child.write_text('extends = "child.toml"\n')
+    child.write_text('extends = "child.toml"\n', encoding="utf-8")
     with pytest.raises(ConfigError, match="a circle"):
         definition.load(child)
 

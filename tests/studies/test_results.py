@@ -150,7 +150,7 @@ def test_the_page_escapes_and_needs_nothing_from_elsewhere(result: StudyResult) 
 
 
 def test_json_holds_every_number_and_no_nan(result: StudyResult, tmp_path: Path) -> None:
-    values = json.loads(write_results(result, tmp_path).read_text())
+    values = json.loads(write_results(result, tmp_path).read_text(encoding="utf-8"))
     arm = values["scenarios"]["base"]["arms"]["many"]
     assert arm["runs"]["5"]["rounds"] == 2.0
     assert arm["estimates"]["rounds_ratio"]["p_less"] is not None
@@ -163,6 +163,6 @@ def test_a_study_without_any_run_has_a_report(study: Callable[..., dict[str, Any
     page = render_study(result)
     assert "No run of this scenario has finished yet" in page
     assert "no data" in page
-    console = Console(width=200, record=True, file=(tmp_path / "said").open("w"))
+    console = Console(width=200, record=True, file=(tmp_path / "said").open("w", encoding="utf-8"))
     print_study(console, result, tmp_path / "study.html")
     assert "0 of 4 runs done, 1 failed" in console.export_text()

@@ -48,7 +48,7 @@ def test_runs_once_and_grows(study_file: Callable[..., Path], tmp_path: Path) ->
     assert (result.done, result.planned, result.failures) == (4, 4, {})
     assert first.begun == (4, 0, 2)
     assert sorted(first.ended) == sorted((f"base/{arm}/seed-{s}", "done") for arm in ("few", "many") for s in (5, 6))
-    assert page.read_text().startswith("<!doctype html>")
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
     # The arms share data and initial model, and differ in what they average.
     arms = result.scenarios["base"].arms
     assert arms["few"].estimates["local_trainings"].value == 2.0
@@ -76,7 +76,9 @@ def test_a_worker_resumes_what_was_killed(study: Callable[..., dict[str, Any]], 
     said.clear()
     assert do_run(cut, planned.experiment.to_dict(), lambda **values: said.append(values))["ended"] == "done"
     assert [each["round"] for each in said] == [2, 3]
-    digests = [json.loads((folder / "summary.json").read_text())["model_sha256"] for folder in (whole, cut)]
+    digests = [
+        json.loads((folder / "summary.json").read_text(encoding="utf-8"))["model_sha256"] for folder in (whole, cut)
+    ]
     assert digests[0] == digests[1]
     # A folder that was killed before it said what it is holds nothing of worth.
     (tmp_path / "bare" / "checkpoints").mkdir(parents=True)
@@ -97,7 +99,7 @@ def test_failures_do_not_stop_the_others(
         "base/few/seed-5": "done", "base/bad/seed-5": "failed", "base/dead/seed-5": "failed",
     }  # fmt: skip
     assert "its process died (signal 9)" in result.failures["base/dead/seed-5"]
-    assert "Failed runs" in page.read_text()
+    assert "Failed runs" in page.read_text(encoding="utf-8")
     with pytest.raises(RunFailed, match="2 of 3 runs failed"):
         api.require_all(result)
     assert main(["study", str(path), "--out", str(out), "--jobs", "1", "--json"]) == 1
@@ -109,7 +111,7 @@ def test_interrupting_keeps_what_is_done_and_the_same_command_goes_on(
 ) -> None:
     path, out = study_file(arms={"few": {"change": {"workload": {"sleep_s": 0.02}, "rounds": 40}}}), tmp_path / "out"
     command = [sys.executable, "-m", "fedloom", "study", str(path), "--out", str(out), "--jobs", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8") as process:
         assert process.stdout is not None and process.stderr is not None
         for line in process.stdout:
             if "1/2" in line:
@@ -119,7 +121,7 @@ def test_interrupting_keeps_what_is_done_and_the_same_command_goes_on(
         said = process.stderr.read()
     assert process.returncode == 130
     assert "1 of 2 runs are done and kept" in said
-    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    again = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
     assert "2 runs, 1 of them done before" in again.stdout
     assert "2 of 2 runs done" in again.stdout
 
@@ -128,7 +130,7 @@ def test_the_smoke_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["study", "sfedca-smoke", "--seeds", "1", "--out", str(tmp_path / "out"), "--jobs", "1"]) == 0
     said = capsys.readouterr().out
     assert "3 of 3 runs done" in said
-    values = json.loads((tmp_path / "out" / "study.json").read_text())
+    values = json.loads((tmp_path / "out" / "study.json").read_text(encoding="utf-8"))
     arms = values["scenarios"]["shards-2"]["arms"]
     assert arms["shortlist-balance"]["estimates"]["local_trainings"]["value"] == 6.0
     assert arms["random"]["estimates"]["local_trainings"]["value"] == 2.0
@@ -158,4 +160,4 @@ def test_the_low_rank_study_in_miniature(tmp_path: Path) -> None:
     assert drift.outcome == "held" and drift.arm == "drift-100 against drift-0"
     arms = result.scenarios["base"].arms
     assert 0.5 < arms["sa"].estimates["saving"].value < arms["sa"].estimates["saving_bound"].value == 0.8
-    assert "against FedAvg" in page.read_text()
+    assert "against FedAvg" in page.read_text(encoding="utf-8")

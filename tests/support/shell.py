@@ -25,15 +25,19 @@ class Shell:
 
     def run(self, *arguments: str, code: int = 0) -> str:
         """What a command prints, stdout and stderr; it must end with the code."""
-        done = subprocess.run(self._command(arguments), capture_output=True, text=True, cwd=self.folder, timeout=90)
+        done = subprocess.run(
+            self._command(arguments), capture_output=True, encoding="utf-8", cwd=self.folder, timeout=90
+        )
         assert done.returncode == code, (arguments, done.stdout, done.stderr)
         return done.stdout + done.stderr
 
     def start(self, *arguments: str) -> tuple[subprocess.Popen[str], Path]:
         """A running command, and the file it prints to."""
         log = self.folder / f"log-{len(self._started)}"
-        with log.open("w") as file:
-            program = subprocess.Popen(self._command(arguments), stdout=file, stderr=file, text=True, cwd=self.folder)
+        with log.open("w", encoding="utf-8") as file:
+            program = subprocess.Popen(
+                self._command(arguments), stdout=file, stderr=file, encoding="utf-8", cwd=self.folder
+            )
         self._started.append(program)
         return program, log
 
@@ -41,7 +45,11 @@ class Shell:
         """A server on the folder `state`: its process, port, and log."""
         where = ("--host", host, "--port", str(port), "--state", "state", "--log", "json")
         program, log = self.start("serve", *where, *options)
-        found = until(lambda: re.search(rf"listening on {re.escape(host)}:(\d+)", log.read_text()), 60, "the server")
+        found = until(
+            lambda: re.search(rf"listening on {re.escape(host)}:(\d+)", log.read_text(encoding="utf-8")),
+            60,
+            "the server",
+        )
         return program, found[1], log
 
     def close(self) -> None:

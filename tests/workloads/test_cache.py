@@ -64,7 +64,7 @@ def test_a_full_disk_says_where_and_what_to_do(own_cache: Path) -> None:
 
 
 def build_and_count(folder: Path) -> None:
-    with (folder.parent.parent / "builds").open("a") as file:
+    with (folder.parent.parent / "builds").open("a", encoding="utf-8") as file:
         file.write("x")
     write_seven(folder)
 
@@ -83,4 +83,4 @@ def test_processes_that_start_together_build_once(own_cache: Path) -> None:
     for process in processes:
         process.join(30)
     assert [process.exitcode for process in processes] == [0] * 4
-    assert (own_cache / "builds").read_text() == "x"
+    assert (own_cache / "builds").read_text(encoding="utf-8") == "x"

@@ -18,7 +18,7 @@ from fedloom.workloads.text_classification.body import find_body, load_body
 def folder(tmp_path: Path) -> Path:
     for topic in ("law", "art"):
         texts = [f"{topic} number\n\t\t-- {index}\n" for index in range(20)]
-        (tmp_path / topic).write_text("%\n".join([*texts, texts[0], " \n", "100 % is\nno divider\n"]))
+        (tmp_path / topic).write_text("%\n".join([*texts, texts[0], " \n", "100 % is\nno divider\n"]), encoding="utf-8")
     return tmp_path
 
 
@@ -41,7 +41,7 @@ def test_topics_are_classes_and_repetitions_are_left_out(folder: Path) -> None:
 def test_missing_topics_say_how_to_get_them(folder: Path) -> None:
     with pytest.raises(DataMissing, match=r"no files science in .*Run: apt-get install fortunes"):
         fortunes_files(Fortunes(folder=str(folder), topics=("law", "science")))
-    (folder / "few").write_text("one\n%\ntwo\n")
+    (folder / "few").write_text("one\n%\ntwo\n", encoding="utf-8")
     settings = Fortunes(folder=str(folder), topics=("law", "few"))
     with pytest.raises(DataMissing, match="2 texts, expected at least 10 for the topic 'few'"):
         read_fortunes(settings, fortunes_files(settings))
@@ -60,6 +60,6 @@ def test_a_body_keeps_its_first_layers(tmp_path: Path) -> None:
     }
     assert cut.state_dict().keys() == kept.keys()
     assert all(torch.equal(tensor, kept[name]) for name, tensor in cut.state_dict().items())
-    assert json.loads((tmp_path / "config.json").read_text())["num_hidden_layers"] == 3
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"] == 3
     with pytest.raises(ConfigError, match=r"layers: asked for the first 4, but .* says it has 3"):
         load_body(find_body(str(tmp_path)), 4)

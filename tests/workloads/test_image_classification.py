@@ -53,7 +53,9 @@ def test_another_process_computes_the_same_bits() -> None:
         "from test_image_classification import experiment, initial, build, train, arrays_sha256\n"
         "w = build(experiment(model={'name': 'cnn'})); print(arrays_sha256(train(w, initial(w), 7).groups['model']))"
     )
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    there = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True
+    ).stdout.strip()
     workload = build(experiment(model={"name": "cnn"}))
     assert there == arrays_sha256(train(workload, initial(workload), 7).groups[MODEL])
 
@@ -176,7 +178,9 @@ def test_settings_need_no_torch() -> None:
         "import sys, fedloom.workloads.image_classification.config, fedloom.workloads.text_classification.config\n"
         "print(sorted({'torch', 'transformers', 'datasets', 'flwr_datasets', 'sklearn'} & sys.modules.keys()))"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True).stdout == "[]\n"
+    )
 
 
 def test_a_federation_learns_the_digits() -> None:

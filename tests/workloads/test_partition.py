@@ -62,7 +62,9 @@ def test_another_process_with_an_empty_cache_deals_the_same(tmp_path_factory: py
     )
     folder = str(tmp_path_factory.mktemp("empty"))
     environment = {"FEDLOOM_CACHE": folder, "PATH": "", "HOME": folder}
-    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8", check=True
+    )
     rows, offsets = json.loads(ran.stdout)
     here = deal(Dirichlet(alpha=1.0))
     assert rows == here.rows.tolist() and offsets == here.offsets.tolist()

@@ -38,7 +38,7 @@ def test_the_promised_presets_are_there() -> None:
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_a_preset_is_valid_named_after_its_file_and_says_what_it_shows(name: str) -> None:
     assert load(name).name == name
-    first = PRESETS[name].read_text().splitlines()[0]
+    first = PRESETS[name].read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# ") and 20 < len(first) < 120
 
 

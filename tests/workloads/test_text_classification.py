@@ -64,7 +64,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> str:
         text = " ".join(["a", *rng.choice(words, int(rng.integers(1, 6))), "day"])
         lines.append(f"{text},{'good' if index % 2 else 'bad'},author{index % 6}")
     path = tmp_path_factory.mktemp("texts") / "moods.csv"
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return str(path)
 
 
@@ -188,7 +188,9 @@ def test_batches_are_padded_to_their_longest_text() -> None:
 
 def test_json_lines_and_a_test_file(tmp_path: Path) -> None:
     for name, rows in (("a", [("x", 3), ("y", 9), ("z", 3)]), ("b", [("w", 9)])):
-        (tmp_path / name).write_text("\n".join(json.dumps({"text": t, "label": n}) for t, n in rows) + "\n\n")
+        (tmp_path / name).write_text(
+            "\n".join(json.dumps({"text": t, "label": n}) for t, n in rows) + "\n\n", encoding="utf-8"
+        )
     settings = JsonLines(file=str(tmp_path / "a"), test_file=str(tmp_path / "b"))
     raw = read_table(settings, table_files(settings))
     assert (raw.x_train, raw.y_train.tolist(), raw.label_names) == (["x", "y", "z"], [0, 1, 0], ("3", "9"))
@@ -204,14 +206,14 @@ def test_json_lines_and_a_test_file(tmp_path: Path) -> None:
     ],
 )
 def test_a_table_without_what_is_asked_for_is_named(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "t.csv").write_text(text)
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
     settings = Csv(file=str(tmp_path / "t.csv"))
     with pytest.raises(DataMissing, match=words):
         read_table(settings, table_files(settings))
 
 
 def test_broken_json_is_named_with_its_line(tmp_path: Path) -> None:
-    (tmp_path / "t").write_text('{"text": "a", "label": 1}\n{"text": \n')
+    (tmp_path / "t").write_text('{"text": "a", "label": 1}\n{"text": \n', encoding="utf-8")
     settings = JsonLines(file=str(tmp_path / "t"))
     with pytest.raises(DataMissing, match="line 2: not JSON"):
         read_table(settings, table_files(settings))
@@ -256,7 +258,7 @@ def test_bodies_that_are_not_there_or_not_bodies(tmp_path: Path, monkeypatch: py
         find_body("./nowhere")
     with pytest.raises(DataMissing, match=r"config\.json"):
         find_body(str(tmp_path))
-    (tmp_path / "config.json").write_text('{"hidden_size": 8}')
+    (tmp_path / "config.json").write_text('{"hidden_size": 8}', encoding="utf-8")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(DataMissing, match="pickled weights are not read"):
         find_body(str(tmp_path))

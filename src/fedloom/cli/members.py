@@ -64,7 +64,7 @@ def join(
     if joined.role == "node":
         file = joined.folder / "policy.toml"
         if allow or not file.exists():
-            file.write_text(policy)
+            file.write_text(policy, encoding="utf-8")
         typer.echo(f"joined {joined.address} as node {joined.name}; its policy is {file}")
         if not allow:
             typer.echo("it refuses all work until that file allows some")

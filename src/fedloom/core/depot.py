@@ -66,21 +66,21 @@ class Depot:
         depot._alive = (depot.path / ".owner").open("wb")
         fcntl.flock(depot._alive, fcntl.LOCK_EX)
         (depot.path / ".owner").rename(depot.path / "owner")  # seen by others only once it is locked
-        (depot.path / "nonce").write_text(secrets.token_hex(16))
+        (depot.path / "nonce").write_text(secrets.token_hex(16), encoding="utf-8")
         return depot
 
     @classmethod
     def join(cls, path: str, nonce: str) -> Depot | None:
         """The depot at `path`, if it is on this host and ours to use; else None."""
         with contextlib.suppress(OSError):
-            if path and nonce and (Path(path) / "nonce").read_text() == nonce:
+            if path and nonce and (Path(path) / "nonce").read_text(encoding="utf-8") == nonce:
                 return cls(Path(path), owner=False)
         return None
 
     @property
     def nonce(self) -> str:
         """What proves that a process sees the same memory."""
-        return (self.path / "nonce").read_text()
+        return (self.path / "nonce").read_text(encoding="utf-8")
 
     def lease(self, size: int) -> Buffer:
         """A buffer of at least `size` bytes, recycled where one of that size is free.

@@ -83,7 +83,7 @@ class Identity:
             UsageError: there is none in the folder, or others can read its key.
         """
         try:
-            server = json.loads((folder / "server.json").read_text())
+            server = json.loads((folder / "server.json").read_text(encoding="utf-8"))
             key_file = folder / "key.pem"
             mode = key_file.stat().st_mode & 0o077
             if mode:

@@ -39,7 +39,11 @@ def write_unseen(folder: Path, experiment: Experiment, settings: Unseen) -> None
 def read_unseen(folder: Path) -> dict[str, float]:
     """The numbers kept in a run's folder; none where the test was not done."""
     path = folder / UNSEEN
-    return {name: float(value) for name, value in json.loads(path.read_text()).items()} if path.is_file() else {}
+    return (
+        {name: float(value) for name, value in json.loads(path.read_text(encoding="utf-8")).items()}
+        if path.is_file()
+        else {}
+    )
 
 
 def unseen(experiment: Experiment, settings: Unseen) -> dict[str, float]:

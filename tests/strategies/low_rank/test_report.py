@@ -124,7 +124,7 @@ class TestSection:
 
     def test_a_run_without_a_round_has_none(self, tmp_path: Path) -> None:
         run = done(tmp_path / "run", "fedlora", {"rank": 3}, rounds=1)
-        (tmp_path / "run" / "rounds.jsonl").write_text("")
+        (tmp_path / "run" / "rounds.jsonl").write_text("", encoding="utf-8")
         assert told(RunFolder.read(run.path)) == Contribution()
 
 

@@ -18,7 +18,7 @@ def run(
     capsys: pytest.CaptureFixture[str], *settings: str, strategy: str = "fedlora", **changes: Any
 ) -> tuple[int, str]:
     """`fedloom run` with settings; its exit code and what it said on stderr, in one line."""
-    Path("experiment.toml").write_text(tomli_w.dumps(experiment(strategy, **changes).to_dict()))
+    Path("experiment.toml").write_text(tomli_w.dumps(experiment(strategy, **changes).to_dict()), encoding="utf-8")
     options = [word for setting in settings for word in ("--set", setting)]
     code = main(["run", "experiment.toml", "--out", "run", *options])
     return code, " ".join(capsys.readouterr().err.split())
@@ -88,6 +88,9 @@ class TestBetweenServerAndAgents:
         assert "internal error" not in said
         settings = Path("run/experiment.toml")
         settings.write_text(
-            settings.read_text().replace(str(SPOILT), "fedlora").replace(f'spoil = "{spoil}"', "rank = 2")
+            settings.read_text(encoding="utf-8")
+            .replace(str(SPOILT), "fedlora")
+            .replace(f'spoil = "{spoil}"', "rank = 2"),
+            encoding="utf-8",
         )
         assert main(["resume", "run"]) == 0

@@ -250,7 +250,9 @@ class TestPeft:
     def test_more_than_a_product_is_refused(self, tmp_path: Path) -> None:
         self.export(tmp_path)
         path = tmp_path / "adapter_config.json"
-        path.write_text(path.read_text().replace('"use_dora": false', '"use_dora": true'))
+        path.write_text(
+            path.read_text(encoding="utf-8").replace('"use_dora": false', '"use_dora": true'), encoding="utf-8"
+        )
         with pytest.raises(UnsupportedFeature, match="use_dora"):
             import_adapters(tmp_path, targeted(net()), HEAD)
 

@@ -34,7 +34,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     """Ten classes of made-up texts, MiniLM with all of its weights trained."""
     lines = ["text,label", *(f"word number {index},class{index % LABELS}" for index in range(60))]
     path: Path = tmp_path_factory.mktemp("texts") / "ten.csv"
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     workload = {
         "name": "text_classification",
         "data": {"source": "csv", "file": str(path)},

@@ -63,8 +63,10 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(4):
         start = int(generator(2, "texts", number).integers(12))
         words = [WORDS[(start + place) % 12] for place in range(160 + number)]
-        (folder / ("inner" if number == 3 else "") / f"file-{number}.txt").write_text(" ".join(words) + "\n")
-    (folder / "notes.md").write_text("not read")
+        (folder / ("inner" if number == 3 else "") / f"file-{number}.txt").write_text(
+            " ".join(words) + "\n", encoding="utf-8"
+        )
+    (folder / "notes.md").write_text("not read", encoding="utf-8")
     return folder
 
 

@@ -43,7 +43,7 @@ class TestBlocks:
         assert ids.shape == (1, 3) and (ids == labels).all()
 
     def test_a_partitioner_and_a_test_file_of_its_own(self, make: Make, tmp_path: Path) -> None:
-        (tmp_path / "test.txt").write_text(" ".join(WORDS))
+        (tmp_path / "test.txt").write_text(" ".join(WORDS), encoding="utf-8")
         mixed = make(
             **{
                 "workload.partition.scheme": "dirichlet",
@@ -201,7 +201,7 @@ class TestWrongInput:
             build(make(**{"workload.data.path": "nowhere"}))
         with pytest.raises(DataMissing, match=r"no file below .* fits the pattern '\*\.csv'"):
             build(make(**{"workload.data.pattern": "*.csv"}))
-        (tmp_path / "short.txt").write_text("w1 w2 w3")
+        (tmp_path / "short.txt").write_text("w1 w2 w3", encoding="utf-8")
         with pytest.raises(DataMissing, match=r"1 blocks of 8 tokens leave nothing to hold out"):
             build(make(**{"workload.data.path": str(tmp_path / "short.txt"), "clients": 1, "cohort": 1}))
         with pytest.raises(ConfigError, match=r"finds 4 groups, too few for 9 clients"):
@@ -213,8 +213,8 @@ class TestWrongInput:
 
     def test_a_tokenizer_of_another_model(self, make: Make, checkpoints: dict[str, Path], tmp_path: Path) -> None:
         shutil.copytree(checkpoints["llama"], tmp_path / "model")
-        config = json.loads((tmp_path / "model" / "config.json").read_text())
-        (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "vocab_size": 9}))
+        config = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))
+        (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "vocab_size": 9}), encoding="utf-8")
         with pytest.raises(ConfigError, match=r"makes token 13, and the model knows tokens 0 to 8"):
             build(make(**{"workload.model.checkpoint": str(tmp_path / "model")}))
 

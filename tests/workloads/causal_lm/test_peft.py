@@ -175,7 +175,7 @@ class TestRefused:
 
         settings = {"targets": TARGETS["gpt2"], "rank": 3} if strategy["name"] == "fedlora" else {}
         made = make("gpt2", {**settings, **strategy}, **changes)
-        Path("experiment.toml").write_text(tomli_w.dumps(made.to_dict()))
+        Path("experiment.toml").write_text(tomli_w.dumps(made.to_dict()), encoding="utf-8")
         assert main(["run", "experiment.toml", "--out", "refused"]) == 2
         assert not Path("refused").exists()
         return capsys.readouterr().err

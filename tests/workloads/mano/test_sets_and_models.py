@@ -134,7 +134,7 @@ def test_styles_keep_part_of_each_class_from_training() -> None:
 
 def test_a_classifier_of_the_users_own_from_a_file_and_by_import(tmp_path: Path, monkeypatch: Any) -> None:
     file = tmp_path / "mine.py"
-    file.write_text(OWN_MODEL)
+    file.write_text(OWN_MODEL, encoding="utf-8")
     made = experiment({"classifier": f"{file}:small", "second": False})
     result = api.run(made, keep=False)
     assert {name: array.shape for name, array in result.arrays.items()}["3.weight"] == (10, 12)
@@ -156,7 +156,7 @@ def test_a_classifier_of_the_users_own_from_a_file_and_by_import(tmp_path: Path,
     ],
 )
 def test_what_is_no_classifier_is_refused(tmp_path: Path, spec: str, message: str) -> None:
-    Path("mine.py").write_text(OWN_MODEL)
+    Path("mine.py").write_text(OWN_MODEL, encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         build(experiment({"classifier": spec}))
 
@@ -176,7 +176,7 @@ def test_weights_that_are_not_there_or_do_not_fit(tmp_path: Path) -> None:
     settings = {"frozen": True, "second": False}
     with pytest.raises(DataMissing, match="no file"):
         initial(build(experiment({"weights": "none.safetensors", **settings})))
-    (tmp_path / "text").write_text("hello")
+    (tmp_path / "text").write_text("hello", encoding="utf-8")
     with pytest.raises(DataMissing, match="no safetensors file"):
         initial(build(experiment({"weights": str(tmp_path / "text"), **settings})))
     save_file({"x": torch.zeros(2)}, tmp_path / "other.safetensors")

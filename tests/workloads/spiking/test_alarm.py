@@ -34,13 +34,13 @@ def test_a_dead_network_is_told_once_and_in_the_report(tmp_path: Path) -> None:
     told = watched(3, tmp_path / "dead", neuron={"threshold": 1000.0})
     assert len(told) == 1
     assert told[0].startswith("round 1: dead is 1: that share of the spiking layers fires less than workload.dead_rate")
-    report = (tmp_path / "dead" / "report.html").read_text()
+    report = (tmp_path / "dead" / "report.html").read_text(encoding="utf-8")
     assert "dead was above 0 in 3 rounds, first in 1" in report and "lower workload.training.learning_rate" in report
 
 
 def test_a_network_that_lives_and_a_twin_say_nothing(tmp_path: Path) -> None:
     assert watched(1, tmp_path / "alive", neuron={"threshold": 0.2}) == []
-    assert 'class="banner' not in (tmp_path / "alive" / "report.html").read_text()
+    assert 'class="banner' not in (tmp_path / "alive" / "report.html").read_text(encoding="utf-8")
     assert watched(1, tmp_path / "twin", twin=True) == []
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import snntorch
 import snntorch.utils
 
 from fedloom.core.config import Experiment

@@ -63,7 +63,7 @@ def export_adapters(folder: Path, layers: Mapping[str, Layer], adapters: Adapter
     noted = {_BASE: adapters.base_sha256} if adapters.base_sha256 else {}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _WEIGHTS).write_bytes(save(tensors, {"format": "pt", **noted}))
-    (folder / _CONFIG).write_text(json.dumps(_config(layers, adapters, base), indent=2) + "\n")
+    (folder / _CONFIG).write_text(json.dumps(_config(layers, adapters, base), indent=2) + "\n", encoding="utf-8")
 
 
 def import_adapters(
@@ -134,7 +134,7 @@ def _config(layers: Mapping[str, Layer], adapters: AdapterFile, base: str) -> In
 def _read(folder: Path) -> tuple[Info, dict[str, Array], dict[str, str]]:
     """Settings, tensors, and what the weights file says beside them."""
     try:
-        config = json.loads((folder / _CONFIG).read_text())
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         with safe_open(folder / _WEIGHTS, "numpy") as file:
             return config, {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, ValueError, SafetensorError) as exc:

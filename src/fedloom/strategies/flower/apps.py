@@ -38,7 +38,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / _MANIFEST
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
         raise ConfigError(f"{folder}: no {_MANIFEST}, so this is not a Flower app's folder") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
@@ -126,7 +126,7 @@ def _put_on_path(folder: Path) -> None:
 
 def _is_app(folder: Path) -> bool:
     path = folder / _MANIFEST
-    return path.is_file() and "[tool.flwr.app" in path.read_text(errors="replace")
+    return path.is_file() and "[tool.flwr.app" in path.read_text(errors="replace", encoding="utf-8")
 
 
 def _supernodes(federations: Info) -> int | None:

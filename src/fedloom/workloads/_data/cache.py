@@ -89,12 +89,12 @@ def map_array(path: Path) -> Array:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object."""
-    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object."""
-    value: dict[str, Any] = json.loads(path.read_text())
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return value
 
 
@@ -133,6 +133,6 @@ def _flush(path: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -38,7 +38,7 @@ def digits_files(settings: Digits) -> NamedFiles:
 
 def read_digits(settings: Digits, files: NamedFiles) -> RawData:
     """Grey values 0 to 16, as floats from 0 to 1; every fifth example (of a fixed shuffle) is held out."""
-    with gzip.open(files[0][1], "rt") as table:
+    with gzip.open(files[0][1], "rt", encoding="utf-8") as table:
         values = np.loadtxt(table, delimiter=",")
     images, labels = (values[:, :-1] / 16.0).reshape(-1, 8, 8).astype(np.float32), values[:, -1].astype(np.int64)
     train, test = hold_out(len(labels), 0.2)

@@ -71,7 +71,7 @@ def find_pretrained(place: Place) -> PretrainedFolder:
     path = _path(place)
     weights = files_below(path, (".safetensors",))
     try:
-        config = json.loads((path / "config.json").read_text())
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
         raise DataMissing(
             f"{place.setting}: {path} has no readable config.json ({type(exc).__name__}); expected a folder in "
