@@ -183,8 +183,18 @@ def _importable(dotted: str) -> bool:
 def _from_file(kind: Kind, path: Path) -> ModuleType:
     if not path.is_file():
         raise UnknownName(f"{kind}: no file {str(path)!r} (looked in {Path.cwd()})")
+    return load_file(path)
+
+
+def file_alias(path: Path) -> str:
+    """Name the module that `load_file` makes of a file: the same in every process."""
     full = path.resolve()
-    alias = f"_fedloom_{full.stem}_{hashlib.sha256(str(full).encode()).hexdigest()[:8]}"
+    return f"_fedloom_{full.stem}_{hashlib.sha256(str(full).encode()).hexdigest()[:8]}"
+
+
+def load_file(path: Path) -> ModuleType:
+    """Import a Python file as a module, once."""
+    full, alias = path.resolve(), file_alias(path)
     if alias not in sys.modules:
         spec = importlib.util.spec_from_file_location(alias, full)
         assert spec is not None and spec.loader is not None

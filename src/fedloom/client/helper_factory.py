@@ -1,0 +1,50 @@
+"""A helper's factory by name, so that another process can import it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedloom.core.errors import ClientFailed
+from fedloom.core.protocols import Resources
+from fedloom.core.registry import file_alias, load_file
+
+ONE_CORE = Resources()
+"""What a helper needs by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class FactoryRef:
+    """A top-level callable of a module."""
+
+    module: str
+    file: str | None
+    """Where the module lies, if it is a plug-in's single file, which cannot be imported by name."""
+    name: str
+
+    @classmethod
+    def of(cls, factory: Callable[..., object]) -> FactoryRef:
+        """Name a factory.
+
+        Raises:
+            ClientFailed: another process cannot import it.
+        """
+        module, name = factory.__module__, factory.__qualname__
+        loaded = sys.modules.get(module)
+        if loaded is None or vars(loaded).get(name) is not factory or module == "__main__":
+            raise ClientFailed(
+                f"helpers.start: expected a top-level function or class of an importable module, got {module}.{name}. "
+                "Its process imports it by name; move it to the top level of a module"
+            )
+        file = loaded.__file__
+        by_file = file is not None and module == file_alias(Path(file))
+        return cls(module, file if by_file else None, name)
+
+    def load(self) -> Callable[..., object]:
+        """Import it."""
+        module = importlib.import_module(self.module) if self.file is None else load_file(Path(self.file))
+        found: Callable[..., object] = vars(module)[self.name]
+        return found

@@ -1,0 +1,121 @@
+"""Helpers of a run's workload: made in this process by default, counted against a limit, ended with the run."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import traceback
+from collections.abc import Callable
+
+from fedloom.client.helper_factory import ONE_CORE, FactoryRef
+from fedloom.core.errors import ClientFailed, PolicyRefused
+from fedloom.core.protocols import HelperHandle, Helpers, Resources
+
+
+class InlineHelpers:
+    """Makes helpers in this process; arguments and results are copied all the same."""
+
+    def start(
+        self, factory: Callable[..., object], *arguments: object, resources: Resources = ONE_CORE
+    ) -> HelperHandle:
+        """Make one; `resources` mean nothing here."""
+        return _InlineHelper(FactoryRef.of(factory), arguments)
+
+
+class _InlineHelper:
+    def __init__(self, factory: FactoryRef, arguments: tuple[object, ...]) -> None:
+        self._name = factory.name
+        self._helper: object | None = self._run(factory.load(), arguments)
+
+    def call(self, method: str, *arguments: object) -> object:
+        if self._helper is None:
+            raise ClientFailed(f"helper {self._name} was stopped")
+        return self._run(getattr(self._helper, method, None), arguments, method)
+
+    def stop(self) -> None:
+        self._helper = None
+
+    def _run(self, work: Callable[..., object] | None, arguments: tuple[object, ...], method: str = "") -> object:
+        try:
+            if work is None:
+                raise AttributeError(f"it has no method {method!r}")
+            return copy.deepcopy(work(*copy.deepcopy(arguments)))
+        except Exception as exc:
+            raise ClientFailed(f"helper {self._name}:\n{traceback.format_exc()}") from exc
+
+
+class HelperLimit:
+    """How many helpers a node runs at most, all its runs together.
+
+    Args:
+        most: None for any number.
+    """
+
+    def __init__(self, most: int | None) -> None:
+        self._most, self._running, self._lock = most, 0, threading.Lock()
+
+    def take(self) -> None:
+        """Count one more.
+
+        Raises:
+            PolicyRefused: there are as many as the node's policy allows.
+        """
+        with self._lock:
+            if self._most is not None and self._running >= self._most:
+                raise PolicyRefused(
+                    f"the workload asks for a helper process beyond the {self._most} allowed here (limits.helpers)",
+                    kind="helpers",
+                )
+            self._running += 1
+
+    def give_back(self) -> None:
+        """Count one fewer."""
+        with self._lock:
+            self._running -= 1
+
+
+class RunHelpers:
+    """The helpers of one run: what its workload starts them by.
+
+    Args:
+        inner: starts them.
+        limit: of the node.
+    """
+
+    def __init__(self, inner: Helpers, limit: HelperLimit) -> None:
+        self._inner, self._limit = inner, limit
+        self._handles: list[_CountedHandle] = []
+
+    def start(
+        self, factory: Callable[..., object], *arguments: object, resources: Resources = ONE_CORE
+    ) -> HelperHandle:
+        self._limit.take()
+        try:
+            inner = self._inner.start(factory, *arguments, resources=resources)
+        except BaseException:
+            self._limit.give_back()
+            raise
+        self._handles.append(_CountedHandle(inner, self._limit))
+        return self._handles[-1]
+
+    def close(self) -> None:
+        """Stop all that are left."""
+        for handle in self._handles:
+            handle.stop()
+        self._handles.clear()
+
+
+class _CountedHandle:
+    """A helper that is counted until it is stopped."""
+
+    def __init__(self, inner: HelperHandle, limit: HelperLimit) -> None:
+        self._inner, self._limit, self._stopped = inner, limit, False
+
+    def call(self, method: str, *arguments: object) -> object:
+        return self._inner.call(method, *arguments)
+
+    def stop(self) -> None:
+        if not self._stopped:
+            self._stopped = True
+            self._inner.stop()
+            self._limit.give_back()
