@@ -32,6 +32,9 @@ PLUGINS = {kind.section: kind for kind in registry.Kind}
 INCIDENTAL = ("name", "runtime", "checkpoint", "fleet")
 """Sections of an experiment that never change a result."""
 
+NODE_STATE_ROUNDS = 4
+"""Rounds of each client whose states a node keeps, the newest ones, where `round.state_home` is `node`."""
+
 
 class Settings(BaseModel):
     """Base of every group of settings: frozen, and unknown keys are errors."""
@@ -73,7 +76,8 @@ class RoundSettings(Settings):
     """How often a group is assigned again after the process that held it died."""
     state_home: Literal["server", "node"] = "server"
     """Where the state of stateful clients is kept between rounds: on the server, or on the node that trained the
-    client, which never sends it. `node` needs clients that always train on the same node."""
+    client, which never sends it. `node` needs clients that always train on the same node, and `checkpoint.every` of at
+    most 2: a node keeps the states of each client's last 4 rounds, for a run that is resumed."""
 
 
 class FleetSettings(Settings):
@@ -175,6 +179,13 @@ class Experiment(Settings):
         if self.cohort is not None and self.cohort > self.clients:
             raise ConfigError(
                 f"cohort: {self.cohort} clients in a round, but the federation has only clients = {self.clients}"
+            )
+        most = NODE_STATE_ROUNDS - 2  # the round in work and, until the next one's end, the one being saved
+        if self.round.state_home == "node" and self.checkpoint.every > most:
+            raise ConfigError(
+                f"checkpoint.every: expected at most {most} with round.state_home = 'node', got "
+                f"{self.checkpoint.every}. A node keeps the states of each client's last {NODE_STATE_ROUNDS} rounds, "
+                "and a resumed run may need that of its checkpoint's"
             )
         return self
 

@@ -1,0 +1,128 @@
+"""Where clients' state is kept between their jobs: on the server, or at this node."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from fedloom.core import frames
+from fedloom.core.config import NODE_STATE_ROUNDS
+from fedloom.core.errors import StorageFull
+from fedloom.core.files import replacing
+from fedloom.core.messages import Group, PayloadRef
+from fedloom.core.records import Record
+
+STALE_S = 30 * 86400.0
+"""Seconds after which the states of a run that nobody has resumed are removed."""
+
+
+class ClientStore(Protocol):
+    """Keeps what clients want back with their next job."""
+
+    def read(self, group: Group, client: int) -> Record | None:
+        """Return what was last kept for a client before the group's exchange."""
+
+    def keep(self, group: Group, client: int, state: Record) -> PayloadRef | None:
+        """Keep a client's state; what is returned travels with the group's result."""
+
+
+class ServerStore:
+    """The default: a client's state comes with a group and goes with its result.
+
+    Args:
+        fetch: gets the record behind a reference.
+        store: puts a run's record where the server can have it.
+    """
+
+    def __init__(self, fetch: Callable[[PayloadRef], Record], store: Callable[[Record, str], PayloadRef]) -> None:
+        self._fetch, self._store = fetch, store
+
+    def read(self, group: Group, client: int) -> Record | None:
+        ref = group.states.get(client)
+        return self._fetch(ref) if ref is not None else None
+
+    def keep(self, group: Group, client: int, state: Record) -> PayloadRef | None:
+        return self._store(state, group.key.run_id)
+
+
+class NodeStore:
+    """State that never leaves the node: `FOLDER/RUN/CLIENT/ROUND-EXCHANGE.safetensors`.
+
+    Args:
+        folder: the agent's own. A run's folder in it is named by the digest of the run's id, which is a server's word.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._looked = False
+
+    def read(self, group: Group, client: int) -> Record | None:
+        """Read the newest state from before the group's exchange.
+
+        Raises:
+            BadFrame: the file is damaged.
+        """
+        found = self._versions(group.key.run_id, client)
+        older = [at for at in found if at < (group.key.round, group.key.exchange)]
+        return frames.decode(found[max(older)].read_bytes()) if older else None
+
+    def keep(self, group: Group, client: int, state: Record) -> PayloadRef | None:
+        """Write a client's state, whole or not at all; of its older rounds' states a few are kept.
+
+        Raises:
+            StorageFull: it cannot be written.
+        """
+        self._drop_stale()
+        folder = self._of(group.key.run_id) / str(client)
+        path = folder / f"{group.key.round}-{group.key.exchange}.safetensors"
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with replacing(path, private=True) as file:
+                for piece in frames.pieces(state):
+                    file.write(piece)
+        except OSError as exc:
+            raise StorageFull(
+                f"the state of client {client} cannot be written to {path}: {exc.strerror}. Make room there"
+            ) from exc
+        found = self._versions(group.key.run_id, client)
+        kept = sorted({round_number for round_number, _ in found})[-NODE_STATE_ROUNDS:]
+        for at in [at for at in found if at[0] < kept[0]]:
+            found[at].unlink(missing_ok=True)
+        return None
+
+    def forget(self, run_id: str) -> None:
+        """Remove all states of a run that is over for good."""
+        shutil.rmtree(self._of(run_id), ignore_errors=True)
+
+    def _drop_stale(self) -> None:
+        """Once: remove what is left of runs that failed and were never resumed."""
+        if self._looked or not self._folder.is_dir():
+            return
+        self._looked = True
+        for run in self._folder.iterdir():
+            newest = max((path.stat().st_mtime for path in run.rglob("*")), default=0.0)
+            if newest < time.time() - STALE_S:
+                shutil.rmtree(run, ignore_errors=True)
+
+    def _of(self, run_id: str) -> Path:
+        return self._folder / hashlib.sha256(run_id.encode()).hexdigest()[:32]
+
+    def _versions(self, run_id: str, client: int) -> dict[tuple[int, int], Path]:
+        """A client's states by round and index of the exchange they come from."""
+        found: dict[tuple[int, int], Path] = {}
+        for path in (self._of(run_id) / str(client)).glob("*-*.safetensors"):
+            round_number, exchange = path.stem.split("-")
+            if not path.name.startswith("."):
+                found[int(round_number), int(exchange)] = path
+        return found
+
+
+def default_folder(node: str) -> Path:
+    """Return where an agent without a folder of its own keeps its clients' states: below the user's state folder."""
+    home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return home / "fedloom" / "nodes" / hashlib.sha256(node.encode()).hexdigest()[:16]

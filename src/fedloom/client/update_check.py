@@ -1,0 +1,74 @@
+"""Checks updates where they are made: one that does not contain what its exchange declares is its client's failure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+from fedloom.core.errors import BadUpdate
+from fedloom.core.messages import Group
+from fedloom.core.protocols import Inputs
+from fedloom.core.records import MODEL, Array, Arrays, Update
+
+
+def check_update(update: Update, group: Group, client: int, inputs: Callable[[], Inputs]) -> None:
+    """Refuse a trained update that does not contain the arrays its exchange declares (`Exchange.updates`).
+
+    Args:
+        update: as it leaves the client.
+        group: the client's.
+        client: for the message.
+        inputs: the exchange's; read only if it declares the arrays of its input `model`.
+
+    Raises:
+        BadUpdate: an array is missing, is not declared, or (where `model` is declared) has another shape; the message
+            names client, group and array, what was found and what was expected.
+    """
+    who = f"client {client}, round {group.key.round}"
+    if isinstance(group.updates, Mapping):
+        _check_names(update.groups, group.updates, who)
+    elif group.updates == MODEL:
+        model = inputs().get(MODEL)
+        if model is None:
+            raise BadUpdate(
+                f"{who}: expected an update with the arrays of input {MODEL!r}, but its exchange sends no such input; "
+                f"it sends {_listed(inputs())}. Say in `Exchange.updates` what its updates contain"
+            )
+        expected = model.groups.get(MODEL, {})
+        _check_names(update.groups, {MODEL: expected}, who)
+        _check_shapes(update.groups[MODEL], expected, who)
+
+
+def _check_names(found: Mapping[str, Arrays], expected: Mapping[str, Collection[str]], who: str) -> None:
+    if found.keys() != expected.keys():
+        raise BadUpdate(
+            f"{who}: the update has the groups {_listed(found)}, its exchange declares {_listed(expected)}. {_ADVICE}"
+        )
+    for group, arrays in found.items():
+        if arrays.keys() != set(expected[group]):
+            missing, strange = set(expected[group]) - arrays.keys(), arrays.keys() - set(expected[group])
+            told = [f"lacks {_listed(missing)}"] if missing else []
+            told += [f"has {_listed(strange)}, which is not declared"] if strange else []
+            raise BadUpdate(f"{who}: group {group!r} of the update {' and '.join(told)}. {_ADVICE}")
+
+
+def _check_shapes(found: Arrays, expected: Mapping[str, Array], who: str) -> None:
+    for name, array in found.items():
+        if array.shape != expected[name].shape:
+            raise BadUpdate(
+                f"{who}: array {name!r} of group {MODEL!r} has shape {array.shape}, the global model has "
+                f"{expected[name].shape}. Updates must have the global model's shapes; check what `train` returns"
+            )
+
+
+_ADVICE = (
+    "Check what `train` and the rules return; a strategy whose updates are not the model says so in `Exchange.updates`"
+)
+_SHOWN = 4
+"""Names that a message lists at most."""
+
+
+def _listed(names: Collection[str]) -> str:
+    """Some names, for a message."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
+    return ", ".join(map(repr, ordered[:_SHOWN])) + more if ordered else "none"
