@@ -25,6 +25,7 @@ from fedloom import api
 from fedloom.client.agent import Agent
 from fedloom.client.grpc_channel import GrpcChannel
 from fedloom.client.policy import Guard, Policy, Usage, WorkloadPolicy
+from fedloom.client.setup import NodeSetup
 from fedloom.core.identity import Identity
 from fedloom.core.messages import Channel
 from fedloom.server.app import Membership
@@ -76,7 +77,7 @@ def agent(
         channel = FaultyChannel(channel, seed, drop=0.1, duplicate=0.15, delay=0.2, cut=0.003, delay_s=0.03)
     policy = Policy(workloads={digits.__name__: WorkloadPolicy()})
     guard = Guard(policy, Usage(Path(log).with_name(f"usage-{name}.json"))) if me is not None else None
-    Agent(channel, name, guard=guard).run()
+    Agent(channel, name, NodeSetup(guard=guard)).run()
 
 
 def resume(*, run: str, **_: Any) -> None:

@@ -6,14 +6,16 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fleet_support import LINEAR, a_sum, model_record
+from fleet_support import LINEAR, SUPPORT, a_sum, model_record
 
 from fedloom.client import agent as agent_module
 from fedloom.client.agent import Agent
+from fedloom.client.setup import NodeSetup
 from fedloom.core.errors import NotFound, ServerUnreachable, StorageFull, Unauthenticated
 from fedloom.core.messages import (
     Ack,
@@ -101,6 +103,7 @@ SPEC = RunSpec(
     run_id="run",
     experiment={"rounds": 9, "clients": 9, "strategy": "fedavg", "workload": {"name": str(LINEAR), "features": 3}},
 )
+ONE = PayloadRef(size=1, record=Record({"model": {"w": np.ones(3, np.float32)}}))
 MODEL = PayloadRef(size=1, record=Record({"model": {"w": np.ones(3, np.float32), "b": np.zeros((), np.float32)}}))
 
 
@@ -223,6 +226,27 @@ def test_results_in_memory_that_is_recycled_are_never_sent_again(agent: Agent, s
     script.say(group(2, run="other"), RunOver(run_id="other"))
     agent.step(0)
     assert agent._heartbeat().held == (group(2, run="other").key,), "what lies in no shared memory may be asked for"
+
+
+def test_the_state_of_clients_stays_at_the_node_until_the_run_cannot_be_resumed(script: Script, tmp_path: Path) -> None:
+    """Counting's clients tell how often they were asked before."""
+    agent = Agent(script, "a", NodeSetup(states=tmp_path / "states"))
+    agent.connect()
+    workload = {"name": str(SUPPORT / "counting.py"), "size": 3}
+    spec = RunSpec(run_id="run", experiment={**SPEC.experiment, "workload": workload, "round": {"state_home": "node"}})
+    seen = []
+    for round, over in ((1, None), (2, True), (3, None), (4, False), (5, None)):
+        script.say(
+            spec, Group(key=GroupKey("run", round, 0, 0), jobs=(Job(round=round, client=2),), inputs={"model": ONE})
+        )
+        agent.step(0)
+        result = script.results()[-1]
+        assert result.states == {} and not result.failures
+        seen.append(result.reports[0].metrics["seen"].value)
+        if over is not None:
+            script.say(RunOver(run_id="run", resumable=over))
+            agent.step(0)
+    assert seen == [0, 1, 2, 3, 0]
 
 
 def test_a_run_that_ends_while_a_group_is_in_work_is_dropped_after_it(script: Script) -> None:

@@ -10,6 +10,7 @@ import pytest
 from fleet_support import LINEAR
 
 from fedloom.client.executor import Executor
+from fedloom.client.setup import NodeSetup
 from fedloom.core import registry
 from fedloom.core.accumulators import RunningMean
 from fedloom.core.errors import ClientFailed
@@ -59,7 +60,8 @@ def test_a_bad_client_leaves_exactly_the_sum_of_the_others(kind: str) -> None:
     assert [report.client for report in bad.reports] == [1, 2, 4]
     (failure,) = bad.failures
     assert (failure.client, failure.round, failure.node) == (3, 1, "n")
-    assert failure.stage == ("train" if kind == "fail_clients" else "fold")
+    stages = {"fail_clients": "train", "wide_clients": "outgoing", "nan_clients": "fold"}
+    assert failure.stage == stages[kind]
     assert failure.traceback and failure.seconds > 0 and failure.bytes_down == 100
 
 
@@ -80,7 +82,7 @@ def test_in_debug_the_exception_comes_out_with_client_round_and_stage() -> None:
     with pytest.raises(
         ClientFailed, match="client 2, round 1, stage train on n: RuntimeError: client 2 has a broken"
     ) as caught:
-        work(1, 2, executor=Executor(Here(), "n", debug=True), fail_clients=(2,))
+        work(1, 2, executor=Executor(Here(), "n", NodeSetup(debug=True)), fail_clients=(2,))
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
@@ -141,7 +143,7 @@ def test_info_that_is_not_json_names_the_client(odd: Any) -> None:
 
 
 def test_a_dtype_that_cannot_be_sent_names_the_client(odd: Any) -> None:
-    odd(groups={"model": {"w": np.ones(3, np.complex64)}})
+    odd(groups={"model": {**MODEL.groups["model"], "w": np.ones(3, np.complex64)}})
     (failure,) = work(1).failures
     assert failure.client == 1 and "complex64" in failure.message and "float32" in failure.message
 

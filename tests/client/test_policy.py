@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_support import LINEAR, Listener, hold_session
+from fleet_support import LINEAR, SUPPORT, Listener, hold_session
 from policies import NOON, Fleet, guard
 
 from fedloom.client.policy import Policy, Usage
@@ -248,6 +248,26 @@ def test_where_every_node_refuses_the_run_fails_and_says_why(tmp_path: Path, lin
         for node, told in (("one", "none"), ("two", "image_classification"))
     ]
     assert sorted(str(outcome.error).splitlines()[1:]) == said
+
+
+def test_a_workload_gets_as_many_helpers_as_a_node_allows_or_goes_to_another(tmp_path: Path) -> None:
+    """None where nothing is said."""
+    name = str(SUPPORT / "helping.py")
+    helping = Experiment.parse(
+        {"rounds": 2, "clients": 4, "strategy": "fedavg", "workload": {"name": name, "helpers": 2, "size": 8}}
+    )
+    two = {"workloads": {name: {}}, "limits": {"helpers": 2}}
+    want = Fleet(tmp_path, two=two).run(helping)
+    listener = Listener()
+    outcome = Fleet(tmp_path, two=two, one={**two, "limits": {"helpers": 1}}, none={"workloads": {name: {}}}).run(
+        helping, listener
+    )
+    assert outcome.error is None and outcome.summary.model_sha256 == want.summary.model_sha256
+    told = {(event.node, event.kind, event.reason) for event in listener.of(NodeRefused)}
+    reason = "the workload asks for a helper process beyond the {} allowed here (limits.helpers)"
+    assert told and told <= {("one", "helpers", reason.format(1)), ("none", "helpers", reason.format(0))}
+    refused = Fleet(tmp_path, one={**two, "limits": {"helpers": 1}}).run(helping)
+    assert isinstance(refused.error, QuorumNotReached) and reason.format(1) in str(refused.error)
 
 
 def test_not_now_is_asked_again(tmp_path: Path, linear: Make) -> None:

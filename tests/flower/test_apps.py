@@ -10,7 +10,7 @@ import torch
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadUpdate, ClientFailed, ConfigError, RunFailed, UnsupportedFeature
-from fedloom.core.records import MODEL, Job, Record
+from fedloom.core.records import MODEL, Job, Record, Update
 from fedloom.core.seeds import generator
 from fedloom.flower import load_app
 from fedloom.strategies.flower import apps as app_folders
@@ -95,7 +95,7 @@ def test_it_gives_what_flowers_own_loop_gives(apps: Path, run_app: Any) -> None:
                     knobs={"flower": {"content": content, "group_id": ""}},
                 )
                 rng = generator(one.seed, kind, number, 1 if kind == "train" else 2, client)
-                update = workload.act(job, inputs, None, rng)
+                update = do(workload, job, inputs, None, rng)
                 replies.append(flwr.reply(join(update.groups, update.info["flower"]["content"]), message))
             return replies
 
@@ -155,6 +155,14 @@ def workload_of(apps: Path, name: str, **settings: Any) -> FlowerWorkload:
     return made
 
 
+def do(workload: FlowerWorkload, job: Job, inputs: dict[str, Record], state: None, rng: np.random.Generator) -> Update:
+    """A job's message to the app, as the platform gives it."""
+    kind = job.kind.split(".")[0]
+    if kind in workload.actions:
+        return workload.actions[kind](job, inputs, state, rng)
+    return workload.train(job, inputs, workload.shard(job.client), None, rng, state)
+
+
 def message_job(kind: str, **config: Any) -> Job:
     content = [{"name": "global", "kind": "arrays", "group": MODEL, "order": ["w"]}]
     return Job(round=1, client=1, kind=kind, knobs={"flower": {"content": content, "group_id": ""}})
@@ -163,17 +171,17 @@ def message_job(kind: str, **config: Any) -> Job:
 def test_a_reply_keeps_every_record(apps: Path) -> None:
     workload = workload_of(apps, "stateful")
     inputs = {MODEL: Record({MODEL: {"w": np.zeros(3)}})}
-    update = workload.act(message_job("train.personal"), inputs, None, generator(1, "a"))
+    update = do(workload, message_job("train.personal"), inputs, None, generator(1, "a"))
     assert set(update.groups) == {"shared", "head"} and update.num_examples == 10
     assert update.metrics["loss"].weight == 10 and "curve" not in update.metrics
     reply = join(update.groups, update.info["flower"]["content"])
     assert list(reply) == ["shared", "head", "metrics", "stamp"]
     assert reply["metrics"]["curve"] == [0.5, 0.25] and reply["stamp"]["kind"] == "train.personal"
-    again = workload.act(message_job("train.personal"), inputs, None, generator(1, "a"))
+    again = do(workload, message_job("train.personal"), inputs, None, generator(1, "a"))
     assert same_arrays(update.groups["shared"], again.groups["shared"])
-    other = workload.act(message_job("train.personal"), inputs, None, generator(2, "a"))
+    other = do(workload, message_job("train.personal"), inputs, None, generator(2, "a"))
     assert not same_arrays(update.groups["shared"], other.groups["shared"])
-    answered = workload.act(message_job("query"), inputs, None, generator(1, "a"))
+    answered = do(workload, message_job("query"), inputs, None, generator(1, "a"))
     properties = join({}, answered.info["flower"]["content"])["properties"]
     assert properties["raw"] == b"\x00\xff" and properties["alive"] == 1
 
@@ -182,9 +190,9 @@ def test_what_handlers_raise_goes_through(apps: Path) -> None:
     workload = workload_of(apps, "stateful")
     inputs = {MODEL: Record({MODEL: {"w": np.zeros(3)}})}
     with pytest.raises(ZeroDivisionError, match="own bug"):
-        workload.act(message_job("train.broken"), inputs, None, generator(1, "a"))
+        do(workload, message_job("train.broken"), inputs, None, generator(1, "a"))
     with pytest.raises(ValueError, match="No train function registered with name 'absent'"):
-        workload.act(message_job("train.absent"), inputs, None, generator(1, "a"))
+        do(workload, message_job("train.absent"), inputs, None, generator(1, "a"))
     answers_error = flwr.ClientApp()
 
     @answers_error.train()
@@ -193,7 +201,7 @@ def test_what_handlers_raise_goes_through(apps: Path) -> None:
 
     refusing = FlowerWorkload(answers_error, workload._config, 3)
     with pytest.raises(ClientFailed, match=r"client 1, round 1, train: .* error 7: not today"):
-        refusing.act(message_job("train"), inputs, None, generator(1, "a"))
+        do(refusing, message_job("train"), inputs, None, generator(1, "a"))
 
 
 def test_arrays_that_our_strategies_cannot_average_are_named(apps: Path) -> None:
@@ -207,7 +215,7 @@ def test_arrays_that_our_strategies_cannot_average_are_named(apps: Path) -> None
     workload = FlowerWorkload(answers_words, workload_of(apps, "stateful")._config, 3)
     inputs = {MODEL: Record({MODEL: {"w": np.zeros(2)}})}
     with pytest.raises(BadUpdate, match=r"client 1, round 4: arrays \['words'\] of record 'learned' have an encoding"):
-        workload.act(Job(round=4, client=1), inputs, None, generator(1, "a"))
+        do(workload, Job(round=4, client=1), inputs, None, generator(1, "a"))
 
 
 def test_our_own_strategy_trains_a_flower_app(apps: Path, run_app: Any) -> None:
@@ -217,7 +225,7 @@ def test_our_own_strategy_trains_a_flower_app(apps: Path, run_app: Any) -> None:
     workload = build_workload(one.workload, one)  # type: ignore[arg-type]
     initial = workload.init(generator(1, "init"))
     job = Job(round=1, client=2, knobs={"lr": 0.1})
-    update = workload.act(job, {MODEL: initial}, None, generator(1, "b"))
+    update = do(workload, job, {MODEL: initial}, None, generator(1, "b"))
     assert list(update.groups) == [MODEL] and update.num_examples == 240
     assert same_arrays(initial.groups[MODEL], workload.init(generator(1, "init")).groups[MODEL])
     run = run_app(

@@ -19,6 +19,7 @@ from fedloom.core.messages import (
     Heartbeat,
     Hello,
     PayloadRef,
+    RunOver,
     RunSpec,
     Welcome,
 )
@@ -55,6 +56,8 @@ REFS = (
         Ack(key=KEY, status="rejected", message="because"),
         Cancel(run_id="run", round=7, exchange=65536),
         Goodbye(reason="shutting down"),
+        RunOver(run_id="run"),
+        RunOver(run_id="run", resumable=True),
     ],
 )
 def test_what_the_server_says_arrives(message: object) -> None:
@@ -71,7 +74,7 @@ def test_what_the_server_says_arrives(message: object) -> None:
             reports=(
                 ClientReport(
                     client=4, num_examples=9, seconds=0.25, metrics={"loss": Mean(1.5, 9)}, info={"rank": [1]},
-                    bytes_down=1, bytes_up=2, params_down=3, params_up=4,
+                    bytes_down=1, bytes_up=2, params_down=3, params_up=4, num_trained=1, num_retrained=1,
                 ),
             ),
             failures=(

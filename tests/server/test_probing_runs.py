@@ -14,6 +14,7 @@ from fedloom import api
 from fedloom.client.agent import Agent
 from fedloom.client.grpc_channel import GrpcChannel
 from fedloom.client.memory import MemoryLimits
+from fedloom.client.setup import NodeSetup
 from fedloom.core.config import Experiment
 from fedloom.core.events import ClientsDone
 from fedloom.core.messages import Channel, FromAgent, Hello, PayloadRef, ToAgent, Welcome
@@ -105,7 +106,7 @@ def one_node(kind: str, limits: MemoryLimits | None = None) -> Iterator[tuple[An
         address = f"127.0.0.1:{server.listen(token=TOKEN)}"
         inner: Channel = InProcessChannel(server.coordinator) if kind == "process" else GrpcChannel(address, TOKEN)
         channel = Counting(inner)
-        agent = Agent(channel, "only", give_up_s=10, limits=limits)
+        agent = Agent(channel, "only", NodeSetup(memory=limits or MemoryLimits()), give_up_s=10)
         worker = threading.Thread(target=agent.run)
         worker.start()
         try:

@@ -11,6 +11,7 @@ from fleet_support import PLACE, until
 
 from fedloom.client.agent import Agent
 from fedloom.client.policy import Guard, Policy, Usage
+from fedloom.client.setup import NodeSetup
 from fedloom.core.config import Experiment
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.fleet.payloads import PayloadStore
@@ -38,7 +39,7 @@ class Fleet:
             Agent(
                 InProcessChannel(coordinator),
                 name,
-                guard=guard(self._tmp_path, **policy),
+                NodeSetup(guard=guard(self._tmp_path, **policy)),
             )
             for name, policy in self._policies.items()
         ]

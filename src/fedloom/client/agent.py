@@ -6,6 +6,7 @@ repeats what got lost on the way here, the agent repeats results nobody has ackn
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
@@ -14,9 +15,9 @@ import threading
 import time
 from collections import deque
 
-from fedloom.client.executor import Executor, InputsGone
-from fedloom.client.memory import MemoryLimits
-from fedloom.client.policy import Guard
+from fedloom.client.executor import Executor
+from fedloom.client.input_cache import InputsGone
+from fedloom.client.setup import NodeSetup
 from fedloom.core.errors import FedloomError, PolicyRefused, ServerUnreachable
 from fedloom.core.messages import (
     Ack,
@@ -53,24 +54,15 @@ class Agent:
     Args:
         channel: the way to the server.
         node: a lasting name; the server replaces an older session of the same name.
+        setup: what its machine gives and permits it; by default all it asks for.
         give_up_s: seconds without a server after which the agent ends; None tries for ever.
-        debug: let clients' exceptions through (inline runtime).
-        guard: the node's own policy; None where the server owns the node, too.
-        limits: memory for parked updates and for inputs, all runs together.
     """
 
     def __init__(
-        self,
-        channel: Channel,
-        node: str,
-        *,
-        give_up_s: float | None = None,
-        debug: bool = False,
-        guard: Guard | None = None,
-        limits: MemoryLimits | None = None,
+        self, channel: Channel, node: str, setup: NodeSetup | None = None, *, give_up_s: float | None = None
     ) -> None:
         self._channel, self.node, self._give_up_s = channel, node, give_up_s
-        self._executor = Executor(channel, node, debug=debug, guard=guard, limits=limits)
+        self._executor = Executor(channel, node, setup)
         self._waiting: deque[Group] = deque()
         self._results: dict[GroupKey, tuple[GroupResult, float]] = {}
         self._unsent: list[GroupResult] = []
@@ -153,7 +145,15 @@ class Agent:
             self._stopped.set()
             if beats.is_alive():
                 beats.join()
+            self._executor.close()
             self._channel.close()
+
+    def leave(self) -> None:
+        """Take what is left of the server's messages, do none of its groups, and end what workloads have started."""
+        with self._reading, contextlib.suppress(ServerUnreachable):
+            while not self._leaving and (message := self._channel.receive(0.0)) is not None:
+                self._take(message)
+        self._executor.close()
 
     def stop(self) -> None:
         """Ask `run` to end after the group it is doing."""
@@ -251,15 +251,16 @@ class Agent:
                     self._waiting = deque(group for group in self._waiting if group.key[:3] != name)
                     self._results = {key: kept for key, kept in self._results.items() if key[:3] != name}
             case RunOver():
-                self._end_run(message.run_id)
+                self._end_run(message)
             case Goodbye(come_back=True):
                 raise ServerUnreachable(f"the server said: {message.reason}")
             case Goodbye():
                 self._leaving, self.farewell = True, message.reason
 
-    def _end_run(self, run_id: str) -> None:
+    def _end_run(self, over: RunOver) -> None:
         """Drop what is kept for a run that is over; memory that its results share with the server is used again."""
-        self._executor.forget(run_id)
+        run_id = over.run_id
+        self._executor.forget(run_id, resumable=over.resumable)
         self._latest.pop(run_id, None)
         with self._lock:
             shared = [

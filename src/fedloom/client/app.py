@@ -12,8 +12,10 @@ from pathlib import Path
 from fedloom.client.agent import Agent
 from fedloom.client.enroll import Renewer
 from fedloom.client.grpc_channel import GrpcChannel
+from fedloom.client.helper_process import ProcessHelpers
 from fedloom.client.memory import MemoryLimits
 from fedloom.client.policy import Guard, Policy, Usage, apply_limits
+from fedloom.client.setup import NodeSetup
 from fedloom.core.errors import Forbidden, RunFailed
 from fedloom.core.identity import Identity
 
@@ -38,7 +40,8 @@ def run_client(server: str, *, name: str | None = None, token: str = "", give_up
     """
     for variable in _THREADS:  # sums must not depend on the number of threads; one agent to a core
         os.environ.setdefault(variable, "1")
-    _run(Agent(GrpcChannel(server, token), name or platform.node() or "client", give_up_s=give_up_s), server)
+    node, setup = name or platform.node() or "client", NodeSetup(helpers=ProcessHelpers())
+    _run(Agent(GrpcChannel(server, token), node, setup, give_up_s=give_up_s), server)
 
 
 def run_member(folder: Path, policy_file: Path | None = None, *, give_up_s: float | None = None) -> None:
@@ -63,8 +66,13 @@ def run_member(folder: Path, policy_file: Path | None = None, *, give_up_s: floa
     apply_limits(policy.limits)
     usage, renewer = Usage(folder / "usage.json"), Renewer(identity)
     channel = GrpcChannel(identity.address, identity=lambda: renewer.identity, count=usage.add)
-    memory = MemoryLimits.of(policy.limits)
-    agent = Agent(channel, identity.name, give_up_s=give_up_s, guard=Guard(policy, usage), limits=memory)
+    setup = NodeSetup(
+        guard=Guard(policy, usage),
+        memory=MemoryLimits.of(policy.limits),
+        helpers=ProcessHelpers(),
+        states=folder / "client-states",
+    )
+    agent = Agent(channel, identity.name, setup, give_up_s=give_up_s)
     renewer.start()
     with contextlib.ExitStack() as stack:
         stack.callback(usage.save)

@@ -6,11 +6,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fedloom.client.record_cache import RecordCache
+from fedloom.core.errors import NotFound
 from fedloom.core.messages import Group, PayloadRef
 from fedloom.core.records import Record
 
 LIMIT_BYTES = 4_000_000_000
 """Default limit of the inputs an agent caches, all runs together, pinned ones not counted; bytes of array data."""
+
+
+class InputsGone(Exception):
+    """What a group reads is not on offer at the server."""
+
+    def __init__(self, error: NotFound) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 @dataclass

@@ -55,6 +55,8 @@ class Limits(Settings):
     inputs_mb: Annotated[int, Field(ge=0)] = 4000
     """Memory for the inputs of the runs' present exchanges, and as much again for pinned ones, 10^6 bytes; one that was
     dropped is fetched again."""
+    helpers: Annotated[int, Field(ge=0)] = 0
+    """Processes that workloads may have beside the agent's own, all runs together."""
     threads: Annotated[int, Field(ge=1)] = 1
     """Threads of the process's numerical libraries. A harder bound on cores is the system's to set."""
     bytes_per_day: Annotated[int, Field(ge=1)] | None = None

@@ -152,8 +152,8 @@ class Refusal:
 
     key: GroupKey
     kind: str
-    """What the policy is against: `workload`, `code`, `data`, `bytes`, `hours` or `hook`; `result` where it was the
-    server that refused what the node sent, `failure` where the node failed at what another may be able to do."""
+    """What the policy is against: `workload`, `code`, `data`, `bytes`, `hours`, `hook` or `helpers`; `result` where the
+    server refused what the node sent, `failure` where the node failed at what another may be able to do."""
     reason: str
     retry_s: float = 0.0
     """Seconds after which asking again may help; 0 where it never will."""
@@ -164,6 +164,8 @@ class RunOver:
     """A run has ended; what the agent keeps for it can go."""
 
     run_id: str
+    resumable: bool = False
+    """Whether it may still be resumed, which needs the states of clients that a node keeps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedloom.client.agent import Agent
+from fedloom.client.setup import NodeSetup
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.rounds.session import Place
 from fedloom.simulation.in_process import InProcessChannel
@@ -26,7 +27,7 @@ class InlineRuntime:
         return ""
 
     def start(self, coordinator: Coordinator, address: str, token: str) -> None:
-        self._agent = Agent(InProcessChannel(coordinator), "inline", debug=self._debug)
+        self._agent = Agent(InProcessChannel(coordinator), "inline", NodeSetup(debug=self._debug))
         self._agent.connect()
 
     def place(self) -> Place:
@@ -37,4 +38,6 @@ class InlineRuntime:
         self._agent.step(_IDLE_S)
 
     def stop(self) -> None:
+        if self._agent is not None:
+            self._agent.leave()
         self._agent = None

@@ -26,9 +26,10 @@ class _Worker:
     """An actor whose one long call is an agent's life."""
 
     def run(self, node: str, address: str, token: str) -> None:
+        from fedloom.simulation.ray_helpers import RayHelpers
         from fedloom.simulation.worker import work
 
-        work(node, address, token)
+        work(node, address, token, RayHelpers())
 
 
 class RayRuntime:

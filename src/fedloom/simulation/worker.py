@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from fedloom.client.agent import Agent
 from fedloom.client.grpc_channel import GrpcChannel
+from fedloom.client.setup import NodeSetup
 from fedloom.core.errors import ServerUnreachable
+from fedloom.core.protocols import Helpers
 
 GIVE_UP_S = 15.0
 """Seconds without its server after which a worker ends: it has no other purpose."""
 
 
-def work(node: str, address: str, token: str) -> None:
-    """Run one agent to its end."""
-    agent = Agent(GrpcChannel(address, token), node, give_up_s=GIVE_UP_S)
+def work(node: str, address: str, token: str, helpers: Helpers) -> None:
+    """Run one agent to its end; `helpers` starts what its workload wants beside it."""
+    agent = Agent(GrpcChannel(address, token), node, NodeSetup(helpers=helpers), give_up_s=GIVE_UP_S)
     try:
         agent.run()
     except ServerUnreachable:

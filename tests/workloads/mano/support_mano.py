@@ -58,5 +58,5 @@ def estimated(workload: Any, inputs: dict[str, Record], *, parts: int) -> list[d
     lines = []
     for part in range(parts):
         job = Job(round=1, client=part, kind="estimate", knobs={"part": part, "parts": parts})
-        lines += workload.act(job, inputs, None, generator(1, "estimate", part)).info["sets"]
+        lines += workload.actions["estimate"](job, inputs, None, generator(1, "estimate", part)).info["sets"]
     return lines

@@ -46,7 +46,12 @@ def act(workload: Any, kind: str, given: dict[str, Record], *, state: Record | N
     """One job's update, its arrays copied."""
     number, client, seed = job.pop("round", 1), job.pop("client", 0), job.pop("seed", 1)
     rng = generator(seed, kind, number, job.pop("exchange", 0), client)
-    update = workload.act(Job(round=number, client=client, kind=kind, **job), given, state, rng)
+    asked = Job(round=number, client=client, kind=kind, **job)
+    update = (
+        workload.train(asked, given, workload.shard(client), None, rng, state)
+        if kind == "train"
+        else workload.actions[kind](asked, given, state, rng)
+    )
     groups: dict[str, Arrays] = {
         group: {name: array.copy() for name, array in arrays.items()} for group, arrays in update.groups.items()
     }

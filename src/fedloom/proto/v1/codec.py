@@ -56,7 +56,7 @@ def to_agent_message(message: ToAgent) -> pb.ToAgent:
         case Goodbye():
             return pb.ToAgent(goodbye=pb.Goodbye(reason=message.reason, come_back=message.come_back))
         case RunOver():
-            return pb.ToAgent(over=pb.RunOver(run_id=message.run_id))
+            return pb.ToAgent(over=pb.RunOver(run_id=message.run_id, resumable=message.resumable))
 
 
 def read_to_agent(message: pb.ToAgent) -> ToAgent:
@@ -73,7 +73,7 @@ def read_to_agent(message: pb.ToAgent) -> ToAgent:
         case "goodbye":
             return Goodbye(reason=message.goodbye.reason, come_back=message.goodbye.come_back)
         case "over":
-            return RunOver(run_id=message.over.run_id)
+            return RunOver(run_id=message.over.run_id, resumable=message.over.resumable)
         case other:
             raise BadMessage(f"the server sent a message of kind {other!r}; is it newer than this agent?")
 

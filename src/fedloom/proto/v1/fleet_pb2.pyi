@@ -576,7 +576,7 @@ class Refusal(_message.Message):
     retry_s: _builtins.float
     """Seconds after which asking again may help; 0 where it never will."""
     kind: _builtins.str
-    """What the policy is against: `workload`, `code`, `data`, `bytes`, `hours` or `hook`."""
+    """What the policy is against: `workload`, `code`, `data`, `bytes`, `hours`, `hook` or `helpers`."""
     @_builtins.property
     def key(self) -> Global___GroupKey: ...
     def __init__(
@@ -602,15 +602,19 @@ class RunOver(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RUN_ID_FIELD_NUMBER: _builtins.int
+    RESUMABLE_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
+    resumable: _builtins.bool
+    """It may still be resumed, which needs the states of clients that a node keeps."""
     def __init__(
         self,
         *,
         run_id: _builtins.str = ...,
+        resumable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resumable", b"resumable", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -294,12 +294,12 @@ class Coordinator:
             for node in self._nodes.values():
                 node.tell(run)
 
-    def forget_run(self, run_id: str) -> None:
-        """A run is over: agents need keep nothing for it."""
+    def forget_run(self, run_id: str, *, resumable: bool = False) -> None:
+        """Have agents drop what they keep for a run that is over; of a resumable one they keep clients' states."""
         with self._changed:
             self._results.forget(run_id)
             for node in self._nodes.values():
-                node.forget(run_id)
+                node.forget(run_id, resumable=resumable)
 
     def retain(self, run: RunSpec, digests: Collection[str]) -> None:
         """Of the run's pinned records only these are still wanted."""

@@ -133,12 +133,12 @@ class Node:
             self.told_runs.add(run.run_id)
             self.mailbox.put(run)
 
-    def forget(self, run_id: str) -> None:
+    def forget(self, run_id: str, *, resumable: bool) -> None:
         """A run is over: it need keep nothing for it."""
         if run_id in self.told_runs:
             self.told_runs.discard(run_id)
             if self.mailbox is not None:
-                self.mailbox.put(RunOver(run_id=run_id))
+                self.mailbox.put(RunOver(run_id=run_id, resumable=resumable))
 
     def acknowledge(self, key: GroupKey, status: str, message: str = "") -> None:
         """Answer a result. Nobody waits for the good answer, so that goes along with what is pushed next."""

@@ -105,7 +105,7 @@ def run_session(
             arrays = loop.arrays()
     finally:
         loop.close()
-        coordinator.forget_run(store.run_id)
+        coordinator.forget_run(store.run_id, resumable=error is not None)
     history = store.rounds()
     summary = _summary(experiment, store, loop, place(), history, arrays, error)
     try:

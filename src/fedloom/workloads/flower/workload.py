@@ -11,7 +11,7 @@ import numpy as np
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadUpdate, ClientFailed, ConfigError, UnsupportedFeature
-from fedloom.core.protocols import LocalRule, WorkloadInfo
+from fedloom.core.protocols import Action, LocalRule, WorkloadInfo
 from fedloom.core.records import MODEL, Arrays, Info, Job, Mean, Metrics, Record, Update
 from fedloom.strategies.flower import apps, records
 from fedloom.strategies.flower import flwr_api as flwr
@@ -34,6 +34,8 @@ class FlowerWorkload:
     Handlers, mods and the lifespan hook run as under Flower, once per message. The global generators of `random`,
     `numpy` and `torch` are seeded from the job's for the time of the call. What a handler raises goes through.
     """
+
+    keeps_client_state = True
 
     def __init__(self, app: Any, config: Config, clients: int) -> None:
         self._app, self._config, self._clients = app, config, clients
@@ -64,23 +66,25 @@ class FlowerWorkload:
         shard: AppShard,
         rule: LocalRule | None,
         rng: np.random.Generator,
+        state: Record | None = None,
     ) -> Update:
-        return self.act(job, inputs, None, rng)
+        """Give the job's message to the app; a strategy's rule has no steps to adjust there."""
+        return self._message(job, inputs, state, rng)
 
-    def evaluate(self, inputs: Mapping[str, Record], shard: AppShard) -> Metrics:
+    def evaluate(self, inputs: Mapping[str, Record], shard: AppShard, state: Record | None = None) -> Metrics:
         raise UnsupportedFeature(
             "a Flower app has no held-out data of ours; it evaluates on its clients (job `evaluate`)"
         )
 
-    def act(
-        self,
-        job: Job,
-        inputs: Mapping[str, Record],
-        state: Record | None,
-        rng: np.random.Generator,
-        rule: LocalRule | None = None,
+    @property
+    def actions(self) -> Mapping[str, Action]:
+        """`evaluate` and `query`, messages to the app like `train`."""
+        return {"evaluate": self._message, "query": self._message}
+
+    def _message(
+        self, job: Job, inputs: Mapping[str, Record], state: Record | None, rng: np.random.Generator
     ) -> Update:
-        """Give the job's message to the app, which does all of the work: a strategy's rule has no steps to adjust.
+        """Give the job's message to the app, which does all of the work.
 
         A job made from a Flower message (knob `flower`) gives that message back, record by record. Any other gets the
         form Flower's own strategies use: record `arrays` with the model, record `config` with the knobs and

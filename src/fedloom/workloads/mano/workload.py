@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedloom.core.config import Experiment
-from fedloom.core.errors import BadUpdate
-from fedloom.core.protocols import LocalRule, WorkloadInfo
+from fedloom.core.protocols import Action, LocalRule, WorkloadInfo
 from fedloom.core.records import MODEL, Array, Arrays, Job, Metrics, Record, Update
 from fedloom.core.seeds import generator
 from fedloom.workloads._data.images import ImageData, load_images
@@ -134,28 +133,18 @@ class Scoring:
             parts = [self._trainer.model(batch) for batch in torch.split(images, _EVALUATION_BATCH)]
             return torch.cat(parts).cpu().numpy(), labels.cpu().numpy()
 
-    def act(
-        self,
-        job: Job,
-        inputs: Mapping[str, Record],
-        state: Record | None,
-        rng: np.random.Generator,
-        rule: LocalRule | None = None,
+    @property
+    def actions(self) -> Mapping[str, Action]:
+        """`estimate`: the table's lines for one part of the sets."""
+        return {"estimate": self._estimate}
+
+    def _estimate(
+        self, job: Job, inputs: Mapping[str, Record], state: Record | None, rng: np.random.Generator
     ) -> Update:
-        shard = self.shard(job.client) if job.kind in ("train", "evaluate") else None
-        match job.kind:
-            case "train":
-                assert shard is not None
-                return self.train(job, inputs, shard, rule, rng)
-            case "evaluate":
-                assert shard is not None
-                return Update(num_examples=shard.num_examples, metrics=self.evaluate(inputs, shard))
-            case "estimate":
-                part, parts = int(job.knobs["part"]), int(job.knobs["parts"])
-                with exact(self._device, seed=0):
-                    found = [self._estimated(each, inputs) for each in self._sets[part::parts]]
-                return Update(num_examples=0, info={"sets": found})
-        raise BadUpdate(f"workload 'mano' has no action {job.kind!r}; it can train, evaluate and estimate")
+        part, parts = int(job.knobs["part"]), int(job.knobs["parts"])
+        with exact(self._device, seed=0):
+            found = [self._estimated(each, inputs) for each in self._sets[part::parts]]
+        return Update(num_examples=0, info={"sets": found})
 
     def _shown(self, shard: ScoredShard) -> tuple[Tensor, Tensor]:
         """A shard's normalised images, spoilt where its piece is, and labels."""

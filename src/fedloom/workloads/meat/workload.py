@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedloom.core.config import Experiment
-from fedloom.core.errors import BadUpdate
-from fedloom.core.protocols import LocalRule, WorkloadInfo
+from fedloom.core.protocols import Action, LocalRule, WorkloadInfo
 from fedloom.core.records import MODEL, Array, Arrays, Job, Mean, Metrics, Record, Update
 from fedloom.workloads._attacks.auto import require_auto_attack
 from fedloom.workloads._data.images import ImageData, load_images
@@ -48,6 +47,8 @@ _EVALUATION_BATCH = 250
 
 class AdversarialTraining:
     """Local adversarial training; a client keeps its momentum and its moving average between rounds."""
+
+    keeps_client_state = True
 
     def __init__(
         self, config: Config, data: ImageData, images: Images, rounds: int, device: torch.device, clients: int
@@ -87,76 +88,9 @@ class AdversarialTraining:
         shard: RowShard,
         rule: LocalRule | None,
         rng: np.random.Generator,
+        state: Record | None = None,
     ) -> Update:
-        """One client's training, with nothing of its earlier rounds."""
-        return self._trained(job, inputs, shard, None, rule, rng)
-
-    def evaluate(self, inputs: Mapping[str, Record], shard: RowShard) -> Metrics:
-        """`loss` and `accuracy` on all images; `robust_accuracy` under PGD on the first of them, as settings say."""
-        images = self._images.test if shard.held_out else self._images.train
-        rows = torch.from_numpy(shard.rows).to(self._device)
-        attacked = rows[rows < self._config.measure.examples] if shard.held_out else rows
-        with self._using(inputs[MODEL], seed=0):
-            pieces = [_rows(images, part) for part in torch.split(rows, _EVALUATION_BATCH) if len(part)]
-            with torch.no_grad():
-                logits = [(self._trainer.model(piece.x), piece.y) for piece in pieces]
-            loss = sum(float(F.cross_entropy(z, y, reduction="sum")) for z, y in logits)
-            right = sum(int((z.argmax(1) == y).sum()) for z, y in logits)
-            robust = right_under(self._trainer.model, _rows(images, attacked), self._pgd, self._config.attack.epsilon)
-        return {
-            "loss": Mean(loss, float(len(rows))),
-            "accuracy": Mean(float(right), float(len(rows))),
-            "robust_accuracy": Mean(float(robust.sum()), float(len(attacked))),
-        }
-
-    def logits(self, inputs: Mapping[str, Record], shard: RowShard) -> tuple[Array, Array]:
-        """The global model's logits on a test part or a client's own data, (n, K) float32, and the labels, (n,)."""
-        images = self._images.test if shard.held_out else self._images.train
-        rows = torch.from_numpy(shard.rows).to(self._device)
-        with self._using(inputs[MODEL], seed=0), torch.no_grad():
-            pieces = [_rows(images, part) for part in torch.split(rows, _EVALUATION_BATCH)]
-            logits = torch.cat([self._trainer.model(piece.x) for piece in pieces])
-            return logits.cpu().numpy(), images.y.index_select(0, rows).cpu().numpy()
-
-    def act(
-        self,
-        job: Job,
-        inputs: Mapping[str, Record],
-        state: Record | None,
-        rng: np.random.Generator,
-        rule: LocalRule | None = None,
-    ) -> Update:
-        match job.kind:
-            case "train":
-                return self._trained(job, inputs, self.shard(job.client), state, rule, rng)
-            case "evaluate":
-                shard = self.shard(job.client)
-                return Update(num_examples=shard.num_examples, metrics=self.evaluate(inputs, shard), state=state)
-            case "statistics":
-                return replace(self._statistics(job, inputs, rng), state=state)
-            case "robustness":
-                return self._on_images(job, inputs, rng, self._measured)
-            case "attack":
-                return self._on_images(job, inputs, rng, self._attacked)
-        raise BadUpdate(
-            f"workload 'meat' has no action {job.kind!r}; it can train, evaluate, statistics, robustness and attack"
-        )
-
-    def learning_rate(self, round: int) -> float:
-        """The step size of a round (from 1): piecewise linear in the share of the run that is over."""
-        shares, factors = zip(*self._config.schedule, strict=True)
-        return self._config.training.learning_rate * float(np.interp((round - 1) / self._rounds, shares, factors))
-
-    def _trained(
-        self,
-        job: Job,
-        inputs: Mapping[str, Record],
-        shard: RowShard,
-        state: Record | None,
-        rule: LocalRule | None,
-        rng: np.random.Generator,
-    ) -> Update:
-        """Train; the update carries what the client wants back, and the moving average where that is kept."""
+        """Train one client; the update carries what it wants back, and the moving average where that is kept."""
         kept = state or Record()
         self._trainer.load(inputs)  # so that a first average begins with these weights
         average = None
@@ -192,6 +126,43 @@ class AdversarialTraining:
         info = {"steps": average.steps} if average is not None else {}
         return replace(update, groups=groups, state=Record(remembered, info) if remembered else None)
 
+    def evaluate(self, inputs: Mapping[str, Record], shard: RowShard, state: Record | None = None) -> Metrics:
+        """`loss` and `accuracy` on all images; `robust_accuracy` under PGD on the first of them, as settings say."""
+        images = self._images.test if shard.held_out else self._images.train
+        rows = torch.from_numpy(shard.rows).to(self._device)
+        attacked = rows[rows < self._config.measure.examples] if shard.held_out else rows
+        with self._using(inputs[MODEL], seed=0):
+            pieces = [_rows(images, part) for part in torch.split(rows, _EVALUATION_BATCH) if len(part)]
+            with torch.no_grad():
+                logits = [(self._trainer.model(piece.x), piece.y) for piece in pieces]
+            loss = sum(float(F.cross_entropy(z, y, reduction="sum")) for z, y in logits)
+            right = sum(int((z.argmax(1) == y).sum()) for z, y in logits)
+            robust = right_under(self._trainer.model, _rows(images, attacked), self._pgd, self._config.attack.epsilon)
+        return {
+            "loss": Mean(loss, float(len(rows))),
+            "accuracy": Mean(float(right), float(len(rows))),
+            "robust_accuracy": Mean(float(robust.sum()), float(len(attacked))),
+        }
+
+    def logits(self, inputs: Mapping[str, Record], shard: RowShard) -> tuple[Array, Array]:
+        """The global model's logits on a test part or a client's own data, (n, K) float32, and the labels, (n,)."""
+        images = self._images.test if shard.held_out else self._images.train
+        rows = torch.from_numpy(shard.rows).to(self._device)
+        with self._using(inputs[MODEL], seed=0), torch.no_grad():
+            pieces = [_rows(images, part) for part in torch.split(rows, _EVALUATION_BATCH)]
+            logits = torch.cat([self._trainer.model(piece.x) for piece in pieces])
+            return logits.cpu().numpy(), images.y.index_select(0, rows).cpu().numpy()
+
+    @property
+    def actions(self) -> Mapping[str, Action]:
+        """`statistics`, `robustness` and `attack`, as the module says."""
+        return {"statistics": self._statistics, "robustness": self._robustness, "attack": self._attack}
+
+    def learning_rate(self, round: int) -> float:
+        """The step size of a round (from 1): piecewise linear in the share of the run that is over."""
+        shares, factors = zip(*self._config.schedule, strict=True)
+        return self._config.training.learning_rate * float(np.interp((round - 1) / self._rounds, shares, factors))
+
     def _batch_loss(self, rows: Tensor, perturbs: bool) -> Tensor:
         config, model = self._config, self._trainer.model
         batch = _rows(self._images.train, rows)
@@ -204,7 +175,9 @@ class AdversarialTraining:
             shift(model, self._perturbation, 1.0)
         return self._loss(model, x, moved, batch.y)
 
-    def _statistics(self, job: Job, inputs: Mapping[str, Record], rng: np.random.Generator) -> Update:
+    def _statistics(
+        self, job: Job, inputs: Mapping[str, Record], state: Record | None, rng: np.random.Generator
+    ) -> Update:
         shard = self.shard(job.client)
         order = torch.from_numpy(shard.rows[rng.permutation(len(shard.rows))]).to(self._device)
         batches = torch.split(order, self._config.training.batch_size)
@@ -215,6 +188,14 @@ class AdversarialTraining:
                 found = reestimate(self._trainer.model, images, job.knobs["rule"])
                 groups[name] = {buffer: np.array(as_array(tensor.cpu())) for buffer, tensor in found.items()}
         return Update(num_examples=shard.num_examples, groups=groups)
+
+    def _robustness(
+        self, job: Job, inputs: Mapping[str, Record], state: Record | None, rng: np.random.Generator
+    ) -> Update:
+        return self._on_images(job, inputs, rng, self._measured)
+
+    def _attack(self, job: Job, inputs: Mapping[str, Record], state: Record | None, rng: np.random.Generator) -> Update:
+        return self._on_images(job, inputs, rng, self._attacked)
 
     def _on_images(
         self,

@@ -1,0 +1,112 @@
+"""One pass over a group's jobs, in order: each client's update goes into the group's accumulator at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from fedloom.client.group_program import GroupProgram
+from fedloom.client.input_cache import InputsGone
+from fedloom.client.jobs import COLLECT, Done, JobRunner
+from fedloom.client.reports import FailureReporter, report_of
+from fedloom.client.turn import Turn
+from fedloom.core.accumulators import BUILTIN, Accumulator
+from fedloom.core.errors import ClientFailed, PolicyRefused, ServerUnreachable, StorageFull, UsageError
+from fedloom.core.messages import PayloadRef
+from fedloom.core.records import ClientFailure, ClientReport
+
+_WEIGHED = ("train", COLLECT)
+"""Kinds of jobs whose updates weigh as the run says; all others weigh one."""
+
+
+@dataclass
+class Pass:
+    """What a pass has made so far."""
+
+    stage: str = "load"
+    """What is being done for the group as a whole: `load` its rules and accumulator, `fold`, `send` the sum."""
+    accumulator: Accumulator = field(default_factory=lambda: BUILTIN["metrics"]())
+    reports: list[ClientReport] = field(default_factory=list)
+    failures: list[ClientFailure] = field(default_factory=list)
+    states: dict[int, PayloadRef] = field(default_factory=dict)
+
+
+class PoisonedSum(Exception):
+    """An update spoilt the accumulator it was added to: the pass is to be made again without that client."""
+
+    def __init__(self, failure: ClientFailure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class GroupPass:
+    """Makes passes.
+
+    Args:
+        jobs: does each job.
+        program: trains whole groups, for workloads that can.
+        failures: reports what went wrong.
+        debug: raise `ClientFailed` from a client's exception instead of reporting it.
+    """
+
+    def __init__(self, jobs: JobRunner, program: GroupProgram, failures: FailureReporter, *, debug: bool) -> None:
+        self._jobs, self._program, self._failures, self._debug = jobs, program, failures, debug
+
+    def make(self, turns: Sequence[Turn], made: Pass, excluded: Mapping[int, ClientFailure]) -> None:
+        """Do the jobs of a group and add up their updates.
+
+        Args:
+            turns: the group's jobs.
+            made: takes what is made; its accumulator is empty.
+            excluded: clients left out, with the reason.
+
+        Raises:
+            PoisonedSum: an update that cannot be added was found only when the sum had part of it.
+            ServerUnreachable, InputsGone, PolicyRefused: the group is not to be done now.
+        """
+        made.stage = "fold"
+        self._program.run(turns)
+        for turn in turns:
+            if turn.job.client in excluded:
+                made.failures.append(excluded[turn.job.client])
+                continue
+            begin = time.perf_counter()
+            try:
+                done = self._jobs.do(turn)
+                report = report_of(turn, done)
+            except (ServerUnreachable, InputsGone, PolicyRefused):
+                raise
+            except Exception as exc:
+                made.failures.append(self._failed(turn, exc, time.perf_counter() - begin))
+                continue
+            self._add(turn, done, report, made, begin)
+
+    def _add(self, turn: Turn, done: Done, report: ClientReport, made: Pass, begin: float) -> None:
+        """Add an update to the sum, and keep the client's state and report."""
+        client = turn.job.client
+        try:
+            made.accumulator.add(done.update, _weight(turn, done), client)
+        except StorageFull:
+            raise
+        except Exception as exc:
+            seconds = time.perf_counter() - begin
+            raise PoisonedSum(self._failures.failure(turn.group, turn.job, "fold", exc, seconds)) from exc
+        if done.update.state is not None:
+            ref = turn.run.clients.keep(turn.group, client, done.update.state)
+            if ref is not None:
+                made.states[client] = ref
+        made.reports.append(replace(report, seconds=time.perf_counter() - begin + done.shared_s))
+
+    def _failed(self, turn: Turn, exc: Exception, seconds: float) -> ClientFailure:
+        if self._debug and isinstance(exc, UsageError):
+            raise exc
+        failure = self._failures.failure(turn.group, turn.job, turn.stage, exc, seconds)
+        if self._debug:
+            raise ClientFailed(failure.describe()) from exc
+        return failure
+
+
+def _weight(turn: Turn, done: Done) -> float:
+    by_examples = turn.run.weighs_by_examples and turn.job.kind in _WEIGHED
+    return (float(done.update.num_examples) if by_examples else 1.0) * turn.job.weight

@@ -1,0 +1,70 @@
+"""One run on an agent: its experiment, its workload, and what the workload was given."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+from fedloom.client.client_stores import ClientStore
+from fedloom.client.helpers import RunHelpers
+from fedloom.client.policy import Guard
+from fedloom.core.config import Experiment
+from fedloom.core.messages import RunSpec
+from fedloom.core.plugins import AnyWorkload, build_workload
+from fedloom.core.protocols import UsesHelpers
+
+_log = logging.getLogger(__name__)
+
+
+class Run:
+    """An experiment on this agent, its workload loaded when first needed.
+
+    Args:
+        spec: as the server announced it.
+        guard: the node's policy; None where there is none.
+        helpers: for the workload, if it wants any.
+        stores: keep the state of clients, by the experiment's `round.state_home`.
+    """
+
+    def __init__(self, spec: RunSpec, guard: Guard | None, helpers: RunHelpers, stores: dict[str, ClientStore]) -> None:
+        self._spec, self._guard, self._helpers, self._stores = spec, guard, helpers, stores
+        self._warned: set[str] = set()
+
+    @functools.cached_property
+    def experiment(self) -> Experiment:
+        """The experiment, parsed with what is installed here.
+
+        Raises:
+            PolicyRefused: the node's policy does not allow it.
+            and what `Experiment.parse` raises, which fails the clients, not the agent.
+        """
+        values = self._spec.experiment
+        return Experiment.parse(self._guard.admit_experiment(values) if self._guard is not None else values)
+
+    @functools.cached_property
+    def workload(self) -> AnyWorkload:
+        """The workload, with the means to start helpers where it uses some."""
+        workload = build_workload(self.experiment.workload, self.experiment)
+        if isinstance(workload, UsesHelpers):
+            workload.use_helpers(self._helpers)
+        return workload
+
+    @property
+    def clients(self) -> ClientStore:
+        """Where the run keeps its clients' state."""
+        return self._stores[self.experiment.round.state_home]
+
+    @property
+    def weighs_by_examples(self) -> bool:
+        """Whether an update weighs as much as its examples; the only one of its round weighs one, which is exact."""
+        return self.experiment.round.weighting == "examples" and self.experiment.cohort_size > 1
+
+    def warn_once(self, about: str, message: str) -> None:
+        """Log a warning, unless this run has warned about the same before."""
+        if about not in self._warned:
+            self._warned.add(about)
+            _log.warning("%s", message, extra={"run": self._spec.run_id})
+
+    def close(self) -> None:
+        """End the workload's helpers."""
+        self._helpers.close()

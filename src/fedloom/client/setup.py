@@ -1,0 +1,33 @@
+"""What an agent's machine gives and permits it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedloom.client.helpers import InlineHelpers
+from fedloom.client.memory import MemoryLimits
+from fedloom.client.policy import Guard
+from fedloom.core.protocols import Helpers
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeSetup:
+    """Everything about an agent but its name and its way to the server."""
+
+    guard: Guard | None = None
+    """The node's own policy; None where the server owns the node, too."""
+    memory: MemoryLimits = field(default_factory=MemoryLimits)
+    helpers: Helpers = field(default_factory=InlineHelpers)
+    """Starts the helpers that a workload asks for."""
+    states: Path | None = None
+    """Folder for the state of clients that is kept at the node; None takes one of the node's name below the user's
+    state folder."""
+    debug: bool = False
+    """Raise `ClientFailed` from a client's exception instead of reporting it, so that a debugger stands where it
+    happened (inline runtime)."""
+
+    @property
+    def max_helpers(self) -> int | None:
+        """Helpers that may run at a time; None for any number."""
+        return None if self.guard is None else self.guard.policy.limits.helpers
