@@ -113,7 +113,5 @@ def test_a_simulation_that_failed_is_resumed_with_the_same_bits(tmp_path: Path, 
 
 def test_checkpoints_must_not_be_farther_apart_than_nodes_keep_states() -> None:
     assert experiment("node", checkpoint={"every": 2}) and experiment("server", checkpoint={"every": 3})
-    with pytest.raises(
-        ConfigError, match=r"checkpoint.every: expected at most 2 with round.state_home = .node., got"
-    ):
+    with pytest.raises(ConfigError, match=r"checkpoint.every: expected at most 2 with round.state_home = .node., got"):
         experiment("node", checkpoint={"every": 3})
