@@ -1,5 +1,7 @@
 """The ten-line loop that stands in for the server, and what the tests build on it."""
 
+import functools
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +17,9 @@ from fedloom.core.protocols import Pending
 from fedloom.core.records import Exchange, Job, Record, RoundContext, Update
 from fedloom.core.seeds import generator
 from fedloom.core.state import dump_state, load_state
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
+from one_job import do_job
 
 Answer = Callable[[Job, Mapping[str, Record], Record | None, np.random.Generator], Update]
 
@@ -100,6 +105,6 @@ def run_app() -> Callable[..., Run]:
     def run(experiment: Experiment, resume_after: int | None = None) -> Run:
         workload = build("workloads", "workload", experiment)
         initial = workload.init(generator(experiment.seed, "init"))
-        return drive(experiment, initial, workload.act, resume_after)
+        return drive(experiment, initial, functools.partial(do_job, workload), resume_after)
 
     return run

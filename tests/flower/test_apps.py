@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from one_job import do_job
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadUpdate, ClientFailed, ConfigError, RunFailed, UnsupportedFeature
-from fedloom.core.records import MODEL, Job, Record, Update
+from fedloom.core.records import MODEL, Job, Record
 from fedloom.core.seeds import generator
 from fedloom.flower import load_app
 from fedloom.strategies.flower import apps as app_folders
@@ -95,7 +96,7 @@ def test_it_gives_what_flowers_own_loop_gives(apps: Path, run_app: Any) -> None:
                     knobs={"flower": {"content": content, "group_id": ""}},
                 )
                 rng = generator(one.seed, kind, number, 1 if kind == "train" else 2, client)
-                update = do(workload, job, inputs, None, rng)
+                update = do_job(workload, job, inputs, None, rng)
                 replies.append(flwr.reply(join(update.groups, update.info["flower"]["content"]), message))
             return replies
 
@@ -155,14 +156,6 @@ def workload_of(apps: Path, name: str, **settings: Any) -> FlowerWorkload:
     return made
 
 
-def do(workload: FlowerWorkload, job: Job, inputs: dict[str, Record], state: None, rng: np.random.Generator) -> Update:
-    """A job's message to the app, as the platform gives it."""
-    kind = job.kind.split(".")[0]
-    if kind in workload.actions:
-        return workload.actions[kind](job, inputs, state, rng)
-    return workload.train(job, inputs, workload.shard(job.client), None, rng, state)
-
-
 def message_job(kind: str, **config: Any) -> Job:
     content = [{"name": "global", "kind": "arrays", "group": MODEL, "order": ["w"]}]
     return Job(round=1, client=1, kind=kind, knobs={"flower": {"content": content, "group_id": ""}})
@@ -171,17 +164,17 @@ def message_job(kind: str, **config: Any) -> Job:
 def test_a_reply_keeps_every_record(apps: Path) -> None:
     workload = workload_of(apps, "stateful")
     inputs = {MODEL: Record({MODEL: {"w": np.zeros(3)}})}
-    update = do(workload, message_job("train.personal"), inputs, None, generator(1, "a"))
+    update = do_job(workload, message_job("train.personal"), inputs, None, generator(1, "a"))
     assert set(update.groups) == {"shared", "head"} and update.num_examples == 10
     assert update.metrics["loss"].weight == 10 and "curve" not in update.metrics
     reply = join(update.groups, update.info["flower"]["content"])
     assert list(reply) == ["shared", "head", "metrics", "stamp"]
     assert reply["metrics"]["curve"] == [0.5, 0.25] and reply["stamp"]["kind"] == "train.personal"
-    again = do(workload, message_job("train.personal"), inputs, None, generator(1, "a"))
+    again = do_job(workload, message_job("train.personal"), inputs, None, generator(1, "a"))
     assert same_arrays(update.groups["shared"], again.groups["shared"])
-    other = do(workload, message_job("train.personal"), inputs, None, generator(2, "a"))
+    other = do_job(workload, message_job("train.personal"), inputs, None, generator(2, "a"))
     assert not same_arrays(update.groups["shared"], other.groups["shared"])
-    answered = do(workload, message_job("query"), inputs, None, generator(1, "a"))
+    answered = do_job(workload, message_job("query"), inputs, None, generator(1, "a"))
     properties = join({}, answered.info["flower"]["content"])["properties"]
     assert properties["raw"] == b"\x00\xff" and properties["alive"] == 1
 
@@ -190,9 +183,9 @@ def test_what_handlers_raise_goes_through(apps: Path) -> None:
     workload = workload_of(apps, "stateful")
     inputs = {MODEL: Record({MODEL: {"w": np.zeros(3)}})}
     with pytest.raises(ZeroDivisionError, match="own bug"):
-        do(workload, message_job("train.broken"), inputs, None, generator(1, "a"))
+        do_job(workload, message_job("train.broken"), inputs, None, generator(1, "a"))
     with pytest.raises(ValueError, match="No train function registered with name 'absent'"):
-        do(workload, message_job("train.absent"), inputs, None, generator(1, "a"))
+        do_job(workload, message_job("train.absent"), inputs, None, generator(1, "a"))
     answers_error = flwr.ClientApp()
 
     @answers_error.train()
@@ -201,7 +194,7 @@ def test_what_handlers_raise_goes_through(apps: Path) -> None:
 
     refusing = FlowerWorkload(answers_error, workload._config, 3)
     with pytest.raises(ClientFailed, match=r"client 1, round 1, train: .* error 7: not today"):
-        do(refusing, message_job("train"), inputs, None, generator(1, "a"))
+        do_job(refusing, message_job("train"), inputs, None, generator(1, "a"))
 
 
 def test_arrays_that_our_strategies_cannot_average_are_named(apps: Path) -> None:
@@ -215,7 +208,7 @@ def test_arrays_that_our_strategies_cannot_average_are_named(apps: Path) -> None
     workload = FlowerWorkload(answers_words, workload_of(apps, "stateful")._config, 3)
     inputs = {MODEL: Record({MODEL: {"w": np.zeros(2)}})}
     with pytest.raises(BadUpdate, match=r"client 1, round 4: arrays \['words'\] of record 'learned' have an encoding"):
-        do(workload, Job(round=4, client=1), inputs, None, generator(1, "a"))
+        do_job(workload, Job(round=4, client=1), inputs, None, generator(1, "a"))
 
 
 def test_our_own_strategy_trains_a_flower_app(apps: Path, run_app: Any) -> None:
@@ -225,7 +218,7 @@ def test_our_own_strategy_trains_a_flower_app(apps: Path, run_app: Any) -> None:
     workload = build_workload(one.workload, one)  # type: ignore[arg-type]
     initial = workload.init(generator(1, "init"))
     job = Job(round=1, client=2, knobs={"lr": 0.1})
-    update = do(workload, job, {MODEL: initial}, None, generator(1, "b"))
+    update = do_job(workload, job, {MODEL: initial}, None, generator(1, "b"))
     assert list(update.groups) == [MODEL] and update.num_examples == 240
     assert same_arrays(initial.groups[MODEL], workload.init(generator(1, "init")).groups[MODEL])
     run = run_app(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
+from fedloom.core.accumulators.senders import WEIGHTS
 from fedloom.core.errors import BadUpdate
 from fedloom.core.messages import Group
 from fedloom.core.protocols import Inputs
@@ -26,7 +27,7 @@ def check_update(update: Update, group: Group, client: int, inputs: Callable[[],
     who = f"client {client}, round {group.key.round}"
     if isinstance(group.updates, Mapping):
         _check_names(update.groups, group.updates, who)
-    elif group.updates == MODEL:
+    elif group.updates != "accumulator":
         model = inputs().get(MODEL)
         if model is None:
             raise BadUpdate(
@@ -34,8 +35,29 @@ def check_update(update: Update, group: Group, client: int, inputs: Callable[[],
                 f"it sends {_listed(inputs())}. Say in `Exchange.updates` what its updates contain"
             )
         expected = model.groups.get(MODEL, {})
-        _check_names(update.groups, {MODEL: expected}, who)
-        _check_shapes(update.groups[MODEL], expected, who)
+        if group.updates == "subset":
+            found = _known(update, expected, who)
+        else:
+            _check_names(update.groups, {MODEL: expected}, who)
+            found = update.groups[MODEL]
+        _check_shapes(found, expected, who)
+
+
+def _known(update: Update, expected: Arrays, who: str) -> Arrays:
+    """The arrays of an update that may be some of the model's, with or without weights."""
+    strange = update.groups.keys() - {MODEL, WEIGHTS}
+    if strange:
+        raise BadUpdate(
+            f"{who}: the update has the groups {_listed(update.groups)}, its exchange declares {MODEL!r} and, for "
+            f"weights of its arrays, {WEIGHTS!r}. {_ADVICE}"
+        )
+    found = update.groups.get(MODEL, {})
+    if found.keys() - expected.keys():
+        raise BadUpdate(
+            f"{who}: group {MODEL!r} of the update has {_listed(found.keys() - expected.keys())}, which the global "
+            f"model has not. {_ADVICE}"
+        )
+    return found
 
 
 def _check_names(found: Mapping[str, Arrays], expected: Mapping[str, Collection[str]], who: str) -> None:

@@ -1,11 +1,16 @@
 """A small adversarial training on the digits, for every test of the workload."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 from fedloom.core import registry
 from fedloom.core.config import Experiment
 from fedloom.core.records import MODEL, Arrays, Job, Record
 from fedloom.core.seeds import generator
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
+from one_job import do_job
 
 Settings = dict[str, Any]
 
@@ -47,11 +52,7 @@ def act(workload: Any, kind: str, given: dict[str, Record], *, state: Record | N
     number, client, seed = job.pop("round", 1), job.pop("client", 0), job.pop("seed", 1)
     rng = generator(seed, kind, number, job.pop("exchange", 0), client)
     asked = Job(round=number, client=client, kind=kind, **job)
-    update = (
-        workload.train(asked, given, workload.shard(client), None, rng, state)
-        if kind == "train"
-        else workload.actions[kind](asked, given, state, rng)
-    )
+    update = do_job(workload, asked, given, state, rng)
     groups: dict[str, Arrays] = {
         group: {name: array.copy() for name, array in arrays.items()} for group, arrays in update.groups.items()
     }
