@@ -77,7 +77,7 @@ class HubData(LocalData):
     """A data set in Hugging Face's form: on disk, or by name where there is a network."""
 
     source: Literal["huggingface"] = "huggingface"
-    dataset: str
+    dataset: DataPath
     """Folder written by `save_to_disk`, a `.parquet` file or a folder of them, or a name on the hub."""
     subset: str | None = None
     """Configuration of a data set on the hub, where it has several."""
@@ -135,7 +135,7 @@ class Fortunes(Settings):
     source: Literal["fortunes"] = "fortunes"
     folder: DataPath = "/usr/share/games/fortunes"
     """Folder with a file for each topic."""
-    topics: Annotated[tuple[str, ...], Field(min_length=2)] = (
+    topics: Annotated[tuple[DataPath, ...], Field(min_length=2)] = (
         "computers",
         "definitions",
         "law",
