@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
 from fedloom.core import registry
 from fedloom.core.errors import ConfigError
-from fedloom.core.records import Info
+from fedloom.core.records import Info, JsonObject
 from fedloom.core.setting_types import SERVER_ONLY, server_only_fields
 from fedloom.core.text import nearest
 
@@ -211,7 +211,7 @@ class Experiment(Settings):
         return self.round.group_size or -(-self.cohort_size // 12)
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> Experiment:
+    def parse(cls, values: Info) -> Experiment:
         """Build from a dictionary of the TOML's form.
 
         Raises:
@@ -250,11 +250,11 @@ class Experiment(Settings):
         """A copy with `key=value` settings changed."""
         return self.parse(with_overrides(self.to_dict(), overrides)) if overrides else self
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """The resolved experiment, defaults included; `parse` reads it back. Settings that are None are left out."""
         return self.model_dump(mode="json", exclude_none=True)
 
-    def for_nodes(self) -> dict[str, Any]:
+    def for_nodes(self) -> JsonObject:
         """Return the resolved experiment as nodes get it: without what is marked as the server's alone."""
         values = self.to_dict()
         for section in server_only_fields(Experiment):
@@ -306,9 +306,9 @@ def is_incidental(key: str) -> bool:
     return key.partition(".")[0] in INCIDENTAL
 
 
-def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def with_overrides(values: Info, overrides: Sequence[str]) -> JsonObject:
     """The dictionary with `a.b=c` settings applied; the right side is TOML where it parses, else a string."""
-    result: dict[str, Any] = copy.deepcopy(dict(values))
+    result: JsonObject = copy.deepcopy(dict(values))
     for override in overrides:
         key, equals, text = override.partition("=")
         steps = key.strip().split(".")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from fedloom.core.history import RoundRecord, RunSummary
-from fedloom.core.records import ClientFailure
+from fedloom.core.records import ClientFailure, JsonObject
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +25,7 @@ class RunStarted:
     workers: int
     where: str
     """In words: `Ray at 10.0.0.1:6379`, `2 processes on this machine`, `this process`."""
-    data: dict[str, Any] = field(default_factory=dict)
+    data: JsonObject = field(default_factory=dict)
     """The workload's `describe().data`."""
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from fedloom.core.records import ClientFailure
+from fedloom.core.records import ClientFailure, JsonObject
 
 Measured = Annotated[float, BeforeValidator(lambda value: float("nan") if value is None else value)]
 """A number that may be NaN or infinite. JSON has neither: both are written as null, and null is read as NaN."""
@@ -72,7 +72,7 @@ class RoundRecord(_Frozen):
     """Clients whose updates were asked for, in the order they are folded."""
     candidates: list[int] = []
     """Clients measured before the cohort was chosen among them; empty where the selection needs no measurement."""
-    probe: dict[str, dict[str, Any]] = {}
+    probe: dict[str, JsonObject] = {}
     """What trained candidates reported about themselves, such as their credit, by client."""
     num_examples: int
     """Examples the accepted updates were trained on."""
@@ -100,11 +100,11 @@ class RoundRecord(_Frozen):
     restored: int = 0
     """Groups whose answers had come before the server was started again, and were kept."""
     nodes: dict[str, NodeShare] = {}
-    info: dict[str, Any] = {}
+    info: JsonObject = {}
     """The strategy's own numbers for this round."""
-    monitor: dict[str, Any] = {}
+    monitor: JsonObject = {}
     """The monitor's; empty where there is none or it asked for nothing."""
-    sections: dict[str, dict[str, Any]] = {}
+    sections: dict[str, JsonObject] = {}
     """One named section for each other feature that has something to say of the round."""
 
 
@@ -117,7 +117,7 @@ class Told(_Frozen):
     num_trained: int
     metrics: dict[str, tuple[Measured, Measured]] = {}
     """Sum and weight of each metric."""
-    info: dict[str, Any] = {}
+    info: JsonObject = {}
     """What its measure told."""
 
 

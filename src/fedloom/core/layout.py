@@ -15,13 +15,13 @@ import ml_dtypes
 import numpy as np
 
 from fedloom.core.errors import BadFrame
-from fedloom.core.records import Array, Info, Record
+from fedloom.core.records import Array, DType, Info, JsonObject, Record
 
 ALIGNMENT = 64
 _REMEMBERED_HEADER_BYTES = 16 << 10
 """Headers up to this size are planned and read once."""
 
-_DTYPES: dict[str, np.dtype[Any]] = {
+_DTYPES: dict[str, DType] = {
     code: np.dtype(kind)
     for code, kind in {
         "F64": np.float64,
@@ -50,7 +50,7 @@ class Slot:
 
     group: str
     name: str
-    dtype: np.dtype[Any]
+    dtype: DType
     shape: tuple[int, ...]
     start: int
     """Offset from the beginning of the frame; bytes."""
@@ -93,7 +93,7 @@ class Layout:
         return groups
 
 
-_Signature = tuple[tuple[str, str, np.dtype[Any], tuple[int, ...]], ...]
+_Signature = tuple[tuple[str, str, DType, tuple[int, ...]], ...]
 """Group, name, dtype and shape of every array."""
 
 
@@ -112,7 +112,7 @@ def _plan(groups: tuple[str, ...], arrays: _Signature, info: str, data_start: in
         if key in keys or key == "__metadata__":
             raise BadFrame(f"the key {key!r} is taken; rename group {group!r} or array {name!r}")
         keys[key] = [group, name]
-    places: dict[str, Any] = {}
+    places: JsonObject = {}
     slots: list[Slot] = []
     offset = 0
     for group, name, dtype, shape in sorted(arrays, key=lambda array: -array[2].itemsize):
@@ -177,7 +177,7 @@ def read_header(header: bytes) -> Described:
     return (_remembered if len(header) < _REMEMBERED_HEADER_BYTES else _described)(header)
 
 
-def _entries(header: bytes) -> dict[str, Any]:
+def _entries(header: bytes) -> JsonObject:
     try:
         entries = json.loads(header, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as exc:
@@ -187,7 +187,7 @@ def _entries(header: bytes) -> dict[str, Any]:
     return entries
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]]) -> JsonObject:
     """An object of the header; two readers may disagree about a key that comes twice, so there is none."""
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -195,7 +195,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _metadata(header: dict[str, Any]) -> dict[str, Any]:
+def _metadata(header: JsonObject) -> JsonObject:
     """Take the frame's own metadata out of the header, checked."""
     try:
         meta = json.loads(header.pop("__metadata__")["fedloom"], object_pairs_hook=_unique)
@@ -217,7 +217,7 @@ def _metadata(header: dict[str, Any]) -> dict[str, Any]:
     return dict(meta)
 
 
-def _slot(key: str, entry: Any, meta: dict[str, Any], data_start: int) -> Slot:
+def _slot(key: str, entry: Any, meta: JsonObject, data_start: int) -> Slot:
     group, name = meta["keys"][key]
     try:
         dtype = _DTYPES[entry["dtype"]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from fedloom.core.records import ClientFailure, ClientReport, Contents, Info, Job, Record
 
@@ -115,7 +115,7 @@ class RunSpec:
     """An experiment an agent is about to get groups of, resolved, as JSON."""
 
     run_id: str
-    experiment: Mapping[str, Any]
+    experiment: Info
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,7 +203,7 @@ class Channel(Protocol):
     def store(self, record: Record, run_id: str) -> PayloadRef:
         """Put a run's record where the server can have it. Memory from `lease` is sent without a copy if possible."""
 
-    def lease(self, record: Record, run_id: str) -> Mapping[str, Mapping[str, Any]]:
+    def lease(self, record: Record, run_id: str) -> Mapping[str, Info]:
         """Writable arrays shaped like the record's, in memory that `store` can hand over as it is."""
 
     def recycle(self, run_id: str) -> None:

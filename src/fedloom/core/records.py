@@ -17,11 +17,14 @@ import numpy.typing as npt
 from fedloom.core.seeds import Part, generator
 
 Array = npt.NDArray[Any]
+DType = np.dtype[Any]
 Arrays = Mapping[str, Array]
 Groups = Mapping[str, Arrays]
 Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 Info = Mapping[str, Any]
 """A JSON object. (Typed loosely: JSON's recursion makes every reader cast.)"""
+JsonObject = dict[str, Any]
+"""A JSON object, or a table of settings in its form, while it is made; as loosely typed as `Info`."""
 
 MODEL = "model"
 """Name of the group, and of the input, that carries the global model."""

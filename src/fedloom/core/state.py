@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fedloom.core.pinned import Pinned
-from fedloom.core.records import Array, Record
+from fedloom.core.records import Array, JsonObject, Record
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ _SINGLE = "array"
 def dump_state(state: Any) -> Record:
     """A dataclass instance as a record: one group per array field, the rest in `info`."""
     groups: dict[str, dict[str, Array]] = {}
-    info: dict[str, Any] = {}
+    info: JsonObject = {}
     for field in dataclasses.fields(state):
         value = getattr(state, field.name)
         if isinstance(value, _ARRAY):
@@ -66,7 +66,7 @@ def load_state(kind: type[T], record: Record, pinned: Mapping[str, Pinned] | Non
         pinned: the records `pinned_in` found in it.
     """
     hints = typing.get_type_hints(kind)
-    values: dict[str, Any] = {}
+    values: JsonObject = {}
     for name, how in record.info.items():
         if how == "array":
             values[name] = np.array(record.groups[name][_SINGLE])

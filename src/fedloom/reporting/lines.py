@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from fedloom.core.events import RunStarted
 from fedloom.core.history import RoundRecord
-from fedloom.core.records import ClientFailure
+from fedloom.core.records import ClientFailure, Info
 from fedloom.reporting.plain import harmless
 from fedloom.reporting.quantities import NOTHING, bytes_text, metric_text, plural, seconds_text
 
@@ -27,7 +26,7 @@ def start_lines(event: RunStarted) -> list[tuple[str, str]]:
     return [(name, harmless(value)) for name, value in facts]
 
 
-def data_line(data: Mapping[str, Any]) -> str:
+def data_line(data: Info) -> str:
     """Where the examples come from: name, kind, licence, the start of the digest."""
     if not data:
         return "not stated by the workload"

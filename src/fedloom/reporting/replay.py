@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping
-from typing import Any
 
 import pydantic
 
 from fedloom.core import events
 from fedloom.core.errors import BadMessage
+from fedloom.core.records import Info
 
 _KINDS = {kind.__name__: kind for kind in typing.get_args(events.Event)}
 
 
-def event_of(values: Mapping[str, Any]) -> events.Event:
+def event_of(values: Info) -> events.Event:
     """The event that was written as this object.
 
     Args:

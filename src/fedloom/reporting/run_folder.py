@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fedloom.core import run_files
 from fedloom.core.errors import UsageError
 from fedloom.core.history import RoundRecord, RunSummary, Traffic
 from fedloom.core.protocols import WorkloadInfo
-from fedloom.core.records import ClientFailure
+from fedloom.core.records import ClientFailure, Info, JsonObject
 from fedloom.core.text import dotted
 
 
@@ -21,11 +19,11 @@ class RunFolder:
     """Everything a run has written so far."""
 
     path: Path
-    experiment: Mapping[str, Any]
+    experiment: Info
     """The resolved settings, as the TOML has them."""
     rounds: tuple[RoundRecord, ...]
     """By rising round; where a resumed run did a round twice, the later one."""
-    events: tuple[Mapping[str, Any], ...] = ()
+    events: tuple[Info, ...] = ()
     """Lines of `events.jsonl`: `event` (its class), `at` (ISO time), and its fields."""
     workload: WorkloadInfo | None = None
     summary: RunSummary | None = None
@@ -98,11 +96,11 @@ class RunFolder:
         ]
         return told + open_round
 
-    def last_event(self, kind: str) -> Mapping[str, Any] | None:
+    def last_event(self, kind: str) -> Info | None:
         """The newest event of a class, by its name."""
         return next((event for event in reversed(self.events) if event.get("event") == kind), None)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """The experiment's settings by dotted key."""
         return dotted(self.experiment)
 

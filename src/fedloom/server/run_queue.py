@@ -12,7 +12,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -21,7 +21,7 @@ from fedloom.core.config import Experiment
 from fedloom.core.errors import NotFound, RunExists, StorageFull, UsageError
 from fedloom.core.events import Event, RoundFinished, RunFinished
 from fedloom.core.history import RunSummary
-from fedloom.core.records import Info
+from fedloom.core.records import Info, JsonObject
 from fedloom.server.store.disk_run_store import DiskRunStore
 from fedloom.server.store.run_store import event_json, new_run_id
 
@@ -120,7 +120,7 @@ class RunQueue:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, values: Mapping[str, Any], *, owner: str = "") -> str:
+    def submit(self, values: Info, *, owner: str = "") -> str:
         """Check an experiment and queue it; returns the run's id."""
         experiment = Experiment.parse(values)
         store = self._create(experiment.name)
@@ -133,7 +133,7 @@ class RunQueue:
             self._changed.notify_all()
         return store.run_id
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonObject]:
         """Every run, oldest first."""
         names = ("run_id", "name", "status", "rounds_done", "rounds", "error", "owner")
         with self._changed:

@@ -14,6 +14,7 @@ from pydantic import Field
 # The translation of validation errors into the user's own terms is the experiment's; a study's errors read the same.
 from fedloom.core.config import Settings, config_error, with_overrides
 from fedloom.core.errors import ConfigError, UnknownName
+from fedloom.core.records import Info, JsonObject
 from fedloom.core.text import did_you_mean
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
@@ -47,7 +48,7 @@ class Arm(Settings):
 
     title: str = ""
     """A few words for people; the arm's name where it is not given."""
-    change: dict[str, Any] = Field(default_factory=dict)
+    change: JsonObject = Field(default_factory=dict)
     """Settings of the experiment, as in its TOML. A table is merged into what is there; one of another kind (its
     `name`, `scheme` or `source` differs) replaces it."""
 
@@ -55,7 +56,7 @@ class Arm(Settings):
 class Scenario(Arm):
     """Conditions all arms are compared under, as changes to the base experiment."""
 
-    base: str | dict[str, Any] | None = None
+    base: str | JsonObject | None = None
     """Another base experiment for this scenario."""
     seeds: Annotated[int, Field(ge=1)] | None = None
     """Another number of seeds for this scenario."""
@@ -128,9 +129,9 @@ class Definition(Settings):
     """A word; the study's folder is called so."""
     title: str = ""
     """One sentence for people."""
-    base: str | dict[str, Any]
+    base: str | JsonObject
     """The experiment every run starts from: a preset's name, a TOML file (beside this one), or a table."""
-    change: dict[str, Any] = Field(default_factory=dict)
+    change: JsonObject = Field(default_factory=dict)
     """Changes to every base experiment, scenarios' own included."""
     scenarios: dict[str, Scenario] = Field(default_factory=dict)
     """Conditions, by name. None at all is one scenario, `base`."""
@@ -214,7 +215,7 @@ class Definition(Settings):
         return self.model_copy(update={"seeds": self.seeds.model_copy(update={"count": count}), "scenarios": scenarios})
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> Definition:
+    def parse(cls, values: Info) -> Definition:
         """Build from a dictionary of the TOML's form.
 
         Raises:
@@ -252,7 +253,7 @@ def load(target: str | Path, overrides: Sequence[str] = ()) -> tuple[Definition,
     return Definition.parse(values), [text for text in overrides if not text.startswith(_STUDY_KEY)]
 
 
-def _read(target: str | Path, below: tuple[str, ...]) -> dict[str, Any]:
+def _read(target: str | Path, below: tuple[str, ...]) -> JsonObject:
     """A study's TOML, laid over the one it extends: each of its own top-level keys replaces the other's."""
     path = _path(target)
     if str(path) in below:
@@ -278,7 +279,7 @@ def _path(target: str | Path) -> Path:
     return _folder() / f"{target}.toml"
 
 
-def _files_beside(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _files_beside(values: JsonObject, folder: Path) -> JsonObject:
     """Base experiments and extended studies that are TOML files lie beside the study's."""
     extends = values.get("extends")
     if isinstance(extends, str) and extends.endswith(".toml"):
@@ -290,7 +291,7 @@ def _files_beside(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     return values
 
 
-def _tables(value: Any) -> list[dict[str, Any]]:
+def _tables(value: Any) -> list[JsonObject]:
     return [each for each in value.values() if isinstance(each, dict)] if isinstance(value, dict) else []
 
 
@@ -301,7 +302,7 @@ def _parsed(kind: type[T], values: Any, prefix: tuple[str, ...]) -> T:
         raise config_error(exc, kind, prefix=prefix) from exc
 
 
-def _known(key: str, name: str, among: Mapping[str, Any]) -> None:
+def _known(key: str, name: str, among: Info) -> None:
     if name not in among:
         hint = did_you_mean(name, among)
         raise ConfigError(f"{key}: {name!r} is not defined; {hint}known here: {', '.join(among)}")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fedloom import api
 from fedloom.core.config import PLUGINS, Experiment
 from fedloom.core.errors import ConfigError, FedloomError, UsageError
+from fedloom.core.records import Info, JsonObject
 from fedloom.studies.definition import Definition, Unseen
 
 _KINDS = ("name", "scheme", "source")
@@ -71,7 +71,7 @@ def expand(definition: Definition, overrides: Sequence[str] = (), only: Sequence
     ]
 
 
-def overlay(values: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+def overlay(values: Info, change: Info) -> JsonObject:
     """`values` with `change` laid over it.
 
     Tables are merged key by key, but one of another kind (its `name`, `scheme` or `source` differs) replaces what was
@@ -89,7 +89,7 @@ def overlay(values: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, A
     return result
 
 
-def _same_kind(there: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
+def _same_kind(there: Info, value: Info) -> bool:
     return all(there.get(kind) == value[kind] for kind in _KINDS if kind in value)
 
 
@@ -109,10 +109,10 @@ def _template(definition: Definition, scenario: str, arm: str, overrides: Sequen
         raise ConfigError(f"scenario {scenario!r}, arm {arm!r}: {exc}") from exc
 
 
-def _base(base: str | Mapping[str, Any]) -> dict[str, Any]:
+def _base(base: str | Info) -> JsonObject:
     """The base experiment with every default written out."""
     return (api.load(base) if isinstance(base, str) else Experiment.parse(base)).to_dict()
 
 
-def _identity(scenario: str, arm: str, seed: int) -> dict[str, Any]:
+def _identity(scenario: str, arm: str, seed: int) -> JsonObject:
     return {"name": f"{scenario}-{arm}-seed-{seed}", "seed": seed}

@@ -12,8 +12,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
+from fedloom.core.records import JsonObject
 from fedloom.simulation.workers import worker_environment
 from fedloom.studies.grid import Planned
 
@@ -101,7 +102,7 @@ class Pool:
             return
         *lines, worker.pending = (worker.pending + data).split(b"\n")
         for line in lines:
-            message: dict[str, Any] = json.loads(line)
+            message: JsonObject = json.loads(line)
             assert worker.busy is not None
             if "round" in message:
                 on_round(worker.busy, message["round"], message["rounds"])

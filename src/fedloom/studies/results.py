@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fedloom.core.records import JsonObject
 from fedloom.reporting.page import write_page
 from fedloom.reporting.run_folder import RunFolder
 from fedloom.studies import statistics
@@ -88,13 +89,13 @@ class StudyResult:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Versions and machine of the runs."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """A JSON object; numbers that are not finite are null."""
         values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         values["definition"] = self.definition.model_dump(mode="json", exclude_none=True)
         return {name: _plain(value) for name, value in values.items()}
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonObject:
         """The JSON object without series and single runs."""
         values = self.to_json()
         for scenario in values["scenarios"].values():

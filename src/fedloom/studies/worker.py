@@ -21,6 +21,7 @@ from typing import Any
 
 from fedloom.core.errors import FedloomError, Interrupted
 from fedloom.core.events import RoundFinished, RunStarted
+from fedloom.core.records import JsonObject
 from fedloom.core.run_files import EXPERIMENT
 
 _PR_SET_PDEATHSIG = 1
@@ -45,7 +46,7 @@ class _Rounds:
         """Nothing is held."""
 
 
-def do_run(folder: Path, experiment: dict[str, Any], say: Say, unseen: dict[str, Any] | None = None) -> dict[str, str]:
+def do_run(folder: Path, experiment: JsonObject, say: Say, unseen: JsonObject | None = None) -> dict[str, str]:
     """Do one run in its folder, or go on with the one that is there, and the static test; returns how it ended."""
     from fedloom import api
     from fedloom.core.config import Experiment

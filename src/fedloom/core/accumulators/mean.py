@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from fedloom.core.accumulators.base import Allocate
 from fedloom.core.accumulators.sums import empty_like, not_finite, scaled_add, sum_dtype
 from fedloom.core.errors import BadUpdate
-from fedloom.core.records import Array, Groups, Record, Update
+from fedloom.core.records import Array, DType, Groups, Record, Update
 
 
 class RunningMean:
@@ -25,7 +25,7 @@ class RunningMean:
         self.weight = 0.0
         self._allocate = allocate
         self._sums: Mapping[str, Mapping[str, Array]] = {}
-        self._dtypes: dict[str, dict[str, np.dtype[Any]]] = {}
+        self._dtypes: dict[str, dict[str, DType]] = {}
         self._borrowed = False
 
     def add(self, update: Update, weight: float, client: int) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from fedloom.core.accumulators.base import Allocate
 from fedloom.core.accumulators.sums import is_finite, not_finite, sum_dtype
 from fedloom.core.errors import BadUpdate
-from fedloom.core.records import MODEL, Array, Arrays, Record, Update
+from fedloom.core.records import MODEL, Array, Arrays, DType, Record, Update
 
 WEIGHTS = "weights"
 """Group of an update: for an array of group `model` its weight, shape (), or one weight per row, shape (rows,)."""
@@ -27,7 +27,7 @@ class MeanOfSenders:
         self.count = 0
         self._sums: dict[str, Array] = {}
         self._weights: dict[str, Array] = {}
-        self._dtypes: dict[str, np.dtype[Any]] = {}
+        self._dtypes: dict[str, DType] = {}
 
     def add(self, update: Update, weight: float, client: int) -> None:
         """Add one client's arrays.

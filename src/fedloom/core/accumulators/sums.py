@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 from fedloom.core.errors import BadUpdate
-from fedloom.core.records import Array, Groups
+from fedloom.core.records import Array, DType, Groups
 
 _BLOCK = 1 << 18
 """Elements handled at a time when scaling into a sum: the scratch stays in a core's cache."""
@@ -22,7 +21,7 @@ def not_finite(client: int, group: str, name: str) -> BadUpdate:
     )
 
 
-def sum_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+def sum_dtype(dtype: DType) -> DType:
     """The dtype a sum of `dtype` is kept in: float32 for short floats and int8, float64 for other integers."""
     if dtype.kind in "iub":
         return np.dtype(np.float32 if dtype.itemsize == 1 else np.float64)

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from fedloom.core.records import Info
 from fedloom.core.run_files import EXPERIMENT
 from fedloom.reporting.markup import Content, Markup, table, tag
 from fedloom.reporting.page import facts, section
@@ -71,7 +72,7 @@ def _sessions(run: RunFolder) -> Markup | None:
     return table(("started", "from round", "where"), rows, caption="Sessions", text=3) if len(rows) > 1 else None
 
 
-def _data(run: RunFolder) -> Mapping[str, Any]:
+def _data(run: RunFolder) -> Info:
     if run.workload and run.workload.data:
         return run.workload.data
     return (run.last_event("RunStarted") or {}).get("data") or {}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
 
 from fedloom.core.config import PLUGINS, plugin_schema
 from fedloom.core.errors import Forbidden
+from fedloom.core.records import Info
 from fedloom.core.registry import PartRef
 from fedloom.core.setting_types import SettingKind, TextSetting, text_settings
 
@@ -17,7 +17,7 @@ _CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _PATH = re.compile(r"[/\\~]|\.\.")
 
 
-def check_submission(values: Mapping[str, Any], allowed: Collection[str]) -> None:
+def check_submission(values: Info, allowed: Collection[str]) -> None:
     """Let a user's experiment through, or say what in it is not for users.
 
     The server imports the plug-ins an experiment names and builds its strategy, selection and monitor with the settings

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from fedloom.core import frames
 from fedloom.core.errors import BadFrame, LimitExceeded
 from fedloom.core.messages import GroupKey, GroupResult
 from fedloom.core.pinned import Pinned
-from fedloom.core.records import ClientFailure, ClientReport, Exchange, Mean, Record
+from fedloom.core.records import ClientFailure, ClientReport, Exchange, Info, Mean, Record
 from fedloom.server.fleet.open_exchange import Answer, PlannedGroup
 from fedloom.server.store.files import full_disk
 
@@ -40,7 +40,7 @@ class AnswerJournal:
         settings: the experiment's; an answer given under others does not count.
     """
 
-    def __init__(self, folder: Path, run_id: str, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, run_id: str, settings: Info) -> None:
         self._folder, self._run_id, self._settings = folder, run_id, settings
 
     def question(self, exchange: Exchange, groups: Sequence[PlannedGroup]) -> str:

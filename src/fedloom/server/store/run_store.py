@@ -21,7 +21,7 @@ from fedloom.core.config import Experiment
 from fedloom.core.history import Choice, RoundRecord, RunSummary
 from fedloom.core.pinned import Pinned
 from fedloom.core.protocols import WorkloadInfo
-from fedloom.core.records import Array, Arrays, Record
+from fedloom.core.records import Array, Arrays, JsonObject, Record
 
 _HOLDERS = "holders"
 
@@ -144,7 +144,7 @@ def _is_record(value: object) -> bool:
     return isinstance(value, pydantic.BaseModel) or dataclasses.is_dataclass(value)
 
 
-def event_json(event: Any) -> dict[str, Any]:
+def event_json(event: Any) -> JsonObject:
     """An event as one JSON object, with its kind and the time now."""
     values = {}
     for each in dataclasses.fields(event):

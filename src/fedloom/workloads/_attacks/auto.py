@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from fedloom.core.errors import UsageError
+from fedloom.core.records import Info
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 """In the order of the standard version; each attacks the points that are still classified rightly."""
@@ -77,9 +77,7 @@ def auto_attack(
     return verdicts
 
 
-def _stages(
-    model: nn.Module, classes: int, epsilon: float, seed: int, iterations: int, queries: int
-) -> Mapping[str, Any]:
+def _stages(model: nn.Module, classes: int, epsilon: float, seed: int, iterations: int, queries: int) -> Info:
     if classes < 4:
         raise UsageError(
             f'AutoAttack\'s targeted loss needs at least 4 classes, the data has {classes}; leave "autoattack" out'

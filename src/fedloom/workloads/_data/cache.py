@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from fedloom.core.errors import StorageFull
-from fedloom.core.records import Array
+from fedloom.core.records import Array, Info, JsonObject
 
 _MANIFEST = "entry.json"
 _CHUNK = 1 << 20
@@ -87,14 +87,14 @@ def map_array(path: Path) -> Array:
     return np.load(path, mmap_mode="c", allow_pickle=False)  # type: ignore[no-any-return]
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Info) -> None:
     """Write a JSON object."""
     path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonObject:
     """Read a JSON object."""
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    value: JsonObject = json.loads(path.read_text(encoding="utf-8"))
     return value
 
 

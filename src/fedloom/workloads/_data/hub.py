@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedloom.core.errors import DataMissing
-from fedloom.core.records import Array
+from fedloom.core.records import Array, JsonObject
 from fedloom.workloads._data.raw import (
     RawData,
     existing,
@@ -89,7 +89,7 @@ def _read(settings: HubData, column: str) -> RawData:
     )
 
 
-def _load(settings: HubData) -> dict[str, Any]:
+def _load(settings: HubData) -> JsonObject:
     """Splits by name."""
     import datasets
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedloom.core.errors import DataMissing
-from fedloom.core.records import Array
+from fedloom.core.records import Array, Info
 from fedloom.workloads._data import cache
 from fedloom.workloads._data.hub import hub_files, read_hub_images
 from fedloom.workloads._data.image_files import (
@@ -55,7 +55,7 @@ class ImageData:
     y_test: Array
     groups: Array | None
     """Group of each training example, (n,), int64."""
-    info: Mapping[str, Any]
+    info: Info
     """Provenance: title, kind, licence, sha256 of the source's bytes, counts, shape, mean and std, label names."""
     sha256: str
     """Digest of source and preparation."""

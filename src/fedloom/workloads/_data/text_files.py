@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fedloom.core.errors import DataMissing
+from fedloom.core.records import JsonObject
 from fedloom.core.seeds import generator
 from fedloom.workloads._data.fortunes import fortunes_files, read_fortunes
 from fedloom.workloads._data.hub import hub_files, read_hub_text
@@ -134,14 +135,14 @@ def _columns(settings: TextTable, path: Path) -> tuple[list[str], list[Any], lis
     return [str(text) for text in columns[0]], columns[1], columns[2]
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_rows(path: Path) -> Iterator[tuple[int, JsonObject]]:
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         reader = csv.DictReader(file)
         for row in reader:
             yield reader.line_num, row
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_rows(path: Path) -> Iterator[tuple[int, JsonObject]]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():

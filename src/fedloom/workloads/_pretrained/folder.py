@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.core.errors import DataMissing
+from fedloom.core.records import Info
 from fedloom.workloads._data.raw import files_below
 
 _TOKENIZER = (
@@ -45,7 +46,7 @@ class PretrainedFolder:
     name: str
     """As the experiment names it."""
     path: Path
-    config: Mapping[str, Any]
+    config: Info
     """What `config.json` says."""
     weights_sha256: dict[str, str]
     """Digest of each weights file, by name."""

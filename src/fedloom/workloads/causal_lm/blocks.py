@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedloom.core.errors import ConfigError, DataMissing
-from fedloom.core.records import Array
+from fedloom.core.records import Array, Info
 from fedloom.workloads._data import cache
 from fedloom.workloads._data.raw import existing, title_of
 from fedloom.workloads._pretrained.folder import PretrainedFolder, quiet
@@ -56,7 +55,7 @@ class BlockData:
     """Number of the file of each training block, shape (n,), int64."""
     names: tuple[str, ...]
     """The training files, in order of their numbers."""
-    info: Mapping[str, Any]
+    info: Info
     """Where the texts come from, for the run's provenance."""
     sha256: str
     """Digest of texts and preparation."""

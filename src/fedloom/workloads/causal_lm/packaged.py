@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 from fedloom.core.errors import DataMissing
+from fedloom.core.records import JsonObject
 from fedloom.workloads._data import cache
 from fedloom.workloads._data.text_files import package_file
 from fedloom.workloads._pretrained.folder import quiet
@@ -42,7 +42,7 @@ def _unpack(source: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import quantization_config as kinds
 
-    place: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
+    place: JsonObject = {"gguf_file": source.name, "local_files_only": True}
     whole = getattr(kinds, "GgufConfig", None)  # releases without it unpack every such file
     unpacked = {"quantization_config": whole(dequantize=True)} if whole else {}
     with quiet():

@@ -1,10 +1,9 @@
 """Settings of a Flower app's client half."""
 
-from typing import Any
-
 from pydantic import Field
 
 from fedloom.core.config import PluginSettings
+from fedloom.core.records import JsonObject
 from fedloom.core.setting_types import CodeRef, DataPath
 
 
@@ -18,7 +17,7 @@ class Config(PluginSettings):
     """The component, `module:object`, as `[tool.flwr.app.components]` has it."""
     run_config: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """`context.run_config`."""
-    node_config: dict[str, Any] = Field(default_factory=dict)
+    node_config: JsonObject = Field(default_factory=dict)
     """`context.node_config`, beside `partition-id` (the client's number) and `num-partitions`."""
     initial_arrays: CodeRef | None = None
     """`module:callable` that makes the initial model (a torch module, a state dict, arrays, or an ArrayRecord), for

@@ -12,7 +12,7 @@ import numpy as np
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadUpdate, ClientFailed, ConfigError, UnsupportedFeature
 from fedloom.core.protocols import Action, LocalRule, WorkloadInfo
-from fedloom.core.records import MODEL, Arrays, Info, Job, Mean, Metrics, Record, Update
+from fedloom.core.records import MODEL, Arrays, Info, Job, JsonObject, Mean, Metrics, Record, Update
 from fedloom.strategies.flower import apps, records
 from fedloom.strategies.flower import flwr_api as flwr
 from fedloom.strategies.flower.messages import KNOB
@@ -39,7 +39,7 @@ class FlowerWorkload:
 
     def __init__(self, app: Any, config: Config, clients: int) -> None:
         self._app, self._config, self._clients = app, config, clients
-        self._encoded: dict[str, tuple[Record, dict[str, Any]]] = {}
+        self._encoded: dict[str, tuple[Record, JsonObject]] = {}
 
     def describe(self) -> WorkloadInfo:
         return WorkloadInfo(data={"name": Path(self._config.app).name, "kind": "app", "app": self._config.app})
@@ -137,7 +137,7 @@ class FlowerWorkload:
                 content[entry["name"]] = flwr.ArrayRecord({name: encoded[name] for name in entry["order"]})
         return content
 
-    def _arrays(self, name: str, record: Record) -> dict[str, Any]:
+    def _arrays(self, name: str, record: Record) -> JsonObject:
         """An input in Flower's encoding, made once for all clients of a group that share it."""
         known = self._encoded.get(name)
         if known is None or known[0] is not record:

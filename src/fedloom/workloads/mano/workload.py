@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from fedloom.core.config import Experiment
 from fedloom.core.protocols import Action, LocalRule, WorkloadInfo
-from fedloom.core.records import MODEL, Array, Arrays, Job, Metrics, Record, Update
+from fedloom.core.records import MODEL, Array, Arrays, Job, JsonObject, Metrics, Record, Update
 from fedloom.core.seeds import generator
 from fedloom.workloads._data.images import ImageData, load_images
 from fedloom.workloads._data.rows import RowShard
@@ -182,7 +181,7 @@ class Scoring:
         rate = self._config.training.learning_rate
         return rate * 0.5 * (1.0 + math.cos(math.pi * (round - 1) / self._rounds)) if self._config.cosine else rate
 
-    def _estimated(self, each: ShiftedSet, inputs: Mapping[str, Record]) -> dict[str, Any]:
+    def _estimated(self, each: ShiftedSet, inputs: Mapping[str, Record]) -> JsonObject:
         """One set's line of the table."""
         pixels, labels = each.load()
         images, adapts = self._normalised(pixels), self._config.batch_statistics

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fedloom.core.records import JsonObject
 from fedloom.workloads._attacks.auto import STAGES, auto_attack
 from fedloom.workloads._attacks.gradient import fgsm, pgd
 from fedloom.workloads._attacks.losses import cross_entropy, margin
@@ -36,7 +36,7 @@ def right_under(model: nn.Module, images: Pixels, attack: str, epsilon: float) -
     return torch.cat(verdicts) if verdicts else torch.zeros(0, dtype=torch.bool)
 
 
-def counted(model: nn.Module, images: Pixels, steps: int, epsilon: float) -> dict[str, Any]:
+def counted(model: nn.Module, images: Pixels, steps: int, epsilon: float) -> JsonObject:
     """How many images there are, are right clean, and are right under PGD: sums that add over parts."""
     return {
         "examples": len(images),
@@ -45,7 +45,7 @@ def counted(model: nn.Module, images: Pixels, steps: int, epsilon: float) -> dic
     }
 
 
-def table(model: nn.Module, images: Pixels, settings: MeasureSettings, epsilon: float, seed: int) -> dict[str, Any]:
+def table(model: nn.Module, images: Pixels, settings: MeasureSettings, epsilon: float, seed: int) -> JsonObject:
     """Every attack of the table on the same images.
 
     Returns:

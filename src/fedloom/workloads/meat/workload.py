@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from fedloom.core.config import Experiment
 from fedloom.core.protocols import Action, LocalRule, WorkloadInfo
-from fedloom.core.records import MODEL, Array, Arrays, Job, Mean, Metrics, Record, Update
+from fedloom.core.records import MODEL, Array, Arrays, Job, JsonObject, Mean, Metrics, Record, Update
 from fedloom.workloads._attacks.auto import require_auto_attack
 from fedloom.workloads._data.images import ImageData, load_images
 from fedloom.workloads._data.rows import RowShard
@@ -202,14 +201,14 @@ class AdversarialTraining:
         job: Job,
         inputs: Mapping[str, Record],
         rng: np.random.Generator,
-        measure: Callable[[Job, int], dict[str, Any]],
+        measure: Callable[[Job, int], JsonObject],
     ) -> Update:
         """Something measured of one input. It counts no examples: nobody trained on them."""
         (name,) = job.inputs
         with self._using(inputs[name], seed=int(rng.integers(2**63))):
             return Update(num_examples=0, info={"model": name, **measure(job, int(rng.integers(2**31)))})
 
-    def _measured(self, job: Job, seed: int) -> dict[str, Any]:
+    def _measured(self, job: Job, seed: int) -> JsonObject:
         settings, epsilon = self._config.measure, self._config.attack.epsilon
         sets = {
             "test": self._images.test.first(settings.examples),
@@ -221,7 +220,7 @@ class AdversarialTraining:
             for name, images in sets.items()
         }
 
-    def _attacked(self, job: Job, seed: int) -> dict[str, Any]:
+    def _attacked(self, job: Job, seed: int) -> JsonObject:
         images = self._images.test.first(self._config.measure.table_examples)
         piece = images.part(int(job.knobs["part"]), int(job.knobs["parts"]))
         return table(self._trainer.model, piece, self._config.measure, self._config.attack.epsilon, seed)

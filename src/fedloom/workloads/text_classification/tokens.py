@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from fedloom.core.records import Array
+from fedloom.core.records import Array, Info
 from fedloom.workloads._data import cache
 from fedloom.workloads._data.settings import TextSource
 from fedloom.workloads._data.text_files import TEXT_SOURCES
@@ -54,7 +52,7 @@ class TokenData:
     test: TokenSplit
     groups: Array | None
     """Group of each training text, (n,), int64."""
-    info: Mapping[str, Any]
+    info: Info
     """Provenance, as for images."""
     sha256: str
     """Digest of source and preparation."""
