@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,7 @@ from fedloom.cli.terminal import output, print_table
 if TYPE_CHECKING:
     from fedloom.api import RunResult
     from fedloom.core.history import RunSummary
+    from fedloom.core.protocols import Sink
 
 
 class Runtime(StrEnum):
@@ -131,7 +132,7 @@ def _runtime(runtime: Runtime | None, workers: int | None, ray_address: str | No
     return [f"runtime.{key}={value}" for key, value in given.items() if value is not None]
 
 
-def _shown(start: Callable[[Sequence[Any]], RunResult], json: bool) -> None:
+def _shown(start: Callable[[Sequence[Sink]], RunResult], json: bool) -> None:
     """Start a run with the terminal looking on; show how it ended, well or not."""
     from fedloom.core.errors import UsageError
     from fedloom.reporting.console import ConsoleSink

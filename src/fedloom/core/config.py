@@ -15,10 +15,11 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic_core import ErrorDetails
 
 from fedloom.core import registry
 from fedloom.core.errors import ConfigError
@@ -155,7 +156,7 @@ class Experiment(Settings):
 
     @pydantic.field_validator("strategy", "workload", "selection", "monitor", mode="before")
     @classmethod
-    def _plugin(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+    def _plugin(cls, value: object, info: pydantic.ValidationInfo) -> PluginSettings | None:
         """Read a plug-in's section with the plug-in's own `Config`."""
         kind = PLUGINS[str(info.field_name)]
         if value is None and info.field_name == "selection":
@@ -326,7 +327,7 @@ def with_overrides(values: Info, overrides: Sequence[str]) -> JsonObject:
     return result
 
 
-def _toml_value(text: str) -> Any:
+def _toml_value(text: str) -> object:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -391,11 +392,11 @@ def _has_tag(kind: type[BaseModel], tag: str | int) -> bool:
     return any(tag in typing.get_args(literal) for literal in literals)
 
 
-def _unquoted(error: Any, name: str) -> str:
+def _unquoted(error: ErrorDetails, name: str) -> str:
     return str(error["ctx"][name]).strip("'")
 
 
-def _flatten(annotation: Any) -> list[Any]:
+def _flatten(annotation: object) -> list[object]:
     origin = typing.get_origin(annotation)
     if origin is Annotated:
         return _flatten(typing.get_args(annotation)[0])

@@ -9,7 +9,6 @@ import functools
 import json
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -187,7 +186,7 @@ def _entries(header: bytes) -> JsonObject:
     return entries
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> JsonObject:
+def _unique(pairs: list[tuple[str, object]]) -> JsonObject:
     """An object of the header; two readers may disagree about a key that comes twice, so there is none."""
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -217,7 +216,7 @@ def _metadata(header: JsonObject) -> JsonObject:
     return dict(meta)
 
 
-def _slot(key: str, entry: Any, meta: JsonObject, data_start: int) -> Slot:
+def _slot(key: str, entry: Info, meta: JsonObject, data_start: int) -> Slot:
     group, name = meta["keys"][key]
     try:
         dtype = _DTYPES[entry["dtype"]]

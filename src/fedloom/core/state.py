@@ -10,7 +10,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,11 +25,11 @@ _SINGLE = "array"
 """Name under which a field that is one array is stored in the field's group."""
 
 
-def dump_state(state: Any) -> Record:
+def dump_state(state: object) -> Record:
     """A dataclass instance as a record: one group per array field, the rest in `info`."""
     groups: dict[str, dict[str, Array]] = {}
     info: JsonObject = {}
-    for field in dataclasses.fields(state):
+    for field in _fields(state):
         value = getattr(state, field.name)
         if isinstance(value, _ARRAY):
             groups[field.name] = {_SINGLE: np.asarray(value)}
@@ -46,13 +46,13 @@ def dump_state(state: Any) -> Record:
     return Record(groups, info)
 
 
-def pinned_in(state: Any) -> dict[str, Pinned]:
+def pinned_in(state: object) -> dict[str, Pinned]:
     """The pinned records a state names, by digest."""
     return {record.sha256: record for record in _pinned(state)}
 
 
-def _pinned(state: Any) -> Iterator[Pinned]:
-    for field in dataclasses.fields(state):
+def _pinned(state: object) -> Iterator[Pinned]:
+    for field in _fields(state):
         value = getattr(state, field.name)
         yield from (item for item in (value if isinstance(value, tuple) else (value,)) if isinstance(item, Pinned))
 
@@ -80,7 +80,13 @@ def load_state(kind: type[T], record: Record, pinned: Mapping[str, Pinned] | Non
     return kind(**values)
 
 
-def _as_tuple(value: Any, hint: Any) -> Any:
+def _fields(state: object) -> tuple[dataclasses.Field[object], ...]:
+    if isinstance(state, type) or not dataclasses.is_dataclass(state):
+        raise TypeError(f"expected an instance of a strategy's or selection's State, a dataclass, got {state!r}")
+    return dataclasses.fields(state)
+
+
+def _as_tuple(value: object, hint: object) -> object:
     """JSON has no tuples; give a field declared as one its type back."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     is_tuple = any(typing.get_origin(option) is tuple for option in options)

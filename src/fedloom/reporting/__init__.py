@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fedloom.reporting.console import ConsoleSink
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["ConsoleSink", "write_report"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import the public names when they are first used: the command line's help needs none of them."""
     if name == "ConsoleSink":
         from fedloom.reporting.console import ConsoleSink

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -232,7 +231,7 @@ def _settings(runs: Sequence[RunFolder]) -> list[Row]:
     return sorted((row for row in rows if row.differs), key=lambda row: is_incidental(row.name))
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 

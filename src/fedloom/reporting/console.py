@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -17,6 +16,7 @@ from rich.text import Text
 from fedloom.core.events import (
     ClientLost,
     ClientsDone,
+    Event,
     NodeChanged,
     NodeRefused,
     Notice,
@@ -64,7 +64,7 @@ class ConsoleSink:
         self.summary: RunSummary | None = None
         """How the run ended; None while it goes on."""
 
-    def write(self, event: Any) -> None:
+    def write(self, event: Event) -> None:
         with self._lock:
             match event:
                 case RunStarted():

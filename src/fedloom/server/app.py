@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from fedloom.core.depot import Depot
 from fedloom.core.errors import UsageError
@@ -263,7 +263,7 @@ class _Relay:
     def __init__(self, emit: Callable[[Event], None]) -> None:
         self._emit = emit
 
-    def write(self, event: Any) -> None:
+    def write(self, event: Event) -> None:
         self._emit(event)
 
     def close(self) -> None:

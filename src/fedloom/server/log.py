@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
-from fedloom.core.events import ClientLost, NodeChanged, NodeRefused, Notice, RoundFinished, RunFinished, RunStarted
+from fedloom.core.events import (
+    ClientLost,
+    Event,
+    NodeChanged,
+    NodeRefused,
+    Notice,
+    RoundFinished,
+    RunFinished,
+    RunStarted,
+)
 from fedloom.core.history import RoundRecord
 
 _log = logging.getLogger(__name__)
@@ -14,7 +22,7 @@ _log = logging.getLogger(__name__)
 class LogSink:
     """Logs what happens, with what it is about in each record's `run`, `round` and `node`."""
 
-    def write(self, event: Any) -> None:
+    def write(self, event: Event) -> None:
         match event:
             case RunStarted():
                 _say(
@@ -60,5 +68,5 @@ def _round_text(record: RoundRecord) -> str:
     return f"round finished in {record.timing.total_s:.3g} s, {asked} asked, {lost} lost{values}"
 
 
-def _say(message: str, level: int = logging.INFO, **about: Any) -> None:
+def _say(message: str, level: int = logging.INFO, **about: str | int) -> None:
     _log.log(level, "%s", message, extra={key: value for key, value in about.items() if value != ""})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from fedloom.core.events import (
     ClientLost,
+    Event,
     NodeChanged,
     NodeRefused,
     RoundFinished,
@@ -68,7 +69,7 @@ class PrometheusSink:
         self._runs = Counter("fedloom_runs_total", "Runs ended", ["status"], registry=home)
         self._states: dict[str, str] = {}
 
-    def write(self, event: Any) -> None:
+    def write(self, event: Event) -> None:
         match event:
             case RunStarted():
                 self._round.labels(event.run_id).set(event.first_round - 1)

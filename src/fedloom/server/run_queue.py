@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import NotFound, RunExists, StorageFull, UsageError
@@ -199,11 +199,11 @@ class RunQueue:
             raise NotFound(f"no run {run_id[:80]!r} on this server; `fedloom runs` lists them")
         return str(row[0])
 
-    def _set(self, run_id: str, **columns: Any) -> None:
+    def _set(self, run_id: str, **columns: str | int | float | None) -> None:
         assignments = ", ".join(f"{name} = ?" for name in columns)
         self._write(f"update runs set {assignments} where run_id = ?", (*columns.values(), run_id))
 
-    def _write(self, statement: str, values: tuple[Any, ...] = ()) -> None:
+    def _write(self, statement: str, values: Sequence[str | int | float | None] = ()) -> None:
         try:
             self._database.execute(statement, values)
         except sqlite3.OperationalError as exc:

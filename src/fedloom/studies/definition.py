@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 import pydantic
 from pydantic import Field
@@ -157,7 +157,7 @@ class Definition(Settings):
 
     @pydantic.field_validator("scenarios", "arms", mode="before")
     @classmethod
-    def _by_name(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+    def _by_name(cls, value: object, info: pydantic.ValidationInfo) -> Mapping[str, Scenario | Arm]:
         field = str(info.field_name)
         kind = Scenario if field == "scenarios" else Arm
         if not isinstance(value, Mapping):
@@ -169,7 +169,7 @@ class Definition(Settings):
 
     @pydantic.field_validator("claims", mode="before")
     @classmethod
-    def _each_claim(cls, value: Any) -> Any:
+    def _each_claim(cls, value: object) -> tuple[Claim, ...]:
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise ValueError("expected a list of tables")
         return tuple(_parsed(Claim, item, ("claims", str(index))) for index, item in enumerate(value))
@@ -291,11 +291,11 @@ def _files_beside(values: JsonObject, folder: Path) -> JsonObject:
     return values
 
 
-def _tables(value: Any) -> list[JsonObject]:
+def _tables(value: object) -> list[JsonObject]:
     return [each for each in value.values() if isinstance(each, dict)] if isinstance(value, dict) else []
 
 
-def _parsed(kind: type[T], values: Any, prefix: tuple[str, ...]) -> T:
+def _parsed(kind: type[T], values: object, prefix: tuple[str, ...]) -> T:
     try:
         return kind.model_validate(values)
     except pydantic.ValidationError as exc:

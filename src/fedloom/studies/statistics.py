@@ -9,11 +9,11 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fedloom.core.records import Array
 from fedloom.core.seeds import generator
 
 Floats = npt.NDArray[np.float64]
@@ -179,7 +179,7 @@ def wilcoxon(differences: npt.ArrayLike) -> tuple[float, float]:
     return min(1.0, float(chances[: observed + 1].sum())), min(1.0, float(chances[observed:].sum()))
 
 
-def estimate(values: Sequence[float], *, seed: int, centre: Callable[..., Any] = np.mean) -> Estimate | None:
+def estimate(values: Sequence[float], *, seed: int, centre: Callable[..., Array] = np.mean) -> Estimate | None:
     """Centre of the finite values with a percentile bootstrap interval over seeds; None where there are none.
 
     Args:

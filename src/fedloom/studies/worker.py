@@ -17,10 +17,9 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from fedloom.core.errors import FedloomError, Interrupted
-from fedloom.core.events import RoundFinished, RunStarted
+from fedloom.core.events import Event, RoundFinished, RunStarted
 from fedloom.core.records import JsonObject
 from fedloom.core.run_files import EXPERIMENT
 
@@ -34,7 +33,7 @@ class _Rounds:
     def __init__(self, say: Say) -> None:
         self._say, self._rounds = say, 0
 
-    def write(self, event: Any) -> None:
+    def write(self, event: Event) -> None:
         match event:
             case RunStarted():
                 self._rounds = event.rounds or 0
@@ -78,7 +77,7 @@ def main() -> None:
     protocol = os.dup(1)
     os.dup2(2, 1)  # what a run prints goes to the log, not into the protocol
 
-    def say(**values: Any) -> None:
+    def say(**values: object) -> None:
         with contextlib.suppress(BrokenPipeError):
             os.write(protocol, json.dumps(values).encode() + b"\n")
 

@@ -13,13 +13,14 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-_WORDS: Mapping[Any, str] = {
+_WORDS: Mapping[object, str] = {
     int: "integer",
     float: "number",
     str: "string",
     bool: "true or false",
     types.NoneType: "none",
     Any: "any value",
+    object: "any value",
 }
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
@@ -47,7 +48,7 @@ def code(text: str) -> str:
     return f"`{text}`"
 
 
-def type_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+def type_words(annotation: object, metadata: Sequence[object] = ()) -> str:
     """A type with its bounds: `integer ≥ 1 or none`."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
@@ -79,7 +80,7 @@ def default_words(field: FieldInfo) -> str:
     return code(json.dumps(value.value if isinstance(value, Enum) else value))
 
 
-def models_in(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: object) -> list[type[BaseModel]]:
     """The models a type is made of, in order: one for a group of settings, several for a choice between groups."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
@@ -89,13 +90,13 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
     return [model for each in inner for model in models_in(each)]
 
 
-def _bounds(metadata: Sequence[Any]) -> list[str]:
+def _bounds(metadata: Sequence[object]) -> list[str]:
     """Numeric limits, as annotated-types spells them: an attribute named after the comparison."""
     found = [(sign, getattr(note, name)) for note in metadata for name, sign in _BOUNDS.items() if hasattr(note, name)]
     return [" and ".join(f"{sign} {_power(limit)}" for sign, limit in found)] if found else []
 
 
-def _power(limit: Any) -> str:
+def _power(limit: object) -> str:
     if isinstance(limit, int) and limit > 10**6 and limit & (limit - 1) == 0:
         return f"2^{limit.bit_length() - 1}"
     return f"{limit:g}" if isinstance(limit, float) else str(limit)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from typing import Any
 
 from fedloom.core.records import Info
 from fedloom.core.run_files import EXPERIMENT
@@ -78,7 +77,7 @@ def _data(run: RunFolder) -> Info:
     return (run.last_event("RunStarted") or {}).get("data") or {}
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Mapping):

@@ -8,7 +8,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import grpc
 from cryptography import x509
@@ -131,7 +131,7 @@ class MemberGate:
 
 def peer_certificate(context: grpc.ServicerContext) -> bytes:
     """The certificate the caller has proved to hold the key of, PEM. Raises `Unauthenticated` where there is none."""
-    shown: Any = context.auth_context().get("x509_pem_cert")
+    shown = context.auth_context().get("x509_pem_cert")
     if not shown:
         raise Unauthenticated("the caller shows no certificate; join the server first: fedloom join TOKEN")
     return bytes(shown[0])

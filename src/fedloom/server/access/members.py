@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -315,7 +314,7 @@ def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def _member(row: Sequence[Any], fingerprint: str) -> Member:
+def _member(row: tuple[str, str, str, float, float | None, float | None], fingerprint: str) -> Member:
     name, role, labels, enrolled, expires, revoked = row
     return Member(
         name=name,

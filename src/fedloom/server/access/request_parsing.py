@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TypeAlias
 
 import grpc
 
 from fedloom.core.errors import BadMessage
 from fedloom.server.access.status import answering
 
+Handler: TypeAlias = "grpc.RpcMethodHandler[object, object]"
+"""How gRPC does one method."""
+
 
 class Reading(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """Parses what comes, and refuses what cannot be parsed, in place of gRPC: anybody could fill the memory else."""
 
     def intercept_service(
-        self, continuation: Callable[[Any], Any], handler_call_details: grpc.HandlerCallDetails
-    ) -> Any:
-        handler: Any = continuation(handler_call_details)
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Handler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        handler = continuation(handler_call_details)
         if handler is None or handler.request_deserializer is None:
             return handler
         parse, write = handler.request_deserializer, handler.response_serializer
 
-        def read(data: bytes) -> Any:
+        def read(data: bytes) -> object:
             try:
                 return parse(data)
             except Exception as exc:
@@ -30,22 +35,22 @@ class Reading(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in t
                     f"{len(data)} bytes came that are no message of {handler_call_details.method}"
                 ) from exc
 
-        def unary(request: bytes, context: grpc.ServicerContext) -> Any:
+        def first(request: bytes, context: grpc.ServicerContext) -> object:
             with answering(context):
-                message = read(request)
-            return handler.unary_unary(message, context)
+                return read(request)
 
-        def streaming(request: bytes, context: grpc.ServicerContext) -> Iterator[Any]:
-            with answering(context):
-                message = read(request)
-            yield from handler.unary_stream(message, context)
+        if (one := handler.unary_unary) is not None:
+            return grpc.unary_unary_rpc_method_handler(
+                lambda request, context: one(first(request, context), context), None, write
+            )
+        if (several := handler.unary_stream) is not None:
 
-        def both(requests: Iterator[bytes], context: grpc.ServicerContext) -> Any:
-            return handler.stream_stream(map(read, requests), context)
+            def streaming(request: bytes, context: grpc.ServicerContext) -> Iterator[object]:
+                yield from several(first(request, context), context)
 
-        if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(unary, None, write)
-        if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(streaming, None, write)
-        assert handler.stream_stream is not None, "no call with a parsed request has this shape"
-        return grpc.stream_stream_rpc_method_handler(both, None, write)
+        both = handler.stream_stream
+        assert both is not None, "no call with a parsed request has this shape"
+        return grpc.stream_stream_rpc_method_handler(
+            lambda requests, context: both(map(read, requests), context), None, write
+        )

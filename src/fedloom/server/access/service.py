@@ -12,9 +12,10 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from fedloom.core.errors import (
     BadMessage,
@@ -44,6 +45,7 @@ from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.fleet.nodes import Mailbox
 from fedloom.server.run_queue import RunQueue
 
+M = TypeVar("M", bound=Message)
 _log = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 16 << 20
@@ -342,22 +344,26 @@ def _credentials(authority: Authority, *, members_only: bool) -> grpc.ServerCred
     """The server's certificate, looked at again with every connection so that a fresh one is used in time."""
     roots = authority.certificate_pem if members_only else None
 
-    def now() -> Any:
+    def now() -> grpc.ServerCertificateConfiguration:
         return grpc.ssl_server_certificate_configuration([authority.server_pair()], roots)
 
     last = [authority.server_pair()]
 
-    def fetch() -> Any:
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
         pair = authority.server_pair()
         if pair == last[0]:
             return None
         last[0] = pair
         return now()
 
-    return grpc.dynamic_ssl_server_credentials(now(), fetch, require_client_authentication=members_only)
+    return grpc.dynamic_ssl_server_credentials(
+        now(),
+        fetch,  # type: ignore[arg-type]  # None keeps the last one, which grpc-stubs do not know
+        require_client_authentication=members_only,
+    )
 
 
-def _raw_methods(fleet: FleetService) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+def _raw_methods(fleet: FleetService) -> dict[str, grpc.RpcMethodHandler[object, object]]:
     """Download and Upload, whose chunks are raw bytes."""
     return {
         "Download": grpc.unary_stream_rpc_method_handler(
@@ -383,7 +389,7 @@ def _until_broken(requests: Iterator[bytes]) -> Iterator[bytes]:
         yield chunk
 
 
-def _parse(kind: Any, data: bytes) -> Any:
+def _parse(kind: type[M], data: bytes) -> M:
     try:
         return kind.FromString(data)
     except Exception as exc:

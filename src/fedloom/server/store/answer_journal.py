@@ -15,7 +15,6 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
@@ -134,7 +133,7 @@ def _sound(path: Path) -> Record | None:
 
 def _answer(key: GroupKey, record: Record) -> Answer:
     """The inverse of what `keep` makes of an answer."""
-    head: Any = record.info
+    head = record.info
     reports = tuple(
         ClientReport(**{**values, "metrics": {name: Mean(**pair) for name, pair in values["metrics"].items()}})
         for values in head["reports"]

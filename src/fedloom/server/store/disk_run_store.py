@@ -10,7 +10,6 @@ import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 import xxhash
@@ -18,6 +17,7 @@ import xxhash
 from fedloom.core import files, frames, run_files
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadFrame, CheckpointCorrupt, LimitExceeded, NotFound, RunExists
+from fedloom.core.events import Event
 from fedloom.core.history import Choice, RoundRecord, RunSummary
 from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import Arrays, Info, Record
@@ -113,7 +113,7 @@ class DiskRunStore:
             self._rewrite(CHOICES, choices)
         return choices
 
-    def append_event(self, event: Any) -> None:
+    def append_event(self, event: Event) -> None:
         line = json.dumps(event_json(event))
         with self._lock:
             self._append(EVENTS, line)

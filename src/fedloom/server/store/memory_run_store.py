@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from fedloom.core import frames
 from fedloom.core.config import Experiment
 from fedloom.core.errors import NotFound
+from fedloom.core.events import Event
 from fedloom.core.history import Choice, RoundRecord, RunSummary
 from fedloom.core.pinned import Pinned
 from fedloom.core.protocols import WorkloadInfo
@@ -21,7 +21,7 @@ class MemoryRunStore:
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
-        self.events: list[Any] = []
+        self.events: list[Event] = []
         self.summary: RunSummary | None = None
         self.model: Arrays | None = None
         self._experiment: Experiment | None = None
@@ -66,7 +66,7 @@ class MemoryRunStore:
             self._choices = [choice for choice in self._choices if choice.round <= upto]
         return list(self._choices)
 
-    def append_event(self, event: Any) -> None:
+    def append_event(self, event: Event) -> None:
         self.events.append(event)
 
     def save_checkpoint(self, checkpoint: Checkpoint, keep: int) -> None:

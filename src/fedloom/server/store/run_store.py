@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import pydantic
 
 from fedloom.core.config import Experiment
+from fedloom.core.events import Event
 from fedloom.core.history import Choice, RoundRecord, RunSummary
 from fedloom.core.pinned import Pinned
 from fedloom.core.protocols import WorkloadInfo
@@ -109,7 +110,7 @@ class RunStore(Protocol):
     def choices(self, upto: int | None = None) -> list[Choice]:
         """The choices recorded; with `upto`, later ones are dropped for good."""
 
-    def append_event(self, event: Any) -> None:
+    def append_event(self, event: Event) -> None:
         """Add one of `core.events`."""
 
     def save_checkpoint(self, checkpoint: Checkpoint, keep: int) -> None:
@@ -144,7 +145,7 @@ def _is_record(value: object) -> bool:
     return isinstance(value, pydantic.BaseModel) or dataclasses.is_dataclass(value)
 
 
-def event_json(event: Any) -> JsonObject:
+def event_json(event: Event) -> JsonObject:
     """An event as one JSON object, with its kind and the time now."""
     values = {}
     for each in dataclasses.fields(event):

@@ -17,7 +17,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -36,7 +35,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedloom"
 
 
-def digest_of(values: Any) -> str:
+def digest_of(values: object) -> str:
     """Hexadecimal SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

@@ -34,7 +34,7 @@ def fortunes_files(settings: Fortunes) -> list[tuple[str, Path]]:
     return [(topic, folder / topic) for topic in sorted(settings.topics)]
 
 
-def read_fortunes(settings: Fortunes, files: list[tuple[str, Path]]) -> RawData:
+def read_fortunes(settings: Fortunes, files: list[tuple[str, Path]]) -> RawData[list[str]]:
     """Texts with their topic as class; white space is one blank each."""
     texts: list[str] = []
     labels: list[int] = []

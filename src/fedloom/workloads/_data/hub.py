@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from fedloom.core.errors import DataMissing
 from fedloom.core.records import Array, JsonObject
 from fedloom.workloads._data.raw import (
     RawData,
+    X,
     existing,
     files_below,
     hold_out,
@@ -21,6 +23,9 @@ from fedloom.workloads._data.raw import (
     title_of,
 )
 from fedloom.workloads._data.settings import HubData, HubImages, HubText
+
+if TYPE_CHECKING:
+    import datasets
 
 _OFFLINE = {"images": 'source = "digits", which is always there', "texts": 'source = "csv" with a file of your own'}
 
@@ -39,17 +44,17 @@ def hub_files(settings: HubData) -> list[tuple[str, Path]]:
     return [(path.name, path) for path in sorted(stored)]
 
 
-def read_hub_images(settings: HubImages, files: list[tuple[str, Path]]) -> RawData:
+def read_hub_images(settings: HubImages, files: list[tuple[str, Path]]) -> RawData[Array]:
     """Images decoded with Pillow, as (n, h, w, c) uint8."""
-    return _read(settings, settings.image_column)
+    return _read(settings, settings.image_column, lambda split: _pictures(split, settings))
 
 
-def read_hub_text(settings: HubText, files: list[tuple[str, Path]]) -> RawData:
+def read_hub_text(settings: HubText, files: list[tuple[str, Path]]) -> RawData[list[str]]:
     """Texts as lists of strings."""
-    return _read(settings, settings.text_column)
+    return _read(settings, settings.text_column, lambda split: [str(text) for text in split[settings.text_column]])
 
 
-def _read(settings: HubData, column: str) -> RawData:
+def _read(settings: HubData, column: str, examples: Callable[[datasets.Dataset], X]) -> RawData[X]:
     splits = _load(settings)
     if settings.train_split not in splits:
         raise DataMissing(
@@ -57,16 +62,16 @@ def _read(settings: HubData, column: str) -> RawData:
             "Set workload.data.train_split"
         )
     wanted = [column, settings.label_column, *([settings.group_column] if settings.group_column else [])]
-    train = splits[settings.train_split]
-    test = splits.get(settings.test_split) if settings.test_split else None
+    train: datasets.Dataset = splits[settings.train_split]
+    test: datasets.Dataset | None = splits.get(settings.test_split) if settings.test_split else None
     for split in (train, *([test] if test is not None else [])):
         missing = [name for name in wanted[: 2 if split is test else None] if name not in split.column_names]
         if missing:
             raise DataMissing(f"{settings.dataset}: no column {missing[0]!r}, it has {', '.join(split.column_names)}")
-    x_train, labels = _column(train, column, settings), list(train[settings.label_column])
+    x_train, labels = examples(train), list(train[settings.label_column])
     groups = number_groups(list(train[settings.group_column])) if settings.group_column else None
     if test is not None:
-        x_test, test_labels = _column(test, column, settings), list(test[settings.label_column])
+        x_test, test_labels = examples(test), list(test[settings.label_column])
     else:
         kept, held = hold_out(len(labels), settings.test_fraction)
         x_test, test_labels = take(x_train, held), take(labels, held)
@@ -125,15 +130,13 @@ def _by_split(files: list[str], settings: HubData) -> dict[str, list[str]]:
     return splits
 
 
-def _column(split: Any, column: str, settings: HubData) -> list[str] | Array:
-    if not isinstance(settings, HubImages):
-        return [str(text) for text in split[column]]
+def _pictures(split: datasets.Dataset, settings: HubImages) -> Array:
     from PIL import Image
 
     from fedloom.workloads._data.pictures import picture_array
 
     pictures = []
-    for value in split[column]:
+    for value in split[settings.image_column]:
         if isinstance(value, dict) and value.get("bytes"):
             value = Image.open(io.BytesIO(value["bytes"]))
         elif not isinstance(value, Image.Image):

@@ -36,7 +36,7 @@ def digits_files(settings: Digits) -> NamedFiles:
     return [(path.name, path)]
 
 
-def read_digits(settings: Digits, files: NamedFiles) -> RawData:
+def read_digits(settings: Digits, files: NamedFiles) -> RawData[Array]:
     """Grey values 0 to 16, as floats from 0 to 1; every fifth example (of a fixed shuffle) is held out."""
     with gzip.open(files[0][1], "rt", encoding="utf-8") as table:
         values = np.loadtxt(table, delimiter=",")
@@ -59,7 +59,7 @@ def available_files(settings: Available) -> NamedFiles:
     return idx_files(Idx()) if Path(FASHION_MNIST).is_dir() else digits_files(Digits())
 
 
-def read_available(settings: Available, files: NamedFiles) -> RawData:
+def read_available(settings: Available, files: NamedFiles) -> RawData[Array]:
     """Whichever the files are."""
     return read_idx(Idx(), files) if len(files) == len(_IDX_NAMES) else read_digits(Digits(), files)
 
@@ -80,7 +80,7 @@ def idx_files(settings: Idx) -> NamedFiles:
     return found
 
 
-def read_idx(settings: Idx, files: NamedFiles) -> RawData:
+def read_idx(settings: Idx, files: NamedFiles) -> RawData[Array]:
     """Images and labels of both splits."""
     x_train, y_train, x_test, y_test = (_idx(path) for _, path in files)
     for images, labels, (name, path) in ((x_train, y_train, files[1]), (x_test, y_test, files[3])):
@@ -128,7 +128,7 @@ def npz_files(settings: Npz) -> NamedFiles:
     return [(path.name, path)]
 
 
-def read_npz(settings: Npz, files: NamedFiles) -> RawData:
+def read_npz(settings: Npz, files: NamedFiles) -> RawData[Array]:
     """The arrays, and a split where the archive has no test set."""
     path = files[0][1]
     try:
@@ -176,7 +176,7 @@ def images_files(settings: Images) -> NamedFiles:
     return found
 
 
-def read_images(settings: Images, files: NamedFiles) -> RawData:
+def read_images(settings: Images, files: NamedFiles) -> RawData[Array]:
     """Pictures resized to `size` x `size`; the class is the folder a picture lies in."""
     folder = Path(settings.folder).expanduser()
     has_test = (folder / "test").is_dir()

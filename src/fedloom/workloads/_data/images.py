@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -33,7 +32,7 @@ _FORMAT = 1
 _BLOCK = 4096
 """Images normalised at a time."""
 
-_SOURCES: dict[type, tuple[Callable[[Any], list[tuple[str, Path]]], Callable[..., RawData]]] = {
+_SOURCES: dict[type, tuple[Callable[..., list[tuple[str, Path]]], Callable[..., RawData[Array]]]] = {
     Digits: (digits_files, read_digits),
     Available: (available_files, read_available),
     Idx: (idx_files, read_idx),
@@ -129,7 +128,7 @@ def _formed(x: Array, size: int | None, channels: int | None) -> Array:
     return np.concatenate(blocks)
 
 
-def _prepare(raw: RawData, x_train: Array, x_test: Array, source_sha256: str, folder: Path) -> None:
+def _prepare(raw: RawData[Array], x_train: Array, x_test: Array, source_sha256: str, folder: Path) -> None:
     """Normalise and write the arrays."""
     if x_train.shape[1:] != x_test.shape[1:]:
         raise DataMissing(f"{raw.title}: training images are {x_train.shape[1:]}, test images {x_test.shape[1:]}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,9 @@ from fedloom.workloads._data.settings import (
     Shards,
     SizeSkew,
 )
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
 
 Rows = npt.NDArray[np.int64]
 _FORMAT = 1
@@ -125,7 +128,12 @@ def _shuffled(labels: Rows, seed: int) -> Rows:
 
 
 def _from_flower(
-    partitioner: Any, settings: Any, labels: Rows, clients: int, seed: int, rows: Rows | None = None
+    partitioner: Partitioner,
+    settings: PartitionSettings,
+    labels: Rows,
+    clients: int,
+    seed: int,
+    rows: Rows | None = None,
 ) -> list[Rows]:
     """Every client's rows from a partitioner of flwr-datasets: of `rows`, or of all, shuffled."""
     from fedloom.workloads._data.row_table import RowTable
@@ -239,7 +247,7 @@ def _natural(settings: Natural, labels: Rows, groups: Rows | None, clients: int,
     return [np.flatnonzero(np.isin(groups, values[client::clients])) for client in range(clients)]
 
 
-_SCHEMES: dict[type, Callable[[Any, Rows, Rows | None, int, int], list[Rows]]] = {
+_SCHEMES: dict[type, Callable[..., list[Rows]]] = {
     Iid: _iid,
     Dirichlet: _dirichlet,
     Pathological: _pathological,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypeAlias, TypeVar, overload
 
 import numpy as np
 
@@ -14,19 +14,23 @@ from fedloom.core.records import Array
 from fedloom.core.seeds import generator
 from fedloom.workloads._data.settings import LocalData
 
+Item = TypeVar("Item")
+X = TypeVar("X", Array, list[str])
+Label: TypeAlias = str | int
+"""A class as a source names it."""
 _SPLIT_SEED = 0
 """Held-out examples are the same in every experiment, whatever its seed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RawData:
+class RawData(Generic[X]):
     """A data set in memory: a training and a test set, and what is known about them."""
 
-    x_train: Any
+    x_train: X
     """Images, (n, h, w), (n, h, w, c) or (n, c, h, w), uint8 or float; or a list of n texts."""
     y_train: Array
     """Classes from 0, shape (n,), int64."""
-    x_test: Any
+    x_test: X
     y_test: Array
     groups: Array | None = None
     """Number of the group of each training example (for the `natural` partition), shape (n,), int64."""
@@ -51,12 +55,16 @@ def hold_out(num_examples: int, fraction: float) -> tuple[Array, Array]:
     return np.sort(order[num_test:]), np.sort(order[:num_test])
 
 
-def take(values: Any, rows: Array) -> Any:
-    """The given rows of an array or of a list."""
+@overload
+def take(values: list[Item], rows: Array) -> list[Item]: ...
+@overload
+def take(values: Array, rows: Array) -> Array: ...
+def take(values: list[Item] | Array, rows: Array) -> list[Item] | Array:
+    """Return the given rows of an array or of a list."""
     return [values[row] for row in rows.tolist()] if isinstance(values, list) else values[rows]
 
 
-def number_labels(train: Sequence[Any], test: Sequence[Any], where: str) -> tuple[Array, Array, tuple[str, ...]]:
+def number_labels(train: Sequence[Label], test: Sequence[Label], where: str) -> tuple[Array, Array, tuple[str, ...]]:
     """Classes as numbers from 0, in sorted order of their values, and their names.
 
     Raises:
@@ -72,7 +80,7 @@ def number_labels(train: Sequence[Any], test: Sequence[Any], where: str) -> tupl
     return as_numbers[0], as_numbers[1], tuple(str(value) for value in ordered)
 
 
-def number_groups(values: Sequence[Any]) -> Array:
+def number_groups(values: Sequence[object]) -> Array:
     """Group values as numbers from 0, in sorted order of their text."""
     _, numbers = np.unique(np.array([str(value) for value in values]), return_inverse=True)
     return numbers.astype(np.int64)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import datasets
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +41,6 @@ class RowTable(datasets.Dataset):  # type: ignore[misc]  # partitioners insist o
         """The table in order of label."""
         return RowTable(self._labels, self._rows[np.argsort(self[column], kind="stable")])
 
-    def select(self, indices: Any) -> Rows:
+    def select(self, indices: npt.ArrayLike) -> Rows:
         """Row numbers at these places."""
         return self._rows[np.asarray(indices, np.int64)]

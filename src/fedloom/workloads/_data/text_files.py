@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from fedloom.core.seeds import generator
 from fedloom.workloads._data.fortunes import fortunes_files, read_fortunes
 from fedloom.workloads._data.hub import hub_files, read_hub_text
 from fedloom.workloads._data.raw import (
+    Label,
     RawData,
     existing,
     hold_out,
@@ -60,7 +60,7 @@ def tweets_files(settings: Tweets) -> NamedFiles:
     return [(found.name, found)]
 
 
-def read_tweets(settings: Tweets, files: NamedFiles) -> RawData:
+def read_tweets(settings: Tweets, files: NamedFiles) -> RawData[list[str]]:
     """Texts without handles and links, and the raters' majority as class."""
     rows = [row for _, row in _csv_rows(files[0][1]) if row.get("sentiment") in _LABELS]
     if len(rows) < 100:
@@ -97,7 +97,7 @@ def table_files(settings: TextTable) -> NamedFiles:
     return [(Path(path).name, existing(path, "workload.data", remedy)) for path in paths]
 
 
-def read_table(settings: TextTable, files: NamedFiles) -> RawData:
+def read_table(settings: TextTable, files: NamedFiles) -> RawData[list[str]]:
     """Columns of a CSV or JSON-lines table."""
     tables = [_columns(settings, path) for _, path in files]
     texts, labels, groups = tables[0]
@@ -121,10 +121,10 @@ def read_table(settings: TextTable, files: NamedFiles) -> RawData:
     )
 
 
-def _columns(settings: TextTable, path: Path) -> tuple[list[str], list[Any], list[Any]]:
+def _columns(settings: TextTable, path: Path) -> tuple[list[str], list[Label], list[Label]]:
     rows = _csv_rows(path) if isinstance(settings, Csv) else _json_rows(path)
     wanted = [settings.text_column, settings.label_column, *([settings.group_column] if settings.group_column else [])]
-    columns: list[list[Any]] = [[], [], []]
+    columns: list[list[Label]] = [[], [], []]
     for line, row in rows:
         for name, column in zip(wanted, columns, strict=False):
             if row.get(name) is None:
@@ -156,7 +156,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, JsonObject]]:
             yield number, row
 
 
-TEXT_SOURCES: dict[type, tuple[Callable[[Any], NamedFiles], Callable[..., RawData]]] = {
+TEXT_SOURCES: dict[type, tuple[Callable[..., NamedFiles], Callable[..., RawData[list[str]]]]] = {
     Tweets: (tweets_files, read_tweets),
     Fortunes: (fortunes_files, read_fortunes),
     Csv: (table_files, read_table),

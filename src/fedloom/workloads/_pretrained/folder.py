@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fedloom.core.errors import DataMissing
 from fedloom.core.records import Info
 from fedloom.workloads._data.raw import files_below
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _TOKENIZER = (
     "tokenizer.json",
@@ -56,7 +59,7 @@ class PretrainedFolder:
         """What decides how texts become tokens."""
         return [(name, self.path / name) for name in _TOKENIZER if (self.path / name).is_file()]
 
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """The folder's tokenizer."""
         from transformers import AutoTokenizer
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -116,7 +115,7 @@ def _delta(settings: Delta, time_steps: int, pixels: Pixels, images: Tensor, noi
     return torch.stack(events, 2).to(images.dtype)
 
 
-_ENCODERS: dict[type, Callable[[Any, int, Pixels, Tensor, Tensor | None], Tensor]] = {
+_ENCODERS: dict[type, Callable[..., Tensor]] = {
     Direct: _direct,
     Poisson: _poisson,
     Latency: _latency,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from fedloom.core.errors import ConfigError, DataMissing
+from fedloom.core.records import Info
 from fedloom.workloads._pretrained.folder import Place, PretrainedFolder, find_pretrained, quiet
 
 _SETTING = "workload.model.pretrained"
@@ -84,7 +83,7 @@ def _check_images(found: PretrainedFolder, shape: tuple[int, int, int]) -> None:
         )
 
 
-def _check_weights(place: str, told: Any) -> None:
+def _check_weights(place: str, told: Info) -> None:
     """Only the output layer may be new."""
     names = [*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])]
     odd = sorted(name for name in names if not name.startswith(("classifier.", "head.")))

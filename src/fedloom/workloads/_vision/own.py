@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -34,7 +33,7 @@ def build_classifier(spec: str, shape: tuple[int, int, int], num_labels: int) ->
     function = getattr(_module(place, spec), name, None)
     if not callable(function):
         raise ConfigError(f"workload.classifier: {place!r} has no function {name!r}")
-    model: Any = function(shape, num_labels)
+    model = function(shape, num_labels)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"workload.classifier: {spec!r} made a {type(model).__name__}, expected a torch.nn.Module")
     training = model.training

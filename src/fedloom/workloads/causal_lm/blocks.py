@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from fedloom.workloads._data import cache
 from fedloom.workloads._data.raw import existing, title_of
 from fedloom.workloads._pretrained.folder import PretrainedFolder, quiet
 from fedloom.workloads.causal_lm.config import Texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 NO_TARGET = -100
 """Label of a place whose token nobody has to predict: what cross-entropy leaves out."""
@@ -119,7 +122,7 @@ def list_texts(where: str, pattern: str, setting: str) -> NamedFiles:
     return [(str(path.relative_to(root)), path) for path in found]
 
 
-def _tokens(tokenizer: Any, path: Path) -> Array:
+def _tokens(tokenizer: PreTrainedTokenizerBase, path: Path) -> Array:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as exc:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -37,7 +36,7 @@ class FlowerWorkload:
 
     keeps_client_state = True
 
-    def __init__(self, app: Any, config: Config, clients: int) -> None:
+    def __init__(self, app: flwr.ClientApp, config: Config, clients: int) -> None:
         self._app, self._config, self._clients = app, config, clients
         self._encoded: dict[str, tuple[Record, JsonObject]] = {}
 
@@ -111,12 +110,12 @@ class FlowerWorkload:
             )
         return self._update(reply.content, context, job, plain=described is None, had_state=state is not None)
 
-    def _context(self, client: int, state: Record | None) -> Any:
+    def _context(self, client: int, state: Record | None) -> flwr.Context:
         node_config = {"partition-id": client, "num-partitions": self._clients} | dict(self._config.node_config)
         kept = records.join(state.groups, state.info["content"]) if state is not None else flwr.RecordDict()
         return flwr.make_context(flwr.node_id(client), node_config, self._config.run_config, kept)
 
-    def _content(self, job: Job, inputs: Mapping[str, Record]) -> Any:
+    def _content(self, job: Job, inputs: Mapping[str, Record]) -> flwr.RecordDict:
         content = flwr.RecordDict()
         for name in job.inputs:
             key = records.ARRAYS if name == MODEL else name
@@ -125,7 +124,7 @@ class FlowerWorkload:
         content[records.CONFIG] = flwr.ConfigRecord({**knobs, "server-round": job.round})
         return content
 
-    def _described(self, described: Info, inputs: Mapping[str, Record]) -> Any:
+    def _described(self, described: Info, inputs: Mapping[str, Record]) -> flwr.RecordDict:
         content = flwr.RecordDict()
         for entry in described["content"]:
             if entry["kind"] != "arrays":
@@ -145,7 +144,9 @@ class FlowerWorkload:
             known = self._encoded[name] = (record, encoded)
         return known[1]
 
-    def _update(self, content: Any, context: Any, job: Job, *, plain: bool, had_state: bool) -> Update:
+    def _update(
+        self, content: flwr.RecordDict, context: flwr.Context, job: Job, *, plain: bool, had_state: bool
+    ) -> Update:
         groups, described = records.split(content)
         if len(groups) == 1:
             groups = {MODEL: next(iter(groups.values()))}
@@ -175,7 +176,7 @@ class FlowerWorkload:
             state=Record(kept_groups, {"content": kept}) if kept or had_state else None,
         )
 
-    def _examples(self, content: Any) -> float | None:
+    def _examples(self, content: flwr.RecordDict) -> float | None:
         for record in content.metric_records.values():
             value = record.get(self._config.weighted_by)
             if isinstance(value, int | float):
@@ -192,7 +193,7 @@ def _check_plain(described: list[Info], job: Job) -> None:
             )
 
 
-def _as_arrays(made: Any, source: str) -> Arrays:
+def _as_arrays(made: object, source: str) -> Arrays:
     """Whatever an app calls its initial model, as arrays."""
     if hasattr(made, "state_dict"):
         made = made.state_dict()

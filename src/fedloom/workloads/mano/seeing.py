@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +43,7 @@ def see(model: nn.Module, images: Tensor, *, batch_statistics: bool = False) -> 
     read: list[Tensor] = []
     head = next((layer for layer in reversed(list(model.modules())) if isinstance(layer, nn.Linear)), None)
 
-    def keep(_: nn.Module, inputs: Any) -> None:
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         read.append(inputs[0].detach())
 
     hook = head.register_forward_pre_hook(keep) if head is not None else None
