@@ -45,7 +45,7 @@ def conform(part: object, interface: type[T], ref: PartRef) -> T:
     """
     base = get_origin(interface) or interface
     _check_methods(part, _hooks(base), _required(base), ref)
-    if "State" in _attributes(base) and not dataclasses.is_dataclass(getattr(part, "State", None)):
+    if "State" in _attributes(base) and not dataclasses.is_dataclass(inspect.getattr_static(part, "State", None)):
         raise PluginInvalid(
             f"{_where(type(part), ref)}: {type(part).__name__} has no State; expected a class attribute State, the "
             "frozen dataclass its states are, so that a run can be resumed"
