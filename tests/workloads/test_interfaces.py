@@ -48,16 +48,18 @@ def spiking_classification(
     return it, it, it, it, it, it
 
 
-def mano(it: Scoring) -> tuple[Workload[ScoredShard], HasLogits[ScoredShard]]:
-    return it, it
+def mano(it: Scoring) -> tuple[Workload[ScoredShard], HasLogits[ScoredShard], HasActions]:
+    return it, it, it
 
 
-def meat(it: AdversarialTraining) -> tuple[Workload[RowShard], HasLogits[RowShard]]:
-    return it, it
+def meat(
+    it: AdversarialTraining,
+) -> tuple[Workload[RowShard], HasLogits[RowShard], HasActions, KeepsClientState[RowShard]]:
+    return it, it, it, it
 
 
-def flower(it: FlowerWorkload) -> Workload[AppShard]:
-    return it
+def flower(it: FlowerWorkload) -> tuple[Workload[AppShard], HasActions, KeepsClientState[AppShard]]:
+    return it, it, it
 
 
 DECLARED: dict[str, Callable[..., object]] = {
