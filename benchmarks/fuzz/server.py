@@ -21,7 +21,7 @@ from fedloom.core.messages import Hello, RunSpec
 from fedloom.core.records import MODEL, Exchange, Job, Record
 from fedloom.server.access.members import Registry
 from fedloom.server.app import Membership, Server, enroll_administrator, open_security
-from fedloom.server.fleet.open_exchange import PlannedGroup
+from fedloom.server.fleet.planned import PlannedExchange, PlannedGroup, RunFacts
 from fedloom.server.fleet.vetting import vet_sum
 from fedloom.server.run_queue import RunQueue
 
@@ -115,8 +115,8 @@ def _never(store: Any, emit: Any, stop: threading.Event) -> Any:
 @contextlib.contextmanager
 def _exchange(server: Server) -> Iterator[Iterator[dict[str, Any]]]:
     """An exchange that never ends, and what is held at each line."""
-    run = RunSpec(run_id=RUN, experiment={"round": {"max_attempts": 1_000_000}})
-    groups = [PlannedGroup(jobs=(Job(round=1, client=client),), work=1.0) for client in (0, 1)]
+    run = RunFacts(spec=RunSpec(run_id=RUN, experiment={}), max_attempts=1_000_000)
+    groups = tuple(PlannedGroup(jobs=(Job(round=1, client=client),), work=1.0) for client in (0, 1))
     spec = Exchange(jobs=tuple(group.jobs[0] for group in groups), inputs={MODEL: model()})
 
     def vet(total: Record, clients: Any) -> None:
@@ -140,7 +140,8 @@ def _exchange(server: Server) -> Iterator[Iterator[dict[str, Any]]]:
                 "announced bytes": sum(len(upload.data) for upload in server.payloads._uploads.values()),
             }
 
-    with server.coordinator.exchange(run, 1, 0, spec, groups, (), vet) as opened:
+    planned = PlannedExchange(run=run, round=1, index=0, exchange=spec, groups=groups, vet=vet)
+    with server.coordinator.exchange(planned) as opened:
         yield lines()
 
 

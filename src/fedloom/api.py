@@ -17,6 +17,7 @@ from fedloom.core.records import Arrays
 from fedloom.core.run_files import EXPERIMENT
 from fedloom.core.text import did_you_mean
 from fedloom.server.app import Server, new_token
+from fedloom.server.rounds.run_services import FleetAccess
 from fedloom.server.rounds.session import Outcome, run_session
 from fedloom.server.store.disk_run_store import DiskRunStore
 from fedloom.server.store.memory_run_store import MemoryRunStore
@@ -155,16 +156,13 @@ def _run_agents_and_session(experiment: Experiment, store: RunStore, sinks: Sequ
         host, token = runtime.host(), new_token()
         address = f"{host}:{server.listen(host, token=token)}" if host else ""
         runtime.start(server.coordinator, address, token)
-        outcome = run_session(
-            experiment,
-            store,
-            server.coordinator,
-            runtime.place,
-            sinks,
-            stop=stop,
+        fleet = FleetAccess(
+            coordinator=server.coordinator,
+            place=runtime.place,
             pump=None if host else runtime.pump,
             patience_s=PATIENCE_S,
         )
+        outcome = run_session(experiment, store, fleet, sinks, stop=stop)
         server.coordinator.close("the run is over")
     return outcome
 

@@ -11,16 +11,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fleet_support import Hand, a_sum, model_record, result, run_spec, until
+from fleet_support import Hand, a_sum, access, model_record, result, until
 
+from fedloom.core.accumulators import RunningMean
 from fedloom.core.config import Experiment
 from fedloom.core.messages import Ack, Group, GroupKey, GroupResult, Heartbeat, PayloadRef
 from fedloom.core.pinned import Pinned
 from fedloom.core.records import ClientFailure, ClientReport, Exchange, Job, Mean, Record
 from fedloom.server.fleet.coordinator import Coordinator
-from fedloom.server.fleet.open_exchange import Answer, PlannedGroup
+from fedloom.server.fleet.open_exchange import Answer
 from fedloom.server.fleet.payloads import PayloadStore
-from fedloom.server.rounds.exchange import Collected, Collector
+from fedloom.server.fleet.planned import PlannedGroup, RunFacts
+from fedloom.server.rounds.closing import ClosingTerms
+from fedloom.server.rounds.collector import Collector
+from fedloom.server.rounds.counts import Collected
+from fedloom.server.rounds.request import ExchangeRequest
+from fedloom.server.rounds.run_services import RunOutputs
 from fedloom.server.store.answer_journal import AnswerJournal
 from fedloom.server.store.memory_run_store import MemoryRunStore
 from fedloom.simulation.in_process import InProcessChannel
@@ -35,6 +41,10 @@ def journal(folder: Path, **settings: Any) -> AnswerJournal:
 def ask(*clients: int, value: float = 1.0, **changes: Any) -> Exchange:
     jobs = tuple(Job(round=3, client=client) for client in clients)
     return Exchange(jobs=jobs, inputs={"model": model_record(value=value)}, **changes)
+
+
+def asking(exchange: Exchange) -> ExchangeRequest:
+    return ExchangeRequest(round=3, index=0, exchange=exchange, terms=ClosingTerms(quota=len(exchange.jobs)))
 
 
 def grouped(exchange: Exchange) -> list[PlannedGroup]:
@@ -145,10 +155,8 @@ class Fleet:
         hand.open()
         hand.channel.send(Heartbeat())
         stop = threading.Event()
-        collector = Collector(
-            self._experiment, run_spec("run"), coordinator, MemoryRunStore("run"), lambda event: None, stop, None, None,
-            self.journal,
-        )  # fmt: skip
+        outputs = RunOutputs(store=MemoryRunStore("run"), emit=lambda event: None, journal=self.journal)
+        collector = Collector(RunFacts.of("run", self._experiment), access(coordinator), outputs, stop)
         return hand, collector, stop
 
     def close(self) -> None:
@@ -169,7 +177,7 @@ def in_background(collector: Collector, exchange: Exchange) -> tuple[threading.T
 
     def collect() -> None:
         try:
-            outcome.append(collector.collect(exchange, 3, 0, quorum=1.0, deadline_s=None))
+            outcome.append(collector.collect(asking(exchange)))
         except Exception as exc:
             outcome.append(exc)
 
@@ -210,9 +218,9 @@ class TestRestart:
         assert set(reply_to_all(hand, 2)) == {4, 5, 6} - {first.jobs[0].client}
         thread.join(10)
         (collected,) = outcome
-        assert isinstance(collected, Collected) and collected.restored == 1
+        assert isinstance(collected, Collected) and collected.counts.restored == 1
         assert [report.client for report in collected.reports] == [4, 5, 6]
-        assert collected.total.count == 3
+        assert isinstance(collected.total, RunningMean) and collected.total.count == 3
         np.testing.assert_array_equal(collected.total.value()["model"]["w"], np.full(3, 5.0, np.float32))
 
     def test_a_round_that_was_complete_asks_nobody(self, fleet: Fleet) -> None:
@@ -221,8 +229,8 @@ class TestRestart:
         reply(hand, hand.take(Group)[0])
         thread.join(10)
         hand, collector, _ = fleet.start()
-        collected = collector.collect(ask(4), 3, 0, quorum=1.0, deadline_s=None)
-        assert collected.restored == 1 and [report.client for report in collected.reports] == [4]
+        collected = collector.collect(asking(ask(4)))
+        assert collected.counts.restored == 1 and [report.client for report in collected.reports] == [4]
         assert not [message for message in hand.drain() if isinstance(message, Group)]
 
     def test_another_model_is_another_question(self, fleet: Fleet) -> None:
@@ -234,7 +242,7 @@ class TestRestart:
         thread, outcome = in_background(collector, ask(4, value=1.5))
         reply(hand, hand.take(Group)[0])
         thread.join(10)
-        assert outcome[0].restored == 0
+        assert outcome[0].counts.restored == 0
 
 
 def test_an_answer_is_acknowledged_only_once_it_is_written_down(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +262,7 @@ def test_an_answer_is_acknowledged_only_once_it_is_written_down(fleet: Fleet, mo
     may_write.set()
     assert hand.take(Ack) == [Ack(key=group.key, status="accepted")]
     thread.join(10)
-    assert outcome[0].duplicates == 1
+    assert outcome[0].counts.duplicates == 1
 
 
 def test_answers_that_cannot_be_folded_are_not_met_again(fleet: Fleet) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fleet_support import Hand, Listener, a_sum, exchange, model_record, named, planned, result, run_spec, until
+from fleet_support import Hand, Listener, a_sum, access, exchange, model_record, named, planned, result, run_spec, until
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import (
@@ -35,9 +35,12 @@ from fedloom.core.messages import (
 )
 from fedloom.core.records import ClientFailure, ClientReport, Exchange, Job, Record
 from fedloom.server.fleet.coordinator import Coordinator
-from fedloom.server.fleet.open_exchange import PlannedGroup
 from fedloom.server.fleet.payloads import PayloadStore
-from fedloom.server.rounds.exchange import Collector
+from fedloom.server.fleet.planned import PlannedGroup, RunFacts
+from fedloom.server.rounds.closing import ClosingTerms
+from fedloom.server.rounds.collector import Collector
+from fedloom.server.rounds.request import ExchangeRequest
+from fedloom.server.rounds.run_services import RunOutputs
 from fedloom.server.store.memory_run_store import MemoryRunStore
 from fedloom.simulation.in_process import InProcessChannel
 
@@ -448,12 +451,18 @@ class TestEnding:
 
 
 def collector(coordinator: Coordinator, linear: Make, **options: Any) -> Collector:
-    fields = {"stop": threading.Event(), "pump": None, "patience_s": None, "emit": lambda event: None, **options}
-    return Collector(linear(), run_spec("run", max_attempts=2), coordinator, MemoryRunStore("run"), **fields)
+    run = RunFacts.of("run", linear(round={"max_attempts": 2, "group_size": 1}))
+    outputs = RunOutputs(store=MemoryRunStore("run"), emit=lambda event: None)
+    return Collector(run, access(coordinator, **options), outputs, threading.Event())
 
 
-def ask(*clients: int) -> Exchange:
-    return Exchange(jobs=tuple(Job(round=3, client=client) for client in clients), inputs={"model": model_record()})
+def ask(*clients: int) -> ExchangeRequest:
+    jobs = tuple(Job(round=3, client=client) for client in clients)
+    return asking(Exchange(jobs=jobs, inputs={"model": model_record()}))
+
+
+def asking(exchange: Exchange) -> ExchangeRequest:
+    return ExchangeRequest(round=3, index=0, exchange=exchange, terms=ClosingTerms(quota=len(exchange.jobs)))
 
 
 class TestTexts:
@@ -461,14 +470,14 @@ class TestTexts:
 
     def test_no_agent_for_too_long(self, coordinator: Coordinator, linear: Make) -> None:
         with pytest.raises(NoCapacity) as caught:
-            collector(coordinator, linear, patience_s=0.05).collect(ask(1), 3, 0, quorum=1.0, deadline_s=None)
+            collector(coordinator, linear, patience_s=0.05).collect(ask(1))
         assert "no agent has been connected" in str(caught.value) and "1 groups of work wait" in str(caught.value)
         assert "fedloom client --server" in str(caught.value)
 
     def test_workers_that_cannot_be_kept_alive(self, coordinator: Coordinator, linear: Make) -> None:
         coordinator.give_up("worker-1 died 4 times in a row (last: signal 9)")
         with pytest.raises(NoCapacity, match="worker-1 died 4 times in a row"):
-            collector(coordinator, linear).collect(ask(1), 3, 0, quorum=1.0, deadline_s=None)
+            collector(coordinator, linear).collect(ask(1))
 
     def test_lost_workers_name_client_round_stage_and_node(self, coordinator: Coordinator, linear: Make) -> None:
         def die() -> None:
@@ -479,7 +488,7 @@ class TestTexts:
         thread = threading.Thread(target=die)
         thread.start()
         with pytest.raises(QuorumNotReached) as caught:
-            collector(coordinator, linear).collect(ask(5), 3, 0, quorum=1.0, deadline_s=None)
+            collector(coordinator, linear).collect(ask(5))
         thread.join()
         text = str(caught.value)
         assert "round 3 needs answers of 1 of 1 clients" in text
@@ -498,7 +507,7 @@ class TestTexts:
         thread = threading.Thread(target=fail)
         thread.start()
         with pytest.raises(ClientFailed, match="client 5, round 3, stage train on n1: RuntimeError: broken\nline 1"):
-            collector(coordinator, linear).collect(ask(5), 3, 0, quorum=1.0, deadline_s=None)
+            collector(coordinator, linear).collect(ask(5))
         thread.join()
 
     @pytest.mark.parametrize(
@@ -518,5 +527,5 @@ class TestTexts:
     ) -> None:
         join(coordinator, "a")
         with pytest.raises(RunFailed, match=text):
-            collector(coordinator, linear).collect(exchange, 3, 0, quorum=1.0, deadline_s=None)
+            collector(coordinator, linear).collect(asking(exchange))
         assert groups(join(coordinator, "b")) == []

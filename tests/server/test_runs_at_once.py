@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_support import PLACE, exchange, planned, run_spec, until
+from fleet_support import access, exchange, planned, run_spec, until
 
 from fedloom import api
 from fedloom.client.agent import Agent
@@ -49,7 +49,7 @@ def coordinator() -> Iterator[Coordinator]:
 @pytest.fixture
 def runs(coordinator: Coordinator, tmp_path: Path) -> Iterator[RunQueue]:
     def run_one(store: DiskRunStore, emit: Callable[[Event], None], stop: threading.Event) -> RunSummary:
-        return run_session(store.experiment(), store, coordinator, lambda: PLACE, [Relay(emit)], stop=stop).summary
+        return run_session(store.experiment(), store, access(coordinator), [Relay(emit)], stop=stop).summary
 
     queue = RunQueue(tmp_path / "state", run_one, at_once=3)
     agents = [
@@ -107,9 +107,7 @@ def test_labels_decide_who_gets_a_group_and_may_change(coordinator: Coordinator)
     north = InProcessChannel(coordinator)
     north.open(Hello(node="n", session="1"))
     north.send(Heartbeat())
-    spec = run_spec("labelled")
-    spec.experiment["fleet"] = {"labels": {"site": "south"}}
-    with exchange(coordinator, planned(1.0), run=spec):
+    with exchange(coordinator, planned(1.0), run=run_spec("labelled"), labels={"site": "south"}):
         assert north.receive(0.1) is None
         coordinator.label("n", {"site": "south"})
         messages = [north.receive(1.0), north.receive(1.0)]

@@ -24,6 +24,7 @@ from fleet_support import (
     SUPPORT,
     TOKEN,
     Hand,
+    access,
     agents,
     exchange,
     hold_session,
@@ -41,7 +42,7 @@ from fedloom.core.events import RoundFinished, RoundStarted
 from fedloom.core.messages import Channel, FromAgent, Group, Heartbeat, Hello, ToAgent, Welcome
 from fedloom.core.records import Record
 from fedloom.server.fleet import payloads
-from fedloom.server.rounds.session import Place, run_session
+from fedloom.server.rounds.session import run_session
 from fedloom.server.store.memory_run_store import MemoryRunStore
 
 Make = Callable[..., Experiment]
@@ -295,15 +296,8 @@ def test_the_bytes_we_count_are_those_that_cross() -> None:
     with quick_server(shared_memory=False, heartbeat_s=0.5) as server:
         port = server.listen(token=TOKEN)
         with contextlib.closing(Proxy(port)) as proxy, agents(f"127.0.0.1:{proxy.port}", ["one", "two"]):
-            outcome = run_session(
-                experiment,
-                MemoryRunStore("counted"),
-                server.coordinator,
-                lambda: Place(runtime="test", workers=2, where="here"),
-                (),
-                stop=threading.Event(),
-                patience_s=10,
-            )
+            fleet = access(server.coordinator, patience_s=10)
+            outcome = run_session(experiment, MemoryRunStore("counted"), fleet, (), stop=threading.Event())
             assert outcome.error is None
             rows = server.coordinator.rows()
             for way, crossed in (("down", proxy.down), ("up", proxy.up)):

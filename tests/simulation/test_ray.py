@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_support import TOKEN, until
+from fleet_support import TOKEN, access, until
 
 from fedloom import api
 from fedloom.core.config import Experiment, RuntimeSettings
@@ -90,15 +90,8 @@ def test_a_killed_actor_is_replaced_and_the_bits_stay(cluster: Any, linear: Make
         host = runtime.host()
         runtime.start(server.coordinator, f"{host}:{server.listen(host, token=TOKEN)}", TOKEN)
         try:
-            outcome = run_session(
-                experiment,
-                MemoryRunStore("ray-run"),
-                server.coordinator,
-                runtime.place,
-                (kill,),
-                stop=threading.Event(),
-                patience_s=60,
-            )
+            fleet = access(server.coordinator, place=runtime.place, patience_s=60)
+            outcome = run_session(experiment, MemoryRunStore("ray-run"), fleet, (kill,), stop=threading.Event())
             assert outcome.error is None
             until(lambda: server.coordinator.online == 2, 30, "the new actor")
             again = server.coordinator.nodes()["ray-1"].hello.facts["pid"]

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tomli_w
+from fleet_support import access
 
 from fedloom import api
 from fedloom.client.agent import Agent
@@ -24,7 +25,7 @@ from fedloom.core.config import Experiment
 from fedloom.core.records import Job, Record, arrays_sha256
 from fedloom.core.seeds import generator
 from fedloom.server.app import Server
-from fedloom.server.rounds.session import Place, run_session
+from fedloom.server.rounds.session import run_session
 from fedloom.server.store.memory_run_store import MemoryRunStore
 from fedloom.simulation.faults import FaultyChannel
 
@@ -114,10 +115,7 @@ def test_a_network_that_loses_repeats_delays_and_cuts_changes_nothing(
         threads = [threading.Thread(target=agent.run) for agent in agents]
         for thread in threads:
             thread.start()
-        place = Place(runtime="test", workers=2, where="here")
-        outcome = run_session(
-            experiment, store, server.coordinator, lambda: place, (), stop=threading.Event(), patience_s=20
-        )
+        outcome = run_session(experiment, store, access(server.coordinator, patience_s=20), (), stop=threading.Event())
         for agent in agents:
             agent.stop()
         for thread in threads:

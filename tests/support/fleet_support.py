@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,12 @@ from fedloom.core.messages import (
 from fedloom.core.records import ClientReport, Exchange, Job, Record, Update
 from fedloom.server.app import Server
 from fedloom.server.fleet.coordinator import Coordinator
-from fedloom.server.fleet.open_exchange import OpenExchange, PlannedGroup
+from fedloom.server.fleet.open_exchange import OpenExchange
 from fedloom.server.fleet.payloads import Offer, PayloadStore
+from fedloom.server.fleet.planned import PlannedExchange, PlannedGroup, RunFacts
 from fedloom.server.fleet.vetting import Vet
-from fedloom.server.rounds.session import Outcome, Place, run_session
+from fedloom.server.rounds.run_services import FleetAccess, Place
+from fedloom.server.rounds.session import Outcome, run_session
 from fedloom.server.store.memory_run_store import MemoryRunStore
 from fedloom.server.store.run_store import RunStore
 
@@ -115,15 +117,13 @@ def hold_session(
     with quick_server(shared_memory=shared_memory, **options) as server:
         address = f"127.0.0.1:{server.listen(token=TOKEN)}"
         with agents(address, [f"agent-{index}" for index in range(workers)], wrap):
-            return run_session(
-                experiment,
-                store,
-                server.coordinator,
-                lambda: PLACE,
-                sinks,
-                stop=stop or threading.Event(),
-                patience_s=10,
-            )
+            fleet = access(server.coordinator, patience_s=10)
+            return run_session(experiment, store, fleet, sinks, stop=stop or threading.Event())
+
+
+def access(coordinator: Coordinator, **options: Any) -> FleetAccess:
+    """A run's way to a coordinator's agents."""
+    return FleetAccess(coordinator=coordinator, **{"place": lambda: PLACE, **options})
 
 
 # Groups by hand
@@ -166,6 +166,7 @@ def exchange(
     round: int = 1,
     index: int = 0,
     inputs: dict[str, Record] | None = None,
+    labels: Mapping[str, str] | None = None,
     vet: Vet | None = None,
     run_acknowledges: bool = False,
 ) -> Iterator[OpenExchange]:
@@ -174,9 +175,18 @@ def exchange(
         jobs=tuple(job for group in groups for job in group.jobs),
         inputs=inputs if inputs is not None else {"model": model_record()},
     )
-    with coordinator.exchange(
-        run or run_spec(), round, index, spec, groups, vet=vet, run_acknowledges=run_acknowledges
-    ) as opened:
+    run = run or run_spec()
+    facts = RunFacts(spec=run, max_attempts=run.experiment["round"]["max_attempts"], labels=labels or {})
+    planned = PlannedExchange(
+        run=facts,
+        round=round,
+        index=index,
+        exchange=spec,
+        groups=tuple(groups),
+        vet=vet,
+        run_acknowledges=run_acknowledges,
+    )
+    with coordinator.exchange(planned) as opened:
         yield opened
 
 

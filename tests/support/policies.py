@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fleet_support import PLACE, until
+from fleet_support import access, until
 
 from fedloom.client.agent import Agent
 from fedloom.client.policy import Guard, Policy, Usage
@@ -49,8 +49,8 @@ class Fleet:
         store = MemoryRunStore("run")
         try:
             until(lambda: len(nodes := coordinator.nodes()) == len(made) and not any(n.fresh for n in nodes.values()))
-            stop = threading.Event()
-            return run_session(experiment, store, coordinator, lambda: PLACE, sinks, stop=stop, patience_s=10)
+            fleet = access(coordinator, patience_s=10)
+            return run_session(experiment, store, fleet, sinks, stop=threading.Event())
         finally:
             for agent in made:
                 agent.stop()

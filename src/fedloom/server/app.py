@@ -25,7 +25,8 @@ from fedloom.server.access.authority import MEMBER_DAYS, Authority
 from fedloom.server.access.members import Registry
 from fedloom.server.fleet.coordinator import GRACE_S, HEARTBEAT_S, LOST_AFTER_S, Coordinator
 from fedloom.server.fleet.payloads import PayloadStore
-from fedloom.server.rounds.session import Place, run_session
+from fedloom.server.rounds.run_services import FleetAccess, Place
+from fedloom.server.rounds.session import run_session
 from fedloom.server.run_queue import RunQueue
 from fedloom.server.store.answer_journal import AnswerJournal
 from fedloom.server.store.disk_run_store import DiskRunStore
@@ -150,15 +151,13 @@ def serve(
             journal = None
             if folder is not None and experiment.checkpoint.answers:
                 journal = AnswerJournal(folder / ANSWERS, store.run_id, experiment.to_dict())
-            outcome = run_session(
-                experiment,
-                store,
-                server.coordinator,
-                lambda: Place(runtime="fleet", workers=server.coordinator.online, where=f"agents of {host}:{port}"),
-                (*heard, _Relay(emit)),
-                stop=stop_run,
-                journal=journal,
+            fleet = FleetAccess(
+                coordinator=server.coordinator,
+                place=lambda: Place(
+                    runtime="fleet", workers=server.coordinator.online, where=f"agents of {host}:{port}"
+                ),
             )
+            outcome = run_session(experiment, store, fleet, (*heard, _Relay(emit)), stop=stop_run, journal=journal)
             if folder is not None:
                 on_finished(folder)
             return outcome.summary

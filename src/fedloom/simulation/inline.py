@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedloom.client.agent import Agent
 from fedloom.client.setup import NodeSetup
 from fedloom.server.fleet.coordinator import Coordinator
-from fedloom.server.rounds.session import Place
+from fedloom.server.rounds.run_services import Place
 from fedloom.simulation.in_process import InProcessChannel
 
 _IDLE_S = 0.05

@@ -11,7 +11,7 @@ from typing import IO
 
 from fedloom.core.errors import NoCapacity
 from fedloom.server.fleet.coordinator import Coordinator
-from fedloom.server.rounds.session import Place
+from fedloom.server.rounds.run_services import Place
 from fedloom.simulation.workers import Replacements, worker_environment
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from fedloom.core.config import RuntimeSettings
 from fedloom.core.errors import NoCapacity, ServerUnreachable, UsageError
 from fedloom.server.fleet.coordinator import Coordinator
-from fedloom.server.rounds.session import Place
+from fedloom.server.rounds.run_services import Place
 from fedloom.simulation.ray_address import AUTO, LOCAL, VARIABLE, RayAddress, knock, ray_address
 from fedloom.simulation.workers import Replacements, worker_environment
 

@@ -8,7 +8,7 @@ from typing import Protocol
 from fedloom.core.config import Experiment
 from fedloom.core.extras import needed_by
 from fedloom.server.fleet.coordinator import Coordinator
-from fedloom.server.rounds.session import Place
+from fedloom.server.rounds.run_services import Place
 
 
 class Runtime(Protocol):

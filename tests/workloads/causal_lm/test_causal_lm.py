@@ -19,7 +19,7 @@ from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, DataMissing
 from fedloom.core.records import MODEL, Record, arrays_sha256
 from fedloom.core.seeds import generator
-from fedloom.server.rounds.tally import evaluated
+from fedloom.server.rounds.record import evaluated
 from fedloom.workloads._torch.whole import travelling
 
 KINDS = ("gpt2", "llama")

@@ -29,16 +29,14 @@ from fedloom.core.messages import (
     Heartbeat,
     Hello,
     Refusal,
-    RunSpec,
     Welcome,
 )
-from fedloom.core.records import Exchange
 from fedloom.server.fleet.dispatch import Dispatch
 from fedloom.server.fleet.nodes import Mailbox, Node
-from fedloom.server.fleet.open_exchange import Answer, OpenExchange, PlannedGroup
+from fedloom.server.fleet.open_exchange import Answer, OpenExchange
 from fedloom.server.fleet.payloads import CHUNK_BYTES, Offer, PayloadStore, Upload
+from fedloom.server.fleet.planned import PlannedExchange, RunFacts
 from fedloom.server.fleet.results import Results, Unwanted
-from fedloom.server.fleet.vetting import Vet
 
 HEARTBEAT_S = 2.0
 """Seconds between an agent's heartbeats."""
@@ -206,27 +204,15 @@ class Coordinator:
     # The runs' side
 
     @contextlib.contextmanager
-    def exchange(
-        self,
-        run: RunSpec,
-        round: int,
-        exchange: int,
-        spec: Exchange,
-        groups: Sequence[PlannedGroup],
-        reserve: Collection[int] = (),
-        vet: Vet | None = None,
-        answered: Collection[int] = (),
-        run_acknowledges: bool = False,
-    ) -> Iterator[OpenExchange]:
-        """Put groups out; inside the block their answers arrive in `answers`. Leaving it cancels what is not done.
+    def exchange(self, planned: PlannedExchange) -> Iterator[OpenExchange]:
+        """Put an exchange's groups out; inside the block their answers arrive in `answers`.
 
-        Groups in reserve (by index) wait until they are released; those answered already are not put out. `vet` checks
-        sums from other machines. Where the run acknowledges, an answer is told to have come by `acknowledge` alone.
+        Leaving it cancels what is not done.
         """
-        labels = run.experiment.get("fleet", {}).get("labels", {}) if self._by_labels else {}
-        opened = OpenExchange(run, round, exchange, spec, groups, reserve, labels, vet, answered, run_acknowledges)
-        opened.inputs = self.payloads.offer_all(run.run_id, spec.inputs)
-        for group in groups:
+        run = planned.run
+        opened = OpenExchange(planned, run.labels if self._by_labels else None)
+        opened.inputs = self.payloads.offer_all(run.run_id, planned.exchange.inputs)
+        for group in planned.groups:
             opened.states |= {client: self.payloads.offer(record) for client, record in group.states.items()}
         try:
             self._prepare_inputs(opened)
@@ -288,11 +274,11 @@ class Coordinator:
         with self._changed:
             return self._dispatch.holders(opened)
 
-    def announce(self, run: RunSpec) -> None:
+    def announce(self, run: RunFacts) -> None:
         """Tell every agent of a run that is about to start, so that all load its data at the same time."""
         with self._changed:
             for node in self._nodes.values():
-                node.tell(run)
+                node.tell(run.spec)
 
     def forget_run(self, run_id: str, *, resumable: bool = False) -> None:
         """Have agents drop what they keep for a run that is over; of a resumable one they keep clients' states."""
@@ -301,7 +287,7 @@ class Coordinator:
             for node in self._nodes.values():
                 node.forget(run_id, resumable=resumable)
 
-    def retain(self, run: RunSpec, digests: Collection[str]) -> None:
+    def retain(self, run: RunFacts, digests: Collection[str]) -> None:
         """Of the run's pinned records only these are still wanted."""
         self.payloads.retain(run.run_id, digests)
 

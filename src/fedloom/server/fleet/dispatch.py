@@ -290,8 +290,7 @@ class Dispatch:
     def _lose(self, opened: OpenExchange, index: int, name: str, reason: str) -> None:
         """A group lost its agent; put it back, or give up on it."""
         opened.deaths[index] = deaths = opened.deaths.get(index, 0) + 1
-        limit = int(opened.run.experiment.get("round", {}).get("max_attempts", 3))
-        if deaths < limit:
+        if deaths < opened.max_attempts:
             opened.reassigned += 1
             opened.pending.appendleft(index)
             return

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import queue
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fedloom.core.errors import BadMessage, FedloomError
-from fedloom.core.messages import GroupKey, GroupResult, Refusal, RunSpec
-from fedloom.core.records import ClientFailure, Exchange, Job, Record
+from fedloom.core.errors import FedloomError
+from fedloom.core.messages import GroupKey, GroupResult, Refusal
+from fedloom.core.records import ClientFailure, Record
 from fedloom.server.fleet.payloads import Offer
-from fedloom.server.fleet.vetting import Vet
+from fedloom.server.fleet.planned import ExchangeKey, PlannedExchange
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,59 +30,19 @@ class Answer:
     error: str = "WorkerDied"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlannedGroup:
-    """Jobs folded together, and how much work they look like (any unit)."""
-
-    jobs: tuple[Job, ...]
-    work: float
-    states: Mapping[int, Record] = field(default_factory=dict)
-    prefer: str = ""
-    """The node that has what the group needs; another one takes it only when that node is gone."""
-    only: str = ""
-    """The node the group is for, whose own client it is; no other ever takes it."""
-
-    def check(self, result: GroupResult) -> None:
-        """An answer must be about the clients that were asked, each once."""
-        asked = sorted(job.client for job in self.jobs)
-        told = sorted([report.client for report in result.reports] + [failure.client for failure in result.failures])
-        if asked != told:
-            raise BadMessage(f"group {result.key}: asked clients {asked}, the answer is about {told}")
-        strangers = sorted(set(result.states) - {report.client for report in result.reports})
-        if strangers:
-            raise BadMessage(f"group {result.key}: states of clients {strangers}, which have not reported")
-        if result.total is None and result.reports:
-            raise BadMessage(f"group {result.key}: {len(result.reports)} clients reported, but no accumulator came")
-
-    def trouble(self, result: GroupResult) -> ClientFailure | None:
-        """The failure of a group that is the node's more than its clients': another node may be able to do it.
-
-        That is one before any client's turn (the workload, its data or the rule could not be loaded there), and any at
-        the initial model, which is no client's.
-        """
-        if result.reports or not result.failures:
-            return None
-        anybody = all(job.kind == "init" for job in self.jobs)
-        return result.failures[0] if anybody or all(failure.stage == "load" for failure in result.failures) else None
-
-
 class OpenExchange:
-    """An exchange in progress: its run reads answers here, the coordinator puts them."""
+    """An exchange in progress: its run reads answers here, the coordinator puts them.
 
-    def __init__(
-        self,
-        run: RunSpec,
-        round: int,
-        exchange: int,
-        spec: Exchange,
-        groups: Sequence[PlannedGroup],
-        reserve: Collection[int] = (),
-        labels: Mapping[str, str] | None = None,
-        vet: Vet | None = None,
-        answered: Collection[int] = (),
-        run_acknowledges: bool = False,
-    ) -> None:
-        self.run, self.round, self.exchange, self.spec, self.groups = run, round, exchange, spec, groups
+    Args:
+        planned: what the run asks for.
+        labels: nodes with all these labels may serve it.
+    """
+
+    def __init__(self, planned: PlannedExchange, labels: Mapping[str, str] | None = None) -> None:
+        self.run, self.round, self.exchange = planned.run.spec, planned.round, planned.index
+        self.spec, self.groups = planned.exchange, planned.groups
+        self.max_attempts = planned.run.max_attempts
+        groups, reserve, answered = planned.groups, planned.reserve, planned.answered
         out = [index for index in range(len(groups)) if index not in reserve and index not in answered]
         order = sorted(out, key=lambda index: (-groups[index].work, index))
         self.pending: deque[int] = deque(order)
@@ -91,7 +51,7 @@ class OpenExchange:
         self.preparing: set[str] = set()
         """Localities for which something the groups read is being prepared."""
         self.done: set[int] = set(answered)
-        self.run_acknowledges = run_acknowledges
+        self.run_acknowledges = planned.run_acknowledges
         """Whether an answer is acknowledged only when the run says so, which has made it safe first."""
         self.unacknowledged: dict[int, str] = {}
         """Accepted answers the run has yet to make safe, and the nodes they came from."""
@@ -105,7 +65,7 @@ class OpenExchange:
         self.choosy = any(group.prefer or group.only for group in groups)
         """Whether any group has a node it belongs to."""
         self._labels = labels or {}
-        self.vet = vet
+        self.vet = planned.vet
         """Checks the sums of agents on other machines."""
         self.unwilling: dict[str, float] = {}
         """Nodes that refused, or sent what was refused, and until when (monotonic seconds)."""
@@ -142,9 +102,9 @@ class OpenExchange:
         return len(self.groups) - len(self.pending) - len(self.reserve) - len(self.done)
 
     @property
-    def name(self) -> tuple[str, int, int]:
+    def name(self) -> ExchangeKey:
         """Its run, round, and index in that: what its groups' keys begin with."""
-        return self.run.run_id, self.round, self.exchange
+        return ExchangeKey(self.run.run_id, self.round, self.exchange)
 
     def key(self, index: int) -> GroupKey:
         """The name of one of its groups."""

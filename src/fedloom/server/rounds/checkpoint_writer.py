@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 
+from fedloom.core.clock import SYSTEM_CLOCK, Clock
 from fedloom.server.store.answer_journal import AnswerJournal
 from fedloom.server.store.run_store import Checkpoint, RunStore
 
@@ -15,10 +15,18 @@ class Saver:
 
     A crash before the write is done costs one more round on resume and no bit of the result: rounds are functions of
     the state before them.
+
+    Args:
+        store: where they go.
+        keep: newest checkpoints kept.
+        journal: loses the answers a checkpoint has made needless.
+        clock: for durations.
     """
 
-    def __init__(self, store: RunStore, keep: int, journal: AnswerJournal | None = None) -> None:
-        self._store, self._keep, self._journal = store, keep, journal
+    def __init__(
+        self, store: RunStore, keep: int, journal: AnswerJournal | None = None, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
+        self._store, self._keep, self._journal, self._clock = store, keep, journal, clock
         self._rounds: deque[int] = deque(maxlen=keep)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -30,14 +38,14 @@ class Saver:
 
     def wait(self) -> float:
         """Wait for the write in progress; returns the seconds that took, and raises what went wrong in it."""
-        begin = time.perf_counter()
+        begin = self._clock.monotonic()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-        return time.perf_counter() - begin
+        return self._clock.monotonic() - begin
 
     def _write(self, checkpoint: Checkpoint) -> None:
         try:

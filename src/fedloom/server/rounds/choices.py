@@ -23,7 +23,7 @@ LONGEST = 4096
 """Numbers of a list that the log keeps; longer ones are left out, and their choices cannot be replayed."""
 
 
-def told(report: ClientReport) -> Told:
+def report_line(report: ClientReport) -> Told:
     """A report as the log keeps it."""
     return Told(
         client=report.client,
@@ -36,7 +36,7 @@ def told(report: ClientReport) -> Told:
 
 
 def report_of(line: Told) -> ClientReport:
-    """The inverse of `told`, as far as selections look."""
+    """The inverse of `report_line`, as far as selections look."""
     return ClientReport(
         client=line.client,
         num_examples=line.num_examples,

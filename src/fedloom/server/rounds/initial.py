@@ -11,18 +11,51 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
-from fedloom.core.errors import ClientFailed, FedloomError, QuorumNotReached
-from fedloom.core.records import Exchange, Job
+from fedloom.core import run_files
+from fedloom.core.accumulators import UpdateList
+from fedloom.core.errors import BadUpdate, ClientFailed, FedloomError, QuorumNotReached
+from fedloom.core.protocols import WorkloadInfo
+from fedloom.core.records import Exchange, Job, Record
 from fedloom.server.fleet.open_exchange import Answer, OpenExchange
-from fedloom.server.rounds.fold import usage_kind
+from fedloom.server.rounds.closing import ClosingTerms, usage_kind
+from fedloom.server.rounds.counts import Collected
+from fedloom.server.rounds.request import ExchangeRequest, Phase
 
-INITIAL = Exchange(jobs=(Job(round=0, client=0, kind="init", inputs=()),), accumulator="separate")
-"""What a node is asked before round 1."""
+_INITIAL = Exchange(jobs=(Job(round=0, client=0, kind="init", inputs=()),), accumulator="separate")
 _MOST = 20
 """Names, and different reasons, that an error lists; the run's events have all."""
 
 
-def no_initial_model(opened: OpenExchange, answer: Answer) -> FedloomError:
+def initial_request() -> ExchangeRequest:
+    """Return what one node is asked before round 1."""
+    return ExchangeRequest(
+        round=0,
+        index=int(Phase.TRAIN),
+        exchange=_INITIAL,
+        terms=ClosingTerms(quota=1),
+        emit_progress=False,
+        no_answer=_no_initial_model,
+    )
+
+
+def initial_model(collected: Collected) -> tuple[Record, WorkloadInfo]:
+    """Return the initial model, and what the workload says about itself.
+
+    Raises:
+        BadUpdate: the node sent no such description.
+    """
+    total = collected.total
+    if not isinstance(total, UpdateList):
+        raise BadUpdate(f"the initial model came as a {type(total).__name__}; expected an UpdateList")
+    _, update = total.updates[0]
+    try:
+        info = run_files.workload_of(update.info["workload"])
+    except ValueError as exc:
+        raise BadUpdate(f"the agent that made the initial model sent {exc}") from exc
+    return Record(update.groups, update.info["model"]), info
+
+
+def _no_initial_model(opened: OpenExchange, answer: Answer) -> FedloomError:
     """The error for a run that no node has made an initial model for: which nodes were asked, and what each said.
 
     Nodes that said the same, word for word, are named together. Where all met the same kind of wrong input, the error

@@ -6,7 +6,7 @@ import contextlib
 import importlib.metadata
 import platform
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fedloom.core.config import Experiment
@@ -15,19 +15,10 @@ from fedloom.core.events import ClientsDone, Event, RunFinished, RunStarted
 from fedloom.core.history import RoundRecord, RunSummary, Traffic
 from fedloom.core.protocols import Sink
 from fedloom.core.records import Arrays, arrays_sha256
-from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.rounds.loop import Loop
+from fedloom.server.rounds.run_services import FleetAccess, Place, RunOutputs
 from fedloom.server.store.answer_journal import AnswerJournal
 from fedloom.server.store.run_store import RunStore
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
-    """Where a session's clients run, for people."""
-
-    runtime: str
-    workers: int
-    where: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,27 +34,21 @@ class Outcome:
 def run_session(
     experiment: Experiment,
     store: RunStore,
-    coordinator: Coordinator,
-    place: Callable[[], Place],
+    fleet: FleetAccess,
     sinks: Sequence[Sink],
     *,
     stop: threading.Event,
-    pump: Callable[[], None] | None = None,
-    patience_s: float | None = None,
     journal: AnswerJournal | None = None,
 ) -> Outcome:
     """Do what is left of a run. Errors and interrupts end it in order: everything saved, the summary written.
 
     Args:
         experiment: the resolved experiment.
-        store: begun already; where it has a checkpoint, the run goes on from there.
-        coordinator: the way to the agents.
-        place: where the clients run; asked once the first agent has answered.
+        store: begun already; where it has a checkpoint, the run resumes from there.
+        fleet: the way to the agents.
         sinks: take every event, after the store.
         stop: ends the session with status `interrupted`.
-        pump: does an agent's work in this thread (inline runtime).
-        patience_s: seconds without any agent before the run fails; None waits for ever.
-        journal: keeps accepted answers until a checkpoint has them.
+        journal: keeps accepted results until a checkpoint has them.
     """
 
     def emit(event: Event) -> None:
@@ -72,50 +57,50 @@ def run_session(
         for sink in sinks:
             sink.write(event)
 
-    loop = Loop(experiment, store, coordinator, emit, stop=stop, pump=pump, patience_s=patience_s, journal=journal)
+    loop = Loop(experiment, fleet, RunOutputs(store=store, emit=emit, journal=journal), stop)
     error: FedloomError | None = None
     arrays: Arrays = {}
     try:
         with _as_ours(loop):
             first = loop.prepare()
-            arrays = loop.arrays()
-            at = place()
-            emit(
-                RunStarted(
-                    run_id=store.run_id,
-                    name=experiment.name,
-                    rounds=experiment.max_rounds,
-                    first_round=first,
-                    clients=experiment.clients,
-                    cohort=experiment.cohort_size,
-                    group_size=experiment.group_size,
-                    num_parameters=sum(array.size for array in arrays.values()),
-                    runtime=at.runtime,
-                    workers=at.workers,
-                    where=at.where,
-                    data=dict(loop.info.data),
-                )
-            )
+            emit(_started(experiment, loop, fleet.place(), first))
             loop.work()
             arrays = loop.arrays()
             store.save_model(arrays)
     except FedloomError as exc:
         error = exc
-        with contextlib.suppress(AssertionError):
-            arrays = loop.arrays()
+        arrays = loop.arrays()
     finally:
         loop.close()
-        coordinator.forget_run(store.run_id, resumable=error is not None)
-    history = store.rounds()
-    summary = _summary(experiment, store, loop, place(), history, arrays, error)
+        fleet.coordinator.forget_run(store.run_id, resumable=error is not None)
+    ended = _Ended(experiment=experiment, store=store, loop=loop, history=store.rounds(), arrays=arrays)
+    summary = ended.summary(fleet.place(), error)
     try:
         store.save_summary(summary)
         emit(RunFinished(run_id=store.run_id, summary=summary))
     except FedloomError as exc:
         if error is None:  # a full disk that has not been reported already: what is not on it is not done
             error = exc
-            summary = _summary(experiment, store, loop, place(), history, arrays, error)
-    return Outcome(summary=summary, history=history, arrays=arrays, error=error)
+            summary = ended.summary(fleet.place(), error)
+    return Outcome(summary=summary, history=ended.history, arrays=arrays, error=error)
+
+
+def _started(experiment: Experiment, loop: Loop, place: Place, first_round: int) -> RunStarted:
+    """Return the event that opens the session."""
+    return RunStarted(
+        run_id=loop.run.run_id,
+        name=experiment.name,
+        rounds=experiment.max_rounds,
+        first_round=first_round,
+        clients=experiment.clients,
+        cohort=experiment.cohort_size,
+        group_size=experiment.group_size,
+        num_parameters=sum(array.size for array in loop.arrays().values()),
+        runtime=place.runtime,
+        workers=place.workers,
+        where=place.where,
+        data=dict(loop.info.data),
+    )
 
 
 @contextlib.contextmanager
@@ -134,40 +119,43 @@ def _as_ours(loop: Loop) -> Iterator[None]:
         ) from exc
 
 
-def _summary(
-    experiment: Experiment,
-    store: RunStore,
-    loop: Loop,
-    place: Place,
-    history: Sequence[RoundRecord],
-    arrays: Arrays,
-    error: FedloomError | None,
-) -> RunSummary:
-    traffic = Traffic()
-    for record in history:
-        traffic = traffic + record.traffic
-    evaluated = [record.evaluation for record in history if record.evaluation]
-    metrics = evaluated[-1] if evaluated else (history[-1].metrics if history else {})
-    status = "done" if error is None else "interrupted" if isinstance(error, Interrupted) else "failed"
-    return RunSummary(
-        run_id=store.run_id,
-        run_dir=str(store.folder) if store.folder is not None else None,
-        name=experiment.name,
-        status=status,
-        rounds=loop.rounds_done,
-        metrics=metrics,
-        **traffic.model_dump(),
-        seconds=loop.seconds,
-        model_sha256=arrays_sha256(arrays) if error is None else None,
-        num_parameters=sum(array.size for array in arrays.values()),
-        seed=experiment.seed,
-        group_size=experiment.group_size,
-        runtime=place.runtime,
-        workers=place.workers,
-        failures=sum(len(record.failures) for record in history),
-        error=None if error is None else f"{type(error).__name__}: {error}",
-        environment=_environment(),
-    )
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Ended:
+    """A session after its last round."""
+
+    experiment: Experiment
+    store: RunStore
+    loop: Loop
+    history: Sequence[RoundRecord]
+    arrays: Arrays
+
+    def summary(self, place: Place, error: FedloomError | None) -> RunSummary:
+        """Return what `summary.json` says."""
+        experiment, folder = self.experiment, self.store.folder
+        return RunSummary(
+            run_id=self.store.run_id,
+            run_dir=str(folder) if folder is not None else None,
+            name=experiment.name,
+            status="done" if error is None else "interrupted" if isinstance(error, Interrupted) else "failed",
+            rounds=self.loop.rounds_done,
+            metrics=self._metrics(),
+            **sum((record.traffic for record in self.history), Traffic()).model_dump(),
+            seconds=self.loop.seconds,
+            model_sha256=arrays_sha256(self.arrays) if error is None else None,
+            num_parameters=sum(array.size for array in self.arrays.values()),
+            seed=experiment.seed,
+            group_size=experiment.group_size,
+            runtime=place.runtime,
+            workers=place.workers,
+            failures=sum(len(record.failures) for record in self.history),
+            error=None if error is None else f"{type(error).__name__}: {error}",
+            environment=_environment(),
+        )
+
+    def _metrics(self) -> dict[str, float]:
+        """Return the last evaluation; the last round's training metrics where nothing was evaluated."""
+        evaluated = [record.evaluation for record in self.history if record.evaluation]
+        return evaluated[-1] if evaluated else (self.history[-1].metrics if self.history else {})
 
 
 def _environment() -> dict[str, str]:

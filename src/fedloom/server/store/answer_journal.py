@@ -23,7 +23,8 @@ from fedloom.core.errors import BadFrame, LimitExceeded
 from fedloom.core.messages import GroupKey, GroupResult
 from fedloom.core.pinned import Pinned
 from fedloom.core.records import ClientFailure, ClientReport, Exchange, Info, Mean, Record
-from fedloom.server.fleet.open_exchange import Answer, PlannedGroup
+from fedloom.server.fleet.open_exchange import Answer
+from fedloom.server.fleet.planned import PlannedGroup
 from fedloom.server.store.files import full_disk
 
 _NAME = re.compile(r"(\d{6,})-(\d+)-(\d+)\.([0-9a-f]{32})\.safetensors")

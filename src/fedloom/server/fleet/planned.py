@@ -1,0 +1,130 @@
+"""An exchange as a run hands it to the fleet: one value with everything that decides who gets what, and what counts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from fedloom.core.config import Experiment
+from fedloom.core.errors import BadMessage
+from fedloom.core.messages import GroupResult, RunSpec
+from fedloom.core.records import ClientFailure, Exchange, Job, Record
+from fedloom.server.fleet.vetting import Vet
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFacts:
+    """What the server needs to know of a run to serve it. Nodes get `spec` alone."""
+
+    spec: RunSpec
+    """The run as nodes get it."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Nodes with all these labels serve the run."""
+    max_attempts: int = 3
+    """Nodes a group is assigned to at most, one after another, when the process that held it died."""
+    group_size: int = 1
+    """Clients per group."""
+    keeps_states: bool = True
+    """Whether the server keeps clients' states; False where each stays on its node."""
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        return self.spec.run_id
+
+    @classmethod
+    def of(cls, run_id: str, experiment: Experiment) -> RunFacts:
+        """Return the facts of an experiment's run."""
+        return cls(
+            spec=RunSpec(run_id=run_id, experiment=experiment.for_nodes()),
+            labels=experiment.fleet.labels,
+            max_attempts=experiment.round.max_attempts,
+            group_size=experiment.group_size,
+            keeps_states=experiment.round.state_home == "server",
+        )
+
+
+class ExchangeKey(NamedTuple):
+    """Names one exchange for all time: what the keys of its groups begin with."""
+
+    run_id: str
+    round: int
+    exchange: int
+    """Index of the exchange within its round, from 0."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedGroup:
+    """Jobs whose updates are aggregated together, by one node."""
+
+    jobs: tuple[Job, ...]
+    work: float
+    """How much work they look like, in any unit: the longest groups are assigned first."""
+    states: Mapping[int, Record] = field(default_factory=dict)
+    """What clients asked to have back, by client."""
+    prefer: str = ""
+    """The node that has what the group needs; another one takes it only when that node is gone."""
+    only: str = ""
+    """The node the group is for, whose own client it is; no other ever takes it."""
+    keeps_states: bool = True
+    """Whether clients may send a state to be kept."""
+
+    def check(self, result: GroupResult) -> None:
+        """Refuse a result that is not about exactly the clients asked, each once.
+
+        Raises:
+            BadMessage: clients are missing, repeated or others; a state came that must not; or the sum is missing.
+        """
+        asked = sorted(job.client for job in self.jobs)
+        found = sorted([report.client for report in result.reports] + [failure.client for failure in result.failures])
+        if asked != found:
+            raise BadMessage(f"group {result.key}: asked clients {asked}, the answer is about {found}")
+        strangers = sorted(set(result.states) - {report.client for report in result.reports})
+        if strangers:
+            raise BadMessage(f"group {result.key}: states of clients {strangers}, which have not reported")
+        if result.states and not self.keeps_states:
+            raise BadMessage(
+                f"group {result.key}: states of clients {sorted(result.states)} came, but in this run each client's "
+                "state stays on its node (round.state_home = 'node')"
+            )
+        if result.total is None and result.reports:
+            raise BadMessage(f"group {result.key}: {len(result.reports)} clients reported, but no accumulator came")
+
+    def trouble(self, result: GroupResult) -> ClientFailure | None:
+        """Return the failure of a group that is the node's more than its clients': another node may be able to do it.
+
+        That is one before any client's turn (the workload, its data or the rule could not be loaded there), and any at
+        the initial model, which is no client's.
+        """
+        if result.reports or not result.failures:
+            return None
+        anybody = all(job.kind == "init" for job in self.jobs)
+        return result.failures[0] if anybody or all(failure.stage == "load" for failure in result.failures) else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedExchange:
+    """Work for the fleet."""
+
+    run: RunFacts
+    round: int
+    index: int
+    """Index of the exchange within its round, from 0."""
+    exchange: Exchange
+    groups: tuple[PlannedGroup, ...]
+    """All there are; a result's group is its index here."""
+    reserve: Collection[int] = ()
+    """Indices of the groups that wait until they are released."""
+    answered: Collection[int] = ()
+    """Indices of the groups whose results the run has already; they are not assigned."""
+    vet: Vet | None = None
+    """Checks the sums of nodes on other machines."""
+    run_acknowledges: bool = False
+    """Whether a result is acknowledged only when the run says so (`Coordinator.acknowledge`), which has made it safe
+    first."""
+
+    @property
+    def key(self) -> ExchangeKey:
+        """The exchange's name."""
+        return ExchangeKey(self.run.run_id, self.round, self.index)

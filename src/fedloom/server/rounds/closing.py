@@ -1,0 +1,163 @@
+"""When an exchange ends: the one object that decides it, whatever the reason."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedloom.core.clock import Clock
+from fedloom.core.errors import ClientFailed, FedloomError, QuorumNotReached, UsageError, catalogue
+from fedloom.core.records import ClientFailure
+from fedloom.server.fleet.open_exchange import Answer
+from fedloom.server.fleet.planned import PlannedExchange
+
+_USAGE = {f"{kind.__module__}.{kind.__name__}": kind for kind in catalogue() if issubclass(kind, UsageError)}
+"""Errors of the input itself, by the dotted names failures carry."""
+_SHOWN = 3
+"""Failures that an error lists."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClosingTerms:
+    """What a round asks of an exchange before it ends."""
+
+    quota: int
+    """Clients whose updates end the exchange."""
+    quorum_fraction: float = 1.0
+    """Share of the quota that must come, 0 < share <= 1."""
+    deadline_s: float | None = None
+    """Seconds after which the exchange ends with what has come; None waits for everybody."""
+    reserve: int = 0
+    """Jobs, at the end of the exchange's, that are put out only in place of failed ones."""
+
+
+class Closing:
+    """Decides when an exchange ends: with its quota, at its deadline, or in an error once its quorum is out of reach.
+
+    Args:
+        planned: the exchange; the answers it has already are taken like any others.
+        terms: what ends it.
+        clock: for the deadline, which counts from now.
+    """
+
+    def __init__(self, planned: PlannedExchange, terms: ClosingTerms, clock: Clock) -> None:
+        self._groups, self._round, self._terms, self._clock = planned.groups, planned.round, terms, clock
+        self._needed = max(1, int(np.ceil(terms.quorum_fraction * terms.quota - 1e-9)))
+        self._reserve = deque(index for index in planned.reserve if index not in planned.answered)
+        self._outstanding = set(range(len(planned.groups))) - set(self._reserve)
+        self._came = 0
+        self._end = clock.monotonic() + terms.deadline_s if terms.deadline_s is not None else None
+        self.failures: list[ClientFailure] = []
+        """Why updates are missing, so far."""
+
+    @property
+    def open(self) -> bool:
+        """Whether groups are outstanding, and their updates wanted."""
+        return bool(self._outstanding) and self._came < self._terms.quota
+
+    def remaining_s(self) -> float | None:
+        """Return the seconds until the deadline, <= 0 once it has passed; None where there is none."""
+        return None if self._end is None else self._end - self._clock.monotonic()
+
+    def take(self, answer: Answer) -> list[int]:
+        """Count one group's answer; returns the groups to release from the reserve.
+
+        Raises:
+            ClientFailed, QuorumNotReached: too few clients are left; the message says why each update is missing.
+        """
+        known, jobs = len(self.failures), self._groups[answer.index].jobs
+        self._outstanding.discard(answer.index)
+        if answer.result is None:
+            self.failures += [
+                ClientFailure(
+                    client=job.client,
+                    round=self._round,
+                    stage=answer.stage,
+                    error=answer.error,
+                    message=answer.lost,
+                    node=answer.node,
+                )
+                for job in jobs
+            ]
+        else:
+            self.failures += answer.result.failures
+            self._came += len(answer.result.reports)
+        released = self._release(len(self.failures) - known)
+        self._check_quorum(with_reserve=True)
+        return released
+
+    def expire(self, assigned: Mapping[int, str]) -> None:
+        """End the exchange at its deadline: what is outstanding is missing.
+
+        Args:
+            assigned: the node that has each group now.
+
+        Raises:
+            ClientFailed, QuorumNotReached: as `take`.
+        """
+        limit_s = self._terms.deadline_s or 0.0
+        for index in sorted(self._outstanding):
+            message = f"no answer within {limit_s:g} s" + ("" if index in assigned else "; no node had room for it")
+            self.failures += [
+                ClientFailure(
+                    client=job.client,
+                    round=self._round,
+                    stage="deadline",
+                    error="DeadlineExceeded",
+                    message=message,
+                    node=assigned.get(index, ""),
+                    seconds=limit_s,
+                )
+                for job in self._groups[index].jobs
+            ]
+        self._outstanding.clear()
+        self._check_quorum(with_reserve=False)
+
+    def sampled(self) -> tuple[int, ...]:
+        """Return the clients whose jobs were put out, in cohort order."""
+        return self._clients(index for index in range(len(self._groups)) if index not in self._reserve)
+
+    def superseded(self) -> tuple[int, ...]:
+        """Return the clients whose updates are not waited for any more, because enough others came."""
+        return self._clients(sorted(self._outstanding))
+
+    def _clients(self, indices: Iterable[int]) -> tuple[int, ...]:
+        return tuple(job.client for index in indices for job in self._groups[index].jobs)
+
+    def _release(self, failed: int) -> list[int]:
+        """Take groups from the reserve with as many clients as failed."""
+        released: list[int] = []
+        while self._reserve and sum(len(self._groups[index].jobs) for index in released) < failed:
+            released.append(self._reserve.popleft())
+        self._outstanding |= set(released)
+        return released
+
+    def _check_quorum(self, *, with_reserve: bool) -> None:
+        """Raise unless enough updates have come or can still come, with or without those of the reserve."""
+        out = sum(
+            len(group.jobs) for index, group in enumerate(self._groups) if with_reserve or index not in self._reserve
+        )
+        if out - len(self.failures) < self._needed:
+            raise self._too_few()
+
+    def _too_few(self) -> FedloomError:
+        failures = self.failures
+        if (kind := usage_kind(failures)) is not None:  # every client met the same wrong input: that is to be shown
+            return kind(failures[0].message if failures[0].traceback else failures[0].describe())
+        reasons = "\n".join(failure.describe() for failure in failures[:_SHOWN])
+        more = f"\n… and {len(failures) - _SHOWN} more" if len(failures) > _SHOWN else ""
+        if self._needed == self._terms.quota and all(failure.traceback for failure in failures):
+            return ClientFailed(f"{reasons}{more}")
+        return QuorumNotReached(
+            f"round {self._round} needs answers of {self._needed} of {self._terms.quota} clients, but {len(failures)} "
+            f"are missing (round.quorum_fraction and round.deadline_s decide this):\n{reasons}{more}"
+        )
+
+
+def usage_kind(failures: Sequence[ClientFailure]) -> type[UsageError] | None:
+    """Return the class of error all failures have, where that is one of the input."""
+    kinds = {failure.error for failure in failures}
+    return _USAGE.get(kinds.pop()) if len(kinds) == 1 else None

@@ -1,0 +1,158 @@
+"""One exchange from the server's side: jobs out in fixed groups, results aggregated in order until it closes."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from dataclasses import replace
+
+from fedloom.core.errors import BadUpdate
+from fedloom.core.events import ClientLost, ClientsDone, NodeRefused
+from fedloom.core.plugins import accumulator_class
+from fedloom.core.records import MODEL
+from fedloom.server.fleet.open_exchange import Answer, OpenExchange
+from fedloom.server.fleet.planned import PlannedExchange, RunFacts
+from fedloom.server.fleet.vetting import vet_sum
+from fedloom.server.rounds.aggregation import Aggregation
+from fedloom.server.rounds.closing import Closing
+from fedloom.server.rounds.counts import Collected, RoundCounts
+from fedloom.server.rounds.grouping import GroupPlanner
+from fedloom.server.rounds.kept_answers import KeptAnswers
+from fedloom.server.rounds.request import ExchangeRequest
+from fedloom.server.rounds.run_services import FleetAccess, RunOutputs
+from fedloom.server.rounds.waiting import Waiting
+
+
+class Collector:
+    """Runs the exchanges of one run.
+
+    Args:
+        run: the run's facts.
+        fleet: the way to the agents.
+        outputs: where states, answers and events go.
+        stop: when set, an exchange in progress ends with `Interrupted`.
+    """
+
+    def __init__(self, run: RunFacts, fleet: FleetAccess, outputs: RunOutputs, stop: threading.Event) -> None:
+        self._run, self._fleet, self._outputs = run, fleet, outputs
+        self.groups = GroupPlanner(run, outputs.store)
+        """Knows what clients hold from earlier exchanges."""
+        resume = f"run {run.run_id} was stopped; go on with it: fedloom resume {outputs.store.folder}"
+        self._waiting = Waiting(fleet, stop, resume)
+
+    def collect(self, request: ExchangeRequest) -> Collected:
+        """Put the exchange's jobs out and aggregate what comes back.
+
+        Raises:
+            ClientFailed, QuorumNotReached: too few clients answered; the message says why each is missing.
+            NoCapacity: no agent is there to do the work.
+            BadUpdate: updates that cannot be aggregated together.
+            RunFailed: the exchange names inputs it has not, or knobs that are not JSON.
+            Interrupted: the run was asked to stop.
+        """
+        grouping, exchange = self.groups.cut(request), request.exchange
+        kind = accumulator_class(exchange.accumulator)
+        kept = KeptAnswers(self._outputs.journal, request, grouping.groups)
+        planned = PlannedExchange(
+            run=self._run,
+            round=request.round,
+            index=request.index,
+            exchange=exchange,
+            groups=grouping.groups,
+            reserve=grouping.reserve,
+            answered=kept.answers.keys(),
+            vet=functools.partial(vet_sum, kind, exchange.inputs.get(MODEL)),
+            run_acknowledges=kept.enabled,
+        )
+        with self._fleet.coordinator.exchange(planned) as opened:
+            closing = Closing(planned, request.terms, self._fleet.clock)
+            gathering = _Gathering(request, opened, closing, Aggregation(kind, request.round, grouping.span), kept)
+            try:
+                return self._gather(gathering)
+            except BadUpdate:
+                kept.drop()
+                raise
+            finally:  # a round that fails reports its missing updates, too
+                for failure in closing.failures if request.emit_progress else ():
+                    self._outputs.emit(ClientLost(run_id=self._run.run_id, failure=failure))
+                self._report_refusals(gathering)
+
+    def _gather(self, gathering: _Gathering) -> Collected:
+        """Take answers until the exchange closes."""
+        clock, opened, closing = self._fleet.clock, gathering.opened, gathering.closing
+        for answer in gathering.kept.answers.values():
+            opened.answers.put(answer)
+        counts = RoundCounts(restored=len(gathering.kept.answers))
+        while closing.open:
+            begin = clock.monotonic()
+            next_answer = self._waiting.next(opened, closing, functools.partial(self._report_refusals, gathering))
+            came = clock.monotonic()
+            if next_answer is not None:
+                self._take(gathering, next_answer)
+            else:
+                closing.expire(self._fleet.coordinator.holders(opened))
+            counts += RoundCounts(waiting_s=came - begin, aggregation_s=clock.monotonic() - came)
+        total = gathering.aggregation.finish()
+        return Collected(
+            total=total,
+            reports=tuple(gathering.aggregation.reports),
+            counts=replace(
+                counts,
+                duplicates=opened.duplicates,
+                reassigned=opened.reassigned,
+                failures=tuple(closing.failures),
+                refusals={node: refusal.reason for node, refusal in opened.refusals.items()},
+            ),
+            sampled=closing.sampled(),
+            superseded=closing.superseded(),
+        )
+
+    def _take(self, gathering: _Gathering, answer: Answer) -> None:
+        """Count one answer, aggregate it, and keep what outlives the exchange."""
+        request, opened, closing = gathering.request, gathering.opened, gathering.closing
+        if request.no_answer is not None and (answer.result is None or answer.result.failures):
+            raise request.no_answer(opened, answer)
+        released = closing.take(answer)
+        gathering.aggregation.take(answer)
+        if released:
+            self._fleet.coordinator.release(opened, released)
+        for client, state in answer.states.items():
+            self._outputs.store.save_client(client, request.round, request.index, state)
+        if gathering.kept.keep(answer):
+            self._fleet.coordinator.acknowledge(opened, answer.index)
+        self.groups.learn(request, answer, opened.groups[answer.index].jobs)
+        if request.emit_progress:
+            done, wanted = len(gathering.aggregation.reports), request.terms.quota
+            self._outputs.emit(ClientsDone(run_id=self._run.run_id, round=request.round, done=done, cohort=wanted))
+
+    def _report_refusals(self, gathering: _Gathering) -> None:
+        """Report nodes that would not or could not take part, each once for each kind of reason."""
+        for node, refusal in list(gathering.opened.refusals.items()):  # the coordinator may add to them meanwhile
+            if (node, refusal.kind) not in gathering.reported:
+                gathering.reported.add((node, refusal.kind))
+                self._outputs.emit(
+                    NodeRefused(
+                        run_id=self._run.run_id,
+                        round=gathering.request.round,
+                        node=node,
+                        kind=refusal.kind,
+                        reason=refusal.reason,
+                    )
+                )
+
+
+class _Gathering:
+    """One exchange while it is open."""
+
+    def __init__(
+        self,
+        request: ExchangeRequest,
+        opened: OpenExchange,
+        closing: Closing,
+        aggregation: Aggregation,
+        kept: KeptAnswers,
+    ) -> None:
+        self.request, self.opened, self.closing = request, opened, closing
+        self.aggregation, self.kept = aggregation, kept
+        self.reported: set[tuple[str, str]] = set()
+        """Nodes and kinds of the refusals that were reported."""

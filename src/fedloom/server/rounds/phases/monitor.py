@@ -1,0 +1,67 @@
+"""Monitor: the global model's quality on clients' data without labels, in evaluated rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedloom.core.events import Notice
+from fedloom.core.protocols import Monitor
+from fedloom.core.records import Exchange, Info, Job
+from fedloom.core.seeds import generator
+from fedloom.server.rounds.open_round import OpenRound, RoundPhase, RunParts
+from fedloom.server.rounds.request import ExchangeRequest, Phase
+
+
+class MonitorPhase(RoundPhase):
+    """Asks clients what the monitor wants to know, and has it conclude.
+
+    Args:
+        parts: the run's.
+        monitor: which one.
+        earlier: what it concluded in the rounds before this session.
+    """
+
+    def __init__(self, parts: RunParts, monitor: Monitor, earlier: Sequence[Info]) -> None:
+        self._parts, self._monitor = parts, monitor
+        self._earlier = list(earlier)
+        self._warned: set[str] = set()
+
+    def run(self, round: OpenRound) -> None:
+        if not self._parts.evaluates_after(round.number):
+            return
+        exchange = self._exchange(round)
+        request = ExchangeRequest(
+            round=round.number, index=int(Phase.MONITOR), exchange=exchange, terms=self._parts.terms(exchange)
+        )
+        collected = self._parts.collect(request)
+        round.monitored.extend(collected.reports)
+        round.counts += collected.counts.beside_training()
+        round.reading = self._monitor.read(collected.reports, self._earlier)
+        self._earlier.append(round.reading.info)
+        round.evaluation = {**(round.evaluation or {}), **round.reading.metrics}
+
+    def _exchange(self, round: OpenRound) -> Exchange:
+        rng = generator(self._parts.experiment.seed, "monitor", round.number)
+        request = self._monitor.request(round.roster.population, rng)
+        inputs = self._parts.strategy.model_inputs(round.state)
+        knobs = {} if request.parts is None else {"parts": request.parts}
+        jobs = tuple(
+            Job(round=round.number, client=client, kind="monitor", inputs=tuple(inputs), knobs=knobs)
+            for client in request.clients
+        )
+        return Exchange(jobs=jobs, inputs=inputs, accumulator="metrics")
+
+    def recorded(self, round: OpenRound) -> None:
+        """Report a warning of the monitor that appears, and one that is over."""
+        if round.reading is None:
+            return
+        warnings = round.reading.warnings
+        for name in sorted(self._warned - warnings.keys()):
+            self._notice(round, name, "over")
+        for name in sorted(warnings.keys() - self._warned):
+            self._notice(round, name, warnings[name])
+        self._warned = set(warnings)
+
+    def _notice(self, round: OpenRound, name: str, text: str) -> None:
+        message = f"round {round.number}: {name}: {text}"
+        self._parts.emit(Notice(run_id=self._parts.run_id, message=message))

@@ -1,0 +1,84 @@
+"""Train: the strategy's exchanges, one after another, until it has its next state."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fedloom.core.accumulators import Accumulator
+from fedloom.core.errors import FedloomError, RunFailed, UnsupportedFeature
+from fedloom.core.protocols import Pending
+from fedloom.core.records import Exchange
+from fedloom.server.rounds.closing import ClosingTerms
+from fedloom.server.rounds.counts import RoundCounts
+from fedloom.server.rounds.open_round import OpenRound, RoundPhase, RunParts
+from fedloom.server.rounds.request import ExchangeRequest, Phase
+
+_MOST = 1000
+"""Exchanges in a round at most."""
+
+
+class TrainPhase(RoundPhase):
+    """Moves the strategy's state on. An empty cohort leaves it as it is."""
+
+    def __init__(self, parts: RunParts) -> None:
+        self._parts = parts
+
+    def run(self, round: OpenRound) -> None:
+        self._exchanges(round)
+        if round.retrained:
+            round.add_section("parking", {"retrained": round.retrained})
+
+    def _exchanges(self, round: OpenRound) -> None:
+        """Run exchanges until the strategy wants none."""
+        exchange = round.exchange
+        for index in range(round.first_index, round.first_index + _MOST):
+            if exchange is None:
+                return
+            exchange = self._exchange(round, exchange, index)
+        if exchange is not None:
+            name = self._parts.experiment.strategy.name
+            raise RunFailed(f"strategy {name!r} asked for {_MOST} exchanges in round {round.number}")
+
+    def _exchange(self, round: OpenRound, exchange: Exchange, index: int) -> Exchange | None:
+        """Run one exchange and the strategy's step after it; returns the next one, None when the round is over."""
+        terms = self._terms(round, exchange, index)
+        request = ExchangeRequest(round=round.number, index=index, exchange=exchange, terms=terms)
+        collected = self._parts.collect(request)
+        round.count(collected, exchange)
+        if terms.quota < len(exchange.jobs):
+            round.sampled, round.superseded = list(collected.sampled), list(collected.superseded)
+        begin = self._parts.monotonic()
+        step = self._finish(round, collected.total)
+        round.counts += RoundCounts(aggregation_s=self._parts.monotonic() - begin)
+        round.state = step.state if isinstance(step, Pending) else step
+        return step.exchange if isinstance(step, Pending) else None
+
+    def _finish(self, round: OpenRound, total: Accumulator) -> object | Pending[object]:
+        try:
+            return self._parts.strategy.finish(round.state, total, round.context)
+        except FedloomError:
+            raise
+        except Exception as exc:
+            raise RunFailed(
+                f"strategy {self._parts.experiment.strategy.name!r} failed to aggregate round {round.number}: "
+                f"{type(exc).__name__}: {exc}. The run can be resumed from round {round.number - 1}"
+            ) from exc
+
+    def _terms(self, round: OpenRound, exchange: Exchange, index: int) -> ClosingTerms:
+        """Return what ends the exchange; in the round's first one, clients beyond the cohort's size may be spare."""
+        run = self._parts.terms(exchange)
+        terms = replace(
+            run,
+            quorum_fraction=exchange.quorum_fraction or run.quorum_fraction,
+            deadline_s=exchange.deadline_s or run.deadline_s,
+        )
+        experiment = self._parts.experiment
+        extra = len(round.context.cohort) - experiment.cohort_size
+        if index != Phase.TRAIN or extra <= 0 or experiment.num_drawn == experiment.cohort_size:
+            return terms
+        if [job.client for job in exchange.jobs] != list(round.context.cohort):
+            raise UnsupportedFeature(
+                "spare clients need a strategy that plans one job for each client of the cohort, in order; remove "
+                "round.oversample_fraction and round.reserve_fraction, or use another strategy"
+            )
+        return replace(terms, quota=experiment.cohort_size, reserve=max(0, extra - experiment.num_oversampled))

@@ -1,0 +1,138 @@
+"""The lines a round leaves behind: its record, and its choice of clients."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+
+from fedloom.core.history import Choice, NodeShare, RoundRecord, Timing, Traffic
+from fedloom.core.records import ClientReport, Info, Metrics, add_metrics, metric_values
+from fedloom.server.fleet.nodes import Node
+from fedloom.server.rounds.choices import report_line
+from fedloom.server.rounds.open_round import OpenRound
+
+
+def round_choice(round: OpenRound) -> Choice:
+    """Return the line for `choices.jsonl`."""
+    trained_as_probed = any(report.num_trained for report in round.probed)
+    return Choice(
+        round=round.number,
+        cohort=list(round.context.cohort),
+        probed=[report_line(report) for report in round.probed],
+        collected=round.collected,
+        trained=[] if trained_as_probed else [report_line(report) for report in round.updates()],
+        missed=round.missed(),
+    )
+
+
+def round_record(
+    round: OpenRound, shares: Mapping[str, NodeShare], timing: Timing, stale: int, info: Info
+) -> RoundRecord:
+    """Return the line for `rounds.jsonl`.
+
+    Args:
+        round: with all its phases done.
+        shares: what each node did in it.
+        timing: its `total_s` and `checkpoint_s`; the rest is known to the round.
+        stale: results that came after their round had closed.
+        info: the strategy's and the selection's own numbers.
+    """
+    reports = [*round.probed, *round.aggregated]
+    worked = [report for report in reports if report.num_trained] or reports
+    seconds: dict[str, float] = {}
+    for report in worked:
+        seconds[str(report.client)] = seconds.get(str(report.client), 0.0) + report.seconds
+    return RoundRecord(
+        round=round.number,
+        cohort=round.collected or round.sampled or list(round.context.cohort),
+        candidates=[report.client for report in round.probed],
+        probe={str(report.client): dict(_short(report.info)) for report in round.probed if report.info},
+        num_examples=sum(report.num_examples for report in round.updates()),
+        local_trainings=sum(report.num_trained for report in reports),
+        metrics=metric_values(sum_metrics(round.aggregated)),
+        evaluation=round.evaluation,
+        traffic=_traffic([*reports, *round.monitored], shares),
+        timing=timing.model_copy(
+            update={
+                "waiting_s": round.counts.waiting_s,
+                "aggregation_s": round.counts.aggregation_s,
+                "evaluation_s": round.evaluation_s,
+                "training_s": sum(report.seconds for report in worked),
+            }
+        ),
+        client_seconds=seconds,
+        failures=list(round.counts.failures),
+        unneeded=round.superseded,
+        refusals=dict(round.counts.refusals),
+        stale=stale,
+        duplicates=round.counts.duplicates,
+        reassigned=round.counts.reassigned,
+        restored=round.counts.restored,
+        nodes=dict(shares),
+        info=dict(info),
+        monitor=dict(round.reading.info) if round.reading is not None else {},
+        sections={feature: dict(values) for feature, values in round.sections.items()},
+    )
+
+
+def _traffic(reports: Sequence[ClientReport], shares: Mapping[str, NodeShare]) -> Traffic:
+    return Traffic(
+        bytes_down=sum(report.bytes_down for report in reports),
+        bytes_up=sum(report.bytes_up for report in reports),
+        params_down=sum(report.params_down for report in reports),
+        params_up=sum(report.params_up for report in reports),
+        wire_bytes_down=sum(share.wire_bytes_down for share in shares.values()),
+        wire_bytes_up=sum(share.wire_bytes_up for share in shares.values()),
+    )
+
+
+_LONGEST = 64
+"""Numbers of a list that a round's record keeps; longer ones are a measure's raw material, not something to read."""
+
+
+def _short(info: Info) -> Info:
+    return {key: value for key, value in info.items() if not isinstance(value, list) or len(value) <= _LONGEST}
+
+
+def sum_metrics(reports: Sequence[ClientReport]) -> Metrics:
+    """All reports' metrics as one set."""
+    total: Metrics = {}
+    for report in reports:
+        total = add_metrics(total, report.metrics)
+    return total
+
+
+def evaluated(metrics: Metrics, exponentials: Mapping[str, str]) -> dict[str, float] | None:
+    """An evaluation's means, and the workload's `exponentials` of them; None where nothing was measured."""
+    values = metric_values(metrics)
+    for name, exponent in exponentials.items():
+        if exponent in values:
+            values[name] = math.exp(values[exponent]) if values[exponent] < _LARGEST_EXPONENT else math.inf
+    return values or None
+
+
+_LARGEST_EXPONENT = math.log(sys.float_info.max)
+
+
+def shares(
+    nodes: Mapping[str, Node], run_id: str, before: Mapping[str, NodeShare] | None = None
+) -> dict[str, NodeShare]:
+    """What each node has done for a run, or has done since `before`; nodes that did nothing are left out.
+
+    Bytes are the node's, of all runs it serves at the time; a node that served only others in between is left out.
+    """
+    found = {}
+    for name, node in nodes.items():
+        now = NodeShare(
+            jobs=node.groups_done.get(run_id, 0),
+            busy_s=node.busy_s.get(run_id, 0.0),
+            wire_bytes_down=node.bytes_down,
+            wire_bytes_up=node.bytes_up,
+        )
+        earlier = (before or {}).get(name, NodeShare())
+        values = {key: value - earlier.model_dump()[key] for key, value in now.model_dump().items()}
+        for_others = not now.jobs and any(node.groups_done.values())
+        if any(values.values()) and not for_others:
+            found[name] = NodeShare(**values)
+    return found

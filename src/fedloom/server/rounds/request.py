@@ -1,0 +1,45 @@
+"""One exchange as a phase of a round requests it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+
+from fedloom.core.errors import FedloomError
+from fedloom.core.records import Exchange
+from fedloom.server.fleet.open_exchange import Answer, OpenExchange
+from fedloom.server.rounds.closing import ClosingTerms
+
+NoAnswer = Callable[[OpenExchange, Answer], FedloomError]
+"""Makes the error for a group that nobody could do."""
+
+
+class Phase(IntEnum):
+    """Indices of exchanges within a round. They are part of keys and of clients' randomness, so they never change."""
+
+    TRAIN = 0
+    """The first exchange of a strategy; its next ones, and the collection of candidates' updates, count on from it."""
+    EVALUATE = 1 << 16
+    """Evaluation of the global model on held-out data; beyond any exchange of a strategy."""
+    PROBE = (1 << 16) + 1
+    """Measurement of candidates that do not train for it."""
+    MONITOR = (1 << 16) + 2
+    """What a monitor asks of clients."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExchangeRequest:
+    """Work for clients, and what is enough of it."""
+
+    round: int
+    index: int
+    """`Phase.TRAIN + n`, or another phase."""
+    exchange: Exchange
+    terms: ClosingTerms
+    group_size: int | None = None
+    """Clients per group; None takes the run's."""
+    emit_progress: bool = True
+    """Whether events say how many clients have reported, and which have failed."""
+    no_answer: NoAnswer | None = None
+    """Makes the error to raise for the first missing answer, in place of the quorum's."""

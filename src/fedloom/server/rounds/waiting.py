@@ -1,0 +1,81 @@
+"""Waits for an exchange's answers: until one comes, the deadline passes, the run is stopped, or no agent is left."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable
+
+from fedloom.core.errors import FedloomError, Interrupted, NoCapacity
+from fedloom.server.fleet.open_exchange import Answer, OpenExchange
+from fedloom.server.rounds.closing import Closing
+from fedloom.server.rounds.run_services import FleetAccess
+
+_TICK_S = 0.5
+"""How often a waiting run looks whether it was asked to stop; answers wake it at once."""
+
+
+class Waiting:
+    """One run's way of waiting.
+
+    Args:
+        fleet: the way to the agents.
+        stop: when set, waiting ends with `Interrupted`.
+        how_to_resume: for that error's message.
+    """
+
+    def __init__(self, fleet: FleetAccess, stop: threading.Event, how_to_resume: str) -> None:
+        self._fleet, self._stop, self._how_to_resume = fleet, stop, how_to_resume
+
+    def next(self, opened: OpenExchange, closing: Closing, each_turn: Callable[[], None]) -> Answer | None:
+        """Return the next answer; None once the deadline has passed.
+
+        Args:
+            opened: whose answers.
+            closing: knows the deadline.
+            each_turn: called before each look for an answer.
+
+        Raises:
+            Interrupted: the run was asked to stop.
+            NoCapacity: no agent is there, for longer than the run is patient.
+            FedloomError: what kept the groups from being assigned.
+        """
+        clock = self._fleet.clock
+        alone_since = clock.monotonic()
+        while True:
+            if self._stop.is_set():
+                raise Interrupted(self._how_to_resume)
+            each_turn()
+            with contextlib.suppress(queue.Empty):
+                return _sound(opened.answers.get_nowait())
+            remaining_s = closing.remaining_s()
+            if remaining_s is not None and remaining_s <= 0:
+                return None
+            if self._fleet.pump is not None:
+                self._fleet.pump()
+                continue
+            if self._fleet.coordinator.online:
+                alone_since = clock.monotonic()
+            self._check_agents(opened, clock.monotonic() - alone_since)
+            wait_s = _TICK_S if remaining_s is None else min(_TICK_S, max(0.001, remaining_s))
+            with contextlib.suppress(queue.Empty):
+                return _sound(clock.get(opened.answers, wait_s))
+
+    def _check_agents(self, opened: OpenExchange, alone_s: float) -> None:
+        """Raise where waiting has become pointless; `alone_s` is how long no agent has been connected."""
+        if self._fleet.coordinator.hopeless:
+            raise NoCapacity(self._fleet.coordinator.hopeless)
+        if self._fleet.patience_s is not None and alone_s > self._fleet.patience_s:
+            raise NoCapacity(
+                f"no agent has been connected for {self._fleet.patience_s:.0f} s, so {len(opened.pending)} groups of "
+                "work wait. Start agents with `fedloom client --server HOST:PORT`, or look why the workers of the "
+                "runtime ended"
+            )
+
+
+def _sound(answer: Answer | FedloomError) -> Answer:
+    """Return the answer; raise what kept the groups from being assigned."""
+    if isinstance(answer, FedloomError):
+        raise answer
+    return answer
