@@ -161,6 +161,7 @@ def _run_agents_and_session(experiment: Experiment, store: RunStore, sinks: Sequ
             place=runtime.place,
             pump=None if host else runtime.pump,
             patience_s=PATIENCE_S,
+            clock=server.clock,
         )
         outcome = run_session(experiment, store, fleet, sinks, stop=stop)
         server.coordinator.close("the run is over")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from fedloom.core.clock import SYSTEM_CLOCK, Clock
 from fedloom.core.depot import Depot
 from fedloom.core.errors import UsageError
 from fedloom.core.events import Event, NodeChanged
@@ -50,6 +51,7 @@ class Server:
         sinks: hear of agents that come and go.
         shared_memory: make a depot for agents on this host.
         heartbeat_s, lost_after_s, grace_s, by_labels: see `server.coordinator`.
+        clock: the one clock of everything in it; runs get it from here.
     """
 
     def __init__(
@@ -61,8 +63,9 @@ class Server:
         lost_after_s: float = LOST_AFTER_S,
         grace_s: float = GRACE_S,
         by_labels: bool = False,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self._sinks = sinks
+        self._sinks, self.clock = sinks, clock
         self.payloads = PayloadStore(Depot.create() if shared_memory else None)
         self.coordinator = Coordinator(
             self.payloads,
@@ -71,6 +74,7 @@ class Server:
             lost_after_s=lost_after_s,
             grace_s=grace_s,
             by_labels=by_labels,
+            clock=clock,
         )
         self.token = ""
         self.port = self.enroll_port = 0
@@ -156,14 +160,17 @@ def serve(
                 place=lambda: Place(
                     runtime="fleet", workers=server.coordinator.online, where=f"agents of {host}:{port}"
                 ),
+                clock=server.clock,
             )
             outcome = run_session(experiment, store, fleet, (*heard, _Relay(emit)), stop=stop_run, journal=journal)
             if folder is not None:
                 on_finished(folder)
             return outcome.summary
 
-        with contextlib.closing(RunQueue(state, run_one, at_once=at_once)) as runs:
-            security = stack.enter_context(open_security(state, host, members)) if members is not None else None
+        with contextlib.closing(RunQueue(state, run_one, at_once=at_once, clock=server.clock)) as runs:
+            security = (
+                stack.enter_context(open_security(state, host, members, server.clock)) if members is not None else None
+            )
             enroll_port = members.enroll_port if members is not None else 0
             bound = server.listen(host, port, token=token, runs=runs, security=security, enroll_port=enroll_port)
             if security is not None:
@@ -202,12 +209,12 @@ class Membership:
 
 
 @contextlib.contextmanager
-def open_security(state: Path, host: str, members: Membership) -> Iterator[Security]:
+def open_security(state: Path, host: str, members: Membership, clock: Clock = SYSTEM_CLOCK) -> Iterator[Security]:
     """The registry and the authority of a state folder."""
     from fedloom.server.access.enroll_service import Security
 
     authority = Authority.open(state / "authority")
-    with contextlib.closing(Registry(state / "fedloom.sqlite")) as registry:
+    with contextlib.closing(Registry(state / "fedloom.sqlite", clock.time)) as registry:
         yield Security(
             registry=registry,
             authority=authority,

@@ -11,12 +11,12 @@ import logging
 import queue
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from fedloom.core.clock import SYSTEM_CLOCK, Clock
 from fedloom.core.config import Experiment
 from fedloom.core.errors import NotFound, RunExists, StorageFull, UsageError
 from fedloom.core.events import Event, RoundFinished, RunFinished
@@ -100,8 +100,8 @@ class RunQueue:
         UsageError: another server works on this folder.
     """
 
-    def __init__(self, folder: Path, run_one: RunOne, *, at_once: int = 1) -> None:
-        self._folder, self._run_one = folder, run_one
+    def __init__(self, folder: Path, run_one: RunOne, *, at_once: int = 1, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._folder, self._run_one, self._clock = folder, run_one, clock
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(folder)
         self._database = sqlite3.connect(folder / "fedloom.sqlite", check_same_thread=False, isolation_level=None)
@@ -128,7 +128,7 @@ class RunQueue:
         with self._changed:
             self._write(
                 "insert into runs (run_id, name, status, rounds, submitted, owner) values (?, ?, 'queued', ?, ?, ?)",
-                (store.run_id, experiment.name, experiment.max_rounds or 0, time.time(), owner),
+                (store.run_id, experiment.name, experiment.max_rounds or 0, self._clock.time(), owner),
             )
             self._changed.notify_all()
         return store.run_id
@@ -272,7 +272,7 @@ class RunQueue:
     def _wait_for_room(self, why: object) -> None:
         _log.error("the disk is full; looking again in %.0f s: %s", ROOM_S, why)
         with self._changed:
-            self._changed.wait_for(lambda: self._closing, ROOM_S)
+            self._clock.wait_for(self._changed, lambda: self._closing, ROOM_S)
 
     def _end_watches(self, run_id: str) -> None:
         for watcher in self._watchers.get(run_id, []):

@@ -13,7 +13,6 @@ import re
 import secrets
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from fedloom.core.clock import SYSTEM_CLOCK
 from fedloom.core.errors import BadMessage, LimitExceeded, NotFound, RunExists, Unauthenticated
 from fedloom.core.identity import ROLES
 
@@ -79,7 +79,7 @@ class Registry:
         now: the wall clock; seconds since 1970.
     """
 
-    def __init__(self, file: Path | str, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, file: Path | str, now: Callable[[], float] = SYSTEM_CLOCK.time) -> None:
         self._now = now
         self._lock = threading.Lock()
         self._database = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=30)

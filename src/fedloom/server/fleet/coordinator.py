@@ -14,11 +14,11 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
+from fedloom.core.clock import SYSTEM_CLOCK, Clock
 from fedloom.core.errors import BadMessage, FedloomError, LimitExceeded, NotFound, RunFailed, ServerUnreachable
 from fedloom.core.events import NodeChanged
 from fedloom.core.messages import (
@@ -58,6 +58,7 @@ class Coordinator:
         on_node: called with every change of an agent's state.
         grace_s: seconds a disconnected agent may take to come back.
         by_labels: whether a run's `fleet.labels` choose its nodes; a simulation's workers have none.
+        clock: for silence, grace, refusals that end, and messages that are repeated.
     """
 
     def __init__(
@@ -69,14 +70,15 @@ class Coordinator:
         lost_after_s: float = LOST_AFTER_S,
         grace_s: float = GRACE_S,
         by_labels: bool = False,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self.payloads, self._by_labels = payloads, by_labels
+        self.payloads, self._by_labels, self._clock = payloads, by_labels, clock
         self._on_node = on_node
         self._heartbeat_s, self._lost_after_s, self._grace_s = heartbeat_s, lost_after_s, grace_s
         self._changed = threading.Condition()
         self._nodes: dict[str, Node] = {}
         self._dispatch = Dispatch(
-            self._nodes, payloads, self._prepare_soon, repeat_s=1.5 * heartbeat_s, pause_s=2 * grace_s
+            self._nodes, payloads, self._prepare_soon, clock, repeat_s=1.5 * heartbeat_s, pause_s=2 * grace_s
         )
         self._preparing = ThreadPoolExecutor(PREPARING, thread_name_prefix="fedloom-payloads")
         self._results = Results(self._nodes, self._dispatch, payloads)
@@ -110,7 +112,7 @@ class Coordinator:
             if self._closed:
                 raise ServerUnreachable("the server is shutting down")
             old, freed = self._nodes.get(hello.node), []
-            node = Node(hello, locality, labels=labels or {})
+            node = Node(hello, locality, labels=labels or {}, clock=self._clock)
             if old is not None:
                 node.inherit(old)
                 # The same agent come back, which will not read this, or a second one.
@@ -321,7 +323,7 @@ class Coordinator:
     def rows(self) -> list[dict[str, Any]]:
         """Every node, as the Control service lists them."""
         with self._changed:
-            now = time.monotonic()
+            now = self._clock.monotonic()
             found = [(node.row(now), node.hello.facts) for _, node in sorted(self._nodes.items())]
         return [{**row, "facts_json": json.dumps(facts)} for row, facts in found]
 
@@ -370,7 +372,7 @@ class Coordinator:
     def _heartbeat(self, name: str, session: str, message: Heartbeat) -> None:
         with self._changed:
             node = self._session(name, session)
-            node.seen = time.monotonic()
+            node.seen = self._clock.monotonic()
             for run in self._dispatch.runs:
                 if run.run_id in message.missing_runs:
                     node.told_runs.discard(run.run_id)
@@ -380,13 +382,13 @@ class Coordinator:
     def _refusal(self, name: str, session: str, refusal: Refusal) -> None:
         with self._changed:
             node = self._session(name, session)
-            node.seen = time.monotonic()
+            node.seen = self._clock.monotonic()
             node.acknowledge(refusal.key, "refused")
             self._dispatch.refuse(name, refusal)
 
     def _result(self, name: str, session: str, result: GroupResult) -> None:
         with self._changed:
-            self._session(name, session).seen = time.monotonic()
+            self._session(name, session).seen = self._clock.monotonic()
             begun = self._results.begin(name, result)
         if isinstance(begun, Unwanted):
             return
@@ -409,9 +411,9 @@ class Coordinator:
         """Notice agents that went silent, and disconnected ones whose grace is over."""
         while True:
             with self._changed:
-                if self._changed.wait_for(lambda: self._closed, timeout=self._heartbeat_s / 4):
+                if self._clock.wait_for(self._changed, lambda: self._closed, self._heartbeat_s / 4):
                     return
-                now = time.monotonic()
+                now = self._clock.monotonic()
                 for node in self._nodes.values():
                     if node.mailbox is not None:
                         node.mailbox.flush()

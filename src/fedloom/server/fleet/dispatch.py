@@ -7,9 +7,9 @@ Groups are pushed, longest first, and nothing polls. What a node holds is `Node.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+from fedloom.core.clock import Clock
 from fedloom.core.errors import FedloomError, PolicyRefused
 from fedloom.core.messages import Cancel, Group, GroupKey, GroupResult, PayloadRef, Refusal, RunSpec
 from fedloom.core.records import ClientFailure
@@ -30,6 +30,7 @@ class Dispatch:
         nodes: every known node by name; the owner adds and removes them.
         payloads: where what groups read is on offer.
         prepare: called when a node waits for a group because of what that reads; returns at once.
+        clock: for refusals that end, and messages that are repeated.
         repeat_s: seconds after which a group that its node does not name in a heartbeat was lost on the way.
         pause_s: seconds a node gets nothing after a useless result, where there is nobody else.
     """
@@ -39,11 +40,12 @@ class Dispatch:
         nodes: Mapping[str, Node],
         payloads: PayloadStore,
         prepare: Prepare,
+        clock: Clock,
         *,
         repeat_s: float,
         pause_s: float,
     ) -> None:
-        self._nodes, self._payloads, self._prepare = nodes, payloads, prepare
+        self._nodes, self._payloads, self._prepare, self._clock = nodes, payloads, prepare, clock
         self._repeat_s, self._pause_s = repeat_s, pause_s
         self._open: dict[tuple[str, int, int], OpenExchange] = {}
 
@@ -137,7 +139,7 @@ class Dispatch:
 
     def _willing(self, opened: OpenExchange, names: Collection[str]) -> set[str]:
         """Those of the agents that may get groups of an exchange."""
-        now = time.monotonic()
+        now = self._clock.monotonic()
         return {name for name in names if opened.wants(name, self._nodes[name].labels, now)}
 
     def _push(self, node: Node, opened: OpenExchange, index: int) -> None:
@@ -145,7 +147,7 @@ class Dispatch:
         node.tell(opened.run)
         planned, spec = opened.groups[index], opened.spec
         inputs, states = opened.reads(index)
-        node.assigned[opened.key(index)] = time.monotonic()
+        node.assigned[opened.key(index)] = self._clock.monotonic()
         node.mailbox.put(
             Group(
                 key=opened.key(index),
@@ -189,7 +191,7 @@ class Dispatch:
         """A result was no good: others get the agent's groups of the exchange; it gets none while there are others."""
         node = self._nodes[name]
         opened.refusals[name] = Refusal(key=key, kind="result", reason=f"{type(exc).__name__}: {exc}")
-        opened.unwilling[name] = math.inf if self._others(opened, name) else time.monotonic() + self._pause_s
+        opened.unwilling[name] = math.inf if self._others(opened, name) else self._clock.monotonic() + self._pause_s
         for held in [other for other in node.assigned if other[:3] == key[:3] and other != key]:
             del node.assigned[held]
             opened.pending.appendleft(held.group)
@@ -205,14 +207,14 @@ class Dispatch:
         if opened is None or not known or key.group in opened.done:
             return
         opened.refusals[name] = refusal
-        opened.unwilling[name] = time.monotonic() + refusal.retry_s if refusal.retry_s else math.inf
+        opened.unwilling[name] = self._clock.monotonic() + refusal.retry_s if refusal.retry_s else math.inf
         opened.pending.appendleft(key.group)
         self._give_up_refused(opened)
         self.push()
 
     def reconcile(self, name: str, held: set[GroupKey]) -> None:
         """Compare what a node says it holds with what it should: what got lost is repeated, what is settled told so."""
-        node, now = self._nodes[name], time.monotonic()
+        node, now = self._nodes[name], self._clock.monotonic()
         if node.fresh:
             node.fresh = False
             self.requeue(name, "the agent was restarted", but=held)

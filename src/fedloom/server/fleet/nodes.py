@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedloom.core.clock import SYSTEM_CLOCK, Clock
 from fedloom.core.messages import Ack, Goodbye, GroupKey, GroupResult, Hello, RunOver, RunSpec, ToAgent
 
 MAX_UNREAD = 10_000
@@ -87,7 +87,9 @@ class Node:
     told_runs: set[str] = field(default_factory=set)
     assigned: dict[GroupKey, float] = field(default_factory=dict)
     """Groups it holds, with the time each was pushed (monotonic seconds)."""
-    seen: float = field(default_factory=time.monotonic)
+    clock: Clock = SYSTEM_CLOCK
+    seen: float = field(init=False)
+    """When it was last heard of (monotonic seconds)."""
     gone_since: float | None = None
     fresh: bool = True
     """No heartbeat of this session yet."""
@@ -98,13 +100,16 @@ class Node:
     busy_s: dict[str, float] = field(default_factory=dict)
     """Seconds in work, by run."""
 
+    def __post_init__(self) -> None:
+        self.seen = self.clock.monotonic()
+
     @property
     def online(self) -> bool:
         return self.mailbox is not None
 
     def inherit(self, old: Node) -> None:
         """Take over from its last session what it was given and has done; it has yet to attach."""
-        self.assigned, self.gone_since = old.assigned, time.monotonic()
+        self.assigned, self.gone_since = old.assigned, self.clock.monotonic()
         self.bytes_down, self.bytes_up = old.bytes_down, old.bytes_up
         self.groups_done, self.busy_s = old.groups_done, old.busy_s
 
@@ -112,14 +117,14 @@ class Node:
         """Begin a stream, in place of one there may be."""
         if self.mailbox is not None:
             self.mailbox.close()
-        self.mailbox, self.seen, self.gone_since = Mailbox(), time.monotonic(), None
+        self.mailbox, self.seen, self.gone_since = Mailbox(), self.clock.monotonic(), None
         return self.mailbox
 
     def detach(self) -> None:
         """End its stream."""
         if self.mailbox is not None:
             self.mailbox.close()
-        self.mailbox, self.gone_since = None, time.monotonic()
+        self.mailbox, self.gone_since = None, self.clock.monotonic()
 
     def send_away(self, reason: str, *, come_back: bool = False) -> None:
         """Say goodbye, where it listens; its stream ends with that."""

@@ -7,7 +7,6 @@ with another session, or send a copy. Whatever comes first counts; a result's pa
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -117,7 +116,7 @@ class Results:
         opened, key, node = reading.opened, reading.result.key, self._nodes.get(reading.name)
         if node is None:  # it left, others have its groups, and it has been forgotten
             return False
-        node.seen = time.monotonic()
+        node.seen = node.clock.monotonic()
         if self._dispatch.find(key) is not opened:  # where the run has begun anew, its node may hold the same key again
             self._unwanted(node, None, key)
             return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from threadpoolctl import threadpool_limits
 
@@ -14,7 +13,7 @@ from fedloom.core.history import RoundRecord, Timing
 from fedloom.core.plugins import build_monitor, build_selection, build_strategy
 from fedloom.core.protocols import Roster, WorkloadInfo
 from fedloom.core.records import Arrays, RoundContext
-from fedloom.core.state import dump_state, load_state, pinned_in
+from fedloom.core.state import pinned_in
 from fedloom.server.fleet.planned import RunFacts
 from fedloom.server.rounds.checkpoint_writer import Saver
 from fedloom.server.rounds.choices import observed
@@ -26,18 +25,9 @@ from fedloom.server.rounds.phases.monitor import MonitorPhase
 from fedloom.server.rounds.phases.probe import ProbePhase
 from fedloom.server.rounds.phases.train import TrainPhase
 from fedloom.server.rounds.pinned_inputs import Holders
+from fedloom.server.rounds.progress import Progress
 from fedloom.server.rounds.record import round_choice, round_record, shares
 from fedloom.server.rounds.run_services import FleetAccess, RunOutputs
-from fedloom.server.store.run_store import Checkpoint
-
-
-@dataclass
-class _Progress:
-    """Where the run is: what a checkpoint holds, live."""
-
-    round: int
-    strategy: object
-    selection: object
 
 
 class Loop:
@@ -69,7 +59,9 @@ class Loop:
         self._monitor = build_monitor(experiment.monitor) if experiment.monitor is not None else None
         self._saver = Saver(outputs.store, experiment.checkpoint.keep, outputs.journal, self._clock)
         self._phases: Sequence[RoundPhase] = ()
-        self._progress: _Progress | None = None
+        self._progress: Progress | None = None
+        self._saved = 0
+        """The round of the newest checkpoint."""
         self._began, self._earlier_s = self._clock.monotonic(), 0.0
         self.info = WorkloadInfo(data={})
 
@@ -92,12 +84,15 @@ class Loop:
         self._fleet.coordinator.announce(self.run)
         checkpoint, info = self._store.latest_checkpoint(), self._store.workload()
         if checkpoint is not None and info is not None:
-            self.info, self._progress = info, self._resumed(checkpoint)
+            self.info, self._earlier_s = info, checkpoint.seconds
+            self._saved = checkpoint.round
+            self._collector.groups.pinned = Holders(checkpoint.holders)
+            self._progress = Progress.read(checkpoint, self._parts.strategy, self._parts.selection)
         else:
             model, self.info = initial_model(self._collector.collect(initial_request()))
             self._store.save_workload(self.info)
-            parts = self._parts
-            self._progress = _Progress(0, parts.strategy.init(model), parts.selection.init(self._roster()))
+            strategy, selection, roster = self._parts.strategy, self._parts.selection, self._roster()
+            self._progress = Progress(0, strategy.init(model), selection.init(roster), roster.population)
         self._store.choices(upto=self._progress.round)
         self._phases = self._make_phases(self._store.rounds(upto=self._progress.round))
         return self._progress.round + 1
@@ -112,6 +107,9 @@ class Loop:
             with threadpool_limits(1, "blas"):
                 while (last is None or progress.round < last) and self._round(progress):
                     pass
+                if self._saved != progress.round:  # the strategy has ended the run between two checkpoints
+                    self._saver.wait()
+                    self._save(progress)
         finally:
             self._saver.wait()
 
@@ -130,20 +128,11 @@ class Loop:
             phases.append(MonitorPhase(self._parts, self._monitor, readings))
         return phases
 
-    def _resumed(self, checkpoint: Checkpoint) -> _Progress:
-        self._collector.groups.pinned = Holders(checkpoint.holders)
-        self._earlier_s = checkpoint.seconds
-        return _Progress(
-            checkpoint.round,
-            load_state(self._parts.strategy.State, checkpoint.strategy, checkpoint.pinned),
-            load_state(self._parts.selection.State, checkpoint.selection, checkpoint.pinned),
-        )
-
     def _roster(self) -> Roster:
         declared = Roster(self._experiment.clients, self.info.client_sizes, self.info.label_counts)
         return self._fleet.roster(declared)
 
-    def _round(self, progress: _Progress) -> bool:
+    def _round(self, progress: Progress) -> bool:
         """Do one round; returns False where the strategy wants no further one."""
         begin, before = self._clock.monotonic(), shares(self._fleet.coordinator.nodes(), self.run.run_id)
         round = self._open(progress)
@@ -165,14 +154,17 @@ class Loop:
             {**self._parts.strategy.report(round.state), **selection.report(state)},
         )
         self._store.append_choice(choice)
-        self._save(progress, record)
+        self._store.append_round(record)
+        if round.number == self._experiment.max_rounds or round.number % self._experiment.checkpoint.every == 0:
+            self._save(progress)
         self._outputs.emit(RoundFinished(run_id=self.run.run_id, record=record))
         for phase in self._phases:
             phase.recorded(round)
         return True
 
-    def _open(self, progress: _Progress) -> OpenRound:
+    def _open(self, progress: Progress) -> OpenRound:
         number, roster = progress.round + 1, self._roster()
+        joined = progress.grow(self._parts.selection, roster)
         context = RoundContext(
             round=number,
             cohort=(),
@@ -180,7 +172,7 @@ class Loop:
             rounds=self._experiment.max_rounds,
             seed=self._experiment.seed,
         )
-        return OpenRound(
+        round = OpenRound(
             number=number,
             info=self.info,
             roster=roster,
@@ -188,25 +180,17 @@ class Loop:
             state=progress.strategy,
             context=context,
         )
+        if joined:
+            round.add_section("roster", {"population": roster.population, "joined": joined})
+        return round
 
-    def _retain(self, progress: _Progress) -> None:
+    def _retain(self, progress: Progress) -> None:
         """Keep only the pinned records that the state names: no others will be sent again."""
         named = pinned_in(progress.strategy).keys()
         self._fleet.coordinator.retain(self.run, named)
         self._collector.groups.pinned.retain(named)
 
-    def _save(self, progress: _Progress, record: RoundRecord) -> None:
-        """Write the round down at once and its checkpoint behind the next round's work."""
-        self._store.append_round(record)
-        if progress.round == self._experiment.max_rounds or progress.round % self._experiment.checkpoint.every == 0:
-            self._saver.save(self._checkpoint(progress))
-
-    def _checkpoint(self, progress: _Progress) -> Checkpoint:
-        return Checkpoint(
-            progress.round,
-            dump_state(progress.strategy),
-            dump_state(progress.selection),
-            self.seconds,
-            self._collector.groups.pinned.arrays(),
-            pinned_in(progress.strategy) | pinned_in(progress.selection),
-        )
+    def _save(self, progress: Progress) -> None:
+        """Begin to write a checkpoint, behind the next round's work."""
+        self._saver.save(progress.checkpoint(self.seconds, self._collector.groups.pinned.arrays()))
+        self._saved = progress.round

@@ -40,6 +40,8 @@ class Checkpoint:
     """Clients that have read pinned records, by the records' digests."""
     pinned: Mapping[str, Pinned] = field(default_factory=dict)
     """The pinned records the states name, by digest; kept beside the checkpoint, not in it."""
+    population: int = 0
+    """Clients the selection's state is made for."""
 
     def record(self) -> Record:
         """As one record, pinned records named but left out."""
@@ -51,6 +53,7 @@ class Checkpoint:
             {
                 "round": self.round,
                 "seconds": self.seconds,
+                "population": self.population,
                 "strategy": {"groups": list(self.strategy.groups), "info": self.strategy.info},
                 "selection": {"groups": list(self.selection.groups), "info": self.selection.info},
                 "pinned": list(self.pinned),
@@ -74,6 +77,7 @@ class Checkpoint:
             float(record.info["seconds"]),
             record.groups.get(_HOLDERS, {}),
             load(record.info["pinned"]),
+            int(record.info["population"]),
         )
 
 

@@ -1,4 +1,4 @@
-"""Probe: chooses the round's cohort, after measuring candidates where the selection asks for it, and plans its work."""
+"""Probe: chooses the round's cohort, after measuring candidates if the selection asks for it, and plans its work."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedloom.core.errors import RunFailed, UnsupportedFeature
+from fedloom.core.errors import UnsupportedFeature
 from fedloom.core.events import RoundStarted
 from fedloom.core.protocols import Probe
 from fedloom.core.records import ClientReport, Exchange
 from fedloom.core.seeds import generator
+from fedloom.server.rounds.cohort import check_clients, collection, with_extra_report
 from fedloom.server.rounds.open_round import OpenRound, RoundPhase, RunParts
 from fedloom.server.rounds.request import ExchangeRequest, Phase
 
@@ -21,6 +22,7 @@ class ProbePhase(RoundPhase):
 
     def __init__(self, parts: RunParts) -> None:
         self._parts = parts
+        self._name = parts.experiment.selection.name
 
     def run(self, round: OpenRound) -> None:
         parts, rng = self._parts, generator(self._parts.experiment.seed, "selection", round.number)
@@ -30,49 +32,34 @@ class ProbePhase(RoundPhase):
             self._choose(round, rng)
             self._plan(round)
             return
-        self._check(round, "probe", probe.candidates)
         if size > parts.experiment.cohort_size:
             raise UnsupportedFeature(
-                f"selection {parts.experiment.selection.name!r} measures candidates, which leaves no spare clients: "
-                "remove round.oversample_fraction and round.reserve_fraction, or choose another selection"
+                f"selection {self._name!r} measures candidates, which leaves no spare clients: remove "
+                "round.oversample_fraction and round.reserve_fraction, or choose another selection"
             )
-        round.context = replace(round.context, cohort=probe.candidates)
+        candidates = check_clients(round, self._name, "probe", probe.candidates)
+        round.context = replace(round.context, cohort=candidates)
         if probe.kind == "train":
             self._train_candidates(round, probe, rng)
             return
-        measurement = self._measurement(round, probe)
-        self._choose(round, rng, self._measure(round, measurement, Phase.PROBE) if measurement.jobs else ())
+        self._choose(round, rng, self._measure(round, self._measurement(round, probe), Phase.PROBE))
         self._plan(round)
 
     def _choose(self, round: OpenRound, rng: np.random.Generator, reports: Sequence[ClientReport] = ()) -> None:
-        """Have the selection choose the cohort."""
-        parts = self._parts
-        size = parts.experiment.num_drawn
-        cohort = parts.selection.choose(round.selection_state, round.roster, size, rng, reports)
-        self._check(round, "choose", cohort)
-        round.context = replace(round.context, cohort=tuple(cohort))
-
-    def _check(self, round: OpenRound, method: str, clients: Sequence[int]) -> None:
-        """Refuse clients that are not distinct numbers of the roster."""
-        wrong = [c for c in clients if not isinstance(c, int) or not 0 <= c < round.roster.population]
-        twice = sorted({c for c in clients if clients.count(c) > 1}) if len(set(clients)) < len(clients) else []
-        if wrong or twice:
-            raise RunFailed(
-                f"round {round.number}: {method} of selection {self._parts.experiment.selection.name!r} returned "
-                f"{tuple(clients)!r}; expected distinct clients from 0 to {round.roster.population - 1}, found "
-                + (f"{wrong!r} beside them" if wrong else f"{twice!r} more than once")
-                + f". Correct the selection's {method}"
-            )
+        """Have the selection choose the cohort, which may be empty."""
+        size = self._parts.experiment.num_drawn
+        chosen = self._parts.selection.choose(round.selection_state, round.roster, size, rng, reports)
+        round.context = replace(round.context, cohort=check_clients(round, self._name, "choose", chosen))
 
     def _plan(self, round: OpenRound) -> None:
         """Have the strategy plan what the cohort does first, and report that the round begins."""
         parts = self._parts
         if round.context.cohort:
-            round.exchange = parts.strategy.plan(round.state, round.context)
-            if round.exchange is None:
+            planned = parts.strategy.plan(round.state, round.context)
+            if planned is None:
                 round.wanted = False
                 return
-            round.exchange = self._with_extra_report(round.exchange, round.selection_state)
+            round.exchange = with_extra_report(planned, parts.selection.extra_report(round.selection_state))
         jobs = round.exchange.jobs if round.exchange is not None else ()
         parts.emit(RoundStarted(run_id=parts.run_id, round=round.number, cohort=len(jobs)))
 
@@ -96,37 +83,13 @@ class ProbePhase(RoundPhase):
         knobs = {**planned.knobs, **probe.knobs}
         parked = replace(planned, accumulator="metrics", park=True, measure=probe.measure, knobs=knobs)
         self._choose(round, rng, self._measure(round, parked, Phase.TRAIN))
-        round.exchange = _collection(planned, round.context.cohort) if round.context.cohort else None
-        round.first_index = Phase.TRAIN + 1
+        round.exchange, round.first_index = collection(planned, round.context.cohort), Phase.TRAIN + 1
 
     def _measure(self, round: OpenRound, exchange: Exchange, index: int) -> Sequence[ClientReport]:
-        request = ExchangeRequest(
-            round=round.number, index=int(index), exchange=exchange, terms=self._parts.terms(exchange)
-        )
+        if not exchange.jobs:
+            return ()
+        terms = self._parts.terms(exchange)
+        request = ExchangeRequest(round=round.number, index=int(index), exchange=exchange, terms=terms)
         collected = self._parts.collect(request)
         round.count(collected, exchange, probe=True)
         return collected.reports
-
-    def _with_extra_report(self, exchange: Exchange, state: object) -> Exchange:
-        """Return the exchange with what the selection wants its clients to report."""
-        extra = self._parts.selection.extra_report(state)
-        if extra is None:
-            return exchange
-        if exchange.measure is not None:
-            raise UnsupportedFeature(
-                f"the selection wants clients to report {extra.measure!r} beside their updates, but this strategy "
-                f"already has them report {exchange.measure!r}; use another selection with it"
-            )
-        return replace(exchange, measure=extra.measure, knobs={**exchange.knobs, **extra.knobs})
-
-
-def _collection(exchange: Exchange, cohort: Sequence[int]) -> Exchange:
-    """Return the exchange that hands over the updates which the chosen candidates have parked."""
-    by_client = {job.client: job for job in exchange.jobs}
-    if len(by_client) != len(exchange.jobs) or not set(cohort) <= by_client.keys():
-        raise UnsupportedFeature(
-            "the selection lets candidates train before it chooses, which needs a strategy that plans one job for each "
-            "client of the cohort; use another selection with this strategy"
-        )
-    jobs = tuple(replace(by_client[client], kind="collect") for client in cohort)
-    return replace(exchange, jobs=jobs, collects=int(Phase.TRAIN))

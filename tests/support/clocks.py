@@ -1,0 +1,42 @@
+"""A clock that stands still until it is told otherwise."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+_LOOK_S = 0.002
+
+
+class ManualClock:
+    """Time moves by `advance` alone; who waits for it looks every few real milliseconds."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self._now = now
+
+    def advance(self, seconds: float) -> None:
+        self._now += seconds
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def time(self) -> float:
+        return self._now
+
+    def get(self, source: queue.SimpleQueue[T], timeout_s: float) -> T:
+        end = self._now + timeout_s
+        while self._now < end:
+            try:
+                return source.get(timeout=_LOOK_S)
+            except queue.Empty:
+                continue
+        return source.get_nowait()
+
+    def wait_for(self, condition: threading.Condition, predicate: Callable[[], bool], timeout_s: float) -> bool:
+        end = self._now + timeout_s
+        while not predicate() and self._now < end:
+            condition.wait(_LOOK_S)
+        return predicate()
