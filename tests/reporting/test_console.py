@@ -102,6 +102,22 @@ def test_without_a_terminal_a_round_is_one_line(runs: Any) -> None:
     ]
 
 
+def test_an_open_number_of_rounds_is_called_open_and_has_no_end_to_wait_for(runs: Any) -> None:
+    screen = Screen(terminal=False)
+    screen.sink.write(started(rounds=None))
+    play(screen.sink, runs.round(1, [0, 1], metrics={"loss": 2.5}))
+    screen.sink.close()
+    assert screen.lines[5:] == [
+        "  rounds   open",
+        "round 1/open  train loss 2.5000  2/2 answers  2.00 kB up  4.00 kB down  2.00 s",
+    ]
+    live = Screen(terminal=True)
+    live.sink.write(started(rounds=None))
+    play(live.sink, runs.round(1, [0, 1], metrics={"loss": 2.5}))
+    live.sink.close()
+    assert "round 2/open · 0/2 clients · 2.00 kB up · 4.00 kB down" in "\n".join(live.lines)
+
+
 def test_in_a_terminal_rounds_are_rows_and_a_line_below_is_live(runs: Any) -> None:
     screen = Screen(terminal=True)
     screen.sink.write(started())

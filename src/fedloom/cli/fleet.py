@@ -176,7 +176,7 @@ def runs(server: Server = None, identity: IdentityFolder = None, token_file: Tok
                 row.name,
                 row.owner,
                 row.status,
-                f"{row.rounds_done}/{row.rounds}",
+                f"{row.rounds_done}/{row.rounds or 'open'}",
                 " ".join(row.error.split()),
             )
             for row in control.runs()

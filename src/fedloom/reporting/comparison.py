@@ -16,6 +16,7 @@ from fedloom.core.config import is_incidental
 from fedloom.core.errors import UsageError
 from fedloom.reporting.charts import Series, line_chart
 from fedloom.reporting.curves import HELD_OUT, TRAINING, Curve, curve, in_order, metric_names
+from fedloom.reporting.lines import rounds_text
 from fedloom.reporting.markup import Content, Markup, table, tag
 from fedloom.reporting.page import page, section, write_page
 from fedloom.reporting.plain import harmless
@@ -178,7 +179,7 @@ def _results(runs: Sequence[RunFolder]) -> Iterable[Row]:
         return Row(name, tuple(cells))
 
     yield row("status", (run.status for run in runs))
-    yield row("rounds", (f"{len(run.rounds):,} of {run.planned_rounds:,}" for run in runs))
+    yield row("rounds", (f"{len(run.rounds):,} of {rounds_text(run.planned_rounds)}" for run in runs))
     for metric in in_order(name for run in runs for name in metric_names(run)):
         last = [curve(run, metric, HELD_OUT) or curve(run, metric, TRAINING) for run in runs]
         yield row(metric, (metric_text(one.values[-1]) + _where(one) if one else NOTHING for one in last))

@@ -28,7 +28,7 @@ from fedloom.core.events import (
 from fedloom.core.history import RoundRecord, RunSummary, Traffic
 from fedloom.core.run_files import REPORT
 from fedloom.reporting.curves import in_order
-from fedloom.reporting.lines import lost_line, round_cells, round_head, round_line, start_lines
+from fedloom.reporting.lines import lost_line, round_cells, round_head, round_line, rounds_text, start_lines
 from fedloom.reporting.plain import escape_unprintable, harmless
 from fedloom.reporting.quantities import bytes_text, metric_text, seconds_text
 
@@ -60,7 +60,8 @@ class ConsoleSink:
         self._sent = Traffic()
         self._durations: list[float] = []
         self._began = clock()
-        self._rounds = 0
+        self._rounds: int | None = 0
+        """Of the run; None where their number is open."""
         self.summary: RunSummary | None = None
         """How the run ended; None while it goes on."""
 
@@ -94,7 +95,7 @@ class ConsoleSink:
 
     def _started(self, event: RunStarted) -> None:
         self._stop()
-        self._rounds, self._columns, self._durations, self._sent = event.rounds or 0, [], [], Traffic()
+        self._rounds, self._columns, self._durations, self._sent = event.rounds, [], [], Traffic()
         self.summary = None
         self._say(event.run_id, "bold")
         for name, value in start_lines(event):
@@ -113,9 +114,9 @@ class ConsoleSink:
     def _progress(self, round: int, done: int, cohort: int) -> None:
         if self._bar is None:
             return
-        left = self._left(self._rounds - round + 1)
+        left = self._left(round - 1)
         parts = [
-            f"round {round}/{self._rounds}",
+            f"round {round}/{rounds_text(self._rounds)}",
             f"{done}/{cohort} clients",
             f"{bytes_text(self._sent.bytes_up)} up",
             f"{bytes_text(self._sent.bytes_down)} down",
@@ -138,12 +139,13 @@ class ConsoleSink:
             )
         is_new = self._learn_columns(record)
         if not self._live:
-            self._say(round_line(record, self._rounds, self._columns, self._left(self._rounds - record.round)))
+            self._say(round_line(record, self._rounds, self._columns, self._left(record.round)))
             return
         if is_new:
             self._say(self._row(round_head(self._columns)), "dim")
         self._say(self._row(round_cells(record, self._columns)))
-        self._progress(record.round + 1 if record.round < self._rounds else record.round, 0, len(record.cohort))
+        is_last = record.round == self._rounds
+        self._progress(record.round if is_last else record.round + 1, 0, len(record.cohort))
 
     def _learn_columns(self, record: RoundRecord) -> bool:
         """Add metrics seen for the first time; held-out ones first."""
@@ -160,10 +162,12 @@ class ConsoleSink:
             cell.rjust(_WIDTHS.get(name, max(10, len(name)))) for name, cell in zip(names, cells, strict=True)
         )
 
-    def _left(self, rounds: int) -> float | None:
-        """Seconds the remaining rounds will take, going by the last ten."""
+    def _left(self, done: int) -> float | None:
+        """Seconds the rounds after `done` will take, going by the last ten; None where nobody knows."""
+        if self._rounds is None:
+            return None
         recent = self._durations[-10:]
-        return sum(recent) / len(recent) * rounds if recent else None
+        return sum(recent) / len(recent) * (self._rounds - done) if recent else None
 
     def _say(self, text: str, style: str = "") -> None:
         self._console.print(Text(harmless(text), style=style), soft_wrap=True)

@@ -21,7 +21,7 @@ def start_lines(event: RunStarted) -> list[tuple[str, str]]:
         ("data", data_line(event.data)),
         ("model", plural(event.num_parameters, "parameter")),
         ("clients", f"{event.clients:,}, {event.cohort:,} asked per round{groups}"),
-        ("rounds", ("open" if event.rounds is None else f"{event.rounds:,}") + _resumed(event)),
+        ("rounds", rounds_text(event.rounds) + _resumed(event)),
     ]
     return [(name, harmless(value)) for name, value in facts]
 
@@ -52,13 +52,18 @@ def round_cells(record: RoundRecord, names: Sequence[tuple[str, bool]]) -> list[
     ]
 
 
+def rounds_text(rounds: int | None) -> str:
+    """The number of a run's rounds, or that it is open."""
+    return "open" if rounds is None else f"{rounds:,}"
+
+
 def round_head(names: Sequence[tuple[str, bool]]) -> list[str]:
     """The names of `round_cells`."""
     return ["round", *(column_name(name, held_out) for name, held_out in names), "answers", "up", "down", "time"]
 
 
-def round_line(record: RoundRecord, rounds: int, names: Sequence[tuple[str, bool]], left_s: float | None) -> str:
-    """A round as one line for a log file."""
+def round_line(record: RoundRecord, rounds: int | None, names: Sequence[tuple[str, bool]], left_s: float | None) -> str:
+    """A round as one line for a log file; `rounds` are those of the run, None where their number is open."""
     cells = dict(zip(round_head(names), round_cells(record, names), strict=True))
     measured = [
         f"{column_name(name, held_out)} {cells[column_name(name, held_out)]}"
@@ -66,14 +71,14 @@ def round_line(record: RoundRecord, rounds: int, names: Sequence[tuple[str, bool
         if cells[column_name(name, held_out)] != NOTHING
     ]
     parts = [
-        f"round {record.round}/{rounds}",
+        f"round {record.round}/{rounds_text(rounds)}",
         *measured,
         f"{cells['answers']} answers",
         f"{cells['up']} up",
         f"{cells['down']} down",
         cells["time"],
     ]
-    if left_s is not None and record.round < rounds:
+    if left_s is not None and rounds is not None and record.round < rounds:
         parts.append(f"ETA {seconds_text(left_s)}")
     return harmless("  ".join(parts))
 

@@ -69,10 +69,10 @@ class RunFolder:
         return int(self.experiment.get("clients", 1))
 
     @property
-    def planned_rounds(self) -> int:
-        """Rounds the experiment asks for."""
+    def planned_rounds(self) -> int | None:
+        """Rounds the experiment asks for; None where their number is open."""
         planned = self.experiment.get("rounds", "open")
-        return len(self.rounds) if planned == "open" else int(planned)
+        return None if planned == "open" else int(planned)
 
     @property
     def traffic(self) -> Traffic:

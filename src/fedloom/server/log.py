@@ -25,8 +25,9 @@ class LogSink:
     def write(self, event: Event) -> None:
         match event:
             case RunStarted():
+                rounds = event.rounds or "an open number of"
                 _say(
-                    f"run started: {event.name}, {event.rounds} rounds of {event.cohort} of {event.clients} clients",
+                    f"run started: {event.name}, {rounds} rounds of {event.cohort} of {event.clients} clients",
                     run=event.run_id,
                     round=event.first_round,
                 )

@@ -6,6 +6,7 @@ import math
 import shlex
 
 from fedloom.reporting.curves import HELD_OUT, TRAINING, curve, metric_names
+from fedloom.reporting.lines import rounds_text
 from fedloom.reporting.markup import Content, Markup, join, tag
 from fedloom.reporting.quantities import bytes_text, metric_text, plural, seconds_text
 from fedloom.reporting.run_folder import RunFolder
@@ -73,7 +74,7 @@ def _tiles(run: RunFolder) -> list[Markup]:
     lost = len(run.failures)
     tiles = [_metric_tile(run, metric) for metric in _tiled(run)]
     tiles += [
-        _tile("rounds", f"{len(run.rounds):,}", f"of {run.planned_rounds:,}"),
+        _tile("rounds", f"{len(run.rounds):,}", f"of {rounds_text(run.planned_rounds)}"),
         _tile("clients", f"{run.population:,}", f"{cohort:,} asked per round"),
         _tile("sent up", bytes_text(traffic.bytes_up), f"{traffic.params_up:,} values"),
         _tile("sent down", bytes_text(traffic.bytes_down), f"{traffic.params_down:,} values"),
