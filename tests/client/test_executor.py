@@ -18,6 +18,7 @@ from fedloom.core.frames import encode
 from fedloom.core.messages import Group, GroupKey, GroupResult, PayloadRef, RunSpec
 from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import Job, Mean, Metrics, Record, Update
+from fedloom.core.seeds import generator
 
 
 class Here:
@@ -153,6 +154,74 @@ def test_a_workload_that_returns_nothing_names_the_client(odd: Any, monkeypatch:
     odd()
     (failure,) = work(1).failures
     assert failure.client == 1 and failure.error == "AttributeError"
+
+
+class Acting(Odd):
+    """Each action tells its kind and draws a number; training and evaluation are the platform's."""
+
+    @property
+    def actions(self) -> Mapping[str, Any]:
+        return {"count": self._count, "evaluate.squared": self._count}
+
+    def _count(self, job: Job, inputs: Any, state: Record | None, rng: np.random.Generator) -> Update:
+        return Update(num_examples=0, info={"kind": job.kind, "draw": float(rng.random())})
+
+    def train(self, job: Job, inputs: Any, shard: Any, rule: Any, rng: np.random.Generator) -> Update:
+        return Update(num_examples=1, groups=MODEL.groups, info={"kind": f"trained by {job.kind}"})
+
+    def evaluate(self, inputs: Any, shard: Any) -> Metrics:
+        return {"loss": Mean(1.0, 2.0)}
+
+    def shard(self, client: int) -> Any:
+        return Shard()
+
+
+class Shard:
+    num_examples = 2
+
+
+def act(monkeypatch: pytest.MonkeyPatch, kind: str, **fields: Any) -> GroupResult:
+    module = registry.part("workloads", str(LINEAR), "workload")
+    monkeypatch.setattr(module, "build_workload", lambda config, experiment: Acting())
+    executor = Executor(Here(), "n")
+    work(1, executor=executor)
+    inputs = {"model": PayloadRef(size=1, record=MODEL)}
+    jobs = (Job(round=2, client=5, kind=kind),)
+    key = GroupKey("run", 2, 1, 0)
+    return executor.work(Group(key=key, jobs=jobs, inputs=inputs, accumulator="metrics", **fields))
+
+
+@pytest.mark.parametrize(
+    ("kind", "told", "trained"),
+    [
+        ("count", "count", 0),
+        ("count.twice", "count.twice", 0),
+        ("evaluate.squared", "evaluate.squared", 0),
+        ("train", "trained by train", 1),
+        ("train.fine_tune", "trained by train.fine_tune", 1),
+        ("evaluate", None, 0),
+        ("evaluate.other", None, 0),
+        ("measure", None, 0),
+    ],
+)
+def test_a_job_is_done_by_the_action_of_its_kind_or_of_its_kinds_first_part(
+    monkeypatch: pytest.MonkeyPatch, kind: str, told: str | None, trained: int
+) -> None:
+    (report,) = act(monkeypatch, kind).reports
+    assert (report.info.get("kind"), report.num_trained) == (told, trained)
+    if "draw" in report.info:
+        assert report.info["draw"] == float(generator(1, kind, 2, 1, 5).random())
+    assert report.metrics == ({"loss": Mean(1.0, 2.0)} if kind in ("evaluate", "evaluate.other") else {})
+
+
+def test_a_selection_cannot_look_into_an_action(monkeypatch: pytest.MonkeyPatch) -> None:
+    (failure,) = act(monkeypatch, "count", measure="update_norm").failures
+    assert failure.error.endswith("UnsupportedFeature") and "does 'count' as an action of its own" in failure.message
+
+
+def test_an_action_a_workload_has_not_is_named_with_those_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    (failure,) = act(monkeypatch, "meditate").failures
+    assert "no action 'meditate'; it can train, evaluate, be measured, count, evaluate.squared" in failure.message
 
 
 def test_an_action_a_workload_has_not_is_named() -> None:
