@@ -12,6 +12,7 @@ from pathlib import Path
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, FedloomError, UnknownName, UsageError
 from fedloom.core.history import RoundRecord, RunSummary
+from fedloom.core.plugins import check_parts
 from fedloom.core.protocols import Sink
 from fedloom.core.records import Arrays
 from fedloom.core.run_files import EXPERIMENT
@@ -103,6 +104,7 @@ def run(
         RunFailed: it started and could not go on.
         Interrupted: it was stopped; `resume` goes on with it.
     """
+    check_parts(experiment)
     run_id = new_run_id(experiment.name)
     store: RunStore
     store = (

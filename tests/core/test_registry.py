@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedloom.core import registry
-from fedloom.core.errors import UnknownName
+from fedloom.core.errors import PluginInvalid, UnknownName
 
 PLUGIN = '''"""A strategy of somebody else."""
 from fedloom.core.config import PluginSettings
@@ -86,7 +86,7 @@ def test_a_file_that_raises_does_not_stay_half_loaded(tmp_path: Path) -> None:
     path = tmp_path / "half.py"
     path.write_text("raise RuntimeError('on purpose')\n", encoding="utf-8")
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="on purpose"):
+        with pytest.raises(PluginInvalid, match="half.py, line 1: .*RuntimeError: on purpose"):
             registry.part("strategies", str(path), "strategy")
 
 
@@ -104,5 +104,7 @@ def test_the_nearest_name_is_offered() -> None:
 
 
 def test_a_module_whose_own_import_fails_says_so(installed: Path) -> None:
-    with pytest.raises(ModuleNotFoundError, match="a_module_nobody_has"):
+    with pytest.raises(
+        PluginInvalid, match=r"broken\.py, line 1: strategy 'somebody.broken' cannot be imported.*nobody_has"
+    ):
         registry.part("strategies", "somebody.broken", "strategy")

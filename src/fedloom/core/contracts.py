@@ -44,6 +44,7 @@ def conform(part: object, interface: type[T], ref: PartRef) -> T:
         PluginInvalid: a required method is missing, or one is misspelt or wrongly shaped.
     """
     base = get_origin(interface) or interface
+    _check_kind(part, base, ref)
     _check_methods(part, _hooks(base), _required(base), ref)
     if "State" in _attributes(base) and not dataclasses.is_dataclass(inspect.getattr_static(part, "State", None)):
         raise PluginInvalid(
@@ -55,12 +56,30 @@ def conform(part: object, interface: type[T], ref: PartRef) -> T:
     return cast(T, _adapted(part, base))
 
 
+def check_call(name: str, found: Callable[..., object], arguments: tuple[str, ...], ref: PartRef) -> None:
+    """Refuse a function that cannot be called with so many positional arguments.
+
+    Raises:
+        PluginInvalid: it takes others; the message says which.
+    """
+    try:
+        signature = inspect.signature(found)
+        signature.bind(*arguments)
+    except TypeError as exc:
+        raise PluginInvalid(
+            f"{_where(found, ref)}: found {name}{_shown(found)}, expected {name}({', '.join(arguments)}) ({exc})"
+        ) from exc
+    except ValueError:  # a callable without a signature, written in C
+        return
+
+
 def check_workload(part: object, ref: PartRef) -> Workload[Shard]:
     """Return a plug-in's object as a workload.
 
     Raises:
         PluginInvalid: a required method is missing, or one is misspelt or wrongly shaped.
     """
+    _check_kind(part, Workload, ref)
     required = _hooks(Workload)
     optional = {name: hook for kind in _CAPABILITIES for name, hook in _hooks(kind).items()}
     shapes = {**optional, **required}
@@ -68,6 +87,19 @@ def check_workload(part: object, ref: PartRef) -> Workload[Shard]:
         shapes |= _hooks(KeepsClientState)
     _check_methods(part, shapes, frozenset(required), ref)
     return cast(Workload[Shard], part)
+
+
+def _check_kind(part: object, base: type, ref: PartRef) -> None:
+    """Refuse a class, a function or a plain value where an object with the interface's methods is expected."""
+    calls = "__call__" in _hooks(base)
+    if part is None or isinstance(part, type) or (inspect.isroutine(part) and not calls):
+        name = part.__name__ if isinstance(part, type) else type(part).__name__
+        found = f"the class {name}" if isinstance(part, type) else f"a {name}" if part is not None else "None"
+        methods = ", ".join(sorted(_required(base) or _hooks(base)))
+        raise PluginInvalid(
+            f"{_where(part, ref)}: build_{ref.part} returned {found}, expected an object of a class with {methods} "
+            f"({base.__name__})" + (f"; return {name}(…)" if isinstance(part, type) else "")
+        )
 
 
 def _hooks(interface: type) -> dict[str, Callable[..., object]]:
@@ -141,12 +173,15 @@ def _check_shape(name: str, found: Callable[..., object], hook: Callable[..., ob
 def _shown(function: Callable[..., object]) -> str:
     """The signature without annotations, as one would write the call."""
     parameters = inspect.signature(function).parameters.values()
-    return f"({', '.join(str(p.replace(annotation=p.empty)) for p in parameters if p.name != 'self')})"
+    plain = [p.replace(annotation=p.empty) for p in parameters if p.name != "self"]
+    return str(inspect.Signature(plain))
 
 
 def _where(code: object, ref: PartRef) -> str:
     """File and line of a method or class, and which plug-in it is."""
     plugin = f"{ref.kind.section} {ref.name!r}"
+    if code is None:
+        return f"{ref.load().__file__} ({plugin})"
     try:
         target = inspect.unwrap(code) if callable(code) else type(code)
         _, line = inspect.getsourcelines(target)

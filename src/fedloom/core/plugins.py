@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 from fedloom.core.accumulators import BUILTIN, Accumulator, Allocate
 from fedloom.core.config import Experiment, PluginSettings
-from fedloom.core.contracts import check_workload, conform
-from fedloom.core.errors import PluginInvalid
+from fedloom.core.contracts import check_call, check_workload, conform
+from fedloom.core.errors import FedloomError, PluginInvalid
 from fedloom.core.extras import needed_by
+from fedloom.core.plugin_faults import plugin_fault
 from fedloom.core.protocols import (
     LocalRule,
     Measure,
@@ -22,6 +23,16 @@ from fedloom.core.protocols import (
 )
 from fedloom.core.registry import Kind, PartRef
 
+_BUILD_ARGUMENTS = {
+    "strategy": ("config", "experiment"),
+    "workload": ("config", "experiment"),
+    "selection": ("config",),
+    "monitor": ("config",),
+    "watch": ("config",),
+    "measure": (),
+    "rule": (),
+}
+"""What each part's build function is called with."""
 AnyStrategy = Strategy[object, Accumulator]
 """A strategy as the loop sees it: its states and accumulators are its own matter."""
 AnySelection = Selection[object]
@@ -61,6 +72,34 @@ def build_watch(settings: PluginSettings) -> Watch:
     """Build the client half of the monitor an experiment names. Raises as `build_strategy` does."""
     ref = PartRef(Kind.MONITOR, settings.name, "watch")
     return conform(_call(ref, settings), Watch, ref)
+
+
+def check_parts(experiment: Experiment) -> None:
+    """Build what an experiment names on the server, and drop it again, so that a run begins only with sound parts.
+
+    Client halves are checked, too, where they are in the same file: others may need libraries only clients have. The
+    workload is the agents' to build.
+
+    Raises:
+        UnknownName: nothing by a name is installed here.
+        PluginInvalid: a part cannot be imported or built, or does not fit its interface.
+    """
+    strategy, selection, monitor = experiment.strategy, experiment.selection, experiment.monitor
+    build_strategy(strategy, experiment).close()
+    build_selection(selection)
+    if _is_beside(PartRef(Kind.STRATEGY, strategy.name, "rule")):
+        build_rules([strategy.name])
+    if _is_beside(PartRef(Kind.SELECTION, selection.name, "measure")):
+        build_measure(selection.name)
+    if monitor is not None:
+        build_monitor(monitor)
+        if _is_beside(PartRef(Kind.MONITOR, monitor.name, "watch")):
+            build_watch(monitor)
+
+
+def _is_beside(ref: PartRef) -> bool:
+    """Whether a part is in one file with all others of its plug-in."""
+    return ref.in_one_file and ref.exists()
 
 
 def build_measure(name: str) -> Measure:
@@ -107,9 +146,22 @@ def _call(ref: PartRef, *arguments: object) -> object:
     module = ref.load()
     build = vars(module).get(f"build_{ref.part}")
     if not callable(build):
-        raise PluginInvalid(f"{_place(ref)}: expected a function build_{ref.part}, found none")
-    with needed_by(f"{ref.kind.section} {ref.name!r}"):
-        return build(*arguments)
+        raise PluginInvalid(f"{_place(ref)}: expected a function build_{ref.part}, found {_kind_of(build)}")
+    check_call(f"build_{ref.part}", build, _BUILD_ARGUMENTS[ref.part], ref)
+    try:
+        with needed_by(f"{ref.kind.section} {ref.name!r}"):
+            return build(*arguments)
+    except FedloomError:
+        raise
+    except Exception as exc:
+        if ref.origin == "bundled" or ref.part == "workload":  # a fault of fedloom, or of the machine
+            raise
+        what = f"{ref.kind.section} {ref.name!r}, build_{ref.part}"
+        raise plugin_fault(what, exc, module.__file__) from exc
+
+
+def _kind_of(found: object) -> str:
+    return "none" if found is None else f"a {type(found).__name__}"
 
 
 def _place(ref: PartRef) -> str:

@@ -25,17 +25,20 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Literal, TypeVar
 
-from fedloom.core.errors import UnknownName
+from fedloom.core.errors import FedloomError, UnknownName
 from fedloom.core.extras import needed_by
+from fedloom.core.plugin_faults import plugin_fault
 from fedloom.core.text import did_you_mean
 
+T = TypeVar("T")
 Origin = Literal["bundled", "plugin", "module", "file"]
 """Where a part comes from: fedloom itself, an installed package's entry point, an importable module, a Python file."""
 
@@ -89,12 +92,23 @@ class PartRef:
         except UnknownName:
             return False
 
+    @property
+    def in_one_file(self) -> bool:
+        """Whether the plug-in is a module or file that holds all of its parts.
+
+        Raises:
+            UnknownName: nothing by this name.
+            PluginInvalid: it cannot be imported.
+        """
+        return not _is_package(_home(self.kind, self.name))
+
     def load(self) -> ModuleType:
         """Import the module that holds the part.
 
         Raises:
             UnknownName: nothing by this name, or it has no such part; the message names the nearest.
             PackageMissing: the part needs an optional package that is not installed.
+            PluginInvalid: a module or file that is not fedloom's own cannot be imported.
         """
         with needed_by(f"{self.kind.section} {self.name!r}"):
             home = _home(self.kind, self.name)
@@ -142,15 +156,15 @@ def summary(kind: str, name: str) -> str:
 
 def _home(kind: Kind, name: str) -> ModuleType:
     if name.endswith(".py"):
-        return _from_file(kind, Path(name))
+        return _imported(kind, name, lambda: _from_file(kind, Path(name)), Path(name))
     if _bundled(kind, name):
         return importlib.import_module(f"fedloom.{kind}.{name}")
     for entry in entry_points(group=f"fedloom.{kind}", name=name):
-        loaded = entry.load()
+        loaded = _imported(kind, name, entry.load)
         if isinstance(loaded, ModuleType):
             return loaded
-    if _is_dotted(name) and _importable(name):
-        return importlib.import_module(name)
+    if _is_dotted(name) and _imported(kind, name, lambda: _importable(name)):
+        return _imported(kind, name, lambda: importlib.import_module(name))
     raise _unknown(kind, name)
 
 
@@ -178,6 +192,23 @@ def _importable(dotted: str) -> bool:
         if exc.name is not None and f"{dotted}.".startswith(f"{exc.name}."):
             return False  # one of the name's own packages is missing, not something that package imports
         raise
+
+
+def _imported(kind: Kind, name: str, load: Callable[[], T], file: Path | None = None) -> T:
+    """What a plug-in's own code gives when it is imported.
+
+    Raises:
+        PackageMissing: it needs an optional package that is not installed.
+        PluginInvalid: the import raised.
+    """
+    try:
+        with needed_by(f"{kind.section} {name!r}"):
+            return load()
+    except FedloomError:
+        raise
+    except Exception as exc:
+        what = f"{kind.section} {name!r} cannot be imported"
+        raise plugin_fault(what, exc, str(file.resolve()) if file else None) from exc
 
 
 def _from_file(kind: Kind, path: Path) -> ModuleType:

@@ -1,0 +1,29 @@
+"""Where code of a plug-in's author raised, for errors that say so."""
+
+from __future__ import annotations
+
+import traceback
+
+from fedloom.core.errors import PluginInvalid
+
+
+def plugin_fault(what: str, exc: Exception, file: str | None = None) -> PluginInvalid:
+    """Return the error for an exception out of a plug-in's own code, with the file and line it came from.
+
+    Args:
+        what: the plug-in and what was being done with it, such as `strategy './mine.py' cannot be imported`.
+        exc: what was raised.
+        file: the plug-in's file, whose last line on the way to the error is named; None names the last line of all.
+    """
+    place = _place(exc, file)
+    message = exc.msg if isinstance(exc, SyntaxError) else str(exc)
+    return PluginInvalid(f"{place}{what}: {type(exc).__name__}: {message}")
+
+
+def _place(exc: Exception, file: str | None) -> str:
+    if isinstance(exc, SyntaxError) and exc.filename is not None:
+        return f"{exc.filename}, line {exc.lineno}: "
+    for frame in reversed(traceback.extract_tb(exc.__traceback__)):
+        if frame.filename == file or (file is None and not frame.filename.startswith("<")):
+            return f"{frame.filename}, line {frame.lineno}: "
+    return "" if file is None else f"{file}: "
