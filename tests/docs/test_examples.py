@@ -37,6 +37,8 @@ _MARKED = [
     *(
         ROOT / "docs" / "how-to" / f"{name}.md"
         for name in (
+            "add-a-selection",
+            "add-a-strategy",
             "bring-a-flower-app",
             "bring-your-data",
             "debug-a-client",
