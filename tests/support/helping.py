@@ -36,7 +36,8 @@ class Table:
         self.uses += 1
         moved = self.matrix @ w
         w += 1
-        return np.float32(scale) * np.tanh(moved)
+        stepped: np.ndarray = np.float32(scale) * np.tanh(moved)
+        return stepped
 
     def where(self) -> int:
         return os.getpid()
