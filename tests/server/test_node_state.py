@@ -30,7 +30,7 @@ def experiment(home: str, **values: Any) -> Experiment:
     strategy = {"name": str(SUPPORT / "odd_strategy.py"), **values.pop("strategy", {})}
     base = {"rounds": 6, "clients": 5, "cohort": 3, "runtime": {"name": "inline"}, "evaluation": {"every": 0}}
     return Experiment.parse(
-        {**base, "strategy": strategy, "workload": workload, "round": {"state_home": home}, **values}
+        {**base, "strategy": strategy, "workload": workload, "round": {"state_home": home, "group_size": 1}, **values}
     )
 
 
@@ -109,6 +109,15 @@ def test_a_simulation_that_failed_is_resumed_with_the_same_bits(tmp_path: Path, 
     assert api.resume(tmp_path / "run").summary.model_sha256 == want
     assert not list(nodes.rglob("*.safetensors")), "the run is over"
     assert not (tmp_path / "run" / "clients").exists()
+
+
+def test_workers_of_a_simulation_are_one_node_as_far_as_state_goes(tmp_path: Path) -> None:
+    """Which worker trains a client changes from round to round."""
+    want = api.run(experiment("server"), keep=False).summary.model_sha256
+    workers = experiment("node", runtime={"name": "process", "workers": 2})
+    assert api.run(workers, keep=False).summary.model_sha256 == want
+    nodes = tmp_path / "state-home" / "fedloom" / "nodes"
+    assert nodes.is_dir() and not list(nodes.rglob("*.safetensors"))
 
 
 def test_checkpoints_must_not_be_farther_apart_than_nodes_keep_states() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedloom.client.agent import Agent
+from fedloom.client.client_stores import SIMULATED, default_folder
 from fedloom.client.setup import NodeSetup
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.rounds.run_services import Place
@@ -27,7 +28,8 @@ class InlineRuntime:
         return ""
 
     def start(self, coordinator: Coordinator, address: str, token: str) -> None:
-        self._agent = Agent(InProcessChannel(coordinator), "inline", NodeSetup(debug=self._debug))
+        setup = NodeSetup(debug=self._debug, states=default_folder(SIMULATED))
+        self._agent = Agent(InProcessChannel(coordinator), "inline", setup)
         self._agent.connect()
 
     def place(self) -> Place:

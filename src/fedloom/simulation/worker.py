@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedloom.client.agent import Agent
+from fedloom.client.client_stores import SIMULATED, default_folder
 from fedloom.client.grpc_channel import GrpcChannel
 from fedloom.client.setup import NodeSetup
 from fedloom.core.errors import ServerUnreachable
@@ -14,7 +15,8 @@ GIVE_UP_S = 15.0
 
 def work(node: str, address: str, token: str, helpers: Helpers) -> None:
     """Run one agent to its end; `helpers` starts what its workload wants beside it."""
-    agent = Agent(GrpcChannel(address, token), node, NodeSetup(helpers=helpers), give_up_s=GIVE_UP_S)
+    setup = NodeSetup(helpers=helpers, states=default_folder(SIMULATED))
+    agent = Agent(GrpcChannel(address, token), node, setup, give_up_s=GIVE_UP_S)
     try:
         agent.run()
     except ServerUnreachable:
