@@ -128,7 +128,7 @@ def write(tmp_path: Path) -> Callable[..., str]:
     def written(kind: str, old: str = "", new: str = "") -> str:
         assert PLUGINS[kind].count(old) >= 1
         path = tmp_path / f"{kind}.py"
-        path.write_text(PLUGINS[kind].replace(old, new, 1))
+        path.write_text(PLUGINS[kind].replace(old, new, 1), encoding="utf-8")
         return str(path)
 
     return written
@@ -155,7 +155,8 @@ def load(kind: str, path: str) -> object:
 
 def line_of(path: str, text: str) -> int:
     """The number of the first line with this text."""
-    return next(number for number, line in enumerate(Path(path).read_text().splitlines(), 1) if text in line)
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    return next(number for number, line in enumerate(lines, 1) if text in line)
 
 
 def refused(kind: str, path: str, at: str, *said: str) -> None:
@@ -371,7 +372,7 @@ def test_fedloom_run_refuses_them_with_status_2_and_leaves_no_folder(
     parts = {each: write(each) for each in PLUGINS} | {kind: write(kind, old, new)}
     lines = "\n".join(f'{each} = "{path}"' for each, path in parts.items())
     file = tmp_path / "run.toml"
-    file.write_text(f"rounds = 2\nclients = 3\n{lines}\n")
+    file.write_text(f"rounds = 2\nclients = 3\n{lines}\n", encoding="utf-8")
     runtime = ["--runtime", place or "inline", "--workers", "1"]
     assert main(["run", str(file), "--out", str(tmp_path / "out"), *runtime]) == 2
     said = capsys.readouterr()

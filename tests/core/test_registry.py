@@ -86,7 +86,7 @@ def test_a_file_that_raises_does_not_stay_half_loaded(tmp_path: Path) -> None:
     path = tmp_path / "half.py"
     path.write_text("raise RuntimeError('on purpose')\n", encoding="utf-8")
     for _ in range(2):
-        with pytest.raises(PluginInvalid, match="half.py, line 1: .*RuntimeError: on purpose"):
+        with pytest.raises(PluginInvalid, match=r"half\.py, line 1: .*RuntimeError: on purpose"):
             registry.part("strategies", str(path), "strategy")
 
 

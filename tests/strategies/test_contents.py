@@ -5,8 +5,10 @@ from collections.abc import Collection, Mapping
 import pytest
 from made_up_clients import COMMON, VARIANTS, Federation, initial_model
 
+from fedloom.client.update_check import check_update
 from fedloom.core import registry
-from fedloom.core.records import MODEL, Exchange, Record, Update
+from fedloom.core.messages import Group, GroupKey
+from fedloom.core.records import MODEL, Exchange, Job, Record, Update
 
 SECOND = Record({**initial_model().groups, "second": dict(initial_model().groups[MODEL])}, initial_model().info)
 CASES = [(name, settings) for name in registry.names("strategies") for settings in VARIANTS.get(name, [{}])]
@@ -28,6 +30,14 @@ def check(federation: Federation) -> None:
         if names is not None:
             sent = {group: set(arrays) for group, arrays in update.groups.items()}
             assert sent == {group: set(arrays) for group, arrays in names.items()}, (job.round, job.kind)
+        if job.kind == "train":
+            check_on_client(exchange, job, update)
+
+
+def check_on_client(exchange: Exchange, job: Job, update: Update) -> None:
+    """As the client itself checks what it is about to send."""
+    group = Group(key=GroupKey("run", job.round, 0, 0), jobs=(job,), updates=exchange.updates)
+    check_update(update, group, job.client, lambda: exchange.inputs)
 
 
 @pytest.mark.parametrize(("name", "settings"), CASES, ids=str)
