@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedloom.api import run
 from fedloom.core import registry
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError
@@ -31,16 +32,17 @@ def test_turns_go_around_and_the_worst_served_are_kept(reports) -> None:
         selection.init(Roster(population=2))
 
 
-def test_the_guides_experiment_runs(tmp_path: Path) -> None:
-    guide = (EXAMPLES.parent / "docs" / "how-to" / "add-a-selection.md").read_text(encoding="utf-8")
-    toml = (
-        guide.split("```toml\n")[1].split("```")[0].replace("./", f"{EXAMPLES}/").replace("rounds = 20", "rounds = 3")
-    )
-    path = tmp_path / "my-experiment.toml"
-    path.write_text(toml, encoding="utf-8")
-    from fedloom.api import run
-
-    result = run(Experiment.load(path, ["runtime.name=inline"]), keep=False)
+def test_it_runs_with_a_strategy_that_knows_nothing_of_it() -> None:
+    settings = {
+        "rounds": 3,
+        "clients": 12,
+        "cohort": 3,
+        "strategy": {"name": "fedavg"},
+        "workload": {"name": str(EXAMPLES / "linear_regression.py")},
+        "selection": {"name": NAME, "window": 6},
+        "runtime": {"name": "inline"},
+    }
+    result = run(Experiment.parse(settings), keep=False)
     assert [sorted(record.candidates) for record in result.history] == [[*range(6)], [*range(6, 12)], [*range(6)]]
     assert all(len(record.cohort) == 3 for record in result.history)
     assert result.metrics["loss"] < (result.history[0].evaluation or {})["loss"]
@@ -49,7 +51,8 @@ def test_the_guides_experiment_runs(tmp_path: Path) -> None:
 def test_the_guides_measure_is_the_distance() -> None:
     guide = (EXAMPLES.parent / "docs" / "how-to" / "add-a-selection.md").read_text(encoding="utf-8")
     scope: dict[str, object] = {}
-    exec(guide.split("```python\n")[2].split("```")[0], scope)  # the guide's own text
+    (text,) = [block for block in guide.split("```python\n") if block.startswith("def how_far")]
+    exec(text.split("```")[0], scope)  # the guide's own text
     before, after = {"w": np.zeros(2), "b": np.zeros(())}, {"w": np.array([3.0, 0.0]), "b": np.array(4.0)}
     update = Update(num_examples=1, groups={MODEL: after})
     measure = scope["build_measure"]()  # type: ignore[operator]

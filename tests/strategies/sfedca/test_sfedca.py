@@ -213,5 +213,5 @@ def test_more_places_than_candidates_is_refused() -> None:
 
 
 def test_a_workload_without_spikes_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"has no firing_rates\. Use a spiking workload"):
+    with pytest.raises(UsageError, match=r"needs a workload with firing_rates .*; use a spiking workload"):
         api.run(experiment(workload="image_classification"), keep=False)
