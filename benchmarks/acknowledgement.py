@@ -34,12 +34,14 @@ from fedloom.core.accumulators import RunningMean
 from fedloom.core.config import Experiment
 from fedloom.core.events import Event, RoundFinished
 from fedloom.core.history import RoundRecord
-from fedloom.core.messages import Ack, Channel, Group, GroupKey, GroupResult, Heartbeat, Hello, PayloadRef, RunSpec
+from fedloom.core.messages import Ack, Channel, Group, GroupKey, GroupResult, Heartbeat, Hello, PayloadRef
 from fedloom.core.records import MODEL, ClientReport, Exchange, Job, Record, Update
 from fedloom.server.app import Server
-from fedloom.server.fleet.open_exchange import OpenExchange, PlannedGroup
+from fedloom.server.fleet.open_exchange import OpenExchange
+from fedloom.server.fleet.planned import PlannedExchange, PlannedGroup, RunFacts
 from fedloom.server.fleet.vetting import vet_sum
-from fedloom.server.rounds.session import Outcome, Place, run_session
+from fedloom.server.rounds.run_services import FleetAccess, Place
+from fedloom.server.rounds.session import Outcome, run_session
 from fedloom.server.store.memory_run_store import MemoryRunStore
 
 EVERY_S = 0.025
@@ -239,12 +241,14 @@ def _row(what: str, delays: Sequence[float]) -> dict[str, float | int | str]:
 @contextlib.contextmanager
 def _probed(server: Server) -> Iterator[None]:
     """An open exchange for the node with label `part = probe`."""
-    values = _experiment("probe", 1, 1, {"cohort": 1, "clients": _GROUPS}).to_dict()
-    run = RunSpec(run_id="probe", experiment=values)
-    groups = [PlannedGroup(jobs=(Job(round=1, client=client),), work=1.0) for client in range(_GROUPS)]
+    run = RunFacts.of("probe", _experiment("probe", 1, 1, {"cohort": 1, "clients": _GROUPS}))
+    groups = tuple(PlannedGroup(jobs=(Job(round=1, client=client),), work=1.0) for client in range(_GROUPS))
     spec = Exchange(jobs=tuple(job for group in groups for job in group.jobs), inputs={MODEL: _small_model()})
     vet = functools.partial(vet_sum, RunningMean, spec.inputs[MODEL])
-    with server.coordinator.exchange(run, 1, 0, spec, groups, range(_WAITING, _GROUPS), vet) as opened:
+    planned = PlannedExchange(
+        run=run, round=1, index=0, exchange=spec, groups=groups, reserve=range(_WAITING, _GROUPS), vet=vet
+    )
+    with server.coordinator.exchange(planned) as opened:
         gc.freeze()  # no run has so many groups, and the collector's looks at them would be counted
         over = threading.Event()
         reader = threading.Thread(target=_read, args=(server, opened, over))
@@ -282,7 +286,7 @@ def _run_large(server: Server, megabytes: int, rounds: int) -> Outcome:
     experiment = _experiment("large", 1024 * megabytes, rounds + 2, {"clients": 1, "cohort": 1})
     store, sink = MemoryRunStore("large"), Rounds(rounds)
     store.begin(experiment)
-    return run_session(experiment, store, server.coordinator, _place, (sink,), stop=sink.stop)
+    return run_session(experiment, store, _access(server), (sink,), stop=sink.stop)
 
 
 def _experiment(part: str, kilobytes: int, rounds: int, more: dict[str, object]) -> Experiment:
@@ -298,6 +302,10 @@ def _experiment(part: str, kilobytes: int, rounds: int, more: dict[str, object])
             **more,
         }
     )
+
+
+def _access(server: Server) -> FleetAccess:
+    return FleetAccess(coordinator=server.coordinator, place=_place)
 
 
 def _place() -> Place:
@@ -334,7 +342,7 @@ def _run_probing(server: Server, run_id: str, rounds: int, sink: Rounds) -> None
     experiment = _experiment(run_id, 100, rounds, {**values, "seed": 1 + int(run_id[-1])})
     store = MemoryRunStore(run_id)
     store.begin(experiment)
-    run_session(experiment, store, server.coordinator, _place, (sink,), stop=threading.Event())
+    run_session(experiment, store, _access(server), (sink,), stop=threading.Event())
 
 
 def _trained(run_id: str, records: Sequence[RoundRecord], rounds: int) -> dict[str, float | int | str]:

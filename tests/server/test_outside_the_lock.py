@@ -26,8 +26,9 @@ from fedloom.core.messages import Ack, Group, GroupKey, GroupResult, Heartbeat, 
 from fedloom.core.records import Job, Record
 from fedloom.server.fleet import coordinator as coordinator_module
 from fedloom.server.fleet.coordinator import Coordinator
-from fedloom.server.fleet.open_exchange import OpenExchange, PlannedGroup
+from fedloom.server.fleet.open_exchange import OpenExchange
 from fedloom.server.fleet.payloads import PayloadStore
+from fedloom.server.fleet.planned import PlannedGroup
 
 T = TypeVar("T")
 TIMEOUT_S = 10.0

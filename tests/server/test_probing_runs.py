@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
-from fleet_support import PLACE, TOKEN, quick_server
+from fleet_support import TOKEN, access, quick_server
 
 from fedloom import api
 from fedloom.client.agent import Agent
@@ -125,9 +125,8 @@ def at_once(coordinator: Any, experiments: list[Experiment]) -> list[Outcome]:
     def work(index: int, experiment: Experiment) -> None:
         store = MemoryRunStore(f"run-{index}")
         store.begin(experiment)
-        outcomes[index] = run_session(
-            experiment, store, coordinator, lambda: PLACE, [in_step], stop=threading.Event(), patience_s=10
-        )
+        fleet = access(coordinator, patience_s=10)
+        outcomes[index] = run_session(experiment, store, fleet, [in_step], stop=threading.Event())
 
     threads = [threading.Thread(target=work, args=item) for item in enumerate(experiments)]
     for thread in threads:
