@@ -418,6 +418,63 @@ class TestFailingNodes:
             assert lost.lost == "refused by every node: a: stage load: OSError: no disk; b: not that"
 
 
+class TestNeverReassigned:
+    """Exchanges in which no group goes to a second node, such as rounds of a protocol that names its members."""
+
+    def test_a_group_whose_node_vanishes_is_lost_with_it(self, coordinator: Coordinator) -> None:
+        one, two = join(coordinator, "a"), join(coordinator, "b")
+        with exchange(coordinator, planned(2.0, 1.0), reassign=False) as opened:
+            assert (groups(one), groups(two)) == ([0], [1])
+            coordinator.leave("a", "", "its process ended with signal 9")
+            lost = opened.answers.get(timeout=5)
+            assert (lost.index, lost.node, lost.result) == (0, "a", None)
+            assert lost.lost.startswith(
+                "its process ended with signal 9; this exchange gives no group to a second"
+            )
+            answer(two, 1)
+            assert opened.answers.get(timeout=5).index == 1
+            assert groups(two) == [1] and groups(join(coordinator, "c")) == [] and opened.reassigned == 0
+
+    def test_a_refusal_loses_the_group_even_if_it_is_for_a_while_only(self, coordinator: Coordinator) -> None:
+        one, two = join(coordinator, "a"), join(coordinator, "b")
+        with exchange(coordinator, planned(1.0), reassign=False) as opened:
+            key = one.take(Group)[0].key
+            one.channel.send(Refusal(key=key, kind="hours", reason="at night only", retry_s=60.0))
+            lost = opened.answers.get(timeout=5)
+            assert (lost.node, lost.stage, lost.lost) == ("a", "policy", "refused by a: at night only")
+            assert groups(two) == []
+
+    def test_a_failure_of_the_node_is_the_answer(self, coordinator: Coordinator) -> None:
+        one, two = join(coordinator, "a"), join(coordinator, "b")
+        with exchange(coordinator, planned(1.0), reassign=False) as opened:
+            one.channel.send(failing(one.take(Group)[0].key))
+            found = opened.answers.get(timeout=5)
+            assert found.node == "a" and found.result is not None and found.result.failures[0].error == "OSError"
+            assert groups(two) == []
+
+    def test_a_rejected_result_loses_all_the_nodes_groups(self, coordinator: Coordinator) -> None:
+        one = join(coordinator, "a")
+        with exchange(coordinator, planned(*[1.0] * 4), reassign=False) as opened:
+            (first, *_) = one.take(Group, count=3)
+            two = join(coordinator, "b")
+            one.channel.send(GroupResult(key=first.key, total=None))  # about none of its clients
+            lost = [opened.answers.get(timeout=5) for _ in range(3)]
+            assert {answer.index for answer in lost} == {0, 1, 2} and {answer.node for answer in lost} == {"a"}
+            assert groups(two) == [3]
+
+    def test_a_push_that_got_lost_is_repeated_to_the_same_node(self, coordinator: Coordinator) -> None:
+        one, two = join(coordinator, "a"), join(coordinator, "b")
+        with exchange(coordinator, planned(1.0), reassign=False):
+            one.take(Group)
+            one.got.clear()
+
+            def again() -> list[int]:
+                one.channel.send(Heartbeat())  # holds nothing, so what it was sent got lost
+                return groups(one)
+
+            assert until(again) == [0] and groups(two) == []
+
+
 class TestEnding:
     def test_closing_says_goodbye_and_takes_nobody_new(self, coordinator: Coordinator) -> None:
         hand = join(coordinator, "a")

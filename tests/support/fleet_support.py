@@ -169,11 +169,13 @@ def exchange(
     labels: Mapping[str, str] | None = None,
     vet: Vet | None = None,
     run_acknowledges: bool = False,
+    reassign: bool = True,
 ) -> Iterator[OpenExchange]:
     """An open exchange of the groups."""
     spec = Exchange(
         jobs=tuple(job for group in groups for job in group.jobs),
         inputs=inputs if inputs is not None else {"model": model_record()},
+        reassign=reassign,
     )
     run = run or run_spec()
     facts = RunFacts(spec=run, max_attempts=run.experiment["round"]["max_attempts"], labels=labels or {})

@@ -109,6 +109,7 @@ class Dispatch:
                 eager.discard(name)
                 continue
             opened.pending.remove(index)
+            opened.bind(index, name)
             held[name] += 1
             try:
                 self._push(self._nodes[name], opened, index)
@@ -194,7 +195,10 @@ class Dispatch:
         opened.unwilling[name] = math.inf if self._others(opened, name) else self._clock.monotonic() + self._pause_s
         for held in [other for other in node.assigned if other[:3] == key[:3] and other != key]:
             del node.assigned[held]
-            opened.pending.appendleft(held.group)
+            if opened.reassigns:
+                opened.pending.appendleft(held.group)
+            else:
+                self._lose(opened, held.group, name, opened.refusals[name].reason)
         if node.assigned.pop(key, None) is not None:
             self._lose(opened, key.group, name, opened.refusals[name].reason)
         self.push()
@@ -209,7 +213,7 @@ class Dispatch:
         opened.refusals[name] = refusal
         opened.unwilling[name] = self._clock.monotonic() + refusal.retry_s if refusal.retry_s else math.inf
         opened.pending.appendleft(key.group)
-        self._give_up_refused(opened)
+        self._give_up_refused(opened, at_once={key.group} if not opened.reassigns else ())
         self.push()
 
     def reconcile(self, name: str, held: set[GroupKey]) -> None:
@@ -259,7 +263,7 @@ class Dispatch:
 
         The node gets no more of the exchange, so each is asked once, however many there are.
         """
-        if opened.groups[key.group].only or not self._others(opened, name):
+        if opened.only(key.group) or not self._others(opened, name):
             return False
         opened.failed[key.group, name] = failure
         opened.refusals[name] = Refusal(key=key, kind="failure", reason=failure.words)
@@ -269,14 +273,15 @@ class Dispatch:
             opened.pending.appendleft(key.group)
         return True
 
-    def _give_up_refused(self, opened: OpenExchange) -> None:
-        """Groups that every node they could go to refuses for good are lost."""
+    def _give_up_refused(self, opened: OpenExchange, at_once: Collection[int] = ()) -> None:
+        """Give up on groups that every node they could go to refuses for good, and on those in `at_once`."""
         never = {name for name, until in opened.unwilling.items() if until == math.inf}
         able = set(self._able(opened))
         for index in list(opened.pending):
-            only = opened.groups[index].only
-            if (only and only in never) or (not only and never and able <= never):
-                reasons = "; ".join(f"{name}: {opened.refusals[name].reason}" for name in sorted(never)[:3])
+            only = opened.only(index)
+            if index in at_once or (only and only in never) or (not only and never and able <= never):
+                named = "; ".join(f"{name}: {opened.refusals[name].reason}" for name in sorted(never)[:3])
+                reasons = opened.refusals[only].reason if only else named
                 opened.pending.remove(index)
                 opened.done.add(index)
                 lost = Answer(
@@ -292,7 +297,9 @@ class Dispatch:
     def _lose(self, opened: OpenExchange, index: int, name: str, reason: str) -> None:
         """A group lost its agent; put it back, or give up on it."""
         opened.deaths[index] = deaths = opened.deaths.get(index, 0) + 1
-        if deaths < opened.max_attempts:
+        if not opened.reassigns:
+            reason += "; this exchange gives no group to a second node"
+        elif deaths < opened.max_attempts:
             opened.reassigned += 1
             opened.pending.appendleft(index)
             return
@@ -331,11 +338,11 @@ def _choose(
     """
     most = MAX_HELD if len(opened.pending) > len(willing) else 1
     for index in opened.pending:
-        prefer, only = opened.groups[index].prefer, opened.groups[index].only
+        prefer, only = opened.groups[index].prefer, opened.only(index)
         names = [only] if only else [prefer] if prefer in willing else willing
         free = [(held[name], name) for name in names if name in willing and name in wanting and held[name] < most]
         if free:
             return index, min(free)[1]
-        if not opened.choosy:
+        if not opened.has_affinity:
             return None
     return None

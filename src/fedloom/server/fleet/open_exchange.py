@@ -62,7 +62,11 @@ class OpenExchange:
         self.taken: set[tuple[int, str]] = set()
         """Results that were taken, by group and node: a copy that comes again names payloads that are used up."""
         self.duplicates = self.reassigned = 0
-        self.choosy = any(group.prefer or group.only for group in groups)
+        self.reassigns = planned.exchange.reassign
+        """Whether a group may go to a second node after a first."""
+        self._bound: dict[int, str] = {}
+        """The nodes of groups that must not go to a second one."""
+        self.has_affinity = any(group.prefer or group.only for group in groups) or not self.reassigns
         """Whether any group has a node it belongs to."""
         self._labels = labels or {}
         self.vet = planned.vet
@@ -77,6 +81,15 @@ class OpenExchange:
         """Nodes and kinds of the refusals the run has told of."""
         self.reserve = set(reserve) - self.done
         """Groups that go out only when others are lost."""
+
+    def bind(self, index: int, name: str) -> None:
+        """Note the node a group is assigned to, where it must not go to another."""
+        if not self.reassigns:
+            self._bound[index] = name
+
+    def only(self, index: int) -> str:
+        """Return the only node a group may go to; empty for any."""
+        return self.groups[index].only or self._bound.get(index, "")
 
     def fits(self, labels: Mapping[str, str]) -> bool:
         """Whether a node with these labels serves the run."""
