@@ -95,13 +95,20 @@ class Federation:
         name: of the strategy.
         settings: of the strategy, beside what it needs to fit the model.
         model: what the workload begins with; `initial_model` where it is not given.
+        rounds: of the run; None leaves their number open.
     """
 
-    def __init__(self, name: str, settings: Mapping[str, object], model: Record | None = None) -> None:
-        self.name, self.model = name, model or initial_model()
+    def __init__(
+        self,
+        name: str,
+        settings: Mapping[str, object],
+        model: Record | None = None,
+        rounds: int | None = len(COHORTS),
+    ) -> None:
+        self.name, self.model, self.rounds = name, model or initial_model(), rounds
         config: type[PluginSettings] = registry.part("strategies", name, "config").Config
         self.experiment = Experiment.model_construct(
-            rounds=len(COHORTS), clients=8, cohort=3, seed=1, workload=PluginSettings(name="image_classification")
+            rounds=rounds or "open", clients=8, cohort=3, seed=1, workload=PluginSettings(name="image_classification")
         )
         parsed = config.model_validate({"name": name, **COMMON.get(name, {}), **settings})
         self.strategy: AnyStrategy = build_strategy(parsed, self.experiment)
@@ -109,7 +116,7 @@ class Federation:
         """Every update so far, as it left its client, with the job it is of."""
 
     def context(self, round: int) -> RoundContext:
-        return RoundContext(round=round, cohort=COHORTS[round - 1], population=8, rounds=len(COHORTS), seed=1)
+        return RoundContext(round=round, cohort=COHORTS[round - 1], population=8, rounds=self.rounds, seed=1)
 
     def total(self, exchange: Exchange, clients: int | None = None) -> Accumulator:
         """The exchange's fold over made-up training: each client moves every array a little its own way."""

@@ -68,7 +68,7 @@ class OursInFlower(flwr.Strategy):  # type: ignore[misc]  # flwr's classes are u
             round=server_round,
             cohort=tuple(range(len(self._nodes))),
             population=population,
-            rounds=server_round,
+            rounds=None,  # Flower tells its strategies no total
             seed=self._seed,
         )
         self._exchange = self._ours.plan(self._state, self._context)
