@@ -121,8 +121,8 @@ class Depot:
                     memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             except ValueError as exc:  # a name with a zero byte in it, or an empty file
                 raise FileNotFoundError(f"{name!r} is not a buffer's name: {exc}") from exc
-            self._maps = {known: mapped for known, mapped in self._maps.items() if (self.path / known).exists()}
-            self._maps[name] = memory
+            there = {known: mapped for known, mapped in self._maps.items() if (self.path / known).exists()}
+            self._maps = {**there, name: memory}  # a new one each time: another thread may be reading the old one
         return memory[:size]
 
     def close(self) -> None:
