@@ -40,7 +40,7 @@ def loaded() -> tuple[Any, Any]:
     return data, peft.get_peft_model(model, config)
 
 
-@client_app.train()
+@client_app.train()  # type: ignore[untyped-decorator]  # flwr is read without its types
 def train(message: Message, context: Context) -> Message:
     """One client's local training: the same steps on as many texts."""
     data, model = loaded()
@@ -69,7 +69,7 @@ def train(message: Message, context: Context) -> Message:
     return Message(content=RecordDict(content), reply_to=message)
 
 
-class SameCohorts(FedAvg):
+class SameCohorts(FedAvg):  # type: ignore[misc]  # flwr is read without its types
     """Flower's FedAvg with a cohort of four."""
 
     def __init__(self, clock: Clock) -> None:
@@ -103,7 +103,8 @@ class SameCohorts(FedAvg):
         failed = [reply.error.reason for reply in replies if reply.has_error()]
         if failed or not replies:
             raise RuntimeError(f"round {server_round}: {len(failed)} clients failed: {failed[:1]}")
-        return super().aggregate_train(server_round, replies)
+        found: tuple[ArrayRecord | None, MetricRecord | None] = super().aggregate_train(server_round, replies)
+        return found
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -24,7 +24,7 @@ def main() -> None:
     options = parser.parse_args()
     server_app = ServerApp()
 
-    @server_app.main()
+    @server_app.main()  # type: ignore[untyped-decorator]  # flwr is read without its types
     def serve(grid: Grid, context: Context) -> None:
         clock = Clock(options.rounds)
         _, model = loaded()

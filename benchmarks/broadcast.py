@@ -44,7 +44,9 @@ class Stream:
     def download(self, sha256: str, check: bool) -> int:
         """Take a frame and let it go; returns its bytes."""
         call = self._channel.unary_stream(
-            "/fedloom.proto.v1.Fleet/Download", request_serializer=pb.DownloadRequest.SerializeToString
+            "/fedloom.proto.v1.Fleet/Download",
+            request_serializer=pb.DownloadRequest.SerializeToString,
+            response_deserializer=bytes,
         )
         received, digest = 0, hashlib.sha256()
         for chunk in call(pb.DownloadRequest(sha256=sha256), metadata=self._metadata):

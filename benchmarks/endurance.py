@@ -54,7 +54,7 @@ def readings(rounds: int, kilobytes: int, *, answers: bool = True) -> list[tuple
     here = [sys.executable, "-m", "benchmarks.endurance"]
     with tempfile.TemporaryDirectory(prefix="fedloom-endurance-") as folder:
         server = subprocess.Popen([*here, "--serve", folder], stdout=subprocess.PIPE, encoding="utf-8")
-        agents = []
+        agents = list[subprocess.Popen[bytes]]()
         try:
             assert server.stdout is not None
             address = server.stdout.readline().strip()
@@ -71,7 +71,8 @@ def readings(rounds: int, kilobytes: int, *, answers: bool = True) -> list[tuple
                         raise RuntimeError(f"the run ended as {ended['status']}: {ended['error']}")
             return found
         finally:
-            for program in (*agents, server):
+            programs: list[subprocess.Popen[bytes] | subprocess.Popen[str]] = [*agents, server]
+            for program in programs:
                 program.kill()
                 program.wait()
 

@@ -27,7 +27,7 @@ def loaded(work: str) -> tuple[Task, nn.Module]:
     return task, task.initial_model()
 
 
-@client_app.train()
+@client_app.train()  # type: ignore[untyped-decorator]  # flwr is read without its types
 def train(message: Message, context: Context) -> Message:
     """One client's local training."""
     config: Any = message.content["config"]
@@ -41,7 +41,7 @@ def train(message: Message, context: Context) -> Message:
     return Message(content=content, reply_to=message)
 
 
-class SameCohorts(FedAvg):
+class SameCohorts(FedAvg):  # type: ignore[misc]  # flwr is read without its types
     """Flower's FedAvg, asking the clients that every other runner asks."""
 
     def __init__(self, task: Task, clock: Clock) -> None:

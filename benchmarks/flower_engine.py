@@ -25,7 +25,7 @@ def main() -> None:
     work = WORKS[options.work]
     server_app = ServerApp()
 
-    @server_app.main()
+    @server_app.main()  # type: ignore[untyped-decorator]  # flwr is read without its types
     def serve(grid: Grid, context: Context) -> None:
         task, clock = Task(work), Clock(options.rounds)
         model = task.initial_model()

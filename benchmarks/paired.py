@@ -8,6 +8,7 @@ statistic of the ratios: it holds for any distribution, with the confidence prin
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -67,8 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WrongInput as exc:
         print(exc, file=sys.stderr)
         return 2
-    measured = {row: pairs(lambda tree, row=row: measure(tree, row), (there, ROOT), options.pairs, row)
-                for row in options.rows}  # fmt: skip
+    measured = {
+        row: pairs(functools.partial(measure, row=row), (there, ROOT), options.pairs, row) for row in options.rows
+    }
     print(table(measured, options.limit))
     if options.json is not None:
         options.json.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from fedloom.core.config import Experiment
-from fedloom.core.protocols import Shard
 from fedloom.core.records import MODEL, Array, Arrays, Job, Record
 from fedloom.core.seeds import generator
+from fedloom.workloads._data.rows import RowShard
 from fedloom.workloads.spiking_classification.config import Config
 from fedloom.workloads.spiking_classification.workload import SpikingClassification, build_workload
 
@@ -70,12 +70,15 @@ def train_together(work: SpikingClassification, model: Record, cohort: Sequence[
     """The same as one program."""
     jobs = [Job(round=round, client=client) for client in cohort]
     rngs = [generator(1, "train", round, client) for client in cohort]
-    updates = work.train_group(jobs, {MODEL: model}, [work.shard(client) for client in cohort], None, rngs)
+    updates = work.train_group(jobs, {MODEL: model}, [work.shard(client) for client in cohort], rngs)
     return [update.groups[MODEL] for update in updates]
 
 
 def rates_one_by_one(
-    work: SpikingClassification, models: Sequence[Arrays], shards: Sequence[Shard], rngs: Sequence[np.random.Generator]
+    work: SpikingClassification,
+    models: Sequence[Arrays],
+    shards: Sequence[RowShard],
+    rngs: Sequence[np.random.Generator],
 ) -> list[dict[str, Array]]:
     """Output firing rates of each client."""
     return [work.firing_rates(*client) for client in zip(models, shards, rngs, strict=True)]

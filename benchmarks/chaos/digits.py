@@ -11,8 +11,9 @@ import numpy as np
 
 from benchmarks.chaos.schedule import ROUNDS
 from fedloom.core.config import Experiment
-from fedloom.core.protocols import LocalRule, Shard
+from fedloom.core.protocols import LocalRule
 from fedloom.core.records import Job, Record, Update
+from fedloom.workloads._data.rows import RowShard
 from fedloom.workloads.image_classification import config as image_classification
 from fedloom.workloads.image_classification.workload import ImageClassification
 from fedloom.workloads.image_classification.workload import build_workload as build_plain
@@ -39,7 +40,7 @@ class SlowDigits:
         return getattr(self._plain, name)
 
     def train(
-        self, job: Job, inputs: Mapping[str, Record], shard: Shard, rule: LocalRule | None, rng: np.random.Generator
+        self, job: Job, inputs: Mapping[str, Record], shard: RowShard, rule: LocalRule | None, rng: np.random.Generator
     ) -> Update:
         time.sleep(CLIENT_S)
         if ledger is not None:

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,19 @@ def server(*, state: str, port: int, token: str, ready: str, quick: bool, **_: A
     """A standing server, until it is killed; without a token, one with members."""
     if quick:
         fedloom.server.run_queue.ROOM_S = 0.3
-        noticing: Any = functools.partial(fedloom.server.app.Server, **QUICK)
+        noticing: Any = functools.partial(fedloom.server.app.Server, heartbeat_s=0.1, grace_s=0.3, lost_after_s=2.0)
         fedloom.server.app.Server = noticing  # type: ignore[misc]
+
+    def announce(address: str) -> None:
+        Path(ready).write_text(address, encoding="utf-8")
+
     fedloom.server.app.serve(
         "0.0.0.0",
         port,
         state=Path(state),
         token=token,
         members=None if token else Membership(enroll_port=0, address="127.0.0.1"),
-        on_ready=lambda address: Path(ready).write_text(address, encoding="utf-8"),
+        on_ready=announce,
     )
 
 
@@ -85,7 +90,7 @@ def resume(*, run: str, **_: Any) -> None:
     api.resume(run, overrides=["runtime.name=inline"])
 
 
-_ROLES = {"server": server, "agent": agent, "resume": resume}
+_ROLES: dict[str, Callable[..., None]] = {"server": server, "agent": agent, "resume": resume}
 
 
 def fork(spec: dict[str, Any]) -> int:

@@ -112,4 +112,4 @@ def _with_members(server: UnderTest, folder: Path, seed: int) -> Iterator[tuple[
 def _register(channel: grpc.Channel, who: tuple[tuple[str, str], ...]) -> None:
     """Be let in, as a node."""
     hello = codec.hello_message(Hello(node=NODE, session=SESSION)).SerializeToString()
-    channel.unary_unary(PREFIX + "Fleet/Register")(hello, metadata=who, timeout=10)
+    channel.unary_unary(PREFIX + "Fleet/Register", bytes, bytes)(hello, metadata=who, timeout=10)

@@ -134,13 +134,13 @@ class Fuzzer:
         if method == "Work":
             self._stream(channel, path, data, who)
         elif method in ("Download", "Watch"):
-            for _ in channel.unary_stream(path)(data, metadata=who, timeout=10):
+            for _ in channel.unary_stream(path, bytes, bytes)(data, metadata=who, timeout=10):
                 pass
         elif method == "Upload":
             chunks = [data, *(self._chunk() for _ in range(int(self._rng.integers(4))))]
-            channel.stream_unary(path)(iter(chunks), metadata=who, timeout=10)
+            channel.stream_unary(path, bytes, bytes)(iter(chunks), metadata=who, timeout=10)
         else:
-            return bytes(channel.unary_unary(path)(data, metadata=who, timeout=10))
+            return bytes(channel.unary_unary(path, bytes, bytes)(data, metadata=who, timeout=10))
         return None
 
     def _who(self) -> tuple[tuple[str, str], ...]:
@@ -158,7 +158,7 @@ class Fuzzer:
 
     def _stream(self, channel: grpc.Channel, path: str, data: bytes, who: tuple[tuple[str, str], ...]) -> None:
         """A broken message on a stream of its own, and then an empty one, whose refusal says that it was taken."""
-        call = channel.stream_stream(path)(iter([data, b""]), metadata=who, timeout=10)
+        call = channel.stream_stream(path, bytes, bytes)(iter([data, b""]), metadata=who, timeout=10)
         try:
             for _ in call:
                 pass

@@ -106,9 +106,9 @@ def words(text: str) -> list[list[str]]:
 
 
 def test_runs_are_a_table(control: type[FakeControl], capsys: pytest.CaptureFixture[str]) -> None:
-    row = {"run_id": "[red]r1", "name": "x", "owner": "ann", "status": "failed", "rounds_done": 3, "rounds": 9,
-           "error": "why\nmore"}  # fmt: skip
-    control.run_rows = [RunRow(**row)]
+    control.run_rows = [
+        RunRow(run_id="[red]r1", name="x", owner="ann", status="failed", rounds_done=3, rounds=9, error="why\nmore")
+    ]
     assert main(["runs", *SERVER]) == 0
     assert words(capsys.readouterr().out) == [
         ["run", "name", "owner", "status", "rounds", "error"],

@@ -17,7 +17,7 @@ KINDS: dict[str, Any] = dict(BUILTIN) | {
 }
 
 
-@pytest.fixture(params=KINDS.values(), ids=KINDS)
+@pytest.fixture(params=list(KINDS.values()), ids=list(KINDS))
 def kind(request: pytest.FixtureRequest) -> Any:
     return request.param
 

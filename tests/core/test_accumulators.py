@@ -17,7 +17,7 @@ DTYPES = [
     *(np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn),
     *(np.int64, np.int32, np.int16, np.int8, np.uint8, np.bool_),
 ]
-WEIGHTS = (3, 1, 8, 2, 5)
+WEIGHTS: tuple[float, ...] = (3, 1, 8, 2, 5)
 
 
 def update(arrays: dict[str, Any], num_examples: int = 1, group: str = "model") -> Update:

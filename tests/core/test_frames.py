@@ -24,7 +24,7 @@ DTYPES = [
     )
 ]
 SHAPES = [(), (0,), (1,), (7,), (3, 5), (0, 4), (2, 0, 3), (2, 3, 4)]
-WORDS = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 INFO = st.dictionaries(
     WORDS,
     st.recursive(

@@ -35,7 +35,8 @@ def test_lines_are_utf_8(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_has_nothing(tmp_path: Path) -> None:
-    assert run_files.read_rounds(tmp_path) == run_files.read_choices(tmp_path) == run_files.read_events(tmp_path) == []
+    for read in (run_files.read_rounds, run_files.read_choices, run_files.read_events):
+        assert read(tmp_path) == []
     assert run_files.read_workload(tmp_path) is None and run_files.read_summary(tmp_path) is None
     assert run_files.read_run_id(tmp_path) == tmp_path.name
 

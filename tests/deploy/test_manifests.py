@@ -199,7 +199,7 @@ def _install(*arguments: str, machine: str = "x86_64", folder: Path) -> subproce
     )
     uname.chmod(0o755)
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
-    command = [EDGE / "install.sh", "--dry-run", *arguments]
+    command = [str(EDGE / "install.sh"), "--dry-run", *arguments]
     return subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, timeout=30, check=False)
 
 

@@ -114,7 +114,7 @@ def test_a_federation_is_up_scraped_and_shown_and_survives_dead_clients(fleet: S
 
     def replaced() -> bool:
         now = fleet.containers("client")[0]["State"]
-        return now["Running"] and now["Pid"] != before["State"]["Pid"]
+        return bool(now["Running"] and now["Pid"] != before["State"]["Pid"])
 
     until(replaced, "the killed client's container, started again")
     until(lambda: _value(fleet, 'fedloom_nodes{state="online"}') == 3, "the killed client, connected again")

@@ -1,7 +1,6 @@
 """The ten-line loop that stands in for the server, and what the tests build on it."""
 
 import functools
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from one_job import do_job
 
 from fedloom.core import frames, registry
 from fedloom.core.accumulators import BUILTIN
@@ -17,9 +17,6 @@ from fedloom.core.protocols import Pending
 from fedloom.core.records import Exchange, Job, Record, RoundContext, Update
 from fedloom.core.seeds import generator
 from fedloom.core.state import dump_state, load_state
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
-from one_job import do_job
 
 Answer = Callable[[Job, Mapping[str, Record], Record | None, np.random.Generator], Update]
 

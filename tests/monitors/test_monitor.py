@@ -1,13 +1,13 @@
 """The label-free monitor: exact pooling, the line through anchors, warnings, and whole runs with it."""
 
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support_rounds import build
 
 from fedloom import api
 from fedloom.core.config import Experiment
@@ -20,9 +20,6 @@ from fedloom.monitors.mano.watch import logit_sums
 from fedloom.reporting.plugins import contributions
 from fedloom.reporting.report import render_report
 from fedloom.reporting.run_folder import RunFolder
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "workloads"))
-from support_rounds import build
 
 CLASSES = 5
 

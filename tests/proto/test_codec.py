@@ -219,13 +219,14 @@ def test_whatever_an_agent_sends_is_a_message_or_a_bad_message(message: pb.FromA
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200))
 def test_random_bytes_are_a_message_a_bad_message_or_no_protobuf(data: bytes) -> None:
-    for kind, read in ((pb.FromAgent, lambda m: codec.read_from_agent(m, "n")), (pb.RegisterRequest, codec.read_hello)):
+    def of_an_agent() -> None:
+        codec.read_from_agent(pb.FromAgent.FromString(data), "n")
+
+    def of_a_hello() -> None:
+        codec.read_hello(pb.RegisterRequest.FromString(data))
+
+    for read in (of_an_agent, of_a_hello):
         try:
-            message = kind.FromString(data)
+            read()
         except Exception as exc:
-            assert type(exc).__name__ == "DecodeError"
-            continue
-        try:
-            read(message)
-        except FedloomError as exc:
-            assert isinstance(exc, BadMessage)
+            assert type(exc).__name__ == "DecodeError" or isinstance(exc, BadMessage)

@@ -33,7 +33,8 @@ def test_runs_stand_side_by_side(runs: Any) -> None:
 def test_settings_that_cannot_change_a_result_come_last(runs: Any) -> None:
     def made(name: str, lr: int) -> Path:
         fleet = {"labels": {"site": name}}
-        return runs.make(name, settings={"name": name, "fleet": fleet, "workload": {"name": "x", "lr": lr}})
+        settings = {"name": name, "fleet": fleet, "workload": {"name": "x", "lr": lr}}
+        return Path(runs.make(name, settings=settings))
 
     rows = compare([made("a", 1), made("b", 2)]).settings
     assert [row.name for row in rows] == ["workload.lr", "name", "fleet.labels.site"]
@@ -105,7 +106,7 @@ def test_runs_race_to_nine_tenths_of_what_the_first_ended_with(runs: Any) -> Non
             runs.round(number, [0, 1], evaluation={"accuracy": value}, local_trainings=trainings)
             for number, value in enumerate(accuracy, 1)
         ]
-        return runs.make(name, records)
+        return Path(runs.make(name, records))
 
     first = climbing("random", [0.1, 0.5, 0.72, 0.8, 0.8, 0.8, 0.8, 0.8], trainings=2)
     quick = climbing("credit", [0.7, 0.75, 0.6], trainings=8)

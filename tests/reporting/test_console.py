@@ -74,7 +74,7 @@ def test_the_start_says_what_runs_where() -> None:
 
 def test_a_node_that_fails_before_the_start_is_told_of() -> None:
     screen = Screen(terminal=False)
-    refused = {"run_id": "r1", "round": 0, "node": "lab-7"}
+    refused: dict[str, Any] = {"run_id": "r1", "round": 0, "node": "lab-7"}
     screen.sink.write(NodeRefused(kind="hours", reason="it works at night only", **refused))
     screen.sink.write(NodeRefused(kind="failure", reason="stage load: DataMissing: no weights", **refused))
     assert screen.lines == ["node lab-7 failed: stage load: DataMissing: no weights; another is asked"]

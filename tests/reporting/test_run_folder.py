@@ -62,7 +62,7 @@ def test_an_event_that_was_being_written_is_left_out(runs: Any) -> None:
 
 
 def test_everything_a_workload_said_is_read(runs: Any) -> None:
-    said = {
+    said: dict[str, Any] = {
         "data": {"name": "text"}, "client_sizes": [3, 4], "label_counts": [[1, 2], [4, 0]], "label_names": ["a", "b"],
         "watch": {"skipped": "Some rows were skipped"}, "exponentials": {"perplexity": "loss"},
     }  # fmt: skip
@@ -113,7 +113,7 @@ def test_curves_say_what_had_been_spent(runs: Any) -> None:
     accuracy = curve(run, "accuracy", HELD_OUT)
     assert accuracy is not None
     # 3,000 bytes for every client of a round, up and down together; 2 s for every round.
-    assert accuracy.rounds == (2, 3)
+    assert list(accuracy.rounds) == [2, 3]
     assert accuracy.megabytes == pytest.approx((0.009, 0.018))
     assert accuracy.seconds == (4.0, 6.0)
     assert curve(run, "accuracy", TRAINING) is None

@@ -27,7 +27,7 @@ class Config(PluginSettings):
 
 
 @dataclass(frozen=True)
-class State:
+class _State:
     model: Arrays
     done: int
     """Exchanges of this round that are over."""
@@ -36,22 +36,22 @@ class State:
 
 
 class OddStrategy:
-    State = State
+    State = _State
 
     def __init__(self, config: Config) -> None:
         self._config = config
 
-    def init(self, model: Record) -> State:
-        return State(model.groups[MODEL], 0, ())
+    def init(self, model: Record) -> _State:
+        return _State(model.groups[MODEL], 0, ())
 
-    def plan(self, state: State, context: RoundContext) -> Exchange | None:
+    def plan(self, state: _State, context: RoundContext) -> Exchange | None:
         if context.round == self._config.plan_raises:
             raise LookupError("no plan for this round")
         if self._config.enough and context.round > self._config.enough:
             return None
         return self._ask(state, context)
 
-    def finish(self, state: State, total: Any, context: RoundContext) -> State | Pending[State]:
+    def finish(self, state: _State, total: Any, context: RoundContext) -> _State | Pending[_State]:
         if context.round == self._config.finish_raises:
             raise ZeroDivisionError("nothing to divide by")
         assert isinstance(total, RunningMean)
@@ -60,13 +60,13 @@ class OddStrategy:
             return Pending(state, self._ask(state, context))
         return replace(state, done=0)
 
-    def arrays(self, state: State) -> Arrays:
+    def arrays(self, state: _State) -> Arrays:
         return state.model
 
-    def report(self, state: State) -> dict[str, Any]:
+    def report(self, state: _State) -> dict[str, Any]:
         return {"trail": list(state.trail)}
 
-    def _ask(self, state: State, context: RoundContext) -> Exchange:
+    def _ask(self, state: _State, context: RoundContext) -> Exchange:
         assert all(isinstance(array, np.ndarray) for array in state.model.values())
         return Exchange(jobs=context.jobs(), inputs={MODEL: Record({MODEL: state.model})})
 

@@ -21,7 +21,9 @@ class Config(LowRankSettings):
 
 class Spoilt(LowRank):
     def __init__(self, config: Config, experiment: Experiment) -> None:
-        super().__init__(shared_method(config, experiment, constant(experiment.rounds, 2)))
+        super().__init__(
+            shared_method(config, experiment, constant(experiment.rounds_known("strategy spoilt_adapters"), 2))
+        )
         self._spoil = config.spoil
 
     def _broadcast(self, ready: Adapters) -> Record:

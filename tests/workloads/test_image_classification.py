@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support_rounds import build, run_rounds, train
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError
 from fedloom.core.records import MODEL, Record, add_metrics, arrays_sha256, metric_values
 from fedloom.core.seeds import generator
-
-sys.path.insert(0, str(Path(__file__).parent))
-from support_rounds import build, run_rounds, train
 
 MODELS: list[dict[str, Any]] = [
     {"name": "mlp", "hidden": [12, 7]},
@@ -22,6 +20,8 @@ MODELS: list[dict[str, Any]] = [
     {"name": "resnet8", "norm": "group"},
     {"name": "resnet8", "norm": "batch"},
 ]
+
+HERE = Path(__file__).parent
 
 
 def experiment(**workload: Any) -> Experiment:
@@ -48,7 +48,7 @@ def test_a_client_alone_has_the_bits_it_has_after_others(model: dict[str, Any]) 
 
 def test_another_process_computes_the_same_bits() -> None:
     code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"import sys; sys.path[:0] = {[str(HERE), str(HERE.parent / 'support')]}\n"
         "import torch; torch.rand(5); torch.set_num_threads(2)\n"
         "from test_image_classification import experiment, initial, build, train, arrays_sha256\n"
         "w = build(experiment(model={'name': 'cnn'})); print(arrays_sha256(train(w, initial(w), 7).groups['model']))"

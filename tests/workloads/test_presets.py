@@ -1,15 +1,12 @@
-import sys
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from support_rounds import build, run_rounds
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import DataMissing
 from fedloom.workloads._data.settings import FASHION_MNIST
-
-sys.path.insert(0, str(Path(__file__).parent))
-from support_rounds import build, run_rounds
 
 PRESETS = {
     str(path.name).removesuffix(".toml"): path

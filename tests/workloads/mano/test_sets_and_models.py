@@ -1,6 +1,5 @@
 """Sets of the user's own, styles, classifiers of the user's own, and how models are read."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from support_mano import build, estimated, experiment, scripted
 from torch import nn
 
 from fedloom import api
@@ -22,9 +22,6 @@ from fedloom.workloads._data.settings import FASHION_MNIST, Available
 from fedloom.workloads.mano.corruptions.suite import CORRUPTIONS, corrupted
 from fedloom.workloads.mano.seeing import see
 from fedloom.workloads.mano.sets import pixels_of
-
-sys.path.insert(0, str(Path(__file__).parent))
-from support_mano import build, estimated, experiment, scripted
 
 OWN_MODEL = """
 from torch import nn
@@ -234,7 +231,7 @@ def test_the_monitors_alarm_sees_a_shift_in_its_round_and_stays_silent_without_o
     workload, rng = build(made), np.random.default_rng(4)
     workload._trainer.load(inputs)
     pixels, _ = pixels_of(workload._data, np.arange(359))
-    raised = {}
+    raised = dict[str, bool]()
     for name in CORRUPTIONS:
         watcher, earlier = LabelFreeAccuracy(Config(anchors=0, clients=6)), list[Any]()
         for number in range(21 if not raised else 3):

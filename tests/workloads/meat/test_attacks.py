@@ -26,9 +26,14 @@ def points(count: int, classes: int) -> tuple[Tensor, Tensor]:
     return torch.rand(count, *SHAPE), torch.arange(count) % classes
 
 
+def linear_layer(model: nn.Sequential) -> nn.Linear:
+    (found,) = (part for part in model if isinstance(part, nn.Linear))
+    return found
+
+
 def worst_of_two(model: nn.Sequential, x: Tensor, y: Tensor, epsilon: float) -> Tensor:
     """Two classes: the margin falls fastest along sign(w_other - w_y), whatever the point, and boxes clip exactly."""
-    weight = model[1].weight
+    weight = linear_layer(model).weight
     direction = (weight[1 - y] - weight[y]).sign().reshape(x.shape)
     return (x + epsilon * direction).clamp(0, 1)
 
@@ -50,7 +55,7 @@ def test_cw_pgd_reaches_the_least_margin_of_many_linear_classes() -> None:
     """The least margin is the least over rivals c of each corner's: z_y - z_c - eps |w_y - w_c|_1, without clipping."""
     model, (x, y) = linear(5), points(60, 5)
     x = 0.4 + 0.2 * x  # the box is out of reach
-    weight, bias = model[1].weight.numpy(), model[1].bias.numpy()
+    weight, bias = linear_layer(model).weight.numpy(), linear_layer(model).bias.numpy()
     flat, rows = x.reshape(60, -1).numpy(), np.arange(60)
     logits = flat @ weight.T + bias
     gaps = logits[rows, y][:, None] - logits - 0.2 * np.abs(weight[y][:, None] - weight[None]).sum(2)
@@ -90,9 +95,9 @@ def test_attacks_leave_mode_weights_and_gradients_alone() -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     x, y = points(8, 4)
     with evaluating(model):
-        assert not model.training
+        assert not any(part.training for part in model.modules())
         pgd(model, x, y, epsilon=0.1, step_size=0.1, steps=3)
-    assert model.training and all(p.grad is None for p in model.parameters())
+    assert all(part.training for part in model.modules()) and all(p.grad is None for p in model.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
@@ -100,7 +105,7 @@ def test_auto_attack_on_linear_classes_finds_exactly_the_points_that_can_be_brok
     pytest.importorskip("pyautoattack")
     model, (x, _) = linear(10), points(60, 10)
     x = 0.3 + 0.4 * x
-    weight, bias = model[1].weight.numpy(), model[1].bias.numpy()
+    weight, bias = linear_layer(model).weight.numpy(), linear_layer(model).bias.numpy()
     logits = x.reshape(60, -1).numpy() @ weight.T + bias
     y = logits.argmax(1)
     epsilon, rows = 0.12, np.arange(60)

@@ -1,12 +1,12 @@
 """Whole runs: one client through server and agent against a script, many clients, resumption, the report."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support_meat import act, build, experiment, initial
 
 from fedloom import api
 from fedloom.core.config import Experiment
@@ -16,9 +16,6 @@ from fedloom.reporting.plugins import contributions
 from fedloom.reporting.report import render_report
 from fedloom.reporting.run_folder import RunFolder
 
-sys.path.insert(0, str(Path(__file__).parent))
-from support_meat import act, build, experiment, initial
-
 COMPARED = ["last", "best", "mean", "trimmed", "ema", "middle", "first", "seat"]
 
 
@@ -26,7 +23,7 @@ def scripted(made: Experiment) -> tuple[dict[str, Arrays], dict[str, float]]:
     """Adversarial training of one model and the median of its history, with no platform: what a paper's script does."""
     workload = build(made)
     record, state, history = initial(workload), None, list[Arrays]()
-    for epoch in range(1, made.rounds + 1):
+    for epoch in range(1, made.rounds_known("this loop") + 1):
         update = act(workload, "train", {MODEL: record}, state=state, round=epoch)
         record, state = Record({MODEL: update.groups[MODEL]}), update.state
         if epoch >= 2:

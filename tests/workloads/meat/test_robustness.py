@@ -2,12 +2,11 @@
 
 import itertools
 import math
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support_meat import act, build, experiment, initial
 from torch import Tensor
 
 from fedloom.core.records import MODEL, Arrays, Record
@@ -16,9 +15,6 @@ from fedloom.strategies.meat import ensembles
 from fedloom.workloads._attacks.auto import STAGES, auto_attack
 from fedloom.workloads._torch.scope import exact
 from fedloom.workloads.meat.measuring import right_under
-
-sys.path.insert(0, str(Path(__file__).parent))
-from support_meat import act, build, experiment, initial
 
 EPSILON = 0.15
 ROUNDS = 14
@@ -57,7 +53,7 @@ def chance(gained: Tensor, lost: Tensor) -> float:
     The sign test of McNemar 1947. The model's last bits, and so single images, depend on the CPU; this bound does not.
     """
     up, changes = int(gained.sum()), int(gained.sum() + lost.sum())
-    return sum(math.comb(changes, k) for k in range(up, changes + 1)) / 2**changes
+    return float(sum(math.comb(changes, k) for k in range(up, changes + 1)) / 2**changes)
 
 
 def as_strong(weaker: Tensor, stronger: Tensor) -> bool:

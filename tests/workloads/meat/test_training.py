@@ -1,13 +1,13 @@
 """Adversarial training: losses and steps against plain PyTorch, what a client keeps, what rules refuse."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support_meat import act, build, experiment, initial
 from torch import nn
 
 from fedloom.core.errors import ConfigError, UsageError
@@ -19,9 +19,6 @@ from fedloom.workloads.meat.config import AttackSettings, DefenseSettings
 from fedloom.workloads.meat.defenses import loss_of, perturbed
 from fedloom.workloads.meat.statistics import LEAST_BATCHES, reestimate
 from fedloom.workloads.meat.weights import perturbation, shift
-
-sys.path.insert(0, str(Path(__file__).parent))
-from support_meat import act, build, experiment, initial
 
 
 def value(loss: torch.Tensor) -> float:
@@ -63,7 +60,7 @@ def test_mart_weighs_divergences_by_the_doubt_about_the_clean_image() -> None:
 def test_training_attacks_raise_their_loss_and_stay_in_the_ball(name: Any) -> None:
     model, (x, _, y) = network().train(), batch()
     attack, defense = AttackSettings(epsilon=0.1, step_size=0.02, steps=8), DefenseSettings(name=name)
-    running = model[1].running_mean.clone()  # type: ignore[union-attr, operator]
+    running = model[1].running_mean.clone()  # type: ignore[operator]
     moved = perturbed(model, x, y, attack, defense)
     assert model.training and torch.equal(model[1].running_mean, running)  # type: ignore[arg-type]
     assert float((moved - x).abs().max()) <= 0.1 + 1e-6
@@ -119,7 +116,7 @@ def test_an_epoch_of_one_client_is_plain_pytorch() -> None:
                 moved = (moved.detach() + 0.05 * slope.sign()).clamp(low, high)
             alone.train()
             optimizer.zero_grad()
-            F.cross_entropy(alone(moved), y).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(alone(moved), y).backward()
             optimizer.step()
     for name, array in record.groups[MODEL].items():
         np.testing.assert_allclose(array, alone.state_dict()[name].numpy(), rtol=2e-5, atol=2e-6)
@@ -180,7 +177,7 @@ def test_cumulative_statistics_are_the_mean_over_batches() -> None:
     found = reestimate(model, parts, "cumulative")
     np.testing.assert_allclose(found["1.running_mean"], means.mean(0), rtol=1e-4)
     np.testing.assert_allclose(found["1.running_var"], variances.mean(0), rtol=1e-4)
-    assert model[1].momentum == 0.1 and model.training  # type: ignore[union-attr]
+    assert model[1].momentum == 0.1 and model.training
 
 
 def test_released_statistics_are_the_median_of_running_values_from_0_and_1() -> None:
@@ -239,8 +236,9 @@ def test_parts_of_the_images_add_up() -> None:
     record = initial(workload)
 
     def counts(part: int, parts: int) -> dict[str, Any]:
-        job = {"inputs": ("a",), "knobs": {"part": part, "parts": parts}}
-        return act(workload, "robustness", {"a": record}, **job).info["test"]  # type: ignore[no-any-return]
+        knobs = {"part": part, "parts": parts}
+        found: dict[str, Any] = act(workload, "robustness", {"a": record}, inputs=("a",), knobs=knobs).info["test"]
+        return found
 
     whole, pieces = counts(0, 1), [counts(part, 3) for part in range(3)]
     assert whole["examples"] == 100 == sum(piece["examples"] for piece in pieces)

@@ -87,7 +87,8 @@ def test_losses_by_their_formulas() -> None:
 
     def softmax_loss(scores: np.ndarray) -> np.ndarray:
         shares = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
-        return -np.log(shares[..., np.arange(3), labels.numpy()])
+        losses: np.ndarray = -np.log(shares[..., np.arange(3), labels.numpy()])
+        return losses
 
     s = spikes.numpy()
     want = {
@@ -122,10 +123,12 @@ def test_rates_spikes_and_energy_by_hand() -> None:
     """An MLP 4-3-10 whose five hidden spikes each reach ten neurons; currents reach the three by 12 products."""
     net = network(2, name="mlp", hidden=(3,), shape=(1, 2, 2))
     with torch.no_grad():
-        net.hidden1.synapses.weight.zero_()
-        net.hidden1.synapses.bias.copy_(torch.tensor([2.5, 0.75, 0.0]))  # spikes in both steps, in the second, never
-        net.output.synapses.weight.zero_()
-        net.output.synapses.bias.zero_()
+        net.get_parameter("hidden1.synapses.weight").zero_()
+        net.get_parameter("hidden1.synapses.bias").copy_(
+            torch.tensor([2.5, 0.75, 0.0])
+        )  # spikes in both steps, in the second, never
+        net.get_parameter("output.synapses.weight").zero_()
+        net.get_parameter("output.synapses.bias").zero_()
     trace = Trace()
     net(torch.ones(1, 5, 1, 2, 2), trace)
     assert {name: round(float(rate), 12) for name, rate in rate_sums(trace).items()} == {"hidden1": 2.5, "output": 0.0}

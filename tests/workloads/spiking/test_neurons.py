@@ -50,7 +50,8 @@ def test_spikes_are_those_of_the_definition(values: dict[str, Any]) -> None:
     got = Neurons(settings, 12).double()(torch.from_numpy(currents)).numpy()
     assert 0.1 < want.mean() < 0.9
     np.testing.assert_array_equal(got, want)
-    stacked = Fire.apply(torch.from_numpy(currents).transpose(0, 1).unsqueeze(2), 12, Dynamics.of(settings))
+    given = torch.from_numpy(currents).transpose(0, 1).unsqueeze(2)
+    stacked = Fire.apply(given, 12, Dynamics.of(settings))  # type: ignore[no-untyped-call]
     np.testing.assert_array_equal(stacked.squeeze(2).transpose(0, 1).numpy(), want)
 
 
@@ -118,9 +119,10 @@ def test_gradients_through_time_are_the_cells(values: dict[str, Any], constant_d
     weights = torch.from_numpy(np.random.default_rng(6).normal(size=(6, 3, 4)))
     loop, fused = (currents.clone().requires_grad_() for _ in range(2))
     (Neurons(settings, 6).double()(loop) * weights).sum().backward()
-    spikes = Fire.apply(fused.transpose(0, 1).unsqueeze(2), 6, Dynamics.of(settings))
+    given = fused.transpose(0, 1).unsqueeze(2)
+    spikes = Fire.apply(given, 6, Dynamics.of(settings))  # type: ignore[no-untyped-call]
     (spikes.squeeze(2).transpose(0, 1) * weights).sum().backward()
-    assert float(loop.grad.abs().sum()) > 0.0
+    assert loop.grad is not None and float(loop.grad.abs().sum()) > 0.0
     torch.testing.assert_close(loop.grad, fused.grad)
 
 

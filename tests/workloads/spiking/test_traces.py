@@ -31,7 +31,7 @@ def test_windows_are_the_first_and_the_last_epoch() -> None:
     [({"epochs": 1}, 3, 1), ({"epochs": 5, "max_steps": 4}, 4, 2), ({"epochs": 1, "max_steps": 1}, 1, 1)],
 )
 def test_short_trainings_compare_their_halves(settings: dict[str, int], steps: int, window: int) -> None:
-    trace = RateTrace.of(10, TrainingSettings(batch_size=4, **settings), time_steps=2)
+    trace = RateTrace.of(10, TrainingSettings.model_validate({"batch_size": 4, **settings}), time_steps=2)
     assert (trace.steps, trace.window) == (steps, window)
 
 

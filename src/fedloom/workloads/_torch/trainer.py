@@ -145,7 +145,7 @@ class Trainer:
     def _step(self, loss_of: Loss, batch: Tensor, rule: LocalRule | None, knobs: Info) -> Tensor:
         """One optimiser step; returns the minibatch's loss, detached."""
         loss = loss_of(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         part, gradients = self._part, []
         for parameter in part.parameters:
             gradient = parameter.grad

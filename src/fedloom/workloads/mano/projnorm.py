@@ -36,7 +36,7 @@ def trained_parameters(
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * step / settings.steps))
         optimizer.zero_grad()
-        F.cross_entropy(model(images[rows]), truth[rows]).backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(model(images[rows]), truth[rows]).backward()
         optimizer.step()
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 

@@ -34,11 +34,15 @@ def run_rounds(experiment: Experiment) -> dict[str, float]:
     part = registry.part("strategies", experiment.strategy.name, "strategy")
     strategy = part.build_strategy(experiment.strategy, experiment)
     state = strategy.init(workload.init(generator(experiment.seed, "init")))
-    for number in range(1, experiment.rounds + 1):
+    for number in range(1, experiment.rounds_known("this loop") + 1):
         rng = generator(experiment.seed, "selection", number)
         cohort = tuple(int(c) for c in rng.choice(experiment.clients, experiment.cohort_size, replace=False))
         context = RoundContext(
-            round=number, cohort=cohort, population=experiment.clients, rounds=experiment.rounds, seed=experiment.seed
+            round=number,
+            cohort=cohort,
+            population=experiment.clients,
+            rounds=experiment.max_rounds,
+            seed=experiment.seed,
         )
         exchange = strategy.plan(state, context)
         rule = registry.part("strategies", exchange.rules[0], "rule").build_rule() if exchange.rules else None

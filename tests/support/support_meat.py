@@ -1,16 +1,13 @@
 """A small adversarial training on the digits, for every test of the workload."""
 
-import sys
-from pathlib import Path
 from typing import Any
+
+from one_job import do_job
 
 from fedloom.core import registry
 from fedloom.core.config import Experiment
 from fedloom.core.records import MODEL, Arrays, Job, Record
 from fedloom.core.seeds import generator
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
-from one_job import do_job
 
 Settings = dict[str, Any]
 

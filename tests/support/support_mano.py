@@ -44,7 +44,7 @@ def scripted(made: Experiment) -> tuple[dict[str, Record], list[dict[str, Any]]]
         name: {key: array.copy() for key, array in arrays.items()} for name, arrays in start.groups.items()
     }
     inputs = {"initial": Record({MODEL: groups[MODEL]})}
-    for epoch in range(1, made.rounds + 1):
+    for epoch in range(1, made.rounds_known("this loop") + 1):
         models = {name: Record({name: arrays}) for name, arrays in groups.items()}
         rng = generator(seed, "train", epoch, 0, 0)
         update = workload.train(Job(round=epoch, client=0), models, workload.shard(0), None, rng)
