@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_support import PLACE, SUPPORT, TOKEN, quick_server, until
+from fleet_support import SUPPORT, TOKEN, access, quick_server, until
 
 from fedloom import api
 from fedloom.client.agent import Agent
@@ -50,7 +50,7 @@ def one_node(states: Path) -> Iterator[Any]:
 
 
 def run(coordinator: Any, one: Experiment, store: MemoryRunStore, *sinks: Any, stop: threading.Event) -> Outcome:
-    return run_session(one, store, coordinator, lambda: PLACE, sinks, stop=stop, patience_s=10)
+    return run_session(one, store, access(coordinator, patience_s=10), sinks, stop=stop)
 
 
 def test_state_at_the_node_gives_the_same_bits_and_never_travels(tmp_path: Path) -> None:

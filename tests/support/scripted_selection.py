@@ -25,38 +25,38 @@ class Config(PluginSettings):
 
 
 @dataclass(frozen=True)
-class State:
+class _State:
     round: int = 0
     populations: tuple[int, ...] = ()
     """The roster's at the start, and after each growth."""
 
 
-class Scripted(Selection[State]):
-    State = State
+class Scripted(Selection[_State]):
+    State = _State
 
     def __init__(self, config: Config) -> None:
         self._config = config
 
-    def init(self, roster: Roster) -> State:
-        return State(populations=(roster.population,))
+    def init(self, roster: Roster) -> _State:
+        return _State(populations=(roster.population,))
 
-    def probe(self, state: State, roster: Roster, size: int, rng: np.random.Generator) -> Probe | None:
+    def probe(self, state: _State, roster: Roster, size: int, rng: np.random.Generator) -> Probe | None:
         return Probe(candidates=self._config.candidates, kind="train") if self._config.candidates else None
 
     def choose(
-        self, state: State, roster: Roster, size: int, rng: np.random.Generator, reports: Sequence[ClientReport] = ()
+        self, state: _State, roster: Roster, size: int, rng: np.random.Generator, reports: Sequence[ClientReport] = ()
     ) -> tuple[int, ...]:
         assert state.populations[-1] == roster.population, "it has been grown"
         cohort: Any = self._config.cohorts[min(state.round, len(self._config.cohorts) - 1)]
         return ("zero",) if self._config.odd == "text" else cohort  # type: ignore[return-value]  # the fault under test
 
-    def observe(self, state: State, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> State:
+    def observe(self, state: _State, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> _State:
         return replace(state, round=state.round + 1)
 
-    def grow(self, state: State, roster: Roster) -> State:
+    def grow(self, state: _State, roster: Roster) -> _State:
         return replace(state, populations=(*state.populations, roster.population))
 
-    def report(self, state: State) -> dict[str, Any]:
+    def report(self, state: _State) -> dict[str, Any]:
         return {"populations": list(state.populations)}
 
 

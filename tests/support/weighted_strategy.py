@@ -18,27 +18,27 @@ class Config(PluginSettings):
 
 
 @dataclass(frozen=True)
-class State:
+class _State:
     model: Arrays
 
 
-class Weighted(Strategy[State, RunningMean]):
-    State = State
+class Weighted(Strategy[_State, RunningMean]):
+    State = _State
 
     def __init__(self, config: Config) -> None:
         self._weights = config.weights
 
-    def init(self, model: Record) -> State:
-        return State(model.groups[MODEL])
+    def init(self, model: Record) -> _State:
+        return _State(model.groups[MODEL])
 
-    def plan(self, state: State, context: RoundContext) -> Exchange:
+    def plan(self, state: _State, context: RoundContext) -> Exchange:
         jobs = tuple(replace(job, weight=self._weights[job.client]) for job in context.jobs())
         return Exchange(jobs=jobs, inputs={MODEL: Record({MODEL: state.model})})
 
-    def finish(self, state: State, total: RunningMean, context: RoundContext) -> State:
-        return State(total.value()[MODEL])
+    def finish(self, state: _State, total: RunningMean, context: RoundContext) -> _State:
+        return _State(total.value()[MODEL])
 
-    def arrays(self, state: State) -> Arrays:
+    def arrays(self, state: _State) -> Arrays:
         return state.model
 
 
