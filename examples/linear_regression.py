@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from fedloom.core.config import Experiment, PluginSettings
-from fedloom.core.protocols import LocalRule, Shard, WorkloadInfo
+from fedloom.core.protocols import LocalRule, WorkloadInfo
 from fedloom.core.records import MODEL, Arrays, Job, Mean, Metrics, Record, Update
 from fedloom.core.seeds import generator
 
@@ -68,9 +68,8 @@ class LinearRegression:
         return Table(whole.x[part::parts], whole.y[part::parts])
 
     def train(
-        self, job: Job, inputs: Mapping[str, Record], shard: Shard, rule: LocalRule | None, rng: np.random.Generator
+        self, job: Job, inputs: Mapping[str, Record], shard: Table, rule: LocalRule | None, rng: np.random.Generator
     ) -> Update:
-        assert isinstance(shard, Table)
         anchor = list(inputs[MODEL].groups[MODEL].values())  # read-only
         w, b = (np.array(array) for array in anchor)  # this client's own
         batch, losses = max(1, shard.num_examples // 10), 0.0
@@ -89,9 +88,8 @@ class LinearRegression:
             metrics={"loss": Mean(losses, float(self._config.steps))},
         )
 
-    def evaluate(self, inputs: Mapping[str, Record], shard: Shard) -> Metrics:
+    def evaluate(self, inputs: Mapping[str, Record], shard: Table) -> Metrics:
         """`loss`: mean squared error over the shard."""
-        assert isinstance(shard, Table)
         arrays: Arrays = inputs[MODEL].groups[MODEL]
         error = shard.x @ arrays["w"] + arrays["b"] - shard.y
         return {"loss": Mean(float((error**2).sum()), float(shard.num_examples))}
