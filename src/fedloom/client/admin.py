@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self, TypeVar
 
 import grpc
 
@@ -12,6 +12,8 @@ from fedloom.client.link import connect, translate
 from fedloom.core.identity import Identity, JoinToken
 from fedloom.proto.v1 import enroll_pb2 as pb
 from fedloom.proto.v1.enroll_pb2_grpc import AdminStub
+
+Reply = TypeVar("Reply")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +87,7 @@ class AdminClient:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _call(self, method: Any, request: Any) -> Any:
+    def _call(self, method: Callable[..., Reply], request: object) -> Reply:
         try:
             return method(request, timeout=self._timeout_s)
         except grpc.RpcError as exc:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self, TypeVar
 
 import grpc
 
@@ -13,8 +13,11 @@ from fedloom.client.link import connect, translate
 from fedloom.core.config import Experiment
 from fedloom.core.errors import FedloomError
 from fedloom.core.identity import Identity
+from fedloom.core.records import Info, JsonObject
 from fedloom.proto.v1 import control_pb2 as pb
 from fedloom.proto.v1.control_pb2_grpc import ControlStub
+
+Reply = TypeVar("Reply")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +42,7 @@ class NodeRow:
     node: str
     state: str
     """`online`, `busy` or `lost`."""
-    facts: dict[str, Any]
+    facts: Info
     wire_bytes_down: int
     wire_bytes_up: int
     groups_done: int
@@ -87,7 +90,7 @@ class ControlClient:
             for row in reply.runs
         ]
 
-    def watch(self, run_id: str) -> Iterator[dict[str, Any]]:
+    def watch(self, run_id: str) -> Iterator[JsonObject]:
         """The run's events, past and coming, as in `events.jsonl`; ends with the run."""
         try:
             for reply in self._stub.Watch(pb.WatchRequest(run_id=run_id), metadata=self._metadata):
@@ -126,7 +129,7 @@ class ControlClient:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _call(self, method: Any, request: Any) -> Any:
+    def _call(self, method: Callable[..., Reply], request: object) -> Reply:
         try:
             return method(request, metadata=self._metadata, timeout=self._timeout_s)
         except grpc.RpcError as exc:

@@ -6,9 +6,8 @@ import contextlib
 import hashlib
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import grpc
 import numpy as np
@@ -128,7 +127,7 @@ class GrpcChannel:
             raise LimitExceeded(f"payload of {ref.size} bytes exceeds {self._welcome.max_payload_bytes}")
         return frames.decode(memoryview(self._download(ref)).toreadonly())
 
-    def lease(self, record: Record, run_id: str) -> Mapping[str, Mapping[str, Any]]:
+    def lease(self, record: Record, run_id: str) -> Groups:
         layout = Layout.of(record)
         if self._depot is None or layout.size <= INLINE_BYTES:
             return _empty(record)
@@ -287,7 +286,9 @@ class GrpcChannel:
             self._count(len(chunk))
             yield chunk
 
-    def _listen(self, replies: Any, inbox: queue.SimpleQueue[ToAgent | FedloomError]) -> None:
+    def _listen(
+        self, replies: grpc.CallIterator[pb.ToAgentBatch], inbox: queue.SimpleQueue[ToAgent | FedloomError]
+    ) -> None:
         try:
             for batch in replies:
                 self._count(batch.ByteSize())
@@ -300,7 +301,7 @@ class GrpcChannel:
             inbox.put(exc)
         finally:
             with contextlib.suppress(Exception):
-                replies.cancel()
+                replies.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs leave it without types
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +321,7 @@ class _Partial:
     sha256: str
     frame: bytearray
     received: int = 0
-    digest: Any = field(default_factory=hashlib.sha256)
+    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     def take(self, chunk: bytes) -> None:
         """The next bytes."""

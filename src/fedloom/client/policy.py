@@ -26,6 +26,7 @@ from fedloom.core.accumulators import BUILTIN
 from fedloom.core.config import PLUGINS, Settings, plugin_schema
 from fedloom.core.errors import ConfigError, PolicyRefused
 from fedloom.core.messages import Group
+from fedloom.core.records import Info, JsonObject
 from fedloom.core.registry import Kind, PartRef
 from fedloom.core.setting_types import SettingKind, TextSetting, text_settings
 
@@ -152,7 +153,7 @@ class Guard:
         self.policy, self._usage, self._now = policy, usage, now
         self._hook_said: tuple[float, str] | None = None
 
-    def admit_experiment(self, experiment: Mapping[str, Any]) -> dict[str, Any]:
+    def admit_experiment(self, experiment: Info) -> JsonObject:
         """The experiment with the node's own folders in it; nothing it names has been imported.
 
         Raises:
@@ -172,9 +173,9 @@ class Guard:
         table = {"name": settings} if isinstance(settings, str) else settings
         return {**experiment, "workload": self._own_settings(workload, table, allowed.data)}
 
-    def _own_settings(self, workload: str, table: Mapping[str, Any], data: Path | None) -> dict[str, Any]:
+    def _own_settings(self, workload: str, table: Info, data: Path | None) -> JsonObject:
         """The workload's settings with the node's own paths in them; code and other paths are refused."""
-        own: dict[str, Any] = copy.deepcopy(dict(table))
+        own: JsonObject = copy.deepcopy(dict(table))
         for setting in text_settings(plugin_schema(Kind.WORKLOAD, workload), table):
             if setting.steps == ("name",):
                 continue
@@ -256,7 +257,7 @@ def apply_limits(limits: Limits) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limits.memory_mb * 10**6, limits.memory_mb * 10**6))
 
 
-def _name(section: Any, what: str) -> str:
+def _name(section: object, what: str) -> str:
     name = section.get("name") if isinstance(section, Mapping) else section
     if not isinstance(name, str) or not name:
         raise PolicyRefused(f"the experiment names no {what}", kind="code")
@@ -279,7 +280,7 @@ def _path(setting: TextSetting, data: Path | None) -> str:
     return value
 
 
-def _replace(table: dict[str, Any], steps: Sequence[str | int], value: str) -> None:
+def _replace(table: JsonObject, steps: Sequence[str | int], value: str) -> None:
     """Set the text at a place in nested tables and lists."""
     inner: Any = table
     for step in steps[:-1]:

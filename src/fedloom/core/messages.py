@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from fedloom.core.records import ClientFailure, ClientReport, Contents, Info, Job, Record
+from fedloom.core.records import ClientFailure, ClientReport, Contents, Groups, Info, Job, Record
 
 PROTOCOL = 2
 """Version of the wire both sides must speak."""
@@ -203,7 +203,7 @@ class Channel(Protocol):
     def store(self, record: Record, run_id: str) -> PayloadRef:
         """Put a run's record where the server can have it. Memory from `lease` is sent without a copy if possible."""
 
-    def lease(self, record: Record, run_id: str) -> Mapping[str, Info]:
+    def lease(self, record: Record, run_id: str) -> Groups:
         """Writable arrays shaped like the record's, in memory that `store` can hand over as it is."""
 
     def recycle(self, run_id: str) -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from fedloom.core.errors import ServerUnreachable
 from fedloom.core.messages import Channel, FromAgent, Hello, PayloadRef, ToAgent, Welcome
-from fedloom.core.records import Record
+from fedloom.core.records import Groups, Record
 from fedloom.core.seeds import generator
 
 
@@ -75,7 +73,7 @@ class FaultyChannel:
     def store(self, record: Record, run_id: str) -> PayloadRef:
         return self._inner.store(record, run_id)
 
-    def lease(self, record: Record, run_id: str) -> Mapping[str, Mapping[str, Any]]:
+    def lease(self, record: Record, run_id: str) -> Groups:
         return self._inner.lease(record, run_id)
 
     def recycle(self, run_id: str) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import queue
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from fedloom.core.errors import BadMessage, NotFound, ServerUnreachable
 from fedloom.core.frames import frame_size
 from fedloom.core.messages import FromAgent, Hello, PayloadRef, ToAgent, Welcome
-from fedloom.core.records import Array, Arrays, Record
+from fedloom.core.records import Array, Arrays, Groups, Record
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.fleet.nodes import Mailbox
 
@@ -57,7 +55,7 @@ class InProcessChannel:
     def store(self, record: Record, run_id: str) -> PayloadRef:
         return PayloadRef(size=frame_size(record), record=record)
 
-    def lease(self, record: Record, run_id: str) -> Mapping[str, Mapping[str, Any]]:
+    def lease(self, record: Record, run_id: str) -> Groups:
         return {
             group: {name: np.empty(array.shape, array.dtype) for name, array in arrays.items()}
             for group, arrays in record.groups.items()

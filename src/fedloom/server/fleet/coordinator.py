@@ -16,7 +16,7 @@ import json
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Literal
 
 from fedloom.core.clock import SYSTEM_CLOCK, Clock
 from fedloom.core.errors import BadMessage, FedloomError, LimitExceeded, NotFound, RunFailed, ServerUnreachable
@@ -31,6 +31,7 @@ from fedloom.core.messages import (
     Refusal,
     Welcome,
 )
+from fedloom.core.records import JsonObject
 from fedloom.server.fleet.dispatch import Dispatch
 from fedloom.server.fleet.nodes import Mailbox, Node
 from fedloom.server.fleet.open_exchange import Answer, OpenExchange
@@ -320,7 +321,7 @@ class Coordinator:
         with self._changed:
             self._session(node, session)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonObject]:
         """Every node, as the Control service lists them."""
         with self._changed:
             now = self._clock.monotonic()

@@ -6,10 +6,10 @@ import contextlib
 import queue
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from fedloom.core.clock import SYSTEM_CLOCK, Clock
 from fedloom.core.messages import Ack, Goodbye, GroupKey, GroupResult, Hello, RunOver, RunSpec, ToAgent
+from fedloom.core.records import JsonObject
 
 MAX_UNREAD = 10_000
 """Messages an agent may leave unread; the rest are lost, and so, soon, is the agent."""
@@ -158,7 +158,7 @@ class Node:
         self.busy_s[run_id] = self.busy_s.get(run_id, 0.0) + result.busy_s
         self.bytes_up += sum(ref.size for ref in result.payloads if ref.in_memory)
 
-    def row(self, now: float) -> dict[str, Any]:
+    def row(self, now: float) -> JsonObject:
         """The node as the Control service lists it, but for its facts, at a time (monotonic seconds)."""
         return {
             "node": self.hello.node,

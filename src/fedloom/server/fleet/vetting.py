@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from typing import Any
 
-from fedloom.core.accumulators import BUILTIN, RunningMean, UpdateList, is_finite, sum_dtype
+from fedloom.core.accumulators import BUILTIN, Accumulator, RunningMean, UpdateList, is_finite, sum_dtype
 from fedloom.core.errors import BadUpdate
 from fedloom.core.records import MODEL, Record
 
@@ -18,7 +17,7 @@ Vet = Callable[[Record, Collection[int]], None]
 """Raises `BadUpdate` unless a record is the accumulator of these clients."""
 
 
-def vet_sum(kind: type[Any], model: Record | None, total: Record, clients: Collection[int]) -> None:
+def vet_sum(kind: type[Accumulator], model: Record | None, total: Record, clients: Collection[int]) -> None:
     """Check what an agent sent as the accumulator of some clients.
 
     Args:
