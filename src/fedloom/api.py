@@ -23,6 +23,7 @@ from fedloom.server.rounds.session import Outcome, run_session
 from fedloom.server.store.disk_run_store import DiskRunStore
 from fedloom.server.store.memory_run_store import MemoryRunStore
 from fedloom.server.store.run_store import RunStore, new_run_id
+from fedloom.simulation.client_states import forget_states
 from fedloom.simulation.runtimes import make_runtime
 
 RUNS = Path("runs")
@@ -167,6 +168,8 @@ def _run_agents_and_session(experiment: Experiment, store: RunStore, sinks: Sequ
         )
         outcome = run_session(experiment, store, fleet, sinks, stop=stop)
         server.coordinator.close("the run is over")
+    if outcome.error is None or store.folder is None:  # else the run may be resumed
+        forget_states(store.run_id)
     return outcome
 
 

@@ -6,7 +6,6 @@ repeats what got lost on the way here, the agent repeats results nobody has ackn
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import platform
@@ -145,14 +144,11 @@ class Agent:
             self._stopped.set()
             if beats.is_alive():
                 beats.join()
-            self._executor.close()
+            self.end_helpers()
             self._channel.close()
 
-    def leave(self) -> None:
-        """Take what is left of the server's messages, do none of its groups, and end what workloads have started."""
-        with self._reading, contextlib.suppress(ServerUnreachable):
-            while not self._leaving and (message := self._channel.receive(0.0)) is not None:
-                self._take(message)
+    def end_helpers(self) -> None:
+        """End what workloads have started beside the agent."""
         self._executor.close()
 
     def stop(self) -> None:

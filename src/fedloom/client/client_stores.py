@@ -17,8 +17,6 @@ from fedloom.core.files import replacing
 from fedloom.core.messages import Group, PayloadRef
 from fedloom.core.records import Record
 
-SIMULATED = "simulation"
-"""Name under which all simulated nodes of a machine share a folder: a client may train on any of them."""
 STALE_S = 30 * 86400.0
 """Seconds after which the states of a run that nobody has resumed are removed."""
 

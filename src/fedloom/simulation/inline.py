@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fedloom.client.agent import Agent
-from fedloom.client.client_stores import SIMULATED, default_folder
 from fedloom.client.setup import NodeSetup
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.rounds.run_services import Place
+from fedloom.simulation.client_states import simulation_states
 from fedloom.simulation.in_process import InProcessChannel
 
 _IDLE_S = 0.05
@@ -28,7 +28,7 @@ class InlineRuntime:
         return ""
 
     def start(self, coordinator: Coordinator, address: str, token: str) -> None:
-        setup = NodeSetup(debug=self._debug, states=default_folder(SIMULATED))
+        setup = NodeSetup(debug=self._debug, states=simulation_states())
         self._agent = Agent(InProcessChannel(coordinator), "inline", setup)
         self._agent.connect()
 
@@ -41,5 +41,5 @@ class InlineRuntime:
 
     def stop(self) -> None:
         if self._agent is not None:
-            self._agent.leave()
+            self._agent.end_helpers()
         self._agent = None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from fedloom.client.agent import Agent
-from fedloom.client.client_stores import SIMULATED, default_folder
 from fedloom.client.grpc_channel import GrpcChannel
 from fedloom.client.setup import NodeSetup
 from fedloom.core.errors import ServerUnreachable
 from fedloom.core.protocols import Helpers
+from fedloom.simulation.client_states import simulation_states
 
 GIVE_UP_S = 15.0
 """Seconds without its server after which a worker ends: it has no other purpose."""
@@ -15,7 +15,7 @@ GIVE_UP_S = 15.0
 
 def work(node: str, address: str, token: str, helpers: Helpers) -> None:
     """Run one agent to its end; `helpers` starts what its workload wants beside it."""
-    setup = NodeSetup(helpers=helpers, states=default_folder(SIMULATED))
+    setup = NodeSetup(helpers=helpers, states=simulation_states())
     agent = Agent(GrpcChannel(address, token), node, setup, give_up_s=GIVE_UP_S)
     try:
         agent.run()

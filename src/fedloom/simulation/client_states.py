@@ -1,0 +1,17 @@
+"""The state of clients that is kept at the node, where all simulated nodes of a machine are one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedloom.client.client_stores import NodeStore, default_folder
+
+
+def simulation_states() -> Path:
+    """Return the folder all simulated nodes of this machine share: a client may train on any of them."""
+    return default_folder("simulation")
+
+
+def forget_states(run_id: str) -> None:
+    """Remove what a simulated run's clients kept; its nodes end before they hear that it is over."""
+    NodeStore(simulation_states()).forget(run_id)
