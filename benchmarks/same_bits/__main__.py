@@ -99,5 +99,5 @@ def _short(lengths: Lengths, preset: str) -> bool:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the runs that are being made, too
     sys.exit(main())

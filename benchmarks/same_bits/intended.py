@@ -81,7 +81,7 @@ def judge(lines: Sequence[str], entries: Sequence[Entry], *, shortened: bool) ->
     if not lines:
         return Verdict(Kind.EQUAL)
     if visible:
-        return Verdict(Kind.EXCUSED, [*lines, *(f"commit {each.commit[:12]}: {each.reason}" for each in visible)])
+        return Verdict(Kind.EXCUSED, [*(f"commit {each.commit[:12]}: {each.reason}" for each in visible), *lines])
     hidden = [f"commit {each.commit[:12]} is entered as visible in full length only" for each in entries]
     return Verdict(Kind.DIFFERS, [*lines, *hidden])
 

@@ -428,9 +428,7 @@ class TestNeverReassigned:
             coordinator.leave("a", "", "its process ended with signal 9")
             lost = opened.answers.get(timeout=5)
             assert (lost.index, lost.node, lost.result) == (0, "a", None)
-            assert lost.lost.startswith(
-                "its process ended with signal 9; this exchange gives no group to a second"
-            )
+            assert lost.lost.startswith("its process ended with signal 9; this exchange gives no group to a second")
             answer(two, 1)
             assert opened.answers.get(timeout=5).index == 1
             assert groups(two) == [1] and groups(join(coordinator, "c")) == [] and opened.reassigned == 0
