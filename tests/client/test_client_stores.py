@@ -80,7 +80,7 @@ def test_files_are_the_owners_alone_and_a_half_written_one_is_never_read(tmp_pat
 
 
 def test_no_room_is_said(tmp_path: Path) -> None:
-    (tmp_path / "states").write_text("a file where the folder should be")
+    (tmp_path / "states").write_text("a file where the folder should be", encoding="utf-8")
     with pytest.raises(StorageFull, match="state of client 5 cannot be written to"):
         NodeStore(tmp_path / "states").keep(at(1), 5, state(1.0))
 

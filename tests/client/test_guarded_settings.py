@@ -60,7 +60,7 @@ CODES: dict[str, Place] = {
 
 @pytest.fixture
 def plugin(tmp_path: Path) -> str:
-    (tmp_path / "plugin.py").write_text(PLUGIN)
+    (tmp_path / "plugin.py").write_text(PLUGIN, encoding="utf-8")
     return str(tmp_path / "plugin.py")
 
 

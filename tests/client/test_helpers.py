@@ -111,7 +111,7 @@ class TestProcesses:
             "print(helper.call('where'), flush=True); helper.call('sleep')\n"
         )
         parent = subprocess.Popen(
-            [sys.executable, "-c", code, str(SUPPORT / "sleeping_helper.py")], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", code, str(SUPPORT / "sleeping_helper.py")], stdout=subprocess.PIPE, encoding="utf-8"
         )
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())

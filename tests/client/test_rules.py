@@ -73,7 +73,7 @@ def rules(tmp_path: Path) -> dict[str, str]:
         "silent": {"incoming": W, "outgoing": "w", "state": "None"},
     }
     for name, text in texts.items():
-        (tmp_path / f"{name}.py").write_text(RULE.format(name=name, **text))
+        (tmp_path / f"{name}.py").write_text(RULE.format(name=name, **text), encoding="utf-8")
     return {name: str(tmp_path / f"{name}.py") for name in texts}
 
 

@@ -104,8 +104,10 @@ def test_a_simulation_that_failed_is_resumed_with_the_same_bits(tmp_path: Path, 
         api.run(failing, out=tmp_path / "run")
     nodes = tmp_path / "state-home" / "fedloom" / "nodes"
     assert list(nodes.rglob("*.safetensors")), "the run may be resumed"
-    text = (tmp_path / "run" / "experiment.toml").read_text()
-    (tmp_path / "run" / "experiment.toml").write_text(text.replace("finish_raises = 4", "finish_raises = 0"))
+    text = (tmp_path / "run" / "experiment.toml").read_text(encoding="utf-8")
+    (tmp_path / "run" / "experiment.toml").write_text(
+        text.replace("finish_raises = 4", "finish_raises = 0"), encoding="utf-8"
+    )
     assert api.resume(tmp_path / "run").summary.model_sha256 == want
     assert not list(nodes.rglob("*.safetensors")), "the run is over"
     assert not (tmp_path / "run" / "clients").exists()

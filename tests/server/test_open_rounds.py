@@ -52,7 +52,7 @@ def test_it_ends_when_the_strategy_plans_no_further_round(linear: Make, tmp_path
     assert [record.round for record in result.history if record.evaluation] == [2], "its last round is not known to be"
     checkpoint = DiskRunStore.open(tmp_path / "run").latest_checkpoint()
     assert checkpoint is not None and checkpoint.round == 3, "the end is saved, whatever checkpoint.every says"
-    assert "of open" in (tmp_path / "run" / "report.html").read_text()
+    assert "of open" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     again = api.resume(tmp_path / "run")
     assert again.summary.model_sha256 == result.summary.model_sha256 and again.history == result.history
 

@@ -139,7 +139,7 @@ def coordinator() -> Iterator[Coordinator]:
 def gate() -> Iterator[Gate]:
     gate = Gate()
     yield gate
-    gate.open(encoding="utf-8")
+    gate.open()
 
 
 def owned(coordinator: Coordinator) -> bool:
@@ -174,7 +174,7 @@ class TestVetting:
             assert [row["state"] for row in coordinator.rows()] == ["busy", "online", "online"]
             with exchange(coordinator, planned(1.0), round=2) as another:
                 assert another.in_work == 1
-            gate.open(encoding="utf-8")
+            gate.open()
             slow.done()
             assert [answer.index for answer in answers(opened)] == [0] and one.acks() == ["accepted"]
 
@@ -184,7 +184,7 @@ class TestVetting:
             both = [Elsewhere(partial(far.send, far.answer(0))) for far in (one, two)]
             gate.reached(2)
             assert len(coordinator.payloads._uploads) == 0, "both payloads are in the hands of who reads them"
-            gate.open(encoding="utf-8")
+            gate.open()
             for each in both:
                 each.done()
             (answer,) = answers(opened)
@@ -198,7 +198,7 @@ class TestVetting:
         with exchange(coordinator, planned(1.0), vet=gate.vet) as opened:
             slow = Elsewhere(lambda: one.send(one.answer(0)))
             gate.reached()
-        gate.open(encoding="utf-8")
+        gate.open()
         slow.done()
         assert one.acks() == ["stale"] and coordinator.take_stale("run") == 1
         assert answers(opened) == [] and not coordinator.payloads._uploads
@@ -213,7 +213,7 @@ class TestVetting:
                 slow = Elsewhere(lambda: one.send(one.answer(0)))
                 gate.reached()
             with exchange(coordinator, planned(1.0)) as anew:
-                gate.open(encoding="utf-8")
+                gate.open()
                 slow.done()
                 assert one.acks() == ["stale"] and answers(anew) == []
                 before = len(one.groups())
@@ -237,7 +237,7 @@ class TestVetting:
             again.beat(ZERO)  # it holds the result, which nobody has acknowledged,
             again.send(message)  # and sends it again: the payload has been read, so only the first copy can count
             assert again.acks() == []
-            gate.open(encoding="utf-8")
+            gate.open()
             slow.done()
             (answer,) = answers(opened)
             assert answer.node == "a" and again.acks() == ["accepted"] and again.groups() == []
@@ -252,7 +252,7 @@ class TestVetting:
             slow = Elsewhere(lambda: one.send(message))
             gate.reached()
             one.send(message)
-            gate.open(encoding="utf-8")
+            gate.open()
             slow.done()
             assert len(answers(opened)) == 1 and one.acks() == ["accepted"] and not opened.refusals
             one.send(message)
@@ -265,7 +265,7 @@ class TestVetting:
             gate.reached()
             coordinator.leave("a", "", "its process ended")
             assert two.groups() == [0] and opened.reassigned == 1
-            gate.open(encoding="utf-8")
+            gate.open()
             slow.done()
             assert [answer.node for answer in answers(opened)] == ["a"]
             two.send(two.answer(0))
@@ -277,7 +277,7 @@ class TestVetting:
             slow = Elsewhere(lambda: one.send(one.answer(0)))
             gate.reached()
             coordinator.leave("a", "", "its process ended")
-            gate.open(encoding="utf-8")
+            gate.open()
             slow.done()
             (lost,) = answers(opened)
             assert lost.result is None and "its process ended" in lost.lost and opened.duplicates == 1
@@ -293,7 +293,7 @@ class TestVetting:
             coordinator.leave("n-0", "", "gone")
             Far(coordinator, "n-10")  # the eleventh takes the place of the one that left
             assert "n-0" not in coordinator.nodes()
-            gate.open(encoding="utf-8")
+            gate.open()
             slow.done()
             assert answers(opened) == [] and [far.name for far in others if far.groups()] == ["n-1"]
 
@@ -310,7 +310,7 @@ class TestVetting:
             bad = Elsewhere(lambda: one.send(result(ZERO, 0, total=one.upload(spoilt()))))
             gate.reached()
             two.send(two.answer(0))
-            gate.open(encoding="utf-8")
+            gate.open()
             bad.done()
             assert one.acks() == ["rejected"] and list(opened.refusals) == ["a"]
             assert [answer.node for answer in answers(opened)] == ["b"]
@@ -337,7 +337,7 @@ class TestVetting:
             slow = Elsewhere(lambda: one.send(message))
             gate.reached()
             assert opened.unacknowledged == {}
-            gate.open(encoding="utf-8")
+            gate.open()
             assert opened.answers.get(timeout=TIMEOUT_S)
             assert opened.unacknowledged == {0: "a"}, "the run can acknowledge as soon as it has the answer"
             slow.done()
@@ -417,7 +417,7 @@ class TestPreparing:
             one.send(result(GroupKey("small", 1, 0, 0), 0, total=one.upload(a_sum(0))))
             assert [answer.node for answer in answers(small)] == ["a"]
             assert [key.run_id for key in pushed(one, two)] == ["small"]
-            gate.open(encoding="utf-8")
+            gate.open()
             until(lambda: [key.run_id for key in pushed(one, two)] == ["small", "big", "big"])
             over.set()
             run.done()
@@ -438,7 +438,7 @@ class TestPreparing:
             with monkeypatch.context() as patch:
                 patch.setattr(coordinator._preparing, "submit", lambda *args: pytest.fail("it is asked for twice"))
                 farther = Far(coordinator, "farther")
-            gate.open(encoding="utf-8")
+            gate.open()
             until(lambda: (far.groups(), farther.groups()) == ([5], [6]))
             (first,) = far.got(Group)
             assert b"".join(coordinator.payloads.download(first.inputs["model"].sha256, 0)) == bytes(
@@ -454,7 +454,7 @@ class TestPreparing:
             far, near = Far(coordinator, "far"), Far(coordinator, "near", locality="process")
             gate.reached()
             assert (far.groups(), near.groups(), list(opened.pending)) == ([], [], [0])
-            gate.open(encoding="utf-8")
+            gate.open()
             until(lambda: far.groups() == [0])
             assert near.groups() == [] and len(hashing) == 1
 
@@ -481,7 +481,7 @@ class TestPreparing:
             with exchange(coordinator, planned(1.0), inputs=BIG) as opened:
                 late = Far(coordinator, "late", locality="host" if shared else "remote")
                 gate.reached()
-            gate.open(encoding="utf-8")
+            gate.open()
             coordinator.close()  # waits for what is being prepared
             offer = opened.inputs["model"]
             assert offer.ended and not offer.listed and offer.buffer is None and late.groups() == []
@@ -518,7 +518,7 @@ class TestPreparing:
         gate.reached()
         second = Elsewhere(lambda: store.prepare(offer, ["remote"]))
         assert not gate.entered.acquire(timeout=0.1), "the second waits for the first"
-        gate.open(encoding="utf-8")
+        gate.open()
         first.done()
         second.done()
         assert hashing == [400_000] and len(store._by_digest[offer.sha256]) == 1
