@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
-from fleet_support import TOKEN, access, quick_server
+from fleet_support import TOKEN, access, quick_server, until
 
 from fedloom import api
 from fedloom.client.agent import Agent
@@ -111,10 +111,11 @@ def one_node(kind: str, limits: MemoryLimits | None = None) -> Iterator[tuple[An
         worker.start()
         try:
             yield server.coordinator, channel
+            kept = agent._executor
+            until(lambda: not len(kept._parked) and not kept._inputs.num_bytes, 10, "the end of what was kept for runs")
         finally:
             agent.stop()
             worker.join()
-        assert len(agent._executor._parked) == 0 and agent._executor._inputs.num_bytes == 0, "all runs are over"
 
 
 def at_once(coordinator: Any, experiments: list[Experiment]) -> list[Outcome]:

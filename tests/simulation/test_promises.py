@@ -292,6 +292,7 @@ class Proxy:
 
 
 def test_the_bytes_we_count_are_those_that_cross() -> None:
+    """The model never changes, so each node reads it once; each sends a sum in every round."""
     experiment = still(600_000, rounds=5, clients=4, cohort=4, round={"group_size": 2}, evaluation={"every": 1})
     with quick_server(shared_memory=False, heartbeat_s=0.5) as server:
         port = server.listen(token=TOKEN)
@@ -300,9 +301,10 @@ def test_the_bytes_we_count_are_those_that_cross() -> None:
             outcome = run_session(experiment, MemoryRunStore("counted"), fleet, (), stop=threading.Event())
             assert outcome.error is None
             rows = server.coordinator.rows()
+            least = {"down": 2 * 2.4e6, "up": 5 * 2 * 2.4e6}
             for way, crossed in (("down", proxy.down), ("up", proxy.up)):
                 counted = sum(row[f"wire_bytes_{way}"] for row in rows)
-                assert crossed > 5 * 2.4e6
+                assert crossed > least[way]
                 assert abs(counted - crossed) <= 0.02 * crossed, (way, counted, crossed)
         told = outcome.summary
         assert 0 < told.wire_bytes_up <= sum(row["wire_bytes_up"] for row in rows)
