@@ -11,7 +11,7 @@ from fleet_support import Hand, Listener, access, model_record, planned, result,
 
 from fedloom.core.clock import SYSTEM_CLOCK
 from fedloom.core.config import Experiment
-from fedloom.core.errors import QuorumNotReached
+from fedloom.core.errors import FedloomError, NoCapacity, QuorumNotReached
 from fedloom.core.events import NodeChanged
 from fedloom.core.messages import Ack, Group, GroupKey, Heartbeat, Hello, PayloadRef
 from fedloom.core.records import ClientFailure, Exchange, Job, Record
@@ -21,7 +21,7 @@ from fedloom.server.fleet.payloads import PayloadStore
 from fedloom.server.fleet.planned import PlannedExchange, RunFacts
 from fedloom.server.rounds.closing import Closing, ClosingTerms
 from fedloom.server.rounds.collector import Collector
-from fedloom.server.rounds.counts import RoundCounts
+from fedloom.server.rounds.counts import Collected, RoundCounts
 from fedloom.server.rounds.request import ExchangeRequest
 from fedloom.server.rounds.run_services import RunOutputs
 from fedloom.server.store.memory_run_store import MemoryRunStore
@@ -97,7 +97,7 @@ class TestDecisions:
         clock.advance(2.0)
         assert timed.remaining_s() == -1.0
         timed.expire({1: "lab"})
-        assert not timed.open
+        assert timed.superseded() == ()
         assert [(f.client, f.node, f.message, f.seconds) for f in timed.failures] == [
             (1, "lab", "no answer within 60 s", 60.0),
             (2, "", "no answer within 60 s; no node had room for it", 60.0),
@@ -155,6 +155,21 @@ def collector(coordinator: Coordinator, facts: RunFacts, **options: object) -> t
     return Collector(facts, access(coordinator, **options), outputs, threading.Event()), store
 
 
+def in_background(run: Collector, request: ExchangeRequest) -> tuple[threading.Thread, list[object]]:
+    """Collect in a thread; its outcome, or what it raised, is put into the list."""
+    outcome: list[object] = []
+
+    def collect() -> None:
+        try:
+            outcome.append(run.collect(request))
+        except FedloomError as exc:
+            outcome.append(exc)
+
+    thread = threading.Thread(target=collect)
+    thread.start()
+    return thread, outcome
+
+
 def ask(*clients: int, **terms: float) -> ExchangeRequest:
     exchange = Exchange(jobs=tuple(Job(round=3, client=client) for client in clients), inputs={"model": model_record()})
     limits = ClosingTerms(quota=len(clients), **terms)  # type: ignore[arg-type]
@@ -174,9 +189,8 @@ class TestClock:
     ) -> None:
         facts = RunFacts.of("run", linear(round={"group_size": 1}))
         run, _ = collector(coordinator, facts, clock=clock)
-        first, outcome = join(coordinator, "first"), list[object]()
-        thread = threading.Thread(target=lambda: outcome.append(run.collect(ask(4))))
-        thread.start()
+        first = join(coordinator, "first")
+        thread, outcome = in_background(run, ask(4))
         assert first.take(Group)[0].jobs[0].client == 4
         coordinator.detach("first", "session-1", "its connection broke")
         second = join(coordinator, "second")
@@ -185,7 +199,7 @@ class TestClock:
         group = second.take(Group)[0]
         second.channel.send(result(group.key, 4))
         thread.join(10)
-        assert outcome
+        assert isinstance(outcome[0], Collected) and [report.client for report in outcome[0].reports] == [4]
 
     def test_the_system_clock_goes_on(self) -> None:
         before = SYSTEM_CLOCK.monotonic()
@@ -206,8 +220,7 @@ class TestStatesAtHome:
         run, store = collector(coordinator, self.facts(linear, home))
         store.save_client(4, 2, 0, Record(info={"seen": 2}))
         hand = join(coordinator)
-        thread = threading.Thread(target=lambda: run.collect(ask(4)))
-        thread.start()
+        thread, _ = in_background(run, ask(4))
         group = hand.take(Group)[0]
         assert set(group.states) == ({4} if home == "server" else set())
         hand.channel.send(result(group.key, 4))
@@ -215,25 +228,22 @@ class TestStatesAtHome:
 
     @pytest.mark.parametrize("home", ["server", "node"])
     def test_a_state_that_comes_is_kept_or_refused(self, coordinator: Coordinator, linear: Make, home: str) -> None:
-        run, store = collector(coordinator, self.facts(linear, home), clock=ManualClock())
+        run, store = collector(coordinator, self.facts(linear, home))
         hand = join(coordinator)
-        thread = threading.Thread(target=lambda: run.collect(ask(4)))
-        thread.start()
+        thread, outcome = in_background(run, ask(4))
         group = hand.take(Group)[0]
         state = PayloadRef(size=1, record=Record(info={"seen": 3}))
         hand.channel.send(result(group.key, 4, states={4: state}))
         ack = hand.take(Ack)[0]
+        if home == "node":
+            coordinator.give_up("the test is over")
+        thread.join(10)
         kept = store.client(4, (4, 0))
         if home == "server":
-            thread.join(10)
-            kept = store.client(4, (4, 0))
             assert ack.status == "accepted" and kept is not None and kept.info == {"seen": 3}
-            return
-        assert ack.status == "rejected" and kept is None
-        assert "each client's state stays on its node (round.state_home = 'node')" in ack.message
-        coordinator.give_up("the test is over")
-        hand.channel.close()
-        thread.join(10)
+        else:
+            assert ack.status == "rejected" and kept is None and isinstance(outcome[0], NoCapacity)
+            assert "each client's state stays on its node (round.state_home = 'node')" in ack.message
 
 
 def test_a_silent_agent_is_lost_by_the_clock(coordinator: Coordinator, clock: ManualClock, listener: Listener) -> None:

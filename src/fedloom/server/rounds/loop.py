@@ -58,7 +58,10 @@ class Loop:
         )
         self._monitor = build_monitor(experiment.monitor) if experiment.monitor is not None else None
         self._saver = Saver(outputs.store, experiment.checkpoint.keep, outputs.journal, self._clock)
+        self._train = TrainPhase(self._parts)
+        self._probe = ProbePhase(self._parts, self._train.plan)
         self._phases: Sequence[RoundPhase] = ()
+        """Those after the probe, in order."""
         self._progress: Progress | None = None
         self._saved = 0
         """The round of the newest checkpoint."""
@@ -122,7 +125,7 @@ class Loop:
 
     def _make_phases(self, earlier: Sequence[RoundRecord]) -> Sequence[RoundPhase]:
         """Return the phases after the probe, in order."""
-        phases: list[RoundPhase] = [TrainPhase(self._parts), EvaluatePhase(self._parts)]
+        phases: list[RoundPhase] = [self._train, EvaluatePhase(self._parts)]
         if self._monitor is not None:
             readings = [record.monitor for record in earlier if record.monitor]
             phases.append(MonitorPhase(self._parts, self._monitor, readings))
@@ -136,7 +139,7 @@ class Loop:
         """Do one round; returns False where the strategy wants no further one."""
         begin, before = self._clock.monotonic(), shares(self._fleet.coordinator.nodes(), self.run.run_id)
         round = self._open(progress)
-        ProbePhase(self._parts).run(round)
+        self._probe.run(round)
         if not round.wanted:
             return False
         for phase in self._phases:

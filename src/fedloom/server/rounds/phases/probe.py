@@ -1,27 +1,31 @@
-"""Probe: chooses the round's cohort, after measuring candidates if the selection asks for it, and plans its work."""
+"""Probe: chooses the round's cohort, after measuring candidates if the selection asks for it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from fedloom.core.errors import UnsupportedFeature
-from fedloom.core.events import RoundStarted
 from fedloom.core.protocols import Probe
 from fedloom.core.records import ClientReport, Exchange
 from fedloom.core.seeds import generator
-from fedloom.server.rounds.cohort import check_clients, collection, with_extra_report
+from fedloom.server.rounds.cohort import check_clients, collection
 from fedloom.server.rounds.open_round import OpenRound, RoundPhase, RunParts
 from fedloom.server.rounds.request import ExchangeRequest, Phase
 
 
 class ProbePhase(RoundPhase):
-    """Sets the round's cohort, and the exchange it begins with."""
+    """Sets the round's cohort.
 
-    def __init__(self, parts: RunParts) -> None:
-        self._parts = parts
+    Args:
+        parts: the run's.
+        plan: has the strategy plan the cohort's work: before the choice, where candidates train for it.
+    """
+
+    def __init__(self, parts: RunParts, plan: Callable[[OpenRound], None]) -> None:
+        self._parts, self._plan = parts, plan
         self._name = parts.experiment.selection.name
 
     def run(self, round: OpenRound) -> None:
@@ -50,18 +54,6 @@ class ProbePhase(RoundPhase):
         size = self._parts.experiment.num_drawn
         chosen = self._parts.selection.choose(round.selection_state, round.roster, size, rng, reports)
         round.context = replace(round.context, cohort=check_clients(round, self._name, "choose", chosen))
-
-    def _plan(self, round: OpenRound) -> None:
-        """Have the strategy plan what the cohort does first, and report that the round begins."""
-        parts = self._parts
-        if round.context.cohort:
-            planned = parts.strategy.plan(round.state, round.context)
-            if planned is None:
-                round.wanted = False
-                return
-            round.exchange = with_extra_report(planned, parts.selection.extra_report(round.selection_state))
-        jobs = round.exchange.jobs if round.exchange is not None else ()
-        parts.emit(RoundStarted(run_id=parts.run_id, round=round.number, cohort=len(jobs)))
 
     def _measurement(self, round: OpenRound, probe: Probe) -> Exchange:
         """Return the exchange that measures candidates on the global model."""

@@ -1,4 +1,4 @@
-"""Train: the strategy's exchanges, one after another, until it has its next state."""
+"""Train: what the strategy plans, its exchanges one after another, and its next state."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from dataclasses import replace
 
 from fedloom.core.accumulators import Accumulator
 from fedloom.core.errors import FedloomError, RunFailed, UnsupportedFeature
+from fedloom.core.events import RoundStarted
 from fedloom.core.protocols import Pending
 from fedloom.core.records import Exchange
 from fedloom.server.rounds.closing import ClosingTerms
+from fedloom.server.rounds.cohort import with_extra_report
 from fedloom.server.rounds.counts import RoundCounts
 from fedloom.server.rounds.open_round import OpenRound, RoundPhase, RunParts
 from fedloom.server.rounds.request import ExchangeRequest, Phase
@@ -22,6 +24,18 @@ class TrainPhase(RoundPhase):
 
     def __init__(self, parts: RunParts) -> None:
         self._parts = parts
+
+    def plan(self, round: OpenRound) -> None:
+        """Have the strategy plan what the cohort does first, and report that the round begins."""
+        parts = self._parts
+        if round.context.cohort:
+            planned = parts.strategy.plan(round.state, round.context)
+            if planned is None:
+                round.wanted = False
+                return
+            round.exchange = with_extra_report(planned, parts.selection.extra_report(round.selection_state))
+        jobs = round.exchange.jobs if round.exchange is not None else ()
+        parts.emit(RoundStarted(run_id=parts.run_id, round=round.number, cohort=len(jobs)))
 
     def run(self, round: OpenRound) -> None:
         self._exchanges(round)
