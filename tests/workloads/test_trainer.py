@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedloom.core.errors import BadUpdate, ConfigError
+from fedloom.core.protocols import LocalRule
 from fedloom.core.records import MODEL, Array, Record, Update
 from fedloom.core.seeds import generator
 from fedloom.workloads._torch.scope import choose_device, exact
@@ -160,7 +161,7 @@ def test_the_update_is_the_models_own_memory() -> None:
         assert update.groups[MODEL][name].ctypes.data == tensor.data_ptr()
 
 
-class Recording:
+class Recording(LocalRule):
     """Adds 1 to every gradient; remembers what it was shown, and signs the update."""
 
     def __init__(self) -> None:

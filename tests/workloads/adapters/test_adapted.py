@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedloom.core.errors import BadUpdate
 from fedloom.core.pinned import Pinned
+from fedloom.core.protocols import LocalRule
 from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, LORA_E, MODEL, Record
 from fedloom.core.seeds import generator
 from fedloom.workloads._torch.settings import TrainingSettings
@@ -147,7 +148,7 @@ def test_a_frozen_a_is_used_and_does_not_travel() -> None:
 
 
 def test_rules_see_the_rank_that_is_active() -> None:
-    class Looks:
+    class Looks(LocalRule):
         def __init__(self) -> None:
             self.seen: list[Any] = []
 

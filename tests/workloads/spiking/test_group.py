@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedloom.core.protocols import LocalRule
 from fedloom.core.records import MODEL, Job, Update, metric_values
 from fedloom.core.seeds import generator
 
@@ -102,15 +103,12 @@ def test_updates_own_their_arrays(build: Build) -> None:
             assert not np.shares_memory(array, group[1].groups[MODEL][name])
 
 
-class Halving:
+class Halving(LocalRule):
     """A rule that halves gradients."""
 
     def adjust_gradients(self, gradients: Any, parameters: Any, anchor: Any, knobs: Any) -> None:
         for gradient in gradients:
             gradient.mul_(0.5)
-
-    def outgoing(self, update: Update, knobs: Any) -> Update:
-        return update
 
 
 def test_a_rule_is_obeyed(build: Build) -> None:
