@@ -73,6 +73,8 @@ class LinearRegression:
         anchor = list(inputs[MODEL].groups[MODEL].values())  # read-only
         w, b = (np.array(array) for array in anchor)  # this client's own
         batch, losses = max(1, shard.num_examples // 10), 0.0
+        if rule is not None:
+            rule.begin([(MODEL, "w"), (MODEL, "b")], job.knobs)
         for _ in range(self._config.steps):
             rows = rng.choice(shard.num_examples, batch, replace=False)
             x, error = shard.x[rows], shard.x[rows] @ w + b - shard.y[rows]
