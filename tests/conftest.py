@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 
-from fedloom.core.config import Experiment
+pytest.register_assert_rewrite("fedloom.testing")
+
+from fedloom.core.config import Experiment  # noqa: E402  # after the line above
+from fedloom.testing.linear import __file__ as LINEAR  # noqa: E402
 
 _OF_THE_USER = re.compile(
     r"(?i)(ray|flwr|fedloom|hf|huggingface|transformers|grpc|xdg|lc|lang|tty|clicolor|_?typer)(_.*)?"
@@ -43,7 +46,6 @@ def _isolate() -> Path:
 
 
 _HOME = _isolate()  # before the tests' modules are imported: some libraries read the environment then
-LINEAR = Path(__file__).parent / "support" / "linear.py"
 
 
 def pytest_unconfigure() -> None:
@@ -64,7 +66,7 @@ def linear() -> Callable[..., Experiment]:
     """Makes the small linear-regression experiment; keyword arguments replace settings, `workload` is merged."""
 
     def make(**values: Any) -> Experiment:
-        workload = {"name": str(LINEAR), **values.pop("workload", {})}
+        workload = {"name": LINEAR, **values.pop("workload", {})}
         base = {"rounds": 4, "clients": 12, "cohort": 6, "strategy": "fedavg", "runtime": {"name": "inline"}}
         return Experiment.parse({**base, "workload": workload, **values})
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -26,6 +24,7 @@ from fedloom.core.messages import (
 )
 from fedloom.core.records import Array, Record
 from fedloom.core.seeds import generator
+from fedloom.testing.faults import ForwardingChannel
 
 _FLOOD_S = 0.005
 """Pause between two bursts of a flood."""
@@ -33,7 +32,7 @@ _BURST = 50
 """Messages in one burst."""
 
 
-class LyingChannel:
+class LyingChannel(ForwardingChannel):
     """A channel whose agent works, and whose results are not what came of it; the initial model excepted.
 
     Round 0 has one job, the initial model, and whoever is asked for it is believed: nobody else knows what to expect.
@@ -45,7 +44,8 @@ class LyingChannel:
     """
 
     def __init__(self, inner: Channel, lie: str, seed: int) -> None:
-        self._inner, self._lie = inner, lie
+        super().__init__(inner)
+        self._lie = lie
         self._rng = generator(seed, "lies")
         self._round = 0
         self._sent: list[FromAgent] = []
@@ -53,7 +53,7 @@ class LyingChannel:
         self._flood: threading.Thread | None = None
 
     def open(self, hello: Hello) -> Welcome:
-        welcome = self._inner.open(hello)
+        welcome = self.inner.open(hello)
         if self._lie == "floods" and self._flood is None:
             self._flood = threading.Thread(target=self._pour, daemon=True)
             self._flood.start()
@@ -63,37 +63,28 @@ class LyingChannel:
         if self._lie == "other clients" and isinstance(message, GroupResult):
             reports = tuple(replace(report, client=report.client + 1) for report in message.reports)
             message = replace(message, reports=reports)
-        self._inner.send(message)
+        self.inner.send(message)
         if self._lie == "replays":
             self._sent.append(message)
             for index in self._rng.integers(len(self._sent), size=3):
-                self._inner.send(self._sent[int(index)])
+                self.inner.send(self._sent[int(index)])
 
     def receive(self, timeout_s: float) -> ToAgent | None:
-        message = self._inner.receive(timeout_s)
+        message = self.inner.receive(timeout_s)
         if isinstance(message, Group):
             self._round = message.key.round
         return message
-
-    def fetch(self, ref: PayloadRef) -> Record:
-        return self._inner.fetch(ref)
 
     def store(self, record: Record, run_id: str) -> PayloadRef:
         change = {"wrong shapes": _longer, "not a number": _spoilt}.get(self._lie)
         if change is not None and self._round:
             groups = {g: {n: change(array) for n, array in arrays.items()} for g, arrays in record.groups.items()}
             record = Record(groups, record.info)
-        return self._inner.store(record, run_id)
-
-    def lease(self, record: Record, run_id: str) -> Mapping[str, Mapping[str, Any]]:
-        return self._inner.lease(record, run_id)
-
-    def recycle(self, run_id: str) -> None:
-        self._inner.recycle(run_id)
+        return self.inner.store(record, run_id)
 
     def close(self) -> None:
         self._closed.set()
-        self._inner.close()
+        self.inner.close()
 
     def _pour(self) -> None:
         """Heartbeats about nothing and results for nobody, as fast as they go out."""
@@ -104,8 +95,8 @@ class LyingChannel:
                 number += 1
                 strange = GroupKey(f"nobody-{number}", number, 0, 0)
                 with contextlib.suppress(FedloomError):
-                    self._inner.send(Heartbeat(held=keys))
-                    self._inner.send(GroupResult(key=strange, total=None))
+                    self.inner.send(Heartbeat(held=keys))
+                    self.inner.send(GroupResult(key=strange, total=None))
             time.sleep(0)
 
 

@@ -30,7 +30,7 @@ from fedloom.client.setup import NodeSetup
 from fedloom.core.identity import Identity
 from fedloom.core.messages import Channel
 from fedloom.server.app import Membership
-from fedloom.simulation.faults import FaultyChannel
+from fedloom.testing.faults import FaultyChannel
 
 QUICK = {"heartbeat_s": 0.1, "grace_s": 0.3, "lost_after_s": 2.0}
 """A server that notices things within a fraction of a second, so that a schedule takes seconds."""

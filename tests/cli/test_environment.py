@@ -18,7 +18,7 @@ name = "{NAME}"
 rounds = 2
 clients = 4
 strategy = "fedavg"
-workload = "{Path(__file__).parents[1] / "support" / "linear.py"}"
+workload = "fedloom.testing.linear"
 [runtime]
 name = "inline"
 """

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fleet_support import LINEAR, SUPPORT, a_sum, model_record
+from support_paths import LINEAR, SUPPORT
 
 from fedloom.client import agent as agent_module
 from fedloom.client.agent import Agent
@@ -34,6 +34,8 @@ from fedloom.core.messages import (
     Welcome,
 )
 from fedloom.core.records import Job, Record
+from fedloom.testing.by_hand import sum_of_one
+from fedloom.testing.records import model_record
 
 
 class Script:
@@ -423,10 +425,10 @@ def test_sums_of_a_hand_made_group_are_the_trainings(agent: Agent, script: Scrip
     (result,) = script.results()
     assert result.total.record.info["count"] == 2
     assert result.total.record.info["weight"] == sum(20 + client % 7 for client in (1, 2))
-    assert a_sum(0).info["weight"] == 1.0 and model_record().num_elements == 3
+    assert sum_of_one(0).info["weight"] == 1.0 and model_record().num_elements == 3
 
 
 def _wait(condition: Any) -> None:
-    from fleet_support import until
+    from fedloom.testing.fleet import wait_until
 
-    until(condition)
+    wait_until(condition)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from fleet_support import exchange, model_record, planned, run_spec, until
 from members import Members, members
 
 from fedloom.client import enroll
@@ -21,6 +20,9 @@ from fedloom.core.errors import BadMessage, FedloomError, RunExists, ServerUnrea
 from fedloom.core.identity import Identity, JoinToken, certificate_request, make_key
 from fedloom.core.messages import PROTOCOL
 from fedloom.proto.v1.enroll_pb2_grpc import EnrollStub
+from fedloom.testing.by_hand import open_exchange, planned_groups, run_spec
+from fedloom.testing.fleet import wait_until
+from fedloom.testing.records import model_record
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +210,9 @@ class TestAtWork:
         identity = fleet.joined("worker")
         coordinator = fleet.server.coordinator
         _, thread, ended = self._agent(lambda: identity)
-        with exchange(coordinator, planned(1.0), run=run_spec("secure"), inputs={"model": model_record(5)}) as opened:
+        with open_exchange(
+            coordinator, planned_groups(1.0), run=run_spec("secure"), inputs={"model": model_record(5)}
+        ) as opened:
             answer = opened.answers.get(timeout=20)
             assert answer.node == "worker" and answer.result is not None
         fleet.revoke("worker")
@@ -223,8 +227,8 @@ class TestAtWork:
         slow = run_spec("slow", max_attempts=3)
         slow.experiment["workload"]["sleep_s"] = 1.0
         _, first, _ = self._agent(lambda: held)
-        with exchange(coordinator, planned(1.0), run=slow, inputs={"model": model_record(5)}) as opened:
-            until(lambda: coordinator.nodes().get("held") and coordinator.nodes()["held"].assigned)
+        with open_exchange(coordinator, planned_groups(1.0), run=slow, inputs={"model": model_record(5)}) as opened:
+            wait_until(lambda: coordinator.nodes().get("held") and coordinator.nodes()["held"].assigned)
             fleet.revoke("held")
             agent, second, _ = self._agent(lambda: spare)
             assert opened.answers.get(timeout=20).node == "spare"
@@ -241,7 +245,7 @@ class TestAtWork:
             one, thread, ended = self._agent(lambda: renewer.identity)
             _, other, refused = self._agent(lambda: forgets)
             try:
-                until(lambda: fleet.server.coordinator.online == 2)
+                wait_until(lambda: fleet.server.coordinator.online == 2)
                 other.join(15)
                 assert not other.is_alive() and refused, "the stream of an expired certificate ends"
                 time.sleep(1.0)

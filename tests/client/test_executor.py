@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fleet_support import LINEAR
+from support_paths import LINEAR
 
 from fedloom.client.executor import Executor
 from fedloom.client.setup import NodeSetup

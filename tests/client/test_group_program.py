@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fleet_support import LINEAR
+from support_paths import LINEAR
 
 from fedloom.client.executor import Executor
 from fedloom.core import registry

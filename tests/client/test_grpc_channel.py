@@ -5,11 +5,12 @@ from __future__ import annotations
 import socket
 
 import pytest
-from fleet_support import model_record, quick_server
 
 from fedloom.client.grpc_channel import GrpcChannel
 from fedloom.core.errors import ServerUnreachable
 from fedloom.core.messages import Hello
+from fedloom.testing.fleet import quick_server
+from fedloom.testing.records import model_record
 
 LARGE = 100_000
 """Elements of a record that does not fit into a message."""

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fleet_support import SUPPORT, until
+from support_paths import SUPPORT
 
 from fedloom.client.helper_process import ProcessHelpers
 from fedloom.client.helpers import HelperLimit, InlineHelpers, RunHelpers
 from fedloom.core.errors import ClientFailed, PolicyRefused
 from fedloom.core.protocols import HelperHandle, Helpers
 from fedloom.core.registry import load_file
+from fedloom.testing.fleet import wait_until
 
 TABLE = load_file(SUPPORT / "helping.py").Table
 
@@ -119,7 +120,7 @@ class TestProcesses:
         parent.kill()
         parent.wait()
         parent.stdout.close()
-        until(lambda: not alive(pid), 10, "the end of the helper")
+        wait_until(lambda: not alive(pid), 10, "the end of the helper")
 
 
 class TestLimit:

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_support import LINEAR, SUPPORT, Listener, hold_session
 from policies import NOON, Fleet, guard
+from support_paths import LINEAR, SUPPORT
 
 from fedloom.client.policy import Policy, Usage
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, DataMissing, PolicyRefused, QuorumNotReached
 from fedloom.core.events import NodeRefused
 from fedloom.core.messages import Group, GroupKey, PayloadRef
+from fedloom.testing.fleet import EventLog, run_on_fleet
 
 Make = Callable[..., Experiment]
 
@@ -230,8 +231,8 @@ OPEN = {"workloads": {str(LINEAR): {}}}
 
 
 def test_a_refused_job_goes_to_another_node_and_the_record_says_why(tmp_path: Path, linear: Make) -> None:
-    listener = Listener()
-    want = hold_session(linear()).summary.model_sha256
+    listener = EventLog()
+    want = run_on_fleet(linear()).summary.model_sha256
     outcome = Fleet(tmp_path, willing=OPEN, unwilling={}).run(linear(), listener)
     assert outcome.error is None and outcome.summary.model_sha256 == want
     assert all(record.refusals.keys() <= {"unwilling"} for record in outcome.history)
@@ -258,7 +259,7 @@ def test_a_workload_gets_as_many_helpers_as_a_node_allows_or_goes_to_another(tmp
     )
     two = {"workloads": {name: {}}, "limits": {"helpers": 2}}
     want = Fleet(tmp_path, two=two).run(helping)
-    listener = Listener()
+    listener = EventLog()
     outcome = Fleet(tmp_path, two=two, one={**two, "limits": {"helpers": 1}}, none={"workloads": {name: {}}}).run(
         helping, listener
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fleet_support import SUPPORT
+from support_paths import SUPPORT
 
 from fedloom.client.executor import Executor
 from fedloom.core.accumulators import UpdateList

@@ -85,7 +85,7 @@ def test_the_core_alone_serves_joins_and_runs_a_numpy_workload(tmp_path: Path) -
     assert not {"torch", "ray", "flwr", "datasets", "transformers"} & set(installed.split())
     site = next((venv / "lib").glob("python*/site-packages"))
     (site / "numpy_linear.py").write_text(
-        (root / "tests/support/linear.py").read_text(encoding="utf-8"), encoding="utf-8"
+        (root / "src/fedloom/testing/linear.py").read_text(encoding="utf-8"), encoding="utf-8"
     )
     info = site / "numpy_linear-1.0.dist-info"
     info.mkdir()

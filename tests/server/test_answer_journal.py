@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fleet_support import Hand, a_sum, access, model_record, result, until
 
 from fedloom.core.accumulators import RunningMean
 from fedloom.core.config import Experiment
@@ -30,6 +29,9 @@ from fedloom.server.rounds.run_services import RunOutputs
 from fedloom.server.store.answer_journal import AnswerJournal
 from fedloom.server.store.memory_run_store import MemoryRunStore
 from fedloom.simulation.in_process import InProcessChannel
+from fedloom.testing.by_hand import ManualAgent, group_result, sum_of_one
+from fedloom.testing.fleet import fleet_access, wait_until
+from fedloom.testing.records import model_record
 
 Make = Callable[..., Experiment]
 
@@ -87,8 +89,8 @@ class TestFiles:
         assert journal(tmp_path).read(3, 0, "q") == {}, "removed, for it will never be asked again"
 
     def test_a_damaged_file_is_no_answer(self, tmp_path: Path) -> None:
-        journal(tmp_path).keep(3, 0, "q", answer(0, total=a_sum(5)))
-        journal(tmp_path).keep(3, 0, "q", answer(1, total=a_sum(5)))
+        journal(tmp_path).keep(3, 0, "q", answer(0, total=sum_of_one(5)))
+        journal(tmp_path).keep(3, 0, "q", answer(1, total=sum_of_one(5)))
         victim = min((tmp_path / "answers").iterdir())
         victim.write_bytes(victim.read_bytes()[:-1] + b"\xff")
         assert set(journal(tmp_path).read(3, 0, "q")) == {1}
@@ -147,16 +149,16 @@ class Fleet:
         self._experiment = experiment
         self._open: list[Coordinator] = []
 
-    def start(self) -> tuple[Hand, Collector, threading.Event]:
+    def start(self) -> tuple[ManualAgent, Collector, threading.Event]:
         """A new server; the event stops its run."""
         coordinator = Coordinator(PayloadStore(None), heartbeat_s=0.2)
         self._open.append(coordinator)
-        hand = Hand(InProcessChannel(coordinator))
+        hand = ManualAgent(InProcessChannel(coordinator))
         hand.open()
         hand.channel.send(Heartbeat())
         stop = threading.Event()
         outputs = RunOutputs(store=MemoryRunStore("run"), emit=lambda event: None, journal=self.journal)
-        collector = Collector(RunFacts.of("run", self._experiment), access(coordinator), outputs, stop)
+        collector = Collector(RunFacts.of("run", self._experiment), fleet_access(coordinator), outputs, stop)
         return hand, collector, stop
 
     def close(self) -> None:
@@ -186,14 +188,14 @@ def in_background(collector: Collector, exchange: Exchange) -> tuple[threading.T
     return thread, outcome
 
 
-def reply(hand: Hand, group: Group) -> None:
+def reply(hand: ManualAgent, group: Group) -> None:
     """The sum of one client of weight one."""
     client = group.jobs[0].client
-    total = PayloadRef(size=1, record=a_sum(client, value=float(client)))
-    hand.channel.send(result(group.key, client, total=total))
+    total = PayloadRef(size=1, record=sum_of_one(client, value=float(client)))
+    hand.channel.send(group_result(group.key, client, total=total))
 
 
-def reply_to_all(hand: Hand, count: int) -> list[int]:
+def reply_to_all(hand: ManualAgent, count: int) -> list[int]:
     """Answer that many groups as they come; returns their clients."""
     clients: list[int] = []
     while len(clients) < count:
@@ -270,15 +272,15 @@ def test_answers_that_cannot_be_folded_are_not_met_again(fleet: Fleet) -> None:
     thread, outcome = in_background(collector, ask(4, 5))
     for number, size in enumerate((3, 8), 1):
         group = hand.take(Group, number)[-1]
-        total = PayloadRef(size=1, record=a_sum(4, size=size))
-        hand.channel.send(result(group.key, group.jobs[0].client, total=total))
+        total = PayloadRef(size=1, record=sum_of_one(4, size=size))
+        hand.channel.send(group_result(group.key, group.jobs[0].client, total=total))
     thread.join(10)
     assert type(outcome[0]).__name__ == "BadUpdate"
-    until(lambda: fleet.journal.read(3, 0, fleet.journal.question(ask(4, 5), grouped(ask(4, 5)))) == {})
+    wait_until(lambda: fleet.journal.read(3, 0, fleet.journal.question(ask(4, 5), grouped(ask(4, 5)))) == {})
 
 
 def test_the_header_of_a_kept_answer_is_json(tmp_path: Path) -> None:
-    journal(tmp_path).keep(3, 0, "q", answer(0, total=a_sum(5)))
+    journal(tmp_path).keep(3, 0, "q", answer(0, total=sum_of_one(5)))
     (path,) = (tmp_path / "answers").iterdir()
     content = path.read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])

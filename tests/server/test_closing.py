@@ -6,8 +6,6 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from clocks import ManualClock
-from fleet_support import Hand, Listener, access, model_record, planned, result, run_spec, until
 
 from fedloom.core.clock import SYSTEM_CLOCK
 from fedloom.core.config import Experiment
@@ -26,6 +24,10 @@ from fedloom.server.rounds.request import ExchangeRequest
 from fedloom.server.rounds.run_services import RunOutputs
 from fedloom.server.store.memory_run_store import MemoryRunStore
 from fedloom.simulation.in_process import InProcessChannel
+from fedloom.testing.by_hand import ManualAgent, group_result, planned_groups, run_spec
+from fedloom.testing.clock import ManualClock
+from fedloom.testing.fleet import EventLog, fleet_access, wait_until
+from fedloom.testing.records import model_record
 
 Make = Callable[..., Experiment]
 
@@ -35,14 +37,15 @@ def closing(terms: ClosingTerms, groups: int, clock: ManualClock | None = None, 
     exchange = Exchange(jobs=tuple(Job(round=1, client=client) for client in range(groups)))
     values = {"reserve": range(groups - terms.reserve, groups), **fields}
     put = PlannedExchange(
-        run=RunFacts(spec=run_spec()), round=1, index=0, exchange=exchange, groups=tuple(planned(*[1.0] * groups)),
+        run=RunFacts(spec=run_spec()), round=1, index=0, exchange=exchange,
+        groups=tuple(planned_groups(*[1.0] * groups)),
         **values,  # type: ignore[arg-type]
     )  # fmt: skip
     return Closing(put, terms, clock or ManualClock())
 
 
 def good(index: int) -> Answer:
-    return Answer(index=index, node="n", result=result(GroupKey("run", 1, 0, index), index))
+    return Answer(index=index, node="n", result=group_result(GroupKey("run", 1, 0, index), index))
 
 
 def lost(index: int) -> Answer:
@@ -128,12 +131,12 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def listener() -> Listener:
-    return Listener()
+def listener() -> EventLog:
+    return EventLog()
 
 
 @pytest.fixture
-def coordinator(listener: Listener, clock: ManualClock) -> Iterator[Coordinator]:
+def coordinator(listener: EventLog, clock: ManualClock) -> Iterator[Coordinator]:
     coordinator = Coordinator(
         PayloadStore(None), listener.write, heartbeat_s=4.0, grace_s=100.0, lost_after_s=1000.0, clock=clock
     )
@@ -142,8 +145,8 @@ def coordinator(listener: Listener, clock: ManualClock) -> Iterator[Coordinator]
     coordinator.close()
 
 
-def join(coordinator: Coordinator, node: str = "hand") -> Hand:
-    hand = Hand(InProcessChannel(coordinator), node)
+def join(coordinator: Coordinator, node: str = "hand") -> ManualAgent:
+    hand = ManualAgent(InProcessChannel(coordinator), node)
     hand.open()
     hand.channel.send(Heartbeat())
     return hand
@@ -152,7 +155,7 @@ def join(coordinator: Coordinator, node: str = "hand") -> Hand:
 def collector(coordinator: Coordinator, facts: RunFacts, **options: object) -> tuple[Collector, MemoryRunStore]:
     store = MemoryRunStore("run")
     outputs = RunOutputs(store=store, emit=lambda event: None)
-    return Collector(facts, access(coordinator, **options), outputs, threading.Event()), store
+    return Collector(facts, fleet_access(coordinator, **options), outputs, threading.Event()), store
 
 
 def in_background(run: Collector, request: ExchangeRequest) -> tuple[threading.Thread, list[object]]:
@@ -197,13 +200,13 @@ class TestClock:
         assert not [message for message in second.drain(0.05) if isinstance(message, Group)], "its grace is not over"
         clock.advance(101.0)
         group = second.take(Group)[0]
-        second.channel.send(result(group.key, 4))
+        second.channel.send(group_result(group.key, 4))
         thread.join(10)
         assert isinstance(outcome[0], Collected) and [report.client for report in outcome[0].reports] == [4]
 
     def test_the_system_clock_goes_on(self) -> None:
         before = SYSTEM_CLOCK.monotonic()
-        until(lambda: SYSTEM_CLOCK.monotonic() > before)
+        wait_until(lambda: SYSTEM_CLOCK.monotonic() > before)
         assert SYSTEM_CLOCK.time() > 1.6e9
 
 
@@ -223,7 +226,7 @@ class TestStatesAtHome:
         thread, _ = in_background(run, ask(4))
         group = hand.take(Group)[0]
         assert set(group.states) == ({4} if home == "server" else set())
-        hand.channel.send(result(group.key, 4))
+        hand.channel.send(group_result(group.key, 4))
         thread.join(10)
 
     @pytest.mark.parametrize("home", ["server", "node"])
@@ -233,7 +236,7 @@ class TestStatesAtHome:
         thread, outcome = in_background(run, ask(4))
         group = hand.take(Group)[0]
         state = PayloadRef(size=1, record=Record(info={"seen": 3}))
-        hand.channel.send(result(group.key, 4, states={4: state}))
+        hand.channel.send(group_result(group.key, 4, states={4: state}))
         ack = hand.take(Ack)[0]
         if home == "node":
             coordinator.give_up("the test is over")
@@ -246,7 +249,7 @@ class TestStatesAtHome:
             assert "each client's state stays on its node (round.state_home = 'node')" in ack.message
 
 
-def test_a_silent_agent_is_lost_by_the_clock(coordinator: Coordinator, clock: ManualClock, listener: Listener) -> None:
+def test_a_silent_agent_is_lost_by_the_clock(coordinator: Coordinator, clock: ManualClock, listener: EventLog) -> None:
     coordinator.register(Hello(node="far", session="1"), "remote")
     coordinator.attach("far", "1")
     clock.advance(1001.0)

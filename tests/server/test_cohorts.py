@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fleet_support import SUPPORT, TOKEN, access, agents, hold_session, quick_server
+from support_paths import SUPPORT
 
 from fedloom import api
 from fedloom.core.config import Experiment
@@ -21,6 +21,7 @@ from fedloom.core.seeds import generator
 from fedloom.server.rounds.choices import replay_run
 from fedloom.server.rounds.session import Outcome, run_session
 from fedloom.server.store.memory_run_store import MemoryRunStore
+from fedloom.testing.fleet import TOKEN, fleet_access, quick_server, run_on_fleet, running_agents
 
 Make = Callable[..., Experiment]
 SCRIPTED = str(SUPPORT / "scripted_selection.py")
@@ -70,7 +71,7 @@ class TestSizes:
 
     @pytest.mark.parametrize("cohort", [(3,), (0, 1, 2, 3, 4, 5, 6, 7)])
     def test_fewer_and_more_are_all_asked(self, linear: Make, cohort: tuple[int, ...]) -> None:
-        outcome = hold_session(scripted(linear, cohort))
+        outcome = run_on_fleet(scripted(linear, cohort))
         assert outcome.error is None
         (record,) = outcome.history
         assert record.cohort == list(cohort) and sorted(map(int, record.client_seconds)) == list(cohort)
@@ -79,9 +80,9 @@ class TestSizes:
     def test_the_quorum_is_a_share_of_those_asked(self, linear: Make) -> None:
         half = {"quorum_fraction": 0.5, "group_size": 1}
         two = scripted(linear, (0, 1), round=half, workload={"fail_clients": (1,)})
-        assert hold_session(two).error is None, "one of two is half"
+        assert run_on_fleet(two).error is None, "one of two is half"
         eight = scripted(linear, tuple(range(8)), round=half, workload={"fail_clients": (0, 1, 2, 3, 4)})
-        error = hold_session(eight).error
+        error = run_on_fleet(eight).error
         assert isinstance(error, QuorumNotReached) and "needs answers of 4 of 8 clients, but 5 are missing" in str(
             error
         )
@@ -122,8 +123,8 @@ class TestRosters:
             return Roster(left.pop(0) if len(left) > 1 else left[0])
 
         store = MemoryRunStore("run")
-        with quick_server() as server, agents(f"127.0.0.1:{server.listen(token=TOKEN)}", ["one"]):
-            fleet = access(server.coordinator, patience_s=10, roster=roster)
+        with quick_server() as server, running_agents(f"127.0.0.1:{server.listen(token=TOKEN)}", ["one"]):
+            fleet = fleet_access(server.coordinator, patience_s=10, roster=roster)
             return run_session(experiment, store, fleet, (), stop=threading.Event()), store
 
     def test_the_selection_grows_with_it(self, linear: Make) -> None:
@@ -170,4 +171,4 @@ def test_jobs_weights_reach_the_aggregate(linear: Make) -> None:
         weight += factor
     want = {name: np.asarray((groups[0][name] + groups[1][name]) / np.float32(weight)) for name in ("w", "b")}
     assert api.run(experiment, keep=False).summary.model_sha256 == arrays_sha256(want)
-    assert hold_session(experiment).summary.model_sha256 == arrays_sha256(want), "over gRPC, too"
+    assert run_on_fleet(experiment).summary.model_sha256 == arrays_sha256(want), "over gRPC, too"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fleet_support import Hand, Listener, a_sum, access, exchange, model_record, named, planned, result, run_spec, until
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import (
@@ -43,43 +42,54 @@ from fedloom.server.rounds.request import ExchangeRequest
 from fedloom.server.rounds.run_services import RunOutputs
 from fedloom.server.store.memory_run_store import MemoryRunStore
 from fedloom.simulation.in_process import InProcessChannel
+from fedloom.testing.by_hand import (
+    ManualAgent,
+    group_result,
+    open_exchange,
+    planned_groups,
+    prepared_ref,
+    run_spec,
+    sum_of_one,
+)
+from fedloom.testing.fleet import EventLog, fleet_access, wait_until
+from fedloom.testing.records import model_record
 
 Make = Callable[..., Experiment]
 
 
 @pytest.fixture
-def listener() -> Listener:
-    return Listener()
+def listener() -> EventLog:
+    return EventLog()
 
 
 @pytest.fixture
-def coordinator(listener: Listener) -> Iterator[Coordinator]:
+def coordinator(listener: EventLog) -> Iterator[Coordinator]:
     coordinator = Coordinator(PayloadStore(None), listener.write, heartbeat_s=0.05, grace_s=0.1, lost_after_s=0.4)
     yield coordinator
     coordinator.close()
 
 
-def join(coordinator: Coordinator, node: str) -> Hand:
-    hand = Hand(InProcessChannel(coordinator), node)
+def join(coordinator: Coordinator, node: str) -> ManualAgent:
+    hand = ManualAgent(InProcessChannel(coordinator), node)
     hand.open()
     hand.channel.send(Heartbeat())
     return hand
 
 
-def groups(hand: Hand) -> list[int]:
+def groups(hand: ManualAgent) -> list[int]:
     """Indices of the groups it has been given so far."""
     hand.drain(0.0)
     return [message.key.group for message in hand.got if isinstance(message, Group)]
 
 
-def answer(hand: Hand, index: int, round: int = 1) -> None:
-    hand.channel.send(result(GroupKey("run", round, 0, index), index))
+def answer(hand: ManualAgent, index: int, round: int = 1) -> None:
+    hand.channel.send(group_result(GroupKey("run", round, 0, index), index))
 
 
 class TestPlacing:
     def test_the_longest_group_goes_first(self, coordinator: Coordinator) -> None:
         hand = join(coordinator, "a")
-        with exchange(coordinator, planned(1.0, 9.0, 5.0, 7.0)):
+        with open_exchange(coordinator, planned_groups(1.0, 9.0, 5.0, 7.0)):
             for index in (1, 3, 2):
                 assert index in groups(hand)
                 answer(hand, index)
@@ -87,18 +97,18 @@ class TestPlacing:
 
     def test_equal_groups_go_in_cohort_order(self, coordinator: Coordinator) -> None:
         hand = join(coordinator, "a")
-        with exchange(coordinator, planned(1.0, 1.0, 1.0, 1.0)):
+        with open_exchange(coordinator, planned_groups(1.0, 1.0, 1.0, 1.0)):
             assert groups(hand) == [0, 1, 2]
 
     def test_with_more_to_do_than_agents_groups_wait_with_them(self, coordinator: Coordinator) -> None:
         one, two = join(coordinator, "a"), join(coordinator, "b")
-        with exchange(coordinator, planned(*[1.0] * 6)) as opened:
+        with open_exchange(coordinator, planned_groups(*[1.0] * 6)) as opened:
             # Six, five, four and three waiting groups are more than two agents; the last two wait for whoever is free.
             assert (groups(one), groups(two), list(opened.pending)) == ([0, 2], [1, 3], [4, 5])
 
     def test_an_agent_is_filled_up_when_it_is_down_to_one(self, coordinator: Coordinator) -> None:
         hand = join(coordinator, "a")
-        with exchange(coordinator, planned(*[1.0] * 9)) as opened:
+        with open_exchange(coordinator, planned_groups(*[1.0] * 9)) as opened:
             assert groups(hand) == [0, 1, 2]
             answer(hand, 0)
             assert len(opened.pending) == 6  # two are left to it
@@ -107,41 +117,41 @@ class TestPlacing:
 
     def test_near_the_end_nothing_is_kept_from_an_idle_neighbour(self, coordinator: Coordinator) -> None:
         one, two = join(coordinator, "a"), join(coordinator, "b")
-        with exchange(coordinator, planned(1.0, 1.0, 1.0)) as opened:
+        with open_exchange(coordinator, planned_groups(1.0, 1.0, 1.0)) as opened:
             assert (len(groups(one)), len(groups(two)), len(opened.pending)) == (1, 1, 1)
             answer(two, groups(two)[0])
             assert len(groups(two)) == 2 and not opened.pending
 
     def test_an_agent_gets_no_work_before_it_said_what_it_holds(self, coordinator: Coordinator) -> None:
-        hand = Hand(InProcessChannel(coordinator), "a")
+        hand = ManualAgent(InProcessChannel(coordinator), "a")
         hand.open()
-        with exchange(coordinator, planned(1.0)) as opened:
+        with open_exchange(coordinator, planned_groups(1.0)) as opened:
             assert groups(hand) == []
             hand.channel.send(Heartbeat())
             assert groups(hand) == [0]
             assert opened.reassigned == 0
 
     def test_an_agent_that_comes_in_the_middle_gets_work(self, coordinator: Coordinator) -> None:
-        with exchange(coordinator, planned(1.0)):
+        with open_exchange(coordinator, planned_groups(1.0)):
             assert groups(join(coordinator, "late")) == [0]
 
     def test_two_exchanges_at_once_are_both_served(self, coordinator: Coordinator) -> None:
         hand = join(coordinator, "a")
         with (
-            exchange(coordinator, planned(1.0), run=run_spec("one")) as one,
-            exchange(coordinator, planned(1.0), run=run_spec("two")) as two,
+            open_exchange(coordinator, planned_groups(1.0), run=run_spec("one")) as one,
+            open_exchange(coordinator, planned_groups(1.0), run=run_spec("two")) as two,
         ):
             for run_id in ("one", "two"):
                 hand.take(Group)
-                hand.channel.send(result(GroupKey(run_id, 1, 0, 0), 0))
+                hand.channel.send(group_result(GroupKey(run_id, 1, 0, 0), 0))
             assert one.answers.get(timeout=5).index == two.answers.get(timeout=5).index == 0
 
     def test_equal_payloads_of_two_exchanges_stay_until_both_are_over(self, coordinator: Coordinator) -> None:
         model = {"model": model_record(100_000)}
         first = coordinator.payloads.offer(model["model"])
         second = coordinator.payloads.offer(model["model"])
-        ref = named(coordinator.payloads, first, "remote")
-        assert named(coordinator.payloads, second, "remote").sha256 == ref.sha256
+        ref = prepared_ref(coordinator.payloads, first, "remote")
+        assert prepared_ref(coordinator.payloads, second, "remote").sha256 == ref.sha256
         coordinator.payloads.withdraw(second)
         assert sum(map(len, coordinator.payloads.download(ref.sha256, 0))) == ref.size
         coordinator.payloads.withdraw(first)
@@ -152,7 +162,7 @@ class TestPlacing:
 class TestVanishing:
     def test_a_dead_agents_group_goes_to_another_and_is_folded_once(self, coordinator: Coordinator) -> None:
         _one, two = join(coordinator, "a"), join(coordinator, "b")
-        with exchange(coordinator, planned(2.0, 1.0)) as opened:
+        with open_exchange(coordinator, planned_groups(2.0, 1.0)) as opened:
             coordinator.leave("a", "", "its process ended with signal 9")
             answer(two, 1)
             assert groups(two) == [1, 0]
@@ -161,7 +171,7 @@ class TestVanishing:
             assert opened.reassigned == 1 and opened.answers.empty()
 
     def test_a_group_that_kills_every_agent_is_given_up(self, coordinator: Coordinator) -> None:
-        with exchange(coordinator, planned(1.0), run=run_spec(max_attempts=3)) as opened:
+        with open_exchange(coordinator, planned_groups(1.0), run=run_spec(max_attempts=3)) as opened:
             for name in ("a", "b", "c"):
                 assert groups(join(coordinator, name)) == [0]
                 coordinator.leave(name, "", "its process ended with signal 9")
@@ -170,9 +180,9 @@ class TestVanishing:
             assert lost.lost == "its process ended with signal 9 (3 attempts)"
             assert groups(join(coordinator, "d")) == []
 
-    def test_an_agent_that_stays_away_loses_its_groups(self, coordinator: Coordinator, listener: Listener) -> None:
+    def test_an_agent_that_stays_away_loses_its_groups(self, coordinator: Coordinator, listener: EventLog) -> None:
         hand = join(coordinator, "a")
-        with exchange(coordinator, planned(1.0)) as opened:
+        with open_exchange(coordinator, planned_groups(1.0)) as opened:
             assert groups(hand) == [0]
             coordinator.detach("a", "session-1", "its connection broke")
             other = join(coordinator, "b")
@@ -182,7 +192,7 @@ class TestVanishing:
 
     def test_an_agent_that_is_back_in_time_keeps_them(self, coordinator: Coordinator) -> None:
         hand = join(coordinator, "a")
-        with exchange(coordinator, planned(1.0)) as opened:
+        with open_exchange(coordinator, planned_groups(1.0)) as opened:
             key = hand.take(Group)[0].key
             coordinator.detach("a", "session-1", "its connection broke")
             hand.open()
@@ -194,7 +204,7 @@ class TestVanishing:
 
     def test_a_restarted_agent_gets_its_groups_again(self, coordinator: Coordinator) -> None:
         hand = join(coordinator, "a")
-        with exchange(coordinator, planned(1.0)) as opened:
+        with open_exchange(coordinator, planned_groups(1.0)) as opened:
             hand.take(Group)
             hand.open()
             hand.got.clear()
@@ -204,7 +214,7 @@ class TestVanishing:
 
     def test_lost_pushes_are_repeated_without_counting_as_a_death(self, coordinator: Coordinator) -> None:
         hand = join(coordinator, "a")
-        with exchange(coordinator, planned(1.0), run=run_spec(max_attempts=1)) as opened:
+        with open_exchange(coordinator, planned_groups(1.0), run=run_spec(max_attempts=1)) as opened:
             hand.take(Group)
             hand.got.clear()
 
@@ -212,12 +222,12 @@ class TestVanishing:
                 hand.channel.send(Heartbeat())
                 return groups(hand)
 
-            assert until(again) == [0]
+            assert wait_until(again) == [0]
             assert opened.reassigned == 0 and opened.answers.empty()
 
     def test_a_held_group_is_not_pushed_again(self, coordinator: Coordinator) -> None:
         hand = join(coordinator, "a")
-        with exchange(coordinator, planned(1.0)):
+        with open_exchange(coordinator, planned_groups(1.0)):
             key = hand.take(Group)[0].key
             quiet = threading.Event()
             for _ in range(6):
@@ -225,11 +235,11 @@ class TestVanishing:
                 hand.channel.send(Heartbeat(held=(key,)))
             assert groups(hand) == [0]
 
-    def test_a_silent_agent_counts_as_lost(self, coordinator: Coordinator, listener: Listener) -> None:
+    def test_a_silent_agent_counts_as_lost(self, coordinator: Coordinator, listener: EventLog) -> None:
         coordinator.register(Hello(node="quiet", session="1"), "remote")
         coordinator.attach("quiet", "1")
         coordinator.receive("quiet", "1", Heartbeat())
-        with exchange(coordinator, planned(1.0)):
+        with open_exchange(coordinator, planned_groups(1.0)):
             listener.wait_for(lambda events: any(e.node == "quiet" and e.state == "lost" for e in events))
             (lost,) = [event for event in listener.of(NodeChanged) if event.state == "lost"]
             assert "no heartbeat for" in lost.reason
@@ -244,7 +254,7 @@ class TestVanishing:
         coordinator.detach("a", "1", "its connection ended", first)
         assert coordinator.online == 1
         coordinator.receive("a", "1", Heartbeat())
-        with exchange(coordinator, planned(1.0)):
+        with open_exchange(coordinator, planned_groups(1.0)):
             assert {type(second.get(timeout_s=5)).__name__ for _ in range(2)} == {"RunSpec", "Group"}
 
 
@@ -267,48 +277,48 @@ class TestBadMessages:
         self, coordinator: Coordinator, clients: tuple[int, ...]
     ) -> None:
         hand = join(coordinator, "a")
-        with exchange(coordinator, planned(1.0)) as opened:
+        with open_exchange(coordinator, planned_groups(1.0)) as opened:
             key = hand.take(Group)[0].key
             reports = tuple(ClientReport(client=client, num_examples=1, seconds=0.0) for client in clients)
-            hand.channel.send(GroupResult(key=key, total=PayloadRef(size=1, record=a_sum(0)), reports=reports))
+            hand.channel.send(GroupResult(key=key, total=PayloadRef(size=1, record=sum_of_one(0)), reports=reports))
             (ack,) = hand.take(Ack)
             assert ack.status == "rejected" and "asked clients [0]" in ack.message
             assert opened.answers.empty()
-            until(lambda: groups(hand) == [0, 0], what="that it is handed out again, there being nobody else")
+            wait_until(lambda: groups(hand) == [0, 0], what="that it is handed out again, there being nobody else")
 
     def test_an_answer_without_its_sum_is_rejected(self, coordinator: Coordinator) -> None:
         hand = join(coordinator, "a")
-        with exchange(coordinator, planned(1.0)):
+        with open_exchange(coordinator, planned_groups(1.0)):
             key = hand.take(Group)[0].key
-            hand.channel.send(GroupResult(key=key, total=None, reports=result(key, 0).reports))
+            hand.channel.send(GroupResult(key=key, total=None, reports=group_result(key, 0).reports))
             assert "no accumulator came" in hand.take(Ack, status="rejected")[0].message
 
     def test_states_of_clients_that_were_not_asked_are_rejected(self, coordinator: Coordinator) -> None:
         hand = join(coordinator, "a")
-        with exchange(coordinator, planned(1.0)) as opened:
+        with open_exchange(coordinator, planned_groups(1.0)) as opened:
             key = hand.take(Group)[0].key
             state = PayloadRef(size=1, record=Record(info={"mine": 1}))
-            hand.channel.send(result(key, 0, states={0: state, 5: state}))
+            hand.channel.send(group_result(key, 0, states={0: state, 5: state}))
             assert "states of clients [5]" in hand.take(Ack, status="rejected")[0].message
-            hand.channel.send(result(key, 0, states={0: state}))
+            hand.channel.send(group_result(key, 0, states={0: state}))
             assert opened.answers.get(timeout=5).states[0].info == {"mine": 1}
 
     def test_a_state_that_is_not_there_rejects_the_result_not_the_run(self, coordinator: Coordinator) -> None:
         hand = join(coordinator, "a")
-        with exchange(coordinator, planned(1.0)) as opened:
+        with open_exchange(coordinator, planned_groups(1.0)) as opened:
             key = hand.take(Group)[0].key
-            hand.channel.send(result(key, 0, states={0: PayloadRef(size=9, sha256="0" * 64)}))
+            hand.channel.send(group_result(key, 0, states={0: PayloadRef(size=9, sha256="0" * 64)}))
             assert "not complete here" in hand.take(Ack, status="rejected")[0].message
             assert opened.answers.empty()
 
     @pytest.mark.parametrize("index", [1, 4_000_000_000])
     def test_groups_that_do_not_exist_change_nothing(self, coordinator: Coordinator, index: int) -> None:
         hand = join(coordinator, "a")
-        with exchange(coordinator, planned(1.0)) as opened:
+        with open_exchange(coordinator, planned_groups(1.0)) as opened:
             key = hand.take(Group)[0].key
             strange = key._replace(group=index)
             hand.channel.send(Heartbeat(held=(key, strange)))
-            hand.channel.send(result(strange, 0))
+            hand.channel.send(group_result(strange, 0))
             assert "1 groups, counted from 0" in hand.take(Ack, key=strange)[0].message
             coordinator.leave("a", "", "gone")
             other = join(coordinator, "b")
@@ -318,14 +328,14 @@ class TestBadMessages:
 
     def test_a_result_of_a_run_nobody_knows_is_stale_and_leaves_nothing_behind(self, coordinator: Coordinator) -> None:
         hand = join(coordinator, "a")
-        hand.channel.send(result(GroupKey("foreign", 1, 0, 0), 0))
+        hand.channel.send(group_result(GroupKey("foreign", 1, 0, 0), 0))
         assert hand.take(Ack)[0].status == "stale"
         assert not coordinator._results._stale
 
     def test_another_agents_answer_to_the_group_is_as_good(self, coordinator: Coordinator) -> None:
         """It had been taken from that agent, which then answered after all."""
         one, two = join(coordinator, "a"), join(coordinator, "b")
-        with exchange(coordinator, planned(2.0, 1.0)) as opened:
+        with open_exchange(coordinator, planned_groups(2.0, 1.0)) as opened:
             assert groups(one) == [0] and groups(two) == [1]
             answer(two, 0)
             assert opened.answers.get(timeout=5).node == "b"
@@ -344,7 +354,7 @@ class TestFailingNodes:
 
     def test_the_group_goes_to_each_node_once(self, coordinator: Coordinator) -> None:
         hands = {node: join(coordinator, node) for node in "abc"}
-        with exchange(coordinator, planned(1.0)) as opened:
+        with open_exchange(coordinator, planned_groups(1.0)) as opened:
             for node in "abc":
                 (key,) = (group.key for group in hands[node].take(Group))
                 assert opened.answers.empty()
@@ -359,17 +369,17 @@ class TestFailingNodes:
 
     def test_it_gets_nothing_more_of_the_exchange_but_of_the_next(self, coordinator: Coordinator) -> None:
         one, two = join(coordinator, "a"), join(coordinator, "b")
-        with exchange(coordinator, planned(2.0, 1.0)):
+        with open_exchange(coordinator, planned_groups(2.0, 1.0)):
             one.channel.send(failing(one.take(Group)[0].key))
             assert (groups(one), groups(two)) == ([0], [1])
             answer(two, 1)
             assert (groups(one), groups(two)) == ([0], [1, 0])
-        with exchange(coordinator, planned(1.0), round=2):
+        with open_exchange(coordinator, planned_groups(1.0), round=2):
             one.take(Group, key=GroupKey("run", 2, 0, 0))
 
     def test_what_it_repeats_changes_nothing(self, coordinator: Coordinator) -> None:
         one, two = join(coordinator, "a"), join(coordinator, "b")
-        with exchange(coordinator, planned(1.0)) as opened:
+        with open_exchange(coordinator, planned_groups(1.0)) as opened:
             key = one.take(Group)[0].key
             one.channel.send(failing(key))
             one.channel.send(failing(key))
@@ -382,7 +392,7 @@ class TestFailingNodes:
 
     def test_one_that_fails_late_takes_it_from_nobody(self, coordinator: Coordinator) -> None:
         one = join(coordinator, "a")
-        with exchange(coordinator, planned(1.0)) as opened:
+        with open_exchange(coordinator, planned_groups(1.0)) as opened:
             key = one.take(Group)[0].key
             two = join(coordinator, "b")
             coordinator.leave("a", "", "gone")
@@ -396,19 +406,19 @@ class TestFailingNodes:
         self, coordinator: Coordinator, kind: str, passed: bool
     ) -> None:
         one, two = join(coordinator, "a"), join(coordinator, "b")
-        with exchange(coordinator, [PlannedGroup(jobs=(Job(round=1, client=0, kind=kind),), work=1.0)]) as opened:
+        with open_exchange(coordinator, [PlannedGroup(jobs=(Job(round=1, client=0, kind=kind),), work=1.0)]) as opened:
             one.channel.send(failing(one.take(Group)[0].key, stage=kind))
             assert (groups(two) == [0], opened.answers.empty()) == (passed, passed)
 
     def test_a_group_for_one_node_only_goes_to_no_other(self, coordinator: Coordinator) -> None:
         one, two = join(coordinator, "a"), join(coordinator, "b")
-        with exchange(coordinator, [PlannedGroup(jobs=(Job(round=1, client=0),), work=1.0, only="a")]) as opened:
+        with open_exchange(coordinator, [PlannedGroup(jobs=(Job(round=1, client=0),), work=1.0, only="a")]) as opened:
             one.channel.send(failing(one.take(Group)[0].key))
             assert opened.answers.get(timeout=5).node == "a" and groups(two) == []
 
     def test_with_none_left_that_would_the_reasons_of_all_are_told(self, coordinator: Coordinator) -> None:
         one, two = join(coordinator, "a"), join(coordinator, "b")
-        with exchange(coordinator, planned(1.0)) as opened:
+        with open_exchange(coordinator, planned_groups(1.0)) as opened:
             key = one.take(Group)[0].key
             one.channel.send(failing(key))
             two.take(Group)
@@ -423,7 +433,7 @@ class TestNeverReassigned:
 
     def test_a_group_whose_node_vanishes_is_lost_with_it(self, coordinator: Coordinator) -> None:
         one, two = join(coordinator, "a"), join(coordinator, "b")
-        with exchange(coordinator, planned(2.0, 1.0), reassign=False) as opened:
+        with open_exchange(coordinator, planned_groups(2.0, 1.0), reassign=False) as opened:
             assert (groups(one), groups(two)) == ([0], [1])
             coordinator.leave("a", "", "its process ended with signal 9")
             lost = opened.answers.get(timeout=5)
@@ -435,7 +445,7 @@ class TestNeverReassigned:
 
     def test_a_refusal_loses_the_group_even_if_it_is_for_a_while_only(self, coordinator: Coordinator) -> None:
         one, two = join(coordinator, "a"), join(coordinator, "b")
-        with exchange(coordinator, planned(1.0), reassign=False) as opened:
+        with open_exchange(coordinator, planned_groups(1.0), reassign=False) as opened:
             key = one.take(Group)[0].key
             one.channel.send(Refusal(key=key, kind="hours", reason="at night only", retry_s=60.0))
             lost = opened.answers.get(timeout=5)
@@ -444,7 +454,7 @@ class TestNeverReassigned:
 
     def test_a_failure_of_the_node_is_the_answer(self, coordinator: Coordinator) -> None:
         one, two = join(coordinator, "a"), join(coordinator, "b")
-        with exchange(coordinator, planned(1.0), reassign=False) as opened:
+        with open_exchange(coordinator, planned_groups(1.0), reassign=False) as opened:
             one.channel.send(failing(one.take(Group)[0].key))
             found = opened.answers.get(timeout=5)
             assert found.node == "a" and found.result is not None and found.result.failures[0].error == "OSError"
@@ -452,7 +462,7 @@ class TestNeverReassigned:
 
     def test_a_rejected_result_loses_all_the_nodes_groups(self, coordinator: Coordinator) -> None:
         one = join(coordinator, "a")
-        with exchange(coordinator, planned(*[1.0] * 4), reassign=False) as opened:
+        with open_exchange(coordinator, planned_groups(*[1.0] * 4), reassign=False) as opened:
             (first, *_) = one.take(Group, count=3)
             two = join(coordinator, "b")
             one.channel.send(GroupResult(key=first.key, total=None))  # about none of its clients
@@ -462,7 +472,7 @@ class TestNeverReassigned:
 
     def test_a_push_that_got_lost_is_repeated_to_the_same_node(self, coordinator: Coordinator) -> None:
         one, two = join(coordinator, "a"), join(coordinator, "b")
-        with exchange(coordinator, planned(1.0), reassign=False):
+        with open_exchange(coordinator, planned_groups(1.0), reassign=False):
             one.take(Group)
             one.got.clear()
 
@@ -470,7 +480,7 @@ class TestNeverReassigned:
                 one.channel.send(Heartbeat())  # holds nothing, so what it was sent got lost
                 return groups(one)
 
-            assert until(again) == [0] and groups(two) == []
+            assert wait_until(again) == [0] and groups(two) == []
 
 
 class TestEnding:
@@ -483,7 +493,7 @@ class TestEnding:
 
     def test_leaving_an_exchange_cancels_and_forgets_it(self, coordinator: Coordinator) -> None:
         hand = join(coordinator, "a")
-        with exchange(coordinator, planned(1.0), round=3):
+        with open_exchange(coordinator, planned_groups(1.0), round=3):
             hand.take(Group)
             assert coordinator.rows()[0]["state"] == "busy"
         assert hand.take(Cancel) == [Cancel(run_id="run", round=3, exchange=0)]
@@ -498,17 +508,17 @@ class TestEnding:
         with monkeypatch.context() as patch:
             patch.setattr(coordinator.payloads, "ref", full)
             hand = join(coordinator, "a")
-            with exchange(coordinator, planned(1.0, 1.0)) as opened:
+            with open_exchange(coordinator, planned_groups(1.0, 1.0)) as opened:
                 assert isinstance(opened.answers.get(timeout=5), StorageFull)
                 assert groups(hand) == []
-        with exchange(coordinator, planned(1.0), round=2):
+        with open_exchange(coordinator, planned_groups(1.0), round=2):
             assert groups(hand) == [0]
 
 
 def collector(coordinator: Coordinator, linear: Make, **options: Any) -> Collector:
     run = RunFacts.of("run", linear(round={"max_attempts": 2, "group_size": 1}))
     outputs = RunOutputs(store=MemoryRunStore("run"), emit=lambda event: None)
-    return Collector(run, access(coordinator, **options), outputs, threading.Event())
+    return Collector(run, fleet_access(coordinator, **options), outputs, threading.Event())
 
 
 def ask(*clients: int) -> ExchangeRequest:

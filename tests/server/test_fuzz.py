@@ -13,7 +13,6 @@ import pytest
 from benchmarks.fuzz import csr
 from benchmarks.fuzz.certificates import excess
 from cryptography import x509
-from fleet_support import Hand, a_sum, assert_same_record, exchange, odd_records, planned, result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -35,9 +34,11 @@ from fedloom.server.access.members import Registry
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.fleet.payloads import PayloadStore
 from fedloom.simulation.in_process import InProcessChannel
+from fedloom.testing.by_hand import ManualAgent, group_result, open_exchange, planned_groups, sum_of_one
+from fedloom.testing.records import assert_same_record, records_of_every_dtype
 
-SUM = bytes(frames.encode(a_sum(0)))
-FRAMES = [SUM, *(bytes(frames.encode(record)) for record in odd_records(200))]
+SUM = bytes(frames.encode(sum_of_one(0)))
+FRAMES = [SUM, *(bytes(frames.encode(record)) for record in records_of_every_dtype(200))]
 fast = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -74,12 +75,12 @@ def coordinator() -> Iterator[Coordinator]:
 @fast
 @given(mutated())
 def test_a_mutated_sum_is_refused_or_a_sound_frame(coordinator: Coordinator, frame: bytes) -> None:
-    hand = Hand(InProcessChannel(coordinator), "n")
+    hand = ManualAgent(InProcessChannel(coordinator), "n")
     hand.open()
     hand.channel.send(Heartbeat())
-    with exchange(coordinator, planned(1.0)) as opened:
+    with open_exchange(coordinator, planned_groups(1.0)) as opened:
         key = hand.take(Group)[0].key
-        hand.channel.send(result(key, 0, total=PayloadRef(size=len(frame), inline=frame or b"\0")))
+        hand.channel.send(group_result(key, 0, total=PayloadRef(size=len(frame), inline=frame or b"\0")))
         (ack,) = hand.take(Ack)
         if ack.status == "accepted":
             assert_same_record(opened.answers.get(timeout=5).total, frames.decode(frame))

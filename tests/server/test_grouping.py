@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fleet_support import model_record, run_spec
 
 from fedloom.core.protocols import Roster, WorkloadInfo
 from fedloom.core.records import Exchange, Job, Record, RoundContext
@@ -14,6 +13,8 @@ from fedloom.server.rounds.grouping import GroupPlanner
 from fedloom.server.rounds.open_round import OpenRound
 from fedloom.server.rounds.request import ExchangeRequest
 from fedloom.server.store.memory_run_store import MemoryRunStore
+from fedloom.testing.by_hand import run_spec
+from fedloom.testing.records import model_record
 
 
 def request(*jobs: Job, reserve: int = 0, collects: int | None = None) -> ExchangeRequest:

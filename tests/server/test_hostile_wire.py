@@ -22,21 +22,9 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from fleet_support import (
-    LINEAR,
-    TOKEN,
-    a_sum,
-    agents,
-    exchange,
-    named,
-    odd_records,
-    planned,
-    quick_server,
-    run_spec,
-    until,
-)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support_paths import LINEAR
 
 from fedloom.client.control import ControlClient
 from fedloom.client.grpc_channel import GrpcChannel
@@ -52,6 +40,9 @@ from fedloom.server.access.gate import TokenGate
 from fedloom.server.access.service import MAX_MESSAGE_BYTES, FleetService
 from fedloom.server.app import Server
 from fedloom.server.run_queue import RunQueue
+from fedloom.testing.by_hand import open_exchange, planned_groups, prepared_ref, run_spec, sum_of_one
+from fedloom.testing.fleet import TOKEN, quick_server, running_agents, wait_until
+from fedloom.testing.records import records_of_every_dtype
 
 Make = Callable[..., Experiment]
 FLEET, CONTROL = "/fedloom.proto.v1.Fleet/", "/fedloom.proto.v1.Control/"
@@ -158,8 +149,10 @@ def stranger(served: tuple[Server, RunQueue, str]) -> Iterator[Stranger]:
 def _still_serves(server: Server, address: str) -> None:
     """A real agent does a real group."""
     with (
-        agents(address, ["honest"]),
-        exchange(server.coordinator, planned(1.0), run=run_spec("after"), inputs={"model": _model()}) as opened,
+        running_agents(address, ["honest"]),
+        open_exchange(
+            server.coordinator, planned_groups(1.0), run=run_spec("after"), inputs={"model": _model()}
+        ) as opened,
     ):
         answer = opened.answers.get(timeout=20)
         assert answer.result.reports[0].client == 0, answer
@@ -339,7 +332,7 @@ class TestResults:
         message = pb.GroupResult(
             key=pb.GroupKey(**{"run_id": "run", "round": 1, **key}), reports=[pb.Report(client=client, num_examples=1)]
         )
-        message.total.CopyFrom(total or inline(frames.encode(a_sum(0))))
+        message.total.CopyFrom(total or inline(frames.encode(sum_of_one(0))))
         return message
 
     @pytest.mark.parametrize(
@@ -359,20 +352,20 @@ class TestResults:
     )
     def test_sums_that_are_none_are_rejected(self, stranger: Stranger, total: pb.Payload, text: str) -> None:
         stranger.register()
-        with exchange(stranger.server.coordinator, planned(1.0)) as opened:
+        with open_exchange(stranger.server.coordinator, planned_groups(1.0)) as opened:
             ack = self.send(stranger, self.result(total))
             assert ack.status == "rejected" and text in ack.message
             assert opened.answers.empty() and not opened.done
 
     def test_a_sum_with_a_byte_more_is_rejected(self, stranger: Stranger) -> None:
         stranger.register()
-        with exchange(stranger.server.coordinator, planned(1.0)):
-            ack = self.send(stranger, self.result(inline(bytes(frames.encode(a_sum(0))) + b"!")))
+        with open_exchange(stranger.server.coordinator, planned_groups(1.0)):
+            ack = self.send(stranger, self.result(inline(bytes(frames.encode(sum_of_one(0))) + b"!")))
             assert ack.status == "rejected" and "trailing" in ack.message
 
     def test_results_for_a_foreign_run_are_stale_for_other_clients_rejected(self, stranger: Stranger) -> None:
         stranger.register()
-        with exchange(stranger.server.coordinator, planned(1.0)) as opened:
+        with open_exchange(stranger.server.coordinator, planned_groups(1.0)) as opened:
             assert self.send(stranger, self.result(run_id="foreign")).status == "stale"
             assert self.send(stranger, self.result(round=9)).status == "stale"
             assert self.send(stranger, self.result(index=77)).status == "rejected"
@@ -380,12 +373,12 @@ class TestResults:
             assert opened.answers.empty() and not opened.done
 
     def test_a_foreign_nodes_upload_is_not_there(self, stranger: Stranger) -> None:
-        data = bytes(frames.encode(a_sum(0)))
+        data = bytes(frames.encode(sum_of_one(0)))
         stranger.register("owner")
         assert stranger.upload(head(data), data, node="owner") == len(data)
         stranger.register("thief")
         ref = pb.Payload(size=len(data), sha256=hashlib.sha256(data).hexdigest())
-        with exchange(stranger.server.coordinator, planned(1.0)) as opened:
+        with open_exchange(stranger.server.coordinator, planned_groups(1.0)) as opened:
             ack = self.send(stranger, self.result(ref), node="thief")
             assert ack.status == "rejected" and "not complete here" in ack.message
             assert self.send(stranger, self.result(ref), node="owner").status == "accepted"
@@ -393,7 +386,7 @@ class TestResults:
             assert self.send(stranger, self.result(ref), node="owner").status == "duplicate"
 
     def test_uploads_of_results_that_come_too_late_are_let_go(self, stranger: Stranger) -> None:
-        data = bytes(frames.encode(a_sum(0)))
+        data = bytes(frames.encode(sum_of_one(0)))
         stranger.register()
         stranger.upload(head(data), data)
         ref = pb.Payload(size=len(data), sha256=hashlib.sha256(data).hexdigest())
@@ -426,7 +419,7 @@ class TestTransfers:
             iter(broken.get, None), metadata=stranger.metadata("up"), timeout=10
         )
         uploads, name = stranger.server.payloads._uploads, ("up", hashlib.sha256(self.DATA).hexdigest())
-        until(lambda: name in uploads and uploads[name].received == MIB)
+        wait_until(lambda: name in uploads and uploads[name].received == MIB)
         call.cancel()
         broken.put(None)
         request = head(self.DATA)
@@ -505,9 +498,9 @@ class TestTransfers:
         stranger.register("remote")
         with refused("NOT_FOUND", "its round may be over"):
             stranger.download(pb.DownloadRequest(sha256="0" * 64).SerializeToString(), node="remote")
-        record = odd_records(3 * MIB)[0]
+        record = records_of_every_dtype(3 * MIB)[0]
         offer = stranger.server.payloads.offer(record)
-        ref = named(stranger.server.payloads, offer, "remote")
+        ref = prepared_ref(stranger.server.payloads, offer, "remote")
         whole = bytes(frames.encode(record))
         for start in (0, 1, MIB, len(whole) - 1, len(whole)):
             request = pb.DownloadRequest(sha256=ref.sha256, offset=start).SerializeToString()
@@ -586,7 +579,7 @@ def test_a_port_in_use_is_a_usage_error(served: tuple[Server, RunQueue, str], tm
 
 def test_an_equal_frame_announced_while_the_first_is_taken_stays_for_the_second(stranger: Stranger) -> None:
     """Two groups with equal sums: the second upload finds the first one's bytes, which its result then takes."""
-    data = bytes(frames.encode(a_sum(0)))
+    data = bytes(frames.encode(sum_of_one(0)))
     stranger.register()
     stranger.upload(head(data), data)
     reply = stranger.unary(FLEET + "UploadOffset", head(data))
@@ -636,4 +629,4 @@ def test_bytes_that_are_no_message_leave_nothing_behind(stranger: Stranger) -> N
     for _ in range(50):
         with refused("INVALID_ARGUMENT", "bytes came that are no message of /fedloom"):
             stranger.unary(CONTROL + "ListRuns", b"\xff" * 9)
-    until(lambda: states() <= before + 5)
+    wait_until(lambda: states() <= before + 5)

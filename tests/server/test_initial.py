@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_support import LINEAR, Listener, hold_session, until
 from policies import Fleet
+from support_paths import LINEAR
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ClientFailed, DataMissing, QuorumNotReached
 from fedloom.core.events import NodeRefused
 from fedloom.server.log import LogSink
+from fedloom.testing.fleet import EventLog, run_on_fleet, wait_until
 
 Make = Callable[..., Experiment]
 
@@ -34,12 +35,12 @@ class TestAnotherIsAsked:
     ) -> None:
         caplog.set_level(logging.INFO, "fedloom.server.log")
         north, south = policy(tmp_path / "north"), policy(tmp_path / "south", "weights")
-        listener = Listener()
+        listener = EventLog()
         outcome = Fleet(tmp_path, north=north, south=south).run(
             linear(workload={need: "$DATA/weights"}), listener, LogSink()
         )
         assert outcome.error is None and outcome.summary.status == "done"
-        assert outcome.summary.model_sha256 == hold_session(linear()).summary.model_sha256, "whoever makes the model"
+        assert outcome.summary.model_sha256 == run_on_fleet(linear()).summary.model_sha256, "whoever makes the model"
         reason = f"stage {stage}: fedloom.core.errors.DataMissing: there is no {tmp_path}/north/weights; put it there"
         first, *later = listener.of(NodeRefused)
         assert (first.round, first.node, first.kind, first.reason) == (0, "north", "failure", reason)
@@ -55,7 +56,7 @@ class TestAnotherIsAsked:
 
     def test_a_node_that_refuses_is_passed_over_like_one_that_fails(self, linear: Make, tmp_path: Path) -> None:
         north, south = policy(tmp_path / "north"), policy(tmp_path / "south", "weights")
-        listener = Listener()
+        listener = EventLog()
         outcome = Fleet(tmp_path, east={}, north=north, south=south).run(
             linear(workload={"init_needs": "$DATA/weights"}), listener
         )
@@ -70,13 +71,15 @@ class TestAnotherIsAsked:
         hook = ["sh", "-c", f"echo x >> {asked}; test -e {ready} || {{ echo charging; exit 1; }}"]
         limits = {"hook": hook, "hook_every_s": 0.05}
 
-        class Mains(Listener):
+        class Mains(EventLog):
             """Plugs the node in when it hears that it is not, after it was asked again."""
 
             def write(self, event: Any) -> None:
                 super().write(event)
                 if isinstance(event, NodeRefused) and not ready.exists():
-                    until(lambda: len(asked.read_text(encoding="utf-8").split()) >= 3, what="that it was asked again")
+                    wait_until(
+                        lambda: len(asked.read_text(encoding="utf-8").split()) >= 3, what="that it was asked again"
+                    )
                     ready.touch()
 
         mains = Mains()

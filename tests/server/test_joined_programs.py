@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fleet_support import LINEAR, until
 from shell import Shell
+from support_paths import LINEAR
 
 from fedloom import api
 from fedloom.core.config import Experiment
+from fedloom.testing.fleet import wait_until
 
 EXPERIMENT = f"""
 name = "joined"
@@ -48,7 +49,7 @@ def test_from_a_token_to_a_finished_run_over_the_servers_death_and_out_again(she
     client, client_log = shell.start("client")
     run_id = shell.run("submit", "x.toml", "--set", "fleet.labels.site=lab").strip()
     rounds = tmp_path / "state" / "runs" / run_id / "rounds.jsonl"
-    until(lambda: rounds.exists() and len(rounds.read_text(encoding="utf-8").splitlines()) >= 2, 90, "round 2")
+    wait_until(lambda: rounds.exists() and len(rounds.read_text(encoding="utf-8").splitlines()) >= 2, 90, "round 2")
     server.send_signal(signal.SIGKILL)
     server.wait()
     server, _, server_log = shell.serve(int(port), "--allow", str(LINEAR))
@@ -93,7 +94,9 @@ def test_a_device_without_the_file_is_passed_over(shell: Shell, tmp_path: Path) 
             json.loads(line) for line in server_log.read_text(encoding="utf-8").splitlines() if line.startswith("{")
         ]
 
-    until(lambda: {"north", "south"} <= {line.get("node") for line in log() if line["message"] == "node online"}, 60)
+    wait_until(
+        lambda: {"north", "south"} <= {line.get("node") for line in log() if line["message"] == "node online"}, 60
+    )
 
     def submit(*settings: str, code: int = 0) -> tuple[str, dict[str, str]]:
         run_id = shell.run("submit", "x.toml", *(f"--set={setting}" for setting in settings)).strip()

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fleet_support import until
 from shell import Shell
 
 from fedloom import api
 from fedloom.core.config import Experiment
+from fedloom.testing.fleet import wait_until
 
 IMAGES = """
 [workload]
@@ -60,7 +60,7 @@ def test_each_finishes_with_the_bits_of_a_run_in_one_process(shell: Shell, tmp_p
         (tmp_path / "x.toml").write_text(text, encoding="utf-8")
         run_id = shell.run("submit", "x.toml", "--identity", "state/admin").strip()
         summary = tmp_path / "state" / "runs" / run_id / "summary.json"
-        until(
+        wait_until(
             summary.exists, 120, f"the end of {name}; the node said: {client_log.read_text(encoding='utf-8')[-2000:]}"
         )
         found = json.loads(summary.read_text(encoding="utf-8"))

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Callable
 
 import pytest
-from fleet_support import hold_session
 
 from fedloom.core.config import Experiment
 from fedloom.core.events import NodeChanged, NodeRefused
 from fedloom.server.log import LogSink
+from fedloom.testing.fleet import run_on_fleet
 
 
 def about(record: logging.LogRecord) -> tuple[object, ...]:
@@ -20,7 +20,7 @@ def about(record: logging.LogRecord) -> tuple[object, ...]:
 def test_a_run_with_a_lost_client(linear: Callable[..., Experiment], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "fedloom.server.log")
     settings = {"workload": {"fail_clients": [1]}, "round": {"quorum_fraction": 0.5}, "cohort": 12, "rounds": 2}
-    outcome = hold_session(linear(**settings), sinks=[LogSink()])
+    outcome = run_on_fleet(linear(**settings), sinks=[LogSink()])
     run, lines = outcome.summary.run_id, [record for record in caplog.records if record.name == "fedloom.server.log"]
     said = [record.getMessage() for record in lines if getattr(record, "run", None) == run]
     assert said[0].startswith("run started: ") and "2 rounds of 12 of 12 clients" in said[0]
@@ -47,6 +47,6 @@ def test_a_run_that_cannot_begin_is_told_too(
 ) -> None:
     caplog.set_level(logging.INFO, "fedloom.server.log")
     values = linear(round={"reserve_fraction": 0.5}).to_dict() | {"selection": {"name": "power_of_choice"}}
-    outcome = hold_session(Experiment.parse(values), sinks=[LogSink()])
+    outcome = run_on_fleet(Experiment.parse(values), sinks=[LogSink()])
     (record,) = [record for record in caplog.records if record.getMessage().startswith("run failed")]
     assert "leaves no spare clients" in record.getMessage() and about(record)[0] == outcome.summary.run_id

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fleet_support import LINEAR, SUPPORT, Listener, hold_session, until
+from support_paths import LINEAR, SUPPORT
 
 from fedloom import api
 from fedloom.core import registry
@@ -28,6 +28,7 @@ from fedloom.core.events import (
 from fedloom.core.records import Job, Record, arrays_sha256
 from fedloom.core.seeds import generator
 from fedloom.server.store.disk_run_store import DiskRunStore
+from fedloom.testing.fleet import EventLog, run_on_fleet, wait_until
 
 Make = Callable[..., Experiment]
 ODD, COUNTING, SELECTION = (str(SUPPORT / f"{n}.py") for n in ("odd_strategy", "counting", "learning_selection"))
@@ -165,7 +166,7 @@ class TestStates:
                 seen[client] = seen.get(client, 0) + 1
         there = self.experiment(linear, workload=workload, runtime={"name": "process", "workers": 2})
         assert api.run(there, keep=False).summary.model_sha256 == here.summary.model_sha256
-        remote = hold_session(self.experiment(linear, workload=workload), shared_memory=False)
+        remote = run_on_fleet(self.experiment(linear, workload=workload), shared_memory=False)
         assert remote.error is None and remote.summary.model_sha256 == here.summary.model_sha256
 
     @pytest.mark.parametrize("every", [1, 3])
@@ -194,7 +195,7 @@ class TestStates:
         assert [record.round for record in resumed.history] == [1, 2, 3, 4, 5, 6]
 
     def test_a_failing_client_keeps_what_it_had(self, linear: Make) -> None:
-        outcome = hold_session(
+        outcome = run_on_fleet(
             self.experiment(linear, workload={"fail_clients": [0]}, round={"quorum_fraction": 0.3}), workers=1
         )
         assert outcome.error is None
@@ -210,7 +211,7 @@ class TestCheckpoints:
         checkpoint = DiskRunStore.open(tmp_path / "run").latest_checkpoint()
         assert checkpoint is not None and checkpoint.round == 3
         _repair(tmp_path / "run")
-        listener = Listener()
+        listener = EventLog()
         result = api.resume(tmp_path / "run", sinks=[listener])
         assert listener.of(RunStarted)[0].first_round == 4
         assert [event.round for event in listener.of(RoundStarted)] == [4, 5, 6, 7]
@@ -234,7 +235,7 @@ class TestCheckpoints:
 
 class TestEvents:
     def test_they_come_in_order_and_are_written_down(self, linear: Make, tmp_path: Path) -> None:
-        listener = Listener()
+        listener = EventLog()
         experiment = linear(rounds=2, clients=4, cohort=4, round={"group_size": 2})
         api.run(experiment, out=tmp_path / "run", sinks=[listener])
         kinds = [type(event).__name__ for event in listener.events if getattr(event, "run_id", None)]
@@ -250,9 +251,9 @@ class TestEvents:
         assert [event["event"] for event in written] == [kind for kind in kinds if kind != "ClientsDone"]
 
     def test_a_round_that_fails_tells_every_missing_client(self, linear: Make) -> None:
-        listener = Listener()
+        listener = EventLog()
         experiment = linear(workload={"fail_clients": list(range(12))}, round={"group_size": 6})
-        outcome = hold_session(experiment, sinks=[listener])
+        outcome = run_on_fleet(experiment, sinks=[listener])
         assert isinstance(outcome.error, ClientFailed)
         lost = listener.of(ClientLost)
         assert len(lost) == 6 and all("broken sensor" in event.failure.message for event in lost)
@@ -262,7 +263,7 @@ class TestEvents:
 class TestStopping:
     def test_a_stopped_run_is_interrupted_and_resumes_to_the_same_bits(self, linear: Make, tmp_path: Path) -> None:
         experiment = linear(rounds=8, workload={"sleep_s": 0.01})
-        stop, listener = threading.Event(), Listener()
+        stop, listener = threading.Event(), EventLog()
         store = DiskRunStore.create(tmp_path / "run", "r")
 
         class StopAfterTwo:
@@ -273,7 +274,7 @@ class TestStopping:
             def close(self) -> None:
                 pass
 
-        outcome = hold_session(experiment, store=store, stop=stop, sinks=[StopAfterTwo(), listener])
+        outcome = run_on_fleet(experiment, store=store, stop=stop, sinks=[StopAfterTwo(), listener])
         assert isinstance(outcome.error, Interrupted) and "fedloom resume" in str(outcome.error)
         assert (outcome.summary.status, outcome.summary.rounds) == ("interrupted", 2)
         assert listener.of(RunFinished)[0].summary == outcome.summary
@@ -282,9 +283,9 @@ class TestStopping:
         assert resumed.summary.model_sha256 == api.run(linear(rounds=8), keep=False).summary.model_sha256
 
     def test_it_stops_within_a_second_though_clients_are_slow(self, linear: Make) -> None:
-        stop, listener, outcome = threading.Event(), Listener(), []
+        stop, listener, outcome = threading.Event(), EventLog(), []
         experiment = linear(workload={"sleep_s": 0.3}, round={"group_size": 1})
-        run = threading.Thread(target=lambda: outcome.append(hold_session(experiment, stop=stop, sinks=[listener])))
+        run = threading.Thread(target=lambda: outcome.append(run_on_fleet(experiment, stop=stop, sinks=[listener])))
         run.start()
         listener.wait_for(lambda events: any(isinstance(event, RoundStarted) for event in events))
         stop.set()
@@ -311,6 +312,6 @@ class TestStopping:
     def test_no_threads_stay_behind(self, linear: Make) -> None:
         before = set(threading.enumerate())
         api.run(linear(rounds=2), keep=False)
-        until(
+        wait_until(
             lambda: not [t for t in set(threading.enumerate()) - before if t.is_alive()], what="the end of all threads"
         )

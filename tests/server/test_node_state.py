@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_support import SUPPORT, TOKEN, access, quick_server, until
+from support_paths import SUPPORT
 
 from fedloom import api
 from fedloom.client.agent import Agent
@@ -20,6 +20,7 @@ from fedloom.core.errors import ConfigError, Interrupted, RunFailed
 from fedloom.core.events import RoundFinished
 from fedloom.server.rounds.session import Outcome, run_session
 from fedloom.server.store.memory_run_store import MemoryRunStore
+from fedloom.testing.fleet import TOKEN, fleet_access, quick_server, wait_until
 
 SIZE = 40_000
 """Elements of the model and of what each client keeps: 160,000 bytes, more than travels inside a message."""
@@ -50,7 +51,7 @@ def one_node(states: Path) -> Iterator[Any]:
 
 
 def run(coordinator: Any, one: Experiment, store: MemoryRunStore, *sinks: Any, stop: threading.Event) -> Outcome:
-    return run_session(one, store, access(coordinator, patience_s=10), sinks, stop=stop)
+    return run_session(one, store, fleet_access(coordinator, patience_s=10), sinks, stop=stop)
 
 
 def test_state_at_the_node_gives_the_same_bits_and_never_travels(tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_state_at_the_node_gives_the_same_bits_and_never_travels(tmp_path: Path)
         with one_node(tmp_path / "states") as coordinator:
             outcomes[home] = run(coordinator, one, store, stop=threading.Event())
             assert outcomes[home].error is None
-            until(lambda: not list((tmp_path / "states").glob("*")), 10, "the end of the run's states")
+            wait_until(lambda: not list((tmp_path / "states").glob("*")), 10, "the end of the run's states")
         kept[home] = [client for client in range(5) if store.client(client, (99, 0)) is not None]
         up[home] = outcomes[home].summary.wire_bytes_up
     assert outcomes["node"].summary.model_sha256 == outcomes["server"].summary.model_sha256
@@ -92,7 +93,7 @@ def test_a_run_that_was_stopped_finds_its_clients_state_where_it_was(tmp_path: P
         assert isinstance(run(coordinator, one, store, stop, stop=stop.event).error, Interrupted)
         again = run(coordinator, one, store, stop=threading.Event())
         assert again.error is None and again.summary.model_sha256 == want and len(again.history) == 6
-        until(lambda: not list((tmp_path / "states").glob("*")), 10, "the end of the run's states")
+        wait_until(lambda: not list((tmp_path / "states").glob("*")), 10, "the end of the run's states")
 
 
 @pytest.mark.parametrize("every", [1, 2])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_support import SUPPORT, Listener, hold_session
+from support_paths import SUPPORT
 
 from fedloom import api
 from fedloom.core.config import Experiment
@@ -18,6 +18,7 @@ from fedloom.core.events import RoundFinished, RunStarted
 from fedloom.server.log import LogSink
 from fedloom.server.run_queue import RunQueue
 from fedloom.server.store.disk_run_store import DiskRunStore
+from fedloom.testing.fleet import EventLog, run_on_fleet
 
 Make = Callable[..., Experiment]
 
@@ -43,7 +44,7 @@ class StopAfter(threading.Event):
 
 
 def test_it_ends_when_the_strategy_plans_no_further_round(linear: Make, tmp_path: Path) -> None:
-    listener = Listener()
+    listener = EventLog()
     experiment = until_enough(linear, 3, checkpoint={"every": 2}, evaluation={"every": 2})
     result = api.run(experiment, out=tmp_path / "run", sinks=[listener])
     assert (result.summary.status, result.summary.rounds) == ("done", 3)
@@ -62,7 +63,7 @@ def test_a_stopped_one_resumes_to_the_same_bits(linear: Make, tmp_path: Path, ev
     want = api.run(linear(rounds=6), keep=False).summary.model_sha256
     experiment, stop = until_enough(linear, 6, checkpoint={"every": every}), StopAfter(4)
     store = DiskRunStore.create(tmp_path / "run", "run")
-    outcome = hold_session(experiment, store=store, stop=stop, sinks=[stop])
+    outcome = run_on_fleet(experiment, store=store, stop=stop, sinks=[stop])
     assert isinstance(outcome.error, Interrupted) and outcome.summary.status == "interrupted"
     resumed = api.resume(tmp_path / "run")
     assert (resumed.summary.rounds, resumed.summary.status) == (6, "done")
@@ -78,7 +79,7 @@ def test_a_server_lists_and_logs_it_as_open(linear: Make, tmp_path: Path, caplog
     finally:
         queue.close()
     with caplog.at_level(logging.INFO):
-        hold_session(until_enough(linear, 1), sinks=[LogSink()])
+        run_on_fleet(until_enough(linear, 1), sinks=[LogSink()])
     assert any("an open number of rounds of 6 of 12 clients" in message for message in caplog.messages)
 
 

@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
-from fleet_support import a_sum, exchange, model_record, planned, quick_server, result, run_spec, until
 
 from fedloom.core import frames
 from fedloom.core.depot import Depot
@@ -29,6 +28,9 @@ from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.fleet.open_exchange import OpenExchange
 from fedloom.server.fleet.payloads import PayloadStore
 from fedloom.server.fleet.planned import PlannedGroup
+from fedloom.testing.by_hand import group_result, open_exchange, planned_groups, run_spec, sum_of_one
+from fedloom.testing.fleet import quick_server, wait_until
+from fedloom.testing.records import model_record
 
 T = TypeVar("T")
 TIMEOUT_S = 10.0
@@ -112,7 +114,7 @@ class Far:
 
     def answer(self, index: int = 0, value: float = 2.0, **fields: Any) -> GroupResult:
         """A result whose sum has been uploaded."""
-        return result(ZERO._replace(group=index), index, total=self.upload(a_sum(index, value)), **fields)
+        return group_result(ZERO._replace(group=index), index, total=self.upload(sum_of_one(index, value)), **fields)
 
     def got(self, kind: type[T]) -> list[T]:
         with contextlib.suppress(queue.Empty):
@@ -163,7 +165,7 @@ class TestVetting:
                 gate.wait()
 
         one, two = Far(coordinator, "a"), Far(coordinator, "b")
-        with exchange(coordinator, planned(9.0, 1.0), vet=vet) as opened:
+        with open_exchange(coordinator, planned_groups(9.0, 1.0), vet=vet) as opened:
             assert (one.groups(), two.groups()) == ([0], [1])
             slow = Elsewhere(lambda: one.send(one.answer(0)))
             gate.reached()
@@ -172,7 +174,7 @@ class TestVetting:
             assert two.acks() == ["accepted"] and [answer.index for answer in answers(opened)] == [1]
             assert Far(coordinator, "c").groups() == [] and coordinator.online == 3
             assert [row["state"] for row in coordinator.rows()] == ["busy", "online", "online"]
-            with exchange(coordinator, planned(1.0), round=2) as another:
+            with open_exchange(coordinator, planned_groups(1.0), round=2) as another:
                 assert another.in_work == 1
             gate.open()
             slow.done()
@@ -180,7 +182,7 @@ class TestVetting:
 
     def test_two_results_of_a_group_at_the_same_time_are_one_answer(self, coordinator: Coordinator, gate: Gate) -> None:
         one, two = Far(coordinator, "a"), Far(coordinator, "b")
-        with exchange(coordinator, planned(1.0), vet=gate.vet) as opened:
+        with open_exchange(coordinator, planned_groups(1.0), vet=gate.vet) as opened:
             both = [Elsewhere(partial(far.send, far.answer(0))) for far in (one, two)]
             gate.reached(2)
             assert len(coordinator.payloads._uploads) == 0, "both payloads are in the hands of who reads them"
@@ -195,7 +197,7 @@ class TestVetting:
 
     def test_a_result_whose_exchange_closes_is_stale(self, coordinator: Coordinator, gate: Gate) -> None:
         one = Far(coordinator, "a")
-        with exchange(coordinator, planned(1.0), vet=gate.vet) as opened:
+        with open_exchange(coordinator, planned_groups(1.0), vet=gate.vet) as opened:
             slow = Elsewhere(lambda: one.send(one.answer(0)))
             gate.reached()
         gate.open()
@@ -209,10 +211,10 @@ class TestVetting:
         coordinator = Coordinator(PayloadStore(None), heartbeat_s=0.02, grace_s=60.0, lost_after_s=60.0)
         with contextlib.closing(coordinator):
             one = Far(coordinator, "a")
-            with exchange(coordinator, planned(1.0), vet=gate.vet):
+            with open_exchange(coordinator, planned_groups(1.0), vet=gate.vet):
                 slow = Elsewhere(lambda: one.send(one.answer(0)))
                 gate.reached()
-            with exchange(coordinator, planned(1.0)) as anew:
+            with open_exchange(coordinator, planned_groups(1.0)) as anew:
                 gate.open()
                 slow.done()
                 assert one.acks() == ["stale"] and answers(anew) == []
@@ -223,13 +225,13 @@ class TestVetting:
                     one.beat()
                     return len(one.groups()) > before
 
-                until(pushed_again)
+                wait_until(pushed_again)
                 one.send(one.answer(0))
                 assert [answer.node for answer in answers(anew)] == ["a"]
 
     def test_a_session_that_takes_over_hears_of_the_result(self, coordinator: Coordinator, gate: Gate) -> None:
         one = Far(coordinator, "a")
-        with exchange(coordinator, planned(1.0), vet=gate.vet) as opened:
+        with open_exchange(coordinator, planned_groups(1.0), vet=gate.vet) as opened:
             message = one.answer(0)
             slow = Elsewhere(lambda: one.send(message))
             gate.reached()
@@ -247,7 +249,7 @@ class TestVetting:
 
     def test_a_copy_that_comes_meanwhile_or_later_changes_nothing(self, coordinator: Coordinator, gate: Gate) -> None:
         one = Far(coordinator, "a")
-        with exchange(coordinator, planned(1.0), vet=gate.vet) as opened:
+        with open_exchange(coordinator, planned_groups(1.0), vet=gate.vet) as opened:
             message = one.answer(0)
             slow = Elsewhere(lambda: one.send(message))
             gate.reached()
@@ -260,7 +262,7 @@ class TestVetting:
 
     def test_a_node_that_leaves_has_answered_after_all(self, coordinator: Coordinator, gate: Gate) -> None:
         one, two = Far(coordinator, "a"), Far(coordinator, "b")
-        with exchange(coordinator, planned(1.0), vet=gate.vet) as opened:
+        with open_exchange(coordinator, planned_groups(1.0), vet=gate.vet) as opened:
             slow = Elsewhere(lambda: one.send(one.answer(0)))
             gate.reached()
             coordinator.leave("a", "", "its process ended")
@@ -273,7 +275,7 @@ class TestVetting:
 
     def test_a_group_given_up_meanwhile_stays_given_up(self, coordinator: Coordinator, gate: Gate) -> None:
         one = Far(coordinator, "a")
-        with exchange(coordinator, planned(1.0), run=run_spec(max_attempts=1), vet=gate.vet) as opened:
+        with open_exchange(coordinator, planned_groups(1.0), run=run_spec(max_attempts=1), vet=gate.vet) as opened:
             slow = Elsewhere(lambda: one.send(one.answer(0)))
             gate.reached()
             coordinator.leave("a", "", "its process ended")
@@ -287,7 +289,7 @@ class TestVetting:
     ) -> None:
         monkeypatch.setattr(coordinator_module, "MAX_NODES", 10)
         one, *others = (Far(coordinator, f"n-{index}") for index in range(10))
-        with exchange(coordinator, planned(1.0), vet=gate.vet) as opened:
+        with open_exchange(coordinator, planned_groups(1.0), vet=gate.vet) as opened:
             slow = Elsewhere(lambda: one.send(one.answer(0)))
             gate.reached()
             coordinator.leave("n-0", "", "gone")
@@ -306,8 +308,8 @@ class TestVetting:
                 raise BadUpdate("not finite")
 
         one, two = Far(coordinator, "a"), Far(coordinator, "b")
-        with exchange(coordinator, planned(9.0, 1.0), vet=vet) as opened:
-            bad = Elsewhere(lambda: one.send(result(ZERO, 0, total=one.upload(spoilt()))))
+        with open_exchange(coordinator, planned_groups(9.0, 1.0), vet=vet) as opened:
+            bad = Elsewhere(lambda: one.send(group_result(ZERO, 0, total=one.upload(spoilt()))))
             gate.reached()
             two.send(two.answer(0))
             gate.open()
@@ -324,7 +326,7 @@ class TestVetting:
                 raise error
 
         one = Far(coordinator, "a")
-        with exchange(coordinator, planned(1.0), vet=vet) as opened:
+        with open_exchange(coordinator, planned_groups(1.0), vet=vet) as opened:
             with pytest.raises(ZeroDivisionError):
                 one.send(one.answer(0))
             one.send(one.answer(0))
@@ -332,7 +334,7 @@ class TestVetting:
 
     def test_it_is_acknowledged_when_the_run_has_made_it_safe(self, coordinator: Coordinator, gate: Gate) -> None:
         one = Far(coordinator, "a")
-        with exchange(coordinator, planned(1.0), vet=gate.vet, run_acknowledges=True) as opened:
+        with open_exchange(coordinator, planned_groups(1.0), vet=gate.vet, run_acknowledges=True) as opened:
             message = one.answer(0)
             slow = Elsewhere(lambda: one.send(message))
             gate.reached()
@@ -349,7 +351,7 @@ class TestVetting:
 
 
 def spoilt() -> Record:
-    record = a_sum(0)
+    record = sum_of_one(0)
     return Record({"model": {"w": np.full(3, np.nan, np.float32)}}, record.info)
 
 
@@ -358,14 +360,14 @@ class TestPayloadsAreUsedOnce:
 
     def test_a_copy_of_a_result_does_not_use_the_next_ones(self, coordinator: Coordinator) -> None:
         one = Far(coordinator, "a")
-        total = a_sum(0)
-        with exchange(coordinator, planned(1.0, 1.0, 1.0, 1.0)) as opened:
+        total = sum_of_one(0)
+        with open_exchange(coordinator, planned_groups(1.0, 1.0, 1.0, 1.0)) as opened:
             refs = [one.upload(total), one.upload(total)]
             assert refs[0] == refs[1]
-            first = result(ZERO, 0, total=refs[0])
+            first = group_result(ZERO, 0, total=refs[0])
             one.send(first)
             one.send(first)
-            one.send(result(ZERO._replace(group=1), 1, total=refs[1]))
+            one.send(group_result(ZERO._replace(group=1), 1, total=refs[1]))
             assert one.acks() == ["accepted", "duplicate", "accepted"]
             assert len(answers(opened)) == 2 and not coordinator.payloads._uploads
 
@@ -375,13 +377,13 @@ class TestPayloadsAreUsedOnce:
             if trouble == "vet" and list(clients) == [0]:
                 raise BadUpdate("no")
 
-        one, total = Far(coordinator, "a"), a_sum(0)
-        with exchange(coordinator, planned(1.0, 1.0), vet=vet) as opened:
+        one, total = Far(coordinator, "a"), sum_of_one(0)
+        with open_exchange(coordinator, planned_groups(1.0, 1.0), vet=vet) as opened:
             refs = [one.upload(total), one.upload(total)]
             missing = {0: PayloadRef(size=9, sha256="0" * 64)} if trouble == "state" else {}
-            one.send(result(ZERO, 7 if trouble == "clients" else 0, total=refs[0], states=missing))
+            one.send(group_result(ZERO, 7 if trouble == "clients" else 0, total=refs[0], states=missing))
             assert one.acks() == ["rejected"]
-            one.send(result(ZERO._replace(group=1), 1, total=refs[1]))
+            one.send(group_result(ZERO._replace(group=1), 1, total=refs[1]))
             assert one.acks() == ["rejected", "accepted"]
             assert len(answers(opened)) == 1 and not coordinator.payloads._uploads
 
@@ -404,21 +406,21 @@ class TestPreparing:
         self, coordinator: Coordinator, gate: Gate, hashing: list[int]
     ) -> None:
         one, two = Far(coordinator, "a"), Far(coordinator, "b")
-        with exchange(coordinator, planned(1.0), run=run_spec("small")) as small:
+        with open_exchange(coordinator, planned_groups(1.0), run=run_spec("small")) as small:
             over = threading.Event()
 
             def big() -> None:
-                with exchange(coordinator, planned(1.0, 1.0), run=run_spec("big"), inputs=BIG):
+                with open_exchange(coordinator, planned_groups(1.0, 1.0), run=run_spec("big"), inputs=BIG):
                     assert over.wait(TIMEOUT_S)
 
             run = Elsewhere(big)
             gate.reached()
             one.beat(GroupKey("small", 1, 0, 0))
-            one.send(result(GroupKey("small", 1, 0, 0), 0, total=one.upload(a_sum(0))))
+            one.send(group_result(GroupKey("small", 1, 0, 0), 0, total=one.upload(sum_of_one(0))))
             assert [answer.node for answer in answers(small)] == ["a"]
             assert [key.run_id for key in pushed(one, two)] == ["small"]
             gate.open()
-            until(lambda: [key.run_id for key in pushed(one, two)] == ["small", "big", "big"])
+            wait_until(lambda: [key.run_id for key in pushed(one, two)] == ["small", "big", "big"])
             over.set()
             run.done()
         assert hashing == [400_000], "once for both nodes"
@@ -427,19 +429,19 @@ class TestPreparing:
         self, coordinator: Coordinator, gate: Gate, hashing: list[int], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         near = Far(coordinator, "near", locality="process")
-        with exchange(coordinator, planned(*[1.0] * 9), inputs=BIG) as opened:
+        with open_exchange(coordinator, planned_groups(*[1.0] * 9), inputs=BIG) as opened:
             assert near.groups() == [0, 1, 2] and not hashing
             far = Far(coordinator, "far")  # its first heartbeat makes it ask for work
             gate.reached()
             assert far.groups() == []
-            near.send(result(ZERO, 0))
-            near.send(result(ZERO._replace(group=1), 1))
+            near.send(group_result(ZERO, 0))
+            near.send(group_result(ZERO._replace(group=1), 1))
             assert near.groups() == [0, 1, 2, 3, 4] and len(answers(opened)) == 2
             with monkeypatch.context() as patch:
                 patch.setattr(coordinator._preparing, "submit", lambda *args: pytest.fail("it is asked for twice"))
                 farther = Far(coordinator, "farther")
             gate.open()
-            until(lambda: (far.groups(), farther.groups()) == ([5], [6]))
+            wait_until(lambda: (far.groups(), farther.groups()) == ([5], [6]))
             (first,) = far.got(Group)
             assert b"".join(coordinator.payloads.download(first.inputs["model"].sha256, 0)) == bytes(
                 frames.encode(BIG["model"])
@@ -450,12 +452,12 @@ class TestPreparing:
         self, coordinator: Coordinator, gate: Gate, hashing: list[int]
     ) -> None:
         prefers = PlannedGroup(jobs=(Job(round=1, client=0),), work=1.0, prefer="far")
-        with exchange(coordinator, [prefers], inputs=BIG) as opened:
+        with open_exchange(coordinator, [prefers], inputs=BIG) as opened:
             far, near = Far(coordinator, "far"), Far(coordinator, "near", locality="process")
             gate.reached()
             assert (far.groups(), near.groups(), list(opened.pending)) == ([], [], [0])
             gate.open()
-            until(lambda: far.groups() == [0])
+            wait_until(lambda: far.groups() == [0])
             assert near.groups() == [] and len(hashing) == 1
 
     @pytest.mark.parametrize("shared", [False, True])
@@ -478,7 +480,7 @@ class TestPreparing:
         store = PayloadStore(depot)
         coordinator = Coordinator(store, heartbeat_s=60.0)
         with contextlib.closing(store), contextlib.closing(coordinator):
-            with exchange(coordinator, planned(1.0), inputs=BIG) as opened:
+            with open_exchange(coordinator, planned_groups(1.0), inputs=BIG) as opened:
                 late = Far(coordinator, "late", locality="host" if shared else "remote")
                 gate.reached()
             gate.open()
@@ -502,13 +504,13 @@ class TestPreparing:
 
         with monkeypatch.context() as patch:
             patch.setattr(frames, "digest", fail)
-            with exchange(coordinator, planned(1.0, 1.0), inputs=BIG) as opened:
+            with open_exchange(coordinator, planned_groups(1.0, 1.0), inputs=BIG) as opened:
                 one = Far(coordinator, "a")
                 assert isinstance(opened.answers.get(timeout=TIMEOUT_S), told)
                 assert one.groups() == [] and not opened.pending
-            with pytest.raises(type(trouble)), exchange(coordinator, planned(1.0), inputs=BIG, round=2):
+            with pytest.raises(type(trouble)), open_exchange(coordinator, planned_groups(1.0), inputs=BIG, round=2):
                 pytest.fail("it was put out")
-        with exchange(coordinator, planned(1.0), inputs=BIG, round=2):
+        with open_exchange(coordinator, planned_groups(1.0), inputs=BIG, round=2):
             assert one.groups() == [0]
 
     def test_what_two_want_at_the_same_time_is_made_once(self, gate: Gate, hashing: list[int]) -> None:
@@ -566,8 +568,8 @@ def test_in_a_whole_run_nothing_long_is_done_under_the_lock(monkeypatch: pytest.
             for client in states
         ]
         near, far = Far(coordinator, "near", locality="host"), Far(coordinator, "far")
-        with exchange(coordinator, groups, vet=lambda total, clients: None) as opened:
-            until(lambda: len(near.groups()) == len(far.groups()) == 1)
+        with open_exchange(coordinator, groups, vet=lambda total, clients: None) as opened:
+            wait_until(lambda: len(near.groups()) == len(far.groups()) == 1)
             for each in (near, far):
                 (group,) = each.got(Group)
                 client = group.key.group
@@ -584,15 +586,15 @@ def test_uploads_are_freed_without_the_lock(coordinator: Coordinator) -> None:
     one = Far(coordinator, "a")
 
     def watched() -> PayloadRef:
-        ref = one.upload(a_sum(0))
+        ref = one.upload(sum_of_one(0))
         upload = coordinator.payloads._uploads["a", ref.sha256]
         weakref.finalize(upload, lambda: freed.append(owned(coordinator)))
         return ref
 
-    one.send(result(GroupKey("nobody's", 1, 0, 0), 0, total=watched()))  # stale
+    one.send(group_result(GroupKey("nobody's", 1, 0, 0), 0, total=watched()))  # stale
     assert freed == [False]
-    with exchange(coordinator, planned(1.0)):
-        one.send(result(ZERO._replace(group=5), 0, total=watched()))  # no such group
+    with open_exchange(coordinator, planned_groups(1.0)):
+        one.send(group_result(ZERO._replace(group=5), 0, total=watched()))  # no such group
         assert freed == [False] * 2
     watched()
     coordinator.leave("a", "", "gone")

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fleet_support import named
 
 from fedloom.client.record_cache import RecordCache
 from fedloom.core import frames
@@ -22,6 +21,7 @@ from fedloom.server.fleet.payloads import PayloadStore
 from fedloom.server.rounds.pinned_inputs import Holders
 from fedloom.server.store.disk_run_store import DiskRunStore
 from fedloom.server.store.run_store import Checkpoint
+from fedloom.testing.by_hand import prepared_ref
 
 
 def pinned(value: float = 1.0, size: int = 100_000) -> Pinned:
@@ -45,8 +45,8 @@ class TestOffers:
         refs = []
         for _ in range(3):
             offers = store.offer_all("run", {"base": base, MODEL: Record({MODEL: {"x": np.ones(9000)}})})
-            refs.append(named(store, offers["base"], "host"))
-            named(store, offers[MODEL], "host")
+            refs.append(prepared_ref(store, offers["base"], "host"))
+            prepared_ref(store, offers[MODEL], "host")
             for offer in offers.values():
                 store.withdraw(offer)
         assert refs[0] == refs[1] == refs[2] and refs[0].pinned and refs[0].sha256 == base.sha256
@@ -55,7 +55,7 @@ class TestOffers:
     def test_there_is_one_copy_on_the_host_and_it_outlives_the_offer(self, depot: Depot) -> None:
         store, base = PayloadStore(depot), pinned()
         before, order = base.groups[MODEL]["w"], list(base.groups[MODEL])
-        ref = named(store, store.offer_all("run", {"base": base})["base"], "host")
+        ref = prepared_ref(store, store.offer_all("run", {"base": base})["base"], "host")
         reader = Depot.join(str(depot.path), depot.nonce)
         assert reader is not None
         mapped = frames.decode(reader.map(ref.shared, ref.size)).groups[MODEL]["w"]
@@ -68,16 +68,16 @@ class TestOffers:
 
     def test_a_small_one_is_not_repeated_inside_every_message(self) -> None:
         store = PayloadStore(None)
-        ref = named(store, store.offer_all("run", {"fold": pinned(size=4)})["fold"], "remote")
+        ref = prepared_ref(store, store.offer_all("run", {"fold": pinned(size=4)})["fold"], "remote")
         assert ref.pinned and not ref.inline
         assert b"".join(store.download(ref.sha256, 0)) == bytes(frames.encode(pinned(size=4)))
 
     def test_what_the_state_no_longer_names_is_no_longer_offered(self, depot: Depot) -> None:
         store, old, new = PayloadStore(depot), pinned(1.0), pinned(2.0)
-        first = named(store, store.offer_all("run", {"base": old})["base"], "host")
-        named(store, store.offer_all("run", {"base": old, "new": new})["new"], "remote")
+        first = prepared_ref(store, store.offer_all("run", {"base": old})["base"], "host")
+        prepared_ref(store, store.offer_all("run", {"base": old, "new": new})["new"], "remote")
         store.retain("run", [new.sha256])
-        again = named(store, store.offer_all("run", {"base": old})["base"], "host")
+        again = prepared_ref(store, store.offer_all("run", {"base": old})["base"], "host")
         assert again.shared != first.shared and not (depot.path / first.shared).exists()
         store.retain("run", [])
         assert not list(depot.path.glob("*-*"))

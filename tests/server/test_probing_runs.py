@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fleet_support import TOKEN, access, quick_server, until
 
 from fedloom import api
 from fedloom.client.agent import Agent
@@ -17,11 +16,13 @@ from fedloom.client.memory import MemoryLimits
 from fedloom.client.setup import NodeSetup
 from fedloom.core.config import Experiment
 from fedloom.core.events import ClientsDone
-from fedloom.core.messages import Channel, FromAgent, Hello, PayloadRef, ToAgent, Welcome
+from fedloom.core.messages import Channel, PayloadRef
 from fedloom.core.records import Record
 from fedloom.server.rounds.session import Outcome, run_session
 from fedloom.server.store.memory_run_store import MemoryRunStore
 from fedloom.simulation.in_process import InProcessChannel
+from fedloom.testing.faults import ForwardingChannel
+from fedloom.testing.fleet import TOKEN, fleet_access, quick_server, wait_until
 
 Make = Callable[..., Experiment]
 ROUNDS, CANDIDATES, COHORT = 3, 6, 2
@@ -30,38 +31,17 @@ FEATURES = 33_000
 UPDATE_BYTES = 4 * FEATURES + 4
 
 
-class Counting:
+class Counting(ForwardingChannel):
     """A channel that writes down what is fetched: its digest where the reference has one, and the record."""
 
     def __init__(self, inner: Channel) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self.fetched: list[tuple[str, Record]] = []
 
     def fetch(self, ref: PayloadRef) -> Record:
-        record = self._inner.fetch(ref)
+        record = self.inner.fetch(ref)
         self.fetched.append((ref.sha256, ref.record or record))
         return record
-
-    def send(self, message: FromAgent) -> None:
-        self._inner.send(message)
-
-    def open(self, hello: Hello) -> Welcome:
-        return self._inner.open(hello)
-
-    def receive(self, timeout_s: float) -> ToAgent | None:
-        return self._inner.receive(timeout_s)
-
-    def store(self, record: Record, run_id: str) -> PayloadRef:
-        return self._inner.store(record, run_id)
-
-    def lease(self, record: Record, run_id: str) -> Mapping[str, Mapping[str, Any]]:
-        return self._inner.lease(record, run_id)
-
-    def recycle(self, run_id: str) -> None:
-        self._inner.recycle(run_id)
-
-    def close(self) -> None:
-        self._inner.close()
 
 
 class InStep:
@@ -112,7 +92,9 @@ def one_node(kind: str, limits: MemoryLimits | None = None) -> Iterator[tuple[An
         try:
             yield server.coordinator, channel
             kept = agent._executor
-            until(lambda: not len(kept._parked) and not kept._inputs.num_bytes, 10, "the end of what was kept for runs")
+            wait_until(
+                lambda: not len(kept._parked) and not kept._inputs.num_bytes, 10, "the end of what was kept for runs"
+            )
         finally:
             agent.stop()
             worker.join()
@@ -126,7 +108,7 @@ def at_once(coordinator: Any, experiments: list[Experiment]) -> list[Outcome]:
     def work(index: int, experiment: Experiment) -> None:
         store = MemoryRunStore(f"run-{index}")
         store.begin(experiment)
-        fleet = access(coordinator, patience_s=10)
+        fleet = fleet_access(coordinator, patience_s=10)
         outcomes[index] = run_session(experiment, store, fleet, [in_step], stop=threading.Event())
 
     threads = [threading.Thread(target=work, args=item) for item in enumerate(experiments)]

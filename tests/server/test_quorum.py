@@ -8,15 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fleet_support import Listener, hold_session
 
 from fedloom import api
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ClientFailed, QuorumNotReached
 from fedloom.core.events import ClientLost, RoundFinished
-from fedloom.core.messages import Channel, FromAgent, Group, GroupKey, GroupResult, Hello, PayloadRef, ToAgent, Welcome
-from fedloom.core.records import Record
+from fedloom.core.messages import Channel, FromAgent, Group, GroupKey, GroupResult, ToAgent
 from fedloom.server.rounds.session import Outcome
+from fedloom.testing.faults import ForwardingChannel
+from fedloom.testing.fleet import EventLog, run_on_fleet
 
 Make = Callable[..., Experiment]
 HALF = {"quorum_fraction": 0.5}
@@ -30,8 +30,8 @@ def everybody(linear: Make, **values: Any) -> Experiment:
 
 class TestQuorum:
     def test_half_the_answers_are_enough_and_the_missing_are_listed(self, linear: Make) -> None:
-        listener = Listener()
-        outcome = hold_session(everybody(linear, workload={"fail_clients": [1, 4]}, round=HALF), sinks=[listener])
+        listener = EventLog()
+        outcome = run_on_fleet(everybody(linear, workload={"fail_clients": [1, 4]}, round=HALF), sinks=[listener])
         assert outcome.error is None and outcome.summary.status == "done"
         assert outcome.summary.failures == 4
         for record in outcome.history:
@@ -47,9 +47,9 @@ class TestQuorum:
         assert len(listener.of(ClientLost)) == 4
 
     def test_exactly_the_quorum_is_enough_one_less_is_not(self, linear: Make) -> None:
-        three = hold_session(everybody(linear, workload={"fail_clients": [0, 1, 2]}, round=HALF))
+        three = run_on_fleet(everybody(linear, workload={"fail_clients": [0, 1, 2]}, round=HALF))
         assert three.error is None
-        four = hold_session(everybody(linear, workload={"fail_clients": [0, 1, 2, 3]}, round=HALF))
+        four = run_on_fleet(everybody(linear, workload={"fail_clients": [0, 1, 2, 3]}, round=HALF))
         assert isinstance(four.error, QuorumNotReached)
         text = str(four.error)
         assert "round 1 needs answers of 3 of 6 clients, but 4 are missing" in text
@@ -58,7 +58,7 @@ class TestQuorum:
         assert four.summary.status == "failed" and four.summary.rounds == 0
 
     def test_without_a_quorum_the_first_failure_ends_it_with_its_traceback(self, linear: Make) -> None:
-        outcome = hold_session(everybody(linear, workload={"fail_clients": [4]}))
+        outcome = run_on_fleet(everybody(linear, workload={"fail_clients": [4]}))
         assert isinstance(outcome.error, ClientFailed)
         assert "client 4, round 1, stage train on agent-" in str(outcome.error)
         assert str(outcome.error).endswith("RuntimeError: client 4 has a broken sensor")
@@ -80,17 +80,17 @@ class TestQuorum:
                     api.run(experiment, keep=False)
                 text = str(caught.value)
             else:
-                text = str(hold_session(experiment).error)
+                text = str(run_on_fleet(experiment).error)
             assert "client 5" in text and "round 1" in text and f"stage {stage}" in text, text
             assert "array 'w'" in text and words in text and advice in text, text
 
     @pytest.mark.parametrize("kind", ["nan_clients", "wide_clients", "fail_clients"])
     def test_the_others_are_folded_as_if_the_bad_client_had_not_been_there(self, linear: Make, kind: str) -> None:
         experiment = everybody(linear, workload={kind: [5]}, round=HALF, evaluation={"every": 0})
-        bad = hold_session(experiment)
+        bad = run_on_fleet(experiment)
         assert bad.error is None
         failing = everybody(linear, workload={"fail_clients": [5]}, round=HALF, evaluation={"every": 0})
-        assert bad.summary.model_sha256 == hold_session(failing).summary.model_sha256
+        assert bad.summary.model_sha256 == run_on_fleet(failing).summary.model_sha256
         assert bad.summary.model_sha256 == api.run(experiment, keep=False).summary.model_sha256
         in_processes = everybody(
             linear, workload={kind: [5]}, round=HALF, evaluation={"every": 0}, runtime={"name": "process", "workers": 2}
@@ -99,23 +99,24 @@ class TestQuorum:
         assert [sorted(f.client for f in record.failures) for record in bad.history] == [[5], [5]]
 
     def test_a_whole_group_may_be_missing(self, linear: Make) -> None:
-        gone = hold_session(everybody(linear)).history[0].cohort[2:4]
-        outcome = hold_session(everybody(linear, workload={"fail_clients": gone}, round=HALF))
+        gone = run_on_fleet(everybody(linear)).history[0].cohort[2:4]
+        outcome = run_on_fleet(everybody(linear, workload={"fail_clients": gone}, round=HALF))
         assert outcome.error is None
         assert sorted(failure.client for failure in outcome.history[0].failures) == sorted(gone)
 
     def test_nobody_answering_is_said(self, linear: Make) -> None:
-        outcome = hold_session(
+        outcome = run_on_fleet(
             everybody(linear, workload={"fail_clients": list(range(6))}, round={"quorum_fraction": 0.01})
         )
         assert isinstance(outcome.error, QuorumNotReached) and "6 are missing" in str(outcome.error)
 
 
-class Slow:
+class Slow(ForwardingChannel):
     """A channel whose agent keeps the results of some clients back until it is told."""
 
     def __init__(self, inner: Channel, clients: set[int], go: threading.Event) -> None:
-        self._inner, self._clients, self._go = inner, clients, go
+        super().__init__(inner)
+        self._clients, self._go = clients, go
         self._kept: dict[GroupKey, GroupResult] = {}
 
     def send(self, message: FromAgent) -> None:
@@ -125,34 +126,13 @@ class Slow:
                 self._kept[message.key] = message
                 return
         while self._go.is_set() and self._kept:
-            self._inner.send(self._kept.popitem()[1])
-        self._inner.send(message)
-
-    def open(self, hello: Hello) -> Welcome:
-        return self._inner.open(hello)
-
-    def receive(self, timeout_s: float) -> ToAgent | None:
-        return self._inner.receive(timeout_s)
-
-    def fetch(self, ref: PayloadRef) -> Record:
-        return self._inner.fetch(ref)
-
-    def store(self, record: Record, run_id: str) -> PayloadRef:
-        return self._inner.store(record, run_id)
-
-    def lease(self, record: Record, run_id: str) -> Any:
-        return self._inner.lease(record, run_id)
-
-    def recycle(self, run_id: str) -> None:
-        self._inner.recycle(run_id)
-
-    def close(self) -> None:
-        self._inner.close()
+            self.inner.send(self._kept.popitem()[1])
+        self.inner.send(message)
 
 
 class TestDeadline:
-    def run(self, linear: Make, slow: set[int], **round: Any) -> tuple[Outcome, Listener]:
-        go, listener = threading.Event(), Listener()
+    def run(self, linear: Make, slow: set[int], **round: Any) -> tuple[Outcome, EventLog]:
+        go, listener = threading.Event(), EventLog()
 
         class Release:
             """Lets the late results go once the first round is over."""
@@ -172,7 +152,7 @@ class TestDeadline:
             workload={"sleep_s": 0.02},
             round={"group_size": 1, "deadline_s": 1.0, **round},
         )
-        outcome = hold_session(
+        outcome = run_on_fleet(
             experiment, workers=6, sinks=[Release(), listener], wrap=lambda channel: Slow(channel, slow, go)
         )
         return outcome, listener
@@ -199,7 +179,7 @@ class TestDeadline:
         assert sorted(event.failure.client for event in listener.of(ClientLost)) == [1, 2, 3, 4]
 
     def test_a_round_that_is_done_does_not_wait_for_it(self, linear: Make) -> None:
-        outcome = hold_session(everybody(linear, round={"deadline_s": 100.0}))
+        outcome = run_on_fleet(everybody(linear, round={"deadline_s": 100.0}))
         assert outcome.error is None and outcome.summary.seconds < 50
 
 
@@ -210,7 +190,7 @@ class Swallow(Slow):
         super().__init__(inner, set(), threading.Event())
 
     def receive(self, timeout_s: float) -> ToAgent | None:
-        message = self._inner.receive(timeout_s)
+        message = self.inner.receive(timeout_s)
         lost = isinstance(message, Group) and message.key.round and any(job.client == 3 for job in message.jobs)
         return None if lost else message
 
@@ -223,7 +203,7 @@ def test_a_group_that_never_arrives_anywhere_is_missing_at_the_deadline(linear: 
         evaluation={"every": 0},
         round={"group_size": 1, "quorum_fraction": 0.5, "deadline_s": 0.7},
     )
-    outcome = hold_session(experiment, wrap=Swallow)
+    outcome = run_on_fleet(experiment, wrap=Swallow)
     assert outcome.error is None
     (failure,) = outcome.history[0].failures
     assert (failure.client, failure.stage) == (3, "deadline")

@@ -12,7 +12,6 @@ from typing import Any
 
 import psutil
 import pytest
-from fleet_support import until
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import StorageFull
@@ -21,6 +20,7 @@ from fedloom.server import run_queue
 from fedloom.server.fleet.payloads import PayloadStore
 from fedloom.server.run_queue import RunQueue
 from fedloom.server.store.disk_run_store import DiskRunStore
+from fedloom.testing.fleet import wait_until
 
 Make = Callable[..., Experiment]
 GIB = 1 << 30
@@ -51,11 +51,11 @@ def test_a_run_whose_disk_is_full_goes_on_when_there_is_room(
     with contextlib.closing(RunQueue(tmp_path / "state", run_one)) as runs:
         runs.start()
         run_id = runs.submit(linear().to_dict())
-        until(lambda: len(tries) >= 3)
+        wait_until(lambda: len(tries) >= 3)
         row = runs.rows()[0]
         assert row["status"] in ("queued", "running") and row["error"] in ("", "StorageFull: no space left")
         room.set()
-        until(lambda: statuses(runs) == ["done"])
+        wait_until(lambda: statuses(runs) == ["done"])
         assert set(tries) == {run_id}
 
 
@@ -96,7 +96,7 @@ def test_a_queue_that_cannot_be_written_waits_and_its_worker_lives(
         assert not runs._threads[0].join(0.2) and runs._threads[0].is_alive()
         assert statuses(runs) == ["running"]
         database.full = False
-        until(lambda: statuses(runs) == ["done"])
+        wait_until(lambda: statuses(runs) == ["done"])
 
 
 def test_an_announced_upload_takes_no_memory_before_its_bytes_come() -> None:

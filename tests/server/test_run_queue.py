@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fleet_support import until
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, NotFound, UsageError
@@ -16,6 +15,7 @@ from fedloom.core.history import RoundRecord, RunSummary, Timing, Traffic
 from fedloom.server.run_queue import RunQueue
 from fedloom.server.store.disk_run_store import DiskRunStore
 from fedloom.server.store.run_store import new_run_id
+from fedloom.testing.fleet import wait_until
 
 Make = Callable[..., Experiment]
 
@@ -48,7 +48,7 @@ class Worker:
         if self.raises is not None:
             raise self.raises
         tell(RoundStarted(run_id=store.run_id, round=1, cohort=2))
-        until(lambda: self.go.is_set() or stop.is_set())
+        wait_until(lambda: self.go.is_set() or stop.is_set())
         status = "interrupted" if stop.is_set() else "done"
         if status == "done":
             record = RoundRecord(round=1, cohort=[], num_examples=1, metrics={}, traffic=Traffic(), timing=Timing())
@@ -80,9 +80,9 @@ def statuses(runs: RunQueue) -> list[str]:
 
 def test_runs_are_done_one_after_another_in_the_order_they_came(runs: RunQueue, worker: Worker, linear: Make) -> None:
     ids = [runs.submit(linear(name=name).to_dict()) for name in ("one", "two", "three")]
-    until(lambda: statuses(runs) == ["running", "queued", "queued"])
+    wait_until(lambda: statuses(runs) == ["running", "queued", "queued"])
     worker.go.set()
-    until(lambda: statuses(runs) == ["done"] * 3)
+    wait_until(lambda: statuses(runs) == ["done"] * 3)
     assert worker.began == ids
     assert [(row["name"], row["rounds"], row["rounds_done"]) for row in runs.rows()] == [
         (name, 4, 1) for name in ("one", "two", "three")
@@ -101,10 +101,10 @@ def test_a_watcher_sees_every_event_once_whenever_it_comes(
 ) -> None:
     first = runs.submit(linear().to_dict())
     watched = runs.submit(linear().to_dict()) if when == "queued" else first
-    until(lambda: worker.began)
+    wait_until(lambda: worker.began)
     if when == "done":
         worker.go.set()
-        until(lambda: statuses(runs) == ["done"])
+        wait_until(lambda: statuses(runs) == ["done"])
     with runs.watch(watched) as events:
         worker.go.set()
         assert [event["event"] for event in events] == ["RoundStarted", "RoundFinished", "RunFinished"]
@@ -135,38 +135,38 @@ def test_a_run_that_breaks_outside_its_loop_fails_and_its_watchers_are_told(
     runs: RunQueue, worker: Worker, linear: Make
 ) -> None:
     blocking = runs.submit(linear().to_dict())
-    until(lambda: worker.began == [blocking])
+    wait_until(lambda: worker.began == [blocking])
     run_id = runs.submit(linear().to_dict())
     with runs.watch(run_id) as events:
         worker.raises = LookupError("its workload is gone")
         worker.go.set()
         assert list(events) == []
-    until(lambda: statuses(runs) == ["done", "failed"])
+    wait_until(lambda: statuses(runs) == ["done", "failed"])
     assert runs.rows()[1]["error"] == "LookupError: its workload is gone"
 
 
 class TestStopping:
     def test_a_queued_run_never_begins(self, runs: RunQueue, worker: Worker, linear: Make) -> None:
         first, second = (runs.submit(linear().to_dict()) for _ in range(2))
-        until(lambda: worker.began)
+        wait_until(lambda: worker.began)
         with runs.watch(second) as events:
             assert runs.stop(second) == "queued"
             assert list(events) == []
         worker.go.set()
-        until(lambda: statuses(runs) == ["done", "interrupted"])
+        wait_until(lambda: statuses(runs) == ["done", "interrupted"])
         assert worker.began == [first]
 
     def test_a_running_run_ends_and_the_next_begins(self, runs: RunQueue, worker: Worker, linear: Make) -> None:
         first, second = (runs.submit(linear().to_dict()) for _ in range(2))
-        until(lambda: worker.began == [first])
+        wait_until(lambda: worker.began == [first])
         assert runs.stop(first) == "running"
-        until(lambda: worker.began == [first, second])
+        wait_until(lambda: worker.began == [first, second])
         assert statuses(runs) == ["interrupted", "running"]
 
     def test_a_finished_run_stays_finished(self, runs: RunQueue, worker: Worker, linear: Make) -> None:
         worker.go.set()
         run_id = runs.submit(linear().to_dict())
-        until(lambda: statuses(runs) == ["done"])
+        wait_until(lambda: statuses(runs) == ["done"])
         assert runs.stop(run_id) == "done"
         assert statuses(runs) == ["done"]
 
@@ -181,13 +181,13 @@ class TestTheNextServer:
         first = RunQueue(tmp_path / "state", worker)
         first.start()
         ids = [first.submit(linear().to_dict()) for _ in range(2)]
-        until(lambda: worker.began == ids[:1])
+        wait_until(lambda: worker.began == ids[:1])
         first.close()
         worker.go.set()
         second = RunQueue(tmp_path / "state", worker)
         assert statuses(second) == ["queued", "queued"]
         second.start()
-        until(lambda: statuses(second) == ["done", "done"])
+        wait_until(lambda: statuses(second) == ["done", "done"])
         assert worker.began == [ids[0], *ids]
         second.close()
 
@@ -199,7 +199,7 @@ class TestTheNextServer:
         first.close()
         second = RunQueue(tmp_path / "state", worker)
         second.start()
-        until(lambda: statuses(second) == ["done"])
+        wait_until(lambda: statuses(second) == ["done"])
         second.close()
 
     def test_two_servers_on_one_folder_are_refused(self, runs: RunQueue, tmp_path: Path, worker: Worker) -> None:

@@ -11,26 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fleet_support import assert_same_record, odd_records
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import CheckpointCorrupt, FedloomError, NotFound, RunExists, UsageError
 from fedloom.core.events import Notice, RoundStarted
-from fedloom.core.history import Choice, RoundRecord, RunSummary, Timing, Told, Traffic
-from fedloom.core.protocols import WorkloadInfo
-from fedloom.core.records import Record
+from fedloom.core.history import RunSummary
 from fedloom.server.store.disk_run_store import DiskRunStore
 from fedloom.server.store.memory_run_store import MemoryRunStore
-from fedloom.server.store.run_store import Checkpoint, RunStore
+from fedloom.server.store.run_store import RunStore
+from fedloom.testing.records import assert_same_record, records_of_every_dtype
+from fedloom.testing.run_store import RunStoreConformance, checkpoint_of, record_of
 
 Make = Callable[..., Experiment]
-
-
-@pytest.fixture(params=["memory", "disk"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> RunStore:
-    if request.param == "memory":
-        return MemoryRunStore("r1")
-    return DiskRunStore.create(tmp_path / "run", "r1")
 
 
 @pytest.fixture
@@ -38,17 +30,6 @@ def disk(tmp_path: Path, linear: Make) -> DiskRunStore:
     store = DiskRunStore.create(tmp_path / "run", "r1")
     store.begin(linear())
     return store
-
-
-def checkpoint(round: int) -> Checkpoint:
-    strategy = Record({"model": {"w": np.full(1000, round, np.float32)}}, {"momentum": {"json": 0.9}})
-    return Checkpoint(round, strategy, Record(info={"nothing": {"json": None}}), round * 1.5)
-
-
-def record(round: int) -> RoundRecord:
-    return RoundRecord(
-        round=round, cohort=[1, 2], num_examples=3, metrics={"loss": 0.5}, traffic=Traffic(bytes_up=7), timing=Timing()
-    )
 
 
 def files(store: DiskRunStore) -> list[Path]:
@@ -62,107 +43,42 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
-class TestEveryStore:
-    def test_the_experiment_is_kept(self, store: RunStore, linear: Make) -> None:
-        store.begin(linear(rounds=7))
-        assert store.experiment() == linear(rounds=7)
+class TestInMemory(RunStoreConformance):
+    def make(self) -> RunStore:
+        return MemoryRunStore("r1")
 
-    def test_a_fresh_store_has_nothing(self, store: RunStore) -> None:
-        assert store.rounds() == [] and store.latest_checkpoint() is None and store.workload() is None
-        assert store.client(3, (9, 9)) is None
 
-    def test_the_workloads_facts_are_kept(self, store: RunStore) -> None:
-        info = WorkloadInfo(
-            data={"kind": "synthetic"}, client_sizes=[3, 4], label_counts=[[1, 2]], label_names=["a", "b"]
-        )
-        store.save_workload(info)
-        assert store.workload() == info
+class TestOnDisk(RunStoreConformance):
+    @pytest.fixture(autouse=True)
+    def _somewhere(self, tmp_path: Path) -> None:
+        self.folder = tmp_path / "run"
 
-    def test_the_newest_checkpoint_comes_back_whole(self, store: RunStore) -> None:
-        for round in (1, 2, 3):
-            store.save_checkpoint(checkpoint(round), keep=2)
-        found = store.latest_checkpoint()
-        assert found is not None and (found.round, found.seconds) == (3, 4.5)
-        assert_same_record(found.strategy, checkpoint(3).strategy)
-        assert_same_record(found.selection, checkpoint(3).selection)
-
-    def test_rounds_are_kept_in_order_and_truncated_for_good(self, store: RunStore) -> None:
-        for round in (1, 2, 3):
-            store.append_round(record(round))
-        assert [r.round for r in store.rounds()] == [1, 2, 3]
-        assert [r.round for r in store.rounds(upto=2)] == [1, 2]
-        assert store.rounds() == [record(1), record(2)]
-
-    def test_choices_are_kept_in_order_and_truncated_for_good(self, store: RunStore) -> None:
-        line = Told(
-            client=3, num_examples=9, seconds=0.5, num_trained=1, metrics={"loss": (4.5, 9.0)}, info={"g": [0.5]}
-        )
-        made = [Choice(round=round, cohort=[3, round], trained=[line], missed=[8]) for round in (1, 2, 3)]
-        for choice in made:
-            store.append_choice(choice)
-        assert store.choices() == made
-        assert store.choices(upto=2) == made[:2] == store.choices()
-
-    def test_a_client_gets_what_it_left_before_the_exchange(self, store: RunStore) -> None:
-        one, two, three = odd_records(100)[:3]
-        store.save_client(5, 1, 0, one)
-        store.save_client(5, 2, 0, two)
-        store.save_client(5, 2, 1, three)
-        assert store.client(5, (1, 0)) is None
-        for before, want in (((1, 1), one), ((2, 0), one), ((2, 1), two), ((3, 0), three)):
-            found = store.client(5, before)
-            assert found is not None
-            assert_same_record(found, want)
-
-    def test_a_state_saved_again_replaces_the_one_before(self, store: RunStore) -> None:
-        one, two = odd_records(100)[:2]
-        store.save_client(5, 1, 0, one)
-        store.save_client(5, 1, 0, two)
-        found = store.client(5, (2, 0))
-        assert found is not None
-        assert_same_record(found, two)
-
-    def test_pruning_keeps_what_a_resume_from_that_round_needs(self, store: RunStore) -> None:
-        states = {round: Record(info={"round": round}) for round in (1, 2, 3, 4)}
-        for round, state in states.items():
-            store.save_client(5, round, 0, state)
-        store.save_client(6, 1, 0, states[1])
-        store.prune_clients(2)
-        for client, before, want in ((5, (3, 0), 2), (5, (4, 0), 3), (5, (9, 0), 4), (6, (3, 0), 1)):
-            found = store.client(client, before)
-            assert found is not None and found.info == {"round": want}
-        assert store.client(5, (2, 0)) is None, "round 1's is not needed any more"
-
-    def test_discarding_leaves_nothing(self, store: RunStore) -> None:
-        store.append_round(record(1))
-        store.save_checkpoint(checkpoint(1), keep=1)
-        store.discard()
-        assert store.rounds() == [] and store.latest_checkpoint() is None
-        assert store.folder is None or not store.folder.exists()
+    def make(self) -> RunStore:
+        return DiskRunStore.create(self.folder, "r1")
 
 
 class TestDisk:
     def test_it_reads_what_another_process_wrote(self, disk: DiskRunStore, linear: Make) -> None:
-        disk.append_round(record(1))
-        disk.save_client(5, 1, 0, odd_records(100)[0])
-        disk.save_checkpoint(checkpoint(1), keep=2)
+        disk.append_round(record_of(1))
+        disk.save_client(5, 1, 0, records_of_every_dtype(100)[0])
+        disk.save_checkpoint(checkpoint_of(1), keep=2)
         assert disk.folder is not None
         again = DiskRunStore.open(disk.folder)
         assert again.run_id == "r1" and again.experiment() == linear()
-        assert again.rounds() == [record(1)]
+        assert again.rounds() == [record_of(1)]
         found = again.client(5, (2, 0))
         assert found is not None
-        assert_same_record(found, odd_records(100)[0])
+        assert_same_record(found, records_of_every_dtype(100)[0])
         assert again.latest_checkpoint() is not None
 
     def test_only_the_newest_checkpoints_stay(self, disk: DiskRunStore) -> None:
         for round in range(1, 6):
-            disk.save_checkpoint(checkpoint(round), keep=2)
+            disk.save_checkpoint(checkpoint_of(round), keep=2)
         assert [path.name[:12] for path in files(disk)] == ["round-000004", "round-000005"]
 
     def test_a_damaged_newest_falls_back_to_the_older_one(self, disk: DiskRunStore) -> None:
         for round in (1, 2):
-            disk.save_checkpoint(checkpoint(round), keep=2)
+            disk.save_checkpoint(checkpoint_of(round), keep=2)
         damage(files(disk)[-1])
         found = disk.latest_checkpoint()
         assert found is not None and found.round == 1
@@ -170,7 +86,7 @@ class TestDisk:
     @pytest.mark.parametrize("how", ["bit", "empty", "short"])
     def test_all_damaged_names_every_file_and_what_to_do(self, disk: DiskRunStore, how: str) -> None:
         for round in (1, 2):
-            disk.save_checkpoint(checkpoint(round), keep=2)
+            disk.save_checkpoint(checkpoint_of(round), keep=2)
         for path in files(disk):
             if how == "bit":
                 damage(path)
@@ -182,7 +98,7 @@ class TestDisk:
         assert "checksum" in str(caught.value) and "backup" in str(caught.value)
 
     def test_half_written_files_are_not_checkpoints(self, disk: DiskRunStore) -> None:
-        disk.save_checkpoint(checkpoint(1), keep=2)
+        disk.save_checkpoint(checkpoint_of(1), keep=2)
         whole = files(disk)[0]
         (whole.parent / f".{whole.name.replace('000001', '000002')}.99.tmp").write_bytes(whole.read_bytes()[:100])
         (whole.parent / "round-000003.safetensors").write_bytes(b"")
@@ -193,20 +109,20 @@ class TestDisk:
     def test_a_torn_last_line_of_the_rounds_is_dropped(self, disk: DiskRunStore) -> None:
         assert disk.folder is not None
         for round in (1, 2, 3):
-            disk.append_round(record(round))
+            disk.append_round(record_of(round))
         path = disk.folder / "rounds.jsonl"
         path.write_bytes(path.read_bytes()[:-20])
         assert [r.round for r in disk.rounds()] == [1, 2]
         assert [r.round for r in disk.rounds(upto=3)] == [1, 2]
-        disk.append_round(record(3))
+        disk.append_round(record_of(3))
         assert [r.round for r in disk.rounds()] == [1, 2, 3]
 
     def test_what_comes_after_the_rounds_a_resume_needs_may_be_damaged(self, disk: DiskRunStore) -> None:
         assert disk.folder is not None
         for round in (1, 2):
-            disk.append_round(record(round))
+            disk.append_round(record_of(round))
         path = disk.folder / "rounds.jsonl"
-        path.write_bytes(path.read_bytes() + b"\0\0\0\n" + record(4).model_dump_json().encode() + b"\n")
+        path.write_bytes(path.read_bytes() + b"\0\0\0\n" + record_of(4).model_dump_json().encode() + b"\n")
         for read in (disk.rounds, lambda: disk.rounds(upto=3)):
             with pytest.raises(UsageError, match=r"rounds\.jsonl, line 3: not JSON"):
                 read()
@@ -270,7 +186,7 @@ class TestDisk:
 
     def test_a_writer_killed_half_way_leaves_the_checkpoint_before(self, disk: DiskRunStore) -> None:
         """The process dies between writing and renaming."""
-        disk.save_checkpoint(checkpoint(1), keep=1)
+        disk.save_checkpoint(checkpoint_of(1), keep=1)
         code = (
             "import os, sys, numpy as np; from pathlib import Path\n"
             "from fedloom.core.records import Record\n"
@@ -292,7 +208,7 @@ def test_files_are_flushed_before_they_are_renamed(disk: DiskRunStore, monkeypat
     fsync, replace = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), fsync(fd))[1])
     monkeypatch.setattr(Path, "replace", lambda self, to: (order.append("rename"), replace(self, to))[1])
-    disk.save_checkpoint(checkpoint(1), keep=2)
+    disk.save_checkpoint(checkpoint_of(1), keep=2)
     assert order == ["fsync", "rename", "fsync"], "the file, its place, the folder"
 
 

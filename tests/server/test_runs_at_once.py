@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_support import access, exchange, planned, run_spec, until
 
 from fedloom import api
 from fedloom.client.agent import Agent
@@ -22,6 +21,8 @@ from fedloom.server.rounds.session import run_session
 from fedloom.server.run_queue import RunQueue
 from fedloom.server.store.disk_run_store import DiskRunStore
 from fedloom.simulation.in_process import InProcessChannel
+from fedloom.testing.by_hand import open_exchange, planned_groups, run_spec
+from fedloom.testing.fleet import fleet_access, wait_until
 
 Make = Callable[..., Experiment]
 
@@ -49,7 +50,7 @@ def coordinator() -> Iterator[Coordinator]:
 @pytest.fixture
 def runs(coordinator: Coordinator, tmp_path: Path) -> Iterator[RunQueue]:
     def run_one(store: DiskRunStore, emit: Callable[[Event], None], stop: threading.Event) -> RunSummary:
-        return run_session(store.experiment(), store, access(coordinator), [Relay(emit)], stop=stop).summary
+        return run_session(store.experiment(), store, fleet_access(coordinator), [Relay(emit)], stop=stop).summary
 
     queue = RunQueue(tmp_path / "state", run_one, at_once=3)
     agents = [
@@ -60,7 +61,7 @@ def runs(coordinator: Coordinator, tmp_path: Path) -> Iterator[RunQueue]:
     threads = [threading.Thread(target=agent.run) for agent in agents]
     for thread in threads:
         thread.start()
-    until(lambda: coordinator.online == 3, what="three agents")
+    wait_until(lambda: coordinator.online == 3, what="three agents")
     queue.start()
     yield queue
     queue.close()
@@ -87,8 +88,8 @@ def test_three_runs_at_once_each_on_its_nodes_with_the_bits_of_runs_alone(
         for n, own in enumerate(labels)
     ]
     ids = [runs.submit(experiment.to_dict(), owner=f"user-{n}") for n, experiment in enumerate(experiments)]
-    until(lambda: [row["status"] for row in runs.rows()] == ["running"] * 3, 10, "all three at once")
-    until(lambda: [row["status"] for row in runs.rows()] == ["done"] * 3, 60, "the end")
+    wait_until(lambda: [row["status"] for row in runs.rows()] == ["running"] * 3, 10, "all three at once")
+    wait_until(lambda: [row["status"] for row in runs.rows()] == ["done"] * 3, 60, "the end")
     assert [row["owner"] for row in runs.rows()] == ["user-0", "user-1", "user-2"]
     allowed = [{"n-1", "n-2"}, {"s-1"}, {"n-1", "n-2", "s-1"}]
     for run_id, experiment, nodes in zip(ids, experiments, allowed, strict=True):
@@ -107,7 +108,7 @@ def test_labels_decide_who_gets_a_group_and_may_change(coordinator: Coordinator)
     north = InProcessChannel(coordinator)
     north.open(Hello(node="n", session="1"))
     north.send(Heartbeat())
-    with exchange(coordinator, planned(1.0), run=run_spec("labelled"), labels={"site": "south"}):
+    with open_exchange(coordinator, planned_groups(1.0), run=run_spec("labelled"), labels={"site": "south"}):
         assert north.receive(0.1) is None
         coordinator.label("n", {"site": "south"})
         messages = [north.receive(1.0), north.receive(1.0)]
@@ -118,8 +119,8 @@ def test_two_runs_share_the_nodes_evenly(coordinator: Coordinator) -> None:
     """Of eight nodes with room for three groups each, a run that came second gets half."""
     channels = [InProcessChannel(coordinator) for _ in range(8)]
     with (
-        exchange(coordinator, planned(*[1.0] * 20), run=run_spec("first")) as first,
-        exchange(coordinator, planned(*[1.0] * 20), run=run_spec("second")) as second,
+        open_exchange(coordinator, planned_groups(*[1.0] * 20), run=run_spec("first")) as first,
+        open_exchange(coordinator, planned_groups(*[1.0] * 20), run=run_spec("second")) as second,
     ):
         for n, channel in enumerate(channels):
             channel.open(Hello(node=f"n-{n}", session="1"))

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_support import SUPPORT, until
+from support_paths import SUPPORT
 
 from fedloom import api
 from fedloom.client.control import ControlClient
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ServerUnreachable
+from fedloom.testing.fleet import wait_until
 
 Make = Callable[..., Experiment]
 TOKEN = "of-this-test"
@@ -125,7 +126,7 @@ def test_two_runs_survive_the_servers_death_and_have_the_bits_of_inline_runs(
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        until(lambda: control.runs()[0].rounds_done >= 3, 60, "round 3")
+        wait_until(lambda: control.runs()[0].rounds_done >= 3, 60, "round 3")
         assert [row.status for row in control.runs()] == ["running", "queued"]
         nodes = control.nodes()
         assert [row.node for row in nodes] == ["north", "south"]
@@ -140,7 +141,7 @@ def test_two_runs_survive_the_servers_death_and_have_the_bits_of_inline_runs(
         assert events[-1]["event"] == "RunFinished" and events[-1]["summary"]["status"] == "done"
         told = [event["record"]["round"] for event in events if event["event"] == "RoundFinished"]
         assert set(told) == set(range(1, 9)), "past rounds, those before the kill too, and coming ones"
-        until(lambda: [row.status for row in control.runs()] == ["done", "done"], 60, "the end of both runs")
+        wait_until(lambda: [row.status for row in control.runs()] == ["done", "done"], 60, "the end of both runs")
         assert {row.facts["pid"] for row in control.nodes()} == {agent.pid for agent in agents}, "none was restarted"
     assert all(agent.poll() is None for agent in agents)
     for run_id, experiment in zip(ids, experiments, strict=True):
@@ -163,13 +164,13 @@ def test_a_terminated_server_keeps_its_run_queued_and_the_next_finishes_it(
     agent = programs.agent(address, "one")
     with ControlClient(address, TOKEN) as control:
         run_id = control.submit(experiment)
-        until(lambda: control.runs()[0].rounds_done >= 1, 60, "round 1")
+        wait_until(lambda: control.runs()[0].rounds_done >= 1, 60, "round 1")
     server.send_signal(signal.SIGTERM)
     assert server.wait(20) == 0, programs.errors()
     server, address = programs.server(port)
     with ControlClient(address, TOKEN) as control:
         assert control.runs()[0].status in ("queued", "running")
-        until(lambda: control.runs()[0].status == "done", 60, "the end")
+        wait_until(lambda: control.runs()[0].status == "done", 60, "the end")
         assert model_sha256(tmp_path / "state", run_id) == api.run(experiment, keep=False).summary.model_sha256
         assert control.stop(run_id) == "done"
     assert agent.poll() is None, "the agent waited for the server to come back"
@@ -179,11 +180,11 @@ def test_a_run_is_stopped_from_outside_and_its_watcher_told(programs: Programs, 
     _, address = programs.server()
     with ControlClient(address, TOKEN) as control:
         run_id = control.submit(linear(rounds=1000))  # and no agent at all
-        until(lambda: control.runs()[0].status == "running", 20)
+        wait_until(lambda: control.runs()[0].status == "running", 20)
         assert control.stop(run_id) == "running"
         events = list(control.watch(run_id))
         assert events[-1]["event"] == "RunFinished" and events[-1]["summary"]["status"] == "interrupted"
-        until(lambda: control.runs()[0].status == "interrupted", 20)
+        wait_until(lambda: control.runs()[0].status == "interrupted", 20)
 
 
 @pytest.mark.parametrize("which", ["port", "metrics"])
@@ -208,7 +209,7 @@ def test_prometheus_finds_the_documented_metrics_during_a_run(programs: Programs
         run_id = control.submit(
             linear(rounds=400, cohort=6, workload={"fail_clients": [0]}, round={"quorum_fraction": 0.5})
         )
-        until(lambda: control.runs()[0].rounds_done >= 3, 60, "round 3")
+        wait_until(lambda: control.runs()[0].rounds_done >= 3, 60, "round 3")
         page = scrape(metrics)
         control.stop(run_id)
     for name, kind in (

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fleet_support import Listener, hold_session
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, QuorumNotReached, UnsupportedFeature
 from fedloom.core.events import ClientsDone, RoundStarted
 from fedloom.core.seeds import generator
 from fedloom.selection.uniform.selection import build_selection
+from fedloom.testing.fleet import EventLog, run_on_fleet
 
 Make = Callable[..., Experiment]
 
@@ -24,18 +24,18 @@ def spared(linear: Make, **round: Any) -> Experiment:
 
 
 def test_a_reserve_nobody_needs_changes_nothing_but_who_is_drawn(linear: Make) -> None:
-    outcome = hold_session(spared(linear, reserve_fraction=0.5))
+    outcome = run_on_fleet(spared(linear, reserve_fraction=0.5))
     assert outcome.error is None
     for record in outcome.history:
         assert len(record.cohort) == 4 and not record.unneeded and not record.failures
         assert sorted(map(int, record.client_seconds)) == sorted(record.cohort)
-    again = hold_session(spared(linear, reserve_fraction=0.5), workers=1)
+    again = run_on_fleet(spared(linear, reserve_fraction=0.5), workers=1)
     assert again.summary.model_sha256 == outcome.summary.model_sha256, "the bits do not depend on the workers"
 
 
 def test_each_lost_client_is_replaced_by_one_in_reserve(linear: Make) -> None:
     lost = (0, 1, 2, 3, 4)
-    outcome = hold_session(spared(linear, reserve_fraction=2.0, workload={"fail_clients": lost}))
+    outcome = run_on_fleet(spared(linear, reserve_fraction=2.0, workload={"fail_clients": lost}))
     assert outcome.error is None
     for record in outcome.history:
         answered = set(map(int, record.client_seconds))
@@ -48,7 +48,7 @@ def test_each_lost_client_is_replaced_by_one_in_reserve(linear: Make) -> None:
 
 def test_a_reserve_that_is_used_up_leaves_the_quorum_to_decide(linear: Make) -> None:
     everybody = tuple(range(12))
-    outcome = hold_session(
+    outcome = run_on_fleet(
         spared(linear, reserve_fraction=0.5, quorum_fraction=0.5, workload={"fail_clients": everybody})
     )
     assert isinstance(outcome.error, QuorumNotReached)
@@ -56,9 +56,9 @@ def test_a_reserve_that_is_used_up_leaves_the_quorum_to_decide(linear: Make) -> 
 
 
 def test_oversampled_rounds_close_with_enough_answers_and_list_the_rest(linear: Make) -> None:
-    listener = Listener()
+    listener = EventLog()
     experiment = spared(linear, oversample_fraction=0.5, workload={"sleep_s": 0.02})
-    outcome = hold_session(experiment, workers=2, sinks=[listener])
+    outcome = run_on_fleet(experiment, workers=2, sinks=[listener])
     assert outcome.error is None
     assert [event.cohort for event in listener.of(RoundStarted)] == [6, 6, 6]
     assert {event.cohort for event in listener.of(ClientsDone)} == {4}
@@ -74,7 +74,7 @@ def test_an_oversampled_round_has_its_four_answers_when_two_of_six_fail(linear: 
     roster = type("Roster", (), {"population": 12, "sizes": (), "label_counts": ()})()
     drawn = selection.choose(selection.init(roster), roster, 6, rng)
     experiment = spared(linear, oversample_fraction=0.5, workload={"fail_clients": drawn[:2]}).override(["rounds=1"])
-    outcome = hold_session(experiment)
+    outcome = run_on_fleet(experiment)
     assert outcome.error is None
     (record,) = outcome.history
     without = [failure.client for failure in record.failures] + record.unneeded  # a failure may come after the fourth
@@ -89,7 +89,7 @@ def test_selections_that_measure_candidates_leave_no_spares(linear: Make) -> Non
         experiment = Experiment.parse(values)
     except ConfigError:
         pytest.skip("no selection of this name")
-    outcome = hold_session(experiment)
+    outcome = run_on_fleet(experiment)
     assert isinstance(outcome.error, UnsupportedFeature) and "leaves no spare clients" in str(outcome.error)
 
 

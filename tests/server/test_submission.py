@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_support import SUPPORT
 from members import Members, members
+from support_paths import LINEAR as LINEAR_FILE
 
 from fedloom import api
 from fedloom.client.control import ControlClient
@@ -18,7 +18,7 @@ from fedloom.server.access.submission import check_submission
 from fedloom.server.app import Membership, open_security
 
 PLAIN: dict[str, Any] = {"rounds": 1, "clients": 2, "strategy": "fedavg", "workload": "image_classification"}
-LINEAR = str(SUPPORT / "linear.py")
+LINEAR = str(LINEAR_FILE)
 
 
 @pytest.mark.parametrize(

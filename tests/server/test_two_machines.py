@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fleet_support import LINEAR, until
 from shell import Shell
+from support_paths import LINEAR
 
 from fedloom.core.identity import JoinToken
+from fedloom.testing.fleet import wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -102,7 +103,7 @@ def test_two_commands_take_a_fresh_device_from_a_token_to_its_first_update(machi
     began = time.monotonic()
     device.run("join", token, "--allow", f"{LINEAR}=data")  # the first command
     client, client_log = device.start("client")  # and the second
-    until(lambda: rounds.exists() and rounds.read_text(encoding="utf-8").count("\n"), 60, "the first update")
+    wait_until(lambda: rounds.exists() and rounds.read_text(encoding="utf-8").count("\n"), 60, "the first update")
     print(f"from token to the first round's update: {time.monotonic() - began:.1f} s")
     first = json.loads(rounds.read_text(encoding="utf-8").splitlines()[0])
     assert set(first["nodes"]) == {"lab-7"} and first["traffic"]["bytes_up"] > 0 and not first["failures"]
@@ -111,7 +112,7 @@ def test_two_commands_take_a_fresh_device_from_a_token_to_its_first_update(machi
     time.sleep(5)
     machines.cable("up")
     done = rounds.read_text(encoding="utf-8").count("\n")
-    until(lambda: rounds.read_text(encoding="utf-8").count("\n") >= done + 3, 90, "going on over the cut cable")
+    wait_until(lambda: rounds.read_text(encoding="utf-8").count("\n") >= done + 3, 90, "going on over the cut cable")
     assert client.poll() is None
 
     server.run("node", "revoke", "lab-7", *as_admin)

@@ -9,25 +9,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fleet_support import (
-    TOKEN,
-    Hand,
-    a_sum,
-    exchange,
-    hold_session,
-    model_record,
-    planned,
-    quick_server,
-    result,
-    until,
-)
 
 from fedloom import api
 from fedloom.client.grpc_channel import GrpcChannel
 from fedloom.core.accumulators import MetricsOnly, RunningMean, UpdateList
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadMessage, BadUpdate, LimitExceeded
-from fedloom.core.messages import PROTOCOL, Ack, Channel, Group, GroupKey, GroupResult, Heartbeat, Hello, PayloadRef
+from fedloom.core.messages import (
+    PROTOCOL,
+    Ack,
+    Channel,
+    Group,
+    GroupKey,
+    GroupResult,
+    Heartbeat,
+    Hello,
+    PayloadRef,
+    ToAgent,
+)
 from fedloom.core.records import Record, Update
 from fedloom.proto.v1 import codec
 from fedloom.proto.v1 import fleet_pb2 as pb
@@ -37,6 +36,10 @@ from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.fleet.payloads import PayloadStore
 from fedloom.server.fleet.vetting import vet_sum
 from fedloom.simulation.in_process import InProcessChannel
+from fedloom.testing.by_hand import ManualAgent, group_result, open_exchange, planned_groups, sum_of_one
+from fedloom.testing.faults import ForwardingChannel
+from fedloom.testing.fleet import TOKEN, quick_server, run_on_fleet, wait_until
+from fedloom.testing.records import model_record
 
 Make = Callable[..., Experiment]
 
@@ -48,7 +51,7 @@ def changed(record: Record, array: Any = None, **info: Any) -> Record:
 
 class TestASum:
     MODEL = model_record(3)
-    SUM = a_sum(0)
+    SUM = sum_of_one(0)
 
     def test_of_the_clients_told_is_taken(self) -> None:
         vet_sum(RunningMean, self.MODEL, self.SUM, [0])
@@ -91,25 +94,23 @@ class TestASum:
             vet_sum(MetricsOnly, self.MODEL, Record(info={"count": 1}), [0, 1])
 
 
-class Lying:
+class Lying(ForwardingChannel):
     """A channel that changes every sum, though not the initial model: whoever is asked for that one is believed."""
 
     def __init__(self, inner: Channel, change: Callable[[np.ndarray], np.ndarray]) -> None:
-        self._inner, self._change, self._round = inner, change, 0
+        super().__init__(inner)
+        self._change, self._round = change, 0
 
-    def receive(self, timeout_s: float) -> Any:
-        message = self._inner.receive(timeout_s)
+    def receive(self, timeout_s: float) -> ToAgent | None:
+        message = self.inner.receive(timeout_s)
         self._round = message.key.round if isinstance(message, Group) else self._round
         return message
 
     def store(self, record: Record, run_id: str) -> PayloadRef:
         if not self._round:
-            return self._inner.store(record, run_id)
+            return self.inner.store(record, run_id)
         groups = {g: {n: self._change(array) for n, array in arrays.items()} for g, arrays in record.groups.items()}
-        return self._inner.store(Record(groups, record.info), run_id)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+        return self.inner.store(Record(groups, record.info), run_id)
 
 
 @pytest.mark.parametrize("change", [lambda a: np.full_like(a, np.nan), lambda a: np.zeros((*a.shape, 2), a.dtype)])
@@ -122,7 +123,7 @@ def test_a_node_that_lies_changes_nothing_and_is_named(linear: Make, change: Cal
     def first_lies(channel: Channel) -> Any:
         return Lying(channel, change) if next(count) == 0 else channel
 
-    outcome = hold_session(experiment, workers=2, shared_memory=False, wrap=first_lies)
+    outcome = run_on_fleet(experiment, workers=2, shared_memory=False, wrap=first_lies)
     assert outcome.error is None
     assert outcome.summary.model_sha256 == want
     assert not any(record.failures for record in outcome.history)
@@ -137,8 +138,8 @@ def coordinator() -> Iterator[Coordinator]:
     coordinator.close()
 
 
-def join(coordinator: Coordinator, name: str) -> Hand:
-    hand = Hand(InProcessChannel(coordinator), name)
+def join(coordinator: Coordinator, name: str) -> ManualAgent:
+    hand = ManualAgent(InProcessChannel(coordinator), name)
     hand.open()
     hand.channel.send(Heartbeat())
     return hand
@@ -149,16 +150,16 @@ class TestBounds:
         self, coordinator: Coordinator
     ) -> None:
         bad = join(coordinator, "a")
-        with exchange(coordinator, planned(3.0, 2.0, 1.0)) as opened:
+        with open_exchange(coordinator, planned_groups(3.0, 2.0, 1.0)) as opened:
             key = bad.take(Group)[0].key
             good = join(coordinator, "b")
-            until(lambda: coordinator.nodes()["b"].online)
-            bad.channel.send(replace(result(key, 0), reports=()))
+            wait_until(lambda: coordinator.nodes()["b"].online)
+            bad.channel.send(replace(group_result(key, 0), reports=()))
             assert bad.take(Ack, status="rejected")
             assert opened.refusals["a"].kind == "result" and "asked clients [0]" in opened.refusals["a"].reason
             for index in range(3):
                 group = good.take(Group, index + 1)[index]
-                good.channel.send(result(group.key, group.jobs[0].client))
+                good.channel.send(group_result(group.key, group.jobs[0].client))
             assert {opened.answers.get(timeout=5).node for _ in range(3)} == {"b"}
             assert opened.reassigned == 1
 
@@ -172,7 +173,7 @@ class TestBounds:
         for number in range(200):
             deaf.channel.send(GroupResult(key=GroupKey("nobody", number, 0, 0), total=None))
         assert mailbox._queue.qsize() <= 51
-        until(lambda: not coordinator.nodes()["deaf"].online)
+        wait_until(lambda: not coordinator.nodes()["deaf"].online)
 
     def test_agents_that_are_away_are_forgotten_before_there_are_too_many(
         self, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
@@ -219,13 +220,13 @@ def test_an_agent_over_the_network_is_vetted_and_one_on_this_host_trusted() -> N
     for shared in (True, False):
         with quick_server(shared_memory=shared) as server:
             address = f"127.0.0.1:{server.listen(token=TOKEN)}"
-            hand = Hand(GrpcChannel(address, TOKEN), "n")
+            hand = ManualAgent(GrpcChannel(address, TOKEN), "n")
             hand.open()
             hand.channel.send(Heartbeat())
-            with exchange(server.coordinator, planned(1.0)) as opened:
+            with open_exchange(server.coordinator, planned_groups(1.0)) as opened:
                 opened.vet = lambda total, clients: seen.append("looked")
                 key = hand.take(Group)[0].key
-                hand.channel.send(result(key, 0, total=hand.channel.store(a_sum(0), "run")))
+                hand.channel.send(group_result(key, 0, total=hand.channel.store(sum_of_one(0), "run")))
                 opened.answers.get(timeout=5)
             hand.channel.close()
         assert len(seen) == (0 if shared else 1)

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_support import SUPPORT, until
+from support_paths import SUPPORT
 
 from fedloom import api
 from fedloom.core.config import Experiment
 from fedloom.core.errors import NoCapacity
 from fedloom.core.protocols import Resources
+from fedloom.testing.fleet import wait_until
 
 ROUNDS, HELPERS = 3, 2
 
@@ -46,7 +47,7 @@ def test_helpers_elsewhere_give_the_bits_of_those_here(tmp_path: Path, name: str
     assert [record.metrics["elsewhere"] for record in here.history] == ROUNDS * [0.0]
     assert [record.metrics["elsewhere"] for record in elsewhere.history] == ROUNDS * [float(HELPERS)]
     assert HELPERS <= len(list((tmp_path / name).iterdir())) <= workers * HELPERS, "started once by each worker"
-    until(lambda: not alive(tmp_path / name), 10, "the end of the helpers")
+    wait_until(lambda: not alive(tmp_path / name), 10, "the end of the helpers")
 
 
 def test_ray_refuses_a_helper_it_has_no_room_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,18 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tomli_w
-from fleet_support import (
-    SUPPORT,
-    TOKEN,
-    Hand,
-    access,
-    agents,
-    exchange,
-    hold_session,
-    planned,
-    quick_server,
-    until,
-)
+from support_paths import SUPPORT
 
 from fedloom import api
 from fedloom.client.agent import IDLE_BEATS, Agent
@@ -39,11 +28,14 @@ from fedloom.client.grpc_channel import GrpcChannel
 from fedloom.core import frames
 from fedloom.core.config import Experiment
 from fedloom.core.events import RoundFinished, RoundStarted
-from fedloom.core.messages import Channel, FromAgent, Group, Heartbeat, Hello, ToAgent, Welcome
+from fedloom.core.messages import Channel, FromAgent, Group, Heartbeat, ToAgent
 from fedloom.core.records import Record
 from fedloom.server.fleet import payloads
 from fedloom.server.rounds.session import run_session
 from fedloom.server.store.memory_run_store import MemoryRunStore
+from fedloom.testing.by_hand import ManualAgent, open_exchange, planned_groups
+from fedloom.testing.faults import ForwardingChannel
+from fedloom.testing.fleet import TOKEN, fleet_access, quick_server, run_on_fleet, running_agents, wait_until
 
 Make = Callable[..., Experiment]
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,7 +104,7 @@ def test_a_broadcast_is_encoded_once_and_crosses_once_to_each_node(
     monkeypatch.setattr(payloads, "frames", Counting())
     size, rounds, workers, groups = 100_000, 3, 2, 6
     experiment = still(size, rounds=rounds, clients=24, cohort=24, round={"group_size": 4})
-    outcome = hold_session(experiment, workers=workers, shared_memory=shared_memory)
+    outcome = run_on_fleet(experiment, workers=workers, shared_memory=shared_memory)
     assert outcome.error is None
     if shared_memory:
         assert written.count("write_into") == rounds and not written.count("encode")
@@ -125,31 +117,25 @@ def test_a_broadcast_is_encoded_once_and_crosses_once_to_each_node(
         assert record.traffic.bytes_down == 24 * model, "what the clients would read, were each alone"
 
 
-class Counted:
+class Counted(ForwardingChannel):
     """A channel that counts what passes."""
 
     def __init__(self, inner: Channel) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self.sent: list[FromAgent] = []
         self.looked = 0
         self.came: list[ToAgent] = []
 
     def send(self, message: FromAgent) -> None:
         self.sent.append(message)
-        self._inner.send(message)
+        self.inner.send(message)
 
     def receive(self, timeout_s: float) -> ToAgent | None:
         self.looked += 1
-        message = self._inner.receive(timeout_s)
+        message = self.inner.receive(timeout_s)
         if message is not None:
             self.came.append(message)
         return message
-
-    def open(self, hello: Hello) -> Welcome:
-        return self._inner.open(hello)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
 
 
 def test_an_idle_agent_and_its_server_exchange_only_heartbeats() -> None:
@@ -158,7 +144,7 @@ def test_an_idle_agent_and_its_server_exchange_only_heartbeats() -> None:
         agent = Agent(channel, "idle")
         thread = threading.Thread(target=agent.run)
         thread.start()
-        until(lambda: len(channel.sent) >= 10)
+        wait_until(lambda: len(channel.sent) >= 10)
         beats, looked = len(channel.sent), channel.looked
         assert all(message == Heartbeat() for message in channel.sent)
         assert not channel.came
@@ -168,7 +154,7 @@ def test_an_idle_agent_and_its_server_exchange_only_heartbeats() -> None:
 
 
 def test_a_deployed_round_of_two_idle_clients_takes_no_time_of_its_own() -> None:
-    outcome = hold_session(still(rounds=60, clients=2, cohort=2), shared_memory=False)
+    outcome = run_on_fleet(still(rounds=60, clients=2, cohort=2), shared_memory=False)
     assert outcome.error is None
     seconds = sorted(record.timing.total_s for record in outcome.history)
     assert statistics.median(seconds) <= 0.05
@@ -179,10 +165,10 @@ def test_a_payload_needs_its_own_size_and_a_few_chunks() -> None:
     size = 64 * MIB
     record = Record({"model": {"w": np.zeros(size // 4, np.float32)}})
     with quick_server(shared_memory=False, heartbeat_s=5.0) as server:
-        hand = Hand(GrpcChannel(f"127.0.0.1:{server.listen(token=TOKEN)}", TOKEN))
+        hand = ManualAgent(GrpcChannel(f"127.0.0.1:{server.listen(token=TOKEN)}", TOKEN))
         hand.open()
         hand.channel.send(Heartbeat())
-        with exchange(server.coordinator, planned(1.0), inputs={"model": record}):
+        with open_exchange(server.coordinator, planned_groups(1.0), inputs={"model": record}):
             ref = hand.take(Group)[0].inputs["model"]
             tracemalloc.start()
             try:
@@ -296,8 +282,8 @@ def test_the_bytes_we_count_are_those_that_cross() -> None:
     experiment = still(600_000, rounds=5, clients=4, cohort=4, round={"group_size": 2}, evaluation={"every": 1})
     with quick_server(shared_memory=False, heartbeat_s=0.5) as server:
         port = server.listen(token=TOKEN)
-        with contextlib.closing(Proxy(port)) as proxy, agents(f"127.0.0.1:{proxy.port}", ["one", "two"]):
-            fleet = access(server.coordinator, patience_s=10)
+        with contextlib.closing(Proxy(port)) as proxy, running_agents(f"127.0.0.1:{proxy.port}", ["one", "two"]):
+            fleet = fleet_access(server.coordinator, patience_s=10)
             outcome = run_session(experiment, MemoryRunStore("counted"), fleet, (), stop=threading.Event())
             assert outcome.error is None
             rows = server.coordinator.rows()
@@ -342,7 +328,7 @@ def test_importing_it_imports_nothing_heavy(module: str) -> None:
 
 
 STOPPING = """
-from linear import Config, Linear as Plain
+from fedloom.testing.linear import Config, Linear as Plain
 class Linear(Plain):
     def train(self, job, inputs, shard, rule, rng):
         breakpoint()
@@ -396,7 +382,7 @@ def test_the_quick_start_runs_without_a_network(tmp_path: Path, runtime: str) ->
 
 BARE = """
 import sys
-from linear import Config, Linear as Plain
+from fedloom.testing.linear import Config, Linear as Plain
 class Linear(Plain):
     def train(self, job, inputs, shard, rule, rng):
         rooms = {"server", "client", "strategies", "simulation", "workloads", "selection", "reporting", "core", "cli"}

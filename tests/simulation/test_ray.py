@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_support import TOKEN, access, until
 
 from fedloom import api
 from fedloom.core.config import Experiment, RuntimeSettings
@@ -20,6 +19,7 @@ from fedloom.server.app import Server
 from fedloom.server.rounds.session import run_session
 from fedloom.server.store.memory_run_store import MemoryRunStore
 from fedloom.simulation.runtimes import make_runtime
+from fedloom.testing.fleet import TOKEN, fleet_access, wait_until
 
 Make = Callable[..., Experiment]
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,10 +90,10 @@ def test_a_killed_actor_is_replaced_and_the_bits_stay(cluster: Any, linear: Make
         host = runtime.host()
         runtime.start(server.coordinator, f"{host}:{server.listen(host, token=TOKEN)}", TOKEN)
         try:
-            fleet = access(server.coordinator, place=runtime.place, patience_s=60)
+            fleet = fleet_access(server.coordinator, place=runtime.place, patience_s=60)
             outcome = run_session(experiment, MemoryRunStore("ray-run"), fleet, (kill,), stop=threading.Event())
             assert outcome.error is None
-            until(lambda: server.coordinator.online == 2, 30, "the new actor")
+            wait_until(lambda: server.coordinator.online == 2, 30, "the new actor")
             again = server.coordinator.nodes()["ray-1"].hello.facts["pid"]
         finally:
             runtime.stop()
@@ -125,7 +125,7 @@ def test_a_resource_the_cluster_has_not_is_named(cluster: Any, linear: Make) -> 
 
 BARE = """
 import sys
-from linear import Config, Linear as Plain
+from fedloom.testing.linear import Config, Linear as Plain
 class Linear(Plain):
     def train(self, job, inputs, shard, rule, rng):
         rooms = {"server", "client", "strategies", "simulation", "workloads", "selection", "reporting", "core", "cli"}

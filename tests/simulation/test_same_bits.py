@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tomli_w
-from fleet_support import access
 
 from fedloom import api
 from fedloom.client.agent import Agent
@@ -27,7 +26,8 @@ from fedloom.core.seeds import generator
 from fedloom.server.app import Server
 from fedloom.server.rounds.session import run_session
 from fedloom.server.store.memory_run_store import MemoryRunStore
-from fedloom.simulation.faults import FaultyChannel
+from fedloom.testing.faults import FaultyChannel
+from fedloom.testing.fleet import fleet_access
 
 Make = Callable[..., Experiment]
 
@@ -115,7 +115,9 @@ def test_a_network_that_loses_repeats_delays_and_cuts_changes_nothing(
         threads = [threading.Thread(target=agent.run) for agent in agents]
         for thread in threads:
             thread.start()
-        outcome = run_session(experiment, store, access(server.coordinator, patience_s=20), (), stop=threading.Event())
+        outcome = run_session(
+            experiment, store, fleet_access(server.coordinator, patience_s=20), (), stop=threading.Event()
+        )
         for agent in agents:
             agent.stop()
         for thread in threads:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_clients import COMMON, VARIANTS, Federation, read_only
+from made_up_clients import COMMON, VARIANTS, Federation
 
 from fedloom.client.policy import Guard, Policy, Usage, WorkloadPolicy
 from fedloom.core import plugins, registry
@@ -15,6 +15,7 @@ from fedloom.core.protocols import LocalRule, Measure, Roster, Watch
 from fedloom.core.records import ClientReport, Exchange, Mean
 from fedloom.core.seeds import generator
 from fedloom.flower import load_app
+from fedloom.testing.records import read_only
 
 WORKLOAD = "image_classification"
 APP = Path(__file__).parents[1] / "flower" / "apps" / "quickstart"

@@ -1,14 +1,13 @@
 """An exchange declares which arrays its updates contain: compared with what made-up clients send, over two rounds."""
 
-from collections.abc import Collection, Mapping
-
 import pytest
-from made_up_clients import COMMON, VARIANTS, Federation, initial_model
+from made_up_clients import COMMON, VARIANTS, Federation
 
 from fedloom.client.update_check import check_update
 from fedloom.core import registry
 from fedloom.core.messages import Group, GroupKey
 from fedloom.core.records import MODEL, Exchange, Job, Record, Update
+from fedloom.testing.federation import declared_arrays, initial_model
 
 SECOND = Record({**initial_model().groups, "second": dict(initial_model().groups[MODEL])}, initial_model().info)
 CASES = [(name, settings) for name in registry.names("strategies") for settings in VARIANTS.get(name, [{}])]
@@ -16,20 +15,12 @@ OPEN = {"flower", "meat"}
 """Strategies of whose updates something is not known beforehand: Flower's own, and whether clients keep an average."""
 
 
-def declared(exchange: Exchange) -> Mapping[str, Collection[str]] | None:
-    """Names by group; None where the accumulator alone decides."""
-    if exchange.updates == "model":
-        return {MODEL: exchange.inputs[MODEL].groups[MODEL].keys()}
-    return None if isinstance(exchange.updates, str) else exchange.updates
-
-
 def check(federation: Federation) -> None:
     federation.run(2)
     for exchange, job, update in federation.answers:
-        names = declared(exchange)
-        if names is not None:
-            sent = {group: set(arrays) for group, arrays in update.groups.items()}
-            assert sent == {group: set(arrays) for group, arrays in names.items()}, (job.round, job.kind)
+        declared = declared_arrays(exchange)
+        sent = {group: set(arrays) for group, arrays in update.groups.items()}
+        assert declared is None or sent == declared, (job.round, job.kind)
         if job.kind == "train":
             check_on_client(exchange, job, update)
 
@@ -46,7 +37,7 @@ def test_updates_contain_what_their_exchange_declares(name: str, settings: dict[
         pytest.skip("its exchanges are an app's messages, which only the app's clients can answer")
     federation = Federation(name, settings)
     check(federation)
-    undeclared = {(job.round, job.kind) for exchange, job, _ in federation.answers if declared(exchange) is None}
+    undeclared = {(job.round, job.kind) for exchange, job, _ in federation.answers if declared_arrays(exchange) is None}
     assert undeclared <= ({(1, "train"), (2, "train"), (1, "statistics"), (2, "statistics")} if name in OPEN else set())
 
 
@@ -68,7 +59,7 @@ def test_only_the_first_round_leaves_open_whether_clients_keep_an_average() -> N
     federation = Federation("meat", {})
     state = federation.round(federation.strategy.init(federation.model), 1)
     exchange = federation.strategy.plan(state, federation.context(2))
-    assert exchange is not None and declared(exchange) == {MODEL: set(federation.model.groups[MODEL])}
+    assert exchange is not None and declared_arrays(exchange) == {MODEL: set(federation.model.groups[MODEL])}
 
 
 def test_what_is_declared_differs_from_what_an_odd_client_sends() -> None:

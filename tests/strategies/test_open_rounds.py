@@ -1,10 +1,12 @@
 """Where the number of rounds is open, a strategy runs as ever or says that it needs the number."""
 
 import pytest
-from made_up_clients import COHORTS, VARIANTS, Federation, digest
+from made_up_clients import VARIANTS, Federation
 
 from fedloom.core import registry
 from fedloom.core.errors import ConfigError
+from fedloom.testing.federation import COHORTS
+from fedloom.testing.strategy import state_digest
 
 NEEDS_NUMBER = {
     *("fedlora", "ffa_lora", "flora", "flexlora", "hetlora", "flasc", "fed_adalora", "spd_cfl", "sa_fedlora"),
@@ -26,5 +28,5 @@ def test_a_strategy_that_needs_the_number_is_refused_by_name(name: str) -> None:
 def test_any_other_goes_on_with_the_same_bits(name: str) -> None:
     for settings in VARIANTS.get(name, [{}]):
         known, open_ = Federation(name, settings), Federation(name, settings, rounds=None)
-        assert [digest(state) for state in open_.run()] == [digest(state) for state in known.run()]
+        assert [state_digest(state) for state in open_.run()] == [state_digest(state) for state in known.run()]
         assert open_.strategy.plan(open_.run(1)[-1], open_.context(len(COHORTS))) is not None

@@ -12,8 +12,9 @@ import tomli_w
 
 from fedloom.core.history import RoundRecord, RunSummary, Timing, Traffic
 from fedloom.studies.grid import Planned
+from fedloom.testing import linear
 
-LINEAR = Path(__file__).parents[1] / "support" / "linear.py"
+LINEAR = Path(linear.__file__)
 
 
 @pytest.fixture

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fleet_support import quick_server
-
 from fedloom.client.admin import AdminClient
 from fedloom.client.enroll import join
 from fedloom.core.history import RunSummary
@@ -18,6 +16,7 @@ from fedloom.core.identity import Identity
 from fedloom.server.access.enroll_service import Security
 from fedloom.server.app import Membership, Server, enroll_administrator, open_security
 from fedloom.server.run_queue import RunQueue
+from fedloom.testing.fleet import quick_server
 
 
 @dataclass

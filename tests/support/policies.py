@@ -7,8 +7,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fleet_support import access, until
-
 from fedloom.client.agent import Agent
 from fedloom.client.policy import Guard, Policy, Usage
 from fedloom.client.setup import NodeSetup
@@ -18,6 +16,7 @@ from fedloom.server.fleet.payloads import PayloadStore
 from fedloom.server.rounds.session import Outcome, run_session
 from fedloom.server.store.memory_run_store import MemoryRunStore
 from fedloom.simulation.in_process import InProcessChannel
+from fedloom.testing.fleet import fleet_access, wait_until
 
 NOON = datetime(2026, 3, 1, 12, 0)
 
@@ -48,8 +47,10 @@ class Fleet:
             thread.start()
         store = MemoryRunStore("run")
         try:
-            until(lambda: len(nodes := coordinator.nodes()) == len(made) and not any(n.fresh for n in nodes.values()))
-            fleet = access(coordinator, patience_s=10)
+            wait_until(
+                lambda: len(nodes := coordinator.nodes()) == len(made) and not any(n.fresh for n in nodes.values())
+            )
+            fleet = fleet_access(coordinator, patience_s=10)
             return run_session(experiment, store, fleet, sinks, stop=threading.Event())
         finally:
             for agent in made:

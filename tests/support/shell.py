@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fleet_support import until
+from fedloom.testing.fleet import wait_until
 
 
 class Shell:
@@ -45,7 +45,7 @@ class Shell:
         """A server on the folder `state`: its process, port, and log."""
         where = ("--host", host, "--port", str(port), "--state", "state", "--log", "json")
         program, log = self.start("serve", *where, *options)
-        found = until(
+        found = wait_until(
             lambda: re.search(rf"listening on {re.escape(host)}:(\d+)", log.read_text(encoding="utf-8")),
             60,
             "the server",

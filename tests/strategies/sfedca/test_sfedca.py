@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fleet_support import hold_session
 
 from fedloom import api
 from fedloom.client.parked import ParkedUpdates
@@ -20,6 +19,7 @@ from fedloom.core.errors import ConfigError, UsageError
 from fedloom.core.records import Record, RoundContext, Update
 from fedloom.strategies.sfedca.config import Config
 from fedloom.strategies.sfedca.strategy import SFedCA
+from fedloom.testing.fleet import run_on_fleet
 
 D, M, CLASSES = 8, 2, 10
 
@@ -184,7 +184,7 @@ def test_a_candidate_that_fails_is_missing_and_the_rest_go_on() -> None:
 
 def test_nodes_without_shared_memory_give_the_same_bits(plain: api.RunResult) -> None:
     """As on machines of their own: payloads are streamed, each node keeps the models of the candidates it trained."""
-    outcome = hold_session(experiment(), workers=3, shared_memory=False)
+    outcome = run_on_fleet(experiment(), workers=3, shared_memory=False)
     assert outcome.error is None
     assert [record.cohort for record in outcome.history] == [record.cohort for record in plain.history]
     assert outcome.summary.model_sha256 == plain.summary.model_sha256

@@ -1,4 +1,4 @@
-"""A bad network on purpose: a channel that loses, repeats and delays messages, reproducibly."""
+"""Channels to put between an agent and its server: one that forwards everything, and a bad network on purpose."""
 
 from __future__ import annotations
 
@@ -12,8 +12,51 @@ from fedloom.core.records import Groups, Record
 from fedloom.core.seeds import generator
 
 
-class FaultyChannel:
-    """Any channel, with faults in both directions.
+class ForwardingChannel:
+    """Any channel, unchanged: a base class for fakes, which override what they change.
+
+    Args:
+        inner: the channel that does the work.
+    """
+
+    def __init__(self, inner: Channel) -> None:
+        self.inner = inner
+
+    def open(self, hello: Hello) -> Welcome:
+        """Connect, or connect again."""
+        return self.inner.open(hello)
+
+    def send(self, message: FromAgent) -> None:
+        """Give a message to the server."""
+        self.inner.send(message)
+
+    def receive(self, timeout_s: float) -> ToAgent | None:
+        """Return the next message of the server, or None after `timeout_s` seconds without one."""
+        return self.inner.receive(timeout_s)
+
+    def fetch(self, ref: PayloadRef) -> Record:
+        """Return the record behind a reference."""
+        return self.inner.fetch(ref)
+
+    def store(self, record: Record, run_id: str) -> PayloadRef:
+        """Put a run's record where the server can have it."""
+        return self.inner.store(record, run_id)
+
+    def lease(self, record: Record, run_id: str) -> Groups:
+        """Return writable arrays shaped like the record's."""
+        return self.inner.lease(record, run_id)
+
+    def recycle(self, run_id: str) -> None:
+        """Reuse the memory leased or stored for the run so far."""
+        self.inner.recycle(run_id)
+
+    def close(self) -> None:
+        """Leave."""
+        self.inner.close()
+
+
+class FaultyChannel(ForwardingChannel):
+    """Any channel, with faults in both directions, the same for the same seed and messages.
 
     Args:
         inner: the channel that does the work.
@@ -33,7 +76,7 @@ class FaultyChannel:
         cut: float = 0.0,
         delay_s: float = 0.05,
     ) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._rng = generator(seed, "faults")
         self._drop, self._duplicate, self._delay, self._cut, self._delay_s = drop, duplicate, delay, cut, delay_s
         self._late: list[tuple[float, int, ToAgent]] = []
@@ -43,13 +86,13 @@ class FaultyChannel:
 
     def open(self, hello: Hello) -> Welcome:
         self._late.clear()
-        return self._inner.open(hello)
+        return self.inner.open(hello)
 
     def send(self, message: FromAgent) -> None:
         for _ in range(self._copies()):
             if self._chance(self._delay, "delayed"):
                 time.sleep(float(self._rng.random()) * self._delay_s)
-            self._inner.send(message)
+            self.inner.send(message)
 
     def receive(self, timeout_s: float) -> ToAgent | None:
         if self._chance(self._cut, "cut"):
@@ -59,28 +102,13 @@ class FaultyChannel:
             if self._late and self._late[0][0] <= time.monotonic():
                 return heapq.heappop(self._late)[2]
             next_late = self._late[0][0] - time.monotonic() if self._late else timeout_s
-            message = self._inner.receive(max(0.0, min(next_late, end - time.monotonic())))
+            message = self.inner.receive(max(0.0, min(next_late, end - time.monotonic())))
             if message is not None:
                 for _ in range(self._copies()):
                     wait = float(self._rng.random()) * self._delay_s if self._chance(self._delay, "delayed") else 0.0
                     heapq.heappush(self._late, (time.monotonic() + wait, next(self._counter), message))
             elif time.monotonic() >= end:
                 return None
-
-    def fetch(self, ref: PayloadRef) -> Record:
-        return self._inner.fetch(ref)
-
-    def store(self, record: Record, run_id: str) -> PayloadRef:
-        return self._inner.store(record, run_id)
-
-    def lease(self, record: Record, run_id: str) -> Groups:
-        return self._inner.lease(record, run_id)
-
-    def recycle(self, run_id: str) -> None:
-        self._inner.recycle(run_id)
-
-    def close(self) -> None:
-        self._inner.close()
 
     def _copies(self) -> int:
         if self._chance(self._drop, "dropped"):

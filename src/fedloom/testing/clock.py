@@ -12,12 +12,17 @@ _LOOK_S = 0.002
 
 
 class ManualClock:
-    """Time moves by `advance` alone; who waits for it looks every few real milliseconds."""
+    """A `core.clock.Clock` whose time moves by `advance` alone; whoever waits on it looks every few real milliseconds.
+
+    Args:
+        now: the time it begins with; seconds.
+    """
 
     def __init__(self, now: float = 1000.0) -> None:
         self._now = now
 
     def advance(self, seconds: float) -> None:
+        """Let time pass for everybody who has this clock."""
         self._now += seconds
 
     def monotonic(self) -> float:
