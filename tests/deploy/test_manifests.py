@@ -159,7 +159,7 @@ def test_scripts_are_shell(script: Path) -> None:
 def _unit() -> configparser.RawConfigParser:
     unit = configparser.RawConfigParser(strict=False)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
-    unit.read(UNIT)
+    unit.read(UNIT, encoding="utf-8")
     return unit
 
 
