@@ -52,7 +52,7 @@ def agent(address: str) -> None:
             record, cost = peak_and_cpu(functools.partial(channel.fetch, ref))
             answer: dict[str, Any] = cost
         else:
-            ref, cost = peak_and_cpu(functools.partial(channel.store, record))
+            ref, cost = peak_and_cpu(functools.partial(channel.store, record, "transfer"))
             answer = cost | {"size": ref.size, "sha256": ref.sha256}
         print(json.dumps(answer), flush=True)
     channel.close()
