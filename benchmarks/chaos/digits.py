@@ -11,8 +11,8 @@ import numpy as np
 
 from benchmarks.chaos.schedule import ROUNDS
 from fedloom.core.config import Experiment
-from fedloom.core.protocols import LocalRule
-from fedloom.core.records import Job, Record, Update
+from fedloom.core.protocols import LocalRule, WorkloadInfo
+from fedloom.core.records import Job, Metrics, Record, Update
 from fedloom.workloads._data.rows import RowShard
 from fedloom.workloads.image_classification import config as image_classification
 from fedloom.workloads.image_classification.workload import ImageClassification
@@ -36,8 +36,20 @@ class SlowDigits:
     def __init__(self, plain: ImageClassification) -> None:
         self._plain = plain
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._plain, name)
+    def describe(self) -> WorkloadInfo:
+        return self._plain.describe()
+
+    def init(self, rng: np.random.Generator) -> Record:
+        return self._plain.init(rng)
+
+    def shard(self, client: int) -> RowShard:
+        return self._plain.shard(client)
+
+    def held_out(self, part: int, parts: int) -> RowShard | None:
+        return self._plain.held_out(part, parts)
+
+    def evaluate(self, inputs: Mapping[str, Record], shard: RowShard) -> Metrics:
+        return self._plain.evaluate(inputs, shard)
 
     def train(
         self, job: Job, inputs: Mapping[str, Record], shard: RowShard, rule: LocalRule | None, rng: np.random.Generator
