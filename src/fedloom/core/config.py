@@ -119,8 +119,8 @@ class RuntimeSettings(Settings):
     workers: Annotated[int, Field(ge=1)] | None = None
     """Agents; None takes one for each core (of the Ray cluster, for `ray`)."""
     ray_address: str | None = None
-    """Address of a running Ray cluster (`auto`, or `HOST:PORT`). None: that in `RAY_ADDRESS` where it is set, else Ray is
-    started here."""
+    """Address of a running Ray cluster (`auto`, or `HOST:PORT`). None: that in `RAY_ADDRESS` where it is set, else Ray
+    is started here."""
     cpus_per_worker: Annotated[float, Field(gt=0.0)] = 1.0
     """CPUs Ray sets aside for each agent."""
     gpus_per_worker: Annotated[float, Field(ge=0.0)] = 0.0
