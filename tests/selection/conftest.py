@@ -1,18 +1,16 @@
 """Fixtures of the selections' tests: reports made by hand, and a chi-square test."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from selecting import Build, Fits, Reports
 
 from fedloom.core import registry
+from fedloom.core.plugins import build_selection
 from fedloom.core.protocols import Selection
 from fedloom.core.records import ClientReport, Mean
-
-Reports = Callable[..., list[ClientReport]]
-Build = Callable[..., Selection[Any]]
-Fits = Callable[[Sequence[float], Sequence[float]], bool]
 
 
 @pytest.fixture
@@ -24,7 +22,7 @@ def reports() -> Reports:
         losses: Sequence[float] | None = None,
         examples: Sequence[int] | None = None,
         seconds: Sequence[float] | None = None,
-        **info: Sequence[Any],
+        **info: Sequence[object],
     ) -> list[ClientReport]:
         return [
             ClientReport(
@@ -44,10 +42,9 @@ def reports() -> Reports:
 def build() -> Build:
     """Makes a selection from its name and settings, as a run does."""
 
-    def make(name: str, **settings: Any) -> Selection[Any]:
+    def make(name: str, **settings: object) -> Selection[Any]:
         config = registry.part("selection", name, "config").Config.model_validate({"name": name, **settings})
-        selection: Selection[Any] = registry.part("selection", name, "selection").build_selection(config)
-        return selection
+        return build_selection(config)
 
     return make
 
@@ -56,7 +53,7 @@ def build() -> Build:
 def fits() -> Fits:
     """Whether counts are what their expectations say, by chi-square within four standard deviations."""
 
-    def check(counts: Sequence[float], expected: Sequence[float]) -> bool:
+    def check(counts: Sequence[float], expected: Sequence[float] | np.ndarray) -> bool:
         seen, hoped = np.asarray(counts, float), np.asarray(expected, float)
         freedom = len(seen) - 1
         return bool(((seen - hoped) ** 2 / hoped).sum() < freedom + 4 * np.sqrt(2 * freedom))

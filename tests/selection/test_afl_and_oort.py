@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from selecting import Build, Fits, Reports, probed
 
 from fedloom.core.errors import UsageError
 from fedloom.core.protocols import Roster
@@ -15,10 +16,10 @@ from fedloom.selection.oort.selection import scores
 ROSTER = Roster(population=8)
 
 
-def test_afl_evaluates_everybody_once(build, reports) -> None:
+def test_afl_evaluates_everybody_once(build: Build, reports: Reports) -> None:
     selection = build("afl")
     state = selection.init(ROSTER)
-    probe = selection.probe(state, ROSTER, 2, generator(1))
+    probe = probed(selection, state, ROSTER, 2, generator(1))
     assert probe.kind == "evaluate" and probe.candidates == tuple(range(8))
     told = reports([0, 1, 2, 5], losses=[1.0, 2.0, float("nan"), 0.5], examples=[4, 9, 9, 100])
     state = selection.observe(state, reports([5], losses=[0.25], examples=[100]), told)
@@ -28,7 +29,7 @@ def test_afl_evaluates_everybody_once(build, reports) -> None:
     assert build("afl", first_values="largest").probe(selection.init(ROSTER), ROSTER, 2, generator(1)) is None
 
 
-def test_afl_draws_by_value_among_those_not_dropped(build, reports, fits) -> None:
+def test_afl_draws_by_value_among_those_not_dropped(build: Build, reports: Reports, fits: Fits) -> None:
     selection = build("afl", temperature=0.5, uniform_fraction=0.0)
     values = np.arange(8.0) * 2
     state = replace(selection.init(ROSTER), values=values[generator(1).permutation(8)])
@@ -37,10 +38,10 @@ def test_afl_draws_by_value_among_those_not_dropped(build, reports, fits) -> Non
     kept = np.flatnonzero(state.values >= 12)  # the highest two; six of eight are dropped
     assert set(seen) == set(kept.tolist())
     weights = np.exp(0.5 * state.values[kept])
-    assert fits([seen[k] for k in kept], draws * weights / weights.sum())
+    assert fits([seen[k] for k in kept.tolist()], draws * weights / weights.sum())
 
 
-def test_afl_gives_its_share_to_everybody(build, fits) -> None:
+def test_afl_gives_its_share_to_everybody(build: Build, fits: Fits) -> None:
     selection = build("afl", uniform_fraction=0.3)
     state = replace(selection.init(ROSTER), values=np.arange(8.0))
     rng, draws = generator(1, "afl"), 4000
@@ -50,13 +51,13 @@ def test_afl_gives_its_share_to_everybody(build, fits) -> None:
     assert fits([sum(cohort[2] == k for cohort in cohorts) for k in range(6)], [draws / 6] * 6)
 
 
-def test_afl_drops_fewer_when_places_would_stay_empty(build) -> None:
+def test_afl_drops_fewer_when_places_would_stay_empty(build: Build) -> None:
     selection = build("afl", uniform_fraction=0.0)
     state = replace(selection.init(ROSTER), values=np.arange(8.0))
     assert set(selection.choose(state, ROSTER, 5, generator(1))) == {3, 4, 5, 6, 7}
 
 
-def test_afl_counts_the_unknown_as_the_largest(build) -> None:
+def test_afl_counts_the_unknown_as_the_largest(build: Build) -> None:
     selection = build("afl", first_values="largest", uniform_fraction=0.0)
     values = np.full(8, np.nan)
     values[:4] = [1.0, 9.0, 2.0, 3.0]
@@ -65,7 +66,7 @@ def test_afl_counts_the_unknown_as_the_largest(build) -> None:
         assert set(selection.choose(state, ROSTER, 5, generator(seed))) == {1, 4, 5, 6, 7}
 
 
-def test_afl_needs_a_loss(build, reports) -> None:
+def test_afl_needs_a_loss(build: Build, reports: Reports) -> None:
     selection = build("afl")
     with pytest.raises(UsageError, match="selection 'afl' needs the metric 'loss'"):
         selection.choose(selection.init(ROSTER), ROSTER, 1, generator(1), reports([1, 2]))
@@ -83,7 +84,7 @@ def test_oorts_score_by_hand() -> None:
     np.testing.assert_allclose(scores(np.zeros(2), np.ones(2), 1, 0.98), [0.0, 0.0])  # range is at least 1e-4
 
 
-def test_oort_remembers_what_it_saw(build, reports) -> None:
+def test_oort_remembers_what_it_saw(build: Build, reports: Reports) -> None:
     selection = build("oort")
     state = selection.observe(selection.init(ROSTER), reports([3, 1], [2.0, 4.0], [10, 5], [1.5, 0.5]))
     state = selection.observe(state, reports([3], [float("nan")], [10], [2.5]))
@@ -93,7 +94,7 @@ def test_oort_remembers_what_it_saw(build, reports) -> None:
     assert state.seconds.tolist() == [0, 0.5, 0, 2.5, 0, 0, 0, 0]
 
 
-def test_oort_explores_the_large_unseen_first(build, reports, fits) -> None:
+def test_oort_explores_the_large_unseen_first(build: Build, reports: Reports, fits: Fits) -> None:
     roster = Roster(population=8, sizes=(80, 1, 2, 3, 4, 30, 20, 10))
     selection = build("oort", exploration_window=1.5, exploration_min=1.0)
     state = selection.observe(selection.init(roster), reports([0], [1.0]))
@@ -105,7 +106,7 @@ def test_oort_explores_the_large_unseen_first(build, reports, fits) -> None:
     assert fits([first[5], first[6], first[7]], [draws / 2, draws / 3, draws / 6])
 
 
-def test_oorts_exploration_decays_to_its_floor(build, reports) -> None:
+def test_oorts_exploration_decays_to_its_floor(build: Build, reports: Reports) -> None:
     selection = build("oort", exploration=1.0, exploration_decay=0.5, exploration_min=0.1)
     state = selection.init(Roster(population=30))
     roster, seen = Roster(population=30), range(10)
@@ -117,7 +118,7 @@ def test_oorts_exploration_decays_to_its_floor(build, reports) -> None:
     assert exploited == [7, 8, 9, 9, 9]  # epsilon in rounds 2 to 6: 1/4, 1/8, and then the floor
 
 
-def test_oort_exploits_in_proportion_to_score_above_the_cut(build, reports, fits) -> None:
+def test_oort_exploits_in_proportion_to_score_above_the_cut(build: Build, reports: Reports, fits: Fits) -> None:
     selection = build("oort", cut_off=0.9)
     losses = [10.0, 9.0, 8.5, 1.0, 1.0, 1.0, 1.0, 1.0]
     state = selection.observe(selection.init(ROSTER), reports(list(range(8)), losses))  # everybody seen: epsilon 0
@@ -130,7 +131,7 @@ def test_oort_exploits_in_proportion_to_score_above_the_cut(build, reports, fits
     assert fits([seen[k] for k in able], draws * value[able] / value[able].sum())
 
 
-def test_oort_penalises_the_slow_only_when_asked(build, reports) -> None:
+def test_oort_penalises_the_slow_only_when_asked(build: Build, reports: Reports) -> None:
     told = reports(list(range(4)), [4.0, 3.9, 1.0, 1.0], seconds=[8.0, 1.0, 1.0, 1.0])
     roster = Roster(population=4)
     plain, timed = build("oort", cut_off=1.0), build("oort", cut_off=1.0, preferred_duration_percentile=50.0)

@@ -4,11 +4,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from selecting import Build, Examples, Fits, Reports, probed
 
-from fedloom.core import registry
 from fedloom.core.errors import UsageError
+from fedloom.core.plugins import build_measure
 from fedloom.core.protocols import Roster
-from fedloom.core.records import MODEL, Record, Update
+from fedloom.core.records import MODEL, Arrays, Info, Record, Update
 from fedloom.core.seeds import generator
 from fedloom.selection.divfl.measure import sketched
 from fedloom.selection.hics.clusters import clusters, distances, draw, entropies
@@ -20,10 +21,10 @@ AFTER = {"w": np.array([[4.0, 2.0], [0.0, -4.0], [5.0, 5.0]], np.float32), "b": 
 COUNTER = {"steps": np.array(7)}
 
 
-def measured(name: str, after=AFTER, **knobs):
-    measure = registry.part("selection", name, "measure").build_measure()
+def measured(name: str, after: Arrays = AFTER, **knobs: object) -> Info:
+    measure = build_measure(name)
     update = Update(num_examples=3, groups={MODEL: {**after, "steps": np.array(9)}})
-    return measure(None, Record({MODEL: {**BEFORE, **COUNTER}}), update, None, generator(1), knobs)
+    return measure(None, Record({MODEL: {**BEFORE, **COUNTER}}), update, Examples(3), generator(1), knobs)
 
 
 def test_the_update_norm_is_that_of_all_trained_arrays_together() -> None:
@@ -36,7 +37,7 @@ def test_an_update_without_the_models_arrays_has_no_change(name: str) -> None:
         measured(name, after={"lora": np.zeros(2)}, sketch=0, array=None)
 
 
-def test_update_norm_keeps_the_largest(build, reports) -> None:
+def test_update_norm_keeps_the_largest(build: Build, reports: Reports) -> None:
     selection = build("update_norm")
     told = reports([5, 0, 3, 1], norm=[1.0, 9.0, float("nan"), 4.0])
     assert selection.choose(selection.init(ROSTER), ROSTER, 2, generator(1), told) == (0, 1)
@@ -53,7 +54,7 @@ def test_update_norm_keeps_the_largest(build, reports) -> None:
         ([5, 1], 2, [1.0, 1.0]),
     ],
 )
-def test_inclusion_probabilities_by_hand(norms, size, expected) -> None:
+def test_inclusion_probabilities_by_hand(norms: list[int], size: int, expected: list[float]) -> None:
     np.testing.assert_allclose(inclusion_probabilities(np.array(norms, float), size), expected)
 
 
@@ -67,16 +68,16 @@ def test_inclusion_probabilities_are_the_papers_closed_form() -> None:
     np.testing.assert_allclose(inclusion_probabilities(u, m), expected)
 
 
-def test_optimal_sampling_weighs_norms_by_examples(build, reports) -> None:
+def test_optimal_sampling_weighs_norms_by_examples(build: Build, reports: Reports) -> None:
     selection, rng, draws = build("optimal_sampling"), generator(1, "draws"), 6000
     told = reports([4, 0, 2], norm=[1.0, 2.0, 1.0], examples=[10, 10, 40])  # u = 1 : 2 : 4
     seen = Counter(selection.choose(selection.init(ROSTER), ROSTER, 1, rng, told)[0] for _ in range(draws))
     shares = np.array([seen[4], seen[0], seen[2]]) / draws
     np.testing.assert_allclose(shares, np.array([1, 2, 4]) / 7, atol=4 * 0.5 / np.sqrt(draws))
-    assert selection.probe(selection.init(ROSTER), ROSTER, 1, rng).measure == "update_norm"
+    assert probed(selection, selection.init(ROSTER), ROSTER, 1, rng).measure == "update_norm"
 
 
-def test_divfl_takes_a_representative_of_each_kind(build, reports) -> None:
+def test_divfl_takes_a_representative_of_each_kind(build: Build, reports: Reports) -> None:
     selection = build("divfl")
     told = reports([5, 0, 3, 1, 2], update=[[0.0, 0.0], [0.0, 1.0], [9.0, 9.0], [9.0, 8.0], [0.0, 2.0]])
     assert selection.choose(selection.init(ROSTER), ROSTER, 2, generator(1), told) == (3, 2)
@@ -138,7 +139,7 @@ def test_hics_clusters_by_average_linkage() -> None:
     assert sorted(clusters(apart, 4)) == theirs
 
 
-def test_hics_prefers_balanced_clusters_and_large_members(fits) -> None:
+def test_hics_prefers_balanced_clusters_and_large_members(fits: Fits) -> None:
     groups, entropy, weights = [[0, 1], [2]], np.array([0.2, 0.4, 1.3]), np.array([1.0, 3.0, 5.0])
     rng, draws = generator(1, "clusters"), 6000
     seen = Counter(int(draw(groups, entropy, weights, 1, 2.0, rng)[0]) for _ in range(draws))
@@ -147,7 +148,7 @@ def test_hics_prefers_balanced_clusters_and_large_members(fits) -> None:
     assert sorted(draw(groups, entropy, weights, 3, 2.0, rng).tolist()) == [0, 1, 2]
 
 
-def test_hics_covers_kinds_of_clients(build, reports) -> None:
+def test_hics_covers_kinds_of_clients(build: Build, reports: Reports) -> None:
     selection = build("hics", preference=0.0)
     outputs = [[1.0, -1.0], [1.0, -0.9], [-1.0, 1.0], [-0.9, 1.0], [0.9, -1.0], [-1.0, 0.9]]
     told = reports([5, 0, 3, 1, 2, 4], output=outputs)

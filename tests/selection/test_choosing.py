@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from selecting import Fits, Reports
 
 from fedloom.core.errors import BadMessage, UsageError
 from fedloom.core.records import ClientReport
@@ -14,7 +15,7 @@ from fedloom.selection._choosing.reports import clients_at, largest, losses, num
 from fedloom.selection._choosing.sampling import systematic, weighted
 
 
-def test_a_weighted_draw_without_replacement_is_one_draw_after_another(fits) -> None:
+def test_a_weighted_draw_without_replacement_is_one_draw_after_another(fits: Fits) -> None:
     weights, draws = np.array([1.0, 2.0, 5.0]), 6000
     rng = generator(1, "weighted")
     seen = [tuple(weighted(np.log(weights), 2, rng).tolist()) for _ in range(draws)]
@@ -73,7 +74,7 @@ def test_imbalance_and_divergence_by_hand() -> None:
     np.testing.assert_allclose(imbalance(several), gram)
 
 
-def test_losses_that_are_not_numbers_are_not_told(reports) -> None:
+def test_losses_that_are_not_numbers_are_not_told(reports: Reports) -> None:
     read = losses(reports([4, 5, 6], [1.5, float("nan"), float("inf")]), "some")
     assert read[0] == 1.5 and np.isnan(read[1:]).all()
     one_silent = [*reports([1], [2.0]), ClientReport(client=2, num_examples=1, seconds=0.0)]
@@ -84,19 +85,19 @@ def test_losses_that_are_not_numbers_are_not_told(reports) -> None:
         losses(reports([1, 2]), "some")
 
 
-def test_measured_numbers_are_read_with_care(reports) -> None:
+def test_measured_numbers_are_read_with_care(reports: Reports) -> None:
     read = numbers(reports(range(6), norm=[1, 2.5, "3", True, None, float("inf")]), "norm", "some")
     assert read[:2].tolist() == [1.0, 2.5] and np.isnan(read[2:]).all()
     with pytest.raises(BadMessage, match=r"expects 'norm' in the candidates' reports, but none of 2 has it"):
         numbers(reports([1, 2]), "norm", "some")
 
 
-def test_measured_lists_of_another_length_are_not_told(reports) -> None:
+def test_measured_lists_of_another_length_are_not_told(reports: Reports) -> None:
     lists = [[1, 2], [3.0, 4.0], [1.0], "ab", [1.0, "b"], [0.0, float("nan")], None]
     read = vectors(reports(range(7), gain=lists), "gain", "some")
     assert read[:2].tolist() == [[1.0, 2.0], [3.0, 4.0]]
     assert read.shape == (7, 2) and np.isnan(read[2:]).any(axis=1).all()
 
 
-def test_what_is_kept_stays_in_candidate_order(reports) -> None:
+def test_what_is_kept_stays_in_candidate_order(reports: Reports) -> None:
     assert clients_at(reports([7, 3, 9, 1]), np.array([3, 0])) == (7, 1)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from selecting import Reports, probed
 
 from fedloom.api import run
 from fedloom.core import registry
@@ -17,15 +18,15 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 NAME = str(EXAMPLES / "take_turns.py")
 
 
-def test_turns_go_around_and_the_worst_served_are_kept(reports) -> None:
+def test_turns_go_around_and_the_worst_served_are_kept(reports: Reports) -> None:
     parts = registry.part("selection", NAME, "selection")
     selection = parts.build_selection(parts.Config(name=NAME, window=3))
     roster = Roster(population=4)
     state = selection.init(roster)
-    assert selection.probe(state, roster, 2, generator(1)).candidates == (0, 1, 2)
+    assert probed(selection, state, roster, 2, generator(1)).candidates == (0, 1, 2)
     told = reports([0, 1, 2], losses=[0.5, 2.0, 1.0])
     assert selection.choose(state, roster, 2, generator(1), told) == (1, 2)
-    assert selection.probe(selection.observe(state, []), roster, 2, generator(1)).candidates == (3, 0, 1)
+    assert probed(selection, selection.observe(state, []), roster, 2, generator(1)).candidates == (3, 0, 1)
     with pytest.raises(ConfigError, match="window: 3 clients for a cohort of 4"):
         selection.probe(state, roster, 4, generator(1))
     with pytest.raises(ConfigError, match="window: 3 clients, but there are only 2"):

@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from selecting import Fits
 
 from fedloom.core.seeds import generator
 from fedloom.selection.firing_credit import rules
@@ -130,7 +131,7 @@ def test_relabelling_classes_changes_no_choice() -> None:
         assert rules.cover(u, 5).tolist() == rules.cover(u[:, classes], 5).tolist()
 
 
-def test_softmax_draws_by_credit(fits) -> None:
+def test_softmax_draws_by_credit(fits: Fits) -> None:
     kappa, temperature, draws = np.array([0.1, 0.2, 0.4]), 0.2, 6000
     weights, rng = np.exp(kappa / temperature), generator(1, "softmax")
     seen = Counter(tuple(rules.softmax(kappa, 2, temperature, rng).tolist()) for _ in range(draws))
@@ -156,7 +157,7 @@ def test_choose_returns_draw_order() -> None:
         rules.choose("balance-all", KAPPA, None, 2, rng)
 
 
-def test_exploration_gives_its_share_of_places_to_the_others(fits) -> None:
+def test_exploration_gives_its_share_of_places_to_the_others(fits: Fits) -> None:
     rng, draws = generator(1, "explore"), 3000
     sets = [rules.choose("topm", KAPPA, None, 2, rng, exploration=0.5) for _ in range(draws)]
     assert all(0 in picked and len(picked) == 2 for picked in sets)
@@ -178,7 +179,9 @@ def test_exploration_gives_its_share_of_places_to_the_others(fits) -> None:
         ("positive", [0.0, 3.0], [-0.1, 3.1]),
     ],
 )
-def test_impossible_credits_are_clipped_and_flagged(norm: rules.Norm, possible, impossible) -> None:
+def test_impossible_credits_are_clipped_and_flagged(
+    norm: rules.Norm, possible: list[float], impossible: list[float]
+) -> None:
     kappa, flagged = rules.sane(np.array([*possible, *impossible]), None, norm, 3)
     assert flagged.tolist() == [False] * len(possible) + [True] * len(impossible)
     assert kappa[: len(possible)].tolist() == possible

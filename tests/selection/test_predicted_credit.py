@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
+from selecting import Build, Examples, Reports, probed
 
 from fedloom import api
 from fedloom.core import registry
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, UnsupportedFeature, UsageError
-from fedloom.core.protocols import Roster
-from fedloom.core.records import MODEL, Job, Record, Update
+from fedloom.core.plugins import build_measure
+from fedloom.core.protocols import Roster, Selection, Shard
+from fedloom.core.records import MODEL, Array, Arrays, Job, Record, Update
 from fedloom.core.seeds import generator
+from fedloom.selection.predicted_credit.selection import Memory
 
 ROSTER = Roster(population=6)
 GAINS = {0: [0.9, -0.9, 0.0], 1: [0.8, -0.8, 0.0], 2: [-0.7, 0.7, 0.0], 3: [-0.6, 0.0, 0.6], 4: [0.0] * 3, 5: [0.0] * 3}
 
 
-def heard(selection: Any, reports: Any, *clients: int, roster: Roster = ROSTER, examples: Any = None) -> Any:
+def heard(
+    selection: Selection[Memory],
+    reports: Reports,
+    *clients: int,
+    roster: Roster = ROSTER,
+    examples: Mapping[int, int] | None = None,
+) -> Memory:
     """The state once these clients, one after the other, have told their gains."""
     state = selection.init(roster)
     for client in clients:
-        told = reports([client], gain=[GAINS[client]], examples=examples and [examples[client]])
+        told = reports([client], gain=[GAINS[client]], examples=None if examples is None else [examples[client]])
         state = selection.observe(state, told)
     return state
 
 
-def test_the_balanced_are_chosen_by_hand(build, reports) -> None:
+def test_the_balanced_are_chosen_by_hand(build: Build, reports: Reports) -> None:
     """Of gains 0.9, 0.8 in class 0, 0.7 in class 1, 0.6 in class 2: three of them most even are 0.8 : 0.7 : 0.6."""
     selection = build("predicted_credit", candidates=6, decay=1.0, rule="balance-all")
     state = heard(selection, reports, 4, 5, 0, 1, 2, 3)
@@ -43,13 +53,13 @@ def test_the_balanced_are_chosen_by_hand(build, reports) -> None:
     assert all(set(chosen) <= {0, 1, 2, 3} for chosen in first_drawn)
 
 
-def test_the_shortlist_comes_before_the_balance(build, reports) -> None:
+def test_the_shortlist_comes_before_the_balance(build: Build, reports: Reports) -> None:
     selection = build("predicted_credit", candidates=6, rule="shortlist-balance", shortlist=1.0, decay=1.0)
     state = heard(selection, reports, 4, 5, 0, 1, 2, 3)
     assert set(selection.choose(state, ROSTER, 2, generator(1))) == {0, 1}
 
 
-def test_the_unknown_are_chosen_first_and_then_those_asked_longest_ago(build, reports) -> None:
+def test_the_unknown_are_chosen_first_and_then_those_asked_longest_ago(build: Build, reports: Reports) -> None:
     selection = build("predicted_credit", candidates=3)
     state = heard(selection, reports, 0, 1, 2, 3)
     assert set(selection.choose(state, ROSTER, 2, generator(1))) == {4, 5}
@@ -67,7 +77,7 @@ def test_the_unknown_are_chosen_first_and_then_those_asked_longest_ago(build, re
     assert min(counts.values()) > 110 and len(counts) == 6
 
 
-def test_who_does_not_answer_goes_to_the_end_and_counts_as_average(build, reports) -> None:
+def test_who_does_not_answer_goes_to_the_end_and_counts_as_average(build: Build, reports: Reports) -> None:
     selection = build("predicted_credit", candidates=2)
     state = heard(selection, reports, 0, 1, 2, 3)
     state = selection.missed(selection.observe(state, []), [4, 5])
@@ -77,7 +87,7 @@ def test_who_does_not_answer_goes_to_the_end_and_counts_as_average(build, report
     assert set(everyone.choose(state, ROSTER, 1, generator(1))) <= {4, 5}
 
 
-def test_memory_ends_and_fades(build, reports) -> None:
+def test_memory_ends_and_fades(build: Build, reports: Reports) -> None:
     short = build("predicted_credit", candidates=6, memory=2)
     state = heard(short, reports, 0, 1, 2)  # round 4 is chosen for: 0 has told about round 1, three rounds ago
     assert short.report(state)["known_clients"] == 2
@@ -91,10 +101,10 @@ def test_memory_ends_and_fades(build, reports) -> None:
     assert picks <= {(0, 2), (1, 2)}
 
 
-def test_only_the_unknown_are_previewed(build, reports) -> None:
+def test_only_the_unknown_are_previewed(build: Build, reports: Reports) -> None:
     selection = build("predicted_credit", candidates=6, preview=1, decay=1.0)
     state = heard(selection, reports, 0, 1, 2, 3)
-    probe = selection.probe(state, ROSTER, 2, generator(1))
+    probe = probed(selection, state, ROSTER, 2, generator(1))
     assert (probe.kind, probe.measure, len(probe.candidates)) == ("measure", "predicted_credit", 1)
     assert set(probe.candidates) < {4, 5}
     told = reports(probe.candidates, gain=[[0.0, 0.0, 0.9]])
@@ -104,17 +114,17 @@ def test_only_the_unknown_are_previewed(build, reports) -> None:
     assert selection.probe(known, ROSTER, 2, generator(1)) is None
 
 
-def test_with_no_memory_and_a_preview_of_all_it_is_a_fresh_forecast(build, reports) -> None:
+def test_with_no_memory_and_a_preview_of_all_it_is_a_fresh_forecast(build: Build, reports: Reports) -> None:
     selection = build("predicted_credit", candidates=4, preview=4, memory=0, candidate_draw="uniform")
     state = heard(selection, reports, *range(6))
-    probe = selection.probe(state, ROSTER, 2, generator(3))
+    probe = probed(selection, state, ROSTER, 2, generator(3))
     assert len(probe.candidates) == 4
     told = reports(probe.candidates, gain=[GAINS[client] for client in probe.candidates])
     assert set(selection.choose(state, ROSTER, 2, generator(4), told)) <= set(probe.candidates)
 
 
 @pytest.mark.parametrize("claim", [[9.0, 0.0, 0.0], [float("nan")] * 3, [0.1], "all", None])
-def test_gains_that_cannot_be_are_not_believed(build, reports, claim) -> None:
+def test_gains_that_cannot_be_are_not_believed(build: Build, reports: Reports, claim: object) -> None:
     selection = build("predicted_credit", candidates=6)
     state = heard(selection, reports, 0, 1, 2, 3)
     state = selection.observe(state, reports([4, 5], gain=[claim, GAINS[5]]))
@@ -122,7 +132,7 @@ def test_gains_that_cannot_be_are_not_believed(build, reports, claim) -> None:
     assert state.flagged == {"4": 1} and state.asked[4] == state.round
 
 
-def test_preview_of_what_only_training_tells_is_refused(build) -> None:
+def test_preview_of_what_only_training_tells_is_refused(build: Build) -> None:
     with pytest.raises(ConfigError, match=r"selection\.preview: 3, but credit = .change. is known only"):
         build("predicted_credit", credit="change", preview=3)
 
@@ -131,18 +141,18 @@ def test_the_measure_is_the_error_of_the_output() -> None:
     """Two images of classes 0 and 1; outputs (ln 3, 0) for both: softmax (3/4, 1/4), error ((3/2 - 1) / 2, ...)."""
 
     class Fixed:
-        def class_errors(self, arrays: Any, shard: Any, rng: Any) -> Any:
+        def class_errors(self, arrays: Arrays, shard: Shard, rng: np.random.Generator) -> Array:
             softmax, labels = np.array([[0.75, 0.25]] * 2), np.eye(2)
-            return (labels - softmax).mean(axis=0)
+            return np.asarray((labels - softmax).mean(axis=0))
 
-    measure = registry.part("selection", "predicted_credit", "measure").build_measure()
+    measure = build_measure("predicted_credit")
     nothing = Update(num_examples=2)
-    assert measure(Fixed(), Record({MODEL: {}}), nothing, None, generator(1), {}) == {"gain": [-0.25, 0.25]}
+    assert measure(Fixed(), Record({MODEL: {}}), nothing, Examples(2), generator(1), {}) == {"gain": [-0.25, 0.25]}
     with pytest.raises(
         UsageError,
         match=r"needs a workload with class_errors.*but object has none; use image_classification or spiking",
     ):
-        measure(object(), Record({MODEL: {}}), nothing, None, generator(1), {})
+        measure(object(), Record({MODEL: {}}), nothing, Examples(2), generator(1), {})
 
 
 def experiment(workload: str = "image_classification", **values: Any) -> Experiment:
