@@ -355,8 +355,8 @@ def test_a_lost_connection_is_opened_again_with_results_and_groups_kept(script: 
         agent.step(0)
     agent.connect()
     heartbeat, again = script.sent[-2:]
-    assert set(heartbeat.held) == {group(1, 0).key, group(1, 1).key}
-    assert again.key == group(1, 0).key
+    assert isinstance(heartbeat, Heartbeat) and set(heartbeat.held) == {group(1, 0).key, group(1, 1).key}
+    assert isinstance(again, GroupResult) and again.key == group(1, 0).key
     assert script.opened[0].session != script.opened[1].session
 
 
@@ -423,6 +423,7 @@ def test_sums_of_a_hand_made_group_are_the_trainings(agent: Agent, script: Scrip
     )
     agent.step(0)
     (result,) = script.results()
+    assert result.total is not None and result.total.record is not None
     assert result.total.record.info["count"] == 2
     assert result.total.record.info["weight"] == sum(20 + client % 7 for client in (1, 2))
     assert sum_of_one(0).info["weight"] == 1.0 and model_record().num_elements == 3

@@ -20,7 +20,7 @@ from fedloom.core.errors import BadMessage, FedloomError, RunExists, ServerUnrea
 from fedloom.core.identity import Identity, JoinToken, certificate_request, make_key
 from fedloom.core.messages import PROTOCOL
 from fedloom.proto.v1.enroll_pb2_grpc import EnrollStub
-from fedloom.testing.by_hand import open_exchange, planned_groups, run_spec
+from fedloom.testing.by_hand import next_answer, open_exchange, planned_groups, run_spec
 from fedloom.testing.fleet import wait_until
 from fedloom.testing.records import model_record
 
@@ -213,7 +213,7 @@ class TestAtWork:
         with open_exchange(
             coordinator, planned_groups(1.0), run=run_spec("secure"), inputs={"model": model_record(5)}
         ) as opened:
-            answer = opened.answers.get(timeout=20)
+            answer = next_answer(opened, 20.0)
             assert answer.node == "worker" and answer.result is not None
         fleet.revoke("worker")
         thread.join(10)
@@ -231,7 +231,7 @@ class TestAtWork:
             wait_until(lambda: coordinator.nodes().get("held") and coordinator.nodes()["held"].assigned)
             fleet.revoke("held")
             agent, second, _ = self._agent(lambda: spare)
-            assert opened.answers.get(timeout=20).node == "spare"
+            assert next_answer(opened, 20.0).node == "spare"
         agent.stop()
         first.join(10)
         second.join(10)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from payload_channel import PayloadChannel
 from support_paths import LINEAR
 
 from fedloom.client.executor import Executor
@@ -22,8 +23,8 @@ Linear = registry.part("workloads", str(LINEAR), "workload").Linear
 ONE = Record({MODEL: {"w": np.ones(3, np.float32), "b": np.zeros((), np.float32)}})
 
 
-class Here:
-    """Payloads are records; reading them may fail as if the connection broke."""
+class Breaking(PayloadChannel):
+    """Reading payloads may fail as if the connection broke."""
 
     def __init__(self) -> None:
         self.broken = 0
@@ -32,14 +33,7 @@ class Here:
         self.broken -= 1
         if self.broken == 0:
             raise ServerUnreachable("cut")
-        assert ref.record is not None
-        return ref.record
-
-    def store(self, record: Record, run_id: str) -> PayloadRef:
-        return PayloadRef(size=1, record=record)
-
-    def lease(self, record: Record, run_id: str) -> Mapping[str, Mapping[str, Any]]:
-        return {g: {n: np.empty(a.shape, a.dtype) for n, a in arrays.items()} for g, arrays in record.groups.items()}
+        return super().fetch(ref)
 
 
 class Grouped(Linear):  # type: ignore[misc,valid-type]
@@ -76,8 +70,8 @@ def grouped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def executor(channel: Here | None = None) -> Executor:
-    made = Executor(channel or Here(), "n")  # type: ignore[arg-type]
+def executor(channel: Breaking | None = None) -> Executor:
+    made = Executor(channel or Breaking(), "n")
     settings = {"rounds": 9, "clients": 9, "strategy": "fedavg", "workload": {"name": str(LINEAR), "features": 3}}
     for run in ("run", "other"):
         made.prepare(RunSpec(run_id=run, experiment=settings))
@@ -119,7 +113,7 @@ def test_a_program_that_fails_is_named_once_a_run_with_its_reason_and_clients_ar
 def test_a_connection_that_breaks_is_no_failure_of_the_program(
     grouped: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    channel = Here()
+    channel = Breaking()
     made = executor(channel)
     channel.broken = 1
     with pytest.raises(ServerUnreachable):

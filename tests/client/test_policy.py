@@ -29,7 +29,7 @@ def group(**fields: Any) -> Group:
     return Group(key=GroupKey("r", 1, 0, 0), jobs=(), **fields)
 
 
-ALLOWED = {"workloads": {"image_classification": {}}}
+ALLOWED: dict[str, object] = {"workloads": {"image_classification": {}}}
 
 
 class TestNames:
@@ -227,7 +227,7 @@ def test_a_policy_that_is_none_is_said_to_be_so(tmp_path: Path, text: str, said:
         Policy.load(tmp_path / "policy.toml")
 
 
-OPEN = {"workloads": {str(LINEAR): {}}}
+OPEN: dict[str, object] = {"workloads": {str(LINEAR): {}}}
 
 
 def test_a_refused_job_goes_to_another_node_and_the_record_says_why(tmp_path: Path, linear: Make) -> None:

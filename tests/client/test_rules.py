@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from payload_channel import PayloadChannel
 from support_paths import SUPPORT
 
 from fedloom.client.executor import Executor
 from fedloom.core.accumulators import UpdateList
 from fedloom.core.messages import Group, GroupKey, GroupResult, PayloadRef, RunSpec
-from fedloom.core.records import Job, Record
+from fedloom.core.records import Array, Job, Record
 
 RULE = """
 from dataclasses import replace
@@ -50,20 +51,6 @@ W = 'inputs["model"].groups["model"]["w"]'
 MODEL = np.array([4.0, 8.0], np.float32)
 
 
-class Here:
-    """Payloads are records."""
-
-    def fetch(self, ref: PayloadRef) -> Record:
-        return ref.record or Record()
-
-    def store(self, record: Record, run_id: str) -> PayloadRef:
-        groups = {g: {n: np.array(a) for n, a in arrays.items()} for g, arrays in record.groups.items()}
-        return PayloadRef(size=1, record=Record(groups, record.info))
-
-    def lease(self, record: Record, run_id: str) -> Mapping[str, Mapping[str, Any]]:
-        return {g: {n: np.empty(a.shape, a.dtype) for n, a in arrays.items()} for g, arrays in record.groups.items()}
-
-
 @pytest.fixture
 def rules(tmp_path: Path) -> dict[str, str]:
     """`double` sends twice the update and halves what came, `add` one more and one less; `silent` keeps nothing."""
@@ -79,7 +66,7 @@ def rules(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def executor() -> Executor:
-    executor = Executor(Here(), "n")  # type: ignore[arg-type]
+    executor = Executor(PayloadChannel(), "n")
     counting = {"name": str(SUPPORT / "counting.py"), "size": 2}
     executor.prepare(RunSpec(run_id="run", experiment={"rounds": 9, "strategy": "fedavg", "workload": counting}))
     return executor
@@ -119,10 +106,11 @@ def test_rules_see_what_comes_in_reverse_order_and_what_goes_in_order(
     plain = sent(work(executor, ()))
     noise = (plain - MODEL * np.float32(0.9)) / np.float32(0.01) - MODEL
     one, other = (rules["double"], rules["add"]), (rules["add"], rules["double"])
-    for order, came, went in (
+    cases: tuple[tuple[tuple[str, str], Array, Callable[[Array], Array]], ...] = (
         (one, (MODEL - 1) / 2, lambda w: 2 * w + 1),
         (other, MODEL / 2 - 1, lambda w: 2 * (w + 1)),
-    ):
+    )
+    for order, came, went in cases:
         result = work(executor, order)
         want = went(came * np.float32(0.9) + np.float32(0.01) * (came + noise))
         np.testing.assert_allclose(sent(result), want, rtol=1e-5)
@@ -130,9 +118,11 @@ def test_rules_see_what_comes_in_reverse_order_and_what_goes_in_order(
 
 
 def test_each_rule_and_the_workload_get_back_what_they_kept(executor: Executor, rules: dict[str, str]) -> None:
-    both, last, sums = (rules["double"], rules["add"]), None, np.zeros(2)
+    both, sums = (rules["double"], rules["add"]), np.zeros(2)
+    results: list[GroupResult] = []
     for round in (1, 2, 3):
-        last = work(executor, both, round, last=last)
+        last = work(executor, both, round, last=results[-1] if results else None)
+        results.append(last)
         assert (info(last)["double"], info(last)["add"]) == (round, round)
         assert last.reports[0].metrics["seen"].value == round - 1
         sums += sent(last) - 1  # what `add` got to send
@@ -157,7 +147,8 @@ def test_a_rule_counts_evaluations_too_which_leave_the_workloads_part_alone(
 def test_what_a_rule_kept_stays_while_other_rules_are_used(executor: Executor, rules: dict[str, str]) -> None:
     first = work(executor, (rules["add"],))
     between = work(executor, (rules["double"],), 2, last=first)
-    assert info(work(executor, (rules["double"], rules["add"]), 3, last=between)) | {"order": 0} == {
+    told = info(work(executor, (rules["double"], rules["add"]), 3, last=between))
+    assert {**told, "order": 0} == {
         "double": 2, "add": 2, "order": 0,
     }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from fedloom.testing.fleet import fleet_access, wait_until
 NOON = datetime(2026, 3, 1, 12, 0)
 
 
-def guard(tmp_path: Path, now: datetime = NOON, **policy: Any) -> Guard:
+def guard(tmp_path: Path, now: datetime = NOON, /, **policy: object) -> Guard:
     """A policy at work at a time of day."""
     return Guard(Policy.model_validate(policy), Usage(tmp_path / "usage.json", lambda: now), lambda: now)
 
@@ -29,7 +30,7 @@ def guard(tmp_path: Path, now: datetime = NOON, **policy: Any) -> Guard:
 class Fleet:
     """In-process agents with policies, and a server that asks them."""
 
-    def __init__(self, tmp_path: Path, **policies: dict[str, Any]) -> None:
+    def __init__(self, tmp_path: Path, **policies: Mapping[str, object]) -> None:
         self._tmp_path, self._policies = tmp_path, policies
 
     def run(self, experiment: Experiment, *sinks: Any) -> Outcome:

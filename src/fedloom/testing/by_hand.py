@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
@@ -21,7 +22,7 @@ from fedloom.core.messages import (
 )
 from fedloom.core.records import MODEL, ClientReport, Exchange, Groups, Job, Record, Update
 from fedloom.server.fleet.coordinator import Coordinator
-from fedloom.server.fleet.open_exchange import OpenExchange
+from fedloom.server.fleet.open_exchange import Answer, OpenExchange
 from fedloom.server.fleet.payloads import Offer, PayloadStore
 from fedloom.server.fleet.planned import PlannedExchange, PlannedGroup, RunFacts
 from fedloom.server.fleet.vetting import Vet
@@ -97,6 +98,25 @@ def open_exchange(
     )
     with coordinator.exchange(planned) as opened:
         yield opened
+
+
+def next_answer(opened: OpenExchange, timeout_s: float = 5.0) -> Answer:
+    """Take the next answer of an exchange: an accepted result, or why its group has none.
+
+    Args:
+        opened: the exchange.
+        timeout_s: seconds to wait.
+
+    Raises:
+        AssertionError: none has come, or an error has ended the exchange.
+    """
+    try:
+        answer = opened.answers.get(timeout=timeout_s)
+    except queue.Empty:
+        raise AssertionError(f"no answer has come within {timeout_s} s") from None
+    if not isinstance(answer, Answer):
+        raise AssertionError(f"expected an answer, but the exchange has failed: {answer!r}") from answer
+    return answer
 
 
 def prepared_ref(store: PayloadStore, offer: Offer, locality: str) -> PayloadRef:

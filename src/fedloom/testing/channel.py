@@ -12,10 +12,10 @@ from fedloom.core.accumulators import RunningMean
 from fedloom.core.messages import Ack, Cancel, Channel, Goodbye, Group, GroupKey, Heartbeat, Hello, RunSpec
 from fedloom.core.records import MODEL, Record, Update
 from fedloom.server.app import Server
-from fedloom.server.fleet.open_exchange import Answer, OpenExchange
 from fedloom.testing.by_hand import (
     ManualAgent,
     group_result,
+    next_answer,
     open_exchange,
     planned_groups,
     run_spec,
@@ -114,7 +114,7 @@ class ChannelConformance:
                 answer = group_result(first.key, first.jobs[0].client, total=hand.store(sum_of_one(0)))
                 hand.channel.send(answer)
                 hand.take(Ack, key=first.key, status="accepted")
-                arrived = _answer(opened)
+                arrived = next_answer(opened)
                 assert arrived.node == "hand" and arrived.total is not None
                 assert arrived.total.groups[MODEL]["w"].tolist() == [2, 2, 2]
                 hand.channel.send(answer)
@@ -153,7 +153,7 @@ class ChannelConformance:
                 assert held.key not in again
                 hand.channel.send(group_result(held.key, held.jobs[0].client, total=hand.store(sum_of_one(0))))
                 hand.take(Ack, key=held.key, status="accepted")
-                assert _answer(opened).index == held.key.group
+                assert next_answer(opened).index == held.key.group
 
     def test_a_goodbye_of_the_server_arrives(self) -> None:
         """The server's farewell arrives."""
@@ -260,10 +260,3 @@ class ChannelConformance:
                 key = GroupKey("told-again", 1, 0, 0)
                 hand.channel.send(Heartbeat(held=(key,), missing_runs=("told-again",)))
                 hand.take(RunSpec, run_id="told-again")
-
-
-def _answer(opened: OpenExchange) -> Answer:
-    """The next answer, within five seconds."""
-    answer = opened.answers.get(timeout=5)
-    assert isinstance(answer, Answer), f"the exchange failed: {answer}"
-    return answer
