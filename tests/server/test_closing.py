@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fedloom.core.clock import SYSTEM_CLOCK
+from fedloom.core.clock import SYSTEM_CLOCK, Clock
 from fedloom.core.config import Experiment
 from fedloom.core.errors import FedloomError, NoCapacity, QuorumNotReached
 from fedloom.core.events import NodeChanged
@@ -152,10 +152,12 @@ def join(coordinator: Coordinator, node: str = "hand") -> ManualAgent:
     return hand
 
 
-def collector(coordinator: Coordinator, facts: RunFacts, **options: object) -> tuple[Collector, MemoryRunStore]:
+def collector(
+    coordinator: Coordinator, facts: RunFacts, clock: Clock = SYSTEM_CLOCK, pump: Callable[[], None] | None = None
+) -> tuple[Collector, MemoryRunStore]:
     store = MemoryRunStore("run")
     outputs = RunOutputs(store=store, emit=lambda event: None)
-    return Collector(facts, fleet_access(coordinator, **options), outputs, threading.Event()), store
+    return Collector(facts, fleet_access(coordinator, clock=clock, pump=pump), outputs, threading.Event()), store
 
 
 def in_background(run: Collector, request: ExchangeRequest) -> tuple[threading.Thread, list[object]]:

@@ -45,6 +45,7 @@ from fedloom.simulation.in_process import InProcessChannel
 from fedloom.testing.by_hand import (
     ManualAgent,
     group_result,
+    next_answer,
     open_exchange,
     planned_groups,
     prepared_ref,
@@ -144,7 +145,7 @@ class TestPlacing:
             for run_id in ("one", "two"):
                 hand.take(Group)
                 hand.channel.send(group_result(GroupKey(run_id, 1, 0, 0), 0))
-            assert one.answers.get(timeout=5).index == two.answers.get(timeout=5).index == 0
+            assert next_answer(one).index == next_answer(two).index == 0
 
     def test_equal_payloads_of_two_exchanges_stay_until_both_are_over(self, coordinator: Coordinator) -> None:
         model = {"model": model_record(100_000)}
@@ -167,7 +168,7 @@ class TestVanishing:
             answer(two, 1)
             assert groups(two) == [1, 0]
             answer(two, 0)
-            assert sorted(opened.answers.get(timeout=5).index for _ in range(2)) == [0, 1]
+            assert sorted(next_answer(opened).index for _ in range(2)) == [0, 1]
             assert opened.reassigned == 1 and opened.answers.empty()
 
     def test_a_group_that_kills_every_agent_is_given_up(self, coordinator: Coordinator) -> None:
@@ -175,7 +176,7 @@ class TestVanishing:
             for name in ("a", "b", "c"):
                 assert groups(join(coordinator, name)) == [0]
                 coordinator.leave(name, "", "its process ended with signal 9")
-            lost = opened.answers.get(timeout=5)
+            lost = next_answer(opened)
             assert lost.result is None and lost.node == "c"
             assert lost.lost == "its process ended with signal 9 (3 attempts)"
             assert groups(join(coordinator, "d")) == []
@@ -199,7 +200,7 @@ class TestVanishing:
             hand.channel.send(Heartbeat(held=(key,)))
             other = join(coordinator, "b")
             answer(hand, 0)
-            assert opened.answers.get(timeout=5).node == "a"
+            assert next_answer(opened).node == "a"
             assert groups(other) == [] and opened.reassigned == 0
 
     def test_a_restarted_agent_gets_its_groups_again(self, coordinator: Coordinator) -> None:
@@ -240,9 +241,13 @@ class TestVanishing:
         coordinator.attach("quiet", "1")
         coordinator.receive("quiet", "1", Heartbeat())
         with open_exchange(coordinator, planned_groups(1.0)):
-            listener.wait_for(lambda events: any(e.node == "quiet" and e.state == "lost" for e in events))
+            listener.wait_for(
+                lambda events: any(
+                    isinstance(e, NodeChanged) and (e.node, e.state) == ("quiet", "lost") for e in events
+                )
+            )
             (lost,) = [event for event in listener.of(NodeChanged) if event.state == "lost"]
-            assert "no heartbeat for" in lost.reason
+            assert lost.node == "quiet" and "no heartbeat for" in lost.reason
             assert coordinator.online == 0
             assert join(coordinator, "b").take(Group)[0].key.group == 0
 
@@ -301,7 +306,7 @@ class TestBadMessages:
             hand.channel.send(group_result(key, 0, states={0: state, 5: state}))
             assert "states of clients [5]" in hand.take(Ack, status="rejected")[0].message
             hand.channel.send(group_result(key, 0, states={0: state}))
-            assert opened.answers.get(timeout=5).states[0].info == {"mine": 1}
+            assert next_answer(opened).states[0].info == {"mine": 1}
 
     def test_a_state_that_is_not_there_rejects_the_result_not_the_run(self, coordinator: Coordinator) -> None:
         hand = join(coordinator, "a")
@@ -324,7 +329,7 @@ class TestBadMessages:
             other = join(coordinator, "b")
             assert groups(other) == [0]
             answer(other, 0)
-            assert opened.answers.get(timeout=5).index == 0
+            assert next_answer(opened).index == 0
 
     def test_a_result_of_a_run_nobody_knows_is_stale_and_leaves_nothing_behind(self, coordinator: Coordinator) -> None:
         hand = join(coordinator, "a")
@@ -338,7 +343,7 @@ class TestBadMessages:
         with open_exchange(coordinator, planned_groups(2.0, 1.0)) as opened:
             assert groups(one) == [0] and groups(two) == [1]
             answer(two, 0)
-            assert opened.answers.get(timeout=5).node == "b"
+            assert next_answer(opened).node == "b"
             answer(one, 0)
             assert one.take(Ack)[0].status == "duplicate" and opened.duplicates == 1
 
@@ -359,7 +364,7 @@ class TestFailingNodes:
                 (key,) = (group.key for group in hands[node].take(Group))
                 assert opened.answers.empty()
                 hands[node].channel.send(failing(key))
-            answer = opened.answers.get(timeout=5)
+            answer = next_answer(opened)
             assert answer.node == "c" and answer.result is not None and answer.result.failures
             assert [node for _, node in opened.failed] == ["a", "b"]
             assert {node: (refusal.kind, refusal.reason) for node, refusal in opened.refusals.items()} == dict.fromkeys(
@@ -388,7 +393,7 @@ class TestFailingNodes:
             assert {ack.status for ack in one.take(Ack, count=2)} == {"accepted", "duplicate"}
             assert (groups(one), groups(two)) == ([0], [0])
             answer(two, 0)
-            assert opened.answers.get(timeout=5).node == "b"
+            assert next_answer(opened).node == "b"
 
     def test_one_that_fails_late_takes_it_from_nobody(self, coordinator: Coordinator) -> None:
         one = join(coordinator, "a")
@@ -414,7 +419,7 @@ class TestFailingNodes:
         one, two = join(coordinator, "a"), join(coordinator, "b")
         with open_exchange(coordinator, [PlannedGroup(jobs=(Job(round=1, client=0),), work=1.0, only="a")]) as opened:
             one.channel.send(failing(one.take(Group)[0].key))
-            assert opened.answers.get(timeout=5).node == "a" and groups(two) == []
+            assert next_answer(opened).node == "a" and groups(two) == []
 
     def test_with_none_left_that_would_the_reasons_of_all_are_told(self, coordinator: Coordinator) -> None:
         one, two = join(coordinator, "a"), join(coordinator, "b")
@@ -423,7 +428,7 @@ class TestFailingNodes:
             one.channel.send(failing(key))
             two.take(Group)
             two.channel.send(Refusal(key=key, kind="code", reason="not that"))
-            lost = opened.answers.get(timeout=5)
+            lost = next_answer(opened)
             assert lost.result is None
             assert lost.lost == "refused by every node: a: stage load: OSError: no disk; b: not that"
 
@@ -436,11 +441,11 @@ class TestNeverReassigned:
         with open_exchange(coordinator, planned_groups(2.0, 1.0), reassign=False) as opened:
             assert (groups(one), groups(two)) == ([0], [1])
             coordinator.leave("a", "", "its process ended with signal 9")
-            lost = opened.answers.get(timeout=5)
+            lost = next_answer(opened)
             assert (lost.index, lost.node, lost.result) == (0, "a", None)
             assert lost.lost.startswith("its process ended with signal 9; this exchange gives no group to a second")
             answer(two, 1)
-            assert opened.answers.get(timeout=5).index == 1
+            assert next_answer(opened).index == 1
             assert groups(two) == [1] and groups(join(coordinator, "c")) == [] and opened.reassigned == 0
 
     def test_a_refusal_loses_the_group_even_if_it_is_for_a_while_only(self, coordinator: Coordinator) -> None:
@@ -448,7 +453,7 @@ class TestNeverReassigned:
         with open_exchange(coordinator, planned_groups(1.0), reassign=False) as opened:
             key = one.take(Group)[0].key
             one.channel.send(Refusal(key=key, kind="hours", reason="at night only", retry_s=60.0))
-            lost = opened.answers.get(timeout=5)
+            lost = next_answer(opened)
             assert (lost.node, lost.stage, lost.lost) == ("a", "policy", "refused by a: at night only")
             assert groups(two) == []
 
@@ -456,7 +461,7 @@ class TestNeverReassigned:
         one, two = join(coordinator, "a"), join(coordinator, "b")
         with open_exchange(coordinator, planned_groups(1.0), reassign=False) as opened:
             one.channel.send(failing(one.take(Group)[0].key))
-            found = opened.answers.get(timeout=5)
+            found = next_answer(opened)
             assert found.node == "a" and found.result is not None and found.result.failures[0].error == "OSError"
             assert groups(two) == []
 
@@ -466,7 +471,7 @@ class TestNeverReassigned:
             (first, *_) = one.take(Group, count=3)
             two = join(coordinator, "b")
             one.channel.send(GroupResult(key=first.key, total=None))  # about none of its clients
-            lost = [opened.answers.get(timeout=5) for _ in range(3)]
+            lost = [next_answer(opened) for _ in range(3)]
             assert {answer.index for answer in lost} == {0, 1, 2} and {answer.node for answer in lost} == {"a"}
             assert groups(two) == [3]
 

@@ -48,7 +48,7 @@ def test_calls_that_never_say_what_they_want_are_ended(fleet: Members) -> None:
         yield from ()
 
     with contextlib.closing(connect_trusting(address(fleet), fleet.admin.authority)) as channel:
-        silent = channel.stream_unary("/fedloom.proto.v1.Enroll/Join")
+        silent = channel.stream_unary("/fedloom.proto.v1.Enroll/Join", None, None)
         calls = [silent.future(nothing(), timeout=60) for _ in range(service.ENROLLING)]
         try:
             assert authority(fleet, 20.0) == fleet.admin.authority.decode()

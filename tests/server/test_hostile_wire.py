@@ -40,7 +40,7 @@ from fedloom.server.access.gate import TokenGate
 from fedloom.server.access.service import MAX_MESSAGE_BYTES, FleetService
 from fedloom.server.app import Server
 from fedloom.server.run_queue import RunQueue
-from fedloom.testing.by_hand import open_exchange, planned_groups, prepared_ref, run_spec, sum_of_one
+from fedloom.testing.by_hand import next_answer, open_exchange, planned_groups, prepared_ref, run_spec, sum_of_one
 from fedloom.testing.fleet import TOKEN, quick_server, running_agents, wait_until
 from fedloom.testing.records import records_of_every_dtype
 
@@ -60,23 +60,27 @@ class Stranger:
         return (("fedloom-token", token), ("fedloom-node", node), ("fedloom-session", session))
 
     def unary(self, path: str, request: bytes, **who: str) -> bytes:
-        return bytes(self.channel.unary_unary(path)(request, metadata=self.metadata(**who), timeout=10))
+        return bytes(self.channel.unary_unary(path, None, None)(request, metadata=self.metadata(**who), timeout=10))
 
     def register(self, node: str = "n", session: str = "s", protocol: int = PROTOCOL) -> None:
         request = pb.RegisterRequest(protocol=protocol, node=node, session=session)
         self.unary(FLEET + "Register", request.SerializeToString())
 
     def upload(self, *chunks: bytes, **who: str) -> int:
-        reply = self.channel.stream_unary(FLEET + "Upload")(iter(chunks), metadata=self.metadata(**who), timeout=10)
+        reply = self.channel.stream_unary(FLEET + "Upload", None, None)(
+            iter(chunks), metadata=self.metadata(**who), timeout=10
+        )
         return pb.UploadReply.FromString(reply).received
 
     def download(self, request: bytes, **who: str) -> bytes:
-        call = self.channel.unary_stream(FLEET + "Download")(request, metadata=self.metadata(**who), timeout=10)
+        call = self.channel.unary_stream(FLEET + "Download", None, None)(
+            request, metadata=self.metadata(**who), timeout=10
+        )
         return b"".join(call)
 
     def work(self, *messages: bytes, **who: str) -> list[pb.ToAgent]:
         """Send messages on a fresh stream and read until the server ends it."""
-        call = self.channel.stream_stream(FLEET + "Work")(
+        call = self.channel.stream_stream(FLEET + "Work", None, None)(
             _then_wait(messages), metadata=self.metadata(**who), timeout=10
         )
         return [message for reply in call for message in pb.ToAgentBatch.FromString(reply).messages]
@@ -116,9 +120,10 @@ def by_hand(port: int, headers: dict[bytes, bytes], message: bytes) -> bytes:
 def refused(status: str, text: str = "") -> Iterator[None]:
     with pytest.raises(grpc.RpcError) as caught:
         yield
-    assert caught.value.code().name == status, (caught.value.code(), caught.value.details())
-    assert text in caught.value.details()
-    assert "Traceback" not in caught.value.details()
+    details = caught.value.details()
+    assert caught.value.code().name == status, (caught.value.code(), details)
+    assert details is not None and text in details
+    assert "Traceback" not in details
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +159,8 @@ def _still_serves(server: Server, address: str) -> None:
             server.coordinator, planned_groups(1.0), run=run_spec("after"), inputs={"model": _model()}
         ) as opened,
     ):
-        answer = opened.answers.get(timeout=20)
-        assert answer.result.reports[0].client == 0, answer
+        answer = next_answer(opened, 20.0)
+        assert answer.result is not None and answer.result.reports[0].client == 0, answer
     server.coordinator.leave("honest", "", "done")
 
 
@@ -192,7 +197,7 @@ class TestWhoCalls:
             stranger.upload(head(b"x"), b"x", token="wrong")
         with refused("UNAUTHENTICATED"):
             list(
-                stranger.channel.unary_stream(CONTROL + "Watch")(
+                stranger.channel.unary_stream(CONTROL + "Watch", None, None)(
                     b"", metadata=stranger.metadata(token="no"), timeout=10
                 )
             )
@@ -253,7 +258,9 @@ class TestBytes:
         with pytest.raises(grpc.RpcError) as caught:
             stranger.unary(path, data)
         assert caught.value.code().name in ("INTERNAL", "INVALID_ARGUMENT", "NOT_FOUND")
-        assert "deserializ" in caught.value.details() or caught.value.code().name != "INTERNAL"
+        details = caught.value.details()
+        assert details is not None
+        assert "deserializ" in details or caught.value.code().name != "INTERNAL"
 
     @pytest.mark.parametrize("data", GARBAGE, ids=range(4))
     def test_garbage_in_streams(self, stranger: Stranger, data: bytes) -> None:
@@ -305,7 +312,7 @@ class TestBytes:
     @given(st.binary(max_size=300))
     def test_any_bytes_on_the_work_stream(self, stranger: Stranger, data: bytes) -> None:
         stranger.register(node="fuzz")
-        call = stranger.channel.stream_stream(FLEET + "Work")(
+        call = stranger.channel.stream_stream(FLEET + "Work", None, None)(
             iter([data]), metadata=stranger.metadata(node="fuzz"), timeout=5
         )
         try:
@@ -316,7 +323,7 @@ class TestBytes:
 
 class TestResults:
     def send(self, stranger: Stranger, result: pb.GroupResult, node: str = "n") -> pb.Ack:
-        call = stranger.channel.stream_stream(FLEET + "Work")(
+        call = stranger.channel.stream_stream(FLEET + "Work", None, None)(
             _then_wait((pb.FromAgentBatch(messages=[pb.FromAgent(result=result)]).SerializeToString(),)),
             metadata=stranger.metadata(node=node),
             timeout=10,
@@ -324,7 +331,7 @@ class TestResults:
         for reply in call:
             for message in pb.ToAgentBatch.FromString(reply).messages:
                 if message.WhichOneof("body") == "ack":
-                    call.cancel()
+                    call.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs leave it without types
                     return message.ack
         raise AssertionError("no answer")
 
@@ -382,7 +389,7 @@ class TestResults:
             ack = self.send(stranger, self.result(ref), node="thief")
             assert ack.status == "rejected" and "not complete here" in ack.message
             assert self.send(stranger, self.result(ref), node="owner").status == "accepted"
-            assert opened.answers.get(timeout=5).node == "owner"
+            assert next_answer(opened).node == "owner"
             assert self.send(stranger, self.result(ref), node="owner").status == "duplicate"
 
     def test_uploads_of_results_that_come_too_late_are_let_go(self, stranger: Stranger) -> None:
@@ -415,12 +422,12 @@ class TestTransfers:
         broken: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         for message in (head(self.DATA), first):
             broken.put(message)
-        call = stranger.channel.stream_unary(FLEET + "Upload").future(
+        call = stranger.channel.stream_unary(FLEET + "Upload", None, None).future(
             iter(broken.get, None), metadata=stranger.metadata("up"), timeout=10
         )
         uploads, name = stranger.server.payloads._uploads, ("up", hashlib.sha256(self.DATA).hexdigest())
         wait_until(lambda: name in uploads and uploads[name].received == MIB)
-        call.cancel()
+        call.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs leave it without types
         broken.put(None)
         request = head(self.DATA)
         assert pb.UploadReply.FromString(stranger.unary(FLEET + "UploadOffset", request, node="up")).received == MIB
@@ -506,8 +513,8 @@ class TestTransfers:
             request = pb.DownloadRequest(sha256=ref.sha256, offset=start).SerializeToString()
             assert stranger.download(request, node="remote") == whole[start:]
         with refused("INVALID_ARGUMENT", "behind the end"):
-            request = pb.DownloadRequest(sha256=ref.sha256, offset=len(whole) + 1)
-            stranger.download(request.SerializeToString(), node="remote")
+            request = pb.DownloadRequest(sha256=ref.sha256, offset=len(whole) + 1).SerializeToString()
+            stranger.download(request, node="remote")
         stranger.server.payloads.withdraw(offer)
 
 

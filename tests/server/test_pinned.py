@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from fedloom.client.record_cache import RecordCache
 from fedloom.core import frames
 from fedloom.core.depot import Depot
 from fedloom.core.errors import BadFrame, NotFound
+from fedloom.core.layout import Layout
 from fedloom.core.messages import PayloadRef
 from fedloom.core.pinned import Pinned
 from fedloom.core.records import MODEL, Job, Record
@@ -38,9 +38,14 @@ def depot() -> Iterator[Depot]:
 class TestOffers:
     def test_one_offer_serves_every_exchange_of_the_run(self, depot: Depot, monkeypatch: pytest.MonkeyPatch) -> None:
         store, base = PayloadStore(depot), pinned()
-        written: list[Any] = []
+        written: list[Record] = []
         write = frames.write_into
-        monkeypatch.setattr(frames, "write_into", lambda *args: written.append(args) or write(*args))
+
+        def counted(record: Record, buffer: memoryview, layout: Layout | None = None) -> int:
+            written.append(record)
+            return write(record, buffer, layout)
+
+        monkeypatch.setattr(frames, "write_into", counted)
         monkeypatch.setattr(frames, "digest", lambda record: pytest.fail("hashed again"))
         refs = []
         for _ in range(3):

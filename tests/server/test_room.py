@@ -15,6 +15,7 @@ import pytest
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import StorageFull
+from fedloom.core.events import Event
 from fedloom.core.history import RunSummary
 from fedloom.server import run_queue
 from fedloom.server.fleet.payloads import PayloadStore
@@ -44,7 +45,7 @@ def test_a_run_whose_disk_is_full_goes_on_when_there_is_room(
     monkeypatch.setattr(run_queue, "ROOM_S", 0.02)
     room, tries = threading.Event(), list[str]()
 
-    def run_one(store: DiskRunStore, emit: Any, stop: threading.Event) -> RunSummary:
+    def run_one(store: DiskRunStore, emit: Callable[[Event], None], stop: threading.Event) -> RunSummary:
         tries.append(store.run_id)
         return ended(store, None if room.is_set() else f"{StorageFull.__name__}: no space left")
 
@@ -81,8 +82,14 @@ def test_a_queue_that_cannot_be_written_waits_and_its_worker_lives(
 ) -> None:
     """It used to end its only worker, so that a server answered and never ran anything again."""
     monkeypatch.setattr(run_queue, "ROOM_S", 0.02)
-    runs = RunQueue(tmp_path / "state", lambda store, emit, stop: began.set() or (go.wait(10) and ended(store, None)))
     began, go = threading.Event(), threading.Event()
+
+    def run_one(store: DiskRunStore, emit: Callable[[Event], None], stop: threading.Event) -> RunSummary:
+        began.set()
+        assert go.wait(10)
+        return ended(store, None)
+
+    runs = RunQueue(tmp_path / "state", run_one)
     database = FullDatabase(runs._database)
     runs._database = database  # type: ignore[assignment]
     with contextlib.closing(runs):
@@ -93,7 +100,8 @@ def test_a_queue_that_cannot_be_written_waits_and_its_worker_lives(
         with pytest.raises(StorageFull, match="Make room in"):
             runs.submit(linear().to_dict())
         go.set()
-        assert not runs._threads[0].join(0.2) and runs._threads[0].is_alive()
+        runs._threads[0].join(0.2)
+        assert runs._threads[0].is_alive()
         assert statuses(runs) == ["running"]
         database.full = False
         wait_until(lambda: statuses(runs) == ["done"])

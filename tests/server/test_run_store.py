@@ -123,7 +123,8 @@ class TestDisk:
             disk.append_round(record_of(round))
         path = disk.folder / "rounds.jsonl"
         path.write_bytes(path.read_bytes() + b"\0\0\0\n" + record_of(4).model_dump_json().encode() + b"\n")
-        for read in (disk.rounds, lambda: disk.rounds(upto=3)):
+        reads: tuple[Callable[[], object], ...] = (disk.rounds, lambda: disk.rounds(upto=3))
+        for read in reads:
             with pytest.raises(UsageError, match=r"rounds\.jsonl, line 3: not JSON"):
                 read()
         assert [r.round for r in disk.rounds(upto=2)] == [1, 2]
@@ -143,8 +144,9 @@ class TestDisk:
     def test_events_carry_their_kind_and_time(self, disk: DiskRunStore) -> None:
         disk.append_event(RoundStarted(run_id="r1", round=1, cohort=3))
         (event,) = disk.events()
-        assert event.pop("at").startswith("20")
-        assert event == {"event": "RoundStarted", "run_id": "r1", "round": 1, "cohort": 3}
+        told = dict(event)
+        assert told.pop("at").startswith("20")
+        assert told == {"event": "RoundStarted", "run_id": "r1", "round": 1, "cohort": 3}
 
     @pytest.mark.parametrize("there", ["file", "run", "anything"])
     def test_a_folder_in_use_is_refused_and_left_alone(self, tmp_path: Path, there: str) -> None:
@@ -206,8 +208,17 @@ class TestDisk:
 def test_files_are_flushed_before_they_are_renamed(disk: DiskRunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     fsync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), fsync(fd))[1])
-    monkeypatch.setattr(Path, "replace", lambda self, to: (order.append("rename"), replace(self, to))[1])
+
+    def flushed(fd: int) -> None:
+        order.append("fsync")
+        fsync(fd)
+
+    def renamed(self: Path, to: Path) -> Path:
+        order.append("rename")
+        return replace(self, to)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(Path, "replace", renamed)
     disk.save_checkpoint(checkpoint_of(1), keep=2)
     assert order == ["fsync", "rename", "fsync"], "the file, its place, the folder"
 

@@ -75,9 +75,9 @@ def status(channel: grpc.Channel, call: str) -> str:
     metadata = (("fedloom-node", "thief"), ("fedloom-session", "s"))
     try:
         if call in STREAMED_UP:
-            list(channel.stream_stream(path)(iter([data]), metadata=metadata, timeout=10))
+            list(channel.stream_stream(path, None, None)(iter([data]), metadata=metadata, timeout=10))
         else:
-            list(channel.unary_stream(path)(data, metadata=metadata, timeout=10))
+            list(channel.unary_stream(path, None, None)(data, metadata=metadata, timeout=10))
     except grpc.RpcError as exc:
         return str(exc.code().name)
     return "OK"
@@ -136,7 +136,7 @@ def test_the_members_port_answers_no_joins(fleet: Members, identities: dict[str,
 def test_a_node_speaks_for_itself_only(fleet: Members, identities: dict[str, Identity], node: str) -> None:
     request = fleet_pb2.RegisterRequest(protocol=PROTOCOL, node=node, session="s").SerializeToString()
     with contextlib.closing(connect(fleet.address, identities["node"])) as channel:
-        call = channel.unary_unary("/fedloom.proto.v1.Fleet/Register")
+        call = channel.unary_unary("/fedloom.proto.v1.Fleet/Register", None, None)
         if node == "a-node":
             call(request, timeout=10)
         else:

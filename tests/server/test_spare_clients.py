@@ -10,7 +10,9 @@ import pytest
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, QuorumNotReached, UnsupportedFeature
 from fedloom.core.events import ClientsDone, RoundStarted
+from fedloom.core.protocols import Roster
 from fedloom.core.seeds import generator
+from fedloom.selection.uniform.config import Config
 from fedloom.selection.uniform.selection import build_selection
 from fedloom.testing.fleet import EventLog, run_on_fleet
 
@@ -70,8 +72,7 @@ def test_oversampled_rounds_close_with_enough_answers_and_list_the_rest(linear: 
 
 def test_an_oversampled_round_has_its_four_answers_when_two_of_six_fail(linear: Make) -> None:
     rng = generator(1, "selection", 1)
-    selection = build_selection(None)
-    roster = type("Roster", (), {"population": 12, "sizes": (), "label_counts": ()})()
+    selection, roster = build_selection(Config(name="uniform")), Roster(population=12)
     drawn = selection.choose(selection.init(roster), roster, 6, rng)
     experiment = spared(linear, oversample_fraction=0.5, workload={"fail_clients": drawn[:2]}).override(["rounds=1"])
     outcome = run_on_fleet(experiment)
