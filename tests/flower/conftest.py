@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from one_job import do_job
 
-from fedloom.core import frames, registry
+from fedloom.core import frames
 from fedloom.core.accumulators import BUILTIN
 from fedloom.core.config import Experiment
+from fedloom.core.plugins import AnyStrategy, build_strategy, build_workload
 from fedloom.core.protocols import Pending
 from fedloom.core.records import Exchange, Job, Record, RoundContext, Update
 from fedloom.core.seeds import generator
@@ -25,7 +26,7 @@ Answer = Callable[[Job, Mapping[str, Record], Record | None, np.random.Generator
 class Run:
     """What a run left behind."""
 
-    strategy: Any
+    strategy: AnyStrategy
     state: Any
     client_states: dict[int, Record] = field(default_factory=dict)
     exchanges: list[list[Exchange]] = field(default_factory=list)
@@ -37,14 +38,11 @@ def through_a_frame(record: Record) -> Record:
     return frames.decode(bytes(frames.encode(record)))
 
 
-def build(kind: str, part: str, experiment: Experiment) -> Any:
-    config = getattr(experiment, part)
-    return getattr(registry.part(kind, config.name, part), f"build_{part}")(config, experiment)
-
-
 def drive(experiment: Experiment, initial: Record, answer: Answer, resume_after: int | None = None) -> Run:
     """Plan, act for each job, fold, finish; everything that would cross a wire goes through a frame."""
-    strategy = build("strategies", "strategy", experiment)
+    if not isinstance(experiment.rounds, int):
+        raise ValueError(f"rounds: {experiment.rounds!r}; a run without a server ends after a number of them")
+    strategy = build_strategy(experiment.strategy, experiment)
     run = Run(strategy, strategy.init(initial))
     for number in range(1, experiment.rounds + 1):
         context = RoundContext(
@@ -77,9 +75,8 @@ def drive(experiment: Experiment, initial: Record, answer: Answer, resume_after:
             run.state, exchange = step.state, step.exchange
         if number == resume_after:
             saved = through_a_frame(dump_state(run.state))
-            if hasattr(run.strategy, "close"):
-                run.strategy.close()
-            run.strategy = build("strategies", "strategy", experiment)
+            run.strategy.close()
+            run.strategy = build_strategy(experiment.strategy, experiment)
             run.state = load_state(run.strategy.State, saved)
         run.history.append(run.state)
     return run
@@ -100,7 +97,7 @@ def run_app() -> Callable[..., Run]:
     """Run a Flower app's experiment with its own workload."""
 
     def run(experiment: Experiment, resume_after: int | None = None) -> Run:
-        workload = build("workloads", "workload", experiment)
+        workload = build_workload(experiment.workload, experiment)
         initial = workload.init(generator(experiment.seed, "init"))
         return drive(experiment, initial, functools.partial(do_job, workload), resume_after)
 

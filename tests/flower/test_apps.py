@@ -17,6 +17,8 @@ from fedloom.flower import load_app
 from fedloom.strategies.flower import apps as app_folders
 from fedloom.strategies.flower import flwr_api as flwr
 from fedloom.strategies.flower.records import join, split, to_array_record
+from fedloom.strategies.flower_app import config as server_config
+from fedloom.workloads.flower import config as client_config
 from fedloom.workloads.flower.workload import FlowerWorkload, build_workload
 
 torch.set_num_threads(1)
@@ -26,11 +28,25 @@ def same_arrays(left: Any, right: Any) -> bool:
     return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
 
 
+def server_half(one: Experiment) -> server_config.Config:
+    """The settings of an app's ServerApp."""
+    if not isinstance(one.strategy, server_config.Config):
+        raise AssertionError(f"strategy {one.strategy.name!r} is no ServerApp")
+    return one.strategy
+
+
+def client_half(one: Experiment) -> client_config.Config:
+    """The settings of an app's ClientApp."""
+    if not isinstance(one.workload, client_config.Config):
+        raise AssertionError(f"workload {one.workload.name!r} is no ClientApp")
+    return one.workload
+
+
 def test_an_apps_folder_is_an_experiment(apps: Path) -> None:
     one = load_app(apps / "quickstart")
     assert (one.name, one.rounds, one.clients, one.cohort) == ("quickstart", 3, 4, None)
     assert one.strategy.name == "flower_app" and one.workload.name == "flower"
-    assert one.strategy.run_config == one.workload.run_config  # type: ignore[attr-defined]
+    assert server_half(one).run_config == client_half(one).run_config
     assert Experiment.parse(one.to_dict()) == one
 
 
@@ -43,13 +59,13 @@ def test_overrides_reach_both_halves(apps: Path) -> None:
         "strategy.resume=none",
     ]
     one = load_app(apps / "quickstart", overrides)
-    assert one.rounds == 5 and one.clients == 2 and one.strategy.resume == "none"  # type: ignore[attr-defined]
-    for half in (one.strategy, one.workload):
-        assert half.run_config["num-server-rounds"] == 5  # type: ignore[attr-defined]
-        assert half.run_config["learning-rate"] == 0.5  # type: ignore[attr-defined]
-    assert one.workload.node_config == {"site": "north"}  # type: ignore[attr-defined]
+    assert one.rounds == 5 and one.clients == 2 and server_half(one).resume == "none"
+    for run_config in (server_half(one).run_config, client_half(one).run_config):
+        assert run_config["num-server-rounds"] == 5
+        assert run_config["learning-rate"] == 0.5
+    assert client_half(one).node_config == {"site": "north"}
     nested = load_app(apps / "stateful", ["run_config.model.size=4"])
-    assert nested.strategy.run_config["model.size"] == 4 and nested.clients == 10  # type: ignore[attr-defined]
+    assert server_half(nested).run_config["model.size"] == 4 and nested.clients == 10
 
 
 def test_the_quickstart_runs_unchanged(apps: Path, run_app: Any, tmp_path: Path) -> None:
@@ -70,13 +86,13 @@ def test_it_gives_what_flowers_own_loop_gives(apps: Path, run_app: Any) -> None:
     """The same messages, by hand: the app's FedAvg.start with a grid that calls the app's clients."""
     one = load_app(apps / "quickstart", ["rounds=2"])
     run = run_app(one)
-    workload = build_workload(one.workload, one)
+    workload = build_workload(client_half(one), one)
 
     class Direct(flwr.Grid):  # type: ignore[misc]
         def __init__(self) -> None:
             self.number, self.place = 0, 0
 
-        set_run = run = create_message = push_messages = pull_messages = None  # type: ignore[assignment]
+        set_run = run = create_message = push_messages = pull_messages = None
 
         def get_node_ids(self) -> list[int]:
             return [flwr.node_id(client) for client in range(4)]
@@ -151,9 +167,7 @@ def test_actions_node_config_state_mods_and_lifespan(apps: Path, run_app: Any) -
 
 def workload_of(apps: Path, name: str, **settings: Any) -> FlowerWorkload:
     one = load_app(apps / name, ["clients=3", "node_config.speed=0.5"])
-    made = build_workload(one.workload.model_copy(update=settings), one)
-    assert isinstance(made, FlowerWorkload)
-    return made
+    return build_workload(client_half(one).model_copy(update=settings), one)
 
 
 def message_job(kind: str, **config: Any) -> Job:
@@ -188,10 +202,10 @@ def test_what_handlers_raise_goes_through(apps: Path) -> None:
         do_job(workload, message_job("train.absent"), inputs, None, generator(1, "a"))
     answers_error = flwr.ClientApp()
 
-    @answers_error.train()
     def train(message: Any, context: Any) -> Any:
         return flwr.reply(flwr.Error(7, "not today"), message)
 
+    answers_error.train()(train)
     refusing = FlowerWorkload(answers_error, workload._config, 3)
     with pytest.raises(ClientFailed, match=r"client 1, round 1, train: .* error 7: not today"):
         do_job(refusing, message_job("train"), inputs, None, generator(1, "a"))
@@ -200,11 +214,11 @@ def test_what_handlers_raise_goes_through(apps: Path) -> None:
 def test_arrays_that_our_strategies_cannot_average_are_named(apps: Path) -> None:
     answers_words = flwr.ClientApp()
 
-    @answers_words.train()
     def train(message: Any, context: Any) -> Any:
         arrays = flwr.ArrayRecord({"w": flwr.Array(np.zeros(2)), "words": flwr.Array(np.array(["a", "b"]))})
         return flwr.reply(flwr.RecordDict({"learned": arrays}), message)
 
+    answers_words.train()(train)
     workload = FlowerWorkload(answers_words, workload_of(apps, "stateful")._config, 3)
     inputs = {MODEL: Record({MODEL: {"w": np.zeros(2)}})}
     with pytest.raises(BadUpdate, match=r"client 1, round 4: arrays \['words'\] of record 'learned' have an encoding"):
@@ -214,21 +228,15 @@ def test_arrays_that_our_strategies_cannot_average_are_named(apps: Path) -> None
 def test_our_own_strategy_trains_a_flower_app(apps: Path, run_app: Any) -> None:
     app = load_app(apps / "quickstart")
     table = app.workload.model_dump() | {"initial_arrays": "quickstart.task:Net"}
-    one = Experiment(rounds=1, clients=4, strategy="fedavg", workload=table)
-    workload = build_workload(one.workload, one)  # type: ignore[arg-type]
+    one = Experiment.parse({"rounds": 1, "clients": 4, "strategy": "fedavg", "workload": table})
+    workload = build_workload(client_half(one), one)
     initial = workload.init(generator(1, "init"))
     job = Job(round=1, client=2, knobs={"lr": 0.1})
     update = do_job(workload, job, {MODEL: initial}, None, generator(1, "b"))
     assert list(update.groups) == [MODEL] and update.num_examples == 240
     assert same_arrays(initial.groups[MODEL], workload.init(generator(1, "init")).groups[MODEL])
-    run = run_app(
-        Experiment(
-            rounds=1,
-            clients=4,
-            strategy={"name": "flower", "class": "FedMedian", "train_config": {"lr": 0.1}},
-            workload=table,
-        )
-    )
+    median = {"name": "flower", "class": "FedMedian", "train_config": {"lr": 0.1}}
+    run = run_app(Experiment.parse({"rounds": 1, "clients": 4, "strategy": median, "workload": table}))
     assert set(run.strategy.evaluation(run.state)) == {"eval_loss", "eval_acc"}
     assert len(run.exchanges[0]) == 2 and run.exchanges[0][1].jobs[0].kind == "evaluate"
 
@@ -246,13 +254,8 @@ def test_client_side_clipping_needs_its_mod(apps: Path, run_app: Any, tmp_path: 
     )
     table = load_app(folder).workload.model_dump() | {"initial_arrays": "quickstart.task:Net"}
     wrapper = {"name": "client_fixed_clipping", "options": {"noise_multiplier": 0.0, "clipping_norm": 0.01}}
-    one = Experiment(
-        rounds=1,
-        clients=2,
-        workload=table,
-        strategy={"name": "flower", "class": "FedAvg", "wrapper": wrapper, "train_config": {"lr": 0.1}},
-    )
-    run = run_app(one)
+    strategy = {"name": "flower", "class": "FedAvg", "wrapper": wrapper, "train_config": {"lr": 0.1}}
+    run = run_app(Experiment.parse({"rounds": 1, "clients": 2, "workload": table, "strategy": strategy}))
     start = run.exchanges[0][0].inputs[MODEL].groups[MODEL]
     moved = np.sqrt(sum(np.sum((run.state.model[name] - start[name]).astype(float) ** 2) for name in start))
     assert 0.0 < moved <= 0.01 + 1e-6
@@ -325,7 +328,7 @@ def test_a_client_fn_is_refused(apps: Path, tmp_path: Path) -> None:
     )
     one = load_app(folder)
     with pytest.raises(UnsupportedFeature, match=r"ClientApp\(client_fn=…\)"):
-        build_workload(one.workload.model_copy(update={"clientapp": "quickstart.client_app:old"}), one)
+        build_workload(client_half(one).model_copy(update={"clientapp": "quickstart.client_app:old"}), one)
 
 
 def test_the_servers_settings_are_checked(apps: Path, run_app: Any) -> None:
@@ -336,7 +339,9 @@ def test_the_servers_settings_are_checked(apps: Path, run_app: Any) -> None:
     from fedloom.strategies.flower_app.strategy import build_strategy
 
     with pytest.raises(UnsupportedFeature, match="workload 'image_classification'"):
-        build_strategy(one.strategy, one.model_copy(update={"workload": PluginSettings(name="image_classification")}))
+        build_strategy(
+            server_half(one), one.model_copy(update={"workload": PluginSettings(name="image_classification")})
+        )
 
 
 def test_legacy_messages_are_named() -> None:
@@ -352,6 +357,16 @@ def test_legacy_messages_are_named() -> None:
         Batch([flwr.instruction(fine, 5, "train")], [0])
 
 
+def hidden_size(net: object) -> int:
+    """Outputs of the layer `hidden` of a model's class."""
+    assert callable(net)
+    made = net()
+    assert isinstance(made, torch.nn.Module)
+    hidden = made.get_submodule("hidden")
+    assert isinstance(hidden, torch.nn.Linear)
+    return hidden.out_features
+
+
 def test_one_app_at_a_time(apps: Path, tmp_path: Path) -> None:
     """Two folders with a package of the same name do not mix."""
     other = edited(
@@ -359,7 +374,7 @@ def test_one_app_at_a_time(apps: Path, tmp_path: Path) -> None:
     )
     first = app_folders.load_component(apps / "quickstart", "quickstart.task:Net", "x")
     second = app_folders.load_component(other, "quickstart.task:Net", "x")
-    assert first().hidden.out_features == 32 and second().hidden.out_features == 16
+    assert hidden_size(first) == 32 and hidden_size(second) == 16
 
 
 @pytest.mark.parametrize(

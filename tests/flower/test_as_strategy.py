@@ -18,7 +18,7 @@ class InMemory(flwr.Grid):  # type: ignore[misc]
     """Five nodes with arbitrary ids; replies come back in reverse."""
 
     nodes = (77, 3, 1001, 15, 8)
-    set_run = run = create_message = push_messages = pull_messages = None  # type: ignore[assignment]
+    set_run = run = create_message = push_messages = pull_messages = None
 
     def __init__(self, examples_key: str = "num-examples") -> None:
         self.configs: list[dict[str, Any]] = []

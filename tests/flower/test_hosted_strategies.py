@@ -54,12 +54,13 @@ def answer(job: Any, inputs: Any, state: Any, rng: Any) -> Update:
     return Update(num_examples=examples, groups={MODEL: model}, metrics={"loss": Mean(loss * examples, examples)})
 
 
-def experiment(class_name: str, options: dict[str, Any], wrapper: dict[str, Any] | None = None, **extra: Any) -> Any:
+def experiment(
+    class_name: str, options: dict[str, Any], wrapper: dict[str, Any] | None = None, **extra: Any
+) -> Experiment:
     table = {"name": "flower", "class": class_name, "options": options, **({"wrapper": wrapper} if wrapper else {})}
     workload = extra.pop("workload", PluginSettings(name="image_classification"))
-    return Experiment(
-        rounds=ROUNDS, clients=extra.pop("clients", CLIENTS), strategy={**table, **extra}, workload=workload, seed=11
-    )
+    values = {"rounds": ROUNDS, "clients": extra.pop("clients", CLIENTS), "workload": workload, "seed": 11}
+    return Experiment.model_validate({**values, "strategy": {**table, **extra}})
 
 
 def by_hand(strategy: Any, loss_name: str) -> list[dict[str, np.ndarray]]:
