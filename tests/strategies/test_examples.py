@@ -31,6 +31,7 @@ def parts(experiment: Experiment) -> tuple[Any, Any]:
 
 def run(experiment: Experiment) -> tuple[dict[str, Any], list[float]]:
     """Federated learning in ten lines: the final model, and the test loss after each round."""
+    assert isinstance(experiment.rounds, int)
     strategy, workload = parts(experiment)
     state = strategy.init(workload.init(generator(1, "init")))
     test = workload.held_out(0, 1)

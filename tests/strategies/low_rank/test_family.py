@@ -13,6 +13,7 @@ import torch
 from fedloom.core import registry
 from fedloom.core.accumulators import BUILTIN
 from fedloom.core.config import Experiment
+from fedloom.core.protocols import Tensors
 from fedloom.core.records import LORA_A, LORA_B, LORA_E, MODEL, Array, Exchange, Job, Mean, Record, RoundContext, Update
 from fedloom.core.seeds import generator
 from fedloom.strategies.fed_adalora.rule import SCORES, Importance
@@ -41,7 +42,7 @@ def initial() -> Record:
     return Record({MODEL: arrays}, {"adaptable": told, "head": ["head"]})
 
 
-def made(name: str, rounds: int = 4, **settings: Any) -> Any:
+def made(name: str, rounds: int = 4, /, **settings: object) -> Any:
     config = registry.part("strategies", name, "config").Config(targets=("x", "y"), scale=SCALE, **settings)
     experiment = Experiment.model_construct(rounds=rounds, clients=3, cohort=3, seed=1)
     return registry.part("strategies", name, "strategy").build_strategy(config, experiment)
@@ -84,22 +85,21 @@ def round_of(
 def change(strategy: Any, before: Any, after: Any, name: str) -> Array:
     """What a round did to a layer's matrix (o, i), float64."""
     then, now = (strategy.arrays(state)[f"{name}.w"].astype(np.float64) for state in (before, after))
-    return (now - then).T if name == "y" else now - then
+    return np.asarray((now - then).T if name == "y" else now - then)
 
 
 def carried(state: Any, name: str) -> Array:
     """What adapters and folds add to a layer's matrix (o, i), float64, before it is rounded into float32 weights."""
     pairs = [(fold.groups[LORA_A][name], fold.groups[LORA_B][name]) for fold in state.folds]
     pairs.append((state.lora_a[name], SCALE * state.lora_b[name]))
-    return sum(b.astype(np.float64) @ a for a, b in pairs)
+    return np.asarray(sum(b.astype(np.float64) @ a for a, b in pairs))
 
 
 def mean_change(sent: Mapping[int, Groups], name: str) -> Array:
     """s Σ p_k B_k A_k, float64."""
     total = sum(WEIGHTS.values())
-    return sum(
-        SCALE * WEIGHTS[k] / total * (g[LORA_B][name].astype(np.float64) @ g[LORA_A][name]) for k, g in sent.items()
-    )
+    changes = {k: g[LORA_B][name].astype(np.float64) @ g[LORA_A][name] for k, g in sent.items()}
+    return np.asarray(sum(SCALE * WEIGHTS[k] / total * each for k, each in changes.items()))
 
 
 def clean(strategy: Any) -> Any:
@@ -304,16 +304,16 @@ class TestFedAdaLora:
     def test_scores_are_adaloras(self, kind: str) -> None:
         rule = Importance()
         rule.begin(TRAINED, KNOBS)
-        smooth, uncertain = [0.0] * 4, [0.0] * 4
+        smooth, uncertain = [np.zeros(())] * 4, [np.zeros(())] * 4
         for step in range(3):
             gradients, weights = self.values(step), self.values(step + 10)
             for place, (w, g) in enumerate(zip(weights, gradients, strict=True)):
                 importance = np.abs(w * g)
                 smooth[place] = 0.85 * smooth[place] + 0.15 * importance
                 uncertain[place] = 0.7 * uncertain[place] + 0.3 * np.abs(importance - smooth[place])
-            given = [gradients, weights]
+            given: tuple[Tensors, Tensors] = gradients, weights
             if kind == "torch":
-                given = [[torch.from_numpy(array) for array in arrays] for arrays in given]
+                given = [torch.from_numpy(g) for g in gradients], [torch.from_numpy(w) for w in weights]
             rule.adjust_gradients(given[0], given[1], given[1], KNOBS)
         a, b, e = (smooth[place] * uncertain[place] for place in (1, 2, 3))
         want = [e[j] + b[:, j].mean() + a[j].mean() for j in range(2)]
@@ -356,7 +356,7 @@ class TestFedAdaLora:
 class TestSpdCfl:
     def after_rounds(self, number: int, loss: float = 0.1, *, alike: bool = True, **settings: Any) -> list[int]:
         """Ranks of the rounds in a run whose rounds change the factors alike, or each its own way."""
-        strategy = made("spd_cfl", rounds=number, rank_max=4, rank_min=1, **settings)
+        strategy = made("spd_cfl", number, rank_max=4, rank_min=1, **settings)
         state, ranks = clean(strategy), []
 
         def train(exchange: Exchange, job: Job) -> Groups:

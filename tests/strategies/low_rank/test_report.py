@@ -52,7 +52,8 @@ class TestNumbers:
         assert numbers["saving_bytes"] == pytest.approx(1 - sent / (2 * 6 * 4 * FULL))
         errors = [record.info["aggregation_error"] for record in run.rounds[2:]]
         assert numbers["aggregation_error"] == pytest.approx(sum(errors) / 4)
-        assert numbers["last_accuracy"] == run.rounds[-1].evaluation["accuracy"]
+        evaluation = run.rounds[-1].evaluation
+        assert evaluation is not None and numbers["last_accuracy"] == evaluation["accuracy"]
         assert not any("." in name for name in numbers)
 
     def test_a_round_whose_clients_fail_is_compared_with_the_answers_it_had(self) -> None:

@@ -123,7 +123,11 @@ def test_half_precision_takes_half_the_memory_and_costs_a_thousandth() -> None:
 
 
 def test_planted_outliers_have_the_stated_size_and_spare_statistics() -> None:
-    arrays = {"w": np.full(100_000, -0.5, np.float32), "n.running_var": np.ones(3, np.float32), "i": np.arange(3)}
+    arrays: dict[str, Array] = {
+        "w": np.full(100_000, -0.5, np.float32),
+        "n.running_var": np.ones(3, np.float32),
+        "i": np.arange(3),
+    }
     found = ensembles.with_outliers(arrays, 3.0, generator(1, "o"))
     assert (found["w"] - arrays["w"]).std() == pytest.approx(3.0 * 0.5, rel=0.02)
     assert found["n.running_var"] is arrays["n.running_var"] and found["i"] is arrays["i"]

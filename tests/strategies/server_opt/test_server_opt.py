@@ -10,7 +10,7 @@ import pytest
 from fedloom.core.accumulators import RunningMean
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError
-from fedloom.core.records import MODEL, Record, RoundContext, Update
+from fedloom.core.records import MODEL, Array, Record, RoundContext, Update
 from fedloom.core.seeds import generator
 from fedloom.strategies.server_opt.config import Config
 from fedloom.strategies.server_opt.strategy import ServerOptimizer, build_strategy
@@ -110,13 +110,17 @@ def test_v_starts_at_tau_squared_and_there_is_no_bias_correction() -> None:
 
 @pytest.mark.parametrize("optimizer", SETTINGS)
 def test_counters_and_masks_become_the_mean(optimizer: str) -> None:
-    model = {"w": START.astype(np.float32), "steps": np.array(10, np.int64), "mask": np.array([True, False])}
+    model: dict[str, Array] = {
+        "w": START.astype(np.float32),
+        "steps": np.array(10, np.int64),
+        "mask": np.array([True, False]),
+    }
     strategy = build(optimizer)
     state = strategy.init(Record({MODEL: model}))
     assert set(state.m) == {"w"}
     state = strategy.finish(state, total({**model, "steps": np.array(17, np.int64)}), context(1))
     after = strategy.arrays(state)
-    assert (after["steps"].dtype, int(after["steps"])) == (np.int64, 17)
+    assert (after["steps"].dtype, int(after["steps"])) == (np.dtype(np.int64), 17)
     np.testing.assert_array_equal(after["mask"], [True, False])
 
 
@@ -125,7 +129,8 @@ def test_short_floats_keep_long_moments(dtype: Any) -> None:
     strategy = build("yogi")
     state = strategy.init(Record({MODEL: {"w": START.astype(dtype)}}))
     state = strategy.finish(state, total({"w": CENTRE.astype(dtype)}), context(1))
-    assert (state.m["w"].dtype, state.v["w"].dtype, state.model["w"].dtype) == (np.float32, np.float32, np.dtype(dtype))
+    found = [arrays["w"].dtype for arrays in (state.m, state.v, state.model)]
+    assert found == [np.dtype(kind) for kind in (np.float32, np.float32, dtype)]
     want = oracle("yogi", [CENTRE.astype(dtype).astype(np.float64)], START)[0]
     np.testing.assert_allclose(
         state.model["w"].astype(np.float64), want, rtol=2 * float(ml_dtypes.finfo(dtype).eps), atol=1e-3

@@ -144,7 +144,7 @@ def test_a_worker_killed_between_the_exchanges_changes_nothing(
     plain: api.RunResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its candidates' models are gone with it; those that were chosen are trained again elsewhere, the same bits."""
-    finish, killed = SFedCA.finish, []
+    finish, killed = SFedCA.finish, list[int]()
 
     def kill_one(self: SFedCA, state: Any, total: Any, context: RoundContext) -> Any:
         if isinstance(total, UpdateList) and context.round == 2 and not killed:
