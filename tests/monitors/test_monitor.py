@@ -172,7 +172,7 @@ def test_a_run_is_watched_and_its_sums_are_those_of_the_pooled_data(data: str) -
     logits, labels = zip(*(workload.logits(inputs, shard) for shard in shards), strict=True)
     whole = Sums.of(np.concatenate(logits))
     for branch in ("softmax", "taylor"):
-        assert told[branch] == pytest.approx(whole.score(branch), abs=1e-9)  # type: ignore[arg-type]
+        assert told[branch] == pytest.approx(whole.score(branch), abs=1e-9)
     assert told["criterion"] == pytest.approx(whole.criterion, abs=1e-9)
     right = np.concatenate(logits).argmax(1) == np.concatenate(labels)
     evaluation = result.history[-1].evaluation or {}

@@ -23,7 +23,7 @@ def direct(q: np.ndarray, branch: Branch, power: float = 4) -> float:
         if branch == "taylor":
             v = [x - min(v) for x in v]
         total += sum(abs(x / sum(v)) ** power for x in v)
-    return (total / q.size) ** (1 / power)
+    return float((total / q.size) ** (1 / power))
 
 
 @pytest.mark.parametrize("branch", BRANCHES)

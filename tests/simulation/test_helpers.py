@@ -51,11 +51,13 @@ def test_helpers_elsewhere_give_the_bits_of_those_here(tmp_path: Path, name: str
 
 
 def test_ray_refuses_a_helper_it_has_no_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
     from fedloom.core.registry import load_file
     from fedloom.simulation import ray_helpers
 
     free: dict[str, Any] = {"CPU": 0.5}
-    monkeypatch.setattr(ray_helpers.ray, "available_resources", lambda: free)
+    monkeypatch.setattr(ray, "available_resources", lambda: free)
     table = load_file(SUPPORT / "helping.py").Table
     for asked, said in ((Resources(), "1 CPU, .* has 0.5 free"), (Resources(cpus=0.5, gpus=1), "1 GPU, .* has 0 free")):
         with pytest.raises(NoCapacity, match=f"helper Table needs {said}"):

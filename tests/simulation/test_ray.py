@@ -26,11 +26,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_more_workers_than_a_cluster_has_room_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
     from fedloom.simulation import ray_runtime
 
-    monkeypatch.setattr(ray_runtime.ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray_runtime.ray, "cluster_resources", lambda: {"CPU": 4.0})
-    monkeypatch.setattr(ray_runtime.ray, "available_resources", lambda: {"CPU": 1.0})
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.0})
     with pytest.raises(NoCapacity, match=r"64 workers of 2 CPU each .* has 4 CPU and 0 GPU, of which 1 and 0 are"):
         ray_runtime.RayRuntime(RuntimeSettings(workers=64, cpus_per_worker=2)).host()
 

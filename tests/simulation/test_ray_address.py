@@ -103,10 +103,12 @@ def test_an_address_where_nothing_listens_is_named_with_its_source(linear: Make,
 
 
 def test_auto_names_the_cluster_that_is_gone(stale: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import services
+
     from fedloom.simulation import ray_runtime
 
     monkeypatch.setenv("RAY_TMPDIR", str(stale))
-    monkeypatch.setattr(ray_runtime.services, "find_gcs_addresses", set)  # whatever else runs on this machine
+    monkeypatch.setattr(services, "find_gcs_addresses", set)  # whatever else runs on this machine
     with pytest.raises(
         ServerUnreachable, match=r"cannot join a Ray cluster at auto \([\d.]+:\d+ here\), given by --ray-ad"
     ):
@@ -114,11 +116,13 @@ def test_auto_names_the_cluster_that_is_gone(stale: Path, monkeypatch: pytest.Mo
 
 
 def test_auto_without_any_cluster_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import services
+
     from fedloom.simulation import ray_runtime
 
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    monkeypatch.setattr(ray_runtime.services, "find_gcs_addresses", set)
+    monkeypatch.setattr(services, "find_gcs_addresses", set)
     with pytest.raises(
         ServerUnreachable, match=r"cluster at auto, given by the environment variable RAY_ADDRESS: Could"
     ):
