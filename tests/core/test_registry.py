@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from fedloom.core import registry
+from fedloom.core import plugin_folders, registry
 from fedloom.core.errors import PluginInvalid, UnknownName
+from fedloom.core.kinds import SECTIONS, Kind
+from fedloom.core.registry import PartRef
 
 PLUGIN = '''"""A strategy of somebody else."""
 from fedloom.core.config import PluginSettings
@@ -108,3 +110,60 @@ def test_a_module_whose_own_import_fails_says_so(installed: Path) -> None:
         PluginInvalid, match=r"broken\.py, line 1: strategy 'somebody.broken' cannot be imported.*nobody_has"
     ):
         registry.part("strategies", "somebody.broken", "strategy")
+
+
+def write_plugin(folder: Path, docstring: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text(f'"""{docstring}"""\n', encoding="utf-8")
+    for name in ("config", "strategy", "report"):
+        (folder / f"{name}.py").write_text(PLUGIN, encoding="utf-8")
+
+
+@pytest.fixture
+def method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The strategy `tiny` of a package `tiny_method`, whose folder holds a workload and a monitor, too."""
+    site = tmp_path / "site"
+    write_plugin(site / "tiny_method", "A method.")
+    write_plugin(site / "tiny_method" / "workload", "Its workload.")
+    write_plugin(site / "tiny_method" / "monitor", "Its monitor.")
+    (site / "tiny_method" / "selection").mkdir()  # no package
+    (site / "tiny_method" / "selection" / "config.py").write_text(PLUGIN, encoding="utf-8")
+    info = site / "tiny_method-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny_method\nVersion: 1.0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text("[fedloom.strategies]\ntiny = tiny_method\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(site))
+    for name in [name for name in sys.modules if name.split(".")[0] == "tiny_method"]:
+        monkeypatch.delitem(sys.modules, name)
+    return "tiny"
+
+
+def test_the_package_of_an_entry_point_holds_plugins_of_other_kinds(method: str) -> None:
+    found = {kind.section for kind in Kind if method in registry.names(kind)}
+    assert found == {"strategy", "workload", "monitor"}
+    assert "tiny_method" not in sys.modules
+    for section in found:
+        ref = PartRef(SECTIONS[section], method, "config")
+        assert (ref.origin, ref.installed) == ("plugin", True)
+    assert "tiny_method" not in sys.modules
+    assert registry.part("workloads", method, "config").__name__ == "tiny_method.workload.config"
+    assert registry.part("strategies", method, "config").__name__ == "tiny_method.config"
+    assert registry.has_part("monitors", method, "report") and not registry.has_part("monitors", method, "watch")
+    assert [registry.summary(kind, method) for kind in ("strategies", "workloads", "monitors")] == [
+        "A method.",
+        "Its workload.",
+        "Its monitor.",
+    ]
+    with pytest.raises(UnknownName, match="selection: unknown name 'tiny'"):
+        registry.part("selection", method, "config")
+
+
+def test_a_folder_left_behind_by_a_removed_plugin_is_no_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "made_up" / "gone" / "__pycache__").mkdir(parents=True)
+    (tmp_path / "made_up" / "here").mkdir()
+    for folder in ("made_up", "made_up/here"):
+        (tmp_path / folder / "__init__.py").touch()
+    assert [plugin_folders.is_package(f"made_up.{name}") for name in ("here", "gone", "never")] == [True, False, False]

@@ -11,10 +11,10 @@ import pytest
 
 from fedloom.core import registry
 from fedloom.core.config import plugin_schema
+from fedloom.core.kinds import Kind
 from fedloom.core.plugins import build_selection
 from fedloom.core.protocols import Probe, Roster
 from fedloom.core.records import ClientReport, Info, Mean
-from fedloom.core.registry import Kind
 from fedloom.core.seeds import generator
 from fedloom.selection.uniform.selection import Uniform
 from fedloom.testing.selection import CLASSES, SelectionConformance

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from fedloom.core import registry
 from fedloom.core.config import Experiment, PluginSettings, plugin_schema
+from fedloom.core.kinds import Kind
 from fedloom.core.setting_types import (
     SERVER_ONLY,
     CodeRef,
@@ -58,7 +59,7 @@ PLAIN_WORDS = {
 
 def schemas() -> dict[str, type[BaseModel]]:
     found: dict[str, type[BaseModel]] = {"experiment": Experiment}
-    for kind in registry.Kind:
+    for kind in Kind:
         found |= {f"{kind} {name}": plugin_schema(kind, name) for name in registry.names(kind)}
     return found
 

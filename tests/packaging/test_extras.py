@@ -15,6 +15,7 @@ BLOCKED = """
 import importlib, sys
 from fedloom.core import registry
 from fedloom.core.extras import EXTRAS
+from fedloom.core.kinds import Kind
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
@@ -23,7 +24,7 @@ class Blocked:
 
 sys.meta_path.insert(0, Blocked())
 HOSTS_FLOWER = {("flower", "strategy"), ("flower_app", "strategy")}  # their method is somebody else's package
-for kind in registry.Kind:
+for kind in Kind:
     for name in registry.names(kind):
         for part in ("config", "strategy", "report", "selection", "monitor", "measure", "watch", "rule", "accumulator"):
             ref = registry.PartRef(kind, name, part)

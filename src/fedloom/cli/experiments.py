@@ -7,9 +7,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import click
 import typer
 
 from fedloom.cli.terminal import output, print_table
+from fedloom.core.kinds import Kind
 
 if TYPE_CHECKING:
     from fedloom.api import RunResult
@@ -25,17 +27,8 @@ class Runtime(StrEnum):
     inline = "inline"
 
 
-class Kind(StrEnum):
-    """What can be listed."""
-
-    presets = "presets"
-    strategies = "strategies"
-    workloads = "workloads"
-    selection = "selection"
-    monitors = "monitors"
-    studies = "studies"
-
-
+_LISTED = ("presets", *Kind, "studies")
+"""What can be listed."""
 Target = Annotated[str, typer.Argument(help="A preset's name, a TOML file, or the folder of a Flower app.")]
 RunDir = Annotated[Path, typer.Argument(help="A run's folder, such as runs/<id>.", show_default=False)]
 Settings = Annotated[
@@ -103,14 +96,18 @@ def resume(
 
 def list_names(
     kind: Annotated[
-        Kind | None,
-        typer.Argument(metavar=f"[{'|'.join(Kind)}]", help="What to list; everything where not given."),
+        str | None,
+        typer.Argument(
+            click_type=click.Choice([*map(str, _LISTED)]),
+            metavar=f"[{'|'.join(_LISTED)}]",
+            help="What to list; everything where not given.",
+        ),
     ] = None,
 ) -> None:
-    """List what is installed: presets, strategies, workloads, selections, monitors, studies."""
+    """List what is installed: presets, plug-ins of every kind, studies."""
     console = output()
-    for each in [kind] if kind else list(Kind):
-        print_table(console, (each.value, ""), _described(each))
+    for each in [kind] if kind else _LISTED:
+        print_table(console, (str(each), ""), _described(each))
         if kind is None:
             console.print()
 
@@ -164,18 +161,18 @@ def print_summary(summary: RunSummary, json: bool, *, elsewhere: bool = False) -
         typer.echo(summary.model_dump_json())
 
 
-def _described(kind: Kind) -> list[tuple[str, str]]:
-    if kind is Kind.presets:
+def _described(kind: str) -> list[tuple[str, str]]:
+    if kind == "presets":
         from fedloom import api
 
         return [(name, _first_comment(api.preset_path(name))) for name in api.presets()]
-    if kind is Kind.studies:
+    if kind == "studies":
         from fedloom.studies.definition import titles
 
         return list(titles().items())
     from fedloom.core import registry
 
-    return [(name, registry.summary(kind.value, name)) for name in registry.names(kind.value)]
+    return [(name, registry.summary(kind, name)) for name in registry.names(kind)]
 
 
 def _first_comment(preset: Path) -> str:

@@ -23,11 +23,12 @@ from pydantic import Field
 
 from fedloom.core import files
 from fedloom.core.accumulators import BUILTIN
-from fedloom.core.config import PLUGINS, Settings, plugin_schema
+from fedloom.core.config import Settings, plugin_schema
 from fedloom.core.errors import ConfigError, PolicyRefused
+from fedloom.core.kinds import SECTIONS, Kind
 from fedloom.core.messages import Group
 from fedloom.core.records import Info, JsonObject
-from fedloom.core.registry import Kind, PartRef
+from fedloom.core.registry import PartRef
 from fedloom.core.setting_types import SettingKind, TextSetting, text_settings
 
 DATA = "$DATA"
@@ -159,7 +160,7 @@ class Guard:
         Raises:
             PolicyRefused: it names a workload, code or a path that is not allowed here.
         """
-        for section, kind in PLUGINS.items():
+        for section, kind in SECTIONS.items():
             given = experiment.get(section)
             if section == "workload" or (section == "monitor" and given is None):
                 continue

@@ -23,12 +23,10 @@ from pydantic_core import ErrorDetails
 
 from fedloom.core import registry
 from fedloom.core.errors import ConfigError
+from fedloom.core.kinds import SECTIONS, Kind
 from fedloom.core.records import Info, JsonObject
 from fedloom.core.setting_types import SERVER_ONLY, server_only_fields
 from fedloom.core.text import nearest
-
-PLUGINS = {kind.section: kind for kind in registry.Kind}
-"""Sections of an experiment that name a plug-in, and the registry's kind of each."""
 
 INCIDENTAL = ("name", "runtime", "checkpoint", "fleet")
 """Sections of an experiment that never change a result."""
@@ -155,11 +153,11 @@ class Experiment(Settings):
     runtime: Annotated[RuntimeSettings, SERVER_ONLY] = RuntimeSettings()
     fleet: FleetSettings = FleetSettings()
 
-    @pydantic.field_validator("strategy", "workload", "selection", "monitor", mode="before")
+    @pydantic.field_validator(*SECTIONS, mode="before")
     @classmethod
     def _plugin(cls, value: object, info: pydantic.ValidationInfo) -> PluginSettings | None:
         """Read a plug-in's section with the plug-in's own `Config`."""
-        kind = PLUGINS[str(info.field_name)]
+        kind = SECTIONS[str(info.field_name)]
         if value is None and info.field_name == "selection":
             value = "uniform"
         if value is None and info.field_name == "monitor":
@@ -240,7 +238,7 @@ class Experiment(Settings):
             raise ConfigError(f"{path}: not readable as an experiment file: {exc.strerror}") from exc
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
             raise ConfigError(f"{path}: not readable as TOML: {exc}") from exc
-        for section in PLUGINS:
+        for section in SECTIONS:
             table = values.get(section)
             if isinstance(table, str):
                 table = values[section] = {"name": table}
@@ -261,7 +259,7 @@ class Experiment(Settings):
         values = self.to_dict()
         for section in server_only_fields(Experiment):
             values.pop(section, None)
-        for section in PLUGINS:
+        for section in SECTIONS:
             table = values.get(section)
             if isinstance(table, dict):
                 private = server_only_fields(type(self.__dict__[section]))
@@ -298,7 +296,7 @@ def plugin_schema(kind: str, name: str) -> type[PluginSettings]:
     """
     found = vars(registry.part(kind, name, "config")).get("Config")
     if not isinstance(found, type) or not issubclass(found, PluginSettings):
-        section = registry.Kind(kind).section
+        section = Kind(kind).section
         raise ConfigError(f"{section}.name: {name!r} defines no class Config(fedloom.core.config.PluginSettings)")
     return found
 
@@ -319,7 +317,7 @@ def with_overrides(values: Info, overrides: Sequence[str]) -> JsonObject:
         table = result
         for step in steps[:-1]:
             inner = table.setdefault(step, {})
-            if isinstance(inner, str) and step in PLUGINS:
+            if isinstance(inner, str) and step in SECTIONS:
                 inner = table[step] = {"name": inner}
             if not isinstance(inner, dict):
                 raise ConfigError(f"--set {key}: {step!r} is a value ({inner!r}), not a table with keys")

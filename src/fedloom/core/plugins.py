@@ -9,6 +9,7 @@ from fedloom.core.config import Experiment, PluginSettings
 from fedloom.core.contracts import check_call, check_workload, conform
 from fedloom.core.errors import FedloomError, PluginInvalid
 from fedloom.core.extras import needed_by
+from fedloom.core.kinds import Kind
 from fedloom.core.plugin_faults import plugin_fault
 from fedloom.core.protocols import (
     LocalRule,
@@ -21,18 +22,8 @@ from fedloom.core.protocols import (
     Watch,
     Workload,
 )
-from fedloom.core.registry import Kind, PartRef
+from fedloom.core.registry import PartRef
 
-_BUILD_ARGUMENTS = {
-    "strategy": ("config", "experiment"),
-    "workload": ("config", "experiment"),
-    "selection": ("config",),
-    "monitor": ("config",),
-    "watch": ("config",),
-    "measure": (),
-    "rule": (),
-}
-"""What each part's build function is called with."""
 AnyStrategy = Strategy[object, Accumulator]
 """A strategy as the loop sees it: its states and accumulators are its own matter."""
 AnySelection = Selection[object]
@@ -147,7 +138,7 @@ def _call(ref: PartRef, *arguments: object) -> object:
     build = vars(module).get(f"build_{ref.part}")
     if not callable(build):
         raise PluginInvalid(f"{_place(ref)}: expected a function build_{ref.part}, found {_kind_of(build)}")
-    check_call(f"build_{ref.part}", build, _BUILD_ARGUMENTS[ref.part], ref)
+    check_call(f"build_{ref.part}", build, ref.kind.parts[ref.part], ref)
     try:
         with needed_by(f"{ref.kind.section} {ref.name!r}"):
             return build(*arguments)

@@ -2,7 +2,9 @@
 
 A name is, in this order: a folder of this package (`fedavg`), an entry point of an installed package (group
 `fedloom.strategies`, …), an importable module (`my_package.my_strategy`), or a Python file (`./my_strategy.py`). A
-package holds its parts in files of fixed names, a module or file of its own holds them all in one place:
+folder or an entry point's package may hold plug-ins of other kinds by its own name, each in a sub-package named by its
+section: `fedloom/strategies/mano/workload` is the workload `mano` (`core.plugin_folders`). A package holds its parts in
+files of fixed names, a module or file of its own holds them all in one place:
 
     config       `Config`, a `core.config.PluginSettings`
     strategy     `build_strategy(config, experiment) -> Strategy`
@@ -12,7 +14,7 @@ package holds its parts in files of fixed names, a module or file of its own hol
     rule         `build_rule() -> LocalRule`
     monitor      `build_monitor(config) -> Monitor`
     watch        `build_watch(config) -> Watch`, a monitor's client half
-    report       `build_report(run) -> fedloom.reporting.plugins.Contribution`, for strategies, workloads and monitors
+    report       `build_report(run) -> fedloom.reporting.plugins.Contribution`, for every kind
     accumulator  `Accumulator`, a class of `core.accumulators.Accumulator` made by `Accumulator(allocate)`
 
 `core.plugins` builds the objects; here names become modules.
@@ -23,38 +25,24 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import pkgutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Literal, TypeVar
 
+from fedloom.core import plugin_folders
 from fedloom.core.errors import FedloomError, UnknownName
 from fedloom.core.extras import needed_by
+from fedloom.core.kinds import Kind
 from fedloom.core.plugin_faults import plugin_fault
 from fedloom.core.text import did_you_mean
 
 T = TypeVar("T")
 Origin = Literal["bundled", "plugin", "module", "file"]
 """Where a part comes from: fedloom itself, an installed package's entry point, an importable module, a Python file."""
-
-
-class Kind(StrEnum):
-    """The kinds of plug-ins; the value is the name of their package in fedloom and of their entry points' group."""
-
-    STRATEGY = "strategies"
-    WORKLOAD = "workloads"
-    SELECTION = "selection"
-    MONITOR = "monitors"
-
-    @property
-    def section(self) -> str:
-        """The experiment's section that names one."""
-        return {"strategies": "strategy", "workloads": "workload", "monitors": "monitor"}.get(self.value, self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +64,11 @@ class PartRef:
         """
         if self.name.endswith(".py"):
             return "file"
-        if _bundled(self.kind, self.name):
+        if plugin_folders.bundled_module(self.kind, self.name) is not None:
             return "bundled"
         if entry_points(group=f"fedloom.{self.kind}", name=self.name):
+            return "plugin"
+        if plugin_folders.nested_in_entry_point(self.kind, self.name) is not None:
             return "plugin"
         if _is_dotted(self.name):
             return "module"
@@ -129,10 +119,7 @@ class PartRef:
 
 def names(kind: str) -> tuple[str, ...]:
     """Return every installed name of a kind, sorted; imports none of them."""
-    package = importlib.import_module(f"fedloom.{Kind(kind)}")
-    found = {module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg}
-    found |= {entry.name for entry in entry_points(group=f"fedloom.{Kind(kind)}")}
-    return tuple(sorted(name for name in found if not name.startswith("_")))
+    return tuple(sorted(name for name in plugin_folders.names(Kind(kind)) if not name.startswith("_")))
 
 
 def part(kind: str, name: str, what: str) -> ModuleType:
@@ -157,19 +144,17 @@ def summary(kind: str, name: str) -> str:
 def _home(kind: Kind, name: str) -> ModuleType:
     if name.endswith(".py"):
         return _imported(kind, name, lambda: _from_file(kind, Path(name)), Path(name))
-    if _bundled(kind, name):
-        return importlib.import_module(f"fedloom.{kind}.{name}")
+    if (bundled := plugin_folders.bundled_module(kind, name)) is not None:
+        return importlib.import_module(bundled)
     for entry in entry_points(group=f"fedloom.{kind}", name=name):
         loaded = _imported(kind, name, entry.load)
         if isinstance(loaded, ModuleType):
             return loaded
+    if (nested := plugin_folders.nested_in_entry_point(kind, name)) is not None:
+        return _imported(kind, name, lambda: importlib.import_module(nested))
     if _is_dotted(name) and _imported(kind, name, lambda: _importable(name)):
         return _imported(kind, name, lambda: importlib.import_module(name))
     raise _unknown(kind, name)
-
-
-def _bundled(kind: Kind, name: str) -> bool:
-    return name.isidentifier() and importlib.util.find_spec(f"fedloom.{kind}.{name}") is not None
 
 
 def _is_dotted(name: str) -> bool:

@@ -1,13 +1,15 @@
-"""What strategies, workloads and monitors say about their own runs: sections of the report, numbers for studies."""
+"""What plug-ins say about their own runs: sections of the report, numbers for studies."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 
 from fedloom.core import registry
 from fedloom.core.errors import UnknownName
+from fedloom.core.kinds import SECTIONS
 from fedloom.reporting.markup import Markup
 from fedloom.reporting.run_folder import RunFolder
 
@@ -25,12 +27,17 @@ class Contribution:
 
 
 def contributions(run: RunFolder) -> list[Contribution]:
-    """Those of the run's strategy, workload and monitor; a plug-in that is not installed here has nothing to say."""
-    found = []
-    for kind, section in (("strategies", "strategy"), ("workloads", "workload"), ("monitors", "monitor")):
+    """Return those of the run's plug-ins, in the order of their kinds.
+
+    A plug-in that is not installed here gives none, and a file that holds several plug-ins gives its own once.
+    """
+    found = dict[ModuleType, Contribution]()
+    for section, kind in SECTIONS.items():
         chosen = run.experiment.get(section, "")  # a table, or by hand the name alone
         name = chosen if isinstance(chosen, str) else str(chosen.get("name", ""))
         with contextlib.suppress(UnknownName):
             if registry.has_part(kind, name, "report"):
-                found.append(registry.part(kind, name, "report").build_report(run))
-    return found
+                part = registry.part(kind, name, "report")
+                if part not in found:
+                    found[part] = part.build_report(run)
+    return list(found.values())

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedloom import api
-from fedloom.core.config import PLUGINS, Experiment
+from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, FedloomError, UsageError
+from fedloom.core.kinds import SECTIONS
 from fedloom.core.records import Info, JsonObject
 from fedloom.studies.definition import Definition, Unseen
 
@@ -79,7 +80,7 @@ def overlay(values: Info, change: Info) -> JsonObject:
     """
     result = dict(values)
     for key, value in change.items():
-        if key in PLUGINS and isinstance(value, str):
+        if key in SECTIONS and isinstance(value, str):
             value = {"name": value}
         there = result.get(key)
         if isinstance(there, Mapping) and isinstance(value, Mapping) and _same_kind(there, value):

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from fedloom.core import registry
 from fedloom.core.config import plugin_schema
-from fedloom.core.registry import Kind
+from fedloom.core.kinds import Kind
 
 
 def assert_explained(kind: Kind, name: str) -> None:

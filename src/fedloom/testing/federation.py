@@ -9,10 +9,10 @@ import numpy as np
 
 from fedloom.core.accumulators import Accumulator
 from fedloom.core.config import Experiment, PluginSettings, plugin_schema
+from fedloom.core.kinds import Kind
 from fedloom.core.plugins import build_rules, build_strategy, chained, make_accumulator
 from fedloom.core.protocols import LocalRule, Pending
 from fedloom.core.records import MODEL, Array, Exchange, Info, Job, Mean, Record, RoundContext, Update
-from fedloom.core.registry import Kind
 from fedloom.core.seeds import generator
 from fedloom.testing.records import NOTHING, read_only
 

@@ -7,10 +7,10 @@ import json
 import numpy as np
 
 from fedloom.core.config import Experiment, plugin_schema
+from fedloom.core.kinds import Kind
 from fedloom.core.plugins import AnyWorkload, build_measure, build_selection, build_workload
 from fedloom.core.protocols import Measure, Shard
 from fedloom.core.records import MODEL, Array, Info, Job, Record, Update
-from fedloom.core.registry import Kind
 from fedloom.core.seeds import generator
 from fedloom.testing.records import NOTHING, read_only
 from fedloom.testing.selection import ROSTER

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedloom.core.config import PluginSettings, plugin_schema
+from fedloom.core.kinds import Kind
 from fedloom.core.plugins import build_monitor, build_watch
 from fedloom.core.protocols import Inputs, Monitor, MonitorReading, Observation, Shard, Watch
 from fedloom.core.records import MODEL, Array, ClientReport, Info
-from fedloom.core.registry import Kind
 from fedloom.core.seeds import generator
 from fedloom.testing.explained import assert_explained
 from fedloom.testing.records import NOTHING, model_record

@@ -10,10 +10,10 @@ import numpy as np
 from fedloom.core import registry
 from fedloom.core.config import plugin_schema
 from fedloom.core.errors import UsageError
+from fedloom.core.kinds import Kind
 from fedloom.core.plugins import AnySelection, build_selection
 from fedloom.core.protocols import Probe, Roster
 from fedloom.core.records import ClientReport, Info, Mean
-from fedloom.core.registry import Kind
 from fedloom.core.seeds import generator
 from fedloom.core.state import dump_state, load_state
 from fedloom.testing.explained import assert_explained

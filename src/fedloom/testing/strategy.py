@@ -9,9 +9,9 @@ import numpy as np
 
 from fedloom.core import registry
 from fedloom.core.accumulators import BUILTIN
+from fedloom.core.kinds import Kind
 from fedloom.core.pinned import Pinned
 from fedloom.core.records import MODEL, Arrays, Info, Record
-from fedloom.core.registry import Kind
 from fedloom.core.state import dump_state, load_state, pinned_in
 from fedloom.testing.explained import assert_explained
 from fedloom.testing.federation import COHORTS, MadeUpFederation, declared_arrays, initial_model

@@ -9,10 +9,10 @@ import numpy as np
 
 from fedloom.core import run_files
 from fedloom.core.config import Experiment
+from fedloom.core.kinds import Kind
 from fedloom.core.plugins import AnyWorkload, build_workload
 from fedloom.core.protocols import HasLogits, LocalRule, Tensors, TrainsGroups
 from fedloom.core.records import MODEL, Arrays, Info, Job, Metrics, Record, Update, arrays_sha256
-from fedloom.core.registry import Kind
 from fedloom.core.seeds import generator
 from fedloom.testing.explained import assert_explained
 from fedloom.testing.records import NOTHING, read_only, record_digest, through_frame

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import typing
 from collections.abc import Iterator
 from typing import Literal
@@ -13,9 +12,10 @@ from pydantic.fields import FieldInfo
 from fedloom.cli.reference.markdown import code, default_words, document, models_in, prose, table, type_words
 from fedloom.client.policy import Policy
 from fedloom.core import registry
-from fedloom.core.config import PLUGINS, Experiment, PluginSettings
+from fedloom.core.config import Experiment, PluginSettings
+from fedloom.core.kinds import Kind
+from fedloom.core.registry import PartRef
 
-_SECTIONS = {kind: section for section, kind in PLUGINS.items()}
 _HEAD = ("key", "type", "default", "meaning")
 
 
@@ -27,23 +27,24 @@ def render() -> str:
         "Unknown keys are errors.",
         "## Experiment",
         *_model(Experiment, "", level=3),
-        *(part for kind, section in _SECTIONS.items() for part in _kind(kind, section)),
+        *(part for kind in Kind for part in _kind(kind)),
         "## A node's policy",
         "A file of its own, `policy.toml` beside a node's key; an experiment cannot change it.",
         *_model(Policy, "", level=3),
     )
 
 
-def _kind(kind: str, section: str) -> Iterator[str]:
+def _kind(kind: Kind) -> Iterator[str]:
     """All plug-ins of a kind that fedloom itself brings."""
-    names = [name for name in registry.names(kind) if importlib.util.find_spec(f"fedloom.{kind}.{name}")]
+    names = [name for name in registry.names(kind) if PartRef(kind, name, "config").origin == "bundled"]
     yield f"## {kind.capitalize()}"
-    yield f"Chosen by `{section}.name`: {', '.join(code(name) for name in names)}, or a module or file of your own."
+    choices = ", ".join(code(name) for name in names)
+    yield f"Chosen by `{kind.section}.name`: {choices}, or a module or file of your own."
     for name in names:
-        yield f"### {section}: `{name}`"
+        yield f"### {kind.section}: `{name}`"
         yield registry.summary(kind, name)
         config: type[PluginSettings] = registry.part(kind, name, "config").Config
-        yield from _model(config, f"{section}.", level=4)
+        yield from _model(config, f"{kind.section}.", level=4)
 
 
 def _model(model: type[BaseModel], prefix: str, level: int) -> Iterator[str]:

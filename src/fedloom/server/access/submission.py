@@ -6,8 +6,9 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 
-from fedloom.core.config import PLUGINS, plugin_schema
+from fedloom.core.config import plugin_schema
 from fedloom.core.errors import Forbidden
+from fedloom.core.kinds import SECTIONS
 from fedloom.core.records import Info
 from fedloom.core.registry import PartRef
 from fedloom.core.setting_types import SettingKind, TextSetting, text_settings
@@ -31,7 +32,7 @@ def check_submission(values: Info, allowed: Collection[str]) -> None:
     Raises:
         Forbidden: names the setting, what it is, and what may be done.
     """
-    for section, kind in PLUGINS.items():
+    for section, kind in SECTIONS.items():
         given = values.get(section)
         name = given.get("name") if isinstance(given, Mapping) else given
         if not isinstance(name, str):

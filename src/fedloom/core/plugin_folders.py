@@ -1,0 +1,123 @@
+"""Finds the folders of plug-ins: in fedloom, and in installed packages that declare entry points. Imports none of them.
+
+A folder lies under its main kind, `fedloom/strategies/mano`, or is the package an entry point names. It may hold
+plug-ins of the other kinds, of the same name, each in a sub-package named by its section: `mano/workload`,
+`mano/monitor`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from pkgutil import get_importer, iter_modules
+
+from fedloom.core.kinds import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """The folder of one or more plug-ins of one name."""
+
+    kind: Kind
+    """Its main kind."""
+    name: str
+    package: str
+    """The dotted name of its package."""
+    path: Path
+
+
+def bundled_module(kind: Kind, name: str) -> str | None:
+    """Return the dotted name of fedloom's own plug-in; None where fedloom has none by this name."""
+    if not name.isidentifier():
+        return None
+    own = f"fedloom.{kind}.{name}"
+    if module_spec(own) is not None:
+        return own
+    nested = (f"fedloom.{other}.{name}.{kind.section}" for other in Kind if other is not kind)
+    return next((module for module in nested if is_package(module)), None)
+
+
+def nested_in_entry_point(kind: Kind, name: str) -> str | None:
+    """Return the dotted name of a plug-in that lies in the package an entry point of another kind names."""
+    for entry in _entry_points():
+        module = f"{entry.module}.{kind.section}"
+        if entry.name == name and entry.group != f"fedloom.{kind}" and not entry.attr and is_package(module):
+            return module
+    return None
+
+
+def names(kind: Kind) -> set[str]:
+    """Return the names of all plug-ins of a kind, those that begin with an underscore included."""
+    found = {folder.name for folder in bundled_folders() if _holds(folder, kind)}
+    found |= {entry.name for entry in entry_points(group=f"fedloom.{kind}")}
+    return found | {folder.name for folder in installed_folders() if _holds(folder, kind)}
+
+
+def bundled_folders() -> Iterator[Folder]:
+    """Yield the folders of fedloom's own plug-ins."""
+    for kind in Kind:
+        package = f"fedloom.{kind}"
+        for path in package_paths(package):
+            for module in iter_modules([path]):
+                if module.ispkg:
+                    yield Folder(kind, module.name, f"{package}.{module.name}", Path(path, module.name))
+
+
+def installed_folders() -> Iterator[Folder]:
+    """Yield the packages that entry points name; an entry point that names a module or an object has no folder."""
+    for entry in _entry_points():
+        if not entry.attr:
+            kind = Kind(entry.group.removeprefix("fedloom."))
+            for path in package_paths(entry.module):
+                yield Folder(kind, entry.name, entry.module, Path(path))
+
+
+def package_paths(dotted: str) -> Sequence[str]:
+    """Return where the modules of a package lie; nowhere for what is no package."""
+    spec = module_spec(dotted)
+    return list(spec.submodule_search_locations or ()) if spec is not None else ()
+
+
+def is_package(dotted: str) -> bool:
+    """Return whether there is a package, with an `__init__.py`, by this dotted name."""
+    spec = module_spec(dotted)
+    return spec is not None and spec.submodule_search_locations is not None
+
+
+def module_spec(dotted: str) -> ModuleSpec | None:
+    """Find a module by its dotted name without importing the packages above it; None where it is not there.
+
+    A folder without an `__init__.py` is no package here: what a removed plug-in leaves behind is one.
+    """
+    top, *steps = dotted.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # a module without a spec, such as __main__
+        return None
+    name = top
+    for step in steps:
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        name = f"{name}.{step}"
+        spec = _spec_below(spec.submodule_search_locations, name)
+    return spec if spec is not None and spec.origin is not None else None
+
+
+def _spec_below(paths: Sequence[str], dotted: str) -> ModuleSpec | None:
+    """Find a module in the folders of its package; where no module is there, a folder of that name."""
+    finders = [finder for path in paths if (finder := get_importer(path)) is not None]
+    specs = [spec for finder in finders if (spec := finder.find_spec(dotted)) is not None]
+    return next((spec for spec in specs if spec.origin is not None), specs[0] if specs else None)
+
+
+def _holds(folder: Folder, kind: Kind) -> bool:
+    return folder.kind is kind or (folder.path / kind.section / "__init__.py").is_file()
+
+
+def _entry_points() -> Iterator[EntryPoint]:
+    for kind in Kind:
+        yield from entry_points(group=f"fedloom.{kind}")
