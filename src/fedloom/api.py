@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedloom.core import definitions
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, FedloomError, UnknownName, UsageError
 from fedloom.core.history import RoundRecord, RunSummary
@@ -51,19 +52,21 @@ class RunResult:
 
 
 def presets() -> tuple[str, ...]:
-    """Names of the experiments that come with fedloom."""
-    return tuple(sorted(path.stem for path in _preset_folder().glob("*.toml")))
+    """Return the names of the experiments that come with fedloom and with installed methods."""
+    return tuple(_presets())
 
 
 def preset_path(name: str) -> Path:
-    """The TOML file of a preset.
+    """Find the TOML file of a preset.
 
     Raises:
         UnknownName: there is no such preset; the message names the nearest.
+        ConfigError: two files have one name.
     """
-    if name not in presets():
-        raise UnknownName(f"{name!r} is no preset; {did_you_mean(name, presets())}presets: {', '.join(presets())}")
-    return _preset_folder() / f"{name}.toml"
+    files = _presets()
+    if name not in files:
+        raise UnknownName(f"{name!r} is no preset; {did_you_mean(name, files)}presets: {', '.join(files)}")
+    return files[name]
 
 
 def load(target: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -207,10 +210,8 @@ def _stopping_on_signals(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _preset_folder() -> Path:
-    from fedloom import presets as package
-
-    return Path(package.__path__[0])
+def _presets() -> dict[str, Path]:
+    return definitions.found("presets")
 
 
 __all__ = ["FedloomError", "RunResult", "load", "preset_path", "presets", "resume", "run"]

@@ -1,18 +1,14 @@
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
 from support_rounds import build, run_rounds
 
+from fedloom import api
 from fedloom.core.config import Experiment
 from fedloom.core.errors import DataMissing
 from fedloom.workloads._data.settings import FASHION_MNIST
 
-PRESETS = {
-    str(path.name).removesuffix(".toml"): path
-    for path in files("fedloom.presets").iterdir()
-    if path.name.endswith(".toml")
-}
+PRESETS = {name: api.preset_path(name) for name in api.presets()}
 REQUIRED = {"digits-fedavg", "digits-fedprox", "digits-fedavgm", "digits-fedadam", "digits-fedyogi"} | {
     "fashion-mnist-fedavg",
     "fashion-mnist-fedprox",

@@ -1,1 +1,1 @@
-"""Experiments that work as they are: one TOML file each, whose first line says what it shows."""
+"""Experiments of no particular method: one TOML file each, whose first line says what it shows."""

@@ -12,6 +12,7 @@ import pydantic
 from pydantic import Field
 
 # The translation of validation errors into the user's own terms is the experiment's; a study's errors read the same.
+from fedloom.core import definitions
 from fedloom.core.config import Settings, config_error, with_overrides
 from fedloom.core.errors import ConfigError, UnknownName
 from fedloom.core.records import Info, JsonObject
@@ -225,12 +226,12 @@ class Definition(Settings):
 
 
 def names() -> tuple[str, ...]:
-    """Studies that come with fedloom."""
-    return tuple(sorted(path.stem for path in _folder().glob("*.toml")))
+    """Return the names of the studies that come with fedloom and with installed methods."""
+    return tuple(_files())
 
 
 def titles() -> dict[str, str]:
-    """What the studies that come with fedloom are about, by name."""
+    """Return what each study of `names` is about."""
     return {name: str(_read(name, ())["title"]) for name in names()}
 
 
@@ -273,10 +274,11 @@ def _path(target: str | Path) -> Path:
     path = Path(target)
     if path.is_file() or path.suffix == ".toml":
         return path
-    if str(target) not in names():
-        hint = did_you_mean(str(target), names())
-        raise UnknownName(f"{str(target)!r} is no study or TOML file; {hint}studies: {', '.join(names())}")
-    return _folder() / f"{target}.toml"
+    files = _files()
+    if str(target) not in files:
+        hint = did_you_mean(str(target), files)
+        raise UnknownName(f"{str(target)!r} is no study or TOML file; {hint}studies: {', '.join(files)}")
+    return files[str(target)]
 
 
 def _files_beside(values: JsonObject, folder: Path) -> JsonObject:
@@ -308,7 +310,5 @@ def _known(key: str, name: str, among: Info) -> None:
         raise ConfigError(f"{key}: {name!r} is not defined; {hint}known here: {', '.join(among)}")
 
 
-def _folder() -> Path:
-    from fedloom.studies import definitions as package
-
-    return Path(package.__path__[0])
+def _files() -> dict[str, Path]:
+    return definitions.found("studies")

@@ -1,1 +1,0 @@
-"""The studies that come with fedloom, as TOML files."""
