@@ -167,3 +167,12 @@ def test_a_folder_left_behind_by_a_removed_plugin_is_no_package(
     for folder in ("made_up", "made_up/here"):
         (tmp_path / folder / "__init__.py").touch()
     assert [plugin_folders.is_package(f"made_up.{name}") for name in ("here", "gone", "never")] == [True, False, False]
+
+
+def test_a_folder_of_fedloom_holds_plugins_of_other_kinds() -> None:
+    for kind, section in (("workloads", "workload"), ("monitors", "monitor")):
+        ref = PartRef(Kind(kind), "mano", section)
+        assert ref.origin == "bundled" and ref.load().__name__ == f"fedloom.strategies.mano.{section}.{section}"
+        assert "mano" in registry.names(kind)
+    assert PartRef(Kind.SELECTION, "mano", "selection").installed is False
+    assert "mano" not in registry.names("selection")

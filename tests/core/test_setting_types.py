@@ -50,9 +50,9 @@ PLAIN_WORDS = {
     "workloads._data.settings.TextTable.label_column": "a column's name",
     "workloads._data.settings.TextTable.text_column": "a column's name",
     "workloads.causal_lm.config.Texts.pattern": "a pattern of file names below `path`; guards refuse '..' in any text",
-    "workloads.flower.config.Config.node_config": "handed to the app",
-    "workloads.flower.config.Config.run_config": "handed to the app",
-    "workloads.flower.config.Config.weighted_by": "a metric's name",
+    "strategies.flower.workload.config.Config.node_config": "handed to the app",
+    "strategies.flower.workload.config.Config.run_config": "handed to the app",
+    "strategies.flower.workload.config.Config.weighted_by": "a metric's name",
 }
 """Text settings that nothing opens or imports, each with what they are instead."""
 

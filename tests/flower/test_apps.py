@@ -17,9 +17,9 @@ from fedloom.flower import load_app
 from fedloom.strategies.flower import apps as app_folders
 from fedloom.strategies.flower import flwr_api as flwr
 from fedloom.strategies.flower.records import join, split, to_array_record
+from fedloom.strategies.flower.workload import config as client_config
+from fedloom.strategies.flower.workload.workload import FlowerWorkload, build_workload
 from fedloom.strategies.flower_app import config as server_config
-from fedloom.workloads.flower import config as client_config
-from fedloom.workloads.flower.workload import FlowerWorkload, build_workload
 
 torch.set_num_threads(1)
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from fedloom.monitors.mano import fits
+from fedloom.strategies.mano.monitor import fits
 
 SCORES = np.array([0.1, 0.2, 0.3, 0.4])
 

@@ -13,13 +13,13 @@ from fedloom import api
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ClientFailed, ConfigError, UnsupportedFeature
 from fedloom.core.records import MODEL, ClientReport, Info, Mean, Record
-from fedloom.monitors.mano.config import Config
-from fedloom.monitors.mano.monitor import ESTIMATE, TRUTH, LabelFreeAccuracy
-from fedloom.monitors.mano.score import Sums, choose
-from fedloom.monitors.mano.watch import logit_sums
 from fedloom.reporting.plugins import contributions
 from fedloom.reporting.report import render_report
 from fedloom.reporting.run_folder import RunFolder
+from fedloom.strategies.mano.monitor.config import Config
+from fedloom.strategies.mano.monitor.monitor import ESTIMATE, TRUTH, LabelFreeAccuracy
+from fedloom.strategies.mano.monitor.score import Sums, choose
+from fedloom.strategies.mano.monitor.watch import logit_sums
 
 CLASSES = 5
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from fedloom.monitors.mano.score import Sums, batch_mean, choose, span
-from fedloom.monitors.mano.softrun import Branch, log_softmax, softmax, softrun, taylor
+from fedloom.strategies.mano.monitor.score import Sums, batch_mean, choose, span
+from fedloom.strategies.mano.monitor.softrun import Branch, log_softmax, softmax, softrun, taylor
 
 BRANCHES: tuple[Branch, ...] = ("softmax", "taylor")
 

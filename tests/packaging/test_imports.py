@@ -24,7 +24,7 @@ PLANTED = {
     },
     "client, server and the kinds of plug-ins do not know each other": {
         "selection/planted/selection.py": "import fedloom.workloads._torch.scope",
-        "server/planted_part.py": "def late():\n    import fedloom.monitors.mano.score",
+        "server/planted_part.py": "def late():\n    import fedloom.strategies.mano.monitor.score",
     },
     "no import cycle between the parts of any package": {
         "server/store/planted_cycle.py": "import fedloom.server.rounds.loop",
@@ -47,6 +47,9 @@ PLANTED = {
     },
     "PyTorch is imported by workloads and by the client halves of strategies": {
         "strategies/planted/torching.py": "def late():\n    import torch",
+    },
+    "a workload in a method's folder is imported by itself alone": {
+        "strategies/planted/reaching.py": "def late():\n    import fedloom.strategies.mano.workload.sets",
     },
     "core, server and client reach no Ray, no Flower and no PyTorch, whoever is in between": {
         "core/planted_between.py": "import torch.nn",

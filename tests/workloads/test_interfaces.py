@@ -11,12 +11,12 @@ from fedloom.core import registry
 from fedloom.core.protocols import HasActions, HasLogits, KeepsClientState, TrainsGroups, UsesHelpers, Workload
 from fedloom.selection.firing_credit.rates import HasFiringRates, HasGroupFiringRates
 from fedloom.selection.predicted_credit.measure import HasClassErrors
+from fedloom.strategies.flower.workload.workload import AppShard, FlowerWorkload
+from fedloom.strategies.mano.workload.workload import ScoredShard, Scoring
+from fedloom.strategies.meat.workload.workload import AdversarialTraining
 from fedloom.workloads._data.rows import RowShard
 from fedloom.workloads.causal_lm.workload import CausalLM
-from fedloom.workloads.flower.workload import AppShard, FlowerWorkload
 from fedloom.workloads.image_classification.workload import ImageClassification
-from fedloom.workloads.mano.workload import ScoredShard, Scoring
-from fedloom.workloads.meat.workload import AdversarialTraining
 from fedloom.workloads.spiking_classification.workload import SpikingClassification
 from fedloom.workloads.text_classification.workload import TextClassification
 

@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from fedloom.workloads.mano.corruptions.sampling import grid, sampled
-from fedloom.workloads.mano.corruptions.suite import CORRUPTIONS, SEVERITIES, corrupted
+from fedloom.strategies.mano.workload.corruptions.sampling import grid, sampled
+from fedloom.strategies.mano.workload.corruptions.suite import CORRUPTIONS, SEVERITIES, corrupted
 
 IMAGES = np.random.default_rng(4).random((6, 1, 14, 14)).astype(np.float32)
 ROWS = np.arange(100, 106)

@@ -11,10 +11,10 @@ from fedloom import api
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError
 from fedloom.core.records import MODEL, arrays_sha256
-from fedloom.monitors.mano.score import Sums
 from fedloom.reporting.plugins import contributions
 from fedloom.reporting.report import render_report
 from fedloom.reporting.run_folder import RunFolder
+from fedloom.strategies.mano.monitor.score import Sums
 from fedloom.strategies.mano.reading import ESTIMATORS, read
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from fedloom.monitors.mano.softrun import softmax
-from fedloom.workloads.mano import rivals
+from fedloom.strategies.mano.monitor.softrun import softmax
+from fedloom.strategies.mano.workload import rivals
 
 RNG = np.random.default_rng(5)
 LOGITS = RNG.normal(0, 2, (30, 4))

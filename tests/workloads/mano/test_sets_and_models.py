@@ -14,14 +14,14 @@ from torch import nn
 from fedloom import api
 from fedloom.core.errors import ConfigError, DataMissing
 from fedloom.core.records import MODEL, ClientReport, Record
-from fedloom.monitors.mano.config import Config
-from fedloom.monitors.mano.monitor import LabelFreeAccuracy
-from fedloom.monitors.mano.watch import logit_sums
+from fedloom.strategies.mano.monitor.config import Config
+from fedloom.strategies.mano.monitor.monitor import LabelFreeAccuracy
+from fedloom.strategies.mano.monitor.watch import logit_sums
+from fedloom.strategies.mano.workload.corruptions.suite import CORRUPTIONS, corrupted
+from fedloom.strategies.mano.workload.seeing import see
+from fedloom.strategies.mano.workload.sets import pixels_of
 from fedloom.workloads._data.images import load_images
 from fedloom.workloads._data.settings import FASHION_MNIST, Available
-from fedloom.workloads.mano.corruptions.suite import CORRUPTIONS, corrupted
-from fedloom.workloads.mano.seeing import see
-from fedloom.workloads.mano.sets import pixels_of
 
 OWN_MODEL = """
 from torch import nn

@@ -13,12 +13,12 @@ from torch import nn
 from fedloom.core.errors import ConfigError, UsageError
 from fedloom.core.records import MODEL, Record, arrays_sha256
 from fedloom.core.seeds import generator
+from fedloom.strategies.meat.workload.averaging import MovingAverage
+from fedloom.strategies.meat.workload.config import AttackSettings, DefenseSettings
+from fedloom.strategies.meat.workload.defenses import loss_of, perturbed
+from fedloom.strategies.meat.workload.statistics import LEAST_BATCHES, reestimate
+from fedloom.strategies.meat.workload.weights import perturbation, shift
 from fedloom.workloads._vision.augment import augmented
-from fedloom.workloads.meat.averaging import MovingAverage
-from fedloom.workloads.meat.config import AttackSettings, DefenseSettings
-from fedloom.workloads.meat.defenses import loss_of, perturbed
-from fedloom.workloads.meat.statistics import LEAST_BATCHES, reestimate
-from fedloom.workloads.meat.weights import perturbation, shift
 
 
 def value(loss: torch.Tensor) -> float:

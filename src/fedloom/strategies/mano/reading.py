@@ -10,9 +10,9 @@ from typing import get_args
 import numpy as np
 
 from fedloom.core.records import Array, Info
-from fedloom.monitors.mano import fits
-from fedloom.monitors.mano.score import Criterion, choose
-from fedloom.monitors.mano.softrun import Branch
+from fedloom.strategies.mano.monitor import fits
+from fedloom.strategies.mano.monitor.score import Criterion, choose
+from fedloom.strategies.mano.monitor.softrun import Branch
 
 ESTIMATORS = {
     "mano": "MaNo",

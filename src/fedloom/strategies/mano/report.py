@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-from fedloom.monitors.mano.fits import Line
 from fedloom.reporting.charts import Series, scatter_chart
 from fedloom.reporting.markup import Content, Markup, table, tag
 from fedloom.reporting.page import folded, section
 from fedloom.reporting.plugins import Contribution
 from fedloom.reporting.quantities import NOTHING
 from fedloom.reporting.run_folder import RunFolder
+from fedloom.strategies.mano.monitor.fits import Line
 from fedloom.strategies.mano.reading import ESTIMATORS, ETAS, VARIANTS, Reading, Table, numbers, read
 
 _GROUPS = {

@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import logsumexp
 
 from fedloom.core.records import Array
-from fedloom.monitors.mano.softrun import log_softmax
+from fedloom.strategies.mano.monitor.softrun import log_softmax
 
 _RIDGE = 1e-9
 

@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 
 from fedloom.core.records import Array
-from fedloom.workloads.mano.corruptions import blur, geometric, noise, photometric
-from fedloom.workloads.mano.corruptions.draws import Draws
+from fedloom.strategies.mano.workload.corruptions import blur, geometric, noise, photometric
+from fedloom.strategies.mano.workload.corruptions.draws import Draws
 
 Bank = Literal["mild", "harsh"]
 SEVERITIES = (1, 2, 3, 4, 5)

@@ -10,10 +10,10 @@ from scipy.cluster.vq import kmeans2, vq
 from fedloom.core.errors import ConfigError
 from fedloom.core.records import Array
 from fedloom.core.seeds import generator
+from fedloom.strategies.mano.workload.config import Config, StyleSettings
 from fedloom.workloads._data import cache
 from fedloom.workloads._data.images import ImageData
 from fedloom.workloads._data.partition import Partition, partition
-from fedloom.workloads.mano.config import Config, StyleSettings
 
 _ITERATIONS = 20
 _SKETCH = 2000

@@ -8,10 +8,10 @@ import numpy as np
 
 from fedloom.core.records import Array
 from fedloom.core.seeds import generator
-from fedloom.monitors.mano.score import POWER, batch_mean, norm, power_sum
-from fedloom.monitors.mano.softrun import log_softmax, softmax, taylor
-from fedloom.workloads.mano import rivals
-from fedloom.workloads.mano.seeing import Seen
+from fedloom.strategies.mano.monitor.score import POWER, batch_mean, norm, power_sum
+from fedloom.strategies.mano.monitor.softrun import log_softmax, softmax, taylor
+from fedloom.strategies.mano.workload import rivals
+from fedloom.strategies.mano.workload.seeing import Seen
 
 POWERS = (2, 3, 5, 6, 7, 8)
 """Values of p beside the paper's that are scored, too."""

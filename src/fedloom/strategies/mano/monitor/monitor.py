@@ -13,9 +13,9 @@ import numpy as np
 
 from fedloom.core.protocols import Monitor, MonitorReading, MonitorRequest
 from fedloom.core.records import ClientReport, Info
-from fedloom.monitors.mano.config import Config
-from fedloom.monitors.mano.score import Sums, choose, span
-from fedloom.monitors.mano.softrun import Branch
+from fedloom.strategies.mano.monitor.config import Config
+from fedloom.strategies.mano.monitor.score import Sums, choose, span
+from fedloom.strategies.mano.monitor.softrun import Branch
 
 ESTIMATE = "estimated_accuracy"
 """Name of the estimate among the evaluation's metrics."""

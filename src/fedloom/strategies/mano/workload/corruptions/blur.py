@@ -6,8 +6,8 @@ import numpy as np
 from scipy.ndimage import convolve, gaussian_filter
 
 from fedloom.core.records import Array
-from fedloom.workloads.mano.corruptions.draws import Draws
-from fedloom.workloads.mano.corruptions.sampling import grid, sampled
+from fedloom.strategies.mano.workload.corruptions.draws import Draws
+from fedloom.strategies.mano.workload.corruptions.sampling import grid, sampled
 
 _STEPS = 7
 """Places along a movement that are averaged."""

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from fedloom.core.records import JsonObject
+from fedloom.strategies.meat.workload.config import MeasureSettings
+from fedloom.strategies.meat.workload.images import Pixels
 from fedloom.workloads._attacks.auto import STAGES, auto_attack
 from fedloom.workloads._attacks.gradient import fgsm, pgd
 from fedloom.workloads._attacks.losses import cross_entropy, margin
-from fedloom.workloads.meat.config import MeasureSettings
-from fedloom.workloads.meat.images import Pixels
 
 _BATCH = 250
 _STEP_SHARE = 2.5

@@ -16,7 +16,7 @@ from fedloom.strategies.flower import apps, records
 from fedloom.strategies.flower import flwr_api as flwr
 from fedloom.strategies.flower.messages import KNOB
 from fedloom.strategies.flower.seeding import seeded
-from fedloom.workloads.flower.config import Config
+from fedloom.strategies.flower.workload.config import Config
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedloom.strategies.meat.workload.config import AttackSettings, DefenseSettings
 from fedloom.workloads._attacks.gradient import evaluating, pgd
 from fedloom.workloads._attacks.losses import AttackLoss, cross_entropy, divergence_from
-from fedloom.workloads.meat.config import AttackSettings, DefenseSettings
 
 Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 """Mean loss of a batch, from the model, x, x' and y."""

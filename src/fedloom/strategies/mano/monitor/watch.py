@@ -6,8 +6,8 @@ import numpy as np
 
 from fedloom.core.protocols import HasLogits, Inputs, Observation, Shard, Watch, require
 from fedloom.core.records import Array, Info, Mean
-from fedloom.monitors.mano.config import Config
-from fedloom.monitors.mano.score import Sums
+from fedloom.strategies.mano.monitor.config import Config
+from fedloom.strategies.mano.monitor.score import Sums
 
 _WANTED_BY = "monitor 'mano'"
 

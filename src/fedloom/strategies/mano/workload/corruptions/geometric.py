@@ -6,8 +6,8 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from fedloom.core.records import Array
-from fedloom.workloads.mano.corruptions.draws import Draws
-from fedloom.workloads.mano.corruptions.sampling import grid, sampled
+from fedloom.strategies.mano.workload.corruptions.draws import Draws
+from fedloom.strategies.mano.workload.corruptions.sampling import grid, sampled
 
 _SMOOTH = 1 / 9
 """Width of the filter that smooths elastic displacements, as a share of the side."""

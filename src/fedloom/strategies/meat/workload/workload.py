@@ -22,6 +22,13 @@ from torch import Tensor
 from fedloom.core.config import Experiment
 from fedloom.core.protocols import Action, LocalRule, WorkloadInfo
 from fedloom.core.records import MODEL, Array, Arrays, Job, JsonObject, Mean, Metrics, Record, Update
+from fedloom.strategies.meat.workload.averaging import MovingAverage
+from fedloom.strategies.meat.workload.config import Config
+from fedloom.strategies.meat.workload.defenses import loss_of, perturbed
+from fedloom.strategies.meat.workload.images import Images, Pixels, prepare
+from fedloom.strategies.meat.workload.measuring import counted, right_under, table
+from fedloom.strategies.meat.workload.statistics import check_batches, reestimate
+from fedloom.strategies.meat.workload.weights import perturbation, shift
 from fedloom.workloads._attacks.auto import require_auto_attack
 from fedloom.workloads._data.images import ImageData, load_images
 from fedloom.workloads._data.rows import RowShard
@@ -30,13 +37,6 @@ from fedloom.workloads._torch.scope import choose_device, exact
 from fedloom.workloads._torch.trainer import Trainer
 from fedloom.workloads._vision.augment import augmented
 from fedloom.workloads._vision.models import build_model
-from fedloom.workloads.meat.averaging import MovingAverage
-from fedloom.workloads.meat.config import Config
-from fedloom.workloads.meat.defenses import loss_of, perturbed
-from fedloom.workloads.meat.images import Images, Pixels, prepare
-from fedloom.workloads.meat.measuring import counted, right_under, table
-from fedloom.workloads.meat.statistics import check_batches, reestimate
-from fedloom.workloads.meat.weights import perturbation, shift
 
 SEAT = "seat"
 """Group of an update that holds the moving average."""

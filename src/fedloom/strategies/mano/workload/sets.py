@@ -10,11 +10,11 @@ import numpy as np
 
 from fedloom.core.errors import DataMissing
 from fedloom.core.records import Array
+from fedloom.strategies.mano.workload.config import CifarC, Config, SetFolders
+from fedloom.strategies.mano.workload.corruptions.suite import CORRUPTIONS, Bank, corrupted
 from fedloom.workloads._data.image_files import PICTURES
 from fedloom.workloads._data.images import ImageData
 from fedloom.workloads._data.raw import existing, files_below
-from fedloom.workloads.mano.config import CifarC, Config, SetFolders
-from fedloom.workloads.mano.corruptions.suite import CORRUPTIONS, Bank, corrupted
 
 Pixels = tuple[Array, Array]
 """Images (n, c, h, w), float32 from 0 to 1, and labels (n,), int64."""

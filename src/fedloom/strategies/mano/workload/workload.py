@@ -20,6 +20,13 @@ from fedloom.core.config import Experiment
 from fedloom.core.protocols import Action, LocalRule, WorkloadInfo
 from fedloom.core.records import MODEL, Array, Arrays, Job, JsonObject, Metrics, Record, Update
 from fedloom.core.seeds import generator
+from fedloom.strategies.mano.workload.config import Config
+from fedloom.strategies.mano.workload.corruptions.suite import CORRUPTIONS, SEVERITIES, corrupted
+from fedloom.strategies.mano.workload.images import Split, split
+from fedloom.strategies.mano.workload.projnorm import projection_norm, trained_parameters
+from fedloom.strategies.mano.workload.scoring import Source, balance, mano_scores, rival_scores
+from fedloom.strategies.mano.workload.seeing import see
+from fedloom.strategies.mano.workload.sets import ShiftedSet, pixels_of, shifted_sets
 from fedloom.workloads._data.images import ImageData, load_images
 from fedloom.workloads._data.rows import RowShard
 from fedloom.workloads._torch.scope import choose_device, exact
@@ -27,13 +34,6 @@ from fedloom.workloads._torch.trainer import Trainer, evaluate_in_batches
 from fedloom.workloads._vision.augment import augmented
 from fedloom.workloads._vision.models import build_model
 from fedloom.workloads._vision.own import build_classifier, load_weights
-from fedloom.workloads.mano.config import Config
-from fedloom.workloads.mano.corruptions.suite import CORRUPTIONS, SEVERITIES, corrupted
-from fedloom.workloads.mano.images import Split, split
-from fedloom.workloads.mano.projnorm import projection_norm, trained_parameters
-from fedloom.workloads.mano.scoring import Source, balance, mano_scores, rival_scores
-from fedloom.workloads.mano.seeing import see
-from fedloom.workloads.mano.sets import ShiftedSet, pixels_of, shifted_sets
 
 SECOND = "second"
 """Group, and input, of the second model."""

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from fedloom.core.records import Array, Info
-from fedloom.monitors.mano.softrun import Branch, log_softmax, softmax, taylor
+from fedloom.strategies.mano.monitor.softrun import Branch, log_softmax, softmax, taylor
 
 ETA = 5.0
 """The paper's threshold, eta."""

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedloom.core.records import Array, Info
-from fedloom.monitors.mano.fits import average_ranks, correlation
 from fedloom.reporting.charts import Series, line_chart, scatter_chart
 from fedloom.reporting.markup import Markup, tag
 from fedloom.reporting.page import section
 from fedloom.reporting.plugins import Contribution
 from fedloom.reporting.run_folder import RunFolder
+from fedloom.strategies.mano.monitor.fits import average_ranks, correlation
 
 
 def build_report(run: RunFolder) -> Contribution:

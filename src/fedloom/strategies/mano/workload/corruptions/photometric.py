@@ -6,7 +6,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from fedloom.core.records import Array
-from fedloom.workloads.mano.corruptions.draws import Draws
+from fedloom.strategies.mano.workload.corruptions.draws import Draws
 
 _BANK = 1 / 6
 """Width of the filter that makes fog of noise, as a share of the side."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedloom.core.records import Array
-from fedloom.workloads.mano.corruptions.draws import Draws
+from fedloom.strategies.mano.workload.corruptions.draws import Draws
 
 
 def gaussian_noise(images: Array, strength: float, draws: Draws) -> Array:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedloom.core.records import Array
-from fedloom.workloads.mano.config import ProjNormSettings
+from fedloom.strategies.mano.workload.config import ProjNormSettings
 
 _MOMENTUM = 0.9
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from fedloom.core.errors import ConfigError
 from fedloom.core.records import Array
 from fedloom.core.seeds import generator
+from fedloom.strategies.meat.workload.config import Config
 from fedloom.workloads._data import cache
 from fedloom.workloads._data.images import ImageData
 from fedloom.workloads._data.partition import Partition, partition
-from fedloom.workloads.meat.config import Config
 
 
 @dataclass(frozen=True, slots=True)
