@@ -13,6 +13,7 @@ import pytest
 
 from fedloom import api
 from fedloom.cli import main
+from fedloom.core import definitions
 from fedloom.core.config import Experiment
 from fedloom.core.errors import FedloomError, Interrupted, QuorumNotReached
 from fedloom.core.events import Notice, RunFinished
@@ -234,7 +235,7 @@ def test_presets_are_shown_as_they_are(
 ) -> None:
     preset = tmp_path / "demo.toml"
     preset.write_text("# What it shows [brackets]\nrounds = 3  # [bold]\n", encoding="utf-8")
-    monkeypatch.setattr(api, "_preset_folder", lambda: tmp_path)
+    monkeypatch.setattr(definitions, "found", lambda what: {"demo": preset} if what == "presets" else {})
     assert main(["show", "demo"]) == 0
     assert capsys.readouterr().out == preset.read_text(encoding="utf-8")
     assert main(["list", "presets"]) == 0
