@@ -390,6 +390,7 @@ class Project:
         self.root, self.repository = root, Repository(root)
         (root / "src" / "fedloom").mkdir(parents=True)
         (root / "src" / "fedloom" / "__init__.py").touch()
+        self._versions = 0
         (root / "src" / "fedloom" / "__main__.py").write_text(
             "from fedloom.cli import main\nmain()\n", encoding="utf-8"
         )
@@ -401,9 +402,16 @@ class Project:
         command = ["git", "-C", str(self.root), *identity, *arguments]
         return subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout.strip()
 
+    def write(self, bits: Mapping[str, str]) -> None:
+        """Write the program, each version with a time of its own: bytecode of an older one is not taken for it."""
+        file = self.root / "src" / "fedloom" / "cli.py"
+        file.write_text(FEDLOOM.format(bits=dict(bits)), encoding="utf-8")
+        self._versions += 1
+        os.utime(file, (1_000_000_000 + self._versions,) * 2)
+
     def commit(self, **bits: str) -> str:
         """Commit a fedloom with these bits for its presets, given as `a_b` for `a-b`."""
-        (self.root / "src" / "fedloom" / "cli.py").write_text(FEDLOOM.format(bits=bits), encoding="utf-8")
+        self.write(bits)
         self.git("add", "--all")
         self.git("commit", "--quiet", "--message", "Another version")
         return self.git("rev-parse", "HEAD")
@@ -449,7 +457,7 @@ def test_a_comparison_from_end_to_end(project: Project, tmp_path: Path, capsys: 
 
 def test_uncommitted_changes_are_compared_and_said(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     base = project.commit(steady="1")
-    (project.root / "src" / "fedloom" / "cli.py").write_text(FEDLOOM.format(bits={"steady": "2"}), encoding="utf-8")
+    project.write({"steady": "2"})
     assert compare(project, base) == 1
     captured = capsys.readouterr()
     assert "with uncommitted changes" in captured.err and "model_sha256 1 -> 2" in captured.out
