@@ -68,6 +68,7 @@ def test_a_model_goes_down_and_up_unchanged(monkeypatch: pytest.MonkeyPatch) -> 
     assert down["wall s"] > 0 and up["wall s"] > 0
 
 
+@pytest.mark.slow
 def test_acknowledgements_are_timed_while_a_model_goes_down_and_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     idle, loaded, added = acknowledgement.measure(8, rounds=2, idle_s=0.5)
@@ -118,6 +119,7 @@ def test_trainings_of_two_runs_on_one_agent_are_counted(monkeypatch: pytest.Monk
         assert int(row["trainings"]) - 16 == int(row["trained again"]) >= 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["IID", "2 shards"])
 def test_a_spiking_group_is_eight_times_faster_than_the_plain_loop_and_equal_to_it(case: str) -> None:
     """Digits, 50 clients, 20 in the group, 8 time steps; CPU seconds, so a busy machine does not matter much."""
