@@ -11,16 +11,16 @@ from fedloom.client.turn import Turn
 from fedloom.core.errors import PolicyRefused, ServerUnreachable
 from fedloom.core.messages import GroupKey
 from fedloom.core.plugins import build_measure
-from fedloom.core.protocols import KeepsClientState, Shard, TrainsGroups, Workload
+from fedloom.core.protocols import KeepsClientState, Shard, TrainsGroups
 from fedloom.core.records import MODEL, Info, Update
 
 
 def group_program(turn: Turn) -> TrainsGroups[Shard] | None:
     """Return the workload as a trainer of groups, if it wants that for this job and nothing has to see every step."""
-    workload: Workload[Shard] = turn.run.workload
-    if turn.job.kind != "train" or turn.group.rules or isinstance(workload, KeepsClientState):
+    if turn.job.kind != "train" or turn.group.rules or turn.run.capability(KeepsClientState) is not None:
         return None
-    return workload if isinstance(workload, TrainsGroups) and workload.program == "group" else None
+    trainer: TrainsGroups[Shard] | None = turn.run.capability(TrainsGroups)
+    return trainer if trainer is not None and trainer.program == "group" else None
 
 
 @dataclass

@@ -13,7 +13,7 @@ from fedloom.client.turn import Turn
 from fedloom.client.update_check import check_update
 from fedloom.core.errors import BadUpdate, UnsupportedFeature
 from fedloom.core.plugins import build_measure, build_rules, build_watch, chained
-from fedloom.core.protocols import Action, HasActions, Inputs, KeepsClientState, LocalRule, Shard, Workload
+from fedloom.core.protocols import Action, HasActions, Inputs, KeepsClientState, LocalRule, Shard
 from fedloom.core.records import MODEL, Info, Record, Update
 
 COLLECT = "collect"
@@ -100,7 +100,9 @@ class JobRunner:
         work = self._work(turn, inputs, rule, stored.get(WORKLOAD))
         turn.stage = "outgoing"
         update = work.update if rule is None else rule.outgoing(work.update, turn.job.knobs)
-        update = replace(update, state=_stored_anew(stored, update.state, parts))
+        state = _stored_anew(stored, update.state, parts)
+        if state is not update.state:
+            update = replace(update, state=state)
         if turn.kind == "train":
             check_update(update, turn.group, turn.job.client, lambda: turn.inputs)
         done = Done(update, trained=turn.kind == "train", shared_s=work.shared_s)
@@ -111,13 +113,13 @@ class JobRunner:
     def _work(self, turn: Turn, inputs: Inputs, rule: LocalRule | None, state: Record | None) -> _Work:
         workload, job = turn.run.workload, turn.job
         turn.stage = job.kind
-        action = _action(workload, job.kind)
+        action = _action(turn)
         if action is not None:
             return _Work(action(job, inputs, state, turn.rng()))
         if turn.kind not in ("train", "evaluate", "measure"):
             raise BadUpdate(
                 f"workload {turn.run.experiment.workload.name!r} has no action {job.kind!r}; it can "
-                f"{', '.join(('train', 'evaluate', 'be measured', *_actions(workload)))}"
+                f"{', '.join(('train', 'evaluate', 'be measured', *_actions(turn)))}"
             )
         turn.stage = "shard"
         shard = workload.shard(job.client)
@@ -125,15 +127,16 @@ class JobRunner:
         if turn.kind == "measure":
             return _Work(Update(num_examples=shard.num_examples), shard)
         if turn.kind == "evaluate":
-            return _Work(_evaluated(workload, inputs, shard, state), shard)
+            return _Work(_evaluated(turn, inputs, shard, state), shard)
         made = self._program.update(turn)
         if made is not None:
             return _Work(made[0], shard, made[1])
         program = group_program(turn)
         if program is not None:  # a group of one: its bits are those of any group
             return _Work(program.train_group([job], inputs, [shard], [turn.rng()])[0], shard)
-        if isinstance(workload, KeepsClientState):
-            return _Work(workload.train(job, inputs, shard, rule, turn.rng(), state), shard)
+        stateful: KeepsClientState[Shard] | None = turn.run.capability(KeepsClientState)
+        if stateful is not None:
+            return _Work(stateful.train(job, inputs, shard, rule, turn.rng(), state), shard)
         return _Work(workload.train(job, inputs, shard, rule, turn.rng()), shard)
 
     def _measured(self, turn: Turn, done: Done, inputs: Inputs, shard: Shard | None) -> Done:
@@ -197,24 +200,28 @@ def _watch(turn: Turn) -> Done:
     return Done(update, measured=_count(seen.info))
 
 
-def _evaluated(workload: Workload[Shard], inputs: Inputs, shard: Shard, state: Record | None) -> Update:
-    if isinstance(workload, KeepsClientState):
-        return Update(num_examples=shard.num_examples, metrics=workload.evaluate(inputs, shard, state))
-    return Update(num_examples=shard.num_examples, metrics=workload.evaluate(inputs, shard))
+def _evaluated(turn: Turn, inputs: Inputs, shard: Shard, state: Record | None) -> Update:
+    stateful: KeepsClientState[Shard] | None = turn.run.capability(KeepsClientState)
+    if stateful is not None:
+        return Update(num_examples=shard.num_examples, metrics=stateful.evaluate(inputs, shard, state))
+    return Update(num_examples=shard.num_examples, metrics=turn.run.workload.evaluate(inputs, shard))
 
 
-def _actions(workload: Workload[Shard]) -> Mapping[str, Action]:
-    return workload.actions if isinstance(workload, HasActions) else {}
+def _actions(turn: Turn) -> Mapping[str, Action]:
+    active = turn.run.capability(HasActions)
+    return {} if active is None else active.actions
 
 
-def _action(workload: Workload[Shard], kind: str) -> Action | None:
-    """The workload's own action for a kind of job: of the whole name, else of its first part."""
-    actions = _actions(workload)
+def _action(turn: Turn) -> Action | None:
+    """Return the workload's own action for a job: by the whole name of its kind, else by its first part."""
+    actions, kind = _actions(turn), turn.job.kind
     return actions.get(kind) or actions.get(kind.split(".")[0])
 
 
 def _stored_anew(stored: Mapping[str, Record], work: Record | None, rules: Mapping[str, LocalRule]) -> Record | None:
     """What is stored for the client from now on: new parts in place of old ones; None where nothing is new."""
+    if work is None and not rules:
+        return None
     told = {WORKLOAD: work, **{name: rule.state() for name, rule in rules.items()}}
     fresh = {name: record for name, record in told.items() if record is not None}
     return compose({**stored, **fresh}) if fresh else None

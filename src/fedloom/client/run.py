@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from typing import TypeVar, cast
 
 from fedloom.client.client_stores import ClientStore
 from fedloom.client.helpers import RunHelpers
@@ -14,6 +15,8 @@ from fedloom.core.plugins import AnyWorkload, build_workload
 from fedloom.core.protocols import UsesHelpers
 
 _log = logging.getLogger(__name__)
+
+C = TypeVar("C")
 
 
 class Run:
@@ -29,6 +32,7 @@ class Run:
     def __init__(self, spec: RunSpec, guard: Guard | None, helpers: RunHelpers, stores: dict[str, ClientStore]) -> None:
         self._spec, self._guard, self._helpers, self._stores = spec, guard, helpers, stores
         self._warned: set[str] = set()
+        self._capable: dict[type, bool] = {}
 
     @functools.cached_property
     def experiment(self) -> Experiment:
@@ -48,6 +52,16 @@ class Run:
         if isinstance(workload, UsesHelpers):
             workload.use_helpers(self._helpers)
         return workload
+
+    def capability(self, kind: type[C]) -> C | None:
+        """Return the workload as something that has a capability, None where it has not.
+
+        The workload is asked once: a check against a protocol is too slow for every job.
+        """
+        workload: object = self.workload
+        if self._capable.get(kind) is None:
+            self._capable[kind] = isinstance(workload, kind)
+        return cast(C, workload) if self._capable[kind] else None
 
     @property
     def clients(self) -> ClientStore:

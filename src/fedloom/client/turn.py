@@ -45,7 +45,7 @@ class Turn:
         self.stage = "inputs"
         return self.read(self.group)
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """The first part of the job's kind: `train` for `train.fine_tune`."""
         return self.job.kind.split(".")[0]
