@@ -90,9 +90,11 @@ class GroupPlanner:
 
     def _client_sizes(self) -> Sequence[int]:
         """Return examples per client, by which a group's work is estimated; known once round 0 is over."""
-        if not self._sizes:
+        if self._sizes is None:
             info = self._store.workload()
-            self._sizes = info.client_sizes if info is not None else ()
+            if info is None:
+                return ()
+            self._sizes = info.client_sizes
         return self._sizes
 
 
