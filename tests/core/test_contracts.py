@@ -11,7 +11,9 @@ from fedloom import api
 from fedloom.cli import main
 from fedloom.core import plugins
 from fedloom.core.config import Experiment, PluginSettings, plugin_schema
+from fedloom.core.contracts import conform
 from fedloom.core.errors import PluginInvalid
+from fedloom.core.kinds import Kind
 from fedloom.core.protocols import (
     HasLogits,
     LocalRule,
@@ -22,7 +24,8 @@ from fedloom.core.protocols import (
     Strategy,
     Watch,
 )
-from fedloom.core.records import MODEL, Record, Update
+from fedloom.core.records import MODEL, Info, Record, Update
+from fedloom.core.registry import PartRef
 
 HEAD = '''
 from dataclasses import dataclass, replace
@@ -384,3 +387,16 @@ def test_settings_of_a_file_without_a_config_are_refused(write: Callable[..., st
     path = write("strategy", "class Config(", "class Settings(")
     with pytest.raises(Exception, match="defines no class Config"):
         plugin_schema(KINDS["strategy"], path)
+
+
+def test_a_method_that_one_object_alone_has_is_checked_although_its_class_was_found_sound() -> None:
+    class Rule:
+        def outgoing(self, update: Update, knobs: Info) -> Update:
+            return update
+
+    ref = PartRef(Kind.STRATEGY, "fedprox", "rule")
+    conform(Rule(), LocalRule, ref)
+    odd = Rule()
+    vars(odd)["incomming"] = lambda inputs, job: inputs
+    with pytest.raises(PluginInvalid, match=r"found a method 'incomming'.*expected 'incoming'"):
+        conform(odd, LocalRule, ref)

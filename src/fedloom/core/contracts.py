@@ -11,6 +11,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import TypeVar, cast, get_origin
+from weakref import WeakKeyDictionary
 
 from fedloom.core.errors import PluginInvalid
 from fedloom.core.protocols import (
@@ -29,6 +30,8 @@ T = TypeVar("T")
 _ALIKE = 0.8
 """Similarity from which an unknown method's name counts as a misspelling of a hook that the plug-in does not define."""
 _CAPABILITIES: tuple[type, ...] = (HasLogits, HasActions, TrainsGroups, UsesHelpers)
+_sound: WeakKeyDictionary[object, set[object]] = WeakKeyDictionary()
+"""What classes and functions of plug-ins were found to fit: rules and measures are built anew for every job."""
 
 
 def conform(part: object, interface: type[T], ref: PartRef) -> T:
@@ -45,15 +48,23 @@ def conform(part: object, interface: type[T], ref: PartRef) -> T:
     """
     base = get_origin(interface) or interface
     _check_kind(part, base, ref)
+    code = part if inspect.isfunction(part) else type(part)
+    if base not in _sound.get(code, ()) or _instance_methods(part):
+        _check_fit(part, base, ref)
+        _sound.setdefault(code, set()).add(base)
+    if isinstance(part, base):
+        return cast(T, part)
+    return cast(T, _adapted(part, base))
+
+
+def _check_fit(part: object, base: type, ref: PartRef) -> None:
+    """Refuse what lacks a method or a State, or has one that is misspelt or wrongly shaped."""
     _check_methods(part, _hooks(base), _required(base), ref)
     if "State" in _attributes(base) and not dataclasses.is_dataclass(inspect.getattr_static(part, "State", None)):
         raise PluginInvalid(
             f"{_where(type(part), ref)}: {type(part).__name__} has no State; expected a class attribute State, the "
             "frozen dataclass its states are, so that a run can be resumed"
         )
-    if isinstance(part, base):
-        return cast(T, part)
-    return cast(T, _adapted(part, base))
 
 
 def check_call(name: str, found: Callable[..., object], arguments: tuple[str, ...], ref: PartRef) -> None:
@@ -62,6 +73,8 @@ def check_call(name: str, found: Callable[..., object], arguments: tuple[str, ..
     Raises:
         PluginInvalid: it takes others; the message says which.
     """
+    if inspect.isfunction(found) and arguments in _sound.get(found, ()):
+        return
     try:
         signature = inspect.signature(found)
         signature.bind(*arguments)
@@ -71,6 +84,8 @@ def check_call(name: str, found: Callable[..., object], arguments: tuple[str, ..
         ) from exc
     except ValueError:  # a callable without a signature, written in C
         return
+    if inspect.isfunction(found):
+        _sound.setdefault(found, set()).add(arguments)
 
 
 def check_workload(part: object, ref: PartRef) -> Workload[Shard]:
@@ -151,9 +166,13 @@ def _own_methods(part: object) -> Iterator[tuple[str, Callable[..., object]]]:
         value = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
         if inspect.isfunction(value) and not value.__module__.startswith("fedloom.core."):
             yield name, value
-    for name, value in vars(part).items() if "__dict__" in dir(part) else ():
-        if callable(value) and not isinstance(value, type) and not name.startswith("_"):
-            yield name, value
+    yield from _instance_methods(part).items()
+
+
+def _instance_methods(part: object) -> dict[str, Callable[..., object]]:
+    """What an object was given as methods of its own, which others of its class may lack."""
+    own = vars(part) if hasattr(part, "__dict__") and not inspect.isfunction(part) else {}
+    return {name: v for name, v in own.items() if callable(v) and not isinstance(v, type) and name[0] != "_"}
 
 
 def _check_shape(name: str, found: Callable[..., object], hook: Callable[..., object], ref: PartRef) -> None:
