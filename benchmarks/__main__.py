@@ -113,6 +113,15 @@ def lora(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     return adapters.compare(6, folder / "adapters")
 
 
+def latency(folder: Path) -> list[dict[str, Any]]:
+    """What a user waits for."""
+    say("first round, rounds of two idle clients …")
+    out = folder / "latency"
+    measure("benchmarks.latency", ["--out", str(out)], out / "log.txt")
+    rows: list[dict[str, Any]] = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    return rows
+
+
 def say(line: str) -> None:
     """Progress, apart from the results on stdout."""
     print(line, file=sys.stderr, flush=True)
@@ -150,6 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results, distances = train(options, folder)
         print(report.training_table(results, distances), flush=True)
         noop = [] if options.no_micro else orchestrate(options, folder)
+        waited = [] if options.no_micro else latency(folder)
         moved = [] if options.no_micro else transfer(options, folder)
         fired = [] if options.no_micro else spiking(options, folder)
         adapted = [] if options.no_micro else lora(options, folder)
@@ -157,13 +167,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     by_clients = {row["clients"]: row["driver CPU ms/round"] for row in noop if row["runtime"] == "process"}
     if by_clients:
         print(f"  driver CPU per round, 10,000 clients / 100 clients: {by_clients[10_000] / by_clients[100]:.2f}x")
+    print(report.micro_table("What a user waits for", waited))
     print(report.micro_table("A model over gRPC between processes without shared memory", moved))
     if fired:
         print(f"\n{spiking_table(fired)}")
     if adapted:
         print(adapters.table(adapted))
     if options.json is not None:
-        micro = {"noop": noop, "transfer": moved, "spiking": fired, "adapters": adapted}
+        micro = {"noop": noop, "latency": waited, "transfer": moved, "spiking": fired, "adapters": adapted}
         everything = {"training": results, "summary": report.summary(results), **micro}
         options.json.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
 

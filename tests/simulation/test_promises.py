@@ -11,7 +11,6 @@ import statistics
 import subprocess
 import sys
 import threading
-import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -52,21 +51,19 @@ def still(size: int = 4, **values: Any) -> Experiment:
 
 
 class Meter:
-    """Counts the calls (Python's and C's) and the CPU seconds of each round, in this thread."""
+    """Counts the calls (Python's and C's) of each round in this thread."""
 
     def __init__(self) -> None:
         self.calls: list[int] = []
-        self.cpu_s: list[float] = []
-        self._count, self._began = 0, 0.0
+        self._count = 0
 
     def write(self, event: Any) -> None:
         if isinstance(event, RoundStarted):
-            self._count, self._began = 0, time.thread_time()
+            self._count = 0
             sys.setprofile(self._tick)
         if isinstance(event, RoundFinished):
             sys.setprofile(None)
             self.calls.append(self._count)
-            self.cpu_s.append(time.thread_time() - self._began)
 
     def close(self) -> None:
         pass
@@ -84,7 +81,6 @@ def test_a_round_costs_the_same_whatever_the_population() -> None:
         api.run(experiment, keep=False, sinks=[meters[population]])
     small, large = meters[100], meters[10_000]
     assert statistics.median(large.calls) <= 1.05 * statistics.median(small.calls)
-    assert min(large.cpu_s[1:]) <= 1.2 * min(small.cpu_s[1:]) + 0.002
 
 
 @pytest.mark.parametrize("shared_memory", [True, False])
@@ -151,14 +147,6 @@ def test_an_idle_agent_and_its_server_exchange_only_heartbeats() -> None:
         assert looked <= IDLE_BEATS * (beats + 2), "it waits for a message; it does not look for one"
         agent.stop()
         thread.join()
-
-
-def test_a_deployed_round_of_two_idle_clients_takes_no_time_of_its_own() -> None:
-    outcome = run_on_fleet(still(rounds=60, clients=2, cohort=2), shared_memory=False)
-    assert outcome.error is None
-    seconds = sorted(record.timing.total_s for record in outcome.history)
-    assert statistics.median(seconds) <= 0.05
-    assert seconds[-2] <= 0.2
 
 
 def test_a_payload_needs_its_own_size_and_a_few_chunks() -> None:
@@ -298,26 +286,24 @@ def test_the_bytes_we_count_are_those_that_cross() -> None:
 
 
 FIRST_ROUND = """
-import sys, time
+import sys
 from fedloom.core.events import RoundFinished
 from fedloom import api
 class First:
     def write(self, event):
         if isinstance(event, RoundFinished) and event.record.round == 1:
-            print(time.process_time(), *sorted({"torch", "ray", "grpc", "flwr", "transformers"} & set(sys.modules)))
+            print(*sorted({"torch", "ray", "grpc", "flwr", "transformers"} & set(sys.modules)))
     def close(self): pass
 api.run(api.load("it.toml"), keep=False, sinks=[First()])
 """
 
 
-def test_the_first_round_is_there_within_two_seconds_without_heavy_imports(linear: Make, tmp_path: Path) -> None:
+def test_a_first_round_needs_no_heavy_imports(linear: Make, tmp_path: Path) -> None:
     (tmp_path / "it.toml").write_text(tomli_w.dumps(linear(rounds=1).to_dict()), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-c", FIRST_ROUND], cwd=tmp_path, capture_output=True, encoding="utf-8", check=True
     )
-    seconds, *heavy = done.stdout.split()
-    assert heavy == []
-    assert float(seconds) < 2.0, "CPU seconds of the whole program, which a busy machine does not change"
+    assert done.stdout.split() == []
 
 
 @pytest.mark.parametrize("module", ["fedloom", "fedloom.api", "fedloom.cli", "fedloom.server.app"])
