@@ -57,7 +57,7 @@ def export(run_dir: str | Path, out: str | Path) -> Exported:
     adapters = AdapterFile(
         a=a,
         b={name: np.asarray(factor, np.float32) for name, factor in b.items()},
-        scale=strategy.method.scale,
+        scale=strategy.method.setup.scale,
         head=state.model,
         base_sha256=arrays_sha256(frozen),
     )
@@ -89,6 +89,6 @@ def _state(store: DiskRunStore) -> tuple[LowRank, Adapters, int]:
     if state.base is None:
         raise UsageError(
             f"{store.folder}: round {checkpoint.round} trained whole models, so there are no adapters (yet); "
-            f"the run has {strategy.method.schedule.initiating} such rounds of {experiment.rounds}"
+            f"the run has {strategy.method.budget.schedule.initiating} such rounds of {experiment.rounds}"
         )
     return strategy, state, checkpoint.round

@@ -51,6 +51,24 @@ def test_folders_are_found_without_being_listed_anywhere() -> None:
     assert "uniform" in registry.names("selection")
 
 
+def test_a_plug_in_of_fedloom_may_be_one_module() -> None:
+    """`strategies/flora.py` holds config, strategy and report; its client half is another's, so it has no rule."""
+    assert {"fedlora", "ffa_lora", "flora", "flexlora"} <= set(registry.names("strategies"))
+    module = registry.part("strategies", "flora", "strategy")
+    assert module.__name__ == "fedloom.strategies.flora" and registry.part("strategies", "flora", "config") is module
+    ref = PartRef(Kind.STRATEGY, "flora", "strategy")
+    assert ref.origin == "bundled" and ref.installed and ref.in_one_file and ref.exists()
+    assert registry.has_part("strategies", "flora", "report")
+    assert not registry.has_part("strategies", "flora", "rule")
+    assert not registry.has_part("strategies", "flora", "accumulator")
+    assert registry.summary("strategies", "flora").startswith("FLoRA: ")
+
+
+def test_modules_that_begin_with_an_underscore_are_no_plug_ins() -> None:
+    assert "_accumulators" in plugin_folders.names(Kind.STRATEGY)
+    assert not [name for kind in Kind for name in registry.names(kind) if name.startswith("_")]
+
+
 def test_listing_imports_no_plug_in(installed: Path) -> None:
     assert {"somebodys", "with-hyphen"} <= set(registry.names("strategies"))
     assert "somebody" not in sys.modules

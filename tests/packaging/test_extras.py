@@ -41,6 +41,12 @@ def test_servers_agents_and_reports_import_no_optional_package() -> None:
     assert done.stdout.strip() == "all imported", done.stderr
 
 
+def test_a_strategy_in_one_file_loads_no_report_code() -> None:
+    code = "import sys, fedloom.strategies.flora; print([m for m in sys.modules if m.startswith('fedloom.reporting')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
     says = r"workload 'x' needs the package 'snntorch'.*'fedloom\[spiking\]'"
     with pytest.raises(PackageMissing, match=says), needed_by("workload 'x'"):

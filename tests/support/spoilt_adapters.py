@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from fedloom.core.config import Experiment
 from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, Record
+from fedloom.strategies._low_rank.aggregation import Factor
 from fedloom.strategies._low_rank.engine import LowRank
-from fedloom.strategies._low_rank.method import shared_method
-from fedloom.strategies._low_rank.schedule import constant
+from fedloom.strategies._low_rank.method import fixed_rank
 from fedloom.strategies._low_rank.settings import LowRankSettings
+from fedloom.strategies._low_rank.setup import Setup
 from fedloom.strategies._low_rank.state import Adapters
 
 
@@ -19,15 +21,12 @@ class Config(LowRankSettings):
     spoil: Literal["missing", "left_over", "digest"]
 
 
-class Spoilt(LowRank):
-    def __init__(self, config: Config, experiment: Experiment) -> None:
-        super().__init__(
-            shared_method(config, experiment, constant(experiment.rounds_known("strategy spoilt_adapters"), 2))
-        )
-        self._spoil = config.spoil
+class Spoilt(Factor):
+    def __init__(self, setup: Setup, spoil: str) -> None:
+        super().__init__(setup)
+        self._spoil = spoil
 
-    def _broadcast(self, ready: Adapters) -> Record:
-        record = super()._broadcast(ready)
+    def broadcast(self, ready: Adapters, record: Record) -> Record:
         groups = {group: dict(arrays) for group, arrays in record.groups.items()}
         adapters = dict(record.info[ADAPTERS])
         first = next(iter(groups[LORA_A]))
@@ -40,5 +39,6 @@ class Spoilt(LowRank):
         return Record(groups, {**record.info, ADAPTERS: adapters})
 
 
-def build_strategy(config: Config, experiment: Experiment) -> Spoilt:
-    return Spoilt(config, experiment)
+def build_strategy(config: Config, experiment: Experiment) -> LowRank:
+    method = fixed_rank(config, 2, experiment)
+    return LowRank(replace(method, aggregation=Spoilt(method.setup, config.spoil)))

@@ -1,8 +1,8 @@
-"""Finds the folders of plug-ins: in fedloom, and in installed packages that declare entry points. Imports none of them.
+"""Finds plug-ins: in fedloom, and in installed packages that declare entry points. Imports none of them.
 
 A folder lies under its main kind, `fedloom/strategies/mano`, or is the package an entry point names. It may hold
 plug-ins of the other kinds, of the same name, each in a sub-package named by its section: `mano/workload`,
-`mano/monitor`.
+`mano/monitor`. A plug-in that is one module lies there as such: `fedloom/strategies/flora.py`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def nested_in_entry_point(kind: Kind, name: str) -> str | None:
 
 def names(kind: Kind) -> set[str]:
     """Return the names of all plug-ins of a kind, those that begin with an underscore included."""
-    found = {folder.name for folder in bundled_folders() if _holds(folder, kind)}
+    found = {module.name for path in package_paths(f"fedloom.{kind}") for module in iter_modules([path])}
+    found |= {folder.name for folder in bundled_folders() if _holds(folder, kind)}
     found |= {entry.name for entry in entry_points(group=f"fedloom.{kind}")}
     return found | {folder.name for folder in installed_folders() if _holds(folder, kind)}
 

@@ -1,10 +1,10 @@
 """Finds strategies, workloads, selections and monitors by name, with no list to edit.
 
-A name is, in this order: a folder of this package (`fedavg`), an entry point of an installed package (group
-`fedloom.strategies`, …), an importable module (`my_package.my_strategy`), or a Python file (`./my_strategy.py`). A
-folder or an entry point's package may hold plug-ins of other kinds by its own name, each in a sub-package named by its
-section: `fedloom/strategies/mano/workload` is the workload `mano` (`core.plugin_folders`). A package holds its parts in
-files of fixed names, a module or file of its own holds them all in one place:
+A name is, in this order: a folder or module of this package (`fedavg`, `flora`), an entry point of an installed package
+(group `fedloom.strategies`, …), an importable module (`my_package.my_strategy`), or a Python file
+(`./my_strategy.py`). A folder or an entry point's package may hold plug-ins of other kinds by its own name, each in a
+sub-package named by its section: `fedloom/strategies/mano/workload` is the workload `mano` (`core.plugin_folders`). A
+package holds its parts in files of fixed names, a module or file of its own holds them all in one place:
 
     config       `Config`, a `core.config.PluginSettings`
     strategy     `build_strategy(config, experiment) -> Strategy`

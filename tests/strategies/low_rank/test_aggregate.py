@@ -12,7 +12,7 @@ from fedloom.core.errors import BadUpdate
 from fedloom.core.records import LORA_A, LORA_B, MODEL, Array, Update
 from fedloom.core.seeds import generator
 from fedloom.strategies._low_rank.accumulator import Accumulator
-from fedloom.strategies._low_rank.aggregate import relative_error
+from fedloom.strategies._low_rank.products import relative_error
 from fedloom.strategies._low_rank.wire import pack
 
 LAYERS = {"x": (7, 5), "y": (6, 8)}

@@ -337,7 +337,7 @@ class TestFedAdaLora:
     def test_the_best_components_of_all_layers_are_left(self) -> None:
         strategy = made("fed_adalora", rank_max=3, rank_min=1, heating=0.25, cooling=0.0)
         state = clean(strategy)
-        assert [strategy.method.schedule.rank(t) for t in (1, 2)] == [3, 2]
+        assert [strategy.method.budget.rank(state, t) for t in (1, 2)] == [3, 2]
         scores = {"x": [0.1, 5.0, 4.0], "y": [0.3, 0.2, 6.0]}
 
         def train(exchange: Exchange, job: Job) -> Groups:
@@ -407,7 +407,7 @@ class TestFolding:
         settings = {"initiating_rounds": 0, "rank_max": 4, "rank_min": 1, "heating": 0.25, "cooling": 0.75}
         fold, cut = (made("sa_fedlora", shrink=operator, **settings) for operator in ("fold", "svd"))
         after, _ = round_of(fold, clean(fold), 1)
-        ready, plain = fold._ready(after, 2), cut._ready(after, 2)
+        ready, plain = (each.method.resizing.resize(after, 1) for each in (fold, cut))
         for name in SHAPES:
             np.testing.assert_allclose(change(fold, after, ready, name), 0, atol=1e-5)
             assert np.abs(change(cut, after, plain, name)).max() > 0.1

@@ -15,7 +15,7 @@ import numpy as np
 from fedloom.core.accumulators import Allocate, RunningMean, is_finite, not_finite
 from fedloom.core.errors import BadUpdate
 from fedloom.core.records import LORA_A, LORA_B, Array, Arrays, Groups, Record, Update
-from fedloom.strategies._low_rank.aggregate import MeanProduct
+from fedloom.strategies._low_rank.products import MeanProduct
 from fedloom.strategies._low_rank.wire import WIRE, unpack
 
 _STACK_A, _STACK_B, _MATRIX = "stacked a", "stacked b", "matrix"

@@ -4,64 +4,77 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from fedloom.core.config import Experiment
 from fedloom.core.records import Info
-from fedloom.strategies._low_rank.aggregate import Aggregation
-from fedloom.strategies._low_rank.schedule import Schedule
-from fedloom.strategies._low_rank.settings import LowRankSettings
-from fedloom.strategies._low_rank.shrink import Operator
-from fedloom.strategies._low_rank.wire import Wire
+from fedloom.strategies._low_rank.aggregation import Aggregation, Factor
+from fedloom.strategies._low_rank.budget import Budget
+from fedloom.strategies._low_rank.resizing import Cut, Resizing
+from fedloom.strategies._low_rank.schedule import Schedule, constant
+from fedloom.strategies._low_rank.settings import HeterogeneousSettings, LowRankSettings
+from fedloom.strategies._low_rank.setup import SHARED, Setup
 
-SHARED = "_low_rank"
-"""Folder of the shared rule and accumulator."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Initiating:
+    """What is trained in the initiating rounds."""
+
+    whole: bool = True
+    """Whole models; otherwise adapters of the largest rank."""
+    mu: float = 0.0
+    """Weight of the regulariser."""
+    to_pretrained: bool = False
+    """Whether that pulls whole models towards the one the run began with, not towards the round's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Method:
-    """A low-rank strategy's stages, budget, and ways to shrink and to aggregate."""
+    """A low-rank strategy's stages, budget, and ways to resize and to aggregate."""
 
-    name: str
-    """The strategy's, as a user knows it."""
-    schedule: Schedule
+    setup: Setup
     targets: tuple[str, ...]
-    scale: float
-    seed: int
-    """Of the run: the first factors A are drawn from it."""
-    train_head: bool = True
-    wire: Wire = "fp32"
-    init_mode: Literal["full", "lora"] = "full"
-    """What is trained in the initiating rounds."""
-    init_mu: float = 0.0
-    """Weight of the regulariser in the initiating rounds."""
-    init_anchor: Literal["global", "pretrained"] = "global"
+    train_head: bool
+    budget: Budget
+    resizing: Resizing
+    aggregation: Aggregation
+    initiating: Initiating = Initiating()
     mu: float = 0.0
     """Weight of the regulariser in the annealing rounds."""
     rate_factor: float = 1.0
     """On the clients' step size in adapter rounds."""
-    shrink: Operator = "svd"
-    allocation: Literal["uniform", "importance"] = "uniform"
-    aggregation: Aggregation = "factor"
-    client_ranks: tuple[int, ...] = ()
     start: Path | None = None
     """Folder of the adapters a run starts from."""
     rules: tuple[str, ...] = (SHARED,)
     knobs: Info = field(default_factory=dict)
-    """For the clients of annealing rounds, beside those of the shared rule."""
+    """For the clients of adapter rounds, beside those of the shared rule."""
 
 
 def shared_method(config: LowRankSettings, experiment: Experiment, schedule: Schedule) -> Method:
-    """The shared settings as a method: the mean of factors, on this schedule."""
-    return Method(
-        name=config.name,
-        schedule=schedule,
-        targets=config.targets,
-        scale=config.scale,
+    """Return the shared settings as a method on a schedule: the mean of factors, cut by SVD."""
+    setup = Setup(
+        strategy=config.name,
         seed=experiment.seed,
-        train_head=config.head == "train",
+        scale=config.scale,
+        rank_max=schedule.rank_max,
         wire=config.wire,
+    )
+    return Method(
+        setup=setup,
+        targets=config.targets,
+        train_head=config.head == "train",
+        budget=Budget(schedule, config.client_ranks if isinstance(config, HeterogeneousSettings) else ()),
+        resizing=Cut(setup),
+        aggregation=Factor(setup),
         mu=config.mu,
         rate_factor=config.rate_factor,
         start=Path(config.adapters).expanduser() if config.adapters else None,
     )
+
+
+def fixed_rank(config: LowRankSettings, rank: int, experiment: Experiment) -> Method:
+    """Return the shared settings as a method with one rank for all rounds.
+
+    Raises:
+        ConfigError: the run does not say how many rounds it has.
+    """
+    return shared_method(config, experiment, constant(experiment.rounds_known(f"strategy {config.name!r}"), rank))

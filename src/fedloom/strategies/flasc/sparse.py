@@ -34,10 +34,14 @@ def factors(vector: Array, shapes: Shapes) -> dict[str, dict[str, Array]]:
 
 def sparse(vector: Array, density: float) -> Arrays:
     """The ⌈density · n⌉ entries of largest magnitude; of equal ones the first."""
-    count = max(1, int(np.ceil(density * vector.size - 1e-9)))
     mask = np.zeros(vector.size, bool)
-    mask[np.argsort(-np.abs(vector), kind="stable")[:count]] = True
+    mask[np.argsort(-np.abs(vector), kind="stable")[: _count(vector.size, density)]] = True
     return {"values": vector[mask], "mask": np.packbits(mask)}
+
+
+def blank(size: int, density: float) -> Arrays:
+    """Zeros in the shapes of a sparse vector of `size` entries."""
+    return {"values": np.zeros(_count(size, density), np.float32), "mask": np.packbits(np.zeros(size, bool))}
 
 
 def dense(kept: Arrays, size: int) -> Array:
@@ -46,3 +50,8 @@ def dense(kept: Arrays, size: int) -> Array:
     vector = np.zeros(size, np.float32)
     vector[mask] = kept["values"]
     return vector
+
+
+def _count(size: int, density: float) -> int:
+    """⌈density · n⌉, at least 1."""
+    return max(1, int(np.ceil(density * size - 1e-9)))

@@ -7,57 +7,51 @@ from dataclasses import replace
 import numpy as np
 
 from fedloom.core.config import Experiment
-from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, MODEL, Contents, Groups, Info, Record, RoundContext
-from fedloom.strategies._low_rank.engine import LowRank, Total
-from fedloom.strategies._low_rank.method import Method, shared_method
-from fedloom.strategies._low_rank.schedule import constant
+from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, MODEL, Groups, Info, Record
+from fedloom.strategies._low_rank.aggregation import Aggregation, Total, means_of
+from fedloom.strategies._low_rank.engine import LowRank
+from fedloom.strategies._low_rank.method import fixed_rank
+from fedloom.strategies._low_rank.setup import Setup
 from fedloom.strategies._low_rank.state import Adapters
-from fedloom.strategies._low_rank.wire import pack, packed_names
 from fedloom.strategies.flasc.config import Config
 from fedloom.strategies.flasc.rule import SPARSE
-from fedloom.strategies.flasc.sparse import KEPT, Shapes, factors, flat, sparse
+from fedloom.strategies.flasc.sparse import KEPT, Shapes, blank, factors, flat, sparse
 
 
-class Flasc(LowRank):
+class SparseChanges(Aggregation):
     """w ← w + η Σ p_k top(w_k - top(w)), w all factors as one vector, top its largest entries at a density.
 
     Kuo et al. 2024, "Federated LoRA with Sparse Communication" (arXiv 2406.05233). Densities of 1 and η = 1 are
     federated LoRA.
     """
 
-    def __init__(self, method: Method, config: Config) -> None:
-        super().__init__(method)
+    accumulator = "flasc"
+
+    def __init__(self, setup: Setup, config: Config) -> None:
+        super().__init__(setup)
         self._config = config
 
-    def _broadcast(self, ready: Adapters) -> Record:
-        record = ready.record(self.method.scale, self._rank_max)
+    def broadcast(self, ready: Adapters, record: Record) -> Record:
         kept = sparse(flat(record.groups), self._config.density_down)
-        groups, told = pack({MODEL: ready.model, KEPT: kept}, self.method.wire)
-        adapters = {**record.info[ADAPTERS], SPARSE: {name: list(shape) for name, shape in _shapes(ready).items()}}
-        return Record(groups, {ADAPTERS: adapters, **told})
+        shapes = {name: list(shape) for name, shape in _shapes(ready).items()}
+        return Record({MODEL: ready.model, KEPT: kept}, {ADAPTERS: {**record.info[ADAPTERS], SPARSE: shapes}})
 
-    def _accumulator(self) -> str:
-        return "flasc"
+    def sent(self, ready: Adapters) -> Groups:
+        size = sum(rank * (out + in_) for rank, out, in_ in _shapes(ready).values())
+        return {MODEL: ready.model, KEPT: blank(size, self._config.density_up)}
 
-    def _aggregated(self, ready: Adapters, total: Total, context: RoundContext) -> tuple[Adapters, Info]:
-        means = self._means(total).value()
+    def combine(self, ready: Adapters, total: Total) -> tuple[Adapters, Info]:
+        means = means_of(total, self.setup.strategy).value()
         before = flat({LORA_A: ready.lora_a, LORA_B: ready.lora_b})
         after = factors(before + np.float32(self._config.server_learning_rate) * means[KEPT]["change"], _shapes(ready))
         return replace(ready, model=means[MODEL], lora_a=after[LORA_A], lora_b=after[LORA_B]), {}
 
-    def _sent(self, ready: Adapters) -> Groups:
-        vector = flat({LORA_A: ready.lora_a, LORA_B: ready.lora_b})
-        return {MODEL: ready.model, KEPT: sparse(vector, self._config.density_up)}
 
-    def _contents(self, ready: Adapters) -> Contents:
-        kept = sparse(np.ones(1, np.float32), 1.0)  # the names are those of any sparse vector
-        return packed_names({MODEL: ready.model, KEPT: kept}, self.method.wire)
-
-
-def build_strategy(config: Config, experiment: Experiment) -> Flasc:
+def build_strategy(config: Config, experiment: Experiment) -> LowRank:
     """The strategy a `Config` describes."""
-    method = shared_method(config, experiment, constant(experiment.rounds_known("strategy 'flasc'"), config.rank))
-    return Flasc(replace(method, rules=("flasc",), knobs={"density_up": config.density_up}), config)
+    method = fixed_rank(config, config.rank, experiment)
+    aggregation = SparseChanges(method.setup, config)
+    return LowRank(replace(method, aggregation=aggregation, rules=("flasc",), knobs={"density_up": config.density_up}))
 
 
 def _shapes(state: Adapters) -> Shapes:

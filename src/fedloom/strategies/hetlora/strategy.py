@@ -10,34 +10,30 @@ import numpy as np
 from fedloom.core.accumulators import UpdateList
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadUpdate
-from fedloom.core.records import LORA_A, LORA_B, MODEL, Array, Groups, Info, RoundContext
+from fedloom.core.records import LORA_A, LORA_B, MODEL, Array, Groups, Info
 from fedloom.strategies._accumulators import wrong_accumulator
-from fedloom.strategies._low_rank.aggregate import MeanProduct
-from fedloom.strategies._low_rank.engine import LowRank, Total
-from fedloom.strategies._low_rank.method import shared_method
-from fedloom.strategies._low_rank.schedule import constant
+from fedloom.strategies._low_rank.aggregation import Aggregation, Total
+from fedloom.strategies._low_rank.budget import Budget
+from fedloom.strategies._low_rank.engine import LowRank
+from fedloom.strategies._low_rank.method import fixed_rank
+from fedloom.strategies._low_rank.products import MeanProduct
 from fedloom.strategies._low_rank.state import Adapters
 from fedloom.strategies._low_rank.wire import unpack
 from fedloom.strategies.hetlora.config import Config
 
 
-class HetLoRA(LowRank):
+class LearnedWeights(Aggregation):
     """A' = Σ p_k [A_k; 0] and B' = Σ p_k [B_k 0] with p_k ∝ ‖B_k A_k‖_F, all layers of a client together.
 
     Cho et al. 2024, "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models" (EMNLP 2024, arXiv
     2401.06432). A client that pruned itself keeps the smaller rank in later rounds. Heads are averaged with n_k.
     """
 
-    def _limit(self, state: Adapters, client: int) -> int | None:
-        known = state.memory.get(str(client))
-        return int(known) if known is not None else super()._limit(state, client)
+    accumulator = "separate"
 
-    def _accumulator(self) -> str:
-        return "separate"
-
-    def _aggregated(self, ready: Adapters, total: Total, context: RoundContext) -> tuple[Adapters, Info]:
+    def combine(self, ready: Adapters, total: Total) -> tuple[Adapters, Info]:
         if not isinstance(total, UpdateList):
-            raise wrong_accumulator(self.method.name, UpdateList, total)
+            raise wrong_accumulator(self.setup.strategy, UpdateList, total)
         sent = {client: unpack(update.groups, update.info) for client, update in total.updates}
         learned = np.array([_learned(groups) for groups in sent.values()])
         shares = learned / learned.sum() if learned.sum() > 0 else np.full(len(sent), 1 / len(sent))
@@ -55,11 +51,26 @@ class HetLoRA(LowRank):
         return state, {"client_ranks": {client: int(rank) for client, rank in state.memory.items()}}
 
 
-def build_strategy(config: Config, experiment: Experiment) -> HetLoRA:
+class PrunedRanks(Budget):
+    """Limits as configured, and for a client that pruned itself the rank it kept."""
+
+    def limit(self, state: Adapters, client: int) -> int | None:
+        known = state.memory.get(str(client))
+        return int(known) if known is not None else super().limit(state, client)
+
+
+def build_strategy(config: Config, experiment: Experiment) -> LowRank:
     """The strategy a `Config` describes."""
-    method = shared_method(config, experiment, constant(experiment.rounds_known("strategy 'hetlora'"), config.rank))
-    knobs = {"gamma": config.gamma, "penalty": config.penalty}
-    return HetLoRA(replace(method, client_ranks=config.client_ranks, rules=("hetlora",), knobs=knobs))
+    method = fixed_rank(config, config.rank, experiment)
+    return LowRank(
+        replace(
+            method,
+            budget=PrunedRanks(method.budget.schedule, config.client_ranks),
+            aggregation=LearnedWeights(method.setup),
+            rules=("hetlora",),
+            knobs={"gamma": config.gamma, "penalty": config.penalty},
+        )
+    )
 
 
 def _learned(groups: Groups) -> float:

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedloom.strategies._low_rank.aggregate import Aggregation
+from fedloom.strategies._low_rank.aggregation import AggregationName
+from fedloom.strategies._low_rank.resizing import Allocation
 from fedloom.strategies._low_rank.schedule import Law, Order
 from fedloom.strategies._low_rank.settings import HeterogeneousSettings, Rank
 from fedloom.strategies._low_rank.shrink import Operator
@@ -51,10 +52,10 @@ class Config(HeterogeneousSettings):
     shrink: Operator = "svd"
     """How factors are cut to a smaller rank: `svd` keeps the largest singular values, `slice` the first components,
     `score` those of largest norm; `fold` is `svd` with what is cut off added to the base (clients read that once)."""
-    aggregation: Aggregation = "factor"
+    aggregation: AggregationName = "factor"
     """`factor` averages A and B apart; `product_svd` cuts the mean of the products; `stack` adds that mean to the base
     and starts the adapters anew; `freeze_a` shares one A and averages B; `residual` is `factor` with the difference
     to the mean of the products added to the base."""
-    allocation: Literal["uniform", "importance"] = "uniform"
+    allocation: Allocation = "uniform"
     """`uniform` gives every layer the same rank; `importance` (ours) shares the same total out over the layers by what
     their components are worth."""

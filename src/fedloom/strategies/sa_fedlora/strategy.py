@@ -7,8 +7,10 @@ from dataclasses import replace
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError
+from fedloom.strategies._low_rank.aggregation import AGGREGATIONS
 from fedloom.strategies._low_rank.engine import LowRank
-from fedloom.strategies._low_rank.method import shared_method
+from fedloom.strategies._low_rank.method import Initiating, shared_method
+from fedloom.strategies._low_rank.resizing import Cut
 from fedloom.strategies._low_rank.schedule import Schedule
 from fedloom.strategies.sa_fedlora.config import Config
 
@@ -30,13 +32,11 @@ def build_strategy(config: Config, experiment: Experiment) -> LowRank:
     return LowRank(
         replace(
             method,
-            init_mode=config.init_mode,
-            init_mu=config.init_mu,
-            init_anchor=config.anchor,
-            shrink=config.shrink,
-            allocation=config.allocation,
-            aggregation=config.aggregation,
-            client_ranks=config.client_ranks,
+            initiating=Initiating(
+                whole=config.init_mode == "full", mu=config.init_mu, to_pretrained=config.anchor == "pretrained"
+            ),
+            resizing=Cut(method.setup, config.shrink, config.allocation),
+            aggregation=AGGREGATIONS[config.aggregation](method.setup),
         )
     )
 

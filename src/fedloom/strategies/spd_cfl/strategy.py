@@ -9,10 +9,13 @@ from dataclasses import replace
 import numpy as np
 
 from fedloom.core.config import Experiment
-from fedloom.core.records import LORA_A, LORA_B, Arrays, Exchange, Groups, Info, Record, RoundContext
-from fedloom.strategies._low_rank.engine import LowRank, Total
-from fedloom.strategies._low_rank.method import Method, shared_method
+from fedloom.core.records import LORA_A, LORA_B, Arrays, Groups, Info, Record
+from fedloom.strategies._low_rank.aggregation import Factor, Total, means_of
+from fedloom.strategies._low_rank.budget import Budget
+from fedloom.strategies._low_rank.engine import LowRank
+from fedloom.strategies._low_rank.method import shared_method
 from fedloom.strategies._low_rank.schedule import Schedule
+from fedloom.strategies._low_rank.setup import Setup
 from fedloom.strategies._low_rank.state import Adapters
 from fedloom.strategies.spd_cfl.config import Config
 from fedloom.strategies.spd_cfl.rule import LOSS, PREVIOUS
@@ -20,7 +23,7 @@ from fedloom.strategies.spd_cfl.rule import LOSS, PREVIOUS
 _NEXT = "next rank"
 
 
-class SpdCfl(LowRank):
+class Consistency(Factor):
     """r ← max(r_min, ⌊f r⌋) for the next round where the loss is at most its target and training was consistent.
 
     A reconstruction from the abstract of "SPD-CFL: Stepwise Parameter Dropout for Efficient Continual Federated
@@ -31,52 +34,60 @@ class SpdCfl(LowRank):
     cosine of all components' sensitivities in two successive rounds of equal rank.
     """
 
-    def __init__(self, method: Method, config: Config) -> None:
-        super().__init__(method)
+    def __init__(self, setup: Setup, config: Config) -> None:
+        super().__init__(setup)
         self._config = config
 
-    def _rank(self, state: Adapters, round: int) -> int:
-        return int(state.memory.get(_NEXT, self._config.rank_max))
+    def resized(self, state: Adapters) -> Adapters:
+        """The state without what belonged to factors of another rank."""
+        return replace(state, before_a={}, before_b={}, scores={})
 
-    def _ready(self, state: Adapters, round: int) -> Adapters:
-        ready = super()._ready(state, round)
-        return ready if ready.rank == state.rank else replace(ready, before_a={}, before_b={}, scores={})
-
-    def _plan_adapters(self, state: Adapters, context: RoundContext) -> Exchange:
-        exchange, ready = super()._plan_adapters(state, context), self._ready(state, context.round)
+    def inputs(self, ready: Adapters) -> Mapping[str, Record]:
         if not self._config.mu_previous or not ready.before_a:
-            return exchange
-        previous = Record({LORA_A: ready.before_a, LORA_B: ready.before_b})
-        jobs = tuple(replace(job, inputs=(*job.inputs, PREVIOUS)) for job in exchange.jobs)
-        return replace(exchange, jobs=jobs, inputs={**exchange.inputs, PREVIOUS: previous})
+            return {}
+        return {PREVIOUS: Record({LORA_A: ready.before_a, LORA_B: ready.before_b})}
 
-    def _aggregated(self, ready: Adapters, total: Total, context: RoundContext) -> tuple[Adapters, Info]:
-        state, told = super()._aggregated(ready, total, context)
-        loss = float(self._means(total).value()[LOSS][LOSS])
+    def sent(self, ready: Adapters) -> Groups:
+        return {**super().sent(ready), LOSS: {LOSS: np.zeros((), np.float32)}}
+
+    def combine(self, ready: Adapters, total: Total) -> tuple[Adapters, Info]:
+        state, told = super().combine(ready, total)
+        loss = float(means_of(total, self.setup.strategy).value()[LOSS][LOSS])
         scores = _sensitivities(ready, state)
         consistency = _cosine(ready.scores, scores) if ready.scores else math.nan
-        met = self._config.target_loss is None or loss <= self._config.target_loss
-        step = met and consistency >= self._config.consistency
-        lower = max(self._config.rank_min, math.floor(self._config.step_factor * ready.rank))
-        state = replace(
-            state,
-            before_a=ready.lora_a,
-            before_b=ready.lora_b,
-            scores=scores,
-            memory={_NEXT: float(min(ready.rank, lower) if step else ready.rank)},
-        )
+        rank = self._next_rank(ready.rank, loss, consistency)
+        state = replace(state, before_a=ready.lora_a, before_b=ready.lora_b, scores=scores, memory={_NEXT: float(rank)})
         return state, {**told, "loss": loss, "consistency": None if math.isnan(consistency) else consistency}
 
-    def _sent(self, ready: Adapters) -> Groups:
-        return {**super()._sent(ready), LOSS: {LOSS: np.zeros((), np.float32)}}
+    def _next_rank(self, rank: int, loss: float, consistency: float) -> int:
+        config = self._config
+        met = config.target_loss is None or loss <= config.target_loss
+        if not (met and consistency >= config.consistency):
+            return rank
+        return min(rank, max(config.rank_min, math.floor(config.step_factor * rank)))
 
 
-def build_strategy(config: Config, experiment: Experiment) -> SpdCfl:
+class Stepwise(Budget):
+    """The rank that the last round's answers led to; the largest in the first round."""
+
+    def rank(self, state: Adapters, round: int) -> int:
+        return int(state.memory.get(_NEXT, self.schedule.rank_max))
+
+
+def build_strategy(config: Config, experiment: Experiment) -> LowRank:
     """The strategy a `Config` describes."""
     rounds = experiment.rounds_known("strategy 'spd_cfl'")
     schedule = Schedule(rounds=rounds, rank_max=config.rank_max, rank_min=config.rank_min)
     method = shared_method(config, experiment, schedule)
-    return SpdCfl(replace(method, rules=("spd_cfl",), knobs={"mu_previous": config.mu_previous}), config)
+    return LowRank(
+        replace(
+            method,
+            budget=Stepwise(schedule),
+            aggregation=Consistency(method.setup, config),
+            rules=("spd_cfl",),
+            knobs={"mu_previous": config.mu_previous},
+        )
+    )
 
 
 def _sensitivities(before: Adapters, after: Adapters) -> Arrays:

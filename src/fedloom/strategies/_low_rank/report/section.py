@@ -1,4 +1,4 @@
-"""The low-rank strategies' part of a run's report: what was saved, the rank of every round and layer, the error."""
+"""The section on what was saved, the rank of every round and layer, and the error."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _RACED = "accuracy"
 _MOST_ROWS, _MOST_COLUMNS, _MOST_NAMES, _LONGEST_NAME = 64, 180, 16, 34
 
 
-def build_report(run: RunFolder) -> Contribution:
-    """Section and numbers; none before the first round."""
+def contribution(run: RunFolder) -> Contribution:
+    """Return section and numbers; none before the first round."""
     started = run.last_event("RunStarted") or {}
     full = run.summary.num_parameters if run.summary else int(started.get("num_parameters", 0))
     budgets = read(run.rounds, full)

@@ -1,4 +1,4 @@
-"""What a round's factors come to: the mean of factors, the mean of products, and how far apart the two are.
+"""The mean of the clients' products, and how far the product of two factors is from it.
 
 Legend: client k sends A_k (r_k, i) and B_k (o, r_k) with weight p_k, Σ p_k = 1; M = Σ p_k B_k A_k (o, i) is the mean
 change of the weight.
@@ -6,15 +6,13 @@ change of the weight.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from fedloom.core.records import Array
+from fedloom.core.records import Array, Arrays
 from fedloom.strategies._low_rank.shrink import matrix_svd, product_svd
-
-Aggregation = Literal["factor", "product_svd", "stack", "freeze_a", "residual"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,7 @@ class MeanProduct:
         return float(np.linalg.norm(triangle @ self.a.astype(np.float64)))
 
 
-def relative_error(products: dict[str, MeanProduct], a: dict[str, Array], b: dict[str, Array]) -> float:
+def relative_error(products: Mapping[str, MeanProduct], a: Arrays, b: Arrays) -> float:
     """‖M - B A‖_F / ‖M‖_F over all layers together; 0 where nothing changed.
 
     With A and B the means of the factors the difference is exactly Σ p_k (B_k - B)(A_k - A).

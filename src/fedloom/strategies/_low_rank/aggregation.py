@@ -1,0 +1,214 @@
+"""How what the clients of an adapter round send becomes the next global adapters: one class for each way.
+
+Legend: client k sends A_k (r_k, i) and B_k (o, r_k) with weight p_k, Σ p_k = 1, for each layer.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+
+from fedloom.core.accumulators import RunningMean, UpdateList
+from fedloom.core.pinned import Pinned
+from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, MODEL, Array, Arrays, Groups, Info, Record
+from fedloom.strategies._accumulators import wrong_accumulator
+from fedloom.strategies._low_rank import accumulator as sums
+from fedloom.strategies._low_rank.products import relative_error
+from fedloom.strategies._low_rank.rule import FRESH
+from fedloom.strategies._low_rank.setup import SHARED, Pairs, Setup
+from fedloom.strategies._low_rank.shrink import grown
+from fedloom.strategies._low_rank.state import Adapters
+
+Means = RunningMean | sums.Accumulator
+"""Totals that have means."""
+Total = Means | UpdateList
+"""Whatever a method's exchanges are folded by."""
+AggregationName = Literal["factor", "product_svd", "stack", "freeze_a", "residual"]
+
+
+class Aggregation(ABC):
+    """A way to aggregate adapters, and what it changes about a round. Stateless: states come in and go out."""
+
+    changes_base: bool = False
+    """Whether it changes what the adapters stand on."""
+    mixes_ranks: bool = True
+    """Whether the clients of one round may differ in rank."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+
+    @property
+    def accumulator(self) -> str:
+        """The name of what adapter rounds are folded by: the family's, with factors and products, by default."""
+        return SHARED
+
+    def begin(self, state: Adapters, *, given: bool) -> Adapters:
+        """Return the state in which the first adapters are in place; `given` where they are a user's, not fresh."""
+        return state
+
+    def resized(self, state: Adapters) -> Adapters:
+        """Return the state after its factors got another rank."""
+        return state
+
+    def broadcast(self, ready: Adapters, record: Record) -> Record:
+        """Return what a client of a round receives, not packed; `record` holds head and factors."""
+        return record
+
+    def inputs(self, ready: Adapters) -> Mapping[str, Record]:
+        """Return what every client of a round reads beside that."""
+        return {}
+
+    def sent(self, ready: Adapters) -> Groups:
+        """Return arrays shaped like those that one client without a limit sends, not packed."""
+        groups: dict[str, Arrays] = {MODEL: ready.model, LORA_A: ready.lora_a, LORA_B: ready.lora_b}
+        return {group: arrays for group, arrays in groups.items() if group == MODEL or arrays}
+
+    @abstractmethod
+    def combine(self, ready: Adapters, total: Total) -> tuple[Adapters, Info]:
+        """Return the next global adapters, and what the round's record says about them.
+
+        Args:
+            ready: the state the round broadcast.
+            total: what the clients sent, folded by `accumulator`.
+        """
+
+
+class Factor(Aggregation):
+    """A' = Σ p_k A_k and B' = Σ p_k B_k; where no client of the round had a component, it becomes zero."""
+
+    def combine(self, ready: Adapters, total: Total) -> tuple[Adapters, Info]:
+        folded = products_of(total, self.setup.strategy)
+        state = _with_mean_factors(ready, folded)
+        error = relative_error(folded.products(), state.lora_a, state.lora_b)
+        return state, {"aggregation_error": error}
+
+
+class Residual(Aggregation):
+    """`Factor`, with the difference Σ p_k B_k A_k - B' A' added to the base, so that nothing is lost."""
+
+    changes_base = True
+
+    def combine(self, ready: Adapters, total: Total) -> tuple[Adapters, Info]:
+        folded = products_of(total, self.setup.strategy)
+        state, products = _with_mean_factors(ready, folded), folded.products()
+        if relative_error(products, state.lora_a, state.lora_b):
+            rest = {n: each.minus(state.lora_a[n], state.lora_b[n]).compact() for n, each in products.items()}
+            state = self.setup.merged(state, rest)
+        return state, {"aggregation_error": 0.0}
+
+
+class ProductSvd(Aggregation):
+    """B' A' is the best approximation of Σ p_k B_k A_k at the layer's rank: A' = Vᵀ and B' = U Σ of its SVD."""
+
+    def combine(self, ready: Adapters, total: Total) -> tuple[Adapters, Info]:
+        folded = products_of(total, self.setup.strategy)
+        products, ranks = folded.products(), {name: len(a) for name, (a, _) in ready.factors.items()}
+        fresh, _ = self.setup.fresh(ready, max(ranks.values()))
+        cut = {name: product.truncated(ranks[name]) for name, product in products.items()}
+        # A mean of few clients may have fewer components than that; the others change nothing, but can be trained.
+        pairs = {name: grown(*pair, fresh[name][: ranks[name]]) for name, pair in cut.items()}
+        a, b = {name: a for name, (a, _) in pairs.items()}, {name: b for name, (_, b) in pairs.items()}
+        state = replace(ready, model=folded.value()[MODEL], lora_a=a, lora_b=b)
+        return state, {"aggregation_error": relative_error(products, a, b)}
+
+
+class Stack(Aggregation):
+    """Σ p_k B_k A_k is added to the base, as a product of stacked factors, and the adapters begin anew.
+
+    The fresh factors do not travel: a client makes them from the run's seed.
+    """
+
+    changes_base = True
+
+    def begin(self, state: Adapters, *, given: bool) -> Adapters:
+        return self._restarted(replace(state, rank=self.setup.rank_max), state.factors) if given else state
+
+    def broadcast(self, ready: Adapters, record: Record) -> Record:
+        shapes = {name: [len(a), len(b), a.shape[1]] for name, (a, b) in ready.factors.items()}
+        fresh = {"seed": self.setup.seed, "restart": ready.restarts, "shapes": shapes}
+        return Record({MODEL: record.groups[MODEL]}, {ADAPTERS: {**record.info[ADAPTERS], FRESH: fresh}})
+
+    def combine(self, ready: Adapters, total: Total) -> tuple[Adapters, Info]:
+        folded = products_of(total, self.setup.strategy)
+        pairs = {name: product.compact() for name, product in folded.products().items()}
+        state = self._restarted(replace(ready, model=folded.value()[MODEL]), pairs)
+        return state, {"aggregation_error": 0.0}
+
+    def _restarted(self, state: Adapters, pairs: Pairs) -> Adapters:
+        """The state with a change merged into the base, and factors made anew."""
+        state = self.setup.merged(state, pairs)
+        state = replace(state, restarts=state.restarts + 1)
+        a, b = self.setup.fresh(state, state.rank)
+        return replace(state, lora_a=a, lora_b=b)
+
+
+class FreezeA(Aggregation):
+    """B' = Σ p_k B_k with one A that nobody trains: Σ p_k B_k A = B' A, so the mean is exact."""
+
+    mixes_ranks = False
+
+    @property
+    def accumulator(self) -> str:
+        return mean_or_shared(self.setup)
+
+    def begin(self, state: Adapters, *, given: bool) -> Adapters:
+        return self.resized(state)
+
+    def resized(self, state: Adapters) -> Adapters:
+        """Return the state with its factors A put where all clients keep them."""
+        return replace(state, frozen_a=Pinned.of(Record({LORA_A: state.lora_a})), lora_a={}) if state.lora_a else state
+
+    def combine(self, ready: Adapters, total: Total) -> tuple[Adapters, Info]:
+        means = means_of(total, self.setup.strategy).value()
+        return replace(ready, model=means[MODEL], lora_b=means[LORA_B]), {"aggregation_error": 0.0}
+
+
+AGGREGATIONS: Mapping[AggregationName, type[Aggregation]] = MappingProxyType(
+    {"factor": Factor, "product_svd": ProductSvd, "stack": Stack, "freeze_a": FreezeA, "residual": Residual}
+)
+
+
+def mean_or_shared(setup: Setup) -> str:
+    """Return the accumulator for means without products: the plain mean, or the family's where updates are packed."""
+    return "mean" if setup.wire == "fp32" else SHARED
+
+
+def means_of(total: Total, strategy: str) -> Means:
+    """Return the total of an exchange that is folded where its updates arise.
+
+    Raises:
+        RunFailed: it was folded by an accumulator without means.
+    """
+    if isinstance(total, UpdateList):
+        raise wrong_accumulator(strategy, sums.Accumulator, total)
+    return total
+
+
+def products_of(total: Total, strategy: str) -> sums.Accumulator:
+    """Return the total of an exchange whose products were folded, too. Raises as `means_of` does."""
+    if not isinstance(total, sums.Accumulator):
+        raise wrong_accumulator(strategy, sums.Accumulator, total)
+    return total
+
+
+def _with_mean_factors(ready: Adapters, folded: sums.Accumulator) -> Adapters:
+    """The state with the means of head and factors."""
+    means = folded.value()
+    a, b = _padded(means[LORA_A], ready.lora_a), _padded(means[LORA_B], ready.lora_b)
+    return replace(ready, model=means[MODEL], lora_a=a, lora_b=b)
+
+
+def _padded(means: Arrays, like: Arrays) -> dict[str, Array]:
+    """Means with zeros where no client of the round had a component."""
+    padded = {}
+    for name, mean in means.items():
+        padded[name] = mean
+        if mean.shape != like[name].shape:
+            padded[name] = np.zeros(like[name].shape, mean.dtype)
+            padded[name][tuple(slice(side) for side in mean.shape)] = mean
+    return padded
