@@ -164,9 +164,10 @@ def test_a_broken_picture_is_named(tmp_path: Path) -> None:
 
 
 def test_transparent_pixels_become_white(tmp_path: Path) -> None:
-    from fedloom.workloads._data.pictures import picture_array
+    from fedloom.workloads._data.pictures import PictureRule, array_picture
 
-    assert picture_array(Image.new("RGBA", (4, 4), (0, 0, 0, 0)), 2, 1).tolist() == [[[255], [255]], [[255], [255]]]
+    clear = np.zeros((4, 4, 4), np.uint8)
+    assert array_picture(clear, PictureRule(size=2, channels=1), "x")[0].tolist() == [[[255], [255]], [[255], [255]]]
 
 
 @pytest.mark.parametrize("form", ["saved", "parquet"])

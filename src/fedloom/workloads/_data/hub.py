@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from fedloom.workloads._data.raw import (
     title_of,
 )
 from fedloom.workloads._data.settings import HubData, HubImages, HubText
+from fedloom.workloads._data.values import stacked
 
 if TYPE_CHECKING:
     import datasets
@@ -46,7 +48,14 @@ def hub_files(settings: HubData) -> list[tuple[str, Path]]:
 
 def read_hub_images(settings: HubImages, files: list[tuple[str, Path]]) -> RawData[Array]:
     """Images decoded with Pillow, as (n, h, w, c) uint8."""
-    return _read(settings, settings.image_column, lambda split: _pictures(split, settings))
+    values = Counter[str]()
+
+    def pictures(split: datasets.Dataset) -> Array:
+        found, counted = _pictures(split, settings)
+        values.update(counted)
+        return found
+
+    return replace(_read(settings, settings.image_column, pictures), layout="hwc", values=values)
 
 
 def read_hub_text(settings: HubText, files: list[tuple[str, Path]]) -> RawData[list[str]]:
@@ -130,19 +139,38 @@ def _by_split(files: list[str], settings: HubData) -> dict[str, list[str]]:
     return splits
 
 
-def _pictures(split: datasets.Dataset, settings: HubImages) -> Array:
-    from PIL import Image
+def _pictures(split: datasets.Dataset, settings: HubImages) -> tuple[Array, Counter[str]]:
+    """A split's images, (n, h, w, c), and how many were scaled by which rule."""
+    import datasets
 
-    from fedloom.workloads._data.pictures import picture_array
+    from fedloom.workloads._data.pictures import array_picture, picture_rule, read_picture
 
-    pictures = []
-    for value in split[settings.image_column]:
-        if isinstance(value, dict) and value.get("bytes"):
-            value = Image.open(io.BytesIO(value["bytes"]))
-        elif not isinstance(value, Image.Image):
-            value = Image.fromarray(np.asarray(value, np.uint8))
-        pictures.append(picture_array(value, settings.size, settings.channels))
+    rule = picture_rule(settings, settings.size, settings.channels)
+    column = settings.image_column
+    dtype = _dtype(split.features[column])
+    if isinstance(split.features[column], datasets.Image):
+        split = split.cast_column(column, datasets.Image(decode=False))
+    pictures, values = [], Counter[str]()
+    for row, value in enumerate(split[column]):
+        where = f"{settings.dataset}, row {row} of column {column!r}"
+        stored = (value.get("bytes") or value.get("path")) if isinstance(value, dict) else None
+        if stored is not None:
+            pixels, scaling = read_picture(stored if isinstance(stored, bytes) else Path(stored), rule, where)
+        else:
+            pixels, scaling = array_picture(np.asarray(value, dtype), rule, where)
+        pictures.append(pixels)
+        values[scaling] += 1
     shapes = {picture.shape for picture in pictures}
     if len(shapes) > 1:
         raise DataMissing(f"{settings.dataset}: images of {len(shapes)} different shapes; set workload.data.size")
-    return np.stack(pictures)
+    return stacked(pictures), values
+
+
+def _dtype(feature: object) -> str | None:
+    """Type of a column of arrays or nested lists; None where it declares none."""
+    while (inner := getattr(feature, "feature", None)) is not None:  # of lists, as deep as they are nested
+        feature = inner
+    try:
+        return np.dtype(getattr(feature, "dtype", None) or "no type").name
+    except TypeError:  # text, or a type of the library's own
+        return None

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,13 @@ from fedloom.core.errors import DataMissing
 from fedloom.core.records import Array
 from fedloom.workloads._data.raw import RawData, existing, files_below, hold_out, number_groups, title_of
 from fedloom.workloads._data.settings import FASHION_MNIST, Available, Digits, Idx, Images, Npz
+from fedloom.workloads._data.values import scaled, stacked
 
 NamedFiles = list[tuple[str, Path]]
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+PICTURES = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
+    *(".pbm", ".pgm", ".ppm", ".pnm", ".jp2"),
+)
 _IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 _FASHION_SHA256 = "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
 """Of Fashion-MNIST's training images, decompressed."""
@@ -51,6 +56,7 @@ def read_digits(settings: Digits, files: NamedFiles) -> RawData[Array]:
         title="scikit-learn digits (UCI Optical Recognition of Handwritten Digits, test part)",
         kind="real",
         licence="BSD-3-Clause (as shipped in scikit-learn)",
+        values={"4 bits: value / 16": len(labels)},
     )
 
 
@@ -83,6 +89,9 @@ def idx_files(settings: Idx) -> NamedFiles:
 def read_idx(settings: Idx, files: NamedFiles) -> RawData[Array]:
     """Images and labels of both splits."""
     x_train, y_train, x_test, y_test = (_idx(path) for _, path in files)
+    (x_train, scaling), (x_test, _) = (
+        scaled(x, settings.value_range, str(path)) for x, (_, path) in ((x_train, files[0]), (x_test, files[2]))
+    )
     for images, labels, (name, path) in ((x_train, y_train, files[1]), (x_test, y_test, files[3])):
         if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
             raise DataMissing(
@@ -98,6 +107,7 @@ def read_idx(settings: Idx, files: NamedFiles) -> RawData[Array]:
         title=settings.title or ("Fashion-MNIST" if fashion else title_of(settings, settings.folder)),
         kind=settings.kind,
         licence=settings.licence or ("MIT" if fashion else None),
+        values={scaling: len(x_train) + len(x_test)},
     )
 
 
@@ -148,6 +158,13 @@ def read_npz(settings: Npz, files: NamedFiles) -> RawData[Array]:
         x_test, y_test = x_train[test], y_train[test]
         x_train, y_train = x_train[train], y_train[train]
         groups = groups[train] if groups is not None else None
+    values = Counter[str]()
+    sides = []
+    for name, images in (("x_train", x_train), ("x_test", x_test)):
+        pixels, scaling = scaled(images, settings.value_range, f"{path}: {name}")
+        values[scaling] += len(pixels)
+        sides.append(pixels)
+    x_train, x_test = sides
     for images, labels in ((x_train, y_train), (x_test, y_test)):
         if labels.dtype.kind not in "iu" or len(labels) != len(images):
             raise DataMissing(
@@ -162,6 +179,8 @@ def read_npz(settings: Npz, files: NamedFiles) -> RawData[Array]:
         title=title_of(settings, settings.file),
         kind=settings.kind,
         licence=settings.licence,
+        layout=settings.layout,
+        values=values,
     )
 
 
@@ -186,7 +205,7 @@ def read_images(settings: Images, files: NamedFiles) -> RawData[Array]:
         raise DataMissing(f"{roots[0]}: expected one folder per class, at least two; found {names or 'none'}")
     sides = [_read_classes(root, names, settings) for root in roots if root is not None]
     if has_test:
-        (x_train, y_train), (x_test, y_test) = sides
+        (x_train, y_train), (x_test, y_test) = (side[:2] for side in sides)
     else:
         train, test = hold_out(len(sides[0][1]), settings.test_fraction)
         (x_train, y_train), (x_test, y_test) = ((sides[0][0][rows], sides[0][1][rows]) for rows in (train, test))
@@ -199,23 +218,22 @@ def read_images(settings: Images, files: NamedFiles) -> RawData[Array]:
         title=title_of(settings, settings.folder),
         kind=settings.kind,
         licence=settings.licence,
+        layout="hwc",
+        values=sum((side[2] for side in sides), Counter()),
     )
 
 
-def _read_classes(root: Path, names: list[str], settings: Images) -> tuple[Array, Array]:
-    from PIL import Image, UnidentifiedImageError
+def _read_classes(root: Path, names: list[str], settings: Images) -> tuple[Array, Array, Counter[str]]:
+    from fedloom.workloads._data.pictures import picture_rule, read_picture
 
-    from fedloom.workloads._data.pictures import picture_array
-
-    images, labels = [], []
+    rule = picture_rule(settings, settings.size, settings.channels)
+    images, labels, values = [], [], Counter[str]()
     for label, name in enumerate(names):
         for _, path in files_below(root / name, PICTURES) if (root / name).is_dir() else []:
-            try:
-                with Image.open(path) as picture:
-                    images.append(picture_array(picture, settings.size, settings.channels))
-            except (OSError, UnidentifiedImageError) as exc:
-                raise DataMissing(f"{path}: cannot be read as a picture: {exc}. Remove or replace it") from exc
+            pixels, scaling = read_picture(path, rule, str(path))
+            images.append(pixels)
             labels.append(label)
+            values[scaling] += 1
     if not images:
         raise DataMissing(f"{root}: no picture in the class folders {', '.join(names)}")
-    return np.stack(images), np.array(labels, np.int64)
+    return stacked(images), np.array(labels, np.int64), values

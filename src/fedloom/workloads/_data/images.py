@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedloom.core.errors import DataMissing
+from fedloom.core.errors import ConfigError, DataMissing
 from fedloom.core.records import Array, Info
 from fedloom.workloads._data import cache
 from fedloom.workloads._data.hub import hub_files, read_hub_images
@@ -26,9 +26,11 @@ from fedloom.workloads._data.image_files import (
 )
 from fedloom.workloads._data.raw import RawData
 from fedloom.workloads._data.resizing import resized, with_channels
-from fedloom.workloads._data.settings import Available, Digits, HubImages, Idx, Images, ImageSource, Npz
+from fedloom.workloads._data.settings import Available, Digits, HubImages, Idx, Images, ImageSource, Layout, Npz
+from fedloom.workloads._data.values import unit
 
-_FORMAT = 1
+_FORMAT = 2
+_CHANNELS = (1, 3, 4)
 _BLOCK = 4096
 """Images normalised at a time."""
 
@@ -71,6 +73,19 @@ class ImageData:
         mean, std = (np.asarray(self.info[name], np.float32).reshape(-1, 1, 1) for name in ("mean", "std"))
         return mean, std
 
+    def check_pixels(self, workload: str) -> None:
+        """Check that images are pixels from 0 to 1, for a workload that changes them as such.
+
+        Raises:
+            ConfigError: values lie outside; the message names the setting that says what white is.
+        """
+        low, high = self.info["range"]
+        if low < 0.0 or high > 1.0:
+            raise ConfigError(
+                f"workload.data: {self.info['name']} has values from {low:g} to {high:g} (black is 0, white is 1), and "
+                f"{workload!r} works on pixels from 0 to 1. Set workload.data.value_range to [black, white]"
+            )
+
     @property
     def num_labels(self) -> int:
         """Classes."""
@@ -97,7 +112,7 @@ def load_images(settings: ImageSource, size: int | None = None, channels: int | 
 
     def build(folder: Path) -> None:
         raw = read(settings, files)
-        x_train, x_test = (_formed(_channels_first(x, raw.title), size, channels) for x in (raw.x_train, raw.x_test))
+        x_train, x_test = (_formed(_channels_first(x, raw), size, channels) for x in (raw.x_train, raw.x_test))
         _prepare(raw, x_train, x_test, source_sha256, folder)
 
     place = cache.entry("images", key, build)
@@ -122,7 +137,7 @@ def _formed(x: Array, size: int | None, channels: int | None) -> Array:
         return x
     blocks = []
     for start in range(0, len(x), _BLOCK):
-        block = _unit(x[start : start + _BLOCK])
+        block = unit(x[start : start + _BLOCK])
         block = block if channels is None else with_channels(block, channels)
         blocks.append(block if size is None else resized(block, size))
     return np.concatenate(blocks)
@@ -137,10 +152,12 @@ def _prepare(raw: RawData[Array], x_train: Array, x_test: Array, source_sha256: 
     if lowest < 0:
         raise DataMissing(f"{raw.title}: a label is {lowest}; classes are numbered from 0")
     mean, std = _moments(x_train)
+    edges = []
     for name, x in (("x_train", x_train), ("x_test", x_test)):
         out = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=x.shape)
         for start in range(0, len(x), _BLOCK):
-            block = _unit(x[start : start + _BLOCK])
+            block = unit(x[start : start + _BLOCK])
+            edges += [float(block.min()), float(block.max())]
             out[start : start + _BLOCK] = (block - mean[:, None, None]) / std[:, None, None]
         out.flush()
     np.save(folder / "y_train.npy", raw.y_train)
@@ -159,31 +176,49 @@ def _prepare(raw: RawData[Array], x_train: Array, x_test: Array, source_sha256: 
         "mean": [float(value) for value in mean],
         "std": [float(value) for value in std],
         "label_names": list(raw.label_names or map(str, range(num_labels))),
+        "range": [min(edges), max(edges)],
+        "values": dict(sorted(raw.values.items())),
     }
     cache.write_json(folder / "info.json", facts)
 
 
-def _channels_first(x: Array, title: str) -> Array:
-    """Images as (n, c, h, w)."""
+def _channels_first(x: Array, raw: RawData[Array]) -> Array:
+    """Images as (n, c, h, w).
+
+    Raises:
+        DataMissing: they have no such shape, or one that may be read in two ways.
+    """
     if x.ndim == 3:
         return x[:, None]
-    if x.ndim == 4 and x.shape[-1] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
-        return x.transpose(0, 3, 1, 2)
-    if x.ndim == 4:
-        return x
-    raise DataMissing(f"{title}: images have shape {x.shape}, expected (n, h, w), (n, h, w, c) or (n, c, h, w)")
+    if x.ndim != 4:
+        raise DataMissing(f"{raw.title}: images have shape {x.shape}, expected (n, h, w), (n, h, w, c) or (n, c, h, w)")
+    layout = raw.layout or _layout(x, raw.title)
+    channels = x.shape[3 if layout == "hwc" else 1]
+    if channels not in _CHANNELS:
+        raise DataMissing(
+            f"{raw.title}: images have {channels} channels (shape {x.shape}, {layout}), expected 1, 3 or 4"
+        )
+    return x.transpose(0, 3, 1, 2) if layout == "hwc" else x
 
 
-def _unit(x: Array) -> Array:
-    """Bytes as floats from 0 to 1; floats as they are."""
-    return x.astype(np.float32) / np.float32(255.0) if x.dtype == np.uint8 else x.astype(np.float32)
+def _layout(x: Array, title: str) -> Layout:
+    """The one order of axes that gives a known number of channels, or else the one that gives square images."""
+    last, first = x.shape[3] in _CHANNELS, x.shape[1] in _CHANNELS
+    if last and first:
+        last, first = x.shape[1] == x.shape[2], x.shape[2] == x.shape[3]
+    if last == first:
+        raise DataMissing(
+            f"{title}: images of shape {x.shape} may be (n, h, w, c) or (n, c, h, w). Set workload.data.layout to "
+            '"hwc" or "chw"'
+        )
+    return "hwc" if last else "chw"
 
 
 def _moments(x: Array) -> tuple[Array, Array]:
     """Mean and standard deviation of each channel over the training set; float32, a flat channel's std is 1."""
     total, squares, count = np.zeros(x.shape[1]), np.zeros(x.shape[1]), 0
     for start in range(0, len(x), _BLOCK):
-        block = _unit(x[start : start + _BLOCK]).astype(np.float64)
+        block = unit(x[start : start + _BLOCK]).astype(np.float64)
         total += block.sum(axis=(0, 2, 3))
         squares += (block**2).sum(axis=(0, 2, 3))
         count += block[:, 0].size

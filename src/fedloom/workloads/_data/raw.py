@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeAlias, TypeVar, overload
 
@@ -12,7 +12,7 @@ import numpy as np
 from fedloom.core.errors import DataMissing
 from fedloom.core.records import Array
 from fedloom.core.seeds import generator
-from fedloom.workloads._data.settings import LocalData
+from fedloom.workloads._data.settings import Layout, LocalData
 
 Item = TypeVar("Item")
 X = TypeVar("X", Array, list[str])
@@ -38,6 +38,10 @@ class RawData(Generic[X]):
     title: str
     kind: str
     licence: str | None = None
+    layout: Layout | None = None
+    """Order of the axes of images in four dimensions; None infers it from their sizes."""
+    values: Mapping[str, int] = field(default_factory=dict)
+    """Images by the rule their values were scaled by; empty for texts."""
 
 
 def hold_out(num_examples: int, fraction: float) -> tuple[Array, Array]:

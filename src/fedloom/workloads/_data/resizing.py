@@ -7,7 +7,7 @@ import numpy as np
 from fedloom.core.errors import DataMissing
 from fedloom.core.records import Array
 
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Weights of red, green and blue in a grey value: ITU-R BT.601."""
 
 
@@ -37,7 +37,7 @@ def with_channels(images: Array, channels: int) -> Array:
     if found == 1:
         return np.repeat(images, channels, axis=1)
     if found == 3 and channels == 1:
-        return np.ascontiguousarray(np.tensordot(images, _LUMA, axes=([1], [0]))[:, None])
+        return np.ascontiguousarray(np.tensordot(images, LUMA, axes=([1], [0]))[:, None])
     raise DataMissing(f"workload.channels: images with {found} channels cannot become images with {channels}")
 
 

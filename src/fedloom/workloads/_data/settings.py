@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Literal, Self
 
+import pydantic
 from pydantic import Field
 
 from fedloom.core.config import Settings
+from fedloom.core.errors import ConfigError
 from fedloom.core.setting_types import DataPath
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+Layout = Literal["hwc", "chw"]
+"""Axes of an image: height, width, channels, or channels first."""
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 """Where Debian's package `dataset-fashion-mnist` puts its files."""
 
@@ -37,7 +42,23 @@ class LocalData(Settings):
     """Licence of the data, for the provenance."""
 
 
-class Idx(LocalData):
+class LocalImages(LocalData):
+    """What image files cannot say about themselves."""
+
+    value_range: tuple[float, float] | None = None
+    """Values that are black and white, such as [0, 4095]; None takes the depth of each file or array. Integers of 32
+    bits, and floats outside 0 to 1 in picture files, need it."""
+
+    @pydantic.model_validator(mode="after")
+    def _has_width(self) -> Self:
+        if self.value_range is not None:
+            low, high = self.value_range
+            if not (math.isfinite(low) and math.isfinite(high)) or low == high:
+                raise ConfigError(f"workload.data.value_range: [{low:g}, {high:g}], expected two different numbers")
+        return self
+
+
+class Idx(LocalImages):
     """A folder of four IDX files with MNIST's names (`train-images-idx3-ubyte`, …), plain or `.gz`."""
 
     source: Literal["idx"] = "idx"
@@ -45,7 +66,7 @@ class Idx(LocalData):
     """Folder holding the four files."""
 
 
-class Images(LocalData):
+class Images(LocalImages):
     """Image files in one folder per class, below `train/` and `test/` where those exist."""
 
     source: Literal["images"] = "images"
@@ -55,20 +76,25 @@ class Images(LocalData):
     """Side every image is resized to; pixels."""
     channels: Literal[1, 3] = 3
     """1 reads grey, 3 reads colour."""
+    frames: Literal["one", "first"] = "one"
+    """`one` rejects a file of several frames or pages; `first` reads the first of each."""
     test_fraction: Fraction = 0.2
     """Share held out where there is no `test/` folder."""
 
 
-class Npz(LocalData):
+class Npz(LocalImages):
     """A NumPy archive with `x_train` and `y_train`, and `x_test`, `y_test` where there is a test set.
 
-    Images are (n, h, w), (n, h, w, c) with c in 1, 3, 4, or (n, c, h, w); uint8 (scaled by 1/255) or floats. Labels
-    are integers from 0. `groups_train`, if it is there, is the column of the `natural` partition.
+    Images are (n, h, w), (n, h, w, c) with c in 1, 3, 4, or (n, c, h, w); booleans, uint8 (scaled by 1/255), uint16
+    (by 1/65535), floats (as they are), or any integers with a `value_range`. Labels are integers from 0.
+    `groups_train`, if it is there, is the column of the `natural` partition.
     """
 
     source: Literal["npz"] = "npz"
     file: DataPath
     """The `.npz` file."""
+    layout: Layout | None = None
+    """Axes of an image: `hwc` has channels last, `chw` first; None infers it where the sizes leave no doubt."""
     test_fraction: Fraction = 0.2
     """Share held out where there is no `x_test`."""
 
@@ -93,7 +119,7 @@ class HubData(LocalData):
     """Column of the `natural` partition (a user, a writer, a topic)."""
 
 
-class HubImages(HubData):
+class HubImages(HubData, LocalImages):
     """Images of a Hugging Face data set."""
 
     image_column: str = "image"
@@ -102,6 +128,8 @@ class HubImages(HubData):
     """Side every image is resized to, pixels; None keeps them, and they must then be equal."""
     channels: Literal[1, 3] = 3
     """1 reads grey, 3 reads colour."""
+    frames: Literal["one", "first"] = "one"
+    """`one` rejects a file of several frames or pages; `first` reads the first of each."""
 
 
 class HubText(HubData):

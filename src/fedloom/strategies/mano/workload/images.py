@@ -38,8 +38,9 @@ def split(config: Config, data: ImageData, clients: int, seed: int) -> Split:
     """Draw training and validation rows, deal the former to the clients.
 
     Raises:
-        ConfigError: more images are asked for than there are, or a client is left without any.
+        ConfigError: more images are asked for than there are, a client is left without any, or values are no pixels.
     """
+    data.check_pixels("mano")
     train_styles, test_styles = _styles(config.styles, data, seed) if config.styles.clusters else (None, None)
     usable = np.arange(len(data.y_train))
     if train_styles is not None:

@@ -15,6 +15,8 @@ from fedloom.strategies.mano.workload.corruptions.suite import CORRUPTIONS, Bank
 from fedloom.workloads._data.image_files import PICTURES
 from fedloom.workloads._data.images import ImageData
 from fedloom.workloads._data.raw import existing, files_below
+from fedloom.workloads._data.settings import ImageSource
+from fedloom.workloads._data.values import stacked
 
 Pixels = tuple[Array, Array]
 """Images (n, c, h, w), float32 from 0 to 1, and labels (n,), int64."""
@@ -47,7 +49,7 @@ def shifted_sets(config: Config, data: ImageData, styles: Array | None, seed: in
         found += _by_style(config, data, styles)
         found += _suite(config, data, unseen[: config.suite.images], "subpopulation", "mild", seed)
     for own in config.sets:
-        found += _cifar_c(own, data) if isinstance(own, CifarC) else _folders(own, data)
+        found += _cifar_c(own, data) if isinstance(own, CifarC) else _folders(own, data, config.data)
     return found
 
 
@@ -128,7 +130,7 @@ def _cifar_c(own: CifarC, data: ImageData) -> list[ShiftedSet]:
     return found
 
 
-def _folders(own: SetFolders, data: ImageData) -> list[ShiftedSet]:
+def _folders(own: SetFolders, data: ImageData, source: ImageSource) -> list[ShiftedSet]:
     folder = existing(own.folder, "workload.sets", "Give a folder of sets, each a folder of class folders")
     names = list(data.info["label_names"])
     found = []
@@ -142,7 +144,7 @@ def _folders(own: SetFolders, data: ImageData) -> list[ShiftedSet]:
                 family=place.name,
                 name=place.name,
                 severity=0,
-                load=lambda place=place: _pictures(place, names, data),  # type: ignore[misc]
+                load=lambda place=place: _pictures(place, names, data, source),  # type: ignore[misc]
             )
         )
     if not found:
@@ -150,24 +152,19 @@ def _folders(own: SetFolders, data: ImageData) -> list[ShiftedSet]:
     return found
 
 
-def _pictures(place: Path, names: list[str], data: ImageData) -> Pixels:
-    from PIL import Image, UnidentifiedImageError
-
-    from fedloom.workloads._data.pictures import picture_array
+def _pictures(place: Path, names: list[str], data: ImageData, source: ImageSource) -> Pixels:
+    from fedloom.workloads._data.pictures import picture_rule, read_picture
 
     channels, height, _ = data.shape
+    rule = picture_rule(source, height, channels)
     images, labels = [], []
     for label, name in enumerate(names):
         for _, path in files_below(place / name, PICTURES) if (place / name).is_dir() else []:
-            try:
-                with Image.open(path) as picture:
-                    images.append(picture_array(picture, height, channels))
-            except (OSError, UnidentifiedImageError) as exc:
-                raise DataMissing(f"{path}: cannot be read as a picture: {exc}. Remove or replace it") from exc
+            images.append(read_picture(path, rule, str(path))[0])
             labels.append(label)
     if len(images) < 2:
         raise DataMissing(f"{place}: {len(images)} pictures in class folders; a set needs at least two")
-    return _fitting(np.stack(images), data, place), np.array(labels, np.int64)
+    return _fitting(stacked(images), data, place), np.array(labels, np.int64)
 
 
 def _read(path: Path) -> Array:

@@ -52,8 +52,9 @@ def prepare(config: Config, data: ImageData, clients: int, seed: int, device: to
     """Draw the training and validation images, deal the former to the clients.
 
     Raises:
-        ConfigError: more images are asked for than there are, or a client is left without any.
+        ConfigError: more images are asked for than there are, a client is left without any, or values are no pixels.
     """
+    data.check_pixels("meat")
     total = len(data.y_train)
     wanted = total if config.train_examples is None else config.train_examples
     held_back = round(config.validation * wanted)
