@@ -13,12 +13,13 @@ from fedloom.core import definitions
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, FedloomError, UnknownName, UsageError
 from fedloom.core.history import RoundRecord, RunSummary
+from fedloom.core.local_token import new_token
 from fedloom.core.plugins import check_parts
 from fedloom.core.protocols import Sink
 from fedloom.core.records import Arrays
 from fedloom.core.run_files import EXPERIMENT
 from fedloom.core.text import did_you_mean
-from fedloom.server.app import Server, new_token
+from fedloom.server.app import Server
 from fedloom.server.rounds.run_services import FleetAccess
 from fedloom.server.rounds.session import Outcome, run_session
 from fedloom.server.store.disk_run_store import DiskRunStore

@@ -197,8 +197,8 @@ def test_a_token_file_holds_one_word(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nodes"], "Join a server first: fedloom join TOKEN"),
-        (["client"], "Join a server first: fedloom join TOKEN"),
+        (["nodes"], "Join a server first: fedloom join - <TOKEN-FILE"),
+        (["client"], "Join a server first: fedloom join - <TOKEN-FILE"),
         (["nodes", "--token-file", __file__], "--token-file needs --server"),
         (["client", "--name", "x"], "--name and --token-file need --server"),
         (["serve", "--insecure", "--host", "0.0.0.0"], "give --insecure a second time"),

@@ -246,6 +246,9 @@ class TestAtWork:
             _, other, refused = self._agent(lambda: forgets)
             try:
                 wait_until(lambda: fleet.server.coordinator.online == 2)
+                wait_until(lambda: renewer.identity.key != keeps.key)
+                with pytest.raises(Unauthenticated, match="a newer certificate of 'keeps' has been used"):
+                    wait_until(lambda: enroll.confirm(keeps))
                 other.join(15)
                 assert not other.is_alive() and refused, "the stream of an expired certificate ends"
                 time.sleep(1.0)

@@ -151,7 +151,9 @@ def _parse(words: Sequence[str]) -> None:
 
 def _before_shell(words: Sequence[str]) -> list[str]:
     """The words up to a redirection or a pipe."""
-    return list(words[: next((at for at, word in enumerate(words) if word in (">", "|", "&")), len(words))])
+    return list(
+        words[: next((at for at, word in enumerate(words) if word in (">", "|", "&") or word[0] == "<"), len(words))]
+    )
 
 
 def _values(words: Sequence[str], option: str) -> list[str]:

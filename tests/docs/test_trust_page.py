@@ -42,7 +42,7 @@ TOLD: dict[Any, dict[str, str]] = {
     enroll_pb2.JoinRequest: {
         "protocol": "version", "secret": "the token's secret, once", "csr_pem": "a certificate request",
     },
-    enroll_pb2.RenewRequest: {},
+    enroll_pb2.RenewRequest: {"csr_pem": "a certificate request with the new public key"},
 }  # fmt: skip
 
 

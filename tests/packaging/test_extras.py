@@ -70,8 +70,8 @@ set -e
 fedloom serve --port 0 --state srv >serve.log 2>&1 & server=$!
 trap 'kill $server $client 2>/dev/null || true' EXIT
 for i in $(seq 100); do [ -f srv/admin/server.json ] && break; sleep 0.1; done
-token=$(fedloom token create --name lab --identity srv/admin)
-fedloom join "$token" --identity lab --allow numpy_linear
+fedloom token create --name lab --out lab.token --identity srv/admin
+fedloom join - <lab.token --identity lab --allow numpy_linear
 fedloom client --identity lab >client.log 2>&1 & client=$!
 run=$(fedloom submit x.toml --identity srv/admin)
 fedloom watch "$run" --identity srv/admin

@@ -11,6 +11,7 @@ from cryptography import x509
 from fedloom.core.errors import BadMessage, LimitExceeded, NotFound, Unauthenticated
 from fedloom.core.identity import certificate_request, make_key
 from fedloom.server.access import members as module
+from fedloom.server.access import tokens
 from fedloom.server.access.authority import Authority
 from fedloom.server.access.members import MAX_CERTIFICATES, MAX_NAME, MAX_STEM, Member, Registry, fingerprint_of
 
@@ -69,21 +70,24 @@ def test_a_name_that_may_be_given_fits_into_a_certificate(registry: Registry, au
         registry.create_token("b" * (MAX_STEM + 1), "node", {}, 60.0, 2)
 
 
-def test_tokens_that_may_not_be_spent_any_more_are_forgotten(
-    registry: Registry, authority: Authority, clock: Clock
+def test_tokens_that_may_not_be_spent_any_more_are_forgotten_for_new_ones(
+    registry: Registry, authority: Authority, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tokens, "MAX_TOKENS", 4)
     joined(registry, authority, "one")
     registry.create_token("soon", "node", {}, 5.0, 3)
+    registry.create_token("ended", "node", {}, 50.0, 3)
+    registry.end_token(registry.tokens()[-1].id)
     later = registry.create_token("later", "node", {}, 50.0, 2)
-    assert kept(registry, "tokens") == 2, "the spent one is gone"
+    assert [token.name for token in registry.tokens()] == ["one", "soon", "ended", "later"]
     clock.now += 6.0
     registry.create_token("last", "node", {}, 5.0, 1)
-    assert kept(registry, "tokens") == 2, "and the old one"
+    assert [token.name for token in registry.tokens()] == ["later", "last"]
     registry.join(later, lambda name, role: certificate(authority, name, role))
 
 
 def test_there_is_an_end_to_tokens(registry: Registry, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_TOKENS", 3)
+    monkeypatch.setattr(tokens, "MAX_TOKENS", 3)
     for number in range(3):
         registry.create_token(f"n{number}", "node", {}, 60.0, 1)
     with pytest.raises(LimitExceeded, match="3 join tokens may still be spent"):
@@ -120,10 +124,15 @@ def test_renewing_for_ever_keeps_the_newest_and_the_one_that_is_shown(registry: 
         registry.renew(first, each)
     assert kept(registry, "certificates") == MAX_CERTIFICATES + 2, "the one shown, and another member's"
     assert registry.admit(first).name == shown.name
-    for each in fresh[-MAX_CERTIFICATES:]:
+    for each in fresh[-MAX_CERTIFICATES:]:  # each is newer than those before, which it ends
         assert registry.admit(fingerprint_of(each)).name == "n"
-    with pytest.raises(Unauthenticated):
+    with pytest.raises(Unauthenticated, match="does not know the caller's certificate"):
         registry.admit(fingerprint_of(fresh[0]))
+    for old in (first, fingerprint_of(fresh[-2])):
+        with pytest.raises(Unauthenticated, match="a newer certificate of 'n' has been used"):
+            registry.admit(old)
+    with pytest.raises(Unauthenticated, match="a newer certificate"):
+        registry.renew(first, certificate(authority, "n"))
     assert other.name == "other"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import grpc
 import pytest
@@ -13,7 +12,7 @@ from cryptography import x509
 from members import Members, members
 
 from fedloom.client.control import ControlClient
-from fedloom.client.enroll import renew
+from fedloom.client.enroll import confirm, get_fresh, renew
 from fedloom.client.link import connect, connect_trusting
 from fedloom.core.config import Experiment
 from fedloom.core.errors import Forbidden
@@ -179,14 +178,22 @@ def test_users_look_after_their_own_runs_administrators_after_all(
         assert admin.stop(run_id) == "queued"
 
 
-def test_a_renewed_certificate_is_for_the_same_key_and_name(fleet: Members, tmp_path: Path) -> None:
+def test_a_renewed_certificate_is_for_a_new_key_and_ends_the_old_one_when_it_is_used(fleet: Members) -> None:
     before = fleet.joined("renewing")
-    after = renew(before)
-    assert Identity.load(before.folder).certificate == after.certificate != before.certificate
-    old, new = (x509.load_pem_x509_certificate(each.certificate) for each in (before, after))
-    assert old.public_key() == new.public_key() and old.subject == new.subject
-    for identity in (before, after):  # a connection that still shows the old one goes on
-        renew(identity)
+    fresh = get_fresh(before)
+    assert Identity.load(before.folder) == fresh
+    assert sorted(path.name for path in before.folder.iterdir()) == [
+        "authority.pem", "certificate.pem", "key.pem", "server.json"
+    ]  # fmt: skip
+    old, new = (x509.load_pem_x509_certificate(each.certificate) for each in (before, fresh))
+    assert old.public_key() != new.public_key() and old.subject == new.subject
+    with contextlib.closing(connect(fleet.address, before)) as channel:
+        assert status(channel, "Credentials/Confirm") == "OK", "the fresh one has not been used yet"
+        confirm(fresh)
+        assert status(channel, "Credentials/Confirm") == "UNAUTHENTICATED", "also on a connection that is open"
+    with contextlib.closing(connect(fleet.address, before)) as channel:
+        assert status(channel, "Credentials/Renew") == "UNAUTHENTICATED"
+    after = renew(fresh)
     fleet.revoke("renewing")
     with contextlib.closing(connect(fleet.address, after)) as channel:
         assert status(channel, "Credentials/Renew") == "UNAUTHENTICATED", "revocation is of every certificate"

@@ -11,7 +11,7 @@ import click
 import typer
 
 from fedloom import __version__
-from fedloom.cli import adapters, experiments, fleet, members, reports, study
+from fedloom.cli import adapters, audit, experiments, fleet, members, reports, study
 from fedloom.cli.terminal import DEBUG_HELP, Verb, print_error, remember_debug
 from fedloom.core.errors import FedloomError
 from fedloom.reporting.plain import escape_unprintable
@@ -44,6 +44,7 @@ for panel, commands in {
     "Results": (reports.report, reports.compare, reports.replay),
     "Servers and devices": (
         fleet.serve, members.join, fleet.client, fleet.submit, fleet.runs, fleet.watch, fleet.stop, fleet.nodes,
+        audit.audit,
     ),
 }.items():  # fmt: skip
     for command in commands:

@@ -39,7 +39,8 @@ TokenFile = Annotated[
         exists=True,
         dir_okay=False,
         envvar="FEDLOOM_TOKEN_FILE",
-        help="File whose only line is the shared token of a server started with --insecure.",
+        help="File whose only line is the shared token of a server started with --insecure. Where not given, the "
+        "server makes one, and this user's commands on its machine find it.",
     ),
 ]
 
@@ -145,7 +146,7 @@ def client(
             raise UsageError(
                 "--server is for servers without members; leave it out, or leave out --identity and --policy"
             )
-        app.run_client(server, name=name, token=_token(token_file))
+        app.run_client(server, name=name, token=_token(token_file, server))
     elif name is not None or token_file is not None:
         raise UsageError("--name and --token-file need --server; a node that has joined has its name from its token")
     else:
@@ -238,7 +239,7 @@ def _control(server: str | None, identity: Path | None, token_file: Path | None)
     from fedloom.client.control import ControlClient
 
     if server is not None:
-        return ControlClient(server, token=_token(token_file))
+        return ControlClient(server, token=_token(token_file, server))
     if token_file is not None:
         raise UsageError("--token-file needs --server; a server that was joined knows its members by certificate")
     known = find_identity(identity)
@@ -272,10 +273,12 @@ def _log_to_stderr(form: str) -> None:
     logging.getLogger("fedloom").setLevel(logging.INFO)
 
 
-def _token(file: Path | None) -> str:
-    """The secret in a file; empty where there is no file."""
+def _token(file: Path | None, server: str = "") -> str:
+    """Read the secret in a file; without one, that of this user's server on this machine, else empty."""
+    from fedloom.core import local_token
+
     if file is None:
-        return ""
+        return local_token.find(server)
     token = file.read_text(encoding="utf-8").strip()
     if not token or len(token.split()) > 1:
         raise UsageError(f"--token-file {str(file)!r}: expected one word, the token, and nothing else")

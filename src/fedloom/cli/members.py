@@ -1,4 +1,4 @@
-"""Commands about who belongs to a server: joining it, letting others join, looking at them, putting them out."""
+"""Commands about who belongs to a server: join it, make and revoke tokens, inspect, label and revoke members."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedloom.cli.terminal import Verb, output, print_table
+from fedloom.cli.terminal import Verb, output, print_table, print_warning
 from fedloom.core.errors import Unauthenticated, UsageError
 
 if TYPE_CHECKING:
-    from fedloom.client.admin import AdminClient, MemberRow
+    from fedloom.client.admin import AdminClient, MemberRow, TokenRow
     from fedloom.core.identity import Identity
 
 IdentityFolder = Annotated[
@@ -31,15 +31,18 @@ IdentityFolder = Annotated[
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A member's name.", show_default=False)]
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
-token = typer.Typer(help="Let devices and people join.", no_args_is_help=True)
-node = typer.Typer(help="Look at members, label them, put them out.", no_args_is_help=True)
+token = typer.Typer(help="Make, list and revoke join tokens.", no_args_is_help=True)
+node = typer.Typer(help="Inspect, label and revoke members.", no_args_is_help=True)
 
 
 def join(
     join_token: Annotated[
         str,
         typer.Argument(
-            metavar="TOKEN", help="As `fedloom token create` printed it; - reads it from stdin.", show_default=False
+            metavar="-",
+            help="- reads the token from stdin, as `fedloom token create` made it. The token itself works too, but "
+            "other users of the machine can read a command line.",
+            show_default=False,
         ),
     ],
     identity: Annotated[
@@ -56,15 +59,18 @@ def join(
 ) -> None:
     """Become a member of a server: verify it, make a key here, have it certified."""
     from fedloom.client import enroll
+    from fedloom.core import files
     from fedloom.core.identity import default_folder
 
     told = sys.stdin.read().strip() if join_token == "-" else join_token
     policy = _policy_text(allow)
+    if join_token != "-":
+        print_warning("the token was on the command line, where other users can read it: fedloom join - <TOKEN-FILE")
     joined = enroll.join(told, identity)
     if joined.role == "node":
         file = joined.folder / "policy.toml"
         if allow or not file.exists():
-            file.write_text(policy, encoding="utf-8")
+            files.write(file, policy, private=True)
         typer.echo(f"joined {joined.address} as node {joined.name}; its policy is {file}")
         if not allow:
             typer.echo("it refuses all work until that file allows some")
@@ -87,12 +93,65 @@ def create_token(
     uses: Annotated[int, typer.Option(min=1, metavar="N", help="How many may join with it.")] = 1,
     role: Annotated[str, typer.Option(metavar="ROLE", help="node, user or admin.")] = "node",
     label: Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="A label of the member; repeatable.")] = [],  # noqa: B006
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write it to a file only you can read, instead of printing it."),
+    ] = None,
     identity: IdentityFolder = None,
 ) -> None:
-    """Print a join token: the server's address, the digest of its authority, and a secret."""
+    """Make a join token: the server's address, the digest of its authority, and a secret."""
+    from fedloom.core import files
+
     with _admin(identity) as admin:
         made = admin.create_token(name, role=role, ttl_s=_seconds(ttl), uses=uses, labels=_labels(label))
-    typer.echo(made.encode())
+    if out is None:
+        typer.echo(made.encode())
+        return
+    files.write(out, made.encode() + "\n", private=True)
+    typer.echo(f"the token is in {out}; join with: fedloom join - <{shlex.quote(str(out))}")
+
+
+@token.command("list", cls=Verb)
+def list_tokens(identity: IdentityFolder = None) -> None:
+    """List join tokens: what they admit, how often still, and whom they have admitted."""
+    with _admin(identity) as admin:
+        rows = [
+            (
+                each.id,
+                each.name,
+                each.role,
+                f"{each.used} of {each.uses}",
+                _token_standing(each),
+                each.maker,
+                ", ".join(each.admitted),
+            )
+            for each in admin.tokens()
+        ]
+    print_table(output(), ("token", "name", "role", "used", "standing", "made by", "admitted"), rows)
+
+
+@token.command("revoke", cls=Verb)
+def revoke_token(
+    token_id: Annotated[
+        str, typer.Argument(metavar="ID", help="A token's id; `fedloom token list` has them.", show_default=False)
+    ],
+    members: Annotated[bool, typer.Option("--members", help="Revoke the members it has admitted, too.")] = False,
+    identity: IdentityFolder = None,
+) -> None:
+    """Let a token admit nobody any more. Whoever it has admitted remains a member, but for --members."""
+    with _admin(identity) as admin:
+        known = {each.id: each for each in admin.tokens()}
+        standing = {each.name for each in admin.members() if not each.revoked_at}
+        found = known.get(token_id)
+        admitted = [name for name in found.admitted if name in standing] if found is not None else []
+        if not (members and admitted and found is not None and _is_over(found)):  # nothing but its members is left
+            admin.revoke_token(token_id)
+        typer.echo(f"token {token_id} admits nobody any more")
+        for name in admitted if members else ():
+            admin.revoke(name)
+            typer.echo(f"{name} was revoked")
+    if admitted and not members:
+        typer.echo(f"it has admitted {', '.join(admitted)}, who remain members; --members revokes them, too")
 
 
 @node.command("list", cls=Verb)
@@ -117,6 +176,7 @@ def show_member(name: Name, identity: IdentityFolder = None) -> None:
         ("standing", _standing(member)),
         ("labels", _labels_text(member)),
         ("joined", _time(member.enrolled_at)),
+        ("by token", member.token or "none"),
         ("certificate until", _time(member.expires_at)),
         ("certificate SHA-256", member.fingerprint),
     ]
@@ -124,11 +184,17 @@ def show_member(name: Name, identity: IdentityFolder = None) -> None:
 
 
 @node.command("revoke", cls=Verb)
-def revoke_member(name: Name, identity: IdentityFolder = None) -> None:
-    """Put a member out at once: its streams end, its certificates are refused."""
+def revoke_member(
+    name: Name,
+    keep_token: Annotated[
+        bool, typer.Option("--keep-token", help="Leave the token it joined by as it is, for others who hold it.")
+    ] = False,
+    identity: IdentityFolder = None,
+) -> None:
+    """Revoke a member at once: its streams end, its certificates are refused, its token admits nobody any more."""
     with _admin(identity) as admin:
-        admin.revoke(name)
-    typer.echo(f"{name} was revoked")
+        ended = admin.revoke(name, keep_token=keep_token)
+    typer.echo(f"{name} was revoked" + "".join(f", and token {each} has ended" for each in ended))
 
 
 @node.command("label", cls=Verb)
@@ -222,6 +288,22 @@ def _standing(member: MemberRow) -> str:
     if member.expires_at < datetime.now(UTC).timestamp():
         return f"expired {_time(member.expires_at)}"
     return "good"
+
+
+def _is_over(token_row: TokenRow) -> bool:
+    """Tell whether a token admits nobody any more."""
+    ended = token_row.revoked_at or token_row.expires_at <= datetime.now(UTC).timestamp()
+    return bool(ended) or token_row.used >= token_row.uses
+
+
+def _token_standing(token_row: TokenRow) -> str:
+    if token_row.revoked_at:
+        return f"revoked {_time(token_row.revoked_at)}"
+    if token_row.used >= token_row.uses:
+        return "used up"
+    if _is_over(token_row):
+        return f"expired {_time(token_row.expires_at)}"
+    return f"until {_time(token_row.expires_at)}"
 
 
 def _time(seconds: float) -> str:

@@ -64,3 +64,8 @@ def print_table(console: Console, head: Sequence[str], rows: Iterable[Sequence[s
     for row in rows:
         table.add_row(*(Text(harmless(cell)) for cell in row))
     console.print(table)
+
+
+def print_warning(message: str) -> None:
+    """Print one message on stderr that does not end the command."""
+    output(to_stderr=True).print(Text(f"fedloom: warning: {harmless(message)}"), soft_wrap=True)

@@ -29,6 +29,28 @@ class MemberRow:
     revoked_at: float
     fingerprint: str
     """SHA-256 of the newest certificate."""
+    token: str = ""
+    """Id of the token it joined by; empty for the server's own administrator."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenRow:
+    """One join token of a server; its secret is not known there."""
+
+    id: str
+    name: str
+    role: str
+    labels: Mapping[str, str]
+    uses: int
+    used: int
+    created_at: float
+    """Seconds since 1970, as all times here; 0 where it has not happened."""
+    expires_at: float
+    revoked_at: float
+    maker: str
+    """The administrator who made it."""
+    admitted: Sequence[str]
+    """Members it has admitted."""
 
 
 class AdminClient:
@@ -64,13 +86,35 @@ class AdminClient:
                 expires_at=row.expires_at,
                 revoked_at=row.revoked_at,
                 fingerprint=row.fingerprint,
+                token=row.token,
             )
             for row in reply.members
         ]
 
-    def revoke(self, name: str) -> None:
-        """Put a member out, at once."""
-        self._call(self._stub.Revoke, pb.RevokeRequest(name=name))
+    def revoke(self, name: str, *, keep_token: bool = False) -> Sequence[str]:
+        """Revoke a member, at once, and the tokens it could come back by.
+
+        Args:
+            name: the member's.
+            keep_token: leave the token it joined by as it is.
+
+        Returns:
+            The ids of the tokens that have ended.
+        """
+        reply = self._call(self._stub.Revoke, pb.RevokeRequest(name=name, keep_token=keep_token))
+        return list(reply.ended_tokens)
+
+    def tokens(self) -> Sequence[TokenRow]:
+        """Every token the server still knows, the oldest first."""
+        return [_token(row) for row in self._call(self._stub.ListTokens, pb.ListTokensRequest()).tokens]
+
+    def revoke_token(self, token_id: str) -> TokenRow:
+        """Let a token admit nobody any more; whoever it has admitted remains a member."""
+        return _token(self._call(self._stub.RevokeToken, pb.RevokeTokenRequest(id=token_id)).token)
+
+    def audit(self, last: int) -> Sequence[str]:
+        """Get the latest lines of the audit log, one JSON object each, the oldest of them first."""
+        return list(self._call(self._stub.Audit, pb.AuditRequest(last=last)).lines)
 
     def label(self, name: str, add: Mapping[str, str], remove: Sequence[str] = ()) -> Mapping[str, str]:
         """Change a member's labels; returns what it has then."""
@@ -92,3 +136,19 @@ class AdminClient:
             return method(request, timeout=self._timeout_s)
         except grpc.RpcError as exc:
             raise translate(exc, self._address) from exc
+
+
+def _token(row: pb.TokenRow) -> TokenRow:
+    return TokenRow(
+        id=row.id,
+        name=row.name,
+        role=row.role,
+        labels=dict(row.labels),
+        uses=row.uses,
+        used=row.used,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+        maker=row.maker,
+        admitted=tuple(row.admitted),
+    )

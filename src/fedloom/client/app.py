@@ -16,6 +16,7 @@ from fedloom.client.helper_process import ProcessHelpers
 from fedloom.client.memory import MemoryLimits
 from fedloom.client.policy import Guard, Policy, Usage, apply_limits
 from fedloom.client.setup import NodeSetup
+from fedloom.core import files
 from fedloom.core.errors import Forbidden, RunFailed
 from fedloom.core.identity import Identity
 
@@ -38,6 +39,7 @@ def run_client(server: str, *, name: str | None = None, token: str = "", give_up
         Unauthenticated: the server wants another token.
         RunFailed: the server sent this node away for good, such as because another one has its name.
     """
+    files.restrict_new_files()
     for variable in _THREADS:  # sums must not depend on the number of threads; one agent to a core
         os.environ.setdefault(variable, "1")
     node, setup = name or platform.node() or "client", NodeSetup(helpers=ProcessHelpers())
@@ -53,14 +55,17 @@ def run_member(folder: Path, policy_file: Path | None = None, *, give_up_s: floa
         give_up_s: as for `run_client`.
 
     Raises:
-        UsageError: no identity there, or a policy that cannot be read.
+        UsageError: no identity there, one that others can read, or a policy that others can write or nobody can read.
         Unauthenticated: the node was revoked, or its certificate has expired.
         and what `run_client` raises.
     """
+    files.restrict_new_files()
     identity = Identity.load(folder)
     if identity.role != "node":
         raise Forbidden(f"{folder} is the identity of {identity.name!r}, a {identity.role}; a node's is needed")
     file = policy_file or folder / "policy.toml"
+    if file.exists():
+        files.require_unwritable_by_others(file, "the policy")
     policy = Policy.load(file)
     _warn(policy, identity.name, file)
     apply_limits(policy.limits)

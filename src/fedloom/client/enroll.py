@@ -12,7 +12,6 @@ from pathlib import Path
 import grpc
 
 from fedloom.client.link import connect, connect_trusting, translate
-from fedloom.core import files
 from fedloom.core.errors import FedloomError, ServerUnreachable, Unauthenticated, UsageError
 from fedloom.core.identity import (
     Identity,
@@ -116,20 +115,53 @@ def _check_free(folder: Path) -> None:
 
 
 def renew(identity: Identity) -> Identity:
-    """The identity with a fresh certificate for the same key, saved.
+    """Give an identity a fresh key and certificate, saved and used once, which ends the old certificate.
 
     Raises:
         Unauthenticated: the server does not take the present certificate (any more).
         ServerUnreachable: nobody answers.
     """
-    with contextlib.closing(connect(identity.address, identity)) as channel:
-        try:
-            reply = CredentialsStub(channel).Renew(pb.RenewRequest(), timeout=_TIMEOUT_S)
-        except grpc.RpcError as exc:
-            raise translate(exc, identity.address) from exc
-    fresh = replace(identity, certificate=reply.certificate_pem.encode())
-    files.write(identity.folder / "certificate.pem", fresh.certificate, private=True)
+    fresh = get_fresh(identity)
+    confirm(fresh)
     return fresh
+
+
+def get_fresh(identity: Identity) -> Identity:
+    """Get a fresh key and certificate and save them; the old certificate is good until the fresh one is used.
+
+    Where another process has just done so, its key and certificate are returned.
+
+    Raises:
+        as `renew`.
+    """
+    with identity.locked():
+        present = Identity.load(identity.folder)
+        if present.certificate != identity.certificate:
+            return replace(identity, key=present.key, certificate=present.certificate)
+        key = make_key()
+        with contextlib.closing(connect(identity.address, identity)) as channel:
+            try:
+                request = pb.RenewRequest(csr_pem=certificate_request(key))
+                reply = CredentialsStub(channel).Renew(request, timeout=_TIMEOUT_S)
+            except grpc.RpcError as exc:
+                raise translate(exc, identity.address) from exc
+        fresh = replace(identity, key=key_pem(key), certificate=reply.certificate_pem.encode())
+        fresh.save_pair()
+    return fresh
+
+
+def confirm(fresh: Identity) -> None:
+    """Use a fresh certificate for the first time, which ends the older ones.
+
+    Raises:
+        Unauthenticated: the server does not take it.
+        ServerUnreachable: nobody answers; the next call with it has the same effect.
+    """
+    with contextlib.closing(connect(fresh.address, fresh)) as channel:
+        try:
+            CredentialsStub(channel).Confirm(pb.ConfirmRequest(), timeout=_TIMEOUT_S)
+        except grpc.RpcError as exc:
+            raise translate(exc, fresh.address) from exc
 
 
 def renewal_due_s(identity: Identity) -> float:
@@ -164,7 +196,8 @@ class Renewer:
             if renewal_due_s(self.identity) > 0:
                 continue
             try:
-                self.identity = renew(self.identity)
+                self.identity = get_fresh(self.identity)  # before it ends the one that connections were made with
+                confirm(self.identity)
                 _log.info(
                     "certificate of %s renewed until %s",
                     self.identity.name,

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from fedloom.core.errors import UsageError
 
 
 def write(path: Path, content: bytes | str, *, private: bool = False) -> None:
@@ -51,6 +54,65 @@ def replacing(target: Path | Callable[[], Path], *, private: bool = False) -> It
             beside.unlink()
         raise
     _sync_folder(near.parent)
+
+
+def restrict_new_files() -> None:
+    """Let only this process's user read the files and folders that it and its children make from now on."""
+    os.umask(0o077)
+
+
+def require_private_folder(folder: Path, what: str) -> None:
+    """Refuse a folder that users other than this process's can read; one that is not there is no trouble.
+
+    Args:
+        folder: its place.
+        what: what it is, for the error.
+
+    Raises:
+        UsageError: with the command that repairs it.
+    """
+    if not folder.exists():
+        return
+    mode, owner = folder.stat().st_mode & 0o777, folder.stat().st_uid
+    place = shlex.quote(str(folder))
+    if owner != os.geteuid():
+        raise UsageError(
+            f"{what} {folder} belongs to user {owner}, and this process runs as user {os.geteuid()}. Run it as its "
+            f"owner, or give it over, as root: chown -R {os.geteuid()} {place}"
+        )
+    if mode & 0o077:
+        raise UsageError(
+            f"{what} {folder} can be entered by other users (mode {mode:03o}); it holds keys and models. Close it: "
+            f"chmod -R go= {place}"
+        )
+
+
+def require_unwritable_by_others(file: Path, what: str) -> None:
+    """Refuse a file that users other than this process's and root could change or replace.
+
+    Args:
+        file: its place; a link is followed.
+        what: what it is, for the error.
+
+    Raises:
+        UsageError: with the command that repairs it.
+        OSError: it cannot be looked at.
+    """
+    real = file.resolve()
+    for each in (real, real.parent):
+        state = each.stat()
+        fixed = os.statvfs(each).f_flag & os.ST_RDONLY
+        replaceable = state.st_mode & 0o022 and not (each.is_dir() and state.st_mode & 0o1000)
+        if state.st_uid not in (0, os.geteuid()):
+            raise UsageError(
+                f"{what} {file}: {each} belongs to user {state.st_uid}, who could change it. Let root or user "
+                f"{os.geteuid()} own it: chown {os.geteuid()} {shlex.quote(str(each))}"
+            )
+        if replaceable and not fixed:
+            raise UsageError(
+                f"{what} {file}: other users can write {each} (mode {state.st_mode & 0o777:03o}). Let nobody but its "
+                f"owner write it: chmod go-w {shlex.quote(str(each))}"
+            )
 
 
 def is_full(exc: OSError) -> bool:

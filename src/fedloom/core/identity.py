@@ -3,7 +3,7 @@
 A folder, readable by its owner only:
 
     key.pem           made here, never sent anywhere
-    certificate.pem   signed by the server's authority; replaced when renewed
+    certificate.pem   signed by the server's authority; both are replaced when renewed
     authority.pem     whom to trust: the server's own certificate must come from it
     server.json       the server's address, and the name and role it gave
 """
@@ -11,8 +11,12 @@ A folder, readable by its owner only:
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
 import json
 import os
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +34,10 @@ SERVER_NAME = "fedloom-server"
 ROLES = ("node", "user", "admin")
 """Nodes work; users submit, watch and stop runs of their own; admins do everything people do, and say who is in."""
 _TOKEN_PREFIX = "fedloom1."
+_RENEWED = "renewed.pem"
+"""A key and its certificate on their way into `key.pem` and `certificate.pem`, which take two steps."""
+_READ_AGAIN_S = 0.05
+_READS = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,22 +92,19 @@ class Identity:
         """
         try:
             server = json.loads((folder / "server.json").read_text(encoding="utf-8"))
-            key_file = folder / "key.pem"
-            mode = key_file.stat().st_mode & 0o077
-            if mode:
-                raise UsageError(f"{key_file} can be read by others (mode {mode:03o} too many); chmod 600 {key_file}")
+            key, certificate = _read_pair(folder)
             return cls(
                 folder=folder,
                 name=server["name"],
                 role=server["role"],
                 address=server["address"],
-                key=key_file.read_bytes(),
-                certificate=(folder / "certificate.pem").read_bytes(),
+                key=key,
+                certificate=certificate,
                 authority=(folder / "authority.pem").read_bytes(),
             )
         except FileNotFoundError as exc:
             raise UsageError(
-                f"no identity in {folder} ({exc.filename} is missing). Join a server first: fedloom join TOKEN"
+                f"no identity in {folder} ({exc.filename} is missing). Join a server first: fedloom join - <TOKEN-FILE"
             ) from exc
         except (OSError, ValueError, KeyError, TypeError) as exc:
             raise UsageError(f"{folder}: not readable as an identity: {exc!r}. Join again with a new token") from exc
@@ -107,11 +112,30 @@ class Identity:
     def save(self) -> None:
         """Write the folder; the file that makes it whole comes last."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self.folder / _RENEWED).unlink(missing_ok=True)
         files.write(self.folder / "key.pem", self.key, private=True)
         files.write(self.folder / "authority.pem", self.authority, private=True)
         files.write(self.folder / "certificate.pem", self.certificate, private=True)
         told = {"address": self.address, "name": self.name, "role": self.role}
         files.write(self.folder / "server.json", json.dumps(told, indent=2).encode() + b"\n", private=True)
+
+    def save_pair(self) -> None:
+        """Write a fresh key and its certificate; whoever reads meanwhile, or after a crash, gets both or neither."""
+        pair = self.folder / _RENEWED
+        files.write(pair, self.key.rstrip() + b"\n" + self.certificate, private=True)
+        files.write(self.folder / "key.pem", self.key, private=True)
+        files.write(self.folder / "certificate.pem", self.certificate, private=True)
+        pair.unlink()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from renewing the same identity meanwhile."""
+        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def times(self) -> tuple[datetime, datetime]:
         """When the certificate was got, and when it ends, UTC; it is valid from some time before, for slow clocks."""
@@ -128,6 +152,35 @@ class Identity:
             f"the certificate of {self.name!r} in {self.folder} ended on {end:%Y-%m-%d %H:%M} UTC by this machine's "
             f"clock, so the server at {self.address} will not answer. If the clock is right, join again by a new token"
         )
+
+
+def _read_pair(folder: Path) -> tuple[bytes, bytes]:
+    """Read the key and the certificate that belongs to it; both may be replaced meanwhile."""
+    for _ in range(_READS):
+        renewed = folder / _RENEWED
+        if renewed.exists():
+            key, begin, certificate = _private_bytes(renewed).partition(b"-----BEGIN CERTIFICATE-----")
+            certificate = begin + certificate
+        else:
+            key = _private_bytes(folder / "key.pem")
+            certificate = (folder / "certificate.pem").read_bytes()
+        if _belong_together(key, certificate):
+            return key, certificate
+        time.sleep(_READ_AGAIN_S)
+    raise ValueError("key.pem is not the key of certificate.pem")
+
+
+def _private_bytes(file: Path) -> bytes:
+    mode = file.stat().st_mode & 0o077
+    if mode:
+        raise UsageError(f"{file} can be read by others (mode {mode:03o} too many); chmod 600 {file}")
+    return file.read_bytes()
+
+
+def _belong_together(key: bytes, certificate: bytes) -> bool:
+    """Tell whether a private key is that of a certificate, both PEM."""
+    public = serialization.load_pem_private_key(key, None).public_key()
+    return public == x509.load_pem_x509_certificate(certificate).public_key()
 
 
 def default_folder(role: str) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import platform
-import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from fedloom.core import files, local_token
 from fedloom.core.clock import SYSTEM_CLOCK, Clock
 from fedloom.core.depot import Depot
 from fedloom.core.errors import UsageError
@@ -131,19 +131,26 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C: take runs, do them on the agents that connect.
 
-    A server started on the state folder of one that was stopped or killed goes on with its runs.
+    A server started on the state folder of one that was stopped or killed goes on with its runs. What it writes is
+    readable by its own user only.
 
     Args:
         host, port: where to answer; port 0 takes a free one.
         state: folder of the queue and of all runs.
         metrics_port: where Prometheus finds `/metrics`; None for nowhere.
-        token: shared secret every caller must show, on a server without members; empty for none.
+        token: shared secret every caller must show, on a server without members; where empty, one is made in the state
+            folder, and programs of the same user on this machine find it.
         members: how callers join, and that only those who have may call, encrypted; None for a server without members.
         at_once: runs in work at the same time.
         sinks: take every event of every run.
         on_ready: told the address once the server answers.
         on_finished: told a run's folder when it has ended.
+
+    Raises:
+        UsageError: other users can read the state folder, another server works on it, or a port is taken.
     """
+    files.restrict_new_files()
+    files.require_private_folder(state, "the server's state folder")
     metrics = None if metrics_port is None else _metrics()
     heard = (*sinks, *(() if metrics is None else (metrics,)))
     stop = threading.Event()
@@ -172,6 +179,8 @@ def serve(
                 stack.enter_context(open_security(state, host, members, server.clock)) if members is not None else None
             )
             enroll_port = members.enroll_port if members is not None else 0
+            made = local_token.own_token(state) if own and not token else ""
+            token = token or made
             bound = server.listen(host, port, token=token, runs=runs, security=security, enroll_port=enroll_port)
             if security is not None:
                 enroll_administrator(security, state / "admin", host, bound)
@@ -182,6 +191,8 @@ def serve(
                     server.enroll_port,
                     state / "admin",
                 )
+            if made:
+                _tell_of_token(local_token.publish(bound, made), state)
             exposed = None if metrics is None else _expose(metrics, host, metrics_port or 0)
             runs.start()
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -211,6 +222,7 @@ class Membership:
 @contextlib.contextmanager
 def open_security(state: Path, host: str, members: Membership, clock: Clock = SYSTEM_CLOCK) -> Iterator[Security]:
     """The registry and the authority of a state folder."""
+    from fedloom.server.access.audit import Audit
     from fedloom.server.access.enroll_service import Security
 
     authority = Authority.open(state / "authority")
@@ -221,6 +233,7 @@ def open_security(state: Path, host: str, members: Membership, clock: Clock = SY
             address=members.address or (platform.node() if host in _ANYWHERE else host),
             lifetime_s=members.certificate_days * 86400,
             allowed=members.allowed,
+            audit=Audit(state, clock.time),
         )
 
 
@@ -240,9 +253,15 @@ def enroll_administrator(security: Security, folder: Path, host: str, port: int)
     ).save()
 
 
-def new_token() -> str:
-    """A secret for a server's callers."""
-    return secrets.token_urlsafe(24)
+def _tell_of_token(published: Path | None, state: Path) -> None:
+    file = state / local_token.FILE
+    if published is None:
+        _log.info("the token callers must show is in %s; give it to them as --token-file", file)
+        return
+    _log.info(
+        "the token callers must show is in %s; this user's commands on this machine find it, others need --token-file",
+        file,
+    )
 
 
 def _metrics() -> PrometheusSink:

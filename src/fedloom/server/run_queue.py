@@ -102,7 +102,7 @@ class RunQueue:
 
     def __init__(self, folder: Path, run_one: RunOne, *, at_once: int = 1, clock: Clock = SYSTEM_CLOCK) -> None:
         self._folder, self._run_one, self._clock = folder, run_one, clock
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = _lock(folder)
         self._database = sqlite3.connect(folder / "fedloom.sqlite", check_same_thread=False, isolation_level=None)
         self._database.execute("pragma journal_mode=wal")
@@ -112,6 +112,11 @@ class RunQueue:
         self._running: dict[str, _Running] = {}
         self._closing = False
         self._threads = [threading.Thread(target=self._work, name=f"fedloom-runs-{n}") for n in range(at_once)]
+
+    @property
+    def folder(self) -> Path:
+        """The server's state folder."""
+        return self._folder
 
     def start(self) -> None:
         """Begin to do runs."""

@@ -156,14 +156,26 @@ class CredentialsStub:
                 request_serializer=fedloom_dot_proto_dot_v1_dot_enroll__pb2.RenewRequest.SerializeToString,
                 response_deserializer=fedloom_dot_proto_dot_v1_dot_enroll__pb2.RenewReply.FromString,
                 _registered_method=True)
+        self.Confirm = channel.unary_unary(
+                '/fedloom.proto.v1.Credentials/Confirm',
+                request_serializer=fedloom_dot_proto_dot_v1_dot_enroll__pb2.ConfirmRequest.SerializeToString,
+                response_deserializer=fedloom_dot_proto_dot_v1_dot_enroll__pb2.ConfirmReply.FromString,
+                _registered_method=True)
 
 
 class CredentialsServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Renew(self, request, context):
-        """A fresh certificate for the key the caller has proved to hold by its present one. The eight newest are admitted, and
-        the one the last renewal was asked for with.
+        """A fresh certificate for a fresh key. The one the call was made with stays good until a newer one of the member is
+        used for the first time. At most eight newer ones wait for that.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Confirm(self, request, context):
+        """Does nothing but use the caller's certificate, which ends the member's older ones.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -176,6 +188,11 @@ def add_CredentialsServicer_to_server(servicer, server):
                     servicer.Renew,
                     request_deserializer=fedloom_dot_proto_dot_v1_dot_enroll__pb2.RenewRequest.FromString,
                     response_serializer=fedloom_dot_proto_dot_v1_dot_enroll__pb2.RenewReply.SerializeToString,
+            ),
+            'Confirm': grpc.unary_unary_rpc_method_handler(
+                    servicer.Confirm,
+                    request_deserializer=fedloom_dot_proto_dot_v1_dot_enroll__pb2.ConfirmRequest.FromString,
+                    response_serializer=fedloom_dot_proto_dot_v1_dot_enroll__pb2.ConfirmReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -205,6 +222,33 @@ class Credentials:
             '/fedloom.proto.v1.Credentials/Renew',
             fedloom_dot_proto_dot_v1_dot_enroll__pb2.RenewRequest.SerializeToString,
             fedloom_dot_proto_dot_v1_dot_enroll__pb2.RenewReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Confirm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedloom.proto.v1.Credentials/Confirm',
+            fedloom_dot_proto_dot_v1_dot_enroll__pb2.ConfirmRequest.SerializeToString,
+            fedloom_dot_proto_dot_v1_dot_enroll__pb2.ConfirmReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -245,6 +289,21 @@ class AdminStub:
                 request_serializer=fedloom_dot_proto_dot_v1_dot_enroll__pb2.LabelRequest.SerializeToString,
                 response_deserializer=fedloom_dot_proto_dot_v1_dot_enroll__pb2.LabelReply.FromString,
                 _registered_method=True)
+        self.ListTokens = channel.unary_unary(
+                '/fedloom.proto.v1.Admin/ListTokens',
+                request_serializer=fedloom_dot_proto_dot_v1_dot_enroll__pb2.ListTokensRequest.SerializeToString,
+                response_deserializer=fedloom_dot_proto_dot_v1_dot_enroll__pb2.ListTokensReply.FromString,
+                _registered_method=True)
+        self.RevokeToken = channel.unary_unary(
+                '/fedloom.proto.v1.Admin/RevokeToken',
+                request_serializer=fedloom_dot_proto_dot_v1_dot_enroll__pb2.RevokeTokenRequest.SerializeToString,
+                response_deserializer=fedloom_dot_proto_dot_v1_dot_enroll__pb2.RevokeTokenReply.FromString,
+                _registered_method=True)
+        self.Audit = channel.unary_unary(
+                '/fedloom.proto.v1.Admin/Audit',
+                request_serializer=fedloom_dot_proto_dot_v1_dot_enroll__pb2.AuditRequest.SerializeToString,
+                response_deserializer=fedloom_dot_proto_dot_v1_dot_enroll__pb2.AuditReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -264,6 +323,7 @@ class AdminServicer:
 
     def Revoke(self, request, context):
         """The member's streams end now, its next call is refused; its name may then be given out again.
+        The token it joined by ends too, and so do tokens it made.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -271,6 +331,26 @@ class AdminServicer:
 
     def Label(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTokens(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeToken(self, request, context):
+        """The token admits nobody any more; whoever it has admitted remains a member.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Audit(self, request, context):
+        """The latest lines of the audit log, the oldest of them first.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -297,6 +377,21 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Label,
                     request_deserializer=fedloom_dot_proto_dot_v1_dot_enroll__pb2.LabelRequest.FromString,
                     response_serializer=fedloom_dot_proto_dot_v1_dot_enroll__pb2.LabelReply.SerializeToString,
+            ),
+            'ListTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTokens,
+                    request_deserializer=fedloom_dot_proto_dot_v1_dot_enroll__pb2.ListTokensRequest.FromString,
+                    response_serializer=fedloom_dot_proto_dot_v1_dot_enroll__pb2.ListTokensReply.SerializeToString,
+            ),
+            'RevokeToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeToken,
+                    request_deserializer=fedloom_dot_proto_dot_v1_dot_enroll__pb2.RevokeTokenRequest.FromString,
+                    response_serializer=fedloom_dot_proto_dot_v1_dot_enroll__pb2.RevokeTokenReply.SerializeToString,
+            ),
+            'Audit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Audit,
+                    request_deserializer=fedloom_dot_proto_dot_v1_dot_enroll__pb2.AuditRequest.FromString,
+                    response_serializer=fedloom_dot_proto_dot_v1_dot_enroll__pb2.AuditReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -407,6 +502,87 @@ class Admin:
             '/fedloom.proto.v1.Admin/Label',
             fedloom_dot_proto_dot_v1_dot_enroll__pb2.LabelRequest.SerializeToString,
             fedloom_dot_proto_dot_v1_dot_enroll__pb2.LabelReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedloom.proto.v1.Admin/ListTokens',
+            fedloom_dot_proto_dot_v1_dot_enroll__pb2.ListTokensRequest.SerializeToString,
+            fedloom_dot_proto_dot_v1_dot_enroll__pb2.ListTokensReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedloom.proto.v1.Admin/RevokeToken',
+            fedloom_dot_proto_dot_v1_dot_enroll__pb2.RevokeTokenRequest.SerializeToString,
+            fedloom_dot_proto_dot_v1_dot_enroll__pb2.RevokeTokenReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Audit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedloom.proto.v1.Admin/Audit',
+            fedloom_dot_proto_dot_v1_dot_enroll__pb2.AuditRequest.SerializeToString,
+            fedloom_dot_proto_dot_v1_dot_enroll__pb2.AuditReply.FromString,
             options,
             channel_credentials,
             insecure,

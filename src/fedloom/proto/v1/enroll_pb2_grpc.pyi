@@ -8,7 +8,7 @@ the main port: to every member, and to those of the role `admin`.
 
 Limits, refused with INVALID_ARGUMENT or RESOURCE_EXHAUSTED: names 64 characters (56 in a token of several uses, for
 theirs end in a number), 16 labels of 64 characters on each side, requests for a certificate 8 KiB, any message on the
-enrolment port 16 KiB, 10,000 tokens that may still be spent, 20,000 members. A connection to the enrolment port is
+enrolment port 16 KiB, 10,000 tokens, 20,000 members. A connection to the enrolment port is
 ended after half a minute.
 """
 
@@ -78,17 +78,21 @@ class CredentialsStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CredentialsAsyncStub: ...
     Renew: _grpc.UnaryUnaryMultiCallable[_enroll_pb2.RenewRequest, _enroll_pb2.RenewReply]
-    """A fresh certificate for the key the caller has proved to hold by its present one. The eight newest are admitted, and
-    the one the last renewal was asked for with.
+    """A fresh certificate for a fresh key. The one the call was made with stays good until a newer one of the member is
+    used for the first time. At most eight newer ones wait for that.
     """
+    Confirm: _grpc.UnaryUnaryMultiCallable[_enroll_pb2.ConfirmRequest, _enroll_pb2.ConfirmReply]
+    """Does nothing but use the caller's certificate, which ends the member's older ones."""
 
 @_typing.type_check_only
 class CredentialsAsyncStub(CredentialsStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Renew: _aio.UnaryUnaryMultiCallable[_enroll_pb2.RenewRequest, _enroll_pb2.RenewReply]  # type: ignore[assignment]
-    """A fresh certificate for the key the caller has proved to hold by its present one. The eight newest are admitted, and
-    the one the last renewal was asked for with.
+    """A fresh certificate for a fresh key. The one the call was made with stays good until a newer one of the member is
+    used for the first time. At most eight newer ones wait for that.
     """
+    Confirm: _aio.UnaryUnaryMultiCallable[_enroll_pb2.ConfirmRequest, _enroll_pb2.ConfirmReply]  # type: ignore[assignment]
+    """Does nothing but use the caller's certificate, which ends the member's older ones."""
 
 class CredentialsServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -97,9 +101,17 @@ class CredentialsServicer(metaclass=_abc_1.ABCMeta):
         request: _enroll_pb2.RenewRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_enroll_pb2.RenewReply, _abc.Awaitable[_enroll_pb2.RenewReply]]:
-        """A fresh certificate for the key the caller has proved to hold by its present one. The eight newest are admitted, and
-        the one the last renewal was asked for with.
+        """A fresh certificate for a fresh key. The one the call was made with stays good until a newer one of the member is
+        used for the first time. At most eight newer ones wait for that.
         """
+
+    @_abc_1.abstractmethod
+    def Confirm(
+        self,
+        request: _enroll_pb2.ConfirmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enroll_pb2.ConfirmReply, _abc.Awaitable[_enroll_pb2.ConfirmReply]]:
+        """Does nothing but use the caller's certificate, which ends the member's older ones."""
 
 def add_CredentialsServicer_to_server(servicer: CredentialsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
@@ -111,8 +123,15 @@ class AdminStub:
     CreateToken: _grpc.UnaryUnaryMultiCallable[_enroll_pb2.CreateTokenRequest, _enroll_pb2.CreateTokenReply]
     ListMembers: _grpc.UnaryUnaryMultiCallable[_enroll_pb2.ListMembersRequest, _enroll_pb2.ListMembersReply]
     Revoke: _grpc.UnaryUnaryMultiCallable[_enroll_pb2.RevokeRequest, _enroll_pb2.RevokeReply]
-    """The member's streams end now, its next call is refused; its name may then be given out again."""
+    """The member's streams end now, its next call is refused; its name may then be given out again.
+    The token it joined by ends too, and so do tokens it made.
+    """
     Label: _grpc.UnaryUnaryMultiCallable[_enroll_pb2.LabelRequest, _enroll_pb2.LabelReply]
+    ListTokens: _grpc.UnaryUnaryMultiCallable[_enroll_pb2.ListTokensRequest, _enroll_pb2.ListTokensReply]
+    RevokeToken: _grpc.UnaryUnaryMultiCallable[_enroll_pb2.RevokeTokenRequest, _enroll_pb2.RevokeTokenReply]
+    """The token admits nobody any more; whoever it has admitted remains a member."""
+    Audit: _grpc.UnaryUnaryMultiCallable[_enroll_pb2.AuditRequest, _enroll_pb2.AuditReply]
+    """The latest lines of the audit log, the oldest of them first."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -120,8 +139,15 @@ class AdminAsyncStub(AdminStub):
     CreateToken: _aio.UnaryUnaryMultiCallable[_enroll_pb2.CreateTokenRequest, _enroll_pb2.CreateTokenReply]  # type: ignore[assignment]
     ListMembers: _aio.UnaryUnaryMultiCallable[_enroll_pb2.ListMembersRequest, _enroll_pb2.ListMembersReply]  # type: ignore[assignment]
     Revoke: _aio.UnaryUnaryMultiCallable[_enroll_pb2.RevokeRequest, _enroll_pb2.RevokeReply]  # type: ignore[assignment]
-    """The member's streams end now, its next call is refused; its name may then be given out again."""
+    """The member's streams end now, its next call is refused; its name may then be given out again.
+    The token it joined by ends too, and so do tokens it made.
+    """
     Label: _aio.UnaryUnaryMultiCallable[_enroll_pb2.LabelRequest, _enroll_pb2.LabelReply]  # type: ignore[assignment]
+    ListTokens: _aio.UnaryUnaryMultiCallable[_enroll_pb2.ListTokensRequest, _enroll_pb2.ListTokensReply]  # type: ignore[assignment]
+    RevokeToken: _aio.UnaryUnaryMultiCallable[_enroll_pb2.RevokeTokenRequest, _enroll_pb2.RevokeTokenReply]  # type: ignore[assignment]
+    """The token admits nobody any more; whoever it has admitted remains a member."""
+    Audit: _aio.UnaryUnaryMultiCallable[_enroll_pb2.AuditRequest, _enroll_pb2.AuditReply]  # type: ignore[assignment]
+    """The latest lines of the audit log, the oldest of them first."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -144,7 +170,9 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _enroll_pb2.RevokeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_enroll_pb2.RevokeReply, _abc.Awaitable[_enroll_pb2.RevokeReply]]:
-        """The member's streams end now, its next call is refused; its name may then be given out again."""
+        """The member's streams end now, its next call is refused; its name may then be given out again.
+        The token it joined by ends too, and so do tokens it made.
+        """
 
     @_abc_1.abstractmethod
     def Label(
@@ -152,5 +180,28 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _enroll_pb2.LabelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_enroll_pb2.LabelReply, _abc.Awaitable[_enroll_pb2.LabelReply]]: ...
+
+    @_abc_1.abstractmethod
+    def ListTokens(
+        self,
+        request: _enroll_pb2.ListTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enroll_pb2.ListTokensReply, _abc.Awaitable[_enroll_pb2.ListTokensReply]]: ...
+
+    @_abc_1.abstractmethod
+    def RevokeToken(
+        self,
+        request: _enroll_pb2.RevokeTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enroll_pb2.RevokeTokenReply, _abc.Awaitable[_enroll_pb2.RevokeTokenReply]]:
+        """The token admits nobody any more; whoever it has admitted remains a member."""
+
+    @_abc_1.abstractmethod
+    def Audit(
+        self,
+        request: _enroll_pb2.AuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enroll_pb2.AuditReply, _abc.Awaitable[_enroll_pb2.AuditReply]]:
+        """The latest lines of the audit log, the oldest of them first."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 from cryptography import x509
@@ -14,10 +14,12 @@ from fedloom.core.identity import pem
 from fedloom.core.messages import PROTOCOL
 from fedloom.proto.v1 import enroll_pb2 as pb
 from fedloom.proto.v1.enroll_pb2_grpc import AdminServicer, CredentialsServicer, EnrollServicer
-from fedloom.server.access.authority import Authority, p256_key
-from fedloom.server.access.gate import Caller, Gate, MemberGate, peer_certificate
+from fedloom.server.access.audit import MAX_LINES, Audit
+from fedloom.server.access.authority import Authority
+from fedloom.server.access.gate import Caller, Gate, MemberGate
 from fedloom.server.access.members import Member, Registry
 from fedloom.server.access.status import answering
+from fedloom.server.access.tokens import Token
 from fedloom.server.fleet.coordinator import Coordinator
 
 _log = logging.getLogger(__name__)
@@ -38,6 +40,8 @@ class Security:
     """How long a member's certificate is valid."""
     allowed: Collection[str] = ()
     """Code and paths that users' runs may name beside what is installed."""
+    audit: Audit = field(default_factory=lambda: Audit(None))
+    """Where it is written down who did what."""
 
 
 class EnrollService(EnrollServicer):
@@ -71,6 +75,7 @@ class EnrollService(EnrollServicer):
 
             member, certificate = security.registry.join(request.secret, sign)
             _log.info("%s joined as %s from %s", member.name, member.role, context.peer(), extra=_about(member))
+            security.audit.record("joined", member.name, context.peer(), role=member.role, token=member.token)
             return pb.JoinReply(name=member.name, role=member.role, certificate_pem=_text(certificate), port=self._port)
 
 
@@ -83,14 +88,17 @@ class CredentialsService(CredentialsServicer):
     def Renew(self, request: pb.RenewRequest, context: grpc.ServicerContext) -> pb.RenewReply:
         with answering(context):
             caller = self._gate.admit(context, "Credentials/Renew")
-            public = p256_key(x509.load_pem_x509_certificate(peer_certificate(context)).public_key())
-            if public is None:
-                raise BadMessage("expected a certificate for a P-256 key; join again to get one")
             security = self._security
-            fresh = security.authority.sign_key(public, caller.name, caller.role, security.lifetime_s)
+            fresh = security.authority.sign_request(request.csr_pem, caller.name, caller.role, security.lifetime_s)
             security.registry.renew(caller.fingerprint, fresh)
             _log.info("%s renewed its certificate", caller.name, extra=_about(caller))
+            security.audit.notice("renewed", caller.name, context.peer())
             return pb.RenewReply(certificate_pem=_text(fresh))
+
+    def Confirm(self, request: pb.ConfirmRequest, context: grpc.ServicerContext) -> pb.ConfirmReply:
+        with answering(context):
+            self._gate.admit(context, "Credentials/Confirm")
+            return pb.ConfirmReply()
 
 
 class AdminService(AdminServicer):
@@ -110,7 +118,10 @@ class AdminService(AdminServicer):
         with answering(context):
             caller = self._gate.admit(context, "Admin/CreateToken")
             secret = self._security.registry.create_token(
-                request.name, request.role, dict(request.labels), request.ttl_s, request.uses
+                request.name, request.role, dict(request.labels), request.ttl_s, request.uses, caller.name
+            )
+            self._security.audit.record(
+                "token made", caller.name, context.peer(), name=request.name, role=request.role, uses=request.uses
             )
             _log.info(
                 "%s made a join token for %s %s: uses %d, valid for %g s",
@@ -138,6 +149,7 @@ class AdminService(AdminServicer):
                     expires_at=member.expires_at,
                     revoked_at=member.revoked_at,
                     fingerprint=member.fingerprint,
+                    token=member.token,
                 )
                 for member in self._security.registry.members()
             ]
@@ -148,19 +160,59 @@ class AdminService(AdminServicer):
             caller = self._gate.admit(context, "Admin/Revoke")
             if request.name == caller.name:
                 raise Forbidden(f"{caller.name!r} cannot revoke itself; another administrator can")
-            self._security.registry.revoke(request.name)
+            ended = self._security.registry.revoke(request.name, keep_token=request.keep_token)
             self._gate.cut(request.name)
             self._coordinator.leave(request.name, "", "revoked")
             _log.info("%s revoked %s", caller.name, request.name)
-            return pb.RevokeReply()
+            self._security.audit.record(
+                "revoked", caller.name, context.peer(), name=request.name, tokens=" ".join(ended)
+            )
+            return pb.RevokeReply(ended_tokens=ended)
 
     def Label(self, request: pb.LabelRequest, context: grpc.ServicerContext) -> pb.LabelReply:
         with answering(context):
             caller = self._gate.admit(context, "Admin/Label")
             labels = self._security.registry.label(request.name, dict(request.set), list(request.remove))
             self._coordinator.label(request.name, labels)
+            self._security.audit.record(
+                "labelled", caller.name, context.peer(), name=request.name, labels=str(dict(labels))
+            )
             _log.info("%s set the labels of %s to %s", caller.name, request.name, dict(labels))
             return pb.LabelReply(labels=labels)
+
+    def ListTokens(self, request: pb.ListTokensRequest, context: grpc.ServicerContext) -> pb.ListTokensReply:
+        with answering(context):
+            self._gate.admit(context, "Admin/ListTokens")
+            return pb.ListTokensReply(tokens=[_token_row(token) for token in self._security.registry.tokens()])
+
+    def RevokeToken(self, request: pb.RevokeTokenRequest, context: grpc.ServicerContext) -> pb.RevokeTokenReply:
+        with answering(context):
+            caller = self._gate.admit(context, "Admin/RevokeToken")
+            ended = self._security.registry.end_token(request.id)
+            _log.info("%s revoked token %s for %s", caller.name, ended.id, ended.name)
+            self._security.audit.record("token revoked", caller.name, context.peer(), token=ended.id, name=ended.name)
+            return pb.RevokeTokenReply(token=_token_row(ended))
+
+    def Audit(self, request: pb.AuditRequest, context: grpc.ServicerContext) -> pb.AuditReply:
+        with answering(context):
+            self._gate.admit(context, "Admin/Audit")
+            return pb.AuditReply(lines=self._security.audit.last(min(request.last, MAX_LINES)))
+
+
+def _token_row(token: Token) -> pb.TokenRow:
+    return pb.TokenRow(
+        id=token.id,
+        name=token.name,
+        role=token.role,
+        labels=token.labels,
+        uses=token.uses,
+        used=token.used,
+        created_at=token.created_at,
+        expires_at=token.expires_at,
+        revoked_at=token.revoked_at,
+        maker=token.maker,
+        admitted=token.admitted,
+    )
 
 
 def _about(who: Member | Caller) -> dict[str, str]:

@@ -29,10 +29,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "Control/Stop": PEOPLE,
     "Control/ListNodes": PEOPLE,
     "Credentials/Renew": ("node", *PEOPLE),
+    "Credentials/Confirm": ("node", *PEOPLE),
     "Admin/CreateToken": ("admin",),
     "Admin/ListMembers": ("admin",),
     "Admin/Revoke": ("admin",),
     "Admin/Label": ("admin",),
+    "Admin/ListTokens": ("admin",),
+    "Admin/RevokeToken": ("admin",),
+    "Admin/Audit": ("admin",),
 }
 """Roles each call is for. Users' calls about a run are for its owner, a node's calls for its own name."""
 
@@ -133,7 +137,7 @@ def peer_certificate(context: grpc.ServicerContext) -> bytes:
     """The certificate the caller has proved to hold the key of, PEM. Raises `Unauthenticated` where there is none."""
     shown = context.auth_context().get("x509_pem_cert")
     if not shown:
-        raise Unauthenticated("the caller shows no certificate; join the server first: fedloom join TOKEN")
+        raise Unauthenticated("the caller shows no certificate; join the server first: fedloom join - <TOKEN-FILE")
     return bytes(shown[0])
 
 

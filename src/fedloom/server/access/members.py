@@ -1,16 +1,14 @@
 """Who belongs to the server: join tokens, members (nodes and people), certificates; in the server's SQLite file.
 
-Tokens are kept as digests. A certificate is admitted when the registry has it, its member is not revoked and its time
-is not over; what the certificate itself says is never believed.
+A certificate is admitted when the registry has it, its member is not revoked, no newer one of the member has been used,
+and its time is not over; what the certificate itself says is never believed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
-import secrets
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -22,13 +20,10 @@ from cryptography.hazmat.primitives import hashes
 
 from fedloom.core.clock import SYSTEM_CLOCK
 from fedloom.core.errors import BadMessage, LimitExceeded, NotFound, RunExists, Unauthenticated
-from fedloom.core.identity import ROLES
+from fedloom.server.access import tokens as token_table
+from fedloom.server.access.tokens import Token, Tokens
 
 _SCHEMA = """
-create table if not exists tokens (
-  secret_sha256 text primary key, name text not null, role text not null, labels text not null,
-  uses integer not null, used integer not null default 0, expires real not null
-);
 create table if not exists members (
   name text primary key, role text not null, labels text not null, enrolled real not null, revoked real
 );
@@ -38,6 +33,10 @@ create table if not exists certificates (
 );
 create index if not exists certificates_of on certificates (member);
 """
+_ADDED = {"members": {"token": "text not null default ''"}, "certificates": {"used": "integer not null default 0"}}
+"""Columns that files of earlier versions lack, by table."""
+_REPLACED = 2
+"""What `certificates.revoked` is once a newer certificate of the member has been used."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 MAX_NAME = 64
 """Characters of a member's name: no certificate takes more."""
@@ -46,14 +45,10 @@ MAX_STEM = 56
 MAX_LABELS = 16
 MAX_LABEL = 64
 """Characters of a label's key or value."""
-MAX_TTL_S = 30 * 86400.0
-MAX_USES = 10_000
-MAX_TOKENS = 10_000
-"""Tokens that may still be spent; those that may not any more are forgotten."""
 MAX_MEMBERS = 20_000
 """Members in the file, revoked ones included; the longest revoked are forgotten for new ones."""
 MAX_CERTIFICATES = 8
-"""Certificates of one member: the newest, and the one it shows."""
+"""Certificates of one member beside the one it shows: those that were got last."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +64,8 @@ class Member:
     revoked_at: float = 0.0
     """0 for members in good standing."""
     fingerprint: str = ""
+    token: str = ""
+    """Id of the token it joined by; empty for the server's own administrator."""
 
 
 class Registry:
@@ -84,14 +81,27 @@ class Registry:
         self._lock = threading.Lock()
         self._database = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=30)
         self._database.execute("pragma journal_mode=wal")
-        self._database.executescript(_SCHEMA)
+        self._database.executescript(_SCHEMA + token_table.SCHEMA)
+        for table, columns in {**_ADDED, "tokens": token_table.ADDED}.items():
+            _add_columns(self._database, table, columns)
+        self._tokens = Tokens(self._database, now)
 
     def close(self) -> None:
         """Close the file."""
         self._database.close()
 
-    def create_token(self, name: str, role: str, labels: Mapping[str, str], ttl_s: float, uses: int) -> str:
-        """A new join token's secret; only its digest is kept.
+    def create_token(
+        self, name: str, role: str, labels: Mapping[str, str], ttl_s: float, uses: int, maker: str = ""
+    ) -> str:
+        """Make a join token; returns its secret, of which only the digest is kept.
+
+        Args:
+            name: of the member to be, or of several with a number behind it.
+            role: `node`, `user` or `admin`.
+            labels: of the members.
+            ttl_s: seconds it admits.
+            uses: how many may join with it.
+            maker: the administrator who makes it.
 
         Raises:
             BadMessage: a value out of its limits.
@@ -100,23 +110,29 @@ class Registry:
         """
         _check_name(name, MAX_NAME if uses == 1 else MAX_STEM)
         check_labels(labels)
-        if role not in ROLES:
-            raise BadMessage(f"role: expected one of {', '.join(ROLES)}, got {role[:40]!r}")
-        if not 0 < ttl_s <= MAX_TTL_S or not 1 <= uses <= MAX_USES:
-            raise BadMessage(
-                f"token {name!r}: expected a life of at most {MAX_TTL_S / 86400:.0f} days and 1 to {MAX_USES} uses, "
-                f"got {ttl_s:g} s and {uses}"
-            )
-        secret = secrets.token_urlsafe(32)
+        wanted = Token(id="", name=name, role=role, labels=labels, uses=uses, maker=maker)
         with self._lock:
             if uses == 1:
                 self._check_free(name)
-            self._make_room_for_token()
-            self._database.execute(
-                "insert into tokens (secret_sha256, name, role, labels, uses, expires) values (?, ?, ?, ?, ?, ?)",
-                (_digest(secret), name, role, json.dumps(dict(labels)), uses, self._now() + ttl_s),
-            )
-        return secret
+            return self._tokens.create(wanted, ttl_s)
+
+    def tokens(self) -> Sequence[Token]:
+        """Every token that is not forgotten yet, the oldest first, with the members it has admitted."""
+        with self._lock:
+            admitted: dict[str, list[str]] = {}
+            for name, token_id in self._database.execute("select name, token from members where token != ''"):
+                admitted.setdefault(token_id, []).append(name)
+            return self._tokens.rows(admitted)
+
+    def end_token(self, token_id: str) -> Token:
+        """Let a token admit nobody any more; whoever it has admitted remains a member.
+
+        Raises:
+            NotFound: no token of this id that may still be spent.
+        """
+        with self._lock:
+            self._tokens.end(token_id)
+        return next(token for token in self.tokens() if token.id == token_id)
 
     def join(self, secret: str, sign: Callable[[str, str], x509.Certificate]) -> tuple[Member, x509.Certificate]:
         """Spend one use of a token; all or nothing.
@@ -126,7 +142,7 @@ class Registry:
             sign: makes the certificate from the new member's name and role.
 
         Raises:
-            Unauthenticated: no such token, or it is used up or too old; which of these is not told.
+            Unauthenticated: no such token, or it is revoked, used up or too old; which of these is not disclosed.
             RunExists: the name belongs to a member in good standing.
             LimitExceeded: there are `MAX_MEMBERS` in good standing already.
         """
@@ -152,7 +168,7 @@ class Registry:
             self._add_certificate(name, certificate)
 
     def renew(self, shown: str, certificate: x509.Certificate) -> None:
-        """Know a member's fresh certificate; the one it shows goes on until its own end.
+        """Know a member's fresh certificate; the one it shows ends when the fresh one is first used.
 
         Args:
             shown: fingerprint of the certificate the member shows.
@@ -177,24 +193,34 @@ class Registry:
         """Everybody who has joined, by name, revoked ones included."""
         with self._lock:
             rows = self._database.execute(
-                "select m.name, m.role, m.labels, m.enrolled, max(c.expires), m.revoked, c.fingerprint from members m "
-                "left join certificates c on c.member = m.name group by m.name order by m.name"
+                "select m.name, m.role, m.labels, m.enrolled, max(c.expires), m.revoked, m.token, c.fingerprint "
+                "from members m left join certificates c on c.member = m.name group by m.name order by m.name"
             ).fetchall()
-        return [_member(row[:6], row[6] or "") for row in rows]
+        return [_member(row[:7], row[7] or "") for row in rows]
 
-    def revoke(self, name: str) -> None:
-        """Refuse a member's certificates from now on. Its name may be given out again.
+    def revoke(self, name: str, *, keep_token: bool = False) -> Sequence[str]:
+        """Refuse a member's certificates from now on, and end the tokens it could come back by.
+
+        Its name may be given out again.
+
+        Args:
+            name: the member's.
+            keep_token: leave the token it joined by as it is.
+
+        Returns:
+            The ids of the tokens that have ended.
 
         Raises:
             NotFound: nobody of this name, or revoked already.
         """
         with self._lock:
-            changed = self._database.execute(
-                "update members set revoked = ? where name = ? and revoked is null", (self._now(), name)
-            ).rowcount
-            if not changed:
+            row = self._database.execute(
+                "update members set revoked = ? where name = ? and revoked is null returning token", (self._now(), name)
+            ).fetchone()
+            if row is None:
                 raise NotFound(f"no member {name[:80]!r} in good standing; `fedloom node list` shows them")
             self._database.execute("update certificates set revoked = 1 where member = ?", (name,))
+            return self._tokens.end_with(name, "" if keep_token else row[0])
 
     def label(self, name: str, add: Mapping[str, str], remove: Sequence[str]) -> Mapping[str, str]:
         """Change a member's labels; returns what it has then."""
@@ -211,38 +237,46 @@ class Registry:
 
     def _admit(self, fingerprint: str) -> Member:
         row = self._database.execute(
-            "select m.name, m.role, m.labels, m.enrolled, c.expires, m.revoked, c.revoked from certificates c "
-            "join members m on m.name = c.member where c.fingerprint = ?",
+            "select m.name, m.role, m.labels, m.enrolled, c.expires, m.revoked, m.token, c.revoked, c.used, c.rowid "
+            "from certificates c join members m on m.name = c.member where c.fingerprint = ?",
             (fingerprint,),
         ).fetchone()
         if row is None:
             raise Unauthenticated("this server does not know the caller's certificate; join with a new token")
-        if row[5] is not None or row[6]:
-            raise Unauthenticated(f"{row[0]!r} was revoked; join with a new token")
+        name, revoked, ended, used, number = row[0], row[5], row[7], row[8], row[9]
+        if revoked is None and ended == _REPLACED:
+            raise Unauthenticated(f"a newer certificate of {name!r} has been used, which ended this one; use that one")
+        if revoked is not None or ended:
+            raise Unauthenticated(f"{name!r} was revoked; join with a new token")
         if row[4] <= self._now():
-            raise Unauthenticated(f"the certificate of {row[0]!r} has expired; join with a new token")
-        return _member(row[:6], fingerprint)
+            raise Unauthenticated(f"the certificate of {name!r} has expired; join with a new token")
+        if not used:
+            self._begin_use(name, number)
+        return _member(row[:7], fingerprint)
+
+    def _begin_use(self, name: str, number: int) -> None:
+        """A certificate is used for the first time, which ends the member's older ones."""
+        self._database.execute("update certificates set used = 1 where rowid = ?", (number,))
+        self._database.execute(
+            "update certificates set revoked = ? where member = ? and rowid < ? and revoked = 0",
+            (_REPLACED, name, number),
+        )
 
     def _join(self, secret: str, sign: Callable[[str, str], x509.Certificate]) -> tuple[Member, x509.Certificate]:
-        now = self._now()
-        row = self._database.execute(
-            "update tokens set used = used + 1 where secret_sha256 = ? and used < uses and expires > ? "
-            "returning name, role, labels, uses, used",
-            (_digest(secret), now),
-        ).fetchone()
-        if row is None:
-            raise Unauthenticated("no such join token, or it is used up or too old; ask for a new one")
-        name = row[0] if row[3] == 1 else self._free_name(row[0], row[4])
+        token = self._tokens.spend(secret)
+        name = token.name if token.uses == 1 else self._free_name(token.name, token.used)
         self._check_free(name)
         self._make_room_for_member(name)
-        certificate = sign(name, row[1])
+        certificate, now = sign(name, token.role), self._now()
         self._database.execute(
-            "insert into members (name, role, labels, enrolled) values (?, ?, ?, ?) on conflict (name) do update set "
-            "role = excluded.role, labels = excluded.labels, enrolled = excluded.enrolled, revoked = null",
-            (name, row[1], row[2], now),
+            "insert into members (name, role, labels, enrolled, token) values (?, ?, ?, ?, ?) on conflict (name) do "
+            "update set role = excluded.role, labels = excluded.labels, enrolled = excluded.enrolled, "
+            "token = excluded.token, revoked = null",
+            (name, token.role, json.dumps(dict(token.labels)), now, token.id),
         )
         self._add_certificate(name, certificate)
-        return Member(name=name, role=row[1], labels=json.loads(row[2]), enrolled_at=now), certificate
+        member = Member(name=name, role=token.role, labels=token.labels, enrolled_at=now, token=token.id)
+        return member, certificate
 
     def _free_name(self, stem: str, first: int) -> str:
         """The first of STEM-first, STEM-first+1, … that no member in good standing has."""
@@ -255,17 +289,9 @@ class Registry:
         if row is not None:
             raise RunExists(f"{name!r} is a member already; choose another name, or revoke it first")
 
-    def _make_room_for_token(self) -> None:
-        self._database.execute("delete from tokens where used >= uses or expires <= ?", (self._now(),))
-        if self._count("tokens") >= MAX_TOKENS:
-            raise LimitExceeded(
-                f"{MAX_TOKENS} join tokens may still be spent, and no more are kept; wait until some have ended, and "
-                "give a token more uses instead of making many"
-            )
-
     def _make_room_for_member(self, name: str) -> None:
         known = self._database.execute("select 1 from members where name = ?", (name,)).fetchone()
-        if known is not None or self._count("members") < MAX_MEMBERS:
+        if known is not None or self._member_count() < MAX_MEMBERS:
             return
         oldest = self._database.execute(
             "select name from members where revoked is not null order by revoked limit 1"
@@ -275,8 +301,8 @@ class Registry:
         self._database.execute("delete from certificates where member = ?", oldest)
         self._database.execute("delete from members where name = ?", oldest)
 
-    def _count(self, table: str) -> int:
-        return int(self._database.execute(f"select count(*) from {table}").fetchone()[0])
+    def _member_count(self) -> int:
+        return int(self._database.execute("select count(*) from members").fetchone()[0])
 
     def _add_certificate(self, name: str, certificate: x509.Certificate, shown: str = "") -> None:
         self._database.execute(
@@ -310,12 +336,16 @@ def _check_name(name: str, longest: int) -> None:
         )
 
 
-def _digest(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()
+def _add_columns(database: sqlite3.Connection, table: str, columns: Mapping[str, str]) -> None:
+    """Add the columns to a table that it lacks."""
+    present = {row[1] for row in database.execute(f"pragma table_info({table})")}
+    for name, kind in columns.items():
+        if name not in present:
+            database.execute(f"alter table {table} add column {name} {kind}")
 
 
-def _member(row: tuple[str, str, str, float, float | None, float | None], fingerprint: str) -> Member:
-    name, role, labels, enrolled, expires, revoked = row
+def _member(row: tuple[str, str, str, float, float | None, float | None, str], fingerprint: str) -> Member:
+    name, role, labels, enrolled, expires, revoked, token = row
     return Member(
         name=name,
         role=role,
@@ -324,4 +354,5 @@ def _member(row: tuple[str, str, str, float, float | None, float | None], finger
         expires_at=expires or 0.0,
         revoked_at=revoked or 0.0,
         fingerprint=fingerprint,
+        token=token,
     )

@@ -35,6 +35,7 @@ from fedloom.proto.v1.enroll_pb2_grpc import (
     add_EnrollServicer_to_server,
 )
 from fedloom.proto.v1.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
+from fedloom.server.access.audit import Audit
 from fedloom.server.access.authority import Authority
 from fedloom.server.access.enroll_service import AdminService, CredentialsService, EnrollService, Security
 from fedloom.server.access.gate import Caller, Gate, MemberGate, TokenGate, metadata, same_secret
@@ -75,14 +76,15 @@ _OPTIONS = (
 class FleetService(FleetServicer):
     """What agents call."""
 
-    def __init__(self, coordinator: Coordinator, gate: Gate) -> None:
-        self._coordinator, self._gate = coordinator, gate
+    def __init__(self, coordinator: Coordinator, gate: Gate, audit: Audit | None = None) -> None:
+        self._coordinator, self._gate, self._audit = coordinator, gate, audit or Audit(None)
 
     def Register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.RegisterReply:
         with answering(context):
             caller, hello = self._gate.admit(context, "Fleet/Register"), codec.read_hello(request)
             self._gate.own_name(caller, hello.node)
             welcome = self._coordinator.register(hello, "remote", caller.labels)
+            self._audit.notice("connected", hello.node, context.peer())
             return codec.welcome_message(welcome)
 
     def Work(
@@ -119,6 +121,7 @@ class FleetService(FleetServicer):
         """Stream a payload as raw chunks."""
         with answering(context):
             _, node, _ = self._caller(context, "Fleet/Download")
+            self._audit.notice("fetched", node, context.peer(), sha256=request.sha256[:64])
             for chunk in self._coordinator.payloads.download(request.sha256, request.offset):
                 self._coordinator.count_bytes(node, down=len(chunk))
                 yield chunk
@@ -189,8 +192,11 @@ class FleetService(FleetServicer):
 class ControlService(ControlServicer):
     """What people and their tools call."""
 
-    def __init__(self, coordinator: Coordinator, runs: RunQueue, gate: Gate, allowed: Collection[str] = ()) -> None:
-        self._coordinator, self._runs, self._gate, self._allowed = coordinator, runs, gate, allowed
+    def __init__(
+        self, coordinator: Coordinator, runs: RunQueue, gate: Gate, audit: Audit, allowed: Collection[str] = ()
+    ) -> None:
+        self._coordinator, self._runs, self._gate = coordinator, runs, gate
+        self._audit, self._allowed = audit, allowed
 
     def Submit(self, request: control_pb.SubmitRequest, context: grpc.ServicerContext) -> control_pb.SubmitReply:
         with answering(context):
@@ -204,7 +210,9 @@ class ControlService(ControlServicer):
                 raise BadMessage(f"submit: expected the experiment as a JSON object, got a {type(values).__name__}")
             if caller.role != "admin":
                 check_submission(values, self._allowed)
-            return control_pb.SubmitReply(run_id=self._runs.submit(values, owner=caller.name))
+            run_id = self._runs.submit(values, owner=caller.name)
+            self._audit.record("submitted", caller.name, context.peer(), run=run_id)
+            return control_pb.SubmitReply(run_id=run_id)
 
     def ListRuns(self, request: control_pb.ListRunsRequest, context: grpc.ServicerContext) -> control_pb.ListRunsReply:
         with answering(context):
@@ -216,6 +224,7 @@ class ControlService(ControlServicer):
         with answering(context):
             caller = self._gate.admit(context, "Control/Watch")
             self._own_run(caller, request.run_id)
+            self._audit.notice("watched", caller.name, context.peer(), run=request.run_id)
             with self._runs.watch(request.run_id) as events:
                 if not context.add_callback(events.close):
                     events.close()
@@ -225,8 +234,11 @@ class ControlService(ControlServicer):
 
     def Stop(self, request: control_pb.StopRequest, context: grpc.ServicerContext) -> control_pb.StopReply:
         with answering(context):
-            self._own_run(self._gate.admit(context, "Control/Stop"), request.run_id)
-            return control_pb.StopReply(status=self._runs.stop(request.run_id))
+            caller = self._gate.admit(context, "Control/Stop")
+            self._own_run(caller, request.run_id)
+            status = self._runs.stop(request.run_id)
+            self._audit.record("stopped", caller.name, context.peer(), run=request.run_id, status=status)
+            return control_pb.StopReply(status=status)
 
     def ListNodes(
         self, request: control_pb.ListNodesRequest, context: grpc.ServicerContext
@@ -278,14 +290,15 @@ def listen(
     server = grpc.server(pool, interceptors=[Reading()], options=(*_limits(MAX_MESSAGE_BYTES), *_OPTIONS))
     members = MemberGate(security.registry) if security is not None else None
     gate: Gate = members or TokenGate(token)
-    fleet = FleetService(coordinator, gate)
+    audit = _audit(security, runs)
+    fleet = FleetService(coordinator, gate, audit)
     add_FleetServicer_to_server(fleet, server)
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("fedloom.proto.v1.Fleet", _raw_methods(fleet)),)
     )
     if runs is not None:
         allowed = security.allowed if security is not None else ()
-        add_ControlServicer_to_server(ControlService(coordinator, runs, gate, allowed), server)
+        add_ControlServicer_to_server(ControlService(coordinator, runs, gate, audit, allowed), server)
     enrolling: grpc.Server | None = None
     if security is not None and members is not None:
         bound = _bind(server, host, port, _credentials(security.authority, members_only=True))
@@ -311,6 +324,13 @@ def listen(
         pool.shutdown(wait=False)
 
     return Listening(stop=stop, port=bound, enroll_port=enroll_port)
+
+
+def _audit(security: Security | None, runs: RunQueue | None) -> Audit:
+    """The log of who did what: of the registry, or beside the runs; a simulation has none."""
+    if security is not None:
+        return security.audit
+    return Audit(runs.folder if runs is not None else None)
 
 
 def _limits(max_bytes: int) -> tuple[tuple[str, int], ...]:
