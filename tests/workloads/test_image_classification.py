@@ -126,26 +126,26 @@ def test_evaluation_is_the_mean_over_all_test_images_however_it_is_cut() -> None
     assert merged["accuracy"] == whole["accuracy"] and merged["loss"].weight == 359
     assert merged["loss"].sum == pytest.approx(whole["loss"].sum, rel=1e-6)
     arrays = record.groups[MODEL]
-    x = workload._data.x_test.reshape(359, -1)
+    x = workload._images.x_test.reshape(359, -1)
     hidden = np.maximum(x @ arrays["1.weight"].T + arrays["1.bias"], 0)
     logits = hidden @ arrays["3.weight"].T + arrays["3.bias"]
     logits -= logits.max(1, keepdims=True)
-    chosen = logits[np.arange(359), workload._data.y_test]
+    chosen = logits[np.arange(359), workload._images.y_test]
     assert whole["loss"].value == pytest.approx(float((np.log(np.exp(logits).sum(1)) - chosen).mean()), rel=1e-5)
-    assert whole["accuracy"].sum == (logits.argmax(1) == workload._data.y_test).sum()
+    assert whole["accuracy"].sum == (logits.argmax(1) == workload._images.y_test).sum()
 
 
 def test_more_parts_than_test_images_leaves_empty_parts() -> None:
     workload = build(experiment(model={"name": "mlp"}))
     empty = workload.evaluate({MODEL: initial(workload)}, workload.held_out(0, 1000))
-    assert empty["accuracy"].weight == 0
+    assert empty == {}
 
 
 def test_class_errors_are_what_is_held_minus_what_is_answered() -> None:
     workload = build(experiment(model={"name": "mlp", "hidden": []}))
     model, shard = initial(workload), workload.shard(2)
     weight, bias = sorted(model.groups[MODEL].values(), key=np.ndim, reverse=True)  # softmax regression
-    images, labels = workload._train[0].numpy()[shard.rows], workload._train[1].numpy()[shard.rows]
+    images, labels = workload._images.x_train[shard.rows], workload._images.y_train[shard.rows]
     scores = np.exp(images.reshape(len(images), -1) @ weight.T.astype(np.float64) + bias)
     want = (np.eye(10)[labels] - scores / scores.sum(1, keepdims=True)).mean(0)
     np.testing.assert_allclose(workload.class_errors(model.groups[MODEL], shard, generator(1)), want, atol=1e-6)

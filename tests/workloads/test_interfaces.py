@@ -12,7 +12,7 @@ from fedloom.core.protocols import HasActions, HasLogits, KeepsClientState, Trai
 from fedloom.selection.firing_credit.rates import HasFiringRates, HasGroupFiringRates
 from fedloom.selection.predicted_credit.measure import HasClassErrors
 from fedloom.strategies.flower.workload.workload import AppShard, FlowerWorkload
-from fedloom.strategies.mano.workload.workload import ScoredShard, Scoring
+from fedloom.strategies.mano.workload.workload import Scoring
 from fedloom.strategies.meat.workload.workload import AdversarialTraining
 from fedloom.workloads._data.rows import RowShard
 from fedloom.workloads.causal_lm.workload import CausalLM
@@ -27,8 +27,10 @@ def image_classification(
     return it, it, it
 
 
-def text_classification(it: TextClassification) -> tuple[Workload[RowShard], HasLogits[RowShard]]:
-    return it, it
+def text_classification(
+    it: TextClassification,
+) -> tuple[Workload[RowShard], HasLogits[RowShard], HasClassErrors[RowShard]]:
+    return it, it, it
 
 
 def causal_lm(it: CausalLM) -> Workload[RowShard]:
@@ -48,14 +50,14 @@ def spiking_classification(
     return it, it, it, it, it, it
 
 
-def mano(it: Scoring) -> tuple[Workload[ScoredShard], HasLogits[ScoredShard], HasActions]:
-    return it, it, it
+def mano(it: Scoring) -> tuple[Workload[RowShard], HasLogits[RowShard], HasClassErrors[RowShard], HasActions]:
+    return it, it, it, it
 
 
 def meat(
     it: AdversarialTraining,
-) -> tuple[Workload[RowShard], HasLogits[RowShard], HasActions, KeepsClientState[RowShard]]:
-    return it, it, it, it
+) -> tuple[Workload[RowShard], HasLogits[RowShard], HasClassErrors[RowShard], HasActions, KeepsClientState[RowShard]]:
+    return it, it, it, it, it
 
 
 def flower(it: FlowerWorkload) -> tuple[Workload[AppShard], HasActions, KeepsClientState[AppShard]]:

@@ -113,7 +113,7 @@ def test_features_are_the_means_of_the_last_layer(body: str, table: str) -> None
     from transformers import AutoModel
 
     workload = build(experiment(body, table))
-    split, rows = workload._data.train, workload.shard(1).rows
+    split, rows = workload._tokens.train, workload.shard(1).rows
     features = workload._features.features(split, "train", rows)
     model = AutoModel.from_pretrained(body).eval()
     for place in (0, 3, len(rows) - 1):
@@ -172,7 +172,7 @@ def test_fine_tuning_starts_from_the_pretrained_weights_even_after_training(body
 def test_the_natural_partition_gives_each_author_to_one_client(body: str, table: str) -> None:
     data = {"source": "csv", "file": table, "group_column": "author"}
     workload = build(experiment(body, table, data=data, partition={"scheme": "natural"}))
-    groups = workload._data.groups
+    groups = workload.data.groups
     held = [set(groups[workload.shard(client).rows].tolist()) for client in range(4)]
     assert held == [{0, 4}, {1, 5}, {2}, {3}]
 

@@ -12,7 +12,7 @@ from fedloom.core.records import MODEL, Array, Record, Update
 from fedloom.core.seeds import generator
 from fedloom.workloads._torch.scope import choose_device, exact
 from fedloom.workloads._torch.settings import TrainingSettings
-from fedloom.workloads._torch.trainer import Trainer
+from fedloom.workloads._torch.trainer import LocalTraining, Trainer
 
 CPU = torch.device("cpu")
 RNG = np.random.Generator(np.random.PCG64(2))
@@ -45,7 +45,11 @@ def train(
     def loss(batch: Tensor) -> Tensor:
         return nn.functional.mse_loss(module(X.index_select(0, batch)), Y.index_select(0, batch))
 
-    return trainer.train(rows, loss, {MODEL: record_of(model())}, rule, knobs or {}, generator(seed, "t"))
+    return trainer.train(
+        {MODEL: record_of(model())},
+        LocalTraining(rows=rows, loss_of=loss, rule=rule, knobs=knobs or {}),
+        generator(seed, "t"),
+    )
 
 
 def bare(settings: TrainingSettings, make: Any, seed: int = 9) -> tuple[nn.Module, list[float], list[int]]:
@@ -114,9 +118,9 @@ def test_nothing_is_carried_from_one_client_to_the_next(changes: dict[str, Any])
         return nn.functional.mse_loss(module(X.index_select(0, batch)), Y.index_select(0, batch))
 
     def client(number: int) -> bytes:
-        arrays = trainer.train(ROWS[number:], loss, {MODEL: start}, None, {}, generator(1, "train", number)).groups[
-            MODEL
-        ]
+        arrays = trainer.train(
+            {MODEL: start}, LocalTraining(rows=ROWS[number:], loss_of=loss), generator(1, "train", number)
+        ).groups[MODEL]
         return b"".join(array.tobytes() for array in arrays.values())
 
     def broken(batch: Tensor) -> Tensor:
@@ -127,7 +131,7 @@ def test_nothing_is_carried_from_one_client_to_the_next(changes: dict[str, Any])
     torch.rand(7)
     client(3)
     with pytest.raises(RuntimeError, match="half way"):
-        trainer.train(ROWS, broken, {MODEL: start}, None, {}, generator(1, "train", 4))
+        trainer.train({MODEL: start}, LocalTraining(rows=ROWS, loss_of=broken), generator(1, "train", 4))
     assert client(5) == alone
 
 
@@ -198,9 +202,8 @@ def test_a_parameter_the_loss_never_touches_stays_where_it_is() -> None:
 
     module = Idle()
     start = record_of(module)
-    update = Trainer(module, TrainingSettings(momentum=0.9), CPU).train(
-        ROWS, lambda batch: module.used(X[batch]).square().mean(), {MODEL: start}, None, {}, generator(1, "t")
-    )
+    local = LocalTraining(rows=ROWS, loss_of=lambda batch: module.used(X[batch]).square().mean())
+    update = Trainer(module, TrainingSettings(momentum=0.9), CPU).train({MODEL: start}, local, generator(1, "t"))
     same = {name: np.array_equal(update.groups[MODEL][name], start.groups[MODEL][name]) for name in start.groups[MODEL]}
     assert same == {"used.weight": False, "used.bias": False, "unused.weight": True, "unused.bias": True}
 

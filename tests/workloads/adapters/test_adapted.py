@@ -16,7 +16,7 @@ from fedloom.core.protocols import LocalRule
 from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, LORA_E, MODEL, Record
 from fedloom.core.seeds import generator
 from fedloom.workloads._torch.settings import TrainingSettings
-from fedloom.workloads._torch.trainer import Trainer
+from fedloom.workloads._torch.trainer import LocalTraining, Trainer
 
 CPU = torch.device("cpu")
 RNG = np.random.Generator(np.random.PCG64(2))
@@ -63,7 +63,7 @@ def trainer(**settings: Any) -> tuple[Trainer, Callable[[Tensor], Tensor]]:
 
 
 def train(made: Trainer, loss: Any, given: Inputs, rule: Any = None) -> dict[str, dict[str, np.ndarray]]:
-    update = made.train(np.arange(40), loss, given, rule, {}, generator(9, "t"))
+    update = made.train(given, LocalTraining(rows=np.arange(40), loss_of=loss, rule=rule), generator(9, "t"))
     return {group: {name: np.array(array) for name, array in arrays.items()} for group, arrays in update.groups.items()}
 
 

@@ -101,7 +101,7 @@ def test_a_step_in_each_stage_trains_what_travels_and_nothing_else(experiment: E
     assert {group: len(arrays) for group, arrays in update.groups.items()} == {MODEL: 2, LORA_A: 12, LORA_B: 12}
     assert all(array.any() for array in update.groups[LORA_B].values())  # every adapter is reached by the loss
     name = "body.encoder.layer.0.attention.self.key.weight"
-    at = workload._model.get_parameter(name).data_ptr()
+    at = workload.network.get_parameter(name).data_ptr()
     assert at == state.base.groups[MODEL][name].ctypes.data
 
 

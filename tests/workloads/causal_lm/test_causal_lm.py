@@ -35,7 +35,7 @@ class TestBlocks:
         assert info.data["num_test"] == 8 and info.label_counts[0] == [18, 0, 0, 0]
 
     def test_a_batch_is_as_long_as_its_longest_block_and_padding_is_no_target(self, make: Make) -> None:
-        blocks = build(make())._data.test
+        blocks = build(make())._texts.test
         last = len(blocks.lengths) - 1  # of file 3: three words are left
         ids, labels = blocks.batch(np.array([last, 0]))
         assert ids.shape == (2, BLOCK) and labels[0].tolist() == [*ids[0, :3], *[-100] * 5]
@@ -61,23 +61,23 @@ class TestModel:
     def test_every_weight_travels_once(self, make: Make, kind: str) -> None:
         workload = build(make(kind))
         record = workload.init(generator(1, "init"))
-        parameters = sum(p.numel() for p in workload._model.parameters())
+        parameters = sum(p.numel() for p in workload.network.parameters())
         assert record.num_elements == parameters
         assert ("lm_head.weight" in record.groups[MODEL]) is (kind == "llama")
         names = record.info["adaptable"]
         tied = {"gpt2": {"transformer.wte", "lm_head"}, "llama": set()}[kind]
         assert not tied & names.keys() and record.info["head"] == []
-        assert travelling(workload._model).keys() == record.groups[MODEL].keys()
+        assert travelling(workload.network).keys() == record.groups[MODEL].keys()
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_loss_and_accuracy_are_those_of_the_next_tokens(self, make: Make, kind: str) -> None:
         workload = build(make(kind))
         inputs = {MODEL: workload.init(generator(1, "init"))}
         got = workload.evaluate(inputs, workload.held_out(0, 1))
-        blocks, rows, truth = workload._data.test, [], []
+        blocks, rows, truth = workload._texts.test, [], []
         for block, length in zip(blocks.ids, blocks.lengths, strict=True):
             with torch.inference_mode():  # each block alone, with no padding
-                logits = workload._model(torch.from_numpy(block[None, :length].astype(np.int64))).logits
+                logits = workload.network(torch.from_numpy(block[None, :length].astype(np.int64))).logits
             rows.append(logits[0, :-1].numpy())
             truth.append(block[1:length])
         logits, wanted = np.concatenate(rows), np.concatenate(truth)

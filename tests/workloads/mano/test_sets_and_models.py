@@ -62,10 +62,10 @@ def test_sets_in_the_layout_of_cifar_c(tmp_path: Path) -> None:
     # severity 4 of fog by hand: its piece of the file, normalised like the training data
     images = np.load(tmp_path / "Digits-C" / "fog.npy")[36:48, :, :, 0][:, None] / np.float32(255)
     labels = np.load(tmp_path / "Digits-C" / "labels.npy")[:12]
-    data = load_images(workload._config.data)
+    data = load_images(workload.config.data)
     mean, std = data.moments
-    workload._trainer.load(inputs)
-    seen = see(workload._trainer.model, torch.from_numpy(((images - mean) / std).astype(np.float32)))
+    workload.trainer.load(inputs)
+    seen = see(workload.network, torch.from_numpy(((images - mean) / std).astype(np.float32)))
     fog = next(line for line in lines if line["name"] == "fog" and line["severity"] == 4)
     assert fog["samples"] == 12 and fog["accuracy"] == pytest.approx((seen.predictions == labels).mean())
 
@@ -229,8 +229,8 @@ def test_the_monitors_alarm_sees_a_shift_in_its_round_and_stays_silent_without_o
     made = experiment({"train_examples": 1200, "second": False}, rounds=6)
     inputs, _ = scripted(made)
     workload, rng = build(made), np.random.default_rng(4)
-    workload._trainer.load(inputs)
-    pixels, _ = pixels_of(workload._data, np.arange(359))
+    workload.trainer.load(inputs)
+    pixels, _ = pixels_of(workload._images, np.arange(359))
     raised = dict[str, bool]()
     for name in CORRUPTIONS:
         watcher, earlier = LabelFreeAccuracy(Config(anchors=0, clients=6)), list[Any]()
@@ -239,7 +239,7 @@ def test_the_monitors_alarm_sees_a_shift_in_its_round_and_stays_silent_without_o
             last = number == (20 if not raised else 2)
             if last:
                 pieces[4] = corrupted(pieces[4], name, 5, bank="harsh", seed=1, rows=np.arange(100))
-            logits = [see(workload._trainer.model, workload._normalised(piece)).logits for piece in pieces]
+            logits = [see(workload.network, workload._normalised(piece)).logits for piece in pieces]
             reports = [
                 ClientReport(client=client, num_examples=100, seconds=0.0, info=logit_sums(q))
                 for client, q in enumerate(logits)

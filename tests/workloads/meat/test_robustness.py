@@ -36,7 +36,7 @@ def trained() -> tuple[Any, list[Arrays]]:
 def verdicts(workload: Any, arrays: Arrays, attack: str, epsilon: float = EPSILON) -> Tensor:
     """Whether each test image is classified rightly under the attack; bool, shape (359,)."""
     with workload._using(Record({MODEL: arrays}), 7):
-        return right_under(workload._trainer.model, workload._images.test, attack, epsilon)
+        return right_under(workload.network, workload._images.test, attack, epsilon)
 
 
 def share(workload: Any, arrays: Arrays, attack: str, epsilon: float = EPSILON) -> float:
@@ -94,7 +94,7 @@ def test_auto_attack_is_the_strongest_and_ten_iterations_of_it_are_not(trained: 
     with workload._using(Record({MODEL: history[-1]}), 7):
         weak, strong = (
             auto_attack(
-                workload._trainer.model, images.x, images.y, epsilon=EPSILON, seed=1, iterations=iterations, queries=50
+                workload.network, images.x, images.y, epsilon=EPSILON, seed=1, iterations=iterations, queries=50
             )
             for iterations in (10, 100)
         )
@@ -111,7 +111,7 @@ def test_an_attack_without_gradients_finds_nothing_that_gradients_do_not(trained
     images = workload._images.test.first(100)
     with workload._using(Record({MODEL: history[-1]}), 7):
         by_gradients, by_queries = (
-            auto_attack(workload._trainer.model, images.x, images.y, epsilon=EPSILON, seed=1, stages=stages)[stages[-1]]
+            auto_attack(workload.network, images.x, images.y, epsilon=EPSILON, seed=1, stages=stages)[stages[-1]]
             for stages in (STAGES[:3], STAGES[3:])
         )
     assert as_strong(by_queries, by_gradients)
@@ -124,7 +124,7 @@ def test_nothing_is_masked(trained: Any) -> None:
     images = workload._images.test
     with workload._using(Record({MODEL: history[-1]}), 7), torch.no_grad():
         noisy = (images.x + EPSILON * torch.empty_like(images.x).uniform_(-1, 1).sign()).clamp(0, 1)
-        by_noise = float((workload._trainer.model(noisy).argmax(1) == images.y).float().mean())
+        by_noise = float((workload.network(noisy).argmax(1) == images.y).float().mean())
     assert by_noise > share(workload, history[-1], "fgsm")
 
 

@@ -92,7 +92,7 @@ def test_an_epoch_of_one_client_is_plain_pytorch() -> None:
     made = experiment()
     workload = build(made)
     record, state = initial(workload), None
-    alone = workload._new_model()
+    alone = workload.model()
     alone.load_state_dict(
         {name: torch.from_numpy(array.copy()) for name, array in record.groups[MODEL].items()}, strict=False
     )

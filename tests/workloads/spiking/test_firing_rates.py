@@ -51,12 +51,12 @@ def test_equal_to_a_naive_loop(build: Build, encoder: str, program: str) -> None
     )
     arrays = work.init(generator(1, "model")).groups[MODEL]
     shard = work.shard(3)
-    images = np.array(work._data.x_train[shard.rows], np.float64)
+    images = np.array(work._images.x_train[shard.rows], np.float64)
     if encoder == "direct":
         inputs = np.repeat(images.reshape(len(images), 1, -1), 5, 1)
     else:
         noise = row_noise(rates.noise_seed(generator(1, "rates")), "train", shard.rows, (5, 1, 8, 8)).numpy()
-        raw = images * work._data.info["std"][0] + work._data.info["mean"][0]  # digits reach from 0 to 1
+        raw = images * work._images.info["std"][0] + work._images.info["mean"][0]  # digits reach from 0 to 1
         inputs = (noise < raw[:, None]).astype(float).reshape(len(images), 5, -1)
     want = naive_rates(arrays, inputs, 0.5)
     got = work.firing_rates(arrays, shard, generator(1, "rates"), layers="all", per_sample=True)

@@ -109,7 +109,7 @@ def test_same_job_same_bytes_whatever_ran_before(build: Build, settings: dict[st
     other.evaluate({MODEL: start}, other.held_out(0, 2))
     if "twin" not in settings:
         other.firing_rates(start.groups[MODEL], other.shard(3), generator(1, "r"))
-    snntorch.utils.reset(other._network)  # nothing there for it to break
+    snntorch.utils.reset(other.network)  # nothing there for it to break
     assert bits(other, 4) == first
 
 
@@ -140,7 +140,7 @@ def test_class_errors_are_what_is_held_minus_what_is_answered(build: Build, enco
     arrays, shard = workload.init(generator(3)).groups[MODEL], workload.shard(4)
     rates = workload.firing_rates(arrays, shard, generator(7), layers="output", per_sample=True)["output"]
     answered = np.exp(rates) / np.exp(rates).sum(1, keepdims=True)
-    held = np.eye(10)[workload._data.y_train[shard.rows]]
+    held = np.eye(10)[workload._images.y_train[shard.rows]]
     errors = workload.class_errors(arrays, shard, generator(7))
     np.testing.assert_allclose(errors, (held - answered).mean(0), atol=1e-6)
     np.testing.assert_array_equal(errors, workload.class_errors(arrays, shard, generator(7)))

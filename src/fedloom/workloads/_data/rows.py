@@ -18,6 +18,8 @@ class RowShard:
     """Row numbers, shape (n,), int64."""
     held_out: bool = False
     """Whether they are rows of the test set."""
+    part: int | None = None
+    """Number of the part, of a test set."""
 
     @property
     def num_examples(self) -> int:
@@ -33,4 +35,4 @@ class RowShard:
             part: which part.
             parts: how many there are.
         """
-        return cls(np.arange(num_test * part // parts, num_test * (part + 1) // parts), held_out=True)
+        return cls(np.arange(num_test * part // parts, num_test * (part + 1) // parts), held_out=True, part=part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,26 @@ if TYPE_CHECKING:
 
 Loss = Callable[[Tensor], Tensor]
 """Mean loss of the minibatch that holds these rows (int64, shape (b,)): a tensor with no dimensions."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocalTraining:
+    """What one client's training needs beside the global model."""
+
+    rows: Array
+    """The client's row numbers, shape (n,), int64, n >= 1."""
+    loss_of: Loss
+    """Mean loss of a minibatch, differentiable in the model's parameters."""
+    rule: LocalRule | None = None
+    """The strategy's client half."""
+    knobs: Info = field(default_factory=dict)
+    """What the rule reads; here `rate_factor`, which multiplies the settings' step size, is read too."""
+    rate: float | None = None
+    """Step size of this training; None takes the settings'."""
+    velocity: Arrays | None = None
+    """Momentum of `sgd` to go on with, by parameter; None or nothing starts from zero."""
+    after_step: Callable[[], None] | None = None
+    """Called after every optimiser step."""
 
 
 class Trainer:
@@ -65,31 +86,13 @@ class Trainer:
             if self._optimized is not self._part.parameters:
                 self._prepare_optimizer()
 
-    def train(
-        self,
-        rows: Array,
-        loss_of: Loss,
-        inputs: Mapping[str, Record],
-        rule: LocalRule | None,
-        knobs: Info,
-        rng: np.random.Generator,
-        *,
-        rate: float | None = None,
-        velocity: Arrays | None = None,
-        after_step: Callable[[], None] | None = None,
-    ) -> Update:
+    def train(self, inputs: Mapping[str, Record], local: LocalTraining, rng: np.random.Generator) -> Update:
         """Train from a global model on one client's examples.
 
         Args:
-            rows: the client's row numbers, shape (n,), int64, n >= 1.
-            loss_of: mean loss of a minibatch, differentiable in the model's parameters.
             inputs: the global model, and what comes beside it.
-            rule: the strategy's client half, or None.
-            knobs: what the rule reads; here `rate_factor`, which multiplies the settings' step size, is read too.
+            local: the client's examples, and how it learns from them.
             rng: the job's own randomness: it seeds torch, then gives each epoch's order.
-            rate: step size of this training; None takes the settings'.
-            velocity: `sgd`'s momentum to go on with, by parameter; None or nothing starts from zero.
-            after_step: called after every optimiser step.
 
         Returns:
             The trained arrays (views of the model's memory on a CPU), and the mean training loss.
@@ -97,27 +100,31 @@ class Trainer:
         seed = int(rng.integers(2**63))
         with exact(self.device, seed):
             self.load(inputs)
-            self._part.train_mode()
-            self._optimizer.reset()
-            self._optimizer.rate = self._rate(knobs) if rate is None else rate
-            if velocity:
-                self._resume(velocity)
-            for parameter in self._part.parameters:
-                parameter.grad = None  # a client that failed halfway may have left one
-            if rule is not None:
-                rule.begin(self._part.trained, knobs)
+            self._begin(local)
             losses, counts = [], []
-            for batch in self._batches(rows, rng):
-                losses.append(self._step(loss_of, batch, rule, knobs))
-                if after_step is not None:
-                    after_step()
+            for batch in self._batches(local.rows, rng):
+                losses.append(self._step(local, batch))
+                if local.after_step is not None:
+                    local.after_step()
                 counts.append(len(batch))
             sums = torch.stack(losses).to("cpu", torch.float64).numpy() @ np.array(counts, np.float64)
         return Update(
-            num_examples=len(rows),
+            num_examples=len(local.rows),
             groups=self._part.groups(),
             metrics={"loss": Mean(float(sums), float(sum(counts)))},
         )
+
+    def _begin(self, local: LocalTraining) -> None:
+        """Prepare model, optimiser and rule for a client."""
+        self._part.train_mode()
+        self._optimizer.reset()
+        self._optimizer.rate = self._rate(local.knobs) if local.rate is None else local.rate
+        if local.velocity:
+            self._resume(local.velocity)
+        for parameter in self._part.parameters:
+            parameter.grad = None  # a client that failed halfway may have left one
+        if local.rule is not None:
+            local.rule.begin(self._part.trained, local.knobs)
 
     def _resume(self, velocity: Arrays) -> None:
         """Go on with the momentum an earlier training ended with."""
@@ -142,9 +149,9 @@ class Trainer:
                 return batches[:limit]
         return batches
 
-    def _step(self, loss_of: Loss, batch: Tensor, rule: LocalRule | None, knobs: Info) -> Tensor:
+    def _step(self, local: LocalTraining, batch: Tensor) -> Tensor:
         """One optimiser step; returns the minibatch's loss, detached."""
-        loss = loss_of(batch)
+        loss = local.loss_of(batch)
         loss.backward()
         part, gradients = self._part, []
         for parameter in part.parameters:
@@ -152,8 +159,9 @@ class Trainer:
             gradients.append(torch.zeros_like(parameter) if gradient is None else gradient)
             parameter.grad = None
         with torch.no_grad():
-            if rule is not None:
-                rule.adjust_gradients(part.active(gradients), part.active(part.parameters), part.anchor, knobs)
+            if local.rule is not None:
+                active, weights = part.active(gradients), part.active(part.parameters)
+                local.rule.adjust_gradients(active, weights, part.anchor, local.knobs)
             if self._settings.clip_norm is not None:
                 clip_by_norm(gradients, self._settings.clip_norm)
             self._optimizer.step(gradients)

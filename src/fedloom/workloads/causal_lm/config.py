@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fedloom.core.config import PluginSettings, Settings
+from fedloom.core.config import Settings
 from fedloom.core.setting_types import DataPath
+from fedloom.workloads._base.settings import TorchConfig
 from fedloom.workloads._data.settings import Fraction, LocalData, Natural, PartitionSettings
-from fedloom.workloads._torch.settings import TrainingSettings
 
 
 class Texts(LocalData):
@@ -35,7 +35,7 @@ class ModelSettings(Settings):
     """Tokens of an example: each file is cut into blocks of so many; its last block may be shorter."""
 
 
-class Config(PluginSettings):
+class Config(TorchConfig):
     """Next-token prediction by a pretrained causal language model."""
 
     name: str = "causal_lm"
@@ -45,4 +45,3 @@ class Config(PluginSettings):
     """How the blocks are dealt to the clients; its `scheme` says which of the kinds it is. A block's class is its
     file."""
     model: ModelSettings = ModelSettings()
-    training: TrainingSettings = TrainingSettings()

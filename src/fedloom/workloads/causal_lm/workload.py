@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedloom.core.config import Experiment
-from fedloom.core.protocols import LocalRule, WorkloadInfo
-from fedloom.core.records import MODEL, Array, Job, Mean, Metrics, Record, Update
+from fedloom.core.protocols import WorkloadInfo
+from fedloom.core.records import Info
 from fedloom.workloads._adapters.targets import model_info
-from fedloom.workloads._data.partition import Partition, partition
-from fedloom.workloads._data.rows import RowShard
-from fedloom.workloads._pretrained.folder import PretrainedFolder
-from fedloom.workloads._torch.scope import choose_device, exact
-from fedloom.workloads._torch.trainer import Trainer
-from fedloom.workloads.causal_lm.blocks import NO_TARGET, BlockData, Blocks, load_blocks
+from fedloom.workloads._base.rows import Batch, RowData
+from fedloom.workloads._base.task import RowTask
+from fedloom.workloads.causal_lm.blocks import NO_TARGET, Blocks, load_blocks
 from fedloom.workloads.causal_lm.config import Config
 from fedloom.workloads.causal_lm.model import find_model, load_model
 
@@ -28,74 +23,65 @@ _MOST_FILES = 100
 """Files up to which the report can show who holds blocks of which."""
 
 
-class CausalLM:
+@dataclass(frozen=True, slots=True)
+class BlockRows:
+    """Blocks of tokens, cut to the longest of a minibatch; the targets are all tokens but each block's first."""
+
+    blocks: Blocks
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.blocks.lengths)
+
+    def batch(self, rows: Tensor) -> Batch:
+        ids, labels = (torch.from_numpy(each).to(self.device) for each in self.blocks.batch(rows.cpu().numpy()))
+        return (ids,), labels[:, 1:].flatten()
+
+
+class CausalLM(RowTask[Config]):
     """Next-token prediction; cross-entropy averaged over the tokens of the minibatch."""
 
-    def __init__(
-        self, config: Config, folder: PretrainedFolder, data: BlockData, shards: Partition, device: torch.device
-    ) -> None:
-        self._config, self._folder, self._data, self._shards, self._device = config, folder, data, shards, device
-        with exact(device, seed=0):
-            self._model = load_model(folder)
-            self._trainer = Trainer(self._model, config.training, device)
+    def __init__(self, config: Config, experiment: Experiment) -> None:
+        self._folder = find_model(config.model.checkpoint, config.model.block_size)
+        self._texts = load_blocks(config.data, self._folder, config.model.block_size)
+        self.evaluation_batch = max(1, _EVALUATION_TOKENS // config.model.block_size)
+        super().__init__(config, experiment)
 
-    def describe(self) -> WorkloadInfo:
-        names = self._data.names if len(self._data.names) <= _MOST_FILES else ()
-        checkpoint = {"name": self._folder.name, "weights_sha256": self._folder.weights_sha256}
-        return WorkloadInfo(
-            data={**self._data.info, "checkpoint": checkpoint},
-            client_sizes=self._shards.sizes.tolist(),
-            label_counts=self._shards.label_counts(self._data.files, len(names)).tolist() if names else (),
+    def dataset(self) -> RowData:
+        data = self._texts
+        names = data.names if len(data.names) <= _MOST_FILES else ()
+        return RowData(
+            train=BlockRows(data.train, self.device),
+            test=BlockRows(data.test, self.device),
+            info=data.info,
+            sha256=data.sha256,
+            labels=data.files,
+            num_labels=len(data.names),
             label_names=names,
-            exponentials={"perplexity": "loss"},
+            groups=data.files,
         )
 
-    def init(self, rng: np.random.Generator) -> Record:
+    def model(self) -> nn.Module:
         """The pretrained weights; nothing is drawn."""
-        model = load_model(self._folder)
-        fresh = Trainer(model, self._config.training, torch.device("cpu"))
-        return Record({MODEL: fresh.arrays}, model_info(model))
+        return load_model(self._folder)
 
-    def shard(self, client: int) -> RowShard:
-        return RowShard(self._shards.client(client))
+    def initial_info(self, model: nn.Module) -> Info:
+        return model_info(model)
 
-    def held_out(self, part: int, parts: int) -> RowShard:
-        return RowShard.test_part(len(self._data.test.lengths), part, parts)
+    def outputs(self, model: nn.Module, *inputs: Tensor) -> Tensor:
+        """Logits (n, vocabulary) for each token of some blocks but their first."""
+        (ids,) = inputs
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+        return logits[:, :-1].flatten(0, 1)
 
-    def train(
-        self,
-        job: Job,
-        inputs: Mapping[str, Record],
-        shard: RowShard,
-        rule: LocalRule | None,
-        rng: np.random.Generator,
-    ) -> Update:
-        def loss_of(rows: Tensor) -> Tensor:
-            logits, truth = self._predicted(self._data.train, rows.cpu().numpy())
-            return F.cross_entropy(logits, truth, ignore_index=NO_TARGET)
+    def count(self, targets: Tensor) -> int:
+        """Tokens that are to be predicted: the metrics are `loss` (nats) and `accuracy` of a token."""
+        return int((targets != NO_TARGET).sum())
 
-        return self._trainer.train(shard.rows, loss_of, inputs, rule, job.knobs, rng)
-
-    def evaluate(self, inputs: Mapping[str, Record], shard: RowShard) -> Metrics:
-        """`loss` (cross-entropy of a token, nats) and `accuracy` (share of tokens guessed rightly), over all tokens."""
-        blocks = self._data.test if shard.held_out else self._data.train
-        size = max(1, _EVALUATION_TOKENS // self._config.model.block_size)
-        sums, tokens = np.zeros(2), 0
-        with exact(self._device), torch.inference_mode():
-            self._trainer.load(inputs)
-            self._model.eval()
-            for start in range(0, len(shard.rows), size):
-                logits, truth = self._predicted(blocks, shard.rows[start : start + size])
-                loss = F.cross_entropy(logits, truth, ignore_index=NO_TARGET, reduction="sum")
-                sums += [float(loss), float((logits.argmax(1) == truth).sum())]
-                tokens += int((truth != NO_TARGET).sum())
-        return {name: Mean(float(value), float(tokens)) for name, value in zip(("loss", "accuracy"), sums, strict=True)}
-
-    def _predicted(self, blocks: Blocks, rows: Array) -> tuple[Tensor, Tensor]:
-        """Logits (n, vocabulary) for each token of some blocks but their first, and those tokens (n,)."""
-        ids, labels = (torch.from_numpy(each).to(self._device) for each in blocks.batch(rows))
-        logits: Tensor = self._model(input_ids=ids, use_cache=False).logits
-        return logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    def describe(self) -> WorkloadInfo:
+        info = super().describe()
+        checkpoint = {"name": self._folder.name, "weights_sha256": self._folder.weights_sha256}
+        return replace(info, data={**info.data, "checkpoint": checkpoint}, exponentials={"perplexity": "loss"})
 
 
 def build_workload(config: Config, experiment: Experiment) -> CausalLM:
@@ -105,14 +91,4 @@ def build_workload(config: Config, experiment: Experiment) -> CausalLM:
         DataMissing: texts or checkpoint are not on this machine; the message says how to get them.
         ConfigError: the checkpoint is no causal language model, or the partition leaves a client without examples.
     """
-    folder = find_model(config.model.checkpoint, config.model.block_size)
-    data = load_blocks(config.data, folder, config.model.block_size)
-    shards = partition(
-        config.partition,
-        data.files,
-        data.files,
-        clients=experiment.clients,
-        seed=experiment.seed,
-        data_sha256=data.sha256,
-    )
-    return CausalLM(config, folder, data, shards, choose_device(config.training.device))
+    return CausalLM(config, experiment)

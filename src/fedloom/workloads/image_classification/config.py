@@ -7,11 +7,10 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
-from fedloom.core.config import PluginSettings
 from fedloom.core.errors import ConfigError
 from fedloom.core.setting_types import DataPath
+from fedloom.workloads._base.settings import TorchConfig
 from fedloom.workloads._data.settings import Digits, Dirichlet, ImageSource, PartitionSettings
-from fedloom.workloads._torch.settings import TrainingSettings
 from fedloom.workloads._vision.settings import ModelSettings
 
 
@@ -35,7 +34,7 @@ class Model(ModelSettings):
         return self
 
 
-class Config(PluginSettings):
+class Config(TorchConfig):
     """Image classification with a small network."""
 
     name: str = "image_classification"
@@ -48,4 +47,3 @@ class Config(PluginSettings):
     partition: PartitionSettings = Dirichlet()
     """How the training set is dealt to the clients; its `scheme` says which of the kinds it is."""
     model: Model = Model()
-    training: TrainingSettings = TrainingSettings()

@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
-from fedloom.core.config import PluginSettings
 from fedloom.core.errors import ConfigError
+from fedloom.workloads._base.settings import TorchConfig
 from fedloom.workloads._data.settings import Digits, Dirichlet, ImageSource, PartitionSettings
 from fedloom.workloads._spiking.settings import (
     Direct,
@@ -18,12 +18,11 @@ from fedloom.workloads._spiking.settings import (
     NeuronSettings,
     check_encoder,
 )
-from fedloom.workloads._torch.settings import TrainingSettings
 
 Rate = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-class Config(PluginSettings):
+class Config(TorchConfig):
     """Image classification with a spiking network."""
 
     name: str = "spiking_classification"
@@ -37,7 +36,6 @@ class Config(PluginSettings):
     """How an image becomes input over time; its `name` says which of the kinds it is."""
     time_steps: Annotated[int, Field(ge=1)] = 8
     """Steps T each example is shown for."""
-    training: TrainingSettings = TrainingSettings()
     loss: LossName = "rate"
     """`rate`: cross-entropy of the output's spike counts / T; `count`: of the counts, whose gradients are about T times
     as large; `step`: of each step's spikes, averaged; `mse_count`: squared distance of the counts to T times a wanted

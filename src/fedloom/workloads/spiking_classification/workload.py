@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError
-from fedloom.core.protocols import LocalRule, WorkloadInfo
-from fedloom.core.records import MODEL, Array, Arrays, Job, Mean, Metrics, Record, Update
+from fedloom.core.protocols import Inputs, LocalRule, WorkloadInfo
+from fedloom.core.records import Array, Arrays, Info, Job, Mean, Metrics, Update
 from fedloom.core.seeds import integer_seed
-from fedloom.workloads._data.images import ImageData, load_images
-from fedloom.workloads._data.partition import Partition, partition
+from fedloom.workloads._base.images import image_rows
+from fedloom.workloads._base.rows import RowData, TensorRows
+from fedloom.workloads._base.workload import TorchWorkload
+from fedloom.workloads._data.images import load_images
 from fedloom.workloads._data.rows import RowShard
 from fedloom.workloads._spiking.encoders import Encoder, Pixels, row_noise
 from fedloom.workloads._spiking.energy import energy_sum, rate_sums, spike_sum
@@ -28,37 +30,29 @@ from fedloom.workloads._spiking.networks import Network, Plan, build_network
 from fedloom.workloads._spiking.neurons import Dynamics
 from fedloom.workloads._spiking.rates import Layers, RateMeter
 from fedloom.workloads._spiking.traces import RateTrace
-from fedloom.workloads._torch.scope import choose_device, exact
-from fedloom.workloads._torch.trainer import Trainer, evaluate_in_batches
+from fedloom.workloads._torch.scope import exact
+from fedloom.workloads._torch.trainer import evaluate_in_batches
 from fedloom.workloads.spiking_classification.config import Config
 
-_EVALUATION_BATCH = 250
-"""Examples in a forward pass that trains nothing."""
 
-
-class SpikingClassification:
+class SpikingClassification(TorchWorkload[Config]):
     """Classification of images by the spikes of an output layer."""
 
-    def __init__(self, config: Config, data: ImageData, shards: Partition, device: torch.device, seed: int) -> None:
-        self._config, self._data, self._shards, self._device = config, data, shards, device
-        self._parts = {
-            part: (torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))
-            for part, x, y in (("train", data.x_train, data.y_train), ("test", data.x_test, data.y_test))
-        }
-        self._evaluation_seed = integer_seed(seed, "spiking_classification", "evaluate")
-        pixels = Pixels.of(data.x_train, data.info["mean"], data.info["std"])
-        self._encoder = Encoder(config.encoder, config.time_steps, data.shape, pixels)
+    def __init__(self, config: Config, experiment: Experiment) -> None:
+        self._images = images = load_images(config.data)
+        pixels = Pixels.of(images.x_train, images.info["mean"], images.info["std"])
+        self._encoder = Encoder(config.encoder, config.time_steps, images.shape, pixels)
         self._loss = Loss(config.loss, config.correct_rate, config.incorrect_rate)
         self._dynamics = Dynamics.of(config.neuron)
-        self._padded_size = min(config.training.batch_size, int(shards.sizes.max()))
-        with exact(device, seed=0):
-            self._network = self._new_network()
-            self._trainer = Trainer(self._network, config.training, device)
+        self._evaluation_seed = integer_seed(experiment.seed, "spiking_classification", "evaluate")
+        super().__init__(config, experiment)
+        self._padded_size = min(config.training.batch_size, int(self.shards.sizes.max()))
+        with exact(self.device, seed=0):
             self._meter = RateMeter(
-                self._new_network().to(device),
+                self.model().to(self.device),
                 config.time_steps,
                 lambda rows, noise: self._encoded("train", rows, noise),
-                _EVALUATION_BATCH,
+                self.evaluation_batch,
             )
         self._group = GroupTrainer(
             settings=config.training,
@@ -66,48 +60,54 @@ class SpikingClassification:
             encoder=self._encoder,
             loss=self._loss,
             time_steps=config.time_steps,
-            images=self._parts["train"][0],
-            labels=self._parts["train"][1],
+            images=self._parts["train"].inputs[0],
+            labels=self._parts["train"].targets,
             padded_size=self._padded_size,
         )
+
+    def dataset(self) -> RowData:
+        images = self._images
+        self._parts = {
+            "train": TensorRows.of(images.x_train, images.y_train, self.device),
+            "test": TensorRows.of(images.x_test, images.y_test, self.device),
+        }
+        return image_rows(images, self._parts["train"], self._parts["test"])
+
+    def model(self) -> Network:
+        config = self.config
+        return build_network(
+            Plan(
+                model=config.model,
+                neuron=config.neuron,
+                time_steps=config.time_steps,
+                shape=self._encoder.step_shape,
+                num_labels=self._images.num_labels,
+                twin=config.twin,
+            )
+        )
+
+    def initial_info(self, model: nn.Module) -> Info:
+        return {"outputs": self._images.num_labels}
 
     @property
     def program(self) -> Literal["group", "loop"]:
         """How a group of clients is meant to be trained: by `train_group`, or one by one."""
-        return "group" if self._config.batched else "loop"
+        return "group" if self.config.batched else "loop"
 
     def describe(self) -> WorkloadInfo:
-        counts = self._shards.label_counts(self._data.y_train, self._data.num_labels)
-        return WorkloadInfo(
-            data=self._data.info,
-            client_sizes=self._shards.sizes.tolist(),
-            label_counts=counts.tolist(),
-            label_names=self._data.info["label_names"],
-            watch={} if self._config.twin else {"dead": self._config.told_when_dead},
-        )
-
-    def init(self, rng: np.random.Generator) -> Record:
-        with exact(torch.device("cpu"), seed=int(rng.integers(2**63))):
-            fresh = Trainer(self._new_network(), self._config.training, torch.device("cpu"))
-        return Record({MODEL: fresh.arrays}, {"outputs": self._data.num_labels})
-
-    def shard(self, client: int) -> RowShard:
-        return RowShard(self._shards.client(client))
-
-    def held_out(self, part: int, parts: int) -> RowShard:
-        return RowShard.test_part(len(self._data.y_test), part, parts)
+        return replace(super().describe(), watch={} if self.config.twin else {"dead": self.config.told_when_dead})
 
     def train(
         self,
         job: Job,
-        inputs: Mapping[str, Record],
+        inputs: Inputs,
         shard: RowShard,
         rule: LocalRule | None,
         rng: np.random.Generator,
     ) -> Update:
         """One client's local training; the metrics hold `loss` and for each spiking layer `rate/<layer>`."""
         tally: dict[str, Tensor] = {}
-        traced = RateTrace.of(len(shard.rows), self._config.training, self._config.time_steps)
+        traced = RateTrace.of(len(shard.rows), self.config.training, self.config.time_steps)
         steps = itertools.count()
 
         def loss(rows: Tensor) -> Tensor:
@@ -119,7 +119,8 @@ class SpikingClassification:
                 traced.add(next(steps), [(n, s.flatten().cpu().numpy()) for n, s in spikes.items()], len(rows))
             return mean
 
-        update = self._trainer.train(shard.rows, loss, inputs, rule, job.knobs, rng)
+        local = replace(self.local_training(self.network, job, shard, rule), loss_of=loss)
+        update = self.trainer.train(inputs, local, rng)
         weight = update.metrics["loss"].weight
         rates = {f"rate/{name}": Mean(float(rate), weight) for name, rate in tally.items()}
         return replace(update, metrics={**update.metrics, **rates}, traces=traced.rates())
@@ -127,7 +128,7 @@ class SpikingClassification:
     def train_group(
         self,
         jobs: Sequence[Job],
-        inputs: Mapping[str, Record],
+        inputs: Inputs,
         shards: Sequence[RowShard],
         rngs: Sequence[np.random.Generator],
     ) -> list[Update]:
@@ -146,11 +147,11 @@ class SpikingClassification:
         if self.program == "loop":
             one_by_one = zip(jobs, shards, rngs, strict=True)
             return [_kept(self.train(job, inputs, shard, None, rng)) for job, shard, rng in one_by_one]
-        self._trainer.load(inputs)
+        self.trainer.load(inputs)
         rows, trace = [_rows(shard) for shard in shards], any(map(_is_traced, jobs))
-        return self._group.train(self._trainer.arrays, rows, rngs, trace=trace)
+        return self._group.train(self.trainer.arrays, rows, rngs, trace=trace)
 
-    def evaluate(self, inputs: Mapping[str, Record], shard: RowShard) -> Metrics:
+    def evaluate(self, inputs: Inputs, shard: RowShard) -> Metrics:
         """Metrics on a test part, or on a client's own data.
 
         `loss`, `accuracy` (of equal counts the first class wins); and where neurons spike, per example: `rate/<layer>`,
@@ -158,43 +159,43 @@ class SpikingClassification:
         `energy_pj`, an estimate (see `_spiking/energy.py`). A Poisson encoder's noise is the same in every evaluation.
         """
         part = "test" if shard.held_out else "train"
-        labels = self._parts[part][1]
-        rows = torch.from_numpy(shard.rows).to(self._device)
-        layers = [] if self._config.twin else self._meter.layers
+        labels = self._parts[part].targets
+        rows = torch.from_numpy(shard.rows).to(self.device)
+        layers = [] if self.config.twin else self._meter.layers
         names = ["loss", "accuracy", "energy_pj", *(["spikes"] if layers else []), *(f"rate/{n}" for n in layers)]
 
         def measure(batch: slice) -> list[Tensor]:
             truth, trace = labels.index_select(0, rows[batch]), Trace()
-            outputs = self._network(self._encoded(part, shard.rows[batch], self._evaluation_seed), trace)
+            outputs = self.network(self._encoded(part, shard.rows[batch], self._evaluation_seed), trace)
             right = (outputs.sum(0).argmax(1) == truth).sum()
             sums = [self._loss(outputs, truth).sum(), right, energy_sum(trace, spiking_input=self._encoder.spikes)]
             return [*sums, spike_sum(trace), *rate_sums(trace).values()] if layers else sums
 
-        with exact(self._device), torch.inference_mode():
-            self._trainer.load(inputs)
-            self._network.eval()
-            metrics = dict(evaluate_in_batches(len(rows), _EVALUATION_BATCH, measure, names))
+        with exact(self.device), torch.inference_mode():
+            self.trainer.load(inputs)
+            self.network.eval()
+            metrics = dict(evaluate_in_batches(len(rows), self.evaluation_batch, measure, names))
         if layers and len(rows):
-            dead = np.mean([metrics[f"rate/{name}"].value < self._config.dead_rate_floor for name in layers])
+            dead = np.mean([metrics[f"rate/{name}"].value < self.config.dead_rate_floor for name in layers])
             metrics["dead"] = Mean(float(dead) * len(rows), float(len(rows)))
         return metrics
 
-    def logits(self, inputs: Mapping[str, Record], shard: RowShard) -> tuple[Array, Array]:
+    def logits(self, inputs: Inputs, shard: RowShard) -> tuple[Array, Array]:
         """What stands for logits: counts of output spikes, or for the loss `rate` counts over steps, (n, K) float32.
 
         With them come the labels, (n,). A Poisson encoder's noise is the same in every evaluation.
         """
         part = "test" if shard.held_out else "train"
-        steps = self._config.time_steps if self._config.loss == "rate" else 1
+        steps = self.config.time_steps if self.config.loss == "rate" else 1
         parts = []
-        with exact(self._device), torch.inference_mode():
-            self._trainer.load(inputs)
-            self._network.eval()
-            for start in range(0, len(shard.rows), _EVALUATION_BATCH):
-                rows = shard.rows[start : start + _EVALUATION_BATCH]
-                outputs = self._network(self._encoded(part, rows, self._evaluation_seed), Trace())
+        with exact(self.device), torch.inference_mode():
+            self.trainer.load(inputs)
+            self.network.eval()
+            for start in range(0, len(shard.rows), self.evaluation_batch):
+                rows = shard.rows[start : start + self.evaluation_batch]
+                outputs = self.network(self._encoded(part, rows, self._evaluation_seed), Trace())
                 parts.append(outputs.sum(0) / steps)
-        labels = self._parts[part][1].cpu().numpy()[shard.rows]
+        labels = self._parts[part].targets.cpu().numpy()[shard.rows]
         return torch.cat(parts).cpu().numpy(), labels
 
     def firing_rates(
@@ -229,7 +230,7 @@ class SpikingClassification:
         if self.program == "group":
             return self.firing_rates_group([arrays], [shard], [rng], layers=layers, per_sample=per_sample)[0]
         self._require_spikes()
-        with exact(self._device):
+        with exact(self.device):
             return self._meter.measure(arrays, _rows(shard), rng, layers, per_sample=per_sample)
 
     def firing_rates_group(
@@ -247,7 +248,7 @@ class SpikingClassification:
             each = zip(models, shards, rngs, strict=True)
             return [self.firing_rates(m, s, rng, layers=layers, per_sample=per_sample) for m, s, rng in each]
         rows = [_rows(shard) for shard in shards]
-        with exact(self._device):
+        with exact(self.device):
             return self._meter.measure_group(models, rows, rngs, layers, self._dynamics, per_sample=per_sample)
 
     def class_errors(self, arrays: Arrays, shard: RowShard, rng: np.random.Generator) -> Array:
@@ -262,8 +263,8 @@ class SpikingClassification:
             Mean over the examples of `Loss.errors`, float64 in [-1, 1], shape (classes,).
         """
         rows = _rows(shard)
-        labels = self._parts["train"][1].index_select(0, torch.from_numpy(rows).to(self._device))
-        with exact(self._device):
+        labels = self._parts["train"].targets.index_select(0, torch.from_numpy(rows).to(self.device))
+        with exact(self.device):
             outputs = self._meter.outputs(arrays, rows, rng, self._dynamics if self.program == "group" else None)
             return np.asarray(self._loss.errors(outputs, labels).mean(0).cpu().numpy())
 
@@ -273,46 +274,33 @@ class SpikingClassification:
         An MLP's minibatch is padded as in a group, so that both programs do the same sums in the same order. (With
         batch statistics padding would be wrong, and groups have none.)
         """
-        images, labels = self._parts["train"]
+        images, labels = self._parts["train"].inputs[0], self._parts["train"].targets
         count = len(rows)
         noise: Tensor | None = None
         if self._encoder.noisy:
-            noise = torch.rand((count, *self._encoder.noise_shape), device=self._device)
-        if self._config.model.name == "mlp" and count < self._padded_size:
+            noise = torch.rand((count, *self._encoder.noise_shape), device=self.device)
+        if self.config.model.name == "mlp" and count < self._padded_size:
             missing = self._padded_size - count
             rows = torch.cat([rows, rows[-1:].expand(missing)])
             noise = None if noise is None else torch.cat([noise, noise.new_zeros(missing, *noise.shape[1:])])
         trace = Trace()
-        outputs = self._network(self._encoder(images.index_select(0, rows), noise), trace)
+        outputs = self.network(self._encoder(images.index_select(0, rows), noise), trace)
         losses = self._loss(outputs, labels.index_select(0, rows))
-        mask = (torch.arange(len(rows), device=self._device) < count).to(losses)
+        mask = (torch.arange(len(rows), device=self.device) < count).to(losses)
         return masked_means(losses.unsqueeze(0), mask.unsqueeze(0))[0], trace
 
     def _encoded(self, part: str, rows: Array, seed: int) -> Tensor:
         """Rows of the training or test set, encoded with noise that follows from seed and row alone."""
-        noise = row_noise(seed, part, rows, self._encoder.noise_shape).to(self._device) if self._encoder.noisy else None
-        index = torch.from_numpy(rows).to(self._device)
-        return self._encoder(self._parts[part][0].index_select(0, index), noise)
+        noise = row_noise(seed, part, rows, self._encoder.noise_shape).to(self.device) if self._encoder.noisy else None
+        index = torch.from_numpy(rows).to(self.device)
+        return self._encoder(self._parts[part].inputs[0].index_select(0, index), noise)
 
     def _require_spikes(self) -> None:
-        if self._config.twin:
+        if self.config.twin:
             raise ConfigError(
                 "workload.twin: true, but a non-spiking twin has no firing rates. Set it to false, or take a selection "
                 "that does not read them"
             )
-
-    def _new_network(self) -> Network:
-        config = self._config
-        return build_network(
-            Plan(
-                model=config.model,
-                neuron=config.neuron,
-                time_steps=config.time_steps,
-                shape=self._encoder.step_shape,
-                num_labels=self._data.num_labels,
-                twin=config.twin,
-            )
-        )
 
 
 def _is_traced(job: Job) -> bool:
@@ -338,13 +326,4 @@ def build_workload(config: Config, experiment: Experiment) -> SpikingClassificat
         ConfigError: the partition leaves a client without examples, the encoder or network does not fit the data, or a
             GPU is asked for that is not there.
     """
-    data = load_images(config.data)
-    shards = partition(
-        config.partition,
-        data.y_train,
-        data.groups,
-        clients=experiment.clients,
-        seed=experiment.seed,
-        data_sha256=data.sha256,
-    )
-    return SpikingClassification(config, data, shards, choose_device(config.training.device), experiment.seed)
+    return SpikingClassification(config, experiment)

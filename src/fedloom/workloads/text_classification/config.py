@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedloom.core.config import PluginSettings, Settings
+from fedloom.core.config import Settings
 from fedloom.core.setting_types import DataPath
+from fedloom.workloads._base.settings import TorchConfig
 from fedloom.workloads._data.settings import Dirichlet, PartitionSettings, TextSource, Tweets
-from fedloom.workloads._torch.settings import TrainingSettings
 
 
 class ModelSettings(Settings):
@@ -26,7 +26,7 @@ class ModelSettings(Settings):
     """Tokens kept of each text, the special ones included."""
 
 
-class Config(PluginSettings):
+class Config(TorchConfig):
     """Text classification on a small pretrained transformer."""
 
     name: str = "text_classification"
@@ -35,4 +35,3 @@ class Config(PluginSettings):
     partition: PartitionSettings = Dirichlet()
     """How the training set is dealt to the clients; its `scheme` says which of the kinds it is."""
     model: ModelSettings = ModelSettings()
-    training: TrainingSettings = TrainingSettings()

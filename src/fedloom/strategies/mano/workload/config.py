@@ -7,9 +7,10 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
-from fedloom.core.config import PluginSettings, Settings
+from fedloom.core.config import Settings
 from fedloom.core.errors import ConfigError
 from fedloom.core.setting_types import CodeRef, DataPath
+from fedloom.workloads._base.settings import TorchConfig
 from fedloom.workloads._data.settings import Available, Iid, ImageSource, PartitionSettings
 from fedloom.workloads._torch.settings import TrainingSettings
 from fedloom.workloads._vision.settings import ModelSettings
@@ -78,7 +79,7 @@ class ProjNormSettings(Settings):
     batch_size: Annotated[int, Field(ge=1)] = 128
 
 
-class Config(PluginSettings):
+class Config(TorchConfig):
     """A classifier, and scores of it on shifted sets whose labels only tell how good the scores are."""
 
     name: str = "mano"

@@ -8,8 +8,9 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
-from fedloom.core.config import PluginSettings, Settings
+from fedloom.core.config import Settings
 from fedloom.core.errors import ConfigError
+from fedloom.workloads._base.settings import TorchConfig
 from fedloom.workloads._data.settings import Digits, Iid, ImageSource, PartitionSettings
 from fedloom.workloads._torch.settings import TrainingSettings
 from fedloom.workloads._vision.settings import ModelSettings
@@ -67,7 +68,7 @@ class MeasureSettings(Settings):
     standard, which is 100."""
 
 
-class Config(PluginSettings):
+class Config(TorchConfig):
     """Adversarial training of an image classifier."""
 
     name: str = "meat"

@@ -12,6 +12,7 @@ from fedloom.core.errors import ConfigError
 from fedloom.core.records import Array
 from fedloom.core.seeds import generator
 from fedloom.strategies.meat.workload.config import Config
+from fedloom.workloads._base.rows import Batch
 from fedloom.workloads._data import cache
 from fedloom.workloads._data.images import ImageData
 from fedloom.workloads._data.partition import Partition, partition
@@ -26,6 +27,10 @@ class Pixels:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def batch(self, rows: Tensor) -> Batch:
+        """Return some images and their labels."""
+        return (self.x.index_select(0, rows),), self.y.index_select(0, rows)
 
     def part(self, part: int, parts: int) -> Pixels:
         """Part `part` of `parts` consecutive pieces."""

@@ -17,73 +17,71 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedloom.core.config import Experiment
-from fedloom.core.protocols import Action, LocalRule, WorkloadInfo
-from fedloom.core.records import MODEL, Array, Arrays, Job, JsonObject, Mean, Metrics, Record, Update
+from fedloom.core.protocols import Action, Inputs, LocalRule
+from fedloom.core.records import MODEL, Arrays, Info, Job, JsonObject, Mean, Metrics, Record, Update
 from fedloom.strategies.meat.workload.averaging import MovingAverage
 from fedloom.strategies.meat.workload.config import Config
 from fedloom.strategies.meat.workload.defenses import loss_of, perturbed
-from fedloom.strategies.meat.workload.images import Images, Pixels, prepare
+from fedloom.strategies.meat.workload.images import Pixels, prepare
 from fedloom.strategies.meat.workload.measuring import counted, right_under, table
 from fedloom.strategies.meat.workload.statistics import check_batches, reestimate
 from fedloom.strategies.meat.workload.weights import perturbation, shift
 from fedloom.workloads._attacks.auto import require_auto_attack
-from fedloom.workloads._data.images import ImageData, load_images
+from fedloom.workloads._base.images import image_rows
+from fedloom.workloads._base.rows import RowData
+from fedloom.workloads._base.workload import TorchWorkload
+from fedloom.workloads._data.images import load_images
 from fedloom.workloads._data.rows import RowShard
 from fedloom.workloads._torch.arrays import as_array
-from fedloom.workloads._torch.scope import choose_device, exact
-from fedloom.workloads._torch.trainer import Trainer
+from fedloom.workloads._torch.scope import exact
+from fedloom.workloads._torch.trainer import LocalTraining
 from fedloom.workloads._vision.augment import augmented
 from fedloom.workloads._vision.models import build_model
 
 SEAT = "seat"
 """Group of an update that holds the moving average."""
 _VELOCITY = "velocity"
-_EVALUATION_BATCH = 250
 
 
-class AdversarialTraining:
+class AdversarialTraining(TorchWorkload[Config]):
     """Local adversarial training; a client keeps its momentum and its moving average between rounds."""
 
     keeps_client_state = True
 
-    def __init__(
-        self, config: Config, data: ImageData, images: Images, rounds: int, device: torch.device, clients: int
-    ) -> None:
-        self._config, self._data, self._images, self._rounds, self._device = config, data, images, rounds, device
-        self._num_faulty = round(config.faulty_clients * clients)
+    def __init__(self, config: Config, experiment: Experiment) -> None:
+        self._rounds = experiment.rounds_known("workload meat")
+        self._num_faulty = round(config.faulty_clients * experiment.clients)
         self._loss = loss_of(config.defense)
         self._perturbation: dict[str, Tensor] = {}
-        with exact(device, seed=0):
-            self._trainer = Trainer(self._new_model(), config.training, device)
+        self._source = load_images(config.data)
+        super().__init__(config, experiment)
+        batches = -(-int(self.shards.sizes.min()) // config.training.batch_size)
+        check_batches(experiment.strategy.wanted_actions().get("statistics", {}).get("rule"), batches)
 
-    def describe(self) -> WorkloadInfo:
-        shards, labels = self._images.shards, self._images.train.y.cpu().numpy()
-        used = {"num_train": len(labels), "num_validation": len(self._images.validation)}
-        return WorkloadInfo(
-            data={**self._data.info, **used},
-            client_sizes=shards.sizes.tolist(),
-            label_counts=shards.label_counts(labels, self._data.num_labels).tolist(),
-            label_names=self._data.info["label_names"],
+    def dataset(self) -> RowData:
+        experiment, data = self.experiment, self._source
+        self._images = images = prepare(self.config, data, experiment.clients, experiment.seed, self.device)
+        used = {"num_train": len(images.train), "num_validation": len(images.validation)}
+        return replace(
+            image_rows(data, images.train, images.test),
+            info={**data.info, **used},
+            labels=images.train.y.cpu().numpy(),
+            shards=images.shards,
         )
 
-    def init(self, rng: np.random.Generator) -> Record:
-        with exact(torch.device("cpu"), seed=int(rng.integers(2**63))):
-            fresh = Trainer(self._new_model(), self._config.training, torch.device("cpu"))
-        return Record({MODEL: fresh.arrays})
+    def model(self) -> nn.Module:
+        return build_model(self.config.model, self._source.shape, self._source.num_labels)
 
-    def shard(self, client: int) -> RowShard:
-        return RowShard(self._images.shards.client(client))
-
-    def held_out(self, part: int, parts: int) -> RowShard:
-        return RowShard.test_part(len(self._images.test), part, parts)
+    def initial_info(self, model: nn.Module) -> Info:
+        return {}
 
     def train(
         self,
         job: Job,
-        inputs: Mapping[str, Record],
+        inputs: Inputs,
         shard: RowShard,
         rule: LocalRule | None,
         rng: np.random.Generator,
@@ -91,66 +89,56 @@ class AdversarialTraining:
     ) -> Update:
         """Train one client; the update carries what it wants back, and the moving average where that is kept."""
         kept = state or Record()
-        self._trainer.load(inputs)  # so that a first average begins with these weights
+        self.trainer.load(inputs)  # so that a first average begins with these weights
         average = None
-        if self._config.seat:
-            average = MovingAverage(lambda: self._trainer.arrays, kept.groups.get(SEAT), int(kept.info.get("steps", 0)))
-        perturbs = self._config.defense.awp_gamma > 0 and job.round > self._config.defense.awp_warmup
+        if self.config.seat:
+            average = MovingAverage(lambda: self.trainer.arrays, kept.groups.get(SEAT), int(kept.info.get("steps", 0)))
+        perturbs = self.config.defense.awp_gamma > 0 and job.round > self.config.defense.awp_warmup
 
         def after_step() -> None:
             if perturbs:
-                shift(self._trainer.model, self._perturbation, -1.0)
+                shift(self.network, self._perturbation, -1.0)
             if average is not None:
                 average.update()
 
-        update = self._trainer.train(
-            shard.rows,
-            lambda rows: self._batch_loss(rows, perturbs),
-            inputs,
-            rule,
-            job.knobs,
-            rng,
+        local = LocalTraining(
+            rows=shard.rows,
+            loss_of=lambda rows: self._batch_loss(rows, perturbs),
+            rule=rule,
+            knobs=job.knobs,
             rate=self.learning_rate(job.round),
             velocity=kept.groups.get(_VELOCITY),
             after_step=after_step,
         )
-        groups: dict[str, Arrays] = {MODEL: self._trainer.arrays}
+        update = self.trainer.train(inputs, local, rng)
+        groups: dict[str, Arrays] = {MODEL: self.trainer.arrays}
         remembered: dict[str, Arrays] = {}
-        if self._config.keep_momentum:
-            remembered[_VELOCITY] = self._trainer.velocity
+        if self.config.keep_momentum:
+            remembered[_VELOCITY] = self.trainer.velocity
         if average is not None:
             groups[SEAT] = remembered[SEAT] = average.arrays
         if job.client < self._num_faulty:
-            groups = {name: _with_outliers(arrays, self._config.faulty_scale, rng) for name, arrays in groups.items()}
+            groups = {name: _with_outliers(arrays, self.config.faulty_scale, rng) for name, arrays in groups.items()}
         info = {"steps": average.steps} if average is not None else {}
         return replace(update, groups=groups, state=Record(remembered, info) if remembered else None)
 
-    def evaluate(self, inputs: Mapping[str, Record], shard: RowShard, state: Record | None = None) -> Metrics:
+    def evaluate(self, inputs: Inputs, shard: RowShard, state: Record | None = None) -> Metrics:
         """`loss` and `accuracy` on all images; `robust_accuracy` under PGD on the first of them, as settings say."""
         images = self._images.test if shard.held_out else self._images.train
-        rows = torch.from_numpy(shard.rows).to(self._device)
-        attacked = rows[rows < self._config.measure.examples] if shard.held_out else rows
+        rows = torch.from_numpy(shard.rows).to(self.device)
+        attacked = rows[rows < self.config.measure.examples] if shard.held_out else rows
         with self._using(inputs[MODEL], seed=0):
-            pieces = [_rows(images, part) for part in torch.split(rows, _EVALUATION_BATCH) if len(part)]
+            pieces = [_rows(images, part) for part in torch.split(rows, self.evaluation_batch) if len(part)]
             with torch.no_grad():
-                logits = [(self._trainer.model(piece.x), piece.y) for piece in pieces]
+                logits = [(self.network(piece.x), piece.y) for piece in pieces]
             loss = sum(float(F.cross_entropy(z, y, reduction="sum")) for z, y in logits)
             right = sum(int((z.argmax(1) == y).sum()) for z, y in logits)
-            robust = right_under(self._trainer.model, _rows(images, attacked), self._pgd, self._config.attack.epsilon)
+            robust = right_under(self.network, _rows(images, attacked), self._pgd, self.config.attack.epsilon)
         return {
             "loss": Mean(loss, float(len(rows))),
             "accuracy": Mean(float(right), float(len(rows))),
             "robust_accuracy": Mean(float(robust.sum()), float(len(attacked))),
         }
-
-    def logits(self, inputs: Mapping[str, Record], shard: RowShard) -> tuple[Array, Array]:
-        """The global model's logits on a test part or a client's own data, (n, K) float32, and the labels, (n,)."""
-        images = self._images.test if shard.held_out else self._images.train
-        rows = torch.from_numpy(shard.rows).to(self._device)
-        with self._using(inputs[MODEL], seed=0), torch.no_grad():
-            pieces = [_rows(images, part) for part in torch.split(rows, _EVALUATION_BATCH)]
-            logits = torch.cat([self._trainer.model(piece.x) for piece in pieces])
-            return logits.cpu().numpy(), images.y.index_select(0, rows).cpu().numpy()
 
     @property
     def actions(self) -> Mapping[str, Action]:
@@ -159,11 +147,11 @@ class AdversarialTraining:
 
     def learning_rate(self, round: int) -> float:
         """The step size of a round (from 1): piecewise linear in the share of the run that is over."""
-        shares, factors = zip(*self._config.schedule, strict=True)
-        return self._config.training.learning_rate * float(np.interp((round - 1) / self._rounds, shares, factors))
+        shares, factors = zip(*self.config.schedule, strict=True)
+        return self.config.training.learning_rate * float(np.interp((round - 1) / self._rounds, shares, factors))
 
     def _batch_loss(self, rows: Tensor, perturbs: bool) -> Tensor:
-        config, model = self._config, self._trainer.model
+        config, model = self.config, self.network
         batch = _rows(self._images.train, rows)
         x = augmented(batch.x, config.augment)
         moved = perturbed(model, x, batch.y, config.attack, config.defense)
@@ -174,32 +162,28 @@ class AdversarialTraining:
             shift(model, self._perturbation, 1.0)
         return self._loss(model, x, moved, batch.y)
 
-    def _statistics(
-        self, job: Job, inputs: Mapping[str, Record], state: Record | None, rng: np.random.Generator
-    ) -> Update:
+    def _statistics(self, job: Job, inputs: Inputs, state: Record | None, rng: np.random.Generator) -> Update:
         shard = self.shard(job.client)
-        order = torch.from_numpy(shard.rows[rng.permutation(len(shard.rows))]).to(self._device)
-        batches = torch.split(order, self._config.training.batch_size)
+        order = torch.from_numpy(shard.rows[rng.permutation(len(shard.rows))]).to(self.device)
+        batches = torch.split(order, self.config.training.batch_size)
         seed, groups = int(rng.integers(2**63)), dict[str, Arrays]()
         for name in job.inputs:
             with self._using(inputs[name], seed):
-                images = (augmented(_rows(self._images.train, rows).x, self._config.augment) for rows in batches)
-                found = reestimate(self._trainer.model, images, job.knobs["rule"])
+                images = (augmented(_rows(self._images.train, rows).x, self.config.augment) for rows in batches)
+                found = reestimate(self.network, images, job.knobs["rule"])
                 groups[name] = {buffer: np.array(as_array(tensor.cpu())) for buffer, tensor in found.items()}
         return Update(num_examples=shard.num_examples, groups=groups)
 
-    def _robustness(
-        self, job: Job, inputs: Mapping[str, Record], state: Record | None, rng: np.random.Generator
-    ) -> Update:
+    def _robustness(self, job: Job, inputs: Inputs, state: Record | None, rng: np.random.Generator) -> Update:
         return self._on_images(job, inputs, rng, self._measured)
 
-    def _attack(self, job: Job, inputs: Mapping[str, Record], state: Record | None, rng: np.random.Generator) -> Update:
+    def _attack(self, job: Job, inputs: Inputs, state: Record | None, rng: np.random.Generator) -> Update:
         return self._on_images(job, inputs, rng, self._attacked)
 
     def _on_images(
         self,
         job: Job,
-        inputs: Mapping[str, Record],
+        inputs: Inputs,
         rng: np.random.Generator,
         measure: Callable[[Job, int], JsonObject],
     ) -> Update:
@@ -209,36 +193,33 @@ class AdversarialTraining:
             return Update(num_examples=0, info={"model": name, **measure(job, int(rng.integers(2**31)))})
 
     def _measured(self, job: Job, seed: int) -> JsonObject:
-        settings, epsilon = self._config.measure, self._config.attack.epsilon
+        settings, epsilon = self.config.measure, self.config.attack.epsilon
         sets = {
             "test": self._images.test.first(settings.examples),
             "validation": self._images.validation.first(settings.validation_examples),
         }
         part, parts = int(job.knobs["part"]), int(job.knobs["parts"])
         return {
-            name: counted(self._trainer.model, images.part(part, parts), settings.steps, epsilon)
+            name: counted(self.network, images.part(part, parts), settings.steps, epsilon)
             for name, images in sets.items()
         }
 
     def _attacked(self, job: Job, seed: int) -> JsonObject:
-        images = self._images.test.first(self._config.measure.table_examples)
+        images = self._images.test.first(self.config.measure.table_examples)
         piece = images.part(int(job.knobs["part"]), int(job.knobs["parts"]))
-        return table(self._trainer.model, piece, self._config.measure, self._config.attack.epsilon, seed)
+        return table(self.network, piece, self.config.measure, self.config.attack.epsilon, seed)
 
     @contextmanager
     def _using(self, record: Record, seed: int) -> Iterator[None]:
         """The model with some arrays, in evaluation mode, in a reproducible scope."""
-        with exact(self._device, seed):
-            self._trainer.load({MODEL: record})
-            self._trainer.model.eval()
+        with exact(self.device, seed):
+            self.trainer.load({MODEL: record})
+            self.network.eval()
             yield
 
     @property
     def _pgd(self) -> str:
-        return f"pgd-{self._config.measure.steps}"
-
-    def _new_model(self) -> torch.nn.Module:
-        return build_model(self._config.model, self._data.shape, self._data.num_labels)
+        return f"pgd-{self.config.measure.steps}"
 
 
 def _rows(images: Pixels, rows: Tensor) -> Pixels:
@@ -267,10 +248,4 @@ def build_workload(config: Config, experiment: Experiment) -> AdversarialTrainin
     wanted = experiment.strategy.wanted_actions()
     if {"apgd", "autoattack"} & set(config.measure.table) and "attack" in wanted:
         require_auto_attack()
-    device = choose_device(config.training.device)
-    data = load_images(config.data)
-    images = prepare(config, data, experiment.clients, experiment.seed, device)
-    batches = -(-int(images.shards.sizes.min()) // config.training.batch_size)
-    check_batches(wanted.get("statistics", {}).get("rule"), batches)
-    rounds = experiment.rounds_known("workload meat")
-    return AdversarialTraining(config, data, images, rounds, device, experiment.clients)
+    return AdversarialTraining(config, experiment)

@@ -1,0 +1,26 @@
+"""Prepared images as rows."""
+
+from __future__ import annotations
+
+from fedloom.workloads._base.rows import RowData, RowSource
+from fedloom.workloads._data.images import ImageData
+
+
+def image_rows(data: ImageData, train: RowSource, test: RowSource) -> RowData:
+    """Return images as a workload's data.
+
+    Args:
+        data: where they come from.
+        train: the training images, row by row those of `data`.
+        test: the test images.
+    """
+    return RowData(
+        train=train,
+        test=test,
+        info=data.info,
+        sha256=data.sha256,
+        labels=data.y_train,
+        num_labels=data.num_labels,
+        label_names=tuple(data.info["label_names"]),
+        groups=data.groups,
+    )

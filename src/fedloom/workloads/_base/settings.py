@@ -1,0 +1,15 @@
+"""Settings that every workload with a PyTorch model has, with no heavy import."""
+
+from __future__ import annotations
+
+from fedloom.core.config import PluginSettings
+from fedloom.workloads._data.settings import Iid, PartitionSettings
+from fedloom.workloads._torch.settings import TrainingSettings
+
+
+class TorchConfig(PluginSettings):
+    """Base of the `Config` of a workload with a PyTorch model."""
+
+    partition: PartitionSettings = Iid()
+    """How the training set is dealt to the clients; its `scheme` says which of the kinds it is."""
+    training: TrainingSettings = TrainingSettings()

@@ -1,0 +1,46 @@
+"""The base class that workloads of fedloom and of users share."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fedloom.core.protocols import Inputs
+from fedloom.core.records import MODEL, Array, Arrays, Record
+from fedloom.workloads._base.task import C, RowTask
+from fedloom.workloads._data.rows import RowShard
+from fedloom.workloads._torch.scope import exact
+
+
+class TorchWorkload(RowTask[C]):
+    """A `RowTask` whose outputs are one row of numbers for each example, such as a classifier's logits."""
+
+    def logits(self, inputs: Inputs, shard: RowShard) -> tuple[Array, Array]:
+        """The global model's logits on a test part or a client's own data, (n, K) float32, and the labels, (n,)."""
+        source, rows = self.examples(shard)
+        outputs, labels = [], []
+        with exact(self.device), torch.inference_mode():
+            self.trainer.load(inputs)
+            self.network.eval()
+            for batch in self._batches(rows):
+                given, targets = source.batch(batch)
+                outputs.append(self.outputs(self.network, *given))
+                labels.append(targets)
+            return torch.cat(outputs).cpu().numpy(), torch.cat(labels).cpu().numpy()
+
+    def class_errors(self, arrays: Arrays, shard: RowShard, rng: np.random.Generator) -> Array:
+        """What a client's examples would teach each class's output: the mean of onehot(y) - softmax, without training.
+
+        It is cross-entropy's negative gradient at the logits, float64 in [-1, 1], shape (classes,). Nothing is drawn.
+        """
+        source, rows = self.examples(shard)
+        parts = []
+        with exact(self.device), torch.inference_mode():
+            self.trainer.load({MODEL: Record({MODEL: arrays})})
+            self.network.eval()
+            for batch in self._batches(rows):
+                given, targets = source.batch(batch)
+                shares = self.outputs(self.network, *given).double().softmax(1)
+                parts.append((F.one_hot(targets, shares.shape[1]) - shares).sum(0))
+        return np.asarray(torch.stack(parts).sum(0).cpu().numpy() / shard.num_examples)
