@@ -55,6 +55,8 @@ class InputCache:
     ) -> None:
         self._fetch, self._pinned, self._limit_bytes = fetch, pinned, limit_bytes
         self._runs: dict[str, _Cached] = {}
+        self._last: tuple[Group, dict[str, Record]] | None = None
+        """The group read last, whose inputs are always cached: each of its jobs reads them."""
 
     def read(self, group: Group) -> dict[str, Record]:
         """Return the inputs a group names, by name: the same object for all groups of an exchange while it is cached.
@@ -62,6 +64,8 @@ class InputCache:
         Content that the run's exchange before this one had under the same name is not fetched again. A restarted server
         may ask again for an exchange it had begun, with other content: that is fetched.
         """
+        if self._last is not None and self._last[0] is group:
+            return self._last[1]
         run_id, exchange = group.key.run_id, group.key[:3]
         before = self._runs.pop(run_id, None)
         cached = before if before is not None and before.serves(exchange, group.inputs) else _Cached(exchange)
@@ -74,11 +78,13 @@ class InputCache:
             self._runs[run_id] = cached
         while len(self._runs) > 1 and self.num_bytes > self._limit_bytes:
             del self._runs[next(iter(self._runs))]
+        self._last = (group, cached.records)
         return cached.records
 
     def forget(self, run_id: str) -> None:
         """Drop a run's inputs: the run is over."""
         self._runs.pop(run_id, None)
+        self._last = None
 
     @property
     def num_bytes(self) -> int:

@@ -88,13 +88,13 @@ class JobRunner:
 
     def _client_work(self, turn: Turn) -> Done:
         """Have the workload do a job, between what the rules make of its inputs and of its update."""
-        rules = build_rules(turn.group.rules)
+        rules = build_rules(turn.group.rules) if turn.group.rules else []
         inputs = turn.inputs
         stored = split(turn.run.clients.read(turn.group, turn.job.client))
-        parts = dict(zip(rule_parts(turn.group.rules), rules, strict=True))
+        parts = dict(zip(rule_parts(turn.group.rules), rules, strict=True)) if rules else {}
         for name, each in parts.items():
             each.restore(stored.get(name))
-        rule = chained(rules)
+        rule = chained(rules) if rules else None
         if rule is not None:
             inputs = rule.incoming(inputs, turn.job)
         work = self._work(turn, inputs, rule, stored.get(WORKLOAD))
@@ -215,6 +215,8 @@ def _actions(turn: Turn) -> Mapping[str, Action]:
 def _action(turn: Turn) -> Action | None:
     """Return the workload's own action for a job: by the whole name of its kind, else by its first part."""
     actions, kind = _actions(turn), turn.job.kind
+    if not actions:
+        return None
     return actions.get(kind) or actions.get(kind.split(".")[0])
 
 

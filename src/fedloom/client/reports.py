@@ -23,7 +23,7 @@ def report_of(turn: Turn, done: Done) -> ClientReport:
     """Report a finished job, but for its seconds. Traffic is what the client alone would have read and sent."""
     job, update = turn.job, done.update
     up = Record(update.groups, update.info)
-    names = [name for name in job.inputs if name not in job.cached_inputs] if done.read else []
+    read = (job.inputs if not job.cached_inputs else _not_cached(job)) if done.read else ()
     return ClientReport(
         client=job.client,
         num_examples=int(update.num_examples),
@@ -32,9 +32,9 @@ def report_of(turn: Turn, done: Done) -> ClientReport:
         num_retrained=int(done.retrained),
         metrics={name: Mean(float(mean.sum), float(mean.weight)) for name, mean in update.metrics.items()},
         info={} if job.kind == "init" else update.info,
-        bytes_down=_read_by(turn.group, job) if done.read else 0,
+        bytes_down=sum(turn.group.inputs[name].size for name in read),
         bytes_up=frames.frame_size(up),
-        params_down=sum(turn.inputs[name].num_elements for name in names),
+        params_down=sum(turn.inputs[name].num_elements for name in read),
         params_up=up.num_elements + done.measured,
     )
 
@@ -76,4 +76,9 @@ class FailureReporter:
 
 def _read_by(group: Group, job: Job) -> int:
     """Bytes of the frames a client reads, those it has cached left out."""
-    return sum(group.inputs[name].size for name in job.inputs if name not in job.cached_inputs)
+    return sum(group.inputs[name].size for name in _not_cached(job))
+
+
+def _not_cached(job: Job) -> list[str]:
+    """Names of the inputs a client has to read."""
+    return [name for name in job.inputs if name not in job.cached_inputs]

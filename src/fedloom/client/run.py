@@ -18,6 +18,9 @@ _log = logging.getLogger(__name__)
 
 C = TypeVar("C")
 
+_NOT_CHECKED = object()
+"""Stands for a capability that the workload has not been checked for yet."""
+
 
 class Run:
     """An experiment on this agent, its workload loaded when first needed.
@@ -32,7 +35,7 @@ class Run:
     def __init__(self, spec: RunSpec, guard: Guard | None, helpers: RunHelpers, stores: dict[str, ClientStore]) -> None:
         self._spec, self._guard, self._helpers, self._stores = spec, guard, helpers, stores
         self._warned: set[str] = set()
-        self._capable: dict[type, bool] = {}
+        self._capable: dict[type, object] = {}
 
     @functools.cached_property
     def experiment(self) -> Experiment:
@@ -58,10 +61,11 @@ class Run:
 
         The workload is asked once: a check against a protocol is too slow for every job.
         """
-        workload: object = self.workload
-        if self._capable.get(kind) is None:
-            self._capable[kind] = isinstance(workload, kind)
-        return cast(C, workload) if self._capable[kind] else None
+        found = self._capable.get(kind, _NOT_CHECKED)
+        if found is _NOT_CHECKED:
+            workload: object = self.workload
+            found = self._capable[kind] = workload if isinstance(workload, kind) else None
+        return cast("C | None", found)  # quoted: a union made anew would cost more than the look-up
 
     @property
     def clients(self) -> ClientStore:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import numpy as np
 
@@ -34,21 +33,22 @@ class Turn:
     """What is being done, for a failure's report."""
     draws_of: int | None = None
     """Index of the exchange whose randomness the job uses; None for the group's own."""
+    kind: str = field(init=False)
+    """The first part of the job's kind: `train` for `train.fine_tune`."""
+    _inputs: Inputs | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
+        self.kind = self.job.kind.partition(".")[0]
         if self.group.knobs:
             self.job = replace(self.job, knobs={**self.group.knobs, **self.job.knobs})
 
-    @cached_property
+    @property
     def inputs(self) -> Inputs:
         """The exchange's inputs by name: the same object for all clients of a group. Reading them is a stage."""
-        self.stage = "inputs"
-        return self.read(self.group)
-
-    @cached_property
-    def kind(self) -> str:
-        """The first part of the job's kind: `train` for `train.fine_tune`."""
-        return self.job.kind.split(".")[0]
+        if self._inputs is None:
+            self.stage = "inputs"
+            self._inputs = self.read(self.group)
+        return self._inputs
 
     def rng(self, purpose: str | None = None) -> np.random.Generator:
         """Return the job's randomness, or that of one purpose for this client and round, the same in all exchanges."""

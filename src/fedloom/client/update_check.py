@@ -24,23 +24,31 @@ def check_update(update: Update, group: Group, client: int, inputs: Callable[[],
         BadUpdate: an array is missing, is not declared, or (where `model` is declared) has another shape; the message
             names client, group and array, what was found and what was expected.
     """
+    declared = group.updates
+    if declared == "accumulator":
+        return
     who = f"client {client}, round {group.key.round}"
-    if isinstance(group.updates, Mapping):
-        _check_names(update.groups, group.updates, who)
-    elif group.updates != "accumulator":
-        model = inputs().get(MODEL)
-        if model is None:
-            raise BadUpdate(
-                f"{who}: expected an update with the arrays of input {MODEL!r}, but its exchange sends no such input; "
-                f"it sends {_listed(inputs())}. Say in `Exchange.updates` what its updates contain"
-            )
-        expected = model.groups.get(MODEL, {})
-        if group.updates == "subset":
-            found = _known(update, expected, who)
-        else:
-            _check_names(update.groups, {MODEL: expected}, who)
-            found = update.groups[MODEL]
-        _check_shapes(found, expected, who)
+    if not isinstance(declared, str):
+        _check_names(update.groups, declared, who)
+        return
+    expected = _model(inputs(), who)
+    if declared == "subset":
+        found = _known(update, expected, who)
+    else:
+        _check_names(update.groups, {MODEL: expected}, who)
+        found = update.groups[MODEL]
+    _check_shapes(found, expected, who)
+
+
+def _model(inputs: Inputs, who: str) -> Arrays:
+    """Return the arrays of the global model an exchange sends."""
+    model = inputs.get(MODEL)
+    if model is None:
+        raise BadUpdate(
+            f"{who}: expected an update with the arrays of input {MODEL!r}, but its exchange sends no such input; "
+            f"it sends {_listed(inputs)}. Say in `Exchange.updates` what its updates contain"
+        )
+    return model.groups.get(MODEL, {})
 
 
 def _known(update: Update, expected: Arrays, who: str) -> Arrays:
@@ -66,7 +74,8 @@ def _check_names(found: Mapping[str, Arrays], expected: Mapping[str, Collection[
             f"{who}: the update has the groups {_listed(found)}, its exchange declares {_listed(expected)}. {_ADVICE}"
         )
     for group, arrays in found.items():
-        if arrays.keys() != set(expected[group]):
+        declared = expected[group]
+        if len(arrays) != len(declared) or not all(map(arrays.__contains__, declared)):
             missing, strange = set(expected[group]) - arrays.keys(), arrays.keys() - set(expected[group])
             told = [f"lacks {_listed(missing)}"] if missing else []
             told += [f"has {_listed(strange)}, which is not declared"] if strange else []

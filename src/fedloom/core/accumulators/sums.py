@@ -49,12 +49,14 @@ def scaled_add(total: Array, values: Array, weight: float, *, first: bool = Fals
 
 
 def is_finite(values: Array) -> bool:
-    """Whether a float array has no NaN and no infinity (a dot product first: exact search only where that is odd)."""
+    """Return whether a float array has no NaN and no infinity.
+
+    A finite sum of squares shows it at the price of one pass; only if that sum is not finite, each element is looked at.
+    """
     if values.dtype.kind in "iub":
         return True
     flat = values.reshape(-1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        squares = float(np.dot(flat, flat))
+    squares = float(np.vdot(flat, flat))  # unlike `dot` it warns of no overflow, so it needs no `errstate`
     return math.isfinite(squares) or bool(np.isfinite(flat).all())
 
 

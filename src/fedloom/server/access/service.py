@@ -64,6 +64,8 @@ ENROLL_CONNECTIONS = 256
 ENROLL_CONNECTION_S, ENROLL_GRACE_S = 20.0, 10.0
 """Seconds after which such a connection takes no more calls, and after which those on it are ended."""
 
+_STOP_S = 5.0
+"""Seconds a stopping server waits for the calls it has cancelled."""
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.http2.bdp_probe", 0),
@@ -318,9 +320,9 @@ def listen(
     server.start()
 
     def stop() -> None:
-        if enrolling is not None:
-            enrolling.stop(grace=1.0).wait()
-        server.stop(grace=1.0).wait()
+        for each in filter(None, (enrolling, server)):
+            if not each.stop(grace=1.0).wait(_STOP_S):
+                _log.warning("calls are still in progress %g s after the server stopped listening", _STOP_S)
         pool.shutdown(wait=False)
 
     return Listening(stop=stop, port=bound, enroll_port=enroll_port)

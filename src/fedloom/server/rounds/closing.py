@@ -49,6 +49,7 @@ class Closing:
         self._reserve = deque(index for index in planned.reserve if index not in planned.answered)
         self._outstanding = set(range(len(planned.groups))) - set(self._reserve)
         self._came = 0
+        self._jobs = sum(len(group.jobs) for group in planned.groups)
         self._end = clock.monotonic() + terms.deadline_s if terms.deadline_s is not None else None
         self.failures: list[ClientFailure] = []
         """Why updates are missing, so far."""
@@ -137,10 +138,8 @@ class Closing:
 
     def _check_quorum(self, *, with_reserve: bool) -> None:
         """Raise unless enough updates have come or can still come, with or without those of the reserve."""
-        out = sum(
-            len(group.jobs) for index, group in enumerate(self._groups) if with_reserve or index not in self._reserve
-        )
-        if out - len(self.failures) < self._needed:
+        held_back = 0 if with_reserve else sum(len(self._groups[index].jobs) for index in self._reserve)
+        if self._jobs - held_back - len(self.failures) < self._needed:
             raise self._too_few()
 
     def _too_few(self) -> FedloomError:
