@@ -34,11 +34,8 @@ class Clock(Protocol):
 class SystemClock:
     """The machine's own clock."""
 
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-    def time(self) -> float:
-        return time.time()
+    monotonic = staticmethod(time.monotonic)
+    time = staticmethod(time.time)
 
     def get(self, source: queue.SimpleQueue[T], timeout_s: float) -> T:
         return source.get(timeout=timeout_s)

@@ -9,7 +9,6 @@ frame is aligned. Tensor keys are `group/name`, or just `name` where there is on
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Iterable, Iterator
 
@@ -104,7 +103,16 @@ def decode(buffer: bytes | bytearray | memoryview, *, max_header_bytes: int = MA
     groups: dict[str, dict[str, Array]] = {group: {} for group in described.groups}
     for group, name in described.order:
         groups[group][name] = data[group][name]
-    return Record(groups, copy.deepcopy(described.info))
+    return Record(groups, {key: _copied(value) for key, value in described.info.items()})
+
+
+def _copied(value: object) -> object:
+    """Copy a JSON value; headers are parsed once for many frames, and callers may change what they get."""
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_copied(inner) for inner in value]
+    return value
 
 
 def _header(view: memoryview, max_header_bytes: int) -> bytes:

@@ -61,12 +61,16 @@ def append_line(path: Path, line: str) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    with path.open("a+b") as file:
-        if size := file.seek(0, os.SEEK_END):
-            file.seek(size - 1)
-            if file.read(1) != b"\n":
-                file.truncate(path.read_bytes().rfind(b"\n") + 1)
-        file.write(line.encode() + b"\n")
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            os.ftruncate(descriptor, path.read_bytes().rfind(b"\n") + 1)
+        rest = memoryview(line.encode() + b"\n")
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+    finally:
+        os.close(descriptor)
 
 
 def read_rounds(folder: Path, upto: int | None = None) -> list[RoundRecord]:

@@ -51,7 +51,7 @@ def scaled_add(total: Array, values: Array, weight: float, *, first: bool = Fals
 def is_finite(values: Array) -> bool:
     """Return whether a float array has no NaN and no infinity.
 
-    A finite sum of squares shows it at the price of one pass; only if that sum is not finite, each element is looked at.
+    A finite sum of squares shows it in one pass; only if that sum is not finite is each element examined.
     """
     if values.dtype.kind in "iub":
         return True

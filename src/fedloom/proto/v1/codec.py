@@ -212,20 +212,22 @@ def _read_group(message: pb.Group) -> Group:
     )
 
 
+_LITERALS: dict[str, Contents] = {json.dumps(literal): literal for literal in CONTENTS}
+
+
 def _dump_contents(contents: Contents) -> str:
     if isinstance(contents, str):
-        return json.dumps(contents)
+        return f'"{contents}"'
     return json.dumps({group: sorted(names) for group, names in contents.items()})
 
 
 def _read_contents(text: str) -> Contents:
+    if text in _LITERALS:
+        return _LITERALS[text]
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as exc:
         raise BadMessage(f"group.updates: expected JSON, got {text[:80]!r}") from exc
-    for literal in CONTENTS:
-        if found == literal:
-            return literal
     if isinstance(found, dict) and all(
         isinstance(names, list) and all(isinstance(name, str) for name in names) for names in found.values()
     ):

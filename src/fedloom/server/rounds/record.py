@@ -130,8 +130,8 @@ def shares(
             wire_bytes_down=node.bytes_down,
             wire_bytes_up=node.bytes_up,
         )
-        earlier = (before or {}).get(name, NodeShare())
-        values = {key: value - earlier.model_dump()[key] for key, value in now.model_dump().items()}
+        earlier = dict((before or {}).get(name) or NodeShare())
+        values = {key: value - earlier[key] for key, value in now}
         for_others = not now.jobs and any(node.groups_done.values())
         if any(values.values()) and not for_others:
             found[name] = NodeShare(**values)
