@@ -16,7 +16,7 @@ from support_paths import LINEAR, SUPPORT
 from fedloom.client import agent as agent_module
 from fedloom.client.agent import Agent
 from fedloom.client.setup import NodeSetup
-from fedloom.core.errors import NotFound, ServerUnreachable, StorageFull, Unauthenticated
+from fedloom.core.errors import BadMessage, NotFound, ServerUnreachable, StorageFull, Unauthenticated
 from fedloom.core.messages import (
     Ack,
     Cancel,
@@ -28,6 +28,7 @@ from fedloom.core.messages import (
     Heartbeat,
     Hello,
     PayloadRef,
+    Refusal,
     RunOver,
     RunSpec,
     ToAgent,
@@ -433,3 +434,73 @@ def _wait(condition: Any) -> None:
     from fedloom.testing.fleet import wait_until
 
     wait_until(condition)
+
+
+def refusing(script: Script, monkeypatch: pytest.MonkeyPatch, *, also_failures: bool = False) -> None:
+    """Have the channel refuse to encode results with a report, as gRPC's does."""
+    send = script.send
+
+    def encode(message: FromAgent) -> None:
+        if isinstance(message, GroupResult) and (message.reports or also_failures):
+            raise BadMessage("a message cannot be encoded: ValueError: negative")
+        send(message)
+
+    monkeypatch.setattr(script, "send", encode)
+
+
+def test_a_result_that_cannot_be_encoded_is_its_clients_failure(
+    agent: Agent, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing(script, monkeypatch)
+    script.say(SPEC, group(client=4))
+    agent.step(0)
+    (result,) = script.results()
+    (failure,) = result.failures
+    assert (failure.client, failure.stage, result.total) == (4, "send", None)
+    assert failure.message == "a message cannot be encoded: ValueError: negative"
+    agent.connect()  # what is sent again is the failure
+    assert script.results() == [result, result]
+
+
+def test_where_not_even_the_failure_can_be_sent_the_group_is_refused(
+    agent: Agent, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing(script, monkeypatch, also_failures=True)
+    script.say(SPEC, group())
+    agent.step(0)
+    assert [message.key for message in script.sent if isinstance(message, Refusal)] == [group().key]
+    assert agent._heartbeat() == Heartbeat()
+
+
+def test_a_result_that_the_server_refuses_is_not_sent_again(agent: Agent, script: Script) -> None:
+    script.say(SPEC, group(client=4))
+    agent.step(0)
+    script.say(BadMessage("report.info: not JSON"), Goodbye(reason="done"))
+    script.sent.clear()
+    agent.run()
+    first, second = script.results()  # of the connection that it broke, and of the next one
+    assert first.reports and not second.reports
+    assert second.failures[0].client == 4 and "the connection broke each time it was sent" in second.failures[0].message
+
+
+def test_a_result_with_which_every_connection_breaks_is_dropped_at_last(
+    agent: Agent, script: Script, caplog: pytest.LogCaptureFixture
+) -> None:
+    script.say(SPEC, group(client=4))
+    agent.step(0)
+    script.say(*[ServerUnreachable("broke")] * 6, Goodbye(reason="done"))
+    script.sent.clear()
+    agent.run()
+    assert [bool(result.reports) for result in script.results()] == [True] * 3 + [False] * 4
+    lost = [record for record in caplog.records if "lost the server" in record.message]
+    assert len(lost) == 1  # six losses within seconds
+
+
+def test_connections_that_break_at_once_are_made_ever_more_rarely(script: Script) -> None:
+    agent = Agent(script, "a")
+    pauses = []
+    for _ in range(8):
+        agent._connection.opened()
+        agent._connection.lost(ServerUnreachable("broke"))
+        pauses.append(agent._connection.pause_s(0.2, 2.0))
+    assert pauses == [0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0, 2.0]

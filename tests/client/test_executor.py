@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from fedloom.core.messages import Group, GroupKey, GroupResult, PayloadRef, RunS
 from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import Job, Mean, Metrics, Record, Update
 from fedloom.core.seeds import generator
+from fedloom.proto.v1 import codec
 
 MODEL = Record({"model": {"w": np.ones(3, np.float32), "b": np.zeros((), np.float32)}})
 
@@ -145,7 +147,8 @@ def test_a_workload_that_returns_nothing_names_the_client(odd: Any, monkeypatch:
     monkeypatch.setattr(Odd, "train", lambda self, *args: None)
     odd()
     (failure,) = work(1).failures
-    assert failure.client == 1 and failure.error == "AttributeError"
+    assert failure.client == 1 and failure.error == "fedloom.core.errors.BadUpdate"
+    assert failure.message == "'train' returned None (NoneType); expected a fedloom.core.records.Update"
 
 
 class Acting(Odd):
@@ -224,3 +227,49 @@ def test_an_action_a_workload_has_not_is_named() -> None:
         Group(key=GroupKey("run", 1, 1, 0), jobs=jobs, inputs={"model": PayloadRef(size=1, record=MODEL)})
     )
     assert "no action 'meditate'" in result.failures[0].message
+
+
+class Unshowable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    ("raised", "error", "message"),
+    [
+        (RuntimeError("cannot read caf\udce9.png"), "RuntimeError", "cannot read caf\\udce9.png"),
+        (Unshowable(), f"{__name__}.Unshowable", "(its message cannot be shown: str() raises RuntimeError)"),
+        (SystemExit(2), "SystemExit", "2"),
+        (SystemExit(), "SystemExit", "the client's code ended the program"),
+        (KeyboardInterrupt(), "KeyboardInterrupt", "the client's code ended the program"),
+        (GeneratorExit(), "GeneratorExit", "the client's code ended the program"),
+        (ValueError("m" * 10**6), "ValueError", None),
+    ],
+)
+def test_whatever_a_client_raises_is_its_failure_in_text_that_can_be_sent(
+    raised: BaseException, error: str, message: str | None, odd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(self: object, job: Job, *args: object) -> Update:
+        if job.client == 2:
+            raise raised
+        return Update(num_examples=1, groups=MODEL.groups)
+
+    monkeypatch.setattr(Odd, "train", train)
+    odd()
+    result = work(1, 2, 3)
+    (failure,) = result.failures
+    assert (failure.client, failure.stage, failure.error) == (2, "train", error)
+    assert message is None or failure.message == message
+    assert len(failure.message) < 70_000
+    codec.from_agent_message(replace(result, total=None)).SerializeToString()
+    assert [report.client for report in result.reports] == [1, 3]
+
+
+def test_ctrl_c_passes_where_it_is_the_users(odd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(self: object, job: Job, *args: object) -> Update:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Odd, "train", train)
+    odd()
+    with pytest.raises(KeyboardInterrupt):
+        work(1, executor=Executor(PayloadChannel(), "n", NodeSetup(interruptible=True)))

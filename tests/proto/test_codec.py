@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from fedloom.core.errors import BadMessage, FedloomError
 from fedloom.core.messages import (
+    MAX_NAME,
+    MAX_TEXT,
     Ack,
     Cancel,
     Goodbye,
@@ -110,10 +112,8 @@ def test_long_texts_of_a_failure_are_cut_its_last_lines_kept() -> None:
     )
     wire = codec.from_agent_message(GroupResult(key=KEY, total=None, failures=(failure,)))
     (read,) = codec.read_from_agent(wire, "n").failures  # type: ignore[union-attr]
-    assert wire.ByteSize() < 3 * codec.MAX_TEXT
-    assert (
-        read.traceback.endswith("the end") and len(read.message) == codec.MAX_TEXT and len(read.error) == codec.MAX_NAME
-    )
+    assert wire.ByteSize() < 3 * MAX_TEXT
+    assert read.traceback.endswith("the end") and len(read.message) == MAX_TEXT and len(read.error) == MAX_NAME
 
 
 def _result(**fields: object) -> pb.FromAgent:

@@ -364,6 +364,40 @@ class TestResults:
             assert ack.status == "rejected" and text in ack.message
             assert opened.answers.empty() and not opened.done
 
+    @pytest.mark.parametrize(
+        ("change", "text"),
+        [
+            ({"info_json": "[1]"}, "report.info: expected a JSON object"),
+            ({"info_json": "{"}, "report.info: not JSON"),
+            ({"seconds": -1.0}, "report.seconds: expected a non-negative number"),
+            ({"metrics": [pb.Metric(name="", sum=1.0, weight=1.0)]}, "metric: expected 1 to 256"),
+        ],
+    )
+    def test_a_result_that_cannot_be_read_is_rejected_and_the_stream_goes_on(
+        self, stranger: Stranger, change: dict[str, Any], text: str
+    ) -> None:
+        unreadable = self.result()
+        unreadable.reports[0].MergeFrom(pb.Report(**change))
+        stranger.register()
+        messages = [pb.FromAgent(result=result) for result in (unreadable, self.result(round=99))]
+        acks = {ack.key.round: ack for ack in self.acks(stranger, messages, 2)}
+        assert acks[1].status == "rejected" and text in acks[1].message
+        assert acks[99].status == "stale"
+
+    def acks(self, stranger: Stranger, messages: list[pb.FromAgent], count: int) -> list[pb.Ack]:
+        """The first answers to messages, each sent in a batch of its own."""
+        batches = tuple(pb.FromAgentBatch(messages=[message]).SerializeToString() for message in messages)
+        call = stranger.channel.stream_stream(FLEET + "Work", None, None)(
+            _then_wait(batches), metadata=stranger.metadata(), timeout=10
+        )
+        found: list[pb.Ack] = []
+        for reply in call:
+            found += [m.ack for m in pb.ToAgentBatch.FromString(reply).messages if m.WhichOneof("body") == "ack"]
+            if len(found) >= count:
+                break
+        call.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs leave it without types
+        return found
+
     def test_a_sum_with_a_byte_more_is_rejected(self, stranger: Stranger) -> None:
         stranger.register()
         with open_exchange(stranger.server.coordinator, planned_groups(1.0)):

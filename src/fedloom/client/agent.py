@@ -13,11 +13,13 @@ import secrets
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass
 
+from fedloom.client.connection import Connection
 from fedloom.client.executor import Executor
 from fedloom.client.input_cache import InputsGone
 from fedloom.client.setup import NodeSetup
-from fedloom.core.errors import FedloomError, PolicyRefused, ServerUnreachable
+from fedloom.core.errors import BadFrame, BadMessage, FedloomError, LimitExceeded, PolicyRefused, ServerUnreachable
 from fedloom.core.messages import (
     Ack,
     Cancel,
@@ -45,6 +47,20 @@ GATHER_S = 0.05
 """Results of groups that take less than this are sent several at a time, while more groups wait here."""
 LAST_RETRY_S = 10.0
 """The longest pause between attempts to reconnect."""
+BREAKS = 3
+"""Short connections in a row that may break with a result sent on them before that is taken for the reason."""
+_REFUSED = (BadMessage, LimitExceeded, BadFrame)
+"""What a message is refused with, here or by the server."""
+
+
+@dataclass
+class _Unacknowledged:
+    """A result the server has not acknowledged."""
+
+    result: GroupResult
+    sent_at: float
+    breaks: int = 0
+    """Short connections that broke with it."""
 
 
 class Agent:
@@ -63,8 +79,9 @@ class Agent:
         self._channel, self.node, self._give_up_s = channel, node, give_up_s
         self._executor = Executor(channel, node, setup)
         self._waiting: deque[Group] = deque()
-        self._results: dict[GroupKey, tuple[GroupResult, float]] = {}
+        self._results: dict[GroupKey, _Unacknowledged] = {}
         self._unsent: list[GroupResult] = []
+        self._connection = Connection(node)
         self._sent_at = 0.0
         self._current: GroupKey | None = None
         self._lock = threading.Lock()
@@ -76,7 +93,7 @@ class Agent:
         self._latest: dict[str, tuple[int, int]] = {}
         """The latest (round, exchange) of each run that a group was begun of."""
         self._reading = threading.Lock()
-        self._broken: ServerUnreachable | None = None
+        self._broken: FedloomError | None = None
         self._announced: deque[RunSpec | RunOver] = deque()
         """Messages about whole runs that came while a group was in work."""
         self._depot_nonce = ""
@@ -91,8 +108,11 @@ class Agent:
             ServerUnreachable: no server answered for `give_up_s` seconds.
             FedloomError: the server refused this agent, which trying again would not change.
         """
-        began, pause, told = time.monotonic(), FIRST_RETRY_S, False
+        began, told = time.monotonic(), False
         jitter = generator(secrets.randbits(62), "reconnect")
+        pause = self._connection.pause_s(FIRST_RETRY_S, self._heartbeat_s)
+        if pause > FIRST_RETRY_S and self._stopped.wait(pause):
+            return False
         while True:
             hello = Hello(node=self.node, session=secrets.token_hex(8), facts=_facts())
             try:
@@ -100,10 +120,11 @@ class Agent:
                 self._heartbeat_s, self._broken, self._latest = welcome.heartbeat_s, None, {}
                 if welcome.depot_nonce != self._depot_nonce:
                     self._start_over(welcome.depot_nonce)
+                self._connection.opened()
                 self._channel.send(self._heartbeat())
                 self._unsent.clear()
-                for result, _ in list(self._results.values()):
-                    self._channel.send(result)
+                for held in list(self._results.values()):
+                    self._deliver(held.result)
                 return True
             except ServerUnreachable as exc:
                 if self._give_up_s is not None and time.monotonic() - began > self._give_up_s:
@@ -132,12 +153,11 @@ class Agent:
             while not self._stopped.is_set() and not self._leaving:
                 try:
                     self.step(timeout_s=self._heartbeat_s)
-                except ServerUnreachable as exc:
+                except (ServerUnreachable, *_REFUSED) as exc:
                     if self._stopped.is_set() or self._leaving:
                         break
-                    _log.warning(
-                        "node %s lost the server (%s); trying again", self.node, exc, extra={"node": self.node}
-                    )
+                    self._connection.lost(exc)
+                    self._drop_what_broke_it(refused=isinstance(exc, _REFUSED))
                     if not self.connect():
                         break
         finally:
@@ -211,7 +231,7 @@ class Agent:
             return
         done_at = time.monotonic()
         with self._lock:
-            self._results[key] = (result, done_at)
+            self._results[key] = _Unacknowledged(result, done_at)
             self._current = None
             self._unsent.append(result)
             # The last waiting group is not begun before the server knows that more are wanted.
@@ -223,8 +243,48 @@ class Agent:
     def _send_results(self) -> None:
         """Let go what was gathered."""
         for result in self._unsent:
-            self._channel.send(result)
+            self._deliver(result)
         self._unsent.clear()
+
+    def _deliver(self, result: GroupResult) -> None:
+        """Send a result; one that cannot be encoded becomes the failure of its clients, so that it is sent once."""
+        try:
+            self._channel.send(result)
+        except _REFUSED as exc:
+            self._replace(result, exc)
+
+    def _replace(self, result: GroupResult, exc: Exception) -> None:
+        """Report the clients of a result that cannot be delivered as failed, in its place."""
+        key = result.key
+        _log.warning("group %s: its result cannot be sent: %s", key, exc, extra=_about(self.node, key))
+        failed = self._executor.undeliverable(result, exc)
+        with self._lock:
+            self._results[key] = _Unacknowledged(failed, time.monotonic())
+        try:
+            self._channel.send(failed)
+        except _REFUSED as again:
+            _log.error("group %s: nor can its failure: %s", key, again, extra=_about(self.node, key))
+            with self._lock:
+                del self._results[key]
+            self._channel.send(Refusal(key=key, kind="failure", reason="what came of it cannot be sent", retry_s=0.0))
+
+    def _drop_what_broke_it(self, *, refused: bool) -> None:
+        """Replace results that were sent on the connection that broke and are the likely reason.
+
+        Args:
+            refused: whether the server ended the connection because of what it was sent.
+        """
+        limit = 1 if refused else BREAKS
+        with self._lock:
+            for held in self._results.values():
+                held.breaks = held.breaks + 1 if refused or self._connection.was_short else 0
+            culprits = [held.result for held in self._results.values() if held.breaks >= limit]
+        for result in culprits:
+            self._results[result.key] = _Unacknowledged(
+                self._executor.undeliverable(result, BadMessage("the connection broke each time it was sent")),
+                time.monotonic(),
+            )
+            _log.warning("group %s: its result broke the connection", result.key, extra=_about(self.node, result.key))
 
     def _take(self, message: ToAgent) -> None:
         match message:
@@ -236,7 +296,7 @@ class Agent:
                     if message.key not in held and message.key != self._current:
                         self._waiting.append(message)
                 if message.key in self._results:
-                    self._channel.send(self._results[message.key][0])
+                    self._deliver(self._results[message.key].result)
             case Ack():
                 with self._lock:
                     self._results.pop(message.key, None)
@@ -261,8 +321,8 @@ class Agent:
         with self._lock:
             shared = [
                 key
-                for key, (result, _) in self._results.items()
-                if key.run_id == run_id and any(ref.shared for ref in result.payloads)
+                for key, held in self._results.items()
+                if key.run_id == run_id and any(ref.shared for ref in held.result.payloads)
             ]
             for key in shared:
                 del self._results[key]
@@ -286,7 +346,7 @@ class Agent:
                     self._announced.append(message)
                 else:
                     self._take(message)
-        except ServerUnreachable as exc:
+        except (ServerUnreachable, *_REFUSED) as exc:
             self._broken = exc  # for the working thread, which reconnects
         finally:
             self._reading.release()
@@ -295,9 +355,10 @@ class Agent:
         """Results sent a heartbeat ago or longer and not acknowledged since."""
         now = time.monotonic()
         with self._lock:
-            late = [result for result, sent in self._results.values() if now - sent > self._heartbeat_s]
-            self._results |= {result.key: (result, now) for result in late}
-        return late
+            late = [held for held in self._results.values() if now - held.sent_at > self._heartbeat_s]
+            for held in late:
+                held.sent_at = now
+        return [held.result for held in late]
 
     def _beat(self) -> None:
         """Heartbeats, and a second chance for results nobody has acknowledged."""
@@ -311,7 +372,7 @@ class Agent:
                     continue
                 self._channel.send(beat)
                 for result in self._overdue():
-                    self._channel.send(result)
+                    self._deliver(result)
             except FedloomError:
                 continue  # the working thread meets the same trouble and reconnects
 

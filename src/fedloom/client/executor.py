@@ -48,7 +48,7 @@ class Executor:
         self._helpers = HelperLimit(self._setup.max_helpers)
         self._program = GroupProgram()
         self._failures = FailureReporter(node, details=self._guard is None or self._guard.policy.tracebacks)
-        self._pass = GroupPass(JobRunner(self._parked, self._program), self._program, self._failures, debug=self._debug)
+        self._pass = GroupPass(JobRunner(self._parked, self._program), self._program, self._failures, self._setup)
         self._gone: GroupKey | None = None
         """The last group whose inputs were not to be had."""
         self._unsent: tuple[GroupKey, Pass] | None = None
@@ -89,7 +89,7 @@ class Executor:
 
     def warm(self, run_id: str) -> None:
         """Load a run's workload ahead of its first group; what goes wrong is reported by the group."""
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(BaseException):
             if self._guard is not None:
                 self._guard.admit_now()
             self._runs[run_id].workload  # noqa: B018
@@ -110,9 +110,6 @@ class Executor:
         """
         begin = time.perf_counter()
         run = self._runs[group.key.run_id]
-        if self._guard is not None:
-            run.experiment  # noqa: B018  # parsed, and refused where the policy is against it
-            self._guard.admit_group(group)
         made, total = self._made(run, group, begin)
         self._unsent = None
         return GroupResult(
@@ -124,6 +121,12 @@ class Executor:
             busy_s=time.perf_counter() - begin,
         )
 
+    def undeliverable(self, result: GroupResult, exc: Exception) -> GroupResult:
+        """Return what is sent in place of a result that cannot be: a failure of each of its clients."""
+        clients = [report.client for report in result.reports]
+        failed = self._failures.undeliverable(result.key, clients, exc)
+        return GroupResult(key=result.key, total=None, failures=(*result.failures, *failed), busy_s=result.busy_s)
+
     def _made(self, run: Run, group: Group, begin: float) -> tuple[Pass, PayloadRef | None]:
         """The pass that counts, and its sum as the server will find it."""
         unsent = self._unsent if self._unsent is not None and self._unsent[0] == group.key else None
@@ -131,6 +134,9 @@ class Executor:
         excluded: dict[int, ClientFailure] = {}
         while True:
             try:
+                if self._guard is not None:
+                    run.experiment  # noqa: B018  # parsed, and refused where the policy is against it
+                    self._guard.admit_group(group)
                 if made.stage != "send":
                     self._add_up(run, group, made, excluded)
                 made.stage = "send"
@@ -151,8 +157,8 @@ class Executor:
                     raise
                 seconds = time.perf_counter() - begin
                 return Pass(failures=self._failures.whole_group(group, "inputs", exc.error, seconds)), None
-            except Exception as exc:  # no client's fault: the sum could not be made or sent, so all are missing
-                if self._debug:
+            except BaseException as exc:  # no client's fault: the sum could not be made or sent, so all are missing
+                if self._debug or not self._setup.contains(exc):
                     raise
                 seconds = time.perf_counter() - begin
                 return Pass(failures=self._failures.whole_group(group, made.stage, exc, seconds)), None

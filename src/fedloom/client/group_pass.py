@@ -10,6 +10,7 @@ from fedloom.client.group_program import GroupProgram
 from fedloom.client.input_cache import InputsGone
 from fedloom.client.jobs import COLLECT, Done, JobRunner
 from fedloom.client.reports import FailureReporter, report_of
+from fedloom.client.setup import NodeSetup
 from fedloom.client.turn import Turn
 from fedloom.core.accumulators import BUILTIN, Accumulator
 from fedloom.core.errors import ClientFailed, PolicyRefused, ServerUnreachable, StorageFull, UsageError
@@ -47,11 +48,13 @@ class GroupPass:
         jobs: does each job.
         program: trains whole groups, for workloads that can.
         failures: reports what went wrong.
-        debug: raise `ClientFailed` from a client's exception instead of reporting it.
+        setup: says which exceptions are a client's, and whether they are raised as `ClientFailed` (`debug`) instead of
+            reported.
     """
 
-    def __init__(self, jobs: JobRunner, program: GroupProgram, failures: FailureReporter, *, debug: bool) -> None:
-        self._jobs, self._program, self._failures, self._debug = jobs, program, failures, debug
+    def __init__(self, jobs: JobRunner, program: GroupProgram, failures: FailureReporter, setup: NodeSetup) -> None:
+        self._jobs, self._program, self._failures = jobs, program, failures
+        self._setup, self._debug = setup, setup.debug
 
     def make(self, turns: Sequence[Turn], made: Pass, excluded: Mapping[int, ClientFailure]) -> None:
         """Do the jobs of a group and add up their updates.
@@ -77,7 +80,9 @@ class GroupPass:
                 report = report_of(turn, done)
             except (ServerUnreachable, InputsGone, PolicyRefused):
                 raise
-            except Exception as exc:
+            except BaseException as exc:  # a client that calls sys.exit ends itself, not its node
+                if not self._setup.contains(exc):
+                    raise
                 made.failures.append(self._failed(turn, exc, time.perf_counter() - begin))
                 continue
             self._add(turn, done, report, made, begin)
@@ -89,7 +94,9 @@ class GroupPass:
             made.accumulator.add(done.update, _weight(turn, done), client)
         except StorageFull:
             raise
-        except Exception as exc:
+        except BaseException as exc:
+            if not self._setup.contains(exc):
+                raise
             seconds = time.perf_counter() - begin
             raise PoisonedSum(self._failures.failure(turn.group, turn.job, "fold", exc, seconds)) from exc
         if done.update.state is not None:
@@ -98,7 +105,7 @@ class GroupPass:
                 made.states[client] = ref
         made.reports.append(replace(report, seconds=time.perf_counter() - begin + done.shared_s))
 
-    def _failed(self, turn: Turn, exc: Exception, seconds: float) -> ClientFailure:
+    def _failed(self, turn: Turn, exc: BaseException, seconds: float) -> ClientFailure:
         if self._debug and isinstance(exc, UsageError):
             raise exc
         failure = self._failures.failure(turn.group, turn.job, turn.stage, exc, seconds)

@@ -43,7 +43,9 @@ class GroupProgram:
             return
         try:
             program = group_program(turns[0])
-        except Exception:  # a workload that cannot be loaded fails each client's own job, with the reason
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # a workload that cannot be loaded fails each client's own job, with the reason
             return
         if program is None:
             return
@@ -54,7 +56,9 @@ class GroupProgram:
         except (ServerUnreachable, InputsGone, PolicyRefused):
             self._key = None
             raise
-        except Exception as exc:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:
             what = "measured" if self._updates else "trained"
             turns[0].run.warn_once(
                 f"not {what} at once",

@@ -6,13 +6,15 @@ import contextlib
 import hashlib
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import grpc
 import numpy as np
 
-from fedloom.client.link import connect, translate
+from fedloom.client.link import MAX_MESSAGE_BYTES, connect, translate
 from fedloom.core import frames
 from fedloom.core.depot import Buffer, Depot
 from fedloom.core.errors import (
@@ -28,6 +30,7 @@ from fedloom.core.identity import Identity
 from fedloom.core.layout import Layout
 from fedloom.core.messages import FromAgent, Hello, PayloadRef, ToAgent, Welcome
 from fedloom.core.records import Array, Groups, Record
+from fedloom.core.text import clean
 from fedloom.proto.v1 import codec
 from fedloom.proto.v1 import fleet_pb2 as pb
 from fedloom.proto.v1.fleet_pb2_grpc import FleetStub
@@ -36,8 +39,12 @@ INLINE_BYTES = 128 << 10
 """Frames up to this size travel inside the result."""
 HEADER_ROOM = 4096
 """Bytes kept free before leased arrays for a header that is not final yet."""
+LARGEST_MESSAGE = MAX_MESSAGE_BYTES - (64 << 10)
+"""Bytes of a message to the server, at most; a batch adds a few for each message in it."""
 _MAX_BATCH = 64
 """Messages in one batch on the stream, at most."""
+_Outbox: TypeAlias = "queue.SimpleQueue[tuple[pb.FromAgent, int] | None]"
+"""Encoded messages with their sizes in bytes; None ends the stream."""
 _ATTEMPTS = 5
 """How often a broken transfer is continued before the connection counts as lost."""
 
@@ -66,7 +73,7 @@ class GrpcChannel:
         self._token = (("fedloom-token", token),) if token else ()
         self._metadata: tuple[tuple[str, str], ...] = ()
         self._channel: grpc.Channel | None = None
-        self._outbox: queue.SimpleQueue[FromAgent | None] = queue.SimpleQueue()
+        self._outbox: _Outbox = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[ToAgent | FedloomError] = queue.SimpleQueue()
         self._welcome: Welcome | None = None
         self._depot: Depot | None = None
@@ -104,7 +111,22 @@ class GrpcChannel:
         return self._welcome
 
     def send(self, message: FromAgent) -> None:
-        self._outbox.put(message)
+        """Give a message to the server; it is encoded here, so that one that cannot be never reaches the stream.
+
+        Raises:
+            BadMessage: it cannot be encoded.
+            LimitExceeded: it is larger than the server takes.
+        """
+        try:
+            wire = codec.from_agent_message(message)
+        except (TypeError, ValueError, OverflowError, AttributeError, RecursionError) as exc:
+            raise BadMessage(f"a message cannot be encoded: {type(exc).__name__}: {clean(str(exc))}") from exc
+        if (size := wire.ByteSize()) > LARGEST_MESSAGE:
+            raise LimitExceeded(
+                f"a message has {size} bytes, expected at most {LARGEST_MESSAGE}. Does `info` of an update, or a "
+                "metric for each example, belong into arrays?"
+            )
+        self._outbox.put((wire, size))
 
     def receive(self, timeout_s: float) -> ToAgent | None:
         try:
@@ -265,21 +287,24 @@ class GrpcChannel:
                     raise error from exc
         raise ServerUnreachable(f"the server at {self._address} took only part of an upload, {_ATTEMPTS} times")
 
-    def _requests(self, outbox: queue.SimpleQueue[FromAgent | None]) -> Iterator[pb.FromAgentBatch]:
-        """What is in the outbox, all of it at once, until the end mark."""
-        message = outbox.get()
-        while message is not None:
-            messages = [codec.from_agent_message(message)]
-            while not outbox.empty() and len(messages) < _MAX_BATCH:
-                message = outbox.get()
-                if message is None:
-                    break
-                messages.append(codec.from_agent_message(message))
+    def _requests(self, outbox: _Outbox) -> Iterator[pb.FromAgentBatch]:
+        """What is in the outbox, as much of it at once as one batch may hold, until the end mark."""
+        waiting: deque[tuple[pb.FromAgent, int] | None] = deque()
+        while True:
+            if not waiting:
+                waiting.append(outbox.get())
+            while len(waiting) < _MAX_BATCH and not outbox.empty():
+                waiting.append(outbox.get())
+            messages, room = [], LARGEST_MESSAGE
+            while waiting and (first := waiting[0]) is not None and first[1] <= room:
+                messages.append(first[0])
+                room -= first[1]
+                waiting.popleft()
+            if not messages:
+                return
             batch = pb.FromAgentBatch(messages=messages)
             self._count(batch.ByteSize())
             yield batch
-            if message is not None:
-                message = outbox.get()
 
     def _counted(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         for chunk in chunks:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from fedloom.client.answer_check import check_answer
 from fedloom.client.client_state import WORKLOAD, compose, rule_parts, split
 from fedloom.client.group_program import GroupProgram, group_program
 from fedloom.client.parked import ParkedUpdates, own
@@ -64,11 +65,11 @@ class JobRunner:
         turn.run.workload  # noqa: B018  # loaded in the stage of that name
         match turn.job.kind:
             case "init":
-                return _init(turn)
+                return _checked(turn, _init(turn))
             case "held_out":
-                return _evaluate_held_out(turn)
+                return _checked(turn, _evaluate_held_out(turn))
             case "monitor":
-                return _watch(turn)
+                return _checked(turn, _watch(turn))
             case "collect":
                 return self._collect(turn)
             case _:
@@ -99,10 +100,12 @@ class JobRunner:
             inputs = rule.incoming(inputs, turn.job)
         work = self._work(turn, inputs, rule, stored.get(WORKLOAD))
         turn.stage = "outgoing"
-        update = work.update if rule is None else rule.outgoing(work.update, turn.job.knobs)
+        update = check_answer(work.update, turn.job.kind)
+        if rule is not None:
+            update = check_answer(rule.outgoing(update, turn.job.knobs), f"{turn.job.kind} and its rules")
         state = _stored_anew(stored, update.state, parts)
         if state is not update.state:
-            update = replace(update, state=state)
+            update = check_answer(replace(update, state=state), turn.job.kind)
         if turn.kind == "train":
             check_update(update, turn.group, turn.job.client, lambda: turn.inputs)
         done = Done(update, trained=turn.kind == "train", shared_s=work.shared_s)
@@ -158,8 +161,14 @@ class JobRunner:
         if turn.group.park:
             self._parked.put(turn.group.key.run_id, turn.job.round, turn.job.client, update)
             update = replace(update, groups={}, state=None)
-        update = replace(update, info={**update.info, **measured})
+        update = check_answer(replace(update, info={**update.info, **measured}), "measure")
         return replace(done, update=update, measured=_count(measured))
+
+
+def _checked(turn: Turn, done: Done) -> Done:
+    """Return a finished job with its update checked, as what leaves the client."""
+    turn.stage = "outgoing"
+    return replace(done, update=check_answer(done.update, turn.job.kind))
 
 
 def _init(turn: Turn) -> Done:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Sequence
 
 from fedloom.client.jobs import Done
 from fedloom.client.turn import Turn
 from fedloom.core import frames
-from fedloom.core.messages import Group
-from fedloom.core.records import ClientFailure, ClientReport, Job, Mean, Record
+from fedloom.core.messages import MAX_NAME, MAX_TEXT, Group, GroupKey
+from fedloom.core.records import ClientFailure, ClientReport, Job, Record
+from fedloom.core.text import clean
 
 _log = logging.getLogger(__name__)
 
 _TRACEBACK_LINES = 12
 """Lines of a traceback that travel with a failure."""
+HIDDEN = "the node keeps the details to itself; its log has them"
+"""What a node says of a failure whose details do not leave it."""
 _BEFORE_READING = ("load", "inputs")
 """Stages of a client's work in which it has not read what the server sent."""
 
@@ -26,11 +30,11 @@ def report_of(turn: Turn, done: Done) -> ClientReport:
     read = (job.inputs if not job.cached_inputs else _not_cached(job)) if done.read else ()
     return ClientReport(
         client=job.client,
-        num_examples=int(update.num_examples),
+        num_examples=update.num_examples,
         seconds=0.0,
         num_trained=int(done.trained),
         num_retrained=int(done.retrained),
-        metrics={name: Mean(float(mean.sum), float(mean.weight)) for name, mean in update.metrics.items()},
+        metrics=update.metrics,
         info={} if job.kind == "init" else update.info,
         bytes_down=sum(turn.group.inputs[name].size for name in read),
         bytes_up=frames.frame_size(up),
@@ -50,10 +54,9 @@ class FailureReporter:
     def __init__(self, node: str, *, details: bool) -> None:
         self._node, self._details = node, details
 
-    def failure(self, group: Group, job: Job, stage: str, exc: Exception, seconds: float) -> ClientFailure:
+    def failure(self, group: Group, job: Job, stage: str, exc: BaseException, seconds: float) -> ClientFailure:
         """Report a job that was not done, `seconds` after it was begun."""
-        kind = type(exc)
-        lines = "".join(traceback.format_exception(exc)).rstrip().splitlines()
+        lines = clean("".join(traceback.format_exception(exc))).rstrip().splitlines()
         if not self._details:
             about = {"run": group.key.run_id, "round": job.round, "node": self._node}
             _log.warning("client %d, stage %s:\n%s", job.client, stage, "\n".join(lines), extra=about)
@@ -61,17 +64,46 @@ class FailureReporter:
             client=job.client,
             round=job.round,
             stage=stage,
-            error=kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}",
-            message=str(exc) if self._details else "the node keeps the details to itself; its log has them",
-            traceback="\n".join(lines[-_TRACEBACK_LINES:]) if self._details else "",
+            error=clean(_kind(type(exc)), MAX_NAME // 2),
+            message=_message(exc) if self._details else HIDDEN,
+            traceback="\n".join(lines[-_TRACEBACK_LINES:])[-MAX_TEXT:] if self._details else "",
             node=self._node,
             seconds=seconds,
             bytes_down=0 if stage in _BEFORE_READING else _read_by(group, job),
         )
 
-    def whole_group(self, group: Group, stage: str, exc: Exception, seconds: float) -> list[ClientFailure]:
+    def undeliverable(self, key: GroupKey, clients: Sequence[int], exc: Exception) -> list[ClientFailure]:
+        """Report clients whose work is done but whose report cannot be sent."""
+        return [
+            ClientFailure(
+                client=client,
+                round=key.round,
+                stage="send",
+                error=clean(_kind(type(exc)), MAX_NAME // 2),
+                message=_message(exc) if self._details else HIDDEN,
+                node=self._node,
+            )
+            for client in clients
+        ]
+
+    def whole_group(self, group: Group, stage: str, exc: BaseException, seconds: float) -> list[ClientFailure]:
         """Report that none of a group's jobs was done."""
         return [self.failure(group, job, stage, exc, seconds) for job in group.jobs]
+
+
+def _kind(kind: type[BaseException]) -> str:
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+
+
+def _message(exc: BaseException) -> str:
+    """Return an exception's message as text that can be sent; never raises, whatever its class does."""
+    try:
+        text = str(exc)
+    except Exception as raised:
+        return f"(its message cannot be shown: str() raises {type(raised).__name__})"
+    if not text and not isinstance(exc, Exception):
+        return "the client's code ended the program"
+    return clean(text, MAX_TEXT)
 
 
 def _read_by(group: Group, job: Job) -> int:

@@ -27,6 +27,14 @@ class NodeSetup:
     """Raise `ClientFailed` from a client's exception instead of reporting it, so that a debugger stands where it
     happened (inline runtime)."""
 
+    interruptible: bool = False
+    """Whether `KeyboardInterrupt` is the user's Ctrl-C (inline runtime); elsewhere it is a client's failure, as every
+    other exception of its code."""
+
+    def contains(self, exc: BaseException) -> bool:
+        """Return whether an exception out of a client's code is that client's failure."""
+        return not (self.interruptible and isinstance(exc, KeyboardInterrupt))
+
     @property
     def max_helpers(self) -> int | None:
         """Helpers that may run at a time; None for any number."""

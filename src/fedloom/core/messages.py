@@ -10,6 +10,10 @@ from fedloom.core.records import ClientFailure, ClientReport, Contents, Groups, 
 
 PROTOCOL = 2
 """Version of the wire both sides must speak."""
+MAX_NAME = 256
+"""Characters in a name, such as a metric's or a kind of error's."""
+MAX_TEXT = 64 << 10
+"""Characters of a traceback or message that are sent; the rest is cut."""
 
 
 class GroupKey(NamedTuple):

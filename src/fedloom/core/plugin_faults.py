@@ -7,7 +7,7 @@ import traceback
 from fedloom.core.errors import PluginInvalid
 
 
-def plugin_fault(what: str, exc: Exception, file: str | None = None) -> PluginInvalid:
+def plugin_fault(what: str, exc: BaseException, file: str | None = None) -> PluginInvalid:
     """Return the error for an exception out of a plug-in's own code, with the file and line it came from.
 
     Args:
@@ -20,7 +20,7 @@ def plugin_fault(what: str, exc: Exception, file: str | None = None) -> PluginIn
     return PluginInvalid(f"{place}{what}: {type(exc).__name__}: {message}")
 
 
-def _place(exc: Exception, file: str | None) -> str:
+def _place(exc: BaseException, file: str | None) -> str:
     if isinstance(exc, SyntaxError) and exc.filename is not None:
         return f"{exc.filename}, line {exc.lineno}: "
     for frame in reversed(traceback.extract_tb(exc.__traceback__)):

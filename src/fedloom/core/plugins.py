@@ -142,9 +142,9 @@ def _call(ref: PartRef, *arguments: object) -> object:
     try:
         with needed_by(f"{ref.kind.section} {ref.name!r}"):
             return build(*arguments)
-    except FedloomError:
+    except (FedloomError, KeyboardInterrupt):
         raise
-    except Exception as exc:
+    except BaseException as exc:
         if ref.origin == "bundled" or ref.part == "workload":  # a fault of fedloom, or of the machine
             raise
         what = f"{ref.kind.section} {ref.name!r}, build_{ref.part}"

@@ -189,9 +189,9 @@ def _imported(kind: Kind, name: str, load: Callable[[], T], file: Path | None = 
     try:
         with needed_by(f"{kind.section} {name!r}"):
             return load()
-    except FedloomError:
+    except (FedloomError, KeyboardInterrupt):
         raise
-    except Exception as exc:
+    except BaseException as exc:  # a module that calls sys.exit when it is imported, too
         what = f"{kind.section} {name!r} cannot be imported"
         raise plugin_fault(what, exc, str(file.resolve()) if file else None) from exc
 

@@ -45,3 +45,24 @@ def dotted(table: Mapping[str, V], *, keep_empty: bool = True) -> dict[str, V]:
         elif keep_empty:
             flat[key] = value
     return flat
+
+
+def clean(text: str, limit: int | None = None) -> str:
+    """Return text that can be sent and stored: what UTF-8 cannot say is escaped, and what goes beyond a limit is cut.
+
+    Args:
+        text: any text, such as a file name with bytes that are not UTF-8.
+        limit: characters that are kept; None keeps all.
+    """
+    if limit is not None and len(text) > limit:
+        text = f"{text[:limit]} … ({len(text) - limit} more characters)"
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """Show a value and its type, for a message; never raises, however odd the value."""
+    try:
+        text = repr(value)
+    except Exception as exc:
+        text = f"a value whose repr() raises {type(exc).__name__}"
+    return f"{clean(text, limit)} ({type(value).__name__})"

@@ -255,7 +255,7 @@ class RunQueue:
                 lambda event: self._emit(run_id, event),
                 self._running[run_id].stop,
             )
-        except Exception as exc:
+        except BaseException as exc:  # the thread has more runs to do, whatever this one's plug-ins raise
             _log.exception("run %s failed outside its loop", run_id, extra={"run": run_id})
             return "failed", f"{type(exc).__name__}: {exc}"
         return summary.status, summary.error or ""

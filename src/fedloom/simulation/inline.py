@@ -28,7 +28,7 @@ class InlineRuntime:
         return ""
 
     def start(self, coordinator: Coordinator, address: str, token: str) -> None:
-        setup = NodeSetup(debug=self._debug, states=simulation_states())
+        setup = NodeSetup(debug=self._debug, interruptible=True, states=simulation_states())
         self._agent = Agent(InProcessChannel(coordinator), "inline", setup)
         self._agent.connect()
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from fedloom.core.errors import BadMessage
 from fedloom.core.messages import (
+    MAX_NAME,
+    MAX_TEXT,
     Ack,
     Cancel,
     FromAgent,
@@ -32,14 +34,10 @@ from fedloom.core.messages import (
 from fedloom.core.records import CONTENTS, ClientFailure, ClientReport, Contents, Info, Job, Mean
 from fedloom.proto.v1 import fleet_pb2 as pb
 
-MAX_NAME = 256
-"""Characters in a name on the wire."""
 MAX_HELD = 4096
 """Groups one heartbeat may name."""
 MAX_FACTS = 16 << 10
 """Characters a node may say about itself."""
-MAX_TEXT = 64 << 10
-"""Characters of a traceback or message on the wire; the rest is cut."""
 
 
 def to_agent_message(message: ToAgent) -> pb.ToAgent:
@@ -114,6 +112,11 @@ def read_from_agent(message: pb.FromAgent, node: str) -> FromAgent:
             )
         case other:
             raise BadMessage(f"node {node!r} sent a message of kind {other!r}; is the agent newer than this server?")
+
+
+def read_result_key(message: pb.GroupResult) -> GroupKey:
+    """Which group a result is of, whose other parts may be unreadable."""
+    return _read_key(message.key)
 
 
 def hello_message(hello: Hello) -> pb.RegisterRequest:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -57,6 +59,8 @@ MAX_STREAMS = 4096
 """Threads at most: each connected agent takes two while it is connected."""
 MAX_ENROLL_BYTES = 16 << 10
 """The largest message taken from a caller without a certificate."""
+WARN_S = 60.0
+"""Seconds between two log lines about what a node sends, at least."""
 ENROLLING = 4
 """Joins worked on at once; four times as many may wait, further ones are refused."""
 ENROLL_CONNECTIONS = 256
@@ -80,6 +84,8 @@ class FleetService(FleetServicer):
 
     def __init__(self, coordinator: Coordinator, gate: Gate, audit: Audit | None = None) -> None:
         self._coordinator, self._gate, self._audit = coordinator, gate, audit or Audit(None)
+        self._warned: dict[str, float] = {}
+        """When each node's stream was last refused (monotonic seconds)."""
 
     def Register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.RegisterReply:
         with answering(context):
@@ -160,11 +166,11 @@ class FleetService(FleetServicer):
                 if not wire.messages:
                     raise BadMessage(f"node {node!r} sent an empty batch; is the agent newer than this server?")
                 for message in wire.messages:
-                    self._coordinator.receive(node, session, codec.read_from_agent(message, node))
+                    self._take(node, session, message)
         except NotFound as exc:  # another session has taken this one's place
             self._coordinator.detach(node, session, str(exc), mailbox)
         except FedloomError as exc:
-            _log.warning("node %s: %s", node, exc, extra={"node": node})
+            self._warn(node, exc)
             refused.append(exc)
             self._coordinator.detach(node, session, str(exc), mailbox)
         except grpc.RpcError:
@@ -175,6 +181,17 @@ class FleetService(FleetServicer):
                 _log.exception("node %s: its stream failed", node, extra={"node": node})
             self._coordinator.detach(node, session, "its connection broke", mailbox)
 
+    def _take(self, node: str, session: str, message: pb.FromAgent) -> None:
+        """Take a message; a result that cannot be read is rejected by its key, and the stream lives on."""
+        try:
+            read = codec.read_from_agent(message, node)
+        except BadMessage as exc:
+            if message.WhichOneof("body") != "result":
+                raise
+            self._coordinator.reject(node, session, codec.read_result_key(message.result), exc)
+            return
+        self._coordinator.receive(node, session, read)
+
     def _caller(self, context: grpc.ServicerContext, call: str) -> tuple[Caller, str, str]:
         caller, told = self._gate.admit(context, call), metadata(context)
         node, session = told.get("fedloom-node", ""), told.get("fedloom-session", "")
@@ -183,6 +200,15 @@ class FleetService(FleetServicer):
         self._gate.own_name(caller, node)
         self._coordinator.check_session(node, session)
         return caller, node, session
+
+    def _warn(self, node: str, exc: FedloomError) -> None:
+        """Log why a node's stream is refused, once a minute at most for each."""
+        now = time.monotonic()
+        if now - self._warned.get(node, -math.inf) >= WARN_S:
+            if len(self._warned) >= MAX_STREAMS:
+                self._warned.clear()
+            self._warned[node] = now
+            _log.warning("node %s: %s", node, exc, extra={"node": node})
 
     def _locality(self, context: grpc.ServicerContext) -> str:
         depot = self._coordinator.payloads.depot

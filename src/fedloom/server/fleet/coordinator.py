@@ -25,6 +25,7 @@ from fedloom.core.messages import (
     PROTOCOL,
     FromAgent,
     Goodbye,
+    GroupKey,
     GroupResult,
     Heartbeat,
     Hello,
@@ -177,6 +178,16 @@ class Coordinator:
                 self._refusal(node, session, message)
             case Goodbye():
                 self.leave(node, session, message.reason)
+
+    def reject(self, node: str, session: str, key: GroupKey, trouble: FedloomError) -> None:
+        """Refuse a result that could not be read: others get the group, where the node has it."""
+        with self._changed:
+            known = self._session(node, session)
+            known.seen = self._clock.monotonic()
+            opened = self._dispatch.find(key)
+            known.acknowledge(key, "rejected", trouble.public_message())
+            if opened is not None and key in known.assigned and key.group not in opened.done:
+                self._dispatch.turn_away(opened, key, node, trouble)
 
     def leave(self, node: str, session: str, reason: str) -> None:
         """An agent leaves on purpose, or is known to be dead: its groups go elsewhere at once."""

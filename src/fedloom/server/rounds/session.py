@@ -112,7 +112,7 @@ def _as_ours(loop: Loop) -> Iterator[None]:
         raise
     except KeyboardInterrupt as exc:
         raise Interrupted(f"stopped after round {loop.rounds_done}") from exc
-    except Exception as exc:
+    except BaseException as exc:  # a strategy or selection that calls sys.exit fails its run, not the server
         raise RunFailed(
             f"round {loop.rounds_done + 1} could not be done: {type(exc).__name__}: {exc}. "
             f"Rounds up to {loop.rounds_done} are saved"

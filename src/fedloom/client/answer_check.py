@@ -1,0 +1,135 @@
+"""Checks what a client returns where it is produced, so that what cannot be encoded is that client's failure."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+
+import numpy as np
+
+from fedloom.core import frames
+from fedloom.core.errors import BadUpdate
+from fedloom.core.messages import MAX_NAME
+from fedloom.core.records import Mean, Metrics, Record, Update
+from fedloom.core.text import shown
+
+MAX_EXAMPLES = 2**63 - 1
+"""Examples an update may count at most."""
+
+
+def check_answer(update: object, made_by: str) -> Update:
+    """Return an update as it can be sent: counts as int, metrics as `Mean` of floats.
+
+    Every kind of job passes through this, in every runtime, so that an update is valid everywhere or nowhere.
+
+    Args:
+        update: what came back.
+        made_by: the kind of job, for the message.
+
+    Raises:
+        BadUpdate: it is no `Update`, or one of its parts cannot be sent; the message names the part, what was expected
+            and what was found.
+    """
+    if not isinstance(update, Update):
+        raise BadUpdate(f"{made_by!r} returned {shown(update)}; expected a fedloom.core.records.Update")
+    num_examples, metrics = _count(update.num_examples, made_by), _metrics(update.metrics, made_by)
+    _check_groups(update.groups, made_by)
+    _check_info(update.info, f"info of {made_by!r}")
+    if update.state is not None:
+        _check_state(update.state, made_by)
+    if num_examples is update.num_examples and metrics is update.metrics:
+        return update
+    return Update(
+        num_examples=num_examples,
+        groups=update.groups,
+        metrics=metrics,
+        info=update.info,
+        state=update.state,
+        traces=update.traces,
+    )
+
+
+def _count(value: object, made_by: str) -> int:
+    try:
+        count = -1 if isinstance(value, bool | np.bool_) else operator.index(value)  # type: ignore[arg-type]  # tried
+    except TypeError:
+        count = -1
+    if not 0 <= count <= MAX_EXAMPLES:
+        raise BadUpdate(
+            f"num_examples of {made_by!r}: expected an integer of at least 0, got {shown(value)}. It is the number of "
+            "examples the client used"
+        )
+    return count
+
+
+def _metrics(metrics: object, made_by: str) -> Metrics:
+    """Return the metrics with plain floats; the same object where there are none."""
+    if not isinstance(metrics, Mapping):
+        raise BadUpdate(f"metrics of {made_by!r}: expected a dict of Mean by name, got {shown(metrics)}")
+    return {_name(name, made_by): _mean(name, mean, made_by) for name, mean in metrics.items()} if metrics else metrics
+
+
+def _name(name: object, made_by: str) -> str:
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        raise BadUpdate(
+            f"metrics of {made_by!r}: expected names of 1 to {MAX_NAME} printable characters, got {shown(name)}"
+        )
+    return name
+
+
+def _mean(name: str, mean: object, made_by: str) -> Mean:
+    where = f"metric {name!r} of {made_by!r}"
+    if not isinstance(mean, Mean):
+        raise BadUpdate(f"{where}: expected Mean(sum, weight), got {shown(mean)}. They add up")
+    try:
+        total, weight = float(mean.sum), float(mean.weight)
+    except (TypeError, ValueError, OverflowError) as exc:
+        raise BadUpdate(f"{where}: expected two numbers, got {shown(mean)}") from exc
+    if not 0 <= weight < float("inf"):
+        raise BadUpdate(f"{where}: expected a finite weight of at least 0, got {shown(mean)}")
+    return Mean(total, weight)
+
+
+def _check_groups(groups: object, made_by: str) -> None:
+    if not isinstance(groups, Mapping):
+        raise BadUpdate(f"groups of {made_by!r}: expected a dict of arrays by group, got {shown(groups)}")
+    for group, arrays in groups.items():
+        if not isinstance(arrays, Mapping):
+            raise BadUpdate(f"group {group!r} of {made_by!r}: expected a dict of arrays by name, got {shown(arrays)}")
+        _check_text(group, f"group of {made_by!r}")
+        for name, array in arrays.items():
+            _check_text(name, f"array of group {group!r} of {made_by!r}")
+            if not isinstance(array, np.ndarray | np.generic):
+                hint = " (.detach().cpu().numpy())" if type(array).__module__.partition(".")[0] == "torch" else ""
+                raise BadUpdate(
+                    f"array {name!r} of group {group!r} of {made_by!r}: expected a NumPy array, got {shown(array)}. "
+                    f"Return NumPy arrays{hint}"
+                )
+
+
+def _check_text(name: object, what: str) -> None:
+    if not isinstance(name, str):
+        raise BadUpdate(f"{what}: expected a name as text, got {shown(name)}")
+    if not name.isascii():
+        try:
+            name.encode()
+        except UnicodeEncodeError as exc:
+            raise BadUpdate(f"{what}: the name {shown(name)} is not text in UTF-8") from exc
+
+
+def _check_info(info: object, what: str) -> None:
+    """Refuse what JSON would change: keys that are not text become text, elsewhere than in one process."""
+    if not isinstance(info, Mapping):
+        raise BadUpdate(f"{what}: expected a dict of JSON values, got {shown(info)}")
+    for key, value in info.items():
+        if not isinstance(key, str):
+            raise BadUpdate(f"{what}: expected keys as text, got {shown(key)}")
+        if isinstance(value, Mapping):
+            _check_info(value, f"{key!r} in {what}")
+
+
+def _check_state(state: object, made_by: str) -> None:
+    if not isinstance(state, Record):
+        raise BadUpdate(f"state of {made_by!r}: expected a Record, got {shown(state)}")
+    _check_groups(state.groups, f"{made_by} state")
+    frames.frame_size(state)
