@@ -23,7 +23,7 @@ from fedloom.server.access.members import Registry
 from fedloom.server.app import Membership, Server, enroll_administrator, open_security
 from fedloom.server.fleet.planned import PlannedExchange, PlannedGroup, RunFacts
 from fedloom.server.fleet.vetting import vet_sum
-from fedloom.server.run_queue import RunQueue
+from fedloom.server.run_queue import Owner, RunQueue
 
 _ROOT = Path(__file__).parents[2]
 TOKEN = "of-this-fuzz"
@@ -98,7 +98,11 @@ def _serve(state: Path, members: bool) -> None:
             security = stack.enter_context(open_security(state, "127.0.0.1", Membership(enroll_port=0)))
             port = server.listen(runs=runs, security=security)
             enroll_administrator(security, state / "admin", "127.0.0.1", port)
-            told = {"port": port, "enroll port": server.enroll_port, "run": runs.submit(experiment(), owner=OWNER)}
+            told = {
+                "port": port,
+                "enroll port": server.enroll_port,
+                "run": runs.submit(experiment(), Owner("another member", OWNER)),
+            }
         else:
             told = {"port": server.listen(token=TOKEN, runs=runs), "run": "nobody"}
         print(json.dumps(told), flush=True)

@@ -10,9 +10,10 @@ import pytest
 from fedloom.client.grpc_channel import LARGEST_MESSAGE, GrpcChannel
 from fedloom.client.link import MAX_MESSAGE_BYTES
 from fedloom.core.errors import BadMessage, LimitExceeded, ServerUnreachable
-from fedloom.core.messages import GroupKey, GroupResult, Hello
+from fedloom.core.messages import Group, GroupKey, GroupResult, Heartbeat
 from fedloom.core.records import ClientReport
-from fedloom.testing.fleet import quick_server
+from fedloom.testing.by_hand import ManualAgent, open_exchange, planned_groups
+from fedloom.testing.fleet import quick_server, wait_until
 from fedloom.testing.records import model_record
 
 LARGE = 100_000
@@ -26,14 +27,20 @@ def test_an_upload_to_a_restarted_server_asks_for_a_new_session_not_for_new_work
     channel = GrpcChannel(f"127.0.0.1:{port}")
     with quick_server(shared_memory=False) as server:
         server.listen("127.0.0.1", port)
-        channel.open(Hello(node="n", session="of-the-first"))
-        assert channel.store(model_record(LARGE), "run").sha256
+        hand = ManualAgent(channel, "n")
+        hand.start()
+        with open_exchange(server.coordinator, planned_groups(1.0)):
+            key = hand.take(Group)[0].key
+            assert channel.store(model_record(LARGE), "run").sha256
     with quick_server(shared_memory=False) as server:
         server.listen("127.0.0.1", port)
-        with pytest.raises(ServerUnreachable, match="was restarted and does not know this session"):
-            channel.store(model_record(LARGE, value=2.0), "run")
-        channel.open(Hello(node="n", session="of-the-second"))
-        assert channel.store(model_record(LARGE, value=2.0), "run").sha256
+        with open_exchange(server.coordinator, planned_groups(1.0)) as opened:
+            with pytest.raises(ServerUnreachable, match="was restarted and does not know this session"):
+                channel.store(model_record(LARGE, value=2.0), "run")
+            hand.open()
+            channel.send(Heartbeat(held=(key,)))
+            wait_until(lambda: opened.was_assigned(0, "n"))
+            assert channel.store(model_record(LARGE, value=2.0), "run").sha256
     channel.close()
 
 

@@ -324,7 +324,7 @@ class TestBadMessages:
             strange = key._replace(group=index)
             hand.channel.send(Heartbeat(held=(key, strange)))
             hand.channel.send(group_result(strange, 0))
-            assert "1 groups, counted from 0" in hand.take(Ack, key=strange)[0].message
+            assert "was not assigned to node 'a'" in hand.take(Ack, key=strange, status="rejected")[0].message
             coordinator.leave("a", "", "gone")
             other = join(coordinator, "b")
             assert groups(other) == [0]
@@ -339,13 +339,17 @@ class TestBadMessages:
 
     def test_another_agents_answer_to_the_group_is_as_good(self, coordinator: Coordinator) -> None:
         """It had been taken from that agent, which then answered after all."""
-        one, two = join(coordinator, "a"), join(coordinator, "b")
-        with open_exchange(coordinator, planned_groups(2.0, 1.0)) as opened:
-            assert groups(one) == [0] and groups(two) == [1]
-            answer(two, 0)
-            assert next_answer(opened).node == "b"
+        one = join(coordinator, "a")
+        with open_exchange(coordinator, planned_groups(2.0)) as opened:
+            assert groups(one) == [0]
+            coordinator.detach("a", "session-1", "its connection broke")
+            two = join(coordinator, "b")
+            assert two.take(Group)[0].key.group == 0
+            one.start()
             answer(one, 0)
-            assert one.take(Ack)[0].status == "duplicate" and opened.duplicates == 1
+            assert next_answer(opened).node == "a"
+            answer(two, 0)
+            assert two.take(Ack)[0].status == "duplicate" and opened.duplicates == 1
 
 
 def failing(key: GroupKey, stage: str = "load", client: int = 0) -> GroupResult:

@@ -32,15 +32,17 @@ from fedloom.core import frames
 from fedloom.core.config import Experiment
 from fedloom.core.errors import FedloomError, NotFound, Unauthenticated, UsageError
 from fedloom.core.history import RunSummary
-from fedloom.core.messages import PROTOCOL, Hello, PayloadRef
-from fedloom.core.records import Record
+from fedloom.core.messages import PROTOCOL, Heartbeat, Hello, PayloadRef
+from fedloom.core.records import Job, Record
 from fedloom.proto.v1 import control_pb2 as control_pb
 from fedloom.proto.v1 import fleet_pb2 as pb
 from fedloom.server.access.gate import TokenGate
 from fedloom.server.access.service import MAX_MESSAGE_BYTES, FleetService
 from fedloom.server.app import Server
+from fedloom.server.fleet.open_exchange import OpenExchange
+from fedloom.server.fleet.planned import PlannedGroup
 from fedloom.server.run_queue import RunQueue
-from fedloom.testing.by_hand import next_answer, open_exchange, planned_groups, prepared_ref, run_spec, sum_of_one
+from fedloom.testing.by_hand import next_answer, open_exchange, planned_groups, run_spec, sum_of_one
 from fedloom.testing.fleet import TOKEN, quick_server, running_agents, wait_until
 from fedloom.testing.records import records_of_every_dtype
 
@@ -55,6 +57,7 @@ class Stranger:
 
     server: Server
     channel: grpc.Channel
+    stack: contextlib.ExitStack
 
     def metadata(self, node: str = "n", session: str = "s", token: str = TOKEN) -> tuple[tuple[str, str], ...]:
         return (("fedloom-token", token), ("fedloom-node", node), ("fedloom-session", session))
@@ -65,6 +68,19 @@ class Stranger:
     def register(self, node: str = "n", session: str = "s", protocol: int = PROTOCOL) -> None:
         request = pb.RegisterRequest(protocol=protocol, node=node, session=session)
         self.unary(FLEET + "Register", request.SerializeToString())
+
+    def register_with_work(self, node: str = "n", inputs: Record | None = None) -> OpenExchange:
+        """Register, and be assigned a group of a run of its own: who has none may send and read no payload."""
+        self.register(node)
+        coordinator = self.server.coordinator
+        coordinator.attach(node, "s")
+        group = PlannedGroup(jobs=(Job(round=1, client=0),), work=1.0, only=node)
+        model = {"model": _model() if inputs is None else inputs}
+        exchange = open_exchange(coordinator, [group], run=run_spec(f"of-{node}"), inputs=model)
+        opened = self.stack.enter_context(exchange)
+        coordinator.receive(node, "s", Heartbeat())
+        wait_until(lambda: opened.was_assigned(0, node))
+        return opened
 
     def upload(self, *chunks: bytes, **who: str) -> int:
         reply = self.channel.stream_unary(FLEET + "Upload", None, None)(
@@ -142,8 +158,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, R
 def stranger(served: tuple[Server, RunQueue, str]) -> Iterator[Stranger]:
     server, runs, address = served
     options = (("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1))
-    with grpc.insecure_channel(address, options=options) as channel:
-        yield Stranger(server, channel)
+    with grpc.insecure_channel(address, options=options) as channel, contextlib.ExitStack() as stack:
+        yield Stranger(server, channel, stack)
     for node in server.coordinator.nodes():
         server.coordinator.leave(node, "", "the test is over")
     assert not server.payloads._uploads
@@ -273,7 +289,7 @@ class TestBytes:
             assert caught.value.code().name in ("INTERNAL", "INVALID_ARGUMENT", "NOT_FOUND")
 
     def test_too_big_messages_are_refused_everywhere(self, stranger: Stranger) -> None:
-        stranger.register()
+        stranger.register_with_work()
         big = bytes(MAX_MESSAGE_BYTES + 1)
         with refused("RESOURCE_EXHAUSTED"):
             stranger.unary(FLEET + "Register", big)
@@ -323,8 +339,15 @@ class TestBytes:
 
 class TestResults:
     def send(self, stranger: Stranger, result: pb.GroupResult, node: str = "n") -> pb.Ack:
+        def messages() -> Iterator[bytes]:
+            yield pb.FromAgentBatch(messages=[pb.FromAgent(heartbeat=pb.Heartbeat())]).SerializeToString()
+            with contextlib.suppress(AssertionError):  # nothing is left for it to do, where its answer has come
+                wait_until(lambda: bool(stranger.server.coordinator.nodes()[node].assigned), 0.5)
+            yield pb.FromAgentBatch(messages=[pb.FromAgent(result=result)]).SerializeToString()
+            threading.Event().wait(10)
+
         call = stranger.channel.stream_stream(FLEET + "Work", None, None)(
-            _then_wait((pb.FromAgentBatch(messages=[pb.FromAgent(result=result)]).SerializeToString(),)),
+            messages(),
             metadata=stranger.metadata(node=node),
             timeout=10,
         )
@@ -415,20 +438,21 @@ class TestResults:
 
     def test_a_foreign_nodes_upload_is_not_there(self, stranger: Stranger) -> None:
         data = bytes(frames.encode(sum_of_one(0)))
-        stranger.register("owner")
+        stranger.register_with_work("owner")
         assert stranger.upload(head(data), data, node="owner") == len(data)
         stranger.register("thief")
         ref = pb.Payload(size=len(data), sha256=hashlib.sha256(data).hexdigest())
-        with open_exchange(stranger.server.coordinator, planned_groups(1.0)) as opened:
+        groups = [PlannedGroup(jobs=(Job(round=1, client=0),), work=1.0, only=name) for name in ("thief", "owner")]
+        with open_exchange(stranger.server.coordinator, groups) as opened:
             ack = self.send(stranger, self.result(ref), node="thief")
             assert ack.status == "rejected" and "not complete here" in ack.message
-            assert self.send(stranger, self.result(ref), node="owner").status == "accepted"
+            assert self.send(stranger, self.result(ref, index=1), node="owner").status == "accepted"
             assert next_answer(opened).node == "owner"
-            assert self.send(stranger, self.result(ref), node="owner").status == "duplicate"
+            assert self.send(stranger, self.result(ref, index=1), node="owner").status == "duplicate"
 
     def test_uploads_of_results_that_come_too_late_are_let_go(self, stranger: Stranger) -> None:
         data = bytes(frames.encode(sum_of_one(0)))
-        stranger.register()
+        stranger.register_with_work()
         stranger.upload(head(data), data)
         ref = pb.Payload(size=len(data), sha256=hashlib.sha256(data).hexdigest())
         assert self.send(stranger, self.result(ref, round=99)).status == "stale"
@@ -451,7 +475,7 @@ class TestTransfers:
         return pb.UploadReply.FromString(stranger.unary(FLEET + "UploadOffset", head(data))).received
 
     def test_an_upload_goes_on_where_a_broken_stream_left_off(self, stranger: Stranger) -> None:
-        stranger.register("up")
+        stranger.register_with_work("up")
         first = next(self.chunks())
         broken: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         for message in (head(self.DATA), first):
@@ -470,7 +494,7 @@ class TestTransfers:
         assert uploads[name].complete and bytes(uploads[name].data) == self.DATA
 
     def test_another_digest_than_announced_is_refused_and_forgotten(self, stranger: Stranger) -> None:
-        stranger.register()
+        stranger.register_with_work()
         other = bytearray(self.DATA)
         other[-1] ^= 1
         with refused("INVALID_ARGUMENT", "do not have the digest announced"):
@@ -479,22 +503,22 @@ class TestTransfers:
         assert stranger.upload(head(self.DATA), *self.chunks()) == len(self.DATA)
 
     def test_more_bytes_than_announced_are_refused(self, stranger: Stranger) -> None:
-        stranger.register()
+        stranger.register_with_work()
         with refused("RESOURCE_EXHAUSTED", "end with the frame"):
             stranger.upload(head(b"12345"), b"123456")
 
     def test_a_chunk_over_a_mebibyte_is_refused(self, stranger: Stranger) -> None:
-        stranger.register()
+        stranger.register_with_work()
         with refused("RESOURCE_EXHAUSTED", f"at most {MIB} bytes"):
             stranger.upload(head(self.DATA), self.DATA[: MIB + 1])
 
     def test_an_empty_chunk_is_refused(self, stranger: Stranger) -> None:
-        stranger.register()
+        stranger.register_with_work()
         with refused("INVALID_ARGUMENT", "empty chunk"):
             stranger.upload(head(b"abc"), b"")
 
     def test_fewer_bytes_than_announced_leave_the_upload_open(self, stranger: Stranger) -> None:
-        stranger.register()
+        stranger.register_with_work()
         assert stranger.upload(head(b"abcdef"), b"abc") == 3
         with refused("INVALID_ARGUMENT", "continues at byte 0, the server has 3"):
             stranger.upload(head(b"abcdef"), b"abcdef")
@@ -502,20 +526,20 @@ class TestTransfers:
         assert stranger.upload(head(b"abcdef", offset=6)) == 6, "sent again: it is there"
 
     def test_chunks_out_of_order_have_another_digest(self, stranger: Stranger) -> None:
-        stranger.register()
+        stranger.register_with_work()
         one, two, *rest = self.chunks()
         with refused("INVALID_ARGUMENT", "digest"):
             stranger.upload(head(self.DATA), two, one, *rest)
 
     def test_chunks_before_the_head_are_refused(self, stranger: Stranger) -> None:
-        stranger.register()
+        stranger.register_with_work()
         with refused("INVALID_ARGUMENT"):
             stranger.upload(b"\xff" * 40, head(b"abc"), b"abc")
         with refused("INVALID_ARGUMENT", "64 hexadecimal digits"):
             stranger.upload()
 
     def test_too_large_and_disagreeing_announcements(self, stranger: Stranger) -> None:
-        stranger.register()
+        stranger.register_with_work()
         with refused("RESOURCE_EXHAUSTED", "exceeds the limit"):
             stranger.upload(head(b"abc", size=1 << 60))
         stranger.upload(head(b"abc!"), b"a")
@@ -524,32 +548,35 @@ class TestTransfers:
 
     @pytest.mark.parametrize("digest", ["", "abc", "Z" * 64, "../" * 21 + "x"])
     def test_digests_that_are_none(self, stranger: Stranger, digest: str) -> None:
-        stranger.register()
+        stranger.register_with_work()
         with refused("INVALID_ARGUMENT", "64 hexadecimal digits"):
             stranger.upload(head(b"abc", sha256=digest), b"abc")
 
     def test_one_node_holds_one_unfinished_upload(self, stranger: Stranger) -> None:
-        stranger.register("greedy")
+        stranger.register_with_work("greedy")
         for index in range(5):
             stranger.unary(FLEET + "UploadOffset", head(bytes([index]) * 10, size=MIB), node="greedy")
         held = [key for key in stranger.server.payloads._uploads if key[0] == "greedy"]
         assert len(held) == 1
 
     def test_downloads_of_nothing_and_from_behind_the_end(self, stranger: Stranger) -> None:
-        stranger.register("remote")
+        record = records_of_every_dtype(3 * MIB)[0]
+        opened = stranger.register_with_work("remote", record)
+        stranger.register("idle")
         with refused("NOT_FOUND", "its round may be over"):
             stranger.download(pb.DownloadRequest(sha256="0" * 64).SerializeToString(), node="remote")
-        record = records_of_every_dtype(3 * MIB)[0]
-        offer = stranger.server.payloads.offer(record)
-        ref = prepared_ref(stranger.server.payloads, offer, "remote")
-        whole = bytes(frames.encode(record))
+        sha256, whole = opened.inputs["model"].sha256, bytes(frames.encode(record))
         for start in (0, 1, MIB, len(whole) - 1, len(whole)):
-            request = pb.DownloadRequest(sha256=ref.sha256, offset=start).SerializeToString()
+            request = pb.DownloadRequest(sha256=sha256, offset=start).SerializeToString()
             assert stranger.download(request, node="remote") == whole[start:]
+            with refused("NOT_FOUND", "no group of node 'idle' reads"):
+                stranger.download(request, node="idle")
         with refused("INVALID_ARGUMENT", "behind the end"):
-            request = pb.DownloadRequest(sha256=ref.sha256, offset=len(whole) + 1).SerializeToString()
+            request = pb.DownloadRequest(sha256=sha256, offset=len(whole) + 1).SerializeToString()
             stranger.download(request, node="remote")
-        stranger.server.payloads.withdraw(offer)
+        stranger.stack.close()
+        with refused("NOT_FOUND"):  # the exchange is over
+            stranger.download(pb.DownloadRequest(sha256=sha256).SerializeToString(), node="remote")
 
 
 class TestControl:
@@ -621,7 +648,7 @@ def test_a_port_in_use_is_a_usage_error(served: tuple[Server, RunQueue, str], tm
 def test_an_equal_frame_announced_while_the_first_is_taken_stays_for_the_second(stranger: Stranger) -> None:
     """Two groups with equal sums: the second upload finds the first one's bytes, which its result then takes."""
     data = bytes(frames.encode(sum_of_one(0)))
-    stranger.register()
+    stranger.register_with_work()
     stranger.upload(head(data), data)
     reply = stranger.unary(FLEET + "UploadOffset", head(data))
     assert pb.UploadReply.FromString(reply).received == len(data)

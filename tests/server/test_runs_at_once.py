@@ -18,7 +18,7 @@ from fedloom.core.messages import Group, Heartbeat, Hello
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.fleet.payloads import PayloadStore
 from fedloom.server.rounds.session import run_session
-from fedloom.server.run_queue import RunQueue
+from fedloom.server.run_queue import Owner, RunQueue
 from fedloom.server.store.disk_run_store import DiskRunStore
 from fedloom.simulation.in_process import InProcessChannel
 from fedloom.testing.by_hand import open_exchange, planned_groups, run_spec
@@ -87,7 +87,7 @@ def test_three_runs_at_once_each_on_its_nodes_with_the_bits_of_runs_alone(
         linear(name=f"run-{n}", seed=n + 1, rounds=12, fleet={"labels": own}, workload={"sleep_s": 0.005})
         for n, own in enumerate(labels)
     ]
-    ids = [runs.submit(experiment.to_dict(), owner=f"user-{n}") for n, experiment in enumerate(experiments)]
+    ids = [runs.submit(experiment.to_dict(), Owner(f"id-{n}", f"user-{n}")) for n, experiment in enumerate(experiments)]
     wait_until(lambda: [row["status"] for row in runs.rows()] == ["running"] * 3, 10, "all three at once")
     wait_until(lambda: [row["status"] for row in runs.rows()] == ["done"] * 3, 60, "the end")
     assert [row["owner"] for row in runs.rows()] == ["user-0", "user-1", "user-2"]

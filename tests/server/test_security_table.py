@@ -171,7 +171,7 @@ def test_users_look_after_their_own_runs_administrators_after_all(
         assert [(row.owner, row.status) for row in mine.runs()] == [("a-user", "queued")]
     with ControlClient(fleet.address, identity=other) as theirs:
         for call in (lambda: theirs.stop(run_id), lambda: list(theirs.watch(run_id))):
-            with pytest.raises(Forbidden, match="belongs to 'a-user'"):
+            with pytest.raises(Forbidden, match="does not belong to 'another-user'"):
                 call()
         assert not theirs.runs()
     with ControlClient(fleet.address, identity=identities["admin"]) as admin:

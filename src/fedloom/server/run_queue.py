@@ -22,6 +22,7 @@ from fedloom.core.errors import NotFound, RunExists, StorageFull, UsageError
 from fedloom.core.events import Event, RoundFinished, RunFinished
 from fedloom.core.history import RunSummary
 from fedloom.core.records import Info, JsonObject
+from fedloom.server.store.columns import add_columns
 from fedloom.server.store.disk_run_store import DiskRunStore
 from fedloom.server.store.run_store import event_json, new_run_id
 
@@ -31,9 +32,19 @@ _SCHEMA = """
 create table if not exists runs (
   run_id text primary key, name text not null, status text not null, rounds integer not null,
   rounds_done integer not null default 0, error text not null default '', submitted real not null,
-  owner text not null default ''
+  owner text not null default '', owner_id text not null default ''
 )
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who submitted a run."""
+
+    id: str = ""
+    """The member's, which no later member has; empty on a server without members."""
+    name: str = ""
+
 
 ROOM_S = 5.0
 """Seconds between two looks at a full disk."""
@@ -107,6 +118,7 @@ class RunQueue:
         self._database = sqlite3.connect(folder / "fedloom.sqlite", check_same_thread=False, isolation_level=None)
         self._database.execute("pragma journal_mode=wal")
         self._database.execute(_SCHEMA)
+        add_columns(self._database, "runs", {"owner_id": "text not null default ''"})
         self._changed = threading.Condition()
         self._watchers: dict[str, list[Events]] = {}
         self._running: dict[str, _Running] = {}
@@ -125,32 +137,36 @@ class RunQueue:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, values: Info, *, owner: str = "") -> str:
+    def submit(self, values: Info, owner: Owner = Owner()) -> str:
         """Check an experiment and queue it; returns the run's id."""
         experiment = Experiment.parse(values)
         store = self._create(experiment.name)
         store.begin(experiment)
         with self._changed:
             self._write(
-                "insert into runs (run_id, name, status, rounds, submitted, owner) values (?, ?, 'queued', ?, ?, ?)",
-                (store.run_id, experiment.name, experiment.max_rounds or 0, self._clock.time(), owner),
+                "insert into runs (run_id, name, status, rounds, submitted, owner, owner_id) "
+                "values (?, ?, 'queued', ?, ?, ?, ?)",
+                (store.run_id, experiment.name, experiment.max_rounds or 0, self._clock.time(), owner.name, owner.id),
             )
             self._changed.notify_all()
         return store.run_id
 
-    def rows(self) -> list[JsonObject]:
-        """Every run, oldest first."""
+    def rows(self, owner_id: str | None = None) -> list[JsonObject]:
+        """Return every run, or every run of one member, oldest first."""
         names = ("run_id", "name", "status", "rounds_done", "rounds", "error", "owner")
         with self._changed:
-            rows = self._database.execute(f"select {', '.join(names)} from runs order by submitted").fetchall()
+            rows = self._database.execute(
+                f"select {', '.join(names)} from runs where ? is null or owner_id = ? order by submitted",
+                (owner_id, owner_id),
+            ).fetchall()
         return [dict(zip(names, row, strict=True)) for row in rows]
 
-    def owner(self, run_id: str) -> str:
-        """Who submitted a run; empty on a server without members."""
+    def owner(self, run_id: str) -> Owner:
+        """Return who submitted a run."""
         with self._changed:
             self._status(run_id)
-            row = self._database.execute("select owner from runs where run_id = ?", (run_id,)).fetchone()
-        return str(row[0])
+            row = self._database.execute("select owner_id, owner from runs where run_id = ?", (run_id,)).fetchone()
+        return Owner(str(row[0]), str(row[1]))
 
     @contextlib.contextmanager
     def watch(self, run_id: str) -> Iterator[Events]:

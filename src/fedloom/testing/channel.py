@@ -34,6 +34,7 @@ class Rig:
 
     suite: ChannelConformance
     server: Server
+    stack: contextlib.ExitStack
     opened: list[Channel] = field(default_factory=list)
 
     def connect(self) -> Channel:
@@ -45,6 +46,13 @@ class Rig:
         """Make an agent whose session is open and has beaten once."""
         hand = ManualAgent(self.connect(), node)
         hand.start()
+        return hand
+
+    def hand_with_work(self) -> ManualAgent:
+        """Make an agent that is assigned a group; a server takes payloads from no other."""
+        hand = self.hand()
+        self.stack.enter_context(open_exchange(self.server.coordinator, planned_groups(1.0), run=run_spec("waits")))
+        hand.take(Group)
         return hand
 
 
@@ -67,8 +75,8 @@ class ChannelConformance:
 
     @contextlib.contextmanager
     def _rig(self) -> Iterator[Rig]:
-        with self.server() as server:
-            rig = Rig(self, server)
+        with self.server() as server, contextlib.ExitStack() as stack:
+            rig = Rig(self, server, stack)
             try:
                 yield rig
             finally:
@@ -192,7 +200,7 @@ class ChannelConformance:
     def test_equal_records_stored_twice_can_be_taken_twice(self) -> None:
         """Two equal payloads are two."""
         with self._rig() as rig:
-            hand = rig.hand()
+            hand = rig.hand_with_work()
             record = records_of_every_dtype(600_000)[0]
             first, second = hand.store(record), hand.store(record)
             for ref in (first, second):
@@ -201,7 +209,7 @@ class ChannelConformance:
     def test_leased_memory_is_stored_and_comes_back_after_recycle(self) -> None:
         """Arrays from `lease` can be stored, round after round, with memory that is used again."""
         with self._rig() as rig:
-            hand = rig.hand()
+            hand = rig.hand_with_work()
             shape = Record({MODEL: {"w": np.zeros(300_000, np.float32), "b": np.zeros((), np.float32)}})
             names = []
             for round in (1, 2, 3):
@@ -220,7 +228,7 @@ class ChannelConformance:
     def test_recycling_a_runs_memory_leaves_that_of_others(self) -> None:
         """Stored or only leased: what another run has in memory keeps its bytes until that run's own is recycled."""
         with self._rig() as rig:
-            hand = rig.hand()
+            hand = rig.hand_with_work()
             record, later = model_record(60_000, 1), model_record(60_000, 9)
             kept = hand.store(record, "a")
             leased = hand.lease(record, "a")
@@ -239,7 +247,7 @@ class ChannelConformance:
     def test_an_abandoned_lease_is_never_taken_for_another_record(self) -> None:
         """A sum spoilt by a bad update is thrown away; what is stored next must be what was given to `store`."""
         with self._rig() as rig:
-            hand = rig.hand()
+            hand = rig.hand_with_work()
             for value in range(20):
                 spoilt = RunningMean(hand.lease)
                 spoilt.add(Update(num_examples=1, groups={MODEL: {"w": np.full(60_000, 9, np.float32)}}), 1.0, 0)

@@ -37,6 +37,7 @@ def quick_server(
     heartbeat_s: float = 0.1,
     grace_s: float = 0.2,
     lost_after_s: float = 5.0,
+    by_labels: bool = False,
     sinks: Sequence[Sink] = (),
 ) -> Server:
     """Make a server that notices within a fraction of a second that an agent has gone.
@@ -46,10 +47,16 @@ def quick_server(
         heartbeat_s: seconds between an agent's heartbeats.
         grace_s: seconds an agent may be away before its groups go to another.
         lost_after_s: seconds without a word after which an agent is lost.
+        by_labels: whether a run's labels choose its nodes.
         sinks: take every event.
     """
     return Server(
-        sinks, shared_memory=shared_memory, heartbeat_s=heartbeat_s, grace_s=grace_s, lost_after_s=lost_after_s
+        sinks,
+        shared_memory=shared_memory,
+        heartbeat_s=heartbeat_s,
+        grace_s=grace_s,
+        lost_after_s=lost_after_s,
+        by_labels=by_labels,
     )
 
 

@@ -162,7 +162,7 @@ class AdminService(AdminServicer):
                 raise Forbidden(f"{caller.name!r} cannot revoke itself; another administrator can")
             ended = self._security.registry.revoke(request.name, keep_token=request.keep_token)
             self._gate.cut(request.name)
-            self._coordinator.leave(request.name, "", "revoked")
+            self._coordinator.expel(request.name, "revoked")
             _log.info("%s revoked %s", caller.name, request.name)
             self._security.audit.record(
                 "revoked", caller.name, context.peer(), name=request.name, tokens=" ".join(ended)

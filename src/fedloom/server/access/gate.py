@@ -45,6 +45,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 class Caller:
     """Who calls."""
 
+    id: str = ""
+    """The member's for all time, unlike its name; empty where the server knows no members."""
     name: str = ""
     """The member's; empty where the server knows no members."""
     role: str = "admin"
@@ -104,7 +106,7 @@ class MemberGate:
         member = self._registry.admit(fingerprint)
         if member.role not in ALLOWED[call]:
             raise Forbidden(f"{call} is for {' and '.join(ALLOWED[call])}; {member.name!r} is a {member.role}")
-        caller = Caller(name=member.name, role=member.role, labels=member.labels, fingerprint=fingerprint)
+        caller = Caller(id=member.id, name=member.name, role=member.role, labels=member.labels, fingerprint=fingerprint)
         with self._lock:
             self._open[member.name].add(context)
         if not context.add_callback(lambda: self._forget(member.name, context)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import secrets
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -22,10 +23,12 @@ from fedloom.core.clock import SYSTEM_CLOCK
 from fedloom.core.errors import BadMessage, LimitExceeded, NotFound, RunExists, Unauthenticated
 from fedloom.server.access import tokens as token_table
 from fedloom.server.access.tokens import Token, Tokens
+from fedloom.server.store.columns import add_columns
 
 _SCHEMA = """
 create table if not exists members (
-  name text primary key, role text not null, labels text not null, enrolled real not null, revoked real
+  name text primary key, role text not null, labels text not null, enrolled real not null, revoked real,
+  id text not null default ''
 );
 create table if not exists certificates (
   fingerprint text primary key, member text not null references members (name), expires real not null,
@@ -33,10 +36,14 @@ create table if not exists certificates (
 );
 create index if not exists certificates_of on certificates (member);
 """
-_ADDED = {"members": {"token": "text not null default ''"}, "certificates": {"used": "integer not null default 0"}}
+_ADDED = {
+    "members": {"token": "text not null default ''", "id": "text not null default ''"},
+    "certificates": {"used": "integer not null default 0"},
+}
 """Columns that files of earlier versions lack, by table."""
 _REPLACED = 2
 """What `certificates.revoked` is once a newer certificate of the member has been used."""
+_OF_MEMBER = "m.id, m.name, m.role, m.labels, m.enrolled, m.revoked, m.token"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 MAX_NAME = 64
 """Characters of a member's name: no certificate takes more."""
@@ -55,6 +62,8 @@ MAX_CERTIFICATES = 8
 class Member:
     """A node or a person, as the registry knows it."""
 
+    id: str = ""
+    """Its own for all time; whoever gets its name after it has another one."""
     name: str
     role: str
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -83,7 +92,8 @@ class Registry:
         self._database.execute("pragma journal_mode=wal")
         self._database.executescript(_SCHEMA + token_table.SCHEMA)
         for table, columns in {**_ADDED, "tokens": token_table.ADDED}.items():
-            _add_columns(self._database, table, columns)
+            add_columns(self._database, table, columns)
+        self._database.execute("update members set id = lower(hex(randomblob(16))) where id = ''")
         self._tokens = Tokens(self._database, now)
 
     def close(self) -> None:
@@ -160,9 +170,9 @@ class Registry:
         """Put a member in without a token, its older certificates out: the server's own administrator."""
         with self._lock:
             self._database.execute(
-                "insert into members (name, role, labels, enrolled) values (?, ?, '{}', ?) "
+                "insert into members (name, role, labels, enrolled, id) values (?, ?, '{}', ?, ?) "
                 "on conflict (name) do update set role = excluded.role, revoked = null",
-                (name, role, self._now()),
+                (name, role, self._now(), _new_id()),
             )
             self._database.execute("update certificates set revoked = 1 where member = ?", (name,))
             self._add_certificate(name, certificate)
@@ -193,10 +203,10 @@ class Registry:
         """Everybody who has joined, by name, revoked ones included."""
         with self._lock:
             rows = self._database.execute(
-                "select m.name, m.role, m.labels, m.enrolled, max(c.expires), m.revoked, m.token, c.fingerprint "
-                "from members m left join certificates c on c.member = m.name group by m.name order by m.name"
+                f"select {_OF_MEMBER}, max(c.expires), c.fingerprint from members m "
+                "left join certificates c on c.member = m.name group by m.name order by m.name"
             ).fetchall()
-        return [_member(row[:7], row[7] or "") for row in rows]
+        return [_member(row[:7], row[7], row[8] or "") for row in rows]
 
     def revoke(self, name: str, *, keep_token: bool = False) -> Sequence[str]:
         """Refuse a member's certificates from now on, and end the tokens it could come back by.
@@ -237,22 +247,24 @@ class Registry:
 
     def _admit(self, fingerprint: str) -> Member:
         row = self._database.execute(
-            "select m.name, m.role, m.labels, m.enrolled, c.expires, m.revoked, m.token, c.revoked, c.used, c.rowid "
-            "from certificates c join members m on m.name = c.member where c.fingerprint = ?",
+            f"select {_OF_MEMBER}, c.expires, c.revoked, c.used, c.rowid from certificates c "
+            "join members m on m.name = c.member where c.fingerprint = ?",
             (fingerprint,),
         ).fetchone()
         if row is None:
             raise Unauthenticated("this server does not know the caller's certificate; join with a new token")
-        name, revoked, ended, used, number = row[0], row[5], row[7], row[8], row[9]
-        if revoked is None and ended == _REPLACED:
-            raise Unauthenticated(f"a newer certificate of {name!r} has been used, which ended this one; use that one")
-        if revoked is not None or ended:
-            raise Unauthenticated(f"{name!r} was revoked; join with a new token")
-        if row[4] <= self._now():
-            raise Unauthenticated(f"the certificate of {name!r} has expired; join with a new token")
+        member, ended, used, number = _member(row[:7], row[7], fingerprint), row[8], row[9], row[10]
+        if not member.revoked_at and ended == _REPLACED:
+            raise Unauthenticated(
+                f"a newer certificate of {member.name!r} has been used, which ended this one; use that one"
+            )
+        if member.revoked_at or ended:
+            raise Unauthenticated(f"{member.name!r} was revoked; join with a new token")
+        if member.expires_at <= self._now():
+            raise Unauthenticated(f"the certificate of {member.name!r} has expired; join with a new token")
         if not used:
-            self._begin_use(name, number)
-        return _member(row[:7], fingerprint)
+            self._begin_use(member.name, number)
+        return member
 
     def _begin_use(self, name: str, number: int) -> None:
         """A certificate is used for the first time, which ends the member's older ones."""
@@ -267,15 +279,15 @@ class Registry:
         name = token.name if token.uses == 1 else self._free_name(token.name, token.used)
         self._check_free(name)
         self._make_room_for_member(name)
-        certificate, now = sign(name, token.role), self._now()
+        certificate, now, member_id = sign(name, token.role), self._now(), _new_id()
         self._database.execute(
-            "insert into members (name, role, labels, enrolled, token) values (?, ?, ?, ?, ?) on conflict (name) do "
-            "update set role = excluded.role, labels = excluded.labels, enrolled = excluded.enrolled, "
-            "token = excluded.token, revoked = null",
-            (name, token.role, json.dumps(dict(token.labels)), now, token.id),
+            "insert into members (name, role, labels, enrolled, token, id) values (?, ?, ?, ?, ?, ?) on conflict "
+            "(name) do update set role = excluded.role, labels = excluded.labels, enrolled = excluded.enrolled, "
+            "token = excluded.token, id = excluded.id, revoked = null",
+            (name, token.role, json.dumps(dict(token.labels)), now, token.id, member_id),
         )
         self._add_certificate(name, certificate)
-        member = Member(name=name, role=token.role, labels=token.labels, enrolled_at=now, token=token.id)
+        member = Member(id=member_id, name=name, role=token.role, labels=token.labels, enrolled_at=now, token=token.id)
         return member, certificate
 
     def _free_name(self, stem: str, first: int) -> str:
@@ -336,17 +348,16 @@ def _check_name(name: str, longest: int) -> None:
         )
 
 
-def _add_columns(database: sqlite3.Connection, table: str, columns: Mapping[str, str]) -> None:
-    """Add the columns to a table that it lacks."""
-    present = {row[1] for row in database.execute(f"pragma table_info({table})")}
-    for name, kind in columns.items():
-        if name not in present:
-            database.execute(f"alter table {table} add column {name} {kind}")
+def _new_id() -> str:
+    return secrets.token_hex(16)
 
 
-def _member(row: tuple[str, str, str, float, float | None, float | None, str], fingerprint: str) -> Member:
-    name, role, labels, enrolled, expires, revoked, token = row
+def _member(
+    row: tuple[str, str, str, str, float, float | None, str], expires: float | None, fingerprint: str
+) -> Member:
+    member_id, name, role, labels, enrolled, revoked, token = row
     return Member(
+        id=member_id,
         name=name,
         role=role,
         labels=json.loads(labels),

@@ -46,7 +46,7 @@ from fedloom.server.access.status import answering
 from fedloom.server.access.submission import check_submission
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.fleet.nodes import Mailbox
-from fedloom.server.run_queue import RunQueue
+from fedloom.server.run_queue import Owner, RunQueue
 
 M = TypeVar("M", bound=Message)
 _log = logging.getLogger(__name__)
@@ -122,6 +122,7 @@ class FleetService(FleetServicer):
     def UploadOffset(self, request: pb.UploadRequest, context: grpc.ServicerContext) -> pb.UploadReply:
         with answering(context):
             _, node, _ = self._caller(context, "Fleet/UploadOffset")
+            self._coordinator.check_upload(node)
             received = self._coordinator.payloads.upload_offset(node, request.sha256, request.size)
             return pb.UploadReply(received=received)
 
@@ -130,7 +131,7 @@ class FleetService(FleetServicer):
         with answering(context):
             _, node, _ = self._caller(context, "Fleet/Download")
             self._audit.notice("fetched", node, context.peer(), sha256=request.sha256[:64])
-            for chunk in self._coordinator.payloads.download(request.sha256, request.offset):
+            for chunk in self._coordinator.download(node, request.sha256, request.offset):
                 self._coordinator.count_bytes(node, down=len(chunk))
                 yield chunk
 
@@ -138,6 +139,7 @@ class FleetService(FleetServicer):
         """Take a payload as raw chunks."""
         with answering(context):
             _, node, _ = self._caller(context, "Fleet/Upload")
+            self._coordinator.check_upload(node)
             head = _parse(pb.UploadRequest, next(request_iterator, b""))
             received = self._coordinator.payloads.upload(
                 node, head.sha256, head.size, head.offset, self._counted(node, _until_broken(request_iterator))
@@ -238,14 +240,14 @@ class ControlService(ControlServicer):
                 raise BadMessage(f"submit: expected the experiment as a JSON object, got a {type(values).__name__}")
             if caller.role != "admin":
                 check_submission(values, self._allowed)
-            run_id = self._runs.submit(values, owner=caller.name)
+            run_id = self._runs.submit(values, Owner(caller.id, caller.name))
             self._audit.record("submitted", caller.name, context.peer(), run=run_id)
             return control_pb.SubmitReply(run_id=run_id)
 
     def ListRuns(self, request: control_pb.ListRunsRequest, context: grpc.ServicerContext) -> control_pb.ListRunsReply:
         with answering(context):
             caller = self._gate.admit(context, "Control/ListRuns")
-            rows = [row for row in self._runs.rows() if caller.role == "admin" or row["owner"] == caller.name]
+            rows = self._runs.rows() if caller.role == "admin" else self._runs.rows(caller.id)
             return control_pb.ListRunsReply(runs=[control_pb.RunRow(**row) for row in rows])
 
     def Watch(self, request: control_pb.WatchRequest, context: grpc.ServicerContext) -> Iterator[control_pb.WatchReply]:
@@ -277,8 +279,8 @@ class ControlService(ControlServicer):
 
     def _own_run(self, caller: Caller, run_id: str) -> None:
         """Users look after their own runs, administrators after all."""
-        if caller.role != "admin" and self._runs.owner(run_id) != caller.name:
-            raise Forbidden(f"run {run_id!r} belongs to {self._runs.owner(run_id)!r}, not to {caller.name!r}")
+        if caller.role != "admin" and self._runs.owner(run_id).id != caller.id:
+            raise Forbidden(f"run {run_id!r} does not belong to {caller.name!r}; `fedloom runs` lists the runs that do")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -201,6 +201,34 @@ class Coordinator:
         del freed  # without the lock
         self._on_node(NodeChanged(node=node, state="left", reason=reason))
 
+    def expel(self, node: str, reason: str) -> None:
+        """Part with an agent that is no member any more: whoever gets its name inherits none of its groups."""
+        self.leave(node, "", reason)
+        with self._changed:
+            self._dispatch.disown(node)
+
+    def download(self, node: str, sha256: str, offset: int) -> Iterator[bytes]:
+        """Return a frame from `offset` on, in chunks, for a node that was assigned a group which reads it.
+
+        Raises:
+            NotFound: none of its groups reads such a payload (any more).
+            BadMessage: the offset lies behind the frame's end.
+        """
+        with self._changed:
+            if not self._dispatch.may_read(node, sha256):
+                raise NotFound(f"no group of node {node!r} reads a payload {sha256[:16]!r}; its round may be over")
+        return self.payloads.download(sha256, offset)
+
+    def check_upload(self, node: str) -> None:
+        """Refuse an upload of a node that has no group to answer for.
+
+        Raises:
+            NotFound: it has none.
+        """
+        with self._changed:
+            if not self._dispatch.has_work(node):
+                raise NotFound(f"node {node!r} uploads, but has no group to answer for; its round may be over")
+
     def label(self, node: str, labels: Mapping[str, str]) -> None:
         """A node's labels have changed."""
         with self._changed:
@@ -289,10 +317,11 @@ class Coordinator:
             return self._dispatch.holders(opened)
 
     def announce(self, run: RunFacts) -> None:
-        """Tell every agent of a run that is about to start, so that all load its data at the same time."""
+        """Tell every agent that serves a run that it is about to start, so that all load its data at the same time."""
         with self._changed:
             for node in self._nodes.values():
-                node.tell(run.spec)
+                if not self._by_labels or run.fits(node.labels):
+                    node.tell(run.spec)
 
     def forget_run(self, run_id: str, *, resumable: bool = False) -> None:
         """Have agents drop what they keep for a run that is over; of a resumable one they keep clients' states."""
@@ -385,7 +414,7 @@ class Coordinator:
         with self._changed:
             node = self._session(name, session)
             node.seen = self._clock.monotonic()
-            for run in self._dispatch.runs:
+            for run in self._dispatch.runs_for(node):
                 if run.run_id in message.missing_runs:
                     node.told_runs.discard(run.run_id)
                     node.tell(run)

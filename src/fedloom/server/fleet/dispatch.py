@@ -7,7 +7,7 @@ Groups are pushed, longest first, and nothing polls. What a node holds is `Node.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from fedloom.core.clock import Clock
 from fedloom.core.errors import FedloomError, PolicyRefused
@@ -77,10 +77,29 @@ class Dispatch:
         """The exchange a group is of, while that is open."""
         return self._open.get(key[:3])
 
-    @property
-    def runs(self) -> list[RunSpec]:
-        """The runs of the open exchanges."""
-        return [opened.run for opened in self._open.values()]
+    def runs_for(self, node: Node) -> Iterator[RunSpec]:
+        """Yield the runs of the open exchanges that a node serves."""
+        for opened in self._open.values():
+            if opened.fits(node.labels) or any(opened.assigned_to(node.hello.node)):
+                yield opened.run
+
+    def may_read(self, name: str, sha256: str) -> bool:
+        """Return whether a group that a node has yet to answer reads the payload of this digest."""
+        for opened in self._open.values():
+            for index in opened.assigned_to(name):
+                inputs, states = opened.reads(index)
+                if any(offer.sha256 == sha256 for offer in (*inputs.values(), *states.values())):
+                    return True
+        return False
+
+    def has_work(self, name: str) -> bool:
+        """Return whether a node has been assigned a group that has no answer yet."""
+        return any(True for opened in self._open.values() for _ in opened.assigned_to(name))
+
+    def disown(self, name: str) -> None:
+        """Let nothing that was assigned to a node count any more."""
+        for opened in self._open.values():
+            opened.disown(name)
 
     def holders(self, opened: OpenExchange) -> dict[int, str]:
         """Which node has which group of an exchange now."""
@@ -109,7 +128,6 @@ class Dispatch:
                 eager.discard(name)
                 continue
             opened.pending.remove(index)
-            opened.bind(index, name)
             held[name] += 1
             try:
                 self._push(self._nodes[name], opened, index)
@@ -148,7 +166,7 @@ class Dispatch:
         node.tell(opened.run)
         planned, spec = opened.groups[index], opened.spec
         inputs, states = opened.reads(index)
-        node.assigned[opened.key(index)] = self._clock.monotonic()
+        self._assign(node, opened, index)
         node.mailbox.put(
             Group(
                 key=opened.key(index),
@@ -164,6 +182,12 @@ class Dispatch:
                 states={client: self._refer(node, offer) for client, offer in states.items()},
             )
         )
+
+    def _assign(self, node: Node, opened: OpenExchange, index: int) -> None:
+        """Note that a node holds a group from now on, and may answer for it."""
+        opened.bind(index, node.hello.node)
+        node.runs.add(opened.run.run_id)
+        node.assigned[opened.key(index)] = self._clock.monotonic()
 
     def _refer(self, node: Node, offer: Offer) -> PayloadRef:
         """A reference for a node, with its bytes counted where no message or stream will count them."""
@@ -217,36 +241,61 @@ class Dispatch:
         self.push()
 
     def reconcile(self, name: str, held: set[GroupKey]) -> None:
-        """Compare what a node says it holds with what it should: what got lost is repeated, what is settled told so."""
+        """Compare what a node says it holds with what it was assigned.
+
+        What got lost is repeated. A claim to a group that was never assigned to the node is answered as stale.
+        """
         node, now = self._nodes[name], self._clock.monotonic()
         if node.fresh:
             node.fresh = False
-            self.requeue(name, "the agent was restarted", but=held)
+            self._take_back(name, "the agent was restarted", held)
         for key, pushed in list(node.assigned.items()):
             if key not in held and now - pushed > self._repeat_s:
                 del node.assigned[key]
                 opened = self.find(key)
                 if opened is not None and key.group not in opened.done:
                     opened.pending.appendleft(key.group)
-        for key in held - set(node.assigned):
+        for key in sorted(held - set(node.assigned)):
             opened = self.find(key)
             if opened is None or opened.settled(key.group, name):
                 answer_again(node, key, opened)
-            elif key.group < len(opened.groups):
-                node.assigned[key] = now
+            elif opened.was_assigned(key.group, name) or self._adopts(opened, key, node):
+                self._assign(node, opened, key.group)
                 if key.group in opened.pending:
                     opened.pending.remove(key.group)
+            else:
+                node.acknowledge(key, "stale")
+        node.newcomer = False
         self.push()
 
-    def requeue(self, name: str, reason: str, but: Collection[GroupKey] = ()) -> None:
-        """Give a vanished agent's groups to others, but those it still holds."""
+    def _adopts(self, opened: OpenExchange, key: GroupKey, node: Node) -> bool:
+        """Whether a group stays with the node that says it holds it, though this server has not assigned it.
+
+        A server that was restarted does not know what the one before it assigned. Of a node it has not seen before it
+        believes as much as it would assign to that node now.
+        """
+        name = node.hello.node
+        return (
+            node.newcomer
+            and key.group in opened.pending
+            and opened.only(key.group) in ("", name)
+            and opened.wants(name, node.labels, self._clock.monotonic())
+            and len(node.assigned) < MAX_HELD
+        )
+
+    def requeue(self, name: str, reason: str) -> None:
+        """Give a vanished agent's groups to others."""
+        self._take_back(name, reason, ())
+        self.push()
+
+    def _take_back(self, name: str, reason: str, but: Collection[GroupKey]) -> None:
+        """Take an agent's groups from it, but for those it still holds."""
         node = self._nodes[name]
         for key in [key for key in node.assigned if key not in but]:
             del node.assigned[key]
             opened = self.find(key)
             if opened is not None and key.group not in opened.done:
                 self._lose(opened, key.group, name, reason)
-        self.push()
 
     # Second attempts
 

@@ -93,6 +93,10 @@ class Node:
     gone_since: float | None = None
     fresh: bool = True
     """No heartbeat of this session yet."""
+    newcomer: bool = True
+    """No heartbeat yet since this server was started."""
+    runs: set[str] = field(default_factory=set)
+    """Runs it has been assigned groups of."""
     bytes_down: int = 0
     bytes_up: int = 0
     groups_done: dict[str, int] = field(default_factory=dict)
@@ -112,6 +116,7 @@ class Node:
         self.assigned, self.gone_since = old.assigned, self.clock.monotonic()
         self.bytes_down, self.bytes_up = old.bytes_down, old.bytes_up
         self.groups_done, self.busy_s = old.groups_done, old.busy_s
+        self.newcomer, self.runs = old.newcomer, old.runs
 
     def attach(self) -> Mailbox:
         """Begin a stream, in place of one there may be."""
@@ -140,6 +145,7 @@ class Node:
 
     def forget(self, run_id: str, *, resumable: bool) -> None:
         """A run is over: it need keep nothing for it."""
+        self.runs.discard(run_id)
         if run_id in self.told_runs:
             self.told_runs.discard(run_id)
             if self.mailbox is not None:

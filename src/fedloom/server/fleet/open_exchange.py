@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from fedloom.core.errors import FedloomError
@@ -64,8 +64,8 @@ class OpenExchange:
         self.duplicates = self.reassigned = 0
         self.reassigns = planned.exchange.reassign
         """Whether a group may go to a second node after a first."""
-        self._bound: dict[int, str] = {}
-        """The nodes of groups that must not go to a second one."""
+        self._assignees: dict[int, set[str]] = {}
+        """Every node a group has been assigned to so far; a result counts from these alone."""
         self.has_affinity = any(group.prefer or group.only for group in groups) or not self.reassigns
         """Whether any group has a node it belongs to."""
         self._labels = labels or {}
@@ -83,13 +83,26 @@ class OpenExchange:
         """Groups that go out only when others are lost."""
 
     def bind(self, index: int, name: str) -> None:
-        """Note the node a group is assigned to, where it must not go to another."""
-        if not self.reassigns:
-            self._bound[index] = name
+        """Note a node that a group is assigned to."""
+        self._assignees.setdefault(index, set()).add(name)
+
+    def was_assigned(self, index: int, name: str) -> bool:
+        """Return whether a group is, or was, assigned to a node."""
+        return name in self._assignees.get(index, ())
+
+    def assigned_to(self, name: str) -> Iterator[int]:
+        """Yield the groups that are, or were, assigned to a node and have no answer yet."""
+        return (index for index, names in self._assignees.items() if name in names and index not in self.done)
+
+    def disown(self, name: str) -> None:
+        """Forget what was assigned to a node, which is no member any more."""
+        for names in self._assignees.values():
+            names.discard(name)
 
     def only(self, index: int) -> str:
         """Return the only node a group may go to; empty for any."""
-        return self.groups[index].only or self._bound.get(index, "")
+        bound = () if self.reassigns else self._assignees.get(index, ())
+        return self.groups[index].only or next(iter(bound), "")
 
     def fits(self, labels: Mapping[str, str]) -> bool:
         """Whether a node with these labels serves the run."""

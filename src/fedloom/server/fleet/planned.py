@@ -28,6 +28,10 @@ class RunFacts:
     keeps_states: bool = True
     """Whether the server keeps clients' states; False where each stays on its node."""
 
+    def fits(self, labels: Mapping[str, str]) -> bool:
+        """Return whether a node with these labels serves the run."""
+        return all(labels.get(key) == value for key, value in self.labels.items())
+
     @property
     def run_id(self) -> str:
         """The run's id."""

@@ -72,6 +72,9 @@ class Results:
         """The first look: what a node's result is for."""
         key, node = result.key, self._nodes[name]
         opened = self._dispatch.find(key)
+        if opened is not None and not opened.was_assigned(key.group, name):
+            node.acknowledge(key, "rejected", f"group {key} was not assigned to node {name!r}")
+            return Unwanted(dropped=self._payloads.drop(name, result.payloads))
         if opened is not None and (key.group, name) in opened.reading:
             return Unwanted()  # a copy of what is being read, which will be answered
         if opened is None or opened.settled(key.group, name):
@@ -79,9 +82,6 @@ class Results:
             node.assigned.pop(key, None)
             self._unwanted(node, opened, key)
             return Unwanted(dropped=[] if again else self._payloads.drop(name, result.payloads))
-        if key.group >= len(opened.groups):
-            node.acknowledge(key, "rejected", f"this exchange has {len(opened.groups)} groups, counted from 0")
-            return Unwanted(dropped=self._payloads.drop(name, result.payloads))
         opened.reading.add((key.group, name))
         return Reading(name=name, opened=opened, result=result, vet=opened.vet if node.locality == "remote" else None)
 
@@ -147,6 +147,6 @@ class Results:
         """A result has come again, or, where its exchange is over, too late."""
         if opened is not None:
             opened.duplicates += 1
-        elif key.run_id in self._stale:
+        elif key.run_id in self._stale and key.run_id in node.runs:
             self._stale[key.run_id] += 1
         answer_again(node, key, opened)
