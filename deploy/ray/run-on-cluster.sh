@@ -2,6 +2,7 @@
 # Join a Ray cluster without offering it CPUs, wait until it has those asked for, and run an experiment on it.
 #   run-on-cluster.sh TARGET [OPTION]...     what `fedloom run` takes
 # RAY_HEAD: host:port of the head. RAY_WORKERS: agents, of one CPU each. PATIENCE_S: seconds to wait for both.
+# RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH: the cluster's token, as Ray reads it.
 set -eu
 : "${RAY_HEAD:?the head of the cluster, host:port}"
 : "${RAY_WORKERS:=2}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +98,38 @@ def test_ray_options_are_rays() -> None:
     known = {option for each in ray.scripts.scripts.start.params for option in each.opts}
     for name in ("ray-head", "ray-worker"):
         words = [*SERVICES[name]["entrypoint"], *SERVICES[name]["command"]]
-        assert words[:2] == ["ray", "start"]
-        assert {word.partition("=")[0] for word in words[2:]} <= known
+        assert words[0] == "fedloom-ray"
+        assert {word.partition("=")[0] for word in words[1:]} <= known
+    last = (DEPLOY / "containers" / "ray.sh").read_text(encoding="utf-8").splitlines()[-1]
+    assert last == 'exec ray start "$@"'
+
+
+def test_rays_token_is_made_by_its_head_and_seen_by_the_cluster_alone() -> None:
+    cluster = {"ray-head", "ray-worker", "simulation"}
+    holders = {
+        name: volume
+        for name, each in OURS.items()
+        for volume in each.get("volumes", [])
+        if volume.startswith("ray-token:")
+    }
+    assert holders == {**dict.fromkeys(cluster, "ray-token:/ray-token:ro"), "ray-head": "ray-token:/ray-token"}
+    for name in cluster:
+        environment = OURS[name]["environment"]
+        assert (environment["RAY_AUTH_MODE"], environment["RAY_AUTH_TOKEN_PATH"]) == ("token", "/ray-token/token")
+
+
+def test_rays_head_makes_a_token_once_that_others_of_the_machine_cannot_read(tmp_path: Path) -> None:
+    (tmp_path / "ray").write_text('#!/bin/sh\necho "$RAY_AUTH_MODE $*"\n', encoding="utf-8")
+    (tmp_path / "ray").chmod(0o755)
+    token = tmp_path / "token"
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "RAY_AUTH_TOKEN_PATH": str(token)}
+    made = set()
+    for _ in range(2):
+        command = [str(DEPLOY / "containers" / "ray.sh"), "--head", "--block"]
+        said = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=True).stdout
+        assert said == "token start --head --block\n" and token.stat().st_mode & 0o777 == 0o600
+        made.add(token.read_text(encoding="utf-8"))
+    assert len(made) == 1 and len(made.pop().strip()) == 64
 
 
 def test_prometheus_asks_the_port_the_server_has() -> None:

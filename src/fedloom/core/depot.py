@@ -63,10 +63,11 @@ class Depot:
         root = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
         _reap(root)
         depot = cls(Path(tempfile.mkdtemp(prefix="fedloom-", dir=root)), owner=True)
-        depot._alive = (depot.path / ".owner").open("wb")
+        depot._alive = open(_private(depot.path / ".owner"), "wb")  # noqa: SIM115  # open for as long as the depot is there
         fcntl.flock(depot._alive, fcntl.LOCK_EX)
         (depot.path / ".owner").rename(depot.path / "owner")  # seen by others only once it is locked
-        (depot.path / "nonce").write_text(secrets.token_hex(16), encoding="utf-8")
+        with open(_private(depot.path / "nonce"), "wb") as nonce:
+            nonce.write(secrets.token_hex(16).encode())
         return depot
 
     @classmethod
@@ -150,7 +151,7 @@ class Depot:
         name = f"{self._prefix}-{next(self._counter)}"
         path = self.path / name
         try:
-            with path.open("w+b") as file:
+            with open(_private(path), "w+b") as file:
                 # Reserving the pages now turns a full memory disk into an error here instead of a SIGBUS later.
                 os.posix_fallocate(file.fileno(), 0, capacity)
                 memory = memoryview(mmap.mmap(file.fileno(), capacity))
@@ -164,9 +165,16 @@ class Depot:
         return Buffer(name, memory)
 
 
+def _private(path: Path) -> int:
+    """Open a new file that only this user can read and write; returns its descriptor."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+
 def _reap(root: Path) -> None:
     """Remove the depots of owners that were killed: nobody else gives that memory back."""
     for mark in root.glob("fedloom-*/owner"):
         with contextlib.suppress(OSError), mark.open("rb") as file:  # in use, or another user's
+            if mark.parent.lstat().st_uid != os.geteuid():
+                continue
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(mark.parent, ignore_errors=True)

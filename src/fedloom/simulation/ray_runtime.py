@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
 from fedloom.core.config import RuntimeSettings
@@ -12,14 +13,20 @@ from fedloom.core.errors import NoCapacity, ServerUnreachable, UsageError
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.rounds.run_services import Place
 from fedloom.simulation.ray_address import AUTO, LOCAL, VARIABLE, RayAddress, knock, ray_address
+from fedloom.simulation.ray_privacy import make_folder, remove_folder, token_variables
 from fedloom.simulation.workers import Replacements, worker_environment
 
+os.environ.update(token_variables(os.environ, Path.home()))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from ray._private import services  # ray.init's own search for a cluster; Ray has no public name for it
-from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Ray's stub file lacks it
+from ray._raylet import (  # type: ignore[attr-defined]  # Ray's stub file lacks them
+    AuthenticationMode,
+    GcsClient,
+    get_authentication_mode,
+)
 
 
 class _Worker:
@@ -43,6 +50,8 @@ class RayRuntime:
     def __init__(self, settings: RuntimeSettings) -> None:
         self._settings = settings
         self._ours = False
+        self._folder: Path | None = None
+        """Of a Ray that was started here."""
         self._location = ""
         self._workers = 0
         self._calls: dict[Any, tuple[str, Any]] = {}
@@ -90,6 +99,9 @@ class RayRuntime:
         self._calls.clear()
         if self._ours and ray.is_initialized():
             ray.shutdown()
+        if self._folder is not None:
+            remove_folder(self._folder)
+            self._folder = None
 
     def _connect(self) -> RayAddress | None:
         """Start or join Ray; None if this process has done so already."""
@@ -104,13 +116,20 @@ class RayRuntime:
         return target
 
     def _start_local(self) -> None:
-        """Start Ray here, as large as it must be, so that more workers than cores are allowed when asked for."""
+        """Start Ray here, as large as it must be, so that more workers than cores are allowed when asked for.
+
+        Its calls need a token, its files are in a folder of this user's.
+        """
+        _check_token_mode()
         settings, cpus = self._settings, None
         if settings.workers is not None:
             cpus = max(os.cpu_count() or 1, int(-(-settings.workers * settings.cpus_per_worker // 1)))
         try:
-            _init(LOCAL, cpus)
+            self._folder = make_folder(os.environ)
+            _init(LOCAL, cpus, folder=str(self._folder))
         except OSError as exc:
+            if self._folder is not None:
+                remove_folder(self._folder)
             raise UsageError(
                 f"Ray cannot be started on this machine: {exc}. Its files are in RAY_TMPDIR, else TMPDIR, else /tmp: "
                 "name a writable folder with a short path there, or use --runtime process"
@@ -191,13 +210,24 @@ def _found_here() -> str:
     return str(found)
 
 
-def _init(address: str, cpus: int | None) -> None:
+def _check_token_mode() -> None:
+    """Refuse to start Ray where its calls would need no token: Ray was imported before this module could see to it."""
+    if get_authentication_mode() == AuthenticationMode.DISABLED:
+        raise UsageError(
+            "Ray was imported before fedloom, with its token authentication off: whoever reaches this machine's ports "
+            "could run code in it. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN before `import ray`, or use "
+            "--runtime process"
+        )
+
+
+def _init(address: str, cpus: int | None, *, folder: str | None = None) -> None:
     ray.init(
         address=address,
         num_cpus=cpus,
         include_dashboard=False if address == LOCAL else None,
         log_to_driver=False,
         logging_level=logging.ERROR,
+        _temp_dir=folder,
     )
 
 

@@ -67,7 +67,7 @@ def entry(kind: str, key: str, build: Callable[[Path], None]) -> Path:
     if _complete(place):
         return place
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _locked(home / f"{key[:32]}.lock"):
             if not _complete(place):
                 _build(place, build)
