@@ -9,7 +9,7 @@ from selecting import Fits, Reports
 from fedloom.core.errors import BadMessage, UsageError
 from fedloom.core.records import ClientReport
 from fedloom.core.seeds import generator
-from fedloom.selection._choosing.balance import divergence, imbalance
+from fedloom.selection._choosing.balance import divergence, imbalance, total_variation
 from fedloom.selection._choosing.coverage import cosine, euclidean, facility_location
 from fedloom.selection._choosing.reports import clients_at, largest, losses, numbers, vectors
 from fedloom.selection._choosing.sampling import systematic, weighted
@@ -59,6 +59,11 @@ def test_cosine_distance_by_hand() -> None:
     apart = cosine(np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0], [-1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]))
     assert apart[0].tolist() == [0.0, 0.0, 1.0, 2.0, 1.0, 1.0]
     assert apart[4].tolist() == [1.0, 1.0, 1.0, 1.0, 0.0, 0.0]
+
+
+def test_total_variation() -> None:
+    assert total_variation([1.0, 0.0], [0.0, 1.0]) == 1.0
+    np.testing.assert_allclose(total_variation([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]], [0.2, 0.3, 0.5]), [0.5, 0.0])
 
 
 def test_imbalance_and_divergence_by_hand() -> None:

@@ -63,7 +63,7 @@ def test_overlay_merges_tables_and_replaces_other_kinds() -> None:
         ({"highlight": ["none"]}, "highlight: 'none' is not defined"),
         ({"claims": [{"id": "C", "text": "t", "arm": "x"}]}, r"claims \(C\): arm: 'x' is not defined"),
         ({"claims": [{"id": "C", "text": "t", "arm": "few", "checks": [{"of": "auc"}]}]}, "'auc' has no bound"),
-        ({"analyses": ["taste"]}, r"analyses\.0: .*'balance'"),
+        ({"tests": {"a/b": {}}}, "tests: 'a/b' cannot be a file's name"),
     ],
 )
 def test_wrong_definitions_are_named(study: Make, changes: dict[str, Any], message: str) -> None:

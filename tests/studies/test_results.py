@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fedloom.reporting.run_folder import RunFolder
-from fedloom.studies import measures
 from fedloom.studies.definition import Definition
 from fedloom.studies.grid import expand
 from fedloom.studies.report.page import render_study
@@ -121,23 +119,6 @@ def test_a_claim_may_compare_with_another_arm_than_the_reference(
     assert verdict.numbers["final_difference"].value == pytest.approx(0.1)
     assert result.scenarios["base"].arms["many"].estimates["final_difference"].value == pytest.approx(-0.4)
     assert "many against third" in render_study(result)
-
-
-def test_novelty_correlates_credits_with_the_distance_to_the_last_pool(
-    study: Callable[..., dict[str, Any]], finished_run: Callable[..., None], tmp_path: Path
-) -> None:
-    planned = expand(Definition.parse(study(metric="accuracy")))[0]
-    counts = [[4, 0], [0, 4], [2, 2]]
-    # The pool before round 2 is client 0's: distances of clients 0, 1, 2 are 0, 1, 1/2. Round 3: equal credits.
-    credits = [{"0": 0.9, "1": 0.1}, {"0": 0.1, "1": 0.3, "2": 0.2}, {"0": 0.5, "1": 0.5}, {"0": 1.0, "1": 0.5}]
-    finished_run(planned, tmp_path, [0.1] * 4, cohorts=[[0]] * 4, credits=credits, label_counts=counts)
-    run = RunFolder.read(tmp_path / "runs" / "base" / "few" / "seed-5")
-    found = measures.novelty(run)
-    assert found.series["novelty"][1] == pytest.approx(1.0)
-    assert found.series["novelty"][3] == pytest.approx(-1.0)
-    assert math.isnan(found.series["novelty"][0])
-    assert math.isnan(found.series["novelty"][2])
-    assert found.numbers["novelty"] == pytest.approx(0.0)
 
 
 def test_the_page_escapes_and_needs_nothing_from_elsewhere(result: StudyResult) -> None:

@@ -75,26 +75,6 @@ def test_areas_at_equal_cost_use_the_common_range_only() -> None:
     assert all(map(math.isnan, s.areas_at_equal_cost([10.0, 20.0], [0.1, 0.2], [30.0, 60.0], [0.1, 0.2])))
 
 
-def test_total_variation() -> None:
-    assert s.total_variation([1.0, 0.0], [0.0, 1.0]) == 1.0
-    np.testing.assert_allclose(s.total_variation([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]], [0.2, 0.3, 0.5]), [0.5, 0.0])
-
-
-def test_ranks_share_ties() -> None:
-    assert s.ranks([10.0, 30.0, 10.0, 20.0]).tolist() == [1.5, 4.0, 1.5, 3.0]
-    assert s.ranks([]).tolist() == []
-
-
-def test_spearman() -> None:
-    assert s.spearman([1, 2, 3], [10, 100, 1000]) == pytest.approx(1.0)
-    assert s.spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1.0)
-    # Ranks (1.5, 1.5, 3) and (1, 2, 3): centred (-.5, -.5, 1) and (-1, 0, 1) give 1.5 / sqrt(1.5 * 2).
-    assert s.spearman([5, 5, 7], [1, 2, 3]) == pytest.approx(1.5 / math.sqrt(3.0))
-    assert math.isnan(s.spearman([1, 1, 1], [1, 2, 3]))
-    x, y = generator(1, "x").integers(5, size=40), generator(1, "y").random(40)
-    assert s.spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
-
-
 def test_wilcoxon_counts_all_signs() -> None:
     # Five negative differences without ties: only the observed signs give W+ = 0, so p_less is 1/32.
     assert s.wilcoxon([-1.0, -2.0, -3.0, -4.0, -5.0]) == pytest.approx((1 / 32, 1.0))

@@ -7,6 +7,8 @@ from enum import StrEnum
 from types import MappingProxyType
 
 _EXPERIMENT = ("config", "experiment")
+_EVERY: Mapping[str, tuple[str, ...]] = MappingProxyType({"report": ("run",), "study": ()})
+"""Parts that plug-ins of every kind may have."""
 
 
 class Kind(StrEnum):
@@ -26,13 +28,13 @@ class Kind(StrEnum):
     ) -> Kind:
         """Make a member of a row of the table."""
         member = str.__new__(cls, value)
-        member._value_, member.section, member.parts = value, section, MappingProxyType(dict(parts))
+        member._value_, member.section, member.parts = value, section, MappingProxyType({**parts, **_EVERY})
         return member
 
-    STRATEGY = "strategies", "strategy", {"strategy": _EXPERIMENT, "rule": (), "report": ("run",)}
-    WORKLOAD = "workloads", "workload", {"workload": _EXPERIMENT, "report": ("run",)}
-    SELECTION = "selection", "selection", {"selection": ("config",), "measure": (), "report": ("run",)}
-    MONITOR = "monitors", "monitor", {"monitor": ("config",), "watch": ("config",), "report": ("run",)}
+    STRATEGY = "strategies", "strategy", {"strategy": _EXPERIMENT, "rule": ()}
+    WORKLOAD = "workloads", "workload", {"workload": _EXPERIMENT}
+    SELECTION = "selection", "selection", {"selection": ("config",), "measure": ()}
+    MONITOR = "monitors", "monitor", {"monitor": ("config",), "watch": ("config",)}
 
 
 SECTIONS: Mapping[str, Kind] = MappingProxyType({kind.section: kind for kind in Kind})

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import TypeVar
 
 from fedloom.core.accumulators import BUILTIN, Accumulator, Allocate
 from fedloom.core.config import Experiment, PluginSettings
 from fedloom.core.contracts import check_call, check_workload, conform
-from fedloom.core.errors import FedloomError, PluginInvalid
+from fedloom.core.errors import FedloomError, PluginInvalid, UnknownName
 from fedloom.core.extras import needed_by
-from fedloom.core.kinds import Kind
+from fedloom.core.kinds import SECTIONS, Kind
 from fedloom.core.plugin_faults import plugin_fault
 from fedloom.core.protocols import (
     LocalRule,
@@ -22,8 +25,10 @@ from fedloom.core.protocols import (
     Watch,
     Workload,
 )
+from fedloom.core.records import Info
 from fedloom.core.registry import PartRef
 
+T = TypeVar("T")
 AnyStrategy = Strategy[object, Accumulator]
 """A strategy as the loop sees it: its states and accumulators are its own matter."""
 AnySelection = Selection[object]
@@ -130,6 +135,39 @@ def make_accumulator(name: str, allocate: Allocate | None) -> Accumulator:
     """Make an empty accumulator of the kind an exchange names, in memory `allocate` gives."""
     make: Callable[[Allocate | None], Accumulator] = accumulator_class(name)
     return make(allocate)
+
+
+def parts_named(experiment: Info, what: str) -> list[PartRef]:
+    """Return references to this part of the plug-ins an experiment names, in the order of their kinds.
+
+    A plug-in that is not installed here is left out, and a file that holds several plug-ins is there once.
+
+    Args:
+        experiment: the experiment, as its TOML has it.
+        what: the part, `report` or `study`.
+    """
+    found = dict[ModuleType, PartRef]()
+    for section, kind in SECTIONS.items():
+        chosen = experiment.get(section, "")  # a table, or the name alone
+        ref = PartRef(kind, chosen if isinstance(chosen, str) else str(chosen.get("name", "")), what)
+        with contextlib.suppress(UnknownName):
+            if ref.exists():
+                found.setdefault(ref.load(), ref)
+    return list(found.values())
+
+
+def build_value(ref: PartRef, kind: type[T], *arguments: object) -> T:
+    """Call the `build_…` function of a part that makes a value of a fixed class.
+
+    Raises:
+        UnknownName: nothing by this name is installed here, or it has no such part.
+        PluginInvalid: it has no such function, the function takes other arguments, raised, or returned something else.
+    """
+    found = _call(ref, *arguments)
+    if not isinstance(found, kind):
+        expected = f"{kind.__module__}.{kind.__qualname__}"
+        raise PluginInvalid(f"{_place(ref)}: build_{ref.part} returned {_kind_of(found)}, expected a {expected}")
+    return found
 
 
 def _call(ref: PartRef, *arguments: object) -> object:

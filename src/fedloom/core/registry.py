@@ -15,6 +15,7 @@ package holds its parts in files of fixed names, a module or file of its own hol
     monitor      `build_monitor(config) -> Monitor`
     watch        `build_watch(config) -> Watch`, a monitor's client half
     report       `build_report(run) -> fedloom.reporting.plugins.Contribution`, for every kind
+    study        `build_study() -> fedloom.reporting.study_part.StudyPart`, for every kind
     accumulator  `Accumulator`, a class of `core.accumulators.Accumulator` made by `Accumulator(allocate)`
 
 `core.plugins` builds the objects; here names become modules.
@@ -26,7 +27,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -134,6 +135,13 @@ def part(kind: str, name: str, what: str) -> ModuleType:
 def has_part(kind: str, name: str, what: str) -> bool:
     """Return whether a plug-in ships this part."""
     return PartRef(Kind(kind), name, what).exists()
+
+
+def installed(what: str) -> Iterator[PartRef]:
+    """Yield a reference to this part of every installed plug-in, by kind and name; not all have it. Imports none."""
+    for kind in Kind:
+        for name in names(kind):
+            yield PartRef(kind, name, what)
 
 
 def summary(kind: str, name: str) -> str:

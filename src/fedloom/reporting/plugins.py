@@ -1,15 +1,11 @@
-"""What plug-ins say about their own runs: sections of the report, numbers for studies."""
+"""What plug-ins contribute to reports of their own runs: sections, numbers for studies, headlines."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 
-from fedloom.core import registry
-from fedloom.core.errors import UnknownName
-from fedloom.core.kinds import SECTIONS
+from fedloom.core.plugins import build_value, parts_named
 from fedloom.reporting.markup import Markup
 from fedloom.reporting.run_folder import RunFolder
 
@@ -30,14 +26,8 @@ def contributions(run: RunFolder) -> list[Contribution]:
     """Return those of the run's plug-ins, in the order of their kinds.
 
     A plug-in that is not installed here gives none, and a file that holds several plug-ins gives its own once.
+
+    Raises:
+        PluginInvalid: a plug-in's `build_report` raised, or returned something else.
     """
-    found = dict[ModuleType, Contribution]()
-    for section, kind in SECTIONS.items():
-        chosen = run.experiment.get(section, "")  # a table, or by hand the name alone
-        name = chosen if isinstance(chosen, str) else str(chosen.get("name", ""))
-        with contextlib.suppress(UnknownName):
-            if registry.has_part(kind, name, "report"):
-                part = registry.part(kind, name, "report")
-                if part not in found:
-                    found[part] = part.build_report(run)
-    return list(found.values())
+    return [build_value(ref, Contribution, run) for ref in parts_named(run.experiment, "report")]

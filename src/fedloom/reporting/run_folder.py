@@ -6,6 +6,9 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from fedloom.core import run_files
 from fedloom.core.errors import UsageError
 from fedloom.core.history import RoundRecord, RunSummary, Traffic
@@ -73,6 +76,12 @@ class RunFolder:
         """Rounds the experiment asks for; None where their number is open."""
         planned = self.experiment.get("rounds", "open")
         return None if planned == "open" else int(planned)
+
+    @property
+    def label_counts(self) -> npt.NDArray[np.float64] | None:
+        """Examples by client and class, shape (clients, classes); None where the workload does not say."""
+        counts = self.workload.label_counts if self.workload else ()
+        return np.asarray(counts, np.float64) if len(counts) else None
 
     @property
     def traffic(self) -> Traffic:

@@ -10,8 +10,9 @@ from fedloom.strategies._low_rank.engine import LowRank
 from fedloom.strategies._low_rank.method import fixed_rank
 from fedloom.strategies._low_rank.report import build_report
 from fedloom.strategies._low_rank.settings import LowRankSettings, Rank
+from fedloom.strategies._low_rank.study import build_study
 
-__all__ = ["Config", "build_report", "build_strategy"]
+__all__ = ["Config", "build_report", "build_strategy", "build_study"]
 
 
 class Config(LowRankSettings):

@@ -17,11 +17,12 @@ from fedloom.core.config import Settings, config_error, with_overrides
 from fedloom.core.errors import ConfigError, UnknownName
 from fedloom.core.records import Info, JsonObject
 from fedloom.core.text import did_you_mean
+from fedloom.reporting.study_part import StaticTest
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
 _STUDY_KEY = "study."
 T = TypeVar("T", bound=Settings)
-AnalysisName = Literal["balance", "novelty", "own", "participation", "spiking"]
+S = TypeVar("S", bound=StaticTest)
 
 
 class Seeds(Settings):
@@ -104,21 +105,6 @@ class Claim(Settings):
         return self.arm if self.against is None else f"{self.arm} against {self.against}"
 
 
-class Unseen(Settings):
-    """A static test of credits beside the runs: do they tell clients whose classes a model has never seen?"""
-
-    arm: str
-    """The arm whose runs it is done with; its numbers are told there."""
-    scenarios: tuple[str, ...] = ()
-    """Where; everywhere if empty."""
-    seen: Annotated[int, Field(ge=1)] = 5
-    """Classes the model is trained on, drawn by seed."""
-    passes: Annotated[int, Field(ge=1)] = 5
-    """Local trainings' worth of training on all data of the seen classes."""
-    share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
-    """A client with a larger share of unseen classes should stand out."""
-
-
 class Definition(Settings):
     """A study. Experiments = scenarios x arms x seeds.
 
@@ -146,10 +132,11 @@ class Definition(Settings):
     better: Literal["higher", "lower"] = "higher"
     """Which values of the metric are better."""
     target: Target = Target()
-    analyses: tuple[AnalysisName, ...] = ("balance", "participation")
-    """What else is measured in each run."""
-    unseen: Unseen | None = None
-    """A static test of credits; none where not given."""
+    analyses: tuple[str, ...] = ("balance", "participation")
+    """What else is measured in each run: `balance`, `participation`, `own` (the numbers of the plug-ins' reports), and
+    what installed plug-ins define."""
+    tests: dict[str, JsonObject] = Field(default_factory=dict)
+    """Tests beside the runs, by name, as installed plug-ins define them: `arm`, `scenarios`, and own settings."""
     highlight: tuple[str, ...] = ()
     """Arms drawn with bands; the first five where not given."""
     claims: tuple[Claim, ...] = ()
@@ -168,6 +155,14 @@ class Definition(Settings):
                 raise ConfigError(f"{field}: {name!r} cannot be a folder's name. Use letters, digits and . + _ -")
         return {name: _parsed(kind, item, (field, name)) for name, item in value.items()}
 
+    @pydantic.field_validator("tests")
+    @classmethod
+    def _file_names(cls, value: dict[str, JsonObject]) -> dict[str, JsonObject]:
+        for name in value:
+            if not _FOLDER_NAME.fullmatch(name):
+                raise ConfigError(f"tests: {name!r} cannot be a file's name. Use letters, digits and . + _ -")
+        return value
+
     @pydantic.field_validator("claims", mode="before")
     @classmethod
     def _each_claim(cls, value: object) -> tuple[Claim, ...]:
@@ -184,10 +179,6 @@ class Definition(Settings):
         _known("reference", self.reference, self.arms)
         for arm in self.highlight:
             _known("highlight", arm, self.arms)
-        if self.unseen is not None:
-            _known("unseen.arm", self.unseen.arm, self.arms)
-            for scenario in self.unseen.scenarios:
-                _known("unseen.scenarios", scenario, self.conditions)
         for claim in self.claims:
             for arm in (claim.arm, *([claim.against] if claim.against else [])):
                 _known(f"claims ({claim.id}): arm", arm, self.arms)
@@ -205,10 +196,17 @@ class Definition(Settings):
         count = self.conditions[scenario].seeds or self.seeds.count
         return range(self.seeds.first, self.seeds.first + count)
 
-    def unseen_in(self, scenario: str, arm: str) -> Unseen | None:
-        """The static test to do with the runs of a scenario and arm, if any."""
-        wanted = self.unseen is not None and arm == self.unseen.arm
-        return self.unseen if wanted and self.unseen and scenario in (self.unseen.scenarios or (scenario,)) else None
+    def parse_test(self, name: str, kind: type[S]) -> S:
+        """Read the table `tests.NAME` with the class of the test.
+
+        Raises:
+            ConfigError: a setting is wrong, or it names an arm or a scenario that is not defined.
+        """
+        test = _parsed(kind, self.tests[name], ("tests", name))
+        _known(f"tests.{name}.arm", test.arm, self.arms)
+        for scenario in test.scenarios:
+            _known(f"tests.{name}.scenarios", scenario, self.conditions)
+        return test
 
     def with_seeds(self, count: int) -> Definition:
         """The same study with so many seeds in every scenario."""

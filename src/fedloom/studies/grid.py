@@ -11,7 +11,8 @@ from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, FedloomError, UsageError
 from fedloom.core.kinds import SECTIONS
 from fedloom.core.records import Info, JsonObject
-from fedloom.studies.definition import Definition, Unseen
+from fedloom.studies.definition import Definition
+from fedloom.studies.parts import PlannedTest, StudyParts
 
 _KINDS = ("name", "scheme", "source")
 """Keys that say which kind a table is."""
@@ -25,8 +26,8 @@ class Planned:
     arm: str
     seed: int
     experiment: Experiment
-    unseen: Unseen | None = None
-    """The static test to do beside the run."""
+    tests: tuple[PlannedTest, ...] = ()
+    """Tests to do beside the run."""
 
     @property
     def key(self) -> str:
@@ -43,14 +44,19 @@ def expand(definition: Definition, overrides: Sequence[str] = (), only: Sequence
         only: patterns of `scenario/arm` (shell wildcards); empty takes all.
 
     Raises:
-        ConfigError: an experiment is not valid; the message names its scenario and arm.
+        ConfigError: an experiment is not valid (the message names its scenario and arm), or the study names an analysis
+            or a test that no plug-in defines.
         UsageError: nothing is left to run.
     """
-    templates = {}
-    for scenario in definition.conditions:
-        for arm in definition.arms:
-            if not only or any(fnmatch.fnmatchcase(f"{scenario}/{arm}", pattern) for pattern in only):
-                templates[scenario, arm] = _template(definition, scenario, arm, overrides)
+    every = {
+        (scenario, arm): _template(definition, scenario, arm, overrides)
+        for scenario in definition.conditions
+        for arm in definition.arms
+    }
+    parts = StudyParts.of(every.values())
+    parts.analyses(definition)  # refuses unknown ones before anything runs
+    tests = parts.tests(definition)
+    templates = {at: each for at, each in every.items() if not only or _matches(f"{at[0]}/{at[1]}", only)}
     if not templates:
         raise UsageError(
             f"--only {', '.join(only)}: matches none of the scenarios ({', '.join(definition.conditions)}) and arms "
@@ -63,13 +69,17 @@ def expand(definition: Definition, overrides: Sequence[str] = (), only: Sequence
             arm,
             seed,
             template.model_copy(update=_identity(scenario, arm, seed)),
-            definition.unseen_in(scenario, arm),
+            tuple(test for test in tests if test.in_run(scenario, arm)),
         )
         for index in range(most)
         for (scenario, arm), template in templates.items()
         if index < len(seeds := definition.seeds_of(scenario))
         for seed in [seeds[index]]
     ]
+
+
+def _matches(key: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
 
 
 def overlay(values: Info, change: Info) -> JsonObject:

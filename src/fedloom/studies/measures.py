@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from fedloom.core.history import RoundRecord
 from fedloom.reporting.plugins import contributions
 from fedloom.reporting.run_folder import RunFolder
+from fedloom.reporting.study_part import Analysis, Measured, NumberColumn, StudyPart
 from fedloom.selection._choosing.balance import divergence, imbalance
 from fedloom.studies import statistics
 from fedloom.studies.definition import Definition
@@ -23,24 +23,11 @@ WINDOWS = (1, 3, 5)
 """Rounds whose pools are added up before their balance is taken."""
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """One run, as the statistics see it."""
-
-    numbers: dict[str, float] = field(default_factory=dict)
-    """NaN where a number does not apply."""
-    series: dict[str, list[float]] = field(default_factory=dict)
-    """One entry per round; `times_aggregated` has one per client."""
-
-    def __or__(self, other: Measured) -> Measured:
-        return Measured(self.numbers | other.numbers, self.series | other.series)
-
-
-def measure(run: RunFolder, definition: Definition) -> Measured:
-    """The learning curve, its costs, and the analyses the study asks for."""
+def measure(run: RunFolder, definition: Definition, analyses: Sequence[Analysis]) -> Measured:
+    """Read a run: the learning curve, its costs, and the analyses the study asks for."""
     measured = learning(run, definition)
-    for name in definition.analyses:
-        measured |= ANALYSES[name](run)
+    for analysis in analyses:
+        measured |= analysis(run)
     return measured
 
 
@@ -69,7 +56,7 @@ def balance(run: RunFolder) -> Measured:
     Pool z_c = sum over the last w rounds and their aggregated clients k of n_k q_kc, w in `WINDOWS`. `kl` is the mean
     over rounds of sum_c p_c ln(p_c C), p = z / sum z, in nats; `qcid` of sum_c (p_c - 1/C)². `kl_3` is that of w = 3.
     """
-    counts = _label_counts(run)
+    counts = run.label_counts
     if counts is None or not run.rounds:
         return Measured()
     pools = np.array([counts[record.cohort].sum(axis=0) for record in run.rounds])
@@ -87,26 +74,6 @@ def balance(run: RunFolder) -> Measured:
     return Measured(numbers, series)
 
 
-def novelty(run: RunFolder) -> Measured:
-    """Whether credits follow what is new: the mean over rounds of Spearman(kappa_k, TV(q_k, p)) over the candidates.
-
-    kappa_k is the credit candidate k reported, q_k its label shares, p those of the pool of the clients aggregated in
-    the round before. Rounds whose credits (or distances) are all equal have no rank correlation and are left out.
-    """
-    counts = _label_counts(run)
-    if counts is None:
-        return Measured()
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
-    values = [math.nan]
-    for before, record in itertools.pairwise(run.rounds):
-        credits = _credits(record)
-        pool = counts[before.cohort].sum(axis=0)
-        apart = statistics.total_variation(shares[list(credits)], pool / max(pool.sum(), 1.0))
-        values.append(statistics.spearman(list(credits.values()), apart) if len(credits) > 1 else math.nan)
-    seen = [value for value in values if math.isfinite(value)]
-    return Measured({"novelty": float(np.mean(seen)) if seen else math.nan}, {"novelty": values})
-
-
 def participation(run: RunFolder) -> Measured:
     """`coverage`: the share of clients aggregated at least once; `times_aggregated`: how often each was."""
     times = np.zeros(run.population)
@@ -115,38 +82,24 @@ def participation(run: RunFolder) -> Measured:
     return Measured({"coverage": float((times > 0).mean())}, {"times_aggregated": times.tolist()})
 
 
-def spiking(run: RunFolder) -> Measured:
-    """Activity on held-out data: rates and spikes and estimated energy per example, and rounds with a dead layer.
-
-    `dead_rounds` counts rounds in which some layer's mean rate lay below the workload's floor.
-    """
-    evaluations = [record.evaluation or {} for record in run.rounds]
-    numbers, series = {}, {}
-    for name in ("spikes", "energy_pj", "rate/output"):
-        values = [evaluation.get(name, math.nan) for evaluation in evaluations]
-        if any(map(math.isfinite, values)):
-            label = name.replace("rate/output", "output_rate")
-            numbers[label] = float(np.nanmean(values))
-            series[label] = values
-    if any("dead" in evaluation for evaluation in evaluations):
-        numbers["dead_rounds"] = float(sum(evaluation.get("dead", 0.0) > 0 for evaluation in evaluations))
-    return Measured(numbers, series)
-
-
 def own(run: RunFolder) -> Measured:
-    """What the run's strategy and workload read out of it themselves (their folders' `report.py`)."""
+    """Return what the run's plug-ins read out of it themselves (their folders' `report.py`)."""
     numbers = [contribution.numbers for contribution in contributions(run)]
     return Measured({name: float(value) for each in numbers for name, value in each.items()})
 
 
-ANALYSES: dict[str, Callable[[RunFolder], Measured]] = {
-    "balance": balance,
-    "novelty": novelty,
-    "own": own,
-    "participation": participation,
-    "spiking": spiking,
-}
-"""What a definition's `analyses` may name."""
+GENERAL = StudyPart(
+    analyses={"balance": balance, "own": own, "participation": participation},
+    columns=(
+        NumberColumn(number="kl", title="KL to uniform", table="clients", difference=True),
+        NumberColumn(number="kl_3", title="KL, 3 rounds", table="clients"),
+        NumberColumn(number="kl_5", title="KL, 5 rounds", table="clients"),
+        NumberColumn(number="qcid", title="QCID", digits=4, table="clients", difference=True),
+        NumberColumn(number="coverage", title="clients covered", table="clients"),
+    ),
+    ratios=frozenset({"coverage"}),
+)
+"""What every study may use, whatever its plug-ins."""
 
 
 def _costs(rounds: Sequence[RoundRecord]) -> dict[str, list[float]]:
@@ -165,15 +118,3 @@ def _so_far(values: Iterable[float]) -> list[float]:
 def _windowed(pools: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
     """Each row plus the window - 1 rows before it; the first rows have fewer."""
     return np.array([pools[max(0, row - window + 1) : row + 1].sum(axis=0) for row in range(len(pools))])
-
-
-def _label_counts(run: RunFolder) -> npt.NDArray[np.float64] | None:
-    """Examples by client and class; None where the workload does not say."""
-    counts = run.workload.label_counts if run.workload else ()
-    return np.asarray(counts, np.float64) if len(counts) else None
-
-
-def _credits(record: RoundRecord) -> dict[int, float]:
-    """What candidates claimed, by client; empty where they reported no credit."""
-    found = {int(client): told.get("credit") for client, told in record.probe.items()}
-    return {client: float(value) for client, value in found.items() if isinstance(value, int | float)}

@@ -16,6 +16,7 @@ from typing import IO
 
 from fedloom.core.records import JsonObject
 from fedloom.simulation.workers import worker_environment
+from fedloom.studies.beside import to_message
 from fedloom.studies.grid import Planned
 
 _STOP_S = 60.0
@@ -84,9 +85,9 @@ class Pool:
         if not left:
             return
         worker.busy, folder = left.popleft()
-        unseen = worker.busy.unseen.model_dump() if worker.busy.unseen is not None else None
-        task = {"folder": str(folder.resolve()), "experiment": worker.busy.experiment.to_dict(), "unseen": unseen}
-        line = json.dumps(task)
+        run = worker.busy
+        tests = [to_message(test) for test in run.tests]
+        line = json.dumps({"folder": str(folder.resolve()), "experiment": run.experiment.to_dict(), "tests": tests})
         assert worker.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has died: its output ends, and the run is counted there
             worker.process.stdin.write(line.encode() + b"\n")

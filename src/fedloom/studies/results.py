@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,21 +15,20 @@ import numpy as np
 from fedloom.core.records import JsonObject
 from fedloom.reporting.page import write_page
 from fedloom.reporting.run_folder import RunFolder
+from fedloom.reporting.study_part import Measured, NumberColumn
 from fedloom.studies import statistics
+from fedloom.studies.beside import read_tests
 from fedloom.studies.claims import Verdict, judge
 from fedloom.studies.definition import Definition
 from fedloom.studies.grid import Planned
-from fedloom.studies.measures import COSTS, Measured, measure
+from fedloom.studies.measures import COSTS, measure
+from fedloom.studies.parts import StudyParts
 from fedloom.studies.runner import folder_of, is_done
 from fedloom.studies.statistics import Estimate
-from fedloom.studies.unseen import read_unseen
 
 RESULTS = "study.json"
 _MEDIANS = ("rounds", *(f"{cost}_to_target" for cost in COSTS))
 """Numbers that may be censored: their centre is the median, and arms are compared by ratio."""
-
-_RATIOS = ("coverage", "rank_rounds")
-"""Other numbers whose ratio is told beside their difference."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,10 +86,12 @@ class StudyResult:
     """Wall-clock seconds of all finished runs, added up."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Versions and machine of the runs."""
+    columns: tuple[NumberColumn, ...] = ()
+    """Columns of the report's tables, as the study's plug-ins contribute them; no part of the JSON object."""
 
     def to_json(self) -> JsonObject:
         """A JSON object; numbers that are not finite are null."""
-        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "columns"}
         values["definition"] = self.definition.model_dump(mode="json", exclude_none=True)
         return {name: _plain(value) for name, value in values.items()}
 
@@ -112,6 +113,8 @@ def analyse(
     overrides: Sequence[str] = (),
 ) -> StudyResult:
     """Read every finished run of a grid and compare the arms."""
+    parts = StudyParts.of({(each.scenario, each.arm): each.experiment for each in grid}.values())
+    analyses, ratios = parts.analyses(definition), parts.ratios(definition)
     read: dict[str, dict[str, dict[int, Measured]]] = {}
     seconds, done, environment = 0.0, 0, dict[str, str]()
     for planned in grid:
@@ -119,10 +122,10 @@ def analyse(
         arms = read.setdefault(planned.scenario, {}).setdefault(planned.arm, {})
         if is_done(folder):
             run = RunFolder.read(folder)
-            arms[planned.seed] = measure(run, definition) | Measured(read_unseen(folder))
+            arms[planned.seed] = measure(run, definition, analyses) | Measured(read_tests(planned.tests, folder))
             seconds, done = seconds + run.seconds, done + 1
             environment = environment or dict(run.summary.environment if run.summary else {})
-    scenarios = {name: _scenario(definition, name, arms) for name, arms in read.items()}
+    scenarios = {name: _scenario(definition, name, arms, ratios) for name, arms in read.items()}
     return StudyResult(
         definition=definition,
         overrides=tuple(overrides),
@@ -133,6 +136,7 @@ def analyse(
         verdicts=judge(definition, {name: _estimates(each) for name, each in scenarios.items()}),
         seconds=seconds,
         environment=environment,
+        columns=parts.columns(definition),
     )
 
 
@@ -145,17 +149,27 @@ def _estimates(scenario: ScenarioResult) -> dict[str, Mapping[str, Estimate]]:
     return {**{name: arm.estimates for name, arm in scenario.arms.items()}, **scenario.pairs}
 
 
-def _scenario(definition: Definition, name: str, arms: Mapping[str, Mapping[int, Measured]]) -> ScenarioResult:
+def _scenario(
+    definition: Definition, name: str, arms: Mapping[str, Mapping[int, Measured]], ratios: Collection[str]
+) -> ScenarioResult:
     reference = arms.get(definition.reference, {})
     target = _target(definition, reference)
     higher = definition.better == "higher"
     reached = {arm: {seed: _reached(run, target, higher) for seed, run in runs.items()} for arm, runs in arms.items()}
+    compared = functools.partial(_compared, definition, ratios)
     return ScenarioResult(
         title=definition.conditions[name].title or name,
         target=target,
-        arms={arm: _arm(definition, arm, runs, reached.get(definition.reference, {})) for arm, runs in reached.items()},
+        arms={
+            arm: _arm(
+                definition.arms[arm].title or arm,
+                runs,
+                compared(runs, {} if arm == definition.reference else reached.get(definition.reference, {})),
+            )
+            for arm, runs in reached.items()
+        },
         pairs={
-            claim.subject: _compared(definition, reached.get(claim.arm, {}), reached.get(claim.against, {}))
+            claim.subject: compared(reached.get(claim.arm, {}), reached.get(claim.against, {}))
             for claim in definition.claims
             if claim.against is not None
         },
@@ -179,13 +193,11 @@ def _reached(run: Measured, target: float, higher: bool) -> Measured:
     return run | Measured({"rounds": float(rounds), "censored": float(censored), **costs})
 
 
-def _arm(
-    definition: Definition, name: str, runs: Mapping[int, Measured], reference: Mapping[int, Measured]
-) -> ArmResult:
+def _arm(title: str, runs: Mapping[int, Measured], estimates: Mapping[str, Estimate]) -> ArmResult:
     return ArmResult(
-        title=definition.arms[name].title or name,
+        title=title,
         runs={at: run.numbers for at, run in runs.items()},
-        estimates=_compared(definition, runs, {} if name == definition.reference else reference),
+        estimates=estimates,
         censored=int(sum(run.numbers.get("censored", 0.0) for run in runs.values())),
         bands=_bands(list(runs.values())),
         times_aggregated=_sorted_times(list(runs.values())),
@@ -193,7 +205,7 @@ def _arm(
 
 
 def _compared(
-    definition: Definition, runs: Mapping[int, Measured], reference: Mapping[int, Measured]
+    definition: Definition, ratios: Collection[str], runs: Mapping[int, Measured], reference: Mapping[int, Measured]
 ) -> dict[str, Estimate]:
     """Every number over seeds, and against the runs of another arm where there are some."""
     seed, last = definition.seeds.first, definition.target.last
@@ -206,7 +218,7 @@ def _compared(
         sides = [[run.numbers.get(number, math.nan) for run in side] for side in zip(*pairs, strict=True)]
         if not sides:
             continue
-        if number in _MEDIANS or number in _RATIOS:
+        if number in _MEDIANS or number in ratios:
             found[f"{number}_ratio"] = statistics.paired_ratio(*sides, seed=seed)
         if number not in _MEDIANS:
             found[f"{number}_difference"] = statistics.paired_difference(*sides, seed=seed)

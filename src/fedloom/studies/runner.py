@@ -16,9 +16,9 @@ from fedloom.core.errors import Interrupted, RunExists
 from fedloom.core.run_files import EXPERIMENT, SUMMARY
 from fedloom.core.text import dotted
 from fedloom.reporting.run_folder import RunFolder
+from fedloom.studies.beside import all_done
 from fedloom.studies.grid import Planned
 from fedloom.studies.pool import Pool
-from fedloom.studies.unseen import UNSEEN
 
 RUNS = "runs"
 LOG = "workers.log"
@@ -109,8 +109,8 @@ def is_done(folder: Path) -> bool:
 
 
 def _is_complete(run: Planned, folder: Path) -> bool:
-    """Whether a run is done, and the static test beside it where there is one."""
-    return is_done(folder) and (run.unseen is None or (folder / UNSEEN).is_file())
+    """Return whether a run is done, and the tests beside it."""
+    return is_done(folder) and all_done(run.tests, folder)
 
 
 def _check_same(run: Planned, folder: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from fedloom.core.ranks import ranks
 from fedloom.core.records import Array
 from fedloom.core.seeds import generator
 
@@ -121,40 +122,6 @@ def _so_far(costs: Sequence[float], values: Sequence[float], spent: float, last:
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
     running = [float(y[max(0, index + 1 - last) : index + 1].mean()) for index in range(len(y))]
     return float(np.interp(spent, x, running))
-
-
-def total_variation(p: npt.ArrayLike, q: npt.ArrayLike) -> Floats:
-    """TV(p, q) = 1/2 sum_c |p_c - q_c|, over the last axis; in [0, 1]."""
-    apart: Floats = 0.5 * np.abs(np.asarray(p, np.float64) - np.asarray(q, np.float64)).sum(axis=-1)
-    return apart
-
-
-def ranks(values: npt.ArrayLike) -> Floats:
-    """Ranks from 1, ties sharing the mean of theirs; float64, same length."""
-    values = np.asarray(values, np.float64)
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(count)
-    return np.asarray((last - (count - 1) / 2)[place], np.float64)
-
-
-def spearman(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
-    """Spearman's rho: Pearson's correlation of the ranks. NaN where either side is constant or has under 2 values."""
-    a, b = ranks(x), ranks(y)
-    a, b = a - a.mean() if len(a) else a, b - b.mean() if len(b) else b
-    scale = math.sqrt(float((a**2).sum()) * float((b**2).sum()))
-    return float((a * b).sum()) / scale if scale > 0 else math.nan
-
-
-def separation(scores: Sequence[float], positive: npt.ArrayLike) -> float:
-    """Area under the ROC curve: the chance that a positive's score is above a negative's, ties counting half.
-
-    (R - n(n + 1)/2) / (n m) with R the rank sum of the n positives among n + m. NaN where one side is empty.
-    """
-    chosen = np.asarray(positive, bool)
-    ours, others = int(chosen.sum()), int((~chosen).sum())
-    if not ours or not others:
-        return math.nan
-    return float((ranks(scores)[chosen].sum() - ours * (ours + 1) / 2) / (ours * others))
 
 
 def wilcoxon(differences: npt.ArrayLike) -> tuple[float, float]:

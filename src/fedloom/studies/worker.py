@@ -1,6 +1,6 @@
 """A process that does a study's runs, one after the other: `python -m fedloom.studies.worker`.
 
-It reads one JSON object a line on its standard input, `{"folder", "experiment", "unseen"}`, and writes one a line on
+It reads one JSON object a line on its standard input, `{"folder", "experiment", "tests"}`, and writes one a line on
 its standard output: `{"round", "rounds"}` after each round and `{"ended", "error"}` at the end, `ended` being `done`,
 `failed` or `interrupted`. SIGTERM ends the run in order, saved. The process stays warm between runs and leaves with its
 input.
@@ -15,12 +15,12 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedloom.core.errors import FedloomError, Interrupted
 from fedloom.core.events import Event, RoundFinished, RunStarted
-from fedloom.core.records import JsonObject
+from fedloom.core.records import Info, JsonObject
 from fedloom.core.run_files import EXPERIMENT
 
 _PR_SET_PDEATHSIG = 1
@@ -45,10 +45,11 @@ class _Rounds:
         """Nothing is held."""
 
 
-def do_run(folder: Path, experiment: JsonObject, say: Say, unseen: JsonObject | None = None) -> dict[str, str]:
-    """Do one run in its folder, or go on with the one that is there, and the static test; returns how it ended."""
+def do_run(folder: Path, experiment: JsonObject, say: Say, tests: Sequence[Info] = ()) -> dict[str, str]:
+    """Do one run in its folder, or resume the one that is there, then the tests beside it; returns how it ended."""
     from fedloom import api
     from fedloom.core.config import Experiment
+    from fedloom.studies.beside import do_test, from_message
 
     try:
         if (folder / EXPERIMENT).is_file():
@@ -56,11 +57,8 @@ def do_run(folder: Path, experiment: JsonObject, say: Say, unseen: JsonObject | 
         else:
             shutil.rmtree(folder, ignore_errors=True)  # killed before it had written what it is
             api.run(Experiment.parse(experiment), out=folder, sinks=[_Rounds(say)])
-        if unseen is not None:
-            from fedloom.studies.definition import Unseen
-            from fedloom.studies.unseen import write_unseen
-
-            write_unseen(folder, Experiment.parse(experiment), Unseen.model_validate(unseen))
+        for message in tests:
+            do_test(from_message(message), Experiment.parse(experiment), folder)
     except Interrupted:
         return {"ended": "interrupted", "error": ""}
     except FedloomError as exc:
@@ -83,7 +81,7 @@ def main() -> None:
 
     for line in sys.stdin:
         task = json.loads(line)
-        say(**do_run(Path(task["folder"]), task["experiment"], say, task["unseen"]))
+        say(**do_run(Path(task["folder"]), task["experiment"], say, task["tests"]))
 
 
 if __name__ == "__main__":

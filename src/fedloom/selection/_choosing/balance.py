@@ -1,10 +1,11 @@
-"""How far pooled classes are from balanced."""
+"""How far pooled classes are from balanced, and from one another."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from fedloom.selection._choosing.sampling import Floats
 
@@ -34,6 +35,12 @@ def divergence(pools: Floats) -> Floats:
         float64 [n], from 0 to ln C; infinite for an empty pool.
     """
     return np.array([_divergence(pool) for pool in pools])
+
+
+def total_variation(p: npt.ArrayLike, q: npt.ArrayLike) -> Floats:
+    """TV(p, q) = 1/2 sum_c |p_c - q_c|, over the last axis; in [0, 1]."""
+    apart: Floats = 0.5 * np.abs(np.asarray(p, np.float64) - np.asarray(q, np.float64)).sum(axis=-1)
+    return apart
 
 
 def _imbalance(pool: Floats) -> float:

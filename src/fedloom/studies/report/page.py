@@ -36,7 +36,7 @@ def render_study(result: StudyResult) -> str:
         _heading(result),
         _overview(result),
         _claims(result),
-        [scenario_section(definition, scenario) for scenario in result.scenarios.values()],
+        [scenario_section(definition, scenario, result.columns) for scenario in result.scenarios.values()],
         _failures(result),
         _origin(result),
     )

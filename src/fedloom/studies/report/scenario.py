@@ -10,12 +10,13 @@ from fedloom.reporting.charts import PALETTE, Series, line_chart
 from fedloom.reporting.grids import grid_picture
 from fedloom.reporting.markup import Markup, table, tag
 from fedloom.reporting.page import folded, section
+from fedloom.reporting.study_part import NumberColumn
 from fedloom.studies.definition import Definition
 from fedloom.studies.measures import COSTS
 from fedloom.studies.report.charts import Banded, band_chart, dot_chart
 from fedloom.studies.report.tables import (
     Column,
-    balance_columns,
+    client_columns,
     cost_columns,
     equal_cost_columns,
     result_columns,
@@ -26,7 +27,7 @@ from fedloom.studies.results import ArmResult, ScenarioResult
 _MOST_HIGHLIGHTED = 5
 
 
-def scenario_section(definition: Definition, scenario: ScenarioResult) -> Markup:
+def scenario_section(definition: Definition, scenario: ScenarioResult, contributed: Sequence[NumberColumn]) -> Markup:
     """Everything about one scenario."""
     if not any(arm.runs for arm in scenario.arms.values()):
         return section(scenario.title, tag("p", "No run of this scenario has finished yet.", class_="empty"))
@@ -43,9 +44,9 @@ def scenario_section(definition: Definition, scenario: ScenarioResult) -> Markup
             class_="note",
         ),
         _table(scenario, found, "Aggregated clients, means over rounds")
-        if (found := balance_columns(scenario))
+        if (found := client_columns(scenario, contributed))
         else None,
-        _table(scenario, cost_columns(scenario), "What a round costs, all clients together"),
+        _table(scenario, cost_columns(scenario, contributed), "What a round costs, all clients together"),
         folded("All arms", tag("div", *_all_arms(definition, scenario), class_="charts")),
     )
 

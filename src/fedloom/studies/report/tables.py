@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fedloom.reporting.quantities import NOTHING, bytes_text, count_text
+from fedloom.reporting.study_part import NumberColumn
 from fedloom.studies.definition import Definition
 from fedloom.studies.results import ArmResult, ScenarioResult
 from fedloom.studies.statistics import Estimate
@@ -76,27 +77,13 @@ def equal_cost_columns() -> list[Column]:
     return columns
 
 
-def balance_columns(scenario: ScenarioResult) -> list[Column]:
+def client_columns(scenario: ScenarioResult, contributed: Sequence[NumberColumn]) -> list[Column]:
     """What the cohorts are like, as far as it was measured."""
-    known = {
-        "kl": ("KL to uniform", "kl", 3),
-        "kl_3": ("KL, 3 rounds", "kl_3", 3),
-        "kl_5": ("KL, 5 rounds", "kl_5", 3),
-        "qcid": ("QCID", "qcid", 4),
-        "coverage": ("clients covered", "coverage", 3),
-        "novelty": ("credit against novelty", "novelty", 2),
-    }
-    columns = []
-    for key, (title, name, digits) in known.items():
-        if any(key in arm.estimates for arm in scenario.arms.values()):
-            columns.append(Column(title, _plain_or_interval(name, digits)))
-            if key in ("kl", "qcid"):
-                columns.append(Column("difference", _difference(f"{key}_difference", digits)))
-    return columns
+    return _contributed(scenario, [each for each in contributed if each.table == "clients"])
 
 
-def cost_columns(scenario: ScenarioResult) -> list[Column]:
-    """What a round costs, the network's activity, and what adapters save."""
+def cost_columns(scenario: ScenarioResult, contributed: Sequence[NumberColumn]) -> list[Column]:
+    """What a round costs, and what the study's plug-ins say about that."""
     columns = [
         Column("local trainings", lambda arm: _mean(arm, "local_trainings", 1)),
         Column("values down", lambda arm: _amount(arm, "params_down")),
@@ -105,20 +92,17 @@ def cost_columns(scenario: ScenarioResult) -> list[Column]:
         Column("bytes up", lambda arm: _bytes(arm, "bytes_up")),
         Column("seconds", lambda arm: _mean(arm, "seconds", 2)),
     ]
-    known = {
-        "spikes": ("spikes per example", 0),
-        "energy_pj": ("estimated energy per example, pJ", 0),
-        "output_rate": ("output rate", 3),
-        "dead_rounds": ("rounds with a dead layer", 1),
-        "saving": ("saved of whole models' values up", 4),
-        "saving_bound": (f"at most, 1 {MINUS} T_i/T", 3),
-        "rank_rounds": ("sum of ranks", 0),
-        "aggregation_error": ("aggregation error", 3),
-        "drift": ("drift in whole rounds", 3),
-    }
-    for key, (title, digits) in known.items():
-        if any(key in arm.estimates for arm in scenario.arms.values()):
-            columns.append(Column(title, _of(key, digits)))
+    return columns + _contributed(scenario, [each for each in contributed if each.table == "costs"])
+
+
+def _contributed(scenario: ScenarioResult, contributed: Sequence[NumberColumn]) -> list[Column]:
+    """The columns whose number some arm has."""
+    columns = []
+    for each in contributed:
+        if any(each.number in arm.estimates for arm in scenario.arms.values()):
+            columns.append(Column(each.title, (_interval if each.interval else _of)(each.number, each.digits)))
+            if each.difference:
+                columns.append(Column("difference", _difference(f"{each.number}_difference", each.digits)))
     return columns
 
 
@@ -181,8 +165,5 @@ def _difference(name: str, digits: int = 3) -> Callable[[ArmResult], str]:
     return lambda arm: interval(arm.estimates.get(name), sign=True, digits=digits)
 
 
-def _plain_or_interval(name: str, digits: int) -> Callable[[ArmResult], str]:
-    """Novelty is judged by its own interval; the others by their difference, which has a column."""
-    if name == "novelty":
-        return lambda arm: interval(arm.estimates.get(name), digits=digits)
-    return _of(name, digits)
+def _interval(name: str, digits: int) -> Callable[[ArmResult], str]:
+    return lambda arm: interval(arm.estimates.get(name), digits=digits)

@@ -1,4 +1,4 @@
-"""A static test of credits: do they tell clients whose classes the global model has never seen? No federation is run.
+"""Tests credits without a federation: do they tell clients whose classes the global model has never seen?
 
 A model is trained on the data of some classes only. Then every client trains from it once, and its credit (and rival
 signals) is compared with whether it holds classes the model has not seen.
@@ -7,10 +7,8 @@ signals) is compared with whether it holds classes the model has not seen.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,39 +17,21 @@ from fedloom.core.config import Experiment
 from fedloom.core.errors import UsageError
 from fedloom.core.plugins import AnyWorkload, build_workload
 from fedloom.core.protocols import Shard
+from fedloom.core.ranks import separation
 from fedloom.core.records import MODEL, Job, Record
 from fedloom.core.seeds import generator
-from fedloom.reporting.page import write_page
 from fedloom.selection._choosing.steps import changes
 from fedloom.selection.firing_credit.measure import build_measure
-from fedloom.studies.definition import Unseen
-from fedloom.studies.statistics import separation
-
-UNSEEN = "unseen.json"
 
 
-def write_unseen(folder: Path, experiment: Experiment, settings: Unseen) -> None:
-    """Do the test for an experiment and keep its numbers in a run's folder."""
-    numbers = {name: value for name, value in unseen(experiment, settings).items() if math.isfinite(value)}
-    write_page(folder / UNSEEN, json.dumps(numbers) + "\n")
-
-
-def read_unseen(folder: Path) -> dict[str, float]:
-    """The numbers kept in a run's folder; none where the test was not done."""
-    path = folder / UNSEEN
-    return (
-        {name: float(value) for name, value in json.loads(path.read_text(encoding="utf-8")).items()}
-        if path.is_file()
-        else {}
-    )
-
-
-def unseen(experiment: Experiment, settings: Unseen) -> dict[str, float]:
-    """How well each signal separates clients that hold unseen classes from the others (`statistics.separation`).
+def separations(experiment: Experiment, *, seen: int, passes: int, share: float) -> dict[str, float]:
+    """Measure how well each signal separates clients that hold unseen classes from the others (`ranks.separation`).
 
     Args:
         experiment: whose workload, partition and seed are used; its strategy and selection are not.
-        settings: how many classes are seen, and what counts as holding unseen ones.
+        seen: classes the model is trained on, drawn by seed.
+        passes: local trainings' worth of training on all data of the seen classes.
+        share: a client with a larger share of unseen classes should stand out.
 
     Returns:
         `unseen_auc` (credit of the output layer), `unseen_auc_all` (of all spiking layers), `unseen_auc_norm` (norm of
@@ -64,20 +44,20 @@ def unseen(experiment: Experiment, settings: Unseen) -> dict[str, float]:
     counts = np.asarray(workload.describe().label_counts, np.float64)
     if counts.ndim != 2:
         raise UsageError(
-            f"study.unseen: workload {experiment.workload.name!r} does not tell who holds which class; use a "
-            "classification workload, or remove `unseen` from the study"
+            f"study.tests.unseen: workload {experiment.workload.name!r} does not tell who holds which class; use a "
+            "classification workload, or remove the table `tests.unseen`"
         )
     classes = counts.shape[1]
-    seen = sorted(generator(experiment.seed, "unseen", "classes").permutation(classes)[: settings.seen].tolist())
-    model = _trained(experiment, workload, seen, classes, settings.passes)
-    held = 1.0 - counts[:, seen].sum(axis=1) / np.maximum(counts.sum(axis=1), 1.0)
-    positive = held > settings.share
+    known = sorted(generator(experiment.seed, "unseen", "classes").permutation(classes)[:seen].tolist())
+    model = _trained(experiment, workload, known, classes, passes)
+    held = 1.0 - counts[:, known].sum(axis=1) / np.maximum(counts.sum(axis=1), 1.0)
+    positive = held > share
     signals = [_signals(workload, model, experiment.seed, client) for client in range(experiment.clients)]
     return {name: separation([each[name] for each in signals], positive) for name in signals[0]}
 
 
 def _trained(experiment: Experiment, workload: AnyWorkload, seen: list[int], classes: int, passes: int) -> Record:
-    """The initial model trained on everything there is of the seen classes."""
+    """Train the initial model on everything there is of the seen classes."""
     values = experiment.to_dict()
     by_class = {**values["workload"], "partition": {"scheme": "pathological", "classes_per_client": 1}}
     pure = _built(Experiment.parse({**values, "clients": classes, "cohort": 1, "strategy": "fedavg",
@@ -94,7 +74,7 @@ def _trained(experiment: Experiment, workload: AnyWorkload, seen: list[int], cla
 
 
 def _signals(workload: AnyWorkload, model: Record, seed: int, client: int) -> Mapping[str, float]:
-    """What a client's training from the model tells about it."""
+    """Return what a client's training from the model tells about it."""
     shard = workload.shard(client)
     loss = workload.evaluate({MODEL: model}, shard)["loss"].value
     rng = generator(seed, "unseen", "train", client)

@@ -1,0 +1,71 @@
+"""What credits contribute to studies: whether they follow what is new, and a test of them without a federation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from fedloom.core.config import Experiment
+from fedloom.core.history import RoundRecord
+from fedloom.core.ranks import spearman
+from fedloom.reporting.run_folder import RunFolder
+from fedloom.reporting.study_part import Measured, NumberColumn, StaticTest, StudyPart
+from fedloom.selection._choosing.balance import total_variation
+
+
+def build_study() -> StudyPart:
+    """Contribute the analysis `novelty`, the test `unseen`, and a column."""
+    return StudyPart(
+        analyses={"novelty": novelty},
+        tests={"unseen": Unseen},
+        columns=(
+            NumberColumn(number="novelty", title="credit against novelty", digits=2, table="clients", interval=True),
+        ),
+    )
+
+
+def novelty(run: RunFolder) -> Measured:
+    """Measure whether credits follow what is new: mean over rounds of Spearman(kappa_k, TV(q_k, p)) over candidates.
+
+    kappa_k is the credit candidate k reported, q_k its label shares, p those of the pool of the clients aggregated in
+    the round before. Rounds whose credits (or distances) are all equal have no rank correlation and are left out.
+    """
+    counts = run.label_counts
+    if counts is None:
+        return Measured()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
+    values = [math.nan]
+    for before, record in itertools.pairwise(run.rounds):
+        credits = _credits(record)
+        pool = counts[before.cohort].sum(axis=0)
+        apart = total_variation(shares[list(credits)], pool / max(pool.sum(), 1.0))
+        values.append(spearman(list(credits.values()), apart) if len(credits) > 1 else math.nan)
+    seen = [value for value in values if math.isfinite(value)]
+    return Measured({"novelty": float(np.mean(seen)) if seen else math.nan}, {"novelty": values})
+
+
+class Unseen(StaticTest):
+    """A test of credits beside the runs: do they tell clients whose classes a model has never seen?"""
+
+    seen: Annotated[int, Field(ge=1)] = 5
+    """Classes the model is trained on, drawn by seed."""
+    passes: Annotated[int, Field(ge=1)] = 5
+    """Local trainings' worth of training on all data of the seen classes."""
+    share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+    """A client with a larger share of unseen classes should stand out."""
+
+    def measure(self, experiment: Experiment) -> Mapping[str, float]:
+        from fedloom.selection.firing_credit.unseen import separations
+
+        return separations(experiment, seen=self.seen, passes=self.passes, share=self.share)
+
+
+def _credits(record: RoundRecord) -> dict[int, float]:
+    """Return what candidates claimed, by client; empty where they reported no credit."""
+    found = {int(client): told.get("credit") for client, told in record.probe.items()}
+    return {client: float(value) for client, value in found.items() if isinstance(value, int | float)}
