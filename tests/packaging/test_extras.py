@@ -26,9 +26,9 @@ sys.meta_path.insert(0, Blocked())
 HOSTS_FLOWER = {("flower", "strategy"), ("flower_app", "strategy")}  # their method is somebody else's package
 for kind in Kind:
     for name in registry.names(kind):
-        for part in ("config", "strategy", "report", "selection", "monitor", "measure", "watch", "rule", "accumulator"):
+        for part in ("config", "accumulator", *kind.parts):
             ref = registry.PartRef(kind, name, part)
-            if (name, part) not in HOSTS_FLOWER and ref.exists():
+            if part != "workload" and (name, part) not in HOSTS_FLOWER and ref.exists():
                 ref.load()
 for module in ("server.app", "cli.app", "client.app", "api", "studies.api", "reporting", "simulation.process"):
     importlib.import_module(f"fedloom.{module}")

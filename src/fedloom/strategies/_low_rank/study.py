@@ -1,12 +1,20 @@
-"""What the low-rank strategies contribute to studies: columns for the numbers of their `report.py`."""
+"""What the low-rank strategies contribute to studies: columns for the numbers of their reports.
+
+Report code is loaded when a study asks, for a strategy's module names this function.
+"""
 
 from __future__ import annotations
 
-from fedloom.reporting.study_part import NumberColumn, StudyPart
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedloom.reporting.study_part import StudyPart
 
 
 def build_study() -> StudyPart:
     """Contribute what adapters save and what they cost."""
+    from fedloom.reporting.study_part import NumberColumn, StudyPart
+
     return StudyPart(
         columns=(
             NumberColumn(number="saving", title="saved of whole models' values up", digits=4),
