@@ -28,7 +28,7 @@ GOOD = {MODEL: {"w": np.ones((2, 3)), "b": np.ones(3)}}
     ("contents", "groups"),
     [
         ("model", GOOD),
-        ("model", {MODEL: {"b": np.ones(3), "w": np.ones((2, 3), np.float32)}}),
+        ("model", {MODEL: {"b": np.ones(3), "w": np.ones((2, 3))}}),
         ("accumulator", {"anything": {"x": np.ones(1)}}),
         ("subset", {MODEL: {"b": np.ones(3)}}),
         ("subset", {MODEL: {"w": np.ones((2, 3))}, "weights": {"w": np.ones(2)}}),
@@ -51,6 +51,10 @@ def test_an_update_as_declared_passes(contents: Contents, groups: Mapping[str, M
         ("model", {}, "has the groups none, its exchange declares 'model'"),
         ("model", {MODEL: {**GOOD[MODEL], "w": np.ones((3, 2))}}, r"array 'w' of group 'model' has shape \(3, 2\), the "
          r"global model has \(2, 3\)"),
+        ("model", {MODEL: {**GOOD[MODEL], "w": np.ones((2, 3), np.float32)}}, "array 'w' of group 'model' has dtype "
+         "float32, the global model has float64"),
+        ("model", {MODEL: {**GOOD[MODEL], "b": np.ones(3, np.int64)}}, "array 'b' of group 'model' has dtype int64"),
+        ("subset", {MODEL: {"b": np.ones(3, np.float16)}}, r"has dtype float16.*array\.astype\(np\.float64\)"),
         ("subset", {MODEL: {"c": np.ones(1)}}, "group 'model' of the update has 'c', which the global model has not"),
         ("subset", {MODEL: {"b": np.ones(4)}}, r"array 'b' of group 'model' has shape \(4,\)"),
         ("subset", {**GOOD, "extra": {}}, "has the groups 'extra', 'model', its exchange declares 'model' and"),

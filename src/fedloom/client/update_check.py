@@ -21,7 +21,8 @@ def check_update(update: Update, group: Group, client: int, inputs: Callable[[],
         inputs: the exchange's; read only if it declares the arrays of its input `model`.
 
     Raises:
-        BadUpdate: an array is missing, is not declared, or (where `model` is declared) has another shape; the message
+        BadUpdate: an array is missing, is not declared, or (where `model` or `subset` is declared) has another shape
+            or dtype; the message
             names client, group and array, what was found and what was expected.
     """
     declared = group.updates
@@ -88,6 +89,12 @@ def _check_shapes(found: Arrays, expected: Mapping[str, Array], who: str) -> Non
             raise BadUpdate(
                 f"{who}: array {name!r} of group {MODEL!r} has shape {array.shape}, the global model has "
                 f"{expected[name].shape}. Updates must have the global model's shapes; check what `train` returns"
+            )
+        if array.dtype != expected[name].dtype:
+            raise BadUpdate(
+                f"{who}: array {name!r} of group {MODEL!r} has dtype {array.dtype}, the global model has "
+                f"{expected[name].dtype}. Updates must have the global model's dtypes; have `train` return "
+                f"array.astype(np.{expected[name].dtype.name})"
             )
 
 

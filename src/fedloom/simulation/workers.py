@@ -10,7 +10,10 @@ from fedloom.server.fleet.coordinator import Coordinator
 _log = logging.getLogger(__name__)
 
 MAX_EARLY_DEATHS = 3
-"""Times in a row a worker may die without having finished a group before its runtime gives up on it."""
+"""Times in a row a worker may die idle without having finished a group before its runtime gives up on it."""
+MAX_DEATHS_AT_WORK = 12
+"""The same for one that dies with groups in hand: each such death costs its groups an attempt (`round.max_attempts`),
+so that a client whose code ends the process is given up on, not the run."""
 
 
 class Replacements:
@@ -31,12 +34,12 @@ class Replacements:
         if self._coordinator.closed:
             return
         _log.warning("%s ended (%s); starting another", node, how)
+        done, at_work = self._coordinator.groups_done(node), self._coordinator.is_at_work(node)
         self._coordinator.leave(node, "", f"its process ended: {how}")
-        done = self._coordinator.groups_done(node)
         early = done == self._groups_done.get(node, 0)
         self._groups_done[node] = done
         self._early_deaths[node] = self._early_deaths.get(node, 0) + 1 if early else 0
-        if self._early_deaths[node] > MAX_EARLY_DEATHS:
+        if self._early_deaths[node] > (MAX_DEATHS_AT_WORK if at_work else MAX_EARLY_DEATHS):
             self._coordinator.give_up(
                 f"{node} died {self._early_deaths[node]} times in a row without finishing any work (last: {how}). "
                 "Run with --runtime inline to see where, or give it more memory"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,12 @@ class Config(PluginSettings):
     """A file: the first worker that trains while it does not exist makes it and kills itself."""
     die_always: bool = False
     """Whether every worker that trains kills itself."""
+    exit_clients: tuple[int, ...] = ()
+    """Clients whose training calls `sys.exit`."""
+    die_clients: tuple[int, ...] = ()
+    """Clients whose training ends its process, as a fault of a C library does."""
+    wrong_dtype_clients: tuple[int, ...] = ()
+    """Clients whose update is float64."""
     needs: str = ""
     """A file without which nothing can be done."""
     init_needs: str = ""
@@ -121,6 +128,8 @@ class Linear:
             w[0] = np.nan
         if job.client in config.wide_clients:
             w = np.zeros(config.features + 1, np.float32)
+        if job.client in config.wrong_dtype_clients:
+            w = w.astype(np.float64)
         return Update(
             num_examples=shard.num_examples,
             groups={MODEL: {"w": w, "b": b}},
@@ -141,6 +150,10 @@ class Linear:
             if config.die_once:
                 Path(config.die_once).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if client in config.die_clients:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if client in config.exit_clients:
+            sys.exit(2)
         if client in config.fail_clients:
             raise RuntimeError(f"client {client} has a broken sensor")
 

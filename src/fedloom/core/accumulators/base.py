@@ -26,7 +26,12 @@ class Accumulator(Protocol):
         """
 
     def merge(self, other: Self) -> None:
-        """Fold another accumulator of the same kind, whose clients come after this one's."""
+        """Fold another accumulator of the same kind, whose clients come after this one's.
+
+        Raises:
+            BadUpdate: the two do not fit together. This one is as before: the run goes on without the other's clients
+                where its quorum allows that.
+        """
 
     def record(self) -> Record:
         """The accumulator as a record (no copies; valid until the next `add` or `merge`)."""

@@ -142,11 +142,11 @@ class RunningMean:
             self._borrowed = False
 
     def _match(self, other: Self) -> None:
-        mine = {(g, n): array.shape for g, n, array in Record(self._sums).items()}
-        theirs = {(g, n): array.shape for g, n, array in Record(other._sums).items()}
+        mine = {(g, n): (array.shape, array.dtype) for g, n, array in Record(self._sums).items()}
+        theirs = {(g, n): (array.shape, array.dtype) for g, n, array in Record(other._sums).items()}
         if mine != theirs:
             odd = sorted(
                 {key[1] for key in mine.keys() ^ theirs.keys()}
                 | {key[1] for key in mine.keys() & theirs.keys() if mine[key] != theirs[key]}
             )
-            raise BadUpdate(f"two partial sums differ in the names or shapes of arrays {odd}; they cannot be added")
+            raise BadUpdate(f"two partial sums differ in names, shapes or dtypes of arrays {odd}; they cannot be added")

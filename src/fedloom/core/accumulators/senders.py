@@ -50,12 +50,13 @@ class MeanOfSenders:
         self.count += 1
 
     def merge(self, other: Self) -> None:
-        for name, total in other._sums.items():
+        for name, total in other._sums.items():  # all before any is added: a refused sum leaves nothing behind
             known = self._sums.get(name)
             if known is not None and (total.shape, other._dtypes[name]) != (known.shape, self._dtypes[name]):
                 raise BadUpdate(
                     f"two partial sums differ in the shape or dtype of array {name!r}; they cannot be added"
                 )
+        for name, total in other._sums.items():
             self._dtypes.setdefault(name, other._dtypes[name])
             self._add(name, total, other._weights[name])
         self.count += other.count

@@ -350,6 +350,12 @@ class Coordinator:
             known = self._nodes.get(node)
             return sum(known.groups_done.values()) if known is not None else 0
 
+    def is_at_work(self, node: str) -> bool:
+        """Return whether a node holds a group."""
+        with self._changed:
+            known = self._nodes.get(node)
+            return known is not None and bool(known.assigned)
+
     def give_up(self, reason: str) -> None:
         """Whoever starts the agents cannot keep them alive: runs that wait for them fail with this reason."""
         with self._changed:

@@ -111,7 +111,7 @@ class Dispatch:
     def push(self) -> None:
         """Push pending groups to agents with room, the least busy first; of several runs, to the one served least."""
         # A session's first heartbeat says what it still holds; before that nobody can tell what it needs.
-        held = {name: len(node.assigned) for name, node in self._nodes.items() if node.online and not node.fresh}
+        held = {name: self._load(node) for name, node in self._nodes.items() if node.online and not node.fresh}
         wanting = {name for name, holds in held.items() if holds <= 1}
         waiting = [
             (opened, self._willing(opened, held), set(wanting)) for opened in self._open.values() if opened.pending
@@ -128,11 +128,16 @@ class Dispatch:
                 eager.discard(name)
                 continue
             opened.pending.remove(index)
-            held[name] += 1
+            held[name] += MAX_HELD if index in opened.deaths else 1
             try:
                 self._push(self._nodes[name], opened, index)
             except FedloomError as exc:  # the run's own trouble must not hit an agent's call
                 _fail(opened, exc)
+
+    def _load(self, node: Node) -> int:
+        """Return how many groups a node holds; one whose process has died before counts as all that fit."""
+        died = any((opened := self.find(key)) is not None and key.group in opened.deaths for key in node.assigned)
+        return max(MAX_HELD, len(node.assigned)) if died else len(node.assigned)
 
     def _ready(self, opened: OpenExchange, index: int, locality: str) -> bool:
         """Whether agents of a locality can read all that a group needs; has it prepared where they cannot yet."""
@@ -377,7 +382,8 @@ def _choose(
 
     One group in hand and one waiting hides the way to the server and back. Agents are filled up only when they are down
     to one, so that groups, and their results, travel together. Near the end a waiting group would only be kept from an
-    idle neighbour.
+    idle neighbour. A group whose node has died goes alone to an idle one: should it be the reason, it takes no others
+    along.
 
     Args:
         opened: whose groups.
@@ -389,9 +395,11 @@ def _choose(
     for index in opened.pending:
         prefer, only = opened.groups[index].prefer, opened.only(index)
         names = [only] if only else [prefer] if prefer in willing else willing
-        free = [(held[name], name) for name in names if name in willing and name in wanting and held[name] < most]
+        died = index in opened.deaths
+        room = 1 if died else most
+        free = [(held[name], name) for name in names if name in willing and name in wanting and held[name] < room]
         if free:
             return index, min(free)[1]
-        if not opened.has_affinity:
+        if not opened.has_affinity and not died:
             return None
     return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedloom.core.clock import Clock
-from fedloom.core.errors import ClientFailed, FedloomError, QuorumNotReached, UsageError, catalogue
+from fedloom.core.errors import BadUpdate, ClientFailed, FedloomError, QuorumNotReached, UsageError, catalogue
 from fedloom.core.records import ClientFailure
 from fedloom.server.fleet.open_exchange import Answer
 from fedloom.server.fleet.planned import PlannedExchange
@@ -88,6 +88,35 @@ class Closing:
             self._came += len(answer.result.reports)
         released = self._release(len(self.failures) - known)
         self._check_quorum(with_reserve=True)
+        return released
+
+    def discard(self, answer: Answer, reason: BadUpdate) -> list[int]:
+        """Count the clients of an answer that was taken as failed, as their sum fits no other; returns as `take`.
+
+        Raises:
+            BadUpdate: the reason itself, where too few clients are left without them.
+        """
+        if answer.result is None:
+            return []
+        self._came -= len(answer.result.reports)
+        self.failures += [
+            ClientFailure(
+                client=report.client,
+                round=self._round,
+                stage="fold",
+                error=f"{BadUpdate.__module__}.{BadUpdate.__name__}",
+                message=str(reason),
+                node=answer.node,
+                seconds=report.seconds,
+                bytes_down=report.bytes_down,
+            )
+            for report in answer.result.reports
+        ]
+        released = self._release(len(answer.result.reports))
+        try:
+            self._check_quorum(with_reserve=True)
+        except FedloomError:
+            raise reason from None
         return released
 
     def expire(self, assigned: Mapping[int, str]) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import threading
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from fedloom.core.accumulators import Accumulator, RunningMean
-from fedloom.core.errors import BadUpdate, QuorumNotReached
+from fedloom.core.errors import BadUpdate, QuorumNotReached, RunFailed
 from fedloom.core.events import ClientLost, ClientsDone, NodeRefused
 from fedloom.core.plugins import accumulator_class
 from fedloom.core.records import MODEL, ClientReport, Record
@@ -20,6 +21,7 @@ from fedloom.server.rounds.closing import Closing
 from fedloom.server.rounds.counts import Collected, RoundCounts
 from fedloom.server.rounds.grouping import GroupPlanner
 from fedloom.server.rounds.kept_answers import KeptAnswers
+from fedloom.server.rounds.model_dtypes import ModelDtypes
 from fedloom.server.rounds.request import ExchangeRequest
 from fedloom.server.rounds.run_services import FleetAccess, RunOutputs
 from fedloom.server.rounds.waiting import Waiting
@@ -39,6 +41,7 @@ class Collector:
         self._run, self._fleet, self._outputs = run, fleet, outputs
         self.groups = GroupPlanner(run, outputs.store)
         """Knows what clients hold from earlier exchanges."""
+        self._dtypes = ModelDtypes()
         resume = f"run {run.run_id} was stopped; go on with it: fedloom resume {outputs.store.folder}"
         self._waiting = Waiting(fleet, stop, resume)
 
@@ -49,9 +52,11 @@ class Collector:
             ClientFailed, QuorumNotReached: too few clients answered; the message says why each is missing.
             NoCapacity: no agent is there to do the work.
             BadUpdate: updates that cannot be aggregated together.
-            RunFailed: the exchange names inputs it has not, or knobs that are not JSON.
+            RunFailed: the model has another dtype than before, or the exchange names inputs it has not, or knobs that
+                are not JSON.
             Interrupted: the run was asked to stop.
         """
+        self._dtypes.check(request.round, request.exchange)
         grouping, exchange = self.groups.cut(request), request.exchange
         kind = accumulator_class(exchange.accumulator)
         kept = KeptAnswers(self._outputs.journal, request, grouping.groups)
@@ -94,6 +99,8 @@ class Collector:
             else:
                 closing.expire(self._fleet.coordinator.holders(opened))
             counts += RoundCounts(waiting_s=came - begin, aggregation_s=clock.monotonic() - came)
+        for unfit in gathering.aggregation.take_rest():
+            closing.discard(unfit.answer, unfit.reason)
         total = gathering.aggregation.finish()
         return Collected(
             total=total,
@@ -115,7 +122,8 @@ class Collector:
         if request.no_answer is not None and (answer.result is None or answer.result.failures):
             raise request.no_answer(opened, answer)
         released = closing.take(answer)
-        gathering.aggregation.take(answer)
+        for unfit in gathering.aggregation.take(answer):
+            released += closing.discard(unfit.answer, unfit.reason)
         if released:
             self._fleet.coordinator.release(opened, released)
         for client, state in answer.states.items():
@@ -143,6 +151,13 @@ class Collector:
                 )
 
 
+class Unfit(NamedTuple):
+    """A group's answer that does not fit those before it."""
+
+    answer: Answer
+    reason: BadUpdate
+
+
 class Aggregation:
     """One exchange's updates, aggregated in group order.
 
@@ -163,54 +178,68 @@ class Aggregation:
         self.reports: list[ClientReport] = []
         """In cohort order."""
 
-    def take(self, answer: Answer) -> None:
-        """Take one group's answer, and aggregate every group whose turn it is.
+    def take(self, answer: Answer) -> list[Unfit]:
+        """Take one group's answer, and aggregate every group whose turn it is; returns those that do not fit.
 
         Raises:
-            BadUpdate: what came is not this accumulator, or does not fit what came before.
+            BadUpdate: the sum was changed by one that does not fit, which only an accumulator of a plug-in does.
         """
         self._early[answer.index] = answer
+        unfit: list[Unfit] = []
         while self._next in self._early:
-            self._merge(self._early.pop(self._next))
+            unfit += self._merge(self._early.pop(self._next))
             self._next += 1
+        return unfit
 
-    def finish(self) -> Accumulator:
-        """Aggregate what waited for groups that never came, in order, and return the total.
-
-        Raises:
-            BadUpdate: as `take`.
-            QuorumNotReached: there is no update at all.
-        """
-        for index in sorted(self._early):
-            self._merge(self._early[index])
+    def take_rest(self) -> list[Unfit]:
+        """Aggregate what waited for groups that never came, in order; returns and raises as `take`."""
+        unfit = [each for index in sorted(self._early) for each in self._merge(self._early[index])]
         self._early.clear()
         self._close_part()
+        return unfit
+
+    def finish(self) -> Accumulator:
+        """Return the total.
+
+        Raises:
+            QuorumNotReached: there is no update at all.
+        """
         if not self.total.count:
             raise QuorumNotReached(f"round {self._round}: no client answered")
         return self.total
 
-    def _merge(self, answer: Answer) -> None:
+    def _merge(self, answer: Answer) -> list[Unfit]:
+        """Add a group's sum and reports; returns the group where its sum does not fit what came before."""
         if answer.result is None:
-            return
-        self.reports += answer.result.reports
-        if answer.total is None:
-            return
+            return []
         try:
-            partial = self._kind.from_record(_own(answer.total, self._kind))
-            if self._span == 1:
-                self.total.merge(partial)
-                return
+            if answer.total is not None:
+                self._add(answer, self._kind.from_record(_own(answer.total, self._kind)))
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            said = f"what node {answer.node!r} sent is not a {self._kind.__name__}: {type(exc).__name__}: {exc}"
+            return [Unfit(answer, BadUpdate(f"round {self._round}: {said}"))]
+        except BadUpdate as exc:
+            return [Unfit(answer, BadUpdate(f"round {self._round}, node {answer.node!r}: {exc}"))]
+        self.reports += answer.result.reports
+        return []
+
+    def _add(self, answer: Answer, partial: Accumulator) -> None:
+        into = self.total
+        if self._span > 1:
             if answer.index // self._span != self._part_index:
                 self._close_part()
                 self._part_index = answer.index // self._span
-            self._part.merge(partial)
-        except (KeyError, TypeError, ValueError, AttributeError) as exc:
-            raise BadUpdate(
-                f"round {self._round}: what node {answer.node!r} sent is not a {self._kind.__name__}: "
-                f"{type(exc).__name__}: {exc}"
+            into = self._part
+        count = into.count
+        try:
+            into.merge(partial)
+        except BadUpdate:
+            raise
+        except Exception as exc:
+            raise RunFailed(
+                f"round {self._round}: {self._kind.__name__}.merge raised {type(exc).__name__}: {exc}. It must raise "
+                f"BadUpdate before it changes anything; it holds {count} updates"
             ) from exc
-        except BadUpdate as exc:
-            raise BadUpdate(f"round {self._round}, node {answer.node!r}: {exc}") from exc
 
     def _close_part(self) -> None:
         if self._part.count:
