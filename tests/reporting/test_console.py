@@ -72,6 +72,20 @@ def test_the_start_says_what_runs_where() -> None:
     ]
 
 
+def test_the_start_counts_examples_and_says_what_was_left_out() -> None:
+    screen = Screen(terminal=False)
+    data = {"name": "d", "num_train": 1438, "num_test": 359, "num_labels": 10, "left_out": ["2 hidden files: .a"]}
+    screen.sink.write(started(data={**data, "remarks": ["no test example: classes x"]}))
+    assert screen.lines[3:6] == [
+        "  examples 1,438 to train on, 359 held out, 10 classes",
+        "  left out 2 hidden files: .a",
+        "  note     no test example: classes x",
+    ]
+    screen = Screen(terminal=False)
+    screen.sink.write(started(data={"num_train": "many", "left_out": 5}))  # what a node says need not be so
+    assert not any("examples" in line for line in screen.lines)
+
+
 def test_a_node_that_fails_before_the_start_is_told_of() -> None:
     screen = Screen(terminal=False)
     refused: dict[str, Any] = {"run_id": "r1", "round": 0, "node": "lab-7"}

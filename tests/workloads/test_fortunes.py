@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fedloom.core.errors import ConfigError, DataMissing
+from fedloom.workloads._data.checked import checked
 from fedloom.workloads._data.fortunes import fortunes_files, read_fortunes
 from fedloom.workloads._data.settings import Fortunes
 from fedloom.workloads.text_classification.body import find_body, load_body
@@ -24,8 +25,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_topics_are_classes_and_repetitions_are_left_out(folder: Path) -> None:
     settings = Fortunes(folder=str(folder), topics=("law", "art"))
-    data = read_fortunes(settings, fortunes_files(settings))
-    assert data.label_names == ("art", "law") and data.kind == "real"
+    data = checked(read_fortunes(settings, fortunes_files(settings)))
+    assert data.facts["label_names"] == ["art", "law"] and data.facts["kind"] == "real"
     texts = [*data.x_train, *data.x_test]
     assert sorted(texts) == sorted(
         [f"{topic} number -- {index}" for topic in ("art", "law") for index in range(20)] + ["100 % is no divider"] * 2

@@ -13,8 +13,10 @@ from fedloom.core.config import Experiment
 from fedloom.core.errors import DataMissing
 from fedloom.core.records import MODEL, Record, arrays_sha256
 from fedloom.core.seeds import generator
+from fedloom.workloads._data.checked import checked
 from fedloom.workloads._data.settings import Csv, JsonLines, Tweets
-from fedloom.workloads._data.text_files import read_table, read_tweets, table_files, tweets_files
+from fedloom.workloads._data.tables import read_table, table_files
+from fedloom.workloads._data.text_files import read_tweets, tweets_files
 from fedloom.workloads.text_classification.tokens import TokenSplit
 
 GOOD, BAD = ("sunny", "happy", "great", "lovely"), ("rainy", "sad", "awful", "grim")
@@ -189,15 +191,15 @@ def test_json_lines_and_a_test_file(tmp_path: Path) -> None:
             "\n".join(json.dumps({"text": t, "label": n}) for t, n in rows) + "\n\n", encoding="utf-8"
         )
     settings = JsonLines(file=str(tmp_path / "a"), test_file=str(tmp_path / "b"))
-    raw = read_table(settings, table_files(settings))
-    assert (raw.x_train, raw.y_train.tolist(), raw.label_names) == (["x", "y", "z"], [0, 1, 0], ("3", "9"))
+    raw = checked(read_table(settings, table_files(settings)))
+    assert (raw.x_train, raw.y_train.tolist(), raw.facts["label_names"]) == (["x", "y", "z"], [0, 1, 0], ["3", "9"])
     assert (raw.x_test, raw.y_test.tolist()) == (["w"], [1])
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("text,label\nhello\n", "line 2: no column 'label'"),
+        ("text,label\nhello\n", "line 2: 1 cells, expected 2"),
         ("words,label\nhello,1\n", "no column 'text', only words, label"),
         ("text,label\n", "no rows"),
     ],
@@ -221,7 +223,7 @@ def test_tweets_lose_handles_links_and_broken_bytes(tmp_path: Path) -> None:
     raw = "sentiment,confidence,text\nnegative,0.7,@Some_One see http://t.co/aB1 &amp; go\n" + "\n".join(rows) + "\n"
     (tmp_path / "t.csv").write_bytes(raw.encode() + b"positive,1,caf\xe9 time\n")
     settings = Tweets(file=str(tmp_path / "t.csv"), test_fraction=0.1)
-    data = read_tweets(settings, tweets_files(settings))
+    data = checked(read_tweets(settings, tweets_files(settings)))
     texts = {*data.x_train, *data.x_test}
     assert {"user see link & go", "caf time"} <= texts and len(data.y_train) + len(data.y_test) == 122
     assert sorted(np.bincount(np.concatenate([data.y_train, data.y_test])).tolist()) == [40, 41, 41]

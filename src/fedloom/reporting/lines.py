@@ -19,6 +19,7 @@ def start_lines(event: RunStarted) -> list[tuple[str, str]]:
     facts = [
         ("runtime", f"{event.runtime}, {plural(event.workers, 'worker')}: {event.where}"),
         ("data", data_line(event.data)),
+        *examples_lines(event.data),
         ("model", plural(event.num_parameters, "parameter")),
         ("clients", f"{event.clients:,}, {event.cohort:,} asked per round{groups}"),
         ("rounds", rounds_text(event.rounds) + _resumed(event)),
@@ -33,6 +34,19 @@ def data_line(data: Info) -> str:
     digest = str(data.get("sha256") or "")[:12]
     named = [str(data[key]) for key in ("kind", "licence") if data.get(key)] + ([f"sha256 {digest}…"] if digest else [])
     return str(data.get("name", "unnamed")) + (f" ({', '.join(named)})" if named else "")
+
+
+def examples_lines(data: Info) -> list[tuple[str, str]]:
+    """How many examples and classes there are, what was left out, and what was noticed, as (name, value)."""
+    train, test, classes = (data.get(name) for name in ("num_train", "num_test", "num_labels"))
+    if not isinstance(train, int):
+        return []
+    counts = [f"{train:,} to train on"]
+    counts += [f"{test:,} held out"] if isinstance(test, int) else []
+    counts += [f"{classes:,} class{'' if classes == 1 else 'es'}"] if isinstance(classes, int) else []
+    notes = [(name, data.get(key)) for name, key in (("left out", "left_out"), ("note", "remarks"))]
+    said = [(name, str(what)) for name, found in notes if isinstance(found, list | tuple) for what in found]
+    return [("examples", ", ".join(counts)), *said]
 
 
 def round_cells(record: RoundRecord, names: Sequence[tuple[str, bool]]) -> list[str]:

@@ -44,7 +44,7 @@ def digest_of_files(files: Iterable[tuple[str, Path]]) -> str:
     """Hexadecimal SHA-256 over files: each file's name (as given), its length, its bytes."""
     digest = hashlib.sha256()
     for name, path in files:
-        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
+        digest.update(f"{name}\0{path.stat().st_size}\0".encode("utf-8", "surrogateescape"))
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)

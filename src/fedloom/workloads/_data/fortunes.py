@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fedloom.core.errors import DataMissing
-from fedloom.workloads._data.raw import RawData, hold_out, take
+from fedloom.workloads._data.raw import RawData
 from fedloom.workloads._data.settings import Fortunes
 
 INSTALL_FORTUNES = "apt-get install fortunes"
@@ -45,12 +45,11 @@ def read_fortunes(settings: Fortunes, files: list[tuple[str, Path]]) -> RawData[
         texts += found
         labels += [label] * len(found)
     classes = np.array(labels, np.int64)
-    train, test = hold_out(len(classes), settings.test_fraction)
     return RawData(
-        x_train=take(texts, train),
-        y_train=classes[train],
-        x_test=take(texts, test),
-        y_test=classes[test],
+        x_train=texts,
+        y_train=classes,
+        test_fraction=settings.test_fraction,
+        where=str(Path(settings.folder)),
         label_names=tuple(topic for topic, _ in files),
         title="fortunes by topic (Debian)",
         kind="real",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,23 +13,15 @@ import numpy as np
 
 from fedloom.core.errors import DataMissing
 from fedloom.core.records import Array, JsonObject
-from fedloom.workloads._data.raw import (
-    RawData,
-    X,
-    existing,
-    files_below,
-    hold_out,
-    number_groups,
-    number_labels,
-    take,
-    title_of,
-)
+from fedloom.workloads._data.raw import RawData, X, existing, files_below, title_of
 from fedloom.workloads._data.settings import HubData, HubImages, HubText
 from fedloom.workloads._data.values import stacked
 
 if TYPE_CHECKING:
     import datasets
 
+_SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval", "training", "testing")
+"""Words that say a split in a file's name."""
 _OFFLINE = {"images": 'source = "digits", which is always there', "texts": 'source = "csv" with a file of your own'}
 
 
@@ -60,7 +53,7 @@ def read_hub_images(settings: HubImages, files: list[tuple[str, Path]]) -> RawDa
 
 def read_hub_text(settings: HubText, files: list[tuple[str, Path]]) -> RawData[list[str]]:
     """Texts as lists of strings."""
-    return _read(settings, settings.text_column, lambda split: [str(text) for text in split[settings.text_column]])
+    return _read(settings, settings.text_column, lambda split: _texts(split, settings))
 
 
 def _read(settings: HubData, column: str, examples: Callable[[datasets.Dataset], X]) -> RawData[X]:
@@ -77,29 +70,25 @@ def _read(settings: HubData, column: str, examples: Callable[[datasets.Dataset],
         missing = [name for name in wanted[: 2 if split is test else None] if name not in split.column_names]
         if missing:
             raise DataMissing(f"{settings.dataset}: no column {missing[0]!r}, it has {', '.join(split.column_names)}")
-    x_train, labels = examples(train), list(train[settings.label_column])
-    groups = number_groups(list(train[settings.group_column])) if settings.group_column else None
-    if test is not None:
-        x_test, test_labels = examples(test), list(test[settings.label_column])
-    else:
-        kept, held = hold_out(len(labels), settings.test_fraction)
-        x_test, test_labels = take(x_train, held), take(labels, held)
-        x_train, labels = take(x_train, kept), take(labels, kept)
-        groups = groups[kept] if groups is not None else None
-    y_train, y_test, names = number_labels(labels, test_labels, settings.dataset)
     declared = getattr(train.features[settings.label_column], "names", None)
-    if declared:
-        y_train, y_test, names = np.array(labels, np.int64), np.array(test_labels, np.int64), tuple(declared)
+    others = [
+        f"split {name!r}: {len(splits[name]):,} examples"
+        for name in splits
+        if name not in (settings.train_split, settings.test_split)
+    ]
     return RawData(
-        x_train=x_train,
-        y_train=y_train,
-        x_test=x_test,
-        y_test=y_test,
-        groups=groups,
-        label_names=names,
+        x_train=examples(train),
+        y_train=list(train[settings.label_column]),
+        x_test=None if test is None else examples(test),
+        y_test=None if test is None else list(test[settings.label_column]),
+        test_fraction=settings.test_fraction,
+        groups=list(train[settings.group_column]) if settings.group_column else None,
+        label_names=tuple(declared or ()),
+        where=settings.dataset,
         title=title_of(settings, settings.dataset),
         kind=settings.kind,
         licence=settings.licence or (train.info.license or None),
+        left_out=tuple(others),
     )
 
 
@@ -112,7 +101,7 @@ def _load(settings: HubData) -> JsonObject:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             loaded = datasets.load_from_disk(str(path))
         elif _is_local(settings.dataset):
-            files = [str(file) for _, file in files_below(path, (".parquet",))]
+            files = [(name, str(file)) for name, file in files_below(path, (".parquet",))]
             if not files:
                 raise DataMissing(f"{path}: neither written by save_to_disk, nor does it hold Parquet files")
             loaded = datasets.DatasetDict(
@@ -130,13 +119,36 @@ def _load(settings: HubData) -> JsonObject:
     return dict(loaded) if isinstance(loaded, dict) else {settings.train_split: loaded}
 
 
-def _by_split(files: list[str], settings: HubData) -> dict[str, list[str]]:
-    """Parquet files by the split their name says; those that say none are for training."""
+def _by_split(files: list[tuple[str, str]], settings: HubData) -> dict[str, list[str]]:
+    """Parquet files by the split that a word of their path says; those that say none are for training.
+
+    Raises:
+        DataMissing: some files say that they are for training, and others say nothing.
+    """
+    known = [settings.train_split, *([settings.test_split] if settings.test_split else []), *_SPLITS]
     splits: dict[str, list[str]] = {}
-    for file in files:
-        is_test = bool(settings.test_split) and str(settings.test_split) in Path(file).name
-        splits.setdefault(str(settings.test_split) if is_test else settings.train_split, []).append(file)
-    return splits
+    for name, file in files:
+        words = re.split(r"[^a-z0-9]+", name.lower())
+        split = next((split for split in known if split.lower() in words), "")
+        splits.setdefault(split, []).append(file)
+    unsaid = splits.pop("", [])
+    if unsaid and settings.train_split in splits:
+        raise DataMissing(
+            f"{settings.dataset}: {Path(unsaid[0]).name} says no split, while others say {settings.train_split!r}. Put "
+            f"the words {settings.train_split!r}, {settings.test_split!r} or 'validation' into the names of all files"
+        )
+    return {settings.train_split: unsaid, **splits} if unsaid else splits
+
+
+def _texts(split: datasets.Dataset, settings: HubText) -> list[str]:
+    texts = list(split[settings.text_column])
+    wrong = next((index for index, text in enumerate(texts) if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise DataMissing(
+            f"{settings.dataset}, row {wrong}: column {settings.text_column!r} is a {type(texts[wrong]).__name__}, "
+            "expected text. Remove the row, or name another column in workload.data.text_column"
+        )
+    return texts
 
 
 def _pictures(split: datasets.Dataset, settings: HubImages) -> tuple[Array, Counter[str]]:

@@ -8,21 +8,19 @@ import importlib.util
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from fedloom.core.errors import DataMissing
 from fedloom.core.records import Array
-from fedloom.workloads._data.raw import RawData, existing, files_below, hold_out, number_groups, title_of
+from fedloom.workloads._data.class_folders import PICTURES, ClassPicture, class_folders
+from fedloom.workloads._data.raw import RawData, existing, title_of
 from fedloom.workloads._data.settings import FASHION_MNIST, Available, Digits, Idx, Images, Npz
 from fedloom.workloads._data.values import scaled, stacked
 
 NamedFiles = list[tuple[str, Path]]
-PICTURES = (
-    *(".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
-    *(".pbm", ".pgm", ".ppm", ".pnm", ".jp2"),
-)
 _IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 _FASHION_SHA256 = "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
 """Of Fashion-MNIST's training images, decompressed."""
@@ -46,13 +44,11 @@ def read_digits(settings: Digits, files: NamedFiles) -> RawData[Array]:
     with gzip.open(files[0][1], "rt", encoding="utf-8") as table:
         values = np.loadtxt(table, delimiter=",")
     images, labels = (values[:, :-1] / 16.0).reshape(-1, 8, 8).astype(np.float32), values[:, -1].astype(np.int64)
-    train, test = hold_out(len(labels), 0.2)
     return RawData(
-        x_train=images[train],
-        y_train=labels[train],
-        x_test=images[test],
-        y_test=labels[test],
+        x_train=images,
+        y_train=labels,
         label_names=tuple(map(str, range(10))),
+        where=str(files[0][1]),
         title="scikit-learn digits (UCI Optical Recognition of Handwritten Digits, test part)",
         kind="real",
         licence="BSD-3-Clause (as shipped in scikit-learn)",
@@ -100,10 +96,11 @@ def read_idx(settings: Idx, files: NamedFiles) -> RawData[Array]:
     fashion = hashlib.sha256(_idx_bytes(files[0][1])).hexdigest() == _FASHION_SHA256
     return RawData(
         x_train=x_train,
-        y_train=y_train.astype(np.int64),
+        y_train=y_train,
         x_test=x_test,
-        y_test=y_test.astype(np.int64),
+        y_test=y_test,
         label_names=_FASHION_NAMES if fashion else (),
+        where=str(files[0][1].parent),
         title=settings.title or ("Fashion-MNIST" if fashion else title_of(settings, settings.folder)),
         kind=settings.kind,
         licence=settings.licence or ("MIT" if fashion else None),
@@ -134,106 +131,91 @@ def _idx(path: Path) -> Array:
 
 def npz_files(settings: Npz) -> NamedFiles:
     """The archive."""
-    path = existing(settings.file, "workload.data", "Set workload.data.file to an .npz with x_train and y_train")
+    remedy = f"Set workload.data.file to an .npz with {settings.train_images} and {settings.train_labels}"
+    path = existing(settings.file, "workload.data", remedy)
     return [(path.name, path)]
 
 
 def read_npz(settings: Npz, files: NamedFiles) -> RawData[Array]:
-    """The arrays, and a split where the archive has no test set."""
+    """The arrays that the settings name."""
     path = files[0][1]
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as exc:
+    except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as exc:
         raise DataMissing(f"{path}: cannot be read as an .npz archive of plain arrays: {exc}") from exc
-    missing = [name for name in ("x_train", "y_train") if name not in arrays]
+    names = [settings.train_images, settings.train_labels, settings.test_images, settings.test_labels]
+    missing = [name for name in names[:2] if name not in arrays]
     if missing:
         raise DataMissing(f"{path}: has no {' and no '.join(missing)}, only {', '.join(arrays) or 'nothing'}")
-    groups = number_groups(arrays["groups_train"].tolist()) if "groups_train" in arrays else None
-    x_train, y_train = arrays["x_train"], arrays["y_train"].reshape(-1)
-    if "x_test" in arrays and "y_test" in arrays:
-        x_test, y_test = arrays["x_test"], arrays["y_test"].reshape(-1)
-    else:
-        train, test = hold_out(len(y_train), settings.test_fraction)
-        x_test, y_test = x_train[test], y_train[test]
-        x_train, y_train = x_train[train], y_train[train]
-        groups = groups[train] if groups is not None else None
+    flat = [name for name, array in arrays.items() if name in (*names, settings.train_groups) and not array.ndim]
+    if flat:
+        raise DataMissing(f"{path}: {flat[0]} is a single value, expected one for each example")
     values = Counter[str]()
-    sides = []
-    for name, images in (("x_train", x_train), ("x_test", x_test)):
-        pixels, scaling = scaled(images, settings.value_range, f"{path}: {name}")
-        values[scaling] += len(pixels)
-        sides.append(pixels)
-    x_train, x_test = sides
-    for images, labels in ((x_train, y_train), (x_test, y_test)):
-        if labels.dtype.kind not in "iu" or len(labels) != len(images):
-            raise DataMissing(
-                f"{path}: {len(images)} images with {len(labels)} labels of {labels.dtype}: expected integers"
-            )
+    images = []
+    for name in (settings.train_images, settings.test_images):
+        if name in arrays:
+            pixels, scaling = scaled(arrays[name], settings.value_range, f"{path}: {name}")
+            values[scaling] += len(pixels)
+            images.append(pixels)
+    others = [name for name in arrays if name not in (*names, settings.train_groups)]
     return RawData(
-        x_train=x_train,
-        y_train=y_train.astype(np.int64),
-        x_test=x_test,
-        y_test=y_test.astype(np.int64),
-        groups=groups,
+        x_train=images[0],
+        y_train=arrays[settings.train_labels],
+        x_test=images[1] if len(images) > 1 else None,
+        y_test=arrays.get(settings.test_labels),
+        test_fraction=settings.test_fraction,
+        groups=arrays.get(settings.train_groups),
+        where=str(path),
         title=title_of(settings, settings.file),
         kind=settings.kind,
         licence=settings.licence,
         layout=settings.layout,
         values=values,
+        left_out=(f"arrays of other names: {', '.join(others)}",) if others else (),
     )
 
 
 def images_files(settings: Images) -> NamedFiles:
-    """Every picture below the folder."""
-    folder = existing(
-        settings.folder, "workload.data", "Set workload.data.folder to a folder with one folder per class"
-    )
-    found = files_below(folder, PICTURES)
-    if not found:
-        raise DataMissing(f"{folder}: no picture below it (looked for {', '.join(PICTURES)})")
-    return found
+    """Every picture in a class folder."""
+    found = class_folders(settings)
+    files = [path for _, path in (*found.train, *(found.test or ()))]
+    if not files:
+        raise DataMissing(f"{found.root}: no picture below it (looked for {', '.join(PICTURES)})")
+    return [(str(path.relative_to(found.root)), path) for path in sorted(files)]
 
 
 def read_images(settings: Images, files: NamedFiles) -> RawData[Array]:
     """Pictures resized to `size` x `size`; the class is the folder a picture lies in."""
-    folder = Path(settings.folder).expanduser()
-    has_test = (folder / "test").is_dir()
-    roots = [folder / "train" if (folder / "train").is_dir() else folder, folder / "test" if has_test else None]
-    names = sorted(child.name for child in roots[0].iterdir() if child.is_dir()) if roots[0] else []
-    if len(names) < 2:
-        raise DataMissing(f"{roots[0]}: expected one folder per class, at least two; found {names or 'none'}")
-    sides = [_read_classes(root, names, settings) for root in roots if root is not None]
-    if has_test:
-        (x_train, y_train), (x_test, y_test) = (side[:2] for side in sides)
-    else:
-        train, test = hold_out(len(sides[0][1]), settings.test_fraction)
-        (x_train, y_train), (x_test, y_test) = ((sides[0][0][rows], sides[0][1][rows]) for rows in (train, test))
+    found = class_folders(settings)
+    values = Counter[str]()
+    x_train = _pictures(found.train, settings, values, found.root)
+    x_test = None if found.test is None else _pictures(found.test, settings, values, found.root)
     return RawData(
         x_train=x_train,
-        y_train=y_train,
+        y_train=[name for name, _ in found.train],
         x_test=x_test,
-        y_test=y_test,
-        label_names=tuple(names),
+        y_test=None if found.test is None else [name for name, _ in found.test],
+        test_fraction=settings.test_fraction,
+        where=str(found.root),
         title=title_of(settings, settings.folder),
         kind=settings.kind,
         licence=settings.licence,
         layout="hwc",
-        values=sum((side[2] for side in sides), Counter()),
+        values=values,
+        left_out=found.left_out,
     )
 
 
-def _read_classes(root: Path, names: list[str], settings: Images) -> tuple[Array, Array, Counter[str]]:
+def _pictures(pictures: Sequence[ClassPicture], settings: Images, values: Counter[str], root: Path) -> Array:
     from fedloom.workloads._data.pictures import picture_rule, read_picture
 
+    if not pictures:
+        raise DataMissing(f"{root}: a split has no picture (looked for {', '.join(PICTURES)})")
     rule = picture_rule(settings, settings.size, settings.channels)
-    images, labels, values = [], [], Counter[str]()
-    for label, name in enumerate(names):
-        for _, path in files_below(root / name, PICTURES) if (root / name).is_dir() else []:
-            pixels, scaling = read_picture(path, rule, str(path))
-            images.append(pixels)
-            labels.append(label)
-            values[scaling] += 1
-    if not images:
-        raise DataMissing(f"{root}: no picture in the class folders {', '.join(names)}")
-    return stacked(images), np.array(labels, np.int64), values
+    images = []
+    for _, path in pictures:
+        pixels, scaling = read_picture(path, rule, str(path))
+        images.append(pixels)
+        values[scaling] += 1
+    return stacked(images)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fedloom.core.errors import ConfigError, DataMissing
-from fedloom.core.records import Array, Info
+from fedloom.core.records import Array, Info, JsonObject
 from fedloom.workloads._data import cache
+from fedloom.workloads._data.checked import Examples, checked, reading
 from fedloom.workloads._data.hub import hub_files, read_hub_images
 from fedloom.workloads._data.image_files import (
     available_files,
@@ -26,7 +27,17 @@ from fedloom.workloads._data.image_files import (
 )
 from fedloom.workloads._data.raw import RawData
 from fedloom.workloads._data.resizing import resized, with_channels
-from fedloom.workloads._data.settings import Available, Digits, HubImages, Idx, Images, ImageSource, Layout, Npz
+from fedloom.workloads._data.settings import (
+    Available,
+    Digits,
+    HubImages,
+    Idx,
+    Images,
+    ImageSource,
+    Labelled,
+    Layout,
+    Npz,
+)
 from fedloom.workloads._data.values import unit
 
 _FORMAT = 2
@@ -104,16 +115,20 @@ def load_images(settings: ImageSource, size: int | None = None, channels: int | 
         DataMissing: the source is not on this machine, or not what it should be.
     """
     list_files, read = _SOURCES[type(settings)]
-    files = list_files(settings)
-    source_sha256 = cache.digest_of_files(files)
+    with reading(f"workload.data (source {settings.source!r})"):
+        files = list_files(settings)
+        source_sha256 = cache.digest_of_files(files)
     chosen = {k: Path(v).name if k in _PLACES else v for k, v in settings.model_dump(mode="json").items()}
     form = [] if size is None and channels is None else [size, channels]
     key = cache.digest_of([_FORMAT, source_sha256, chosen, *form])
 
     def build(folder: Path) -> None:
-        raw = read(settings, files)
-        x_train, x_test = (_formed(_channels_first(x, raw), size, channels) for x in (raw.x_train, raw.x_test))
-        _prepare(raw, x_train, x_test, source_sha256, folder)
+        with reading(str(files[0][1])):
+            raw = read(settings, files)
+            examples = checked(raw, settings.classes if isinstance(settings, Labelled) else None)
+            sides = [_formed(_channels_first(x, raw), size, channels) for x in (examples.x_train, examples.x_test)]
+        facts = {**examples.facts, "sha256": source_sha256, "values": dict(sorted(raw.values.items()))}
+        _prepare(examples, sides, facts, folder)
 
     place = cache.entry("images", key, build)
     groups = place / "groups.npy"
@@ -143,14 +158,11 @@ def _formed(x: Array, size: int | None, channels: int | None) -> Array:
     return np.concatenate(blocks)
 
 
-def _prepare(raw: RawData[Array], x_train: Array, x_test: Array, source_sha256: str, folder: Path) -> None:
+def _prepare(examples: Examples[Array], sides: Sequence[Array], facts: JsonObject, folder: Path) -> None:
     """Normalise and write the arrays."""
+    x_train, x_test = sides
     if x_train.shape[1:] != x_test.shape[1:]:
-        raise DataMissing(f"{raw.title}: training images are {x_train.shape[1:]}, test images {x_test.shape[1:]}")
-    lowest = min(int(raw.y_train.min()), int(raw.y_test.min()))
-    num_labels = max(int(raw.y_train.max()), int(raw.y_test.max()), len(raw.label_names) - 1) + 1
-    if lowest < 0:
-        raise DataMissing(f"{raw.title}: a label is {lowest}; classes are numbered from 0")
+        raise DataMissing(f"{facts['name']}: training images are {x_train.shape[1:]}, test images {x_test.shape[1:]}")
     mean, std = _moments(x_train)
     edges = []
     for name, x in (("x_train", x_train), ("x_test", x_test)):
@@ -160,26 +172,12 @@ def _prepare(raw: RawData[Array], x_train: Array, x_test: Array, source_sha256: 
             edges += [float(block.min()), float(block.max())]
             out[start : start + _BLOCK] = (block - mean[:, None, None]) / std[:, None, None]
         out.flush()
-    np.save(folder / "y_train.npy", raw.y_train)
-    np.save(folder / "y_test.npy", raw.y_test)
-    if raw.groups is not None:
-        np.save(folder / "groups.npy", raw.groups)
-    facts = {
-        "name": raw.title,
-        "kind": raw.kind,
-        "licence": raw.licence,
-        "sha256": source_sha256,
-        "num_train": len(x_train),
-        "num_test": len(x_test),
-        "num_labels": num_labels,
-        "shape": list(x_train.shape[1:]),
-        "mean": [float(value) for value in mean],
-        "std": [float(value) for value in std],
-        "label_names": list(raw.label_names or map(str, range(num_labels))),
-        "range": [min(edges), max(edges)],
-        "values": dict(sorted(raw.values.items())),
-    }
-    cache.write_json(folder / "info.json", facts)
+    np.save(folder / "y_train.npy", examples.y_train)
+    np.save(folder / "y_test.npy", examples.y_test)
+    if examples.groups is not None:
+        np.save(folder / "groups.npy", examples.groups)
+    shape, moments = list(x_train.shape[1:]), {"mean": list(map(float, mean)), "std": list(map(float, std))}
+    cache.write_json(folder / "info.json", {**facts, "shape": shape, **moments, "range": [min(edges), max(edges)]})
 
 
 def _channels_first(x: Array, raw: RawData[Array]) -> Array:
@@ -191,24 +189,24 @@ def _channels_first(x: Array, raw: RawData[Array]) -> Array:
     if x.ndim == 3:
         return x[:, None]
     if x.ndim != 4:
-        raise DataMissing(f"{raw.title}: images have shape {x.shape}, expected (n, h, w), (n, h, w, c) or (n, c, h, w)")
-    layout = raw.layout or _layout(x, raw.title)
+        raise DataMissing(f"{raw.where}: images have shape {x.shape}, expected (n, h, w), (n, h, w, c) or (n, c, h, w)")
+    layout = raw.layout or _layout(x, raw.where)
     channels = x.shape[3 if layout == "hwc" else 1]
     if channels not in _CHANNELS:
         raise DataMissing(
-            f"{raw.title}: images have {channels} channels (shape {x.shape}, {layout}), expected 1, 3 or 4"
+            f"{raw.where}: images have {channels} channels (shape {x.shape}, {layout}), expected 1, 3 or 4"
         )
     return x.transpose(0, 3, 1, 2) if layout == "hwc" else x
 
 
-def _layout(x: Array, title: str) -> Layout:
+def _layout(x: Array, where: str) -> Layout:
     """The one order of axes that gives a known number of channels, or else the one that gives square images."""
     last, first = x.shape[3] in _CHANNELS, x.shape[1] in _CHANNELS
     if last and first:
         last, first = x.shape[1] == x.shape[2], x.shape[2] == x.shape[3]
     if last == first:
         raise DataMissing(
-            f"{title}: images of shape {x.shape} may be (n, h, w, c) or (n, c, h, w). Set workload.data.layout to "
+            f"{where}: images of shape {x.shape} may be (n, h, w, c) or (n, c, h, w). Set workload.data.layout to "
             '"hwc" or "chw"'
         )
     return "hwc" if last else "chw"

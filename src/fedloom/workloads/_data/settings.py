@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 from typing import Annotated, Literal, Self
 
@@ -42,7 +43,23 @@ class LocalData(Settings):
     """Licence of the data, for the provenance."""
 
 
-class LocalImages(LocalData):
+class Labelled(LocalData):
+    """Examples with classes."""
+
+    classes: Annotated[tuple[str | int, ...], Field(min_length=2)] | None = None
+    """The classes in the order of their numbers, the same for every site; None numbers those that the data has, in
+    sorted order. A label that is none of them is rejected."""
+
+    @pydantic.model_validator(mode="after")
+    def _classes_differ(self) -> Self:
+        names = [str(name).strip() for name in self.classes or ()]
+        twice = next((name for name in names if not name or names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"workload.data.classes: {twice!r} is empty or named twice")
+        return self
+
+
+class LocalImages(Labelled):
     """What image files cannot say about themselves."""
 
     value_range: tuple[float, float] | None = None
@@ -72,6 +89,10 @@ class Images(LocalImages):
     source: Literal["images"] = "images"
     folder: DataPath
     """Folder of class folders, or of `train/` and `test/`."""
+    train_folder: str = "train"
+    """Folder of the class folders to train on; where there is none, they lie in `folder` itself."""
+    test_folder: str = "test"
+    """Folder of the held-out class folders, beside `train_folder`."""
     size: Annotated[int, Field(ge=4)] = 32
     """Side every image is resized to; pixels."""
     channels: Literal[1, 3] = 3
@@ -83,11 +104,10 @@ class Images(LocalImages):
 
 
 class Npz(LocalImages):
-    """A NumPy archive with `x_train` and `y_train`, and `x_test`, `y_test` where there is a test set.
+    """A NumPy archive with images and labels to train on, and a test set where there is one.
 
     Images are (n, h, w), (n, h, w, c) with c in 1, 3, 4, or (n, c, h, w); booleans, uint8 (scaled by 1/255), uint16
-    (by 1/65535), floats (as they are), or any integers with a `value_range`. Labels are integers from 0.
-    `groups_train`, if it is there, is the column of the `natural` partition.
+    (by 1/65535), floats (as they are), or any integers with a `value_range`.
     """
 
     source: Literal["npz"] = "npz"
@@ -95,11 +115,21 @@ class Npz(LocalImages):
     """The `.npz` file."""
     layout: Layout | None = None
     """Axes of an image: `hwc` has channels last, `chw` first; None infers it where the sizes leave no doubt."""
+    train_images: str = "x_train"
+    """Array of the images to train on."""
+    train_labels: str = "y_train"
+    """Array of their classes: integers, text, or one-hot rows."""
+    test_images: str = "x_test"
+    """Array of the held-out images."""
+    test_labels: str = "y_test"
+    """Array of their classes."""
+    train_groups: str = "groups_train"
+    """Array of the `natural` partition (a user, a writer, a patient); it need not be there."""
     test_fraction: Fraction = 0.2
     """Share held out where there is no `x_test`."""
 
 
-class HubData(LocalData):
+class HubData(Labelled):
     """A data set in Hugging Face's form: on disk, or by name where there is a network."""
 
     source: Literal["huggingface"] = "huggingface"
@@ -180,7 +210,7 @@ class Fortunes(Settings):
     """Share held out."""
 
 
-class TextTable(LocalData):
+class TextTable(Labelled):
     """Columns and test set of a local table of texts."""
 
     file: DataPath
@@ -192,19 +222,31 @@ class TextTable(LocalData):
     text_column: str = "text"
     """Column of the texts."""
     label_column: str = "label"
-    """Column of the classes: integers or strings, numbered in sorted order."""
+    """Column of the classes: integers or text."""
     group_column: str | None = None
     """Column of the `natural` partition (a user, a topic)."""
+    encoding: str | None = None
+    """Encoding of the files, as Python names it (`latin-1`, `cp1252`); None reads UTF-8, and UTF-16 with its mark."""
+
+    @pydantic.field_validator("encoding")
+    @classmethod
+    def _is_known(cls, value: str | None) -> str | None:
+        try:
+            return value if value is None else codecs.lookup(value).name
+        except LookupError as exc:
+            raise ConfigError(f"workload.data.encoding: {value!r} is no encoding that Python knows") from exc
 
 
 class Csv(TextTable):
-    """A CSV file with a header line, UTF-8."""
+    """A CSV file with a header line."""
 
     source: Literal["csv"] = "csv"
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    """Character between the cells of a line."""
 
 
 class JsonLines(TextTable):
-    """A file with one JSON object per line, UTF-8."""
+    """A file with one JSON object per line."""
 
     source: Literal["jsonl"] = "jsonl"
 

@@ -11,7 +11,7 @@ import numpy as np
 from fedloom.core.errors import ConfigError, DataMissing
 from fedloom.core.records import Array, Info
 from fedloom.workloads._data import cache
-from fedloom.workloads._data.raw import existing, title_of
+from fedloom.workloads._data.raw import existing, is_hidden, title_of
 from fedloom.workloads._pretrained.folder import PretrainedFolder, quiet
 from fedloom.workloads.causal_lm.config import Texts
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 NO_TARGET = -100
 """Label of a place whose token nobody has to predict: what cross-entropy leaves out."""
-_FORMAT = 1
+_FORMAT = 2
 _FEWEST = 2
 """Tokens of the shortest block: one to read, one to predict."""
 _REMEDY = "Set workload.data.path to a UTF-8 text file or a folder of them, and workload.data.pattern to their names"
@@ -116,7 +116,8 @@ def list_texts(where: str, pattern: str, setting: str) -> NamedFiles:
     root = existing(where, setting, _REMEDY)
     if root.is_file():
         return [(root.name, root)]
-    found = [path for path in sorted(root.rglob(pattern)) if path.is_file() and path.name[0] != "."]
+    below = (path for path in sorted(root.rglob(pattern)) if path.is_file())
+    found = [path for path in below if not is_hidden(path.relative_to(root))]
     if not found:
         raise DataMissing(f"{setting}: no file below {str(root)!r} fits the pattern {pattern!r}. {_REMEDY}")
     return [(str(path.relative_to(root)), path) for path in found]
@@ -124,7 +125,7 @@ def list_texts(where: str, pattern: str, setting: str) -> NamedFiles:
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, path: Path) -> Array:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as exc:
         raise DataMissing(f"{path}: not a text in UTF-8 ({exc.reason} at byte {exc.start}). {_REMEDY}") from exc
     tokens = np.asarray(tokenizer(text)["input_ids"], np.int32) if text.strip() else np.zeros(0, np.int32)

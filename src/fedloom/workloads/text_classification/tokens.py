@@ -9,11 +9,12 @@ import numpy as np
 
 from fedloom.core.records import Array, Info
 from fedloom.workloads._data import cache
-from fedloom.workloads._data.settings import TextSource
+from fedloom.workloads._data.checked import checked, reading
+from fedloom.workloads._data.settings import Labelled, TextSource
 from fedloom.workloads._data.text_files import TEXT_SOURCES
 from fedloom.workloads.text_classification.body import BodyFolder
 
-_FORMAT = 1
+_FORMAT = 2
 _PLACES = ("file", "test_file", "dataset", "folder")
 
 
@@ -65,13 +66,15 @@ def load_tokens(settings: TextSource, body: BodyFolder, max_length: int) -> Toke
         DataMissing: the source is not on this machine, or not what it should be.
     """
     list_files, read = TEXT_SOURCES[type(settings)]
-    files = list_files(settings)
-    source_sha256 = cache.digest_of_files(files)
+    with reading(f"workload.data (source {settings.source!r})"):
+        files = list_files(settings)
+        source_sha256 = cache.digest_of_files(files)
     chosen = {k: Path(v).name if k in _PLACES and v else v for k, v in settings.model_dump(mode="json").items()}
     key = cache.digest_of([_FORMAT, source_sha256, chosen, cache.digest_of_files(body.tokenizer_files), max_length])
 
     def build(folder: Path) -> None:
-        raw = read(settings, files)
+        with reading(str(files[0][1])):
+            raw = checked(read(settings, files), settings.classes if isinstance(settings, Labelled) else None)
         tokenizer = body.tokenizer()
         for split, texts, labels in (("train", raw.x_train, raw.y_train), ("test", raw.x_test, raw.y_test)):
             encoded = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
@@ -81,18 +84,7 @@ def load_tokens(settings: TextSource, body: BodyFolder, max_length: int) -> Toke
             np.save(folder / f"{split}_labels.npy", labels)
         if raw.groups is not None:
             np.save(folder / "groups.npy", raw.groups)
-        num_labels = max(int(raw.y_train.max()) + 1, int(raw.y_test.max()) + 1, len(raw.label_names))
-        facts = {
-            "name": raw.title,
-            "kind": raw.kind,
-            "licence": raw.licence,
-            "sha256": source_sha256,
-            "num_train": len(raw.y_train),
-            "num_test": len(raw.y_test),
-            "num_labels": num_labels,
-            "label_names": list(raw.label_names or map(str, range(num_labels))),
-            "pad_id": int(tokenizer.pad_token_id or 0),
-        }
+        facts = {**raw.facts, "sha256": source_sha256, "pad_id": int(tokenizer.pad_token_id or 0)}
         cache.write_json(folder / "info.json", facts)
 
     place = cache.entry("tokens", key, build)

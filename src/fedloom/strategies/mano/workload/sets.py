@@ -12,7 +12,7 @@ from fedloom.core.errors import DataMissing
 from fedloom.core.records import Array
 from fedloom.strategies.mano.workload.config import CifarC, Config, SetFolders
 from fedloom.strategies.mano.workload.corruptions.suite import CORRUPTIONS, Bank, corrupted
-from fedloom.workloads._data.image_files import PICTURES
+from fedloom.workloads._data.class_folders import PICTURES
 from fedloom.workloads._data.images import ImageData
 from fedloom.workloads._data.raw import existing, files_below
 from fedloom.workloads._data.settings import ImageSource
