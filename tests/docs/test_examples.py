@@ -43,6 +43,7 @@ _MARKED = [
             "bring-your-data",
             "debug-a-client",
             "serve-and-enroll-agents",
+            "train-your-own-model",
             "use-a-ray-cluster",
             "watch-with-prometheus",
         )

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fedloom.core.records import Array, Info
-from fedloom.workloads._data.partition import Partition
 
 Batch: TypeAlias = tuple[tuple[Tensor, ...], Tensor]
 """What the model is called with, and the targets: each with one entry per example in its first dimension."""
@@ -24,6 +23,20 @@ class RowSource(Protocol):
 
     def batch(self, rows: Tensor) -> Batch:
         """Return the inputs and targets of some rows, (b,) int64, on the device of the work."""
+
+
+class Shards(Protocol):
+    """Which rows of the training set are whose; a `Partition` is one."""
+
+    @property
+    def sizes(self) -> Array:
+        """Examples of each client, (clients,); empty where they are not known."""
+
+    def client(self, client: int) -> Array:
+        """Return the rows of a client, (n,), int64."""
+
+    def label_counts(self, labels: Array, num_labels: int) -> Array:
+        """Return the examples of each class for each client, (clients, num_labels)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,5 +79,5 @@ class RowData:
     """Names of the classes; none where the report is not to show who holds which."""
     groups: Array | None = None
     """Group of each training example, (n,), int64, for the partition `natural`."""
-    shards: Partition | None = None
+    shards: Shards | None = None
     """Who holds which rows; None leaves it to the settings' partition."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 import numpy as np
 import torch
@@ -12,10 +12,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedloom.core.config import Experiment
+from fedloom.core.errors import ConfigError
 from fedloom.core.protocols import Inputs, LocalRule, WorkloadInfo
 from fedloom.core.records import MODEL, Array, Info, Job, Mean, Metrics, Record, Update
 from fedloom.workloads._adapters.targets import model_info, output_layer
-from fedloom.workloads._base.rows import RowData, RowSource
+from fedloom.workloads._base.checks import (
+    blamed,
+    check_classes,
+    check_labels,
+    check_loss,
+    check_methods,
+    check_metrics,
+    check_model,
+    check_outputs,
+    is_own,
+    place_of,
+)
+from fedloom.workloads._base.classes import all_targets
+from fedloom.workloads._base.examples import Found, Maker
+from fedloom.workloads._base.rows import RowData, RowSource, Shards
 from fedloom.workloads._base.settings import TorchConfig
 from fedloom.workloads._data.partition import Partition, partition
 from fedloom.workloads._data.rows import RowShard
@@ -24,6 +39,8 @@ from fedloom.workloads._torch.trainer import LocalTraining, Trainer
 
 C = TypeVar("C", bound=TorchConfig)
 CPU = torch.device("cpu")
+_WITHOUT_CLASSES = ("iid", "size_skew", "natural")
+"""Schemes of partitions that read no classes."""
 
 
 class RowTask(ABC, Generic[C]):
@@ -40,21 +57,28 @@ class RowTask(ABC, Generic[C]):
     evaluation_batch: int = 250
     """Examples in a forward pass that trains nothing. Part of the metrics' last bits."""
 
+    def __new__(cls, *arguments: object, **settings: object) -> Self:
+        if not is_own(cls):
+            check_methods(cls, next(kind for kind in cls.__mro__ if is_own(kind)))
+        return super().__new__(cls)
+
     def __init__(self, config: C, experiment: Experiment) -> None:
         self.config, self.experiment = config, experiment
         self.device = choose_device(config.training.device)
-        self.data = self.dataset()
-        self.shards = self.data.shards or self._dealt(self.data)
+        self.data = load_rows(self)
+        self.shards: Shards = deal(self) if self.data.shards is None else self.data.shards
         with exact(self.device, seed=0):
-            self.trainer = Trainer(self.model(), config.training, self.device)
+            self.trainer = Trainer(build_model(self), config.training, self.device)
+            if not is_own(type(self)):
+                try_out(self)
 
     @abstractmethod
     def model(self) -> nn.Module:
         """Return a new model, its weights drawn from torch's global generator."""
 
     @abstractmethod
-    def dataset(self) -> RowData:
-        """Return the examples; called once."""
+    def dataset(self) -> Found:
+        """Return the examples, see `Examples`; called once."""
 
     def outputs(self, model: nn.Module, *inputs: Tensor) -> Tensor:
         """Return what the model says of a minibatch, (b, …)."""
@@ -66,11 +90,17 @@ class RowTask(ABC, Generic[C]):
         return F.cross_entropy(outputs, targets)
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
-        """Return an evaluation's metrics of a minibatch, each summed over its `count`."""
-        return {
-            "loss": F.cross_entropy(outputs, targets, reduction="sum"),
-            "accuracy": (outputs.argmax(1) == targets).sum(),
-        }
+        """Return an evaluation's metrics of a minibatch, each a sum over its `count` examples.
+
+        By default `loss`, and where targets are classes `accuracy`, the share of right answers.
+        """
+        if has_own_loss(type(self)):
+            loss = self.loss(outputs, targets) * self.count(targets)
+        else:
+            loss = F.cross_entropy(outputs, targets, reduction="sum")
+        if outputs.dim() != 2 or targets.dim() != 1 or targets.is_floating_point():
+            return {"loss": loss}
+        return {"loss": loss, "accuracy": (outputs.argmax(1) == targets).sum()}
 
     def count(self, targets: Tensor) -> int:
         """Return how many things a minibatch's metrics are summed over; its examples by default."""
@@ -92,7 +122,7 @@ class RowTask(ABC, Generic[C]):
 
     def describe(self) -> WorkloadInfo:
         data, shards = self.data, self.shards
-        counted = len(data.label_names) > 0
+        counted = len(data.label_names) > 0 and len(shards.sizes) > 0
         return WorkloadInfo(
             data=data.info,
             client_sizes=shards.sizes.tolist(),
@@ -146,25 +176,94 @@ class RowTask(ABC, Generic[C]):
         with exact(self.device), torch.inference_mode():
             self.trainer.load(inputs)
             self.network.eval()
-            for batch in self._batches(rows):
+            for batch in minibatches(rows, self.evaluation_batch, self.device):
                 given, targets = source.batch(batch)
                 for name, value in self.metrics(self.outputs(self.network, *given), targets).items():
                     sums[name] = sums.get(name, 0.0) + float(value)
                 total += self.count(targets)
         return {name: Mean(value, float(total)) for name, value in sums.items()}
 
-    def _batches(self, rows: Array) -> tuple[Tensor, ...]:
-        """Rows cut into minibatches of an evaluation; none where there are none."""
-        return torch.split(torch.from_numpy(rows).to(self.device), self.evaluation_batch) if len(rows) else ()
 
-    def _dealt(self, data: RowData) -> Partition:
-        """The rows dealt to the clients as the settings say."""
-        experiment = self.experiment
-        return partition(
-            self.config.partition,
-            data.labels,
-            data.groups,
-            clients=experiment.clients,
-            seed=experiment.seed,
-            data_sha256=data.sha256,
-        )
+def minibatches(rows: Array, size: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Cut rows into consecutive minibatches on a device; none where there are none."""
+    return torch.split(torch.from_numpy(rows).to(device), size) if len(rows) else ()
+
+
+def has_own_loss(kind: type[RowTask[C]]) -> bool:
+    """Whether a workload minimises something else than plain cross-entropy."""
+    return kind.loss is not RowTask.loss
+
+
+def load_rows(task: RowTask[C]) -> RowData:
+    """Return a workload's examples as rows.
+
+    Raises:
+        PluginInvalid: what its `dataset` returns is none.
+    """
+    kind, experiment = type(task), task.experiment
+    maker = Maker(task.device, experiment.clients, experiment.seed, kind.__name__, place_of(kind.dataset))
+    with blamed(kind, kind.dataset):
+        data = maker.rows(task.dataset())
+        if data.sha256 and not is_own(kind) and not has_own_loss(kind) and not len(data.labels):
+            check_labels(all_targets(data.train), maker.where)
+    return data
+
+
+def deal(task: RowTask[C]) -> Partition:
+    """Deal a workload's examples to the clients, as its settings say.
+
+    Raises:
+        ConfigError: a client would hold nothing, or the scheme does not fit the data.
+    """
+    data, labels, scheme = task.data, task.data.labels, task.config.partition.scheme
+    if not len(labels):
+        if scheme not in _WITHOUT_CLASSES:
+            raise ConfigError(
+                f"workload.partition.scheme: {scheme!r} deals examples by class, but the targets are no classes. Set "
+                f"one of {', '.join(_WITHOUT_CLASSES)}"
+            )
+        labels = np.zeros(len(data.train), np.int64)
+    return partition(
+        task.config.partition,
+        labels,
+        data.groups,
+        clients=task.experiment.clients,
+        seed=task.experiment.seed,
+        data_sha256=data.sha256,
+    )
+
+
+def build_model(task: RowTask[C]) -> nn.Module:
+    """Return a workload's model.
+
+    Raises:
+        PluginInvalid: it is none.
+    """
+    kind = type(task)
+    with blamed(kind, kind.model):
+        found = task.model()
+    check_model(found, place_of(kind.model))
+    return found
+
+
+def try_out(task: RowTask[C]) -> None:
+    """Compute loss and metrics of two examples, so that a mistake is found before the first round.
+
+    Raises:
+        PluginInvalid: one is found; the message says where.
+    """
+    kind, train = type(task), task.data.train
+    if not task.data.sha256:  # each client's examples are loaded, and looked at, where the client is
+        return
+    with blamed(kind, kind.dataset):
+        inputs, targets = train.batch(torch.arange(min(2, len(train)), device=task.device))
+    task.network.eval()
+    shapes = ", ".join(f"{str(each.dtype).removeprefix('torch.')} {tuple(each.shape)}" for each in inputs)
+    with blamed(kind, kind.model, f" called with {shapes}"):
+        outputs = check_outputs(task.outputs(task.network, *inputs), len(targets), place_of(kind.model))
+    if not has_own_loss(kind):
+        check_classes(outputs, max(task.data.num_labels, 1), place_of(kind.model))
+    with blamed(kind, kind.loss):
+        check_loss(task.loss(outputs, targets), place_of(kind.loss))
+    with blamed(kind, kind.metrics):
+        check_metrics(task.metrics(outputs.detach(), targets), place_of(kind.metrics))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from fedloom.core.protocols import Inputs
 from fedloom.core.records import MODEL, Array, Arrays, Record
-from fedloom.workloads._base.task import C, RowTask
+from fedloom.workloads._base.task import C, RowTask, minibatches
 from fedloom.workloads._data.rows import RowShard
 from fedloom.workloads._torch.scope import exact
 
@@ -17,13 +17,16 @@ class TorchWorkload(RowTask[C]):
     """A `RowTask` whose outputs are one row of numbers for each example, such as a classifier's logits."""
 
     def logits(self, inputs: Inputs, shard: RowShard) -> tuple[Array, Array]:
-        """The global model's logits on a test part or a client's own data, (n, K) float32, and the labels, (n,)."""
+        """The global model's outputs on a test part or a client's own data, (n, K) float32, and the targets, (n,).
+
+        For a classifier these are its logits and the classes.
+        """
         source, rows = self.examples(shard)
         outputs, labels = [], []
         with exact(self.device), torch.inference_mode():
             self.trainer.load(inputs)
             self.network.eval()
-            for batch in self._batches(rows):
+            for batch in minibatches(rows, self.evaluation_batch, self.device):
                 given, targets = source.batch(batch)
                 outputs.append(self.outputs(self.network, *given))
                 labels.append(targets)
@@ -39,7 +42,7 @@ class TorchWorkload(RowTask[C]):
         with exact(self.device), torch.inference_mode():
             self.trainer.load({MODEL: Record({MODEL: arrays})})
             self.network.eval()
-            for batch in self._batches(rows):
+            for batch in minibatches(rows, self.evaluation_batch, self.device):
                 given, targets = source.batch(batch)
                 shares = self.outputs(self.network, *given).double().softmax(1)
                 parts.append((F.one_hot(targets, shares.shape[1]) - shares).sum(0))

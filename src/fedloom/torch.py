@@ -1,0 +1,43 @@
+"""Workloads of your own with a PyTorch model: subclass `TorchWorkload`, define `model` and `dataset`, maybe `loss`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from fedloom.workloads._base.settings import TorchConfig
+from fedloom.workloads._data.rows import RowShard
+from fedloom.workloads._torch.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from fedloom.workloads._base.examples import Examples, Found
+    from fedloom.workloads._base.rows import RowData, RowSource, TensorRows
+    from fedloom.workloads._base.workload import TorchWorkload
+
+__all__ = [
+    "TorchWorkload",
+    "TorchConfig",
+    "TrainingSettings",
+    "Examples",
+    "Found",
+    "RowData",
+    "RowSource",
+    "RowShard",
+    "TensorRows",
+]
+_HOMES = {
+    "TorchWorkload": "workload",
+    "Examples": "examples",
+    "Found": "examples",
+    "RowData": "rows",
+    "RowSource": "rows",
+    "TensorRows": "rows",
+}
+"""Modules that import PyTorch, by the names that come from them."""
+
+
+def __getattr__(name: str) -> object:
+    """Import PyTorch with the names that need it, so that a `config.py` imports none."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fedloom.torch' has no attribute {name!r}")
+    return vars(importlib.import_module(f"fedloom.workloads._base.{_HOMES[name]}"))[name]
