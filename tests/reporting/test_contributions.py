@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fedloom.core.kinds import SECTIONS
 from fedloom.reporting.plugins import contributions
 from fedloom.reporting.run_folder import RunFolder
 
@@ -11,7 +12,6 @@ from fedloom.reporting.plugins import Contribution
 def build_report(run):
     return Contribution(numbers={"{name}": 1.0})
 """
-SECTIONS = ("strategy", "workload", "selection", "monitor")
 
 
 def run_of(folder: Path, experiment: dict[str, str]) -> RunFolder:

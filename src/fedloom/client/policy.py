@@ -162,7 +162,7 @@ class Guard:
         """
         for section, kind in SECTIONS.items():
             given = experiment.get(section)
-            if section == "workload" or (section == "monitor" and given is None):
+            if kind is Kind.WORKLOAD or (given is None and not kind.required and kind.default is None):
                 continue
             self._admit_part(PartRef(kind, _name(given, section), section))
         workload = _name(experiment.get("workload"), "workload")

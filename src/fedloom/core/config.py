@@ -125,7 +125,30 @@ class RuntimeSettings(Settings):
     """GPUs, or fractions of one, Ray sets aside for each agent."""
 
 
-class Experiment(Settings):
+_WITH_FIELD = (Kind.STRATEGY, Kind.WORKLOAD, Kind.SELECTION, Kind.MONITOR)
+"""Kinds whose section `Experiment` declares with its own type, since the platform's code reads it by name."""
+if typing.TYPE_CHECKING:
+    _FurtherSections = Settings
+else:
+    _FurtherSections = pydantic.create_model(
+        "_FurtherSections",
+        __base__=Settings,
+        **{
+            kind.section: (
+                SerializeAsAny[PluginSettings] | (PluginSettings if kind.required else None),
+                Field(
+                    default=... if kind.required else None,
+                    validate_default=kind.default is not None,
+                    description=f"A plug-in of the kind `{kind}`, and its settings.",
+                ),
+            )
+            for kind in Kind
+            if kind not in _WITH_FIELD
+        },
+    )
+
+
+class Experiment(_FurtherSections):
     """A federated experiment: what is learned, from which clients, how. Written once, run anywhere."""
 
     name: Annotated[str, Field(max_length=200)] = "experiment"
@@ -158,9 +181,9 @@ class Experiment(Settings):
     def _plugin(cls, value: object, info: pydantic.ValidationInfo) -> PluginSettings | None:
         """Read a plug-in's section with the plug-in's own `Config`."""
         kind = SECTIONS[str(info.field_name)]
-        if value is None and info.field_name == "selection":
-            value = "uniform"
-        if value is None and info.field_name == "monitor":
+        if value is None:
+            value = kind.default
+        if value is None and not kind.required:
             return None
         if isinstance(value, str):
             value = {"name": value}

@@ -9,32 +9,45 @@ from types import MappingProxyType
 _EXPERIMENT = ("config", "experiment")
 _EVERY: Mapping[str, tuple[str, ...]] = MappingProxyType({"report": ("run",), "study": ()})
 """Parts that plug-ins of every kind may have."""
+_REQUIRED = "(required)"
 
 
 class Kind(StrEnum):
     """A kind of plug-ins.
 
     The value names their package in fedloom, `fedloom.strategies`, and the group of their entry points. A row has, in
-    this order: the value, the section, the parts.
+    this order: the value, the section, the parts, and what an experiment has that names none.
+
+    A new row is listed, configured, guarded and documented like the others: all of these read the table.
     """
 
     section: str
     """The experiment's section that names one; also the sub-package that holds one in a folder of another kind."""
     parts: Mapping[str, tuple[str, ...]]
     """The parts made by a function `build_<part>`, each with the names of that function's arguments."""
+    default: str | None
+    """The plug-in of an experiment that names none; None where it has none then, or has to name one."""
+    required: bool
+    """Whether every experiment has to name one."""
 
     def __new__(
-        cls, value: str, section: str = "", parts: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+        cls,
+        value: str,
+        section: str = "",
+        parts: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+        default: str | None = None,
     ) -> Kind:
         """Make a member of a row of the table."""
         member = str.__new__(cls, value)
         member._value_, member.section, member.parts = value, section, MappingProxyType({**parts, **_EVERY})
+        member.required = default == _REQUIRED
+        member.default = None if member.required else default
         return member
 
-    STRATEGY = "strategies", "strategy", {"strategy": _EXPERIMENT, "rule": ()}
-    WORKLOAD = "workloads", "workload", {"workload": _EXPERIMENT}
-    SELECTION = "selection", "selection", {"selection": ("config",), "measure": ()}
-    MONITOR = "monitors", "monitor", {"monitor": ("config",), "watch": ("config",)}
+    STRATEGY = "strategies", "strategy", {"strategy": _EXPERIMENT, "rule": ()}, _REQUIRED
+    WORKLOAD = "workloads", "workload", {"workload": _EXPERIMENT}, _REQUIRED
+    SELECTION = "selection", "selection", {"selection": ("config",), "measure": ()}, "uniform"
+    MONITOR = "monitors", "monitor", {"monitor": ("config",), "watch": ("config",)}, None
 
 
 SECTIONS: Mapping[str, Kind] = MappingProxyType({kind.section: kind for kind in Kind})

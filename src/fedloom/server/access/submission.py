@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from fedloom.core.config import plugin_schema
 from fedloom.core.errors import Forbidden
-from fedloom.core.kinds import SECTIONS
+from fedloom.core.kinds import SECTIONS, Kind
 from fedloom.core.records import Info
 from fedloom.core.registry import PartRef
 from fedloom.core.setting_types import SettingKind, TextSetting, text_settings
@@ -40,7 +40,7 @@ def check_submission(values: Info, allowed: Collection[str]) -> None:
         ref = PartRef(kind, name, section)
         if name not in allowed and not ref.installed:
             raise _forbidden(section, name, f"is none of the {kind} installed on this server")
-        if isinstance(given, Mapping) and section != "workload":
+        if isinstance(given, Mapping) and kind is not Kind.WORKLOAD:
             for setting in text_settings(plugin_schema(kind, name), given):
                 if setting.value not in allowed and setting.steps != ("name",):
                     _check_text(f"{section}.{setting.dotted}", setting)
