@@ -29,8 +29,11 @@ demo: install ## SFedCA against random selection, spiking networks on digits: Ra
 test: install ## Run the tests that take seconds
 	$(BIN)/python -I -m pytest -m "not slow"
 
-test-hostile: install ## Run them where locale, time zone, umask, instruction set, variables, ports and leftovers differ
-	$(BIN)/python .ci/hostile.py $(BIN)/python -I -X warn_default_encoding -m pytest -m "not slow"
+test-hostile: install ## Run them where locale, time zone, umask, instruction set and leftovers differ; measure coverage
+	rm -rf build/coverage && mkdir -p build/coverage
+	$(BIN)/python .ci/hostile.py $(BIN)/python -I -X warn_default_encoding -m coverage run -m pytest -m "not slow"
+	-$(BIN)/coverage combine -q # a process that was killed leaves a file that cannot be read
+	$(BIN)/coverage report
 
 test-slow: install ## Run the tests that take minutes
 	$(BIN)/python -I -m pytest -m "slow and not containers"
