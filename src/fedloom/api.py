@@ -9,15 +9,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedloom.core import definitions
+from fedloom.core import contributed, definitions
 from fedloom.core.config import Experiment
-from fedloom.core.errors import ConfigError, FedloomError, UnknownName, UsageError
+from fedloom.core.errors import ConfigError, FedloomError, PluginInvalid, UnknownName, UsageError
 from fedloom.core.history import RoundRecord, RunSummary
 from fedloom.core.local_token import new_token
-from fedloom.core.plugins import check_parts
+from fedloom.core.plugins import build_strategy, check_parts
 from fedloom.core.protocols import Sink
 from fedloom.core.records import Arrays
 from fedloom.core.run_files import EXPERIMENT
+from fedloom.core.saved_state import SavedState
+from fedloom.core.state import load_state
 from fedloom.core.text import did_you_mean
 from fedloom.server.app import Server
 from fedloom.server.rounds.run_services import FleetAccess
@@ -71,7 +73,11 @@ def preset_path(name: str) -> Path:
 
 
 def load(target: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """An experiment from a preset's name, a TOML file, or a Flower app's folder, with `key=value` settings changed.
+    """Make an experiment of a preset's name, a TOML file, or a folder that a plug-in reads, with settings changed.
+
+    Args:
+        target: the name or path; a folder such as a Flower app's.
+        overrides: `KEY=VALUE` settings.
 
     Raises:
         UnknownName: it is none of these.
@@ -79,17 +85,30 @@ def load(target: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """
     path = Path(target)
     if path.is_dir():
-        from fedloom.flower import load_app
-
-        return load_app(path, overrides)
+        return _load_folder(path, overrides)
     if path.is_file() or path.suffix == ".toml":
         return Experiment.load(path, overrides)
     if str(target) in presets():
         return Experiment.load(preset_path(str(target)), overrides)
-
     raise UnknownName(
-        f"{str(target)!r} is no preset, TOML file, or folder of a Flower app; {did_you_mean(str(target), presets())}"
+        f"{str(target)!r} is no preset, TOML file, or folder; {did_you_mean(str(target), presets())}"
         f"presets: {', '.join(presets())}"
+    )
+
+
+def _load_folder(folder: Path, overrides: Sequence[str]) -> Experiment:
+    """The experiment that a plug-in makes of a folder."""
+    loaders = contributed.loaders()
+    for loader in loaders:
+        if loader.call("describes", folder):
+            experiment = loader.call("load", folder, overrides)
+            if not isinstance(experiment, Experiment):
+                raise PluginInvalid(f"{loader.path}: load returned {experiment!r}, expected an Experiment")
+            return experiment
+    known = "".join(f"\n  {loader.plugin}: {loader.summary}" for loader in loaders)
+    raise UnknownName(
+        f"no plug-in makes an experiment of the folder {str(folder)!r}; expected a preset's name, a TOML file, or the "
+        f"folder of one of these: {known or 'none is installed'}"
     )
 
 
@@ -141,6 +160,32 @@ def resume(run_dir: str | Path, *, sinks: Sequence[Sink] = (), overrides: Sequen
                 f"fedloom run {Path(run_dir) / EXPERIMENT} --set {override!r}"
             )
     return _session(store.experiment().override(overrides), store, sinks, fresh=False)
+
+
+def saved_state(run_dir: str | Path) -> SavedState:
+    """Read the strategy's state of a run's newest checkpoint; the run may be going on.
+
+    Raises:
+        UsageError: it is no run's folder, or the run has no checkpoint yet.
+        UnknownName: its strategy is not installed here.
+        CheckpointCorrupt: none of its checkpoints can be read.
+    """
+    from fedloom.reporting.run_folder import require_run_folder
+
+    folder = require_run_folder(run_dir)
+    store = DiskRunStore.open(folder)
+    experiment, checkpoint = store.experiment(), store.latest_checkpoint()
+    if checkpoint is None:
+        raise UsageError(f"{folder}: the run has no checkpoint yet")
+    strategy = build_strategy(experiment.strategy, experiment)
+    return SavedState(
+        folder=folder,
+        round=checkpoint.round,
+        experiment=experiment,
+        strategy=strategy,
+        state=load_state(strategy.State, checkpoint.strategy, checkpoint.pinned),
+        workload=store.workload(),
+    )
 
 
 def _session(experiment: Experiment, store: RunStore, sinks: Sequence[Sink], *, fresh: bool) -> RunResult:
@@ -215,4 +260,4 @@ def _presets() -> dict[str, Path]:
     return definitions.found("presets")
 
 
-__all__ = ["FedloomError", "RunResult", "load", "preset_path", "presets", "resume", "run"]
+__all__ = ["FedloomError", "RunResult", "load", "preset_path", "presets", "resume", "run", "saved_state"]

@@ -140,7 +140,8 @@ def _parse(words: Sequence[str]) -> None:
         return
     given = [word for word in _before_shell(words[1:]) if word != "--debug"]
     assert isinstance(_COMMANDS, click.Group)
-    command = _COMMANDS.commands[given[0]]
+    _, command, _ = _COMMANDS.resolve_command(click.Context(_COMMANDS), given)
+    assert command is not None
     for file in _values(given, "--token-file"):
         Path(file).write_text("token\n", encoding="utf-8")
     command.make_context(given[0], given[1:])

@@ -13,9 +13,9 @@ from fedloom.core.config import Experiment
 from fedloom.core.errors import BadUpdate, ClientFailed, ConfigError, RunFailed, UnsupportedFeature
 from fedloom.core.records import MODEL, Job, Record
 from fedloom.core.seeds import generator
-from fedloom.flower import load_app
 from fedloom.strategies.flower import apps as app_folders
 from fedloom.strategies.flower import flwr_api as flwr
+from fedloom.strategies.flower.loader import load as load_app
 from fedloom.strategies.flower.records import join, split, to_array_record
 from fedloom.strategies.flower.workload import config as client_config
 from fedloom.strategies.flower.workload.workload import FlowerWorkload, build_workload

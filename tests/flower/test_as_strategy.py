@@ -8,8 +8,8 @@ import pytest
 from fedloom.core.accumulators import RunningMean
 from fedloom.core.errors import BadUpdate, ConfigError, UnknownName
 from fedloom.core.records import MODEL, Record, RoundContext, Update
-from fedloom.flower import as_strategy
 from fedloom.strategies.fedavg.strategy import FedAvg
+from fedloom.strategies.flower import as_strategy
 from fedloom.strategies.flower import flwr_api as flwr
 from fedloom.strategies.flower.records import from_array_record, to_array_record
 

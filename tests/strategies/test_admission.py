@@ -14,7 +14,7 @@ from fedloom.core.messages import Group, GroupKey
 from fedloom.core.protocols import LocalRule, Measure, Roster, Watch
 from fedloom.core.records import ClientReport, Exchange, Mean
 from fedloom.core.seeds import generator
-from fedloom.flower import load_app
+from fedloom.strategies.flower.loader import load as load_app
 from fedloom.testing.records import read_only
 
 WORKLOAD = "image_classification"

@@ -85,6 +85,7 @@ def parse_command(words: list[str], environment: Mapping[str, str], monkeypatch:
     parent = None
     while isinstance(command, click.Group):
         parent = click.Context(command, parent=parent, info_name=words[0])
-        name, *words = words
-        command = command.commands[name]
+        _, below, words = command.resolve_command(parent, list(words))
+        assert below is not None
+        command = below
     return command.make_context(command.name, list(words), parent=parent)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+from fedloom.adapters.names import ADAPTERS, LORA_A, LORA_B
 from fedloom.core.config import Experiment
-from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, Record
+from fedloom.core.records import Record
 from fedloom.strategies._low_rank.aggregation import Factor
 from fedloom.strategies._low_rank.engine import LowRank
 from fedloom.strategies._low_rank.method import fixed_rank

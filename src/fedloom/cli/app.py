@@ -1,4 +1,4 @@
-"""The application: all commands put together, and what becomes of an error."""
+"""The application: all commands put together, those of plug-ins included, and what becomes of an error."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ import click
 import typer
 
 from fedloom import __version__
-from fedloom.cli import adapters, audit, experiments, fleet, members, reports, study
+from fedloom.cli import audit, experiments, fleet, members, reports, study
+from fedloom.cli.contributed import Commands
 from fedloom.cli.terminal import DEBUG_HELP, Verb, print_error, remember_debug
 from fedloom.core.errors import FedloomError
 from fedloom.reporting.plain import escape_unprintable
 
 app = typer.Typer(
     name="fedloom",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
+    suggest_commands=False,  # click suggests the nearest, too
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
@@ -51,7 +54,6 @@ for panel, commands in {
         name = "list" if command is experiments.list_names else command.__name__
         app.command(name, cls=Verb, rich_help_panel=panel)(command)
 
-app.add_typer(adapters.app, name="adapters", rich_help_panel="Results")
 app.add_typer(members.token, name="token", rich_help_panel="Servers and devices")
 app.add_typer(members.node, name="node", rich_help_panel="Servers and devices")
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -24,16 +25,26 @@ class Verb(TyperCommand):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.params.append(
-            TyperOption(
-                param_decls=["--debug"],
-                is_flag=True,
-                expose_value=False,
-                is_eager=True,  # so that the errors of other options are covered too
-                callback=remember_debug,
-                help=DEBUG_HELP,
-            )
+        with_debug(self)
+
+
+def with_debug(command: click.Command) -> click.Command:
+    """Add `--debug` to a command; to those below it where it is a group of some."""
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            with_debug(below)
+        return command
+    command.params.append(
+        TyperOption(
+            param_decls=["--debug"],
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,  # so that the errors of other options are covered too
+            callback=remember_debug,
+            help=DEBUG_HELP,
         )
+    )
+    return command
 
 
 def remember_debug(context: typer.Context, parameter: typer.CallbackParam, value: bool) -> None:

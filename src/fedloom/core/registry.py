@@ -18,7 +18,8 @@ package holds its parts in files of fixed names, a module or file of its own hol
     study        `build_study() -> fedloom.reporting.study_part.StudyPart`, for every kind
     accumulator  `Accumulator`, a class of `core.accumulators.Accumulator` made by `Accumulator(allocate)`
 
-`core.plugins` builds the objects; here names become modules.
+`core.plugins` builds the objects; here names become modules. What a folder contributes beside plug-ins is found by
+`core.definitions` (presets, studies) and `core.contributed` (commands, loaders of folders).
 """
 
 from __future__ import annotations

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedloom.adapters.names import LORA_A, LORA_B
 from fedloom.core import frames
 from fedloom.core.errors import BadUpdate
-from fedloom.core.records import LORA_A, LORA_B, MODEL, Array, Update
+from fedloom.core.records import MODEL, Array, Update
 from fedloom.core.seeds import generator
 from fedloom.strategies._low_rank.accumulator import Accumulator
 from fedloom.strategies._low_rank.products import relative_error

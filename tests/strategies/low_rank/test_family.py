@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from fedloom.adapters.names import LORA_A, LORA_B, LORA_E
 from fedloom.core import registry
 from fedloom.core.accumulators import BUILTIN
 from fedloom.core.config import Experiment
 from fedloom.core.protocols import Tensors
-from fedloom.core.records import LORA_A, LORA_B, LORA_E, MODEL, Array, Exchange, Job, Mean, Record, RoundContext, Update
+from fedloom.core.records import MODEL, Array, Exchange, Job, Mean, Record, RoundContext, Update
 from fedloom.core.seeds import generator
 from fedloom.strategies.fed_adalora.rule import SCORES, Importance
 from fedloom.strategies.flasc import sparse

@@ -12,10 +12,11 @@ import pytest
 from tests.strategies.low_rank.conftest import FULL, HEAD, SHAPES, WIDTH, experiment
 
 from fedloom import api
+from fedloom.adapters.names import LORA_A, LORA_B
 from fedloom.api import RunResult
 from fedloom.core import registry
 from fedloom.core.errors import CheckpointCorrupt, ConfigError
-from fedloom.core.records import LORA_A, LORA_B, MODEL, Job, Record, arrays_sha256
+from fedloom.core.records import MODEL, Job, Record, arrays_sha256
 from fedloom.core.seeds import generator
 from fedloom.strategies import fedlora
 from fedloom.strategies._low_rank.layers import chosen_layers

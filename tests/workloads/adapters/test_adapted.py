@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedloom.adapters.names import ADAPTERS, LORA_A, LORA_B, LORA_E
 from fedloom.core.errors import BadUpdate
 from fedloom.core.pinned import Pinned
 from fedloom.core.protocols import LocalRule
-from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, LORA_E, MODEL, Record
+from fedloom.core.records import MODEL, Record
 from fedloom.core.seeds import generator
 from fedloom.workloads._torch.settings import TrainingSettings
 from fedloom.workloads._torch.trainer import LocalTraining, Trainer

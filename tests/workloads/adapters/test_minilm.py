@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedloom.adapters.names import LORA_A, LORA_B
 from fedloom.core import registry
 from fedloom.core.accumulators import BUILTIN
 from fedloom.core.config import Experiment
 from fedloom.core.layout import Layout
-from fedloom.core.records import LORA_A, LORA_B, MODEL, Record, RoundContext, Update
+from fedloom.core.records import MODEL, Record, RoundContext, Update
 from fedloom.core.seeds import generator
 from fedloom.strategies._low_rank.saving import saving
 from fedloom.strategies.sa_fedlora.config import Config

@@ -14,13 +14,14 @@ from safetensors.numpy import load_file, save_file
 from support_rounds import build
 from tests.workloads.causal_lm.conftest import TARGETS, Make
 
-from fedloom import adapters, api
+from fedloom import api
 from fedloom.api import RunResult
 from fedloom.cli.app import main
 from fedloom.core import registry
 from fedloom.core.errors import UsageError
 from fedloom.core.records import arrays_sha256
 from fedloom.core.seeds import generator
+from fedloom.strategies._low_rank.export import export
 
 peft = pytest.importorskip("peft")
 pytestmark = [  # PEFT has one such setting for a mixture of modules, and asks transformers by an older name
@@ -61,7 +62,7 @@ def first_state(experiment: Any) -> Any:
 def exported(make: Make, tmp_path: Path) -> Path:
     """Adapters of a short run on the GPT-2; only they were changed."""
     api.run(make("gpt2", {"name": "fedlora", "targets": TARGETS["gpt2"], "rank": 3}), out=tmp_path / "run")
-    return adapters.export(tmp_path / "run", tmp_path / "adapters").folder
+    return export(api.saved_state(tmp_path / "run"), tmp_path / "adapters").folder
 
 
 class TestOut:
@@ -94,7 +95,7 @@ class TestOut:
         self, make: Make, checkpoints: dict[str, Path], settings: dict[str, Any], tmp_path: Path
     ) -> None:
         result = api.run(make("gpt2", {**settings, "targets": TARGETS["gpt2"]}), out=tmp_path / "run")
-        written = adapters.export(tmp_path / "run", tmp_path / "adapters")
+        written = export(api.saved_state(tmp_path / "run"), tmp_path / "adapters")
         assert written.base is None and not (written.folder / "base.safetensors").exists()
         name = peft.PeftConfig.from_pretrained(str(written.folder)).base_model_name_or_path
         assert name == str(checkpoints["gpt2"])
@@ -104,15 +105,15 @@ class TestOut:
     def test_what_cannot_be_exported_says_why(self, make: Make, tmp_path: Path, exported: Path) -> None:
         api.run(make(), out=tmp_path / "plain")
         with pytest.raises(UsageError, match="strategy 'fedavg' trains no adapters; its model is in"):
-            adapters.export(tmp_path / "plain", tmp_path / "new")
+            export(api.saved_state(tmp_path / "plain"), tmp_path / "new")
         whole = {**SA, "targets": ["c_attn"], "initiating_rounds": 3}
         api.run(make("gpt2", {**whole, "heating": 0, "cooling": 0}), out=tmp_path / "whole")
         with pytest.raises(UsageError, match=r"round 3 trained whole models.*3 such rounds of 3"):
-            adapters.export(tmp_path / "whole", tmp_path / "new")
+            export(api.saved_state(tmp_path / "whole"), tmp_path / "new")
         with pytest.raises(UsageError, match="is not empty; adapters are never written over"):
-            adapters.export(tmp_path / "run", exported)
+            export(api.saved_state(tmp_path / "run"), exported)
         with pytest.raises(UsageError, match="does not exist"):
-            adapters.export(tmp_path / "nowhere", tmp_path / "new")
+            export(api.saved_state(tmp_path / "nowhere"), tmp_path / "new")
         assert not (tmp_path / "new").exists()
 
 

@@ -8,6 +8,7 @@ import click
 import typer
 
 from fedloom.cli.app import app
+from fedloom.cli.contributed import Promised
 from fedloom.cli.reference.markdown import code, document, table
 
 
@@ -22,9 +23,14 @@ def render() -> str:
 
 
 def _command(name: str, command: click.Command) -> list[str]:
-    if isinstance(command, click.Group):
-        return [part for below, each in command.commands.items() for part in _command(f"{name} {below}".strip(), each)]
     context = click.Context(command, info_name=f"fedloom {name}")
+    if isinstance(command, click.Group):
+        return [
+            part
+            for below in command.list_commands(context)
+            if (each := _loaded(command.get_command(context, below))) is not None
+            for part in _command(f"{name} {below}".strip(), each)
+        ]
     usage = " ".join([f"fedloom {name}", *command.collect_usage_pieces(context)])
     parameters = [each for each in command.get_params(context) if "--help" not in each.opts]
     rows = [_row(each, context) for each in parameters]
@@ -34,6 +40,13 @@ def _command(name: str, command: click.Command) -> list[str]:
         inspect.cleandoc(command.help or "").partition("\f")[0],
         table(("argument or option", "default", "meaning"), rows),
     ]
+
+
+def _loaded(command: click.Command | None) -> click.Command | None:
+    """A command as it runs; None for those that installed packages contribute."""
+    if isinstance(command, Promised):
+        return command.load() if command.bundled else None
+    return command
 
 
 def _row(parameter: click.Parameter, context: click.Context) -> tuple[str, str, str]:

@@ -12,9 +12,10 @@ from typing import Self
 
 import numpy as np
 
+from fedloom.adapters.names import LORA_A, LORA_B
 from fedloom.core.accumulators import Allocate, RunningMean, is_finite, not_finite
 from fedloom.core.errors import BadUpdate
-from fedloom.core.records import LORA_A, LORA_B, Array, Arrays, Groups, Record, Update
+from fedloom.core.records import Array, Arrays, Groups, Record, Update
 from fedloom.strategies._low_rank.products import MeanProduct
 from fedloom.strategies._low_rank.wire import WIRE, unpack
 

@@ -13,9 +13,10 @@ from typing import Literal
 
 import numpy as np
 
+from fedloom.adapters.names import ADAPTERS, LORA_A, LORA_B
 from fedloom.core.accumulators import RunningMean, UpdateList
 from fedloom.core.pinned import Pinned
-from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, MODEL, Array, Arrays, Groups, Info, Record
+from fedloom.core.records import MODEL, Array, Arrays, Groups, Info, Record
 from fedloom.strategies._accumulators import wrong_accumulator
 from fedloom.strategies._low_rank import accumulator as sums
 from fedloom.strategies._low_rank.products import relative_error

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedloom.adapters.matching import match_modules
 from fedloom.core.errors import ConfigError
-from fedloom.core.matching import match_modules
 from fedloom.core.records import Array, Arrays, Info
 from fedloom.core.seeds import generator
 
@@ -47,7 +47,7 @@ def chosen_layers(info: Info, targets: Sequence[str], rank_max: int) -> dict[str
 
     Args:
         info: of the workload's initial record; `adaptable` says which layers can carry an adapter.
-        targets: patterns of `core.matching`.
+        targets: patterns of `adapters.matching`.
         rank_max: the largest rank a layer will get.
 
     Raises:

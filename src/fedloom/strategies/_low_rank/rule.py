@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from fedloom.adapters.names import ADAPTERS, LORA_A, LORA_B
 from fedloom.core.protocols import Inputs, LocalRule, Tensors
-from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, MODEL, Info, Job, Mean, Record, Update
+from fedloom.core.records import MODEL, Info, Job, Mean, Record, Update
 from fedloom.strategies._low_rank.layers import fresh_a, zero_b
 from fedloom.strategies._low_rank.wire import pack, unpacked
 from fedloom.strategies.fedprox.rule import ProximalTerm

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedloom.adapters.names import LORA_A, LORA_B
 from fedloom.core.pinned import Pinned
-from fedloom.core.records import LORA_A, LORA_B, Array, Record
+from fedloom.core.records import Array, Record
 from fedloom.strategies._low_rank.layers import fresh_a, zero_b
 from fedloom.strategies._low_rank.state import Adapters
 from fedloom.strategies._low_rank.wire import Wire

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from fedloom.adapters.names import ADAPTERS, LORA_A, LORA_B, LORA_E
 from fedloom.core.pinned import Pinned
-from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, LORA_E, MODEL, Array, Arrays, Info, Record
+from fedloom.core.records import MODEL, Array, Arrays, Info, Record
 from fedloom.strategies._low_rank.layers import Layer, layer_of, merged
 
 BASE = "base"

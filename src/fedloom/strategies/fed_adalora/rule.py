@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from fedloom.adapters.names import LORA_A, LORA_B, LORA_E
 from fedloom.core.protocols import Tensors
-from fedloom.core.records import LORA_A, LORA_B, LORA_E, Array, Info, Update
+from fedloom.core.records import Array, Info, Update
 from fedloom.strategies._low_rank.rule import LowRankRule, Tensor
 
 SCORES = "scores"

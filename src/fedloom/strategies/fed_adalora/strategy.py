@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from fedloom.adapters.names import LORA_A, LORA_B, LORA_E
 from fedloom.core.config import Experiment
-from fedloom.core.records import LORA_A, LORA_B, LORA_E, MODEL, Array, Groups, Info
+from fedloom.core.records import MODEL, Array, Groups, Info
 from fedloom.core.seeds import generator
 from fedloom.strategies._low_rank.aggregation import Aggregation, Total, mean_or_shared, means_of
 from fedloom.strategies._low_rank.engine import LowRank

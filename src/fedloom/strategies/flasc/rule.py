@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from fedloom.adapters.names import ADAPTERS
 from fedloom.core.protocols import Inputs
-from fedloom.core.records import ADAPTERS, MODEL, Array, Info, Job, Record, Update
+from fedloom.core.records import MODEL, Array, Info, Job, Record, Update
 from fedloom.strategies._low_rank.rule import LowRankRule
 from fedloom.strategies.flasc.sparse import KEPT, dense, factors, flat, sparse
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedloom.core.records import LORA_A, LORA_B, Array, Arrays, Groups
+from fedloom.adapters.names import LORA_A, LORA_B
+from fedloom.core.records import Array, Arrays, Groups
 
 KEPT = "kept"
 """Group of a sparse vector: `values` (k,), and `mask`, one bit for each entry, packed into bytes."""

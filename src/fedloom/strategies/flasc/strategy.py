@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from fedloom.adapters.names import ADAPTERS, LORA_A, LORA_B
 from fedloom.core.config import Experiment
-from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, MODEL, Groups, Info, Record
+from fedloom.core.records import MODEL, Groups, Info, Record
 from fedloom.strategies._low_rank.aggregation import Aggregation, Total, means_of
 from fedloom.strategies._low_rank.engine import LowRank
 from fedloom.strategies._low_rank.method import fixed_rank

@@ -14,7 +14,8 @@ from fedloom.core.errors import ConfigError, UnsupportedFeature
 from fedloom.core.records import Info
 from fedloom.core.text import dotted
 
-_MANIFEST = "pyproject.toml"
+MANIFEST = "pyproject.toml"
+"""The file that describes an app."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,11 +37,11 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         ConfigError: no such file, or not a Flower app's; the message names what is missing.
     """
-    path = folder / _MANIFEST
+    path = folder / MANIFEST
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
-        raise ConfigError(f"{folder}: no {_MANIFEST}, so this is not a Flower app's folder") from exc
+        raise ConfigError(f"{folder}: no {MANIFEST}, so this is not a Flower app's folder") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: not readable as TOML: {exc}") from exc
     flwr = values.get("tool", {}).get("flwr", {})
@@ -125,7 +126,7 @@ def _put_on_path(folder: Path) -> None:
 
 
 def _is_app(folder: Path) -> bool:
-    path = folder / _MANIFEST
+    path = folder / MANIFEST
     return path.is_file() and "[tool.flwr.app" in path.read_text(errors="replace", encoding="utf-8")
 
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from fedloom.adapters.names import LORA_A, LORA_B
 from fedloom.core.protocols import Tensors
-from fedloom.core.records import LORA_A, LORA_B, Groups, Info, Update
+from fedloom.core.records import Groups, Info, Update
 from fedloom.strategies._low_rank.rule import LowRankRule, Tensor
 
 

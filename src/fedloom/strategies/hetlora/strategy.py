@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from fedloom.adapters.names import LORA_A, LORA_B
 from fedloom.core.accumulators import UpdateList
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadUpdate
-from fedloom.core.records import LORA_A, LORA_B, MODEL, Array, Groups, Info
+from fedloom.core.records import MODEL, Array, Groups, Info
 from fedloom.strategies._accumulators import wrong_accumulator
 from fedloom.strategies._low_rank.aggregation import Aggregation, Total
 from fedloom.strategies._low_rank.budget import Budget

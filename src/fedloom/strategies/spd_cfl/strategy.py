@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from fedloom.adapters.names import LORA_A, LORA_B
 from fedloom.core.config import Experiment
-from fedloom.core.records import LORA_A, LORA_B, Arrays, Groups, Info, Record
+from fedloom.core.records import Arrays, Groups, Info, Record
 from fedloom.strategies._low_rank.aggregation import Factor, Total, means_of
 from fedloom.strategies._low_rank.budget import Budget
 from fedloom.strategies._low_rank.engine import LowRank

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from fedloom.adapters.names import ADAPTERS, LORA_A, LORA_B, LORA_E
 from fedloom.core.errors import BadUpdate
 from fedloom.core.pinned import Pinned
-from fedloom.core.records import ADAPTERS, LORA_A, LORA_B, LORA_E, MODEL, Arrays, Groups, Record
+from fedloom.core.records import MODEL, Arrays, Groups, Record
 from fedloom.workloads._adapters.layers import LoraLayer, attach_to, weight_change
 from fedloom.workloads._torch.arrays import as_array, as_tensor
 from fedloom.workloads._torch.whole import fitting, travelling

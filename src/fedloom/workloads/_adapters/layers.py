@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from fedloom.adapters.matching import match_modules
 from fedloom.core.errors import ConfigError
-from fedloom.core.matching import match_modules
 from fedloom.workloads._adapters.targets import Shape, adaptable, is_conv1d, shape_of, weight_of
 
 

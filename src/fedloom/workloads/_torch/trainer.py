@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedloom.adapters.names import ADAPTERS
 from fedloom.core.errors import ConfigError
 from fedloom.core.protocols import LocalRule
-from fedloom.core.records import ADAPTERS, MODEL, Array, Arrays, Info, Mean, Record, Update
+from fedloom.core.records import MODEL, Array, Arrays, Info, Mean, Record, Update
 from fedloom.workloads._torch.arrays import as_array, as_tensor
 from fedloom.workloads._torch.optimizers import Optimizer, Sgd, clip_by_norm, make_optimizer
 from fedloom.workloads._torch.scope import exact

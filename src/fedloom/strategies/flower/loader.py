@@ -1,18 +1,15 @@
-"""Flower, both ways: run a Flower app's folder as an experiment, or use a strategy of ours inside a Flower app."""
+"""The folder of a Flower app, with `[tool.flwr.app]` in its pyproject.toml."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fedloom.core.config import Experiment, with_overrides
 from fedloom.core.errors import ConfigError
 from fedloom.core.records import Info
 from fedloom.core.text import dotted
-
-if TYPE_CHECKING:
-    from fedloom.strategies.flower import flwr_api as flwr
+from fedloom.strategies.flower.apps import MANIFEST, read_manifest
 
 _ROUNDS_KEYS = ("num-server-rounds", "num_server_rounds", "num-rounds", "num_rounds")
 """Where apps keep their number of rounds, Flower's template's name first."""
@@ -23,8 +20,13 @@ _ROUNDS = 1000
 _FOR_BOTH = "run_config"
 
 
-def load_app(folder: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """The experiment a Flower app's folder describes.
+def describes(folder: Path) -> bool:
+    """Return whether a folder may be a Flower app's."""
+    return (folder / MANIFEST).is_file()
+
+
+def load(folder: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Make the experiment that a Flower app's folder describes.
 
     Args:
         folder: holds the app's `pyproject.toml` with `[tool.flwr.app]`.
@@ -38,9 +40,7 @@ def load_app(folder: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         ConfigError: not a Flower app, or an override that does not fit; names what is missing.
     """
-    from fedloom.strategies.flower.apps import read_manifest
-
-    path = Path(folder).resolve()
+    path = folder.resolve()
     manifest = read_manifest(path)
     own, rest = _apart(overrides)
     own_values = with_overrides({_FOR_BOTH: dict(manifest.config), "node_config": {}}, own)
@@ -69,47 +69,6 @@ def load_app(folder: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         | _table(values, "workload")
     )
     return Experiment.parse(values)
-
-
-def as_strategy(
-    name: str,
-    *,
-    fraction_train: float = 1.0,
-    fraction_evaluate: float = 1.0,
-    min_nodes: int = 2,
-    seed: int = 1,
-    weighted_by: str = "num-examples",
-    **options: object,
-) -> flwr.Strategy:
-    """One of our strategies as a Flower `Strategy` object, for use in a Flower app.
-
-    Args:
-        name: a strategy of ours, such as `fedavg` or `server_opt`.
-        fraction_train: share of the connected nodes asked to train each round.
-        fraction_evaluate: share asked to evaluate.
-        min_nodes: connected nodes to wait for before a round; also the least number asked.
-        seed: root of the strategy's randomness, and of the choice of nodes.
-        weighted_by: metric of the replies by which updates are weighted.
-        options: settings of the strategy.
-
-    Returns:
-        A `flwr.serverapp.strategy.Strategy`; give it to nobody else, it keeps the run's state.
-
-    Raises:
-        UnknownName: no such strategy.
-        ConfigError: a setting it does not have.
-    """
-    from fedloom.strategies.flower.export import OursInFlower
-
-    return OursInFlower(
-        name,
-        options,
-        fraction_train=fraction_train,
-        fraction_evaluate=fraction_evaluate,
-        min_nodes=min_nodes,
-        seed=seed,
-        weighted_by=weighted_by,
-    )
 
 
 def _apart(overrides: Sequence[str]) -> tuple[list[str], list[str]]:

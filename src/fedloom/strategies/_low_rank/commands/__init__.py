@@ -1,0 +1,1 @@
+"""Commands of the low-rank strategies; see `core.contributed`."""
