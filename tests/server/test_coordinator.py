@@ -116,6 +116,36 @@ class TestPlacing:
             answer(hand, 1)
             assert groups(hand) == [0, 1, 2, 3, 4] and len(opened.pending) == 4
 
+    def test_no_work_goes_to_a_node_busy_with_cancelled_work_while_another_is_there(
+        self, coordinator: Coordinator
+    ) -> None:
+        one, two = join(coordinator, "a"), join(coordinator, "b")
+        with open_exchange(coordinator, planned_groups(2.0, 1.0), round=1):
+            assert (groups(one), groups(two)) == ([0], [1])
+            answer(two, 1)
+        with open_exchange(coordinator, planned_groups(*[1.0] * 9), round=2) as opened:
+            assert {group.key.round for group in one.take(Group)} == {1} and {
+                group.key.round for group in two.take(Group, 3)
+            } == {1, 2}
+            waiting = len(opened.pending)
+            assert waiting > 5
+            one.channel.send(group_result(GroupKey("run", 1, 0, 0), 0))  # too late to count: it is free again
+            assert one.take(Group, 2)[1].key.round == 2 and len(opened.pending) < waiting
+
+    def test_a_heartbeat_that_does_not_name_cancelled_work_says_that_a_node_is_free(
+        self, coordinator: Coordinator
+    ) -> None:
+        one = join(coordinator, "a")
+        with open_exchange(coordinator, planned_groups(1.0), round=1):
+            assert groups(one) == [0]
+        with open_exchange(coordinator, planned_groups(1.0), round=2) as opened:
+            assert list(opened.pending) == [0]
+            assert coordinator.waits_for(opened).startswith("every node is still busy with cancelled work (a for ")
+            one.channel.send(Heartbeat(held=(GroupKey("run", 1, 0, 0),)))
+            assert list(opened.pending) == [0]
+            one.channel.send(Heartbeat())
+            assert not opened.pending and coordinator.waits_for(opened) == ""
+
     def test_near_the_end_nothing_is_kept_from_an_idle_neighbour(self, coordinator: Coordinator) -> None:
         one, two = join(coordinator, "a"), join(coordinator, "b")
         with open_exchange(coordinator, planned_groups(1.0, 1.0, 1.0)) as opened:

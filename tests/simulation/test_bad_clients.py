@@ -12,6 +12,7 @@ from fedloom.api import RunResult
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadUpdate, ClientFailed, RunFailed
 from fedloom.core.seeds import generator
+from fedloom.server.fleet import coordinator
 
 Make = Callable[..., Experiment]
 BAD = 1
@@ -119,3 +120,31 @@ def test_a_strategy_that_changes_the_models_dtype_is_stopped_and_says_which_arra
     (tmp_path / "plain.py").write_text(STRATEGY)
     with pytest.raises(RunFailed, match=r"array 'w' of the global model is float64, before it was float32.*astype"):
         api.run(linear(strategy={"name": str(tmp_path / "plain.py"), "widen": True}), keep=False)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_client_that_never_returns_does_not_block_the_run(
+    run: Callable[..., RunResult], linear: Make, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(coordinator, "STUCK_S", 0.2)
+    settings = {"rounds": 1, "clients": 4, "cohort": 4, "round": {"quorum_fraction": 0.5, "deadline_s": 1.5}}
+    last = int(generator(1, "selection", 1).choice(4, 4, replace=False)[-1])
+    result = api.run(
+        linear(**settings, workload={"hang_clients": (last,)}, runtime={"name": "process", "workers": workers}),
+        keep=False,
+    )
+    (record,) = result.history
+    assert [(f.client, f.stage) for f in record.failures] == [(last, "deadline")]
+    assert record.evaluation and record.timing.total_s < 30
+    here = api.run(linear(**settings, workload={"fail_clients": (last,)}), keep=False)
+    assert result.summary.model_sha256 == here.summary.model_sha256
+
+
+def test_another_node_is_asked_for_the_initial_model_when_the_first_does_not_return(
+    linear: Make, tmp_path: Path
+) -> None:
+    settings = {"rounds": 1, "clients": 4, "cohort": 4, "round": {"deadline_s": 2.0}}
+    workload = {"hang_init_once": str(tmp_path / "hangs")}
+    result = api.run(linear(**settings, workload=workload, runtime={"name": "process", "workers": 2}), keep=False)
+    assert (tmp_path / "hangs").exists()
+    assert result.summary.model_sha256 == api.run(linear(**settings), keep=False).summary.model_sha256

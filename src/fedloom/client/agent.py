@@ -306,6 +306,7 @@ class Agent:
                 with self._lock:
                     self._waiting = deque(group for group in self._waiting if group.key[:3] != name)
                     self._results = {key: kept for key, kept in self._results.items() if key[:3] != name}
+                self._channel.send(self._heartbeat())  # says at once whether this agent is free
             case RunOver():
                 self._end_run(message)
             case Goodbye(come_back=True):

@@ -63,7 +63,8 @@ class RoundSettings(Settings):
     quorum_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of the cohort that must answer. Below it the run fails and says why each answer is missing."""
     deadline_s: Annotated[float, Field(gt=0.0)] | None = None
-    """Seconds after which a round closes with what has arrived (if that is a quorum). None waits for everybody."""
+    """Seconds after which each exchange of a round (training, a probe, what a monitor asks) closes with what has
+    arrived, if that is a quorum. None waits for everybody."""
     oversample_fraction: Annotated[float, Field(ge=0.0)] = 0.0
     """Clients asked beyond the cohort, as a share of it. The round closes when as many as the cohort have answered;
     which ones that are depends on who is fast, so equal bits are no longer promised."""
@@ -86,6 +87,8 @@ class FleetSettings(Settings):
 
     labels: dict[str, str] = Field(default_factory=dict)
     """Nodes with all these labels serve the run; empty for every node. Part of who does it, not of what comes out."""
+    min_nodes: Annotated[int, Field(ge=1), SERVER_ONLY] = 1
+    """Nodes with these labels that must be connected before work is given out; until then the run waits."""
 
 
 class EvaluationSettings(Settings):
@@ -95,6 +98,9 @@ class EvaluationSettings(Settings):
     """Evaluate after every so many rounds, and after the last; 0 never."""
     parts: Annotated[int, Field(ge=1)] = 4
     """Pieces the test set is cut into, evaluated in parallel. Part of the metrics' last bits."""
+    deadline_s: Annotated[float, Field(gt=0.0)] | None = None
+    """Seconds after which an evaluation ends with the pieces that have arrived, if `round.quorum_fraction` of them
+    have; else the round has no evaluation. None takes `round.deadline_s`."""
 
 
 class CheckpointSettings(Settings):

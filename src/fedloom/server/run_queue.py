@@ -19,7 +19,7 @@ from typing import IO
 from fedloom.core.clock import SYSTEM_CLOCK, Clock
 from fedloom.core.config import Experiment
 from fedloom.core.errors import NotFound, RunExists, StorageFull, UsageError
-from fedloom.core.events import Event, RoundFinished, RunFinished
+from fedloom.core.events import Event, Notice, RoundFinished, RunFinished
 from fedloom.core.history import RunSummary
 from fedloom.core.records import Info, JsonObject
 from fedloom.server.store.columns import add_columns
@@ -97,6 +97,8 @@ class _Running:
 
     stop: threading.Event = field(default_factory=threading.Event)
     ended: bool = False
+    waits_for: str = ""
+    """What it waits for; empty where it waits for nothing but answers."""
 
 
 class RunQueue:
@@ -159,7 +161,9 @@ class RunQueue:
                 f"select {', '.join(names)} from runs where ? is null or owner_id = ? order by submitted",
                 (owner_id, owner_id),
             ).fetchall()
-        return [dict(zip(names, row, strict=True)) for row in rows]
+            waits = {run_id: running.waits_for for run_id, running in self._running.items() if running.waits_for}
+        found = [dict(zip(names, row, strict=True)) for row in rows]
+        return [{**row, "error": waits.get(row["run_id"], row["error"])} for row in found]
 
     def owner(self, run_id: str) -> Owner:
         """Return who submitted a run."""
@@ -304,6 +308,8 @@ class RunQueue:
         with self._changed:
             if run_id in self._running:
                 self._running[run_id].ended = isinstance(event, RunFinished)
+                if isinstance(event, Notice) and event.waits_for is not None:
+                    self._running[run_id].waits_for = event.waits_for
             if isinstance(event, RoundFinished):
                 self._set(run_id, rounds_done=event.record.round)
             for watcher in self._watchers.get(run_id, []):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -49,6 +51,7 @@ class ProcessRuntime:
             target=self._listen, args=(self._nursery.stdout,), name="fedloom-nursery", daemon=True
         )
         self._listener.start()
+        coordinator.on_stuck = self._end_stuck
         for index in range(self._workers):
             self._spawn(f"worker-{index + 1}")
 
@@ -80,6 +83,14 @@ class ProcessRuntime:
         except (BrokenPipeError, ValueError):
             if not self._stopping:
                 raise NoCapacity("the process that forks workers has ended; look at what it printed above") from None
+
+    def _end_stuck(self, node: str) -> None:
+        """End a worker that does not return; another takes its name."""
+        pid = self.pids.pop(node, None)
+        if pid is not None and not self._stopping:
+            self._replacements.stopping(node)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _listen(self, lines: IO[bytes]) -> None:
         for line in lines:

@@ -55,6 +55,8 @@ class RayRuntime:
         self._location = ""
         self._workers = 0
         self._calls: dict[Any, tuple[str, Any]] = {}
+        self._ending: set[str] = set()
+        """Workers that are being ended because they hang."""
         self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
 
@@ -78,6 +80,7 @@ class RayRuntime:
     def start(self, coordinator: Coordinator, address: str, token: str) -> None:
         self._address, self._token = address, token
         self._replacements = Replacements(coordinator, self._spawn)
+        coordinator.on_stuck = self._end_stuck
         for index in range(self._workers):
             self._spawn(f"ray-{index + 1}")
         self._watcher = threading.Thread(target=self._watch, name="fedloom-ray", daemon=True)
@@ -164,6 +167,14 @@ class RayRuntime:
         actor = actor_class.remote()
         self._calls[actor.run.remote(node, self._address, self._token)] = (node, actor)
 
+    def _end_stuck(self, node: str) -> None:
+        """End an actor that does not return; another takes its name."""
+        actor = next((actor for name, actor in list(self._calls.values()) if name == node), None)
+        if actor is not None and not self._stopping.is_set() and node not in self._ending:
+            self._ending.add(node)
+            self._replacements.stopping(node)
+            ray.kill(actor, no_restart=True)
+
     def _watch(self) -> None:
         """Replace actors that end before the runtime is stopped."""
         while self._calls and not self._stopping.is_set():
@@ -172,6 +183,7 @@ class RayRuntime:
                 if self._stopping.is_set():
                     return
                 node, _ = self._calls.pop(call)
+                self._ending.discard(node)
                 self._replacements.ended(node, _reason(call))
 
 

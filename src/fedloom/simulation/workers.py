@@ -28,6 +28,12 @@ class Replacements:
         self._coordinator, self._spawn = coordinator, spawn
         self._early_deaths: dict[str, int] = {}
         self._groups_done: dict[str, int] = {}
+        self._stopped: set[str] = set()
+
+    def stopping(self, node: str) -> None:
+        """Note that an agent is about to be ended because it hangs, which is not held against its name."""
+        _log.warning("%s does not return from work that was cancelled; its process is ended", node)
+        self._stopped.add(node)
 
     def ended(self, node: str, how: str) -> None:
         """Replace an agent that ended before it was told to, or give up on a name that never gets anything done."""
@@ -38,6 +44,9 @@ class Replacements:
         self._coordinator.leave(node, "", f"its process ended: {how}")
         early = done == self._groups_done.get(node, 0)
         self._groups_done[node] = done
+        if node in self._stopped:
+            self._stopped.discard(node)
+            early = False
         self._early_deaths[node] = self._early_deaths.get(node, 0) + 1 if early else 0
         if self._early_deaths[node] > (MAX_DEATHS_AT_WORK if at_work else MAX_EARLY_DEATHS):
             self._coordinator.give_up(

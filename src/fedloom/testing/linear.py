@@ -53,6 +53,10 @@ class Config(PluginSettings):
     """Clients whose training ends its process, as a fault of a C library does."""
     wrong_dtype_clients: tuple[int, ...] = ()
     """Clients whose update is float64."""
+    hang_clients: tuple[int, ...] = ()
+    """Clients whose training never returns."""
+    hang_init_once: str = ""
+    """A file: whoever makes the initial model while it does not exist makes it and never returns."""
     needs: str = ""
     """A file without which nothing can be done."""
     init_needs: str = ""
@@ -95,6 +99,9 @@ class Linear:
 
     def init(self, rng: np.random.Generator) -> Record:
         _require(self.config.init_needs)
+        if self.config.hang_init_once and not Path(self.config.hang_init_once).exists():
+            Path(self.config.hang_init_once).touch()
+            _hang()
         w = rng.standard_normal(self.config.features).astype(np.float32)
         return Record({MODEL: {"w": w, "b": np.zeros((), np.float32)}})
 
@@ -150,6 +157,8 @@ class Linear:
             if config.die_once:
                 Path(config.die_once).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if client in config.hang_clients:
+            _hang()
         if client in config.die_clients:
             os.kill(os.getpid(), signal.SIGKILL)
         if client in config.exit_clients:
@@ -161,6 +170,11 @@ class Linear:
 def build_workload(config: Config, experiment: Experiment) -> Linear:
     """Build the workload a `Config` describes."""
     return Linear(config, experiment)
+
+
+def _hang() -> None:
+    while True:
+        time.sleep(1.0)
 
 
 def _require(file: str) -> None:

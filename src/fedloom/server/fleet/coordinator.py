@@ -48,6 +48,8 @@ MAX_NODES = 10_000
 """Agents known at a time; those that have been gone longest are forgotten first."""
 PREPARING = 2
 """Exchanges for which payloads are prepared at the same time, beside those that prepare their own when they begin."""
+STUCK_S = 5.0
+"""Seconds an agent may go on with cancelled work while groups wait that no other one can do."""
 GRACE_S = 3.0
 """Seconds a disconnected agent may take to come back before its groups go elsewhere."""
 
@@ -87,6 +89,8 @@ class Coordinator:
         self._closed = False
         self.hopeless = ""
         """Why there will be no more agents, where that is so."""
+        self.on_stuck: Callable[[str], None] = lambda node: None
+        """Called with an agent that is busy with cancelled work while groups wait that no other one can do."""
         self._housekeeper = threading.Thread(target=self._keep_house, name="fedloom-housekeeper", daemon=True)
         self._housekeeper.start()
 
@@ -196,6 +200,7 @@ class Coordinator:
             if known is None or (session and known.hello.session != session):
                 return
             known.detach()
+            known.cancelled.clear()
             self._dispatch.requeue(node, reason or "the agent left")
             freed = self.payloads.forget(node)
         del freed  # without the lock
@@ -316,6 +321,25 @@ class Coordinator:
         with self._changed:
             return self._dispatch.holders(opened)
 
+    def ask_another(self, opened: OpenExchange, index: int, after_s: float) -> None:
+        """Have another node do a group, too, whose node has taken `after_s` seconds; the first answer counts."""
+        with self._changed:
+            self._dispatch.ask_another(opened, index, after_s)
+
+    def waits_for(self, opened: OpenExchange) -> str:
+        """Return what kind of node an exchange's waiting groups lack, in words; empty where they lack none."""
+        with self._changed:
+            return self._dispatch.waits_for(opened)
+
+    def count_fitting(self, labels: Mapping[str, str]) -> int:
+        """Return how many connected agents have all these labels."""
+        wanted = labels if self._by_labels else {}
+        with self._changed:
+            return sum(
+                node.online and all(node.labels.get(key) == value for key, value in wanted.items())
+                for node in self._nodes.values()
+            )
+
     def announce(self, run: RunFacts) -> None:
         """Tell every agent that serves a run that it is about to start, so that all load its data at the same time."""
         with self._changed:
@@ -431,6 +455,7 @@ class Coordinator:
             node = self._session(name, session)
             node.seen = self._clock.monotonic()
             node.acknowledge(refusal.key, "refused")
+            self._dispatch.finished(name, refusal.key)
             self._dispatch.refuse(name, refusal)
 
     def _result(self, name: str, session: str, result: GroupResult) -> None:
@@ -474,6 +499,9 @@ class Coordinator:
                     if node.gone_since is not None and now - node.gone_since > self._grace_s and node.assigned:
                         self._dispatch.requeue(name, "the agent's process ended or its connection broke")
                 deaf = [(name, n.hello.session) for name, n in self._nodes.items() if n.mailbox and n.mailbox.overflown]
+                stuck = self._dispatch.stuck(STUCK_S)
+            for name in stuck:
+                self.on_stuck(name)
             for name, session in silent:
                 self.detach(name, session, f"no heartbeat for {self._lost_after_s:.0f} s")
             for name, session in deaf:

@@ -19,6 +19,8 @@ from fedloom.server.fleet.payloads import Offer, PayloadStore
 
 MAX_HELD = 3
 """Groups an agent is given at most before it has answered for one."""
+_SHOWN = 5
+"""Names that a message lists at most."""
 Prepare = Callable[[OpenExchange, Sequence[Offer], str], None]
 """Has offers of an exchange prepared for a locality, elsewhere; `Dispatch.prepared` is called when that is done."""
 
@@ -61,11 +63,17 @@ class Dispatch:
         del self._open[opened.name]
         for node in self._nodes.values():
             mine = [key for key in node.assigned if key[:3] == opened.name]
-            for key in mine:
-                del node.assigned[key]
+            self._cancel(node, mine)
             if mine and node.mailbox is not None:
                 node.mailbox.put(Cancel(run_id=opened.run.run_id, round=opened.round, exchange=opened.exchange))
         self.push()
+
+    def _cancel(self, node: Node, keys: Collection[GroupKey]) -> None:
+        """Take groups from a node that nobody wants any more; the one in work, its oldest, cannot be stopped."""
+        oldest = next(iter(node.assigned), None)
+        for key in keys:
+            if node.assigned.pop(key, None) is not None and key == oldest:
+                node.cancelled[key] = self._clock.monotonic()
 
     def release(self, opened: OpenExchange, indices: Collection[int]) -> None:
         """Put groups out that were in reserve."""
@@ -132,6 +140,7 @@ class Dispatch:
             try:
                 self._push(self._nodes[name], opened, index)
             except FedloomError as exc:  # the run's own trouble must not hit an agent's call
+                self._nodes[name].assigned.pop(opened.key(index), None)  # it was not sent
                 _fail(opened, exc)
 
     def _load(self, node: Node) -> int:
@@ -162,9 +171,63 @@ class Dispatch:
             self.push()
 
     def _willing(self, opened: OpenExchange, names: Collection[str]) -> set[str]:
-        """Those of the agents that may get groups of an exchange."""
+        """Those of the agents that may get groups of an exchange, without those still busy with cancelled work."""
         now = self._clock.monotonic()
-        return {name for name in names if opened.wants(name, self._nodes[name].labels, now)}
+        return {
+            name
+            for name in names
+            if not self._nodes[name].cancelled and opened.wants(name, self._nodes[name].labels, now)
+        }
+
+    def finished(self, name: str, key: GroupKey) -> None:
+        """A node is through with a group, wanted or not."""
+        if self._nodes[name].cancelled.pop(key, None) is not None:
+            self.push()
+
+    def stuck(self, since_s: float) -> list[str]:
+        """Return nodes busy with cancelled work for so long, while groups wait that no other node can do."""
+        now, names = self._clock.monotonic(), [name for name, node in self._nodes.items() if node.online]
+        found: set[str] = set()
+        for opened in self._open.values():
+            if opened.pending and not self._willing(opened, names):
+                found |= {name for name in names if opened.wants(name, self._nodes[name].labels, now)}
+        return sorted(
+            name for name in found if any(now - begun > since_s for begun in self._nodes[name].cancelled.values())
+        )
+
+    def ask_another(self, opened: OpenExchange, index: int, after_s: float) -> None:
+        """Have another node do a group, too, whose node has taken `after_s` seconds; the first answer counts."""
+        key, now = opened.key(index), self._clock.monotonic()
+        for name, node in self._nodes.items():
+            if key in node.assigned:
+                reason = f"no answer within {after_s:g} s"
+                opened.refusals[name] = Refusal(key=key, kind="failure", reason=reason)
+                opened.unwilling[name] = max(opened.unwilling.get(name, 0.0), now + after_s)
+        if index not in opened.pending and index not in opened.done:
+            opened.pending.append(index)
+            self.push()
+
+    def waits_for(self, opened: OpenExchange) -> str:
+        """Return what kind of node an exchange's waiting groups lack; empty where they lack none, or none waits."""
+        if not opened.pending:
+            return ""
+        now, online = self._clock.monotonic(), {name: node for name, node in self._nodes.items() if node.online}
+        if not online:
+            return "no node is connected"
+        fitting = [name for name, node in online.items() if opened.fits(node.labels)]
+        if not fitting:
+            return f"no node with {opened.labels_text()} is connected (connected: {_some(sorted(online))})"
+        willing = [name for name in fitting if opened.wants(name, online[name].labels, now)]
+        if not willing:
+            reasons = (f"{name}: {opened.refusals[name].reason}" for name in fitting if name in opened.refusals)
+            return f"every node refuses the work for now ({_some(list(reasons))})"
+        missing = sorted({only for index in opened.pending if (only := opened.only(index)) and only not in willing})
+        if missing and all(opened.only(index) for index in opened.pending):
+            return f"the clients asked are those of {_some(missing)}, not connected"
+        if all(online[name].cancelled for name in willing):
+            waits = (f"{name} for {now - min(online[name].cancelled.values()):.0f} s" for name in willing)
+            return f"every node is still busy with cancelled work ({_some(list(waits))})"
+        return ""
 
     def _push(self, node: Node, opened: OpenExchange, index: int) -> None:
         assert node.mailbox is not None
@@ -213,8 +276,11 @@ class Dispatch:
         opened.done.add(key.group)
         if key.group in opened.pending:  # it had been taken from this agent, which then answered after all
             opened.pending.remove(key.group)
-        for other in self._nodes.values():
-            other.assigned.pop(key, None)
+        for other, node in self._nodes.items():
+            if other == name:
+                node.assigned.pop(key, None)
+            else:
+                self._cancel(node, [key])
         return True
 
     def turn_away(self, opened: OpenExchange, key: GroupKey, name: str, exc: FedloomError) -> None:
@@ -254,6 +320,8 @@ class Dispatch:
         if node.fresh:
             node.fresh = False
             self._take_back(name, "the agent was restarted", held)
+        for key in [key for key in node.cancelled if key not in held]:
+            del node.cancelled[key]
         for key, pushed in list(node.assigned.items()):
             if key not in held and now - pushed > self._repeat_s:
                 del node.assigned[key]
@@ -359,6 +427,12 @@ class Dispatch:
             return
         opened.done.add(index)
         opened.answers.put(Answer(index=index, node=name, result=None, lost=f"{reason} ({deaths} attempts)"))
+
+
+def _some(names: Sequence[str]) -> str:
+    """List names, for a message."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def answer_again(node: Node, key: GroupKey, opened: OpenExchange | None) -> None:

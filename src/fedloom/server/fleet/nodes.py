@@ -87,6 +87,8 @@ class Node:
     told_runs: set[str] = field(default_factory=set)
     assigned: dict[GroupKey, float] = field(default_factory=dict)
     """Groups it holds, with the time each was pushed (monotonic seconds)."""
+    cancelled: dict[GroupKey, float] = field(default_factory=dict)
+    """Work it may still be doing though it was cancelled, with the time of that (monotonic seconds)."""
     clock: Clock = SYSTEM_CLOCK
     seen: float = field(init=False)
     """When it was last heard of (monotonic seconds)."""
@@ -116,7 +118,7 @@ class Node:
         self.assigned, self.gone_since = old.assigned, self.clock.monotonic()
         self.bytes_down, self.bytes_up = old.bytes_down, old.bytes_up
         self.groups_done, self.busy_s = old.groups_done, old.busy_s
-        self.newcomer, self.runs = old.newcomer, old.runs
+        self.newcomer, self.runs, self.cancelled = old.newcomer, old.runs, old.cancelled
 
     def attach(self) -> Mailbox:
         """Begin a stream, in place of one there may be."""

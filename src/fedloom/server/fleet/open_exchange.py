@@ -108,6 +108,10 @@ class OpenExchange:
         """Whether a node with these labels serves the run."""
         return all(labels.get(key) == value for key, value in self._labels.items())
 
+    def labels_text(self) -> str:
+        """Return the labels a node needs, in words."""
+        return ", ".join(f"{key}={value}" for key, value in sorted(self._labels.items())) or "any labels"
+
     def wants(self, name: str, labels: Mapping[str, str], now: float) -> bool:
         """Whether a node may get groups of this exchange."""
         return self.fits(labels) and self.unwilling.get(name, 0.0) <= now

@@ -25,6 +25,8 @@ class RunFacts:
     """Nodes a group is assigned to at most, one after another, when the process that held it died."""
     group_size: int = 1
     """Clients per group."""
+    min_nodes: int = 1
+    """Nodes with the labels that must be connected before work is given out."""
     keeps_states: bool = True
     """Whether the server keeps clients' states; False where each stays on its node."""
 
@@ -45,6 +47,7 @@ class RunFacts:
             labels=experiment.fleet.labels,
             max_attempts=experiment.round.max_attempts,
             group_size=experiment.group_size,
+            min_nodes=experiment.fleet.min_nodes,
             keeps_states=experiment.round.state_home == "server",
         )
 

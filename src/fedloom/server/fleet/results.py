@@ -71,6 +71,7 @@ class Results:
     def begin(self, name: str, result: GroupResult) -> Reading | Unwanted:
         """The first look: what a node's result is for."""
         key, node = result.key, self._nodes[name]
+        self._dispatch.finished(name, key)
         opened = self._dispatch.find(key)
         if opened is not None and not opened.was_assigned(key.group, name):
             node.acknowledge(key, "rejected", f"group {key} was not assigned to node {name!r}")

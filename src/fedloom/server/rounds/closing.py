@@ -30,6 +30,8 @@ class ClosingTerms:
     """Share of the quota that must come, 0 < share <= 1."""
     deadline_s: float | None = None
     """Seconds after which the exchange ends with what has come; None waits for everybody."""
+    asks_another: bool = False
+    """Whether the deadline has another node asked, too, each time it passes, instead of ending the exchange."""
     reserve: int = 0
     """Jobs, at the end of the exchange's, that are put out only in place of failed ones."""
 
@@ -62,6 +64,12 @@ class Closing:
     def remaining_s(self) -> float | None:
         """Return the seconds until the deadline, <= 0 once it has passed; None where there is none."""
         return None if self._end is None else self._end - self._clock.monotonic()
+
+    def extend(self) -> tuple[int, ...]:
+        """Begin the deadline anew; returns the groups that have not been answered."""
+        if self._terms.deadline_s is not None:
+            self._end = self._clock.monotonic() + self._terms.deadline_s
+        return tuple(sorted(self._outstanding))
 
     def take(self, answer: Answer) -> list[int]:
         """Count one group's answer; returns the groups to release from the reserve.

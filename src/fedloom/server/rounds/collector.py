@@ -24,6 +24,7 @@ from fedloom.server.rounds.kept_answers import KeptAnswers
 from fedloom.server.rounds.model_dtypes import ModelDtypes
 from fedloom.server.rounds.request import ExchangeRequest
 from fedloom.server.rounds.run_services import FleetAccess, RunOutputs
+from fedloom.server.rounds.wait_notices import WaitNotices
 from fedloom.server.rounds.waiting import Waiting
 
 
@@ -43,7 +44,10 @@ class Collector:
         """Knows what clients hold from earlier exchanges."""
         self._dtypes = ModelDtypes()
         resume = f"run {run.run_id} was stopped; go on with it: fedloom resume {outputs.store.folder}"
-        self._waiting = Waiting(fleet, stop, resume)
+        workload = run.spec.experiment.get("workload", {})
+        work = f"the work is that of workload {workload.get('name', '')!r}"
+        notices = WaitNotices(run.run_id, work, outputs.emit, fleet.clock)
+        self._waiting = Waiting(fleet, stop, resume, notices)
 
     def collect(self, request: ExchangeRequest) -> Collected:
         """Put the exchange's jobs out and aggregate what comes back.
@@ -57,6 +61,8 @@ class Collector:
             Interrupted: the run was asked to stop.
         """
         self._dtypes.check(request.round, request.exchange)
+        if self._run.min_nodes > 1:
+            self._waiting.for_nodes(self._run.min_nodes, self._run.labels)
         grouping, exchange = self.groups.cut(request), request.exchange
         kind = accumulator_class(exchange.accumulator)
         kept = KeptAnswers(self._outputs.journal, request, grouping.groups)
@@ -96,6 +102,9 @@ class Collector:
             came = clock.monotonic()
             if next_answer is not None:
                 self._take(gathering, next_answer)
+            elif (terms := gathering.request.terms).asks_another:
+                for index in closing.extend():
+                    self._fleet.coordinator.ask_another(opened, index, terms.deadline_s or 0.0)
             else:
                 closing.expire(self._fleet.coordinator.holders(opened))
             counts += RoundCounts(waiting_s=came - begin, aggregation_s=clock.monotonic() - came)

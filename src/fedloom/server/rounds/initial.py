@@ -26,13 +26,17 @@ _MOST = 20
 """Names, and different reasons, that an error lists; the run's events have all."""
 
 
-def initial_request() -> ExchangeRequest:
-    """Return what one node is asked before round 1."""
+def initial_request(deadline_s: float | None) -> ExchangeRequest:
+    """Return what one node is asked before round 1.
+
+    Args:
+        deadline_s: seconds after which another node is asked, too; None asks none while the first is at work.
+    """
     return ExchangeRequest(
         round=0,
         index=int(Phase.TRAIN),
         exchange=_INITIAL,
-        terms=ClosingTerms(quota=1),
+        terms=ClosingTerms(quota=1, deadline_s=deadline_s, asks_another=True),
         emit_progress=False,
         no_answer=_no_initial_model,
     )

@@ -92,7 +92,8 @@ class Loop:
             self._collector.groups.pinned = Holders(checkpoint.holders)
             self._progress = Progress.read(checkpoint, self._parts.strategy, self._parts.selection)
         else:
-            model, self.info = initial_model(self._collector.collect(initial_request()))
+            request = initial_request(self._experiment.round.deadline_s)
+            model, self.info = initial_model(self._collector.collect(request))
             self._store.save_workload(self.info)
             strategy, selection, roster = self._parts.strategy, self._parts.selection, self._roster()
             self._progress = Progress(0, strategy.init(model), selection.init(roster), roster.population)

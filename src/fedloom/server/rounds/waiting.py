@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from fedloom.core.errors import FedloomError, Interrupted, NoCapacity
 from fedloom.server.fleet.open_exchange import Answer, OpenExchange
 from fedloom.server.rounds.closing import Closing
 from fedloom.server.rounds.run_services import FleetAccess
+from fedloom.server.rounds.wait_notices import WaitNotices
 
 _TICK_S = 0.5
 """How often a waiting run looks whether it was asked to stop; answers wake it at once."""
@@ -23,10 +24,25 @@ class Waiting:
         fleet: the way to the agents.
         stop: when set, waiting ends with `Interrupted`.
         how_to_resume: for that error's message.
+        notices: says what the run waits for.
     """
 
-    def __init__(self, fleet: FleetAccess, stop: threading.Event, how_to_resume: str) -> None:
-        self._fleet, self._stop, self._how_to_resume = fleet, stop, how_to_resume
+    def __init__(self, fleet: FleetAccess, stop: threading.Event, how_to_resume: str, notices: WaitNotices) -> None:
+        self._fleet, self._stop, self._how_to_resume, self._notices = fleet, stop, how_to_resume, notices
+
+    def for_nodes(self, count: int, labels: Mapping[str, str]) -> None:
+        """Return once so many nodes with these labels are connected.
+
+        Raises:
+            Interrupted: the run was asked to stop.
+        """
+        wanted = "".join(f" with {key}={value}" for key, value in sorted(labels.items()))
+        while (found := self._fleet.coordinator.count_fitting(labels)) < count:
+            if self._stop.is_set():
+                raise Interrupted(self._how_to_resume)
+            self._notices.look(f"{count} nodes{wanted} are wanted (fleet.min_nodes) ({found} connected)")
+            self._stop.wait(_TICK_S)
+        self._notices.over()
 
     def next(self, opened: OpenExchange, closing: Closing, each_turn: Callable[[], None]) -> Answer | None:
         """Return the next answer; None once the deadline has passed.
@@ -48,7 +64,7 @@ class Waiting:
                 raise Interrupted(self._how_to_resume)
             each_turn()
             with contextlib.suppress(queue.Empty):
-                return _sound(opened.answers.get_nowait())
+                return self._answered(opened.answers.get_nowait())
             remaining_s = closing.remaining_s()
             if remaining_s is not None and remaining_s <= 0:
                 return None
@@ -58,9 +74,18 @@ class Waiting:
             if self._fleet.coordinator.online:
                 alone_since = clock.monotonic()
             self._check_agents(opened, clock.monotonic() - alone_since)
+            if self._fleet.patience_s is None or self._fleet.coordinator.online:
+                self._notices.look(self._fleet.coordinator.waits_for(opened))
             wait_s = _TICK_S if remaining_s is None else min(_TICK_S, max(0.001, remaining_s))
             with contextlib.suppress(queue.Empty):
-                return _sound(clock.get(opened.answers, wait_s))
+                return self._answered(clock.get(opened.answers, wait_s))
+
+    def _answered(self, answer: Answer | FedloomError) -> Answer:
+        """Return the answer; raise what kept the groups from being assigned."""
+        self._notices.over()
+        if isinstance(answer, FedloomError):
+            raise answer
+        return answer
 
     def _check_agents(self, opened: OpenExchange, alone_s: float) -> None:
         """Raise where waiting has become pointless; `alone_s` is how long no agent has been connected."""
@@ -72,10 +97,3 @@ class Waiting:
                 "work wait. Start agents with `fedloom client --server HOST:PORT`, or look why the workers of the "
                 "runtime ended"
             )
-
-
-def _sound(answer: Answer | FedloomError) -> Answer:
-    """Return the answer; raise what kept the groups from being assigned."""
-    if isinstance(answer, FedloomError):
-        raise answer
-    return answer

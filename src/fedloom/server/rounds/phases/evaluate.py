@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedloom.core.errors import QuorumNotReached
 from fedloom.core.events import Notice
 from fedloom.core.records import Exchange, Job
 from fedloom.server.rounds.closing import ClosingTerms
@@ -35,16 +36,30 @@ class EvaluatePhase(RoundPhase):
             for part in range(parts)
         )
         exchange = Exchange(jobs=jobs, inputs=inputs, accumulator="metrics")
+        settings = self._parts.experiment.round
+        deadline_s = self._parts.experiment.evaluation.deadline_s or settings.deadline_s
+        terms = ClosingTerms(quota=parts, quorum_fraction=settings.quorum_fraction, deadline_s=deadline_s)
+        begin = self._parts.monotonic()
         request = ExchangeRequest(
             round=round.number,
             index=int(Phase.EVALUATE),
             exchange=exchange,
-            terms=ClosingTerms(quota=parts),
+            terms=terms,
             group_size=1,
             emit_progress=False,
         )
-        collected = self._parts.collect(request)
+        try:
+            collected = self._parts.collect(request)
+        except QuorumNotReached as exc:
+            if deadline_s is None or self._parts.monotonic() - begin < deadline_s:
+                raise
+            self._notice(round, f"no evaluation: {exc}")
+            return None
         round.counts += collected.counts.beside_training()
+        if len(collected.reports) < parts:
+            found = f"{len(collected.reports)} of {parts} pieces of the held-out data"
+            round.add_section("evaluation", {"parts": len(collected.reports), "of": parts})
+            self._notice(round, f"the evaluation is of {found}; the others are missing (round.quorum_fraction)")
         return evaluated(sum_metrics(collected.reports), round.info.exponentials)
 
     def recorded(self, round: OpenRound) -> None:
@@ -57,4 +72,7 @@ class EvaluatePhase(RoundPhase):
                 continue
             self._raised ^= {name}
             message = f"{name} is {value:.3g}: {advice}" if value > 0 else f"{name} is 0 again"
-            self._parts.emit(Notice(run_id=self._parts.run_id, message=f"round {round.number}: {message}"))
+            self._notice(round, message)
+
+    def _notice(self, round: OpenRound, message: str) -> None:
+        self._parts.emit(Notice(run_id=self._parts.run_id, message=f"round {round.number}: {message}"))

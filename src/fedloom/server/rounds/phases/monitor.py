@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedloom.core.errors import QuorumNotReached
 from fedloom.core.events import Notice
 from fedloom.core.protocols import Monitor
 from fedloom.core.records import Exchange, Info, Job
@@ -30,10 +31,16 @@ class MonitorPhase(RoundPhase):
         if not self._parts.evaluates_after(round.number):
             return
         exchange = self._exchange(round)
-        request = ExchangeRequest(
-            round=round.number, index=int(Phase.MONITOR), exchange=exchange, terms=self._parts.terms(exchange)
-        )
-        collected = self._parts.collect(request)
+        terms, begin = self._parts.terms(exchange), self._parts.monotonic()
+        request = ExchangeRequest(round=round.number, index=int(Phase.MONITOR), exchange=exchange, terms=terms)
+        try:
+            collected = self._parts.collect(request)
+        except QuorumNotReached as exc:
+            if terms.deadline_s is None or self._parts.monotonic() - begin < terms.deadline_s:
+                raise
+            message = f"round {round.number}: nothing monitored: {exc}"
+            self._parts.emit(Notice(run_id=self._parts.run_id, message=message))
+            return
         round.monitored.extend(collected.reports)
         round.counts += collected.counts.beside_training()
         round.reading = self._monitor.read(collected.reports, self._earlier)

@@ -1,0 +1,142 @@
+"""A waiting run says what it waits for: the labels, the work, since when."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fedloom.core.config import Experiment
+from fedloom.core.errors import Interrupted
+from fedloom.core.events import Event, Notice
+from fedloom.core.messages import Hello
+from fedloom.server.app import Server
+from fedloom.server.rounds.wait_notices import WaitNotices
+from fedloom.server.rounds.waiting import Waiting
+from fedloom.server.run_queue import RunQueue
+from fedloom.server.store.disk_run_store import DiskRunStore
+from fedloom.testing.by_hand import open_exchange, planned_groups
+from fedloom.testing.clock import ManualClock
+from fedloom.testing.fleet import EventLog, fleet_access, wait_until
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(now=1_000_000_000.0)  # 2001-09-09 01:46:40 UTC
+
+
+def notices(events: list[Event], clock: ManualClock) -> WaitNotices:
+    return WaitNotices("run", "the work is that of workload 'w'", events.append, clock)
+
+
+def test_a_wait_is_told_once_for_each_reason_and_when_it_is_over(clock: ManualClock) -> None:
+    events: list[Event] = []
+    waits = notices(events, clock)
+    for _ in range(8):
+        waits.look("no node with site=a is connected (connected: b)")
+        clock.advance(1.0)
+    waits.look("every node refuses the work for now (a: hours)")
+    waits.look("")
+    waits.look("")
+    assert [(event.message, event.waits_for) for event in events if isinstance(event, Notice)] == [
+        (text, text)
+        for text in (
+            "waits since 2001-09-09 01:46:40 UTC: no node with site=a is connected (connected: b); the work is that of "
+            "workload 'w'",
+            "waits since 2001-09-09 01:46:40 UTC: every node refuses the work for now (a: hours); the work is that of "
+            "workload 'w'",
+        )
+    ] + [("has waited for 8 s; goes on", "")]
+
+
+def test_a_short_wait_is_not_told(clock: ManualClock) -> None:
+    events: list[Event] = []
+    waits = notices(events, clock)
+    waits.look("no node is connected")
+    clock.advance(2.9)
+    waits.look("no node is connected")
+    waits.over()
+    assert events == []
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server(shared_memory=False, by_labels=True) as server:
+        yield server
+
+
+def join(server: Server, node: str, **labels: str) -> None:
+    server.coordinator.register(Hello(node=node, session="s"), "process", labels)
+    server.coordinator.attach(node, "s")
+
+
+def test_what_is_lacking_is_said_with_labels_and_names(server: Server) -> None:
+    coordinator = server.coordinator
+    with open_exchange(coordinator, planned_groups(1.0), labels={"site": "a"}) as opened:
+        assert coordinator.waits_for(opened) == "no node is connected"
+        join(server, "n", site="b")
+        assert coordinator.waits_for(opened) == "no node with site=a is connected (connected: n)"
+        assert (coordinator.count_fitting({"site": "a"}), coordinator.count_fitting({"site": "b"})) == (0, 1)
+
+
+def test_a_run_waits_for_the_nodes_it_wants_and_can_be_stopped_meanwhile(server: Server) -> None:
+    log, stop = EventLog(), threading.Event()
+    waits = WaitNotices("run", "", log.write, server.clock)
+    waiting = Waiting(fleet_access(server.coordinator), stop, "stopped", waits)
+    done: list[str] = []
+
+    def wait(count: int, labels: dict[str, str]) -> None:
+        waiting.for_nodes(count, labels)
+        done.append(f"{count} nodes")
+
+    for name, labels in (("one", {"site": "a"}), ("other", {"site": "b"})):
+        join(server, name, **labels)
+    thread = threading.Thread(target=wait, args=(2, {"site": "a"}))
+    thread.start()
+    time.sleep(0.1)
+    assert not done
+    join(server, "two", site="a")
+    thread.join(10)
+    assert done == ["2 nodes"]
+    thread = threading.Thread(target=wait, args=(3, {}))
+    thread.start()
+    thread.join(10)
+    assert done == ["2 nodes", "3 nodes"]
+    stop.set()
+    with pytest.raises(Interrupted, match="stopped"):
+        waiting.for_nodes(4, {})
+
+
+def test_the_list_of_runs_says_what_a_run_waits_for(tmp_path: Path) -> None:
+    go_on, said = threading.Event(), threading.Event()
+
+    def run_one(store: DiskRunStore, emit: object, stop: threading.Event) -> object:
+        assert callable(emit)
+        emit(Notice(run_id=store.run_id, message="waits", waits_for="waits since now: no node"))
+        said.set()
+        assert go_on.wait(10)
+        emit(Notice(run_id=store.run_id, message="another", waits_for=None))
+        emit(Notice(run_id=store.run_id, message="goes on", waits_for=""))
+        stop.wait(10)
+        raise RuntimeError("the end")
+
+    queue = RunQueue(tmp_path, run_one)  # type: ignore[arg-type]  # it returns no summary
+    queue.start()
+    try:
+        run = queue.submit(
+            Experiment.parse(
+                {"rounds": 1, "strategy": "fedavg", "workload": {"name": "fedloom.testing.linear"}}
+            ).to_dict()
+        )
+        assert said.wait(10)
+        assert [row["error"] for row in queue.rows()] == ["waits since now: no node"]
+        go_on.set()
+        wait_until(lambda: queue.rows()[0]["error"] == "")
+        queue.stop(run)
+        wait_until(lambda: queue.rows()[0]["status"] == "failed")
+        assert queue.rows()[0]["error"] == "RuntimeError: the end"
+    finally:
+        queue.close()
