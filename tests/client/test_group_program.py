@@ -14,10 +14,13 @@ from support_paths import LINEAR
 from fedloom.client.executor import Executor
 from fedloom.core import registry
 from fedloom.core.accumulators import RunningMean
+from fedloom.core.config import Experiment
 from fedloom.core.errors import ServerUnreachable
+from fedloom.core.events import Notice
 from fedloom.core.messages import Group, GroupKey, GroupResult, PayloadRef, RunSpec
 from fedloom.core.protocols import Shard
 from fedloom.core.records import MODEL, Job, Record, Update
+from fedloom.testing.fleet import EventLog, run_on_fleet
 
 Linear = registry.part("workloads", str(LINEAR), "workload").Linear
 ONE = Record({MODEL: {"w": np.ones(3, np.float32), "b": np.zeros((), np.float32)}})
@@ -96,8 +99,11 @@ def test_a_program_that_fails_is_named_once_a_run_with_its_reason_and_clients_ar
 ) -> None:
     made = executor()
     with caplog.at_level(logging.WARNING):
-        found = [mean(work(made, round)) for round in (1, 2, 3)]
+        results = [work(made, round) for round in (1, 2, 3)]
+        found = [mean(result) for result in results]
         work(made, 2, "other")
+    assert [len(result.notices) for result in results] == [0, 1, 0]
+    assert results[1].notices[0].endswith("one by one, which is slower: FloatingPointError: singular matrix")
     assert grouped == [3, 3, 1, 1, 1, 3, 1, 1, 1, 3, 1, 1, 1]
     said = [record for record in caplog.records if "at once" in record.getMessage()]
     assert [record.__dict__["run"] for record in said] == ["run", "other"]
@@ -121,3 +127,22 @@ def test_a_connection_that_breaks_is_no_failure_of_the_program(
     assert grouped == []
     work(made, 1)
     assert grouped == [3] and not caplog.records
+
+
+def test_a_notice_reaches_the_users_of_the_run_once_whatever_node_it_comes_from(grouped: list[int]) -> None:
+    experiment = Experiment.parse(
+        {
+            "name": "noticed",
+            "rounds": 3,
+            "clients": 6,
+            "cohort": 6,
+            "round": {"group_size": 3},
+            "strategy": "fedavg",
+            "workload": {"name": str(LINEAR), "features": 3},
+            "evaluation": {"every": 0},
+        }
+    )
+    log = EventLog()
+    assert run_on_fleet(experiment, workers=1, sinks=[log]).error is None
+    (notice,) = log.of(Notice)
+    assert notice.message.startswith("node agent-0: workload ") and notice.message.endswith("singular matrix")

@@ -119,6 +119,7 @@ class Executor:
             failures=tuple(made.failures),
             states=made.states,
             busy_s=time.perf_counter() - begin,
+            notices=run.take_notices(),
         )
 
     def undeliverable(self, result: GroupResult, exc: Exception) -> GroupResult:

@@ -63,7 +63,8 @@ class GroupProgram:
             turns[0].run.warn_once(
                 f"not {what} at once",
                 f"workload {turns[0].run.experiment.workload.name!r}: a group cannot be {what} at once in round "
-                f"{key.round}, so its clients are {what} one by one, which is slower: {type(exc).__name__}: {exc}",
+                f"{key.round}, so its clients are {what} one by one, which is slower",
+                exc,
             )
         self._share_s = (time.perf_counter() - begin) / len(turns)
 

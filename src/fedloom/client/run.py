@@ -35,6 +35,7 @@ class Run:
     def __init__(self, spec: RunSpec, guard: Guard | None, helpers: RunHelpers, stores: dict[str, ClientStore]) -> None:
         self._spec, self._guard, self._helpers, self._stores = spec, guard, helpers, stores
         self._warned: set[str] = set()
+        self._notices: list[str] = []
         self._capable: dict[type, object] = {}
 
     @functools.cached_property
@@ -77,11 +78,26 @@ class Run:
         """Whether an update weighs as much as its examples; the only one of its round weighs one, which is exact."""
         return self.experiment.round.weighting == "examples" and self.experiment.cohort_size > 1
 
-    def warn_once(self, about: str, message: str) -> None:
-        """Log a warning, unless this run has warned about the same before."""
-        if about not in self._warned:
-            self._warned.add(about)
-            _log.warning("%s", message, extra={"run": self._spec.run_id})
+    def warn_once(self, about: str, message: str, cause: BaseException) -> None:
+        """Log a warning and put it among the run's notices, unless this run has warned about the same before.
+
+        Args:
+            about: what is the same.
+            message: for the user of the run.
+            cause: its text may quote data, so it leaves the node only if the node's policy allows it.
+        """
+        if about in self._warned:
+            return
+        self._warned.add(about)
+        whole = f"{message}: {type(cause).__name__}: {cause}"
+        _log.warning("%s", whole, extra={"run": self._spec.run_id})
+        details = self._guard is None or self._guard.policy.tracebacks
+        self._notices.append(whole if details else f"{message}; the node's log has the reason")
+
+    def take_notices(self) -> tuple[str, ...]:
+        """Return the notices since the last call."""
+        taken, self._notices = tuple(self._notices), []
+        return taken
 
     def close(self) -> None:
         """End the workload's helpers."""

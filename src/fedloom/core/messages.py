@@ -14,6 +14,8 @@ MAX_NAME = 256
 """Characters in a name, such as a metric's or a kind of error's."""
 MAX_TEXT = 64 << 10
 """Characters of a traceback or message that are sent; the rest is cut."""
+MAX_NOTICES = 8
+"""Notices in a result, and those that a run shows."""
 
 
 class GroupKey(NamedTuple):
@@ -83,6 +85,8 @@ class GroupResult:
     states: Mapping[int, PayloadRef] = field(default_factory=dict)
     busy_s: float = 0.0
     """Seconds the agent spent on the group."""
+    notices: tuple[str, ...] = ()
+    """What the user of the run should know that is no error; an agent reports each once, at most `MAX_NOTICES`."""
 
     @property
     def payloads(self) -> list[PayloadRef]:

@@ -14,6 +14,7 @@ from typing import Any
 from fedloom.core.errors import BadMessage
 from fedloom.core.messages import (
     MAX_NAME,
+    MAX_NOTICES,
     MAX_TEXT,
     Ack,
     Cancel,
@@ -256,6 +257,7 @@ def _result(result: GroupResult) -> pb.GroupResult:
         ],
         states={client: _payload(ref) for client, ref in result.states.items()},
         busy_s=result.busy_s,
+        notices=[notice[:MAX_TEXT] for notice in result.notices[:MAX_NOTICES]],
     )
     if result.total is not None:
         message.total.CopyFrom(_payload(result.total))
@@ -285,6 +287,7 @@ def _read_result(message: pb.GroupResult, node: str) -> GroupResult:
         failures=failures,
         states={client: _read_payload(ref) for client, ref in message.states.items()},
         busy_s=_number(message.busy_s, "busy_s"),
+        notices=tuple(notice[:MAX_TEXT] for notice in message.notices[:MAX_NOTICES]),
     )
 
 

@@ -434,6 +434,7 @@ class GroupResult(_message.Message):
     FAILURES_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
     BUSY_S_FIELD_NUMBER: _builtins.int
+    NOTICES_FIELD_NUMBER: _builtins.int
     busy_s: _builtins.float
     @_builtins.property
     def key(self) -> Global___GroupKey: ...
@@ -445,6 +446,8 @@ class GroupResult(_message.Message):
     def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___Failure]: ...
     @_builtins.property
     def states(self) -> _containers.MessageMap[_builtins.int, Global___Payload]: ...
+    @_builtins.property
+    def notices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -454,10 +457,11 @@ class GroupResult(_message.Message):
         failures: _abc.Iterable[Global___Failure] | None = ...,
         states: _abc.Mapping[_builtins.int, Global___Payload] | None = ...,
         busy_s: _builtins.float = ...,
+        notices: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_s", b"busy_s", "failures", b"failures", "key", b"key", "reports", b"reports", "states", b"states", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_s", b"busy_s", "failures", b"failures", "key", b"key", "notices", b"notices", "reports", b"reports", "states", b"states", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

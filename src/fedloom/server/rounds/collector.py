@@ -11,7 +11,8 @@ import numpy as np
 
 from fedloom.core.accumulators import Accumulator, RunningMean
 from fedloom.core.errors import BadUpdate, QuorumNotReached, RunFailed
-from fedloom.core.events import ClientLost, ClientsDone, NodeRefused
+from fedloom.core.events import ClientLost, ClientsDone, NodeRefused, Notice
+from fedloom.core.messages import MAX_NOTICES
 from fedloom.core.plugins import accumulator_class
 from fedloom.core.records import MODEL, ClientReport, Record
 from fedloom.server.fleet.open_exchange import Answer, OpenExchange
@@ -43,6 +44,7 @@ class Collector:
         self.groups = GroupPlanner(run, outputs.store)
         """Knows what clients hold from earlier exchanges."""
         self._dtypes = ModelDtypes()
+        self._noticed: set[str] = set()
         resume = f"run {run.run_id} was stopped; go on with it: fedloom resume {outputs.store.folder}"
         workload = run.spec.experiment.get("workload", {})
         work = f"the work is that of workload {workload.get('name', '')!r}"
@@ -140,9 +142,17 @@ class Collector:
         if gathering.kept.keep(answer):
             self._fleet.coordinator.acknowledge(opened, answer.index)
         self.groups.learn(request, answer, opened.groups[answer.index].jobs)
+        self._report_notices(answer)
         if request.emit_progress:
             done, wanted = len(gathering.aggregation.reports), request.terms.quota
             self._outputs.emit(ClientsDone(run_id=self._run.run_id, round=request.round, done=done, cohort=wanted))
+
+    def _report_notices(self, answer: Answer) -> None:
+        """Emit what a node wants the user to know, each text once in a run."""
+        for notice in answer.result.notices if answer.result is not None else ():
+            if notice not in self._noticed and len(self._noticed) < MAX_NOTICES:
+                self._noticed.add(notice)
+                self._outputs.emit(Notice(run_id=self._run.run_id, message=f"node {answer.node}: {notice}"))
 
     def _report_refusals(self, gathering: _Gathering) -> None:
         """Report nodes that would not or could not take part, each once for each kind of reason."""
