@@ -35,6 +35,7 @@ TOLD: dict[Any, dict[str, str]] = {
     fleet_pb2.GroupResult: {
         "key": "| result | the group's key", "total": "the sum of its clients' updates",
         "reports": "| report, one per client", "failures": "| failure |", "states": "| state |", "busy_s": "seconds",
+        "notices": "notices: sentences for the user of the run",
     },
     fleet_pb2.Goodbye: {"reason": "| goodbye |", "come_back": "| goodbye |"},
     fleet_pb2.UploadRequest: {"sha256": "digest", "size": "| upload | size", "offset": "offset"},
