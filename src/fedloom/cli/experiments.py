@@ -147,6 +147,18 @@ def _shown(start: Callable[[Sequence[Sink]], RunResult], json: bool) -> None:
         summary = summary or sink.summary
         if summary is not None:
             print_summary(summary, json)
+    check_finite(summary)
+
+
+def check_finite(summary: RunSummary | None) -> None:
+    """Raise `RunFailed` for a run that is done, but whose last evaluation is missing or not finite."""
+    from fedloom.core.errors import RunFailed
+
+    if summary is not None and summary.status == "done" and summary.not_finite:
+        raise RunFailed(
+            f"the run is done, but its last evaluation has no finite value of {', '.join(summary.not_finite)}. The "
+            "model is saved as it is; try a smaller learning rate, on the server too"
+        )
 
 
 def print_summary(summary: RunSummary, json: bool, *, elsewhere: bool = False) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fedloom.cli.experiments import Json, Settings, Target, print_summary
+from fedloom.cli.experiments import Json, Settings, Target, check_finite, print_summary
 from fedloom.cli.members import IdentityFolder, find_identity
 from fedloom.cli.terminal import output, print_table
 from fedloom.core.errors import UsageError
@@ -207,6 +207,7 @@ def watch(
         raise Interrupted(f"run {run!r} was stopped")
     if sink.summary.status != "done":
         raise RunFailed(sink.summary.error or f"run {run!r} failed")
+    check_finite(sink.summary)
 
 
 def stop(run: RunId, server: Server = None, identity: IdentityFolder = None, token_file: TokenFile = None) -> None:

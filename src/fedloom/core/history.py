@@ -150,6 +150,8 @@ class RunSummary(_Frozen):
     """Rounds finished."""
     metrics: dict[str, Measured]
     """The last evaluation's means; the last round's training metrics where nothing was evaluated."""
+    not_finite: tuple[str, ...] = ()
+    """Metrics of the last evaluation that are NaN or infinite; `evaluation` where the last one is missing."""
     bytes_up: int
     bytes_down: int
     params_up: int

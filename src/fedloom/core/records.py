@@ -28,6 +28,9 @@ JsonObject = dict[str, Any]
 
 MODEL = "model"
 """Name of the group, and of the input, that carries the global model."""
+UNTRAINED = "untrained"
+"""Key in the info of a workload's initial model: names of the arrays that training changes but no optimiser steps, such
+as batch normalisation's running statistics. Strategies average them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import pytest
 from fedloom.core.accumulators import RunningMean
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError
-from fedloom.core.records import MODEL, Array, Record, RoundContext, Update
+from fedloom.core.records import MODEL, UNTRAINED, Array, Record, RoundContext, Update
 from fedloom.core.seeds import generator
 from fedloom.strategies.server_opt.config import Config
 from fedloom.strategies.server_opt.strategy import ServerOptimizer, build_strategy
@@ -201,3 +201,17 @@ def test_training_converges_where_the_mean_stays_put() -> None:
             near = state.model["w"] + 0.5 * (target - state.model["w"])  # clients go half the way
             state = strategy.finish(state, total({"w": near}), context(round))
         assert np.linalg.norm(state.model["w"] - target) < 0.1 * start, optimizer
+
+
+@pytest.mark.parametrize("optimizer", SETTINGS)
+def test_what_the_workload_does_not_train_becomes_the_mean(optimizer: str) -> None:
+    strategy = build(optimizer)
+    variance = np.array([0.5, 0.25, 1.0, 2.0], np.float32)
+    model = {"w": START.astype(np.float32), "running_var": variance}
+    state = strategy.init(Record({MODEL: model}, {UNTRAINED: ["running_var"]}))
+    assert state.m.keys() == {"w"} and state.v.keys() <= {"w"}
+    for round, mean in enumerate(means(), 1):
+        statistics = variance * np.float32(0.1) ** round
+        state = strategy.finish(state, total({"w": mean.astype(np.float32), "running_var": statistics}), context(round))
+        np.testing.assert_allclose(state.model["running_var"], statistics, rtol=1e-6, atol=1e-6)
+    assert (state.model["w"] != means()[-1].astype(np.float32)).any()

@@ -18,6 +18,7 @@ from fedloom.server.fleet.planned import RunFacts
 from fedloom.server.rounds.checkpoint_writer import Saver
 from fedloom.server.rounds.choices import observed
 from fedloom.server.rounds.collector import Collector
+from fedloom.server.rounds.diverged import Diverged
 from fedloom.server.rounds.initial import initial_model, initial_request
 from fedloom.server.rounds.open_round import OpenRound, RoundPhase, RunParts
 from fedloom.server.rounds.phases.evaluate import EvaluatePhase
@@ -60,6 +61,7 @@ class Loop:
         self._saver = Saver(outputs.store, experiment.checkpoint.keep, outputs.journal, self._clock)
         self._train = TrainPhase(self._parts)
         self._probe = ProbePhase(self._parts, self._train.plan)
+        self._diverged = Diverged(self.run.run_id, outputs.emit)
         self._phases: Sequence[RoundPhase] = ()
         """Those after the probe, in order."""
         self._progress: Progress | None = None
@@ -162,6 +164,7 @@ class Loop:
         if round.number == self._experiment.max_rounds or round.number % self._experiment.checkpoint.every == 0:
             self._save(progress)
         self._outputs.emit(RoundFinished(run_id=self.run.run_id, record=record))
+        self._diverged.look(record, self.info.exponentials)
         for phase in self._phases:
             phase.recorded(round)
         return True

@@ -112,6 +112,12 @@ def evaluated(metrics: Metrics, exponentials: Mapping[str, str]) -> dict[str, fl
     return values or None
 
 
+def not_finite(values: Mapping[str, float], exponentials: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the metrics that are NaN or infinite, sorted, but for exponentials of a finite one, which overflow."""
+    odd = {name for name, value in values.items() if not math.isfinite(value)}
+    return tuple(sorted(name for name in odd if exponentials.get(name, name) in odd))
+
+
 _LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 

@@ -16,6 +16,7 @@ from fedloom.core.history import RoundRecord, RunSummary, Traffic
 from fedloom.core.protocols import Sink
 from fedloom.core.records import Arrays, arrays_sha256
 from fedloom.server.rounds.loop import Loop
+from fedloom.server.rounds.record import not_finite
 from fedloom.server.rounds.run_services import FleetAccess, Place, RunOutputs
 from fedloom.server.store.answer_journal import AnswerJournal
 from fedloom.server.store.run_store import RunStore
@@ -139,6 +140,7 @@ class _Ended:
             status="done" if error is None else "interrupted" if isinstance(error, Interrupted) else "failed",
             rounds=self.loop.rounds_done,
             metrics=self._metrics(),
+            not_finite=self._not_finite(),
             **sum((record.traffic for record in self.history), Traffic()).model_dump(),
             seconds=self.loop.seconds,
             model_sha256=arrays_sha256(self.arrays) if error is None else None,
@@ -151,6 +153,14 @@ class _Ended:
             error=None if error is None else f"{type(error).__name__}: {error}",
             environment=_environment(),
         )
+
+    def _not_finite(self) -> tuple[str, ...]:
+        """Return what of the last evaluation has no finite value."""
+        last = self.history[-1] if self.history else None
+        if last is not None and last.sections.get("evaluation", {}).get("parts") == 0:
+            return ("evaluation",)
+        evaluated = [record.evaluation for record in self.history if record.evaluation]
+        return not_finite(evaluated[-1], self.loop.info.exponentials) if evaluated else ()
 
     def _metrics(self) -> dict[str, float]:
         """Return the last evaluation; the last round's training metrics where nothing was evaluated."""

@@ -14,7 +14,7 @@ import numpy as np
 from fedloom.core.accumulators import RunningMean
 from fedloom.core.config import Experiment
 from fedloom.core.protocols import Strategy
-from fedloom.core.records import MODEL, Array, Arrays, Exchange, Record, RoundContext
+from fedloom.core.records import MODEL, UNTRAINED, Array, Arrays, Exchange, Record, RoundContext
 from fedloom.strategies.fedavg import strategy as fedavg
 from fedloom.strategies.server_opt.config import Config
 
@@ -28,8 +28,8 @@ SecondMoment = Callable[[Array, Array], Array]
 class Moments:
     """The global model and the optimiser's moments, by name.
 
-    `m` and `v` have entries for floating-point arrays only, in float64 where the model's array is, else float32. `v`
-    is empty for `momentum`.
+    `m` and `v` have entries for trained floating-point arrays only, in float64 where the model's array is, else
+    float32. `v` is empty for `momentum`.
     """
 
     model: Arrays
@@ -41,8 +41,8 @@ class ServerOptimizer(Strategy[Moments, RunningMean]):
     """The shared round of the four optimisers: average as `fedavg` does, then step along the pseudo-gradient.
 
     Reddi et al. 2021, "Adaptive Federated Optimization", Algorithm 2. There is no bias correction: the paper has none
-    and starts v at tau² instead. Integer and boolean arrays (counters) have no direction to step in; they become the
-    mean.
+    and starts v at tau² instead. Integer and boolean arrays (counters), and those the workload names as untrained
+    (running statistics, whose step could make a variance negative), have no direction to step in; they become the mean.
     """
 
     State = Moments
@@ -71,7 +71,12 @@ class ServerOptimizer(Strategy[Moments, RunningMean]):
 
     def init(self, model: Record) -> Moments:
         arrays = model.groups[MODEL]
-        steps = {name: _moment_dtype(array) for name, array in arrays.items() if array.dtype.name in _FLOATS}
+        untrained = frozenset(model.info.get(UNTRAINED, ()))
+        steps = {
+            name: _moment_dtype(array)
+            for name, array in arrays.items()
+            if array.dtype.name in _FLOATS and name not in untrained
+        }
         m = {name: np.zeros(arrays[name].shape, dtype) for name, dtype in steps.items()}
         v = {name: np.full(arrays[name].shape, self._tau**2, dtype) for name, dtype in steps.items()}
         return Moments(arrays, m, v if self._second else {})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError
 from fedloom.core.protocols import Inputs, LocalRule, WorkloadInfo
-from fedloom.core.records import MODEL, Array, Info, Job, Mean, Metrics, Record, Update
+from fedloom.core.records import MODEL, UNTRAINED, Array, Info, Job, Mean, Metrics, Record, Update
 from fedloom.workloads._adapters.targets import model_info, output_layer
 from fedloom.workloads._base.checks import (
     blamed,
@@ -134,7 +134,9 @@ class RowTask(ABC, Generic[C]):
         with exact(CPU, seed=int(rng.integers(2**63))):
             model = self.initial()
             fresh = Trainer(model, self.config.training, CPU)
-        return Record({MODEL: fresh.arrays}, self.initial_info(model))
+        untrained = fresh.untrained
+        info = self.initial_info(model)
+        return Record({MODEL: fresh.arrays}, {**info, UNTRAINED: untrained} if untrained else info)
 
     def shard(self, client: int) -> RowShard:
         return RowShard(self.shards.client(client))

@@ -69,6 +69,12 @@ class Trainer:
         return dict(self._part.groups()[MODEL])
 
     @property
+    def untrained(self) -> list[str]:
+        """Names of the arrays that no optimiser steps, such as running statistics."""
+        trained = {name for group, name in self._part.trained if group == MODEL}
+        return [name for name in self.arrays if name not in trained]
+
+    @property
     def velocity(self) -> dict[str, Array]:
         """The momentum `sgd` ended its last training with, by parameter; empty for other optimisers and without any."""
         kept = self._optimizer.velocity if isinstance(self._optimizer, Sgd) else []

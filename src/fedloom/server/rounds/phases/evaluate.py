@@ -53,6 +53,7 @@ class EvaluatePhase(RoundPhase):
         except QuorumNotReached as exc:
             if deadline_s is None or self._parts.monotonic() - begin < deadline_s:
                 raise
+            round.add_section("evaluation", {"parts": 0, "of": parts})
             self._notice(round, f"no evaluation: {exc}")
             return None
         round.counts += collected.counts.beside_training()
