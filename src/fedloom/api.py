@@ -76,7 +76,8 @@ def load(target: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """Make an experiment of a preset's name, a TOML file, or a folder that a plug-in reads, with settings changed.
 
     Args:
-        target: the name or path; a folder such as a Flower app's.
+        target: the name or path; a folder such as a Flower app's. A preset's name comes before a folder of that name,
+            which is written `./NAME`.
         overrides: `KEY=VALUE` settings.
 
     Raises:
@@ -84,7 +85,7 @@ def load(target: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         ConfigError: a setting is wrong.
     """
     path = Path(target)
-    if path.is_dir():
+    if path.is_dir() and not (isinstance(target, str) and target in presets()):
         return _load_folder(path, overrides)
     if path.is_file() or path.suffix == ".toml":
         return Experiment.load(path, overrides)

@@ -244,6 +244,15 @@ def test_presets_are_shown_as_they_are(
     assert "did you mean 'demo'?" in capsys.readouterr().err
 
 
+def test_a_preset_s_name_comes_before_a_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits-fedavg").mkdir()
+    assert api.load("digits-fedavg").name == "digits-fedavg"
+    for folder in ("./digits-fedavg", Path("digits-fedavg")):
+        with pytest.raises(FedloomError, match="no plug-in makes an experiment of the folder"):
+            api.load(folder)
+
+
 def test_reports_and_comparisons_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
