@@ -174,7 +174,7 @@ def test_debug_by_environment(
     [
         (["run"], "Missing argument 'TARGET'"),
         (["run", "no-such-preset"], "'no-such-preset'"),
-        (["run", "nowhere/mine.toml"], "no experiment file 'nowhere/mine.toml'"),
+        (["run", "nowhere/mine.toml"], "experiment file 'nowhere/mine.toml' not found"),
         (["run", "{toml}", "--set", "rouds=3"], "did you mean 'rounds'?"),
         (["run", "{toml}", "--set", "rounds"], "expected KEY=VALUE"),
         (["run", "{toml}", "--set", "strategy=fedvag"], "did you mean 'fedavg'?"),

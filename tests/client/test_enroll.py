@@ -131,7 +131,7 @@ def test_a_taken_folder_is_not_written_over(fleet: Members) -> None:
 def test_a_key_others_can_read_is_not_used(fleet: Members) -> None:
     identity = fleet.joined("careless")
     (identity.folder / "key.pem").chmod(0o644)
-    with pytest.raises(UsageError, match="can be read by others"):
+    with pytest.raises(UsageError, match="is readable by other users"):
         Identity.load(identity.folder)
 
 

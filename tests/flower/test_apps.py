@@ -276,7 +276,7 @@ def edited(apps: Path, tmp_path: Path, file: str, old: str, new: str) -> Path:
         ("[tool.flwr.app.components]", "[tool.flwr.app.pieces]", "needs serverapp"),
         ('clientapp = "quickstart.client_app:app"', "", "needs clientapp"),
         ("[tool.flwr.app", "[tool.other.app", r"no table \[tool.flwr.app\]"),
-        ("[project]", "[project", "not readable as TOML"),
+        ("[project]", "[project", "not valid TOML"),
     ],
 )
 def test_broken_manifests_are_named(old: str, new: str, says: str, apps: Path, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_everything_a_workload_said_is_read(runs: Any) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        ("experiment.toml", "rounds = ", "experiment.toml: not readable as TOML"),
+        ("experiment.toml", "rounds = ", "experiment.toml: not valid TOML"),
         ("rounds.jsonl", "nonsense\n{}\n", "rounds.jsonl, line 1: not JSON"),
         ("rounds.jsonl", '{"round": "one"}\n', "rounds.jsonl, line 1: not a round record: round"),
         ("rounds.jsonl", "[1]\n", "rounds.jsonl, line 1: expected a JSON object, got list"),

@@ -128,5 +128,5 @@ def test_a_servers_token_stays_the_same_and_private(tmp_path: Path) -> None:
     token = local_token.own_token(tmp_path)
     assert local_token.own_token(tmp_path) == token and (tmp_path / "token").stat().st_mode & 0o777 == 0o600
     (tmp_path / "token").chmod(0o644)
-    with pytest.raises(UsageError, match="can be read by others"):
+    with pytest.raises(UsageError, match="is readable by other users"):
         local_token.own_token(tmp_path)

@@ -591,7 +591,7 @@ class TestControl:
             ("{}", "INVALID_ARGUMENT", "rounds: required"),
             ('{"rounds": 1, "strategy": "fedavgg", "workload": "flower"}', "NOT_FOUND", "did you mean 'fedavg'"),
             ('{"rounds": 0, "strategy": "fedavg", "workload": "image_classification"}', "INVALID_ARGUMENT", "rounds"),
-            ('{"rounds": 1, "strategy": "fedavg", "workload": "x.py", "ruonds": 1}', "NOT_FOUND", "no file 'x.py'"),
+            ('{"rounds": 1, "strategy": "fedavg", "workload": "x.py", "ruonds": 1}', "NOT_FOUND", "'x.py' not found"),
             (f'{{"rounds": 1, "strategy": "fedavg", "workload": "{LINEAR}", "x": 1}}', "INVALID_ARGUMENT", "x: unk"),
             (f'{{"rounds": {2**32}, "strategy": "fedavg", "workload": "{LINEAR}"}}', "INVALID_ARGUMENT", "rounds: "),
             (f'{{"rounds": {10**400}, "strategy": "fedavg", "workload": "{LINEAR}"}}', "INVALID_ARGUMENT", "rounds: "),

@@ -73,7 +73,7 @@ def test_wrong_definitions_are_named(study: Make, changes: dict[str, Any], messa
 
 def test_a_wrong_experiment_names_its_scenario_and_arm(study: Make) -> None:
     made = Definition.parse(study(arms={"few": {}, "many": {"change": {"cohort": 60}}}))
-    with pytest.raises(ConfigError, match=r"scenario 'base', arm 'many': cohort: 60 clients in a round"):
+    with pytest.raises(ConfigError, match=r"scenario 'base', arm 'many': cohort: 60 clients per round"):
         expand(made)
 
 

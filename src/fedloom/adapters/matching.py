@@ -12,7 +12,7 @@ _SHOWN = 12
 
 
 def match_modules(patterns: Sequence[str], names: Collection[str], setting: str) -> tuple[str, ...]:
-    """The names that at least one pattern means, in the order of `names`.
+    """Return the names that at least one pattern matches, in the order of `names`.
 
     A pattern (`*` and `?` are wild) means a name when it fits the whole of it or a trailing part that begins after a
     dot: `query` and `attention.self.*` both mean `body.layer.0.attention.self.query`.
@@ -20,7 +20,7 @@ def match_modules(patterns: Sequence[str], names: Collection[str], setting: str)
     Args:
         patterns: what to look for; each has to mean something.
         names: dotted module names.
-        setting: where the patterns come from, for the error.
+        setting: the setting of the patterns, for the error.
 
     Raises:
         ConfigError: a pattern means nothing; the message lists what there is.
@@ -39,11 +39,11 @@ def _means(pattern: str, name: str) -> bool:
 
 def _complaint(idle: Sequence[str], names: Collection[str]) -> str:
     if not names:
-        return "this workload's model has no layer that can carry an adapter. Does the workload keep its body frozen?"
+        return "this workload's model has no layer that can carry an adapter. Does the workload freeze its body?"
     last = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
     shown = ", ".join(last[:_SHOWN]) + (" …" if len(last) > _SHOWN else "")
     first = next(iter(names))
-    there = f"the model's {len(names)} layers that can carry an adapter end in: {shown} (the first is {first!r})"
+    there = f"the model's {len(names)} layers that can carry an adapter are named: {shown} (the first is {first!r})"
     if not idle:
         return f"expected at least one pattern; {there}"
     near = nearest(idle[0], last)

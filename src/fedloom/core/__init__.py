@@ -1,1 +1,1 @@
-"""What every package agrees on: records, seeds, configuration, interfaces, errors. Imports no other package."""
+"""Shared foundations: records, seeds, configuration, interfaces, errors. Imports no other package."""

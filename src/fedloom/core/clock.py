@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Clock(Protocol):
-    """Tells the time and waits."""
+    """Reads the time and waits."""
 
     def monotonic(self) -> float:
         """Return seconds since an arbitrary moment; never goes back. For durations and deadlines."""
@@ -24,7 +24,7 @@ class Clock(Protocol):
         """Return the next item, waiting at most `timeout_s` seconds for it.
 
         Raises:
-            queue.Empty: none came.
+            queue.Empty: nothing arrived in time.
         """
 
     def wait_for(self, condition: threading.Condition, predicate: Callable[[], bool], timeout_s: float) -> bool:
@@ -45,4 +45,4 @@ class SystemClock:
 
 
 SYSTEM_CLOCK = SystemClock()
-"""What is used unless a caller passes another."""
+"""Default clock."""

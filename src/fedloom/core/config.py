@@ -32,7 +32,7 @@ INCIDENTAL = ("name", "runtime", "checkpoint", "fleet")
 """Sections of an experiment that never change a result."""
 
 NODE_STATE_ROUNDS = 4
-"""Rounds of each client whose states a node keeps, the newest ones, where `round.state_home` is `node`."""
+"""Rounds of client state a node stores per client, newest first, if `round.state_home` is `node`."""
 
 
 class Settings(BaseModel):
@@ -45,39 +45,40 @@ class PluginSettings(Settings):
     """Base of the `Config` of a strategy, workload or selection folder."""
 
     name: str
-    """Which one: a folder of fedloom, an installed entry point, an importable module, or a Python file."""
+    """Name of the plug-in: one of fedloom's, an installed entry point, an importable module, or a Python file."""
 
     def wanted_actions(self) -> Mapping[str, Info]:
-        """Return the workload's actions a strategy with these settings will ask for, each with knobs it will give.
+        """Return the workload's actions that a strategy with these settings uses, each with its settings.
 
-        A workload may read them when it is built, to refuse before the run what it could not do. By default none.
+        A workload may check them when it is built, to reject an unsupported one before the run. Empty by default.
         """
         return {}
 
 
 class RoundSettings(Settings):
-    """How a round is run, whatever the strategy."""
+    """Conduct of a round, for any strategy."""
 
     weighting: Literal["examples", "uniform"] = "examples"
     """Weight of an update in a mean: its number of examples, or one."""
     quorum_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Share of the cohort that must answer. Below it the run fails and says why each answer is missing."""
+    """Fraction of the cohort whose updates must arrive. Below it the run fails and lists why each update is missing."""
     deadline_s: Annotated[float, Field(gt=0.0)] | None = None
     """Seconds after which each exchange of a round (training, a probe, what a monitor asks) closes with what has
     arrived, if that is a quorum. None waits for everybody."""
     oversample_fraction: Annotated[float, Field(ge=0.0)] = 0.0
-    """Clients asked beyond the cohort, as a share of it. The round closes when as many as the cohort have answered;
-    which ones that are depends on who is fast, so equal bits are no longer promised."""
+    """Extra clients sampled, as a fraction of the cohort. The round closes once as many as the cohort have returned
+    updates; which ones depends on their speed, so results are no longer bit-identical between runs."""
     reserve_fraction: Annotated[float, Field(ge=0.0)] = 0.0
-    """Clients in reserve, as a share of the cohort: one is asked in place of each that is lost."""
+    """Reserve clients, as a fraction of the cohort: one replaces each failed client."""
     group_size: Annotated[int, Field(ge=1)] | None = None
-    """Clients trained and folded together. None takes ceil(cohort / 12). Part of the result's bits; workers are not."""
+    """Clients trained and aggregated together. None takes ceil(cohort / 12). Changes the result bit for bit; the
+    number of workers does not."""
     max_attempts: Annotated[int, Field(ge=1)] = 3
-    """How often a group is assigned again after the process that held it died."""
+    """How often a group is reassigned after the process working on it has died."""
     state_home: Literal["server", "node"] = "server"
-    """Where the state of stateful clients is kept between rounds: on the server, or on the node that trained the
+    """Where the state of stateful clients is stored between rounds: on the server, or on the node that trained the
     client, which never sends it. `node` needs clients that always train on the same node, and `checkpoint.every` of at
-    most 2: a node keeps the states of each client's last 4 rounds, for a run that is resumed."""
+    most 2: a node stores the states of each client's last 4 rounds, for a run that is resumed."""
 
 
 class FleetSettings(Settings):
@@ -86,53 +87,54 @@ class FleetSettings(Settings):
     model_config = ConfigDict(coerce_numbers_to_str=True)  # a label's value on the command line may look like a number
 
     labels: dict[str, str] = Field(default_factory=dict)
-    """Nodes with all these labels serve the run; empty for every node. Part of who does it, not of what comes out."""
+    """Nodes with all these labels serve the run; empty for every node. Selects nodes, not clients: the result changes
+    only if a node's own data replaces the workload's."""
     min_nodes: Annotated[int, Field(ge=1), SERVER_ONLY] = 1
     """Nodes with these labels that must be connected before work is given out; until then the run waits."""
 
 
 class EvaluationSettings(Settings):
-    """When and how the global model is measured on held-out data."""
+    """Evaluation of the global model on held-out data."""
 
     every: Annotated[int, Field(ge=0)] = 1
-    """Evaluate after every so many rounds, and after the last; 0 never."""
+    """Evaluate every N rounds and after the last. 0 disables."""
     parts: Annotated[int, Field(ge=1)] = 4
-    """Pieces the test set is cut into, evaluated in parallel. Part of the metrics' last bits."""
+    """Parts the test set is split into, evaluated in parallel. Changes the last bits of the metrics."""
     deadline_s: Annotated[float, Field(gt=0.0)] | None = None
     """Seconds after which an evaluation ends with the pieces that have arrived, if `round.quorum_fraction` of them
     have; else the round has no evaluation. None takes `round.deadline_s`."""
 
 
 class CheckpointSettings(Settings):
-    """What a run keeps so that it can go on after anything."""
+    """Persistence of a run, for resuming after a failure."""
 
     every: Annotated[int, Field(ge=1)] = 1
-    """Save after every so many rounds, and after the last."""
+    """Save every N rounds and after the last."""
     keep: Annotated[int, Field(ge=1)] = 2
-    """Newest checkpoints kept on disk."""
+    """Number of newest checkpoints on disk."""
     answers: bool = True
-    """On a standing server: write each answer to the disk before it is acknowledged, so that no client is asked twice
-    when the server is killed within a round. Takes room for one model per group until the next checkpoint."""
+    """On a standing server: write each result to disk before it is acknowledged, so that no client trains twice if the
+    server is killed within a round. Needs space for one model per group until the next checkpoint."""
 
 
 class RuntimeSettings(Settings):
-    """Where the clients run. Never changes a result, so it is not part of what identifies an experiment."""
+    """Where clients run. Never changes a result, so it is not part of an experiment's identity."""
 
     name: Literal["ray", "process", "inline"] = "ray"
-    """`ray` spawns the agents as Ray actors, `process` forks them here, `inline` runs them in this very thread."""
+    """`ray` spawns the agents as Ray actors, `process` forks them here, `inline` runs them in the calling thread."""
     workers: Annotated[int, Field(ge=1)] | None = None
-    """Agents; None takes one for each core (of the Ray cluster, for `ray`)."""
+    """Number of agents; None takes one per core (of the Ray cluster, for `ray`)."""
     ray_address: str | None = None
-    """Address of a running Ray cluster (`auto`, or `HOST:PORT`). None: that in `RAY_ADDRESS` where it is set, else Ray
-    is started here."""
+    """Address of a running Ray cluster (`auto`, or `HOST:PORT`). None: `RAY_ADDRESS` if it is set, otherwise Ray is
+    started here."""
     cpus_per_worker: Annotated[float, Field(gt=0.0)] = 1.0
-    """CPUs Ray sets aside for each agent."""
+    """CPUs Ray reserves for each agent."""
     gpus_per_worker: Annotated[float, Field(ge=0.0)] = 0.0
-    """GPUs, or fractions of one, Ray sets aside for each agent."""
+    """GPUs, or fractions of one, Ray reserves for each agent."""
 
 
 _WITH_FIELD = (Kind.STRATEGY, Kind.WORKLOAD, Kind.SELECTION, Kind.MONITOR)
-"""Kinds whose section `Experiment` declares with its own type, since the platform's code reads it by name."""
+"""Kinds whose section `Experiment` declares with a specific type, because the platform's code reads it by name."""
 if typing.TYPE_CHECKING:
     _FurtherSections = Settings
 else:
@@ -155,27 +157,27 @@ else:
 
 
 class Experiment(_FurtherSections):
-    """A federated experiment: what is learned, from which clients, how. Written once, run anywhere."""
+    """A federated experiment: strategy, workload, clients and how they run. Written once, run anywhere."""
 
     name: Annotated[str, Field(max_length=200)] = "experiment"
-    """A word for people; part of the run's id."""
+    """Display name; part of the run id."""
     rounds: Annotated[int, Field(ge=1, lt=2**32)] | Literal["open"]
     """Rounds to run, T. Rounds count from 1. `open`: until the strategy plans no further round or the run is stopped;
     a schedule over all rounds needs a number."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
-    """Root of all randomness: same seed, same bits."""
+    """Seed of all randomness: same seed, same bits."""
     clients: Annotated[int, Field(ge=1)] = 1
     """Clients in the federation, N."""
     cohort: Annotated[int, Field(ge=1)] | None = None
-    """Clients asked in each round, m; None asks all."""
+    """Clients sampled in each round, m; None samples all."""
     strategy: SerializeAsAny[PluginSettings]
     """The aggregation strategy and its settings."""
     workload: SerializeAsAny[PluginSettings]
     """Data, model and local training, and their settings."""
     selection: SerializeAsAny[PluginSettings] = Field(default=None, validate_default=True)
-    """Who is asked in each round; uniform where it is not given."""
+    """Client selection; uniform sampling if it is not given."""
     monitor: SerializeAsAny[PluginSettings] | None = None
-    """What is told of the global model on clients' data without labels, in evaluated rounds; None tells nothing."""
+    """Label-free monitoring of the global model on client data, in evaluated rounds. None disables it."""
     round: RoundSettings = RoundSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: Annotated[CheckpointSettings, SERVER_ONLY] = CheckpointSettings()
@@ -207,30 +209,30 @@ class Experiment(_FurtherSections):
     def _consistent(self) -> Self:
         if self.cohort is not None and self.cohort > self.clients:
             raise ConfigError(
-                f"cohort: {self.cohort} clients in a round, but the federation has only clients = {self.clients}"
+                f"cohort: {self.cohort} clients per round, but the federation has clients = {self.clients}"
             )
-        most = NODE_STATE_ROUNDS - 2  # the round in work and, until the next one's end, the one being saved
+        most = NODE_STATE_ROUNDS - 2  # the current round and, until it ends, the one being saved
         if self.round.state_home == "node" and self.checkpoint.every > most:
             raise ConfigError(
                 f"checkpoint.every: expected at most {most} with round.state_home = 'node', got "
                 f"{self.checkpoint.every}. A node keeps the states of each client's last {NODE_STATE_ROUNDS} rounds, "
-                "and a resumed run may need that of its checkpoint's"
+                "and a resumed run may need the state of its checkpoint's round"
             )
         return self
 
     @property
     def cohort_size(self) -> int:
-        """Clients asked in each round."""
+        """Clients sampled in each round."""
         return self.clients if self.cohort is None else self.cohort
 
     @property
     def num_oversampled(self) -> int:
-        """Clients asked beyond the cohort from the start."""
+        """Extra clients sampled at the start of a round."""
         return math.ceil(self.cohort_size * self.round.oversample_fraction - 1e-9)
 
     @property
     def num_drawn(self) -> int:
-        """Clients a selection chooses in each round: the cohort, those asked beyond it, and the reserve."""
+        """Clients a selection chooses in each round: cohort, extra clients and reserve."""
         reserve = math.ceil(self.cohort_size * self.round.reserve_fraction - 1e-9)
         return min(self.clients, self.cohort_size + self.num_oversampled + reserve)
 
@@ -241,10 +243,10 @@ class Experiment(_FurtherSections):
 
     @classmethod
     def parse(cls, values: Info) -> Experiment:
-        """Build from a dictionary of the TOML's form.
+        """Build an experiment from a dictionary of the TOML's form.
 
         Raises:
-            ConfigError: names the key as the user wrote it, what came, what was expected, the nearest valid key.
+            ConfigError: names the key as the user wrote it, the value, what was expected, the nearest valid key.
             UnknownName: a strategy, workload or selection that is not installed.
         """
         try:
@@ -262,11 +264,11 @@ class Experiment(_FurtherSections):
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as exc:
-            raise ConfigError(f"no experiment file {str(path)!r} (looked in {Path.cwd()})") from exc
+            raise ConfigError(f"experiment file {str(path)!r} not found (looked in {Path.cwd()})") from exc
         except OSError as exc:
-            raise ConfigError(f"{path}: not readable as an experiment file: {exc.strerror}") from exc
+            raise ConfigError(f"{path}: cannot be read as an experiment file: {exc.strerror}") from exc
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-            raise ConfigError(f"{path}: not readable as TOML: {exc}") from exc
+            raise ConfigError(f"{path}: not valid TOML: {exc}") from exc
         for section in SECTIONS:
             table = values.get(section)
             if isinstance(table, str):
@@ -276,15 +278,15 @@ class Experiment(_FurtherSections):
         return cls.parse(with_overrides(values, overrides))
 
     def override(self, overrides: Sequence[str]) -> Experiment:
-        """A copy with `key=value` settings changed."""
+        """Return a copy with `key=value` settings changed."""
         return self.parse(with_overrides(self.to_dict(), overrides)) if overrides else self
 
     def to_dict(self) -> JsonObject:
-        """The resolved experiment, defaults included; `parse` reads it back. Settings that are None are left out."""
+        """Return the resolved experiment, defaults included; `parse` reads it. Settings that are None are omitted."""
         return self.model_dump(mode="json", exclude_none=True)
 
     def for_nodes(self) -> JsonObject:
-        """Return the resolved experiment as nodes get it: without what is marked as the server's alone."""
+        """Return the resolved experiment as sent to nodes: without settings marked as server-only."""
         values = self.to_dict()
         for section in server_only_fields(Experiment):
             values.pop(section, None)
@@ -299,7 +301,7 @@ class Experiment(_FurtherSections):
         """Return the number of rounds T.
 
         Raises:
-            ConfigError: the experiment leaves it open; `needed_by` says what needs it.
+            ConfigError: the number is open; `needed_by` names what needs it.
         """
         if self.rounds == "open":
             raise ConfigError(f"rounds: {needed_by} needs the number of rounds, but rounds is 'open'; set a number")
@@ -307,7 +309,7 @@ class Experiment(_FurtherSections):
 
     @property
     def max_rounds(self) -> int | None:
-        """The number of rounds T; None where it is open."""
+        """Return the number of rounds T; None if it is open."""
         return None if self.rounds == "open" else self.rounds
 
     def fingerprint(self) -> str:
@@ -331,12 +333,12 @@ def plugin_schema(kind: str, name: str) -> type[PluginSettings]:
 
 
 def is_incidental(key: str) -> bool:
-    """Whether a setting, by its dotted key, never changes a result."""
+    """Return whether a setting, by its dotted key, never changes a result."""
     return key.partition(".")[0] in INCIDENTAL
 
 
 def with_overrides(values: Info, overrides: Sequence[str]) -> JsonObject:
-    """The dictionary with `a.b=c` settings applied; the right side is TOML where it parses, else a string."""
+    """Apply `a.b=c` settings to a dictionary; the right side is TOML if it parses, otherwise a string."""
     result: JsonObject = copy.deepcopy(dict(values))
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -363,7 +365,7 @@ def _toml_value(text: str) -> object:
 
 
 def config_error(exc: pydantic.ValidationError, model: type[BaseModel], prefix: tuple[str, ...] = ()) -> ConfigError:
-    """A validation error in the user's own terms: key, what came, what was expected, the nearest valid key."""
+    """Turn a validation error into the user's terms: key, value, what was expected, the nearest valid key."""
     lines, said = [], set[str]()
     for error in exc.errors():
         cause = error.get("ctx", {}).get("error")
@@ -379,21 +381,19 @@ def config_error(exc: pydantic.ValidationError, model: type[BaseModel], prefix: 
             hint = f"did you mean {'.'.join((*prefix, *location[:-1], near))!r}?" if near else "remove it;"
             lines.append(f"{key}: unknown setting (value {error['input']!r}); {hint} known here: {', '.join(known)}")
         elif error["type"] == "union_tag_not_found":
-            lines.append(
-                f"{key}.{_unquoted(error, 'discriminator')}: required, but not given; it says which kind it is"
-            )
+            lines.append(f"{key}.{_unquoted(error, 'discriminator')}: required, but missing; it selects the kind")
         elif error["type"] == "union_tag_invalid":
             tag = f"{key}.{_unquoted(error, 'discriminator')}"
             lines.append(f"{tag}: expected one of {error['ctx']['expected_tags']}, got {error['ctx']['tag']!r}")
         elif error["type"] == "missing":
-            lines.append(f"{key}: required, but not given")
+            lines.append(f"{key}: required, but missing")
         else:
             lines.append(f"{key}: {error['msg']}, got {error['input']!r}")
     return ConfigError("\n".join(lines))
 
 
 def _follow(model: type[BaseModel], location: Sequence[str | int]) -> tuple[tuple[str, ...], list[str]]:
-    """An error's place as the user wrote it, and the settings known beside its last step.
+    """Return an error's location as the user wrote it, and the settings valid at its last step.
 
     Pydantic's own location also names the tag of the union's member it chose; the tag is no key of the file.
     """
@@ -405,7 +405,7 @@ def _follow(model: type[BaseModel], location: Sequence[str | int]) -> tuple[tupl
             here = tagged
             continue
         if index and not here and not isinstance(step, int):
-            continue  # the name of a plain type, where a value may be of several
+            continue  # the name of a plain type, if a value may have several types
         written.append(str(step))
         if index + 1 < len(location):
             fields = [kind.model_fields[str(step)] for kind in here if str(step) in kind.model_fields]
@@ -415,7 +415,7 @@ def _follow(model: type[BaseModel], location: Sequence[str | int]) -> tuple[tupl
 
 
 def _has_tag(kind: type[BaseModel], tag: str | int) -> bool:
-    """Whether a member of a union is the one with this tag."""
+    """Return whether a member of a union is the one with this tag."""
     literals = (f.annotation for f in kind.model_fields.values() if typing.get_origin(f.annotation) is Literal)
     return any(tag in typing.get_args(literal) for literal in literals)
 

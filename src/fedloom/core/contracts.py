@@ -1,7 +1,7 @@
 """Checks plug-ins against their interface when they are loaded, whether they subclass the base class or not.
 
 A misspelt optional method would be silently ignored, and a wrongly shaped one would fail in the middle of a run. Both
-are refused here, with the file, the line, what was found and what was expected.
+are rejected here, with file, line, what was found and what was expected.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _ALIKE = 0.8
 """Similarity from which an unknown method's name counts as a misspelling of a hook that the plug-in does not define."""
 _CAPABILITIES: tuple[type, ...] = (HasLogits, HasActions, TrainsGroups, UsesHelpers)
 _sound: WeakKeyDictionary[object, set[object]] = WeakKeyDictionary()
-"""What classes and functions of plug-ins were found to fit: rules and measures are built anew for every job."""
+"""Classes and functions of plug-ins that passed: rules and measures are rebuilt for every job."""
 
 
 def conform(part: object, interface: type[T], ref: PartRef) -> T:
-    """Return a plug-in's object as its interface, with the interface's defaults for what it leaves out.
+    """Return a plug-in's object as its interface, with the interface's defaults for missing methods.
 
     Args:
-        part: what the plug-in built: an instance of the base class, or any object (or function, where the interface is
+        part: the plug-in's object: an instance of the base class, or any object (or function, where the interface is
             callable) with its methods.
         interface: the base class.
-        ref: where it comes from, for errors.
+        ref: its origin, for errors.
 
     Raises:
         PluginInvalid: a required method is missing, or one is misspelt or wrongly shaped.
@@ -68,10 +68,10 @@ def _check_fit(part: object, base: type, ref: PartRef) -> None:
 
 
 def check_call(name: str, found: Callable[..., object], arguments: tuple[str, ...], ref: PartRef) -> None:
-    """Refuse a function that cannot be called with so many positional arguments.
+    """Reject a function that cannot be called with these positional arguments.
 
     Raises:
-        PluginInvalid: it takes others; the message says which.
+        PluginInvalid: its parameters differ; the message shows both.
     """
     if inspect.isfunction(found) and arguments in _sound.get(found, ()):
         return
@@ -105,7 +105,7 @@ def check_workload(part: object, ref: PartRef) -> Workload[Shard]:
 
 
 def _check_kind(part: object, base: type, ref: PartRef) -> None:
-    """Refuse a class, a function or a plain value where an object with the interface's methods is expected."""
+    """Reject a class, a function or a plain value if an object with the interface's methods is expected."""
     calls = "__call__" in _hooks(base)
     if part is None or isinstance(part, type) or (inspect.isroutine(part) and not calls):
         name = part.__name__ if isinstance(part, type) else type(part).__name__
@@ -118,7 +118,7 @@ def _check_kind(part: object, base: type, ref: PartRef) -> None:
 
 
 def _hooks(interface: type) -> dict[str, Callable[..., object]]:
-    """The interface's methods by name; the call itself where it is callable."""
+    """Return the interface's methods by name, `__call__` included if it is callable."""
     found: dict[str, Callable[..., object]] = {}
     for kind in reversed(interface.__mro__[:-1]):
         for name, value in vars(kind).items():
@@ -155,7 +155,7 @@ def _check_methods(
 
 
 def _own_methods(part: object) -> Iterator[tuple[str, Callable[..., object]]]:
-    """What the plug-in itself defines, inherited from its own bases but not from the interface."""
+    """Yield the methods the plug-in defines, inherited from its bases but not from the interface."""
     if inspect.isfunction(part):
         yield "__call__", part
         return
@@ -170,7 +170,7 @@ def _own_methods(part: object) -> Iterator[tuple[str, Callable[..., object]]]:
 
 
 def _instance_methods(part: object) -> dict[str, Callable[..., object]]:
-    """What an object was given as methods of its own, which others of its class may lack."""
+    """Return methods set on the object itself, which others of its class may lack."""
     own = vars(part) if hasattr(part, "__dict__") and not inspect.isfunction(part) else {}
     return {name: v for name, v in own.items() if callable(v) and not isinstance(v, type) and name[0] != "_"}
 
@@ -190,7 +190,7 @@ def _check_shape(name: str, found: Callable[..., object], hook: Callable[..., ob
 
 
 def _shown(function: Callable[..., object]) -> str:
-    """The signature without annotations, as one would write the call."""
+    """Return the signature without annotations, as in a call."""
     parameters = inspect.signature(function).parameters.values()
     plain = [p.replace(annotation=p.empty) for p in parameters if p.name != "self"]
     return str(inspect.Signature(plain))
@@ -210,7 +210,7 @@ def _where(code: object, ref: PartRef) -> str:
 
 
 def _adapted(part: object, base: type) -> object:
-    """An instance of the interface that calls the plug-in's methods where it has them, the defaults elsewhere."""
+    """Return an instance of the interface that calls the plug-in's methods if defined, otherwise the defaults."""
     members: dict[str, object] = {name: _forward(method) for name, method in _bound_methods(part, base)}
     members |= {name: getattr(part, name) for name in _attributes(base) if name in dir(part)}
     if "evaluation" in members:
@@ -220,7 +220,7 @@ def _adapted(part: object, base: type) -> object:
 
 
 def _attributes(base: type) -> set[str]:
-    """What the interface declares beside methods."""
+    """Return the names the interface declares besides methods."""
     return {name for kind in base.__mro__ for name in vars(kind).get("__annotations__", {})}
 
 

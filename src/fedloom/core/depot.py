@@ -1,4 +1,4 @@
-"""Frames shared by the processes of one host: files in memory, mapped by whoever needs them.
+"""Frames shared by the processes of one host: files in memory, mapped by each reader.
 
 A server makes a depot; agents that can read its nonce file are on the same host and join it. Buffers are reused from
 round to round (a fresh 100 MB mapping costs more than copying into an old one), and so are the readers' mappings.
@@ -34,11 +34,11 @@ class Buffer:
 
 
 class Depot:
-    """One process's hands on the host's shared frames. Not thread-safe but for `map`; each owner has its own.
+    """One process's access to the host's shared frames. Only `map` is thread-safe; each owner has its own instance.
 
     Args:
         path: the depot's folder.
-        owner: whether this process made it, and removes it.
+        owner: whether this process created it, and removes it.
         free_bytes: limit of the buffers that are free for later use; those free longest are removed beyond it.
     """
 
@@ -48,17 +48,17 @@ class Depot:
         self._prefix = secrets.token_hex(6)
         self._counter = itertools.count()
         self._free: dict[int, list[Buffer]] = {}
-        """By capacity, the one least recently given back to first."""
+        """By capacity, least recently returned first."""
         self._free_now = 0
-        """Bytes in all of them."""
+        """Total size; bytes."""
         self._leased: dict[str, Buffer] = {}
         self._maps: dict[str, memoryview] = {}
         self._alive: IO[bytes] | None = None
-        """Locked for as long as the maker of the depot lives."""
+        """Locked while the creator of the depot is alive."""
 
     @classmethod
     def create(cls) -> Depot:
-        """A new depot in memory (`/dev/shm`) where the system has that, else in the temporary folder."""
+        """Create a depot in memory (`/dev/shm`) if the system has that, otherwise in the temporary folder."""
         memory = Path("/dev/shm")
         root = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
         _reap(root)
@@ -72,7 +72,7 @@ class Depot:
 
     @classmethod
     def join(cls, path: str, nonce: str) -> Depot | None:
-        """The depot at `path`, if it is on this host and ours to use; else None."""
+        """Return the depot at `path` if it is on this host and accessible; otherwise None."""
         with contextlib.suppress(OSError):
             if path and nonce and (Path(path) / "nonce").read_text(encoding="utf-8") == nonce:
                 return cls(Path(path), owner=False)
@@ -80,11 +80,11 @@ class Depot:
 
     @property
     def nonce(self) -> str:
-        """What proves that a process sees the same memory."""
+        """Return the secret that proves that a process sees the same memory."""
         return (self.path / "nonce").read_text(encoding="utf-8")
 
     def lease(self, size: int) -> Buffer:
-        """A buffer of at least `size` bytes, recycled where one of that size is free.
+        """Lease a buffer of at least `size` bytes, recycled if one of that size is free.
 
         Raises:
             StorageFull: the host's shared memory is exhausted.
@@ -107,21 +107,21 @@ class Depot:
             (self.path / surplus.name).unlink(missing_ok=True)
 
     def abandon(self, name: str) -> None:
-        """Take a leased buffer out of the depot without using it again: whoever has mapped it keeps what is in it."""
+        """Take a leased buffer out of the depot without reuse: processes that mapped it still see its contents."""
         if self._leased.pop(name, None) is not None:
             (self.path / name).unlink(missing_ok=True)
 
     def map(self, name: str, size: int) -> memoryview:
-        """The first `size` bytes of anybody's buffer, read-only; mappings are kept."""
+        """Return the first `size` bytes of any process's buffer, read-only; mappings are cached."""
         memory = self._maps.get(name)
         if memory is None or len(memory) < size:
             if "/" in name or name.startswith("."):
-                raise FileNotFoundError(f"{name!r} is not a buffer's name")
+                raise FileNotFoundError(f"{name!r} is not the name of a buffer")
             try:
                 with (self.path / name).open("rb") as file:
                     memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             except ValueError as exc:  # a name with a zero byte in it, or an empty file
-                raise FileNotFoundError(f"{name!r} is not a buffer's name: {exc}") from exc
+                raise FileNotFoundError(f"{name!r} is not the name of a buffer: {exc}") from exc
             there = {known: mapped for known, mapped in self._maps.items() if (self.path / known).exists()}
             self._maps = {**there, name: memory}  # a new one each time: another thread may be reading the old one
         return memory[:size]
@@ -171,7 +171,7 @@ def _private(path: Path) -> int:
 
 
 def _reap(root: Path) -> None:
-    """Remove the depots of owners that were killed: nobody else gives that memory back."""
+    """Remove the depots of owners that were killed: nothing else frees that memory."""
     for mark in root.glob("fedloom-*/owner"):
         with contextlib.suppress(OSError), mark.open("rb") as file:  # in use, or another user's
             if mark.parent.lstat().st_uid != os.geteuid():

@@ -27,7 +27,7 @@
     │   └── Forbidden
     └── Interrupted           stopped by the user; resumable                             exit 130
 
-A message says what was expected, what came, where, and what to do. `public` is the sentence a stranger on the wire
+A message says what was expected, what was found, where, and what to do. `public` is the sentence a stranger on the wire
 may read when the details are none of their business.
 """
 
@@ -44,10 +44,10 @@ class FedloomError(Exception):
     status: ClassVar[str] = "INTERNAL"
     """Name of the gRPC status the server answers with."""
     public: ClassVar[str | None] = "The server met an internal error; its log has the details."
-    """What the other side is told; None means the message itself is meant for them."""
+    """Message for the other side; None sends the error's own message."""
 
     def public_message(self) -> str:
-        """The sentence that may leave this machine."""
+        """Return the sentence that may leave this machine."""
         return str(self) if self.public is None else self.public
 
 
@@ -98,7 +98,7 @@ class UnsupportedFeature(UsageError):
 
 
 class RunFailed(FedloomError):
-    """A run started and could not go on. What it had saved is kept."""
+    """A run started and could not continue. Its checkpoints are intact."""
 
     status = "ABORTED"
     public = None
@@ -113,11 +113,11 @@ class BadUpdate(RunFailed):
 
 
 class QuorumNotReached(RunFailed):
-    """Fewer clients answered than the round needs."""
+    """Fewer updates arrived than the round's quorum."""
 
 
 class NoCapacity(RunFailed):
-    """No agent is there to do the work; the message names the resource and what holds it."""
+    """No agent is available; the message names the resource and what is using it."""
 
     status = "RESOURCE_EXHAUSTED"
 
@@ -135,7 +135,7 @@ class StorageFull(RunFailed):
 
 
 class PolicyRefused(RunFailed):
-    """A node's own policy does not allow what it was asked to do."""
+    """A node's policy does not allow the request."""
 
     status = "FAILED_PRECONDITION"
 
@@ -145,7 +145,7 @@ class PolicyRefused(RunFailed):
 
 
 class ServerUnreachable(RunFailed):
-    """No server answers at the address."""
+    """No server responds at the address."""
 
     status = "UNAVAILABLE"
 
@@ -166,7 +166,7 @@ class BadMessage(PeerError):
 
 
 class LimitExceeded(PeerError):
-    """A message or payload larger than the limit, or one thing more than is kept."""
+    """A message or payload exceeds its size limit, or a count exceeds its limit."""
 
     status = "RESOURCE_EXHAUSTED"
 
@@ -198,7 +198,7 @@ class Interrupted(FedloomError):
 
 
 def catalogue() -> tuple[type[FedloomError], ...]:
-    """Every error class, root first: what tests and the docs enumerate."""
+    """Return every error class, root first: for tests and docs."""
 
     def below(kind: type[FedloomError]) -> list[type[FedloomError]]:
         return [kind, *(each for child in kind.__subclasses__() for each in below(child))]

@@ -1,4 +1,4 @@
-"""What happens in a run, as values: written to `events.jsonl`, shown live, streamed to watchers, counted as metrics."""
+"""Events of a run, as values: written to `events.jsonl`, shown live, streamed to watchers, counted as metrics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RunStarted:
     runtime: str
     workers: int
     where: str
-    """In words: `Ray at 10.0.0.1:6379`, `2 processes on this machine`, `this process`."""
+    """Description: `Ray at 10.0.0.1:6379`, `2 processes on this machine`, `this process`."""
     data: JsonObject = field(default_factory=dict)
     """The workload's `describe().data`."""
 
@@ -40,7 +40,7 @@ class RoundStarted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientsDone:
-    """Progress inside a round: so many of its clients have answered."""
+    """Progress within a round: the number of clients whose results have arrived."""
 
     run_id: str
     round: int
@@ -50,7 +50,7 @@ class ClientsDone:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientLost:
-    """A client's answer is missing from its round."""
+    """A client's update is missing from its round."""
 
     run_id: str
     failure: ClientFailure
@@ -66,26 +66,26 @@ class RoundFinished:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NodeChanged:
-    """An agent came or left."""
+    """An agent connected or disconnected."""
 
     node: str
     state: Literal["online", "lost", "left"]
-    """`lost` when its stream broke, `left` when it said so or the server ended it."""
+    """`lost` if its stream broke, `left` if it signed off or the server closed it."""
     reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NodeRefused:
-    """A node would not, or could not, do work of a run, which goes to another one where there is one."""
+    """A node rejected work of a run or failed at it; another node takes it if there is one."""
 
     run_id: str
     round: int
     node: str
     kind: str
-    """What the node's own policy is against: `workload`, `code`, `data`, `bytes`, `hours` or `hook`. `result`: what it
-    sent was refused. `failure`: it could not load the workload, or not make the initial model."""
+    """The part of the node's policy that forbids it: `workload`, `code`, `data`, `bytes`, `hours` or `hook`. `result`:
+    its result was rejected. `failure`: it could not load the workload, or not create the initial model."""
     reason: str
-    """In words; of a failure its stage, the error's type, and the message."""
+    """Description; for a failure its stage, the error's type, and the message."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

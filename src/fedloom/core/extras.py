@@ -1,7 +1,7 @@
 """Packages that only some uses need, and the extra of fedloom that installs each.
 
-Dependencies of the core are few: a server, an agent and a NumPy workload need no more. Everything else is imported
-where it is used, and one that is missing is named with the command that installs it.
+Dependencies of the core are few: a server, an agent and a NumPy workload need no more. Other packages are imported
+where they are used; an error for a missing one gives the command that installs it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EXTRAS: Mapping[str, str] = {
 
 @contextmanager
 def needed_by(user: str) -> Iterator[None]:
-    """Turn a missing optional package into an error that says how to install it.
+    """Turn a missing optional package into an error with the command that installs it.
 
     Args:
         user: what needs the package, as a user knows it: `workload 'image_classification'`.

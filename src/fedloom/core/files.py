@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, flushed to the disk, renamed into it."""
+"""Atomic files: written next to their target, flushed to disk, renamed into place."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write(path: Path, content: bytes | str, *, private: bool = False) -> None:
         private: whether only the file's owner may read it.
 
     Raises:
-        OSError: it cannot be written; what was there before is still there.
+        OSError: it cannot be written; the previous file is unchanged.
     """
     with replacing(path, private=private) as file:
         file.write(content.encode() if isinstance(content, str) else content)
@@ -34,11 +34,11 @@ def replacing(target: Path | Callable[[], Path], *, private: bool = False) -> It
 
     Args:
         target: its place, or a function that gives it: called before the block for the folder, and after it for the
-            name, which may so depend on what was written.
+            name, which may depend on the content.
         private: whether only the file's owner may read it.
 
     Raises:
-        OSError: it cannot be written; what was there before is still there.
+        OSError: it cannot be written; the previous file is unchanged.
     """
     near = target if isinstance(target, Path) else target()
     beside = near.with_name(f".{near.name}.{os.getpid()}.tmp")
@@ -57,7 +57,7 @@ def replacing(target: Path | Callable[[], Path], *, private: bool = False) -> It
 
 
 def restrict_new_files() -> None:
-    """Let only this process's user read the files and folders that it and its children make from now on."""
+    """Restrict files and folders that this process and its children create from now on to its user."""
     os.umask(0o077)
 
 
@@ -66,7 +66,7 @@ def require_private_folder(folder: Path, what: str) -> None:
 
     Args:
         folder: its place.
-        what: what it is, for the error.
+        what: description of the folder, for the error.
 
     Raises:
         UsageError: with the command that repairs it.
@@ -78,11 +78,11 @@ def require_private_folder(folder: Path, what: str) -> None:
     if owner != os.geteuid():
         raise UsageError(
             f"{what} {folder} belongs to user {owner}, and this process runs as user {os.geteuid()}. Run it as its "
-            f"owner, or give it over, as root: chown -R {os.geteuid()} {place}"
+            f"owner, or transfer it, as root: chown -R {os.geteuid()} {place}"
         )
     if mode & 0o077:
         raise UsageError(
-            f"{what} {folder} can be entered by other users (mode {mode:03o}); it holds keys and models. Close it: "
+            f"{what} {folder} is accessible to other users (mode {mode:03o}), but contains keys and models: "
             f"chmod -R go= {place}"
         )
 
@@ -92,11 +92,11 @@ def require_unwritable_by_others(file: Path, what: str) -> None:
 
     Args:
         file: its place; a link is followed.
-        what: what it is, for the error.
+        what: description of the file, for the error.
 
     Raises:
         UsageError: with the command that repairs it.
-        OSError: it cannot be looked at.
+        OSError: its metadata cannot be read.
     """
     real = file.resolve()
     for each in (real, real.parent):
@@ -110,13 +110,13 @@ def require_unwritable_by_others(file: Path, what: str) -> None:
             )
         if replaceable and not fixed:
             raise UsageError(
-                f"{what} {file}: other users can write {each} (mode {state.st_mode & 0o777:03o}). Let nobody but its "
-                f"owner write it: chmod go-w {shlex.quote(str(each))}"
+                f"{what} {file}: other users can write {each} (mode {state.st_mode & 0o777:03o}). Remove their "
+                f"permission: chmod go-w {shlex.quote(str(each))}"
             )
 
 
 def is_full(exc: OSError) -> bool:
-    """Whether an error says that the disk, a quota or a file's greatest size is used up."""
+    """Return whether an error says that the disk, a quota or the file-size limit is exhausted."""
     return exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

@@ -3,7 +3,7 @@
 A frame is a safetensors file: 8 bytes little-endian header length, a JSON header, the raw arrays. Checkpoints, model
 files and payloads on the wire are all frames, so any safetensors reader opens them. The header is padded with spaces
 until the data starts on a 64-byte boundary, and arrays are laid out by falling item size, so every array of a mapped
-frame is aligned. Tensor keys are `group/name`, or just `name` where there is one group; the `__metadata__` entry
+frame is aligned. Tensor keys are `group/name`, or just `name` if there is one group; the `__metadata__` entry
 `fedloom` says which group and name each key means (keys are never split).
 """
 
@@ -19,7 +19,7 @@ from fedloom.core.layout import Layout, read_header
 from fedloom.core.records import Array, Record
 
 MAX_HEADER_BYTES = 16 << 20
-"""A header names and shapes arrays; 16 MiB is about 100,000 of them."""
+"""Limit of the header, which names and shapes arrays; 16 MiB is about 100,000 of them."""
 
 
 def frame_size(record: Record) -> int:
@@ -38,7 +38,7 @@ def write_into(record: Record, buffer: memoryview, layout: Layout | None = None)
 
 
 def encode(record: Record) -> bytearray:
-    """The record's frame as one buffer."""
+    """Return the record's frame as one buffer."""
     layout = Layout.of(record)
     frame = bytearray(layout.size)
     write_into(record, memoryview(frame), layout)
@@ -46,7 +46,7 @@ def encode(record: Record) -> bytearray:
 
 
 def pieces(record: Record) -> Iterator[memoryview]:
-    """The frame as a header and the arrays' own memory, for writing to a file without a second copy."""
+    """Yield the frame as a header and the arrays' own memory, for writing to a file without a second copy."""
     layout = Layout.of(record)
     yield memoryview(layout.header)
     for slot in layout.slots:
@@ -86,7 +86,7 @@ def chunked(frame: Iterable[memoryview], chunk_bytes: int, offset: int = 0) -> I
 
 
 def decode(buffer: bytes | bytearray | memoryview, *, max_header_bytes: int = MAX_HEADER_BYTES) -> Record:
-    """Read a frame; the arrays are views of `buffer` (read-only where it is).
+    """Read a frame; the arrays are views of `buffer` (read-only if it is).
 
     Raises:
         BadFrame: truncated, overlapping, gapped, mistyped or otherwise malformed; the message says which.
@@ -117,10 +117,10 @@ def _copied(value: object) -> object:
 
 def _header(view: memoryview, max_header_bytes: int) -> bytes:
     if len(view) < 8:
-        raise BadFrame(f"frame has {len(view)} bytes, a header length alone takes 8: truncated")
+        raise BadFrame(f"frame has {len(view)} bytes, but the header length alone takes 8: truncated")
     length = int.from_bytes(view[:8], "little")
     if length > max_header_bytes:
         raise LimitExceeded(f"frame header of {length} bytes exceeds the limit of {max_header_bytes}")
     if 8 + length > len(view):
-        raise BadFrame(f"frame has {len(view)} bytes, its header alone needs {8 + length}: truncated")
+        raise BadFrame(f"frame has {len(view)} bytes, but its header alone needs {8 + length}: truncated")
     return bytes(view[8 : 8 + length])

@@ -1,4 +1,4 @@
-"""What a run leaves behind: round records and the summary, as pydantic models written to JSON."""
+"""Records of a run: rounds and summary, as pydantic models written to JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Traffic(_Frozen):
     `bytes_*` and `params_*` are the federation's cost: what every client of the cohort would read and send if it were
     alone on its device, counted from the frames it reads and makes. They depend on the experiment only.
     `wire_bytes_*` is what crossed (or would have crossed) between the server and its agents in this very run, groups
-    folded and broadcasts shared.
+    aggregated and broadcasts shared.
     """
 
     bytes_down: int = 0
@@ -38,24 +38,24 @@ class Traffic(_Frozen):
 
 
 class Timing(_Frozen):
-    """Where a round's time went; wall-clock seconds unless said otherwise."""
+    """Duration of a round's parts; wall-clock seconds unless stated otherwise."""
 
     total_s: float = 0.0
     """Start of the round to its end, evaluation included."""
     training_s: float = 0.0
-    """Summed over agents: time spent in clients' work."""
+    """Training and other client work, summed over agents."""
     waiting_s: float = 0.0
-    """Server: time with nothing to fold."""
+    """Server: time waiting for partial sums."""
     aggregation_s: float = 0.0
-    """Server: folding partial sums and finishing the strategy's step."""
+    """Server: aggregation of partial sums and the strategy's `finish`."""
     evaluation_s: float = 0.0
     """Evaluation of the global model, start to end."""
     checkpoint_s: float = 0.0
-    """Server: time the round waited for the checkpoint before it."""
+    """Server: time the round waited for the previous checkpoint."""
 
 
 class NodeShare(_Frozen):
-    """What one agent did in a round."""
+    """One agent's part in a round."""
 
     jobs: int = 0
     busy_s: float = 0.0
@@ -69,43 +69,43 @@ class RoundRecord(_Frozen):
     round: int
     """Counts from 1."""
     cohort: list[int]
-    """Clients whose updates were asked for, in the order they are folded."""
+    """Clients sampled for the round, in the order their updates are aggregated."""
     candidates: list[int] = []
-    """Clients measured before the cohort was chosen among them; empty where the selection needs no measurement."""
+    """Clients measured before the cohort was chosen among them; empty if the selection needs no measurement."""
     probe: dict[str, JsonObject] = {}
-    """What trained candidates reported about themselves, such as their credit, by client."""
+    """Reports of trained candidates about themselves, such as their credit, by client."""
     num_examples: int
-    """Examples the accepted updates were trained on."""
+    """Examples of the aggregated updates."""
     local_trainings: int = 0
-    """Clients that trained in this round, candidates that were not chosen included."""
+    """Clients that trained in this round, including candidates that were not chosen."""
     metrics: dict[str, Measured]
-    """Means of what clients reported while training, such as `loss`."""
+    """Means of the clients' training metrics, such as `loss`."""
     evaluation: dict[str, Measured] | None = None
-    """Means over the held-out data, such as `loss` and `accuracy`; None where the round was not evaluated."""
+    """Means over the held-out data, such as `loss` and `accuracy`; None if the round was not evaluated."""
     traffic: Traffic
     timing: Timing
     client_seconds: dict[str, float] = {}
     """Wall-clock seconds of each client's work, by client."""
     failures: list[ClientFailure] = []
     unneeded: list[int] = []
-    """Clients asked beyond the cohort that had not answered when the round closed."""
+    """Extra clients whose updates had not arrived when the round closed."""
     refusals: dict[str, str] = {}
-    """Why nodes would not or could not take part, by node."""
+    """Why nodes rejected work or failed at it, by node."""
     stale: int = 0
-    """Results that came after their round had closed; answered, not folded."""
+    """Results that arrived after their round had closed; acknowledged, not aggregated."""
     duplicates: int = 0
-    """Results that had been folded already."""
+    """Duplicate results, already aggregated."""
     reassigned: int = 0
-    """Groups given to another agent because theirs vanished."""
+    """Groups reassigned because their agent disconnected."""
     restored: int = 0
-    """Groups whose answers had come before the server was started again, and were kept."""
+    """Groups whose results had been stored before the server restarted."""
     nodes: dict[str, NodeShare] = {}
     info: JsonObject = {}
-    """The strategy's own numbers for this round."""
+    """The strategy's metrics of this round."""
     monitor: JsonObject = {}
-    """The monitor's; empty where there is none or it asked for nothing."""
+    """The monitor's metrics; empty without a monitor or without reports."""
     sections: dict[str, JsonObject] = {}
-    """One named section for each other feature that has something to say of the round."""
+    """One named section for each other feature with data about the round."""
 
 
 class Told(_Frozen):
@@ -118,24 +118,24 @@ class Told(_Frozen):
     metrics: dict[str, tuple[Measured, Measured]] = {}
     """Sum and weight of each metric."""
     info: JsonObject = {}
-    """What its measure told."""
+    """The measure's report."""
 
 
 class Choice(_Frozen):
-    """One line of `choices.jsonl`: what the selection was told in a round, and what it chose."""
+    """One line of `choices.jsonl`: the selection's input in a round, and its choice."""
 
     round: int
     """Counts from 1."""
     cohort: list[int]
     """Clients the selection chose, in order."""
     probed: list[Told] = []
-    """Reports of candidates, and of clients that kept their updates until they were asked for them."""
+    """Reports of candidates, and of clients that parked their updates until they were collected."""
     collected: list[int] = []
-    """Clients asked for the update they kept."""
+    """Clients whose parked update was collected."""
     trained: list[Told] = []
     """Reports of the clients that trained."""
     missed: list[int] = []
-    """Clients that were asked and did not answer."""
+    """Clients that were sampled and whose update is missing."""
 
 
 class RunSummary(_Frozen):
@@ -149,7 +149,7 @@ class RunSummary(_Frozen):
     rounds: int
     """Rounds finished."""
     metrics: dict[str, Measured]
-    """The last evaluation's means; the last round's training metrics where nothing was evaluated."""
+    """The last evaluation's means; the last round's training metrics if nothing was evaluated."""
     not_finite: tuple[str, ...] = ()
     """Metrics of the last evaluation that are NaN or infinite; `evaluation` where the last one is missing."""
     bytes_up: int
@@ -169,7 +169,7 @@ class RunSummary(_Frozen):
     runtime: str
     workers: int
     failures: int
-    """Missing answers over all rounds."""
+    """Missing updates over all rounds."""
     error: str | None = None
     environment: dict[str, str] = {}
-    """Versions and machine the run was made on."""
+    """Versions and machine of the run."""

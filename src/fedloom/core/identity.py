@@ -1,10 +1,10 @@
-"""An identity: what a device or a person has after joining a server. Keys and certificates are standard X.509 in PEM.
+"""An identity: what a device or user has after joining a server. Keys and certificates are standard X.509 in PEM.
 
 A folder, readable by its owner only:
 
     key.pem           made here, never sent anywhere
     certificate.pem   signed by the server's authority; both are replaced when renewed
-    authority.pem     whom to trust: the server's own certificate must come from it
+    authority.pem     the trusted authority: it must have signed the server's certificate
     server.json       the server's address, and the name and role it gave
 """
 
@@ -30,19 +30,19 @@ from fedloom.core import files
 from fedloom.core.errors import UsageError
 
 SERVER_NAME = "fedloom-server"
-"""The name in every server certificate: callers check whose authority signed it, not where the server stands today."""
+"""The name in every server certificate: callers check which authority signed it, not the server's address."""
 ROLES = ("node", "user", "admin")
-"""Nodes work; users submit, watch and stop runs of their own; admins do everything people do, and say who is in."""
+"""Nodes train; users submit, watch and stop their own runs; admins may do everything users may, and manage members."""
 _TOKEN_PREFIX = "fedloom1."
 _RENEWED = "renewed.pem"
-"""A key and its certificate on their way into `key.pem` and `certificate.pem`, which take two steps."""
+"""A key and its certificate while they are written to `key.pem` and `certificate.pem`, which takes two steps."""
 _READ_AGAIN_S = 0.05
 _READS = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JoinToken:
-    """What lets a device or person in: where to go, whom to trust there, and a secret to show."""
+    """Join token: the server's address, its authority's fingerprint, and a secret."""
 
     address: str
     """`host:port` of the Enroll service."""
@@ -51,7 +51,7 @@ class JoinToken:
     secret: str
 
     def encode(self) -> str:
-        """One word that survives copying."""
+        """Return the token as one word that can be copied."""
         body = json.dumps([self.address, self.authority_sha256, self.secret], separators=(",", ":"))
         return _TOKEN_PREFIX + base64.urlsafe_b64encode(body.encode()).decode().rstrip("=")
 
@@ -62,7 +62,7 @@ class JoinToken:
         try:
             address, sha256, secret = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
             if not all(isinstance(part, str) and part for part in (address, sha256, secret)) or ":" not in address:
-                raise ValueError("its parts are not what they should be")
+                raise ValueError("its parts are not as expected")
         except ValueError as exc:
             raise UsageError(
                 f"expected a join token, as `fedloom token create` prints it ({_TOKEN_PREFIX}…), got {text[:40]!r}"
@@ -107,10 +107,10 @@ class Identity:
                 f"no identity in {folder} ({exc.filename} is missing). Join a server first: fedloom join - <TOKEN-FILE"
             ) from exc
         except (OSError, ValueError, KeyError, TypeError) as exc:
-            raise UsageError(f"{folder}: not readable as an identity: {exc!r}. Join again with a new token") from exc
+            raise UsageError(f"{folder}: cannot be read as an identity: {exc!r}. Join again with a new token") from exc
 
     def save(self) -> None:
-        """Write the folder; the file that makes it whole comes last."""
+        """Write the folder; the file that completes it is written last."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self.folder / _RENEWED).unlink(missing_ok=True)
         files.write(self.folder / "key.pem", self.key, private=True)
@@ -120,7 +120,7 @@ class Identity:
         files.write(self.folder / "server.json", json.dumps(told, indent=2).encode() + b"\n", private=True)
 
     def save_pair(self) -> None:
-        """Write a fresh key and its certificate; whoever reads meanwhile, or after a crash, gets both or neither."""
+        """Write a fresh key and its certificate; readers get both or neither, also after a crash."""
         pair = self.folder / _RENEWED
         files.write(pair, self.key.rstrip() + b"\n" + self.certificate, private=True)
         files.write(self.folder / "key.pem", self.key, private=True)
@@ -129,7 +129,7 @@ class Identity:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from renewing the same identity meanwhile."""
+        """Lock the identity so that no other process renews it meanwhile."""
         descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -138,19 +138,19 @@ class Identity:
             os.close(descriptor)
 
     def times(self) -> tuple[datetime, datetime]:
-        """When the certificate was got, and when it ends, UTC; it is valid from some time before, for slow clocks."""
+        """Return when the certificate was issued and when it expires, UTC; valid slightly earlier, for slow clocks."""
         certificate = x509.load_pem_x509_certificate(self.certificate)
         got = datetime.fromtimestamp((self.folder / "certificate.pem").stat().st_mtime, UTC)
         return max(got, certificate.not_valid_before_utc), certificate.not_valid_after_utc
 
     def ended(self) -> str:
-        """A sentence about the certificate's end, once it has come; empty before."""
+        """Return a sentence about the certificate's expiry once it has expired; empty before."""
         _, end = self.times()
         if seconds_until(end) > 0:
             return ""
         return (
-            f"the certificate of {self.name!r} in {self.folder} ended on {end:%Y-%m-%d %H:%M} UTC by this machine's "
-            f"clock, so the server at {self.address} will not answer. If the clock is right, join again by a new token"
+            f"the certificate of {self.name!r} in {self.folder} expired on {end:%Y-%m-%d %H:%M} UTC by this machine's "
+            f"clock, so the server at {self.address} will reject it. If the clock is right, join again with a new token"
         )
 
 
@@ -167,42 +167,42 @@ def _read_pair(folder: Path) -> tuple[bytes, bytes]:
         if _belong_together(key, certificate):
             return key, certificate
         time.sleep(_READ_AGAIN_S)
-    raise ValueError("key.pem is not the key of certificate.pem")
+    raise ValueError("key.pem does not match certificate.pem")
 
 
 def _private_bytes(file: Path) -> bytes:
     mode = file.stat().st_mode & 0o077
     if mode:
-        raise UsageError(f"{file} can be read by others (mode {mode:03o} too many); chmod 600 {file}")
+        raise UsageError(f"{file} is readable by other users (excess mode {mode:03o}); chmod 600 {file}")
     return file.read_bytes()
 
 
 def _belong_together(key: bytes, certificate: bytes) -> bool:
-    """Tell whether a private key is that of a certificate, both PEM."""
+    """Return whether a private key matches a certificate, both PEM."""
     public = serialization.load_pem_private_key(key, None).public_key()
     return public == x509.load_pem_x509_certificate(certificate).public_key()
 
 
 def default_folder(role: str) -> Path:
-    """Where identities are kept: `~/.config/fedloom/node` for nodes, `…/user` for people."""
+    """Return the default folder of an identity: `~/.config/fedloom/node` for nodes, `…/user` for people."""
     root = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     return root / "fedloom" / ("node" if role == "node" else "user")
 
 
 def make_key() -> ec.EllipticCurvePrivateKey:
-    """A fresh P-256 key."""
+    """Create a fresh P-256 key."""
     return ec.generate_private_key(ec.SECP256R1())
 
 
 def certificate_request(key: ec.EllipticCurvePrivateKey) -> str:
-    """A signed request (PKCS #10, PEM) that proves the key is held; the name in it means nothing."""
+    """Return a signed request (PKCS #10, PEM) that proves possession of the key; the name in it is ignored."""
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedloom")])
     request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
     return request.public_bytes(serialization.Encoding.PEM).decode()
 
 
 def authority_sha256(certificate_pem: bytes) -> str:
-    """Digest of a certificate, as join tokens carry it. Raises `ValueError` for what is no certificate."""
+    """Return the digest of a certificate, as in join tokens. Raises `ValueError` for anything else."""
     return x509.load_pem_x509_certificate(certificate_pem).fingerprint(hashes.SHA256()).hex()
 
 
@@ -212,12 +212,12 @@ def seconds_until(moment: datetime) -> float:
 
 
 def pem(certificate: x509.Certificate) -> bytes:
-    """A certificate as text."""
+    """Return a certificate as text."""
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A private key as text, not encrypted: the file's mode protects it."""
+    """Return a private key as text, unencrypted: the file's mode protects it."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

@@ -22,11 +22,11 @@ class Kind(StrEnum):
     """
 
     section: str
-    """The experiment's section that names one; also the sub-package that holds one in a folder of another kind."""
+    """The experiment's section for it; also the name of its sub-package in a folder of another kind."""
     parts: Mapping[str, tuple[str, ...]]
     """The parts made by a function `build_<part>`, each with the names of that function's arguments."""
     default: str | None
-    """The plug-in of an experiment that names none; None where it has none then, or has to name one."""
+    """The default plug-in of an experiment that names none; None if there is none, or one has to be named."""
     required: bool
     """Whether every experiment has to name one."""
 
@@ -51,4 +51,4 @@ class Kind(StrEnum):
 
 
 SECTIONS: Mapping[str, Kind] = MappingProxyType({kind.section: kind for kind in Kind})
-"""The sections of an experiment that name a plug-in, each with the kind it names."""
+"""The sections of an experiment that name a plug-in, each with its kind."""

@@ -1,6 +1,6 @@
-"""Where the arrays of a frame lie: planned from a record to be written, or read from a header that came.
+"""Positions of arrays in a frame: planned from a record to be written, or read from a received header.
 
-A run sends frames of few shapes again and again, so both are remembered for small headers.
+A run sends frames of few shapes again and again, so both are cached for small headers.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where one array lies in a frame."""
+    """Position of one array in a frame."""
 
     group: str
     name: str
@@ -69,11 +69,11 @@ class Layout:
 
     @classmethod
     def of(cls, record: Record, data_start: int = 0) -> Layout:
-        """The layout a record is written with.
+        """Return the layout a record is written with.
 
         Args:
             record: what will be written; only dtypes, shapes and `info` matter here.
-            data_start: where the arrays begin at the earliest; bytes. Room for a header that is not yet final.
+            data_start: lower limit of the arrays' position; bytes. Leaves space for a header that is not yet final.
 
         Raises:
             BadFrame: an array's dtype has no code in the format.
@@ -84,7 +84,7 @@ class Layout:
         return (_planned if small else _plan)(tuple(record.groups), arrays, info, data_start)
 
     def views(self, buffer: memoryview) -> dict[str, dict[str, Array]]:
-        """The frame's arrays as views of `buffer`, grouped, in the frame's order of data."""
+        """Return the frame's arrays as views of `buffer`, grouped, in the frame's order of data."""
         groups: dict[str, dict[str, Array]] = {}
         for slot in self.slots:
             view: Array = np.ndarray(slot.shape, slot.dtype, buffer, slot.start)
@@ -93,7 +93,7 @@ class Layout:
 
 
 _Signature = tuple[tuple[str, str, DType, tuple[int, ...]], ...]
-"""Group, name, dtype and shape of every array."""
+"""Yield group, name, dtype and shape of every array."""
 
 
 def _info_text(info: Info) -> str:
@@ -109,7 +109,7 @@ def _plan(groups: tuple[str, ...], arrays: _Signature, info: str, data_start: in
     for group, name, _, _ in arrays:
         key = name if single else f"{group}/{name}"
         if key in keys or key == "__metadata__":
-            raise BadFrame(f"the key {key!r} is taken; rename group {group!r} or array {name!r}")
+            raise BadFrame(f"the key {key!r} occurs twice; rename group {group!r} or array {name!r}")
         keys[key] = [group, name]
     places: JsonObject = {}
     slots: list[Slot] = []
@@ -141,12 +141,12 @@ _planned = functools.lru_cache(maxsize=256)(_plan)
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What a frame's header says."""
+    """Content of a frame's header."""
 
     layout: Layout
     groups: tuple[str, ...]
     order: tuple[tuple[str, str], ...]
-    """Groups and names of the arrays, as they were in the record."""
+    """Groups and names of the arrays, as in the record."""
     info: Info
 
 
@@ -168,7 +168,7 @@ _remembered = functools.lru_cache(maxsize=256)(_described)
 
 
 def read_header(header: bytes) -> Described:
-    """What a header says: its JSON, without the length before it.
+    """Parse a header: its JSON, without the preceding length.
 
     Raises:
         BadFrame: arrays that overlap, leave gaps, are mistyped or otherwise malformed; the message says which.
@@ -187,10 +187,10 @@ def _entries(header: bytes) -> JsonObject:
 
 
 def _unique(pairs: list[tuple[str, object]]) -> JsonObject:
-    """An object of the header; two readers may disagree about a key that comes twice, so there is none."""
+    """Return a header's object; a duplicate key is rejected, because readers may disagree about it."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError(f"a key comes twice among {[key for key, _ in pairs][:10]}")
+        raise ValueError(f"duplicate key among {[key for key, _ in pairs][:10]}")
     return found
 
 
@@ -210,7 +210,7 @@ def _metadata(header: JsonObject) -> JsonObject:
             )
         )
     except (KeyError, TypeError, ValueError, RecursionError) as exc:
-        raise BadFrame(f"frame carries no readable fedloom metadata: {type(exc).__name__}: {exc}") from exc
+        raise BadFrame(f"frame contains no readable fedloom metadata: {type(exc).__name__}: {exc}") from exc
     if not sound or set(keys) != set(header) or len({tuple(pair) for pair in keys.values()}) != len(keys):
         raise BadFrame("frame metadata does not describe exactly the arrays of the frame")
     return dict(meta)
@@ -225,11 +225,11 @@ def _slot(key: str, entry: Info, meta: JsonObject, data_start: int) -> Slot:
     except (KeyError, TypeError, ValueError) as exc:
         raise BadFrame(f"array {name!r}: unreadable description: {type(exc).__name__}: {exc}") from exc
     if not all(type(n) is int and 0 <= n < 2**48 for n in (*shape, start, end)) or len(shape) > 32:
-        raise BadFrame(f"array {name!r}: shape {shape} or offsets {start!r}, {end!r} are not sound")
+        raise BadFrame(f"array {name!r}: shape {shape} or offsets {start!r}, {end!r} are invalid")
     elements, extent = 1, dtype.itemsize
     for n in shape:
         elements *= n
-        extent *= max(n, 1)  # NumPy wants the strides of an empty array to fit, too
+        extent *= max(n, 1)  # NumPy checks the strides of an empty array, too
     if extent >= 2**63:
         raise BadFrame(f"array {name!r}: shape {shape} is too large")
     if elements * dtype.itemsize != end - start:

@@ -1,7 +1,7 @@
-"""The token of a server without members, for its own user's programs on the same machine: they find it by the port.
+"""The token of a server without members, found by its own user's programs on the same machine by the port.
 
-A server that was given no token makes one in its state folder, and puts a copy where programs of the same user look:
-`$XDG_STATE_HOME/fedloom/tokens/PORT` (`~/.local/state` where the variable is not set), readable by that user only.
+A server started without a token creates one in its state folder, and a copy in a folder programs of that user read:
+`$XDG_STATE_HOME/fedloom/tokens/PORT` (`~/.local/state` if the variable is not set), readable by that user only.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ def new_token() -> str:
 
 
 def own_token(state: Path) -> str:
-    """Return the token of a state folder, made the first time.
+    """Return the token of a state folder, created the first time.
 
     Raises:
-        UsageError: others can read the file, or it holds no token.
+        UsageError: other users can read the file, or it contains no token.
     """
     file = state / FILE
     if not file.exists():
         files.write(file, new_token() + "\n", private=True)
     if not _is_private(file):
-        raise UsageError(f"{file} can be read by others; make a new token by removing it, and start the server again")
+        raise UsageError(f"{file} is readable by other users; remove it and restart the server to create a new token")
     token = file.read_text(encoding="utf-8").strip()
     if len(token.split()) != 1:
-        raise UsageError(f"{file}: expected one word, the token; remove the file, and a new one is made")
+        raise UsageError(f"{file}: expected one word, the token; remove the file to create a new one")
     return token
 
 
 def publish(port: int, token: str) -> Path | None:
-    """Put a token where this user's programs look; None where that cannot be written."""
+    """Publish a token for this user's programs; return None if it cannot be written."""
     file = _place(port)
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -51,10 +51,10 @@ def publish(port: int, token: str) -> Path | None:
 
 
 def find(server: str) -> str:
-    """Return the token this user's server on this machine has published; empty where there is none.
+    """Return the token this user's server on this machine has published; empty if there is none.
 
     Args:
-        server: `host:port`; a host that is not this machine is sent nothing.
+        server: `host:port`; another host gets no token.
     """
     host, _, port = server.rpartition(":")
     if not port.isdecimal():
@@ -76,7 +76,7 @@ def _is_private(file: Path) -> bool:
 
 
 def _is_here(host: str) -> bool:
-    """Whether a name or address is this machine's: a socket can be bound to it."""
+    """Return whether a name or address is this machine's: a socket can be bound to it."""
     try:
         found = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
         for family, kind, protocol, _, address in found:

@@ -1,4 +1,4 @@
-"""Log lines, for people and as JSON, with the run, round and node they are about where there is one."""
+"""Log lines, for people and as JSON, with run, round and node if they apply."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from datetime import UTC, datetime
 
 ABOUT = ("run", "round", "node")
-"""What a log call's `extra` may say it is about."""
+"""Keys of a log call's `extra` that are written."""
 
 
 class TextFormatter(logging.Formatter):

@@ -1,4 +1,4 @@
-"""What server and agents tell each other, as values. `proto.v1.codec` writes them as wire messages."""
+"""Messages between server and agents, as values. `proto.v1.codec` writes them as wire messages."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import NamedTuple, Protocol
 from fedloom.core.records import ClientFailure, ClientReport, Contents, Groups, Info, Job, Record
 
 PROTOCOL = 2
-"""Version of the wire both sides must speak."""
+"""Version of the wire both sides must use."""
 MAX_NAME = 256
 """Characters in a name, such as a metric's or a kind of error's."""
 MAX_TEXT = 64 << 10
-"""Characters of a traceback or message that are sent; the rest is cut."""
+"""Characters of a traceback or message that are sent; longer texts are truncated."""
 MAX_NOTICES = 8
 """Notices in a result, and those that a run shows."""
 
@@ -34,7 +34,7 @@ class GroupKey(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PayloadRef:
-    """Where a frame can be had, by the nearest way: this process, this host's memory, the message, the wire."""
+    """Reference to a frame by the nearest way: this process, this host's memory, the message, the wire."""
 
     size: int
     """Bytes of the frame."""
@@ -43,21 +43,21 @@ class PayloadRef:
     shared: str = ""
     """File name in the host's depot."""
     inline: bytes = b""
-    """The frame, where it is small."""
+    """The frame, if it is small."""
     sha256: str = ""
-    """Digest of the frame, by which it is downloaded or was uploaded."""
+    """Digest of the frame, for its download or upload."""
     pinned: bool = False
-    """Whether the record never changes, so that an agent keeps it under its digest."""
+    """Whether the record never changes, so that an agent caches it under its digest."""
 
     @property
     def in_memory(self) -> bool:
-        """Whether it moves through memory, so that its bytes are neither in a message nor in a stream."""
+        """Return whether it moves through memory, so that its bytes are neither in a message nor in a stream."""
         return self.record is not None or bool(self.shared)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """Clients to be worked and folded together by one agent, in order."""
+    """Clients whose jobs run and are aggregated on one agent, in order."""
 
     key: GroupKey
     jobs: tuple[Job, ...]
@@ -70,16 +70,16 @@ class Group:
     park: bool = False
     collects: int | None = None
     states: Mapping[int, PayloadRef] = field(default_factory=dict)
-    """What clients asked to have back, by client."""
+    """Stored states of the clients, by client."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupResult:
-    """A group's outcome: one partial accumulator, a report for each client that answered, a failure for the others."""
+    """A group's outcome: one partial accumulator, a report for each successful client, a failure for the others."""
 
     key: GroupKey
     total: PayloadRef | None
-    """The accumulator's record; None where no client answered."""
+    """The accumulator's record; None if every client failed."""
     reports: tuple[ClientReport, ...] = ()
     failures: tuple[ClientFailure, ...] = ()
     states: Mapping[int, PayloadRef] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class GroupResult:
 
     @property
     def payloads(self) -> list[PayloadRef]:
-        """Everything it brings along."""
+        """Return all its payloads."""
         return [*([self.total] if self.total is not None else []), *self.states.values()]
 
 
@@ -99,9 +99,9 @@ class Hello:
     """An agent introduces itself."""
 
     node: str
-    """The node's lasting name."""
+    """The node's persistent name."""
     session: str
-    """A fresh word for each connection attempt of one process; an older session of the node is replaced."""
+    """A fresh identifier for each connection attempt of one process; an older session of the node is replaced."""
     protocol: int = PROTOCOL
     facts: Info = field(default_factory=dict)
     """Host name, process id, cores, devices."""
@@ -109,7 +109,7 @@ class Hello:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Welcome:
-    """The server's answer: its limits, and the depot for agents on its own host."""
+    """The server's response: its limits, and the depot for agents on its own host."""
 
     heartbeat_s: float
     max_payload_bytes: int
@@ -128,7 +128,7 @@ class RunSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ack:
-    """A result arrived; the agent need not keep it."""
+    """A result arrived; the agent can drop it."""
 
     key: GroupKey
     status: str
@@ -147,11 +147,11 @@ class Cancel:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Heartbeat:
-    """The agent is alive and holds these groups (waiting, in work, or done and not yet acknowledged)."""
+    """The agent is alive and has these groups (waiting, running, or done and not yet acknowledged)."""
 
     held: tuple[GroupKey, ...] = ()
     missing_runs: tuple[str, ...] = ()
-    """Runs it has groups of, whose experiment never arrived."""
+    """Runs of its groups whose experiment never arrived."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,20 +160,20 @@ class Refusal:
 
     key: GroupKey
     kind: str
-    """What the policy is against: `workload`, `code`, `data`, `bytes`, `hours`, `hook` or `helpers`; `result` where the
-    server refused what the node sent, `failure` where the node failed at what another may be able to do."""
+    """Reason: `workload`, `code`, `data`, `bytes`, `hours`, `hook` or `helpers` of the policy; `result` if the
+    server rejected the node's result, `failure` if the node failed at work another may be able to do."""
     reason: str
     retry_s: float = 0.0
-    """Seconds after which asking again may help; 0 where it never will."""
+    """Seconds after which a retry may succeed; 0 if it never will."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunOver:
-    """A run has ended; what the agent keeps for it can go."""
+    """A run has ended; the agent can drop what it cached for it."""
 
     run_id: str
     resumable: bool = False
-    """Whether it may still be resumed, which needs the states of clients that a node keeps."""
+    """Whether it may still be resumed, which needs the client states stored on a node."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,7 +182,7 @@ class Goodbye:
 
     reason: str = ""
     come_back: bool = False
-    """From a server that will be back: the agent keeps trying to reconnect."""
+    """From a server that will be back: the agent reconnects until it succeeds."""
 
 
 ToAgent = RunSpec | Group | Ack | Cancel | Goodbye | RunOver
@@ -192,7 +192,7 @@ FromAgent = GroupResult | Heartbeat | Goodbye | Refusal
 class Channel(Protocol):
     """An agent's view of the server.
 
-    Messages may be lost, repeated or late on a bad channel; the agent and the coordinator are built for that. Every
+    Messages may be lost, repeated or late on a bad channel; agent and coordinator handle that. Every
     method may raise `ServerUnreachable`, after which `open` starts afresh.
     """
 
@@ -203,19 +203,19 @@ class Channel(Protocol):
         """Give a message to the server; returns without waiting for it."""
 
     def receive(self, timeout_s: float) -> ToAgent | None:
-        """The next message of the server, or None after `timeout_s` seconds without one."""
+        """Return the next message of the server, or None after `timeout_s` seconds without one."""
 
     def fetch(self, ref: PayloadRef) -> Record:
-        """The record behind a reference; its arrays are read-only."""
+        """Return the record behind a reference; its arrays are read-only."""
 
     def store(self, record: Record, run_id: str) -> PayloadRef:
-        """Put a run's record where the server can have it. Memory from `lease` is sent without a copy if possible."""
+        """Store a run's record for the server. Memory from `lease` is sent without a copy if possible."""
 
     def lease(self, record: Record, run_id: str) -> Groups:
         """Writable arrays shaped like the record's, in memory that `store` can hand over as it is."""
 
     def recycle(self, run_id: str) -> None:
-        """Reuse the memory leased or stored for the run so far: it has been aggregated, or nobody will."""
+        """Reuse the memory leased or stored for the run so far: it has been aggregated or discarded."""
 
     def close(self) -> None:
         """Leave."""

@@ -1,4 +1,4 @@
-"""Records that never change: named by their frame's digest, so that nobody needs the same one twice."""
+"""Records that never change: named by their frame's digest, so that each is transferred once."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fedloom.core.records import Groups, Record
 
 @dataclass(frozen=True, slots=True)
 class Pinned(Record):
-    """A record that stays as it is for as long as anybody names it, such as the frozen base of a fine-tuned model.
+    """A record that does not change while it is referred to, such as the frozen base of a fine-tuned model.
 
     As an exchange's input it is encoded and hashed once, fetched once by each node, and counted once for each client.
-    As a field of a state it is written to a run's folder once, however many checkpoints name it.
+    As a field of a state it is written to a run's folder once, however many checkpoints refer to it.
     """
 
     sha256: str = ""
@@ -26,10 +26,10 @@ class Pinned(Record):
         return cls(record.groups, record.info, frames.digest(record))
 
     def move(self, places: Groups) -> None:
-        """Live in other memory from now on, where the same values already are, so that they are held only once.
+        """Move to other memory that already contains the same values, so that they are stored only once.
 
         Args:
-            places: arrays equal to the record's own, whatever their order; nobody may write to them.
+            places: arrays equal to the record's own, in any order; nothing may write to them.
         """
         moved = {group: {name: places[group][name] for name in arrays} for group, arrays in self.groups.items()}
         object.__setattr__(self, "groups", moved)

@@ -1,4 +1,4 @@
-"""Where code of a plug-in's author raised, for errors that say so."""
+"""Locates exceptions in plug-ins' code, for errors that name file and line."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from fedloom.core.errors import PluginInvalid
 
 
 def plugin_fault(what: str, exc: BaseException, file: str | None = None) -> PluginInvalid:
-    """Return the error for an exception out of a plug-in's own code, with the file and line it came from.
+    """Return the error for an exception in a plug-in's code, with its file and line.
 
     Args:
-        what: the plug-in and what was being done with it, such as `strategy './mine.py' cannot be imported`.
-        exc: what was raised.
-        file: the plug-in's file, whose last line on the way to the error is named; None names the last line of all.
+        what: the plug-in and the operation, such as `strategy './mine.py' cannot be imported`.
+        exc: the exception.
+        file: the plug-in's file, whose last line in the traceback is named; None names the last line of the traceback.
     """
     place = _place(exc, file)
     message = exc.msg if isinstance(exc, SyntaxError) else str(exc)

@@ -1,8 +1,8 @@
-"""Finds plug-ins: in fedloom, and in installed packages that declare entry points. Imports none of them.
+"""Finds plug-ins, in fedloom and in installed packages that declare entry points. Imports none of them.
 
 A folder lies under its main kind, `fedloom/strategies/mano`, or is the package an entry point names. It may hold
 plug-ins of the other kinds, of the same name, each in a sub-package named by its section: `mano/workload`,
-`mano/monitor`. A plug-in that is one module lies there as such: `fedloom/strategies/flora.py`.
+`mano/monitor`. A plug-in of one module is such a module: `fedloom/strategies/flora.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Folder:
 
 
 def bundled_module(kind: Kind, name: str) -> str | None:
-    """Return the dotted name of fedloom's own plug-in; None where fedloom has none by this name."""
+    """Return the dotted name of fedloom's own plug-in; None if fedloom has none by this name."""
     if not name.isidentifier():
         return None
     own = f"fedloom.{kind}.{name}"
@@ -42,7 +42,7 @@ def bundled_module(kind: Kind, name: str) -> str | None:
 
 
 def nested_in_entry_point(kind: Kind, name: str) -> str | None:
-    """Return the dotted name of a plug-in that lies in the package an entry point of another kind names."""
+    """Return the dotted name of a plug-in within the package that an entry point of another kind names."""
     for entry in _entry_points():
         module = f"{entry.module}.{kind.section}"
         if entry.name == name and entry.group != f"fedloom.{kind}" and not entry.attr and is_package(module):
@@ -78,7 +78,7 @@ def installed_folders() -> Iterator[Folder]:
 
 
 def package_paths(dotted: str) -> Sequence[str]:
-    """Return where the modules of a package lie; nowhere for what is no package."""
+    """Return the folders of a package's modules; empty if it is not a package."""
     spec = module_spec(dotted)
     return list(spec.submodule_search_locations or ()) if spec is not None else ()
 
@@ -90,9 +90,9 @@ def is_package(dotted: str) -> bool:
 
 
 def module_spec(dotted: str) -> ModuleSpec | None:
-    """Find a module by its dotted name without importing the packages above it; None where it is not there.
+    """Find a module by its dotted name without importing its parent packages; None if it does not exist.
 
-    A folder without an `__init__.py` is no package here: what a removed plug-in leaves behind is one.
+    A folder without an `__init__.py` does not count as a package: a removed plug-in may leave one.
     """
     top, *steps = dotted.split(".")
     try:
@@ -109,7 +109,7 @@ def module_spec(dotted: str) -> ModuleSpec | None:
 
 
 def _spec_below(paths: Sequence[str], dotted: str) -> ModuleSpec | None:
-    """Find a module in the folders of its package; where no module is there, a folder of that name."""
+    """Find a module in the folders of its package; without one, a folder of that name."""
     finders = [finder for path in paths if (finder := get_importer(path)) is not None]
     specs = [spec for finder in finders if (spec := finder.find_spec(dotted)) is not None]
     return next((spec for spec in specs if spec.origin is not None), specs[0] if specs else None)

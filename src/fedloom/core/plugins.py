@@ -30,7 +30,7 @@ from fedloom.core.registry import PartRef
 
 T = TypeVar("T")
 AnyStrategy = Strategy[object, Accumulator]
-"""A strategy as the loop sees it: its states and accumulators are its own matter."""
+"""A strategy as the loop sees it: the types of its states and accumulators are unknown to the platform."""
 AnySelection = Selection[object]
 AnyWorkload = Workload[Shard]
 
@@ -94,7 +94,7 @@ def check_parts(experiment: Experiment) -> None:
 
 
 def _is_beside(ref: PartRef) -> bool:
-    """Whether a part is in one file with all others of its plug-in."""
+    """Return whether a part is in the same file as all others of its plug-in."""
     return ref.in_one_file and ref.exists()
 
 
@@ -140,7 +140,7 @@ def make_accumulator(name: str, allocate: Allocate | None) -> Accumulator:
 def parts_named(experiment: Info, what: str) -> list[PartRef]:
     """Return references to this part of the plug-ins an experiment names, in the order of their kinds.
 
-    A plug-in that is not installed here is left out, and a file that holds several plug-ins is there once.
+    A plug-in that is not installed here is omitted, and a file with several plug-ins occurs once.
 
     Args:
         experiment: the experiment, as its TOML has it.
@@ -157,11 +157,11 @@ def parts_named(experiment: Info, what: str) -> list[PartRef]:
 
 
 def build_value(ref: PartRef, kind: type[T], *arguments: object) -> T:
-    """Call the `build_…` function of a part that makes a value of a fixed class.
+    """Call the `build_…` function of a part that returns a value of a fixed class.
 
     Raises:
-        UnknownName: nothing by this name is installed here, or it has no such part.
-        PluginInvalid: it has no such function, the function takes other arguments, raised, or returned something else.
+        UnknownName: no such plug-in is installed here, or it has no such part.
+        PluginInvalid: it has no such function, its arguments differ, it raised, or it returned another type.
     """
     found = _call(ref, *arguments)
     if not isinstance(found, kind):

@@ -20,7 +20,7 @@ def ranks(values: npt.ArrayLike) -> Floats:
 
 
 def spearman(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
-    """Spearman's rho: Pearson's correlation of the ranks. NaN where either side is constant or has under 2 values."""
+    """Return Spearman's rho: the ranks' Pearson correlation. NaN if a side is constant or has under 2 values."""
     a, b = ranks(x), ranks(y)
     a, b = a - a.mean() if len(a) else a, b - b.mean() if len(b) else b
     scale = math.sqrt(float((a**2).sum()) * float((b**2).sum()))
@@ -28,7 +28,7 @@ def spearman(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
 
 
 def separation(scores: Sequence[float], positive: npt.ArrayLike) -> float:
-    """Area under the ROC curve: the chance that a positive's score is above a negative's, ties counting half.
+    """Return the area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
 
     (R - n(n + 1)/2) / (n m) with R the rank sum of the n positives among n + m. NaN where one side is empty.
     """

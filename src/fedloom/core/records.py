@@ -1,6 +1,6 @@
-"""The values that cross rooms: arrays in named groups, updates, jobs, exchanges.
+"""Values shared by all packages: arrays in named groups, updates, jobs, exchanges.
 
-Everything here is frozen; arrays inside are read-only by convention. Rounds count from 1; round 0 is what happens
+Everything here is frozen; arrays inside are read-only by convention. Rounds count from 1; round 0 is the phase
 before the first one. Clients are integers from 0 to `clients - 1`.
 """
 
@@ -35,13 +35,13 @@ as batch normalisation's running statistics. Strategies average them."""
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The one serialisable thing: arrays in named groups, and a JSON object. States, updates, payloads are records."""
+    """The only serialisable type: arrays in named groups, and a JSON object. States, updates, payloads are records."""
 
     groups: Groups = field(default_factory=dict)
     info: Info = field(default_factory=dict)
 
     def items(self) -> Iterator[tuple[str, str, Array]]:
-        """Every array as (group, name, array), in insertion order."""
+        """Yield every array as (group, name, array), in insertion order."""
         for group, arrays in self.groups.items():
             for name, array in arrays.items():
                 yield group, name, array
@@ -69,7 +69,7 @@ class Mean:
 
     @property
     def value(self) -> float:
-        """The mean; NaN where nothing was measured."""
+        """Return the mean; NaN if nothing was measured."""
         return self.sum / self.weight if self.weight else float("nan")
 
 
@@ -77,7 +77,7 @@ Metrics = Mapping[str, Mean]
 
 
 def add_metrics(left: Metrics, right: Metrics) -> Metrics:
-    """The two sets of metrics as one; a name that only one side has is kept."""
+    """Add two sets of metrics; a name that only one side has is included."""
     merged = dict(left)
     for name, mean in right.items():
         merged[name] = merged[name] + mean if name in merged else mean
@@ -85,7 +85,7 @@ def add_metrics(left: Metrics, right: Metrics) -> Metrics:
 
 
 def metric_values(metrics: Metrics) -> dict[str, float]:
-    """What a person reads: each metric's mean."""
+    """Return each metric's mean."""
     return {name: mean.value for name, mean in metrics.items()}
 
 
@@ -96,13 +96,13 @@ class Job:
     round: int
     client: int
     kind: str = "train"
-    """`train`, `evaluate`, or an action of the workload's own."""
+    """`train`, `evaluate`, or a custom action of the workload."""
     inputs: tuple[str, ...] = (MODEL,)
     """Names of the exchange's inputs this client receives."""
     cached_inputs: tuple[str, ...] = ()
     """Those of `inputs` that are pinned and that this client has read before; the platform sets it."""
     knobs: Info = field(default_factory=dict)
-    """Settings for this client alone; `Exchange.knobs` holds those for all."""
+    """Settings for this client alone; `Exchange.knobs` contains those for all."""
     weight: float = 1.0
     """Factor on the weight of this client's update in the aggregate, >= 0, dimensionless."""
     node: str = ""
@@ -111,10 +111,10 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Update:
-    """What one client returns.
+    """One client's result.
 
-    The arrays may be views of the workload's own buffers and are valid until its next job: an accumulator copies what
-    it keeps.
+    The arrays may be views of the workload's own buffers and are valid until its next job: an accumulator copies
+    whatever it retains.
     """
 
     num_examples: int
@@ -123,15 +123,15 @@ class Update:
     metrics: Metrics = field(default_factory=dict)
     info: Info = field(default_factory=dict)
     state: Record | None = None
-    """What this client wants back with its next job (kept by the platform, never shown to strategies)."""
+    """State for this client's next job (stored by the platform, never shown to strategies)."""
     traces: Arrays = field(default_factory=dict)
-    """What local training saw, for measures of the same client; never leaves it."""
+    """Data about local training, for measures of the same client; never sent."""
 
 
 ContentsName = Literal["model", "subset", "accumulator"]
 CONTENTS: tuple[ContentsName, ...] = ("model", "subset", "accumulator")
 Contents = ContentsName | Mapping[str, Collection[str]]
-"""Which arrays an update contains: exactly those of the input `model` (group `model`); some of those (and their
+"""Which arrays an update contains: those of the input `model` (group `model`); some of those (and their
 `weights`, see `core.accumulators.MeanOfSenders`); what the accumulator accepts; or the names given for each group."""
 
 
@@ -144,23 +144,23 @@ class Exchange:
     """Broadcast payloads by name; each is encoded once, however many jobs read it. One that is `core.pinned.Pinned`
     is encoded once for all exchanges, and read once by each client."""
     knobs: Info = field(default_factory=dict)
-    """Settings every job of the exchange sees (merged under the job's own)."""
+    """Settings for every job of the exchange (merged under the job's own)."""
     accumulator: str = "mean"
     """A key of `core.accumulators.BUILTIN` (`mean`, `separate`, `metrics`, …), or the name of a strategy folder with an
     `accumulator.py`."""
     rules: tuple[str, ...] = ()
     """Names of the strategy folders whose `rule.py` are the client half, applied one after another."""
     updates: Contents = "model"
-    """Which arrays each trained update contains; anything else is that client's failure."""
+    """Which arrays each trained update contains; any other update makes the client fail."""
     measure: str | None = None
-    """Name of the selection folder whose `measure.py` adds numbers to each report, if there is one."""
+    """Name of the selection folder whose `measure.py` adds numbers to each report, or None."""
     park: bool = False
-    """Updates stay where they were made, for a later exchange of the round whose jobs have kind `collect`; only reports
-    travel. A parked update that was lost with its process is made again, bit for bit."""
+    """Park updates where they were made, for a later exchange of the round whose jobs have kind `collect`; only reports
+    are sent. A parked update that was lost with its process is recomputed, bit for bit."""
     collects: int | None = None
     """Index of the exchange of this round whose parked updates the `collect` jobs of this one hand over."""
     reassign: bool = True
-    """Whether a group whose node vanished, failed or refused may be given to another node."""
+    """Whether a group whose node disconnected, failed or refused may be reassigned to another node."""
     quorum_fraction: float | None = None
     """Overrides the run's own quorum for this exchange."""
     deadline_s: float | None = None
@@ -169,7 +169,7 @@ class Exchange:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientReport:
-    """What is known about one client's finished job, with no arrays in it."""
+    """Facts about one client's finished job, without arrays."""
 
     client: int
     num_examples: int
@@ -178,15 +178,15 @@ class ClientReport:
     metrics: Metrics = field(default_factory=dict)
     info: Info = field(default_factory=dict)
     num_trained: int = 0
-    """1 where the client trained for this report, else 0."""
+    """1 if the client trained for this report, otherwise 0."""
     num_retrained: int = 0
-    """1 where it trained again because the update it had parked was gone, else 0."""
+    """1 if it trained again because its parked update was lost, otherwise 0."""
     bytes_down: int = 0
-    """Size of the frames this client reads, those it holds already left out; bytes."""
+    """Size of the frames this client reads, without those it has cached; bytes."""
     bytes_up: int = 0
-    """Size of the frame this client's update makes on its own; bytes."""
+    """Size of the frame of this client's update alone; bytes."""
     params_down: int = 0
-    """Array elements this client reads, those it holds already left out."""
+    """Array elements this client reads, without those it has cached."""
     params_up: int = 0
     """Array elements in this client's update."""
 
@@ -198,10 +198,10 @@ class ClientFailure:
     client: int
     round: int
     stage: str
-    """What was being done: `load`, `inputs`, `shard`, `train` (or another kind of job), `outgoing`, `fold`, `send`;
-    `worker` where its process died, `deadline` where time was up."""
+    """Stage: `load`, `inputs`, `shard`, `train` (or another kind of job), `outgoing`, `fold`, `send`;
+    `worker` if its process died, `deadline` if time ran out."""
     error: str
-    """Exception type, dotted where it is not a builtin."""
+    """Exception type, dotted unless it is a builtin."""
     message: str
     traceback: str = ""
     """The last lines of the traceback."""
@@ -213,11 +213,11 @@ class ClientFailure:
 
     @property
     def words(self) -> str:
-        """What went wrong, whoever says it."""
+        """Return what went wrong, without the client."""
         return f"stage {self.stage}: {self.error}: {self.message}"
 
     def describe(self) -> str:
-        """The failure in words, traceback last."""
+        """Return the failure as text, traceback last."""
         where = f" on {self.node}" if self.node else ""
         head = f"client {self.client}, round {self.round}, stage {self.stage}{where}: {self.error}: {self.message}"
         return f"{head}\n{self.traceback}".rstrip()
@@ -233,22 +233,22 @@ class RoundContext:
     population: int
     """Clients in the federation, N."""
     rounds: int | None
-    """Rounds of the run, T; None where their number is open."""
+    """Rounds of the run, T; None if open."""
     seed: int
 
     def rng(self, *path: Part) -> np.random.Generator:
-        """The strategy's own randomness for this round; `path` names what it is for."""
+        """Return the strategy's generator for this round; `path` names its purpose."""
         return generator(self.seed, "strategy", self.round, *path)
 
     @property
     def is_last(self) -> bool:
-        """Whether this is known to be the run's last round."""
+        """Return whether this is known to be the run's last round."""
         return self.round == self.rounds
 
     def jobs(
         self, kind: str = "train", *, inputs: tuple[str, ...] = (MODEL,), knobs: Info | None = None
     ) -> tuple[Job, ...]:
-        """One job for each client of the cohort."""
+        """Return one job for each client of the cohort."""
         return tuple(
             Job(round=self.round, client=client, kind=kind, inputs=inputs, knobs=knobs or {}) for client in self.cohort
         )

@@ -4,7 +4,7 @@ A name is, in this order: a folder or module of this package (`fedavg`, `flora`)
 (group `fedloom.strategies`, …), an importable module (`my_package.my_strategy`), or a Python file
 (`./my_strategy.py`). A folder or an entry point's package may hold plug-ins of other kinds by its own name, each in a
 sub-package named by its section: `fedloom/strategies/mano/workload` is the workload `mano` (`core.plugin_folders`). A
-package holds its parts in files of fixed names, a module or file of its own holds them all in one place:
+package holds its parts in files of fixed names, a single module or file contains them all:
 
     config       `Config`, a `core.config.PluginSettings`
     strategy     `build_strategy(config, experiment) -> Strategy`
@@ -44,12 +44,12 @@ from fedloom.core.text import did_you_mean
 
 T = TypeVar("T")
 Origin = Literal["bundled", "plugin", "module", "file"]
-"""Where a part comes from: fedloom itself, an installed package's entry point, an importable module, a Python file."""
+"""Origin of a part: fedloom itself, an installed package's entry point, an importable module, a Python file."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartRef:
-    """One part of a plug-in, by name: what a name in an experiment or on the wire refers to."""
+    """One part of a plug-in, by name: the target of a name in an experiment or on the wire."""
 
     kind: Kind
     name: str
@@ -59,10 +59,10 @@ class PartRef:
 
     @property
     def origin(self) -> Origin:
-        """Where the part comes from; imports nothing of a module or file.
+        """Return the origin of the part; imports nothing of a module or file.
 
         Raises:
-            UnknownName: nothing by this name is here.
+            UnknownName: no such plug-in.
         """
         if self.name.endswith(".py"):
             return "file"
@@ -78,7 +78,7 @@ class PartRef:
 
     @property
     def installed(self) -> bool:
-        """Whether whoever set this machine up installed it as a part of fedloom or as a plug-in of it."""
+        """Return whether this machine's administrator installed it as part of fedloom or as a plug-in."""
         try:
             return self.origin in ("bundled", "plugin")
         except UnknownName:
@@ -86,21 +86,21 @@ class PartRef:
 
     @property
     def in_one_file(self) -> bool:
-        """Whether the plug-in is a module or file that holds all of its parts.
+        """Return whether the plug-in is a module or file with all of its parts.
 
         Raises:
-            UnknownName: nothing by this name.
+            UnknownName: no such plug-in.
             PluginInvalid: it cannot be imported.
         """
         return not _is_package(_home(self.kind, self.name))
 
     def load(self) -> ModuleType:
-        """Import the module that holds the part.
+        """Import the module of the part.
 
         Raises:
-            UnknownName: nothing by this name, or it has no such part; the message names the nearest.
+            UnknownName: no such plug-in, or it has no such part; the message names the nearest.
             PackageMissing: the part needs an optional package that is not installed.
-            PluginInvalid: a module or file that is not fedloom's own cannot be imported.
+            PluginInvalid: a module or file outside fedloom cannot be imported.
         """
         with needed_by(f"{self.kind.section} {self.name!r}"):
             home = _home(self.kind, self.name)
@@ -189,7 +189,7 @@ def _importable(dotted: str) -> bool:
 
 
 def _imported(kind: Kind, name: str, load: Callable[[], T], file: Path | None = None) -> T:
-    """What a plug-in's own code gives when it is imported.
+    """Import a plug-in's code and return the result of `load`.
 
     Raises:
         PackageMissing: it needs an optional package that is not installed.
@@ -207,7 +207,7 @@ def _imported(kind: Kind, name: str, load: Callable[[], T], file: Path | None = 
 
 def _from_file(kind: Kind, path: Path) -> ModuleType:
     if not path.is_file():
-        raise UnknownName(f"{kind}: no file {str(path)!r} (looked in {Path.cwd()})")
+        raise UnknownName(f"{kind}: file {str(path)!r} not found (looked in {Path.cwd()})")
     return load_file(path)
 
 

@@ -3,18 +3,18 @@
     runs/<id>/
       experiment.toml     the resolved experiment
       run.json            the run's id
-      workload.json       where the data came from and who holds what
+      workload.json       source and partition of the data
       rounds.jsonl        one record per round
-      choices.jsonl       what the selection was told and chose, round by round
+      choices.jsonl       the selection's input and choice, round by round
       events.jsonl        everything that happened, with its time
       checkpoints/        round-000012.<checksum>.safetensors, and pinned-<digest>.safetensors, what does not change
-      clients/            what stateful clients keep between their rounds
+      clients/            states of stateful clients
       answers/            on a standing server: results since the last checkpoint
       model/              model.safetensors, the final arrays
       summary.json  report.html
 
 One damage is expected: a process that was killed, or met a full disk, leaves a last line without its newline. Readers
-leave such a torn line out, and the next line written replaces it. Everything else is an error that names file and line.
+skip such a torn line, and the next line written replaces it. Everything else is an error that names file and line.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def append_line(path: Path, line: str) -> None:
     """Add a line to a file of lines, in place of a torn one.
 
     Args:
-        path: the file; made where it is not there.
+        path: the file; created if it does not exist.
         line: without its newline.
 
     Raises:
@@ -78,7 +78,7 @@ def read_rounds(folder: Path, upto: int | None = None) -> list[RoundRecord]:
 
     Args:
         folder: the run's.
-        upto: the last round wanted; what comes after it may be damaged. None for all.
+        upto: the last round to read; later lines may be damaged. None for all.
 
     Raises:
         UsageError: a line is no round record; the message names it.
@@ -101,7 +101,7 @@ def read_events(folder: Path) -> list[Info]:
 
 
 def read_run_id(folder: Path) -> str:
-    """Read the run's id; the folder's name where it was never written.
+    """Read the run's id; the folder's name if it was never written.
 
     Raises:
         UsageError: `run.json` is damaged.
@@ -111,7 +111,7 @@ def read_run_id(folder: Path) -> str:
 
 
 def read_workload(folder: Path) -> WorkloadInfo | None:
-    """Read what the workload said about itself; None where it has not said it yet.
+    """Read the workload's description; None if it is not there yet.
 
     Raises:
         UsageError: `workload.json` is damaged, or of another version.
@@ -126,7 +126,7 @@ def read_workload(folder: Path) -> WorkloadInfo | None:
 
 
 def read_summary(folder: Path) -> RunSummary | None:
-    """Read how the run ended; None while it goes on, and after it was killed.
+    """Read the run's summary; None while it runs, and after it was killed.
 
     Raises:
         UsageError: `summary.json` is damaged, or of another version.
@@ -141,12 +141,12 @@ def read_summary(folder: Path) -> RunSummary | None:
 
 
 def workload_values(info: WorkloadInfo) -> Info:
-    """Turn what a workload said about itself into a JSON object; `workload_of` reads it back."""
+    """Turn a workload's description into a JSON object; `workload_of` reads it back."""
     return dataclasses.asdict(info)
 
 
 def workload_of(values: Info) -> WorkloadInfo:
-    """Turn a JSON object into what a workload said about itself.
+    """Turn a JSON object into a workload's description.
 
     Raises:
         ValueError: a key is missing, unknown, or of the wrong type; the message names it.
@@ -166,7 +166,7 @@ def _workload_adapter() -> pydantic.TypeAdapter[WorkloadInfo]:
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that have their newline, numbered from 1."""
+    """Yield the lines that have their newline, numbered from 1."""
     if path.is_file():
         *whole, _torn = path.read_bytes().split(b"\n")
         yield from enumerate(whole, start=1)

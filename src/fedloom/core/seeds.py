@@ -1,7 +1,7 @@
 """The only source of randomness: generators named by a path under the experiment's seed.
 
-`generator(seed, "train", round, client)` is the same stream wherever and whenever it is asked for, so nothing
-about a generator has to be saved, and no two paths share a stream.
+`generator(seed, "train", round, client)` is the same stream wherever and whenever it is created, so nothing
+of a generator has to be saved, and no two paths share a stream.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ Part = str | int
 
 
 def generator(seed: int, *path: Part) -> np.random.Generator:
-    """A PCG64 generator for one place in the experiment.
+    """Return a PCG64 generator for one path of the experiment.
 
     Args:
         seed: the experiment's seed, 0 <= seed < 2**63.
-        path: what the randomness is for, outermost first: strings and non-negative integers.
+        path: the purpose, outermost first: strings and non-negative integers.
 
     Returns:
         A fresh generator. Equal arguments give equal streams on every platform.
@@ -30,7 +30,7 @@ def generator(seed: int, *path: Part) -> np.random.Generator:
 
 
 def integer_seed(seed: int, *path: Part) -> int:
-    """A seed below 2**63 for libraries that own their generator (torch, flwr-datasets)."""
+    """Return a seed below 2**63 for libraries with their own generator (torch, flwr-datasets)."""
     return int(_sequence(seed, path).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 

@@ -1,6 +1,6 @@
-"""Types that say what a text setting is, and a walk that finds them: what guards on server and node judge by.
+"""Types of text settings, and a walk that finds them: the basis of the checks on server and node.
 
-A plug-in's `Config` declares a field as `DataPath` or `CodeRef`; any other text is a plain word, which nothing opens or
+A plug-in's `Config` declares a field as `DataPath` or `CodeRef`; other text is a plain word, which nothing opens or
 imports. Sections and fields marked `SERVER_ONLY` stay on the server.
 """
 
@@ -28,7 +28,7 @@ SERVER_ONLY = object()
 """Marks a field of a model, in its `Annotated`, that is never sent to a node."""
 
 DataPath: TypeAlias = Annotated[str, SettingKind.PATH]
-"""A file or folder that the workload reads. A node opens it only below its own data folder."""
+"""A file or folder that the workload reads. A node opens it only below its data folder."""
 CodeRef: TypeAlias = Annotated[str, SettingKind.CODE]
 """`MODULE:NAME` or `FILE.py:NAME`, which is imported and may be called. A node needs its policy's permission."""
 
@@ -38,22 +38,22 @@ class TextSetting:
     """One text of a table of settings."""
 
     steps: tuple[str | int, ...]
-    """Where it is, from the table inwards."""
+    """Its location, from the table inwards."""
     value: str
     kind: SettingKind
     declared: bool
-    """Whether the schema knows the field; an undeclared one will be refused when the settings are parsed."""
+    """Whether the schema has the field; an undeclared one is rejected when the settings are parsed."""
 
     @property
     def dotted(self) -> str:
-        """The place as a user writes it."""
+        """Return the location as a user writes it."""
         return ".".join(map(str, self.steps))
 
 
 def text_settings(schema: type[BaseModel], values: Mapping[str, object]) -> Iterator[TextSetting]:
     """Yield every text in a table that is not validated yet, with the kind its schema gives it.
 
-    Where a table may be one of several models, a field's kind is the strictest any of them gives it.
+    If a table may be one of several models, a field's kind is the strictest of theirs.
 
     Args:
         schema: the table's model.
@@ -101,7 +101,7 @@ def _in_value(annotations: Sequence[object], value: object, steps: tuple[str | i
 
 
 def _flat(annotation: object, kind: SettingKind = SettingKind.PLAIN) -> Iterator[tuple[SettingKind, object]]:
-    """The members of a union, each with the kind an `Annotated` around it gives."""
+    """Yield the members of a union, each with the kind an `Annotated` around it gives."""
     origin = typing.get_origin(annotation)
     if origin is Annotated:
         inner, *marks = typing.get_args(annotation)
@@ -115,7 +115,7 @@ def _flat(annotation: object, kind: SettingKind = SettingKind.PLAIN) -> Iterator
 
 
 def _value_types(annotation: object) -> tuple[object, ...]:
-    """The type of a mapping's values."""
+    """Return the types of a mapping's values."""
     origin = typing.get_origin(annotation)
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return typing.get_args(annotation)[1:]

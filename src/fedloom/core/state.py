@@ -1,7 +1,7 @@
-"""Frozen dataclass states as records and back: no pickles, so any run resumes.
+"""Converts frozen dataclass states to records and back: no pickles, so any run resumes.
 
 A state's fields may be arrays, mappings from names to arrays, pinned records or tuples of them, None, or JSON values.
-Nothing else. A pinned record is dumped as its digest alone; whoever keeps the dump keeps the record beside it.
+No other types. A pinned record is dumped as its digest alone; it has to be stored together with the dump.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from fedloom.core.records import Array, JsonObject, Record
 T = TypeVar("T")
 
 _ARRAY = (np.ndarray, np.generic)
-"""NumPy turns the result of arithmetic on arrays without dimensions into scalars; a state may hold those, too."""
+"""Python numbers and NumPy scalars: arithmetic on arrays without dimensions gives the latter."""
 _SINGLE = "array"
-"""Name under which a field that is one array is stored in the field's group."""
+"""Name of the array of a field that is one array, in the field's group."""
 
 
 def dump_state(state: object) -> Record:
-    """A dataclass instance as a record: one group per array field, the rest in `info`."""
+    """Return a dataclass instance as a record: one group per array field, the rest in `info`."""
     groups: dict[str, dict[str, Array]] = {}
     info: JsonObject = {}
     for field in _fields(state):
@@ -47,7 +47,7 @@ def dump_state(state: object) -> Record:
 
 
 def pinned_in(state: object) -> dict[str, Pinned]:
-    """The pinned records a state names, by digest."""
+    """Return the pinned records a state refers to, by digest."""
     return {record.sha256: record for record in _pinned(state)}
 
 
@@ -58,12 +58,12 @@ def _pinned(state: object) -> Iterator[Pinned]:
 
 
 def load_state(kind: type[T], record: Record, pinned: Mapping[str, Pinned] | None = None) -> T:
-    """The inverse of `dump_state`; arrays are copied out of the record, so its buffer may go.
+    """Return the state of a record (inverse of `dump_state`); arrays are copied, so its buffer may be freed.
 
     Args:
         kind: the state's class.
-        record: what `dump_state` made of it.
-        pinned: the records `pinned_in` found in it.
+        record: the result of `dump_state`.
+        pinned: the records `pinned_in` found in the state.
     """
     hints = typing.get_type_hints(kind)
     values: JsonObject = {}

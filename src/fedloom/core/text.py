@@ -13,18 +13,18 @@ def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | No
     """Find the known name most like the one given.
 
     Args:
-        name: what was given.
+        name: the name given.
         known: the names there are.
         cutoff: how alike the two must be, from 0 (not at all) to 1 (equal).
 
     Returns:
-        The known name; None where none is that much alike.
+        The known name; None if none is similar enough.
     """
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Ask for the nearest known name, with a space behind the question; empty where no name is near."""
+    """Return a question for the nearest known name, followed by a space; empty if no name is near."""
     near = nearest(name, known)
     return "" if near is None else f"did you mean {near!r}? "
 
@@ -34,7 +34,7 @@ def dotted(table: Mapping[str, V], *, keep_empty: bool = True) -> dict[str, V]:
 
     Args:
         table: with tables as values at any depth.
-        keep_empty: whether a table without any key stays, as a value.
+        keep_empty: whether a table without keys is included, as a value.
     """
     flat: dict[str, V] = {}
     for key, value in table.items():
@@ -48,11 +48,11 @@ def dotted(table: Mapping[str, V], *, keep_empty: bool = True) -> dict[str, V]:
 
 
 def clean(text: str, limit: int | None = None) -> str:
-    """Return text that can be sent and stored: what UTF-8 cannot say is escaped, and what goes beyond a limit is cut.
+    """Return text that can be sent and stored: invalid UTF-8 is escaped, and text beyond a limit is truncated.
 
     Args:
         text: any text, such as a file name with bytes that are not UTF-8.
-        limit: characters that are kept; None keeps all.
+        limit: number of characters retained; None retains all.
     """
     if limit is not None and len(text) > limit:
         text = f"{text[:limit]} … ({len(text) - limit} more characters)"

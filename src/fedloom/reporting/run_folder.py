@@ -44,7 +44,7 @@ class RunFolder:
         try:
             experiment = tomllib.loads((path / run_files.EXPERIMENT).read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-            raise UsageError(f"{path / run_files.EXPERIMENT}: not readable as TOML: {exc}") from exc
+            raise UsageError(f"{path / run_files.EXPERIMENT}: not valid TOML: {exc}") from exc
         by_round = {record.round: record for record in run_files.read_rounds(path)}
         return cls(
             path=path,

@@ -319,5 +319,5 @@ class TestWrongInput:
         assert not (tmp_path / "run").exists()
 
     def test_a_workload_that_keeps_its_body_frozen_says_so(self) -> None:
-        with pytest.raises(ConfigError, match=r"no layer that can carry an adapter.*keep its body frozen"):
+        with pytest.raises(ConfigError, match=r"no layer that can carry an adapter.*freeze its body"):
             chosen_layers({"adaptable": {}, "head": ["head.weight"]}, ["query"], 2)

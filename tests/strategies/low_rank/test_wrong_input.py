@@ -52,7 +52,7 @@ class TestBeforeAnythingStarts:
             (
                 "fedlora",
                 ['strategy.targets=["query"]'],
-                "no layer matches 'query'. The model's 2 layers that can carry an adapter end in: 1, 3 (",
+                "no layer matches 'query'. The model's 2 layers that can carry an adapter are named: 1, 3 (",
             ),
             (
                 "fedlora",

@@ -1,4 +1,4 @@
-"""How updates are aggregated where they arise: running means, sums, and lists for rules that need every update apart.
+"""Aggregate updates where they arrive: running means, sums, and lists for rules that need the updates separately.
 
 An accumulator is made where the clients run, filled in cohort order (`add`), sent as a record, and merged on the
 server in group order (`merge`). It owns its arrays and may change them in place; nothing else in the platform does.

@@ -8,34 +8,34 @@ from typing import Protocol, Self, runtime_checkable
 from fedloom.core.records import Array, Record, Update
 
 Allocate = Callable[[Record], Mapping[str, Mapping[str, Array]]]
-"""Writable arrays shaped like a record's: how an accumulator is put straight into shared memory."""
+"""Allocates writable arrays shaped like a record's, so that an accumulator can be written straight to shared memory."""
 
 
 @runtime_checkable
 class Accumulator(Protocol):
-    """A fold in progress. `count` says how many updates it holds."""
+    """An aggregation in progress. `count` is the number of updates added."""
 
     count: int
 
     def add(self, update: Update, weight: float, client: int) -> None:
-        """Fold one client's update, `weight` >= 0. The update's arrays are not kept.
+        """Add one client's update with `weight` >= 0. The update's arrays are not retained.
 
         Raises:
-            BadUpdate: the update is not finite, or unlike those before it. The accumulator is spoilt then: start afresh
+            BadUpdate: the update is not finite, or unlike those before. The accumulator is unusable then: start afresh
                 without this client.
         """
 
     def merge(self, other: Self) -> None:
-        """Fold another accumulator of the same kind, whose clients come after this one's.
+        """Add another accumulator of the same kind, whose clients come after this one's.
 
         Raises:
-            BadUpdate: the two do not fit together. This one is as before: the run goes on without the other's clients
-                where its quorum allows that.
+            BadUpdate: the two are incompatible. This one is unchanged: the run continues without the other's clients
+                if its quorum allows that.
         """
 
     def record(self) -> Record:
-        """The accumulator as a record (no copies; valid until the next `add` or `merge`)."""
+        """Return the accumulator as a record (no copies; valid until the next `add` or `merge`)."""
 
     @classmethod
     def from_record(cls, record: Record) -> Self:
-        """The inverse of `record`. The arrays are taken over where they are writable, else copied on first change."""
+        """Return the accumulator of a record. Writable arrays are reused, others copied on change."""

@@ -52,7 +52,7 @@ class IntegerSum:
         self.count += other.count
 
     def value(self) -> Mapping[str, Mapping[str, Array]]:
-        """Return the sums, in the dtypes the updates came in."""
+        """Return the sums, in the dtypes of the updates."""
         return self._sums
 
     def record(self) -> Record:

@@ -14,7 +14,7 @@ from fedloom.core.records import Array, DType, Groups, Record, Update
 
 
 class RunningMean:
-    """Weighted mean of updates, kept as a weighted sum and the sum of weights.
+    """Weighted mean of updates, stored as a weighted sum and the sum of weights.
 
     Sums are float32 for float32, float16, bfloat16 and int8 arrays, float64 for the rest; `value` casts back (integers
     are rounded). Memory is one set of arrays, whatever the number of clients.
@@ -57,10 +57,10 @@ class RunningMean:
         self.count += other.count
 
     def value(self, out: Mapping[str, Mapping[str, Array]] | None = None) -> dict[str, dict[str, Array]]:
-        """The mean, in the dtypes the updates came in.
+        """Return the mean, in the dtypes of the updates.
 
         Args:
-            out: arrays to write into, shaped like the updates; fresh ones where it is not given.
+            out: arrays to write into, shaped like the updates; fresh ones if None.
 
         Raises:
             BadUpdate: every client's weight was zero, so there is no mean.
@@ -123,7 +123,7 @@ class RunningMean:
                 if array.shape != want:
                     raise BadUpdate(
                         f"client {client}: array {name!r} of group {group!r} has shape {array.shape}, the clients "
-                        f"before sent {want}. A mean needs equal shapes; does another strategy's rule run there?"
+                        f"before sent {want}. Updates must have the global model's shapes: check what `train` returns"
                     )
                 if array.dtype != named[name]:
                     raise BadUpdate(

@@ -62,7 +62,7 @@ class MeanOfSenders:
         self.count += other.count
 
     def value(self, default: Arrays) -> dict[str, Array]:
-        """Return the means, in the dtypes the updates came in; `default` where nobody sent an array or row.
+        """Return the means, in the dtypes of the updates; `default` for arrays and rows no client sent.
 
         Args:
             default: every array of the result, such as the global model's; one of each that may have been sent.
@@ -76,7 +76,7 @@ class MeanOfSenders:
         return {name: self._mean(name, array) if name in self._sums else array for name, array in default.items()}
 
     def weights(self) -> Arrays:
-        """Return the sum of weights by array: float64, shape () or (rows,); 0 where nobody sent a row."""
+        """Return the sum of weights by array: float64, shape () or (rows,); 0 for rows no client sent."""
         return self._weights
 
     def record(self) -> Record:

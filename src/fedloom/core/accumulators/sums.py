@@ -14,7 +14,7 @@ _BLOCK = 1 << 18
 
 
 def not_finite(client: int, group: str, name: str) -> BadUpdate:
-    """The error for an update with NaN or infinity in it."""
+    """Return the error for an update that contains NaN or infinity."""
     return BadUpdate(
         f"client {client}: array {name!r} of group {group!r} is not finite (NaN or infinity). Training diverged there; "
         "try a smaller learning rate or gradient clipping. Nothing of this update was aggregated"
@@ -22,14 +22,14 @@ def not_finite(client: int, group: str, name: str) -> BadUpdate:
 
 
 def sum_dtype(dtype: DType) -> DType:
-    """The dtype a sum of `dtype` is kept in: float32 for short floats and int8, float64 for other integers."""
+    """Return the dtype of a sum of `dtype`: float32 for short floats and int8, float64 for other integers."""
     if dtype.kind in "iub":
         return np.dtype(np.float32 if dtype.itemsize == 1 else np.float64)
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
 def scaled_add(total: Array, values: Array, weight: float, *, first: bool = False) -> bool:
-    """Do total += weight * values (or total = weight * values where `first`), in blocks that stay in a core's cache.
+    """Do total += weight * values (total = weight * values if `first`), in cache-sized blocks.
 
     Returns:
         Whether every product was finite; the check reads the block while it is still in the cache.

@@ -8,7 +8,7 @@ The call order of one round, as the server's loop makes it:
     step     = strategy.finish(state, total, context)   # the next state, or one more exchange of this round
 
 Required methods are abstract, optional ones have a default. What only some workloads can do is a capability: a
-runtime-checkable protocol (`HasLogits`, `HasActions`, …) that whoever needs it asks for with `require`.
+runtime-checkable protocol (`HasLogits`, `HasActions`, …) that its user requests with `require`.
 """
 
 from fedloom.core.protocols.helpers import HelperHandle, Helpers, Resources, UsesHelpers

@@ -1,4 +1,4 @@
-"""Processes or Ray actors a workload has beside its own, started by whatever runtime it runs in."""
+"""Processes or Ray actors of a workload besides its own, started by the runtime it runs in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resources:
-    """What one helper needs."""
+    """Resources of one helper."""
 
     cpus: float = 1.0
     """CPU cores; dimensionless."""
@@ -45,17 +45,17 @@ class Helpers(Protocol):
         Args:
             factory: an importable, top-level callable that makes the helper's object in its own process.
             arguments: for the factory, copied.
-            resources: what it needs.
+            resources: its needs.
 
         Raises:
             PolicyRefused: the node's policy allows no further helper.
-            NoCapacity: the runtime has no room for it.
+            NoCapacity: the runtime cannot start another.
         """
 
 
 @runtime_checkable
 class UsesHelpers(Protocol):
-    """A workload that wants helpers."""
+    """A workload that uses helpers."""
 
     def use_helpers(self, helpers: Helpers) -> None:
         """Take the means to start them; called once, before the workload's first job."""

@@ -15,21 +15,21 @@ from fedloom.core.records import ClientReport, Info, Metrics
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Observation:
-    """What a watch sends of one client's data."""
+    """One client's data summary, sent by a watch."""
 
     num_examples: int
-    """Examples it was taken over."""
+    """Number of examples it covers."""
     info: Info
     """JSON; each float counts as one parameter sent."""
     metrics: Metrics = field(default_factory=dict)
-    """What is known beside it, such as the accuracy where there are labels."""
+    """Further facts, such as the accuracy if there are labels."""
 
 
 class Watch(ABC):
-    """A monitor's client half, in its `watch.py`: what a client sends instead of its data."""
+    """A monitor's client half, in its `watch.py`: summarises a client's data."""
 
     def check(self, workload: object) -> None:  # noqa: B027  # optional: by default every workload will do
-        """Refuse a workload that lacks what the watch needs (`core.protocols.require`), before the first round."""
+        """Reject a workload that lacks what the watch needs (`core.protocols.require`), before the first round."""
 
     @abstractmethod
     def __call__(self, workload: object, inputs: Inputs, shard: Shard, rng: np.random.Generator) -> Observation:
@@ -37,7 +37,7 @@ class Watch(ABC):
 
         Args:
             workload: the client's; a watch `require`s the capability it needs.
-            inputs: what the strategy sends to evaluate the global model.
+            inputs: the strategy's inputs for evaluating the global model.
             shard: the client's data.
             rng: the job's own randomness.
         """
@@ -56,20 +56,20 @@ class MonitorRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MonitorReading:
-    """What a monitor concludes from a round's reports."""
+    """A monitor's conclusion from a round's reports."""
 
     metrics: Mapping[str, float]
-    """Shown beside the evaluation's metrics."""
+    """Shown next to the evaluation's metrics."""
     info: Info
-    """For the round's record, JSON; those of earlier rounds are handed to `read`."""
+    """For the round's record, JSON; those of earlier rounds are passed to `read`."""
     warnings: Mapping[str, str] = field(default_factory=dict)
-    """Warnings by name. Each is printed when it appears and when it is over."""
+    """Warnings by name. Each is printed when it appears and when it ends."""
 
 
 class Monitor(ABC):
     """The server half of label-free monitoring: `monitor.py` of its folder.
 
-    Pure: it is handed what it concluded in earlier rounds, so that a resumed run continues alike.
+    Pure: its conclusions of earlier rounds are passed in, so that a resumed run continues identically.
     """
 
     @abstractmethod
@@ -78,4 +78,4 @@ class Monitor(ABC):
 
     @abstractmethod
     def read(self, reports: Sequence[ClientReport], earlier: Sequence[Info]) -> MonitorReading:
-        """Return what the reports say. A report's `info` and `metrics` are its observation's."""
+        """Return the conclusion from the reports. A report's `info` and `metrics` are its observation's."""

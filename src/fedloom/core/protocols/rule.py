@@ -8,17 +8,17 @@ from typing import Any, TypeAlias
 from fedloom.core.records import Info, Job, Record, Update
 
 Inputs: TypeAlias = Mapping[str, Record]
-"""What a client reads for a job, by input name."""
+"""The inputs of a job, by name."""
 Tensors: TypeAlias = Sequence[Any]
 """One NumPy array or torch tensor per trained array (core imports no torch); a rule uses operators and in-place methods
 that both have."""
 
 
 class LocalRule:
-    """What happens to gradients, and to the update before it leaves. Every hook passes through by default.
+    """Transforms gradients, and the update before it is sent. Every hook returns its input unchanged by default.
 
     Everything a rule needs arrives in `knobs` (the exchange's and the job's together) or in its own client state. A
-    rule object serves one job and may keep in itself what it learns during it.
+    rule object serves one job and may store what it learns in the meantime.
     """
 
     def restore(self, state: Record | None) -> None:
@@ -40,7 +40,7 @@ class LocalRule:
         Args:
             gradients: gradient of the local loss, one entry per trained array.
             parameters: local weights w, same order and shapes; read-only.
-            anchor: the global weights as received, same order and shapes, or those of the job's input `anchor` where
+            anchor: the global weights as received, same order and shapes, or those of the job's input `anchor` if
                 it has one; read-only.
             knobs: settings of the exchange and the job.
         """
@@ -50,14 +50,14 @@ class LocalRule:
         return update
 
     def state(self) -> Record | None:
-        """Return what `restore` gets at this client's next job; None keeps what was stored. Called last."""
+        """Return the record `restore` gets at this client's next job; None leaves the stored one. Called last."""
         return None
 
 
 class RuleChain(LocalRule):
-    """Several rules as one. Updates pass them in order on their way out, inputs in reverse order on their way in.
+    """Several rules combined. Updates pass them in order on their way out, inputs in reverse order on their way in.
 
-    The first rule is the strategy's; one that comes after it wraps what the strategy sends.
+    The first rule is the strategy's; later ones wrap what the strategy sends.
 
     Args:
         rules: in order, each made for this job.

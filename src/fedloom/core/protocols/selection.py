@@ -22,13 +22,13 @@ class Roster:
     population: int
     """Clients in the federation, N."""
     sizes: Sequence[int] = ()
-    """Examples per client where the workload declares them, else empty."""
+    """Examples per client if the workload declares them, otherwise empty."""
     label_counts: Sequence[Sequence[int]] = ()
-    """Examples per class for each client where the workload declares them, else empty."""
+    """Examples per class for each client if the workload declares them, otherwise empty."""
     names: Sequence[str] = ()
-    """Each client's name where clients are machines, else empty."""
+    """Each client's name if clients are machines, otherwise empty."""
     offline: Collection[int] = frozenset()
-    """Clients that cannot be reached now; virtual clients always can."""
+    """Clients that are unreachable now; virtual clients never are."""
 
     def name(self, client: int) -> str:
         """Return a client's name: its machine's, or `client-K` for a virtual one."""
@@ -44,20 +44,20 @@ class Probe:
     """Candidates to be measured before the cohort is chosen among them."""
 
     candidates: tuple[int, ...]
-    """Distinct clients, in the order their reports will come."""
+    """Distinct clients, in the order of their reports."""
     kind: str
-    """`evaluate`: the global model's metrics on the client's training data. `measure`: what `measure` reports, and
-    nothing else. `train`: local training, whose update stays parked on the client until it is collected (or dropped at
+    """`evaluate`: the global model's metrics on the client's training data. `measure`: the report of `measure`
+    only. `train`: local training, whose update stays parked on the client until it is collected (or dropped at
     the end of the round)."""
     measure: str | None = None
-    """Name of the selection folder whose `measure.py` says what a candidate reports."""
+    """Name of the selection folder whose `measure.py` computes a candidate's report."""
     knobs: Info = field(default_factory=dict)
     """Settings the measure sees, JSON (merged over the exchange's own)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExtraReport:
-    """What every client of the cohort reports beside its update."""
+    """An additional report by every client of the cohort besides its update."""
 
     measure: str
     """Name of the selection folder whose `measure.py` computes it."""
@@ -66,7 +66,7 @@ class ExtraReport:
 
 
 class Selection(ABC, Generic[S]):
-    """Chooses the clients of a round. Pure, with a state of its own; composes with any strategy."""
+    """Chooses the clients of a round. Pure, with an explicit state; composes with any strategy."""
 
     State: ClassVar[type]
     """The dataclass its states are."""
@@ -76,9 +76,9 @@ class Selection(ABC, Generic[S]):
         """Return the state before round 1."""
 
     def probe(self, state: S, roster: Roster, size: int, rng: np.random.Generator) -> Probe | None:
-        """Return candidates to measure before choosing; None chooses from what is known already.
+        """Return candidates to measure before choosing; None chooses from existing knowledge.
 
-        `rng` is the stream `choose` gets in a round without a probe; after a probe `choose` has one of its own.
+        `rng` is the stream `choose` gets in a round without a probe; after a probe `choose` has a separate one.
         """
         return None
 
@@ -94,7 +94,7 @@ class Selection(ABC, Generic[S]):
         """
 
     def extra_report(self, state: S) -> ExtraReport | None:
-        """Return what the cohort's clients report beside their updates; None for nothing."""
+        """Return the additional report of the cohort's clients; None for none."""
         return None
 
     def observe(self, state: S, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> S:
@@ -102,8 +102,8 @@ class Selection(ABC, Generic[S]):
 
         Args:
             state: as `probe` and `choose` saw it.
-            reports: of the clients that trained for the round.
-            probed: the probe's, as `choose` got them; empty where there was none.
+            reports: of the clients that trained in the round.
+            probed: the probe's, as passed to `choose`; empty without a probe.
         """
         return state
 
@@ -121,7 +121,7 @@ class Selection(ABC, Generic[S]):
 
 
 class Measure(ABC):
-    """What a client reports about itself: a selection's client half, in its `measure.py`."""
+    """Computes a client's report about itself: a selection's client half, in its `measure.py`."""
 
     @abstractmethod
     def __call__(
@@ -138,8 +138,8 @@ class Measure(ABC):
         Args:
             workload: the client's; a measure `require`s the capability it needs (`core.protocols.require`).
             model: the global model as received.
-            update: the client's update; its arrays may be views and must not be kept. Without arrays where the client
-                was not asked to train.
+            update: the client's update; its arrays may be views and must not be retained. Without arrays if the client
+                did not train.
             shard: the client's training data.
             rng: one stream for this client and round, for draws that before and after must share.
             knobs: settings of the exchange and the job.
@@ -157,5 +157,5 @@ class Measure(ABC):
         rngs: Sequence[np.random.Generator],
         knobs: Sequence[Info],
     ) -> list[Info] | None:
-        """Return the same for a whole group at once; None where this workload does not allow it."""
+        """Compute the reports of a whole group at once; return None if this workload does not allow it."""
         return None

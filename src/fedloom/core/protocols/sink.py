@@ -1,4 +1,4 @@
-"""Where a run's events go."""
+"""Destinations of a run's events."""
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ class Sink(Protocol):
         """Take one event."""
 
     def close(self) -> None:
-        """Write out what is buffered."""
+        """Flush the buffer and close."""

@@ -16,7 +16,7 @@ A = TypeVar("A", bound=Accumulator)
 
 @dataclass(frozen=True, slots=True)
 class Pending(Generic[S]):
-    """What `finish` returns when the round is not over: the state so far and one more exchange."""
+    """Result of `finish` when the round is not over: the state so far and one more exchange."""
 
     state: S
     exchange: Exchange
@@ -27,12 +27,12 @@ class Strategy(ABC, Generic[S, A]):
 
     No I/O, no clock, no randomness but `context.rng`, no mutation of arguments. `S` is a frozen dataclass of arrays (or
     mappings of them) and JSON values, so that the platform can save it (`core.state`). `A` is the accumulator its
-    exchanges name; a strategy whose exchanges use several declares their union. The client half, where there is one,
-    is the folder's `rule.py`; an aggregation of its own is its `accumulator.py`.
+    exchanges name; a strategy whose exchanges use several declares their union. The client half, if there is one,
+    is the folder's `rule.py`; a custom aggregation is its `accumulator.py`.
     """
 
     State: ClassVar[type]
-    """The dataclass its states are: what a checkpoint is read back into."""
+    """The dataclass of its states, restored from a checkpoint."""
 
     evaluates: bool = False
     """Whether `evaluation` replaces the platform's evaluation on held-out data."""
@@ -43,7 +43,7 @@ class Strategy(ABC, Generic[S, A]):
 
     @abstractmethod
     def plan(self, state: S, context: RoundContext) -> Exchange | None:
-        """Return the round's first exchange; None where the strategy wants no further round."""
+        """Return the round's first exchange; None if the strategy plans no further round."""
 
     @abstractmethod
     def finish(self, state: S, total: A, context: RoundContext) -> S | Pending[S]:
@@ -67,7 +67,7 @@ class Strategy(ABC, Generic[S, A]):
         return {MODEL: Record({MODEL: self.arrays(state)})}
 
     def evaluation(self, state: S) -> Mapping[str, float] | None:
-        """Return the round's evaluation where `evaluates` is true; None where this round has none."""
+        """Return the round's evaluation if `evaluates` is true; None if this round has none."""
         return None
 
     def report(self, state: S) -> Info:
@@ -75,4 +75,4 @@ class Strategy(ABC, Generic[S, A]):
         return {}
 
     def close(self) -> None:
-        """Release what a strategy holds outside its state, such as a hosted app's thread."""
+        """Release resources a strategy holds outside its state, such as a hosted app's thread."""

@@ -28,14 +28,14 @@ C = TypeVar("C")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkloadInfo:
-    """What a workload tells the server once, before round 1. JSON all through."""
+    """A workload's description of itself, sent to the server once, before round 1. JSON throughout."""
 
     data: Info
-    """Where the examples come from: name, kind (`real`, `rendered`, `synthetic`), sha256, licence."""
+    """Source of the examples: name, kind (`real`, `rendered`, `synthetic`), sha256, licence."""
     client_sizes: Sequence[int] = ()
-    """Training examples of each client; empty where that is not known."""
+    """Training examples of each client; empty if unknown."""
     label_counts: Sequence[Sequence[int]] = ()
-    """Examples per class for each client, for the picture of the partition; empty where there are no classes."""
+    """Examples per class for each client, for the picture of the partition; empty if there are no classes."""
     label_names: Sequence[str] = ()
     watch: Mapping[str, str] = field(default_factory=dict)
     """Metrics of the evaluation that should stay 0, and the advice to print when one does not."""
@@ -51,23 +51,23 @@ class Workload(Protocol[Sh]):
         """Return facts for the server and the report."""
 
     def init(self, rng: np.random.Generator) -> Record:
-        """Return the initial global model, group `model`; only arrays that travel.
+        """Return the initial global model, group `model`; only arrays that are sent.
 
-        `info` may tell strategies what they need to know of it, such as which layers can carry adapters.
+        `info` may contain what strategies need to know about it, such as which layers can have adapters.
         """
 
     def shard(self, client: int) -> Sh:
         """Return a client's training data."""
 
     def held_out(self, part: int, parts: int) -> Sh | None:
-        """Return part `part` of `parts` of the test set (0 <= part < parts); None where there is no test set."""
+        """Return part `part` of `parts` of the test set (0 <= part < parts); None without a test set."""
 
     def train(self, job: Job, inputs: Inputs, shard: Sh, rule: LocalRule | None, rng: np.random.Generator) -> Update:
         """Train one client, starting from `inputs["model"]`.
 
         Args:
-            job: its `knobs` already hold the exchange's.
-            inputs: the same object for all clients of a group, so what is derived from it may be cached.
+            job: its `knobs` include the exchange's.
+            inputs: the same object for all clients of a group, so values derived from it may be cached.
             shard: the client's training data.
             rule: the strategy's client half, or None.
             rng: the job's own randomness.
@@ -77,9 +77,9 @@ class Workload(Protocol[Sh]):
         """
 
     def evaluate(self, inputs: Inputs, shard: Sh) -> Metrics:
-        """Return metrics of the global model on a shard, each weighted by the examples it was taken over.
+        """Return metrics of the global model on a shard, each weighted by its number of examples.
 
-        `inputs` holds what `train` starts from: `model` and whatever else the strategy sends beside it.
+        `inputs` contains the inputs of `train`: `model` and any other the strategy sends.
         """
 
 
@@ -88,7 +88,7 @@ class HasLogits(Protocol[Sh_contra]):
     """A classification workload whose outputs can be read."""
 
     def logits(self, inputs: Inputs, shard: Sh_contra) -> tuple[Array, Array | None]:
-        """Return the global model's logits on a shard, (n, K), and the labels, (n,), where they are known.
+        """Return the global model's logits on a shard, (n, K), and the labels, (n,), if known.
 
         `inputs` as for `evaluate`.
         """
@@ -100,7 +100,7 @@ class TrainsGroups(Protocol[Sh_contra]):
 
     @property
     def program(self) -> str:
-        """`group` where `train_group` is to be used, `loop` where clients are trained one by one."""
+        """Return `group` if `train_group` is to be used, `loop` if clients are trained one by one."""
 
     def train_group(
         self, jobs: Sequence[Job], inputs: Inputs, shards: Sequence[Sh_contra], rngs: Sequence[np.random.Generator]
@@ -113,10 +113,10 @@ class TrainsGroups(Protocol[Sh_contra]):
 
 @runtime_checkable
 class KeepsClientState(Protocol[Sh_contra]):
-    """A workload that keeps something for each client between its jobs."""
+    """A workload with a state for each client between its jobs."""
 
     keeps_client_state: bool
-    """Declares the ability; true."""
+    """Declares the capability; true."""
 
     def train(
         self,
@@ -134,7 +134,7 @@ class KeepsClientState(Protocol[Sh_contra]):
 
 
 class Action(Protocol):
-    """Something a workload does for a job beside training and evaluation."""
+    """A workload's operation for a job other than training and evaluation."""
 
     def __call__(self, job: Job, inputs: Inputs, state: Record | None, rng: np.random.Generator) -> Update:
         """Do the job; `state` is the last `Update.state` of this client, None before the first."""
@@ -142,11 +142,11 @@ class Action(Protocol):
 
 @runtime_checkable
 class HasActions(Protocol):
-    """A workload with actions of its own."""
+    """A workload with custom actions."""
 
     @property
     def actions(self) -> Mapping[str, Action]:
-        """Actions by the kind of job they do. One named `evaluate` replaces the platform's evaluation on a client.
+        """Return actions by kind of job. One named `evaluate` replaces the platform's evaluation on a client.
 
         A kind with dots (`train.fine_tune`) is looked up whole, then by its first part.
         """
@@ -158,7 +158,7 @@ def require(workload: object, capability: type[C], wanted_by: str, hint: str = "
     Args:
         workload: what should have it.
         capability: a runtime-checkable protocol.
-        wanted_by: who needs it, as a user knows it: `selection 'firing_credit'`.
+        wanted_by: the part that needs it, in the user's terms: `selection 'firing_credit'`.
         hint: what to do instead.
 
     Raises:

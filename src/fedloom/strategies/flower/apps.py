@@ -43,7 +43,7 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError as exc:
         raise ConfigError(f"{folder}: no {MANIFEST}, so this is not a Flower app's folder") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path}: not readable as TOML: {exc}") from exc
+        raise ConfigError(f"{path}: not valid TOML: {exc}") from exc
     flwr = values.get("tool", {}).get("flwr", {})
     app = flwr.get("app")
     if not isinstance(app, dict):
