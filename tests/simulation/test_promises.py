@@ -168,42 +168,41 @@ def test_a_payload_needs_its_own_size_and_a_few_chunks() -> None:
                 up = tracemalloc.get_traced_memory()[1]
             finally:
                 tracemalloc.stop()
-        assert down - size <= 8 * MIB, f"{(down - size) / MIB:.1f} MiB beside the frame it keeps"
-        assert up - size <= 8 * MIB, f"{(up - size) / MIB:.1f} MiB beside the frame the server keeps"
+        # Frames that arrive are mapped, which tracemalloc does not count, so this is all there is beside them.
+        assert down <= 8 * MIB, f"{down / MIB:.1f} MiB beside the frame the agent has"
+        assert up <= 8 * MIB, f"{up / MIB:.1f} MiB beside the frame the server has"
         assert server.payloads.take("hand", stored).num_bytes == size
         hand.channel.close()
 
 
 PAYLOAD_SERVER = """
-import sys, threading
+import sys
 import numpy as np
 from fedloom.core.records import Record
 from fedloom.server.app import Server
-size = int(sys.argv[1])
+from fedloom.testing.by_hand import open_exchange, planned_groups
 with Server(shared_memory=False) as server:
-    record = Record({"model": {"w": np.ones(size // 2, np.float16)}})
-    offer = server.payloads.offer(record)
-    server.payloads.prepare(offer, ["remote"])
-    ref = server.payloads.ref(offer, "remote")
-    port = server.listen()
-    print(port, ref.size, ref.sha256, flush=True)
-    sys.stdin.readline()
+    record = Record({"model": {"w": np.ones(int(sys.argv[1]) // 2, np.float16)}})
+    with open_exchange(server.coordinator, planned_groups(1.0), inputs={"model": record}):
+        print(server.listen(), flush=True)
+        sys.stdin.readline()
     print(max(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmHWM")), flush=True)
 """
 PAYLOAD_AGENT = """
 import sys
 from fedloom.client.grpc_channel import GrpcChannel
-from fedloom.core.messages import Hello, PayloadRef
+from fedloom.core.messages import Group, Heartbeat
+from fedloom.testing.by_hand import ManualAgent
 def peak(): return max(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmHWM"))
-port, size, sha256 = sys.argv[1:4]
-channel = GrpcChannel(f"127.0.0.1:{port}")
-channel.open(Hello(node="n", session="s"))
+hand = ManualAgent(GrpcChannel(f"127.0.0.1:{sys.argv[1]}"), "n")
+hand.start()
+ref = hand.take(Group)[0].inputs["model"]
 before = peak()
-record = channel.fetch(PayloadRef(size=int(size), sha256=sha256))
+record = hand.channel.fetch(ref)
 down = peak()
-channel.store(record, "run")
+hand.channel.store(record, "run")
 print(before, down, peak(), float(record.groups["model"]["w"][-1]), flush=True)
-channel.close()
+hand.channel.close()
 """
 
 
@@ -217,9 +216,9 @@ def test_processes_that_stream_a_payload_stay_small(mib: int) -> None:
         encoding="utf-8",
     ) as server:
         assert server.stdout is not None and server.stdin is not None
-        told = server.stdout.readline().split()
+        port = server.stdout.readline().strip()
         agent = subprocess.run(
-            [sys.executable, "-c", PAYLOAD_AGENT, *told], capture_output=True, encoding="utf-8", check=True, timeout=170
+            [sys.executable, "-c", PAYLOAD_AGENT, port], capture_output=True, encoding="utf-8", check=True, timeout=170
         )
         server.stdin.write("\n")
         server.stdin.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import mmap
 import queue
 import threading
 from collections import deque
@@ -30,6 +31,7 @@ from fedloom.core.identity import Identity
 from fedloom.core.layout import Layout
 from fedloom.core.messages import FromAgent, Hello, PayloadRef, ToAgent, Welcome
 from fedloom.core.records import Array, Groups, Record
+from fedloom.core.reserved import reserve
 from fedloom.core.text import clean
 from fedloom.proto.v1 import codec
 from fedloom.proto.v1 import fleet_pb2 as pb
@@ -229,7 +231,7 @@ class GrpcChannel:
             self._depot.release(lease.buffer.name)
         return PayloadRef(size=layout.size, shared=buffer.name)
 
-    def _download(self, ref: PayloadRef) -> bytearray:
+    def _download(self, ref: PayloadRef) -> bytearray | mmap.mmap:
         """The frame named by digest, continued where a broken stream left off."""
         assert self._channel is not None
         call = self._channel.unary_stream(
@@ -239,7 +241,7 @@ class GrpcChannel:
         )
         part = self._partial
         if part is None or (part.sha256, len(part.frame)) != (ref.sha256, ref.size):
-            part = self._partial = _Partial(ref.sha256, bytearray(ref.size))
+            part = self._partial = _Partial(ref.sha256, reserve(ref.size))
         for attempt in range(_ATTEMPTS):
             try:
                 for chunk in call(pb.DownloadRequest(sha256=ref.sha256, offset=part.received), metadata=self._metadata):
@@ -344,7 +346,7 @@ class _Partial:
     """A payload on its way here."""
 
     sha256: str
-    frame: bytearray
+    frame: bytearray | mmap.mmap
     received: int = 0
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 

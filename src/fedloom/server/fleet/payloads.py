@@ -24,6 +24,7 @@ from fedloom.core.layout import Layout
 from fedloom.core.messages import PayloadRef
 from fedloom.core.pinned import Pinned
 from fedloom.core.records import Record
+from fedloom.core.reserved import reserve
 
 CHUNK_BYTES = 1 << 20
 """Bytes in one raw chunk of a download or upload: the fastest size over gRPC."""
@@ -280,7 +281,7 @@ class PayloadStore:
                         f"upload: {held} bytes of node {node!r} wait for results that name them; with {size} more they "
                         f"exceed the limit of {self._max_payload_bytes}"
                     )
-                upload = self._uploads[node, sha256] = Upload(_room(size))
+                upload = self._uploads[node, sha256] = Upload(reserve(size))
             if len(upload.data) != size:
                 raise BadMessage(f"upload: announced with {len(upload.data)} bytes before, with {size} now")
             upload.stream += 1
@@ -390,13 +391,3 @@ class PayloadStore:
     def _discard(self, node: str, sha256: str) -> None:
         with self._lock:
             self._uploads.pop((node, sha256), None)
-
-
-def _room(size: int) -> bytearray | mmap.mmap:
-    """A buffer that takes memory only as it is written, for a frame that may never come."""
-    if not size:
-        return bytearray()
-    try:
-        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))
-    except (OSError, OverflowError) as exc:
-        raise LimitExceeded(f"upload: the server has no room for a frame of {size} bytes") from exc
