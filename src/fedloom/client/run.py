@@ -75,8 +75,8 @@ class Run:
 
     @property
     def weighs_by_examples(self) -> bool:
-        """Whether an update weighs as much as its examples; the only one of its round weighs one, which is exact."""
-        return self.experiment.round.weighting == "examples" and self.experiment.cohort_size > 1
+        """Whether an update weighs as much as its examples."""
+        return self.experiment.weighs_by_examples
 
     def warn_once(self, about: str, message: str, cause: BaseException) -> None:
         """Log a warning and put it among the run's notices, unless this run has warned about the same before.

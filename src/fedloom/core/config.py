@@ -237,6 +237,11 @@ class Experiment(_FurtherSections):
         return min(self.clients, self.cohort_size + self.num_oversampled + reserve)
 
     @property
+    def weighs_by_examples(self) -> bool:
+        """Whether an update weighs as much as its examples; the only one of its round weighs one, which is exact."""
+        return self.round.weighting == "examples" and self.cohort_size > 1
+
+    @property
     def group_size(self) -> int:
         """Clients per group: the setting, or what follows from the cohort's size alone."""
         return self.round.group_size or -(-self.cohort_size // 12)

@@ -46,6 +46,16 @@ def dump_state(state: object) -> Record:
     return Record(groups, info)
 
 
+def arrays_in(state: object) -> Iterator[tuple[str, str, Array]]:
+    """Yield the arrays of a state as (field, name, array); none of its pinned records."""
+    for field in _fields(state):
+        value = getattr(state, field.name)
+        if isinstance(value, _ARRAY):
+            yield field.name, _SINGLE, np.asarray(value)
+        elif isinstance(value, Mapping):
+            yield from ((field.name, str(name), np.asarray(v)) for name, v in value.items() if isinstance(v, _ARRAY))
+
+
 def pinned_in(state: object) -> dict[str, Pinned]:
     """Return the pinned records a state refers to, by digest."""
     return {record.sha256: record for record in _pinned(state)}

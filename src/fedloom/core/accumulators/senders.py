@@ -13,14 +13,16 @@ from fedloom.core.records import MODEL, Array, Arrays, DType, Record, Update
 
 WEIGHTS = "weights"
 """Group of an update: for an array of group `model` its weight, shape (), or one weight per row, shape (rows,)."""
+MAX_ENTRY = 1e6
+"""The largest weight an update may give an array or row."""
 
 
 class MeanOfSenders:
     """Weighted mean of each array, or each row, over the clients that sent it; updates may lack arrays.
 
     The weight of client k's array is the update's weight times the array's entry in the update's group `weights`, 1
-    where there is none. An entry with one number per row (the first axis) weighs rows apart. Entries are finite and
-    >= 0. Sums have `RunningMean`'s dtypes, sums of weights are float64.
+    where there is none. An entry with one number per row (the first axis) weighs rows apart. Entries are from 0 to
+    `MAX_ENTRY`. Sums have `RunningMean`'s dtypes, sums of weights are float64.
     """
 
     def __init__(self, allocate: Allocate | None = None) -> None:
@@ -95,10 +97,10 @@ class MeanOfSenders:
     def _weight_of(self, name: str, array: Array, given: Array | None, client: int) -> Array:
         own = np.asarray(1.0 if given is None else given, np.float64)
         fits = own.shape == () or (array.ndim > 0 and own.shape == array.shape[:1])
-        if not fits or not np.isfinite(own).all() or (own < 0).any():
+        if not fits or not ((own >= 0) & (own <= MAX_ENTRY)).all():
             raise BadUpdate(
                 f"client {client}: weights of array {name!r} must be one number or one per row {array.shape[:1]}, "
-                f"each finite and >= 0; got shape {own.shape}"
+                f"each from 0 to {MAX_ENTRY:g}; got shape {own.shape}"
             )
         return own
 

@@ -55,7 +55,7 @@ class Dispatch:
 
     def add(self, opened: OpenExchange) -> None:
         """Put an exchange's groups out."""
-        self._open[opened.name] = opened
+        self._open[opened.name], opened.begun = opened, self._clock.monotonic()
         self.push()
 
     def remove(self, opened: OpenExchange) -> None:

@@ -71,6 +71,9 @@ class OpenExchange:
         self._labels = labels or {}
         self.vet = planned.vet
         """Checks the sums of agents on other machines."""
+        self.terms = planned.terms
+        self.begun = 0.0
+        """When its groups were put out (monotonic seconds)."""
         self.unwilling: dict[str, float] = {}
         """Nodes that refused, or sent what was refused, and until when (monotonic seconds)."""
         self.refusals: dict[str, Refusal] = {}

@@ -10,7 +10,7 @@ from fedloom.core.config import Experiment
 from fedloom.core.errors import BadMessage
 from fedloom.core.messages import GroupResult, RunSpec
 from fedloom.core.records import ClientFailure, Exchange, Job, Record
-from fedloom.server.fleet.vetting import Vet
+from fedloom.server.fleet.vetting import SumTerms, Vet
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +29,8 @@ class RunFacts:
     """Nodes with the labels that must be connected before work is given out."""
     keeps_states: bool = True
     """Whether the server keeps clients' states; False where each stays on its node."""
+    by_examples: bool = True
+    """Whether the update of a client that trains weighs as much as its examples."""
 
     def fits(self, labels: Mapping[str, str]) -> bool:
         """Return whether a node with these labels serves the run."""
@@ -49,6 +51,7 @@ class RunFacts:
             group_size=experiment.group_size,
             min_nodes=experiment.fleet.min_nodes,
             keeps_states=experiment.round.state_home == "server",
+            by_examples=experiment.weighs_by_examples,
         )
 
 
@@ -127,6 +130,8 @@ class PlannedExchange:
     """Indices of the groups whose results the run has already; they are not assigned."""
     vet: Vet | None = None
     """Checks the sums of nodes on other machines."""
+    terms: SumTerms | None = None
+    """What those sums must be, beside finite."""
     run_acknowledges: bool = False
     """Whether a result is acknowledged only when the run says so (`Coordinator.acknowledge`), which has made it safe
     first."""

@@ -15,9 +15,9 @@ from fedloom.core.errors import FedloomError
 from fedloom.core.messages import GroupKey, GroupResult
 from fedloom.server.fleet.dispatch import Dispatch, answer_again
 from fedloom.server.fleet.nodes import Node
+from fedloom.server.fleet.numbers import bounded_times, check_reports
 from fedloom.server.fleet.open_exchange import Answer, OpenExchange
 from fedloom.server.fleet.payloads import PayloadStore, Upload
-from fedloom.server.fleet.vetting import Vet
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,8 +28,9 @@ class Reading:
     """The node it comes from."""
     opened: OpenExchange
     result: GroupResult
-    vet: Vet | None
-    """None where the node shares the server's memory."""
+    locality: str
+    """`process`, `host` or `remote`: a node that shares the server's memory is believed its sums, one in this process
+    all it says."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +85,9 @@ class Results:
             self._unwanted(node, opened, key)
             return Unwanted(dropped=[] if again else self._payloads.drop(name, result.payloads))
         opened.reading.add((key.group, name))
-        return Reading(name=name, opened=opened, result=result, vet=opened.vet if node.locality == "remote" else None)
+        if node.locality != "process":
+            result = bounded_times(result, node.clock.monotonic() - opened.begun)
+        return Reading(name=name, opened=opened, result=result, locality=node.locality)
 
     def read(self, reading: Reading) -> Answer:
         """Decode a result's payloads, and vet its sum where it comes from another machine. Long work: without the lock.
@@ -94,10 +97,16 @@ class Results:
         """
         name, result, index = reading.name, reading.result, reading.result.key.group
         records = deque(self._payloads.take_all(name, result.payloads))
-        reading.opened.groups[index].check(result)
+        opened, group = reading.opened, reading.opened.groups[index]
+        group.check(result)
+        if reading.locality != "process":
+            sizes = {name: offer.size for name, offer in opened.inputs.items()}
+            check_reports(result, group.jobs, sizes, self._payloads.max_payload_bytes)
         total = records.popleft() if result.total is not None else None
-        if reading.vet is not None and total is not None:
-            reading.vet(total, [report.client for report in result.reports])
+        if reading.locality == "remote" and opened.vet is not None and total is not None:
+            partial = opened.vet(total, [report.client for report in result.reports])
+            if opened.terms is not None and partial is not None:
+                opened.terms.check(partial, total, result, group.jobs)
         states = dict(zip(result.states, records, strict=True))
         return Answer(index=index, node=name, result=result, total=total, states=states)
 

@@ -17,7 +17,7 @@ from fedloom.core.plugins import accumulator_class
 from fedloom.core.records import MODEL, ClientReport, Record
 from fedloom.server.fleet.open_exchange import Answer, OpenExchange
 from fedloom.server.fleet.planned import PlannedExchange, RunFacts
-from fedloom.server.fleet.vetting import vet_sum
+from fedloom.server.fleet.vetting import SumTerms, vet_sum
 from fedloom.server.rounds.closing import Closing
 from fedloom.server.rounds.counts import Collected, RoundCounts
 from fedloom.server.rounds.grouping import GroupPlanner
@@ -77,6 +77,7 @@ class Collector:
             reserve=grouping.reserve,
             answered=kept.answers.keys(),
             vet=functools.partial(vet_sum, kind, exchange.inputs.get(MODEL)),
+            terms=SumTerms.of(kind, exchange, by_examples=self._run.by_examples, parts=len(exchange.jobs)),
             run_acknowledges=kept.enabled,
         )
         with self._fleet.coordinator.exchange(planned) as opened:

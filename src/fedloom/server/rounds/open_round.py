@@ -81,6 +81,8 @@ class OpenRound:
     evaluation: dict[str, float] | None = None
     """The evaluation's and the monitor's metrics; None where nothing was measured."""
     evaluation_s: float = 0.0
+    left_out: dict[str, list[int]] = field(default_factory=dict)
+    """Parts of the held-out data whose numbers are no part of a metric of the evaluation, by metric."""
     reading: MonitorReading | None = None
     sections: dict[str, Info] = field(default_factory=dict)
 

@@ -7,10 +7,13 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from fedloom.core.history import Choice, NodeShare, RoundRecord, Timing, Traffic
-from fedloom.core.records import ClientReport, Info, Metrics, add_metrics, metric_values
+from fedloom.core.records import ClientReport, Info, Mean, Metrics, metric_values
 from fedloom.server.fleet.nodes import Node
 from fedloom.server.rounds.choices import report_line
 from fedloom.server.rounds.open_round import OpenRound
+
+LEFT_OUT = "left_out"
+"""Section of a record: metrics that some clients' numbers are no part of, and which clients; by what they are of."""
 
 
 def round_choice(round: OpenRound) -> Choice:
@@ -39,6 +42,9 @@ def round_record(
         info: the strategy's and the selection's own numbers.
     """
     reports = [*round.probed, *round.aggregated]
+    metrics, left_out = sum_metrics(round.aggregated)
+    missing = {about: names for about, names in (("training", left_out), ("evaluation", round.left_out)) if names}
+    sections = {**round.sections, **({LEFT_OUT: missing} if missing else {})}
     worked = [report for report in reports if report.num_trained] or reports
     seconds: dict[str, float] = {}
     for report in worked:
@@ -50,7 +56,7 @@ def round_record(
         probe={str(report.client): dict(_short(report.info)) for report in round.probed if report.info},
         num_examples=sum(report.num_examples for report in round.updates()),
         local_trainings=sum(report.num_trained for report in reports),
-        metrics=metric_values(sum_metrics(round.aggregated)),
+        metrics=metric_values(metrics),
         evaluation=round.evaluation,
         traffic=_traffic([*reports, *round.monitored], shares),
         timing=timing.model_copy(
@@ -72,7 +78,7 @@ def round_record(
         nodes=dict(shares),
         info=dict(info),
         monitor=dict(round.reading.info) if round.reading is not None else {},
-        sections={feature: dict(values) for feature, values in round.sections.items()},
+        sections={feature: dict(values) for feature, values in sections.items()},
     )
 
 
@@ -95,12 +101,24 @@ def _short(info: Info) -> Info:
     return {key: value for key, value in info.items() if not isinstance(value, list) or len(value) <= _LONGEST}
 
 
-def sum_metrics(reports: Sequence[ClientReport]) -> Metrics:
-    """All reports' metrics as one set."""
-    total: Metrics = {}
+def sum_metrics(reports: Sequence[ClientReport]) -> tuple[dict[str, Mean], dict[str, list[int]]]:
+    """Add all reports' metrics up.
+
+    Returns:
+        The sums, and by metric the clients whose numbers were left out: they, or a sum with them, are not finite, or
+        they are of weight 0 and not 0. A metric of which nothing is left has the sum NaN.
+    """
+    total: dict[str, Mean] = {}
+    left_out: dict[str, list[int]] = {}
     for report in reports:
-        total = add_metrics(total, report.metrics)
-    return total
+        for name, mean in report.metrics.items():
+            merged = total[name] + mean if name in total else mean
+            measured = mean.weight > 0 or mean.sum == 0
+            if measured and math.isfinite(merged.sum) and math.isfinite(merged.weight):
+                total[name] = merged
+            else:
+                left_out.setdefault(name, []).append(report.client)
+    return total | {name: Mean(math.nan, 1.0) for name in left_out if name not in total}, left_out
 
 
 def evaluated(metrics: Metrics, exponentials: Mapping[str, str]) -> dict[str, float] | None:

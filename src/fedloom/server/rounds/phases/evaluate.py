@@ -61,7 +61,8 @@ class EvaluatePhase(RoundPhase):
             found = f"{len(collected.reports)} of {parts} pieces of the held-out data"
             round.add_section("evaluation", {"parts": len(collected.reports), "of": parts})
             self._notice(round, f"the evaluation is of {found}; the others are missing (round.quorum_fraction)")
-        return evaluated(sum_metrics(collected.reports), round.info.exponentials)
+        metrics, round.left_out = sum_metrics(collected.reports)
+        return evaluated(metrics, round.info.exponentials)
 
     def recorded(self, round: OpenRound) -> None:
         """Report a metric the workload wants watched that leaves 0, and one that is 0 again."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fedloom.core.accumulators import Accumulator
+from fedloom.core.accumulators import Accumulator, is_finite
 from fedloom.core.errors import FedloomError, RunFailed, UnsupportedFeature
 from fedloom.core.events import RoundStarted
 from fedloom.core.protocols import Pending
 from fedloom.core.records import Exchange
+from fedloom.core.state import arrays_in
 from fedloom.server.rounds.closing import ClosingTerms
 from fedloom.server.rounds.cohort import with_extra_report
 from fedloom.server.rounds.counts import RoundCounts
@@ -65,6 +66,7 @@ class TrainPhase(RoundPhase):
         step = self._finish(round, collected.total)
         round.counts += RoundCounts(aggregation_s=self._parts.monotonic() - begin)
         round.state = step.state if isinstance(step, Pending) else step
+        self._check_finite(round)
         return step.exchange if isinstance(step, Pending) else None
 
     def _finish(self, round: OpenRound, total: Accumulator) -> object | Pending[object]:
@@ -77,6 +79,20 @@ class TrainPhase(RoundPhase):
                 f"strategy {self._parts.experiment.strategy.name!r} failed to aggregate round {round.number}: "
                 f"{type(exc).__name__}: {exc}. The run can be resumed from round {round.number - 1}"
             ) from exc
+
+    def _check_finite(self, round: OpenRound) -> None:
+        """Refuse a state with NaN or infinity in it: nothing of it is saved, sent or trained on.
+
+        Raises:
+            RunFailed: names the arrays.
+        """
+        odd = [f"{name!r} of {field}" for field, name, array in arrays_in(round.state) if not is_finite(array)]
+        if odd:
+            raise RunFailed(
+                f"round {round.number}: after aggregation {len(odd)} arrays of the state of strategy "
+                f"{self._parts.experiment.strategy.name!r} are not finite (NaN or infinity), such as {odd[0]}. Nothing "
+                f"of them was saved; the run can be resumed from round {round.number - 1}"
+            )
 
     def _terms(self, round: OpenRound, exchange: Exchange, index: int) -> ClosingTerms:
         """Return what ends the exchange; in the round's first one, clients beyond the cohort's size may be spare."""
