@@ -48,12 +48,12 @@ PATHS: dict[str, Place] = {
     "top": lambda text: {"file": text},
     "in a union": lambda text: {"source": {"kind": "file", "value": text}},
     "in a union, as another member": lambda text: {"source": {"kind": "word", "value": text}},
-    "in a list of models": lambda text: {"several": [{"kind": "file", "value": "kept"}, {"value": text}]},
-    "in a list in a dictionary": lambda text: {"named": {"a": ["kept", text]}},
+    "in a list of models": lambda text: {"several": [{"value": text}]},
+    "in a list in a dictionary": lambda text: {"named": {"a": [text]}},
 }
 CODES: dict[str, Place] = {
     "in a union": lambda text: {"source": {"kind": "code", "call": text}},
-    "in a list of models": lambda text: {"several": [{"value": "kept"}, {"kind": "code", "call": text}]},
+    "in a list of models": lambda text: {"several": [{"kind": "code", "call": text}]},
     "in a dictionary of models": lambda text: {"models": {"a": {"call": text}}},
 }
 

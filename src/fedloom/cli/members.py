@@ -238,7 +238,7 @@ def _with_identity(folder: Path, usual: Path) -> str:
 
 
 def _policy_text(allow: list[str]) -> str:
-    from fedloom.client.policy import DATA
+    from fedloom.core.setting_types import DATA
 
     lines = ["# What this node allows; docs/how-to/serve-and-enroll-agents.md has every setting.", ""]
     for each in allow:

@@ -29,10 +29,8 @@ from fedloom.core.kinds import SECTIONS, Kind
 from fedloom.core.messages import Group
 from fedloom.core.records import Info, JsonObject
 from fedloom.core.registry import PartRef
-from fedloom.core.setting_types import SettingKind, TextSetting, text_settings
+from fedloom.core.setting_types import DATA, SettingKind, TextSetting, module_file, offence, text_settings
 
-DATA = "$DATA"
-"""How an experiment names a node's own data folder, at the start of a path."""
 _AGAIN_S = 900.0
 """The longest a server is told to wait before it may ask again."""
 
@@ -177,18 +175,38 @@ class Guard:
     def _own_settings(self, workload: str, table: Info, data: Path | None) -> JsonObject:
         """The workload's settings with the node's own paths in them; code and other paths are refused."""
         own: JsonObject = copy.deepcopy(dict(table))
-        for setting in text_settings(plugin_schema(Kind.WORKLOAD, workload), table):
-            if setting.steps == ("name",):
-                continue
-            if setting.kind is not SettingKind.CODE:
-                _replace(own, setting.steps, _path(setting, data))
-            elif setting.value.rpartition(":")[0] not in self.policy.code:
-                raise PolicyRefused(
-                    f"workload setting {setting.dotted} = {setting.value[:80]!r} names code that the node's policy "
-                    "does not allow; its owner may list the module or file under `code`",
-                    kind="code",
-                )
+        settings = text_settings(plugin_schema(Kind.WORKLOAD, workload), table)
+        for setting in sorted(settings, key=lambda each: each.kind is not SettingKind.APP):
+            if setting.steps != ("name",):
+                _replace(own, setting.steps, self._own_text(setting, data, own))
         return own
+
+    def _own_text(self, setting: TextSetting, data: Path | None, own: Info) -> str:
+        """A text of the workload's settings as it is here; `own` has those before it already."""
+        if setting.kind is SettingKind.APP and setting.value not in self.policy.code:
+            return _path(setting, data)  # the owner has put it below the data folder
+        found = offence(setting)
+        if found == "empty":
+            raise PolicyRefused(f"workload setting {setting.dotted} is an empty path; write {DATA}/…", kind="data")
+        if found == "path":
+            return _path(setting, data)
+        if found == "code" and not self._allows(setting, own):
+            raise PolicyRefused(
+                f"workload setting {setting.dotted} = {setting.value[:80]!r} names code that the node's policy "
+                "does not allow; its owner may list the module or file under `code`",
+                kind="code",
+            )
+        return setting.value
+
+    def _allows(self, setting: TextSetting, own: Info) -> bool:
+        """Whether the policy lists code, or the app's folder has it."""
+        if setting.value in self.policy.code and setting.kind is SettingKind.APP:
+            return True
+        place, colon, name = setting.value.rpartition(":")
+        if colon and name and place in self.policy.code:
+            return True
+        app = own.get("app")  # judged before the others
+        return isinstance(app, str) and bool(app) and module_file(setting.value, Path(app).resolve()) is not None
 
     def admit_group(self, group: Group) -> None:
         """Whether the group's own names are allowed, and whether now is the time.
@@ -266,19 +284,17 @@ def _name(section: object, what: str) -> str:
 
 
 def _path(setting: TextSetting, data: Path | None) -> str:
-    """A text with `$DATA` made the node's folder; any other path is refused, whatever kind of setting it is in."""
+    """A path with `$DATA` made the node's folder; any other one is refused."""
     value, where = setting.value, setting.dotted
     if value == DATA or value.startswith(f"{DATA}/"):
         return _inside_data(value, data, where)
     if data is not None and value.startswith("/") and Path(value).resolve().is_relative_to(data.resolve()):
         return str(Path(value).resolve())
-    if any(sign in value for sign in ("/", "\\", "..", "$")) or value.startswith("~") or os.path.lexists(value):
-        raise PolicyRefused(
-            f"workload setting {where} = {value[:80]!r} may be a path, and only those below the node's data folder are "
-            f"open: write it as {DATA} or {DATA}/… in the experiment",
-            kind="data",
-        )
-    return value
+    raise PolicyRefused(
+        f"workload setting {where} = {value[:80]!r} may be a path, and only those below the node's data folder are "
+        f"open: write it as {DATA} or {DATA}/… in the experiment",
+        kind="data",
+    )
 
 
 def _replace(table: JsonObject, steps: Sequence[str | int], value: str) -> None:

@@ -25,7 +25,7 @@ from fedloom.core import registry
 from fedloom.core.errors import ConfigError
 from fedloom.core.kinds import SECTIONS, Kind
 from fedloom.core.records import Info, JsonObject
-from fedloom.core.setting_types import SERVER_ONLY, server_only_fields
+from fedloom.core.setting_types import SERVER_ONLY, FreeText, PlainWord, server_only_fields
 from fedloom.core.text import nearest
 
 INCIDENTAL = ("name", "runtime", "checkpoint", "fleet")
@@ -44,7 +44,7 @@ class Settings(BaseModel):
 class PluginSettings(Settings):
     """Base of the `Config` of a strategy, workload or selection folder."""
 
-    name: str
+    name: PlainWord
     """Name of the plug-in: one of fedloom's, an installed entry point, an importable module, or a Python file."""
 
     def wanted_actions(self) -> Mapping[str, Info]:
@@ -86,7 +86,7 @@ class FleetSettings(Settings):
 
     model_config = ConfigDict(coerce_numbers_to_str=True)  # a label's value on the command line may look like a number
 
-    labels: dict[str, str] = Field(default_factory=dict)
+    labels: dict[str, FreeText] = Field(default_factory=dict)
     """Nodes with all these labels serve the run; empty for every node. Selects nodes, not clients: the result changes
     only if a node's own data replaces the workload's."""
     min_nodes: Annotated[int, Field(ge=1), SERVER_ONLY] = 1
@@ -124,7 +124,7 @@ class RuntimeSettings(Settings):
     """`ray` spawns the agents as Ray actors, `process` forks them here, `inline` runs them in the calling thread."""
     workers: Annotated[int, Field(ge=1)] | None = None
     """Number of agents; None takes one per core (of the Ray cluster, for `ray`)."""
-    ray_address: str | None = None
+    ray_address: PlainWord | None = None
     """Address of a running Ray cluster (`auto`, or `HOST:PORT`). None: `RAY_ADDRESS` if it is set, otherwise Ray is
     started here."""
     cpus_per_worker: Annotated[float, Field(gt=0.0)] = 1.0
@@ -159,7 +159,7 @@ else:
 class Experiment(_FurtherSections):
     """A federated experiment: strategy, workload, clients and how they run. Written once, run anywhere."""
 
-    name: Annotated[str, Field(max_length=200)] = "experiment"
+    name: Annotated[FreeText, Field(max_length=200)] = "experiment"
     """Display name; part of the run id."""
     rounds: Annotated[int, Field(ge=1, lt=2**32)] | Literal["open"]
     """Rounds to run, T. Rounds count from 1. `open`: until the strategy plans no further round or the run is stopped;

@@ -1,17 +1,20 @@
-"""Types of text settings, and a walk that finds them: the basis of the checks on server and node.
+"""Types of text settings, a walk that finds them, and the one rule by which server and node judge them.
 
-A plug-in's `Config` declares a field as `DataPath` or `CodeRef`; other text is a plain word, which nothing opens or
-imports. Sections and fields marked `SERVER_ONLY` stay on the server.
+A plug-in's `Config` gives each of its text fields one of the kinds below. A text without a kind, of a plug-in that
+gives none, is judged by its looks as well. Sections and fields marked `SERVER_ONLY` stay on the server.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated, TypeAlias
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel
 
@@ -20,15 +23,50 @@ class SettingKind(Enum):
     """What a text setting refers to."""
 
     PLAIN = "a plain word"
+    """Nothing opens or imports it. Also the kind of a text whose field has none."""
+    COLUMN = "a column's name"
+    FREE = "free text"
+    """For people, or handed to a Flower app: whoever allows the app trusts what that does with it."""
+    FILE_NAME = "the name of a file in a folder that another setting names"
+    HUB = "a data set: a path, or a name at a hub"
     PATH = "a path"
+    CLASS = "a name in flwr.serverapp.strategy, or code"
+    APP = "a folder of code"
     CODE = "code"
 
 
+STRICTEST = tuple(reversed(SettingKind))
+"""Kinds in the order in which they win where a field may be of several."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Values of a field that are names, whatever its kind is for others: packaged models, wrappers of Flower's."""
+
+    names: frozenset[str]
+
+
+DATA = "$DATA"
+"""How an experiment names a node's own data folder, at the start of a path."""
 SERVER_ONLY = object()
 """Marks a field of a model, in its `Annotated`, that is never sent to a node."""
 
 DataPath: TypeAlias = Annotated[str, SettingKind.PATH]
-"""A file or folder that the workload reads. A node opens it only below its data folder."""
+"""A file or folder that the workload reads. A node opens it only below its own data folder."""
+HubName: TypeAlias = Annotated[str, SettingKind.HUB]
+"""A path as `DataPath`, or a data set's name at a hub. A node that has joined a server takes the path alone."""
+FileName: TypeAlias = Annotated[str, SettingKind.FILE_NAME]
+"""The name, or a pattern of names, of files in a folder that another setting gives."""
+ColumnName: TypeAlias = Annotated[str, SettingKind.COLUMN]
+"""A column of a table. A node reads those that its policy names."""
+PlainWord: TypeAlias = Annotated[str, SettingKind.PLAIN]
+"""A word that nothing opens or imports."""
+FreeText: TypeAlias = Annotated[str, SettingKind.FREE]
+"""Text for people, or for a Flower app."""
+FlowerClass: TypeAlias = Annotated[str, SettingKind.CLASS]
+"""The name of a class in `flwr.serverapp.strategy`, or `MODULE:CLASS`, which is code."""
+AppFolder: TypeAlias = Annotated[str, SettingKind.APP]
+"""The folder of a Flower app, from which code is imported."""
 CodeRef: TypeAlias = Annotated[str, SettingKind.CODE]
 """`MODULE:NAME` or `FILE.py:NAME`, which is imported and may be called. A node needs its policy's permission."""
 
@@ -43,6 +81,8 @@ class TextSetting:
     kind: SettingKind
     declared: bool
     """Whether the schema has the field; an undeclared one is rejected when the settings are parsed."""
+    known: bool = False
+    """Whether the value is one of the names that its field knows."""
 
     @property
     def dotted(self) -> str:
@@ -62,9 +102,58 @@ def text_settings(schema: type[BaseModel], values: Mapping[str, object]) -> Iter
     yield from _in_table((schema,), values, ())
 
 
+Offence = Literal["code", "path", "empty"]
+"""What a text refers to that needs permission; `empty`: a path that is none."""
+_CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+"""`module:attribute`, which may be imported and called."""
+_PATH = re.compile(r"[/\\~$\0]|\.\.")
+
+
+def offence(setting: TextSetting) -> Offence | None:
+    """Judge a text by the kind of its field: the one rule of server and node.
+
+    Returns:
+        What needs permission; None where the text is a name or a word that nothing opens or imports.
+    """
+    value, kind = setting.value, setting.kind
+    if setting.known or kind is SettingKind.FREE:
+        return None
+    if kind in (SettingKind.CODE, SettingKind.APP):
+        return "code"
+    if kind is SettingKind.CLASS:
+        return None if value.isidentifier() else "code"
+    if kind in (SettingKind.PATH, SettingKind.HUB):
+        return "path" if value.strip() else "empty"
+    if _CODE.fullmatch(value):
+        return "code"
+    return "path" if _PATH.search(value) or os.path.lexists(value) else None
+
+
+def module_file(code: str, folder: Path) -> Path | None:
+    """Return the file in a folder that `MODULE:NAME` refers to, links followed; None where it lies elsewhere.
+
+    Args:
+        code: what is to be imported.
+        folder: where its module must lie, resolved.
+    """
+    module, colon, name = code.partition(":")
+    steps = module.split(".")
+    if not (colon and all(step.isidentifier() for step in (*steps, *name.split(".")))):
+        return None
+    place = folder.joinpath(*steps)
+    for file in (place / "__init__.py", place.with_name(f"{place.name}.py")):
+        if file.is_file():
+            return file if file.resolve().is_relative_to(folder) else None
+    return None
+
+
 def server_only_fields(schema: type[BaseModel]) -> frozenset[str]:
     """Return the names of a model's fields that are never sent to a node."""
     return frozenset(name for name, field in schema.model_fields.items() if SERVER_ONLY in field.metadata)
+
+
+_FUNCTIONS = ("_fn", "_rule")
+"""Endings of options that Flower's constructors want functions for."""
 
 
 def _in_table(
@@ -84,18 +173,21 @@ def _in_value(annotations: Sequence[object], value: object, steps: tuple[str | i
     flat = [each for annotation in annotations for each in _flat(annotation)]
     if isinstance(value, str):
         kinds = {kind for kind, _ in flat}
-        kind = next((k for k in (SettingKind.CODE, SettingKind.PATH) if k in kinds), SettingKind.PLAIN)
-        yield TextSetting(steps, value, kind, declared=bool(annotations))
+        kind = next((k for k in STRICTEST if k in kinds), SettingKind.PLAIN)
+        if kind is SettingKind.PLAIN and isinstance(steps[-1], str) and steps[-1].endswith(_FUNCTIONS):
+            kind = SettingKind.CODE
+        known = any(value in names.names for annotation in annotations for names in _known(annotation))
+        yield TextSetting(steps, value, kind, declared=bool(annotations), known=known)
     elif isinstance(value, Mapping):
         models = [kind for _, kind in flat if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        inner = [item for _, kind in flat for item in _value_types(kind)]
+        inner = [Annotated[item, kind] for kind, each in flat for item in _inside(each, _value_types(each))]
         if models or not inner:
             yield from _in_table(models, value, steps)
         else:
             for key, each in value.items():
                 yield from _in_value(inner, each, (*steps, str(key)))
     elif isinstance(value, list | tuple):
-        inner = [item for _, kind in flat for item in typing.get_args(kind) if item is not Ellipsis]
+        inner = [Annotated[item, kind] for kind, each in flat for item in _inside(each, typing.get_args(each))]
         for index, each in enumerate(value):
             yield from _in_value(inner, each, (*steps, index))
 
@@ -112,6 +204,24 @@ def _flat(annotation: object, kind: SettingKind = SettingKind.PLAIN) -> Iterator
             yield from _flat(member, kind)
     else:
         yield kind, annotation
+
+
+def _inside(annotation: object, given: Sequence[object]) -> Iterator[object]:
+    """What a value inside may be: what the annotation gives for it, or anything, where the value may be anything."""
+    if annotation in (object, typing.Any):
+        yield annotation
+    yield from (item for item in given if item is not Ellipsis)
+
+
+def _known(annotation: object) -> Iterator[Known]:
+    """The names an annotation knows, at any depth of unions."""
+    if typing.get_origin(annotation) is Annotated:
+        inner, *marks = typing.get_args(annotation)
+        yield from (mark for mark in marks if isinstance(mark, Known))
+        yield from _known(inner)
+    elif typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        for member in typing.get_args(annotation):
+            yield from _known(member)
 
 
 def _value_types(annotation: object) -> tuple[object, ...]:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from fedloom.core.setting_types import PlainWord
 from fedloom.selection._choosing.candidates import CandidateSettings
 
 
@@ -18,5 +19,5 @@ class Config(CandidateSettings):
     """Weight of the difference of entropies (nats) beside the angle (radians) between two candidates; lambda."""
     preference: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 4.0
     """How strongly clusters of balanced candidates are preferred: weight exp(preference * mean entropy)."""
-    array: str | None = None
+    array: PlainWord | None = None
     """Name of the output layer's array; None takes the model's last one with an axis."""

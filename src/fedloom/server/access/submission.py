@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 
-from fedloom.core.config import plugin_schema
+from fedloom.core.config import PluginSettings, plugin_schema
 from fedloom.core.errors import Forbidden
 from fedloom.core.kinds import SECTIONS, Kind
 from fedloom.core.records import Info
 from fedloom.core.registry import PartRef
-from fedloom.core.setting_types import SettingKind, TextSetting, text_settings
+from fedloom.core.setting_types import (
+    SettingKind,
+    TextSetting,
+    module_file,
+    offence,
+    text_settings,
+)
 
-_CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-"""`module:attribute`, which would be imported, and may be called."""
-_PATH = re.compile(r"[/\\~]|\.\.")
+_WORDS = {
+    "code": "names code",
+    "path": "may be a path on this server",
+    "empty": "is an empty path",
+}
 
 
 def check_submission(values: Info, allowed: Collection[str]) -> None:
     """Let a user's experiment through, or say what in it is not for users.
 
     The server imports the plug-ins an experiment names and builds its strategy, selection and monitor with the settings
-    given. So names must be those of fedloom and of installed plug-ins, and no setting may be a path or `module:name`.
-    A workload's settings are the nodes' matter: each node's policy judges them.
+    given. So names must be those of fedloom and of installed plug-ins, and no setting may be a path or code. Of a
+    workload, which runs on nodes, code and empty paths are refused; its other paths are judged by each node's policy.
 
     Args:
         values: the experiment, not validated yet.
-        allowed: names and settings that whoever started the server has allowed, word for word.
+        allowed: names, settings, files and folders that whoever started the server has allowed.
 
     Raises:
         Forbidden: names the setting, what it is, and what may be done.
@@ -40,21 +47,51 @@ def check_submission(values: Info, allowed: Collection[str]) -> None:
         ref = PartRef(kind, name, section)
         if name not in allowed and not ref.installed:
             raise _forbidden(section, name, f"is none of the {kind} installed on this server")
-        if isinstance(given, Mapping) and kind is not Kind.WORKLOAD:
-            for setting in text_settings(plugin_schema(kind, name), given):
-                if setting.value not in allowed and setting.steps != ("name",):
-                    _check_text(f"{section}.{setting.dotted}", setting)
-            for where, key in _keys(given, section):
-                _check_text(where, TextSetting((), key, SettingKind.PLAIN, declared=False))
+        if isinstance(given, Mapping):
+            schema = plugin_schema(kind, name)
+            for setting in sorted(text_settings(schema, given), key=lambda each: each.kind is not SettingKind.APP):
+                if setting.steps != ("name",):
+                    _check_text(section, setting, given, allowed)
+            for where, key in _keys(given, section) if kind is not Kind.WORKLOAD else ():
+                found = offence(TextSetting((key,), key, SettingKind.PLAIN, declared=False))
+                if found is not None and not _free(schema, given, where, section):
+                    raise _forbidden(where, key, _WORDS[found])
 
 
-def _check_text(where: str, setting: TextSetting) -> None:
-    """Refuse a text that names code or may be a path, by its declared kind or by its looks."""
-    value = setting.value
-    if setting.kind is SettingKind.CODE or _CODE.fullmatch(value):
-        raise _forbidden(where, value, "names code")
-    if setting.kind is SettingKind.PATH or _PATH.search(value) or os.path.lexists(value):
-        raise _forbidden(where, value, "may be a path on this server")
+def _check_text(section: str, setting: TextSetting, table: Info, allowed: Collection[str]) -> None:
+    """Refuse a text that refers to code or a path, unless it is allowed."""
+    found = offence(setting)
+    if found is None or (setting.value and setting.value in allowed) or _in_allowed_folder(setting, table, allowed):
+        return
+    if section == "workload" and (found == "path" or not _is_code(setting)) and found != "empty":
+        return  # the nodes' matter
+    words = f"{_WORDS['path']}, to a folder of code" if setting.kind is SettingKind.APP else _WORDS[found]
+    raise _forbidden(f"{section}.{setting.dotted}", setting.value, words)
+
+
+def _is_code(setting: TextSetting) -> bool:
+    """Whether a text is code by the kind of its field, whatever it looks like."""
+    return setting.kind in (SettingKind.CODE, SettingKind.CLASS, SettingKind.APP)
+
+
+def _in_allowed_folder(setting: TextSetting, table: Info, allowed: Collection[str]) -> bool:
+    """Whether a text is a folder of an app that is allowed, or a component whose module lies in it."""
+    app = table.get("app")
+    if not isinstance(app, str) or not app or "\0" in app:
+        return False
+    folder = Path(app).resolve()
+    if not any(folder == Path(each).resolve() for each in allowed if each):
+        return False
+    if setting.kind is SettingKind.APP:
+        return setting.value == app
+    return setting.kind is SettingKind.CODE and module_file(setting.value, folder) is not None
+
+
+def _free(schema: type[PluginSettings], table: Info, where: str, section: str) -> bool:
+    """Whether a key is one of free text, which is handed to an app."""
+    inside = where.removeprefix(section).lstrip(".")
+    kinds = {each.kind for each in text_settings(schema, table) if inside and each.dotted.startswith(f"{inside}.")}
+    return kinds == {SettingKind.FREE}
 
 
 def _keys(value: object, where: str) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedloom.core.config import PluginSettings
-from fedloom.core.setting_types import DataPath
+from fedloom.core.setting_types import DataPath, PlainWord
 from fedloom.strategies._low_rank.wire import Wire
 
 Rank = Annotated[int, Field(ge=1)]
@@ -16,7 +16,7 @@ Rank = Annotated[int, Field(ge=1)]
 class LowRankSettings(PluginSettings):
     """Where adapters go, what travels beside them, and in which dtype."""
 
-    targets: tuple[str, ...] = ("query", "value")
+    targets: tuple[PlainWord, ...] = ("query", "value")
     """Which layers carry an adapter: patterns (`*`, `?`) for a module's whole name or its last part or parts. The
     default means the attention of BERT and ViT; Llama-like models have `q_proj` and `v_proj`, GPT-2 has `c_attn`."""
     scale: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 2.0

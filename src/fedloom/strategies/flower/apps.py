@@ -8,10 +8,11 @@ import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 
 from fedloom.core.errors import ConfigError, UnsupportedFeature
 from fedloom.core.records import Info
+from fedloom.core.setting_types import module_file
 from fedloom.core.text import dotted
 
 MANIFEST = "pyproject.toml"
@@ -66,22 +67,27 @@ def read_manifest(folder: Path) -> Manifest:
 def load_component(folder: Path, component: str, key: str) -> object:
     """Import `module:object` from an app's folder, which is put first on the module search path.
 
-    A process holds one app at a time: the modules of another app's folder are forgotten. torch, where it is
+    The module must lie in the folder, and so must the code of what is loaded: an app's component is the app's own. A
+    process holds one app at a time: the modules of another app's folder are forgotten. torch, where it is
     installed, is loaded with the app, so that its generator is seeded even if the app imports it late.
 
     Raises:
-        ConfigError: the folder, the module or the object is not there; the import error itself is the cause.
+        ConfigError: the folder, the module or the object is not there, the import error itself being the cause; or it
+            is not the app's own.
     """
     if not folder.is_dir():
         raise ConfigError(f"{key}: no folder {str(folder)!r}; it must be on every machine of the run, at this path")
     module_name, colon, attribute = component.partition(":")
     if not colon:
         raise ConfigError(f'{key}: expected "module:object", got {component!r}')
+    if module_file(component, folder.resolve()) is None:
+        raise ConfigError(f"{key} = {component!r}: expected a module in the app's folder {str(folder)!r}")
     _put_on_path(folder.resolve())
     if importlib.util.find_spec("torch") is not None:
         importlib.import_module("torch")
     try:
-        found: object = importlib.import_module(module_name)
+        module = importlib.import_module(module_name)
+        found: object = module
         for step in attribute.split("."):
             found = getattr(found, step)
     except Exception as exc:
@@ -89,7 +95,27 @@ def load_component(folder: Path, component: str, key: str) -> object:
             f"{key} = {component!r}: cannot be loaded from {folder}: {type(exc).__name__}: {exc}. Is everything the "
             "app needs installed here?"
         ) from exc
+    for part in (module, found):
+        if not _is_inside(part, folder.resolve()):
+            raise ConfigError(f"{key} = {component!r}: that is not the app's own, but of {_home_of(part)!r}")
     return found
+
+
+def _home_of(part: object) -> str:
+    """The name of the module that a module, a class or a function is; empty where it is none of these."""
+    if isinstance(part, ModuleType):
+        return part.__name__
+    return part.__module__ if isinstance(part, type | FunctionType | BuiltinFunctionType) else ""
+
+
+def _is_inside(part: object, folder: Path) -> bool:
+    """Whether a module, or the module of a class or a function, lies in a folder; any other object is data."""
+    name = _home_of(part)
+    if not name:
+        return True
+    module = part if isinstance(part, ModuleType) else sys.modules.get(name)
+    file = None if module is None else vars(module).get("__file__")
+    return isinstance(file, str) and Path(file).resolve().is_relative_to(folder)
 
 
 def check_component(found: object, kind: type, legacy: bool, key: str, component: str) -> None:

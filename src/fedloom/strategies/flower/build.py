@@ -63,7 +63,7 @@ def build_object(config: Config, *, cohort_size: int, hosts_app: bool) -> flwr.S
 
 
 def find_class(name: str) -> type[flwr.Strategy]:
-    """A strategy class by its short name, or by `module:Class` (`module.Class` works too)."""
+    """A strategy class by its short name, or by `module:Class`."""
     named = WRAPPERS.get(name, name)
     if named.isidentifier():
         found = getattr(flwr.strategies, named, None)
@@ -84,8 +84,14 @@ def find_class(name: str) -> type[flwr.Strategy]:
 
 
 def find_object(dotted: str, key: str) -> object:
-    """Import `module:attribute` (or `module.attribute`)."""
-    module_name, _, attribute = dotted.rpartition(":" if ":" in dotted else ".")
+    """Import `module:attribute`.
+
+    Raises:
+        UnknownName: it is not written so, or there is no such module or attribute.
+    """
+    module_name, colon, attribute = dotted.rpartition(":")
+    if not (colon and module_name and attribute):
+        raise UnknownName(f"{key}: expected `module:name`, importable here, got {dotted!r}")
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as exc:

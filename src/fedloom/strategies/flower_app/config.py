@@ -5,18 +5,18 @@ from typing import Literal
 from pydantic import Field
 
 from fedloom.core.config import PluginSettings
-from fedloom.core.setting_types import CodeRef, DataPath
+from fedloom.core.setting_types import AppFolder, CodeRef, FreeText
 
 
 class Config(PluginSettings):
     """A Flower `ServerApp`. It chooses clients and aggregates by itself; we carry its messages."""
 
     name: str = "flower_app"
-    app: DataPath
+    app: AppFolder
     """Folder of the app; on the server's machine, at this path."""
     serverapp: CodeRef
     """The component, `module:object`, as `[tool.flwr.app.components]` has it."""
-    run_config: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    run_config: dict[str, bool | int | float | FreeText] = Field(default_factory=dict)
     """`context.run_config`."""
     resume: Literal["snapshot", "replay", "none"] = "snapshot"
     """How a run goes on after a crash. All three re-run `main` from its start. `snapshot` skips the rounds that

