@@ -76,6 +76,10 @@ class Adapted:
         with torch.no_grad():
             torch._foreach_copy_(self._targets, self.anchor)
 
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        return self.parameters
+
     def train_mode(self) -> None:
         self._model.train()
         for module in self._model.modules():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Generic, Self, TypeVar
 
 import numpy as np
@@ -30,11 +32,12 @@ from fedloom.workloads._base.checks import (
 )
 from fedloom.workloads._base.classes import all_targets
 from fedloom.workloads._base.examples import Found, Maker
+from fedloom.workloads._base.local import check_training, held_back, round_factor, weights_of
 from fedloom.workloads._base.rows import RowData, RowSource, Shards
 from fedloom.workloads._base.settings import TorchConfig
 from fedloom.workloads._data.partition import Partition, partition
 from fedloom.workloads._data.rows import RowShard
-from fedloom.workloads._torch.scope import choose_device, exact
+from fedloom.workloads._torch.scope import choose_device, computing, exact
 from fedloom.workloads._torch.trainer import LocalTraining, Trainer
 
 C = TypeVar("C", bound=TorchConfig)
@@ -57,6 +60,10 @@ class RowTask(ABC, Generic[C]):
     evaluation_batch: int = 250
     """Examples in a forward pass that trains nothing. Part of the metrics' last bits."""
 
+    own_training: bool = False
+    """Whether `train` computes a loss of its own instead of `loss`, so that settings which change the loss or hold
+    examples back are refused."""
+
     def __new__(cls, *arguments: object, **settings: object) -> Self:
         if not is_own(cls):
             check_methods(cls, next(kind for kind in cls.__mro__ if is_own(kind)))
@@ -64,6 +71,7 @@ class RowTask(ABC, Generic[C]):
 
     def __init__(self, config: C, experiment: Experiment) -> None:
         self.config, self.experiment = config, experiment
+        check_training(config.training, experiment, own_loss=self.own_training or has_own_loss(type(self)))
         self.device = choose_device(config.training.device)
         self.data = load_rows(self)
         self.shards: Shards = deal(self) if self.data.shards is None else self.data.shards
@@ -158,26 +166,53 @@ class RowTask(ABC, Generic[C]):
 
     def local_training(self, model: nn.Module, job: Job, shard: RowShard, rule: LocalRule | None) -> LocalTraining:
         """Return what a trainer needs to train a model on a shard."""
-        source, rows = self.examples(shard)
+        settings, (source, rows) = self.config.training, self.examples(shard)
+        kept, held = held_back(rows, settings, self.experiment.seed, job.client)
+        criterion = self.loss
+        if settings.changes_loss:
+            weights = weights_of(settings, source, kept, self.data.num_labels, self.device)
+            criterion = partial(F.cross_entropy, weight=weights, label_smoothing=settings.label_smoothing)
 
         def loss_of(batch: Tensor) -> Tensor:
             inputs, targets = source.batch(batch)
-            return self.loss(self.outputs(model, *self.augment(inputs)), targets)
+            return criterion(self.outputs(model, *self.augment(inputs)), targets)
 
-        return LocalTraining(rows=rows, loss_of=loss_of, rule=rule, knobs=job.knobs)
+        def validate() -> float:
+            total, count = 0.0, 0
+            with torch.no_grad(), computing(settings, self.device):
+                for batch in minibatches(held, self.evaluation_batch, self.device):
+                    inputs, targets = source.batch(batch)
+                    total += float(self.loss(self.outputs(model, *inputs), targets)) * self.count(targets)
+                    count += self.count(targets)
+            return total / count
+
+        return LocalTraining(
+            rows=kept,
+            loss_of=loss_of,
+            rule=rule,
+            knobs=job.knobs,
+            factor=round_factor(settings, job.round, self.experiment),
+            validate=validate if len(held) else None,
+        )
 
     def augment(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return a training minibatch's inputs, changed at random (torch's global generator); unchanged by default."""
         return inputs
+
+    @contextmanager
+    def evaluating(self, inputs: Inputs) -> Iterator[None]:
+        """Set `network` to the global model, in evaluation mode, in a reproducible scope without gradients."""
+        with exact(self.device), torch.inference_mode(), computing(self.config.training, self.device):
+            self.trainer.load(inputs)
+            self.network.eval()
+            yield
 
     def evaluate(self, inputs: Inputs, shard: RowShard) -> Metrics:
         """Metrics of the global model on a test part or a client's own data; none where that is empty."""
         source, rows = self.examples(shard)
         sums: dict[str, float] = {}
         total = 0
-        with exact(self.device), torch.inference_mode():
-            self.trainer.load(inputs)
-            self.network.eval()
+        with self.evaluating(inputs):
             for batch in minibatches(rows, self.evaluation_batch, self.device):
                 given, targets = source.batch(batch)
                 for name, value in self.metrics(self.outputs(self.network, *given), targets).items():

@@ -10,7 +10,6 @@ from fedloom.core.protocols import Inputs
 from fedloom.core.records import MODEL, Array, Arrays, Record
 from fedloom.workloads._base.task import C, RowTask, minibatches
 from fedloom.workloads._data.rows import RowShard
-from fedloom.workloads._torch.scope import exact
 
 
 class TorchWorkload(RowTask[C]):
@@ -23,14 +22,12 @@ class TorchWorkload(RowTask[C]):
         """
         source, rows = self.examples(shard)
         outputs, labels = [], []
-        with exact(self.device), torch.inference_mode():
-            self.trainer.load(inputs)
-            self.network.eval()
+        with self.evaluating(inputs):
             for batch in minibatches(rows, self.evaluation_batch, self.device):
                 given, targets = source.batch(batch)
                 outputs.append(self.outputs(self.network, *given))
                 labels.append(targets)
-            return torch.cat(outputs).cpu().numpy(), torch.cat(labels).cpu().numpy()
+            return torch.cat(outputs).float().cpu().numpy(), torch.cat(labels).cpu().numpy()
 
     def class_errors(self, arrays: Arrays, shard: RowShard, rng: np.random.Generator) -> Array:
         """What a client's examples would teach each class's output: the mean of onehot(y) - softmax, without training.
@@ -39,9 +36,7 @@ class TorchWorkload(RowTask[C]):
         """
         source, rows = self.examples(shard)
         parts = []
-        with exact(self.device), torch.inference_mode():
-            self.trainer.load({MODEL: Record({MODEL: arrays})})
-            self.network.eval()
+        with self.evaluating({MODEL: Record({MODEL: arrays})}):
             for batch in minibatches(rows, self.evaluation_batch, self.device):
                 given, targets = source.batch(batch)
                 shares = self.outputs(self.network, *given).double().softmax(1)

@@ -35,8 +35,7 @@ class RateTrace:
     @classmethod
     def of(cls, num_examples: int, settings: TrainingSettings, time_steps: int) -> RateTrace:
         """For a client's training."""
-        by_epoch = -(-num_examples // settings.batch_size)
-        steps = min(by_epoch * settings.epochs, settings.max_steps or by_epoch * settings.epochs)
+        by_epoch, steps = -(-num_examples // settings.batch_size), settings.steps_of(num_examples)
         return cls(steps, min(by_epoch, max(1, steps // 2)), time_steps)
 
     def add(self, step: int, spikes: Sequence[tuple[str, Array]], examples: int) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 from fedloom.core.errors import ConfigError
+from fedloom.workloads._torch.settings import TrainingSettings
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -23,6 +24,11 @@ def choose_device(wanted: str) -> torch.device:
         return torch.device("cpu")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed workspace
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def computing(settings: TrainingSettings, device: torch.device) -> AbstractContextManager[object]:
+    """Return the scope of a model's computation, in which bfloat16 is used where the settings say so."""
+    return torch.autocast(device.type, torch.bfloat16) if settings.precision == "bf16" else nullcontext()
 
 
 @contextmanager

@@ -15,14 +15,18 @@ from fedloom.core.errors import ConfigError
 from fedloom.core.protocols import LocalRule
 from fedloom.core.records import MODEL, Array, Arrays, Info, Mean, Record, Update
 from fedloom.workloads._torch.arrays import as_array, as_tensor
+from fedloom.workloads._torch.batches import epochs
 from fedloom.workloads._torch.optimizers import Optimizer, Sgd, clip_by_norm, make_optimizer
-from fedloom.workloads._torch.scope import exact
+from fedloom.workloads._torch.scope import computing, exact
 from fedloom.workloads._torch.settings import TrainingSettings
+from fedloom.workloads._torch.stopping import Stopper
 from fedloom.workloads._torch.whole import Federated, Whole
 
 if TYPE_CHECKING:
     from fedloom.workloads._adapters.adapted import Adapted
 
+_ONE_VALUE = "Expected more than 1 value per channel when training"
+"""How PyTorch's batch normalisation says that it cannot normalise a single value."""
 Loss = Callable[[Tensor], Tensor]
 """Mean loss of the minibatch that holds these rows (int64, shape (b,)): a tensor with no dimensions."""
 
@@ -41,6 +45,10 @@ class LocalTraining:
     """What the rule reads; here `rate_factor`, which multiplies the settings' step size, is read too."""
     rate: float | None = None
     """Step size of this training; None takes the settings'."""
+    factor: float = 1.0
+    """What the step size is multiplied by: the round's place in a schedule."""
+    validate: Callable[[], float] | None = None
+    """Loss on what is held back, called after each epoch, for early stopping; None takes the epoch's training loss."""
     velocity: Arrays | None = None
     """Momentum of `sgd` to go on with, by parameter; None or nothing starts from zero."""
     after_step: Callable[[], None] | None = None
@@ -108,24 +116,52 @@ class Trainer:
         with exact(self.device, seed):
             self.load(inputs)
             self._begin(local)
-            losses, counts = [], []
-            for batch in self._batches(local.rows, rng):
-                losses.append(self._step(local, batch))
-                if local.after_step is not None:
-                    local.after_step()
-                counts.append(len(batch))
-            sums = torch.stack(losses).to("cpu", torch.float64).numpy() @ np.array(counts, np.float64)
+            steps = self._train(local, rng)
+            losses = torch.stack([loss for loss, _ in steps]).to("cpu", torch.float64).numpy()
+            counts = np.array([count for _, count in steps], np.float64)
         return Update(
             num_examples=len(local.rows),
             groups=self._part.groups(),
-            metrics={"loss": Mean(float(sums), float(sum(counts)))},
+            metrics={"loss": Mean(float(losses @ counts), float(counts.sum()))},
         )
+
+    def _train(self, local: LocalTraining, rng: np.random.Generator) -> list[tuple[Tensor, int]]:
+        """Do a client's steps; returns the loss and the number of examples of each."""
+        settings, steps = self._settings, list[tuple[Tensor, int]]()
+        total, base = settings.steps_of(len(local.rows)), self._optimizer.rate
+        stopper = None if settings.early_stopping is None else Stopper(settings.early_stopping, self._part.tensors)
+        for batches in epochs(local.rows, settings, rng, self.device):
+            begun = len(steps)
+            for batch in batches:
+                if settings.step_schedule.varies:
+                    self._optimizer.rate = base * settings.step_schedule.factor(len(steps), total)
+                loss = self._step(local, batch)
+                if loss is None:
+                    continue
+                steps.append((loss, len(batch)))
+                if local.after_step is not None:
+                    local.after_step()
+            if stopper is not None and stopper.stops(self._validated(local, steps[begun:])):
+                break
+        if stopper is not None:
+            stopper.restore()
+        return steps
+
+    def _validated(self, local: LocalTraining, epoch: Sequence[tuple[Tensor, int]]) -> float:
+        """The loss that early stopping looks at."""
+        if local.validate is None:
+            return sum(float(loss) * count for loss, count in epoch) / sum(count for _, count in epoch)
+        try:
+            self.model.eval()
+            return local.validate()
+        finally:
+            self._part.train_mode()
 
     def _begin(self, local: LocalTraining) -> None:
         """Prepare model, optimiser and rule for a client."""
         self._part.train_mode()
         self._optimizer.reset()
-        self._optimizer.rate = self._rate(local.knobs) if local.rate is None else local.rate
+        self._optimizer.rate = (self._rate(local.knobs) if local.rate is None else local.rate) * local.factor
         if local.velocity:
             self._resume(local.velocity)
         for parameter in self._part.parameters:
@@ -145,20 +181,11 @@ class Trainer:
     def _rate(self, knobs: Info) -> float:
         return float(self._settings.learning_rate * knobs.get("rate_factor", 1.0))
 
-    def _batches(self, rows: Array, rng: np.random.Generator) -> list[Tensor]:
-        """Row numbers of every step, in order."""
-        size, limit = self._settings.batch_size, self._settings.max_steps
-        batches: list[Tensor] = []
-        for _ in range(self._settings.epochs):
-            order = torch.from_numpy(rows[rng.permutation(len(rows))]).to(self.device)
-            batches.extend(torch.split(order, size))
-            if limit is not None and len(batches) >= limit:
-                return batches[:limit]
-        return batches
-
-    def _step(self, local: LocalTraining, batch: Tensor) -> Tensor:
-        """One optimiser step; returns the minibatch's loss, detached."""
-        loss = local.loss_of(batch)
+    def _step(self, local: LocalTraining, batch: Tensor) -> Tensor | None:
+        """One optimiser step; returns the minibatch's loss, detached, or None where it is left out."""
+        loss = self._loss(local, batch)
+        if loss is None:
+            return None
         loss.backward()
         part, gradients = self._part, []
         for parameter in part.parameters:
@@ -173,6 +200,29 @@ class Trainer:
                 clip_by_norm(gradients, self._settings.clip_norm)
             self._optimizer.step(gradients)
         return loss.detach()
+
+    def _loss(self, local: LocalTraining, batch: Tensor) -> Tensor | None:
+        """A minibatch's loss; None for a last one of a single example that cannot be normalised."""
+        with computing(self._settings, self.device):
+            return local.loss_of(batch) if len(batch) > 1 else self._loss_of_one(local, batch)
+
+    def _loss_of_one(self, local: LocalTraining, batch: Tensor) -> Tensor | None:
+        buffers = list(self.model.buffers())
+        before = [buffer.clone() for buffer in buffers]
+        try:
+            return local.loss_of(batch)
+        except ValueError as exc:
+            if _ONE_VALUE not in str(exc):
+                raise
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)  # layers before the one that raised have counted the example
+            if len(local.rows) > 1 and self._settings.batch_size > 1:
+                return None
+            raise ConfigError(
+                f"workload.training.batch_size: batch normalisation needs two examples in a minibatch; the client has "
+                f"{len(local.rows)}, batch_size is {self._settings.batch_size}. Set a larger batch_size, a partition "
+                "that leaves each client two, or a model with other normalisation"
+            ) from exc
 
     def _become(self, *, adapters: bool) -> None:
         """Let all of the model's arrays travel, or adapters only."""

@@ -26,6 +26,10 @@ class Federated(Protocol):
     anchor: list[Tensor]
     """What a rule may pull towards, in the order and (active) shapes of `trained`."""
 
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        """All that training changes: parameters, and buffers such as batch normalisation's statistics."""
+
     def load(self, inputs: Mapping[str, Record]) -> None:
         """Set the model to the global one.
 
@@ -81,6 +85,10 @@ class Whole:
             self._sources = (record, anchor)  # keeps them alive, so their identity stays their own
         with torch.no_grad():
             torch._foreach_copy_(self._targets, self._globals)
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        return self._targets
 
     def train_mode(self) -> None:
         self._model.train()

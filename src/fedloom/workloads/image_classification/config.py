@@ -11,6 +11,7 @@ from fedloom.core.errors import ConfigError
 from fedloom.core.setting_types import DataPath
 from fedloom.workloads._base.settings import TorchConfig
 from fedloom.workloads._data.settings import Digits, Dirichlet, ImageSource, PartitionSettings
+from fedloom.workloads._vision.augment_settings import AugmentSettings
 from fedloom.workloads._vision.settings import ModelSettings
 
 
@@ -47,3 +48,4 @@ class Config(TorchConfig):
     partition: PartitionSettings = Dirichlet()
     """How the training set is dealt to the clients; its `scheme` says which of the kinds it is."""
     model: Model = Model()
+    augment: AugmentSettings = AugmentSettings()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from fedloom.core.config import Experiment
 from fedloom.core.protocols import WorkloadInfo
@@ -14,6 +14,7 @@ from fedloom.workloads._base.rows import RowData, TensorRows
 from fedloom.workloads._base.workload import TorchWorkload
 from fedloom.workloads._data.images import load_images
 from fedloom.workloads._pretrained.folder import PretrainedFolder
+from fedloom.workloads._vision.augment import augment_images
 from fedloom.workloads._vision.checkpoint import Checkpoint
 from fedloom.workloads._vision.hub_model import build_hub_model, find_hub_model
 from fedloom.workloads._vision.models import build_model
@@ -47,6 +48,9 @@ class ImageClassification(TorchWorkload[Config]):
         elif fresh_head:
             output_layer(model)[1].reset_parameters()
         return model
+
+    def augment(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(augment_images(each, self.config.augment) for each in inputs)
 
     def describe(self) -> WorkloadInfo:
         info, found = super().describe(), self._pretrained

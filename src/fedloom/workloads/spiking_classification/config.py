@@ -18,6 +18,7 @@ from fedloom.workloads._spiking.settings import (
     NeuronSettings,
     check_encoder,
 )
+from fedloom.workloads._vision.augment_settings import AugmentSettings
 
 Rate = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -36,6 +37,7 @@ class Config(TorchConfig):
     """How an image becomes input over time; its `name` says which of the kinds it is."""
     time_steps: Annotated[int, Field(ge=1)] = 8
     """Steps T each example is shown for."""
+    augment: AugmentSettings = AugmentSettings()
     loss: LossName = "rate"
     """`rate`: cross-entropy of the output's spike counts / T; `count`: of the counts, whose gradients are about T times
     as large; `step`: of each step's spikes, averaged; `mse_count`: squared distance of the counts to T times a wanted
@@ -55,7 +57,12 @@ class Config(TorchConfig):
     @property
     def batched(self) -> bool:
         """Whether groups of clients are trained as one program."""
-        return self.program != "loop" and self.model.name == "mlp" and not self.twin
+        return self.program != "loop" and self.model.name == "mlp" and not self.twin and self._is_plain
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether all clients train in equal steps on the same images: what the batched program can do."""
+        return self.training.is_plain and not self.augment.changes
 
     @property
     def told_when_dead(self) -> str:
@@ -71,8 +78,10 @@ class Config(TorchConfig):
         check_encoder(self.encoder, self.time_steps, twin=self.twin)
         if self.program == "group" and not self.batched:
             network = "a twin" if self.twin else repr(self.model.name)
+            training = "" if self._is_plain else ", with settings of training that are for single clients"
             raise ConfigError(
-                f'workload.program: "group" trains spiking networks of workload.model.name "mlp" only, got {network}. '
+                f'workload.program: "group" trains spiking networks of workload.model.name "mlp" in equal steps only, '
+                f"got {network}{training}. "
                 'Set "auto" or "loop"'
             )
         return self

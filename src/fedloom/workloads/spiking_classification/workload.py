@@ -32,11 +32,14 @@ from fedloom.workloads._spiking.rates import Layers, RateMeter
 from fedloom.workloads._spiking.traces import RateTrace
 from fedloom.workloads._torch.scope import exact
 from fedloom.workloads._torch.trainer import evaluate_in_batches
+from fedloom.workloads._vision.augment import augment_images
 from fedloom.workloads.spiking_classification.config import Config
 
 
 class SpikingClassification(TorchWorkload[Config]):
     """Classification of images by the spikes of an output layer."""
+
+    own_training = True
 
     def __init__(self, config: Config, experiment: Experiment) -> None:
         self._images = images = load_images(config.data)
@@ -284,7 +287,8 @@ class SpikingClassification(TorchWorkload[Config]):
             rows = torch.cat([rows, rows[-1:].expand(missing)])
             noise = None if noise is None else torch.cat([noise, noise.new_zeros(missing, *noise.shape[1:])])
         trace = Trace()
-        outputs = self.network(self._encoder(images.index_select(0, rows), noise), trace)
+        shown = augment_images(images.index_select(0, rows), self.config.augment)
+        outputs = self.network(self._encoder(shown, noise), trace)
         losses = self._loss(outputs, labels.index_select(0, rows))
         mask = (torch.arange(len(rows), device=self.device) < count).to(losses)
         return masked_means(losses.unsqueeze(0), mask.unsqueeze(0))[0], trace

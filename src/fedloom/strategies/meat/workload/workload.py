@@ -37,7 +37,6 @@ from fedloom.workloads._data.images import load_images
 from fedloom.workloads._data.rows import RowShard
 from fedloom.workloads._torch.arrays import as_array
 from fedloom.workloads._torch.scope import exact
-from fedloom.workloads._torch.trainer import LocalTraining
 from fedloom.workloads._vision.augment import augmented
 from fedloom.workloads._vision.models import build_model
 
@@ -50,6 +49,7 @@ class AdversarialTraining(TorchWorkload[Config]):
     """Local adversarial training; a client keeps its momentum and its moving average between rounds."""
 
     keeps_client_state = True
+    own_training = True
 
     def __init__(self, config: Config, experiment: Experiment) -> None:
         self._rounds = experiment.rounds_known("workload meat")
@@ -101,11 +101,9 @@ class AdversarialTraining(TorchWorkload[Config]):
             if average is not None:
                 average.update()
 
-        local = LocalTraining(
-            rows=shard.rows,
+        local = replace(
+            self.local_training(self.network, job, shard, rule),
             loss_of=lambda rows: self._batch_loss(rows, perturbs),
-            rule=rule,
-            knobs=job.knobs,
             rate=self.learning_rate(job.round),
             velocity=kept.groups.get(_VELOCITY),
             after_step=after_step,
