@@ -23,7 +23,7 @@ CONNECTIONS = 6
 @pytest.fixture
 def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Members]:
     """A server whose strangers may stay for a second."""
-    for name, value in {"CONNECTIONS": CONNECTIONS, "CONNECTION_S": 0.6, "GRACE_S": 0.3}.items():
+    for name, value in {"CONNECTIONS": CONNECTIONS, "CONNECTION_S": 0.6, "GRACE_S": 0.3, "REQUEST_S": 0.1}.items():
         monkeypatch.setattr(service, f"ENROLL_{name}", value)
     with members(tmp_path) as made:
         yield made

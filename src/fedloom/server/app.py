@@ -149,7 +149,10 @@ def serve(
     Raises:
         UsageError: other users can read the state folder, another server works on it, or a port is taken.
     """
+    from fedloom.server.access.service import raise_descriptor_limit
+
     files.restrict_new_files()
+    raise_descriptor_limit()
     files.require_private_folder(state, "the server's state folder")
     metrics = None if metrics_port is None else _metrics()
     heard = (*sinks, *(() if metrics is None else (metrics,)))

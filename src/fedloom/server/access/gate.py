@@ -14,7 +14,8 @@ import grpc
 from cryptography import x509
 
 from fedloom.core.errors import BadMessage, Forbidden, Unauthenticated
-from fedloom.server.access.members import Registry, fingerprint_of
+from fedloom.server.access.calls import OpenCalls
+from fedloom.server.access.members import Member, Registry, fingerprint_of
 
 PEOPLE = ("user", "admin")
 ALLOWED: dict[str, tuple[str, ...]] = {
@@ -60,6 +61,14 @@ class Gate(Protocol):
     def admit(self, context: grpc.ServicerContext, call: str) -> Caller:
         """Who makes the call. Raises `Unauthenticated` or `Forbidden`."""
 
+    def enter(self, context: grpc.ServicerContext, call: str) -> None:
+        """Check and count the caller of a call, before anything of it is read.
+
+        Raises:
+            Unauthenticated, Forbidden: as `admit`.
+            LimitExceeded: the caller has too many of these open.
+        """
+
     def check(self, caller: Caller) -> None:
         """Raise `Unauthenticated` where a caller admitted before would not be any more."""
 
@@ -82,8 +91,11 @@ class TokenGate:
             raise Unauthenticated("the call carries no token, or another server's; give the agent this server's token")
         return Caller()
 
+    def enter(self, context: grpc.ServicerContext, call: str) -> None:
+        self.admit(context, call)
+
     def check(self, caller: Caller) -> None:
-        """Nobody is ever put out."""
+        """No-op: callers with a shared token cannot be revoked."""
 
     def own_name(self, caller: Caller, node: str) -> None:
         """Everybody may have any name."""
@@ -100,12 +112,13 @@ class MemberGate:
         self._registry = registry
         self._lock = threading.Lock()
         self._open: dict[str, set[grpc.ServicerContext]] = defaultdict(set)
+        self.calls = OpenCalls()
+
+    def enter(self, context: grpc.ServicerContext, call: str) -> None:
+        self.calls.enter(self._member(context, call)[0].name, call, context)
 
     def admit(self, context: grpc.ServicerContext, call: str) -> Caller:
-        fingerprint = _fingerprint(peer_certificate(context))
-        member = self._registry.admit(fingerprint)
-        if member.role not in ALLOWED[call]:
-            raise Forbidden(f"{call} is for {' and '.join(ALLOWED[call])}; {member.name!r} is a {member.role}")
+        member, fingerprint = self._member(context, call)
         caller = Caller(id=member.id, name=member.name, role=member.role, labels=member.labels, fingerprint=fingerprint)
         with self._lock:
             self._open[member.name].add(context)
@@ -127,6 +140,14 @@ class MemberGate:
             calls = list(self._open.get(name, ()))
         for context in calls:
             context.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs leave it without types
+
+    def _member(self, context: grpc.ServicerContext, call: str) -> tuple[Member, str]:
+        """Return who calls and the fingerprint of the certificate shown, where the call is for that role."""
+        fingerprint = _fingerprint(peer_certificate(context))
+        member = self._registry.admit(fingerprint)
+        if member.role not in ALLOWED[call]:
+            raise Forbidden(f"{call} is for {' and '.join(ALLOWED[call])}; {member.name!r} is a {member.role}")
+        return member, fingerprint
 
     def _forget(self, name: str, context: grpc.ServicerContext) -> None:
         with self._lock:

@@ -6,9 +6,11 @@ become their status; anything else becomes INTERNAL with a neutral sentence, and
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
+import resource
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -39,6 +41,7 @@ from fedloom.proto.v1.enroll_pb2_grpc import (
 from fedloom.proto.v1.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
 from fedloom.server.access.audit import Audit
 from fedloom.server.access.authority import Authority
+from fedloom.server.access.calls import CHUNK_S, Silence, Threads
 from fedloom.server.access.enroll_service import AdminService, CredentialsService, EnrollService, Security
 from fedloom.server.access.gate import Caller, Gate, MemberGate, TokenGate, metadata, same_secret
 from fedloom.server.access.request_parsing import Reading
@@ -55,8 +58,6 @@ MAX_MESSAGE_BYTES = 16 << 20
 """The largest control message taken or sent."""
 MAX_BATCH = 16
 """Messages to an agent that may travel together; their inlined payloads stay well under MAX_MESSAGE_BYTES."""
-MAX_STREAMS = 4096
-"""Threads at most: each connected agent takes two while it is connected."""
 MAX_ENROLL_BYTES = 16 << 10
 """The largest message taken from a caller without a certificate."""
 WARN_S = 60.0
@@ -65,6 +66,16 @@ ENROLLING = 4
 """Joins worked on at once; four times as many may wait, further ones are refused."""
 ENROLL_CONNECTIONS = 256
 """Connections to the enrolment port at once; further ones are turned away."""
+HANDSHAKE_S = 5.0
+"""Seconds a connection to the members' port may take to become one."""
+MAX_CONNECTIONS = 16_384
+"""Connections to the members' port at once, where the process may have as many descriptors."""
+SPARE_DESCRIPTORS = 1024
+"""Descriptors kept for everything else, or half of what there is."""
+MAX_STREAMS = 256
+"""Calls open at once on one connection."""
+ENROLL_REQUEST_S = 5.0
+"""Seconds a call there may take to say what it wants: it holds one of few threads."""
 ENROLL_CONNECTION_S, ENROLL_GRACE_S = 20.0, 10.0
 """Seconds after which such a connection takes no more calls, and after which those on it are ended."""
 
@@ -82,8 +93,11 @@ _OPTIONS = (
 class FleetService(FleetServicer):
     """What agents call."""
 
-    def __init__(self, coordinator: Coordinator, gate: Gate, audit: Audit | None = None) -> None:
-        self._coordinator, self._gate, self._audit = coordinator, gate, audit or Audit(None)
+    def __init__(
+        self, coordinator: Coordinator, gate: Gate, audit: Audit | None = None, silence: Silence | None = None
+    ) -> None:
+        self._coordinator, self._gate = coordinator, gate
+        self._audit, self._silence = audit or Audit(None), silence or Silence()
         self._warned: dict[str, float] = {}
         """When each node's stream was last refused (monotonic seconds)."""
 
@@ -131,7 +145,8 @@ class FleetService(FleetServicer):
         with answering(context):
             _, node, _ = self._caller(context, "Fleet/Download")
             self._audit.notice("fetched", node, context.peer(), sha256=request.sha256[:64])
-            for chunk in self._coordinator.download(node, request.sha256, request.offset):
+            chunks = self._coordinator.download(node, request.sha256, request.offset)
+            for chunk in self._silence.taken(chunks, CHUNK_S, context):
                 self._coordinator.count_bytes(node, down=len(chunk))
                 yield chunk
 
@@ -140,9 +155,10 @@ class FleetService(FleetServicer):
         with answering(context):
             _, node, _ = self._caller(context, "Fleet/Upload")
             self._coordinator.check_upload(node)
-            head = _parse(pb.UploadRequest, next(request_iterator, b""))
+            requests = self._silence.paced(request_iterator, CHUNK_S, context)
+            head = _parse(pb.UploadRequest, next(requests, b""))
             received = self._coordinator.payloads.upload(
-                node, head.sha256, head.size, head.offset, self._counted(node, _until_broken(request_iterator))
+                node, head.sha256, head.size, head.offset, self._counted(node, _until_broken(requests))
             )
             return pb.UploadReply(received=received)
 
@@ -316,12 +332,15 @@ def listen(
     Raises:
         UsageError: a port is taken or the address is not this machine's.
     """
-    pool = ThreadPoolExecutor(MAX_STREAMS, thread_name_prefix="grpc")
-    server = grpc.server(pool, interceptors=[Reading()], options=(*_limits(MAX_MESSAGE_BYTES), *_OPTIONS))
     members = MemberGate(security.registry) if security is not None else None
     gate: Gate = members or TokenGate(token)
-    audit = _audit(security, runs)
-    fleet = FleetService(coordinator, gate, audit)
+    audit, threads, silence = _audit(security, runs), Threads(), Silence()
+    server = grpc.server(
+        threads.fleet,
+        interceptors=[Reading(gate.enter, silence, threads.of)],
+        options=(*_limits(MAX_MESSAGE_BYTES), *_OPTIONS, *_connections()),
+    )
+    fleet = FleetService(coordinator, gate, audit, silence)
     add_FleetServicer_to_server(fleet, server)
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("fedloom.proto.v1.Fleet", _raw_methods(fleet)),)
@@ -334,7 +353,7 @@ def listen(
         bound = _bind(server, host, port, _credentials(security.authority, members_only=True))
         enrolling = grpc.server(
             ThreadPoolExecutor(ENROLLING, thread_name_prefix="enroll"),
-            interceptors=[Reading()],
+            interceptors=[Reading(lambda context, call: None, silence, request_s=ENROLL_REQUEST_S)],
             options=(*_limits(MAX_ENROLL_BYTES), *_OPTIONS, *_strangers()),
             maximum_concurrent_rpcs=ENROLLING * 4,
         )
@@ -346,12 +365,14 @@ def listen(
     else:
         bound, enroll_port = _bind(server, host, port, None), 0
     server.start()
+    silence.start()
 
     def stop() -> None:
+        silence.stop()
         for each in filter(None, (enrolling, server)):
             if not each.stop(grace=1.0).wait(_STOP_S):
                 _log.warning("calls are still in progress %g s after the server stopped listening", _STOP_S)
-        pool.shutdown(wait=False)
+        threads.shutdown()
 
     return Listening(stop=stop, port=bound, enroll_port=enroll_port)
 
@@ -365,6 +386,26 @@ def _audit(security: Security | None, runs: RunQueue | None) -> Audit:
 
 def _limits(max_bytes: int) -> tuple[tuple[str, int], ...]:
     return ("grpc.max_receive_message_length", max_bytes), ("grpc.max_send_message_length", MAX_MESSAGE_BYTES)
+
+
+def _connections() -> tuple[tuple[str, int], ...]:
+    """Limits of the members' port: strangers get no further than the handshake, and have little time for it."""
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if descriptors == resource.RLIM_INFINITY:
+        descriptors = MAX_CONNECTIONS + SPARE_DESCRIPTORS
+    free = max(descriptors // 2, descriptors - SPARE_DESCRIPTORS)
+    return (
+        ("grpc.max_allowed_incoming_connections", min(MAX_CONNECTIONS, free)),
+        ("grpc.server_handshake_timeout_ms", round(HANDSHAKE_S * 1000)),
+        ("grpc.max_concurrent_streams", MAX_STREAMS),
+    )
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process have as many descriptors as the system permits it: each connection takes one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _strangers() -> tuple[tuple[str, int], ...]:

@@ -1,0 +1,173 @@
+"""Bounds of calls: how many of a member are open at once, and how long one may be silent.
+
+Every call holds a thread until it ends. A caller may open calls and never send what they are for, so the caller is
+checked and counted before anything is read, and whoever keeps a call waiting is cut off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import grpc
+
+from fedloom.core.errors import LimitExceeded
+
+T = TypeVar("T")
+
+MAX_OPEN = 16
+"""Calls of one member to one method that are open at once, where `OPEN` says nothing else."""
+OPEN = {"Fleet/Work": 4, "Fleet/Upload": 4, "Fleet/Download": 8}
+REQUEST_S = 10.0
+"""Seconds a call may take to say what it wants."""
+CHUNK_S = 30.0
+"""Seconds between two chunks of an upload, or until one of a download is taken."""
+_LOOK_S = 0.25
+FLEET_THREADS, CONTROL_THREADS, ADMIN_THREADS = 4096, 1024, 32
+"""Threads at most for calls of agents (each connected one takes one for its stream), of people, of administrators:
+none of them can use up another's."""
+
+
+class OpenCalls:
+    """Counts the open calls of each member. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[tuple[str, str], dict[int, grpc.ServicerContext]] = defaultdict(dict)
+        self._numbers = itertools.count()
+
+    def enter(self, member: str, call: str, context: grpc.ServicerContext) -> None:
+        """Count a call until it ends. A node's newest stream counts, for its older ones may be of broken connections.
+
+        Args:
+            member: who calls.
+            call: such as `Fleet/Work`.
+            context: of the call.
+
+        Raises:
+            LimitExceeded: a person has as many open.
+        """
+        limit, key, number = OPEN.get(call, MAX_OPEN), (member, call), next(self._numbers)
+        with self._lock:
+            there = self._open[key]
+            surplus = list(there.items())[: max(0, len(there) - limit + 1)]
+            if surplus and not call.startswith("Fleet/"):
+                raise LimitExceeded(f"{member!r} has {limit} calls of {call} open; end one of them first")
+            for old, _ in surplus:
+                del there[old]
+            there[number] = context
+        for _, old_context in surplus:
+            old_context.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs leave it without types
+        if not context.add_callback(lambda: self._leave(key, number)):
+            self._leave(key, number)
+
+    def count(self, member: str, call: str) -> int:
+        """Return how many calls of a member to a method are open."""
+        with self._lock:
+            return len(self._open.get((member, call), ()))
+
+    def _leave(self, key: tuple[str, str], number: int) -> None:
+        with self._lock:
+            there = self._open.get(key, {})
+            there.pop(number, None)
+            if not there:
+                self._open.pop(key, None)
+
+
+@dataclass
+class _Wait:
+    context: grpc.ServicerContext
+    until: float
+    over: bool = False
+
+
+class Silence:
+    """Cuts off calls that keep the server waiting for longer than they may. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waits: dict[int, _Wait] = {}
+        self._numbers = itertools.count()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="fedloom-silence", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End."""
+        self._stopped.set()
+
+    @contextlib.contextmanager
+    def at_most(self, seconds: float, context: grpc.ServicerContext) -> Iterator[None]:
+        """Cancel a call if the block takes longer than this.
+
+        Raises:
+            LimitExceeded: it did.
+        """
+        number, wait = next(self._numbers), _Wait(context, time.monotonic() + seconds)
+        with self._lock:
+            self._waits[number] = wait
+        try:
+            yield
+        except Exception as exc:
+            if wait.over:
+                raise LimitExceeded(f"nothing came for {seconds:g} s") from exc
+            raise
+        finally:
+            with self._lock:
+                self._waits.pop(number, None)
+
+    def next_of(self, items: Iterator[T], seconds: float, context: grpc.ServicerContext) -> T:
+        """Return the next of a call's messages, which must come within some seconds."""
+        with self.at_most(seconds, context):
+            return next(items)
+
+    def paced(self, items: Iterator[T], seconds: float, context: grpc.ServicerContext) -> Iterator[T]:
+        """Yield messages, each of which must come within some seconds of the one before."""
+        with contextlib.suppress(StopIteration):
+            while True:
+                yield self.next_of(items, seconds, context)
+
+    def taken(self, items: Iterator[T], seconds: float, context: grpc.ServicerContext) -> Iterator[T]:
+        """Yield messages, each of which must be taken within some seconds."""
+        for item in items:
+            with self.at_most(seconds, context):
+                yield item
+
+    def _look(self) -> None:
+        while not self._stopped.wait(_LOOK_S):
+            now = time.monotonic()
+            with self._lock:
+                overdue = [wait for wait in self._waits.values() if now > wait.until and not wait.over]
+                for wait in overdue:
+                    wait.over = True
+            for wait in overdue:
+                wait.context.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs leave it without types
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Threads:
+    """Thread pools of the services."""
+
+    fleet: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(FLEET_THREADS, "grpc"))
+    control: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(CONTROL_THREADS, "grpc-control"))
+    admin: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(ADMIN_THREADS, "grpc-admin"))
+
+    def of(self, call: str) -> ThreadPoolExecutor:
+        """Return the pool for a call, such as `Admin/Revoke`."""
+        service = call.partition("/")[0]
+        return {"Fleet": self.fleet, "Control": self.control}.get(service, self.admin)
+
+    def shutdown(self) -> None:
+        """Let the threads end with what they are doing."""
+        for pool in (self.fleet, self.control, self.admin):
+            pool.shutdown(wait=False)

@@ -1,0 +1,133 @@
+"""Floods by one member or stranger, on loopback and bounded: an administrator is answered within a second meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from shell import Shell
+
+from fedloom.client.admin import AdminClient
+from fedloom.client.control import ControlClient
+from fedloom.client.enroll import join
+from fedloom.client.link import connect
+from fedloom.core.identity import Identity
+from fedloom.core.messages import PROTOCOL
+from fedloom.proto.v1 import fleet_pb2 as pb
+
+BOUND_S = 1.0
+"""Seconds within which an administrator's call must be answered."""
+ASKED = 20
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+class Site:
+    """A server in a process of its own, and members of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.shell = Shell(folder)
+        self.process, port, self.log = self.shell.serve(0)
+        self.port = int(port)
+        self.admin = Identity.load(folder / "state" / "admin")
+
+    def joined(self, name: str, role: str = "node") -> Identity:
+        with AdminClient(self.admin) as admin:
+            token = admin.create_token(name, role=role, ttl_s=600.0)
+        return join(token.encode(), self.folder / name)
+
+    def slowest_call_s(self, seconds: float = 0.0) -> float:
+        """The longest of many calls of an administrator, each by a connection of its own, over some seconds."""
+        longest = 0.0
+        for _ in range(ASKED):
+            begin = time.monotonic()
+            with AdminClient(self.admin, timeout_s=30.0) as admin:
+                admin.members()
+            with ControlClient(self.admin.address, identity=self.admin, timeout_s=30.0) as control:
+                control.runs()
+            longest = max(longest, (time.monotonic() - begin) / 2)
+            time.sleep(seconds / ASKED)
+        return longest
+
+    def memory_mb(self) -> float:
+        for line in Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmRSS"):
+                return int(line.split()[1]) / 1024
+        raise AssertionError("no VmRSS")
+
+    def threads(self) -> int:
+        return len(list(Path(f"/proc/{self.process.pid}/task").iterdir()))
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    made = Site(tmp_path)
+    with contextlib.closing(made.shell):
+        yield made
+
+
+def half_open(
+    identity: Identity, method: str, count: int, *, channels: int = 1
+) -> tuple[contextlib.ExitStack, list[grpc.Future]]:
+    """Start calls that never say what they are for."""
+    stack, never = contextlib.ExitStack(), queue.SimpleQueue[bytes]()
+    stack.callback(lambda: [never.put(b"") for _ in range(count)])
+    metadata = (("fedloom-node", identity.name), ("fedloom-session", "s"))
+    made = [stack.enter_context(contextlib.closing(connect(identity.address, identity))) for _ in range(channels)]
+    calls = [
+        made[number % channels]
+        .stream_unary(f"/fedloom.proto.v1.{method}", None, None)
+        .future(iter(never.get, b""), metadata=metadata, timeout=120)
+        for number in range(count)
+    ]
+    return stack, calls
+
+
+@pytest.mark.parametrize(
+    ("role", "method"),
+    [
+        ("node", "Fleet/Upload"), ("node", "Fleet/Work"), ("node", "Fleet/Register"), ("node", "Fleet/Download"),
+        ("node", "Admin/Revoke"), ("node", "Credentials/Renew"), ("user", "Control/Watch"), ("user", "Control/Submit"),
+        ("user", "Credentials/Renew"),
+    ],
+)  # fmt: skip
+def test_half_open_calls_of_one_member(site: Site, role: str, method: str) -> None:
+    identity = site.joined("evil", role)
+    if role == "node":
+        with contextlib.closing(connect(identity.address, identity)) as channel:
+            request = pb.RegisterRequest(protocol=PROTOCOL, node="evil", session="s").SerializeToString()
+            channel.unary_unary("/fedloom.proto.v1.Fleet/Register", None, None)(request, timeout=10)
+    before = site.threads()
+    stack, calls = half_open(identity, method, 2000, channels=20)
+    with stack:
+        time.sleep(1.0)
+        assert site.slowest_call_s() < BOUND_S
+        assert site.threads() - before < 400
+        with AdminClient(site.admin) as admin:
+            begin = time.monotonic()
+            admin.revoke("evil")
+            assert time.monotonic() - begin < BOUND_S
+        assert sum(call.done() for call in calls) > 0
+
+
+def test_silent_connections_of_a_stranger(site: Site) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(1500):
+            stack.enter_context(socket.create_connection(("127.0.0.1", site.port), timeout=10))
+        assert site.slowest_call_s(2.0) < BOUND_S
+
+
+def test_silent_connections_end_in_seconds(site: Site) -> None:
+    with socket.create_connection(("127.0.0.1", site.port), timeout=30) as silent:
+        begin = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while silent.recv(4096):
+                pass
+        assert time.monotonic() - begin < 10.0
