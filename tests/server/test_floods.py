@@ -6,7 +6,7 @@ import contextlib
 import queue
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import grpc
@@ -75,10 +75,11 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 def half_open(
     identity: Identity, method: str, count: int, *, channels: int = 1
-) -> tuple[contextlib.ExitStack, list[grpc.Future]]:
+) -> tuple[contextlib.ExitStack, Sequence[grpc.CallFuture[object]]]:
     """Start calls that never say what they are for."""
     stack, never = contextlib.ExitStack(), queue.SimpleQueue[bytes]()
-    stack.callback(lambda: [never.put(b"") for _ in range(count)])
+    for _ in range(count):
+        stack.callback(never.put, b"")
     metadata = (("fedloom-node", identity.name), ("fedloom-session", "s"))
     made = [stack.enter_context(contextlib.closing(connect(identity.address, identity))) for _ in range(channels)]
     calls = [

@@ -45,6 +45,9 @@ IDLE_BEATS = 5
 """An agent with nothing in hand lets only every so many-th heartbeat go: five hundred of them are cheap then."""
 GATHER_S = 0.05
 """Results of groups that take less than this are sent several at a time, while more groups wait here."""
+MAX_WAITING, MAX_WAITING_BYTES = 256, 64 << 20
+"""Groups that wait here, and the bytes of payloads in their messages, at most. Further ones are not kept; heartbeats do
+not name them, so they come again."""
 LAST_RETRY_S = 10.0
 """The longest pause between attempts to reconnect."""
 BREAKS = 3
@@ -293,7 +296,7 @@ class Agent:
             case Group():
                 with self._lock:
                     held = {group.key for group in self._waiting} | set(self._results)
-                    if message.key not in held and message.key != self._current:
+                    if message.key not in held and message.key != self._current and self._has_room(message):
                         self._waiting.append(message)
                 if message.key in self._results:
                     self._deliver(self._results[message.key].result)
@@ -313,6 +316,12 @@ class Agent:
                 raise ServerUnreachable(f"the server said: {message.reason}")
             case Goodbye():
                 self._leaving, self.farewell = True, message.reason
+
+    def _has_room(self, group: Group) -> bool:
+        """Tell whether one more group may wait. Under the lock."""
+        waiting = sum(map(_inline_bytes, self._waiting))
+        small = not self._waiting or waiting + _inline_bytes(group) <= MAX_WAITING_BYTES
+        return small and len(self._waiting) < MAX_WAITING
 
     def _end_run(self, over: RunOver) -> None:
         """Drop what is kept for a run that is over; memory that its results share with the server is used again."""
@@ -381,6 +390,11 @@ class Agent:
 def _about(node: str, key: GroupKey) -> dict[str, object]:
     """For log lines: where in which run."""
     return {"run": key.run_id, "round": key.round, "node": node}
+
+
+def _inline_bytes(group: Group) -> int:
+    """Return the bytes of payloads that came within a group's message."""
+    return sum(len(ref.inline) for ref in (*group.inputs.values(), *group.states.values()))
 
 
 def _facts() -> dict[str, object]:

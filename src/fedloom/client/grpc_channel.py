@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import mmap
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import grpc
@@ -47,6 +48,14 @@ _MAX_BATCH = 64
 """Messages in one batch on the stream, at most."""
 _Outbox: TypeAlias = "queue.SimpleQueue[tuple[pb.FromAgent, int] | None]"
 """Encoded messages with their sizes in bytes; None ends the stream."""
+_HEARTBEAT_S = (0.05, 60.0)
+"""Seconds between heartbeats, at least and at most, whatever the server says."""
+_CHUNK_BYTES = (4 << 10, 1 << 20)
+"""Bytes of a chunk of an upload, likewise."""
+MAX_PAYLOAD_BYTES = 16 << 30
+"""The largest frame taken from a server, whatever it says."""
+INBOX_MESSAGES, INBOX_BYTES = 4096, 64 << 20
+"""What has come and is not taken yet, at most; more is not read from the connection."""
 _ATTEMPTS = 5
 """How often a broken transfer is continued before the connection counts as lost."""
 
@@ -76,7 +85,7 @@ class GrpcChannel:
         self._metadata: tuple[tuple[str, str], ...] = ()
         self._channel: grpc.Channel | None = None
         self._outbox: _Outbox = queue.SimpleQueue()
-        self._inbox: queue.SimpleQueue[ToAgent | FedloomError] = queue.SimpleQueue()
+        self._inbox = Inbox()
         self._welcome: Welcome | None = None
         self._depot: Depot | None = None
         self._leases: dict[int, _Lease] = {}
@@ -99,14 +108,15 @@ class GrpcChannel:
             raise ServerUnreachable(f"no server at {self._address} within {self._connect_s:g} s") from exc
         except grpc.RpcError as exc:
             raise self._error(exc) from exc
-        self._welcome = codec.read_welcome(reply)
+        self._welcome = clamped(codec.read_welcome(reply), is_member=self._identity is not None)
         if self._depot is not None and str(self._depot.path) != self._welcome.depot_path:
             self._depot.close()  # the server was restarted and has another depot
             self._depot = None
             self._shared.clear()
             self._leases.clear()
         self._depot = self._depot or Depot.join(self._welcome.depot_path, self._welcome.depot_nonce)
-        self._outbox, self._inbox = queue.SimpleQueue(), queue.SimpleQueue()
+        self._inbox.close()
+        self._outbox, self._inbox = queue.SimpleQueue(), Inbox()
         where = (("fedloom-locality", f"host:{self._welcome.depot_nonce}"),) if self._depot is not None else ()
         replies = stub.Work(self._requests(self._outbox), metadata=(*self._metadata, *where))
         threading.Thread(target=self._listen, args=(replies, self._inbox), name="fedloom-listener", daemon=True).start()
@@ -131,10 +141,7 @@ class GrpcChannel:
         self._outbox.put((wire, size))
 
     def receive(self, timeout_s: float) -> ToAgent | None:
-        try:
-            message = self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait()
-        except queue.Empty:
-            return None
+        message = self._inbox.get(timeout_s)
         if isinstance(message, FedloomError):
             raise message
         return message
@@ -207,6 +214,7 @@ class GrpcChannel:
         return error
 
     def _disconnect(self) -> None:
+        self._inbox.close()
         if self._channel is not None:
             self._outbox.put(None)
             self._channel.close()
@@ -313,19 +321,17 @@ class GrpcChannel:
             self._count(len(chunk))
             yield chunk
 
-    def _listen(
-        self, replies: grpc.CallIterator[pb.ToAgentBatch], inbox: queue.SimpleQueue[ToAgent | FedloomError]
-    ) -> None:
+    def _listen(self, replies: grpc.CallIterator[pb.ToAgentBatch], inbox: Inbox) -> None:
         try:
             for batch in replies:
                 self._count(batch.ByteSize())
                 for message in batch.messages:
-                    inbox.put(codec.read_to_agent(message))
+                    inbox.put(codec.read_to_agent(message), message.ByteSize())
             inbox.put(ServerUnreachable(f"the server at {self._address} closed the connection"))
         except grpc.RpcError as exc:
             inbox.put(self._error(exc))
-        except FedloomError as exc:
-            inbox.put(exc)
+        except FedloomError as exc:  # what cannot be read; the next connection may be to a server that can be
+            inbox.put(ServerUnreachable(f"the server at {self._address} sent what cannot be read: {exc}"))
         finally:
             with contextlib.suppress(Exception):
                 replies.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs leave it without types
@@ -357,6 +363,66 @@ class _Partial:
         self.frame[self.received : self.received + len(chunk)] = chunk
         self.digest.update(chunk)
         self.received += len(chunk)
+
+
+class Inbox:
+    """What the server has sent and the agent has not taken yet; whoever fills it waits where that is too much."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._messages: deque[tuple[ToAgent | FedloomError, int]] = deque()
+        self._bytes = 0
+        self._closed = False
+
+    def put(self, message: ToAgent | FedloomError, size: int = 0) -> None:
+        """Add a message of some bytes, as soon as there is room for it; drop it where nobody takes any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not self._messages or self._has_room(size))
+            if not self._closed:
+                self._messages.append((message, size))
+                self._bytes += size
+                self._changed.notify_all()
+
+    def get(self, timeout_s: float) -> ToAgent | FedloomError | None:
+        """Take the first message; None where none comes within some seconds."""
+        with self._changed:
+            if timeout_s > 0:
+                self._changed.wait_for(lambda: bool(self._messages), timeout_s)
+            if not self._messages:
+                return None
+            message, size = self._messages.popleft()
+            self._bytes -= size
+            self._changed.notify_all()
+            return message
+
+    def close(self) -> None:
+        """Let go of whoever waits to add something."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _has_room(self, size: int) -> bool:
+        return len(self._messages) < INBOX_MESSAGES and self._bytes + size <= INBOX_BYTES
+
+
+def clamped(welcome: Welcome, *, is_member: bool) -> Welcome:
+    """Return what a server says of itself within an agent's own bounds.
+
+    Args:
+        welcome: as it came.
+        is_member: whether the server is known by its certificate only: a member shares no memory with it, and looks
+            at no path that it names.
+    """
+    low, high = _HEARTBEAT_S
+    heartbeat_s = min(max(welcome.heartbeat_s, low), high) if math.isfinite(welcome.heartbeat_s) else high
+    least, most = _CHUNK_BYTES
+    return replace(
+        welcome,
+        heartbeat_s=heartbeat_s,
+        max_payload_bytes=min(welcome.max_payload_bytes, MAX_PAYLOAD_BYTES),
+        chunk_bytes=min(max(welcome.chunk_bytes, least), most),
+        depot_path="" if is_member else welcome.depot_path,
+    )
 
 
 def _with_head(head: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:

@@ -37,8 +37,16 @@ from fedloom.proto.v1 import fleet_pb2 as pb
 
 MAX_HELD = 4096
 """Groups one heartbeat may name."""
-MAX_FACTS = 16 << 10
+MAX_FACTS = 4 << 10
 """Characters a node may say about itself."""
+
+
+MAX_METRICS = 256
+"""Metrics of one client's report."""
+MAX_INFO = 1 << 20
+"""Characters of the numbers a client's report has beside metrics."""
+MAX_REASON = 2000
+"""Characters of the reason of a refusal, which the log has each time."""
 
 
 def to_agent_message(message: ToAgent) -> pb.ToAgent:
@@ -108,7 +116,7 @@ def read_from_agent(message: pb.FromAgent, node: str) -> FromAgent:
             return Refusal(
                 key=_read_key(message.refusal.key),
                 kind=_name(message.refusal.kind, "refusal.kind"),
-                reason=message.refusal.reason[:MAX_TEXT],
+                reason=message.refusal.reason[:MAX_REASON],
                 retry_s=_number(message.refusal.retry_s, "refusal.retry_s"),
             )
         case other:
@@ -308,6 +316,11 @@ def _report(report: ClientReport) -> pb.Report:
 
 
 def _read_report(message: pb.Report) -> ClientReport:
+    if len(message.metrics) > MAX_METRICS or len(message.info_json) > MAX_INFO:
+        raise BadMessage(
+            f"report of client {message.client}: expected at most {MAX_METRICS} metrics and {MAX_INFO} characters of "
+            f"info, got {len(message.metrics)} and {len(message.info_json)}"
+        )
     return ClientReport(
         client=message.client,
         num_examples=message.num_examples,

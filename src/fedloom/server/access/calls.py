@@ -11,12 +11,10 @@ import itertools
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
-
-import grpc
+from typing import Protocol, TypeVar
 
 from fedloom.core.errors import LimitExceeded
 
@@ -35,15 +33,25 @@ FLEET_THREADS, CONTROL_THREADS, ADMIN_THREADS = 4096, 1024, 32
 none of them can use up another's."""
 
 
+class Call(Protocol):
+    """A call in progress, as gRPC's context of it is."""
+
+    def cancel(self) -> object:
+        """End it."""
+
+    def add_callback(self, callback: Callable[[], None], /) -> bool:
+        """Have a function called when it has ended; False where it has already."""
+
+
 class OpenCalls:
     """Counts the open calls of each member. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._open: dict[tuple[str, str], dict[int, grpc.ServicerContext]] = defaultdict(dict)
+        self._open: dict[tuple[str, str], dict[int, Call]] = defaultdict(dict)
         self._numbers = itertools.count()
 
-    def enter(self, member: str, call: str, context: grpc.ServicerContext) -> None:
+    def enter(self, member: str, call: str, context: Call) -> None:
         """Count a call until it ends. A node's newest stream counts, for its older ones may be of broken connections.
 
         Args:
@@ -64,7 +72,7 @@ class OpenCalls:
                 del there[old]
             there[number] = context
         for _, old_context in surplus:
-            old_context.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs leave it without types
+            old_context.cancel()
         if not context.add_callback(lambda: self._leave(key, number)):
             self._leave(key, number)
 
@@ -81,9 +89,39 @@ class OpenCalls:
                 self._open.pop(key, None)
 
 
+class Pace:
+    """Limits how often each caller does something: some at once, then one in so many seconds. Thread-safe.
+
+    Args:
+        burst: how many at once.
+        every_s: seconds until one more.
+        what: for the refusal, before the caller's name.
+    """
+
+    def __init__(self, burst: int, every_s: float, what: str, now: Callable[[], float] = time.monotonic) -> None:
+        self._burst, self._every_s, self._what, self._now = burst, every_s, what, now
+        self._lock = threading.Lock()
+        self._used: dict[str, tuple[float, float]] = {}
+
+    def enter(self, who: str) -> None:
+        """Count one.
+
+        Raises:
+            LimitExceeded: the caller has to wait; the message says for how long.
+        """
+        with self._lock:
+            now = self._now()
+            used, at = self._used.get(who, (0.0, now))
+            used = max(0.0, used - (now - at) / self._every_s) + 1.0
+            if used > self._burst:
+                wait_s = (used - self._burst) * self._every_s
+                raise LimitExceeded(f"{self._what} {who!r}: {self._burst} in quick succession; wait {wait_s:.0f} s")
+            self._used[who] = used, now
+
+
 @dataclass
 class _Wait:
-    context: grpc.ServicerContext
+    context: Call
     until: float
     over: bool = False
 
@@ -107,7 +145,7 @@ class Silence:
         self._stopped.set()
 
     @contextlib.contextmanager
-    def at_most(self, seconds: float, context: grpc.ServicerContext) -> Iterator[None]:
+    def at_most(self, seconds: float, context: Call) -> Iterator[None]:
         """Cancel a call if the block takes longer than this.
 
         Raises:
@@ -126,18 +164,18 @@ class Silence:
             with self._lock:
                 self._waits.pop(number, None)
 
-    def next_of(self, items: Iterator[T], seconds: float, context: grpc.ServicerContext) -> T:
+    def next_of(self, items: Iterator[T], seconds: float, context: Call) -> T:
         """Return the next of a call's messages, which must come within some seconds."""
         with self.at_most(seconds, context):
             return next(items)
 
-    def paced(self, items: Iterator[T], seconds: float, context: grpc.ServicerContext) -> Iterator[T]:
+    def paced(self, items: Iterator[T], seconds: float, context: Call) -> Iterator[T]:
         """Yield messages, each of which must come within some seconds of the one before."""
         with contextlib.suppress(StopIteration):
             while True:
                 yield self.next_of(items, seconds, context)
 
-    def taken(self, items: Iterator[T], seconds: float, context: grpc.ServicerContext) -> Iterator[T]:
+    def taken(self, items: Iterator[T], seconds: float, context: Call) -> Iterator[T]:
         """Yield messages, each of which must be taken within some seconds."""
         for item in items:
             with self.at_most(seconds, context):
@@ -151,7 +189,7 @@ class Silence:
                 for wait in overdue:
                     wait.over = True
             for wait in overdue:
-                wait.context.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs leave it without types
+                wait.context.cancel()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

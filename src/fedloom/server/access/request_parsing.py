@@ -19,6 +19,8 @@ from fedloom.server.access.status import answering
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[object, object]"
 """How gRPC does one method."""
+Write: TypeAlias = Callable[..., bytes] | None
+"""Makes an answer's bytes; None where they are that already."""
 Enter: TypeAlias = Callable[[grpc.ServicerContext, str], None]
 """Checks and counts a caller; raises what refuses it."""
 
@@ -95,7 +97,7 @@ class Reading(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in t
         return handler
 
 
-def _one_answer(method: Callable[..., object], given: Callable[..., object], write: Callable[..., bytes]) -> Handler:
+def _one_answer(method: Callable[..., object], given: Callable[..., object], write: Write) -> Handler:
     def behaviour(requests: Iterator[bytes], context: grpc.ServicerContext) -> object:
         with answering(context):
             request = given(requests, context)
@@ -104,9 +106,7 @@ def _one_answer(method: Callable[..., object], given: Callable[..., object], wri
     return grpc.stream_unary_rpc_method_handler(behaviour, None, write)
 
 
-def _answers(
-    method: Callable[..., Iterator[object]], given: Callable[..., object], write: Callable[..., bytes]
-) -> Handler:
+def _answers(method: Callable[..., Iterator[object]], given: Callable[..., object], write: Write) -> Handler:
     def behaviour(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[object]:
         with answering(context):
             request = given(requests, context)

@@ -41,7 +41,7 @@ from fedloom.proto.v1.enroll_pb2_grpc import (
 from fedloom.proto.v1.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
 from fedloom.server.access.audit import Audit
 from fedloom.server.access.authority import Authority
-from fedloom.server.access.calls import CHUNK_S, Silence, Threads
+from fedloom.server.access.calls import CHUNK_S, Pace, Silence, Threads
 from fedloom.server.access.enroll_service import AdminService, CredentialsService, EnrollService, Security
 from fedloom.server.access.gate import Caller, Gate, MemberGate, TokenGate, metadata, same_secret
 from fedloom.server.access.request_parsing import Reading
@@ -72,6 +72,8 @@ MAX_CONNECTIONS = 16_384
 """Connections to the members' port at once, where the process may have as many descriptors."""
 SPARE_DESCRIPTORS = 1024
 """Descriptors kept for everything else, or half of what there is."""
+MAX_SUBMISSIONS, SUBMISSION_S = 60, 20.0
+"""Runs a user may submit in quick succession, and the seconds after which one more may follow."""
 MAX_STREAMS = 256
 """Calls open at once on one connection."""
 ENROLL_REQUEST_S = 5.0
@@ -136,8 +138,8 @@ class FleetService(FleetServicer):
     def UploadOffset(self, request: pb.UploadRequest, context: grpc.ServicerContext) -> pb.UploadReply:
         with answering(context):
             _, node, _ = self._caller(context, "Fleet/UploadOffset")
-            self._coordinator.check_upload(node)
-            received = self._coordinator.payloads.upload_offset(node, request.sha256, request.size)
+            limit = self._coordinator.upload_limit(node)
+            received = self._coordinator.payloads.upload_offset(node, request.sha256, request.size, limit)
             return pb.UploadReply(received=received)
 
     def download(self, request: pb.DownloadRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
@@ -154,12 +156,11 @@ class FleetService(FleetServicer):
         """Take a payload as raw chunks."""
         with answering(context):
             _, node, _ = self._caller(context, "Fleet/Upload")
-            self._coordinator.check_upload(node)
+            limit = self._coordinator.upload_limit(node)
             requests = self._silence.paced(request_iterator, CHUNK_S, context)
             head = _parse(pb.UploadRequest, next(requests, b""))
-            received = self._coordinator.payloads.upload(
-                node, head.sha256, head.size, head.offset, self._counted(node, _until_broken(requests))
-            )
+            chunks = self._counted(node, _until_broken(requests))
+            received = self._coordinator.payloads.upload(node, head.sha256, head.size, head.offset, chunks, limit=limit)
             return pb.UploadReply(received=received)
 
     def _counted(self, node: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -243,6 +244,7 @@ class ControlService(ControlServicer):
     ) -> None:
         self._coordinator, self._runs, self._gate = coordinator, runs, gate
         self._audit, self._allowed = audit, allowed
+        self._submissions = Pace(MAX_SUBMISSIONS, SUBMISSION_S, "runs submitted by")
 
     def Submit(self, request: control_pb.SubmitRequest, context: grpc.ServicerContext) -> control_pb.SubmitReply:
         with answering(context):
@@ -256,6 +258,7 @@ class ControlService(ControlServicer):
                 raise BadMessage(f"submit: expected the experiment as a JSON object, got a {type(values).__name__}")
             if caller.role != "admin":
                 check_submission(values, self._allowed)
+                self._submissions.enter(caller.name)
             run_id = self._runs.submit(values, Owner(caller.id, caller.name))
             self._audit.record("submitted", caller.name, context.peer(), run=run_id)
             return control_pb.SubmitReply(run_id=run_id)

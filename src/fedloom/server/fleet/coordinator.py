@@ -50,6 +50,8 @@ PREPARING = 2
 """Exchanges for which payloads are prepared at the same time, beside those that prepare their own when they begin."""
 STUCK_S = 5.0
 """Seconds an agent may go on with cancelled work while groups wait that no other one can do."""
+UPLOADS_S = 30.0
+"""Seconds after that grace for which what a disconnected agent has uploaded is kept."""
 GRACE_S = 3.0
 """Seconds a disconnected agent may take to come back before its groups go elsewhere."""
 
@@ -224,15 +226,17 @@ class Coordinator:
                 raise NotFound(f"no group of node {node!r} reads a payload {sha256[:16]!r}; its round may be over")
         return self.payloads.download(sha256, offset)
 
-    def check_upload(self, node: str) -> None:
-        """Refuse an upload of a node that has no group to answer for.
+    def upload_limit(self, node: str) -> int | None:
+        """Return how many bytes a node may upload for the groups it has to answer for; None for no other limit.
 
         Raises:
             NotFound: it has none.
         """
         with self._changed:
-            if not self._dispatch.has_work(node):
-                raise NotFound(f"node {node!r} uploads, but has no group to answer for; its round may be over")
+            limit = self._dispatch.upload_bytes(node)
+        if limit == 0:
+            raise NotFound(f"node {node!r} uploads, but has no group to answer for; its round may be over")
+        return limit
 
     def label(self, node: str, labels: Mapping[str, str]) -> None:
         """A node's labels have changed."""
@@ -351,6 +355,7 @@ class Coordinator:
         """Have agents drop what they keep for a run that is over; of a resumable one they keep clients' states."""
         with self._changed:
             self._results.forget(run_id)
+            self._dispatch.forget(run_id)
             for node in self._nodes.values():
                 node.forget(run_id, resumable=resumable)
 
@@ -498,10 +503,17 @@ class Coordinator:
                 for name, node in self._nodes.items():
                     if node.gone_since is not None and now - node.gone_since > self._grace_s and node.assigned:
                         self._dispatch.requeue(name, "the agent's process ended or its connection broke")
+                gone = [
+                    name
+                    for name, node in self._nodes.items()
+                    if node.gone_since is not None and now - node.gone_since > self._grace_s + UPLOADS_S
+                ]
                 deaf = [(name, n.hello.session) for name, n in self._nodes.items() if n.mailbox and n.mailbox.overflown]
                 stuck = self._dispatch.stuck(STUCK_S)
             for name in stuck:
                 self.on_stuck(name)
+            for name in gone:
+                self.payloads.forget(name)
             for name, session in silent:
                 self.detach(name, session, f"no heartbeat for {self._lost_after_s:.0f} s")
             for name, session in deaf:

@@ -17,6 +17,8 @@ from fedloom.server.fleet.nodes import Node
 from fedloom.server.fleet.open_exchange import Answer, OpenExchange
 from fedloom.server.fleet.payloads import Offer, PayloadStore
 
+RETRY_S = 1.0
+"""Seconds after which a node that refused is asked again at the earliest, whatever it says itself."""
 MAX_HELD = 3
 """Groups an agent is given at most before it has answered for one."""
 _SHOWN = 5
@@ -50,12 +52,16 @@ class Dispatch:
         self._nodes, self._payloads, self._prepare, self._clock = nodes, payloads, prepare, clock
         self._repeat_s, self._pause_s = repeat_s, pause_s
         self._open: dict[tuple[str, int, int], OpenExchange] = {}
+        self._model_bytes: dict[str, int] = {}
+        """The largest inputs of an exchange of each run; bytes."""
 
     # Exchanges
 
     def add(self, opened: OpenExchange) -> None:
         """Put an exchange's groups out."""
         self._open[opened.name], opened.begun = opened, self._clock.monotonic()
+        run_id, read = opened.run.run_id, sum(offer.size for offer in opened.inputs.values())
+        self._model_bytes[run_id] = max(read, self._model_bytes.get(run_id, 0))
         self.push()
 
     def remove(self, opened: OpenExchange) -> None:
@@ -100,9 +106,23 @@ class Dispatch:
                     return True
         return False
 
-    def has_work(self, name: str) -> bool:
-        """Return whether a node has been assigned a group that has no answer yet."""
-        return any(True for opened in self._open.values() for _ in opened.assigned_to(name))
+    def upload_bytes(self, name: str) -> int | None:
+        """Return how many bytes the answers of a node's groups can need, 0 where it has none to give.
+
+        None where nobody can tell yet, as for the group that makes the initial model.
+        """
+        total = 0
+        for opened in self._open.values():
+            for index in opened.assigned_to(name):
+                need = opened.upload_bytes(index, self._model_bytes.get(opened.run.run_id, 0))
+                if need is None:
+                    return None
+                total += need
+        return total
+
+    def forget(self, run_id: str) -> None:
+        """A run is over."""
+        self._model_bytes.pop(run_id, None)
 
     def disown(self, name: str) -> None:
         """Let nothing that was assigned to a node count any more."""
@@ -306,7 +326,8 @@ class Dispatch:
         if opened is None or not known or key.group in opened.done:
             return
         opened.refusals[name] = refusal
-        opened.unwilling[name] = self._clock.monotonic() + refusal.retry_s if refusal.retry_s else math.inf
+        wait_s = max(refusal.retry_s, RETRY_S) if refusal.retry_s else math.inf
+        opened.unwilling[name] = self._clock.monotonic() + wait_s
         opened.pending.appendleft(key.group)
         self._give_up_refused(opened, at_once={key.group} if not opened.reassigns else ())
         self.push()

@@ -13,6 +13,10 @@ from fedloom.core.records import ClientFailure, Record
 from fedloom.server.fleet.payloads import Offer
 from fedloom.server.fleet.planned import ExchangeKey, PlannedExchange
 
+UPLOAD_BYTES, UPLOAD_FACTOR = 16 << 20, 16
+"""Bytes a node may upload for a group whatever the model, and for each client and the sum as a multiple of the model:
+sums are float64, and strategies and rules keep several arrays of the model's shapes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
@@ -96,6 +100,22 @@ class OpenExchange:
     def assigned_to(self, name: str) -> Iterator[int]:
         """Yield the groups that are, or were, assigned to a node and have no answer yet."""
         return (index for index, names in self._assignees.items() if name in names and index not in self.done)
+
+    def upload_bytes(self, index: int, model_bytes: int) -> int | None:
+        """Return how many bytes a group's answer can need: its sum, or its updates, and states of its clients.
+
+        Args:
+            index: of the group.
+            model_bytes: the largest inputs that any exchange of the run has had; 0 before there were any.
+
+        Returns:
+            None where nothing is known yet, as for the group that makes the initial model.
+        """
+        group = self.groups[index]
+        if not model_bytes or any(job.kind == "init" for job in group.jobs):
+            return None
+        states = sum(self.states[client].size for client in group.states)
+        return UPLOAD_BYTES + UPLOAD_FACTOR * ((len(group.jobs) + 1) * model_bytes + states)
 
     def disown(self, name: str) -> None:
         """Forget what was assigned to a node, which is no member any more."""

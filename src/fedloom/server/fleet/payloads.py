@@ -258,8 +258,14 @@ class PayloadStore:
             raise BadMessage(f"download: offset {offset} lies behind the end of a frame of {offer.size} bytes")
         return frames.chunked(frames.pieces(offer.record), CHUNK_BYTES, offset)
 
-    def upload_offset(self, node: str, sha256: str, size: int) -> int:
+    def upload_offset(self, node: str, sha256: str, size: int, limit: int | None = None) -> int:
         """Bytes of an upload the server already has; makes room for a new one, and keeps a whole one for this caller.
+
+        Args:
+            node: whose upload it is.
+            sha256: digest of the frame.
+            size: bytes of the frame.
+            limit: bytes of all that the node has uploaded and no result has used; None for the store's own limit.
 
         Raises:
             LimitExceeded: the frame is larger than the server takes, alone or with what the node has sent before.
@@ -267,8 +273,12 @@ class PayloadStore:
         """
         if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
             raise BadMessage(f"upload: expected a SHA-256 digest of 64 hexadecimal digits, got {sha256[:80]!r}")
-        if size > self._max_payload_bytes:
-            raise LimitExceeded(f"upload: a frame of {size} bytes exceeds the limit of {self._max_payload_bytes}")
+        most = self._max_payload_bytes if limit is None else min(limit, self._max_payload_bytes)
+        if size > most:
+            raise LimitExceeded(
+                f"upload: a frame of {size} bytes exceeds the limit of {most}, which is for the groups "
+                f"that node {node!r} has"
+            )
         with self._lock:
             upload = self._uploads.get((node, sha256))
             if upload is None:
@@ -276,10 +286,10 @@ class PayloadStore:
                 for key in [k for k, u in self._uploads.items() if k[0] == node and not u.complete]:
                     del self._uploads[key]
                 held = sum(len(u.data) for key, u in self._uploads.items() if key[0] == node)
-                if held + size > self._max_payload_bytes:
+                if held + size > most:
                     raise LimitExceeded(
                         f"upload: {held} bytes of node {node!r} wait for results that name them; with {size} more they "
-                        f"exceed the limit of {self._max_payload_bytes}"
+                        f"exceed the limit of {most}"
                     )
                 upload = self._uploads[node, sha256] = Upload(reserve(size))
             if len(upload.data) != size:
@@ -288,8 +298,10 @@ class PayloadStore:
             upload.uses += upload.complete
             return upload.received
 
-    def upload(self, node: str, sha256: str, size: int, offset: int, chunks: Iterable[bytes]) -> int:
-        """Take chunks of a frame; returns the bytes received so far.
+    def upload(
+        self, node: str, sha256: str, size: int, offset: int, chunks: Iterable[bytes], *, limit: int | None = None
+    ) -> int:
+        """Take chunks of a frame; returns the bytes received so far. Arguments as `upload_offset`.
 
         A chunk that would make the frame too long, or a frame with another digest than announced, is refused and
         the upload begins again from nothing.
@@ -298,7 +310,7 @@ class PayloadStore:
             upload = self._uploads.get((node, sha256))
             if upload is not None and upload.complete and offset == len(upload.data) == size:
                 return size
-        received = self.upload_offset(node, sha256, size)
+        received = self.upload_offset(node, sha256, size, limit)
         with self._lock:
             upload = self._uploads[node, sha256]
             stream = upload.stream
