@@ -49,7 +49,21 @@ def test_the_servers_pod_listens_where_its_service_leads(monkeypatch: pytest.Mon
     assert {port["targetPort"] for port in service["spec"]["ports"]} == set(declared)
     assert context.params["address"] == service["metadata"]["name"], "what join tokens say must lead here"
     (policy,) = [each for each in objects() if each["metadata"]["name"] == "server-from-here"]
-    assert {port["port"] for port in policy["spec"]["ingress"][0]["ports"]} == set(declared.values())
+    assert {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]} == set(declared.values())
+
+
+def test_pods_reach_what_they_need_and_nothing_else() -> None:
+    policies = {each["metadata"]["name"]: each["spec"] for each in objects() if each["kind"] == "NetworkPolicy"}
+    assert all(spec["policyTypes"] == ["Ingress", "Egress"] for spec in policies.values())
+    selected = [spec["podSelector"]["matchLabels"] for spec in policies.values()]
+    assert all(owner["spec"]["template"]["metadata"]["labels"] in selected for owner in POD_OWNERS)
+    server, client = policies["server-from-here"], policies["client-to-server"]
+    assert server["egress"] == [] and "ingress" not in client
+    assert [port["port"] for rule in client["egress"] for port in rule["ports"]] == [7070, 7071, 53, 53]
+    to_server, _ = client["egress"]
+    assert to_server["to"][0]["podSelector"]["matchLabels"] == server["podSelector"]["matchLabels"]
+    (metrics,) = [rule for rule in server["ingress"] if {"protocol": "TCP", "port": 9090} in rule["ports"]]
+    assert len(metrics["ports"]) == 1 and metrics["from"][0]["podSelector"]["matchLabels"]
 
 
 @pytest.mark.parametrize("owner", POD_OWNERS, ids=lambda each: each["metadata"]["name"])
@@ -60,14 +74,15 @@ def test_keys_are_kept_and_stay_private(owner: dict[str, Any]) -> None:
     mounts = {each["name"]: each["mountPath"] for each in _container(owner)["volumeMounts"]}
     given = {each["name"]: each["value"] for each in _container(owner)["env"]}
     kept = Path(given["FEDLOOM_IDENTITY"])
-    assert kept.parent == Path(mounts[claim["metadata"]["name"]])
+    assert kept.parents[owner["metadata"]["name"] == "server"] == Path(mounts[claim["metadata"]["name"]])
     assert spec["template"]["spec"]["securityContext"]["fsGroupChangePolicy"] == "OnRootMismatch"
 
 
 def test_the_secret_is_the_one_that_is_said_to_be_made() -> None:
     """The commands at the head of the kustomization make the secret and the key in it that the pods read."""
     commands = (DEPLOY / "kubernetes" / "kustomization.yaml").read_text(encoding="utf-8")
-    (secret,) = [each["secret"] for each in _owner("client")["spec"]["template"]["spec"]["volumes"]]
+    volumes = _owner("client")["spec"]["template"]["spec"]["volumes"]
+    (secret,) = [each["secret"] for each in volumes if "secret" in each]
     given = {each["name"]: each["value"] for each in _container(_owner("client"))["env"]}
     mounts = {each["name"]: each["mountPath"] for each in _container(_owner("client"))["volumeMounts"]}
     key = Path(given["JOIN_TOKEN_FILE"]).name
@@ -93,8 +108,12 @@ def test_pods_can_do_little(owner: dict[str, Any]) -> None:
     pod, container = owner["spec"]["template"]["spec"], _container(owner)
     assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] == 1000
     assert pod["automountServiceAccountToken"] is False
-    assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-    assert "memory" in container["resources"]["limits"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}
+    }  # fmt: skip
+    assert {"memory", "ephemeral-storage"} <= set(container["resources"]["limits"])
+    writable = {each["mountPath"] for each in container["volumeMounts"] if not each.get("readOnly")}
+    assert {"/tmp", "/home/fedloom"} < writable
 
 
 @pytest.mark.parametrize("owner", POD_OWNERS, ids=lambda each: each["metadata"]["name"])
@@ -176,6 +195,14 @@ def test_the_unit_starts_the_client(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         assert re.search(rf"(^| ){name}={re.escape(value)}( |$)", script, re.MULTILINE), name
     assert Path(context.params["identity"]).parent == Path("/var/lib") / unit["Service"]["StateDirectory"]
     assert unit["Service"]["User"] == "fedloom" and unit["Service"]["NoNewPrivileges"] == "yes"
+
+
+def test_the_unit_works_in_an_empty_folder_and_within_limits() -> None:
+    """Not in the one of the identity: a reader that takes what lies below the working folder finds nothing there."""
+    service = _unit()["Service"]
+    assert service["WorkingDirectory"] == f"/run/{service['RuntimeDirectory']}"
+    assert service["RuntimeDirectoryMode"] == service["StateDirectoryMode"] == "0700"
+    assert {"MemoryMax", "TasksMax", "LimitNOFILE"} <= set(service) and service["UMask"] == "0077"
 
 
 def test_systemd_finds_no_fault_with_the_unit(tmp_path: Path) -> None:

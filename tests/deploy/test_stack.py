@@ -145,7 +145,7 @@ def test_a_server_container_that_is_killed_goes_on_with_its_run(fleet: Stack, ex
     settings = [word for each in SETTINGS for word in ("--set", each)]
     run = fleet.execute("server", "fedloom", "submit", "digits-fedavg", *settings).strip()
     server = fleet.containers("server")[0]
-    rounds = ("exec", server["Name"], "sh", "-c", f"cat /state/runs/{run}/rounds.jsonl | wc -l")
+    rounds = ("exec", server["Name"], "sh", "-c", f"cat /state/server/runs/{run}/rounds.jsonl | wc -l")
     done = until(lambda: int(fleet.podman(*rounds, check=False)), "two rounds")
     _kill(server)
     assert done < ROUNDS, "the server died during the run"

@@ -27,7 +27,7 @@ from fedloom.server.access.calls import Pace
 from fedloom.server.fleet import coordinator as coordinator_module
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.fleet.dispatch import RETRY_S
-from fedloom.server.fleet.open_exchange import UPLOAD_BYTES, UPLOAD_FACTOR
+from fedloom.server.fleet.open_exchange import UPLOAD_BYTES, UPLOAD_FACTOR, OpenExchange
 from fedloom.server.fleet.payloads import PayloadStore
 from fedloom.server.metrics import PrometheusSink
 from fedloom.testing.by_hand import open_exchange, planned_groups
@@ -65,6 +65,10 @@ def attached(fleet: Coordinator, name: str = "n") -> None:
     fleet.receive(name, "s", Heartbeat())
 
 
+def wait_for_work(fleet: Coordinator, opened: OpenExchange) -> None:
+    wait_until(lambda: "n" in fleet.holders(opened).values())
+
+
 def test_uploads_are_for_groups_and_no_larger_than_they_can_need(fleet: Coordinator) -> None:
     attached(fleet)
     with pytest.raises(NotFound, match="has no group to answer for"):
@@ -90,7 +94,7 @@ def test_a_later_exchange_with_small_inputs_may_still_answer_with_the_model(flee
     for index, size in enumerate((10_000_000, 1)):
         with open_exchange(fleet, planned_groups(1.0), index=index, inputs={"model": model_record(size)}) as opened:
             fleet.receive("n", "s", Heartbeat())  # nothing is left of the exchange before
-            wait_until(lambda opened=opened: "n" in fleet.holders(opened).values())
+            wait_for_work(fleet, opened)
             limits.append(fleet.upload_limit("n"))
     assert limits[0] == limits[1]
 
