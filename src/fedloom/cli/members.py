@@ -56,6 +56,14 @@ def join(
             help="A workload this node will run, and the folder its $DATA is; written to its policy. Repeatable.",
         ),
     ] = [],  # noqa: B006  # typer reads the default, nobody changes it
+    column: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME",
+            help="A column of this node's tables that may be read, beside those its workloads read by default; written "
+            "to its policy. Repeatable.",
+        ),
+    ] = [],  # noqa: B006  # typer reads the default, nobody changes it
 ) -> None:
     """Become a member of a server: verify it, make a key here, have it certified."""
     from fedloom.client import enroll
@@ -63,7 +71,7 @@ def join(
     from fedloom.core.identity import default_folder
 
     told = sys.stdin.read().strip() if join_token == "-" else join_token
-    policy = _policy_text(allow)
+    policy = _policy_text(allow, column)
     if join_token != "-":
         print_warning("the token was on the command line, where other users can read it: fedloom join - <TOKEN-FILE")
     joined = enroll.join(told, identity)
@@ -237,7 +245,7 @@ def _with_identity(folder: Path, usual: Path) -> str:
     return "" if folder == usual else f" --identity {shlex.quote(str(folder))}"
 
 
-def _policy_text(allow: list[str]) -> str:
+def _policy_text(allow: list[str], columns: list[str]) -> str:
     from fedloom.core.setting_types import DATA
 
     lines = ["# What this node allows; docs/how-to/serve-and-enroll-agents.md has every setting.", ""]
@@ -247,10 +255,27 @@ def _policy_text(allow: list[str]) -> str:
             raise UsageError(f"--allow {each!r}: {data} is not a folder here; the token was not used")
         lines.append(f"[workloads.{_quoted(name)}]")
         lines.append(f"data = {_quoted(str(Path(data).resolve()))}" if data else f'# data = "…"  # what {DATA} means')
+        if data and (named := sorted({*_default_columns(name), *columns})):
+            lines.append(f"columns = [{', '.join(map(_quoted, named))}]  # the columns that may be read")
         lines.append("")
     if not allow:
         lines += ["# [workloads.image_classification]", ""]
     return "\n".join(lines)
+
+
+def _default_columns(workload: str) -> frozenset[str]:
+    """The columns a workload reads where an experiment names no others; none where it is not installed here."""
+    from fedloom.core.config import plugin_schema
+    from fedloom.core.errors import FedloomError
+    from fedloom.core.kinds import Kind
+    from fedloom.core.registry import PartRef
+    from fedloom.core.setting_types import default_columns
+
+    try:
+        is_here = PartRef(Kind.WORKLOAD, workload, "workload").installed
+        return default_columns(plugin_schema(Kind.WORKLOAD, workload)) if is_here else frozenset()
+    except FedloomError:
+        return frozenset()
 
 
 def _quoted(text: str) -> str:

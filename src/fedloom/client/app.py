@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import platform
+import shutil
 import signal
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from fedloom.client.memory import MemoryLimits
 from fedloom.client.policy import Guard, Policy, Usage, apply_limits
 from fedloom.client.setup import NodeSetup
 from fedloom.core import files
-from fedloom.core.errors import Forbidden, RunFailed
+from fedloom.core.errors import Forbidden, RunFailed, UsageError
 from fedloom.core.identity import Identity
 
 _log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ def run_member(folder: Path, policy_file: Path | None = None, *, give_up_s: floa
         and what `run_client` raises.
     """
     files.restrict_new_files()
+    folder, policy_file = folder.absolute(), policy_file.absolute() if policy_file is not None else None
     identity = Identity.load(folder)
     if identity.role != "node":
         raise Forbidden(f"{folder} is the identity of {identity.name!r}, a {identity.role}; a node's is needed")
@@ -72,17 +74,29 @@ def run_member(folder: Path, policy_file: Path | None = None, *, give_up_s: floa
     usage, renewer = Usage(folder / "usage.json"), Renewer(identity)
     channel = GrpcChannel(identity.address, identity=lambda: renewer.identity, count=usage.add)
     setup = NodeSetup(
-        guard=Guard(policy, usage),
+        guard=Guard(policy, usage, private=(folder, file)),
         memory=MemoryLimits.of(policy.limits),
         helpers=ProcessHelpers(),
         states=folder / "client-states",
     )
     agent = Agent(channel, identity.name, setup, give_up_s=give_up_s)
+    _work_in(folder / "work")
     renewer.start()
     with contextlib.ExitStack() as stack:
         stack.callback(usage.save)
         stack.callback(renewer.stop)
         _run(agent, identity.address)
+
+
+def _work_in(folder: Path) -> None:
+    """Make an empty folder of the agent's own its working folder: whatever reads one finds nothing there."""
+    if cache := os.environ.get("FEDLOOM_CACHE"):
+        os.environ["FEDLOOM_CACHE"] = str(Path(cache).absolute())
+    if folder.is_symlink():
+        raise UsageError(f"{folder} is a link; the agent works in a folder of its own there. Remove the link")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    os.chdir(folder)
 
 
 def _warn(policy: Policy, node: str, file: Path) -> None:

@@ -126,6 +126,7 @@ class JobRunner:
             )
         turn.stage = "shard"
         shard = workload.shard(job.client)
+        turn.run.admit_examples(job.client, shard.num_examples)
         turn.stage = job.kind
         if turn.kind == "measure":
             return _Work(Update(num_examples=shard.num_examples), shard)
@@ -178,7 +179,7 @@ def _init(turn: Turn) -> Done:
     if monitor is not None:
         build_watch(monitor).check(workload)
     model = workload.init(turn.rng())
-    described = dataclasses.asdict(workload.describe())
+    described = dataclasses.asdict(turn.run.disclosed(workload.describe()))
     return Done(Update(num_examples=0, groups=model.groups, info={"workload": described, "model": model.info}))
 
 
@@ -204,6 +205,8 @@ def _watch(turn: Turn) -> Done:
             f"workload {turn.run.experiment.workload.name!r} has no held-out data for a monitor; let it watch "
             "clients' own"
         )
+    if parts is None:
+        turn.run.admit_examples(turn.job.client, shard.num_examples)
     seen = build_watch(monitor)(workload, inputs, shard, turn.rng())
     update = Update(num_examples=seen.num_examples, metrics=seen.metrics, info=seen.info)
     return Done(update, measured=_count(seen.info))

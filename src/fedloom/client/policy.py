@@ -6,6 +6,7 @@ is imported, and a workload reads no path but those below the folder its owner g
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -23,13 +24,21 @@ from pydantic import Field
 
 from fedloom.core import files
 from fedloom.core.accumulators import BUILTIN
-from fedloom.core.config import Settings, plugin_schema
+from fedloom.core.config import PluginSettings, Settings, plugin_schema
 from fedloom.core.errors import ConfigError, PolicyRefused
 from fedloom.core.kinds import SECTIONS, Kind
 from fedloom.core.messages import Group
 from fedloom.core.records import Info, JsonObject
 from fedloom.core.registry import PartRef
-from fedloom.core.setting_types import DATA, SettingKind, TextSetting, module_file, offence, text_settings
+from fedloom.core.setting_types import (
+    DATA,
+    SettingKind,
+    TextSetting,
+    default_columns,
+    module_file,
+    offence,
+    text_settings,
+)
 
 _AGAIN_S = 900.0
 """The longest a server is told to wait before it may ask again."""
@@ -42,6 +51,17 @@ class WorkloadPolicy(Settings):
 
     data: Path | None = None
     """Folder an experiment means by `$DATA`. Without one the workload reads no file a server names."""
+
+    @pydantic.field_validator("data")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.absolute()
+
+    columns: tuple[str, ...] | None = None
+    """Columns of tables (and arrays of archives) that may be read; None for those the workload reads by default, such
+    as `text` and `label`."""
+    classes: tuple[str, ...] = ()
+    """Names of classes that may be told; of other classes a digest is told."""
 
 
 class Limits(Settings):
@@ -70,6 +90,10 @@ class Limits(Settings):
     """Seconds after which the hook's silence means no."""
     hook_every_s: Annotated[float, Field(gt=0.0)] = 60.0
     """Seconds an answer of the hook holds."""
+    min_examples: Annotated[int, Field(ge=0)] = 0
+    """Examples a client must have for work on them to be done; 0 for no floor."""
+    min_cohort: Annotated[int, Field(ge=0)] = 0
+    """Clients a round of the run must ask for, by its experiment; 0 for no floor."""
 
 
 class Policy(Settings):
@@ -146,10 +170,19 @@ class Guard:
         policy: what is allowed.
         usage: bytes of today.
         now: the node's clock, local time.
+        private: folders and files that are never data: the node's identity, its policy.
     """
 
-    def __init__(self, policy: Policy, usage: Usage, now: Callable[[], datetime] = datetime.now) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        usage: Usage,
+        now: Callable[[], datetime] = datetime.now,
+        *,
+        private: Sequence[Path] = (),
+    ) -> None:
         self.policy, self._usage, self._now = policy, usage, now
+        self._private, self._here = [path.resolve() for path in private], Path.cwd()
         self._hook_said: tuple[float, str] | None = None
 
     def admit_experiment(self, experiment: Info) -> JsonObject:
@@ -168,35 +201,68 @@ class Guard:
         if allowed is None:
             listed = ", ".join(sorted(self.policy.workloads)) or "none"
             raise PolicyRefused(f"workload {workload!r} is not allowed here (allowed: {listed})", kind="workload")
+        self._admit_cohort(experiment)
         settings = experiment["workload"]
         table = {"name": settings} if isinstance(settings, str) else settings
-        return {**experiment, "workload": self._own_settings(workload, table, allowed.data)}
+        return {**experiment, "workload": self._own_settings(workload, table, allowed)}
 
-    def _own_settings(self, workload: str, table: Info, data: Path | None) -> JsonObject:
+    def _admit_cohort(self, experiment: Info) -> None:
+        """Refuse a run whose rounds ask for fewer clients than the policy says."""
+        floor = self.policy.limits.min_cohort
+        size = experiment.get("cohort") or experiment.get("clients") or 1
+        if floor and not (isinstance(size, int) and size >= floor):
+            raise PolicyRefused(f"a round of this run asks for {size} clients, expected at least {floor}", kind="data")
+
+    def admit_examples(self, client: int, num_examples: int) -> None:
+        """Whether a client has enough examples for work on them to leave the node.
+
+        Raises:
+            PolicyRefused: it has fewer than the policy says.
+        """
+        floor = self.policy.limits.min_examples
+        if num_examples < floor:
+            raise PolicyRefused(
+                f"client {client} has fewer examples than the {floor} that the node's policy asks for", kind="data"
+            )
+
+    def _own_settings(self, workload: str, table: Info, allowed: WorkloadPolicy) -> JsonObject:
         """The workload's settings with the node's own paths in them; code and other paths are refused."""
         own: JsonObject = copy.deepcopy(dict(table))
-        settings = text_settings(plugin_schema(Kind.WORKLOAD, workload), table)
+        schema = plugin_schema(Kind.WORKLOAD, workload)
+        settings = text_settings(schema, table)
         for setting in sorted(settings, key=lambda each: each.kind is not SettingKind.APP):
             if setting.steps != ("name",):
-                _replace(own, setting.steps, self._own_text(setting, data, own))
+                _replace(own, setting.steps, self._own_text(setting, allowed.data, own))
+        _admit_columns(schema, own, allowed)
         return own
 
     def _own_text(self, setting: TextSetting, data: Path | None, own: Info) -> str:
         """A text of the workload's settings as it is here; `own` has those before it already."""
         if setting.kind is SettingKind.APP and setting.value not in self.policy.code:
-            return _path(setting, data)  # the owner has put it below the data folder
+            return self._path(setting, data)  # the owner has put it below the data folder
         found = offence(setting)
         if found == "empty":
             raise PolicyRefused(f"workload setting {setting.dotted} is an empty path; write {DATA}/…", kind="data")
         if found == "path":
-            return _path(setting, data)
+            return self._path(setting, data)
         if found == "code" and not self._allows(setting, own):
             raise PolicyRefused(
                 f"workload setting {setting.dotted} = {setting.value[:80]!r} names code that the node's policy "
                 "does not allow; its owner may list the module or file under `code`",
                 kind="code",
             )
-        return setting.value
+        file, colon, name = setting.value.rpartition(":")
+        moved = found == "code" and file.endswith(".py") and Path.cwd() != self._here
+        return f"{self._here / file}{colon}{name}" if moved else setting.value
+
+    def _path(self, setting: TextSetting, data: Path | None) -> str:
+        """A path below the data folder, which nothing of the node's own is."""
+        path = _path(setting, data)
+        if any(Path(path).is_relative_to(own) or own.is_relative_to(path) for own in self._private):
+            raise PolicyRefused(
+                f"workload setting {setting.dotted}: the node's identity, policy and state are no data", kind="data"
+            )
+        return path
 
     def _allows(self, setting: TextSetting, own: Info) -> bool:
         """Whether the policy lists code, or the app's folder has it."""
@@ -281,6 +347,21 @@ def _name(section: object, what: str) -> str:
     if not isinstance(name, str) or not name:
         raise PolicyRefused(f"the experiment names no {what}", kind="code")
     return name
+
+
+def _admit_columns(schema: type[PluginSettings], own: Info, allowed: WorkloadPolicy) -> None:
+    """Refuse columns that the policy does not name, those the workload reads by default included."""
+    named = default_columns(schema) if allowed.columns is None else frozenset(allowed.columns)
+    with contextlib.suppress(pydantic.ValidationError, ConfigError):  # said when the experiment is parsed
+        own = schema.model_validate(own).model_dump(mode="json", by_alias=True, exclude_none=True)
+    for setting in text_settings(schema, own):
+        if setting.kind is SettingKind.COLUMN and setting.value not in named:
+            listed = ", ".join(sorted(named)) or "none"
+            raise PolicyRefused(
+                f"workload setting {setting.dotted} = {setting.value[:80]!r} is no column that the node's policy names "
+                f"(named: {listed}); its owner may add it to `columns`",
+                kind="data",
+            )
 
 
 def _path(setting: TextSetting, data: Path | None) -> str:

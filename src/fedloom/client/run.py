@@ -7,12 +7,13 @@ import logging
 from typing import TypeVar, cast
 
 from fedloom.client.client_stores import ClientStore
+from fedloom.client.disclosure import disclosed
 from fedloom.client.helpers import RunHelpers
 from fedloom.client.policy import Guard
 from fedloom.core.config import Experiment
 from fedloom.core.messages import RunSpec
 from fedloom.core.plugins import AnyWorkload, build_workload
-from fedloom.core.protocols import UsesHelpers
+from fedloom.core.protocols import UsesHelpers, WorkloadInfo
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +78,26 @@ class Run:
     def weighs_by_examples(self) -> bool:
         """Whether an update weighs as much as its examples."""
         return self.experiment.weighs_by_examples
+
+    def disclosed(self, info: WorkloadInfo) -> WorkloadInfo:
+        """Return a description of the workload as the node's policy lets it leave.
+
+        Raises:
+            PolicyRefused: there are more classes than a node tells of.
+        """
+        if self._guard is None:
+            return info
+        allowed = self._guard.policy.workloads.get(self.experiment.workload.name)
+        return disclosed(info, () if allowed is None else allowed.classes, self._spec.run_id)
+
+    def admit_examples(self, client: int, num_examples: int) -> None:
+        """Refuse work on a client with fewer examples than the node's policy says.
+
+        Raises:
+            PolicyRefused: it has fewer.
+        """
+        if self._guard is not None:
+            self._guard.admit_examples(client, num_examples)
 
     def warn_once(self, about: str, message: str, cause: BaseException) -> None:
         """Log a warning and put it among the run's notices, unless this run has warned about the same before.

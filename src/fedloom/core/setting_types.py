@@ -147,6 +147,28 @@ def module_file(code: str, folder: Path) -> Path | None:
     return None
 
 
+def default_columns(schema: type[BaseModel]) -> frozenset[str]:
+    """Return the columns that a schema, and those inside it, name where nothing else is set."""
+    found: set[str] = set()
+    seen: set[type[BaseModel]] = set()
+
+    def walk(annotation: object) -> None:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            if annotation in seen:
+                return
+            seen.add(annotation)
+            for field in annotation.model_fields.values():
+                kinds = {kind for kind, _ in _flat(Annotated[(field.annotation, *field.metadata, None)])}
+                if SettingKind.COLUMN in kinds and isinstance(field.default, str):
+                    found.add(field.default)
+                walk(field.annotation)
+        for inner in typing.get_args(annotation):
+            walk(inner)
+
+    walk(schema)
+    return frozenset(found)
+
+
 def server_only_fields(schema: type[BaseModel]) -> frozenset[str]:
     """Return the names of a model's fields that are never sent to a node."""
     return frozenset(name for name, field in schema.model_fields.items() if SERVER_ONLY in field.metadata)

@@ -1,0 +1,59 @@
+"""What a node tells of its classes: names that its owner allows, digests of the others."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from fedloom.core.errors import PolicyRefused
+from fedloom.core.protocols import WorkloadInfo
+
+MAX_CLASSES = 1000
+"""Classes a node tells of at most, by name or digest: a column with more is no column of classes."""
+MAX_NAME = 64
+"""Characters of a class name that is told at most."""
+MIN_EXAMPLES = 5
+"""Examples a class must have for its name or digest to be told."""
+FEW = f"fewer than {MIN_EXAMPLES} examples"
+"""What is told in place of the name of a class with fewer."""
+
+
+def disclosed(info: WorkloadInfo, told: Collection[str], run_id: str) -> WorkloadInfo:
+    """Return a workload's description with the names of its classes as they may leave the node.
+
+    Args:
+        info: the description.
+        told: names that the node's policy lists.
+        run_id: of the run; equal names have equal digests at all sites of one run, and other ones in the next.
+
+    Raises:
+        PolicyRefused: there are more classes than a node tells of.
+    """
+    names = info.label_names
+    if len(names) > MAX_CLASSES:
+        raise PolicyRefused(
+            f"the data has {len(names)} classes, and a node tells of at most {MAX_CLASSES}: is the label column one of "
+            "classes?",
+            kind="data",
+        )
+    counts = _examples(info.label_counts, len(names))
+    return replace(
+        info, label_names=[_as_told(name, count, told, run_id) for name, count in zip(names, counts, strict=True)]
+    )
+
+
+def digest_of_class(name: str, run_id: str) -> str:
+    """Return what is told in place of a class's name. Whoever guesses the name can check the guess."""
+    return f"sha256:{hashlib.sha256((run_id + chr(0) + name).encode()).hexdigest()[:16]}"
+
+
+def _as_told(name: str, count: int, told: Collection[str], run_id: str) -> str:
+    if count < MIN_EXAMPLES:
+        return FEW
+    return name if name in told and len(name) <= MAX_NAME else digest_of_class(name, run_id)
+
+
+def _examples(counts: Sequence[Sequence[int]], classes: int) -> list[int]:
+    """Examples of each class, all clients together; 0 where they are not known."""
+    return [sum(client[index] for client in counts) for index in range(classes)]
