@@ -124,7 +124,7 @@ def test_auto_without_any_cluster_is_an_error(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     monkeypatch.setattr(services, "find_gcs_addresses", set)
     with pytest.raises(
-        ServerUnreachable, match=r"cluster at auto, given by the environment variable RAY_ADDRESS: Could"
+        ServerUnreachable, match=r"auto, given by the environment variable RAY_ADDRESS: ConnectionError: Could"
     ):
         ray_runtime.RayRuntime(RuntimeSettings()).host()
 

@@ -17,7 +17,7 @@ import pytest
 import tomli_w
 
 from fedloom.core.config import Experiment
-from fedloom.simulation.ray_privacy import token_variables
+from fedloom.simulation.ray_privacy import set_up_variables, token_variables
 from fedloom.testing.fleet import wait_until
 
 Make = Callable[..., Experiment]
@@ -31,6 +31,18 @@ except BaseException as exc:
     print("refused", type(exc).__name__, str(exc)[:300])
 """
 """What `ray.init` and `ray start` do first: ask the cluster's head who it is and which nodes it has."""
+
+
+def test_a_process_that_joins_a_cluster_asks_for_no_token_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    joins = set_up_variables({}, tmp_path, joins=True)
+    assert not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & joins.keys()
+    assert set_up_variables(joins, tmp_path, joins=False) == {}, "what was asked first decides"
+    alone = set_up_variables({}, tmp_path, joins=False)
+    assert alone["RAY_AUTH_MODE"] == "token" and len(alone["RAY_AUTH_TOKEN"]) == 64
+    assert set_up_variables({"FEDLOOM_RAY_SET_UP": "of a parent"}, tmp_path, joins=False).keys() == alone.keys()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from fedloom.core.errors import StorageFull
 from fedloom.core.files import replacing
 from fedloom.core.messages import Group, PayloadRef
 from fedloom.core.records import Record
+from fedloom.core.user_folders import home_or_temporary
 
 STALE_S = 30 * 86400.0
 """Seconds after which the states of a run that nobody has resumed are removed."""
@@ -123,6 +123,6 @@ class NodeStore:
 
 
 def default_folder(node: str) -> Path:
-    """Return where an agent without a folder of its own keeps its clients' states: below the user's state folder."""
-    home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    return home / "fedloom" / "nodes" / hashlib.sha256(node.encode()).hexdigest()[:16]
+    """Return where an agent without a folder of its own keeps clients' states: below the user's state folder."""
+    home = home_or_temporary("XDG_STATE_HOME", ".local/state", "fedloom")
+    return home / "nodes" / hashlib.sha256(node.encode()).hexdigest()[:16]

@@ -123,7 +123,8 @@ class RuntimeSettings(Settings):
     name: Literal["ray", "process", "inline"] = "ray"
     """`ray` spawns the agents as Ray actors, `process` forks them here, `inline` runs them in the calling thread."""
     workers: Annotated[int, Field(ge=1)] | None = None
-    """Number of agents; None takes one per core (of the Ray cluster, for `ray`)."""
+    """Number of agents; None takes one per core (of the Ray cluster, for `ray`) this process may use: CPU affinity and
+    the limits of its control groups on CPU, memory (512 MB for each) and processes count."""
     ray_address: PlainWord | None = None
     """Address of a running Ray cluster (`auto`, or `HOST:PORT`). None: `RAY_ADDRESS` if it is set, otherwise Ray is
     started here."""

@@ -33,6 +33,16 @@ class Buffer:
     memory: memoryview
 
 
+MEMORY = Path("/dev/shm")
+"""Where a system keeps files in memory."""
+_OVERFLOW = "overflow"
+"""Link in a depot's folder to the folder on disk for buffers that memory has no room for."""
+_ADVICE = (
+    "Enlarge /dev/shm (`docker run --shm-size 2g`, an emptyDir with medium: Memory), set TMPDIR to a folder with room, "
+    "or use fewer workers"
+)
+
+
 class Depot:
     """One process's access to the host's shared frames. Only `map` is thread-safe; each owner has its own instance.
 
@@ -53,14 +63,31 @@ class Depot:
         """Total size; bytes."""
         self._leased: dict[str, Buffer] = {}
         self._maps: dict[str, memoryview] = {}
+        self._beside: Depot | None = None
+        """The depot that has the overflow folder; None for those that did not make it."""
         self._alive: IO[bytes] | None = None
         """Locked while the creator of the depot is alive."""
 
     @classmethod
     def create(cls) -> Depot:
-        """Create a depot in memory (`/dev/shm`) if the system has that, otherwise in the temporary folder."""
-        memory = Path("/dev/shm")
-        root = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
+        """Create a depot in memory (`/dev/shm`) if there is room, otherwise in the temporary folder.
+
+        Raises:
+            StorageFull: neither can be written.
+        """
+        failures: list[str] = []
+        for root in dict.fromkeys((MEMORY, Path(tempfile.gettempdir()))):
+            try:
+                depot = cls._made(root)
+                if root == MEMORY:
+                    depot._make_overflow()
+                return depot
+            except OSError as exc:
+                failures.append(f"{root}: {exc.strerror}")
+        raise StorageFull(f"no place for the memory that processes share: {'; '.join(failures)}. {_ADVICE}")
+
+    @classmethod
+    def _made(cls, root: Path) -> Depot:
         _reap(root)
         depot = cls(Path(tempfile.mkdtemp(prefix="fedloom-", dir=root)), owner=True)
         depot._alive = open(_private(depot.path / ".owner"), "wb")  # noqa: SIM115  # open for as long as the depot is there
@@ -69,6 +96,13 @@ class Depot:
         with open(_private(depot.path / "nonce"), "wb") as nonce:
             nonce.write(secrets.token_hex(16).encode())
         return depot
+
+    def _make_overflow(self) -> None:
+        """Make the folder for buffers that memory has no room for; without one there is just less room."""
+        with contextlib.suppress(OSError):
+            _reap(Path(tempfile.gettempdir()))
+            self._beside = Depot._made(Path(tempfile.gettempdir()))
+            (self.path / _OVERFLOW).symlink_to(self._beside.path)
 
     @classmethod
     def join(cls, path: str, nonce: str) -> Depot | None:
@@ -115,7 +149,8 @@ class Depot:
         """Return the first `size` bytes of any process's buffer, read-only; mappings are cached."""
         memory = self._maps.get(name)
         if memory is None or len(memory) < size:
-            if "/" in name or name.startswith("."):
+            inner = name.removeprefix(f"{_OVERFLOW}/")
+            if "/" in inner or inner.startswith(".") or inner in ("", _OVERFLOW):
                 raise FileNotFoundError(f"{name!r} is not the name of a buffer")
             try:
                 with (self.path / name).open("rb") as file:
@@ -132,6 +167,8 @@ class Depot:
         self._free_now = 0
         self._leased.clear()
         self._maps.clear()
+        if self._beside is not None:
+            self._beside.close()
         if self._owner:
             shutil.rmtree(self.path, ignore_errors=True)
         if self._alive is not None:
@@ -148,21 +185,31 @@ class Depot:
         return buffer
 
     def _new(self, capacity: int) -> Buffer:
+        """Make a buffer, in the overflow folder where memory has no room for it."""
         name = f"{self._prefix}-{next(self._counter)}"
+        try:
+            return self._reserve(name, capacity)
+        except OSError as exc:
+            try:
+                return self._reserve(f"{_OVERFLOW}/{name}", capacity)
+            except OSError as beside:
+                free = shutil.disk_usage(self.path).free if self.path.exists() else 0
+                raise StorageFull(
+                    f"no shared memory for a buffer of {capacity} bytes in {self.path} ({free} bytes free): {exc}; nor "
+                    f"on disk: {beside.strerror}. {_ADVICE}"
+                ) from exc
+
+    def _reserve(self, name: str, capacity: int) -> Buffer:
         path = self.path / name
         try:
             with open(_private(path), "w+b") as file:
                 # Reserving the pages now turns a full memory disk into an error here instead of a SIGBUS later.
                 os.posix_fallocate(file.fileno(), 0, capacity)
-                memory = memoryview(mmap.mmap(file.fileno(), capacity))
-        except OSError as exc:
-            path.unlink(missing_ok=True)
-            free = shutil.disk_usage(self.path).free if self.path.exists() else 0
-            raise StorageFull(
-                f"no shared memory for a buffer of {capacity} bytes in {self.path} ({free} bytes free): {exc}. "
-                "Use fewer workers or a larger memory disk"
-            ) from exc
-        return Buffer(name, memory)
+                return Buffer(name, memoryview(mmap.mmap(file.fileno(), capacity)))
+        except OSError:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            raise
 
 
 def _private(path: Path) -> int:

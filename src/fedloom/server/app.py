@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 from fedloom.core import files, local_token
 from fedloom.core.clock import SYSTEM_CLOCK, Clock
 from fedloom.core.depot import Depot
-from fedloom.core.errors import UsageError
+from fedloom.core.errors import StorageFull, UsageError
 from fedloom.core.events import Event, NodeChanged
 from fedloom.core.extras import needed_by
 from fedloom.core.history import RunSummary
@@ -66,7 +66,7 @@ class Server:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._sinks, self.clock = sinks, clock
-        self.payloads = PayloadStore(Depot.create() if shared_memory else None)
+        self.payloads = PayloadStore(_depot() if shared_memory else None)
         self.coordinator = Coordinator(
             self.payloads,
             self._on_node,
@@ -265,6 +265,15 @@ def _tell_of_token(published: Path | None, state: Path) -> None:
         "the token callers must show is in %s; this user's commands on this machine find it, others need --token-file",
         file,
     )
+
+
+def _depot() -> Depot | None:
+    """Make the memory that agents on this machine share; None, with a warning, where there is no place for it."""
+    try:
+        return Depot.create()
+    except StorageFull as exc:
+        _log.warning("%s. Agents on this machine are sent everything through the network instead, which is slower", exc)
+        return None
 
 
 def _metrics() -> PrometheusSink:

@@ -6,20 +6,27 @@ show a token. Ray reads that setting once, when it is imported; so the variables
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 MODE, TOKEN, TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 """Ray's variables: whether calls must show a token, the token, a file that has it."""
+OWN_TOKEN = "FEDLOOM_RAY_TOKEN"
+"""Set where the token is one made here, which no other cluster has."""
+DECIDED = "FEDLOOM_RAY_SET_UP"
+"""Set to the id of the process whose variables have been set."""
 
 
 def token_variables(environment: Mapping[str, str], home: Path) -> dict[str, str]:
     """Return the variables by which Ray asks all callers for a token, a random one unless the user has set one.
 
-    A cluster that asks for no token can be joined all the same; one that does needs its own in these variables.
+    For a Ray that is started here. A process that joins a cluster takes the cluster's token from these variables, and
+    none where that has none: the cluster calls it back, and is refused where it asks for one.
 
     Args:
         environment: the process's variables.
@@ -30,6 +37,23 @@ def token_variables(environment: Mapping[str, str], home: Path) -> dict[str, str
     has_own = has_own or (chosen and (home / ".ray" / "auth_token").is_file())
     mode = {} if chosen else {MODE: "token"}
     return mode if has_own else {**mode, TOKEN: secrets.token_hex(32)}
+
+
+def set_up_variables(environment: Mapping[str, str], home: Path, *, joins: bool) -> dict[str, str]:
+    """Return the variables to set before Ray is first imported in this process; what is asked first decides.
+
+    Args:
+        environment: the process's variables.
+        home: as for `token_variables`.
+        joins: whether a running cluster is joined, whose token, if it has one, the user has put there.
+    """
+    decided = {DECIDED: str(os.getpid())}
+    if environment.get(DECIDED) == decided[DECIDED] or "ray" in sys.modules:
+        return {}
+    if joins:
+        return decided
+    made = token_variables(environment, home)
+    return {**decided, **made, **({OWN_TOKEN: "1"} if TOKEN in made else {})}
 
 
 def make_folder(environment: Mapping[str, str]) -> Path:

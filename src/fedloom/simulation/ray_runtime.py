@@ -10,13 +10,15 @@ from typing import Any
 
 from fedloom.core.config import RuntimeSettings
 from fedloom.core.errors import NoCapacity, ServerUnreachable, UsageError
+from fedloom.core.machine import default_workers
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.rounds.run_services import Place
 from fedloom.simulation.ray_address import AUTO, LOCAL, VARIABLE, RayAddress, knock, ray_address
-from fedloom.simulation.ray_privacy import make_folder, remove_folder, token_variables
+from fedloom.simulation.ray_log import log_tail
+from fedloom.simulation.ray_privacy import MODE, OWN_TOKEN, TOKEN, make_folder, remove_folder, set_up_variables
 from fedloom.simulation.workers import Replacements, worker_environment
 
-os.environ.update(token_variables(os.environ, Path.home()))
+os.environ.update(set_up_variables(os.environ, Path.home(), joins=not ray_address(None, os.environ).is_local))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
@@ -80,7 +82,7 @@ class RayRuntime:
     def start(self, coordinator: Coordinator, address: str, token: str) -> None:
         self._address, self._token = address, token
         self._replacements = Replacements(coordinator, self._spawn)
-        coordinator.on_stuck = self._end_stuck
+        coordinator.on_stuck, coordinator.explain_absence = self._end_stuck, self._absence
         for index in range(self._workers):
             self._spawn(f"ray-{index + 1}")
         self._watcher = threading.Thread(target=self._watch, name="fedloom-ray", daemon=True)
@@ -115,6 +117,7 @@ class RayRuntime:
         if target.is_local:
             self._start_local()
         else:
+            _check_own_token()
             _join(target)
         return target
 
@@ -124,18 +127,20 @@ class RayRuntime:
         Its calls need a token, its files are in a folder of this user's.
         """
         _check_token_mode()
-        settings, cpus = self._settings, None
+        settings, cpus = self._settings, default_workers()
         if settings.workers is not None:
-            cpus = max(os.cpu_count() or 1, int(-(-settings.workers * settings.cpus_per_worker // 1)))
+            cpus = max(cpus, int(-(-settings.workers * settings.cpus_per_worker // 1)))
         try:
             self._folder = make_folder(os.environ)
             _init(LOCAL, cpus, folder=str(self._folder))
-        except OSError as exc:
+        except Exception as exc:  # whatever Ray raises is Ray's failure
+            log = log_tail(self._folder) if self._folder is not None else ""
             if self._folder is not None:
                 remove_folder(self._folder)
             raise UsageError(
-                f"Ray cannot be started on this machine: {exc}. Its files are in RAY_TMPDIR, else TMPDIR, else /tmp: "
-                "name a writable folder with a short path there, or use --runtime process"
+                f"Ray cannot be started on this machine: {type(exc).__name__}: {exc}. Its files are in "
+                "RAY_TMPDIR, else TMPDIR, else /tmp: name a writable folder with a short path there, or use --runtime "
+                f"process{log}"
             ) from exc
 
     def _place_workers(self) -> None:
@@ -144,7 +149,7 @@ class RayRuntime:
         room = int(total.get("CPU", 0.0) / settings.cpus_per_worker)
         if settings.gpus_per_worker:
             room = min(room, int(total.get("GPU", 0.0) / settings.gpus_per_worker))
-        self._workers = settings.workers or room
+        self._workers = settings.workers or min(room, self._free()) or room
         if not 0 < self._workers <= room:
             free = ray.available_resources()
             wanted = f"{settings.cpus_per_worker:g} CPU" + (
@@ -156,6 +161,24 @@ class RayRuntime:
                 f"{free.get('GPU', 0):g} are free. Ask for fewer --workers, or set runtime.cpus_per_worker and "
                 "runtime.gpus_per_worker"
             )
+
+    def _free(self) -> int:
+        """Return how many workers fit beside what else runs in the cluster."""
+        free, settings = ray.available_resources(), self._settings
+        count = int(free.get("CPU", 0.0) / settings.cpus_per_worker)
+        return min(count, int(free.get("GPU", 0.0) / settings.gpus_per_worker)) if settings.gpus_per_worker else count
+
+    def _absence(self) -> str:
+        """Return what Ray has to give, for a run that no worker has connected to."""
+        try:
+            total, free = ray.cluster_resources(), ray.available_resources()
+        except Exception as exc:
+            return f"Ray does not answer: {type(exc).__name__}: {exc}"
+        return (
+            f"the Ray cluster has {total.get('CPU', 0):g} CPU, {free.get('CPU', 0):g} of them free, and each of the "
+            f"{self._workers} workers wants {self._settings.cpus_per_worker:g}; they may wait for others' jobs, or not "
+            f"reach this machine at {self._address}"
+        )
 
     def _spawn(self, node: str) -> None:
         actor_class = ray.remote(_Worker).options(
@@ -184,7 +207,7 @@ class RayRuntime:
                     return
                 node, _ = self._calls.pop(call)
                 self._ending.discard(node)
-                self._replacements.ended(node, _reason(call))
+                self._replacements.ended(node, _reason(call) + (log_tail(self._folder) if self._folder else ""))
 
 
 def _join(target: RayAddress) -> None:
@@ -201,12 +224,12 @@ def _join(target: RayAddress) -> None:
             knock(address)
             GcsClient(address=address)  # something may listen that is not Ray: ray.init would retry for minutes
         _init(address, None)
-    except (OSError, RuntimeError, ray.exceptions.RayError) as exc:  # a dead cluster, another version, a wrong token
+    except Exception as exc:  # a dead cluster, another version, a wrong token: whatever Ray raises is Ray's failure
         named = address if address == target.address else f"{target.address} ({address} here)"
         drop = f"unset {VARIABLE}" if target.source == VARIABLE else "leave --ray-address out"
         raise ServerUnreachable(
-            f"cannot join a Ray cluster at {named}, given by {target.given_by}: {exc}. Start one with "
-            f"`ray start --head`, or {drop} to start Ray on this machine"
+            f"cannot join a Ray cluster at {named}, given by {target.given_by}: {type(exc).__name__}: {exc}. "
+            f"Start one with `ray start --head`, or {drop} to start Ray on this machine"
         ) from exc
 
 
@@ -220,6 +243,15 @@ def _found_here() -> str:
     if found is None:
         raise ConnectionError("no Ray runs on this machine")
     return str(found)
+
+
+def _check_own_token() -> None:
+    """Refuse to join a cluster from a process whose Ray asks for a token made here, which no other cluster has."""
+    if os.environ.get(OWN_TOKEN) and get_authentication_mode() != AuthenticationMode.DISABLED:
+        raise UsageError(
+            "this process has started a Ray of its own, with a token that no other cluster has: join a cluster from a "
+            f"process of its own (with {MODE} and {TOKEN} where the cluster has a token)"
+        )
 
 
 def _check_token_mode() -> None:
@@ -247,5 +279,7 @@ def _reason(call: Any) -> str:
     try:
         ray.get(call)
     except Exception as exc:
-        return f"{type(exc).__name__}: {str(exc).strip().splitlines()[0] if str(exc) else 'no details'}"
+        lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+        causes = [line for line in lines[1:] if line.startswith(("The actor", "The worker", "Worker exit", "The node"))]
+        return f"Ray says {type(exc).__name__}: {' '.join([*lines[:1], *causes[:3]]) or 'no details'}"
     return "its agent left"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Protocol
 
 from fedloom.core.config import Experiment
 from fedloom.core.extras import needed_by
+from fedloom.core.machine import default_workers
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.rounds.run_services import Place
+from fedloom.simulation.ray_address import ray_address
+from fedloom.simulation.ray_privacy import set_up_variables
 
 
 class Runtime(Protocol):
@@ -40,7 +44,9 @@ def make_runtime(experiment: Experiment) -> Runtime:
     if settings.name == "process":
         from fedloom.simulation.process import ProcessRuntime
 
-        return ProcessRuntime(settings.workers or os.cpu_count() or 1, preload=experiment.workload.name)
+        return ProcessRuntime(settings.workers or default_workers(), preload=experiment.workload.name)
+    joins = not ray_address(settings.ray_address, os.environ).is_local
+    os.environ.update(set_up_variables(os.environ, Path.home(), joins=joins))
     with needed_by("runtime 'ray' (or take --runtime process)"):
         from fedloom.simulation.ray_runtime import RayRuntime
 

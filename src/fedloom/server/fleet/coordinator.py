@@ -91,6 +91,8 @@ class Coordinator:
         self._closed = False
         self.hopeless = ""
         """Why there will be no more agents, where that is so."""
+        self.explain_absence: Callable[[], str] = lambda: ""
+        """Says why no agent of a runtime may have come."""
         self.on_stuck: Callable[[str], None] = lambda node: None
         """Called with an agent that is busy with cancelled work while groups wait that no other one can do."""
         self._housekeeper = threading.Thread(target=self._keep_house, name="fedloom-housekeeper", daemon=True)

@@ -92,8 +92,9 @@ class Waiting:
         if self._fleet.coordinator.hopeless:
             raise NoCapacity(self._fleet.coordinator.hopeless)
         if self._fleet.patience_s is not None and alone_s > self._fleet.patience_s:
+            why = self._fleet.coordinator.explain_absence()
             raise NoCapacity(
                 f"no agent has been connected for {self._fleet.patience_s:.0f} s, so {len(opened.pending)} groups of "
                 "work wait. Start agents with `fedloom client --server HOST:PORT`, or look why the workers of the "
-                "runtime ended"
+                "runtime ended" + (f". {why[:1].upper()}{why[1:]}" if why else "")
             )

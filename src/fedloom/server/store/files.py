@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,5 +39,10 @@ def full_disk(where: Path) -> Iterator[None]:
             raise StorageFull(
                 f"cannot write to {where}: {exc.strerror}. Everything saved before is intact; make room, then "
                 "go on with `fedloom resume`"
+            ) from exc
+        if exc.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO, errno.ESTALE):
+            raise StorageFull(
+                f"cannot write to {where}: {exc.strerror}. Everything saved before is intact. Make the folder one that "
+                "can be written, or choose another one for a new run with --out"
             ) from exc
         raise

@@ -22,17 +22,21 @@ import numpy as np
 
 from fedloom.core.errors import StorageFull
 from fedloom.core.records import Array, Info, JsonObject
+from fedloom.core.user_folders import home_or_temporary
 
 _MANIFEST = "entry.json"
 _CHUNK = 1 << 20
+_NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+"""What keeps an entry from being written that another folder may not have."""
 
 
 def cache_folder() -> Path:
-    """`FEDLOOM_CACHE`, or `~/.cache/fedloom` (below `XDG_CACHE_HOME` where that is set)."""
+    """`FEDLOOM_CACHE`, or `~/.cache/fedloom` (below `XDG_CACHE_HOME` where that is set).
+
+    Where that cannot be written, a folder of this user's below the temporary one.
+    """
     chosen = os.environ.get("FEDLOOM_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedloom"
+    return Path(chosen) if chosen else home_or_temporary("XDG_CACHE_HOME", ".cache", "fedloom")
 
 
 def digest_of(values: object) -> str:
@@ -72,11 +76,11 @@ def entry(kind: str, key: str, build: Callable[[Path], None]) -> Path:
             if not _complete(place):
                 _build(place, build)
     except OSError as exc:
-        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if exc.errno not in _NO_PLACE:
             raise
         raise StorageFull(
             f"the cache {str(home)!r} cannot hold the prepared data: {exc.strerror}. "
-            "Make room there, or set FEDLOOM_CACHE to a folder on another disk"
+            "Make room there, or set FEDLOOM_CACHE to a folder on another disk that can be written"
         ) from exc
     return place
 
@@ -101,7 +105,7 @@ def _complete(place: Path) -> bool:
     """Whether every file of the entry is there in its full size."""
     try:
         sizes = read_json(place / _MANIFEST)
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return False
     return all((place / name).is_file() and (place / name).stat().st_size == size for name, size in sizes.items())
 

@@ -1,0 +1,52 @@
+"""The end of Ray's own log, for messages about its failures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedloom.core.text import clean
+
+_LINES = 5
+_READ = 4096
+"""Bytes read from the end of a file."""
+_FILES = ("raylet.err", "gcs_server.err", "worker-*.err", "python-core-worker-*.log")
+"""Files of a session's `logs`, those that say most first."""
+
+
+def log_tail(folder: Path) -> str:
+    """Return the last lines of the newest log that says anything, to be appended to a message; empty where none does.
+
+    Args:
+        folder: of a Ray started here, with its sessions in it.
+    """
+    for pattern in _FILES:
+        found = [path for path in folder.glob(f"session_*/logs/{pattern}") if _size(path)]
+        for path in sorted(found, key=_changed, reverse=True)[:1]:
+            if lines := _last_lines(path):
+                return f"\nRay's log {path.name}:\n" + "\n".join(f"  {line}" for line in lines)
+    return ""
+
+
+def _last_lines(path: Path) -> list[str]:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, _size(path) - _READ))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    lines = [clean(line, 300) for line in text.splitlines() if line.strip() and not line.startswith(":")]
+    return lines[-_LINES:]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
