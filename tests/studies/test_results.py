@@ -31,7 +31,13 @@ COUNTS = [[4, 0], [0, 4], [2, 2]]
 def result(study: Callable[..., dict[str, Any]], finished_run: Callable[..., None], tmp_path: Path) -> StudyResult:
     claims = [
         {"id": "A", "text": "rounds", "arm": "many", "checks": [{"of": "rounds_ratio", "at_most": 1.0}]},
-        {"id": "B", "text": "p", "arm": "many", "checks": [{"of": "rounds_ratio.p_less", "at_most": 0.05}]},
+        {
+            "id": "B",
+            "text": "p",
+            "arm": "many",
+            "primary": True,
+            "checks": [{"of": "rounds_ratio.p_less", "at_most": 0.05}],
+        },
         {"id": "C", "text": "absent", "arm": "many", "checks": [{"of": "taste", "at_least": 1.0}]},
         {"id": "D", "text": "only told", "arm": "many", "shows": ["auc_difference"], "earlier": {"base": "<b>7</b>"}},
     ]
@@ -97,7 +103,7 @@ def test_activity(result: StudyResult) -> None:
 
 def test_claims(result: StudyResult) -> None:
     assert {verdict.claim: verdict.outcome for verdict in result.verdicts} == {
-        "A": "not held", "B": "not held", "C": "not measured", "D": "told",
+        "A": "undecided", "B": "undecided", "C": "not measured", "D": "reported",
     }  # fmt: skip
 
 

@@ -1,17 +1,22 @@
-"""Claims judged by the numbers: held, not held, or not measured."""
+"""Claims judged by the numbers: held, not held, undecided, reported, or not measured.
+
+A bound on a number is judged by the number's interval: it holds if all of the interval satisfies it, does not hold if
+none of it does, and is undecided otherwise. Two bounds on one number are a test of equivalence (two one-sided tests).
+p-values belong to primary claims only, and are corrected together by Holm's method.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
-from fedloom.core.errors import ConfigError
 from fedloom.studies.definition import Check, Claim, Definition
-from fedloom.studies.statistics import Estimate
+from fedloom.studies.statistics import Estimate, holm
 
-Outcome = Literal["held", "not held", "told", "not measured"]
-_PARTS = ("value", "low", "high", "p_less", "p_greater")
+Outcome = Literal["held", "not held", "undecided", "reported", "not measured"]
+_ORDER: tuple[Outcome, ...] = ("not measured", "not held", "undecided", "held")
+"""What a claim with several bounds is: the first of these that one of its bounds is."""
 Estimates = Mapping[str, Mapping[str, Estimate]]
 """By arm, or `ARM against ARM`, and number."""
 
@@ -25,62 +30,82 @@ class Verdict:
     arm: str
     text: str
     outcome: Outcome
-    """`told` where the claim sets no bound."""
+    """`reported` if the claim sets no bound."""
     numbers: Mapping[str, Estimate]
     """The numbers it rests on."""
     bounds: tuple[str, ...]
     """Its bounds, in words."""
     earlier: str
     """What an earlier measurement said."""
+    primary: bool = False
+    """Whether it is one of the study's primary hypotheses."""
+    corrected: Mapping[str, float] = field(default_factory=dict)
+    """p-values after Holm's correction, by `NUMBER.p_less` or `NUMBER.p_greater`."""
 
 
 def judge(definition: Definition, scenarios: Mapping[str, Estimates]) -> tuple[Verdict, ...]:
-    """Every claim in every scenario it is about.
-
-    Raises:
-        ConfigError: a check names a part of a number that does not exist.
-    """
-    return tuple(
-        _verdict(claim, name, scenarios.get(name, {}).get(claim.subject, {}))
+    """Judge every claim in every scenario it is about."""
+    asked = [
+        (claim, name, scenarios.get(name, {}).get(claim.subject, {}))
         for claim in definition.claims
         for name in (claim.scenarios or tuple(definition.conditions))
-    )
+    ]
+    corrected = _corrected([(claim, found) for claim, _, found in asked])
+    return tuple(_verdict(*each, p) for each, p in zip(asked, corrected, strict=True))
 
 
-def _verdict(claim: Claim, scenario: str, found: Mapping[str, Estimate]) -> Verdict:
-    names = dict.fromkeys(claim.shows or (check.of.partition(".")[0] for check in claim.checks))
-    needed = [*names, *(check.of.partition(".")[0] for check in claim.checks)]
-    answers = [_holds(claim, check, found) for check in claim.checks]
-    outcome: Outcome
-    if not needed or any(name not in found for name in needed) or None in answers:
-        outcome = "not measured"
-    elif not answers:
-        outcome = "told"
-    else:
-        outcome = "held" if all(answers) else "not held"
+def _corrected(asked: Sequence[tuple[Claim, Mapping[str, Estimate]]]) -> list[dict[str, float]]:
+    """Return the p-values of each claim in each scenario, corrected over all of the study that were measured."""
+    places = [
+        (index, check.of, p)
+        for index, (claim, found) in enumerate(asked)
+        for check in claim.checks
+        if check.is_p and (p := _p(check, found)) is not None
+    ]
+    made: list[dict[str, float]] = [{} for _ in asked]
+    for (index, of, _), p in zip(places, holm([p for _, _, p in places]), strict=True):
+        made[index][of] = p
+    return made
+
+
+def _verdict(claim: Claim, scenario: str, found: Mapping[str, Estimate], corrected: Mapping[str, float]) -> Verdict:
+    names = dict.fromkeys(claim.shows or (check.number for check in claim.checks))
+    outcomes = [_judged(check, found, corrected) for check in claim.checks]
+    if not names or any(name not in found for name in names):
+        outcomes = ["not measured"]
     return Verdict(
         claim=claim.id,
         scenario=scenario,
         arm=claim.subject,
         text=claim.text,
-        outcome=outcome,
+        outcome=min(outcomes, key=_ORDER.index, default="reported"),
         numbers={name: found[name] for name in names if name in found},
         bounds=tuple(_words(check) for check in claim.checks),
         earlier=claim.earlier.get(scenario, ""),
+        primary=claim.primary,
+        corrected=corrected,
     )
 
 
-def _holds(claim: Claim, check: Check, found: Mapping[str, Estimate]) -> bool | None:
-    """Whether the bound holds; None where there is no such number."""
-    name, _, part = check.of.partition(".")
-    if (part or "value") not in _PARTS:
-        raise ConfigError(f"claims ({claim.id}): {check.of!r} has no part {part!r}; parts: {', '.join(_PARTS)}")
-    value = getattr(found[name], part or "value") if name in found else None
-    if value is None:
+def _judged(check: Check, found: Mapping[str, Estimate], corrected: Mapping[str, float]) -> Outcome:
+    if check.is_p:
+        p = corrected.get(check.of)
+        return "not measured" if p is None else "held" if p <= (check.at_most or 0.0) else "undecided"
+    if check.number not in found:
+        return "not measured"
+    low, high = found[check.number].low, found[check.number].high
+    if found[check.number].count == 1:
+        return "undecided"
+    outside = [check.at_least is not None and high < check.at_least, check.at_most is not None and low > check.at_most]
+    inside = (check.at_least is None or low >= check.at_least) and (check.at_most is None or high <= check.at_most)
+    return "not held" if any(outside) else "held" if inside else "undecided"
+
+
+def _p(check: Check, found: Mapping[str, Estimate]) -> float | None:
+    estimate = found.get(check.number)
+    if estimate is None:
         return None
-    below = check.at_most is None or value <= check.at_most
-    above = check.at_least is None or value >= check.at_least
-    return bool(below and above)
+    return estimate.p_less if check.part == "p_less" else estimate.p_greater
 
 
 def _words(check: Check) -> str:

@@ -208,30 +208,31 @@ def _compared(
     definition: Definition, ratios: Collection[str], runs: Mapping[int, Measured], reference: Mapping[int, Measured]
 ) -> dict[str, Estimate]:
     """Every number over seeds, and against the runs of another arm where there are some."""
-    seed, last = definition.seeds.first, definition.target.last
+    last = definition.target.last
     names = dict.fromkeys(number for run in runs.values() for number in run.numbers)
     found: dict[str, Estimate | None] = {}
     pairs = [(runs[at], reference[at]) for at in runs if at in reference]
     for number in names:
         values = [run.numbers.get(number, math.nan) for run in runs.values()]
-        found[number] = statistics.estimate(values, seed=seed, centre=np.median if number in _MEDIANS else np.mean)
+        over_seeds = statistics.median_estimate if number in _MEDIANS else statistics.mean_estimate
+        found[number] = over_seeds(values)
         sides = [[run.numbers.get(number, math.nan) for run in side] for side in zip(*pairs, strict=True)]
         if not sides:
             continue
         if number in _MEDIANS or number in ratios:
-            found[f"{number}_ratio"] = statistics.paired_ratio(*sides, seed=seed)
+            found[f"{number}_ratio"] = statistics.paired_ratio(*sides)
         if number not in _MEDIANS:
-            found[f"{number}_difference"] = statistics.paired_difference(*sides, seed=seed)
+            found[f"{number}_difference"] = statistics.paired_difference(*sides)
     for cost in COSTS if pairs else ():
-        found[f"auc_at_equal_{cost}_difference"] = _at_equal_cost(pairs, cost, seed, statistics.areas_at_equal_cost)
+        found[f"auc_at_equal_{cost}_difference"] = _at_equal_cost(pairs, cost, statistics.areas_at_equal_cost)
         found[f"final_at_equal_{cost}_difference"] = _at_equal_cost(
-            pairs, cost, seed, functools.partial(statistics.finals_at_equal_cost, last=last)
+            pairs, cost, functools.partial(statistics.finals_at_equal_cost, last=last)
         )
     return {number: value for number, value in found.items() if value is not None}
 
 
 def _at_equal_cost(
-    pairs: Sequence[tuple[Measured, Measured]], cost: str, seed: int, read: Callable[..., tuple[float, float]]
+    pairs: Sequence[tuple[Measured, Measured]], cost: str, read: Callable[..., tuple[float, float]]
 ) -> Estimate | None:
     """The difference of what is read out of both runs of a pair, a cost being the same for both."""
     found = [
@@ -242,7 +243,7 @@ def _at_equal_cost(
     if not found:
         return None
     ours, theirs = zip(*found, strict=True)
-    return statistics.paired_difference(ours, theirs, seed=seed)
+    return statistics.paired_difference(ours, theirs)
 
 
 def _bands(runs: Sequence[Measured]) -> dict[str, Band]:

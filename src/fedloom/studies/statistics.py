@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from fedloom.core.ranks import ranks
-from fedloom.core.records import Array
-from fedloom.core.seeds import generator
 
 Floats = npt.NDArray[np.float64]
-RESAMPLES = 5000
 LEVEL = 0.95
+"""Confidence of the intervals."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,11 +26,13 @@ class Estimate:
 
     value: float
     low: float
-    """2.5 % quantile of the bootstrap."""
+    """Lower end of the interval; minus infinity where the seeds are too few for one."""
     high: float
-    """97.5 % quantile of the bootstrap."""
+    """Upper end of the interval; infinity where the seeds are too few for one."""
     count: int
     """Seeds, or pairs, it is made of."""
+    level: float = LEVEL
+    """Confidence of the interval, smaller than `LEVEL` where so few seeds cannot give more."""
     p_less: float | None = None
     """Wilcoxon's p for "the arm's number is smaller than the reference's"; None where nothing is paired."""
     p_greater: float | None = None
@@ -146,31 +146,96 @@ def wilcoxon(differences: npt.ArrayLike) -> tuple[float, float]:
     return min(1.0, float(chances[: observed + 1].sum())), min(1.0, float(chances[observed:].sum()))
 
 
-def estimate(values: Sequence[float], *, seed: int, centre: Callable[..., Array] = np.mean) -> Estimate | None:
-    """Centre of the finite values with a percentile bootstrap interval over seeds; None where there are none.
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for being tested together, in the given order (Holm 1979, section 2).
+
+    With p_(1) <= … <= p_(m) the corrected value of p_(i) is max over j <= i of min(1, (m + 1 - j) p_(j)).
+    """
+    order = np.argsort(p_values, kind="stable")
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - place) * float(p_values[index])))
+        corrected[index] = largest
+    return corrected
+
+
+def mean_estimate(values: Sequence[float]) -> Estimate | None:
+    """Return the mean of the finite values with Student's t-interval; None where there are none.
+
+    The interval is mean ± t · s / √n, with t the (1 + LEVEL) / 2 quantile for n - 1 degrees of freedom and s the sample
+    standard deviation. For normal values it covers `LEVEL` at every n >= 2; for skewed ones a little less.
 
     Args:
         values: one per seed.
-        seed: root of the resampling; the same for all estimates of as many values.
-        centre: `np.mean` or `np.median`.
     """
-    kept = np.asarray(values, np.float64)
-    kept = kept[np.isfinite(kept)]
-    if not len(kept):
+    found = _finite(values)
+    if not len(found):
         return None
-    drawn = np.asarray(centre(kept[_resamples(seed, len(kept))], axis=1), np.float64)
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(value=float(centre(kept)), low=float(low), high=float(high), count=len(kept))
+    value, count = float(found.mean()), len(found)
+    if count == 1:
+        return Estimate(value=value, low=-math.inf, high=math.inf, count=1)
+    half = t_quantile(count - 1) * float(found.std(ddof=1)) / math.sqrt(count)
+    return Estimate(value=value, low=value - half, high=value + half, count=count)
 
 
-def paired_difference(arm: Sequence[float], reference: Sequence[float], *, seed: int) -> Estimate | None:
-    """Mean of a_s - r_s over the seeds s, with interval and one-sided p-values."""
+def median_estimate(values: Sequence[float]) -> Estimate | None:
+    """Return the median of the finite values with an interval of order statistics; None where there are none.
+
+    [x_(k), x_(n+1-k)] covers the median of any continuous distribution with 1 - 2 P(Binomial(n, 1/2) < k). The largest
+    k with at least `LEVEL` is taken; below six values even k = 1 has less, which `level` then says.
+
+    Args:
+        values: one per seed.
+    """
+    found = np.sort(_finite(values))
+    count = len(found)
+    if not count:
+        return None
+    covers = [1 - 2 * sum(math.comb(count, below) for below in range(k)) / 2**count for k in range(1, count // 2 + 1)]
+    k = max((index for index, level in enumerate(covers, 1) if level >= LEVEL), default=1)
+    if count == 1:
+        return Estimate(value=float(found[0]), low=-math.inf, high=math.inf, count=1)
+    low, high = float(found[k - 1]), float(found[count - k])
+    return Estimate(value=float(np.median(found)), low=low, high=high, count=count, level=min(LEVEL, covers[k - 1]))
+
+
+@functools.lru_cache(maxsize=64)
+def t_quantile(freedom: int) -> float:
+    """Return the t with P(|T| <= t) = `LEVEL` for Student's distribution with so many degrees of freedom.
+
+    Found by bisection in Abramowitz and Stegun 1964, equations 26.7.3 and 26.7.4.
+
+    Args:
+        freedom: degrees of freedom, >= 1.
+    """
+    low, high = 0.0, 1e3
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, freedom) < LEVEL else (low, middle)
+    return (low + high) / 2
+
+
+def _within(t: float, freedom: int) -> float:
+    """P(|T| <= t): a finite series in the angle theta = arctan(t / sqrt(nu))."""
+    theta = math.atan(t / math.sqrt(freedom))
+    sine, cosine = math.sin(theta), math.cos(theta)
+    odd = freedom % 2
+    term = cosine if odd else 1.0
+    total = term if freedom > 1 else 0.0
+    for index in range(2 + odd, freedom - 1, 2):
+        term *= cosine**2 * (index - 1) / index
+        total += term
+    return 2 / math.pi * (theta + sine * total) if odd else sine * total
+
+
+def paired_difference(arm: Sequence[float], reference: Sequence[float]) -> Estimate | None:
+    """Return the mean of a_s - r_s over the seeds s, with interval and one-sided p-values."""
     apart = np.asarray(arm, np.float64) - np.asarray(reference, np.float64)
-    return _with_p(estimate(apart.tolist(), seed=seed), apart)
+    return _with_p(mean_estimate(apart.tolist()), apart)
 
 
-def paired_ratio(arm: Sequence[float], reference: Sequence[float], *, seed: int) -> Estimate | None:
-    """Median of a_s / r_s over the seeds s, with interval; the p-values are those of the differences a_s - r_s.
+def paired_ratio(arm: Sequence[float], reference: Sequence[float]) -> Estimate | None:
+    """Return the median of a_s / r_s over the seeds s, with interval; p-values are those of the differences a_s - r_s.
 
     None where a number is not positive.
     """
@@ -178,7 +243,7 @@ def paired_ratio(arm: Sequence[float], reference: Sequence[float], *, seed: int)
     known = np.isfinite(a) & np.isfinite(r)
     if not known.any() or not (a[known].min() > 0 and r[known].min() > 0):
         return None
-    return _with_p(estimate((a / r).tolist(), seed=seed, centre=np.median), a - r)
+    return _with_p(median_estimate((a / r).tolist()), a - r)
 
 
 def _with_p(found: Estimate | None, apart: Floats) -> Estimate | None:
@@ -186,7 +251,6 @@ def _with_p(found: Estimate | None, apart: Floats) -> Estimate | None:
     return replace(found, p_less=less, p_greater=greater) if found else None
 
 
-@functools.lru_cache(maxsize=64)
-def _resamples(seed: int, count: int) -> npt.NDArray[np.int64]:
-    """Indices drawn with replacement, shape (RESAMPLES, count)."""
-    return generator(seed, "bootstrap", count).integers(count, size=(RESAMPLES, count))
+def _finite(values: Sequence[float]) -> Floats:
+    found = np.asarray(values, np.float64)
+    return found[np.isfinite(found)]

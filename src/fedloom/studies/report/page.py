@@ -12,10 +12,10 @@ from fedloom.reporting.page import facts, folded, page, section, write_page
 from fedloom.reporting.quantities import NOTHING, plural, seconds_text
 from fedloom.studies.claims import Verdict
 from fedloom.studies.report.scenario import scenario_section
-from fedloom.studies.report.tables import interval, numbers_text, p_text, rounds_text
+from fedloom.studies.report.tables import interval, numbers_text, rounds_text
 from fedloom.studies.results import ArmResult, ScenarioResult, StudyResult
 
-_PILL = {"held": "done", "not held": "failed", "not measured": "unfinished", "told": ""}
+_PILL = {"held": "done", "not held": "failed", "undecided": "unfinished", "not measured": "unfinished", "reported": ""}
 """Class of the status mark for each outcome of a claim."""
 
 
@@ -86,23 +86,26 @@ def _claims(result: StudyResult) -> Markup | None:
                 _statement(verdict) if verdict.claim != before else None,
                 [_figures([f"{verdict.arm}, {verdict.scenario}"]), tag("br"), _mark(verdict.outcome)],
                 [
-                    _figures(numbers_text(name, found) for name, found in verdict.numbers.items()),
+                    _figures(numbers_text(verdict)),
                     [tag("br"), tag("small", f"earlier: {verdict.earlier}")] if verdict.earlier else None,
                 ],
             ]
         )
         before = verdict.claim
-    head = ("claim", "arm, scenario", "what came out")
-    shown = table(head, rows, caption="What was to be shown, and what came out", text=3)
+    head = ("claim", "arm, scenario", "result")
+    shown = table(head, rows, caption="Claims and results", text=3)
     note = (
-        "“Told” claims set no bound; “earlier” is what a smaller measurement had given. Brackets are 95 % bootstrap "
-        "intervals over seeds, p is a one-sided Wilcoxon test's."
+        "A claim is held if the whole interval lies within its bounds, not held if none of it does, undecided "
+        "otherwise. “Reported” claims set no bound; “earlier” is the result of a smaller study. Brackets are 95 % "
+        "intervals over seeds: Student's t for means, order statistics for medians. p is a one-sided Wilcoxon test's, "
+        "of primary claims only, after Holm's correction."
     )
     return section("Claims", shown, tag("p", note, class_="note"))
 
 
 def _statement(verdict: Verdict) -> Content:
-    asked = f"asked: {', '.join(verdict.bounds)}" if verdict.bounds else "no bound set"
+    bounds = f"claimed: {', '.join(verdict.bounds)}" if verdict.bounds else "no bound set"
+    asked = f"primary; {bounds}" if verdict.primary else bounds
     said = (tag("strong", verdict.claim), tag("br"), verdict.text, tag("br"), tag("small", asked))
     return tag("div", *said, style="min-width:17em")
 
@@ -136,12 +139,12 @@ def _overview(result: StudyResult) -> Markup | None:
         table(
             ("arm", *shown),
             rows,
-            caption=f"What reaching the target takes, against {reference}: less is better",
+            caption=f"Cost to reach the target, relative to {reference} (lower is better)",
         ),
         tag(
             "p",
-            "Bold: the median of the rounds. Then the median paired ratio of rounds, its 95 % interval and p of “fewer "
-            "rounds” (one-sided Wilcoxon); then the same ratio of local trainings, and of bytes up and down.",
+            "Bold: the median of the rounds. Then the median paired ratio of rounds and its interval; then the same "
+            "ratio of local trainings, and of bytes up and down.",
             class_="note",
         ),
     )
@@ -163,7 +166,7 @@ def _overview_cell(scenario: ScenarioResult, name: str, reference: str) -> Conte
     return [
         rounds,
         tag("br"),
-        tag("small", f"{interval(ratio, digits=2)}, p {p_text(ratio.p_less)}"),
+        tag("small", interval(ratio, digits=2)),
         [tag("br"), tag("small", ", ".join(costs))] if costs else None,
     ]
 

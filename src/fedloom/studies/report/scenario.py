@@ -68,9 +68,9 @@ def _target_line(definition: Definition, scenario: ScenarioResult) -> Markup:
     return tag(
         "p",
         f"Target: {definition.metric} {scenario.target:.4f} ({origin}). Final values are means of the last "
-        f"{definition.target.last} evaluated rounds. Intervals: 95 %, bootstrap over seeds; differences and ratios are "
-        "paired by seed; p: one-sided Wilcoxon test, exact. A run that never reaches the target counts as one round "
-        "more than it has.",
+        f"{definition.target.last} evaluated rounds. Intervals over seeds: 95 %, Student's t for means, order "
+        "statistics for medians; differences and ratios are paired by seed. A run that never "
+        "reaches the target counts as one round more than it has.",
         class_="note",
     )
 

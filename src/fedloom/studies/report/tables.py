@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedloom.reporting.quantities import NOTHING, bytes_text, count_text
 from fedloom.reporting.study_part import NumberColumn
+from fedloom.studies.claims import Verdict
 from fedloom.studies.definition import Definition
 from fedloom.studies.results import ArmResult, ScenarioResult
-from fedloom.studies.statistics import Estimate
+from fedloom.studies.statistics import LEVEL, Estimate
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -33,36 +35,30 @@ def signed(value: float, digits: int = 3) -> str:
 
 
 def interval(found: Estimate | None, *, sign: bool = False, digits: int = 3) -> str:
-    """`0.68 [0.52, 0.81]`."""
+    """`0.68 [0.52, 0.81]`; the level too if it is not 95 %, and no interval of a single seed."""
     if found is None:
         return NOTHING
     text = signed if sign else number
-    return f"{text(found.value, digits)} [{text(found.low, digits)}, {text(found.high, digits)}]"
+    if not math.isfinite(found.low):
+        return text(found.value, digits)
+    level = "" if found.level >= LEVEL else f" ({100 * found.level:.0f} %)"
+    return f"{text(found.value, digits)} [{text(found.low, digits)}, {text(found.high, digits)}]{level}"
 
 
-def p_text(p: float | None) -> str:
+def p_text(p: float) -> str:
     """`0.008`; `<0.001`."""
-    if p is None:
-        return NOTHING
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def result_columns(definition: Definition) -> list[Column]:
     """How well the arms learn, against the reference."""
-    better = "p_greater" if definition.better == "higher" else "p_less"
-
-    def p(name: str, part: str) -> Callable[[ArmResult], str]:
-        return lambda arm: p_text(getattr(arm.estimates[name], part)) if name in arm.estimates else NOTHING
-
     return [
         Column("seeds", lambda arm: str(len(arm.runs))),
         Column(f"final {definition.metric}", lambda arm: _mean(arm, "final")),
         Column("mean over rounds", lambda arm: _mean(arm, "auc")),
         Column("difference", lambda arm: interval(arm.estimates.get("auc_difference"), sign=True)),
-        Column("p", p("auc_difference", better)),
         Column("rounds to target", rounds_text),
         Column("ratio", lambda arm: interval(arm.estimates.get("rounds_ratio"), digits=2)),
-        Column("p", p("rounds_ratio", "p_less")),
     ]
 
 
@@ -120,13 +116,20 @@ def rounds_text(arm: ArmResult) -> str:
     return f"{found.value:g}{never}"
 
 
-def numbers_text(name: str, found: Estimate) -> str:
-    """`rounds ratio 0.68 [0.52, 0.81], p(less) 0.008`; p of the side the number is on."""
-    smaller = found.value < (1.0 if name.endswith("_ratio") else 0.0)
-    side, p = ("less", found.p_less) if smaller else ("greater", found.p_greater)
-    shown = "" if p is None else f", p({side}) {p_text(p)}"
+def numbers_text(verdict: Verdict) -> list[str]:
+    """Return a claim's numbers: `rounds to target, ratio 0.68 [0.52, 0.81], p(less) 0.008`; p is the corrected one."""
+    return [_number_text(name, found, verdict.corrected) for name, found in verdict.numbers.items()]
+
+
+def _number_text(name: str, found: Estimate, corrected: Mapping[str, float]) -> str:
     digits = 2 if name.endswith("_ratio") else 3
-    return f"{_spoken(name)} {interval(found, sign=name.endswith('_difference'), digits=digits)}{shown}"
+    shown = [f"{_spoken(name)} {interval(found, sign=name.endswith('_difference'), digits=digits)}"]
+    shown += [
+        f"p({side}) {p_text(corrected[f'{name}.p_{side}'])}"
+        for side in ("less", "greater")
+        if f"{name}.p_{side}" in corrected
+    ]
+    return ", ".join(shown)
 
 
 def _spoken(name: str) -> str:

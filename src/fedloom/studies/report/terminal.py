@@ -13,7 +13,7 @@ from fedloom.reporting.quantities import seconds_text
 from fedloom.studies.report.tables import Column, interval, numbers_text, result_columns, rows
 from fedloom.studies.results import ScenarioResult, StudyResult
 
-_STYLES = {"held": "green", "not held": "red", "not measured": "yellow", "told": ""}
+_STYLES = {"held": "green", "not held": "red", "undecided": "yellow", "not measured": "yellow", "reported": ""}
 
 
 def print_study(console: Console, result: StudyResult, page: Path) -> None:
@@ -24,7 +24,7 @@ def print_study(console: Console, result: StudyResult, page: Path) -> None:
             console.print()
     for verdict in result.verdicts:
         text = Text(f"{verdict.outcome:>12}  ", style=_STYLES[verdict.outcome])
-        told = "; ".join(numbers_text(name, found) for name, found in verdict.numbers.items())
+        told = "; ".join(numbers_text(verdict))
         text.append(
             harmless(f"{verdict.claim}, {verdict.arm}, {verdict.scenario}{': ' + told if told else ''}"),
             style="default",
