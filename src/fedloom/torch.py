@@ -1,4 +1,8 @@
-"""Workloads of your own with a PyTorch model: subclass `TorchWorkload`, define `model` and `dataset`, maybe `loss`."""
+"""PyTorch models of your own in a federation, and the final model of a run as a PyTorch module.
+
+Subclass `TorchWorkload`, define `model` and `dataset`, and `loss` where it is not cross-entropy. `load_model` takes a
+run's folder.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from fedloom.workloads._torch.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from fedloom.workloads._base.examples import Examples, Found
+    from fedloom.workloads._base.loading import load_model
     from fedloom.workloads._base.rows import RowData, RowSource, TensorRows
     from fedloom.workloads._base.workload import TorchWorkload
 
@@ -24,6 +29,7 @@ __all__ = [
     "RowSource",
     "RowShard",
     "TensorRows",
+    "load_model",
 ]
 _HOMES = {
     "TorchWorkload": "workload",
@@ -32,6 +38,7 @@ _HOMES = {
     "RowData": "rows",
     "RowSource": "rows",
     "TensorRows": "rows",
+    "load_model": "loading",
 }
 """Modules that import PyTorch, by the names that come from them."""
 

@@ -45,6 +45,7 @@ _MARKED = [
             "serve-and-enroll-agents",
             "train-your-own-model",
             "use-a-ray-cluster",
+            "use-the-final-model",
             "watch-with-prometheus",
         )
     ),

@@ -9,10 +9,12 @@ import pytest
 import torch
 from support_rounds import build, run_rounds, train
 
+from fedloom import api
 from fedloom.core.config import Experiment
 from fedloom.core.errors import DataMissing
 from fedloom.core.records import MODEL, Record, arrays_sha256
 from fedloom.core.seeds import generator
+from fedloom.torch import load_model
 from fedloom.workloads._data.checked import checked
 from fedloom.workloads._data.settings import Csv, JsonLines, Tweets
 from fedloom.workloads._data.tables import read_table, table_files
@@ -277,3 +279,14 @@ def test_minilm_on_tweets_beats_the_largest_class() -> None:
     assert facts["body"]["weights_sha256"]["model.safetensors"].startswith("53aa51172d142c89")
     metrics = run_rounds(experiment)
     assert metrics["accuracy"] > 0.5  # the largest of the three classes holds 42 % of the tweets
+
+
+@pytest.mark.parametrize("part", ["head", "all"])
+def test_the_final_model_reads_features_or_tokens(body: str, table: str, part: str, tmp_path: Path) -> None:
+    made = experiment(body, table, part).override(["rounds=1", 'runtime.name="inline"'])
+    accuracy = api.run(made, out=tmp_path / "run").summary.metrics["accuracy"]
+    model, workload = load_model(tmp_path / "run"), build(made)
+    source, rows = workload.examples(workload.held_out(0, 1))
+    inputs, labels = source.batch(torch.from_numpy(rows))
+    with torch.no_grad():
+        assert float((model(*inputs).argmax(1) == labels).double().mean()) == pytest.approx(accuracy)

@@ -20,6 +20,7 @@ from fedloom.core.errors import ConfigError, DataMissing
 from fedloom.core.records import MODEL, Record, arrays_sha256
 from fedloom.core.seeds import generator
 from fedloom.server.rounds.record import evaluated
+from fedloom.torch import load_model
 from fedloom.workloads._torch.whole import travelling
 
 KINDS = ("gpt2", "llama")
@@ -221,3 +222,19 @@ class TestWrongInput:
     def test_texts_have_to_be_named(self) -> None:
         with pytest.raises(ConfigError, match=r"workload\.data: required"):
             Experiment.parse({"rounds": 1, "strategy": "fedavg", "workload": "causal_lm"})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("strategy", ["fedavg", "fedlora"])
+def test_the_final_model_is_one_of_transformers(make: Make, kind: str, strategy: str, tmp_path: Path) -> None:
+    settings = {"name": "fedlora", "targets": TARGETS[kind]} if strategy == "fedlora" else {"name": "fedavg"}
+    made = make(kind, settings, rounds=1)
+    accuracy = api.run(made, out=tmp_path / "run").summary.metrics["accuracy"]
+    model, blocks = load_model(tmp_path / "run"), build(made)._texts.test
+    right = total = 0
+    for block, length in zip(blocks.ids, blocks.lengths, strict=True):
+        ids = torch.from_numpy(block[None, :length].astype(np.int64))
+        with torch.no_grad():
+            guesses = model(input_ids=ids).logits[0, :-1].argmax(1)
+        right, total = right + int((guesses == ids[0, 1:]).sum()), total + length - 1
+    assert right / total == pytest.approx(accuracy)
