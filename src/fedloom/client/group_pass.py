@@ -15,7 +15,7 @@ from fedloom.client.turn import Turn
 from fedloom.core.accumulators import BUILTIN, Accumulator
 from fedloom.core.errors import ClientFailed, PolicyRefused, ServerUnreachable, StorageFull, UsageError
 from fedloom.core.messages import PayloadRef
-from fedloom.core.records import ClientFailure, ClientReport
+from fedloom.core.records import MODEL, Arrays, ClientFailure, ClientReport
 
 _WEIGHED = ("train", COLLECT)
 """Kinds of jobs whose updates weigh as the run says; all others weigh one."""
@@ -76,7 +76,7 @@ class GroupPass:
                 continue
             begin = time.perf_counter()
             try:
-                done = self._jobs.do(turn)
+                done = self._filtered(turn, self._jobs.do(turn))
                 report = report_of(turn, done)
             except (ServerUnreachable, InputsGone, PolicyRefused):
                 raise
@@ -86,6 +86,13 @@ class GroupPass:
                 made.failures.append(self._failed(turn, exc, time.perf_counter() - begin))
                 continue
             self._add(turn, done, report, made, begin)
+
+    def _filtered(self, turn: Turn, done: Done) -> Done:
+        """Pass an update through the node's own filters; the initial model is no client's."""
+        if turn.job.kind == "init":
+            return done
+        update = turn.run.filtered(done.update, lambda: _model(turn))
+        return done if update is done.update else replace(done, update=update)
 
     def _add(self, turn: Turn, done: Done, report: ClientReport, made: Pass, begin: float) -> None:
         """Add an update to the sum, and keep the client's state and report."""
@@ -112,6 +119,13 @@ class GroupPass:
         if self._debug:
             raise ClientFailed(failure.describe()) from exc
         return failure
+
+
+def _model(turn: Turn) -> Arrays | None:
+    """The global model of a turn's exchange, None where it sends none."""
+    if MODEL not in turn.group.inputs:
+        return None
+    return turn.inputs[MODEL].groups.get(MODEL)
 
 
 def _weight(turn: Turn, done: Done) -> float:

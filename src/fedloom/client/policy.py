@@ -17,11 +17,12 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
+from fedloom.client.filters import Filters
 from fedloom.core import files
 from fedloom.core.accumulators import BUILTIN
 from fedloom.core.config import PluginSettings, Settings, plugin_schema
@@ -104,6 +105,12 @@ class Policy(Settings):
     code: tuple[str, ...] = ()
     """Modules and files, beyond what is installed as part of fedloom or a plug-in of it, that experiments may name as
     strategies, selections, monitors or a workload's classifier."""
+    submitters: tuple[str, ...] | None = None
+    """Names of members whose runs the node does; None for anybody's, as far as `roles` lets them."""
+    roles: tuple[Literal["user", "admin"], ...] | None = None
+    """Roles of members whose runs the node does; None for all."""
+    filters: Filters = Filters()
+    """What is done to each update before it leaves."""
     tracebacks: bool = False
     """Whether a failure's message and traceback leave the node. They may quote data."""
     limits: Limits = Limits()
@@ -205,6 +212,16 @@ class Guard:
         settings = experiment["workload"]
         table = {"name": settings} if isinstance(settings, str) else settings
         return {**experiment, "workload": self._own_settings(workload, table, allowed)}
+
+    def admit_submitter(self, name: str, role: str) -> None:
+        """Whether the node does runs of a member; the server says who has submitted a run.
+
+        Raises:
+            PolicyRefused: it does not.
+        """
+        named, roles = self.policy.submitters, self.policy.roles
+        if (roles is not None and role not in roles) or (named is not None and name not in named):
+            raise PolicyRefused(f"runs of {name[:80]!r} ({role[:20] or 'no role'}) are not done here", kind="submitter")
 
     def _admit_cohort(self, experiment: Info) -> None:
         """Refuse a run whose rounds ask for fewer clients than the policy says."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import TypeVar, cast
+
+import numpy as np
 
 from fedloom.client.client_stores import ClientStore
 from fedloom.client.disclosure import disclosed
@@ -14,6 +17,7 @@ from fedloom.core.config import Experiment
 from fedloom.core.messages import RunSpec
 from fedloom.core.plugins import AnyWorkload, build_workload
 from fedloom.core.protocols import UsesHelpers, WorkloadInfo
+from fedloom.core.records import Arrays, Update
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +51,8 @@ class Run:
             PolicyRefused: the node's policy does not allow it.
             and what `Experiment.parse` raises, which fails the clients, not the agent.
         """
+        if self._guard is not None:
+            self._guard.admit_submitter(self._spec.submitter_name, self._spec.submitter_role)
         values = self._spec.experiment
         return Experiment.parse(self._guard.admit_experiment(values) if self._guard is not None else values)
 
@@ -89,6 +95,16 @@ class Run:
             return info
         allowed = self._guard.policy.workloads.get(self.experiment.workload.name)
         return disclosed(info, () if allowed is None else allowed.classes, self._spec.run_id)
+
+    def filtered(self, update: Update, model: Callable[[], Arrays | None]) -> Update:
+        """Return an update as the node's policy lets it leave.
+
+        Raises:
+            PolicyRefused: the policy has filters, and this update cannot be filtered.
+        """
+        if self._guard is None or not self._guard.policy.filters.any:
+            return update
+        return self._guard.policy.filters.apply(update, model(), np.random.default_rng())
 
     def admit_examples(self, client: int, num_examples: int) -> None:
         """Refuse work on a client with fewer examples than the node's policy says.

@@ -124,6 +124,10 @@ class RunSpec:
 
     run_id: str
     experiment: Info
+    submitter_name: str = ""
+    """Who has submitted the run; empty on a server without members."""
+    submitter_role: str = ""
+    """`user` or `admin`; empty on a server without members."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,8 +164,8 @@ class Refusal:
 
     key: GroupKey
     kind: str
-    """Reason: `workload`, `code`, `data`, `bytes`, `hours`, `hook` or `helpers` of the policy; `result` if the
-    server rejected the node's result, `failure` if the node failed at work another may be able to do."""
+    """Reason: `workload`, `code`, `data`, `bytes`, `hours`, `hook`, `submitter` or `helpers` of the policy; `result` if
+    the server rejected the node's result, `failure` if the node failed at work another may be able to do."""
     reason: str
     retry_s: float = 0.0
     """Seconds after which a retry may succeed; 0 if it never will."""

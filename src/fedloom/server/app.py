@@ -165,12 +165,14 @@ def serve(
             journal = None
             if folder is not None and experiment.checkpoint.answers:
                 journal = AnswerJournal(folder / ANSWERS, store.run_id, experiment.to_dict())
+            owner = runs.owner(store.run_id)
             fleet = FleetAccess(
                 coordinator=server.coordinator,
                 place=lambda: Place(
                     runtime="fleet", workers=server.coordinator.online, where=f"agents of {host}:{port}"
                 ),
                 clock=server.clock,
+                submitter=(owner.name, owner.role),
             )
             outcome = run_session(experiment, store, fleet, (*heard, _Relay(emit)), stop=stop_run, journal=journal)
             if folder is not None:

@@ -32,7 +32,7 @@ _SCHEMA = """
 create table if not exists runs (
   run_id text primary key, name text not null, status text not null, rounds integer not null,
   rounds_done integer not null default 0, error text not null default '', submitted real not null,
-  owner text not null default '', owner_id text not null default ''
+  owner text not null default '', owner_id text not null default '', owner_role text not null default ''
 )
 """
 
@@ -44,6 +44,8 @@ class Owner:
     id: str = ""
     """The member's, which no later member has; empty on a server without members."""
     name: str = ""
+    role: str = ""
+    """`user` or `admin`; empty on a server without members."""
 
 
 ROOM_S = 5.0
@@ -120,7 +122,8 @@ class RunQueue:
         self._database = sqlite3.connect(folder / "fedloom.sqlite", check_same_thread=False, isolation_level=None)
         self._database.execute("pragma journal_mode=wal")
         self._database.execute(_SCHEMA)
-        add_columns(self._database, "runs", {"owner_id": "text not null default ''"})
+        text = "text not null default ''"
+        add_columns(self._database, "runs", {"owner_id": text, "owner_role": text})
         self._changed = threading.Condition()
         self._watchers: dict[str, list[Events]] = {}
         self._running: dict[str, _Running] = {}
@@ -146,9 +149,17 @@ class RunQueue:
         store.begin(experiment)
         with self._changed:
             self._write(
-                "insert into runs (run_id, name, status, rounds, submitted, owner, owner_id) "
-                "values (?, ?, 'queued', ?, ?, ?, ?)",
-                (store.run_id, experiment.name, experiment.max_rounds or 0, self._clock.time(), owner.name, owner.id),
+                "insert into runs (run_id, name, status, rounds, submitted, owner, owner_id, owner_role) "
+                "values (?, ?, 'queued', ?, ?, ?, ?, ?)",
+                (
+                    store.run_id,
+                    experiment.name,
+                    experiment.max_rounds or 0,
+                    self._clock.time(),
+                    owner.name,
+                    owner.id,
+                    owner.role,
+                ),
             )
             self._changed.notify_all()
         return store.run_id
@@ -169,8 +180,10 @@ class RunQueue:
         """Return who submitted a run."""
         with self._changed:
             self._status(run_id)
-            row = self._database.execute("select owner_id, owner from runs where run_id = ?", (run_id,)).fetchone()
-        return Owner(str(row[0]), str(row[1]))
+            row = self._database.execute(
+                "select owner_id, owner, owner_role from runs where run_id = ?", (run_id,)
+            ).fetchone()
+        return Owner(*map(str, row))
 
     @contextlib.contextmanager
     def watch(self, run_id: str) -> Iterator[Events]:

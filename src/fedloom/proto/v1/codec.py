@@ -57,7 +57,13 @@ def to_agent_message(message: ToAgent) -> pb.ToAgent:
         case Ack():
             return pb.ToAgent(ack=pb.Ack(key=_key(message.key), status=message.status, message=message.message))
         case RunSpec():
-            return pb.ToAgent(run=pb.RunSpec(run_id=message.run_id, experiment_json=_dump(message.experiment)))
+            spec = pb.RunSpec(
+                run_id=message.run_id,
+                experiment_json=_dump(message.experiment),
+                submitter_name=message.submitter_name,
+                submitter_role=message.submitter_role,
+            )
+            return pb.ToAgent(run=spec)
         case Cancel():
             return pb.ToAgent(cancel=pb.Cancel(run_id=message.run_id, round=message.round, exchange=message.exchange))
         case Goodbye():
@@ -74,7 +80,12 @@ def read_to_agent(message: pb.ToAgent) -> ToAgent:
         case "ack":
             return Ack(key=_read_key(message.ack.key), status=message.ack.status, message=message.ack.message)
         case "run":
-            return RunSpec(run_id=message.run.run_id, experiment=_load(message.run.experiment_json, "experiment"))
+            return RunSpec(
+                run_id=message.run.run_id,
+                experiment=_load(message.run.experiment_json, "experiment"),
+                submitter_name=message.run.submitter_name,
+                submitter_role=message.run.submitter_role,
+            )
         case "cancel":
             return Cancel(run_id=message.cancel.run_id, round=message.cancel.round, exchange=message.cancel.exchange)
         case "goodbye":

@@ -473,17 +473,23 @@ class RunSpec(_message.Message):
 
     RUN_ID_FIELD_NUMBER: _builtins.int
     EXPERIMENT_JSON_FIELD_NUMBER: _builtins.int
+    SUBMITTER_NAME_FIELD_NUMBER: _builtins.int
+    SUBMITTER_ROLE_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     experiment_json: _builtins.str
+    submitter_name: _builtins.str
+    submitter_role: _builtins.str
     def __init__(
         self,
         *,
         run_id: _builtins.str = ...,
         experiment_json: _builtins.str = ...,
+        submitter_name: _builtins.str = ...,
+        submitter_role: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiment_json", b"experiment_json", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiment_json", b"experiment_json", "run_id", b"run_id", "submitter_name", b"submitter_name", "submitter_role", b"submitter_role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

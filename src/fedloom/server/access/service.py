@@ -259,7 +259,7 @@ class ControlService(ControlServicer):
             if caller.role != "admin":
                 check_submission(values, self._allowed)
                 self._submissions.enter(caller.name)
-            run_id = self._runs.submit(values, Owner(caller.id, caller.name))
+            run_id = self._runs.submit(values, Owner(caller.id, caller.name, caller.role if caller.id else ""))
             self._audit.record("submitted", caller.name, context.peer(), run=run_id)
             return control_pb.SubmitReply(run_id=run_id)
 

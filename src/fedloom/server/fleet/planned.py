@@ -42,10 +42,11 @@ class RunFacts:
         return self.spec.run_id
 
     @classmethod
-    def of(cls, run_id: str, experiment: Experiment) -> RunFacts:
-        """Return the facts of an experiment's run."""
+    def of(cls, run_id: str, experiment: Experiment, submitter: tuple[str, str] = ("", "")) -> RunFacts:
+        """Return the facts of an experiment's run, submitted by somebody of this name and role."""
+        name, role = submitter
         return cls(
-            spec=RunSpec(run_id=run_id, experiment=experiment.for_nodes()),
+            spec=RunSpec(run_id=run_id, experiment=experiment.for_nodes(), submitter_name=name, submitter_role=role),
             labels=experiment.fleet.labels,
             max_attempts=experiment.round.max_attempts,
             group_size=experiment.group_size,

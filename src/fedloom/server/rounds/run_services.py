@@ -44,6 +44,8 @@ class FleetAccess:
     roster: RosterSource = declared_roster
     """Called in each round."""
     clock: Clock = SYSTEM_CLOCK
+    submitter: tuple[str, str] = ("", "")
+    """Name and role of who has submitted the run; empty where there are no members."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
