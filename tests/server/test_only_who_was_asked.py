@@ -35,8 +35,8 @@ from fedloom.core.messages import (
     RunSpec,
 )
 from fedloom.core.records import ClientFailure
+from fedloom.server.fleet.choosing import MAX_HELD
 from fedloom.server.fleet.coordinator import Coordinator
-from fedloom.server.fleet.dispatch import MAX_HELD
 from fedloom.server.fleet.payloads import PayloadStore
 from fedloom.server.fleet.planned import RunFacts
 from fedloom.simulation.in_process import InProcessChannel

@@ -15,7 +15,7 @@ from fedloom.client.turn import Turn
 from fedloom.core.accumulators import BUILTIN, Accumulator
 from fedloom.core.errors import ClientFailed, PolicyRefused, ServerUnreachable, StorageFull, UsageError
 from fedloom.core.messages import PayloadRef
-from fedloom.core.records import MODEL, Arrays, ClientFailure, ClientReport
+from fedloom.core.records import ClientFailure, ClientReport
 
 _WEIGHED = ("train", COLLECT)
 """Kinds of jobs whose updates weigh as the run says; all others weigh one."""
@@ -91,7 +91,7 @@ class GroupPass:
         """Pass an update through the node's own filters; the initial model is no client's."""
         if turn.job.kind == "init":
             return done
-        update = turn.run.filtered(done.update, lambda: _model(turn))
+        update = turn.run.filtered(done.update, turn.model)
         return done if update is done.update else replace(done, update=update)
 
     def _add(self, turn: Turn, done: Done, report: ClientReport, made: Pass, begin: float) -> None:
@@ -119,13 +119,6 @@ class GroupPass:
         if self._debug:
             raise ClientFailed(failure.describe()) from exc
         return failure
-
-
-def _model(turn: Turn) -> Arrays | None:
-    """The global model of a turn's exchange, None where it sends none."""
-    if MODEL not in turn.group.inputs:
-        return None
-    return turn.inputs[MODEL].groups.get(MODEL)
 
 
 def _weight(turn: Turn, done: Done) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from fedloom.client.run import Run
 from fedloom.core.messages import Group
 from fedloom.core.protocols import Inputs
-from fedloom.core.records import Job
+from fedloom.core.records import MODEL, Arrays, Job
 from fedloom.core.seeds import generator
 
 
@@ -57,6 +57,10 @@ class Turn:
             return generator(seed, purpose, job.round, job.client)
         exchange = self.group.key.exchange if self.draws_of is None else self.draws_of
         return generator(seed, job.kind, job.round, exchange, job.client)
+
+    def model(self) -> Arrays | None:
+        """Return the global model of the exchange; None where it sends none."""
+        return self.inputs[MODEL].groups.get(MODEL) if MODEL in self.group.inputs else None
 
     def trained_again(self) -> Turn:
         """Return the training whose update the job was to collect, with the same bits, not parked or measured again."""

@@ -13,14 +13,13 @@ from fedloom.core.clock import Clock
 from fedloom.core.errors import FedloomError, PolicyRefused
 from fedloom.core.messages import Cancel, Group, GroupKey, GroupResult, PayloadRef, Refusal, RunSpec
 from fedloom.core.records import ClientFailure
+from fedloom.server.fleet.choosing import MAX_HELD, choose
 from fedloom.server.fleet.nodes import Node
 from fedloom.server.fleet.open_exchange import Answer, OpenExchange
 from fedloom.server.fleet.payloads import Offer, PayloadStore
 
 RETRY_S = 1.0
 """Seconds after which a node that refused is asked again at the earliest, whatever it says itself."""
-MAX_HELD = 3
-"""Groups an agent is given at most before it has answered for one."""
 _SHOWN = 5
 """Names that a message lists at most."""
 Prepare = Callable[[OpenExchange, Sequence[Offer], str], None]
@@ -99,12 +98,7 @@ class Dispatch:
 
     def may_read(self, name: str, sha256: str) -> bool:
         """Return whether a group that a node has yet to answer reads the payload of this digest."""
-        for opened in self._open.values():
-            for index in opened.assigned_to(name):
-                inputs, states = opened.reads(index)
-                if any(offer.sha256 == sha256 for offer in (*inputs.values(), *states.values())):
-                    return True
-        return False
+        return any(opened.is_read_by(name, sha256) for opened in self._open.values())
 
     def upload_bytes(self, name: str) -> int | None:
         """Return how many bytes the answers of a node's groups can need, 0 where it has none to give.
@@ -147,7 +141,7 @@ class Dispatch:
         while waiting:
             place = min(waiting, key=lambda place: place[0].in_work)
             opened, willing, eager = place
-            choice = _choose(opened, held, willing, eager)
+            choice = choose(opened, held, willing, eager)
             if choice is None:
                 waiting.remove(place)
                 continue
@@ -468,33 +462,3 @@ def _fail(opened: OpenExchange, trouble: FedloomError) -> None:
     """End an exchange whose groups cannot be handed out; its run is told why."""
     opened.pending.clear()
     opened.answers.put(trouble)
-
-
-def _choose(
-    opened: OpenExchange, held: Mapping[str, int], willing: Collection[str], wanting: Collection[str]
-) -> tuple[int, str] | None:
-    """The next group to push, and to whom; None while nobody has room.
-
-    One group in hand and one waiting hides the way to the server and back. Agents are filled up only when they are down
-    to one, so that groups, and their results, travel together. Near the end a waiting group would only be kept from an
-    idle neighbour. A group whose node has died goes alone to an idle one: should it be the reason, it takes no others
-    along.
-
-    Args:
-        opened: whose groups.
-        held: groups each agent holds by now.
-        willing: agents that may get any of them.
-        wanting: agents that held at most one before this was begun.
-    """
-    most = MAX_HELD if len(opened.pending) > len(willing) else 1
-    for index in opened.pending:
-        prefer, only = opened.groups[index].prefer, opened.only(index)
-        names = [only] if only else [prefer] if prefer in willing else willing
-        died = index in opened.deaths
-        room = 1 if died else most
-        free = [(held[name], name) for name in names if name in willing and name in wanting and held[name] < room]
-        if free:
-            return index, min(free)[1]
-        if not opened.has_affinity and not died:
-            return None
-    return None

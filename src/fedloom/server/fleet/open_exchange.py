@@ -145,6 +145,11 @@ class OpenExchange:
         inputs = sorted({name for job in group.jobs for name in job.inputs})
         return {name: self.inputs[name] for name in inputs}, {client: self.states[client] for client in group.states}
 
+    def is_read_by(self, name: str, sha256: str) -> bool:
+        """Return whether a group that a node has yet to answer reads the payload of this digest."""
+        read = (offers.values() for index in self.assigned_to(name) for offers in self.reads(index))
+        return any(offer.sha256 == sha256 for offers in read for offer in offers)
+
     def settled(self, index: int, name: str) -> bool:
         """Whether nothing more is wanted of a node for a group."""
         return index in self.done or (index, name) in self.failed

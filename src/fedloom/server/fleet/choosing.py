@@ -1,0 +1,40 @@
+"""Which waiting group is pushed next, and to which node."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from fedloom.server.fleet.open_exchange import OpenExchange
+
+MAX_HELD = 3
+"""Groups an agent is given at most before it has answered for one."""
+
+
+def choose(
+    opened: OpenExchange, held: Mapping[str, int], willing: Collection[str], wanting: Collection[str]
+) -> tuple[int, str] | None:
+    """The next group to push, and to whom; None while nobody has room.
+
+    One group in hand and one waiting hides the way to the server and back. Agents are filled up only when they are down
+    to one, so that groups, and their results, travel together. Near the end a waiting group would only be kept from an
+    idle neighbour. A group whose node has died goes alone to an idle one: should it be the reason, it takes no others
+    along.
+
+    Args:
+        opened: whose groups.
+        held: groups each agent holds by now.
+        willing: agents that may get any of them.
+        wanting: agents that held at most one before this was begun.
+    """
+    most = MAX_HELD if len(opened.pending) > len(willing) else 1
+    for index in opened.pending:
+        prefer, only = opened.groups[index].prefer, opened.only(index)
+        names = [only] if only else [prefer] if prefer in willing else willing
+        died = index in opened.deaths
+        room = 1 if died else most
+        free = [(held[name], name) for name in names if name in willing and name in wanting and held[name] < room]
+        if free:
+            return index, min(free)[1]
+        if not opened.has_affinity and not died:
+            return None
+    return None
