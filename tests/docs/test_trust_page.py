@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from fedloom.client.agent import _facts
 from fedloom.proto.v1 import enroll_pb2, fleet_pb2
 
-PAGE = (Path(__file__).parents[2] / "docs" / "explanation" / "trust.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "explanation" / "trust.md").read_text(encoding="utf-8")
 TOLD: dict[Any, dict[str, str]] = {
     fleet_pb2.RegisterRequest: {
         "protocol": "`protocol`", "node": "`node`", "session": "`session`", "facts_json": "`facts.host`",
@@ -62,3 +64,13 @@ def test_every_message_of_the_stream_is_told() -> None:
 def test_every_fact_is_told() -> None:
     for fact in _facts():
         assert f"`facts.{fact}`" in PAGE
+
+
+def test_the_tests_that_the_table_names_are_there() -> None:
+    table = PAGE.partition("## What stops whom")[2].partition("\n## ")[0]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 15 and all(len(row) == 4 for row in rows)
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)`", row[3])
+        assert named, row
+        assert all((ROOT / file).is_file() for file in named), row
