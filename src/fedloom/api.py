@@ -31,9 +31,9 @@ from fedloom.simulation.client_states import forget_states
 from fedloom.simulation.runtimes import make_runtime
 
 RUNS = Path("runs")
-"""Where runs go when nothing else is said."""
+"""Default folder of runs."""
 PATIENCE_S = 60.0
-"""Seconds without a single agent after which a simulated run fails."""
+"""Seconds without any agent after which a simulated run fails."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +46,11 @@ class RunResult:
     arrays: Arrays
     """The final global model, by array name."""
     run_dir: Path | None
-    """The run's folder; None where nothing was kept."""
+    """The run's folder; None if nothing was written."""
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The last evaluation."""
+        """Return the last evaluation."""
         return self.summary.metrics
 
 
@@ -68,7 +68,7 @@ def preset_path(name: str) -> Path:
     """
     files = _presets()
     if name not in files:
-        raise UnknownName(f"{name!r} is no preset; {did_you_mean(name, files)}presets: {', '.join(files)}")
+        raise UnknownName(f"{name!r} is not a preset; {did_you_mean(name, files)}presets: {', '.join(files)}")
     return files[name]
 
 
@@ -92,7 +92,7 @@ def load(target: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     if str(target) in presets():
         return Experiment.load(preset_path(str(target)), overrides)
     raise UnknownName(
-        f"{str(target)!r} is no preset, TOML file, or folder; {did_you_mean(str(target), presets())}"
+        f"{str(target)!r} is not a preset, a TOML file or a directory; {did_you_mean(str(target), presets())}"
         f"presets: {', '.join(presets())}"
     )
 
@@ -116,18 +116,18 @@ def _load_folder(folder: Path, overrides: Sequence[str]) -> Experiment:
 def run(
     experiment: Experiment, *, out: str | Path | None = None, sinks: Sequence[Sink] = (), keep: bool = True
 ) -> RunResult:
-    """Run an experiment to its end, where `experiment.runtime` says.
+    """Run an experiment to its end, in the runtime of `experiment.runtime`.
 
     Args:
         experiment: what to run.
-        out: the run's own folder; `runs/<id>` by default. It must not hold a run.
+        out: the run's folder; `runs/<id>` by default. It must not contain a run.
         sinks: take every event, such as `reporting.console.ConsoleSink()`.
         keep: write the run's folder; False leaves nothing on disk.
 
     Raises:
         UsageError: the input is wrong; nothing was started.
         RunFailed: it started and could not go on.
-        Interrupted: it was stopped; `resume` goes on with it.
+        Interrupted: it was stopped; continue it with `resume`.
     """
     check_parts(experiment)
     run_id = new_run_id(experiment.name)
@@ -140,7 +140,7 @@ def run(
 
 
 def resume(run_dir: str | Path, *, sinks: Sequence[Sink] = (), overrides: Sequence[str] = ()) -> RunResult:
-    """Go on with a run from its last checkpoint, or from its beginning where there is none.
+    """Resume a run from its last checkpoint, or from its beginning if there is none.
 
     Args:
         run_dir: the run's folder.
@@ -156,8 +156,8 @@ def resume(run_dir: str | Path, *, sinks: Sequence[Sink] = (), overrides: Sequen
     for override in overrides:
         if not override.strip().startswith("runtime."):
             raise ConfigError(
-                f"{override.partition('=')[0].strip()}: a run goes on with the settings it began with, expected only "
-                "settings of `runtime`, such as runtime.workers=4. To change another one begin a new run: "
+                f"{override.partition('=')[0].strip()}: a run resumes with its original settings, expected only "
+                "settings of `runtime`, such as runtime.workers=4. To change another one start a new run: "
                 f"fedloom run {Path(run_dir) / EXPERIMENT} --set {override!r}"
             )
     return _session(store.experiment().override(overrides), store, sinks, fresh=False)
@@ -190,7 +190,7 @@ def saved_state(run_dir: str | Path) -> SavedState:
 
 
 def _session(experiment: Experiment, store: RunStore, sinks: Sequence[Sink], *, fresh: bool) -> RunResult:
-    """One session; a fresh run that never begins leaves no folder behind."""
+    """Run one session; a fresh run that never begins leaves no folder behind."""
     outcome: Outcome | None = None
     try:
         outcome = _run_agents_and_session(experiment, store, sinks)
@@ -237,7 +237,7 @@ def _finish(outcome: Outcome, store: RunStore) -> RunResult:
 
 @contextlib.contextmanager
 def _stopping_on_signals(stop: threading.Event) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM asks the run to end in order, a second one insists."""
+    """Stop the run in order at the first Ctrl-C or SIGTERM, abort it at the second."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

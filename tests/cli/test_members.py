@@ -64,7 +64,7 @@ def test_a_second_identity_is_named_where_it_is_needed(
 ) -> None:
     said("join", fleet.token("first"))
     shown = said("join", fleet.token("second"))
-    assert "it refuses all work until that file allows some" in shown
+    assert "it refuses all work until that file allows a workload" in shown
     assert f"fedloom client --identity {tmp_path}/config/fedloom/node-second" in shown
     said("join", fleet.token("bob", role="user"))
     shown = said("join", fleet.token("eve", role="user"))
@@ -74,7 +74,7 @@ def test_a_second_identity_is_named_where_it_is_needed(
 def test_a_folder_that_is_not_there_spends_no_token(said: Said, fleet: Members) -> None:
     token = fleet.token("unspent")
     told = said("join", token, "--allow", "image_classification=/nowhere", code=2)
-    assert told == "fedloom: --allow 'image_classification=/nowhere': /nowhere is not a folder here; the token was not used\n"  # fmt: skip  # noqa: E501
+    assert told == "fedloom: --allow 'image_classification=/nowhere': /nowhere is not a folder on this machine; the token was not used\n"  # fmt: skip  # noqa: E501
     assert "joined" in said("join", token)
 
 
@@ -86,7 +86,7 @@ def test_a_folder_that_is_not_there_spends_no_token(said: Said, fleet: Members) 
         (["token", "create", "--name", "x", "--ttl", "90d"], 1, "at most 30 days"),
         (["token", "create", "--name", "x", "--role", "king"], 1, "expected one of node, user, admin"),
         (["token", "create", "--name", "x", "--label", "site"], 2, "expected KEY=VALUE"),
-        (["token", "create", "--name", "server-admin"], 2, "is a member already; choose another name"),
+        (["token", "create", "--name", "server-admin"], 2, "is already a member; choose another name"),
         (["node", "show", "nobody"], 2, "no member 'nobody'"),
         (["node", "revoke", "nobody"], 1, "no member 'nobody' in good standing"),
         (["node", "label", "nobody", "a=b"], 1, "no member 'nobody'"),

@@ -387,7 +387,7 @@ def test_it_says_once_why_it_waits(script: Script, caplog: pytest.LogCaptureFixt
     script.refusal = ServerUnreachable("nobody there")
     with pytest.raises(ServerUnreachable):
         Agent(script, "a", give_up_s=0.5).connect()
-    assert [record.getMessage() for record in caplog.records] == ["node a: nobody there; trying until it answers"]
+    assert [record.getMessage() for record in caplog.records] == ["node a: nobody there; retrying until it responds"]
 
 
 def test_stop_ends_an_agent_that_looks_for_a_server(script: Script) -> None:
@@ -492,7 +492,7 @@ def test_a_result_with_which_every_connection_breaks_is_dropped_at_last(
     script.sent.clear()
     agent.run()
     assert [bool(result.reports) for result in script.results()] == [True] * 3 + [False] * 4
-    lost = [record for record in caplog.records if "lost the server" in record.message]
+    lost = [record for record in caplog.records if "lost the connection" in record.message]
     assert len(lost) == 1  # six losses within seconds
 
 

@@ -211,12 +211,12 @@ def test_a_job_is_done_by_the_action_of_its_kind_or_of_its_kinds_first_part(
 
 def test_a_selection_cannot_look_into_an_action(monkeypatch: pytest.MonkeyPatch) -> None:
     (failure,) = act(monkeypatch, "count", measure="update_norm").failures
-    assert failure.error.endswith("UnsupportedFeature") and "does 'count' as an action of its own" in failure.message
+    assert failure.error.endswith("UnsupportedFeature") and "does 'count' as a custom action" in failure.message
 
 
 def test_an_action_a_workload_has_not_is_named_with_those_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     (failure,) = act(monkeypatch, "meditate").failures
-    assert "no action 'meditate'; it can train, evaluate, be measured, count, evaluate.squared" in failure.message
+    assert "no action 'meditate'; it has train, evaluate, measure, count, evaluate.squared" in failure.message
 
 
 def test_an_action_a_workload_has_not_is_named() -> None:

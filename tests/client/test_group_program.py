@@ -105,7 +105,7 @@ def test_a_program_that_fails_is_named_once_a_run_with_its_reason_and_clients_ar
     assert [len(result.notices) for result in results] == [0, 1, 0]
     assert results[1].notices[0].endswith("one by one, which is slower: FloatingPointError: singular matrix")
     assert grouped == [3, 3, 1, 1, 1, 3, 1, 1, 1, 3, 1, 1, 1]
-    said = [record for record in caplog.records if "at once" in record.getMessage()]
+    said = [record for record in caplog.records if "together" in record.getMessage()]
     assert [record.__dict__["run"] for record in said] == ["run", "other"]
     assert "in round 2, so its clients are trained one by one, which is slower: FloatingPointError: singular" in (
         said[0].getMessage()

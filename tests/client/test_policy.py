@@ -118,7 +118,7 @@ class TestPaths:
         passed = guard(tmp_path, **own).admit_experiment(experiment(settings))
         assert passed["workload"]["data"] == {"source": "npz", "file": str(tmp_path / "data" / "x.npz")}
         assert passed["workload"]["root"] == str(tmp_path / "data")
-        with pytest.raises(PolicyRefused, match="no data folder is given here"):
+        with pytest.raises(PolicyRefused, match="this node has no data folder"):
             guard(tmp_path, **ALLOWED).admit_experiment(experiment(settings))
 
     def test_a_path_below_it_may_be_written_out(self, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ class TestPaths:
 
     def test_a_folder_that_is_away_is_asked_for_again(self, tmp_path: Path) -> None:
         own = {"workloads": {"image_classification": {"data": str(tmp_path / "unmounted")}}}
-        with pytest.raises(PolicyRefused, match="is not there now") as caught:
+        with pytest.raises(PolicyRefused, match="does not exist now") as caught:
             guard(tmp_path, **own).admit_experiment(experiment({"name": "image_classification", "root": "$DATA"}))
         assert caught.value.kind == "data" and caught.value.retry_s > 0
         assert "unmounted" not in str(caught.value), "where a node keeps its data is its own affair"
@@ -146,7 +146,7 @@ class TestPaths:
         (tmp_path / "data" / "out").symlink_to("/etc")
         own = {"workloads": {"image_classification": {"data": str(tmp_path / "data")}}}
         settings = {"name": "image_classification", "file": "$DATA/out/passwd"}
-        with pytest.raises(PolicyRefused, match="leads out of the data folder"):
+        with pytest.raises(PolicyRefused, match="points outside the data folder"):
             guard(tmp_path, **own).admit_experiment(experiment(settings))
 
 
@@ -179,7 +179,7 @@ class TestLimits:
         usage.save()
         made = guard(tmp_path, NOON, **ALLOWED, limits=limits)
         made.admit_group(group(inputs={"model": PayloadRef(size=400, sha256="0")}))
-        with pytest.raises(PolicyRefused, match=r"401 bytes more would pass the day's 1000 \(600 so far\)") as caught:
+        with pytest.raises(PolicyRefused, match=r"401 bytes more would exceed the day's 1000 \(600 so far\)") as caught:
             made.admit_group(group(inputs={"model": PayloadRef(size=401, sha256="0")}))
         assert caught.value.kind == "bytes" and caught.value.retry_s == 900.0
         guard(tmp_path, NOON.replace(day=2), **ALLOWED, limits=limits).admit_group(group())
@@ -189,8 +189,8 @@ class TestLimits:
         [
             (["sh", "-c", "exit 0"], None),
             (["sh", "-c", "echo on battery; echo more; exit 3"], "not now: on battery"),
-            (["sh", "-c", "exit 3"], "not now: the hook ended with 3"),
-            (["sleep", "9"], "not now: the hook said nothing for 0.2 s"),
+            (["sh", "-c", "exit 3"], "not now: the hook exited with 3"),
+            (["sleep", "9"], "not now: the hook did not finish within 0.2 s"),
             (["/no/such/hook"], "not now: the hook cannot be run"),
         ],
     )
@@ -217,7 +217,7 @@ class TestLimits:
         ("workload = 1", "workload"),
         ("[limits]\nhours = ['25:00-26:00']", "limits.hours.0"),
         ("[limits]\nthreads = 0", "limits.threads"),
-        ("not toml", "not readable as a policy"),
+        ("not toml", "cannot be read as a policy"),
         ("[workloads.x]\nfolder = 'y'", "workloads.x.folder"),
     ],
 )
@@ -265,7 +265,7 @@ def test_a_workload_gets_as_many_helpers_as_a_node_allows_or_goes_to_another(tmp
     )
     assert outcome.error is None and outcome.summary.model_sha256 == want.summary.model_sha256
     told = {(event.node, event.kind, event.reason) for event in listener.of(NodeRefused)}
-    reason = "the workload asks for a helper process beyond the {} allowed here (limits.helpers)"
+    reason = "the workload requests a helper process beyond the {} allowed here (limits.helpers)"
     assert told and told <= {("one", "helpers", reason.format(1)), ("none", "helpers", reason.format(0))}
     refused = Fleet(tmp_path, one={**two, "limits": {"helpers": 1}}).run(helping)
     assert isinstance(refused.error, QuorumNotReached) and reason.format(1) in str(refused.error)
@@ -298,4 +298,4 @@ def test_a_silent_node_is_named_where_its_data_is_missing(tmp_path: Path) -> Non
     )
     assert isinstance(outcome.error, DataMissing)
     text = str(outcome.error)
-    assert "stage load on node" in text and "its log has them" in text and str(tmp_path) not in text
+    assert "stage load on node" in text and "see its log" in text and str(tmp_path) not in text

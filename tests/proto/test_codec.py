@@ -129,7 +129,7 @@ def _result(**fields: object) -> pb.FromAgent:
         (pb.FromAgent(heartbeat=pb.Heartbeat(held=[pb.GroupKey(run_id="x" * 257)])), "run_id"),
         (_result(busy_s=math.nan), "busy_s"),
         (_result(busy_s=-1.0), "busy_s"),
-        (_result(total=pb.Payload(size=4, inline=b"abc")), "payload.inline has 3 bytes, payload.size says 4"),
+        (_result(total=pb.Payload(size=4, inline=b"abc")), "payload.inline has 3 bytes, but payload.size is 4"),
         (_result(reports=[pb.Report(seconds=math.inf)]), "report.seconds"),
         (_result(reports=[pb.Report(info_json="{")]), "report.info: not JSON"),
         (_result(reports=[pb.Report(info_json="[1]")]), "report.info: expected a JSON object, got a list"),

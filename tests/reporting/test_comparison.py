@@ -92,7 +92,7 @@ def test_a_comparison_needs_two_different_runs(runs: Any, tmp_path: Path) -> Non
 
 def test_the_picture_needs_a_place(runs: Any, tmp_path: Path) -> None:
     comparison = compare([runs.make("a"), runs.make("b")])
-    with pytest.raises(UsageError, match="there is no folder"):
+    with pytest.raises(UsageError, match="does not exist"):
         write_picture(comparison, tmp_path / "nowhere" / "page.html")
     with pytest.raises(UsageError, match="is a folder"):
         write_picture(comparison, tmp_path)

@@ -62,7 +62,7 @@ def test_a_report_tells_the_whole_story(runs: Any) -> None:
     _, outline = report_of(folder)
     for words in (
         "digits", "done", "8 of 8", "held-out data", "loss per round", "accuracy per byte sent",
-        "Who was asked in which round", "Who holds which class", "Clients by number of examples",
+        "Sampled clients by round", "Classes by client", "Clients by number of examples",
         "kB per round, all clients", "sent so far", "waiting for clients", "aggregating", "evaluating",
         "ray-0", "expected 64 pixels, got 63",
         "workload.lr", "torch", "BSD-3-Clause", f"fedloom run {folder}/experiment.toml", "ab" * 32,

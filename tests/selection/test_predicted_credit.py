@@ -201,7 +201,7 @@ def test_what_is_told_does_not_change_training() -> None:
 
 
 def test_a_strategy_that_measures_for_itself_is_refused() -> None:
-    with pytest.raises(UnsupportedFeature, match="already has them report 'firing_credit'"):
+    with pytest.raises(UnsupportedFeature, match="already makes them report 'firing_credit'"):
         api.run(
             experiment(
                 "spiking_classification",

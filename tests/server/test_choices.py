@@ -64,9 +64,9 @@ def test_another_selection_says_what_it_would_have_chosen(tmp_path: Path, capsys
     run = tmp_path / "run"
     api.run(experiment(cohort=6, strategy={"name": "sfedca", "select": 2, "rule": "topm"}), out=run)
     assert main(["replay", str(run)]) == 0
-    assert "4 rounds, 4 as recorded; 24 of 24 places the same" in capsys.readouterr().out
+    assert "4 rounds, 4 as recorded; 24 of 24 clients the same" in capsys.readouterr().out
     assert main(["replay", str(run), "--set", "strategy.rule=lowest"]) == 0
-    assert "4 rounds, 0 as recorded; 24 of 24 places the same" in capsys.readouterr().out
+    assert "4 rounds, 0 as recorded; 24 of 24 clients the same" in capsys.readouterr().out
 
 
 def test_a_log_that_was_tampered_with_is_found_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +78,7 @@ def test_a_log_that_was_tampered_with_is_found_out(tmp_path: Path, capsys: pytes
     )
     assert main(["replay", str(run)]) == 1
     told = capsys.readouterr()
-    assert "round 1: recorded [99, " in told.out and "round 1 was chosen otherwise than its log says" in told.err
+    assert "round 1: recorded [99, " in told.out and "round 1 differs from its log" in told.err
     (run / "choices.jsonl").write_text("\n".join(lines[1:]) + "\n", encoding="utf-8")
     with pytest.raises(UsageError, match="has no round 1"):
         replay_run(run)

@@ -72,7 +72,7 @@ class TestDecisions:
         for index in range(may_fail):
             part.take(lost(index))
         assert [failure.client for failure in part.failures] == list(range(may_fail))
-        with pytest.raises(QuorumNotReached, match=f"needs answers of {4 - may_fail} of 4 clients"):
+        with pytest.raises(QuorumNotReached, match=f"needs updates of {4 - may_fail} of 4 clients"):
             part.take(lost(may_fail))
 
     def test_the_reserve_replaces_the_failed_and_counts_for_the_quorum(self) -> None:
@@ -102,14 +102,14 @@ class TestDecisions:
         timed.expire({1: "lab"})
         assert timed.superseded() == ()
         assert [(f.client, f.node, f.message, f.seconds) for f in timed.failures] == [
-            (1, "lab", "no answer within 60 s", 60.0),
-            (2, "", "no answer within 60 s; no node had room for it", 60.0),
+            (1, "lab", "no result within 60 s", 60.0),
+            (2, "", "no result within 60 s; no node had capacity for it", 60.0),
         ]
 
     def test_a_reserve_nobody_has_seen_does_not_help_at_the_deadline(self) -> None:
         timed = closing(ClosingTerms(quota=2, reserve=1, deadline_s=1.0), 3)
         timed.take(good(0))
-        with pytest.raises(QuorumNotReached, match="needs answers of 2 of 2 clients, but 1 are missing"):
+        with pytest.raises(QuorumNotReached, match="needs updates of 2 of 2 clients, but 1 are missing"):
             timed.expire({})
 
 
@@ -185,7 +185,7 @@ class TestClock:
     def test_hours_pass_without_waiting(self, coordinator: Coordinator, clock: ManualClock, linear: Make) -> None:
         facts = RunFacts.of("run", linear(round={"group_size": 1}))
         run, _ = collector(coordinator, facts, clock=clock, pump=lambda: clock.advance(60.0))
-        with pytest.raises(QuorumNotReached, match="no answer within 36000 s; no node had room for it"):
+        with pytest.raises(QuorumNotReached, match="no result within 36000 s; no node had capacity for it"):
             run.collect(ask(4, deadline_s=36_000.0))
         assert clock.monotonic() == 1000.0 + 36_000.0
 

@@ -83,7 +83,7 @@ class TestSizes:
         assert run_on_fleet(two).error is None, "one of two is half"
         eight = scripted(linear, tuple(range(8)), round=half, workload={"fail_clients": (0, 1, 2, 3, 4)})
         error = run_on_fleet(eight).error
-        assert isinstance(error, QuorumNotReached) and "needs answers of 4 of 8 clients, but 5 are missing" in str(
+        assert isinstance(error, QuorumNotReached) and "needs updates of 4 of 8 clients, but 5 are missing" in str(
             error
         )
 
@@ -144,7 +144,7 @@ class TestRosters:
     def test_one_that_shrinks_is_refused(self, linear: Make) -> None:
         outcome, _ = self.hold(scripted(linear, (0,), (0,)), 4, 4, 3)
         assert isinstance(outcome.error, RunFailed)
-        assert "round 2: the roster has 3 clients, it had 4 before" in str(outcome.error)
+        assert "round 2: the roster has 3 clients, before it had 4" in str(outcome.error)
 
     def test_names_and_who_is_offline(self) -> None:
         machines = Roster(2, names=("lab-1", "lab-2"), offline={1})

@@ -40,7 +40,7 @@ def test_files_of_a_running_server_are_private_and_its_users_commands_find_its_t
 ) -> None:
     program, port, log = shell.serve(0, "--insecure")
     wait_until(lambda: "--token-file" in log.read_text(encoding="utf-8"))
-    assert re.search(r"the token callers must show is in state/token", log.read_text(encoding="utf-8"))
+    assert re.search(r"the token for callers is in state/token", log.read_text(encoding="utf-8"))
     address = f"127.0.0.1:{port}"
     shell.start("client", "--server", address, "--name", "n1")
     with ControlClient(address, local_token.find(address)) as control:

@@ -45,7 +45,7 @@ def test_a_really_full_disk_stops_the_run_and_room_lets_it_go_on(linear: Make, s
     want = api.run(big(linear), keep=False).summary.model_sha256
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes((1 << 20) - 250_000))
-    with pytest.raises(StorageFull, match="make room, then go on with") as caught:
+    with pytest.raises(StorageFull, match="free disk space, then run") as caught:
         api.run(big(linear), out=small_disk / "run")
     assert "No space left" in str(caught.value) and str(small_disk) in str(caught.value)
     sound = DiskRunStore.open(small_disk / "run").latest_checkpoint()

@@ -370,14 +370,14 @@ class TestResults:
         [
             (pb.Payload(size=3, inline=b"abc"), "truncated"),
             (pb.Payload(size=9, shared="nonce"), "frame"),
-            (pb.Payload(size=9, shared="../../../etc/passwd"), "not there"),
-            (pb.Payload(size=9, shared=".owner"), "not there"),
-            (pb.Payload(size=9, shared="a\0b"), "not there"),
-            (pb.Payload(size=9, shared="x" * 5000), "not there"),
-            (pb.Payload(size=9, shared="owner"), "not there"),
-            (pb.Payload(size=9, sha256="0" * 64), "not complete here"),
-            (pb.Payload(size=9, sha256="../etc"), "not complete here"),
-            (pb.Payload(size=0), "not complete here"),
+            (pb.Payload(size=9, shared="../../../etc/passwd"), "does not exist"),
+            (pb.Payload(size=9, shared=".owner"), "does not exist"),
+            (pb.Payload(size=9, shared="a\0b"), "does not exist"),
+            (pb.Payload(size=9, shared="x" * 5000), "does not exist"),
+            (pb.Payload(size=9, shared="owner"), "does not exist"),
+            (pb.Payload(size=9, sha256="0" * 64), "is not complete"),
+            (pb.Payload(size=9, sha256="../etc"), "is not complete"),
+            (pb.Payload(size=0), "is not complete"),
         ],
     )
     def test_sums_that_are_none_are_rejected(self, stranger: Stranger, total: pb.Payload, text: str) -> None:
@@ -445,7 +445,7 @@ class TestResults:
         groups = [PlannedGroup(jobs=(Job(round=1, client=0),), work=1.0, only=name) for name in ("thief", "owner")]
         with open_exchange(stranger.server.coordinator, groups) as opened:
             ack = self.send(stranger, self.result(ref), node="thief")
-            assert ack.status == "rejected" and "not complete here" in ack.message
+            assert ack.status == "rejected" and "is not complete" in ack.message
             assert self.send(stranger, self.result(ref, index=1), node="owner").status == "accepted"
             assert next_answer(opened).node == "owner"
             assert self.send(stranger, self.result(ref, index=1), node="owner").status == "duplicate"
@@ -543,7 +543,7 @@ class TestTransfers:
         with refused("RESOURCE_EXHAUSTED", "exceeds the limit"):
             stranger.upload(head(b"abc", size=1 << 60))
         stranger.upload(head(b"abc!"), b"a")
-        with refused("INVALID_ARGUMENT", "announced with 4 bytes before, with 5 now"):
+        with refused("INVALID_ARGUMENT", "announced with 4 bytes before, now with 5"):
             stranger.upload(head(b"abc!", size=5), b"a")
 
     @pytest.mark.parametrize("digest", ["", "abc", "Z" * 64, "../" * 21 + "x"])
@@ -563,7 +563,7 @@ class TestTransfers:
         record = records_of_every_dtype(3 * MIB)[0]
         opened = stranger.register_with_work("remote", record)
         stranger.register("idle")
-        with refused("NOT_FOUND", "its round may be over"):
+        with refused("NOT_FOUND", "its round may have ended"):
             stranger.download(pb.DownloadRequest(sha256="0" * 64).SerializeToString(), node="remote")
         sha256, whole = opened.inputs["model"].sha256, bytes(frames.encode(record))
         for start in (0, 1, MIB, len(whole) - 1, len(whole)):
@@ -571,7 +571,7 @@ class TestTransfers:
             assert stranger.download(request, node="remote") == whole[start:]
             with refused("NOT_FOUND", "no group of node 'idle' reads"):
                 stranger.download(request, node="idle")
-        with refused("INVALID_ARGUMENT", "behind the end"):
+        with refused("INVALID_ARGUMENT", "beyond the end"):
             request = pb.DownloadRequest(sha256=sha256, offset=len(whole) + 1).SerializeToString()
             stranger.download(request, node="remote")
         stranger.stack.close()
@@ -608,9 +608,9 @@ class TestControl:
     def test_what_was_asked_for_is_quoted_in_short(self, stranger: Stranger, text: str) -> None:
         """A status has room for 8 KiB; a longer one is lost on the way, and another told in its place."""
         stop, watch = control_pb.StopRequest(run_id=text), control_pb.WatchRequest(run_id=text)
-        with refused("NOT_FOUND", "`fedloom runs` lists them"):
+        with refused("NOT_FOUND", "list runs with `fedloom runs`"):
             stranger.unary(CONTROL + "Stop", stop.SerializeToString())
-        with refused("NOT_FOUND", "`fedloom runs` lists them"):
+        with refused("NOT_FOUND", "list runs with `fedloom runs`"):
             stranger.unary(CONTROL + "Watch", watch.SerializeToString())
         experiment = json.dumps({"rounds": 1, "strategy": text, "workload": str(LINEAR)})
         with refused("NOT_FOUND", "unknown name"):
@@ -695,6 +695,6 @@ def test_bytes_that_are_no_message_leave_nothing_behind(stranger: Stranger) -> N
     stranger.register()
     before = states()
     for _ in range(50):
-        with refused("INVALID_ARGUMENT", "bytes came that are no message of /fedloom"):
+        with refused("INVALID_ARGUMENT", "bytes received that are not a message of /fedloom"):
             stranger.unary(CONTROL + "ListRuns", b"\xff" * 9)
     wait_until(lambda: states() <= before + 5)

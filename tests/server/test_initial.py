@@ -41,7 +41,7 @@ class TestAnotherIsAsked:
         )
         assert outcome.error is None and outcome.summary.status == "done"
         assert outcome.summary.model_sha256 == run_on_fleet(linear()).summary.model_sha256, "whoever makes the model"
-        reason = f"stage {stage}: fedloom.core.errors.DataMissing: there is no {tmp_path}/north/weights; put it there"
+        reason = f"stage {stage}: fedloom.core.errors.DataMissing: there is no {tmp_path}/north/weights; create it"
         first, *later = listener.of(NodeRefused)
         assert (first.round, first.node, first.kind, first.reason) == (0, "north", "failure", reason)
         (line,) = [record for record in caplog.records if getattr(record, "round", None) == 0]
@@ -95,9 +95,9 @@ class TestNoneCan:
         outcome = Fleet(tmp_path, **nodes).run(linear(workload={"init_needs": "$DATA/weights"}))
         assert isinstance(outcome.error, DataMissing) and outcome.summary.status == "failed"
         head, *told = str(outcome.error).splitlines()
-        assert head.startswith("no node here has made the initial model. Put right what one of them says")
+        assert head.startswith("no node could create the initial model. Fix one of the causes below")
         missing = "stage init: fedloom.core.errors.DataMissing: there is no"
-        assert told == [f"  {name}: {missing} {tmp_path}/{name}/weights; put it there" for name in ("north", "south")]
+        assert told == [f"  {name}: {missing} {tmp_path}/{name}/weights; create it" for name in ("north", "south")]
 
     def test_what_all_say_is_told_once_with_their_names(self, linear: Make, tmp_path: Path) -> None:
         nodes = {name: policy(tmp_path / name) for name in ("north", "south", "west")}
@@ -108,21 +108,21 @@ class TestNoneCan:
             "client 0, round 0, stage init on north: ValueError: negative dimensions are not allowed\n"
         )
         assert text.count("ValueError: negative") == 2, "in the first line, and where the one traceback ends"
-        assert text.endswith("\nSo said north, south, west, asked for the initial model.")
+        assert text.endswith("\nReported by north, south, west when creating the initial model.")
 
     def test_nodes_that_keep_their_reasons_to_themselves_are_named(self, linear: Make, tmp_path: Path) -> None:
         nodes = {name: policy(tmp_path / name, tracebacks=False) for name in ("north", "south")}
         outcome = Fleet(tmp_path, **nodes).run(linear(workload={"needs": "$DATA/weights"}))
         assert isinstance(outcome.error, DataMissing)
         assert str(outcome.error) == (
-            "client 0, round 0, stage load on north: fedloom.core.errors.DataMissing: the node keeps the details to "
-            "itself; its log has them\nSo said north, south, asked for the initial model."
+            "client 0, round 0, stage load on north: fedloom.core.errors.DataMissing: the node does not send "
+            "the details; see its log\nReported by north, south when creating the initial model."
         )
 
     def test_one_node_alone_is_shown_as_it_is(self, linear: Make, tmp_path: Path) -> None:
         outcome = Fleet(tmp_path, north=policy(tmp_path / "north")).run(linear(workload={"needs": "$DATA/weights"}))
         assert isinstance(outcome.error, DataMissing)
-        assert str(outcome.error) == f"there is no {tmp_path}/north/weights; put it there"
+        assert str(outcome.error) == f"there is no {tmp_path}/north/weights; create it"
 
     def test_one_that_refuses_is_listed_too(self, linear: Make, tmp_path: Path) -> None:
         outcome = Fleet(tmp_path, east={}, north=policy(tmp_path / "north")).run(
@@ -130,6 +130,6 @@ class TestNoneCan:
         )
         assert isinstance(outcome.error, QuorumNotReached)
         assert str(outcome.error).splitlines()[1:] == [
-            f"  north: stage init: fedloom.core.errors.DataMissing: there is no {tmp_path}/north/weights; put it there",
+            f"  north: stage init: fedloom.core.errors.DataMissing: there is no {tmp_path}/north/weights; create it",
             f"  east: refused: workload {str(LINEAR)!r} is not allowed here (allowed: none)",
         ]

@@ -45,7 +45,7 @@ def test_from_a_token_to_a_finished_run_over_the_servers_death_and_out_again(she
     )
     device = shell.run("token", "create", "--name", "lab-7", "--label", "site=lab", "--identity", "state/admin").strip()
     shell.run("join", device, "--allow", str(LINEAR))
-    assert "used up" in shell.run("join", device, "--identity", "twice", code=1)
+    assert "already used" in shell.run("join", device, "--identity", "twice", code=1)
     client, client_log = shell.start("client")
     run_id = shell.run("submit", "x.toml", "--set", "fleet.labels.site=lab").strip()
     rounds = tmp_path / "state" / "runs" / run_id / "rounds.jsonl"
@@ -74,7 +74,7 @@ def test_from_a_token_to_a_finished_run_over_the_servers_death_and_out_again(she
 
 
 def test_a_server_in_the_clear_stays_on_this_machine(shell: Shell) -> None:
-    assert "give --insecure a second time" in shell.run("serve", "--insecure", "--host", "0.0.0.0", code=2)
+    assert "repeat --insecure" in shell.run("serve", "--insecure", "--host", "0.0.0.0", code=2)
 
 
 def test_a_device_without_the_file_is_passed_over(shell: Shell, tmp_path: Path) -> None:
@@ -109,8 +109,8 @@ def test_a_device_without_the_file_is_passed_over(shell: Shell, tmp_path: Path) 
     assert done["status"] == "done" and done["model_sha256"] == want.summary.model_sha256
     failed = [line for line in log() if line.get("run") == run_id and line["message"].startswith("node failed")]
     assert {(line["node"], line["level"]) for line in failed} == {("north", "warning")}
-    assert all("stage load: fedloom.core.errors.DataMissing: the node keeps" in line["message"] for line in failed)
+    assert all("stage load: fedloom.core.errors.DataMissing: the node does" in line["message"] for line in failed)
     _, none = submit("workload.init_needs=$DATA/other", code=1)
     assert none["status"] == "failed"
     assert none["error"].startswith("DataMissing: client 0, round 0, stage init on ")
-    assert re.search("\nSo said (north, south|south, north), asked for the initial model.$", none["error"])
+    assert re.search("\nReported by (north, south|south, north) when creating the initial model.$", none["error"])

@@ -27,8 +27,10 @@ def test_a_run_with_a_lost_client(linear: Callable[..., Experiment], caplog: pyt
     assert said[-1] == "run done"
     rounds = [record for record in lines if record.getMessage().startswith("round finished")]
     assert [about(record)[:2] for record in rounds] == [(run, 1), (run, 2)]
-    assert all("12 asked, 1 lost" in record.getMessage() for record in rounds)
-    lost = [record for record in lines if record.getMessage().startswith("client 1 lost at stage train: RuntimeError")]
+    assert all("12 sampled, 1 failed" in record.getMessage() for record in rounds)
+    lost = [
+        record for record in lines if record.getMessage().startswith("client 1 failed at stage train: RuntimeError")
+    ]
     assert [(record.levelname, *about(record)[:2]) for record in lost] == [("WARNING", run, 1), ("WARNING", run, 2)]
 
 
@@ -49,4 +51,4 @@ def test_a_run_that_cannot_begin_is_told_too(
     values = linear(round={"reserve_fraction": 0.5}).to_dict() | {"selection": {"name": "power_of_choice"}}
     outcome = run_on_fleet(Experiment.parse(values), sinks=[LogSink()])
     (record,) = [record for record in caplog.records if record.getMessage().startswith("run failed")]
-    assert "leaves no spare clients" in record.getMessage() and about(record)[0] == outcome.summary.run_id
+    assert "rules out spare clients" in record.getMessage() and about(record)[0] == outcome.summary.run_id

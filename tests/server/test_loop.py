@@ -109,7 +109,7 @@ class TestStrategies:
         assert summary["status"] == "failed" and summary["rounds"] == 2 and "nothing to divide by" in summary["error"]
 
     def test_a_plan_that_fails_is_told_too(self, linear: Make) -> None:
-        with pytest.raises(RunFailed, match="round 2 could not be done: LookupError: no plan for this round"):
+        with pytest.raises(RunFailed, match="round 2 failed: LookupError: no plan for this round"):
             api.run(odd(linear, plan_raises=2), keep=False)
 
 

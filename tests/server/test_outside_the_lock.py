@@ -537,7 +537,7 @@ class TestPreparing:
     def test_what_was_not_prepared_cannot_be_named(self) -> None:
         store = PayloadStore(None)
         offer = store.offer(BIG["model"])
-        with pytest.raises(RuntimeError, match="400192 bytes is named to a remote agent before it is prepared"):
+        with pytest.raises(RuntimeError, match="400192 bytes is sent to a remote agent before it is prepared"):
             store.ref(offer, "remote")
         store.prepare(offer, ["remote"])
         assert store.ref(offer, "remote").sha256 == frames.digest(BIG["model"])

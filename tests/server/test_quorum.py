@@ -52,8 +52,8 @@ class TestQuorum:
         four = run_on_fleet(everybody(linear, workload={"fail_clients": [0, 1, 2, 3]}, round=HALF))
         assert isinstance(four.error, QuorumNotReached)
         text = str(four.error)
-        assert "round 1 needs answers of 3 of 6 clients, but 4 are missing" in text
-        assert "round.quorum_fraction and round.deadline_s decide this" in text
+        assert "round 1 needs updates of 3 of 6 clients, but 4 are missing" in text
+        assert "see round.quorum_fraction and round.deadline_s" in text
         assert "client 0, round 1, stage train on agent-" in text and "broken sensor" in text and "… and 1 more" in text
         assert four.summary.status == "failed" and four.summary.rounds == 0
 
@@ -164,7 +164,7 @@ class TestDeadline:
         assert sorted(failure.client for failure in first.failures) == [2, 3]
         for failure in first.failures:
             assert (failure.stage, failure.error) == ("deadline", "DeadlineExceeded")
-            assert failure.message == "no answer within 3 s" and failure.seconds == 3.0
+            assert failure.message == "no result within 3 s" and failure.seconds == 3.0
         assert len({failure.node for failure in first.failures} - {""}) == 2, "each by the node that had it"
         assert first.timing.total_s >= 3.0
         assert all(not record.failures for record in later)
@@ -174,8 +174,8 @@ class TestDeadline:
         outcome, listener = self.run(linear, {1, 2, 3, 4}, quorum_fraction=0.5)
         assert isinstance(outcome.error, QuorumNotReached)
         text = str(outcome.error)
-        assert "needs answers of 3 of 6 clients, but 4 are missing" in text
-        assert re.search(r"stage deadline on agent-\d: DeadlineExceeded: no answer within 3 s\n", text)
+        assert "needs updates of 3 of 6 clients, but 4 are missing" in text
+        assert re.search(r"stage deadline on agent-\d: DeadlineExceeded: no result within 3 s\n", text)
         assert sorted(event.failure.client for event in listener.of(ClientLost)) == [1, 2, 3, 4]
 
     def test_a_round_that_is_done_does_not_wait_for_it(self, linear: Make) -> None:

@@ -66,7 +66,7 @@ def test_a_name_that_may_be_given_fits_into_a_certificate(registry: Registry, au
     for number in (9999, 10_000):
         member, _ = registry.join(secret, sign)
         assert member.name == f"{'b' * MAX_STEM}-{number}" and len(member.name) <= MAX_NAME
-    with pytest.raises(BadMessage, match=r"name: expected 1 to 56 .* ends in a number, so it is shorter"):
+    with pytest.raises(BadMessage, match=r"name: expected 1 to 56 .* must be shorter, because a number is appended"):
         registry.create_token("b" * (MAX_STEM + 1), "node", {}, 60.0, 2)
 
 
@@ -90,7 +90,7 @@ def test_there_is_an_end_to_tokens(registry: Registry, clock: Clock, monkeypatch
     monkeypatch.setattr(tokens, "MAX_TOKENS", 3)
     for number in range(3):
         registry.create_token(f"n{number}", "node", {}, 60.0, 1)
-    with pytest.raises(LimitExceeded, match="3 join tokens may still be spent"):
+    with pytest.raises(LimitExceeded, match="3 join tokens are usable"):
         registry.create_token("more", "node", {}, 60.0, 1)
     clock.now += 61.0
     registry.create_token("more", "node", {}, 60.0, 1)
@@ -103,7 +103,7 @@ def test_there_is_an_end_to_members_and_the_longest_revoked_make_room(
     for name in ("a", "b", "c"):
         joined(registry, authority, name)
     secret = registry.create_token("d", "node", {}, 600.0, 1)
-    with pytest.raises(LimitExceeded, match="3 members already; an administrator can revoke some"):
+    with pytest.raises(LimitExceeded, match="3 members, the limit; ask an administrator to revoke some"):
         registry.join(secret, lambda name, role: certificate(authority, name, role))
     for name in ("b", "a"):
         clock.now += 1.0
@@ -153,6 +153,6 @@ def test_a_member_revoked_while_it_renews_has_no_certificate_for_whoever_gets_it
 @pytest.mark.parametrize("name", ["x" * 20_000, "é" * 5_000, "\0"])
 def test_names_nobody_has_are_quoted_in_short(registry: Registry, name: str) -> None:
     for call in (lambda: registry.revoke(name), lambda: registry.label(name, {}, [])):
-        with pytest.raises(NotFound, match="`fedloom node list` shows them") as caught:
+        with pytest.raises(NotFound, match="list them with `fedloom node list`") as caught:
             call()
         assert len(str(caught.value)) < 500

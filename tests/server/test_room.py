@@ -97,7 +97,7 @@ def test_a_queue_that_cannot_be_written_waits_and_its_worker_lives(
         runs.submit(linear().to_dict())
         assert began.wait(10)
         database.full = True
-        with pytest.raises(StorageFull, match="Make room in"):
+        with pytest.raises(StorageFull, match="Free space in"):
             runs.submit(linear().to_dict())
         go.set()
         runs._threads[0].join(0.2)

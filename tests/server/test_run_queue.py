@@ -203,7 +203,7 @@ class TestTheNextServer:
         second.close()
 
     def test_two_servers_on_one_folder_are_refused(self, runs: RunQueue, tmp_path: Path, worker: Worker) -> None:
-        with pytest.raises(UsageError, match="another server is working on the state folder"):
+        with pytest.raises(UsageError, match="another server is using the state folder"):
             RunQueue(tmp_path / "state", worker)
 
     def test_a_queue_that_never_started_closes(self, tmp_path: Path, worker: Worker, linear: Make) -> None:

@@ -54,7 +54,7 @@ def test_a_reserve_that_is_used_up_leaves_the_quorum_to_decide(linear: Make) -> 
         spared(linear, reserve_fraction=0.5, quorum_fraction=0.5, workload={"fail_clients": everybody})
     )
     assert isinstance(outcome.error, QuorumNotReached)
-    assert "needs answers of 2 of 4 clients, but 5 are missing" in str(outcome.error)
+    assert "needs updates of 2 of 4 clients, but 5 are missing" in str(outcome.error)
 
 
 def test_oversampled_rounds_close_with_enough_answers_and_list_the_rest(linear: Make) -> None:
@@ -91,7 +91,7 @@ def test_selections_that_measure_candidates_leave_no_spares(linear: Make) -> Non
     except ConfigError:
         pytest.skip("no selection of this name")
     outcome = run_on_fleet(experiment)
-    assert isinstance(outcome.error, UnsupportedFeature) and "leaves no spare clients" in str(outcome.error)
+    assert isinstance(outcome.error, UnsupportedFeature) and "rules out spare clients" in str(outcome.error)
 
 
 @pytest.mark.parametrize("setting", ["oversample_fraction", "reserve_fraction"])

@@ -24,11 +24,11 @@ LINEAR = str(LINEAR_FILE)
 @pytest.mark.parametrize(
     ("section", "value", "where", "what"),
     [
-        ("strategy", "./mine.py", "strategy", "is none of the strategies installed"),
-        ("strategy", {"name": "some.module"}, "strategy", "is none of the strategies installed"),
-        ("workload", LINEAR, "workload", "is none of the workloads installed"),
-        ("selection", {"name": "/x.py"}, "selection", "is none of the selection installed"),
-        ("monitor", "os", "monitor", "is none of the monitors installed"),
+        ("strategy", "./mine.py", "strategy", "is not one of the strategies installed"),
+        ("strategy", {"name": "some.module"}, "strategy", "is not one of the strategies installed"),
+        ("workload", LINEAR, "workload", "is not one of the workloads installed"),
+        ("selection", {"name": "/x.py"}, "selection", "is not one of the selection installed"),
+        ("monitor", "os", "monitor", "is not one of the monitors installed"),
         ("strategy", {"name": "flower", "class": "subprocess:Popen"}, "strategy.class", "names code"),
         (
             "strategy",
@@ -80,7 +80,7 @@ def fleet(tmp_path: Path) -> Iterator[Members]:
 def test_a_user_is_refused_and_an_administrator_is_not(fleet: Members) -> None:
     experiment = Experiment.parse({**PLAIN, "workload": LINEAR})
     with ControlClient(fleet.address, identity=fleet.joined("bob", role="user")) as bob:
-        with pytest.raises(Forbidden, match="is none of the workloads installed on this server"):
+        with pytest.raises(Forbidden, match="is not one of the workloads installed on this server"):
             bob.submit(experiment)
         assert not bob.runs()
         kept = bob.submit(Experiment.parse(PLAIN))

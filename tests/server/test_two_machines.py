@@ -95,7 +95,7 @@ def test_two_commands_take_a_fresh_device_from_a_token_to_its_first_update(machi
 
     assert "The token's secret was not sent" in device.run("join", other(authority_sha256="0" * 64), code=1)
     assert "start the server with --address" in device.run("join", other(address=f"{SERVER}:7999"), code=1)
-    assert "is not a folder here; the token was not used" in device.run(
+    assert "is not a folder on this machine; the token was not used" in device.run(
         "join", token, "--allow", f"{LINEAR}=nowhere", code=2
     )
     run_id = server.run("submit", "x.toml", "--set", "fleet.labels.site=lab", *as_admin).strip()

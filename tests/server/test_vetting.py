@@ -63,7 +63,7 @@ class TestASum:
             (Record(), "not a RunningMean: KeyError"),
             (changed(SUM, count=None), "not a RunningMean: TypeError"),
             (changed(SUM, dtypes=3), "not a RunningMean: AttributeError"),
-            (changed(SUM, count=2), "of 2 updates came, the result tells of clients"),
+            (changed(SUM, count=2), "of 2 updates, but the result lists clients"),
             (changed(SUM, count=0), "of 0 updates"),
             (changed(SUM, weight=float("nan")), "weight must be a number of at least 0, got nan"),
             (changed(SUM, weight=-1.0), "got -1.0"),
@@ -83,7 +83,7 @@ class TestASum:
         for client in (4, 2):
             apart.add(Update(num_examples=1, groups=self.MODEL.groups), 1.0, client)
         vet_sum(UpdateList, self.MODEL, apart.record(), [2, 4])
-        with pytest.raises(BadUpdate, match=r"tells of clients \[2, 5\]"):
+        with pytest.raises(BadUpdate, match=r"lists clients \[2, 5\]"):
             vet_sum(UpdateList, self.MODEL, apart.record(), [2, 5])
         with pytest.raises(BadUpdate, match="not a UpdateList: KeyError"):
             vet_sum(UpdateList, self.MODEL, Record({}, apart.record().info), [2, 4])
@@ -156,7 +156,7 @@ class TestBounds:
             wait_until(lambda: coordinator.nodes()["b"].online)
             bad.channel.send(replace(group_result(key, 0), reports=()))
             assert bad.take(Ack, status="rejected")
-            assert opened.refusals["a"].kind == "result" and "asked clients [0]" in opened.refusals["a"].reason
+            assert opened.refusals["a"].kind == "result" and "expected clients [0]" in opened.refusals["a"].reason
             for index in range(3):
                 group = good.take(Group, index + 1)[index]
                 good.channel.send(group_result(group.key, group.jobs[0].client))

@@ -115,7 +115,7 @@ def test_more_workers_than_the_cluster_has_room_for_are_refused(cluster: Any, li
         api.run(linear(runtime={"name": "ray", "workers": 64}), keep=False)
     text = str(caught.value)
     assert "64 workers of 1 CPU each do not fit the Ray cluster: it has 2 CPU and 0 GPU" in text
-    assert "Ask for fewer --workers, or set runtime.cpus_per_worker" in text
+    assert "Use fewer --workers, or set runtime.cpus_per_worker" in text
 
 
 @pytest.mark.slow

@@ -84,14 +84,14 @@ def test_files_extend_each_other(study_file: Callable[..., Path], tmp_path: Path
     made, left = definition.load(child, ["study.seeds.count=4", "rounds=2"])
     assert (made.name, list(made.arms), made.seeds.count, left) == ("child", ["few"], 4, ["rounds=2"])
     child.write_text('extends = "child.toml"\n', encoding="utf-8")
-    with pytest.raises(ConfigError, match="a circle"):
+    with pytest.raises(ConfigError, match="a cycle"):
         definition.load(child)
 
 
 def test_names_that_are_no_study() -> None:
     with pytest.raises(UnknownName, match="did you mean 'sfedca'"):
         definition.load("sfedka")
-    with pytest.raises(ConfigError, match=r"no study file 'none\.toml'"):
+    with pytest.raises(ConfigError, match=r"study file 'none\.toml' not found"):
         definition.load("none.toml")
 
 

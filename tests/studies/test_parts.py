@@ -132,7 +132,7 @@ def test_a_broken_plug_in_that_a_study_does_not_need_is_left_out(
     broken.write_text("raise RuntimeError('on purpose')", encoding="utf-8")
     monkeypatch.setattr(registry, "installed", lambda what: iter([PartRef(Kind.MONITOR, str(broken), what)]))
     assert expand(Definition.parse(tasting()))
-    with pytest.raises(ConfigError, match=r"(?s)'novelty'.*monitor '.*broken\.py' could not be asked: .*on purpose"):
+    with pytest.raises(ConfigError, match=r"(?s)'novelty'.*monitor '.*broken\.py' could not be loaded: .*on purpose"):
         expand(Definition.parse(tasting(analyses=["novelty"])))
 
 

@@ -120,9 +120,9 @@ def test_interrupting_keeps_what_is_done_and_the_same_command_goes_on(
         process.stdout.read()
         said = process.stderr.read()
     assert process.returncode == 130
-    assert "1 of 2 runs are done and kept" in said
+    assert "1 of 2 runs are finished and saved" in said
     again = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
-    assert "2 runs, 1 of them done before" in again.stdout
+    assert "2 runs, 1 of them already finished" in again.stdout
     assert "2 of 2 runs done" in again.stdout
 
 
@@ -140,7 +140,7 @@ def test_the_smoke_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nonsense"], "is no study or TOML file"),
+        (["nonsense"], "is not a study or a TOML file"),
         (["sfedca-smoke", "--set", "study.seedz.first=1"], "seedz: unknown setting"),
         (["sfedca-smoke", "--set", "roundz=1"], "roundz: unknown setting"),
         (["sfedca-smoke", "--seeds", "0"], "0 is not in the range"),

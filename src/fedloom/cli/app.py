@@ -62,14 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: what stands after `fedloom`; the process's own where not given.
+        arguments: arguments after `fedloom`; by default the process's own.
 
     Returns:
         The exit code: 0 done, 2 wrong usage or configuration, 1 the run failed, 130 interrupted.
     """
     escape_unprintable(sys.stdout)
     escape_unprintable(sys.stderr)
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would log is told in our own words
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are reported by fedloom itself
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = {"debug": bool(os.environ.get("FEDLOOM_DEBUG", "").strip("0"))}
     try:
@@ -86,11 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.Abort as exc:
         return _failed(exc, "interrupted", 130, debug["debug"])
     except BrokenPipeError:
-        # The reader (`| head`) has gone; the interpreter's last flush must not complain about it.
+        # The reader (`| head`) has closed the pipe; the interpreter's last flush must not complain about it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as exc:
-        said = f"internal error: {type(exc).__name__}: {exc}\nThis is a fault of fedloom; --debug shows where it lies."
+        said = f"internal error: {type(exc).__name__}: {exc}\nThis is a bug in fedloom; --debug shows the traceback."
         return _failed(exc, said, 1, debug["debug"])
     if code == 130:  # typer's answer to Ctrl-C, which it keeps to itself
         print_error("interrupted")

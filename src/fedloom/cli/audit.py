@@ -17,10 +17,10 @@ _SHOWN = ("time", "event", "who", "from")
 
 
 def audit(
-    last: Annotated[int, typer.Option(min=1, max=10_000, metavar="N", help="The latest lines to show.")] = 50,
+    last: Annotated[int, typer.Option(min=1, max=10_000, metavar="N", help="Number of latest lines to show.")] = 50,
     state: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Read the log in this server's state folder, without asking the server."),
+        typer.Option(metavar="DIR", help="Read the log from this server's state folder instead of the server."),
     ] = None,
     identity: IdentityFolder = None,
     json: Json = False,
@@ -42,7 +42,7 @@ def _of_folder(state: Path, last: int) -> list[str]:
     from fedloom.server.access.audit import FILE, last_lines
 
     if not (state / FILE).exists():
-        raise UsageError(f"no audit log in {state}; expected the --state folder of a server, with a file {FILE}")
+        raise UsageError(f"no audit log in {state}; expected a server's --state folder with a file {FILE}")
     return last_lines(state / FILE, last)
 
 

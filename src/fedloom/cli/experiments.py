@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Runtime(StrEnum):
-    """Where the clients run."""
+    """Location of the clients."""
 
     ray = "ray"
     process = "process"
@@ -28,7 +28,7 @@ class Runtime(StrEnum):
 
 
 _LISTED = ("presets", *Kind, "studies")
-"""What can be listed."""
+"""Kinds of names to list."""
 Target = Annotated[str, typer.Argument(help="A preset's name, a TOML file, or the folder of a Flower app.")]
 RunDir = Annotated[Path, typer.Argument(help="A run's folder, such as runs/<id>.", show_default=False)]
 Settings = Annotated[
@@ -36,20 +36,18 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as strategy.mu=0.1. May be repeated."),
 ]
 RuntimeOption = Annotated[
-    Runtime | None, typer.Option(help="Where the clients run; the experiment's own where not given.")
+    Runtime | None, typer.Option(help="Where the clients run; by default the experiment's runtime.")
 ]
-Workers = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Agents to start; one for each core where not given.")
-]
+Workers = Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of agents; by default one per core.")]
 RayAddress = Annotated[
     str | None,
     typer.Option(
         metavar="HOST:PORT",
-        help="A running Ray cluster, or `auto`. Default: RAY_ADDRESS if that is set, else Ray is started here.",
+        help="A running Ray cluster, or `auto`. Default: RAY_ADDRESS if set, otherwise Ray is started here.",
     ),
 ]
 Json = Annotated[
-    bool, typer.Option("--json", help="End stdout with the run's summary as one JSON object; the rest goes to stderr.")
+    bool, typer.Option("--json", help="Print the run's summary as one JSON object on stdout; the rest goes to stderr.")
 ]
 
 
@@ -59,17 +57,15 @@ def run(
     runtime: RuntimeOption = None,
     workers: Workers = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Root of all randomness: same seed, same bits.")
+        int | None, typer.Option(min=0, metavar="N", help="Seed of all randomness: same seed, same bits.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The run's own folder; runs/<id> where not given.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; by default runs/<id>.")] = None,
     ray_address: RayAddress = None,
     json: Json = False,
 ) -> None:
     """Run an experiment and write its report.
 
-    An existing run in the folder is refused, never overwritten. Ctrl-C stops after saving; `fedloom resume` goes on.
+    An existing run is never overwritten. Ctrl-C saves and stops; `fedloom resume` continues.
     """
     from fedloom import api
 
@@ -85,7 +81,7 @@ def resume(
     ray_address: RayAddress = None,
     json: Json = False,
 ) -> None:
-    """Go on with a run that was interrupted, failed or killed; the result is the same as without the break."""
+    """Resume a run that was interrupted, failed or killed; the result is the same as without the interruption."""
     from fedloom import api
     from fedloom.reporting.run_folder import require_run_folder
 
@@ -100,7 +96,7 @@ def list_names(
         typer.Argument(
             click_type=click.Choice([*map(str, _LISTED)]),
             metavar=f"[{'|'.join(_LISTED)}]",
-            help="What to list; everything where not given.",
+            help="What to list; by default everything.",
         ),
     ] = None,
 ) -> None:
@@ -112,7 +108,7 @@ def list_names(
             console.print()
 
 
-def show(preset: Annotated[str, typer.Argument(help="A preset's name; `fedloom list presets` has them.")]) -> None:
+def show(preset: Annotated[str, typer.Argument(help="A preset's name; see `fedloom list presets`.")]) -> None:
     """Print a preset's TOML, ready to be saved and changed."""
     from fedloom import api
 
@@ -120,7 +116,7 @@ def show(preset: Annotated[str, typer.Argument(help="A preset's name; `fedloom l
 
 
 def _runtime(runtime: Runtime | None, workers: int | None, ray_address: str | None) -> list[str]:
-    """The options as settings, so that there is one way to set them."""
+    """Return the options as settings."""
     given = {
         "name": f'"{runtime.value}"' if runtime else None,
         "workers": workers,
@@ -140,7 +136,7 @@ def _shown(start: Callable[[Sequence[Sink]], RunResult], json: bool) -> None:
         summary = start([sink]).summary
     except UsageError:
         if not (sink.summary and sink.summary.rounds):
-            sink.summary = None  # it never began: the error says it all
+            sink.summary = None  # it never began: the error is enough
         raise
     finally:
         sink.close()
@@ -162,9 +158,9 @@ def check_finite(summary: RunSummary | None) -> None:
 
 
 def print_summary(summary: RunSummary, json: bool, *, elsewhere: bool = False) -> None:
-    """The result for people, and with `json` for programs, as the last line of stdout.
+    """Print the result for people, and with `json` for programs, as the last line of stdout.
 
-    Where the run is on another machine, people are not told paths of that one.
+    If the run is on another machine, its paths are not printed.
     """
     from fedloom.reporting.console import print_result
 
@@ -188,6 +184,6 @@ def _described(kind: str) -> list[tuple[str, str]]:
 
 
 def _first_comment(preset: Path) -> str:
-    """What the preset shows: its first line."""
+    """Return the preset's description: its first line."""
     first, _, _ = preset.read_text(encoding="utf-8").partition("\n")
     return first.lstrip("# ").strip() if first.startswith("#") else ""

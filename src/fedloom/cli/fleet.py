@@ -25,22 +25,22 @@ Server = Annotated[
         "--server",
         metavar="HOST:PORT",
         envvar="FEDLOOM_SERVER",
-        help="Address of a server started with --insecure. One that was joined is known by its identity.",
+        help="Address of a server started with --insecure. A joined server's address is in the identity.",
     ),
 ]
 LogForm = Annotated[
     Literal["text", "json"],
     typer.Option(help="Lines for people, or one JSON object per line with run, round and node."),
 ]
-RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id; `fedloom runs` has them.", show_default=False)]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id; see `fedloom runs`.", show_default=False)]
 TokenFile = Annotated[
     Path | None,
     typer.Option(
         exists=True,
         dir_okay=False,
         envvar="FEDLOOM_TOKEN_FILE",
-        help="File whose only line is the shared token of a server started with --insecure. Where not given, the "
-        "server makes one, and this user's commands on its machine find it.",
+        help="File whose only line is the shared token of a server started with --insecure. By default the "
+        "server creates one, and this user's commands on its machine find it.",
     ),
 ]
 
@@ -55,22 +55,22 @@ def serve(
     ),
     metrics_port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, metavar="N", help="Port of the Prometheus metrics; none where not given."),
+        typer.Option(min=0, max=65535, metavar="N", help="Port of the Prometheus metrics; disabled by default."),
     ] = None,
     enroll_port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, metavar="N", help="Port where devices join; the one after --port by default."),
+        typer.Option(min=0, max=65535, metavar="N", help="Port for enrolment; by default --port + 1."),
     ] = None,
     address: Annotated[
-        str, typer.Option(metavar="HOST", help="Host by which devices reach this server; it goes into join tokens.")
+        str, typer.Option(metavar="HOST", help="Host name by which devices reach this server; written to join tokens.")
     ] = "",
     certificate_days: Annotated[
-        float, typer.Option(min=0.001, max=3650, metavar="DAYS", help="How long members' certificates are valid.")
+        float, typer.Option(min=0.001, max=3650, metavar="DAYS", help="Validity of members' certificates.")
     ] = 30.0,
-    at_once: Annotated[int, typer.Option(min=1, metavar="N", help="Runs in work at the same time.")] = 1,
+    at_once: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of concurrent runs.")] = 1,
     allow: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A plug-in, code or path that users' runs may name. May be repeated."),
+        typer.Option(metavar="NAME", help="A plug-in, code or path that users' runs may use. May be repeated."),
     ] = None,
     log: LogForm = "text",
     insecure: Annotated[
@@ -78,7 +78,7 @@ def serve(
         typer.Option(
             "--insecure",
             count=True,
-            help="No members and no encryption; on this machine only, unless given twice.",
+            help="Disable enrolment and TLS. Listens on localhost only; repeat the flag to override.",
         ),
     ] = 0,
     token_file: TokenFile = None,
@@ -117,7 +117,7 @@ def client(
         typer.Option(
             metavar="DIR",
             envvar="FEDLOOM_IDENTITY",
-            help="Folder of the node's identity; ~/.config/fedloom/node by default.",
+            help="Folder of the node's identity; by default ~/.config/fedloom/node.",
         ),
     ] = None,
     policy: Annotated[
@@ -126,13 +126,11 @@ def client(
             metavar="FILE",
             exists=True,
             dir_okay=False,
-            help="The node's policy; policy.toml in its identity by default.",
+            help="The node's policy; by default policy.toml in its identity's folder.",
         ),
     ] = None,
     server: Server = None,
-    name: Annotated[
-        str | None, typer.Option(help="With --server: this machine's name there; the host's where not given.")
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="With --server: the node's name; by default the host name.")] = None,
     token_file: TokenFile = None,
     log: LogForm = "text",
 ) -> None:
@@ -143,12 +141,10 @@ def client(
     _log_to_stderr(log)
     if server is not None:
         if identity is not None or policy is not None:
-            raise UsageError(
-                "--server is for servers without members; leave it out, or leave out --identity and --policy"
-            )
+            raise UsageError("--server is for servers without members; omit it, or omit --identity and --policy")
         app.run_client(server, name=name, token=_token(token_file, server))
     elif name is not None or token_file is not None:
-        raise UsageError("--name and --token-file need --server; a node that has joined has its name from its token")
+        raise UsageError("--name and --token-file need --server; a joined node has its name from its token")
     else:
         app.run_member(identity or default_folder("node"), policy)
 
@@ -201,7 +197,7 @@ def watch(
     finally:
         sink.close()
     if sink.summary is None:
-        raise RunFailed(f"the stream of run {run!r} ended before the run did; `fedloom runs` says how it is")
+        raise RunFailed(f"the stream of run {run!r} ended before the run did; check its status with `fedloom runs`")
     print_summary(sink.summary, json, elsewhere=True)
     if sink.summary.status == "interrupted":
         raise Interrupted(f"run {run!r} was stopped")
@@ -211,7 +207,7 @@ def watch(
 
 
 def stop(run: RunId, server: Server = None, identity: IdentityFolder = None, token_file: TokenFile = None) -> None:
-    """Stop a run on a server; what it has saved is kept."""
+    """Stop a run on a server; its checkpoints remain."""
     with _control(server, identity, token_file) as control:
         typer.echo(f"{run} was {control.stop(run)}")
 
@@ -236,7 +232,7 @@ def nodes(server: Server = None, identity: IdentityFolder = None, token_file: To
 
 
 def _control(server: str | None, identity: Path | None, token_file: Path | None) -> ControlClient:
-    """A connection to the server that was joined, or to one without members."""
+    """Connect to the joined server, or to one without members."""
     from fedloom.client.control import ControlClient
 
     if server is not None:
@@ -249,11 +245,11 @@ def _control(server: str | None, identity: Path | None, token_file: Path | None)
 
 def _check_insecure(insecure: int, host: str, token_file: Path | None) -> None:
     if not insecure and token_file is not None:
-        raise UsageError("--token-file is for servers started with --insecure; members join by `fedloom token create`")
+        raise UsageError("--token-file is for servers with --insecure; members join with `fedloom token create`")
     if insecure == 1 and not _is_loopback(host):
         raise UsageError(
-            f"--insecure on {host}: everything would cross the network in the clear, and whoever reaches the port "
-            "could take part. Leave --host out, or give --insecure a second time if that is what you want"
+            f"--insecure on {host}: all traffic would be unencrypted, and anyone who can reach the port "
+            "could take part. Omit --host, or repeat --insecure to override"
         )
 
 
@@ -265,7 +261,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _log_to_stderr(form: str) -> None:
-    """What long-running commands have to say besides their output, with the time."""
+    """Log to stderr, with the time."""
     from fedloom.core.logs import JsonFormatter, TextFormatter
 
     handler = logging.StreamHandler(sys.stderr)
@@ -275,12 +271,12 @@ def _log_to_stderr(form: str) -> None:
 
 
 def _token(file: Path | None, server: str = "") -> str:
-    """Read the secret in a file; without one, that of this user's server on this machine, else empty."""
+    """Read the secret in a file; without one, that of this user's server on this machine, otherwise empty."""
     from fedloom.core import local_token
 
     if file is None:
         return local_token.find(server)
     token = file.read_text(encoding="utf-8").strip()
     if not token or len(token.split()) > 1:
-        raise UsageError(f"--token-file {str(file)!r}: expected one word, the token, and nothing else")
+        raise UsageError(f"--token-file {str(file)!r}: expected one word, the token")
     return token

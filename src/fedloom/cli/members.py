@@ -1,4 +1,4 @@
-"""Commands about who belongs to a server: join it, make and revoke tokens, inspect, label and revoke members."""
+"""Commands for members of a server: join it, create and revoke tokens, inspect, label and revoke members."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ IdentityFolder = Annotated[
         "--identity",
         metavar="DIR",
         envvar="FEDLOOM_IDENTITY",
-        help="Folder of the identity to call with: your own from `fedloom join`, or `admin` in a server's state "
-        "folder. Where not given, the one in ~/.config/fedloom, else fedloom-server/admin.",
+        help="Folder of the identity to use: yours from `fedloom join`, or `admin` in a server's state "
+        "folder. By default the one in ~/.config/fedloom, otherwise fedloom-server/admin.",
     ),
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A member's name.", show_default=False)]
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
-token = typer.Typer(help="Make, list and revoke join tokens.", no_args_is_help=True)
+token = typer.Typer(help="Create, list and revoke join tokens.", no_args_is_help=True)
 node = typer.Typer(help="Inspect, label and revoke members.", no_args_is_help=True)
 
 
@@ -40,20 +40,20 @@ def join(
         str,
         typer.Argument(
             metavar="-",
-            help="- reads the token from stdin, as `fedloom token create` made it. The token itself works too, but "
+            help="- reads the token from stdin, as printed by `fedloom token create`. The token itself also works, but "
             "other users of the machine can read a command line.",
             show_default=False,
         ),
     ],
     identity: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where the identity is kept; ~/.config/fedloom/node (or user) by default."),
+        typer.Option(metavar="DIR", help="Folder of the identity; by default ~/.config/fedloom/node (or user)."),
     ] = None,
     allow: Annotated[
         list[str],
         typer.Option(
             metavar="WORKLOAD[=DIR]",
-            help="A workload this node will run, and the folder its $DATA is; written to its policy. Repeatable.",
+            help="A workload this node allows, and its folder $DATA; written to its policy. Repeatable.",
         ),
     ] = [],  # noqa: B006  # typer reads the default, nobody changes it
     column: Annotated[
@@ -81,12 +81,12 @@ def join(
             files.write(file, policy, private=True)
         typer.echo(f"joined {joined.address} as node {joined.name}; its policy is {file}")
         if not allow:
-            typer.echo("it refuses all work until that file allows some")
+            typer.echo("it refuses all work until that file allows a workload")
         typer.echo(f"start it with: fedloom client{_with_identity(joined.folder, default_folder('node'))}")
     else:
         typer.echo(f"joined {joined.address} as {joined.role} {joined.name}; the identity is in {joined.folder}")
         if joined.folder != default_folder("user"):
-            typer.echo(f"call with it as: fedloom runs{_with_identity(joined.folder, default_folder('user'))}")
+            typer.echo(f"use it with: fedloom runs{_with_identity(joined.folder, default_folder('user'))}")
 
 
 @token.command("create", cls=Verb)
@@ -97,13 +97,13 @@ def create_token(
             metavar="NAME", help="The member's name; with several uses, NAME-1, NAME-2, …", show_default=False
         ),
     ],
-    ttl: Annotated[str, typer.Option(metavar="TIME", help="How long it admits: 90s, 30m, 1h, 7d.")] = "1h",
-    uses: Annotated[int, typer.Option(min=1, metavar="N", help="How many may join with it.")] = 1,
+    ttl: Annotated[str, typer.Option(metavar="TIME", help="How long it is valid: 90s, 30m, 1h, 7d.")] = "1h",
+    uses: Annotated[int, typer.Option(min=1, metavar="N", help="How many members may join with it.")] = 1,
     role: Annotated[str, typer.Option(metavar="ROLE", help="node, user or admin.")] = "node",
     label: Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="A label of the member; repeatable.")] = [],  # noqa: B006
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write it to a file only you can read, instead of printing it."),
+        typer.Option(metavar="FILE", help="Write it to a file readable only by you, instead of printing it."),
     ] = None,
     identity: IdentityFolder = None,
 ) -> None:
@@ -121,7 +121,7 @@ def create_token(
 
 @token.command("list", cls=Verb)
 def list_tokens(identity: IdentityFolder = None) -> None:
-    """List join tokens: what they admit, how often still, and whom they have admitted."""
+    """List join tokens: name and role, uses, and the members they admitted."""
     with _admin(identity) as admin:
         rows = [
             (
@@ -141,12 +141,12 @@ def list_tokens(identity: IdentityFolder = None) -> None:
 @token.command("revoke", cls=Verb)
 def revoke_token(
     token_id: Annotated[
-        str, typer.Argument(metavar="ID", help="A token's id; `fedloom token list` has them.", show_default=False)
+        str, typer.Argument(metavar="ID", help="A token's id; see `fedloom token list`.", show_default=False)
     ],
-    members: Annotated[bool, typer.Option("--members", help="Revoke the members it has admitted, too.")] = False,
+    members: Annotated[bool, typer.Option("--members", help="Also revoke the members it admitted.")] = False,
     identity: IdentityFolder = None,
 ) -> None:
-    """Let a token admit nobody any more. Whoever it has admitted remains a member, but for --members."""
+    """Revoke a token. Members it has admitted remain, unless --members is given."""
     with _admin(identity) as admin:
         known = {each.id: each for each in admin.tokens()}
         standing = {each.name for each in admin.members() if not each.revoked_at}
@@ -154,17 +154,17 @@ def revoke_token(
         admitted = [name for name in found.admitted if name in standing] if found is not None else []
         if not (members and admitted and found is not None and _is_over(found)):  # nothing but its members is left
             admin.revoke_token(token_id)
-        typer.echo(f"token {token_id} admits nobody any more")
+        typer.echo(f"token {token_id} was revoked")
         for name in admitted if members else ():
             admin.revoke(name)
             typer.echo(f"{name} was revoked")
     if admitted and not members:
-        typer.echo(f"it has admitted {', '.join(admitted)}, who remain members; --members revokes them, too")
+        typer.echo(f"it admitted {', '.join(admitted)}, who remain members; --members revokes them, too")
 
 
 @node.command("list", cls=Verb)
 def list_members(identity: IdentityFolder = None) -> None:
-    """List everybody who has joined."""
+    """List all members."""
     with _admin(identity) as admin:
         rows = [(each.name, each.role, _standing(each), _labels_text(each)) for each in admin.members()]
     print_table(output(), ("name", "role", "standing", "labels"), rows)
@@ -176,7 +176,7 @@ def show_member(name: Name, identity: IdentityFolder = None) -> None:
     with _admin(identity) as admin:
         found = [each for each in admin.members() if each.name == name]
     if not found:
-        raise UsageError(f"no member {name!r}; `fedloom node list` shows them")
+        raise UsageError(f"no member {name!r}; see `fedloom node list`")
     (member,) = found
     rows = [
         ("name", member.name),
@@ -194,15 +194,13 @@ def show_member(name: Name, identity: IdentityFolder = None) -> None:
 @node.command("revoke", cls=Verb)
 def revoke_member(
     name: Name,
-    keep_token: Annotated[
-        bool, typer.Option("--keep-token", help="Leave the token it joined by as it is, for others who hold it.")
-    ] = False,
+    keep_token: Annotated[bool, typer.Option("--keep-token", help="Do not revoke the token it joined with.")] = False,
     identity: IdentityFolder = None,
 ) -> None:
-    """Revoke a member at once: its streams end, its certificates are refused, its token admits nobody any more."""
+    """Revoke a member immediately: its streams end, its certificates are rejected, its token is revoked."""
     with _admin(identity) as admin:
         ended = admin.revoke(name, keep_token=keep_token)
-    typer.echo(f"{name} was revoked" + "".join(f", and token {each} has ended" for each in ended))
+    typer.echo(f"{name} was revoked" + "".join(f", and token {each} was revoked" for each in ended))
 
 
 @node.command("label", cls=Verb)
@@ -222,7 +220,7 @@ def label_member(
 
 
 def find_identity(folder: Path | None) -> Identity:
-    """The identity in a folder, or the first there is; with a fresh certificate where it is time for one."""
+    """Return the identity in a folder, or the first default one; its certificate is renewed if that is due."""
     from fedloom.client.enroll import renew, renewal_due_s
     from fedloom.core.identity import Identity, default_folder
 
@@ -241,18 +239,18 @@ def _admin(folder: Path | None) -> AdminClient:
 
 
 def _with_identity(folder: Path, usual: Path) -> str:
-    """The option that names an identity's folder, where it is needed."""
+    """Return the option that names an identity's folder, if it is needed."""
     return "" if folder == usual else f" --identity {shlex.quote(str(folder))}"
 
 
 def _policy_text(allow: list[str], columns: list[str]) -> str:
     from fedloom.core.setting_types import DATA
 
-    lines = ["# What this node allows; docs/how-to/serve-and-enroll-agents.md has every setting.", ""]
+    lines = ["# What this node allows; see docs/how-to/serve-and-enroll-agents.md for all settings.", ""]
     for each in allow:
         name, _, data = each.partition("=")
         if data and not Path(data).is_dir():
-            raise UsageError(f"--allow {each!r}: {data} is not a folder here; the token was not used")
+            raise UsageError(f"--allow {each!r}: {data} is not a folder on this machine; the token was not used")
         lines.append(f"[workloads.{_quoted(name)}]")
         lines.append(f"data = {_quoted(str(Path(data).resolve()))}" if data else f'# data = "…"  # what {DATA} means')
         if data and (named := sorted({*_default_columns(name), *columns})):
@@ -316,7 +314,7 @@ def _standing(member: MemberRow) -> str:
 
 
 def _is_over(token_row: TokenRow) -> bool:
-    """Tell whether a token admits nobody any more."""
+    """Return whether a token is unusable."""
     ended = token_row.revoked_at or token_row.expires_at <= datetime.now(UTC).timestamp()
     return bool(ended) or token_row.used >= token_row.uses
 

@@ -14,16 +14,16 @@ _MOST_SHOWN = 5
 
 
 def report(run_dir: RunDir) -> None:
-    """Write a run's report again, from what the folder holds now; prints its place."""
+    """Regenerate a run's report from its folder; prints its path."""
     from fedloom.reporting.report import write_report
 
     typer.echo(str(write_report(run_dir)))
 
 
 def replay(run_dir: RunDir, settings: Settings = []) -> None:  # noqa: B006  # typer reads the default, nobody changes it
-    """Make a run's choices of clients again from its log, without clients or data; with --set, others' choices.
+    """Replay a run's client selection from its log, or try another selection with --set.
 
-    Exit code 1 where the run's own selection does not choose what was recorded.
+    Exit code 1 if the run's own selection does not reproduce the log.
     """
     from fedloom.core.errors import RunFailed
     from fedloom.server.rounds.choices import replay_run
@@ -33,22 +33,20 @@ def replay(run_dir: RunDir, settings: Settings = []) -> None:  # noqa: B006  # t
     same = sum(len(set(each.cohort) & set(each.choice.cohort)) for each in rounds)
     differing = [each for each in rounds if not each.agrees]
     output().print(
-        f"{len(rounds)} rounds, {len(rounds) - len(differing)} as recorded; {same} of {places} places the same"
+        f"{len(rounds)} rounds, {len(rounds) - len(differing)} as recorded; {same} of {places} clients the same"
     )
     for each in differing[:_MOST_SHOWN]:
         output().print(f"  round {each.choice.round}: recorded {each.choice.cohort}, now {list(each.cohort)}")
     if differing and not settings:
         raise RunFailed(
-            f"{run_dir}: round {differing[0].choice.round} was chosen otherwise than its log says. Was it edited, or "
-            "made by another version?"
+            f"{run_dir}: round {differing[0].choice.round} differs from its log. Was the log edited, or "
+            "written by another version?"
         )
 
 
 def compare(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Two or more runs' folders.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the page with the overlaid curves goes.")] = Path(
-        "comparison.html"
-    ),
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The comparison page to write.")] = Path("comparison.html"),
 ) -> None:
     """Put runs side by side: a table here, their curves over each other in a page."""
     from fedloom.reporting import comparison

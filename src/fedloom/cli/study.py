@@ -14,17 +14,17 @@ from fedloom.cli.terminal import output
 def study(
     target: Annotated[str, typer.Argument(metavar="STUDY", help="A study's name, or a TOML file.")],
     seeds: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Seeds per scenario; the study's own where not given.")
+        int | None, typer.Option(min=1, metavar="N", help="Seeds per scenario; by default the study's.")
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Runs at a time; one for each core where not given.")
+        int | None, typer.Option(min=1, metavar="N", help="Number of concurrent runs; by default one per core.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The study's folder; studies/<name> where not given.")
+        Path | None, typer.Option(metavar="DIR", help="The study's folder; by default studies/<name>.")
     ] = None,
     only: Annotated[
         list[str],
-        typer.Option("--only", metavar="SCENARIO/ARM", help="Only these runs; * and ? are wild. May be repeated."),
+        typer.Option("--only", metavar="SCENARIO/ARM", help="Only these runs; * and ? are wildcards. May be repeated."),
     ] = [],  # noqa: B006  # typer reads the default, nobody changes it
     settings: Annotated[
         list[str],
@@ -35,12 +35,12 @@ def study(
         ),
     ] = [],  # noqa: B006
     json: Annotated[
-        bool, typer.Option("--json", help="End stdout with the results as one JSON object; the rest goes to stderr.")
+        bool, typer.Option("--json", help="Print the results as one JSON object on stdout; the rest goes to stderr.")
     ] = False,
 ) -> None:
     """Run a grid of experiments (scenarios by arms by seeds) and write one report that compares them.
 
-    Runs that are done are not done again: Ctrl-C, then the same command, goes on. Studies: `fedloom list studies`.
+    Finished runs are not repeated: after Ctrl-C, the same command continues. Studies: `fedloom list studies`.
     """
     from fedloom.studies import api
     from fedloom.studies.report.progress import Progress

@@ -1,4 +1,4 @@
-"""What commands share: consoles on the right stream, error messages, the `--debug` switch."""
+"""Shared by commands: consoles on the right stream, error messages, the `--debug` switch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from typer.core import TyperCommand, TyperOption
 from fedloom.reporting.plain import harmless
 
 _FILE_WIDTH = 1000
-"""Columns of a file or a pipe: what is read by grep is not folded."""
+"""Columns of a file or a pipe: wide, so that grep sees whole lines."""
 DEBUG_HELP = "Show the traceback of an error (as FEDLOOM_DEBUG=1 does)."
 
 
 class Verb(TyperCommand):
-    """A command that takes `--debug`, wherever it stands among the others."""
+    """A command that takes `--debug` at any position."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -48,27 +48,27 @@ def with_debug(command: click.Command) -> click.Command:
 
 
 def remember_debug(context: typer.Context, parameter: typer.CallbackParam, value: bool) -> None:
-    """Note the switch where `main` finds it, whatever becomes of the command."""
+    """Store the switch where `main` finds it, even if the command fails."""
     if value:
         context.ensure_object(dict)["debug"] = True
 
 
 def output(to_stderr: bool = False) -> Console:
-    """A console on stdout, or on stderr where stdout is kept for JSON. Text is printed as it is, never as markup."""
+    """Return a console on stdout, or on stderr if stdout is reserved for JSON. Text is never markup."""
     stream = sys.stderr if to_stderr else sys.stdout
     width = None if stream.isatty() else _FILE_WIDTH
     return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
 
 
 def print_error(message: str) -> None:
-    """One message on stderr; only its first word is coloured, and only in a terminal."""
+    """Print one message on stderr; only its first word is coloured, and only in a terminal."""
     text = Text("fedloom: ", style="bold red")
     text.append(harmless(message), style="not bold default")
     output(to_stderr=True).print(text, soft_wrap=True)
 
 
 def print_table(console: Console, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table of words."""
+    """Print a table of words."""
     table = Table(box=None, header_style="bold", padding=(0, 3, 0, 0))
     for name in head:
         table.add_column(Text(name), overflow="fold")

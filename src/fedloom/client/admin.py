@@ -1,4 +1,4 @@
-"""What an administrator asks of a server: tokens out, members listed, labelled and put out."""
+"""An administrator's calls: create tokens; list, label and revoke members."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class MemberRow:
     role: str
     labels: Mapping[str, str]
     enrolled_at: float
-    """Seconds since 1970, as all times here; 0 where it has not happened."""
+    """Seconds since 1970, as all times here; 0 if it has not happened."""
     expires_at: float
     revoked_at: float
     fingerprint: str
     """SHA-256 of the newest certificate."""
     token: str = ""
-    """Id of the token it joined by; empty for the server's own administrator."""
+    """Id of the token it joined with; empty for the server's own administrator."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,11 +44,11 @@ class TokenRow:
     uses: int
     used: int
     created_at: float
-    """Seconds since 1970, as all times here; 0 where it has not happened."""
+    """Seconds since 1970, as all times here; 0 if it has not happened."""
     expires_at: float
     revoked_at: float
     maker: str
-    """The administrator who made it."""
+    """The administrator who created it."""
     admitted: Sequence[str]
     """Members it has admitted."""
 
@@ -58,7 +58,7 @@ class AdminClient:
 
     Args:
         identity: of the administrator.
-        timeout_s: seconds to wait for an answer.
+        timeout_s: seconds to wait for a response.
     """
 
     def __init__(self, identity: Identity, *, timeout_s: float = 10.0) -> None:
@@ -69,13 +69,13 @@ class AdminClient:
     def create_token(
         self, name: str, *, role: str = "node", ttl_s: float, uses: int = 1, labels: Mapping[str, str] | None = None
     ) -> JoinToken:
-        """A token by which `uses` devices or persons may join within `ttl_s` seconds."""
+        """Create a token with which `uses` devices or users may join within `ttl_s` seconds."""
         request = pb.CreateTokenRequest(name=name, role=role, ttl_s=ttl_s, uses=uses, labels=labels or {})
         reply = self._call(self._stub.CreateToken, request)
         return JoinToken(address=reply.address, authority_sha256=reply.authority_sha256, secret=reply.secret)
 
     def members(self) -> Sequence[MemberRow]:
-        """Everybody who has joined, revoked ones included."""
+        """Return all members, revoked ones included."""
         reply = self._call(self._stub.ListMembers, pb.ListMembersRequest())
         return [
             MemberRow(
@@ -92,7 +92,7 @@ class AdminClient:
         ]
 
     def revoke(self, name: str, *, keep_token: bool = False) -> Sequence[str]:
-        """Revoke a member, at once, and the tokens it could come back by.
+        """Revoke a member immediately, and the tokens it could rejoin with.
 
         Args:
             name: the member's.
@@ -105,11 +105,11 @@ class AdminClient:
         return list(reply.ended_tokens)
 
     def tokens(self) -> Sequence[TokenRow]:
-        """Every token the server still knows, the oldest first."""
+        """Return all tokens the server stores, oldest first."""
         return [_token(row) for row in self._call(self._stub.ListTokens, pb.ListTokensRequest()).tokens]
 
     def revoke_token(self, token_id: str) -> TokenRow:
-        """Let a token admit nobody any more; whoever it has admitted remains a member."""
+        """Revoke a token; members it has admitted remain."""
         return _token(self._call(self._stub.RevokeToken, pb.RevokeTokenRequest(id=token_id)).token)
 
     def audit(self, last: int) -> Sequence[str]:
@@ -117,7 +117,7 @@ class AdminClient:
         return list(self._call(self._stub.Audit, pb.AuditRequest(last=last)).lines)
 
     def label(self, name: str, add: Mapping[str, str], remove: Sequence[str] = ()) -> Mapping[str, str]:
-        """Change a member's labels; returns what it has then."""
+        """Change a member's labels; returns all its labels."""
         request = pb.LabelRequest(name=name, set=add, remove=remove)
         return dict(self._call(self._stub.Label, request).labels)
 

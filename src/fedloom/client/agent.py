@@ -1,7 +1,7 @@
-"""The agent: receives groups, does them, answers; survives a lost connection and a restarted server.
+"""The agent: receives groups, does their jobs, sends results; survives a lost connection and a restarted server.
 
-One thread does the clients' work. A second one sends heartbeats, which also say what the agent holds; the server
-repeats what got lost on the way here, the agent repeats results nobody has acknowledged.
+One thread does the clients' work. A second one sends heartbeats, which also list the agent's groups; the server
+pushes undelivered groups again, the agent repeats unacknowledged results.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 FIRST_RETRY_S = 0.2
 """Pause before the first attempt to reconnect; it doubles from there."""
 IDLE_BEATS = 5
-"""An agent with nothing in hand lets only every so many-th heartbeat go: five hundred of them are cheap then."""
+"""Idle agents send every so many-th heartbeat, so that five hundred of them stay cheap."""
 GATHER_S = 0.05
 """Results of groups that take less than this are sent several at a time, while more groups wait here."""
 MAX_WAITING, MAX_WAITING_BYTES = 256, 64 << 20
@@ -51,9 +51,9 @@ not name them, so they come again."""
 LAST_RETRY_S = 10.0
 """The longest pause between attempts to reconnect."""
 BREAKS = 3
-"""Short connections in a row that may break with a result sent on them before that is taken for the reason."""
+"""Short connections in a row that may break after a result was sent on them before the result counts as the cause."""
 _REFUSED = (BadMessage, LimitExceeded, BadFrame)
-"""What a message is refused with, here or by the server."""
+"""Errors for a rejected message, here or by the server."""
 
 
 @dataclass
@@ -72,8 +72,8 @@ class Agent:
     Args:
         channel: the way to the server.
         node: a lasting name; the server replaces an older session of the same name.
-        setup: what its machine gives and permits it; by default all it asks for.
-        give_up_s: seconds without a server after which the agent ends; None tries for ever.
+        setup: resources and permissions of its machine; by default everything.
+        give_up_s: seconds without a server after which the agent ends; None retries forever.
     """
 
     def __init__(
@@ -92,23 +92,23 @@ class Agent:
         self._stopped = threading.Event()
         self._leaving = False
         self.farewell = ""
-        """Why the server sent the agent away for good, once it has."""
+        """Why the server disconnected the agent permanently, if it has."""
         self._latest: dict[str, tuple[int, int]] = {}
         """The latest (round, exchange) of each run that a group was begun of."""
         self._reading = threading.Lock()
         self._broken: FedloomError | None = None
         self._announced: deque[RunSpec | RunOver] = deque()
-        """Messages about whole runs that came while a group was in work."""
+        """Messages about whole runs that arrived while a group was running."""
         self._depot_nonce = ""
 
     def connect(self) -> bool:
-        """Introduce the agent and say what it still holds; retries with growing, jittered pauses.
+        """Register the agent and its groups; retries with growing, jittered pauses.
 
         Returns:
-            Whether there is a connection; False where `stop` was called first.
+            Whether there is a connection; False if `stop` was called first.
 
         Raises:
-            ServerUnreachable: no server answered for `give_up_s` seconds.
+            ServerUnreachable: no server responded for `give_up_s` seconds.
             FedloomError: the server refused this agent, which trying again would not change.
         """
         began, told = time.monotonic(), False
@@ -133,7 +133,7 @@ class Agent:
                 if self._give_up_s is not None and time.monotonic() - began > self._give_up_s:
                     raise
                 if not told:
-                    _log.warning("node %s: %s; trying until it answers", self.node, exc, extra={"node": self.node})
+                    _log.warning("node %s: %s; retrying until it responds", self.node, exc, extra={"node": self.node})
                     told = True
             if self._stopped.wait(pause * (0.5 + float(jitter.random()))):
                 return False
@@ -147,7 +147,7 @@ class Agent:
             self._results.clear()
 
     def run(self) -> None:
-        """Work until the server says goodbye or `stop` is called."""
+        """Work until the server ends the session or `stop` is called."""
         beats = threading.Thread(target=self._beat, name="fedloom-heartbeat", daemon=True)
         try:
             if not self.connect():
@@ -171,11 +171,11 @@ class Agent:
             self._channel.close()
 
     def end_helpers(self) -> None:
-        """End what workloads have started beside the agent."""
+        """End the helpers that workloads have started."""
         self._executor.close()
 
     def stop(self) -> None:
-        """Ask `run` to end after the group it is doing."""
+        """Make `run` end after the current group."""
         self._stopped.set()
 
     def step(self, timeout_s: float) -> bool:
@@ -202,7 +202,7 @@ class Agent:
         return not idle or group is not None
 
     def _ready(self) -> Group | None:
-        """The first waiting group whose run is known; the others wait for their experiment, asked for by heartbeat."""
+        """Return the first waiting group of a known run; others wait for their experiment, requested by heartbeat."""
         return next((group for group in self._waiting if self._executor.knows(group.key.run_id)), None)
 
     def _do(self, group: Group) -> None:
@@ -219,8 +219,8 @@ class Agent:
                 self._waiting.appendleft(group)
                 self._current = None
             raise
-        except InputsGone as exc:  # heartbeats no longer name it, so it comes again if it is still wanted
-            _log.info("group %s put away: %s", key, exc, extra=_about(self.node, key))
+        except InputsGone as exc:  # heartbeats no longer list it, so it is pushed again if it is still needed
+            _log.info("group %s returned: %s", key, exc, extra=_about(self.node, key))
             with self._lock:
                 self._current = None
             self._send_results()
@@ -244,7 +244,7 @@ class Agent:
             self._send_results()
 
     def _send_results(self) -> None:
-        """Let go what was gathered."""
+        """Send the collected results."""
         for result in self._unsent:
             self._deliver(result)
         self._unsent.clear()
@@ -269,13 +269,13 @@ class Agent:
             _log.error("group %s: nor can its failure: %s", key, again, extra=_about(self.node, key))
             with self._lock:
                 del self._results[key]
-            self._channel.send(Refusal(key=key, kind="failure", reason="what came of it cannot be sent", retry_s=0.0))
+            self._channel.send(Refusal(key=key, kind="failure", reason="its result cannot be sent", retry_s=0.0))
 
     def _drop_what_broke_it(self, *, refused: bool) -> None:
-        """Replace results that were sent on the connection that broke and are the likely reason.
+        """Replace results that were sent on the broken connection and are the likely cause.
 
         Args:
-            refused: whether the server ended the connection because of what it was sent.
+            refused: whether the server ended the connection because of a message.
         """
         limit = 1 if refused else BREAKS
         with self._lock:
@@ -324,7 +324,7 @@ class Agent:
         return small and len(self._waiting) < MAX_WAITING
 
     def _end_run(self, over: RunOver) -> None:
-        """Drop what is kept for a run that is over; memory that its results share with the server is used again."""
+        """Drop what is cached for a run that is over; memory that its results share with the server is reused."""
         run_id = over.run_id
         self._executor.forget(run_id, resumable=over.resumable)
         self._latest.pop(run_id, None)
@@ -347,12 +347,12 @@ class Agent:
             return Heartbeat(held=(*current, *waiting, *self._results), missing_runs=tuple(sorted(missing)))
 
     def _look(self) -> None:
-        """Take what arrives while a long group is in work, so that heartbeats tell what is here and what is settled."""
+        """Process messages while a long group runs, so that heartbeats report the current state."""
         if self._current is None or not self._reading.acquire(blocking=False):
             return
         try:
             while (message := self._channel.receive(0.0)) is not None:
-                if isinstance(message, RunSpec | RunOver):  # either may drop what the group in work uses
+                if isinstance(message, RunSpec | RunOver):  # either may drop what the current group uses
                     self._announced.append(message)
                 else:
                     self._take(message)
@@ -371,7 +371,7 @@ class Agent:
         return [held.result for held in late]
 
     def _beat(self) -> None:
-        """Heartbeats, and a second chance for results nobody has acknowledged."""
+        """Send heartbeats, and repeat unacknowledged results."""
         quiet = 0
         while not self._stopped.wait(self._heartbeat_s):
             try:
@@ -388,7 +388,7 @@ class Agent:
 
 
 def _about(node: str, key: GroupKey) -> dict[str, object]:
-    """For log lines: where in which run."""
+    """Return run, round and node for log lines."""
     return {"run": key.run_id, "round": key.round, "node": node}
 
 

@@ -14,7 +14,7 @@ from fedloom.core.records import Mean, Metrics, Record, Update
 from fedloom.core.text import shown
 
 MAX_EXAMPLES = 2**63 - 1
-"""Examples an update may count at most."""
+"""Limit of the examples of an update."""
 
 
 def check_answer(update: object, made_by: str) -> Update:
@@ -23,11 +23,11 @@ def check_answer(update: object, made_by: str) -> Update:
     Every kind of job passes through this, in every runtime, so that an update is valid everywhere or nowhere.
 
     Args:
-        update: what came back.
+        update: the object returned.
         made_by: the kind of job, for the message.
 
     Raises:
-        BadUpdate: it is no `Update`, or one of its parts cannot be sent; the message names the part, what was expected
+        BadUpdate: it is not an `Update`, or one of its parts cannot be sent; the message says which, what was expected
             and what was found.
     """
     if not isinstance(update, Update):
@@ -63,7 +63,7 @@ def _count(value: object, made_by: str) -> int:
 
 
 def _metrics(metrics: object, made_by: str) -> Metrics:
-    """Return the metrics with plain floats; the same object where there are none."""
+    """Return the metrics with plain floats; the same object if there are none."""
     if not isinstance(metrics, Mapping):
         raise BadUpdate(f"metrics of {made_by!r}: expected a dict of Mean by name, got {shown(metrics)}")
     return {_name(name, made_by): _mean(name, mean, made_by) for name, mean in metrics.items()} if metrics else metrics
@@ -80,7 +80,7 @@ def _name(name: object, made_by: str) -> str:
 def _mean(name: str, mean: object, made_by: str) -> Mean:
     where = f"metric {name!r} of {made_by!r}"
     if not isinstance(mean, Mean):
-        raise BadUpdate(f"{where}: expected Mean(sum, weight), got {shown(mean)}. They add up")
+        raise BadUpdate(f"{where}: expected Mean(sum, weight), got {shown(mean)}")
     try:
         total, weight = float(mean.sum), float(mean.weight)
     except (TypeError, ValueError, OverflowError) as exc:

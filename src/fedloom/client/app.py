@@ -27,17 +27,17 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def run_client(server: str, *, name: str | None = None, token: str = "", give_up_s: float | None = None) -> None:
-    """Be an agent of a server without members until it says goodbye, or SIGTERM or Ctrl-C comes.
+    """Run an agent of a server without members until the server ends the session, or SIGTERM or Ctrl-C arrives.
 
     Args:
         server: `host:port`.
         name: the node's lasting name; the host's name by default. Names must differ between agents of one server.
-        token: the server's shared secret; empty where it has none.
-        give_up_s: seconds without a server after which to end; None tries for ever, with growing pauses.
+        token: the server's shared secret; empty if it has none.
+        give_up_s: seconds without a server after which to end; None retries forever, with growing pauses.
 
     Raises:
         ServerUnreachable: no server for `give_up_s` seconds.
-        Unauthenticated: the server wants another token.
+        Unauthenticated: the token is wrong.
         RunFailed: the server sent this node away for good, such as because another one has its name.
     """
     files.restrict_new_files()
@@ -48,15 +48,15 @@ def run_client(server: str, *, name: str | None = None, token: str = "", give_up
 
 
 def run_member(folder: Path, policy_file: Path | None = None, *, give_up_s: float | None = None) -> None:
-    """Be the node whose identity lies in a folder, under its own policy, with its certificate kept fresh.
+    """Run the node of an identity's folder, under its own policy, renewing its certificate.
 
     Args:
         folder: of the identity.
-        policy_file: the node's policy; `policy.toml` in the folder where not given. A missing file allows nothing.
+        policy_file: the node's policy; by default `policy.toml` in the folder. A missing file allows nothing.
         give_up_s: as for `run_client`.
 
     Raises:
-        UsageError: no identity there, one that others can read, or a policy that others can write or nobody can read.
+        UsageError: no identity, one that others can read, or a policy that others can write or that is unreadable.
         Unauthenticated: the node was revoked, or its certificate has expired.
         and what `run_client` raises.
     """
@@ -64,7 +64,7 @@ def run_member(folder: Path, policy_file: Path | None = None, *, give_up_s: floa
     folder, policy_file = folder.absolute(), policy_file.absolute() if policy_file is not None else None
     identity = Identity.load(folder)
     if identity.role != "node":
-        raise Forbidden(f"{folder} is the identity of {identity.name!r}, a {identity.role}; a node's is needed")
+        raise Forbidden(f"{folder} is the identity of {identity.name!r}, a {identity.role}; expected a node's")
     file = policy_file or folder / "policy.toml"
     if file.exists():
         files.require_unwritable_by_others(file, "the policy")
@@ -104,8 +104,8 @@ def _warn(policy: Policy, node: str, file: Path) -> None:
     about = {"node": node}
     if not policy.workloads:
         _log.warning(
-            "node %s will refuse all work: %s allows no workload. Name those it may run, such as "
-            "[workloads.image_classification], and start it again",
+            "node %s will refuse all work: %s allows no workload. List those it may run, such as "
+            "[workloads.image_classification], and restart it",
             node,
             file,
             extra=about,
@@ -113,7 +113,7 @@ def _warn(policy: Policy, node: str, file: Path) -> None:
     for name, allowed in policy.workloads.items():
         if allowed.data is not None and not allowed.data.is_dir():
             _log.warning(
-                "workload %s: %s gives it the data folder %s, which is not there; what needs it is refused until it is",
+                "workload %s: its data folder %s (in %s) does not exist; work that needs it is refused until it does",
                 name,
                 file,
                 allowed.data,
@@ -127,4 +127,4 @@ def _run(agent: Agent, server: str) -> None:
     _log.info("node %s: connecting to %s", agent.node, server, extra={"node": agent.node})
     agent.run()
     if agent.farewell:
-        raise RunFailed(f"the server at {server} sent node {agent.node!r} away: {agent.farewell}")
+        raise RunFailed(f"the server at {server} disconnected node {agent.node!r}: {agent.farewell}")

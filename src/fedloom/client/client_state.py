@@ -1,6 +1,6 @@
-"""What is stored for a client between its jobs: the workload's part and each rule's, as one record.
+"""State stored for a client between its jobs: the workload's part and each rule's, as one record.
 
-A stored record lists its parts in `info`, and numbers their groups of arrays, so that no name has to be taken apart:
+A stored record lists its parts in `info`, and numbers their groups of arrays, so that no name has to be parsed:
 
     info    {"parts": [{"name": "workload", "groups": {"own": "0"}, "info": {…}}, {"name": "rule clip", …}]}
     groups  {"0": {…}}
@@ -14,7 +14,7 @@ from fedloom.core.errors import BadFrame
 from fedloom.core.records import Arrays, Info, Record
 
 Parts = Mapping[str, Record]
-"""A client's state by part: the workload's, and one for each rule that keeps something."""
+"""A client's state by part: the workload's, and one for each rule with a state."""
 WORKLOAD = "workload"
 """Name of the workload's part."""
 
@@ -29,7 +29,7 @@ def rule_parts(rules: Sequence[str]) -> list[str]:
 
 
 def compose(parts: Parts) -> Record | None:
-    """Return a client's parts as the record that is stored; None where there are none."""
+    """Return a client's parts as the record that is stored; None if there are none."""
     if not parts:
         return None
     groups: dict[str, Arrays] = {}
@@ -58,5 +58,5 @@ def split(stored: Record | None) -> dict[str, Record]:
         raise BadFrame(
             f"a client's stored state: expected a record with a list of parts, found one with info "
             f"{sorted(stored.info)} and groups {sorted(stored.groups)} ({type(exc).__name__}: {exc}). Another version "
-            "of fedloom stored it; start the run afresh"
+            "of fedloom stored it; start a new run"
         ) from exc

@@ -1,4 +1,4 @@
-"""Where clients' state is kept between their jobs: on the server, or at this node."""
+"""Storage of clients' state between their jobs: on the server, or on this node."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from fedloom.core.records import Record
 from fedloom.core.user_folders import home_or_temporary
 
 STALE_S = 30 * 86400.0
-"""Seconds after which the states of a run that nobody has resumed are removed."""
+"""Seconds after which the states of a run that was not resumed are removed."""
 
 
 class ClientStore(Protocol):
-    """Keeps what clients want back with their next job."""
+    """Stores clients' states for their next jobs."""
 
     def read(self, group: Group, client: int) -> Record | None:
-        """Return what was last kept for a client before the group's exchange."""
+        """Return the state last stored for a client before the group's exchange."""
 
     def keep(self, group: Group, client: int, state: Record) -> PayloadRef | None:
-        """Keep a client's state; what is returned travels with the group's result."""
+        """Store a client's state; the reference returned is sent with the group's result."""
 
 
 class ServerStore:
-    """The default: a client's state comes with a group and goes with its result.
+    """The default: a client's state arrives with a group and leaves with its result.
 
     Args:
         fetch: gets the record behind a reference.
-        store: puts a run's record where the server can have it.
+        store: puts a run's record where the server can read it.
     """
 
     def __init__(self, fetch: Callable[[PayloadRef], Record], store: Callable[[Record, str], PayloadRef]) -> None:
@@ -72,7 +72,7 @@ class NodeStore:
         return frames.decode(found[max(older)].read_bytes()) if older else None
 
     def keep(self, group: Group, client: int, state: Record) -> PayloadRef | None:
-        """Write a client's state, whole or not at all; of its older rounds' states a few are kept.
+        """Write a client's state atomically; a few older rounds' states are retained.
 
         Raises:
             StorageFull: it cannot be written.
@@ -87,7 +87,7 @@ class NodeStore:
                     file.write(piece)
         except OSError as exc:
             raise StorageFull(
-                f"the state of client {client} cannot be written to {path}: {exc.strerror}. Make room there"
+                f"the state of client {client} cannot be written to {path}: {exc.strerror}. Free disk space there"
             ) from exc
         found = self._versions(group.key.run_id, client)
         kept = sorted({round_number for round_number, _ in found})[-NODE_STATE_ROUNDS:]
@@ -100,7 +100,7 @@ class NodeStore:
         shutil.rmtree(self._of(run_id), ignore_errors=True)
 
     def _drop_stale(self) -> None:
-        """Once: remove what is left of runs that failed and were never resumed."""
+        """Remove, once, the states of failed runs that were not resumed."""
         if self._looked or not self._folder.is_dir():
             return
         self._looked = True
@@ -113,7 +113,7 @@ class NodeStore:
         return self._folder / hashlib.sha256(run_id.encode()).hexdigest()[:32]
 
     def _versions(self, run_id: str, client: int) -> dict[tuple[int, int], Path]:
-        """A client's states by round and index of the exchange they come from."""
+        """Return a client's states by round and index of their exchange."""
         found: dict[tuple[int, int], Path] = {}
         for path in (self._of(run_id) / str(client)).glob("*-*.safetensors"):
             round_number, exchange = path.stem.split("-")

@@ -1,4 +1,4 @@
-"""How an agent's connections have fared: pauses before the next one, and how often a loss is logged."""
+"""History of an agent's connections: pauses before the next one, and how often a loss is logged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _log = logging.getLogger(__name__)
 SHORT_S = 5.0
 """A connection that breaks sooner is a short one: the next is made after a pause, which grows."""
 LOG_S = 10.0
-"""Seconds between two log lines about lost connections, at least."""
+"""Minimum number of seconds between two log lines about lost connections."""
 
 
 class Connection:
@@ -30,7 +30,7 @@ class Connection:
 
     @property
     def was_short(self) -> bool:
-        """Whether the last connection broke soon after it was made."""
+        """Return whether the last connection broke soon after it was made."""
         return self._short > 0
 
     def opened(self) -> None:
@@ -46,9 +46,9 @@ class Connection:
             self._unlogged += 1
             return
         again = f", {self._unlogged} times more since the last line" if self._unlogged else ""
-        _log.warning("node %s lost the server (%s)%s; trying again", self._node, exc, again, extra={"node": self._node})
+        _log.warning("node %s lost the connection (%s)%s; retrying", self._node, exc, again, extra={"node": self._node})
         self._logged_at, self._unlogged = now, 0
 
     def pause_s(self, first_s: float, longest_s: float) -> float:
-        """Return the seconds to wait before the next attempt: none after a long connection, else ever more."""
+        """Return the seconds to wait before the next attempt: none after a long connection, otherwise increasing."""
         return min(longest_s, first_s * 2.0 ** min(self._short - 1, 16)) if self._short else 0.0

@@ -1,4 +1,4 @@
-"""Asking a server for things: submit, list, watch and stop runs, list nodes."""
+"""Calls to a server's Control service: submit, list, watch and stop runs, list nodes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RunRow:
     rounds: int
     error: str
     owner: str = ""
-    """Who submitted it; empty on a server without members."""
+    """The submitter; empty on a server without members."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +47,7 @@ class NodeRow:
     wire_bytes_up: int
     groups_done: int
     last_seen_s: float
-    """Seconds since it was last heard of."""
+    """Seconds since its last message."""
     labels: dict[str, str] = field(default_factory=dict)
 
 
@@ -56,9 +56,9 @@ class ControlClient:
 
     Args:
         server: `host:port`.
-        token: the server's shared secret; empty where it has none.
+        token: the server's shared secret; empty if it has none.
         identity: of the person; None on a server without members.
-        timeout_s: seconds to wait for an answer.
+        timeout_s: seconds to wait for a response.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class ControlClient:
         return str(self._call(self._stub.Submit, request).run_id)
 
     def runs(self) -> list[RunRow]:
-        """Every run of the server, oldest first."""
+        """Return all runs of the server, oldest first."""
         reply = self._call(self._stub.ListRuns, pb.ListRunsRequest())
         return [
             RunRow(
@@ -91,7 +91,7 @@ class ControlClient:
         ]
 
     def watch(self, run_id: str) -> Iterator[JsonObject]:
-        """The run's events, past and coming, as in `events.jsonl`; ends with the run."""
+        """Yield the run's events, past and future, as in `events.jsonl`; ends with the run."""
         try:
             for reply in self._stub.Watch(pb.WatchRequest(run_id=run_id), metadata=self._metadata):
                 yield json.loads(reply.event_json)
@@ -103,7 +103,7 @@ class ControlClient:
         return str(self._call(self._stub.Stop, pb.StopRequest(run_id=run_id)).status)
 
     def nodes(self) -> list[NodeRow]:
-        """Every node the server knows."""
+        """Return all nodes the server knows."""
         reply = self._call(self._stub.ListNodes, pb.ListNodesRequest())
         return [
             NodeRow(

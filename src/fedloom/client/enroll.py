@@ -31,9 +31,9 @@ _log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 20.0
 _RENEW_SHARE = 1 / 3
-"""A certificate is renewed when this share of its time is left."""
+"""A certificate is renewed when this fraction of its validity is left."""
 _LOOK_EVERY_S = 3600.0
-"""How often a node looks at its certificate at least, for clocks that jump."""
+"""Maximum number of seconds between a node's checks of its certificate, for clocks that jump."""
 _LOOK_AGAIN_S = 0.2
 
 
@@ -45,12 +45,12 @@ def join(token: str, folder: Path | None = None) -> Identity:
 
     Args:
         token: as `fedloom token create` printed it.
-        folder: where the identity is kept; the role's default where not given.
+        folder: the identity's folder; by default the role's.
 
     Raises:
-        UsageError: the text is no token, or the folder holds an identity already.
+        UsageError: the text is not a token, or the folder already contains an identity.
         Unauthenticated: the server is not the token's, or does not take the token.
-        ServerUnreachable: nobody answers.
+        ServerUnreachable: no server responds.
     """
     ticket = JoinToken.decode(token)
     if folder is not None:
@@ -77,15 +77,15 @@ def join(token: str, folder: Path | None = None) -> Identity:
 
 
 def _verified_authority(ticket: JoinToken) -> bytes:
-    """The authority's certificate, which is public, once it has the digest of the token."""
+    """Return the authority's certificate, which is public, after comparing its digest with the token's."""
     host, _, port = ticket.address.rpartition(":")
     try:
         shown = ssl.get_server_certificate((host.strip("[]"), int(port)), timeout=_TIMEOUT_S).encode()
     except (OSError, ValueError) as exc:
         raise ServerUnreachable(
-            f"no server answers at {ticket.address}, where the token says devices join: {exc}. Is `fedloom serve` "
+            f"no server responds at {ticket.address}, the token's address: {exc}. Is `fedloom serve` "
             "running, and can this machine reach that port? If the address is wrong, start the server with --address "
-            "and make another token"
+            "and create another token"
         ) from exc
     with contextlib.closing(connect_trusting(ticket.address, shown)) as channel:
         try:
@@ -94,32 +94,32 @@ def _verified_authority(ticket: JoinToken) -> bytes:
         except grpc.RpcError as exc:
             raise translate(exc, ticket.address) from exc
         except ValueError as exc:
-            raise Unauthenticated(f"what answers at {ticket.address} has no authority: {exc}") from exc
+            raise Unauthenticated(f"the server at {ticket.address} sent no authority certificate: {exc}") from exc
     if told != ticket.authority_sha256:
         raise Unauthenticated(
-            f"the server at {ticket.address} is not the one that made this token: its authority is {told[:16]}…, the "
+            f"the server at {ticket.address} did not create this token: its authority is {told[:16]}…, the "
             f"token says {ticket.authority_sha256[:16]}…. The token's secret was not sent"
         )
     return reply.certificate_pem.encode()
 
 
 def _free_default(role: str, name: str) -> Path:
-    """The role's folder, or one beside it where that is taken: a spent token's identity must be saved somewhere."""
+    """The role's folder, or one next to it if that is taken: a used token's identity must be saved somewhere."""
     folder = default_folder(role)
     return folder if not (folder / "server.json").exists() else folder.with_name(f"{folder.name}-{name}")
 
 
 def _check_free(folder: Path) -> None:
     if (folder / "server.json").exists():
-        raise UsageError(f"{folder} holds an identity already; choose another --identity, or move it away")
+        raise UsageError(f"{folder} already contains an identity; choose another --identity, or move it away")
 
 
 def renew(identity: Identity) -> Identity:
-    """Give an identity a fresh key and certificate, saved and used once, which ends the old certificate.
+    """Give an identity a fresh key and certificate, saved and used once, which revokes the old certificate.
 
     Raises:
-        Unauthenticated: the server does not take the present certificate (any more).
-        ServerUnreachable: nobody answers.
+        Unauthenticated: the server does not accept the current certificate (any more).
+        ServerUnreachable: no server responds.
     """
     fresh = get_fresh(identity)
     confirm(fresh)
@@ -127,9 +127,9 @@ def renew(identity: Identity) -> Identity:
 
 
 def get_fresh(identity: Identity) -> Identity:
-    """Get a fresh key and certificate and save them; the old certificate is good until the fresh one is used.
+    """Get a fresh key and certificate and save them; the old certificate is valid until the fresh one is used.
 
-    Where another process has just done so, its key and certificate are returned.
+    If another process has just done so, its key and certificate are returned.
 
     Raises:
         as `renew`.
@@ -151,11 +151,11 @@ def get_fresh(identity: Identity) -> Identity:
 
 
 def confirm(fresh: Identity) -> None:
-    """Use a fresh certificate for the first time, which ends the older ones.
+    """Use a fresh certificate for the first time, which revokes the older ones.
 
     Raises:
-        Unauthenticated: the server does not take it.
-        ServerUnreachable: nobody answers; the next call with it has the same effect.
+        Unauthenticated: the server does not accept it.
+        ServerUnreachable: no server responds; the next call with it has the same effect.
     """
     with contextlib.closing(connect(fresh.address, fresh)) as channel:
         try:
@@ -165,13 +165,13 @@ def confirm(fresh: Identity) -> None:
 
 
 def renewal_due_s(identity: Identity) -> float:
-    """Seconds until the certificate should be renewed; not above 0 where that is now."""
+    """Return the seconds until the certificate should be renewed; <= 0 if it is due."""
     begin, end = identity.times()
     return seconds_until(end - (end - begin) * _RENEW_SHARE)
 
 
 class Renewer:
-    """Keeps the certificate of a running node fresh, in a thread of its own.
+    """Renews the certificate of a running node, in a separate thread.
 
     Args:
         identity: the node's.
@@ -205,7 +205,7 @@ class Renewer:
                     extra={"node": self.identity.name},
                 )
             except FedloomError as exc:
-                _log.warning("the certificate could not be renewed: %s", exc, extra={"node": self.identity.name})
+                _log.warning("the certificate cannot be renewed: %s", exc, extra={"node": self.identity.name})
                 _, end = self.identity.times()
                 if self._stop.wait(min(60.0, max(1.0, seconds_until(end) / 10))):
                     return

@@ -1,4 +1,4 @@
-"""A group of jobs in, one partial accumulator out: where clients' work is done, whatever the agent runs on."""
+"""Turns a group of jobs into one partial accumulator: does clients' work, whatever the agent runs on."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from fedloom.core.plugins import make_accumulator
 from fedloom.core.records import ClientFailure, Record
 
 MAX_RUNS = 8
-"""Runs an agent knows at once; the oldest is dropped for a ninth, and told again when it has groups."""
+"""Limit of runs an agent knows; the oldest is dropped for a ninth, and sent again when it has groups."""
 
 
 class Executor:
     """Does groups for one agent. Workloads stay loaded from group to group.
 
     Args:
-        channel: where inputs come from and results are put.
+        channel: source of inputs and destination of results.
         node: the agent's name, for failures.
-        setup: what the agent's machine gives and permits it.
+        setup: resources and permissions of the agent's machine.
     """
 
     def __init__(self, channel: Channel, node: str, setup: NodeSetup | None = None) -> None:
@@ -50,12 +50,12 @@ class Executor:
         self._failures = FailureReporter(node, details=self._guard is None or self._guard.policy.tracebacks)
         self._pass = GroupPass(JobRunner(self._parked, self._program), self._program, self._failures, self._setup)
         self._gone: GroupKey | None = None
-        """The last group whose inputs were not to be had."""
+        """The last group whose inputs were not available."""
         self._unsent: tuple[GroupKey, Pass] | None = None
         """A group that was done when the connection broke."""
 
     def prepare(self, spec: RunSpec) -> None:
-        """Know a run; its workload is loaded with its first group (or now, in a spare moment, by `warm`)."""
+        """Register a run; its workload is loaded with its first group (or by `warm`, when idle)."""
         if spec.run_id in self._runs:
             return
         self._runs[spec.run_id] = Run(spec, self._guard, RunHelpers(self._setup.helpers, self._helpers), self._stores)
@@ -67,7 +67,7 @@ class Executor:
     def forget(self, run_id: str, *, resumable: bool = False) -> None:
         """Drop all that is cached or parked for a run that is over, and pinned records with the last run.
 
-        The states of its clients that are kept at the node are removed, too, unless the run may be resumed.
+        The states of its clients that are stored on the node are removed, too, unless the run may be resumed.
         """
         run = self._runs.pop(run_id, None)
         if run is not None:
@@ -83,7 +83,7 @@ class Executor:
             self._pinned.clear()
 
     def close(self) -> None:
-        """End what was started for the runs."""
+        """End everything started for the runs."""
         for run in self._runs.values():
             run.close()
 
@@ -95,18 +95,18 @@ class Executor:
             self._runs[run_id].workload  # noqa: B018
 
     def knows(self, run_id: str) -> bool:
-        """Whether the run was announced to this agent."""
+        """Return whether the run was announced to this agent."""
         return run_id in self._runs
 
     def work(self, group: Group) -> GroupResult:
         """Do every job of a group, in order. Failures of single clients are part of the result, never raised.
 
         Raises:
-            ServerUnreachable: the connection broke under a transfer; the group can be done again, and what was added up
+            ServerUnreachable: the connection broke under a transfer; the group can be repeated, and what was added up
                 already is sent then.
             PolicyRefused: the node's policy is against it.
-            InputsGone: the server has nothing of what the group reads, for the first time: it was restarted, or the
-                round is over. Where the group is still wanted it will be pushed again; then this is a failure.
+            InputsGone: the server no longer offers the group's inputs, for the first time: it was restarted, or the
+                round is over. If the group is still needed it will be pushed again; then this is a failure.
         """
         begin = time.perf_counter()
         run = self._runs[group.key.run_id]
@@ -123,13 +123,13 @@ class Executor:
         )
 
     def undeliverable(self, result: GroupResult, exc: Exception) -> GroupResult:
-        """Return what is sent in place of a result that cannot be: a failure of each of its clients."""
+        """Return a substitute for a result that cannot be sent: a failure of each of its clients."""
         clients = [report.client for report in result.reports]
         failed = self._failures.undeliverable(result.key, clients, exc)
         return GroupResult(key=result.key, total=None, failures=(*result.failures, *failed), busy_s=result.busy_s)
 
     def _made(self, run: Run, group: Group, begin: float) -> tuple[Pass, PayloadRef | None]:
-        """The pass that counts, and its sum as the server will find it."""
+        """Return the valid pass, and its sum as a reference for the server."""
         unsent = self._unsent if self._unsent is not None and self._unsent[0] == group.key else None
         made = unsent[1] if unsent is not None else Pass()
         excluded: dict[int, ClientFailure] = {}
@@ -144,7 +144,7 @@ class Executor:
                 total = self._channel.store(made.accumulator.record(), group.key.run_id) if made.reports else None
                 return made, total
             except PoisonedSum as poisoned:
-                # The sum already holds part of a bad update. Adding up again without that client is rare and exact.
+                # The sum already contains part of a bad update. Adding up again without that client is rare and exact.
                 excluded[poisoned.failure.client] = poisoned.failure
                 made = Pass()
             except ServerUnreachable:

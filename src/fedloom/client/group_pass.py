@@ -1,4 +1,4 @@
-"""One pass over a group's jobs, in order: each client's update goes into the group's accumulator at once."""
+"""One pass over a group's jobs, in order: each client's update is added to the group's accumulator immediately."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from fedloom.core.messages import PayloadRef
 from fedloom.core.records import ClientFailure, ClientReport
 
 _WEIGHED = ("train", COLLECT)
-"""Kinds of jobs whose updates weigh as the run says; all others weigh one."""
+"""Kinds of jobs whose updates are weighted as the run says; all others weigh one."""
 
 
 @dataclass
 class Pass:
-    """What a pass has made so far."""
+    """The results of a pass so far."""
 
     stage: str = "load"
-    """What is being done for the group as a whole: `load` its rules and accumulator, `fold`, `send` the sum."""
+    """The current stage of the group as a whole: `load` its rules and accumulator, `fold`, `send` the sum."""
     accumulator: Accumulator = field(default_factory=lambda: BUILTIN["metrics"]())
     reports: list[ClientReport] = field(default_factory=list)
     failures: list[ClientFailure] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Pass:
 
 
 class PoisonedSum(Exception):
-    """An update spoilt the accumulator it was added to: the pass is to be made again without that client."""
+    """An update made the accumulator unusable: the pass has to be repeated without that client."""
 
     def __init__(self, failure: ClientFailure) -> None:
         super().__init__(failure.message)
@@ -48,7 +48,7 @@ class GroupPass:
         jobs: does each job.
         program: trains whole groups, for workloads that can.
         failures: reports what went wrong.
-        setup: says which exceptions are a client's, and whether they are raised as `ClientFailed` (`debug`) instead of
+        setup: says which exceptions are a client's and whether they are raised as `ClientFailed` (`debug`) instead of
             reported.
     """
 
@@ -61,8 +61,8 @@ class GroupPass:
 
         Args:
             turns: the group's jobs.
-            made: takes what is made; its accumulator is empty.
-            excluded: clients left out, with the reason.
+            made: collects the results; its accumulator is empty.
+            excluded: clients to omit, with the reason.
 
         Raises:
             PoisonedSum: an update that cannot be added was found only when the sum had part of it.
@@ -95,7 +95,7 @@ class GroupPass:
         return done if update is done.update else replace(done, update=update)
 
     def _add(self, turn: Turn, done: Done, report: ClientReport, made: Pass, begin: float) -> None:
-        """Add an update to the sum, and keep the client's state and report."""
+        """Add an update to the sum, and store the client's state and report."""
         client = turn.job.client
         try:
             made.accumulator.add(done.update, _weight(turn, done), client)

@@ -1,4 +1,4 @@
-"""A whole group trained by the workload's own vectorised program, where it has one."""
+"""Trains a whole group with the workload's own vectorised program, if it has one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedloom.core.records import MODEL, Info, Update
 
 
 def group_program(turn: Turn) -> TrainsGroups[Shard] | None:
-    """Return the workload as a trainer of groups, if it wants that for this job and nothing has to see every step."""
+    """Return the workload as a trainer of groups, if it supports this job and no rule needs to see every step."""
     if turn.job.kind != "train" or turn.group.rules or turn.run.capability(KeepsClientState) is not None:
         return None
     trainer: TrainsGroups[Shard] | None = turn.run.capability(TrainsGroups)
@@ -25,7 +25,7 @@ def group_program(turn: Turn) -> TrainsGroups[Shard] | None:
 
 @dataclass
 class GroupProgram:
-    """Runs the program for one group after another, and has what it made of the last one."""
+    """Runs the program for one group after another, and stores the results of the last one."""
 
     _key: GroupKey | None = None
     _updates: dict[int, Update] = field(default_factory=dict)
@@ -33,10 +33,10 @@ class GroupProgram:
     _share_s: float = 0.0
 
     def run(self, turns: Sequence[Turn]) -> None:
-        """Train a group at once, if its workload can. If the program fails, the clients are trained one by one.
+        """Train a group together, if its workload can. If the program fails, the clients are trained one by one.
 
         Raises:
-            ServerUnreachable, InputsGone, PolicyRefused: the group is not to be done now.
+            ServerUnreachable, InputsGone, PolicyRefused: the group cannot be done now.
         """
         key = turns[0].group.key if turns else None
         if key is None or key == self._key or any(turn.job.kind != "train" for turn in turns):
@@ -61,24 +61,24 @@ class GroupProgram:
         except BaseException as exc:
             what = "measured" if self._updates else "trained"
             turns[0].run.warn_once(
-                f"not {what} at once",
-                f"workload {turns[0].run.experiment.workload.name!r}: a group cannot be {what} at once in round "
+                f"not {what} together",
+                f"workload {turns[0].run.experiment.workload.name!r}: a group cannot be {what} together in round "
                 f"{key.round}, so its clients are {what} one by one, which is slower",
                 exc,
             )
         self._share_s = (time.perf_counter() - begin) / len(turns)
 
     def update(self, turn: Turn) -> tuple[Update, float] | None:
-        """Return what the program made for a client, and the client's share of the time it took; seconds."""
+        """Return the program's result for a client, and the client's share of its time; seconds."""
         made = self._updates.get(turn.job.client) if turn.group.key == self._key else None
         return (made, self._share_s) if made is not None else None
 
     def measured(self, turn: Turn) -> Info | None:
-        """Return what the group's measure reports of a client, if it was measured with its group."""
+        """Return the group measure's report on a client, if it was measured with its group."""
         return self._measured.get(turn.job.client) if turn.group.key == self._key else None
 
     def forget(self, run_id: str) -> None:
-        """Drop what was made for a run that is over."""
+        """Drop the results of a run that is over."""
         if self._key is not None and self._key.run_id == run_id:
             self._key, self._updates, self._measured = None, {}, {}
 

@@ -1,4 +1,4 @@
-"""The channel of a real agent: one stream over gRPC; frames through the host's shared memory, else in chunks."""
+"""The channel of a real agent: one stream over gRPC; frames through the host's shared memory, otherwise in chunks."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ from fedloom.proto.v1 import fleet_pb2 as pb
 from fedloom.proto.v1.fleet_pb2_grpc import FleetStub
 
 INLINE_BYTES = 128 << 10
-"""Frames up to this size travel inside the result."""
+"""Frames up to this size are sent inside the result."""
 HEADER_ROOM = 4096
-"""Bytes kept free before leased arrays for a header that is not final yet."""
+"""Bytes reserved before leased arrays for a header that is not final yet."""
 LARGEST_MESSAGE = MAX_MESSAGE_BYTES - (64 << 10)
-"""Bytes of a message to the server, at most; a batch adds a few for each message in it."""
+"""Size limit of a message to the server; a batch adds a few bytes per message."""
 _MAX_BATCH = 64
-"""Messages in one batch on the stream, at most."""
+"""Limit of messages in one batch on the stream."""
 _Outbox: TypeAlias = "queue.SimpleQueue[tuple[pb.FromAgent, int] | None]"
 """Encoded messages with their sizes in bytes; None ends the stream."""
 _HEARTBEAT_S = (0.05, 60.0)
@@ -65,10 +65,10 @@ class GrpcChannel:
 
     Args:
         address: `host:port` of the server.
-        token: the server's shared secret; empty where it has none.
+        token: the server's shared secret; empty if it has none.
         connect_s: seconds to wait for a connection before it counts as unreachable.
-        identity: says who this is, at every connection anew; None on a server without members.
-        count: told the bytes of every message and chunk, both ways.
+        identity: the agent's identity, queried for every connection; None on a server without members.
+        count: called with the size of every message and chunk, both ways.
     """
 
     def __init__(
@@ -89,12 +89,12 @@ class GrpcChannel:
         self._welcome: Welcome | None = None
         self._depot: Depot | None = None
         self._leases: dict[int, _Lease] = {}
-        """Leased arrays by their identity, and kept alive, so that no other record can be taken for them."""
+        """Leased arrays by their identity, kept alive so that no other record can be mistaken for them."""
         self._shared: dict[str, list[str]] = {}
         """Names of the buffers that each run's records were stored in."""
         self._shown = b""
         self._partial: _Partial | None = None
-        """A download that broke off, to be continued when the same payload is asked for again."""
+        """An interrupted download, continued when the same payload is requested again."""
 
     def open(self, hello: Hello) -> Welcome:
         self._disconnect()
@@ -136,7 +136,7 @@ class GrpcChannel:
         if (size := wire.ByteSize()) > LARGEST_MESSAGE:
             raise LimitExceeded(
                 f"a message has {size} bytes, expected at most {LARGEST_MESSAGE}. Does `info` of an update, or a "
-                "metric for each example, belong into arrays?"
+                "metric for each example, belong in arrays?"
             )
         self._outbox.put((wire, size))
 
@@ -151,7 +151,7 @@ class GrpcChannel:
             return frames.decode(ref.inline)
         if ref.shared:
             if self._depot is None:
-                raise BadMessage(f"the server names shared memory {ref.shared!r}, which this agent cannot see")
+                raise BadMessage(f"the server refers to shared memory {ref.shared!r}, which this agent cannot access")
             return frames.decode(self._depot.map(ref.shared, ref.size))
         assert self._welcome is not None
         if ref.size > self._welcome.max_payload_bytes:
@@ -194,7 +194,7 @@ class GrpcChannel:
             self._depot = None
 
     def _identify(self) -> Identity | None:
-        """Who this is at the next connection."""
+        """Return the agent's identity for the next connection."""
         if self._identity is None:
             return None
         identity = self._identity()
@@ -204,12 +204,12 @@ class GrpcChannel:
         return identity
 
     def _error(self, exc: grpc.RpcError) -> FedloomError:
-        """The failure as one of ours; a certificate refused that has been renewed since asks for a new connection."""
+        """Translate a failure; a rejected certificate that has been renewed since requires a new connection."""
         error = translate(exc, self._address)
         renewed = self._identity is not None and self._identity().certificate != self._shown
         if isinstance(error, Unauthenticated) and renewed:
             return ServerUnreachable(
-                f"the certificate this connection to {self._address} was made with is over; it has been renewed"
+                f"the certificate this connection to {self._address} was made with has expired; it has been renewed"
             )
         return error
 
@@ -240,7 +240,7 @@ class GrpcChannel:
         return PayloadRef(size=layout.size, shared=buffer.name)
 
     def _download(self, ref: PayloadRef) -> bytearray | mmap.mmap:
-        """The frame named by digest, continued where a broken stream left off."""
+        """Download the frame by digest, continued where a broken stream ended."""
         assert self._channel is not None
         call = self._channel.unary_stream(
             "/fedloom.proto.v1.Fleet/Download",
@@ -265,11 +265,11 @@ class GrpcChannel:
                 raise
         self._partial = None
         if part.received != ref.size or part.digest.hexdigest() != ref.sha256:
-            raise BadFrame(f"download: {part.received} of {ref.size} bytes, or other bytes than their digest says")
+            raise BadFrame(f"download: {part.received} of {ref.size} bytes, or the bytes do not match the digest")
         return part.frame
 
     def _upload(self, record: Record, size: int) -> PayloadRef:
-        """Send the frame by digest, continued where a broken stream left off."""
+        """Upload the frame by digest, continued where a broken stream ended."""
         assert self._channel is not None and self._welcome is not None
         sha256, chunk_bytes = frames.digest(record), self._welcome.chunk_bytes
         stub = FleetStub(self._channel)
@@ -295,10 +295,10 @@ class GrpcChannel:
                     ) from exc
                 if attempt == _ATTEMPTS - 1 or not isinstance(error, ServerUnreachable):
                     raise error from exc
-        raise ServerUnreachable(f"the server at {self._address} took only part of an upload, {_ATTEMPTS} times")
+        raise ServerUnreachable(f"the server at {self._address} received only part of an upload, {_ATTEMPTS} times")
 
     def _requests(self, outbox: _Outbox) -> Iterator[pb.FromAgentBatch]:
-        """What is in the outbox, as much of it at once as one batch may hold, until the end mark."""
+        """Yield the messages of the outbox, as many per batch as it may contain, until the end mark."""
         waiting: deque[tuple[pb.FromAgent, int] | None] = deque()
         while True:
             if not waiting:
@@ -357,7 +357,7 @@ class _Partial:
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     def take(self, chunk: bytes) -> None:
-        """The next bytes."""
+        """Add the next bytes."""
         if self.received + len(chunk) > len(self.frame):
             raise BadFrame(f"the server sent more than the {len(self.frame)} bytes announced")
         self.frame[self.received : self.received + len(chunk)] = chunk

@@ -13,7 +13,7 @@ from fedloom.core.protocols import Resources
 from fedloom.core.registry import file_alias, load_file
 
 ONE_CORE = Resources()
-"""What a helper needs by default."""
+"""Default resources of a helper."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class FactoryRef:
 
     module: str
     file: str | None
-    """Where the module lies, if it is a plug-in's single file, which cannot be imported by name."""
+    """Path of the module, if it is a plug-in's single file, which cannot be imported by name."""
     name: str
 
     @classmethod

@@ -1,6 +1,6 @@
-"""A helper in a process of its own: `python -m fedloom.client.helper_process FD PARENT`, and the parent's end of it.
+"""A helper in a separate process: `python -m fedloom.client.helper_process FD PARENT`, and the parent's end of it.
 
-Both ends of a socket exchange pickled tuples; they are one machine's, and nothing of it crosses to a server. The first
+Both ends of a socket exchange pickled tuples; both are on one machine, and nothing is sent to a server. The first
 message names the factory, the second has its arguments, each later one a method and its arguments. The process ends
 with the socket, or within a second of its parent.
 """
@@ -24,13 +24,13 @@ from fedloom.core.errors import ClientFailed, NoCapacity
 from fedloom.core.protocols import HelperHandle, Resources
 
 _LOOK_S = 1.0
-"""How often a helper looks whether its parent is still there."""
+"""Seconds between a helper's checks whether its parent is alive."""
 _STOP_S = 5.0
-"""How long a helper that was stopped may take to end before it is killed."""
+"""Seconds a stopped helper may take to end before it is killed."""
 
 
 class ProcessHelpers:
-    """Starts helpers as child processes, which have the environment of their parent and as many threads."""
+    """Starts helpers as child processes, with the environment and number of threads of their parent."""
 
     def start(
         self, factory: Callable[..., object], *arguments: object, resources: Resources = ONE_CORE

@@ -38,32 +38,32 @@ class _InlineHelper:
     def _run(self, work: Callable[..., object] | None, arguments: tuple[object, ...], method: str = "") -> object:
         try:
             if work is None:
-                raise AttributeError(f"it has no method {method!r}")
+                raise AttributeError(f"the helper has no method {method!r}")
             return copy.deepcopy(work(*copy.deepcopy(arguments)))
         except Exception as exc:
             raise ClientFailed(f"helper {self._name}:\n{traceback.format_exc()}") from exc
 
 
 class HelperLimit:
-    """How many helpers a node runs at most, all its runs together.
+    """Limit of helpers of a node, all its runs together.
 
     Args:
-        most: None for any number.
+        most: None for no limit.
     """
 
     def __init__(self, most: int | None) -> None:
         self._most, self._running, self._lock = most, 0, threading.Lock()
 
     def take(self) -> None:
-        """Count one more.
+        """Count one more helper.
 
         Raises:
-            PolicyRefused: there are as many as the node's policy allows.
+            PolicyRefused: the limit of the node's policy is reached.
         """
         with self._lock:
             if self._most is not None and self._running >= self._most:
                 raise PolicyRefused(
-                    f"the workload asks for a helper process beyond the {self._most} allowed here (limits.helpers)",
+                    f"the workload requests a helper process beyond the {self._most} allowed here (limits.helpers)",
                     kind="helpers",
                 )
             self._running += 1

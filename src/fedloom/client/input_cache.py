@@ -15,7 +15,7 @@ LIMIT_BYTES = 4_000_000_000
 
 
 class InputsGone(Exception):
-    """What a group reads is not on offer at the server."""
+    """The server no longer offers a group's inputs."""
 
     def __init__(self, error: NotFound) -> None:
         super().__init__(str(error))
@@ -35,7 +35,7 @@ class _Cached:
         return sum(self.records[name].num_bytes for name, ref in self.refs.items() if not ref.pinned)
 
     def serves(self, exchange: tuple[str, int, int], inputs: Mapping[str, PayloadRef]) -> bool:
-        """Tell whether these are inputs of the exchange, as the same server offers them."""
+        """Return whether these are inputs of the exchange, as the same server offers them."""
         known = ((self.refs[name], ref) for name, ref in inputs.items() if name in self.refs)
         return self.exchange == exchange and all(_same_payload(old, new) for old, new in known)
 
@@ -46,7 +46,7 @@ class InputCache:
     Args:
         fetch: gets the record behind a reference.
         pinned: caches the records that never change.
-        limit_bytes: of array data; the inputs asked for last always stay, those of the run that was served longest ago
+        limit_bytes: of array data; the latest inputs always stay, those of the run that was served longest ago
             are dropped first.
     """
 
@@ -59,10 +59,10 @@ class InputCache:
         """The group read last, whose inputs are always cached: each of its jobs reads them."""
 
     def read(self, group: Group) -> dict[str, Record]:
-        """Return the inputs a group names, by name: the same object for all groups of an exchange while it is cached.
+        """Return a group's inputs by name: the same object for all groups of an exchange while it is cached.
 
-        Content that the run's exchange before this one had under the same name is not fetched again. A restarted server
-        may ask again for an exchange it had begun, with other content: that is fetched.
+        Content unchanged since the run's previous exchange is not fetched again. A restarted server
+        may repeat an exchange it had begun, with other content: that is fetched.
         """
         if self._last is not None and self._last[0] is group:
             return self._last[1]
@@ -74,7 +74,7 @@ class InputCache:
                 if name not in cached.refs:
                     cached.records[name] = self._record(name, ref, before)
                     cached.refs[name] = ref
-        finally:  # what was fetched before a broken connection need not be fetched after it
+        finally:  # inputs fetched before a broken connection need not be fetched after it
             self._runs[run_id] = cached
         while len(self._runs) > 1 and self.num_bytes > self._limit_bytes:
             del self._runs[next(iter(self._runs))]
@@ -100,7 +100,7 @@ class InputCache:
 
 
 def _same_payload(old: PayloadRef, new: PayloadRef) -> bool:
-    """Tell whether two references of one exchange mean the same payload."""
+    """Return whether two references of one exchange mean the same payload."""
     return (
         old.record is new.record
         and (old.shared, old.sha256, old.size) == (new.shared, new.sha256, new.size)
@@ -109,7 +109,7 @@ def _same_payload(old: PayloadRef, new: PayloadRef) -> bool:
 
 
 def _same_content(old: PayloadRef, new: PayloadRef) -> bool:
-    """Tell whether references of two exchanges certainly mean equal records: buffers of shared memory are reused."""
+    """Return whether references of two exchanges certainly mean equal records: shared buffers are reused."""
     if new.record is not None:
         return old.record is new.record
     return bool(new.sha256) and old.sha256 == new.sha256

@@ -1,4 +1,4 @@
-"""One job of one client: which of the workload's methods does it, and where its result goes."""
+"""One job of one client: dispatched to a method of the workload, and its result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedloom.core.protocols import Action, HasActions, Inputs, KeepsClientState,
 from fedloom.core.records import MODEL, Info, Record, Update
 
 COLLECT = "collect"
-"""Kind of a job that hands over the update a client trained earlier in the round."""
+"""Kind of a job that sends the update a client parked earlier in the round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,26 +26,26 @@ class Done:
     """A finished job."""
 
     update: Update
-    """Its `state` is the client's whole stored state, all parts together; None where what is stored stays."""
+    """Its `state` is the client's whole stored state, all parts together; None if the stored state stays."""
     read: bool = True
     """Whether the client read the job's inputs."""
     trained: bool = False
     """Whether the client trained to do the job."""
     retrained: bool = False
-    """Whether that was because its parked update was gone."""
+    """Whether that was because its parked update was lost."""
     measured: int = 0
-    """Floats in `update.info` that a measure put there."""
+    """Number of floats a measure added to `update.info`."""
     shared_s: float = 0.0
-    """The client's share of work done for its whole group at once; seconds."""
+    """The client's share of the time its whole group took; seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What the workload did for a job."""
+    """The workload's result for a job."""
 
     update: Update
     shard: Shard | None = None
-    """The client's data; None where an action did the job, which may be about something else."""
+    """The client's data; None for an action, which may concern something else."""
     shared_s: float = 0.0
 
 
@@ -53,8 +53,8 @@ class JobRunner:
     """Does jobs, of one run after another.
 
     Args:
-        parked: keeps the updates that wait to be collected.
-        program: trains whole groups, for workloads that can.
+        parked: stores the updates that wait to be collected.
+        program: trains whole groups, for workloads that support it.
     """
 
     def __init__(self, parked: ParkedUpdates, program: GroupProgram) -> None:
@@ -76,7 +76,7 @@ class JobRunner:
                 return self._client_work(turn)
 
     def _collect(self, turn: Turn) -> Done:
-        """Hand a parked update over; if it is gone (with its process, say), train it again: same job, same bits."""
+        """Send a parked update; if it is lost (with its process, say), train it again: same job, same bits."""
         turn.stage = COLLECT
         parked = self._parked.take(turn.group.key.run_id, turn.job.round, turn.job.client)
         if parked is not None:
@@ -88,7 +88,7 @@ class JobRunner:
             turn.stage = again.stage
 
     def _client_work(self, turn: Turn) -> Done:
-        """Have the workload do a job, between what the rules make of its inputs and of its update."""
+        """Run the workload's job, after the rules on its inputs and before the rules on its update."""
         rules = build_rules(turn.group.rules) if turn.group.rules else []
         inputs = turn.inputs
         stored = split(turn.run.clients.read(turn.group, turn.job.client))
@@ -121,8 +121,8 @@ class JobRunner:
             return _Work(action(job, inputs, state, turn.rng()))
         if turn.kind not in ("train", "evaluate", "measure"):
             raise BadUpdate(
-                f"workload {turn.run.experiment.workload.name!r} has no action {job.kind!r}; it can "
-                f"{', '.join(('train', 'evaluate', 'be measured', *_actions(turn)))}"
+                f"workload {turn.run.experiment.workload.name!r} has no action {job.kind!r}; it has "
+                f"{', '.join(('train', 'evaluate', 'measure', *_actions(turn)))}"
             )
         turn.stage = "shard"
         shard = workload.shard(job.client)
@@ -144,11 +144,11 @@ class JobRunner:
         return _Work(workload.train(job, inputs, shard, rule, turn.rng()), shard)
 
     def _measured(self, turn: Turn, done: Done, inputs: Inputs, shard: Shard | None) -> Done:
-        """Add what the selection's measure reports, and park the update if it is to wait."""
+        """Add the selection's measure, and park the update if required."""
         if shard is None:
             raise UnsupportedFeature(
-                f"workload {turn.run.experiment.workload.name!r} does {turn.job.kind!r} as an action of its own, so a "
-                "selection that measures candidates cannot look into it; choose another selection"
+                f"workload {turn.run.experiment.workload.name!r} does {turn.job.kind!r} as a custom action, so a "
+                "selection that measures candidates cannot be used with it; choose another selection"
             )
         turn.stage = "measure"
         update = own(done.update)  # measuring uses the workload, whose buffers the update's arrays may be
@@ -173,7 +173,7 @@ def _checked(turn: Turn, done: Done) -> Done:
 
 
 def _init(turn: Turn) -> Done:
-    """Make the initial model, and say what the data is."""
+    """Create the initial model, and describe the data."""
     turn.stage = "init"
     workload, monitor = turn.run.workload, turn.run.experiment.monitor
     if monitor is not None:
@@ -202,8 +202,8 @@ def _watch(turn: Turn) -> Done:
     shard = workload.shard(turn.job.client) if parts is None else workload.held_out(turn.job.client, int(parts))
     if monitor is None or shard is None:
         raise UnsupportedFeature(
-            f"workload {turn.run.experiment.workload.name!r} has no held-out data for a monitor; let it watch "
-            "clients' own"
+            f"workload {turn.run.experiment.workload.name!r} has no held-out data for a monitor; have it watch "
+            "clients' data"
         )
     if parts is None:
         turn.run.admit_examples(turn.job.client, shard.num_examples)
@@ -225,7 +225,7 @@ def _actions(turn: Turn) -> Mapping[str, Action]:
 
 
 def _action(turn: Turn) -> Action | None:
-    """Return the workload's own action for a job: by the whole name of its kind, else by its first part."""
+    """Return the workload's action for a job: by the whole name of its kind, otherwise by its first part."""
     actions, kind = _actions(turn), turn.job.kind
     if not actions:
         return None
@@ -233,7 +233,7 @@ def _action(turn: Turn) -> Action | None:
 
 
 def _stored_anew(stored: Mapping[str, Record], work: Record | None, rules: Mapping[str, LocalRule]) -> Record | None:
-    """What is stored for the client from now on: new parts in place of old ones; None where nothing is new."""
+    """Return the client's new stored state: new parts in place of old ones; None if there are none."""
     if work is None and not rules:
         return None
     told = {WORKLOAD: work, **{name: rule.state() for name, rule in rules.items()}}

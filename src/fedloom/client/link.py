@@ -1,4 +1,4 @@
-"""Connections to a server: mutual TLS for who has joined it, plain ones for simulations and servers without members."""
+"""Connections to a server: mutual TLS for members, plain ones for simulations and servers without members."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedloom.core.errors import (
 from fedloom.core.identity import SERVER_NAME, Identity
 
 MAX_MESSAGE_BYTES = 16 << 20
-"""The largest control message either side takes."""
+"""Size limit of control messages in either direction."""
 
 _ERRORS: Mapping[grpc.StatusCode, type[FedloomError]] = {
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
@@ -30,7 +30,7 @@ _ERRORS: Mapping[grpc.StatusCode, type[FedloomError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: BadMessage,
     grpc.StatusCode.RESOURCE_EXHAUSTED: LimitExceeded,
 }
-"""Statuses that mean "do not try that again"; every other one means the server cannot be reached."""
+"""Statuses that mean "do not retry"; every other one means the server cannot be reached."""
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -45,14 +45,14 @@ _OPTIONS = (
 
 
 def connect(address: str, identity: Identity | None = None) -> grpc.Channel:
-    """A connection, made when first used; encrypted and with a certificate where there is an identity."""
+    """Create a connection, opened when first used; with TLS and a client certificate if there is an identity."""
     if identity is None:
         return grpc.insecure_channel(address, options=_OPTIONS)
     return _secure(address, identity.authority, identity.key, identity.certificate)
 
 
 def connect_trusting(address: str, certificate_pem: bytes) -> grpc.Channel:
-    """An encrypted connection to whoever the certificate vouches for, without one of one's own."""
+    """Create a TLS connection that trusts one CA certificate and presents no client certificate."""
     return _secure(address, certificate_pem)
 
 
@@ -64,14 +64,14 @@ def _secure(address: str, roots: bytes, key: bytes | None = None, certificate: b
 
 
 def translate(exc: grpc.RpcError, address: str) -> FedloomError:
-    """A gRPC failure as one of ours."""
-    call: Any = exc  # what gRPC raises is an RpcError and a Call at once, which its types cannot say
+    """Translate a gRPC failure to a `FedloomError`."""
+    call: Any = exc  # gRPC's exception is both an RpcError and a Call, which its types do not express
     code = call.code() if hasattr(call, "code") else grpc.StatusCode.UNKNOWN
     detail = (call.details() if hasattr(call, "details") else "") or str(exc)
     kind = _ERRORS.get(code)
     if kind is not None:
-        return kind(f"the server at {address} refused: {detail}")
+        return kind(f"the server at {address} rejected the call: {detail}")
     return ServerUnreachable(
-        f"no answer from the server at {address} ({code.name}: {detail}). Is `fedloom serve` running there, and can "
+        f"no response from the server at {address} ({code.name}: {detail}). Is `fedloom serve` running there, and can "
         "this machine reach the address?"
     )

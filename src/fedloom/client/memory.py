@@ -1,4 +1,4 @@
-"""How much memory an agent uses beyond the group it is doing."""
+"""Memory limits of an agent besides the current group."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fedloom.client.policy import Limits
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryLimits:
-    """Bytes of array data an agent keeps for all its runs together; what goes beyond is dropped, oldest first."""
+    """Limits of the array data an agent caches for all its runs together; bytes. Beyond them the oldest is dropped."""
 
     parked_bytes: int = parked.LIMIT_BYTES
-    """Trained updates that wait to be collected. A dropped one is trained again, which the round's record says."""
+    """Parked updates. A dropped one is trained again, which the round's record reports."""
     inputs_bytes: int = input_cache.LIMIT_BYTES
-    """Inputs of the runs' present exchanges. A dropped one is fetched again."""
+    """Inputs of the runs' current exchanges. A dropped one is fetched again."""
     pinned_bytes: int = record_cache.LIMIT_BYTES
     """Pinned records, such as frozen bases. A dropped one is fetched again."""
 

@@ -1,4 +1,4 @@
-"""Parked updates: trained, and kept where they were made until they are collected or forgotten."""
+"""Parked updates: trained, and stored where they were made until they are collected or dropped."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class ParkedUpdates:
     """Updates of each run's present round, by client.
 
     A later round of the run ends them, as do `forget`, an hour, and the limit (oldest first, whatever their run). An
-    update that is gone is trained again.
+    update that was dropped is trained again.
 
     Args:
-        limit_bytes: of array data, all runs together; an update that alone exceeds it is not kept.
+        limit_bytes: of array data, all runs together; an update that alone exceeds it is not parked.
     """
 
     def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
@@ -71,7 +71,7 @@ class ParkedUpdates:
             self._drop_oldest()
 
     def take(self, run_id: str, round: int, client: int) -> Update | None:
-        """Look an update up. It stays until its round is over, because its delivery may be lost."""
+        """Return a parked update. It stays until its round is over, because its delivery may fail."""
         self._expire(time.monotonic())
         present = self._rounds.get(run_id)
         if present is not None and present.number < round:

@@ -1,7 +1,7 @@
-"""A node's own policy: what its owner lets any server do with it, in the node's `policy.toml`; its agent obeys it.
+"""A node's own policy: what its owner allows servers to do, in the node's `policy.toml`; enforced by its agent.
 
-What is not allowed here does not happen, whatever a server sends: names outside the lists are refused before anything
-is imported, and a workload reads no path but those below the folder its owner gave it.
+Anything not allowed here is refused, whatever a server sends: names outside the lists are refused before anything
+is imported, and a workload reads only paths below the folder its owner gave it.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from fedloom.core.setting_types import (
 )
 
 _AGAIN_S = 900.0
-"""The longest a server is told to wait before it may ask again."""
+"""Upper limit of the seconds a server has to wait before a retry."""
 
 Window = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
 
 
 class WorkloadPolicy(Settings):
-    """What one allowed workload gets."""
+    """Permissions of one allowed workload."""
 
     data: Path | None = None
-    """Folder an experiment means by `$DATA`. Without one the workload reads no file a server names."""
+    """Folder that `$DATA` stands for. Without one the workload reads no file named by a server."""
 
     @pydantic.field_validator("data")
     @classmethod
@@ -66,31 +66,31 @@ class WorkloadPolicy(Settings):
 
 
 class Limits(Settings):
-    """What the agent takes of the machine at most."""
+    """Limits of the machine's resources for the agent."""
 
     memory_mb: Annotated[int, Field(ge=256)] | None = None
     """Memory the process may allocate, 10^6 bytes; None for no limit."""
     parked_mb: Annotated[int, Field(ge=0)] = 8000
-    """Memory for updates that wait to be collected, all runs together, 10^6 bytes; one that was dropped is trained
+    """Memory for parked updates, all runs together, 10^6 bytes; one that was dropped is trained
     again."""
     inputs_mb: Annotated[int, Field(ge=0)] = 4000
-    """Memory for the inputs of the runs' present exchanges, and as much again for pinned ones, 10^6 bytes; one that was
+    """Memory for the inputs of the runs' current exchanges, and as much again for pinned ones, 10^6 bytes; one that was
     dropped is fetched again."""
     helpers: Annotated[int, Field(ge=0)] = 0
-    """Processes that workloads may have beside the agent's own, all runs together."""
+    """Processes that workloads may have besides the agent's own, all runs together."""
     threads: Annotated[int, Field(ge=1)] = 1
     """Threads of the process's numerical libraries. A harder bound on cores is the system's to set."""
     bytes_per_day: Annotated[int, Field(ge=1)] | None = None
     """Bytes to and from the server in one day of the node's clock; None for no limit."""
     hours: tuple[Window, ...] = ()
-    """When the node works, local time, such as `22:00-06:00`; empty for always."""
+    """When the node works, local time, such as `22:00-06:00`; empty: always."""
     hook: tuple[str, ...] = ()
-    """A command that says whether now is a good time (battery, metered link): exit status 0 for yes; else the first
-    line it prints is the reason."""
+    """A command that checks whether the node may work now (battery, metered link): exit status 0 for yes; otherwise the
+    first line it prints is the reason."""
     hook_timeout_s: Annotated[float, Field(gt=0.0)] = 10.0
-    """Seconds after which the hook's silence means no."""
+    """Seconds after which a hook without an exit counts as a no."""
     hook_every_s: Annotated[float, Field(gt=0.0)] = 60.0
-    """Seconds an answer of the hook holds."""
+    """Seconds for which the hook's result is cached."""
     min_examples: Annotated[int, Field(ge=0)] = 0
     """Examples a client must have for work on them to be done; 0 for no floor."""
     min_cohort: Annotated[int, Field(ge=0)] = 0
@@ -103,7 +103,7 @@ class Policy(Settings):
     workloads: dict[str, WorkloadPolicy] = Field(default_factory=dict)
     """Workloads the node runs, by name."""
     code: tuple[str, ...] = ()
-    """Modules and files, beyond what is installed as part of fedloom or a plug-in of it, that experiments may name as
+    """Modules and files, besides those installed with fedloom or its plug-ins, that experiments may use as
     strategies, selections, monitors or a workload's classifier."""
     submitters: tuple[str, ...] | None = None
     """Names of members whose runs the node does; None for anybody's, as far as `roles` lets them."""
@@ -112,7 +112,7 @@ class Policy(Settings):
     filters: Filters = Filters()
     """What is done to each update before it leaves."""
     tracebacks: bool = False
-    """Whether a failure's message and traceback leave the node. They may quote data."""
+    """Whether a failure's message and traceback may be sent. They may quote data."""
     limits: Limits = Limits()
 
     @classmethod
@@ -127,17 +127,17 @@ class Policy(Settings):
         except FileNotFoundError:
             return cls()
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-            raise ConfigError(f"{path}: not readable as a policy: {exc}") from exc
+            raise ConfigError(f"{path}: cannot be read as a policy: {exc}") from exc
         except pydantic.ValidationError as exc:
             told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in exc.errors())
             raise ConfigError(f"{path}: {told}") from exc
 
 
 class Usage:
-    """Bytes of today, kept over restarts.
+    """Today's traffic in bytes, stored across restarts.
 
     Args:
-        file: where the count is kept.
+        file: stores the count.
         now: the node's clock, local time.
     """
 
@@ -171,11 +171,11 @@ class Usage:
 
 
 class Guard:
-    """A policy at work.
+    """Enforces a policy.
 
     Args:
-        policy: what is allowed.
-        usage: bytes of today.
+        policy: the permissions.
+        usage: today's traffic.
         now: the node's clock, local time.
         private: folders and files that are never data: the node's identity, its policy.
     """
@@ -193,7 +193,7 @@ class Guard:
         self._hook_said: tuple[float, str] | None = None
 
     def admit_experiment(self, experiment: Info) -> JsonObject:
-        """The experiment with the node's own folders in it; nothing it names has been imported.
+        """Return the experiment with the node's own folders inserted; nothing it names has been imported.
 
         Raises:
             PolicyRefused: it names a workload, code or a path that is not allowed here.
@@ -243,7 +243,7 @@ class Guard:
             )
 
     def _own_settings(self, workload: str, table: Info, allowed: WorkloadPolicy) -> JsonObject:
-        """The workload's settings with the node's own paths in them; code and other paths are refused."""
+        """Return the workload's settings with the node's paths inserted; code and other paths are refused."""
         own: JsonObject = copy.deepcopy(dict(table))
         schema = plugin_schema(Kind.WORKLOAD, workload)
         settings = text_settings(schema, table)
@@ -265,7 +265,7 @@ class Guard:
         if found == "code" and not self._allows(setting, own):
             raise PolicyRefused(
                 f"workload setting {setting.dotted} = {setting.value[:80]!r} names code that the node's policy "
-                "does not allow; its owner may list the module or file under `code`",
+                "does not allow; its owner can list the module or file under `code`",
                 kind="code",
             )
         file, colon, name = setting.value.rpartition(":")
@@ -292,10 +292,10 @@ class Guard:
         return isinstance(app, str) and bool(app) and module_file(setting.value, Path(app).resolve()) is not None
 
     def admit_group(self, group: Group) -> None:
-        """Whether the group's own names are allowed, and whether now is the time.
+        """Check whether the group's plug-ins are allowed, and whether the node may work now.
 
         Raises:
-            PolicyRefused: it is not.
+            PolicyRefused: they are not, or it may not.
         """
         if group.accumulator not in BUILTIN:
             self._admit_part(PartRef(Kind.STRATEGY, group.accumulator, "accumulator"))
@@ -306,10 +306,10 @@ class Guard:
         self.admit_now(sum(ref.size for ref in (*group.inputs.values(), *group.states.values()) if not ref.inline))
 
     def admit_now(self, coming: int = 0) -> None:
-        """Whether this is a time to work, with so many bytes to come.
+        """Check whether the node may work now, with `coming` more bytes of traffic.
 
         Raises:
-            PolicyRefused: it is not.
+            PolicyRefused: it may not.
         """
         self._admit_bytes(coming)
         self._admit_hour()
@@ -319,7 +319,7 @@ class Guard:
         """Refuse a part that is neither installed here nor allowed as code."""
         if ref.name not in self.policy.code and not ref.installed:
             raise PolicyRefused(
-                f"{ref.part} {ref.name!r} is neither installed here as a part of fedloom or of a plug-in, nor allowed "
+                f"{ref.part} {ref.name!r} is neither installed here with fedloom or a plug-in, nor allowed "
                 "as code by the node's policy",
                 kind="code",
             )
@@ -330,7 +330,7 @@ class Guard:
             now = self._now()
             tomorrow = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
             raise PolicyRefused(
-                f"{coming} bytes more would pass the day's {limit} ({self._usage.today()} so far)",
+                f"{coming} bytes more would exceed the day's {limit} ({self._usage.today()} so far)",
                 kind="bytes",
                 retry_s=min(_AGAIN_S, max(1.0, (tomorrow - now).total_seconds())),
             )
@@ -338,7 +338,7 @@ class Guard:
     def _admit_hour(self) -> None:
         hours = self.policy.limits.hours
         if hours and not any(_inside(self._now(), window) for window in hours):
-            raise PolicyRefused(f"it works at {', '.join(hours)} only", kind="hours", retry_s=60.0)
+            raise PolicyRefused(f"the node works only at {', '.join(hours)}", kind="hours", retry_s=60.0)
 
     def _ask_hook(self) -> None:
         limits = self.policy.limits
@@ -351,7 +351,7 @@ class Guard:
 
 
 def apply_limits(limits: Limits) -> None:
-    """Bind this process to its limits, and keep it from a hub of data; before the libraries concerned are loaded."""
+    """Apply the limits to this process, and disable data hubs; before the libraries concerned are loaded."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(limits.threads)
@@ -407,17 +407,17 @@ def _replace(table: JsonObject, steps: Sequence[str | int], value: str) -> None:
 
 def _inside_data(value: str, data: Path | None, where: str) -> str:
     if data is None:
-        raise PolicyRefused(f"workload setting {where} asks for {DATA}, but no data folder is given here", kind="data")
+        raise PolicyRefused(f"workload setting {where} uses {DATA}, but this node has no data folder", kind="data")
     root = data.resolve()
     if not root.is_dir():
         raise PolicyRefused(
-            f"workload setting {where} asks for {DATA}, and the folder given for it is not there now",
+            f"workload setting {where} uses {DATA}, but the folder for it does not exist now",
             kind="data",
             retry_s=_AGAIN_S,
         )
     path = (root / value.removeprefix(DATA).lstrip("/")).resolve()
     if not path.is_relative_to(root):
-        raise PolicyRefused(f"workload setting {where} leads out of the data folder", kind="data")
+        raise PolicyRefused(f"workload setting {where} points outside the data folder", kind="data")
     return str(path)
 
 
@@ -428,16 +428,16 @@ def _inside(now: datetime, window: str) -> bool:
 
 
 def _run_hook(limits: Limits) -> str:
-    """Why not now; empty for a yes."""
+    """Return why the node may not work now; empty if it may."""
     try:
         done = subprocess.run(limits.hook, capture_output=True, timeout=limits.hook_timeout_s, check=False)
     except subprocess.TimeoutExpired:
-        return f"the hook said nothing for {limits.hook_timeout_s:g} s"
+        return f"the hook did not finish within {limits.hook_timeout_s:g} s"
     except OSError as exc:
         return f"the hook cannot be run: {exc.strerror}"
     if done.returncode == 0:
         return ""
-    return next(_lines(done.stdout), f"the hook ended with {done.returncode}")
+    return next(_lines(done.stdout), f"the hook exited with {done.returncode}")
 
 
 def _lines(output: bytes) -> Iterator[str]:

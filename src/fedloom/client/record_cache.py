@@ -19,7 +19,7 @@ class RecordCache:
 
     Args:
         fetch: gets the record behind a reference.
-        limit_bytes: of array data; the record asked for last always stays.
+        limit_bytes: of array data; the latest record always stays.
     """
 
     def __init__(self, fetch: Callable[[PayloadRef], Record], limit_bytes: int = LIMIT_BYTES) -> None:
@@ -30,7 +30,7 @@ class RecordCache:
         """Return the record, always the same object while it is cached.
 
         Raises:
-            BadFrame: what was fetched is not what the server named.
+            BadFrame: the record fetched does not have the server's digest.
         """
         record = self._records.pop(ref.sha256, None) or self._fetched(ref)
         self._records[ref.sha256] = record
@@ -47,7 +47,7 @@ class RecordCache:
         found = frames.digest(record)
         if found != ref.sha256:
             raise BadFrame(
-                f"the server names a pinned record by digest {ref.sha256[:16]}…, this agent got {found[:16]}…. "
+                f"expected a pinned record with digest {ref.sha256[:16]}…, got {found[:16]}…. "
                 "Do server and agent run the same version? Nothing was trained on it"
             )
         return Pinned(record.groups, record.info, found)

@@ -1,4 +1,4 @@
-"""What is said of a client's job: a report where it was done, a failure where it was not."""
+"""Reports on clients' jobs: a report of a finished one, a failure of another."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from fedloom.core.text import clean
 _log = logging.getLogger(__name__)
 
 _TRACEBACK_LINES = 12
-"""Lines of a traceback that travel with a failure."""
-HIDDEN = "the node keeps the details to itself; its log has them"
-"""What a node says of a failure whose details do not leave it."""
+"""Lines of a traceback sent with a failure."""
+HIDDEN = "the node does not send the details; see its log"
+"""Message of a failure whose details are not sent."""
 _BEFORE_READING = ("load", "inputs")
-"""Stages of a client's work in which it has not read what the server sent."""
+"""Stages of a client's work before it has read the server's inputs."""
 
 
 def report_of(turn: Turn, done: Done) -> ClientReport:
-    """Report a finished job, but for its seconds. Traffic is what the client alone would have read and sent."""
+    """Report a finished job, without its seconds. Traffic is what the client alone would have read and sent."""
     job, update = turn.job, done.update
     up = Record(update.groups, update.info)
     read = (job.inputs if not job.cached_inputs else _not_cached(job)) if done.read else ()
@@ -44,11 +44,11 @@ def report_of(turn: Turn, done: Done) -> ClientReport:
 
 
 class FailureReporter:
-    """Makes reports of what went wrong on a node.
+    """Makes reports of failures on a node.
 
     Args:
         node: the agent's name.
-        details: whether messages and tracebacks leave the node, which may quote data; its own log has them if not.
+        details: whether messages and tracebacks are sent, which may quote data; otherwise only the node's log has them.
     """
 
     def __init__(self, node: str, *, details: bool) -> None:
@@ -107,7 +107,7 @@ def _message(exc: BaseException) -> str:
 
 
 def _read_by(group: Group, job: Job) -> int:
-    """Bytes of the frames a client reads, those it has cached left out."""
+    """Return the size of the frames a client reads, without those it has cached; bytes."""
     return sum(group.inputs[name].size for name in _not_cached(job))
 
 

@@ -1,4 +1,4 @@
-"""One run on an agent: its experiment, its workload, and what the workload was given."""
+"""One run on an agent: its experiment, its workload, and the workload's services."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 C = TypeVar("C")
 
 _NOT_CHECKED = object()
-"""Stands for a capability that the workload has not been checked for yet."""
+"""Placeholder for a capability that the workload has not been checked for yet."""
 
 
 class Run:
@@ -32,8 +32,8 @@ class Run:
 
     Args:
         spec: as the server announced it.
-        guard: the node's policy; None where there is none.
-        helpers: for the workload, if it wants any.
+        guard: the node's policy; None without one.
+        helpers: for the workload, if it uses any.
         stores: keep the state of clients, by the experiment's `round.state_home`.
     """
 
@@ -45,7 +45,7 @@ class Run:
 
     @functools.cached_property
     def experiment(self) -> Experiment:
-        """The experiment, parsed with what is installed here.
+        """Return the experiment, parsed with the plug-ins installed here.
 
         Raises:
             PolicyRefused: the node's policy does not allow it.
@@ -58,26 +58,26 @@ class Run:
 
     @functools.cached_property
     def workload(self) -> AnyWorkload:
-        """The workload, with the means to start helpers where it uses some."""
+        """Return the workload, with the means to start helpers if it uses any."""
         workload = build_workload(self.experiment.workload, self.experiment)
         if isinstance(workload, UsesHelpers):
             workload.use_helpers(self._helpers)
         return workload
 
     def capability(self, kind: type[C]) -> C | None:
-        """Return the workload as something that has a capability, None where it has not.
+        """Return the workload as something that has a capability, or None.
 
-        The workload is asked once: a check against a protocol is too slow for every job.
+        The workload is checked once: a check against a protocol is too slow for every job.
         """
         found = self._capable.get(kind, _NOT_CHECKED)
         if found is _NOT_CHECKED:
             workload: object = self.workload
             found = self._capable[kind] = workload if isinstance(workload, kind) else None
-        return cast("C | None", found)  # quoted: a union made anew would cost more than the look-up
+        return cast("C | None", found)  # quoted: creating a union would cost more than the look-up
 
     @property
     def clients(self) -> ClientStore:
-        """Where the run keeps its clients' state."""
+        """Return the store of the run's client states."""
         return self._stores[self.experiment.round.state_home]
 
     @property

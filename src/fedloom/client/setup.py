@@ -1,4 +1,4 @@
-"""What an agent's machine gives and permits it."""
+"""Resources and permissions an agent's machine gives it."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ class NodeSetup:
     """Everything about an agent but its name and its way to the server."""
 
     guard: Guard | None = None
-    """The node's own policy; None where the server owns the node, too."""
+    """The node's own policy; None if the server owns the node, too."""
     memory: MemoryLimits = field(default_factory=MemoryLimits)
     helpers: Helpers = field(default_factory=InlineHelpers)
-    """Starts the helpers that a workload asks for."""
+    """Starts the helpers that a workload requests."""
     states: Path | None = None
-    """Folder for the state of clients that is kept at the node; None takes one of the node's name below the user's
+    """Folder for clients' states stored on the node; None takes one of the node's name below the user's
     state folder."""
     debug: bool = False
-    """Raise `ClientFailed` from a client's exception instead of reporting it, so that a debugger stands where it
+    """Raise `ClientFailed` from a client's exception instead of reporting it, so that a debugger stops where it
     happened (inline runtime)."""
 
     interruptible: bool = False
-    """Whether `KeyboardInterrupt` is the user's Ctrl-C (inline runtime); elsewhere it is a client's failure, as every
+    """Whether `KeyboardInterrupt` is the user's Ctrl-C (inline runtime); otherwise it is a client's failure, as every
     other exception of its code."""
 
     def contains(self, exc: BaseException) -> bool:
-        """Return whether an exception out of a client's code is that client's failure."""
+        """Return whether an exception from a client's code is that client's failure."""
         return not (self.interruptible and isinstance(exc, KeyboardInterrupt))
 
     @property

@@ -16,7 +16,7 @@ from fedloom.core.seeds import generator
 
 @dataclass
 class Turn:
-    """A job in work.
+    """A running job.
 
     Args:
         run: the run it is of.
@@ -30,9 +30,9 @@ class Turn:
     job: Job
     read: Callable[[Group], Inputs] = field(repr=False)
     stage: str = "load"
-    """What is being done, for a failure's report."""
+    """The current stage, for a failure's report."""
     draws_of: int | None = None
-    """Index of the exchange whose randomness the job uses; None for the group's own."""
+    """Index of the exchange whose randomness the job uses; None for the group's."""
     kind: str = field(init=False)
     """The first part of the job's kind: `train` for `train.fine_tune`."""
     _inputs: Inputs | None = field(init=False, repr=False, default=None)
@@ -44,7 +44,7 @@ class Turn:
 
     @property
     def inputs(self) -> Inputs:
-        """The exchange's inputs by name: the same object for all clients of a group. Reading them is a stage."""
+        """Return the exchange's inputs by name: the same object for all clients of a group. Reading them is a stage."""
         if self._inputs is None:
             self.stage = "inputs"
             self._inputs = self.read(self.group)

@@ -1,4 +1,4 @@
-"""Checks updates where they are made: one that does not contain what its exchange declares is its client's failure."""
+"""Checks updates where they are made: one without its exchange's declared content is its client's failure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_update(update: Update, group: Group, client: int, inputs: Callable[[],
         inputs: the exchange's; read only if it declares the arrays of its input `model`.
 
     Raises:
-        BadUpdate: an array is missing, is not declared, or (where `model` or `subset` is declared) has another shape
+        BadUpdate: an array is missing, is not declared, or (if `model` or `subset` is declared) has another shape
             or dtype; the message
             names client, group and array, what was found and what was expected.
     """
@@ -47,13 +47,13 @@ def _model(inputs: Inputs, who: str) -> Arrays:
     if model is None:
         raise BadUpdate(
             f"{who}: expected an update with the arrays of input {MODEL!r}, but its exchange sends no such input; "
-            f"it sends {_listed(inputs)}. Say in `Exchange.updates` what its updates contain"
+            f"it sends {_listed(inputs)}. Declare its updates' content in `Exchange.updates`"
         )
     return model.groups.get(MODEL, {})
 
 
 def _known(update: Update, expected: Arrays, who: str) -> Arrays:
-    """The arrays of an update that may be some of the model's, with or without weights."""
+    """Return the arrays of an update that may have part of the model's, with or without weights."""
     strange = update.groups.keys() - {MODEL, WEIGHTS}
     if strange:
         raise BadUpdate(
@@ -64,7 +64,7 @@ def _known(update: Update, expected: Arrays, who: str) -> Arrays:
     if found.keys() - expected.keys():
         raise BadUpdate(
             f"{who}: group {MODEL!r} of the update has {_listed(found.keys() - expected.keys())}, which the global "
-            f"model has not. {_ADVICE}"
+            f"model does not have. {_ADVICE}"
         )
     return found
 
@@ -98,15 +98,13 @@ def _check_shapes(found: Arrays, expected: Mapping[str, Array], who: str) -> Non
             )
 
 
-_ADVICE = (
-    "Check what `train` and the rules return; a strategy whose updates are not the model says so in `Exchange.updates`"
-)
+_ADVICE = "Check what `train` and the rules return; a strategy with other updates declares them in `Exchange.updates`"
 _SHOWN = 4
-"""Names that a message lists at most."""
+"""Limit of names in a message."""
 
 
 def _listed(names: Collection[str]) -> str:
-    """Some names, for a message."""
+    """Return some names, for a message."""
     ordered = sorted(names)
     more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
     return ", ".join(map(repr, ordered[:_SHOWN])) + more if ordered else "none"

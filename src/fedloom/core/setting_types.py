@@ -52,7 +52,7 @@ SERVER_ONLY = object()
 """Marks a field of a model, in its `Annotated`, that is never sent to a node."""
 
 DataPath: TypeAlias = Annotated[str, SettingKind.PATH]
-"""A file or folder that the workload reads. A node opens it only below its own data folder."""
+"""A file or folder that the workload reads. A node opens it only below its data folder."""
 HubName: TypeAlias = Annotated[str, SettingKind.HUB]
 """A path as `DataPath`, or a data set's name at a hub. A node that has joined a server takes the path alone."""
 FileName: TypeAlias = Annotated[str, SettingKind.FILE_NAME]

@@ -1,1 +1,1 @@
-"""Monitors: what is told of the global model on data without labels."""
+"""Monitors: label-free quality of the global model on client data."""

@@ -1,1 +1,1 @@
-"""Experiments of no particular method: one TOML file each, whose first line says what it shows."""
+"""Experiments independent of a method: one TOML file each, described in its first line."""

@@ -1,4 +1,4 @@
-"""The plane a chart is drawn in: ranges, ticks, and where a value falls."""
+"""The coordinate system of a chart: ranges, ticks, and positions of values."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 _FLAT = 1e-6
-"""A range that is a smaller share of its values than this is rounding, not a curve."""
+"""A range that is a smaller fraction of its values than this is rounding, not a curve."""
 
 
 def finite(values: Iterable[float]) -> list[float]:
-    """The values that can be drawn."""
+    """Return the values that can be drawn."""
     return [value for value in values if math.isfinite(value)]
 
 
@@ -30,7 +30,7 @@ def ticks(low: float, high: float, most: int = 5, whole: bool = False) -> list[f
 
 
 def tick_text(value: float, step: float) -> str:
-    """A tick's label, with the digits its step needs and no more."""
+    """Return a tick's label, with the digits its step needs."""
     if value == 0:
         return "0"
     if abs(value) >= 1e6 or abs(value) < 1e-4:
@@ -50,11 +50,11 @@ class Range:
 
     @classmethod
     def of(cls, values: Iterable[float], *, from_zero: bool = False) -> Range:
-        """The interval that shows all finite values.
+        """Return the interval that contains all finite values.
 
         Args:
-            values: what is to be seen; infinities and NaN do not count.
-            from_zero: whether zero must be seen.
+            values: the values to show; infinities and NaN are ignored.
+            from_zero: whether zero must be included.
         """
         seen = finite(values)
         low, high = (min(seen), max(seen)) if seen else (0.0, 1.0)
@@ -69,7 +69,7 @@ class Range:
         return cls(low=low, high=high)
 
     def to_ticks(self) -> Range:
-        """The range widened to the next tick at either end, so that the grid frames the curve."""
+        """Return the range widened to the next tick at either end, so that the grid frames the curve."""
         span = self
         while True:  # a wider range may take a larger step; it ends, for steps only grow
             marks = ticks(span.low, span.high)
@@ -81,7 +81,7 @@ class Range:
             span = Range(low=low, high=high)
 
     def share(self, value: float) -> float:
-        """Where a value falls: 0 at the low end, 1 at the high one."""
+        """Return a value's relative position: 0 at the low end, 1 at the high one."""
         return (value - self.low) / (self.high - self.low)
 
 
@@ -99,22 +99,22 @@ class Plane:
     y: Range
 
     def across(self, value: float) -> float:
-        """The horizontal coordinate of an x value."""
+        """Return the horizontal coordinate of an x value."""
         return self.left + self.x.share(value) * (self.width - self.left - self.right)
 
     def down(self, value: float) -> float:
-        """The vertical coordinate of a y value."""
+        """Return the vertical coordinate of a y value."""
         return self.height - self.bottom - self.y.share(value) * (self.height - self.top - self.bottom)
 
 
 def bins(length: int, most: int) -> list[tuple[int, int]]:
-    """`length` things cut into at most `most` runs [start, stop) of almost equal length."""
+    """Cut `length` items into at most `most` runs [start, stop) of almost equal length."""
     parts = min(length, most)
     return [(index * length // parts, (index + 1) * length // parts) for index in range(parts)]
 
 
 def thinned(x: Sequence[float], y: Sequence[float], most: int = 400) -> list[tuple[float, float]]:
-    """A curve's points; of a long one, each piece's lowest and highest, so that no peak is lost."""
+    """Return a curve's points; of a long one, each piece's lowest and highest, so that peaks remain visible."""
     if len(x) <= most:
         return list(zip(x, y, strict=True))
     kept: set[int] = {0, len(x) - 1}

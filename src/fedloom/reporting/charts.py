@@ -14,7 +14,7 @@ PALETTE = 8
 """Colours of the page, `--c0` to `--c7`."""
 _DASHES = (None, "6 4", "2 3", "9 3 2 3")
 _MOST_POINTS = 80
-"""Up to so many points each gets a mark that tells its value when pointed at."""
+"""Up to this many points get a mark whose value is shown on hover."""
 _MOST_BARS = 120
 
 
@@ -27,7 +27,7 @@ class Series:
     y: Sequence[float]
     color: int = 0
     names: Sequence[str] = ()
-    """What each point is, for those who point at it in a scatter."""
+    """Labels of the points, shown on hover in a scatter chart."""
 
 
 def line_chart(
@@ -39,7 +39,7 @@ def line_chart(
     from_zero: bool = False,
     note: str | None = None,
 ) -> Markup:
-    """Lines over a common axis. Values that are not finite leave gaps; a chart with none at all says so."""
+    """Draw lines over a common axis. Values that are not finite leave gaps; a chart without any value says so."""
     drawn = [one for one in series if finite(one.y)]
     if not drawn:
         return figure(title, tag("p", "No finite value was measured.", class_="empty"), note=note)
@@ -65,7 +65,7 @@ def scatter_chart(
     lines: Sequence[Series] = (),
     note: str | None = None,
 ) -> Markup:
-    """Points without a path, and `lines` drawn through them; what is not finite is left out."""
+    """Draw points without a path, and `lines` through them; values that are not finite are omitted."""
     drawn = [one for one in series if finite(one.x) and finite(one.y)]
     if not drawn:
         return figure(title, tag("p", "No finite value was measured.", class_="empty"), note=note)
@@ -93,14 +93,14 @@ def bar_chart(
     width: int = 1,
     note: str | None = None,
 ) -> Markup:
-    """Stacked bars over whole numbers: rounds, sizes. Where they are many, neighbours are shown by their mean.
+    """Draw stacked bars over whole numbers: rounds, sizes. If there are many, neighbours are shown as their mean.
 
     Args:
-        title: what is shown, with its unit.
+        title: the title, with the unit.
         layers: heights by layer, the lowest layer first; all of one length.
         x_label: name of the horizontal axis.
         first: the first bar's first number.
-        width: numbers a bar stands for.
+        width: numbers per bar.
         note: a sentence below.
     """
     length = max((len(heights) for heights in layers.values()), default=0)
@@ -131,7 +131,7 @@ def figure(
     note: str | None = None,
     wide: bool = False,
 ) -> Markup:
-    """A chart with its title above, the key to its colours, and a sentence below."""
+    """Return a chart with its title above, the legend, and a sentence below."""
     keys = [tag("span", tag("i", class_=f"key k{color % PALETTE}"), label) for label, color in legend]
     return tag(
         "figure",
@@ -143,7 +143,7 @@ def figure(
 
 
 def svg(plane: Plane, spoken: str, *content: Content) -> Markup:
-    """The SVG element of a chart; `spoken` is what a screen reader says."""
+    """Return the SVG element of a chart; `spoken` is the text for screen readers."""
     return tag(
         "svg",
         *content,
@@ -237,7 +237,7 @@ def _points(plane: Plane, series: Series, x_label: str) -> Markup:
 
 
 def _bar(plane: Plane, low: int, high: int, heights: Mapping[str, float], x_label: str) -> Markup:
-    """One column: the numbers from `low` to `high`."""
+    """Draw one column: the numbers from `low` to `high`."""
     left, right = plane.across(low - 0.5), plane.across(high + 0.5)
     gap = min(2.0, (right - left) * 0.15) if right - left > 4 else 0.0
     where = f"{x_label} {low:,}" + (f" to {high:,}" if high > low else "")
@@ -266,7 +266,7 @@ def _labelled(values: Sequence[float]) -> list[tuple[float, str]]:
 
 
 def _padded_if_single(span: Range) -> Range:
-    """A range a hair wider where a run has but one point, so that its mark is not on the frame."""
+    """Return a slightly wider range if a run has only one point, so that its mark is not on the frame."""
     return replace(span, low=span.low - 0.5, high=span.high + 0.5) if span.high - span.low < 1e-12 else span
 
 

@@ -1,4 +1,4 @@
-"""Several runs side by side: what differs in their settings, what came out, and their curves over each other."""
+"""Several runs side by side: differing settings, results, and overlaid curves."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fedloom.reporting.run_folder import RunFolder
 PICTURE = "comparison.html"
 _MOST_METRICS = 6
 _RACED, _TARGET, _LAST = "accuracy", 0.9, 5
-"""Runs race to this share of the first run's mean over its last evaluations of this metric."""
+"""Runs are compared by their cost to reach this fraction of the first run's mean over its last evaluations."""
 _X_LABELS = {
     "rounds": "round",
     "megabytes": "MB sent so far, up and down, by all clients",
@@ -45,17 +45,17 @@ class Row:
 
     @property
     def differs(self) -> bool:
-        """Whether the runs do not agree."""
+        """Return whether the runs differ in this row."""
         return len(set(self.cells)) > 1
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Runs and the rows that tell them apart."""
+    """Runs and the rows in which they differ."""
 
     runs: tuple[RunFolder, ...]
     labels: tuple[str, ...]
-    """One per run, all different."""
+    """One per run, all distinct."""
     results: tuple[Row, ...]
     settings: tuple[Row, ...]
     """Only settings that differ; those that may change a result first."""
@@ -72,13 +72,13 @@ def compare(run_dirs: Sequence[str | Path]) -> Comparison:
     places = [Path(run_dir).resolve() for run_dir in run_dirs]
     for place in places:
         if places.count(place) > 1:
-            raise UsageError(f"compare: {str(place)!r} is given twice; a run does not differ from itself")
+            raise UsageError(f"compare: {str(place)!r} is given twice; expected different runs")
     runs = tuple(RunFolder.read(run_dir) for run_dir in run_dirs)
     return Comparison(runs, _labels(runs), tuple(_results(runs)), tuple(_settings(runs)))
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
-    """The table in the terminal."""
+    """Print the table in the terminal."""
     shown = Table(header_style="bold", show_lines=False, box=None, padding=(0, 2, 0, 0))
     shown.add_column("")
     for label in comparison.labels:
@@ -102,14 +102,14 @@ def write_picture(comparison: Comparison, path: str | Path = PICTURE) -> Path:
     """
     path = Path(path)
     if not path.parent.is_dir():
-        raise UsageError(f"--out {str(path)!r}: there is no folder {str(path.parent)!r}")
+        raise UsageError(f"--out {str(path)!r}: folder {str(path.parent)!r} does not exist")
     if path.is_dir():
-        raise UsageError(f"--out {str(path)!r} is a folder; give the page's own name, such as {path / PICTURE}")
+        raise UsageError(f"--out {str(path)!r} is a folder; give a file name, such as {path / PICTURE}")
     return write_page(path, render_comparison(comparison))
 
 
 def render_comparison(comparison: Comparison) -> str:
-    """The comparison as an HTML document."""
+    """Return the comparison as an HTML document."""
     names = in_order(name for run in comparison.runs for name in metric_names(run))
     left_out = names[_MOST_METRICS:]
     charts = [chart for name in names[:_MOST_METRICS] for chart in _per_cost(comparison, name)]
@@ -135,7 +135,7 @@ def render_comparison(comparison: Comparison) -> str:
 
 
 def _per_cost(comparison: Comparison, metric: str) -> list[Markup]:
-    """The metric against everything it may be bought with; local trainings only where the runs have counted any."""
+    """Draw the metric against each cost; local trainings only if the runs counted any."""
     along = {"rounds": "round", "megabytes": "byte sent", "trainings": "local training", "seconds": "second"}
     if not any(record.local_trainings for run in comparison.runs for record in run.rounds):
         del along["trainings"]
@@ -143,7 +143,7 @@ def _per_cost(comparison: Comparison, metric: str) -> list[Markup]:
 
 
 def _chart(comparison: Comparison, metric: str, along: str, unit: str) -> Markup:
-    """One metric of all runs: held-out data where a run has it, its training elsewhere."""
+    """Draw one metric of all runs: on held-out data if a run has it, otherwise in training."""
     found = [
         (color, label, measured)
         for color, (label, run) in enumerate(zip(comparison.labels, comparison.runs, strict=True))
@@ -167,7 +167,7 @@ def _sourced(label: str, measured: Curve) -> str:
 
 
 def _labels(runs: Sequence[RunFolder]) -> tuple[str, ...]:
-    """The folders' names; with their parents' where two folders are called the same."""
+    """Return the folders' names; with their parents' if two folders have the same name."""
     names = [run.path.resolve().name for run in runs]
     return tuple(
         name if names.count(name) == 1 else str(run.path.resolve()) for name, run in zip(names, runs, strict=True)
@@ -190,20 +190,20 @@ def _results(runs: Sequence[RunFolder]) -> Iterable[Row]:
     yield from _headlines(runs)
     yield row("local trainings", (f"{sum(record.local_trainings for record in run.rounds):,}" for run in runs))
     yield row("time", (seconds_text(run.seconds) for run in runs))
-    yield row("missing answers", (f"{len(run.failures):,}" for run in runs))
+    yield row("missing updates", (f"{len(run.failures):,}" for run in runs))
     digests = [run.summary.model_sha256 if run.summary else None for run in runs]
     yield row("model sha256", (digest[:12] if digest else NOTHING for digest in digests))
 
 
 def _headlines(runs: Sequence[RunFolder]) -> Iterable[Row]:
-    """What strategies and workloads have to say in few words."""
+    """Yield the headline rows of strategies and workloads."""
     told = [{k: v for each in contributions(run) for k, v in each.headlines.items()} for run in runs]
     for name in dict.fromkeys(name for each in told for name in each):
         yield Row(name, tuple(each.get(name, NOTHING) for each in told))
 
 
 def _to_target(runs: Sequence[RunFolder]) -> Iterable[tuple[str, list[str]]]:
-    """What each run spent until its held-out accuracy reached a share of what the first run ended with."""
+    """Yield each run's cost until its held-out accuracy reached a fraction of the first run's final value."""
     found = [curve(run, _RACED, HELD_OUT) for run in runs]
     first = found[0]
     if first is None or not any(math.isfinite(value) for value in first.values):
@@ -216,7 +216,7 @@ def _to_target(runs: Sequence[RunFolder]) -> Iterable[tuple[str, list[str]]]:
     def cells(text: Callable[[Curve, int], str]) -> list[str]:
         return [text(one, at) if one and at is not None else NOTHING for one, at in zip(found, reached, strict=True)]
 
-    yield f"to {_RACED} {metric_text(target)}: rounds", cells(lambda one, at: f"{one.rounds[at]:,.0f}")
+    yield f"cost to reach {_RACED} {metric_text(target)}: rounds", cells(lambda one, at: f"{one.rounds[at]:,.0f}")
     yield "    local trainings", cells(lambda one, at: f"{one.trainings[at]:,.0f}")
     yield "    sent", cells(lambda one, at: bytes_text(one.megabytes[at] * 1e6))
 

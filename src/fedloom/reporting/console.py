@@ -1,4 +1,4 @@
-"""A run in the terminal: what it starts with, a row per round, a live line below, and how it ended."""
+"""A run in the terminal: its configuration, a row per round, a live line below, and its result."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from fedloom.reporting.plain import escape_unprintable, harmless
 from fedloom.reporting.quantities import bytes_text, metric_text, seconds_text
 
 _MOST_LOST = 5
-"""Lost clients shown one by one in a round; the others are counted."""
+"""Limit of failed clients shown individually per round; the others are counted."""
 _MOST_METRICS = 4
 _WIDTHS = {"round": 6, "answers": 9, "up": 9, "down": 9, "time": 12}
 
 
 class ConsoleSink:
-    """Shows a run's events: a table that grows above a progress line in a terminal, plain lines elsewhere.
+    """Shows a run's events: a table that grows above a progress line in a terminal, otherwise plain lines.
 
     Args:
-        console: where to; stdout where it is not given.
+        console: the destination; by default stdout.
         clock: seconds that pass; for tests.
     """
 
@@ -61,9 +61,9 @@ class ConsoleSink:
         self._durations: list[float] = []
         self._began = clock()
         self._rounds: int | None = 0
-        """Of the run; None where their number is open."""
+        """Rounds of the run; None if open."""
         self.summary: RunSummary | None = None
-        """How the run ended; None while it goes on."""
+        """How the run ended; None while it runs."""
 
     def write(self, event: Event) -> None:
         with self._lock:
@@ -82,7 +82,7 @@ class ConsoleSink:
                 case NodeChanged(state="lost"):
                     self._say(": ".join(filter(None, (f"node {event.node} lost", event.reason))), "yellow")
                 case NodeRefused(kind="failure"):
-                    self._say(f"node {event.node} failed: {event.reason}; another is asked", "yellow")
+                    self._say(f"node {event.node} failed: {event.reason}; trying another node", "yellow")
                 case Notice():
                     self._say(event.message, "yellow")
                 case RunFinished():
@@ -134,9 +134,7 @@ class ConsoleSink:
         self._durations.append(record.timing.total_s or self._clock() - self._began)
         self._sent += record.traffic
         if self._lost > _MOST_LOST:
-            self._say(
-                f"{self._lost - _MOST_LOST} more clients lost in round {record.round}; the report has them", "red"
-            )
+            self._say(f"{self._lost - _MOST_LOST} more clients failed in round {record.round}; see the report", "red")
         is_new = self._learn_columns(record)
         if not self._live:
             self._say(round_line(record, self._rounds, self._columns, self._left(record.round)))
@@ -148,7 +146,7 @@ class ConsoleSink:
         self._progress(record.round if is_last else record.round + 1, 0, len(record.cohort))
 
     def _learn_columns(self, record: RoundRecord) -> bool:
-        """Add metrics seen for the first time; held-out ones first."""
+        """Add metrics that occur for the first time; held-out ones first."""
         seen = [(name, True) for name in in_order(record.evaluation or {})]
         seen += [(name, False) for name in in_order(record.metrics)]
         fresh = [column for column in seen if column not in self._columns]
@@ -163,7 +161,7 @@ class ConsoleSink:
         )
 
     def _left(self, done: int) -> float | None:
-        """Seconds the rounds after `done` will take, going by the last ten; None where nobody knows."""
+        """Estimate the seconds for the rounds after `done` from the last ten; None if unknown."""
         if self._rounds is None:
             return None
         recent = self._durations[-10:]
@@ -179,14 +177,14 @@ class ConsoleSink:
 
 
 def print_result(console: Console, summary: RunSummary) -> None:
-    """The run's result, where everything is, and how to go on if it did not come to its end."""
+    """Print the run's result, its location, and how to continue a run that did not finish."""
     console.print()
     good = "bold green" if summary.status == "done" else "bold red"
     console.print(Text(f"{summary.run_id}: {summary.status}", style=good), soft_wrap=True)
     for name, value in _result_rows(summary):
         console.print(Text(f"  {name:<19}{harmless(value)}"), soft_wrap=True)
     if summary.status != "done" and summary.run_dir:
-        console.print(Text(f"  go on with       fedloom resume {shlex.quote(summary.run_dir)}"), soft_wrap=True)
+        console.print(Text(f"  to continue      fedloom resume {shlex.quote(summary.run_dir)}"), soft_wrap=True)
 
 
 def _result_rows(summary: RunSummary) -> list[tuple[str, str]]:
@@ -197,7 +195,7 @@ def _result_rows(summary: RunSummary) -> list[tuple[str, str]]:
         ("time", seconds_text(summary.seconds)),
     ]
     if summary.failures:
-        rows.append(("missing answers", f"{summary.failures:,}"))
+        rows.append(("missing updates", f"{summary.failures:,}"))
     if summary.model_sha256:
         rows.append(("model sha256", summary.model_sha256))
     if summary.run_dir:

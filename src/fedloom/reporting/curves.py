@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fedloom.reporting.run_folder import RunFolder
 
 FIRST = ("loss", "accuracy", "estimated_accuracy", "monitored_accuracy")
-"""Metrics that come before the others, in this order."""
+"""Metrics shown first, in this order."""
 HELD_OUT = "held-out data"
 TRAINING = "clients' training"
 
@@ -37,12 +37,12 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def metric_names(run: RunFolder) -> list[str]:
-    """Every metric the run has measured, in training or evaluation."""
+    """Return all metrics the run has measured, in training or evaluation."""
     return in_order(name for record in run.rounds for name in (*record.metrics, *(record.evaluation or {})))
 
 
 def curve(run: RunFolder, metric: str, source: str) -> Curve | None:
-    """One metric's curve; None where the run never measured it there."""
+    """Return one metric's curve; None if the run never measured it there."""
     sent = itertools.accumulate((r.traffic.bytes_up + r.traffic.bytes_down) / 1e6 for r in run.rounds)
     trained = itertools.accumulate(record.local_trainings for record in run.rounds)
     passed = itertools.accumulate(record.timing.total_s for record in run.rounds)
@@ -66,5 +66,5 @@ def curve(run: RunFolder, metric: str, source: str) -> Curve | None:
 
 
 def curves(run: RunFolder, metric: str) -> list[Curve]:
-    """The metric on held-out data and in training, as far as it was measured."""
+    """Return the metric's curves on held-out data and in training, if measured."""
     return [found for source in (HELD_OUT, TRAINING) if (found := curve(run, metric, source))]

@@ -33,16 +33,16 @@ def grid_picture(
     legend: Sequence[tuple[str, int]] = (),
     note: str | None = None,
 ) -> Markup:
-    """Cells of blue, the stronger the more; and of red where `marked`.
+    """Draw cells of blue, darker for more; and of red where `marked`.
 
     Args:
-        title: what is shown.
+        title: the title.
         shade: shape (rows, columns), each from 0 to 1.
-        spoken: what a screen reader says.
+        spoken: the text for screen readers.
         x_label: name of the horizontal axis.
-        x: what the columns' outer edges stand for.
-        y: what the rows' outer edges stand for; `y.low` is the bottom's.
-        y_names: vertical ticks as (value, label); numbers where not given.
+        x: values of the columns' outer edges.
+        y: values of the rows' outer edges; `y.low` is the bottom's.
+        y_names: vertical ticks as (value, label); by default numbers.
         marked: same shape as `shade`; 0 is unmarked.
         legend: key to the colours.
         note: a sentence below.
@@ -78,7 +78,7 @@ def _paint(shade: Shade, marked: Shade | None) -> npt.NDArray[np.uint8]:
 
 
 def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """An RGBA image, shape (rows, columns, 4), as a PNG file."""
+    """Return an RGBA image, shape (rows, columns, 4), as a PNG file."""
     rows, columns, _ = pixels.shape
     lines = np.concatenate([np.zeros((rows, 1), np.uint8), pixels.reshape(rows, columns * 4)], axis=1)
 

@@ -1,4 +1,4 @@
-"""What the terminal says about a run, as plain strings: the start, a round, a lost client."""
+"""Terminal output of a run, as plain strings: the start, a round, a failed client."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _MOST_CAUSE = 300
 
 
 def start_lines(event: RunStarted) -> list[tuple[str, str]]:
-    """What a person wants to know before the first round, as (name, value)."""
+    """Return the facts shown before the first round, as (name, value)."""
     groups = f", in groups of {event.group_size}" if event.group_size > 1 else ""
     facts = [
         ("runtime", f"{event.runtime}, {plural(event.workers, 'worker')}: {event.where}"),
         ("data", data_line(event.data)),
         *examples_lines(event.data),
         ("model", plural(event.num_parameters, "parameter")),
-        ("clients", f"{event.clients:,}, {event.cohort:,} asked per round{groups}"),
+        ("clients", f"{event.clients:,}, {event.cohort:,} sampled per round{groups}"),
         ("rounds", rounds_text(event.rounds) + _resumed(event)),
     ]
     return [(name, harmless(value)) for name, value in facts]
 
 
 def data_line(data: Info) -> str:
-    """Where the examples come from: name, kind, licence, the start of the digest."""
+    """Return the source of the examples: name, kind, licence, the start of the digest."""
     if not data:
         return "not stated by the workload"
     digest = str(data.get("sha256") or "")[:12]
@@ -37,24 +37,24 @@ def data_line(data: Info) -> str:
 
 
 def examples_lines(data: Info) -> list[tuple[str, str]]:
-    """How many examples and classes there are, what was left out, and what was noticed, as (name, value)."""
+    """Return numbers of examples and classes, omitted ones, and remarks, as (name, value)."""
     train, test, classes = (data.get(name) for name in ("num_train", "num_test", "num_labels"))
     if not isinstance(train, int):
         return []
-    counts = [f"{train:,} to train on"]
+    counts = [f"{train:,} for training"]
     counts += [f"{test:,} held out"] if isinstance(test, int) else []
     counts += [f"{classes:,} class{'' if classes == 1 else 'es'}"] if isinstance(classes, int) else []
-    notes = [(name, data.get(key)) for name, key in (("left out", "left_out"), ("note", "remarks"))]
+    notes = [(name, data.get(key)) for name, key in (("omitted", "left_out"), ("note", "remarks"))]
     said = [(name, str(what)) for name, found in notes if isinstance(found, list | tuple) for what in found]
     return [("examples", ", ".join(counts)), *said]
 
 
 def round_cells(record: RoundRecord, names: Sequence[tuple[str, bool]]) -> list[str]:
-    """A round as a table's row.
+    """Return a round as a table's row.
 
     Args:
         record: the round.
-        names: the metrics to show, each with whether it is the held-out one.
+        names: the metrics to show, each with whether it is on held-out data.
     """
     return [
         f"{record.round}",
@@ -67,17 +67,17 @@ def round_cells(record: RoundRecord, names: Sequence[tuple[str, bool]]) -> list[
 
 
 def rounds_text(rounds: int | None) -> str:
-    """The number of a run's rounds, or that it is open."""
+    """Return the number of a run's rounds, or that it is open."""
     return "open" if rounds is None else f"{rounds:,}"
 
 
 def round_head(names: Sequence[tuple[str, bool]]) -> list[str]:
-    """The names of `round_cells`."""
+    """Return the names of `round_cells`."""
     return ["round", *(column_name(name, held_out) for name, held_out in names), "answers", "up", "down", "time"]
 
 
 def round_line(record: RoundRecord, rounds: int | None, names: Sequence[tuple[str, bool]], left_s: float | None) -> str:
-    """A round as one line for a log file; `rounds` are those of the run, None where their number is open."""
+    """Return a round as one line for a log file; `rounds` is the run's number of rounds, None if open."""
     cells = dict(zip(round_head(names), round_cells(record, names), strict=True))
     measured = [
         f"{column_name(name, held_out)} {cells[column_name(name, held_out)]}"
@@ -98,7 +98,7 @@ def round_line(record: RoundRecord, rounds: int | None, names: Sequence[tuple[st
 
 
 def column_name(name: str, held_out: bool) -> str:
-    """Held-out metrics have their own name; training's are said to be so."""
+    """Return a column's name: held-out metrics have their own name, training's are marked."""
     return name if held_out else f"train {name}"
 
 
@@ -106,16 +106,16 @@ def _resumed(event: RunStarted) -> str:
     if event.first_round == 1:
         return ""
     if event.rounds is not None and event.first_round > event.rounds:
-        return ", all done before"
+        return ", all already finished"
     return f", resuming with round {event.first_round:,}"
 
 
 def lost_line(failure: ClientFailure) -> str:
-    """A missing answer with its cause, on one line."""
+    """Return a failed client with the cause, on one line."""
     where = f" on {failure.node}" if failure.node else ""
     message = " ".join(failure.message.split())
     message = message if len(message) <= _MOST_CAUSE else f"{message[:_MOST_CAUSE]}…"
-    who = f"client {failure.client} lost in round {failure.round}, stage {failure.stage}{where}"
+    who = f"client {failure.client} failed in round {failure.round}, stage {failure.stage}{where}"
     return harmless(f"{who}: {failure.error}: {message}")
 
 

@@ -17,11 +17,11 @@ class Markup(str):
 
 
 Content = str | int | float | None | Iterable["Content"]
-"""What may stand inside an element. Plain strings are escaped; None is left out."""
+"""Content of an element. Plain strings are escaped; None is omitted."""
 
 
 def printable(text: str) -> str:
-    """The text without control characters (but newline and tab) and without marks that reorder what is read."""
+    """Return the text without control characters (except newline and tab) and without direction marks."""
     return _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
@@ -31,7 +31,7 @@ def join(*content: Content) -> Markup:
 
 
 def tag(element: str, *content: Content, **attributes: str | int | float | None) -> Markup:
-    """An element. Attribute names: `class_` is `class`, other `_` become `-`; None leaves the attribute out."""
+    """Return an element. Attribute names: `class_` is `class`, other `_` become `-`; None omits the attribute."""
     shown = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{html.escape(printable(_number(value)))}"'
         for key, value in attributes.items()
@@ -43,7 +43,7 @@ def tag(element: str, *content: Content, **attributes: str | int | float | None)
 
 
 def table(head: Sequence[Content], rows: Iterable[Sequence[Content]], *, caption: str, text: int = 1) -> Markup:
-    """A table; the first `text` columns hold words, the others numbers (set to the right)."""
+    """Return a table; the first `text` columns contain words, the others numbers (right-aligned)."""
 
     def cells(element: str, row: Sequence[Content]) -> Markup:
         return join(

@@ -10,11 +10,11 @@ from fedloom.core.errors import StorageFull, UsageError
 from fedloom.reporting.markup import Content, Markup, join, tag
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-"""What the browser may do with the page: show it. Even markup that slipped through could fetch and run nothing."""
+"""Content policy of the page: display only. Even markup that was not escaped could load and run nothing."""
 
 
 def page(title: str, *body: Content) -> str:
-    """A whole HTML document."""
+    """Return a whole HTML document."""
     style = resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
     head = tag(
         "head",
@@ -29,28 +29,28 @@ def page(title: str, *body: Content) -> str:
 
 
 def section(title: str, *body: Content) -> Markup:
-    """A part of the page, with a heading that can be linked to."""
+    """Return a part of the page, with a heading that can be linked to."""
     name = "-".join(title.lower().split())
     return tag("section", tag("h2", title, id=name), *body, aria_labelledby=name)
 
 
 def facts(rows: dict[str, Content], caption: str) -> Markup:
-    """Names and what they are, as a definition list."""
+    """Return names and values as a definition list."""
     pairs = [tag("div", tag("dt", name), tag("dd", value)) for name, value in rows.items()]
     return tag("div", tag("h3", caption), tag("dl", pairs, class_="facts"))
 
 
 def folded(title: str, *body: Content) -> Markup:
-    """Something long, shown when asked for."""
+    """Return long content, collapsed until opened."""
     return tag("details", tag("summary", title), *body)
 
 
 def write_page(path: Path, document: str) -> Path:
-    """Write a document so that a reader never meets half of it.
+    """Write a document atomically.
 
     Raises:
         StorageFull: the disk is full.
-        UsageError: the place cannot be written; the message says why.
+        UsageError: the path cannot be written; the message says why.
     """
     try:
         files.write(path, document)

@@ -13,7 +13,7 @@ _ESCAPING = "fedloom.escaping"
 
 
 def harmless(text: str) -> str:
-    """The text without control characters (but newline and tab), which could repaint a terminal or reorder it."""
+    """Return the text without control characters (except newline and tab), which could alter a terminal's content."""
     return _CONTROL.sub("?", text)
 
 

@@ -1,4 +1,4 @@
-"""What plug-ins contribute to reports of their own runs: sections, numbers for studies, headlines."""
+"""Plug-ins' contributions to reports of their own runs: sections, numbers for studies, headlines."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class Contribution:
     sections: tuple[Markup, ...] = ()
     """Drawn after the learning curves, in order."""
     numbers: Mapping[str, float] = field(default_factory=dict)
-    """Numbers of the run that a study compares; names without a dot. NaN where one does not apply."""
+    """Numbers of the run for studies; names without a dot. NaN if one does not apply."""
     headlines: Mapping[str, str] = field(default_factory=dict)
-    """The few results a comparison of runs shows beside accuracy and bytes: a row's name, and what stands in it."""
+    """The few results in a comparison of runs besides accuracy and bytes: row names and values."""
 
 
 def contributions(run: RunFolder) -> list[Contribution]:
-    """Return those of the run's plug-ins, in the order of their kinds.
+    """Return the contributions of the run's plug-ins, in the order of their kinds.
 
-    A plug-in that is not installed here gives none, and a file that holds several plug-ins gives its own once.
+    A plug-in that is not installed here has none, and a file with several plug-ins has its own once.
 
     Raises:
-        PluginInvalid: a plug-in's `build_report` raised, or returned something else.
+        PluginInvalid: a plug-in's `build_report` raised, or returned another type.
     """
     return [build_value(ref, Contribution, run) for ref in parts_named(run.experiment, "report")]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 NOTHING = "\N{EN DASH}"
-"""What stands where there is no number."""
+"""Placeholder for a missing number."""
 _BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 def byte_unit(most: float) -> tuple[float, str]:
-    """The decimal unit that suits values up to `most` bytes, as (bytes in one, symbol)."""
+    """Return the decimal unit for values up to `most` bytes, as (bytes in one, symbol)."""
     power = min(int(math.log10(most) // 3), len(_BYTE_UNITS) - 1) if most >= 1 else 0
     return 1000.0**power, _BYTE_UNITS[power]
 
@@ -44,7 +44,7 @@ def count_text(value: int) -> str:
 
 
 def metric_text(value: float | None) -> str:
-    """A loss, an accuracy: four digits, `–` where nothing was measured, `nan` where it came out so."""
+    """Return a loss or accuracy: four digits, `–` if nothing was measured, `nan` for NaN."""
     if value is None:
         return NOTHING
     if not math.isfinite(value):

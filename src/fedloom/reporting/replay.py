@@ -15,7 +15,7 @@ _KINDS = {kind.__name__: kind for kind in typing.get_args(events.Event)}
 
 
 def event_of(values: Info) -> events.Event:
-    """The event that was written as this object.
+    """Return the event of a JSON object.
 
     Args:
         values: `event`, the class's name; its fields; others, such as `at`, are left.

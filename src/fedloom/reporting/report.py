@@ -1,4 +1,4 @@
-"""A run's report: one HTML file that tells the whole story without a network."""
+"""A run's report: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SECTIONS = (
 
 
 def render_report(run: RunFolder) -> str:
-    """The report as an HTML document; any run will do, finished or not, with no round at all too."""
+    """Return the report as an HTML document, for any run: unfinished or without rounds, too."""
     return page(f"{run.name}: {run.run_id}", *(part(run) for part in _SECTIONS))
 
 

@@ -23,14 +23,14 @@ class RunFolder:
 
     path: Path
     experiment: Info
-    """The resolved settings, as the TOML has them."""
+    """The resolved settings, as in the TOML."""
     rounds: tuple[RoundRecord, ...]
-    """By rising round; where a resumed run did a round twice, the later one."""
+    """In order; if a resumed run repeated a round, the later one."""
     events: tuple[Info, ...] = ()
     """Lines of `events.jsonl`: `event` (its class), `at` (ISO time), and its fields."""
     workload: WorkloadInfo | None = None
     summary: RunSummary | None = None
-    """None while the run goes on, and after it was killed."""
+    """None while the run is running, and after it was killed."""
     run_id: str
 
     @classmethod
@@ -58,12 +58,12 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """The experiment's name."""
+        """Return the experiment's name."""
         return str(self.experiment.get("name", self.run_id))
 
     @property
     def status(self) -> str:
-        """`done`, `failed`, `interrupted`, or `unfinished` where no session of the run has ended in order."""
+        """Return `done`, `failed`, `interrupted`, or `unfinished` if no session of the run has ended in order."""
         return self.summary.status if self.summary else "unfinished"
 
     @property
@@ -73,29 +73,29 @@ class RunFolder:
 
     @property
     def planned_rounds(self) -> int | None:
-        """Rounds the experiment asks for; None where their number is open."""
+        """Return the experiment's number of rounds; None if open."""
         planned = self.experiment.get("rounds", "open")
         return None if planned == "open" else int(planned)
 
     @property
     def label_counts(self) -> npt.NDArray[np.float64] | None:
-        """Examples by client and class, shape (clients, classes); None where the workload does not say."""
+        """Return examples by client and class, shape (clients, classes); None if the workload does not say."""
         counts = self.workload.label_counts if self.workload else ()
         return np.asarray(counts, np.float64) if len(counts) else None
 
     @property
     def traffic(self) -> Traffic:
-        """The sum over all rounds."""
+        """Return the sum over all rounds."""
         return sum((record.traffic for record in self.rounds), Traffic())
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds: the summary's, or the rounds' where there is none."""
+        """Return wall-clock seconds: the summary's, otherwise the rounds'."""
         return self.summary.seconds if self.summary else sum(record.timing.total_s for record in self.rounds)
 
     @property
     def failures(self) -> list[ClientFailure]:
-        """Every missing answer, those of a last round that never ended too: often they are why it did not."""
+        """Return every missing update, including those of a last round that never ended."""
         finished = self.rounds[-1].round if self.rounds else 0
         told = [failure for record in self.rounds for failure in record.failures]
         open_round = [
@@ -106,19 +106,19 @@ class RunFolder:
         return told + open_round
 
     def last_event(self, kind: str) -> Info | None:
-        """The newest event of a class, by its name."""
+        """Return the newest event of a class, by its name."""
         return next((event for event in reversed(self.events) if event.get("event") == kind), None)
 
     def settings(self) -> JsonObject:
-        """The experiment's settings by dotted key."""
+        """Return the experiment's settings by dotted key."""
         return dotted(self.experiment)
 
 
 def require_run_folder(path: str | Path) -> Path:
-    """The path, if it is a run's folder.
+    """Return the path, if it is a run's folder.
 
     Raises:
-        UsageError: it is not; the message names what is missing.
+        UsageError: it is not; the message says what is missing.
     """
     path = Path(path)
     if not path.is_dir():

@@ -1,4 +1,4 @@
-"""What plug-ins contribute to studies: analyses of runs, tests beside them, and columns of the report's tables."""
+"""Plug-ins' contributions to studies: analyses of runs, tests next to them, and columns of the report's tables."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Analysis = Callable[[RunFolder], Measured]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NumberColumn:
-    """A column for one of a run's numbers, its mean over seeds; shown where an arm of the scenario has the number."""
+    """A column for one of a run's numbers, its mean over seeds; shown if an arm of the scenario has the number."""
 
     number: str
     """The number's name."""
@@ -39,7 +39,7 @@ class NumberColumn:
     digits: int = 3
     """Decimals."""
     table: Literal["clients", "costs"] = "costs"
-    """Where it stands: among the means over aggregated clients, or with what a round costs."""
+    """Its table: the means over aggregated clients, or the cost of a round."""
     interval: bool = False
     """Whether the 95 % interval is shown, too."""
     difference: bool = False
@@ -47,16 +47,16 @@ class NumberColumn:
 
 
 class StaticTest(Settings, ABC):
-    """Measures something beside a run: its fields are the settings of the study's table `[tests.NAME]`."""
+    """Measures something next to a run: its fields are the settings of the study's table `[tests.NAME]`."""
 
     arm: str
-    """The arm whose runs it is done with; its numbers are added to theirs."""
+    """The arm whose runs it accompanies; its numbers are added to theirs."""
     scenarios: tuple[str, ...] = ()
-    """Where; everywhere if empty."""
+    """Its scenarios; all if empty."""
 
     @abstractmethod
     def measure(self, experiment: Experiment) -> Mapping[str, float]:
-        """Return numbers by name; those that are not finite are left out.
+        """Return numbers by name; those that are not finite are omitted.
 
         Args:
             experiment: the run's.
@@ -68,10 +68,10 @@ class StudyPart:
     """A plug-in's contribution to studies; made by `build_study()` in its folder's `study.py`."""
 
     analyses: Mapping[str, Analysis] = field(default_factory=dict)
-    """What a study's `analyses` may name."""
+    """Analyses for a study's `analyses`."""
     tests: Mapping[str, type[StaticTest]] = field(default_factory=dict)
-    """What a study's `tests` may name."""
+    """Tests for a study's `tests`."""
     columns: tuple[NumberColumn, ...] = ()
     """Columns for numbers of its analyses, its tests, and its `report.py`; in order."""
     ratios: frozenset[str] = frozenset()
-    """Numbers whose ratio to the reference's is given beside their difference."""
+    """Numbers whose ratio to the reference's is reported next to their difference."""

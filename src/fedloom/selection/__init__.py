@@ -1,1 +1,1 @@
-"""Client selections, one folder each: who is asked in a round."""
+"""Client selections, one folder each: choose the clients of a round."""

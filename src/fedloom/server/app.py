@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 ADMINISTRATOR = "server-admin"
-"""Name of the administrator whose identity lies in the state folder."""
+"""Name of the administrator whose identity is in the state folder."""
 _ADMINISTRATOR_S = 10 * 365 * 86400.0
 _ANYWHERE = ("0.0.0.0", "[::]", "::")
 
@@ -48,7 +48,7 @@ class Server:
     """Coordinator, payload store and, once `listen` is called, their gRPC service.
 
     Args:
-        sinks: hear of agents that come and go.
+        sinks: receive events of agents connecting and disconnecting.
         shared_memory: make a depot for agents on this host.
         heartbeat_s, lost_after_s, grace_s, by_labels: see `server.coordinator`.
         clock: the one clock of everything in it; runs get it from here.
@@ -90,7 +90,7 @@ class Server:
         security: Security | None = None,
         enroll_port: int = 0,
     ) -> int:
-        """Answer on an address; returns the port. See `server.service.listen`."""
+        """Listen on an address; returns the port. See `server.service.listen`."""
         from fedloom.server.access.service import listen
 
         self.token = token
@@ -131,20 +131,20 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C: take runs, do them on the agents that connect.
 
-    A server started on the state folder of one that was stopped or killed goes on with its runs. What it writes is
+    A server started on the state folder of one that was stopped or killed resumes its runs. What it writes is
     readable by its own user only.
 
     Args:
-        host, port: where to answer; port 0 takes a free one.
+        host, port: address to listen on; port 0 takes a free one.
         state: folder of the queue and of all runs.
-        metrics_port: where Prometheus finds `/metrics`; None for nowhere.
+        metrics_port: port of Prometheus's `/metrics`; None disables it.
         token: shared secret every caller must show, on a server without members; where empty, one is made in the state
             folder, and programs of the same user on this machine find it.
-        members: how callers join, and that only those who have may call, encrypted; None for a server without members.
-        at_once: runs in work at the same time.
+        members: enrolment of callers, who must then be members, over TLS; None for a server without members.
+        at_once: maximum number of concurrent runs.
         sinks: take every event of every run.
-        on_ready: told the address once the server answers.
-        on_finished: told a run's folder when it has ended.
+        on_ready: called with the address once the server listens.
+        on_finished: called with a run's folder when the run has ended.
 
     Raises:
         UsageError: other users can read the state folder, another server works on it, or a port is taken.
@@ -190,7 +190,7 @@ def serve(
             if security is not None:
                 enroll_administrator(security, state / "admin", host, bound)
                 _log.info(
-                    "devices join at %s:%d, as join tokens will say (--address changes it); make one with: "
+                    "devices join at %s:%d, the address in join tokens (change it with --address); create one with: "
                     "fedloom token create --name NAME --identity %s",
                     security.address,
                     server.enroll_port,
@@ -204,7 +204,7 @@ def serve(
                 signal.signal(number, lambda *_: stop.set())
             on_ready(f"{host}:{bound}")
             stop.wait()
-            _log.info("shutting down: the running run stops after what it is doing and stays queued")
+            _log.info("shutting down: the running run stops after its current step and stays queued")
             if exposed is not None:
                 exposed.shutdown()
         server.coordinator.close(come_back=True)
@@ -212,21 +212,21 @@ def serve(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Membership:
-    """How callers become members."""
+    """Settings of enrolment."""
 
     enroll_port: int
-    """Port where they join; 0 takes a free one."""
+    """Port of the Enroll service; 0 takes a free one."""
     address: str = ""
-    """Host by which devices reach the server, for join tokens; where not given, that of `host` or of the machine."""
+    """Host by which devices reach the server, for join tokens; by default `host` or the machine's name."""
     certificate_days: float = MEMBER_DAYS
     """How long members' certificates are valid."""
     allowed: tuple[str, ...] = ()
-    """Code and paths that users' runs may name beside what is installed."""
+    """Code and paths that users' runs may use besides installed plug-ins."""
 
 
 @contextlib.contextmanager
 def open_security(state: Path, host: str, members: Membership, clock: Clock = SYSTEM_CLOCK) -> Iterator[Security]:
-    """The registry and the authority of a state folder."""
+    """Open the registry and the authority of a state folder."""
     from fedloom.server.access.audit import Audit
     from fedloom.server.access.enroll_service import Security
 
@@ -243,7 +243,7 @@ def open_security(state: Path, host: str, members: Membership, clock: Clock = SY
 
 
 def enroll_administrator(security: Security, folder: Path, host: str, port: int) -> None:
-    """The identity for whoever can read the state folder: a fresh key and certificate at every start."""
+    """Write the administrator's identity to the state folder: a fresh key and certificate at every start."""
     key = make_key()
     certificate = security.authority.sign_key(key.public_key(), ADMINISTRATOR, "admin", _ADMINISTRATOR_S)
     security.registry.enroll(ADMINISTRATOR, "admin", certificate)
@@ -261,10 +261,10 @@ def enroll_administrator(security: Security, folder: Path, host: str, port: int)
 def _tell_of_token(published: Path | None, state: Path) -> None:
     file = state / local_token.FILE
     if published is None:
-        _log.info("the token callers must show is in %s; give it to them as --token-file", file)
+        _log.info("the token for callers is in %s; pass it to them with --token-file", file)
         return
     _log.info(
-        "the token callers must show is in %s; this user's commands on this machine find it, others need --token-file",
+        "the token for callers is in %s; this user's commands on this machine find it, others need --token-file",
         file,
     )
 
@@ -306,4 +306,4 @@ class _Relay:
         self._emit(event)
 
     def close(self) -> None:
-        """Nothing is kept back."""
+        """Do nothing: nothing is buffered."""

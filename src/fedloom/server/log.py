@@ -1,4 +1,4 @@
-"""Events as log records: a server's log tells of runs, rounds and nodes, each line with what it is about."""
+"""Events as log records: each line of a server's log names its run, round and node."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class LogSink:
-    """Logs what happens, with what it is about in each record's `run`, `round` and `node`."""
+    """Logs events, with `run`, `round` and `node` in each record."""
 
     def write(self, event: Event) -> None:
         match event:
@@ -36,7 +36,7 @@ class LogSink:
             case ClientLost():
                 failure = event.failure
                 _say(
-                    f"client {failure.client} lost at stage {failure.stage}: {failure.error}: {failure.message}",
+                    f"client {failure.client} failed at stage {failure.stage}: {failure.error}: {failure.message}",
                     logging.WARNING,
                     run=event.run_id,
                     round=failure.round,
@@ -59,14 +59,14 @@ class LogSink:
                 _say(text, logging.WARNING if event.summary.error else logging.INFO, run=event.run_id)
 
     def close(self) -> None:
-        """Nothing is kept back."""
+        """Do nothing: nothing is buffered."""
 
 
 def _round_text(record: RoundRecord) -> str:
-    """How a round went, in a line."""
+    """Return a one-line summary of a round."""
     asked, lost = len(record.cohort), len(record.failures)
     values = "".join(f", {name} {value:.4g}" for name, value in sorted((record.evaluation or {}).items()))
-    return f"round finished in {record.timing.total_s:.3g} s, {asked} asked, {lost} lost{values}"
+    return f"round finished in {record.timing.total_s:.3g} s, {asked} sampled, {lost} failed{values}"
 
 
 def _say(message: str, level: int = logging.INFO, **about: str | int) -> None:

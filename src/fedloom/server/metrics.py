@@ -45,7 +45,7 @@ class PrometheusSink:
     """Counts events. One for the whole server; every metric's name ends in its unit.
 
     Args:
-        registry: where the metrics live; a fresh one by default, so two servers in one process do not clash.
+        registry: the metrics' registry; a fresh one by default, so two servers in one process do not clash.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
@@ -53,16 +53,16 @@ class PrometheusSink:
         home = self.registry
         self._round = Gauge("fedloom_round", "Last finished round of the run", ["run"], registry=home)
         self._rounds = Counter("fedloom_rounds_total", "Rounds finished", ["run"], registry=home)
-        self._cohort = Gauge("fedloom_cohort_clients", "Clients asked in the present round", ["run"], registry=home)
+        self._cohort = Gauge("fedloom_cohort_clients", "Clients sampled in the current round", ["run"], registry=home)
         self._latency = Histogram(
-            "fedloom_update_latency_seconds", "Time a client's work took", ["run"], buckets=_SECONDS, registry=home
+            "fedloom_update_latency_seconds", "Duration of a client's work", ["run"], buckets=_SECONDS, registry=home
         )
         self._round_time = Histogram(
             "fedloom_round_seconds", "Time from a round's start to its end", ["run"], buckets=_SECONDS, registry=home
         )
         self._aggregation = Histogram(
             "fedloom_aggregation_seconds",
-            "Time a round spent folding and finishing",
+            "Time a round spent aggregating and finishing",
             ["run"],
             buckets=_SECONDS,
             registry=home,
@@ -74,15 +74,15 @@ class PrometheusSink:
             "fedloom_wire_bytes_total", "Bytes by node and direction", ["node", "direction"], registry=home
         )
         self._failures = Counter(
-            "fedloom_client_failures_total", "Missing answers", ["run", "stage", "error"], registry=home
+            "fedloom_client_failures_total", "Missing updates", ["run", "stage", "error"], registry=home
         )
         self._refusals = Counter(
             "fedloom_refusals_total",
-            "Exchanges a node would not or could not take part in",
+            "Exchanges a node refused or failed to take part in",
             ["run", "node", "kind"],
             registry=home,
         )
-        self._late = Counter("fedloom_late_results_total", "Results not folded", ["run", "kind"], registry=home)
+        self._late = Counter("fedloom_late_results_total", "Results not aggregated", ["run", "kind"], registry=home)
         self._nodes = Gauge("fedloom_nodes", "Agents by state", ["state"], registry=home)
         self._evaluation = Gauge(
             "fedloom_evaluation", "Last evaluation of the global model", ["run", "metric"], registry=home
@@ -112,7 +112,7 @@ class PrometheusSink:
                 self._runs.labels(event.summary.status).inc()
 
     def close(self) -> None:
-        """Nothing is kept back."""
+        """Do nothing: nothing is buffered."""
 
     def _finished(self, event: RoundFinished) -> None:
         record, run = event.record, event.run_id

@@ -1,6 +1,6 @@
 """The server's runs: queued, running one after another, watched, stopped, resumed after a restart.
 
-The queue itself is a SQLite file beside the runs' folders, so a restarted server knows what it had been asked to do.
+The queue is a SQLite file next to the runs' folders, so a restarted server knows its runs.
 """
 
 from __future__ import annotations
@@ -39,31 +39,31 @@ create table if not exists runs (
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who submitted a run."""
+    """The submitter of a run."""
 
     id: str = ""
-    """The member's, which no later member has; empty on a server without members."""
+    """The member's id, which no later member has; empty on a server without members."""
     name: str = ""
     role: str = ""
     """`user` or `admin`; empty on a server without members."""
 
 
 ROOM_S = 5.0
-"""Seconds between two looks at a full disk."""
+"""Seconds between two checks of a full disk."""
 
 RunOne = Callable[[DiskRunStore, Callable[[Event], None], threading.Event], RunSummary]
-"""Does one run from its store: gives events away, ends early when the event is set."""
+"""Runs one run from its store: emits events, ends early when the event is set."""
 
 
 def _lock(folder: Path) -> IO[bytes]:
-    """Keep a second server away from the folder for as long as the file is open."""
+    """Lock the folder against a second server for as long as the file is open."""
     file = (folder / "lock").open("wb")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:
         file.close()
         raise UsageError(
-            f"another server is working on the state folder {folder}. Stop it first, or choose another --state"
+            f"another server is using the state folder {folder}. Stop it first, or choose another --state"
         ) from exc
     return file
 
@@ -95,7 +95,7 @@ class Events:
 
 @dataclass
 class _Running:
-    """A run in work."""
+    """A running run."""
 
     stop: threading.Event = field(default_factory=threading.Event)
     ended: bool = False
@@ -104,12 +104,12 @@ class _Running:
 
 
 class RunQueue:
-    """Runs in the order they came, some of them at once, each in a thread.
+    """Runs in order of submission, several at a time, each in a thread.
 
     Args:
         folder: the server's state: `fedloom.sqlite` and `runs/`. One server at a time.
         run_one: does one run.
-        at_once: runs in work at the same time.
+        at_once: maximum number of concurrent runs.
 
     Raises:
         UsageError: another server works on this folder.
@@ -132,7 +132,7 @@ class RunQueue:
 
     @property
     def folder(self) -> Path:
-        """The server's state folder."""
+        """Return the server's state folder."""
         return self._folder
 
     def start(self) -> None:
@@ -177,7 +177,7 @@ class RunQueue:
         return [{**row, "error": waits.get(row["run_id"], row["error"])} for row in found]
 
     def owner(self, run_id: str) -> Owner:
-        """Return who submitted a run."""
+        """Return a run's owner."""
         with self._changed:
             self._status(run_id)
             row = self._database.execute(
@@ -187,7 +187,7 @@ class RunQueue:
 
     @contextlib.contextmanager
     def watch(self, run_id: str) -> Iterator[Events]:
-        """A run's events, past and coming."""
+        """Yield a run's events, past and future."""
         with self._changed:
             status = self._status(run_id)
             past = DiskRunStore.open(self._folder / "runs" / run_id).events()
@@ -212,7 +212,7 @@ class RunQueue:
         return status
 
     def close(self) -> None:
-        """End the running runs at their next chance, keep the rest queued, and close the database."""
+        """Stop the running runs at their next opportunity, leave the rest queued, and close the database."""
         with self._changed:
             self._closing = True
             for running in self._running.values():
@@ -225,7 +225,7 @@ class RunQueue:
         self._lock.close()
 
     def _create(self, name: str) -> DiskRunStore:
-        """A folder that no other run has: two that are submitted within a second may draw the same letters."""
+        """Create a folder for a new run: two submitted within a second may draw the same letters."""
         while True:
             run_id = new_run_id(name)
             with contextlib.suppress(RunExists):
@@ -234,7 +234,7 @@ class RunQueue:
     def _status(self, run_id: str) -> str:
         row = self._database.execute("select status from runs where run_id = ?", (run_id,)).fetchone()
         if row is None:
-            raise NotFound(f"no run {run_id[:80]!r} on this server; `fedloom runs` lists them")
+            raise NotFound(f"no run {run_id[:80]!r} on this server; list runs with `fedloom runs`")
         return str(row[0])
 
     def _set(self, run_id: str, **columns: str | int | float | None) -> None:
@@ -247,7 +247,7 @@ class RunQueue:
         except sqlite3.OperationalError as exc:
             if exc.sqlite_errorcode != sqlite3.SQLITE_FULL:
                 raise
-            raise StorageFull(f"the server's queue could not be written: {exc}. Make room in {self._folder}") from exc
+            raise StorageFull(f"the server's queue cannot be written: {exc}. Free space in {self._folder}") from exc
 
     def _next(self) -> str | None:
         with self._changed:
@@ -275,7 +275,7 @@ class RunQueue:
             status, error = self._do(run_id)
             full = error.startswith(f"{StorageFull.__name__}:")
             if full or (self._closing and status == "interrupted"):
-                status = "queued"  # it goes on when there is room, or with the next server
+                status = "queued"  # it resumes when there is space, or with the next server
             self._settle(run_id, status, error)
             if full:
                 self._wait_for_room(error)
@@ -294,7 +294,7 @@ class RunQueue:
         return summary.status, summary.error or ""
 
     def _settle(self, run_id: str, status: str, error: str) -> None:
-        """Write down how a run ended, as soon as there is room for it."""
+        """Record how a run ended, as soon as there is disk space."""
         while True:
             try:
                 with self._changed:
@@ -304,11 +304,11 @@ class RunQueue:
                 return
             except StorageFull as exc:
                 if self._closing:
-                    return  # it still counts as running, so the next server goes on with it
+                    return  # it still counts as running, so the next server resumes it
                 self._wait_for_room(exc)
 
     def _wait_for_room(self, why: object) -> None:
-        _log.error("the disk is full; looking again in %.0f s: %s", ROOM_S, why)
+        _log.error("the disk is full; checking again in %.0f s: %s", ROOM_S, why)
         with self._changed:
             self._clock.wait_for(self._changed, lambda: self._closing, ROOM_S)
 

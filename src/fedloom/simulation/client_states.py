@@ -1,4 +1,4 @@
-"""The state of clients that is kept at the node, where all simulated nodes of a machine are one."""
+"""Client states stored on the node, where all simulated nodes of a machine share a folder."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def simulation_states() -> Path:
 
 
 def forget_states(run_id: str) -> None:
-    """Remove what a simulated run's clients kept; its nodes end before they hear that it is over."""
+    """Remove the states of a simulated run's clients; its nodes end before they hear that the run is over."""
     NodeStore(simulation_states()).forget(run_id)

@@ -49,7 +49,7 @@ class InProcessChannel:
 
     def fetch(self, ref: PayloadRef) -> Record:
         if ref.record is None:
-            raise BadMessage("a payload without its record reached an agent in the server's own process")
+            raise BadMessage("received a payload without its record in an agent in the server's own process")
         return Record({group: _read_only(arrays) for group, arrays in ref.record.groups.items()}, ref.record.info)
 
     def store(self, record: Record, run_id: str) -> PayloadRef:
@@ -62,7 +62,7 @@ class InProcessChannel:
         }
 
     def recycle(self, run_id: str) -> None:
-        """Nothing is shared, so nothing comes back."""
+        """Do nothing: no memory is shared."""
 
     def close(self) -> None:
         if self._hello is not None:
@@ -76,7 +76,7 @@ class InProcessChannel:
 
 
 def _read_only(arrays: Arrays) -> dict[str, Array]:
-    """Views nobody can write through: what is behind them is the server's own model."""
+    """Return read-only views: the memory is the server's own model."""
     views = {name: np.asarray(array).view() for name, array in arrays.items()}
     for view in views.values():
         view.flags.writeable = False

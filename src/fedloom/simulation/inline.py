@@ -10,14 +10,14 @@ from fedloom.simulation.client_states import simulation_states
 from fedloom.simulation.in_process import InProcessChannel
 
 _IDLE_S = 0.05
-"""How long one `pump` waits for a message when there is no work."""
+"""Seconds one `pump` waits for a message when there is no work."""
 
 
 class InlineRuntime:
-    """The server's loop does the clients' work itself whenever it would wait.
+    """Does the clients' work in the server's loop whenever it would wait.
 
     Args:
-        debug: let a client's exception through at once, traceback and all, instead of counting it as a lost client.
+        debug: raise a client's exception immediately, with its traceback, instead of counting it as a failed client.
     """
 
     def __init__(self, *, debug: bool = True) -> None:

@@ -2,7 +2,7 @@
 
 It reads one JSON object a line on its standard input, `{"node", "address", "token"}` to start a worker, and writes one
 a line on its standard output, `{"started", "pid"}` and `{"ended", "pid", "status"}`. When its input ends (its parent is
-gone, however that happened) it kills the workers and leaves. Forking after the heavy imports shares their memory;
+gone, for any reason) it kills the workers and exits. Forking after the heavy imports shares their memory;
 nothing here starts a thread before a fork.
 """
 
@@ -22,9 +22,7 @@ _PR_SET_PDEATHSIG = 1
 
 def main(preload: str) -> None:
     """Serve until the input ends."""
-    with contextlib.suppress(
-        Exception
-    ):  # a workload that cannot be loaded says so in its first job, with its traceback
+    with contextlib.suppress(Exception):  # a workload that cannot be loaded fails in its first job, with its traceback
         from fedloom.core import registry
 
         registry.part("workloads", preload, "workload")

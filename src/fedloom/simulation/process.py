@@ -44,7 +44,7 @@ class ProcessRuntime:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **worker_environment()},
-            start_new_session=True,  # Ctrl-C is for the server, which then tells its agents
+            start_new_session=True,  # Ctrl-C is for the server, which then stops its agents
         )
         assert self._nursery.stdout is not None
         self._listener = threading.Thread(
@@ -60,7 +60,7 @@ class ProcessRuntime:
         return Place(runtime="process", workers=self._workers, where=f"{count} on this machine")
 
     def pump(self) -> None:
-        """Nothing: the work is done elsewhere."""
+        """Do nothing: the work is done elsewhere."""
 
     def stop(self) -> None:
         self._stopping = True
@@ -82,7 +82,7 @@ class ProcessRuntime:
             self._nursery.stdin.flush()
         except (BrokenPipeError, ValueError):
             if not self._stopping:
-                raise NoCapacity("the process that forks workers has ended; look at what it printed above") from None
+                raise NoCapacity("the process that forks workers has ended; see its output above") from None
 
     def _end_stuck(self, node: str) -> None:
         """End a worker that does not return; another takes its name."""
@@ -102,4 +102,4 @@ class ProcessRuntime:
                 how = f"signal {-status}" if status < 0 else f"exit status {status}"
                 self._replacements.ended(message["ended"], how)
         if not self._stopping and not self._coordinator.closed:
-            self._coordinator.give_up("the process that forks workers has ended; look at what it printed above")
+            self._coordinator.give_up("the process that forks workers has ended; see its output above")

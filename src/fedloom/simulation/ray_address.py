@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fedloom.core.errors import ConfigError
 
 LOCAL = "local"
-"""Ray's name for an instance of its own on this machine, whatever else runs or has run there."""
+"""Ray's name for a new instance on this machine, whether or not others run here."""
 AUTO = "auto"
 """Ray's name for the cluster that runs on this machine."""
 VARIABLE = "RAY_ADDRESS"
@@ -28,12 +28,12 @@ class RayAddress:
 
     @property
     def is_local(self) -> bool:
-        """Whether a new Ray is started on this machine."""
+        """Return whether a new Ray is started on this machine."""
         return self.address == LOCAL
 
     @property
     def given_by(self) -> str:
-        """The source as a phrase for messages."""
+        """Return the source as a phrase for messages."""
         if self.source == VARIABLE:
             return f"the environment variable {VARIABLE}"
         return f"--ray-address or {self.source}" if self.source else "default"
@@ -68,7 +68,7 @@ def knock(address: str) -> None:
     """Connect to HOST:PORT once, because Ray itself retries for minutes.
 
     Raises:
-        OSError: nobody listens there.
+        OSError: nothing listens there.
     """
     if (place := _host_and_port(address)) is not None:
         socket.create_connection(place, timeout=_KNOCK_S).close()

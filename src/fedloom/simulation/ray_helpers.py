@@ -17,7 +17,7 @@ from fedloom.simulation.workers import worker_environment
 
 
 class RayHelpers:
-    """Starts helpers wherever the cluster has room for what they need."""
+    """Starts helpers where the cluster has capacity for them."""
 
     def start(
         self, factory: Callable[..., object], *arguments: object, resources: Resources = ONE_CORE
@@ -96,7 +96,7 @@ class _Helper:
 
 
 def _check_room(factory: FactoryRef, resources: Resources) -> None:
-    """Refuse a helper that the cluster has no room for: Ray itself would wait for ever.
+    """Reject a helper that the cluster has no capacity for: Ray itself would wait forever.
 
     Raises:
         NoCapacity: fewer CPUs or GPUs are free.
@@ -105,6 +105,6 @@ def _check_room(factory: FactoryRef, resources: Resources) -> None:
     for what, wanted in (("CPU", resources.cpus), ("GPU", resources.gpus)):
         if free.get(what, 0.0) < wanted:
             raise NoCapacity(
-                f"helper {factory.name} needs {wanted:g} {what}, the Ray cluster has {free.get(what, 0.0):g} free. "
-                "Run fewer --workers, or ask for less in Resources"
+                f"helper {factory.name} needs {wanted:g} {what}, but the Ray cluster has {free.get(what, 0.0):g} free. "
+                "Run fewer --workers, or request less in Resources"
             )

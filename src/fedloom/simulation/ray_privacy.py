@@ -1,7 +1,7 @@
-"""Keeps a Ray that fedloom starts to its own user: a random token for all who call it, a folder nobody else can enter.
+"""Restricts a Ray that fedloom starts to its own user: a random token for all callers, a private folder.
 
-Ray's processes listen on every interface, and whoever reaches them may run code as their user, unless calls have to
-show a token. Ray reads that setting once, when it is imported; so the variables are set before.
+Ray's processes listen on every interface, and anyone who reaches them may run code as their user, unless calls have to
+present a token. Ray reads that setting once, when it is imported; so the variables are set before.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 MODE, TOKEN, TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
-"""Ray's variables: whether calls must show a token, the token, a file that has it."""
+"""Ray's variables: whether calls must present a token, the token, a file that has it."""
 OWN_TOKEN = "FEDLOOM_RAY_TOKEN"
 """Set where the token is one made here, which no other cluster has."""
 DECIDED = "FEDLOOM_RAY_SET_UP"
@@ -23,7 +23,7 @@ DECIDED = "FEDLOOM_RAY_SET_UP"
 
 
 def token_variables(environment: Mapping[str, str], home: Path) -> dict[str, str]:
-    """Return the variables by which Ray asks all callers for a token, a random one unless the user has set one.
+    """Return the variables with which Ray requires a token from all callers, random unless the user has set one.
 
     For a Ray that is started here. A process that joins a cluster takes the cluster's token from these variables, and
     none where that has none: the cluster calls it back, and is refused where it asks for one.
@@ -57,12 +57,12 @@ def set_up_variables(environment: Mapping[str, str], home: Path, *, joins: bool)
 
 
 def make_folder(environment: Mapping[str, str]) -> Path:
-    """Make a folder for Ray's files, sockets and logs that only this user can enter.
+    """Create a folder for Ray's files, sockets and logs that only this user can enter.
 
-    Ray opens its own folder to everybody, so that is one below; `remove_folder` takes what this returns.
+    Ray opens its own folder to all users, so that one is below it; `remove_folder` takes the path returned.
 
     Raises:
-        OSError: it cannot be made where RAY_TMPDIR, else TMPDIR, else /tmp says.
+        OSError: it cannot be created in RAY_TMPDIR, TMPDIR or /tmp.
     """
     root = environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp"
     return Path(tempfile.mkdtemp(prefix="ray-", dir=root)) / "r"

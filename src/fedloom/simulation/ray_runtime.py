@@ -42,11 +42,11 @@ class _Worker:
 
 
 class RayRuntime:
-    """One actor for each worker, placed by the CPUs and GPUs it asks for, replaced when it dies.
+    """One actor for each worker, placed by the CPUs and GPUs it requests, replaced when it dies.
 
     Args:
         settings: workers, resources for each, and the cluster's address (if it is None, RAY_ADDRESS; without either a
-            new Ray is started here, whatever clusters run or have run on this machine).
+            new Ray is started here, even if other clusters run on this machine).
     """
 
     def __init__(self, settings: RuntimeSettings) -> None:
@@ -67,7 +67,7 @@ class RayRuntime:
 
         Raises:
             ServerUnreachable: no Ray cluster at the address given can be joined.
-            NoCapacity: the cluster lacks the CPUs or GPUs asked for.
+            NoCapacity: the cluster lacks the CPUs or GPUs requested.
             UsageError: the address is malformed, or Ray cannot be started here.
         """
         target = self._connect()
@@ -92,7 +92,7 @@ class RayRuntime:
         return Place(runtime="ray", workers=self._workers, where=self._location)
 
     def pump(self) -> None:
-        """Nothing: the work is done elsewhere."""
+        """Do nothing: the work is done elsewhere."""
 
     def stop(self) -> None:
         self._stopping.set()
@@ -122,9 +122,9 @@ class RayRuntime:
         return target
 
     def _start_local(self) -> None:
-        """Start Ray here, as large as it must be, so that more workers than cores are allowed when asked for.
+        """Start Ray here, as large as requested, so that more workers than cores are allowed.
 
-        Its calls need a token, its files are in a folder of this user's.
+        Its calls need a token, its files are in a folder of this user.
         """
         _check_token_mode()
         settings, cpus = self._settings, default_workers()
@@ -144,7 +144,7 @@ class RayRuntime:
             ) from exc
 
     def _place_workers(self) -> None:
-        """Settle how many workers there are, and that there is room for them."""
+        """Determine the number of workers, and check that there is capacity for them."""
         settings, total = self._settings, ray.cluster_resources()
         room = int(total.get("CPU", 0.0) / settings.cpus_per_worker)
         if settings.gpus_per_worker:
@@ -158,7 +158,7 @@ class RayRuntime:
             raise NoCapacity(
                 f"{settings.workers or 'any number of'} workers of {wanted} each do not fit the Ray cluster: it has "
                 f"{total.get('CPU', 0):g} CPU and {total.get('GPU', 0):g} GPU, of which {free.get('CPU', 0):g} and "
-                f"{free.get('GPU', 0):g} are free. Ask for fewer --workers, or set runtime.cpus_per_worker and "
+                f"{free.get('GPU', 0):g} are free. Use fewer --workers, or set runtime.cpus_per_worker and "
                 "runtime.gpus_per_worker"
             )
 
@@ -214,7 +214,7 @@ def _join(target: RayAddress) -> None:
     """Connect to a running cluster.
 
     Raises:
-        ServerUnreachable: nothing answers there, which takes less than a minute to find out, or Ray cannot join it.
+        ServerUnreachable: nothing responds there (detected in less than a minute), or Ray cannot join it.
     """
     address = target.address
     try:
@@ -226,7 +226,7 @@ def _join(target: RayAddress) -> None:
         _init(address, None)
     except Exception as exc:  # a dead cluster, another version, a wrong token: whatever Ray raises is Ray's failure
         named = address if address == target.address else f"{target.address} ({address} here)"
-        drop = f"unset {VARIABLE}" if target.source == VARIABLE else "leave --ray-address out"
+        drop = f"unset {VARIABLE}" if target.source == VARIABLE else "omit --ray-address"
         raise ServerUnreachable(
             f"cannot join a Ray cluster at {named}, given by {target.given_by}: {type(exc).__name__}: {exc}. "
             f"Start one with `ray start --head`, or {drop} to start Ray on this machine"
@@ -234,7 +234,7 @@ def _join(target: RayAddress) -> None:
 
 
 def _found_here() -> str:
-    """The cluster `auto` stands for on this machine, found as ray.init does.
+    """Return the cluster `auto` stands for on this machine, found as ray.init does.
 
     Raises:
         ConnectionError: none runs here and no file names one.
@@ -255,10 +255,10 @@ def _check_own_token() -> None:
 
 
 def _check_token_mode() -> None:
-    """Refuse to start Ray where its calls would need no token: Ray was imported before this module could see to it."""
+    """Reject a Ray whose calls would need no token: Ray was imported before this module could require one."""
     if get_authentication_mode() == AuthenticationMode.DISABLED:
         raise UsageError(
-            "Ray was imported before fedloom, with its token authentication off: whoever reaches this machine's ports "
+            "Ray was imported before fedloom, with its token authentication off: anyone who reaches its ports "
             "could run code in it. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN before `import ray`, or use "
             "--runtime process"
         )
@@ -282,4 +282,4 @@ def _reason(call: Any) -> str:
         lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
         causes = [line for line in lines[1:] if line.startswith(("The actor", "The worker", "Worker exit", "The node"))]
         return f"Ray says {type(exc).__name__}: {' '.join([*lines[:1], *causes[:3]]) or 'no details'}"
-    return "its agent left"
+    return "its agent disconnected"

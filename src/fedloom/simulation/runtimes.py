@@ -25,7 +25,7 @@ class Runtime(Protocol):
         """Start the agents; they connect in their own time."""
 
     def place(self) -> Place:
-        """Where they are, for people."""
+        """Return the agents' location, for people."""
 
     def pump(self) -> None:
         """Work in the calling thread while the server waits. Only the inline runtime has any to do."""
@@ -35,7 +35,7 @@ class Runtime(Protocol):
 
 
 def make_runtime(experiment: Experiment) -> Runtime:
-    """The runtime the experiment's settings name. Imports Ray only where it is wanted."""
+    """Return the runtime of the experiment's settings. Imports Ray only if it is used."""
     settings = experiment.runtime
     if settings.name == "inline":
         from fedloom.simulation.inline import InlineRuntime
@@ -47,7 +47,7 @@ def make_runtime(experiment: Experiment) -> Runtime:
         return ProcessRuntime(settings.workers or default_workers(), preload=experiment.workload.name)
     joins = not ray_address(settings.ray_address, os.environ).is_local
     os.environ.update(set_up_variables(os.environ, Path.home(), joins=joins))
-    with needed_by("runtime 'ray' (or take --runtime process)"):
+    with needed_by("runtime 'ray' (or use --runtime process)"):
         from fedloom.simulation.ray_runtime import RayRuntime
 
     return RayRuntime(settings)

@@ -1,4 +1,4 @@
-"""What a worker process of a runtime does: be an agent until the server says goodbye."""
+"""Worker process of a runtime: runs an agent until the server ends the session."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ GIVE_UP_S = 15.0
 
 
 def work(node: str, address: str, token: str, helpers: Helpers) -> None:
-    """Run one agent to its end; `helpers` starts what its workload wants beside it."""
+    """Run one agent to its end; `helpers` starts helpers for its workload."""
     setup = NodeSetup(helpers=helpers, states=simulation_states())
     agent = Agent(GrpcChannel(address, token), node, setup, give_up_s=GIVE_UP_S)
     try:
         agent.run()
     except ServerUnreachable:
-        return  # the run is over, or its server was killed: either way nobody is left to tell
+        return  # the run is over, or its server was killed: there is no one to report to

@@ -1,4 +1,4 @@
-"""What runtimes share: replacing agents that die, and the environment every worker process starts with."""
+"""Shared by runtimes: replacing agents that die, and the environment every worker process starts with."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from fedloom.server.fleet.coordinator import Coordinator
 _log = logging.getLogger(__name__)
 
 MAX_EARLY_DEATHS = 3
-"""Times in a row a worker may die idle without having finished a group before its runtime gives up on it."""
+"""Times in a row a worker may die idle without having finished a group before its runtime stops replacing it."""
 MAX_DEATHS_AT_WORK = 12
-"""The same for one that dies with groups in hand: each such death costs its groups an attempt (`round.max_attempts`),
-so that a client whose code ends the process is given up on, not the run."""
+"""The same for one that dies with groups: each such death costs its groups an attempt (`round.max_attempts`),
+so that a client whose code ends the process fails, not the run."""
 
 
 class Replacements:
-    """What becomes of agents that die: their groups go elsewhere at once, and another takes their name.
+    """Replaces agents that die: their groups are reassigned immediately, and a new agent takes their name.
 
     Args:
         coordinator: of the server the agents work for.
@@ -36,7 +36,7 @@ class Replacements:
         self._stopped.add(node)
 
     def ended(self, node: str, how: str) -> None:
-        """Replace an agent that ended before it was told to, or give up on a name that never gets anything done."""
+        """Replace an agent that ended unexpectedly, or stop replacing one that never finishes anything."""
         if self._coordinator.closed:
             return
         _log.warning("%s ended (%s); starting another", node, how)
@@ -51,18 +51,18 @@ class Replacements:
         if self._early_deaths[node] > (MAX_DEATHS_AT_WORK if at_work else MAX_EARLY_DEATHS):
             self._coordinator.give_up(
                 f"{node} died {self._early_deaths[node]} times in a row without finishing any work (last: {how}). "
-                "Run with --runtime inline to see where, or give it more memory"
+                "Run with --runtime inline to see where, or provide more memory"
             )
             return
         self._spawn(node)
 
 
 def worker_environment() -> Mapping[str, str]:
-    """Variables every worker process starts with.
+    """Return the variables every worker process starts with.
 
-    One thread for each numeric library: workers are one to a core, and sums must not depend on a thread count. The
-    malloc settings keep large gradient buffers in the process (glibc gives them back and faults them in again on every
-    step otherwise). No telemetry.
+    One thread for each numeric library: there is one worker per core, and sums must not depend on a thread count. The
+    malloc settings keep large gradient buffers in the process (glibc would return them and fault them in again on every
+    step). No telemetry.
     """
     threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
     return {

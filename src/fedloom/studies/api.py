@@ -1,4 +1,4 @@
-"""Run a study from Python: expand, run what is left, analyse, report."""
+"""Run a study from Python: expand, run the rest, analyse, report."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from fedloom.studies.results import StudyResult, analyse, write_results
 from fedloom.studies.runner import Watcher, run_all
 
 STUDIES = Path("studies")
-"""Where studies go when nothing else is said."""
+"""Default folder of studies."""
 REPORT = "study.html"
 _MOST_FAILURES = 5
 
 
 class Silent:
-    """Watches and says nothing."""
+    """Ignores all notifications."""
 
     def begin(self, total: int, done: int, jobs: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def round(self, run: object, number: int, rounds: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def end(self, run: object, ended: str, error: str, seconds: float) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def run(
@@ -43,23 +43,23 @@ def run(
     overrides: Sequence[str] = (),
     watcher: Watcher | None = None,
 ) -> tuple[StudyResult, Path]:
-    """Do what is left of a study and write its report.
+    """Run the rest of a study and write its report.
 
     Args:
         target: a study's name or a TOML file.
-        out: the study's folder, `studies/<name>` by default; its finished runs are kept and counted.
+        out: the study's folder, `studies/<name>` by default; its finished runs are reused.
         seeds: seeds per scenario instead of the definition's.
         jobs: runs at a time; None takes one for each core.
         only: patterns of `scenario/arm`; the report still covers the whole study.
         overrides: `KEY=VALUE` settings of every experiment; `study.KEY` ones of the definition.
-        watcher: is told how it goes on.
+        watcher: is notified of the progress.
 
     Returns:
         The results, and the report's path. Failed runs are in `results.failures`; they do not raise.
 
     Raises:
-        UsageError: the definition is wrong, or `out` holds runs with other settings; nothing was started.
-        Interrupted: Ctrl-C; the same call goes on.
+        UsageError: the definition is wrong, or `out` contains runs with other settings; nothing was started.
+        Interrupted: Ctrl-C; the same call continues.
     """
     from fedloom.studies.report.page import write_study
 
@@ -74,7 +74,7 @@ def run(
 
 
 def require_all(result: StudyResult) -> None:
-    """Raise where runs failed.
+    """Raise if runs failed.
 
     Raises:
         RunFailed: names some of them and why.
@@ -84,8 +84,8 @@ def require_all(result: StudyResult) -> None:
     shown = [f"  {key}: {error}" for key, error in list(result.failures.items())[:_MOST_FAILURES]]
     left_out = len(result.failures) - len(shown)
     raise RunFailed(
-        f"{len(result.failures)} of {result.planned} runs failed; the report is made of the others, and the same "
-        "command tries these again:\n" + "\n".join(shown) + (f"\n  … and {left_out} more" if left_out else "")
+        f"{len(result.failures)} of {result.planned} runs failed; the report covers the others, and the same "
+        "command retries these:\n" + "\n".join(shown) + (f"\n  … and {left_out} more" if left_out else "")
     )
 
 

@@ -1,4 +1,4 @@
-"""Does the tests beside a run; their numbers lie in its folder, one file each."""
+"""Runs the tests next to a run; their numbers are in its folder, one file each."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def do_test(test: PlannedTest, experiment: Experiment, folder: Path) -> None:
 
 
 def all_done(tests: Sequence[PlannedTest], folder: Path) -> bool:
-    """Return whether the numbers of all tests lie in the run's folder."""
+    """Return whether the numbers of all tests are in the run's folder."""
     return all(_file(folder, test).is_file() for test in tests)
 
 
 def read_tests(tests: Sequence[PlannedTest], folder: Path) -> dict[str, float]:
-    """Return the numbers of the tests that were done beside a run."""
+    """Return the numbers of the tests next to a run."""
     done = [_file(folder, test) for test in tests if _file(folder, test).is_file()]
     found = [json.loads(path.read_text(encoding="utf-8")) for path in done]
     return {name: float(value) for numbers in found for name, value in numbers.items()}

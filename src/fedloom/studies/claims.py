@@ -23,7 +23,7 @@ Estimates = Mapping[str, Mapping[str, Estimate]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What became of a claim in one scenario."""
+    """The outcome of a claim in one scenario."""
 
     claim: str
     scenario: str
@@ -32,11 +32,11 @@ class Verdict:
     outcome: Outcome
     """`reported` if the claim sets no bound."""
     numbers: Mapping[str, Estimate]
-    """The numbers it rests on."""
+    """The numbers it is based on."""
     bounds: tuple[str, ...]
     """Its bounds, in words."""
     earlier: str
-    """What an earlier measurement said."""
+    """The result of an earlier measurement."""
     primary: bool = False
     """Whether it is one of the study's primary hypotheses."""
     corrected: Mapping[str, float] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What a study is: one base experiment, scenarios and arms that change it, seeds, and what is to be shown."""
+"""A study's definition: one base experiment, scenarios and arms that change it, seeds, and claims."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ class Target(Settings):
     """The value of the metric a run has to reach, for each scenario."""
 
     share: Annotated[float, Field(gt=0.0)] = 0.9
-    """Share of the reference arm's final value (median over seeds) that has to be reached."""
+    """Fraction of the reference arm's final value (median over seeds) to reach."""
     value: float | None = None
-    """The value itself; None derives it from `share`."""
+    """The value itself; None computes it from `share`."""
     last: Annotated[int, Field(ge=1)] = 5
     """Last evaluated rounds whose mean is a run's final value."""
 
 
 class Arm(Settings):
-    """One of the things compared, as changes to the scenario's experiment."""
+    """One of the alternatives compared, as changes to the scenario's experiment."""
 
     title: str = ""
-    """A few words for people; the arm's name where it is not given."""
+    """A few words for people; by default the arm's name."""
     change: JsonObject = Field(default_factory=dict)
-    """Settings of the experiment, as in its TOML. A table is merged into what is there; one of another kind (its
+    """Settings of the experiment, as in its TOML. A table is merged into the existing one; one of another kind (its
     `name`, `scheme` or `source` differs) replaces it."""
 
 
@@ -114,15 +114,15 @@ class Claim(Settings):
     against: str | None = None
     """Another arm than the study's reference to compare it with."""
     scenarios: tuple[str, ...] = ()
-    """Where it is judged; everywhere if empty."""
+    """Scenarios in which it is judged; all if empty."""
     primary: bool = False
     """Whether the study was made for this hypothesis; only then may it bound p-values, which are corrected together."""
     checks: tuple[Check, ...] = ()
     """All must hold. Without any, the numbers of `shows` are only reported."""
     shows: tuple[str, ...] = ()
-    """Numbers to tell; those of the checks where not given."""
+    """Numbers to report; by default those of the checks."""
     earlier: dict[str, str] = Field(default_factory=dict)
-    """What an earlier measurement said, by scenario; printed beside ours."""
+    """Results of an earlier measurement, by scenario; printed next to these."""
 
     @pydantic.model_validator(mode="after")
     def _p_of_primary_claims(self) -> Self:
@@ -143,40 +143,40 @@ class Claim(Settings):
 class Definition(Settings):
     """A study. Experiments = scenarios x arms x seeds.
 
-    A file may also say `extends = STUDY` (a name, or a TOML file beside it): each of its own top-level keys then
+    A file may also say `extends = STUDY` (a name, or a TOML file next to it): each of its top-level keys then
     replaces that study's, and the others are taken from it.
     """
 
     name: str
-    """A word; the study's folder is called so."""
+    """Name of the study and of its folder."""
     title: str = ""
     """One sentence for people."""
     base: str | JsonObject
-    """The experiment every run starts from: a preset's name, a TOML file (beside this one), or a table."""
+    """The experiment every run starts from: a preset's name, a TOML file (next to this one), or a table."""
     change: JsonObject = Field(default_factory=dict)
-    """Changes to every base experiment, scenarios' own included."""
+    """Changes to every base experiment, including the scenarios'."""
     scenarios: dict[str, Scenario] = Field(default_factory=dict)
-    """Conditions, by name. None at all is one scenario, `base`."""
+    """Conditions, by name. Without any there is one scenario, `base`."""
     arms: dict[str, Arm]
-    """What is compared, by name; applied after the scenario."""
+    """Alternatives to compare, by name; applied after the scenario."""
     reference: str
     """The arm others are compared with."""
     seeds: Seeds = Seeds()
     metric: str = "accuracy"
-    """Metric on held-out data that is compared."""
+    """Metric on held-out data to compare."""
     better: Literal["higher", "lower"] = "higher"
     """Which values of the metric are better."""
     target: Target = Target()
     analyses: tuple[str, ...] = ("balance", "participation")
-    """What else is measured in each run: `balance`, `participation`, `own` (the numbers of the plug-ins' reports), and
-    what installed plug-ins define."""
+    """Further measurements of each run: `balance`, `participation`, `own` (the numbers of the plug-ins' reports), and
+    those of installed plug-ins."""
     tests: dict[str, JsonObject] = Field(default_factory=dict)
-    """Tests beside the runs, by name, as installed plug-ins define them: `arm`, `scenarios`, and own settings."""
+    """Tests next to the runs, by name, as installed plug-ins define them: `arm`, `scenarios`, and own settings."""
     highlight: tuple[str, ...] = ()
-    """Arms drawn with bands; the first five where not given."""
+    """Arms drawn with bands; by default the first five."""
     claims: tuple[Claim, ...] = ()
     checkpoint_every: Annotated[int, Field(ge=1)] = 10
-    """Rounds a killed run loses at most."""
+    """Maximum number of rounds a killed run loses."""
 
     @pydantic.field_validator("scenarios", "arms", mode="before")
     @classmethod
@@ -223,11 +223,11 @@ class Definition(Settings):
 
     @property
     def conditions(self) -> Mapping[str, Scenario]:
-        """The scenarios; one that changes nothing where none is defined."""
+        """Return the scenarios; one that changes nothing if none is defined."""
         return self.scenarios or {"base": Scenario()}
 
     def seeds_of(self, scenario: str) -> range:
-        """The seeds of a scenario."""
+        """Return the seeds of a scenario."""
         count = self.conditions[scenario].seeds or self.seeds.count
         return range(self.seeds.first, self.seeds.first + count)
 
@@ -244,16 +244,16 @@ class Definition(Settings):
         return test
 
     def with_seeds(self, count: int) -> Definition:
-        """The same study with so many seeds in every scenario."""
+        """Return the same study with this number of seeds in every scenario."""
         scenarios = {name: each.model_copy(update={"seeds": None}) for name, each in self.scenarios.items()}
         return self.model_copy(update={"seeds": self.seeds.model_copy(update={"count": count}), "scenarios": scenarios})
 
     @classmethod
     def parse(cls, values: Info) -> Definition:
-        """Build from a dictionary of the TOML's form.
+        """Build a definition from a dictionary of the TOML's form.
 
         Raises:
-            ConfigError: names the key as the user wrote it, what came, what was expected, the nearest valid key.
+            ConfigError: names the key as the user wrote it, the value, what was expected, the nearest valid key.
         """
         return _parsed(cls, values, ())
 
@@ -269,7 +269,7 @@ def titles() -> dict[str, str]:
 
 
 def load(target: str | Path, overrides: Sequence[str] = ()) -> tuple[Definition, list[str]]:
-    """A study from its name or a TOML file.
+    """Load a study from its name or a TOML file.
 
     Args:
         target: which.
@@ -288,16 +288,16 @@ def load(target: str | Path, overrides: Sequence[str] = ()) -> tuple[Definition,
 
 
 def _read(target: str | Path, below: tuple[str, ...]) -> JsonObject:
-    """A study's TOML, laid over the one it extends: each of its own top-level keys replaces the other's."""
+    """Return a study's TOML merged with the one it extends: each of its top-level keys replaces the other's."""
     path = _path(target)
     if str(path) in below:
-        raise ConfigError(f"extends: {' extends '.join((*below, str(path)))}: a circle")
+        raise ConfigError(f"extends: {' extends '.join((*below, str(path)))}: a cycle")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
-        raise ConfigError(f"no study file {str(path)!r} (looked in {Path.cwd()})") from exc
+        raise ConfigError(f"study file {str(path)!r} not found (looked in {Path.cwd()})") from exc
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path}: not readable as a study: {exc}") from exc
+        raise ConfigError(f"{path}: cannot be read as a study: {exc}") from exc
     values = _files_beside(values, path.parent)
     extended = values.pop("extends", None)
     return values if extended is None else {**_read(extended, (*below, str(path))), **values}
@@ -310,12 +310,12 @@ def _path(target: str | Path) -> Path:
     files = _files()
     if str(target) not in files:
         hint = did_you_mean(str(target), files)
-        raise UnknownName(f"{str(target)!r} is no study or TOML file; {hint}studies: {', '.join(files)}")
+        raise UnknownName(f"{str(target)!r} is not a study or a TOML file; {hint}studies: {', '.join(files)}")
     return files[str(target)]
 
 
 def _files_beside(values: JsonObject, folder: Path) -> JsonObject:
-    """Base experiments and extended studies that are TOML files lie beside the study's."""
+    """Resolve base experiments and extended studies that are TOML files next to the study's."""
     extends = values.get("extends")
     if isinstance(extends, str) and extends.endswith(".toml"):
         values["extends"] = str((folder / extends).resolve())

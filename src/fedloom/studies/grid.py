@@ -27,16 +27,16 @@ class Planned:
     seed: int
     experiment: Experiment
     tests: tuple[PlannedTest, ...] = ()
-    """Tests to do beside the run."""
+    """Tests to run next to the run."""
 
     @property
     def key(self) -> str:
-        """Its folder below `runs/`, and its name for people."""
+        """Return its folder below `runs/`, also its name for people."""
         return f"{self.scenario}/{self.arm}/seed-{self.seed}"
 
 
 def expand(definition: Definition, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> list[Planned]:
-    """Every experiment, one seed of everything after the other, so that a study stopped early is balanced.
+    """Return all experiments, seed by seed, so that a study stopped early is balanced.
 
     Args:
         definition: the study.
@@ -83,10 +83,10 @@ def _matches(key: str, patterns: Sequence[str]) -> bool:
 
 
 def overlay(values: Info, change: Info) -> JsonObject:
-    """`values` with `change` laid over it.
+    """Return `values` with `change` merged over it.
 
-    Tables are merged key by key, but one of another kind (its `name`, `scheme` or `source` differs) replaces what was
-    there, for settings of the old kind mean nothing to the new. Anything that is not a table replaces.
+    Tables are merged key by key, but one of another kind (other `name`, `scheme` or `source`) replaces the existing
+    one, because settings of the old kind are invalid for the new. Anything that is not a table replaces.
     """
     result = dict(values)
     for key, value in change.items():
@@ -105,7 +105,7 @@ def _same_kind(there: Info, value: Info) -> bool:
 
 
 def _template(definition: Definition, scenario: str, arm: str, overrides: Sequence[str]) -> Experiment:
-    """The experiment of a scenario and arm, but for its seed."""
+    """Return the experiment of a scenario and arm, without its seed."""
     condition = definition.conditions[scenario]
     values = _base(condition.base or definition.base)
     incidental = {
@@ -121,7 +121,7 @@ def _template(definition: Definition, scenario: str, arm: str, overrides: Sequen
 
 
 def _base(base: str | Info) -> JsonObject:
-    """The base experiment with every default written out."""
+    """Return the base experiment with all defaults written out."""
     return (api.load(base) if isinstance(base, str) else Experiment.parse(base)).to_dict()
 
 

@@ -1,4 +1,4 @@
-"""What is read out of one run: numbers, and series over its rounds or clients."""
+"""Measurements of one run: numbers, and series over its rounds or clients."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from fedloom.studies import statistics
 from fedloom.studies.definition import Definition
 
 COSTS = {"trainings": "local trainings", "uplink": "values sent up", "bytes": "bytes sent, up and down"}
-"""What rounds are exchanged for, by name; each is a cumulative series of every run."""
+"""Costs by name; each is a cumulative series of every run."""
 WINDOWS = (1, 3, 5)
 """Rounds whose pools are added up before their balance is taken."""
 
 
 def measure(run: RunFolder, definition: Definition, analyses: Sequence[Analysis]) -> Measured:
-    """Read a run: the learning curve, its costs, and the analyses the study asks for."""
+    """Read a run: the learning curve, its costs, and the analyses of the study."""
     measured = learning(run, definition)
     for analysis in analyses:
         measured |= analysis(run)
@@ -32,7 +32,7 @@ def measure(run: RunFolder, definition: Definition, analyses: Sequence[Analysis]
 
 
 def learning(run: RunFolder, definition: Definition) -> Measured:
-    """`final` and `auc` of the study's metric, the curve, and what it has cost, per round and so far."""
+    """Return `final` and `auc` of the study's metric, the curve, and its cost, per round and cumulative."""
     rounds = run.rounds
     curve = [(record.evaluation or {}).get(definition.metric, math.nan) for record in rounds]
     if not any(map(math.isfinite, curve)):
@@ -51,7 +51,7 @@ def learning(run: RunFolder, definition: Definition) -> Measured:
 
 
 def balance(run: RunFolder) -> Measured:
-    """How far the pool of each round's aggregated clients is from uniform classes.
+    """Measure how far the pool of each round's aggregated clients is from uniform classes.
 
     Pool z_c = sum over the last w rounds and their aggregated clients k of n_k q_kc, w in `WINDOWS`. `kl` is the mean
     over rounds of sum_c p_c ln(p_c C), p = z / sum z, in nats; `qcid` of sum_c (p_c - 1/C)². `kl_3` is that of w = 3.
@@ -83,7 +83,7 @@ def participation(run: RunFolder) -> Measured:
 
 
 def own(run: RunFolder) -> Measured:
-    """Return what the run's plug-ins read out of it themselves (their folders' `report.py`)."""
+    """Return the numbers of the plug-ins' own reports (their folders' `report.py`)."""
     numbers = [contribution.numbers for contribution in contributions(run)]
     return Measured({name: float(value) for each in numbers for name, value in each.items()})
 
@@ -99,11 +99,11 @@ GENERAL = StudyPart(
     ),
     ratios=frozenset({"coverage"}),
 )
-"""What every study may use, whatever its plug-ins."""
+"""Measurements for every study, independent of plug-ins."""
 
 
 def _costs(rounds: Sequence[RoundRecord]) -> dict[str, list[float]]:
-    """What has been spent after each round."""
+    """Return the cumulative costs after each round."""
     return {
         "trainings": _so_far(record.local_trainings for record in rounds),
         "uplink": _so_far(record.traffic.params_up for record in rounds),
@@ -116,5 +116,5 @@ def _so_far(values: Iterable[float]) -> list[float]:
 
 
 def _windowed(pools: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
-    """Each row plus the window - 1 rows before it; the first rows have fewer."""
+    """Return each row plus the window - 1 rows before it; the first rows have fewer."""
     return np.array([pools[max(0, row - window + 1) : row + 1].sum(axis=0) for row in range(len(pools))])

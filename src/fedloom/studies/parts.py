@@ -1,4 +1,4 @@
-"""Finds what plug-ins contribute to a study, with no list to edit.
+"""Finds plug-ins' contributions to a study, with no list to edit.
 
 The plug-ins that the study's experiments name come first, then all other installed ones.
 """
@@ -24,30 +24,30 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class PlannedTest:
-    """A test to do beside a run."""
+    """A test to run next to the run."""
 
     name: str
     """Its name in the study's `tests`."""
     ref: PartRef
     """The plug-in's part that contributes it."""
     test: StaticTest
-    """With its settings."""
+    """The test with its settings."""
 
     def in_run(self, scenario: str, arm: str) -> bool:
-        """Return whether it is done with the runs of this scenario and arm."""
+        """Return whether it accompanies the runs of this scenario and arm."""
         return arm == self.test.arm and scenario in (self.test.scenarios or (scenario,))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyParts:
-    """The study parts of plug-ins: what the definition of a study may name."""
+    """The study parts of plug-ins: the names available to a study's definition."""
 
     own: Mapping[PartRef, StudyPart]
-    """Of the plug-ins that the study's experiments name. What they define comes before what others do."""
+    """Parts of the plug-ins that the study's experiments name. They take precedence."""
     installed: Mapping[PartRef, StudyPart]
-    """Of all other installed plug-ins."""
+    """Parts of all other installed plug-ins."""
     unreadable: Mapping[PartRef, str] = field(default_factory=dict)
-    """Why other installed plug-ins could not be asked."""
+    """Why other installed plug-ins could not be loaded."""
 
     @classmethod
     def of(cls, experiments: Iterable[Experiment]) -> StudyParts:
@@ -68,7 +68,7 @@ class StudyParts:
         return cls(own=own, installed=installed, unreadable=unreadable)
 
     def analyses(self, definition: Definition) -> list[Analysis]:
-        """Return what the definition's `analyses` name.
+        """Return the definition's `analyses`.
 
         Raises:
             ConfigError: no plug-in, or several, define one of them.
@@ -76,7 +76,7 @@ class StudyParts:
         return [self._analysis(name)[1] for name in definition.analyses]
 
     def tests(self, definition: Definition) -> list[PlannedTest]:
-        """Return what the definition's `tests` name, each with its settings.
+        """Return the definition's `tests`, each with its settings.
 
         Raises:
             ConfigError: no plug-in, or several, define one of them, or a setting is wrong.
@@ -113,7 +113,7 @@ class StudyParts:
     def _find(
         self, key: str, name: str, table: Callable[[StudyPart], Mapping[str, T]], general: Iterable[str] = ()
     ) -> tuple[PartRef, StudyPart, T]:
-        """Find what a plug-in calls by this name; the same object from several plug-ins counts once."""
+        """Find a plug-in's part by this name; the same object from several plug-ins counts once."""
         for parts in (self.own, self.installed):
             having = [(ref, part) for ref, part in parts.items() if name in table(part)]
             if len({id(table(part)[name]) for _, part in having}) > 1:
@@ -128,6 +128,6 @@ class StudyParts:
     def _unknown(self, key: str, name: str, known: Sequence[str]) -> str:
         hint = did_you_mean(name, known)
         failed = "".join(
-            f"\n  {ref.kind.section} {ref.name!r} could not be asked: {why}" for ref, why in self.unreadable.items()
+            f"\n  {ref.kind.section} {ref.name!r} could not be loaded: {why}" for ref, why in self.unreadable.items()
         )
         return f"{key}: no installed plug-in defines {name!r}; {hint}known here: {', '.join(known) or 'none'}{failed}"

@@ -72,7 +72,7 @@ class Pool:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env={**os.environ, **worker_environment()},
-                start_new_session=True,  # Ctrl-C is for the study, which then tells its workers
+                start_new_session=True,  # Ctrl-C is for the study, which then stops its workers
             )
         )
         self._workers.append(worker)
@@ -120,7 +120,7 @@ class Pool:
         how = f"signal {-status}" if status < 0 else f"exit status {status}"
         if left:
             self._give(self._start(log), left)
-        on_end(lost, "failed", f"its process died ({how}); what it printed is in {self._log}")
+        on_end(lost, "failed", f"its process died ({how}); its output is in {self._log}")
 
     def _forget(self, worker: _Worker) -> None:
         assert worker.process.stdin is not None and worker.process.stdout is not None

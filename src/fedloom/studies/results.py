@@ -1,4 +1,4 @@
-"""What a study came to: numbers over seeds for every scenario and arm, against the reference."""
+"""Results of a study: numbers over seeds for every scenario and arm, against the reference."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class ArmResult:
     """Runs that never reached the target."""
     bands: Mapping[str, Band]
     times_aggregated: tuple[float, ...] = ()
-    """Mean over seeds of how often each client was aggregated, sorted from most to least within each seed."""
+    """Mean over seeds of the number of times each client was aggregated, sorted within each seed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,15 +64,15 @@ class ScenarioResult:
 
     title: str
     target: float
-    """Value of the metric to reach; NaN as long as the reference has no finished run."""
+    """Value of the metric to reach; NaN while the reference has no finished run."""
     arms: Mapping[str, ArmResult]
     pairs: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
-    """Estimates of the arms that claims compare with another arm than the reference, by `ARM against ARM`."""
+    """Estimates for claims that compare with another arm than the reference, by `ARM against ARM`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyResult:
-    """Everything a report tells."""
+    """The content of a report."""
 
     definition: Definition
     overrides: tuple[str, ...] = ()
@@ -87,16 +87,16 @@ class StudyResult:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Versions and machine of the runs."""
     columns: tuple[NumberColumn, ...] = ()
-    """Columns of the report's tables, as the study's plug-ins contribute them; no part of the JSON object."""
+    """Columns of the report's tables, as the study's plug-ins contribute them; not in the JSON object."""
 
     def to_json(self) -> JsonObject:
-        """A JSON object; numbers that are not finite are null."""
+        """Return a JSON object; numbers that are not finite are null."""
         values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "columns"}
         values["definition"] = self.definition.model_dump(mode="json", exclude_none=True)
         return {name: _plain(value) for name, value in values.items()}
 
     def summary(self) -> JsonObject:
-        """The JSON object without series and single runs."""
+        """Return the JSON object without series and single runs."""
         values = self.to_json()
         for scenario in values["scenarios"].values():
             for arm in scenario["arms"].values():
@@ -177,7 +177,7 @@ def _scenario(
 
 
 def _target(definition: Definition, reference: Mapping[int, Measured]) -> float:
-    """The value to reach: given, or a share of the reference's median final value."""
+    """Return the value to reach: given, or a fraction of the reference's median final value."""
     if definition.target.value is not None:
         return definition.target.value
     finals = [run.numbers["final"] for run in reference.values() if "final" in run.numbers]
@@ -185,7 +185,7 @@ def _target(definition: Definition, reference: Mapping[int, Measured]) -> float:
 
 
 def _reached(run: Measured, target: float, higher: bool) -> Measured:
-    """The run with its rounds, and costs, to the target."""
+    """Return the run with its rounds, and costs, to the target."""
     if "final" not in run.numbers or not math.isfinite(target):
         return run
     rounds, censored = statistics.rounds_to_target(run.series["metric"], target, higher=higher)
@@ -207,7 +207,7 @@ def _arm(title: str, runs: Mapping[int, Measured], estimates: Mapping[str, Estim
 def _compared(
     definition: Definition, ratios: Collection[str], runs: Mapping[int, Measured], reference: Mapping[int, Measured]
 ) -> dict[str, Estimate]:
-    """Every number over seeds, and against the runs of another arm where there are some."""
+    """Return every number over seeds, and against the runs of another arm if there are some."""
     last = definition.target.last
     names = dict.fromkeys(number for run in runs.values() for number in run.numbers)
     found: dict[str, Estimate | None] = {}
@@ -234,7 +234,7 @@ def _compared(
 def _at_equal_cost(
     pairs: Sequence[tuple[Measured, Measured]], cost: str, read: Callable[..., tuple[float, float]]
 ) -> Estimate | None:
-    """The difference of what is read out of both runs of a pair, a cost being the same for both."""
+    """Return the difference of the numbers of both runs of a pair at equal cost."""
     found = [
         read(a.series[cost], a.series["metric"], r.series[cost], r.series["metric"])
         for a, r in pairs
@@ -252,7 +252,7 @@ def _bands(runs: Sequence[Measured]) -> dict[str, Band]:
 
 
 def _band(series: Sequence[Sequence[float]]) -> Band:
-    """Quartiles per round over the runs that reached it; NaN where none measured it."""
+    """Return quartiles per round over the runs that reached it; NaN if none measured it."""
     rounds = max(map(len, series))
     padded = np.array([[*values, *[math.nan] * (rounds - len(values))] for values in series], np.float64)
     columns = [column[np.isfinite(column)] for column in padded.T]

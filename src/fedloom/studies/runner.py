@@ -26,48 +26,48 @@ _MOST_DIFFERENCES = 5
 
 
 class Watcher(Protocol):
-    """Is told how a study goes on."""
+    """Is notified of a study's progress."""
 
     def begin(self, total: int, done: int, jobs: int) -> None:
-        """So many runs are planned, so many were done before."""
+        """Begin: `total` runs are planned, `done` of them are finished."""
 
     def round(self, run: Planned, number: int, rounds: int) -> None:
-        """A run has finished a round."""
+        """Handle a finished round of a run."""
 
     def end(self, run: Planned, ended: str, error: str, seconds: float) -> None:
-        """A run has ended: `done`, `failed` or `interrupted`."""
+        """Handle the end of a run: `done`, `failed` or `interrupted`."""
 
     def close(self) -> None:
-        """No more is coming."""
+        """End: no more notifications follow."""
 
 
 @dataclass
 class Ran:
-    """What came of a study's runs."""
+    """Outcomes of a study's runs."""
 
     done: int = 0
-    """Runs that are done, those of earlier calls included."""
+    """Finished runs, those of earlier calls included."""
     failures: dict[str, str] = field(default_factory=dict)
     """Why runs failed, by key."""
 
 
 def folder_of(out: Path, run: Planned) -> Path:
-    """Where a run lives."""
+    """Return a run's folder."""
     return out / RUNS / run.scenario / run.arm / f"seed-{run.seed}"
 
 
 def run_all(grid: Sequence[Planned], out: Path, *, jobs: int | None, watcher: Watcher) -> Ran:
-    """Do what is left of a grid. Done runs are skipped, others go on from their checkpoints or are tried again.
+    """Run the rest of a grid. Finished runs are skipped, others resume from their checkpoints or are retried.
 
     Args:
         grid: the experiments.
         out: the study's folder.
         jobs: runs at a time; None takes one for each core.
-        watcher: is told.
+        watcher: is notified.
 
     Raises:
-        RunExists: a folder holds a run with other settings; nothing was started.
-        Interrupted: Ctrl-C or SIGTERM; the same call goes on.
+        RunExists: a folder contains a run with other settings; nothing was started.
+        Interrupted: Ctrl-C or SIGTERM; the same call continues.
     """
     for run in grid:
         _check_same(run, folder_of(out, run))
@@ -94,7 +94,7 @@ def run_all(grid: Sequence[Planned], out: Path, *, jobs: int | None, watcher: Wa
             Pool(jobs, out / LOG).work(todo, on_round, on_end)
     except KeyboardInterrupt:
         raise Interrupted(
-            f"{ran.done} of {len(grid)} runs are done and kept in {out}; the same command goes on with the rest"
+            f"{ran.done} of {len(grid)} runs are finished and saved in {out}; the same command continues with the rest"
         ) from None
     finally:
         watcher.close()
@@ -102,14 +102,14 @@ def run_all(grid: Sequence[Planned], out: Path, *, jobs: int | None, watcher: Wa
 
 
 def is_done(folder: Path) -> bool:
-    """Whether a run's folder holds a finished run."""
+    """Return whether a run's folder contains a finished run."""
     if not (folder / EXPERIMENT).is_file() or not (folder / SUMMARY).is_file():
         return False
     return RunFolder.read(folder).status == "done"
 
 
 def _is_complete(run: Planned, folder: Path) -> bool:
-    """Return whether a run is done, and the tests beside it."""
+    """Return whether a run and the tests next to it are finished."""
     return is_done(folder) and all_done(run.tests, folder)
 
 
@@ -128,8 +128,8 @@ def _check_same(run: Planned, folder: Path) -> None:
     ]
     more = f"; and {len(changed) - _MOST_DIFFERENCES} more" if len(changed) > _MOST_DIFFERENCES else ""
     raise RunExists(
-        f"{folder} holds a run with other settings ({'; '.join(changed[:_MOST_DIFFERENCES])}{more}). The study's "
-        "definition has changed since: choose another --out, or take the change back"
+        f"{folder} contains a run with other settings ({'; '.join(changed[:_MOST_DIFFERENCES])}{more}). The study's "
+        "definition has changed since: choose another --out, or undo the change"
     )
 
 
@@ -142,7 +142,7 @@ def _terminated_like_interrupted() -> Iterator[None]:
 
     try:
         before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: signals are somebody else's
+    except ValueError:  # not the main thread: it cannot handle signals
         yield
         return
     try:

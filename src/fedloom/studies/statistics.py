@@ -30,22 +30,22 @@ class Estimate:
     high: float
     """Upper end of the interval; infinity where the seeds are too few for one."""
     count: int
-    """Seeds, or pairs, it is made of."""
+    """Number of seeds, or pairs."""
     level: float = LEVEL
     """Confidence of the interval, smaller than `LEVEL` where so few seeds cannot give more."""
     p_less: float | None = None
-    """Wilcoxon's p for "the arm's number is smaller than the reference's"; None where nothing is paired."""
+    """Wilcoxon's p for "the arm's number is smaller than the reference's"; None if nothing is paired."""
     p_greater: float | None = None
     """The same for "is larger"."""
 
 
 def rounds_to_target(values: Sequence[float], target: float, *, higher: bool = True) -> tuple[int, bool]:
-    """The first round t (from 1) whose value reaches the target, min{t : v_t >= target}; T + 1 where none does.
+    """Return the first round t (from 1) whose value reaches the target, min{t : v_t >= target}; T + 1 if none does.
 
     Args:
         values: the metric after each of the T rounds; NaN (not evaluated) never reaches anything.
         target: value to reach.
-        higher: whether larger is better; else v_t <= target counts.
+        higher: whether larger is better; otherwise v_t <= target counts.
 
     Returns:
         The round, and whether it was censored (never reached).
@@ -66,7 +66,7 @@ def area(values: Sequence[float]) -> float:
 
 
 def final(values: Sequence[float], last: int) -> float:
-    """The mean of the last `last` evaluated rounds."""
+    """Return the mean of the last `last` evaluated rounds."""
     seen = np.asarray(values, np.float64)
     return float(seen[np.isfinite(seen)][-last:].mean())
 
@@ -76,7 +76,7 @@ def area_over(costs: Sequence[float], values: Sequence[float], low: float, high:
 
     Args:
         costs: cumulative cost after each round (local trainings, values sent, bytes), not decreasing.
-        values: the metric after each round; rounds with NaN are left out.
+        values: the metric after each round; rounds with NaN are omitted.
         low: start of the range, at least the first cost.
         high: its end, at most the last cost, above `low`.
     """
@@ -90,9 +90,9 @@ def area_over(costs: Sequence[float], values: Sequence[float], low: float, high:
 def areas_at_equal_cost(
     costs: Sequence[float], values: Sequence[float], other_costs: Sequence[float], other_values: Sequence[float]
 ) -> tuple[float, float]:
-    """`area_over` of two runs over the costs both have passed: from the larger first to the smaller last cost.
+    """Return `area_over` of two runs over the costs both have reached: from the larger first to the smaller last cost.
 
-    NaN for both where they share no range.
+    NaN for both if they share no range.
     """
     low, high = max(costs[0], other_costs[0]), min(costs[-1], other_costs[-1])
     if not high > low:
@@ -108,10 +108,10 @@ def finals_at_equal_cost(
     *,
     last: int,
 ) -> tuple[float, float]:
-    """What two runs have come to when both have spent what the cheaper one spends in all.
+    """Return both runs' values at the total cost of the cheaper one.
 
     A run's value is the mean of its last `last` evaluated rounds (as `final`), between two rounds interpolated
-    linearly. A run whose first round costs more than that is given its first round all the same.
+    linearly. A run whose first round costs more than that has its first round's value.
     """
     spent = min(costs[-1], other_costs[-1])
     return _so_far(costs, values, spent, last), _so_far(other_costs, other_values, spent, last)
@@ -125,11 +125,11 @@ def _so_far(costs: Sequence[float], values: Sequence[float], spent: float, last:
 
 
 def wilcoxon(differences: npt.ArrayLike) -> tuple[float, float]:
-    """Wilcoxon's signed-rank test, exact: p for "smaller than 0" and for "larger than 0", one-sided.
+    """Compute Wilcoxon's signed-rank test, exact: one-sided p for "smaller than 0" and for "larger than 0".
 
-    Zero differences are left out, ties share mean ranks. W+ is the sum of the ranks of |d| where d > 0; under the null
+    Zero differences are omitted, ties share mean ranks. W+ is the sum of the ranks of |d| where d > 0; under the null
     hypothesis each of the 2^n choices of signs is equally likely, and p_less = P(W+ <= observed), p_greater =
-    P(W+ >= observed), counted by dynamic programming over doubled (hence whole) ranks. Two 1s where nothing differs.
+    P(W+ >= observed), counted by dynamic programming over doubled (hence whole) ranks. Two 1s if nothing differs.
     """
     d = np.asarray(differences, np.float64)
     d = d[d != 0]
@@ -237,7 +237,7 @@ def paired_difference(arm: Sequence[float], reference: Sequence[float]) -> Estim
 def paired_ratio(arm: Sequence[float], reference: Sequence[float]) -> Estimate | None:
     """Return the median of a_s / r_s over the seeds s, with interval; p-values are those of the differences a_s - r_s.
 
-    None where a number is not positive.
+    None if a number is not positive.
     """
     a, r = np.asarray(arm, np.float64), np.asarray(reference, np.float64)
     known = np.isfinite(a) & np.isfinite(r)

@@ -42,11 +42,11 @@ class _Rounds:
                 self._say(round=event.record.round, rounds=self._rounds)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: nothing is buffered."""
 
 
 def do_run(folder: Path, experiment: JsonObject, say: Say, tests: Sequence[Info] = ()) -> dict[str, str]:
-    """Do one run in its folder, or resume the one that is there, then the tests beside it; returns how it ended."""
+    """Run one run in its folder, or resume the existing one, then the tests next to it; returns how it ended."""
     from fedloom import api
     from fedloom.core.config import Experiment
     from fedloom.studies.beside import do_test, from_message
@@ -55,7 +55,7 @@ def do_run(folder: Path, experiment: JsonObject, say: Say, tests: Sequence[Info]
         if (folder / EXPERIMENT).is_file():
             api.resume(folder, sinks=[_Rounds(say)])
         else:
-            shutil.rmtree(folder, ignore_errors=True)  # killed before it had written what it is
+            shutil.rmtree(folder, ignore_errors=True)  # killed before it had written its experiment
             api.run(Experiment.parse(experiment), out=folder, sinks=[_Rounds(say)])
         for message in tests:
             do_test(from_message(message), Experiment.parse(experiment), folder)
@@ -73,7 +73,7 @@ def main() -> None:
     with contextlib.suppress(OSError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     protocol = os.dup(1)
-    os.dup2(2, 1)  # what a run prints goes to the log, not into the protocol
+    os.dup2(2, 1)  # a run's output goes to the log, not into the protocol
 
     def say(**values: object) -> None:
         with contextlib.suppress(BrokenPipeError):

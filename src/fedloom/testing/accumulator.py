@@ -1,4 +1,4 @@
-"""What every accumulator keeps to."""
+"""Requirements on every accumulator."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class AccumulatorConformance:
     """Tests of one accumulator; subclass it and set `name`."""
 
     name: str
-    """A built-in one, or a strategy (folder, module or file) that has an accumulator of its own."""
+    """A built-in one, or a strategy (folder, module or file) that has its own accumulator."""
 
     def update(self, client: int) -> Update:
         """Make one client's update, the same at every call; by default a model of two arrays, (4, 3) and (4,)."""
@@ -27,7 +27,7 @@ class AccumulatorConformance:
         return Update(num_examples=client + 1, groups={MODEL: arrays}, metrics={"loss": Mean(client, 1.0)})
 
     def test_it_starts_empty_and_counts(self) -> None:
-        """An accumulator has all methods, holds nothing at first, and counts what it holds."""
+        """Check that an accumulator has all methods, is empty at first, and counts its updates."""
         empty = self.build()
         assert isinstance(empty, Accumulator), f"{type(empty).__name__} lacks a method of core.accumulators.Accumulator"
         assert empty.count == 0, f"an empty accumulator has count {empty.count}"
@@ -52,7 +52,7 @@ class AccumulatorConformance:
             assert _content(self._carried(full)) == _content(full), f"{len(clients)} updates do not survive a frame"
 
     def test_merging_in_order_gives_the_same_bits(self) -> None:
-        """Partial accumulators merge to the same bits, whether they came over a wire or not."""
+        """Check that partial accumulators merge to the same bits, whether or not they were sent over a wire."""
 
         def merged(carry: bool) -> tuple[str, int]:
             total = self.build()
@@ -65,7 +65,7 @@ class AccumulatorConformance:
         assert merged(carry=True)[1] == 7, "seven updates were merged"
 
     def test_an_empty_one_merges_without_effect(self) -> None:
-        """An empty accumulator merges into anything, and anything into it."""
+        """Check that an empty accumulator merges into any other, and any other into it."""
         whole = _content(self._filled(range(3)))
         left, right = self._filled(range(3)), self.build()
         left.merge(self.build())
@@ -74,7 +74,7 @@ class AccumulatorConformance:
         assert _content(right) == whole, "merging into an empty one gives another sum"
 
     def test_it_goes_on_after_a_frame_and_writes_into_nothing_borrowed(self) -> None:
-        """Adding and merging after `from_record` goes on with the same bits and leaves the record alone."""
+        """Check that adding and merging after `from_record` give the same bits and do not change the record."""
         first, later = self._filled(range(2)), self._filled(range(2, 4))
         before = _content(first), _content(later)
         resumed = self._carried(first)
@@ -83,10 +83,10 @@ class AccumulatorConformance:
         total = self.read(first.record())
         total.merge(later)
         total.add(self.update(9), 10.0, 9)
-        assert (_content(first), _content(later)) == before, "it wrote into a record it had been given"
+        assert (_content(first), _content(later)) == before, "it changed the record passed to it"
 
     def test_updates_are_neither_changed_nor_kept(self) -> None:
-        """An update's arrays are read once: the workload uses its buffers again."""
+        """Check that an update's arrays are read once: the workload reuses its buffers."""
         accumulator, again = self.build(), self.build()
         for client in range(2):
             update = self.update(client)
@@ -98,7 +98,7 @@ class AccumulatorConformance:
                 array.setflags(write=True)
                 array[...] = 99
             again.add(self.update(client), 1.0, client)
-        assert _content(accumulator) == _content(again), "it kept an update's arrays instead of copying them"
+        assert _content(accumulator) == _content(again), "it retained an update's arrays instead of copying them"
 
     def build(self, allocate: Allocate | None = None) -> Accumulator:
         """Make an empty accumulator, in memory `allocate` gives: the one called `name` by default."""

@@ -32,7 +32,7 @@ M = TypeVar("M", bound=ToAgent)
 
 
 def run_spec(run_id: str = "run", **round: object) -> RunSpec:
-    """Make an experiment as agents are told it: `fedavg` on `fedloom.testing.linear`.
+    """Make an experiment as it is sent to agents: `fedloom.testing.linear` with `fedavg`.
 
     Args:
         run_id: the run's.
@@ -77,8 +77,8 @@ def open_exchange(
         inputs: a small model by default.
         labels: nodes must have them.
         vet: checks the sums of agents on other machines.
-        reassign: whether a group may go to a second node.
-        run_acknowledges: whether the run answers results itself, as one with a journal does.
+        reassign: whether a group may be reassigned.
+        run_acknowledges: whether the run acknowledges results itself, as one with a journal does.
     """
     exchange = Exchange(
         jobs=tuple(job for group in groups for job in group.jobs),
@@ -101,21 +101,21 @@ def open_exchange(
 
 
 def next_answer(opened: OpenExchange, timeout_s: float = 5.0) -> Answer:
-    """Take the next answer of an exchange: an accepted result, or why its group has none.
+    """Return the next result of an exchange: accepted, or why its group has none.
 
     Args:
         opened: the exchange.
         timeout_s: seconds to wait.
 
     Raises:
-        AssertionError: none has come, or an error has ended the exchange.
+        AssertionError: none arrived, or an error ended the exchange.
     """
     try:
         answer = opened.answers.get(timeout=timeout_s)
     except queue.Empty:
-        raise AssertionError(f"no answer has come within {timeout_s} s") from None
+        raise AssertionError(f"no result has arrived within {timeout_s} s") from None
     if not isinstance(answer, Answer):
-        raise AssertionError(f"expected an answer, but the exchange has failed: {answer!r}") from answer
+        raise AssertionError(f"expected a result, but the exchange has failed: {answer!r}") from answer
     return answer
 
 
@@ -144,7 +144,7 @@ def group_result(
     Args:
         key: the group's.
         clients: those that report, one example each.
-        total: their sum; `sum_of_one` of the first client where not given.
+        total: their sum; by default `sum_of_one` of the first client.
         states, busy_s: as in `GroupResult`.
     """
     return GroupResult(
@@ -157,7 +157,7 @@ def group_result(
 
 
 class ManualAgent:
-    """An agent that does nothing of itself: a channel, and every message that came over it.
+    """A scripted agent: a channel, and every message received over it.
 
     Args:
         channel: to the server.
@@ -176,13 +176,13 @@ class ManualAgent:
         return self.channel.open(Hello(node=self.node, session=f"session-{self._sessions}"))
 
     def start(self) -> Welcome:
-        """Open a new session and beat once, after which groups come."""
+        """Open a new session and send one heartbeat, after which groups arrive."""
         welcome = self.open()
         self.channel.send(Heartbeat())
         return welcome
 
     def store(self, record: Record, run_id: str = "run") -> PayloadRef:
-        """Put a run's record where the server can have it."""
+        """Store a run's record for the server."""
         return self.channel.store(record, run_id)
 
     def lease(self, record: Record, run_id: str = "run") -> Groups:
@@ -190,16 +190,16 @@ class ManualAgent:
         return self.channel.lease(record, run_id)
 
     def take(self, kind: type[M], count: int = 1, timeout_s: float = 10.0, **fields: object) -> list[M]:
-        """Wait until `count` different messages of a kind have come, over all sessions together.
+        """Wait until `count` different messages of a kind have arrived, over all sessions together.
 
         Args:
             kind: the messages' class.
-            count: how many are wanted; with 0, all there are are returned at once.
+            count: number of messages; with 0, all those received are returned immediately.
             timeout_s: seconds to wait.
             fields: values the messages must have.
 
         Raises:
-            AssertionError: they have not come; the message shows what has.
+            AssertionError: they have not arrived; the message shows those received.
         """
         deadline = time.monotonic() + timeout_s
 
@@ -221,7 +221,7 @@ class ManualAgent:
         return found()[:count] if count else found()
 
     def drain(self, quiet_s: float = 0.3) -> list[ToAgent]:
-        """Return the messages that come until nothing has come for `quiet_s` seconds."""
+        """Return the messages that arrive until none has arrived for `quiet_s` seconds."""
         new: list[ToAgent] = []
         while (message := self.channel.receive(quiet_s)) is not None:
             new.append(message)

@@ -1,4 +1,4 @@
-"""What every channel between an agent and a server keeps to."""
+"""Requirements on every channel between an agent and a server."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Rig:
 
 
 class ChannelConformance:
-    """Tests of one kind of channel; subclass it, define `connect`, and set `shared` where payloads go in shared memory.
+    """Tests of one kind of channel; subclass it, define `connect`, and set `shared` if payloads go in shared memory.
 
     A channel may repeat, delay or reorder messages; one that loses them fails here.
     """
@@ -84,7 +84,7 @@ class ChannelConformance:
                     channel.close()
 
     def test_a_welcome_tells_the_servers_limits(self) -> None:
-        """Opening says how often to beat and how much may be sent."""
+        """Check that opening returns the heartbeat interval and size limits."""
         with self._rig() as rig:
             welcome = rig.connect().open(Hello(node="a", session="1"))
             assert welcome.heartbeat_s == 5.0
@@ -93,7 +93,7 @@ class ChannelConformance:
             assert bool(welcome.depot_nonce) == self.shared
 
     def test_the_run_and_the_group_are_pushed(self) -> None:
-        """A group comes with its run's experiment, and its inputs bit for bit."""
+        """Check that a group arrives with its run's experiment, and its inputs bit for bit."""
         with self._rig() as rig:
             hand = rig.hand()
             model = model_record(5, 0.25)
@@ -114,7 +114,7 @@ class ChannelConformance:
                 assert not fetched.groups[MODEL]["w"].flags.writeable, "a fetched array can be written to"
 
     def test_a_result_is_accepted_once_then_duplicate_then_stale(self) -> None:
-        """A result counts once, however often it is sent, and not after its exchange."""
+        """Check that a result counts once, however often it is sent, and not after its exchange."""
         with self._rig() as rig:
             hand = rig.hand()
             with open_exchange(rig.server.coordinator, planned_groups(1.0, 1.0)) as opened:
@@ -137,7 +137,7 @@ class ChannelConformance:
             assert rig.server.coordinator.take_stale("run") == 0
 
     def test_leaving_an_exchange_cancels_the_groups_that_wait(self) -> None:
-        """Groups that nobody took back are cancelled when their exchange ends."""
+        """Check that unfinished groups are cancelled when their exchange ends."""
         with self._rig() as rig:
             hand = rig.hand()
             with open_exchange(rig.server.coordinator, planned_groups(1.0, 1.0, 1.0), round=4, index=2):
@@ -146,7 +146,7 @@ class ChannelConformance:
             assert (cancel.run_id, cancel.round, cancel.exchange) == ("run", 4, 2)
 
     def test_an_agent_that_opens_again_keeps_the_groups_it_says_it_holds(self) -> None:
-        """A second session keeps what it holds and gets what it lost."""
+        """Check that a second session retains its groups and receives lost ones again."""
         with self._rig() as rig:
             hand = rig.hand()
             with open_exchange(rig.server.coordinator, planned_groups(3.0, 2.0, 1.0)) as opened:
@@ -154,7 +154,7 @@ class ChannelConformance:
                 before = len(hand.got)
                 hand.open()
                 hand.channel.send(Heartbeat(held=(held.key,)))
-                # The one it no longer holds comes once more; the one it holds does not.
+                # The lost one is pushed again; the one it still has is not.
                 while not (again := [m.key for m in hand.got[before:] if isinstance(m, Group)]):
                     hand.take(Group, 0)
                     hand.drain(0.2)
@@ -164,7 +164,7 @@ class ChannelConformance:
                 assert next_answer(opened).index == held.key.group
 
     def test_a_goodbye_of_the_server_arrives(self) -> None:
-        """The server's farewell arrives."""
+        """Check that the server's farewell arrives."""
         with self._rig() as rig:
             hand = rig.hand()
             wait_until(lambda: rig.server.coordinator.online, 10, "the stream")
@@ -196,10 +196,10 @@ class ChannelConformance:
                     ref = hand.store(record)
                     assert ref.size > 0
                     assert_same_record(rig.server.payloads.take("hand", ref), record)
-                hand.channel.send(Heartbeat())  # the exchange is cancelled; this says that nothing of it is in work
+                hand.channel.send(Heartbeat())  # the exchange is cancelled; this says that none of it is running
 
     def test_equal_records_stored_twice_can_be_taken_twice(self) -> None:
-        """Two equal payloads are two."""
+        """Check that two equal payloads count as two."""
         with self._rig() as rig:
             hand = rig.hand_with_work()
             record = records_of_every_dtype(600_000)[0]
@@ -227,7 +227,7 @@ class ChannelConformance:
                 assert len(set(names)) == 1, "the buffer is used again"
 
     def test_recycling_a_runs_memory_leaves_that_of_others(self) -> None:
-        """Stored or only leased: what another run has in memory keeps its bytes until that run's own is recycled."""
+        """Check that another run's stored or leased memory is unchanged until that run's own is recycled."""
         with self._rig() as rig:
             hand = rig.hand_with_work()
             record, later = model_record(60_000, 1), model_record(60_000, 9)
@@ -246,7 +246,7 @@ class ChannelConformance:
                 assert other.shared in again and kept.shared not in again, "only the recycled run's memory is reused"
 
     def test_an_abandoned_lease_is_never_taken_for_another_record(self) -> None:
-        """A sum spoilt by a bad update is thrown away; what is stored next must be what was given to `store`."""
+        """Check that after an unusable sum is discarded, the next record stored is the one passed to `store`."""
         with self._rig() as rig:
             hand = rig.hand_with_work()
             for value in range(20):
@@ -258,7 +258,7 @@ class ChannelConformance:
                 assert_same_record(taken, record)
 
     def test_the_experiment_is_told_again_when_it_got_lost(self) -> None:
-        """A run's experiment comes once more when the agent says it lacks it."""
+        """Check that a run's experiment is sent again when the agent reports it missing."""
         with self._rig() as rig:
             hand = rig.hand()
             run = run_spec("told-again")

@@ -1,4 +1,4 @@
-"""A clock that stands still until it is told otherwise."""
+"""A clock that advances only when told to."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _LOOK_S = 0.002
 
 
 class ManualClock:
-    """A `core.clock.Clock` whose time moves by `advance` alone; whoever waits on it looks every few real milliseconds.
+    """A `core.clock.Clock` whose time moves only by `advance`; waiting threads check it every few real milliseconds.
 
     Args:
-        now: the time it begins with; seconds.
+        now: the initial time; seconds.
     """
 
     def __init__(self, now: float = 1000.0) -> None:
         self._now = now
 
     def advance(self, seconds: float) -> None:
-        """Let time pass for everybody who has this clock."""
+        """Advance time for everything that uses this clock."""
         self._now += seconds
 
     def monotonic(self) -> float:

@@ -1,4 +1,4 @@
-"""Whether a plug-in explains itself."""
+"""Checks that a plug-in is documented."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def assert_explained(kind: Kind, name: str) -> None:
         AssertionError: it does not, or some have none; the message names them.
     """
     summary = registry.summary(kind, name)
-    assert summary.endswith("."), f"{kind.section} {name!r}: the docstring's first line is {summary!r}, no sentence"
+    assert summary.endswith("."), f"{kind.section} {name!r}: the docstring's first line is {summary!r}, not a sentence"
     fields = plugin_schema(kind, name).model_fields
     bare = [
         field
@@ -32,7 +32,7 @@ def assert_explained(kind: Kind, name: str) -> None:
 
 
 def _is_group(annotation: object) -> bool:
-    """Whether a setting is a table of settings, or one of several, which have docstrings of their own."""
+    """Return whether a setting is a table of settings, or one of several, with separate docstrings."""
     members = [each for each in typing.get_args(annotation) if each is not type(None)] or [annotation]
     inner = [typing.get_args(each)[0] if typing.get_origin(each) is Annotated else each for each in members]
     return all(isinstance(each, type) and issubclass(each, BaseModel) for each in inner)

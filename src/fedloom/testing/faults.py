@@ -13,7 +13,7 @@ from fedloom.core.seeds import generator
 
 
 class ForwardingChannel:
-    """Any channel, unchanged: a base class for fakes, which override what they change.
+    """Any channel, unchanged: a base class for fakes, which override some methods.
 
     Args:
         inner: the channel that does the work.
@@ -39,7 +39,7 @@ class ForwardingChannel:
         return self.inner.fetch(ref)
 
     def store(self, record: Record, run_id: str) -> PayloadRef:
-        """Put a run's record where the server can have it."""
+        """Store a run's record for the server."""
         return self.inner.store(record, run_id)
 
     def lease(self, record: Record, run_id: str) -> Groups:
@@ -82,7 +82,7 @@ class FaultyChannel(ForwardingChannel):
         self._late: list[tuple[float, int, ToAgent]] = []
         self._counter = itertools.count()
         self.faults = {"dropped": 0, "duplicated": 0, "delayed": 0, "cut": 0}
-        """How many of each have happened."""
+        """Count of each fault that has occurred."""
 
     def open(self, hello: Hello) -> Welcome:
         self._late.clear()

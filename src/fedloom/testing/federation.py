@@ -1,4 +1,4 @@
-"""A federation in one process that makes up its clients' training, to run a strategy on."""
+"""A federation in one process with made-up client training, to run a strategy on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLIENTS = 8
 def initial_model() -> Record:
     """Make a model with an array of each kind: matrices, a vector, a short float, a scalar, integers, an empty one.
 
-    Its info says which layers can carry adapters, as a workload's would: `layer`, and the convolution `other`.
+    Its info lists the layers that can have adapters, as a workload's would: `layer`, and the convolution `other`.
     """
     rng = generator(3, "init")
     arrays: dict[str, Array] = {
@@ -45,13 +45,13 @@ def initial_model() -> Record:
 
 
 class MadeUpFederation:
-    """A strategy, and in place of clients a step along made-up gradients; what it hands out cannot be written to.
+    """A strategy, with a step along made-up gradients in place of clients; its arrays are read-only.
 
     Args:
         name: the strategy: folder, module or file.
         settings: its settings.
         model: the initial model.
-        measured: what a client reports where the exchange asks for a measure.
+        measured: a client's report if the exchange has a measure.
         rounds: of the run; None leaves their number open.
     """
 
@@ -86,7 +86,7 @@ class MadeUpFederation:
         return RoundContext(round=round, cohort=COHORTS[round - 1], population=CLIENTS, rounds=self.rounds, seed=1)
 
     def total(self, exchange: Exchange, clients: int | None = None) -> Accumulator:
-        """Aggregate made-up updates of the exchange's jobs; of the first `clients` of them where that is given."""
+        """Aggregate made-up updates of the exchange's jobs, or of the first `clients` of them."""
         total = make_accumulator(exchange.accumulator, None)
         for job in exchange.jobs[:clients]:
             job = replace(job, knobs={**exchange.knobs, **job.knobs})
@@ -100,17 +100,17 @@ class MadeUpFederation:
         return total
 
     def answer(self, exchange: Exchange, job: Job, rng: np.random.Generator) -> Update:
-        """Make up what a client answers to a job, whose knobs already hold the exchange's.
+        """Make up a client's update for a job, whose knobs include the exchange's.
 
-        Training is a step along made-up gradients of the model, and of each input beside it that has a group of its own
-        name. A strategy that asks for actions of its workload needs answers of its own.
+        Training is a step along made-up gradients of the model, and of each other input that has a group of its own
+        name. A strategy that uses actions of its workload must override this.
         """
         if job.kind not in ("train", "collect"):
-            raise NotImplementedError(f"no answer is made up for a job of kind {job.kind!r}; override `answer`")
+            raise NotImplementedError(f"no update is made up for a job of kind {job.kind!r}; override `answer`")
         return _trained(exchange.inputs, job, chained(build_rules(exchange.rules)) or LocalRule(), rng)
 
     def round(self, state: object, round: int, clients: int | None = None) -> object:
-        """Return the state after a round in which all, or only the first `clients` of the cohort answer."""
+        """Return the state after a round with updates of all, or only the first `clients`, of the cohort."""
         context = self.context(round)
         exchange = self.strategy.plan(state, context)
         assert exchange is not None, f"plan returned None in round {round} of {len(COHORTS)}"
@@ -128,14 +128,14 @@ class MadeUpFederation:
 
 
 def declared_arrays(exchange: Exchange) -> dict[str, set[str]] | None:
-    """Return the names of the arrays each update contains, by group; None where the accumulator alone decides."""
+    """Return the names of the arrays each update contains, by group; None if the accumulator decides."""
     if exchange.updates == "model":
         return {MODEL: set(exchange.inputs[MODEL].groups[MODEL])}
     return None if isinstance(exchange.updates, str) else {g: set(names) for g, names in exchange.updates.items()}
 
 
 def _trained(inputs: Mapping[str, Record], job: Job, rule: LocalRule, rng: np.random.Generator) -> Update:
-    """One step along made-up gradients, through the strategy's client half."""
+    """Take one step along made-up gradients, through the strategy's client half."""
     read = rule.incoming(inputs, job)
     groups = {
         **read[MODEL].groups,

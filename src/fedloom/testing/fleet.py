@@ -26,9 +26,9 @@ T = TypeVar("T")
 E = TypeVar("E", bound=Event)
 
 TOKEN = "secret"
-"""What agents of a test's server show."""
+"""Token of agents of a test's server."""
 PLACE = Place(runtime="test", workers=2, where="here")
-"""Where a test's runs say they are made."""
+"""Location of a test's runs."""
 
 
 def quick_server(
@@ -40,13 +40,13 @@ def quick_server(
     by_labels: bool = False,
     sinks: Sequence[Sink] = (),
 ) -> Server:
-    """Make a server that notices within a fraction of a second that an agent has gone.
+    """Make a server that detects a disconnected agent within a fraction of a second.
 
     Args:
         shared_memory: whether agents of this machine get payloads in shared memory.
         heartbeat_s: seconds between an agent's heartbeats.
         grace_s: seconds an agent may be away before its groups go to another.
-        lost_after_s: seconds without a word after which an agent is lost.
+        lost_after_s: seconds of silence after which an agent counts as disconnected.
         by_labels: whether a run's labels choose its nodes.
         sinks: take every event.
     """
@@ -94,12 +94,12 @@ def run_on_fleet(
     shared_memory: bool = True,
     wrap: Callable[[Channel], Channel] = lambda channel: channel,
 ) -> Outcome:
-    """Run a whole experiment on a server and agents of its own.
+    """Run a whole experiment on its own server and agents.
 
     Args:
         experiment: its runtime is not used.
         workers: number of agents.
-        store: where the run's results go; memory by default.
+        store: the destination of the run's results; memory by default.
         sinks: take every event.
         stop: set it to stop the run in order.
         shared_memory, wrap: as for `quick_server` and `running_agents`.
@@ -125,11 +125,11 @@ def fleet_access(
     roster: RosterSource = declared_roster,
     clock: Clock = SYSTEM_CLOCK,
 ) -> FleetAccess:
-    """Make a run's way to a coordinator's agents.
+    """Make a run's access to a coordinator's agents.
 
     Args:
         coordinator: the server's.
-        patience_s: seconds a run waits while there is no agent at all; None for ever.
+        patience_s: seconds a run waits without any agent; None: no limit.
         place, pump, roster, clock: as in `FleetAccess`.
     """
     return FleetAccess(
@@ -138,14 +138,14 @@ def fleet_access(
 
 
 class EventLog:
-    """A sink that keeps a run's events and wakes who waits for them."""
+    """A sink that stores a run's events and wakes waiting threads."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
         self._changed = threading.Condition()
 
     def write(self, event: Event) -> None:
-        """Keep one event."""
+        """Store one event."""
         with self._changed:
             self.events.append(event)
             self._changed.notify_all()
@@ -166,11 +166,11 @@ class EventLog:
         """
         with self._changed:
             if not self._changed.wait_for(lambda: condition(self.events), timeout_s):
-                raise AssertionError(f"waited {timeout_s} s in vain; events so far: {self.events}")
+                raise AssertionError(f"waited {timeout_s} s without success; events so far: {self.events}")
 
 
 def wait_until(condition: Callable[[], T | None], timeout_s: float = 10.0, what: str = "it") -> T:
-    """Wait until a condition is true, looking every few milliseconds; returns what it returned.
+    """Wait until a condition is true, checking every few milliseconds; returns its value.
 
     Raises:
         AssertionError: `what` has not happened after `timeout_s` seconds.

@@ -30,7 +30,7 @@ class Config(PluginSettings):
     """Linear regression on synthetic data."""
 
     features: int = 5
-    """Inputs of the regression, and weights of the model beside its bias."""
+    """Inputs of the regression, and weights of the model besides its bias."""
     steps: int = 3
     """Steps of a client's training, each on 16 of its examples drawn without replacement."""
     learning_rate: float = 0.1
@@ -44,23 +44,23 @@ class Config(PluginSettings):
     wide_clients: tuple[int, ...] = ()
     """Clients whose update has another shape."""
     die_once: str = ""
-    """A file: the first worker that trains while it does not exist makes it and kills itself."""
+    """A file: the first worker that trains while it does not exist creates it and kills itself."""
     die_always: bool = False
     """Whether every worker that trains kills itself."""
     exit_clients: tuple[int, ...] = ()
     """Clients whose training calls `sys.exit`."""
     die_clients: tuple[int, ...] = ()
-    """Clients whose training ends its process, as a fault of a C library does."""
+    """Clients whose training ends its process, as a crash of a C library does."""
     wrong_dtype_clients: tuple[int, ...] = ()
     """Clients whose update is float64."""
     hang_clients: tuple[int, ...] = ()
     """Clients whose training never returns."""
     hang_init_once: str = ""
-    """A file: whoever makes the initial model while it does not exist makes it and never returns."""
+    """A file: a node that creates the initial model while it does not exist creates it and never returns."""
     needs: str = ""
-    """A file without which nothing can be done."""
+    """A file required for all work."""
     init_needs: str = ""
-    """A file without which no initial model can be made."""
+    """A file required for an initial model."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Linear:
         return {"loss": Mean(float((error**2).sum()), len(shard.y))}
 
     def _misbehave(self, client: int) -> None:
-        """Do what the settings ask for before training."""
+        """Misbehave before training as the settings require."""
         config = self.config
         if config.sleep_s:
             time.sleep(config.sleep_s)
@@ -179,4 +179,4 @@ def _hang() -> None:
 
 def _require(file: str) -> None:
     if file and not Path(file).exists():
-        raise DataMissing(f"there is no {file}; put it there")
+        raise DataMissing(f"{file} does not exist; create it")

@@ -1,4 +1,4 @@
-"""What every measure keeps to: the client half of a selection."""
+"""Requirements on every measure: the client half of a selection."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LINEAR: Info = {"name": "fedloom.testing.linear"}
 
 
 class MeasureConformance:
-    """Tests of what a selection asks of clients; subclass it and set `name`, and a `workload` that can be measured."""
+    """Tests of a selection's measure; subclass it and set `name`, and a `workload` that can be measured."""
 
     name: str
     """The selection: folder, module or file."""
@@ -28,7 +28,7 @@ class MeasureConformance:
     workload: Info = LINEAR
     """The workload's section of an experiment; its training should take milliseconds."""
     tolerance: float = 1e-4
-    """How far `together` may be from one client after another, relative."""
+    """Tolerance of `together` against one client after another, relative."""
 
     def build(self, name: str) -> Measure:
         """Build the measure of a name: the plug-in's by default."""
@@ -38,7 +38,7 @@ class MeasureConformance:
         """Return the measure and its knobs: by default those of the selection's probe, or of its extra report.
 
         Raises:
-            LookupError: it asks for none.
+            LookupError: it has none.
         """
         schema = plugin_schema(Kind.SELECTION, self.name)
         selection = build_selection(schema.model_validate({**self.settings, "name": self.name}))
@@ -46,21 +46,21 @@ class MeasureConformance:
         for asked in (selection.probe(state, ROSTER, 3, generator(1, "probe")), selection.extra_report(state)):
             if asked is not None and asked.measure is not None:
                 return asked.measure, dict(asked.knobs)
-        raise LookupError(f"selection {self.name!r} asks for no measure before or beside round 1")
+        raise LookupError(f"selection {self.name!r} has no measure before or in round 1")
 
     def test_it_reports_numbers(self) -> None:
-        """A report is JSON of finite floats and lists of them."""
+        """Check that a report is JSON of finite floats and lists of them."""
         for client, report in enumerate(self._reports()):
             json.dumps(dict(report), allow_nan=False)
             assert report, f"client {client} reports nothing"
             assert np.isfinite(_numbers(report)).all(), f"client {client} reports {report}"
 
     def test_the_same_randomness_gives_the_same_report(self) -> None:
-        """Whoever was measured before, and however often."""
+        """Check that a report does not depend on which clients were measured before, or how often."""
         assert self._reports() == self._reports(), "a second measurement reports other numbers"
 
     def test_a_group_at_once_is_its_clients_one_by_one(self) -> None:
-        """`together` reports what calls one by one report, where it does not leave it to them."""
+        """Check that `together` reports the same as individual calls, unless it returns None."""
         name, knobs = self.asked()
         workload, model, shards, updates = self._trained(knobs)
         rngs = [generator(1, "measure", client) for client in range(len(shards))]
@@ -73,7 +73,7 @@ class MeasureConformance:
             assert close, f"client {client}: {mine}, one by one {alone}"
 
     def _trained(self, knobs: Info) -> tuple[AnyWorkload, Record, list[Shard], list[Update]]:
-        """Three clients, trained once from a model that cannot be written to."""
+        """Return three clients, trained once from a read-only model."""
         values = {"rounds": 2, "clients": 4, "strategy": "fedavg", "workload": dict(self.workload)}
         experiment = Experiment.parse(values)
         workload = build_workload(experiment.workload, experiment)
@@ -99,6 +99,6 @@ class MeasureConformance:
 
 
 def _numbers(report: Info) -> Array:
-    """Every number of a report, in order of keys."""
+    """Return every number of a report, in order of keys."""
     flat = [np.asarray(report[key], np.float64).reshape(-1) for key in sorted(report)]
     return np.concatenate(flat) if flat else np.zeros(0)

@@ -1,4 +1,4 @@
-"""What every monitor keeps to, on the server and on clients whose logits are made up."""
+"""Requirements on every monitor, on the server and on clients with made-up logits."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class MadeUpLogits:
 
 
 class MonitorConformance:
-    """Tests of one monitor and its watch; subclass it and set `name`, and `settings` where it needs some."""
+    """Tests of one monitor and its watch; subclass it and set `name`, and `settings` if it needs any."""
 
     name: str
     """The monitor: folder, module or file."""
@@ -70,32 +70,32 @@ class MonitorConformance:
         return MadeUpShard(client)
 
     def test_it_watches_distinct_clients_of_the_federation(self) -> None:
-        """A request names clients of the federation, or parts of the held-out data, each once."""
+        """Check that a request names clients of the federation, or parts of the held-out data, each once."""
         for number in range(5):
             request = self.build().request(CLIENTS, generator(1, "request", number))
             limit = request.parts if request.parts is not None else CLIENTS
-            assert request.clients, "a request of nobody"
+            assert request.clients, "a request without clients"
             assert all(type(client) is int and 0 <= client < limit for client in request.clients), request
-            assert len(set(request.clients)) == len(request.clients), f"somebody twice: {request}"
+            assert len(set(request.clients)) == len(request.clients), f"a client twice: {request}"
 
     def test_what_a_client_sends_is_json(self) -> None:
-        """An observation is JSON of finite numbers, over the client's examples, and the same for the same generator."""
+        """Check that an observation is JSON of finite numbers, over the client's examples, and repeatable."""
         one, again = (self._observed(3) for _ in range(2))
         json.dumps(dict(one.info), allow_nan=False)
-        assert one == again, "the same client sends something else the second time"
+        assert one == again, "the same client sends another observation the second time"
         size = self.shard(3).num_examples
         assert one.num_examples == size, f"num_examples is {one.num_examples}, the shard has {size}"
 
     def test_a_reading_follows_from_the_reports(self) -> None:
-        """`read` is pure, and what it concludes is JSON with finite metrics."""
+        """Check that `read` is pure, and that its result is JSON with finite metrics."""
         clients = self.build().request(CLIENTS, generator(1, "request")).clients
         one, again = (self._read(clients, ()) for _ in range(2))
-        assert one == again, "the same reports are read in another way the second time"
+        assert one == again, "the same reports give another reading the second time"
         json.dumps(dict(one.info), allow_nan=False)
         assert all(np.isfinite(value) for value in one.metrics.values()), f"metrics {one.metrics}"
 
     def test_it_goes_on_from_what_is_in_the_records(self) -> None:
-        """Earlier readings that came back from JSON give the same next reading."""
+        """Check that earlier readings restored from JSON give the same next reading."""
         clients = self.build().request(CLIENTS, generator(1, "request")).clients
         earlier: list[Info] = []
         for _ in range(3):
@@ -104,13 +104,13 @@ class MonitorConformance:
         assert self._read(clients, crossed) == self._read(clients, earlier), "JSON changes the next reading"
 
     def test_missing_clients_are_no_trouble(self) -> None:
-        """A reading of one report, or of none, does not raise."""
+        """Check that a reading of one report, or of none, does not raise."""
         clients = self.build().request(CLIENTS, generator(1, "request")).clients
         for left in (clients[:1], ()):
             json.dumps(dict(self._read(left, ()).info))
 
     def test_it_explains_itself(self) -> None:
-        """The docstring has a first line that is a sentence, and every setting a description."""
+        """Check that the docstring's first line is a sentence, and that every setting has a description."""
         assert_explained(Kind.MONITOR, self.name)
 
     def _settings(self) -> PluginSettings:

@@ -61,6 +61,6 @@ def through_frame(record: Record) -> Record:
 
 
 def record_digest(record: Record) -> str:
-    """Digest of a record's arrays and info; equal where both are equal bit for bit."""
+    """Return the digest of a record's arrays and info; equal for records that are equal bit for bit."""
     arrays = {f"{group}/{name}": array for group, name, array in record.items()}
     return arrays_sha256(arrays) + json.dumps(record.info, sort_keys=True)

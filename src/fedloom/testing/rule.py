@@ -1,4 +1,4 @@
-"""What every client half of a strategy keeps to."""
+"""Requirements on every client half of a strategy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedloom.testing.records import NOTHING, read_only, record_digest, through_f
 
 
 class RuleConformance:
-    """Tests of a strategy's client half, on the work its server half asks for; subclass it and set `name`."""
+    """Tests of a strategy's client half, on the work of its server half; subclass it and set `name`."""
 
     name: str
     """The strategy: folder, module or file."""
@@ -23,11 +23,11 @@ class RuleConformance:
     """Its settings; those without a default."""
 
     def federation(self) -> MadeUpFederation:
-        """Make the strategy with made-up clients, which ask the rule for its work."""
+        """Make the strategy with made-up clients, which call the rule."""
         return MadeUpFederation(self.name, self.settings)
 
     def exchange(self) -> Exchange:
-        """Return what the rule's clients are asked: by default the strategy's first exchange that names a rule.
+        """Return the exchange with the rule's work: by default the strategy's first exchange that names a rule.
 
         Raises:
             LookupError: there is none.
@@ -49,13 +49,13 @@ class RuleConformance:
         self._work(self.build(exchange), exchange, freeze=True)
 
     def test_gradients_keep_their_shapes_and_stay_finite(self) -> None:
-        """What it makes of finite gradients is finite; shapes and dtypes cannot change in place."""
+        """Check that finite gradients stay finite; shapes and dtypes cannot change in place."""
         exchange = self.exchange()
         for index, gradient in enumerate(self._work(self.build(exchange), exchange)[1]):
-            assert np.isfinite(gradient).all(), f"gradient {index} is not finite any more"
+            assert np.isfinite(gradient).all(), f"gradient {index} is no longer finite"
 
     def test_what_leaves_is_an_update_that_can_be_sent(self) -> None:
-        """The outgoing update has finite arrays that a frame carries, and the client's number of examples."""
+        """Check that the outgoing update has finite arrays for a frame, and the client's number of examples."""
         exchange = self.exchange()
         update, _ = self._work(self.build(exchange), exchange)
         assert update.num_examples == 3, f"num_examples is {update.num_examples}, the client has 3"
@@ -66,7 +66,7 @@ class RuleConformance:
                 assert np.isfinite(array).all(), f"array {name!r} of group {group!r} is not finite"
 
     def test_what_leaves_can_be_aggregated(self) -> None:
-        """The strategy's accumulator takes the outgoing updates of several clients."""
+        """Check that the strategy's accumulator accepts the outgoing updates of several clients."""
         exchange = self.exchange()
         total = make_accumulator(exchange.accumulator, None)
         for client in range(3):
@@ -74,7 +74,7 @@ class RuleConformance:
         assert total.count == 3, f"{total.count} of 3 updates were aggregated"
 
     def test_a_rule_object_serves_one_job(self) -> None:
-        """Two objects do the same job alike: nothing is kept outside the object."""
+        """Check that two objects do the same job identically: nothing is stored outside the object."""
         exchange = self.exchange()
         one, other = (self._work(self.build(exchange), exchange) for _ in range(2))
         assert _digest(one[0]) == _digest(other[0]), "a second object makes another update of the same job"
@@ -82,7 +82,7 @@ class RuleConformance:
         assert same, "a second object makes other gradients of the same job"
 
     def test_its_state_survives_a_frame(self) -> None:
-        """A rule that keeps a state goes on from it, over a wire and a disk, with the same bits."""
+        """Check that a rule with a state continues from it, over a wire and a disk, with the same bits."""
         exchange = self.exchange()
         first = self.build(exchange)
         first.restore(None)
@@ -102,7 +102,7 @@ class RuleConformance:
         return chained(build_rules(exchange.rules)) or LocalRule()
 
     def _work(self, rule: LocalRule, exchange: Exchange, *, freeze: bool = False) -> tuple[Update, list[Array]]:
-        """The first job, as a step along made-up gradients. Returns the update, and the gradients at the end."""
+        """Do the first job, as a step along made-up gradients. Returns the update, and the gradients at the end."""
         job = exchange.jobs[0]
         job = replace(job, knobs={**exchange.knobs, **job.knobs})
         model = rule.incoming(exchange.inputs, job)[MODEL]

@@ -1,4 +1,4 @@
-"""What every run store keeps to."""
+"""Requirements on every run store."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ class RunStoreConformance:
         raise NotImplementedError(f"{type(self).__name__} defines no make()")
 
     def test_the_experiment_is_kept(self) -> None:
-        """The experiment comes back as it was begun with."""
+        """Check that the experiment is restored as it was begun."""
         store = self.make()
         store.begin(small_experiment(rounds=7))
         assert store.experiment() == small_experiment(rounds=7)
 
     def test_a_fresh_store_has_nothing(self) -> None:
-        """No rounds, choices, checkpoint, workload or client."""
+        """Check that there are no rounds, choices, checkpoint, workload or client."""
         store = self.make()
         assert store.rounds() == [] and store.choices() == []
         assert store.latest_checkpoint() is None and store.workload() is None
         assert store.client(3, (9, 9)) is None
 
     def test_the_workloads_facts_are_kept(self) -> None:
-        """Every field of what the workload says about itself comes back."""
+        """Check that every field of the workload's description is restored."""
         store, info = (
             self.make(),
             WorkloadInfo(
@@ -68,7 +68,7 @@ class RunStoreConformance:
         assert store.workload() == info
 
     def test_the_newest_checkpoint_comes_back_whole(self) -> None:
-        """Of several checkpoints the last one saved, bit for bit."""
+        """Check that the last of several checkpoints is restored, bit for bit."""
         store = self.make()
         for round in (1, 2, 3):
             store.save_checkpoint(checkpoint_of(round), keep=2)
@@ -78,7 +78,7 @@ class RunStoreConformance:
         assert_same_record(found.selection, checkpoint_of(3).selection)
 
     def test_rounds_are_kept_in_order_and_truncated_for_good(self) -> None:
-        """`rounds(upto)` drops what comes after."""
+        """Check that `rounds(upto)` deletes later rounds."""
         store = self.make()
         for round in (1, 2, 3):
             store.append_round(record_of(round))
@@ -87,7 +87,7 @@ class RunStoreConformance:
         assert store.rounds() == [record_of(1), record_of(2)]
 
     def test_choices_are_kept_in_order_and_truncated_for_good(self) -> None:
-        """`choices(upto)` drops what comes after."""
+        """Check that `choices(upto)` deletes later choices."""
         store = self.make()
         told = Told(
             client=3, num_examples=9, seconds=0.5, num_trained=1, metrics={"loss": (4.5, 9.0)}, info={"g": [0.5]}
@@ -99,7 +99,7 @@ class RunStoreConformance:
         assert store.choices(upto=2) == made[:2] == store.choices()
 
     def test_a_client_gets_what_it_left_before_the_exchange(self) -> None:
-        """A state counts from the exchange after the one that made it."""
+        """Check that a state counts from the exchange after the one that made it."""
         store = self.make()
         one, two, three = records_of_every_dtype(100)[:3]
         store.save_client(5, 1, 0, one)
@@ -112,7 +112,7 @@ class RunStoreConformance:
             assert_same_record(found, want)
 
     def test_a_state_saved_again_replaces_the_one_before(self) -> None:
-        """An exchange that is done again leaves its own state."""
+        """Check that a repeated exchange replaces its state."""
         store = self.make()
         one, two = records_of_every_dtype(100)[:2]
         store.save_client(5, 1, 0, one)
@@ -135,7 +135,7 @@ class RunStoreConformance:
         assert store.client(5, (2, 0)) is None, "round 1's is not needed any more"
 
     def test_discarding_leaves_nothing(self) -> None:
-        """A discarded store is as a fresh one; its folder, if it had one, is gone."""
+        """Check that a discarded store is like a fresh one; its folder, if it had one, is deleted."""
         store = self.make()
         store.append_round(record_of(1))
         store.save_checkpoint(checkpoint_of(1), keep=1)

@@ -1,4 +1,4 @@
-"""What every selection keeps to, among twelve made-up clients."""
+"""Requirements on every selection, among twelve made-up clients."""
 
 from __future__ import annotations
 
@@ -33,36 +33,36 @@ ROSTERS = {
     "nothing known": Roster(population=CLIENTS),
 }
 NONSENSE: tuple[object, ...] = (float("nan"), float("inf"), "many", None, [], [float("nan")] * CLASSES, 1e300)
-"""What a client that lies might report in place of a number."""
+"""Invalid values a client might report in place of a number."""
 
 
 class SelectionConformance:
-    """Tests of one selection; subclass it and set `name`, and `settings` where it has some without a default."""
+    """Tests of one selection; subclass it and set `name`, and `settings` if some have no default."""
 
     name: str
     """The selection: folder, module or file."""
     settings: Info = NOTHING
     """Its settings."""
     exact: bool = True
-    """Whether the cohort always has the size asked for; false where it is random."""
+    """Whether the cohort always has the requested size; false if it is random."""
 
     least: int = 1
     """The fewest clients its settings allow."""
 
     def measured(self, measure: str, client: int) -> Info:
-        """Make what a client reports for a measure, the same at every call."""
+        """Make a client's report for a measure, the same at every call."""
         return {}
 
     def test_a_cohort_is_of_distinct_clients_of_the_federation(self) -> None:
-        """Cohorts of 1, 5 and all 12 are tuples of distinct integers below the population, and as many as asked for.
+        """Check that cohorts of 1, 5 and all 12 are tuples of distinct clients, as many as requested.
 
-        A selection that needs to know more of the clients says so in `init`, naming the field of `WorkloadInfo`.
+        A selection that needs more data about the clients says so in `init`, naming the field of `WorkloadInfo`.
         """
         for known, roster in ROSTERS.items():
             try:
                 self.build().init(roster)
             except UsageError as error:
-                assert known != "all known", f"refused although everything is known: {error}"
+                assert known != "all known", f"rejected although everything is known: {error}"
                 assert "WorkloadInfo." in str(error), f"the error names no field of WorkloadInfo: {error}"
                 continue
             for size in (1, 5, CLIENTS):
@@ -70,11 +70,11 @@ class SelectionConformance:
                     self._check_cohort(cohort, size, roster.population)
 
     def test_the_same_randomness_gives_the_same_cohorts_across_saving(self) -> None:
-        """A checkpoint between any two rounds changes no choice."""
+        """Check that a checkpoint between any two rounds changes no choice."""
         assert self._choices(ROSTER, 4, rounds=20) == self._choices(ROSTER, 4, rounds=20, saved=True)
 
     def test_a_federation_of_one(self) -> None:
-        """The only client is chosen, or, where the cohort is random, nobody."""
+        """Check that the only client is chosen, or none if the cohort is random."""
         if self.least > 1:
             return
         roster = Roster(population=1, sizes=(10,), label_counts=((4, 6, 0, 0),))
@@ -96,7 +96,7 @@ class SelectionConformance:
                 assert registry.has_part(Kind.SELECTION, probe.measure, "measure"), f"no measure {probe.measure!r}"
 
     def test_only_candidates_that_answered_are_chosen(self) -> None:
-        """Where candidates are missing the cohort is of those that are there, even if it is smaller."""
+        """Check that if candidates are missing the cohort consists of the others, even if it is smaller."""
         selection = self.build()
         state = selection.init(ROSTER)
         probed = self._answers(selection.probe(state, ROSTER, 5, generator(1, "probe")))
@@ -105,10 +105,10 @@ class SelectionConformance:
             chosen = selection.choose(state, ROSTER, 5, generator(1, "choose"), left)
             self._check_cohort(chosen, min(5, len(left)), CLIENTS)
             strangers = set(chosen) - {report.client for report in left}
-            assert not strangers, f"chose {strangers}, which did not answer"
+            assert not strangers, f"chose {strangers}, which did not report"
 
     def test_no_number_a_candidate_makes_up_breaks_the_choice(self) -> None:
-        """Reports that are not finite, not numbers, or of the wrong shape neither raise nor spoil the state."""
+        """Check that invalid reports (not finite, not numbers, wrong shape) neither raise nor corrupt the state."""
         selection = self.build()
         state = selection.init(ROSTER)
         probed = self._answers(selection.probe(state, ROSTER, 5, generator(1, "probe")))
@@ -120,7 +120,7 @@ class SelectionConformance:
             through_frame(dump_state(selection.observe(state, self._reports(chosen), reports)))
 
     def test_clients_that_did_not_answer_are_no_trouble(self) -> None:
-        """`missed` takes clients of the cohort, and the state goes on."""
+        """Check that `missed` accepts clients of the cohort, and that the state remains usable."""
         selection = self.build()
         state = selection.init(ROSTER)
         cohort, _ = self._drawn_cohort(selection, state, ROSTER, 4, 1)
@@ -128,7 +128,7 @@ class SelectionConformance:
         self._check_cohort(self._drawn_cohort(selection, after, ROSTER, 4, 2)[0], 4, CLIENTS)
 
     def test_a_federation_may_grow(self) -> None:
-        """After `grow` cohorts are of the larger federation; what was known of the clients before is kept."""
+        """Check that after `grow` cohorts are of the larger federation, with earlier knowledge intact."""
         selection = self.build()
         n = max(8, self.least)
         small = Roster(population=n, sizes=SIZES[:n], label_counts=LABELS[:n])
@@ -144,7 +144,7 @@ class SelectionConformance:
         self._check_cohort(self._drawn_cohort(selection, state, ROSTER, CLIENTS, 1)[0], CLIENTS, CLIENTS)
 
     def test_it_explains_itself(self) -> None:
-        """The docstring has a first line that is a sentence, and every setting a description."""
+        """Check that the docstring's first line is a sentence, and that every setting has a description."""
         assert_explained(Kind.SELECTION, self.name)
 
     def build(self) -> AnySelection:
@@ -156,7 +156,7 @@ class SelectionConformance:
         assert isinstance(cohort, tuple), f"a cohort is a tuple, got {type(cohort).__name__}"
         assert all(type(client) is int and 0 <= client < population for client in cohort), f"no clients: {cohort}"
         assert len(set(cohort)) == len(cohort), f"a client twice: {cohort}"
-        assert not self.exact or len(cohort) == size, f"{len(cohort)} clients, asked for {size}"
+        assert not self.exact or len(cohort) == size, f"{len(cohort)} clients, expected {size}"
 
     def _reports(self, clients: Sequence[int], measure: str | None = None) -> list[ClientReport]:
         return [
@@ -176,13 +176,13 @@ class SelectionConformance:
     def _drawn_cohort(
         self, selection: AnySelection, state: object, roster: Roster, size: int, round: int
     ) -> tuple[tuple[int, ...], list[ClientReport]]:
-        """A round's cohort, and the reports of the candidates it was chosen among."""
+        """Return a round's cohort, and the reports of the candidates it was chosen among."""
         probed = self._answers(selection.probe(state, roster, size, generator(1, "selection", round)))
         stream = "choice" if probed else "selection"
         return selection.choose(state, roster, size, generator(1, stream, round), probed), probed
 
     def _choices(self, roster: Roster, size: int, rounds: int = 5, saved: bool = False) -> list[tuple[int, ...]]:
-        """The cohorts of some rounds; with `saved`, the state crosses a frame before each."""
+        """Return the cohorts of some rounds; with `saved`, the state passes through a frame before each."""
         selection = self.build()
         state = selection.init(roster)
         chosen: list[tuple[int, ...]] = []

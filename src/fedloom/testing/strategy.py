@@ -1,4 +1,4 @@
-"""What every strategy keeps to."""
+"""Requirements on every strategy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedloom.testing.records import NOTHING, read_only, record_digest, through_f
 
 
 class StrategyConformance:
-    """Tests of one strategy; subclass it and set `name`, and `settings` where it has some without a default."""
+    """Tests of one strategy; subclass it and set `name`, and `settings` if some have no default."""
 
     name: str
     """The strategy: folder, module or file."""
@@ -33,7 +33,7 @@ class StrategyConformance:
         return initial_model()
 
     def measured(self, client: int) -> Info:
-        """Make what a client reports where the strategy's exchanges ask for a measure, the same at every call."""
+        """Make a client's report if the strategy's exchanges have a measure, the same at every call."""
         return {}
 
     def federation(self) -> MadeUpFederation:
@@ -64,7 +64,9 @@ class StrategyConformance:
             exchange = federation.strategy.plan(state, federation.context(round))
             assert exchange is not None, f"plan returned None in round {round} of {len(COHORTS)}"
             asked = {job.client for job in exchange.jobs}
-            assert asked == set(COHORTS[round - 1]), f"round {round} asks {asked}, its cohort is {COHORTS[round - 1]}"
+            assert asked == set(COHORTS[round - 1]), (
+                f"round {round} has jobs {asked}, its cohort is {COHORTS[round - 1]}"
+            )
             assert all(job.round == round for job in exchange.jobs), f"a job of round {round} has another round"
             lacking = {name for job in exchange.jobs for name in job.inputs if name not in exchange.inputs}
             assert not lacking, f"jobs read inputs that the exchange does not have: {lacking}"
@@ -74,7 +76,7 @@ class StrategyConformance:
             assert kind in BUILTIN or registry.has_part(Kind.STRATEGY, kind, "accumulator"), f"no accumulator {kind!r}"
 
     def test_updates_contain_what_their_exchange_declares(self) -> None:
-        """What clients send is what `Exchange.updates` says, where it does not leave that to the accumulator."""
+        """Check that clients send what `Exchange.updates` declares, unless that is left to the accumulator."""
         federation = self.federation()
         federation.run(2)
         for exchange, job, update in federation.answers:
@@ -83,7 +85,7 @@ class StrategyConformance:
             assert declared is None or sent == declared, f"round {job.round}, {job.kind}: {sent}, declared {declared}"
 
     def test_a_state_saved_between_any_two_rounds_goes_on_with_the_same_bits(self) -> None:
-        """A checkpoint after any round resumes bit for bit."""
+        """Check that a checkpoint after any round resumes bit for bit."""
         federation = self.federation()
         whole = [state_digest(state) for state in federation.run()]
         state = federation.start()
@@ -105,7 +107,7 @@ class StrategyConformance:
         assert [state_digest(state) for state in states] == before, "a state was changed in place"
 
     def test_the_same_arguments_give_the_same_result(self) -> None:
-        """No object remembers a run: the same rounds give the same bits again, in any order."""
+        """Check that no object stores a run: the same rounds give the same bits again, in any order."""
         federation = self.federation()
         once = [state_digest(state) for state in federation.run()]
         assert [state_digest(state) for state in federation.run()] == once, "a second run has other bits"
@@ -114,7 +116,7 @@ class StrategyConformance:
         assert again == [once[3], once[3]], "the same round done again has other bits"
 
     def test_a_round_with_an_answer_missing_is_a_round(self) -> None:
-        """With two of three updates a round ends, and not as with all three."""
+        """Check that a round with two of three updates ends, with another result than with all three."""
         federation = self.federation()
         state = federation.start()
         after = federation.round(state, 1, clients=2)
@@ -122,12 +124,12 @@ class StrategyConformance:
         assert state_digest(after) != state_digest(federation.round(state, 1)), "the third update changes nothing"
 
     def test_it_explains_itself(self) -> None:
-        """The docstring has a first line that is a sentence, and every setting a description."""
+        """Check that the docstring's first line is a sentence, and that every setting has a description."""
         assert_explained(Kind.STRATEGY, self.name)
 
 
 def state_digest(state: object) -> str:
-    """Digest of a strategy's state; equal where two states are equal bit for bit."""
+    """Return the digest of a strategy's state; equal for states that are equal bit for bit."""
     return record_digest(dump_state(state))
 
 

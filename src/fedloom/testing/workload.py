@@ -1,4 +1,4 @@
-"""What every workload keeps to."""
+"""Requirements on every workload."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedloom.testing.records import NOTHING, read_only, record_digest, through_f
 
 
 class Spy(LocalRule):
-    """A rule that changes nothing and keeps what it is shown."""
+    """A rule that changes nothing and records its arguments."""
 
     def __init__(self) -> None:
         self.trained: list[tuple[str, str]] = []
@@ -45,7 +45,7 @@ class WorkloadConformance:
     clients: int = 4
     """Clients in the federation."""
     tolerance: float = 1e-4
-    """How far `train_group` may be from `train`: the largest difference of two weights, absolute."""
+    """Tolerance of `train_group` against `train`: the largest difference of two weights, absolute."""
 
     def test_its_description_is_json(self) -> None:
         """`describe` survives JSON, and the sizes it declares are those of the shards."""
@@ -66,7 +66,7 @@ class WorkloadConformance:
         _check_finite(one.groups[MODEL], "the initial model")
 
     def test_training_gives_an_update_of_the_models_form(self) -> None:
-        """An update has the model's arrays, finite, the shard's size, and metrics that are weighted means."""
+        """Check that an update has the model's arrays, finite, the shard's size, and weighted means as metrics."""
         workload = self.build()
         model = self._model(workload)
         update = self._train(workload, model, 1)
@@ -79,7 +79,7 @@ class WorkloadConformance:
         _check_metrics(update.metrics, "training")
 
     def test_training_depends_on_its_arguments_alone(self) -> None:
-        """A client's bits are the same again, and whoever was trained before it; the model is not written to."""
+        """Check that a client's bits are repeatable, whichever clients trained before; the model is read-only."""
         workload = self.build()
         model = read_only(self._model(workload))  # a write raises
         alone = _digest(self._train(self.build(), model, 2))
@@ -87,19 +87,19 @@ class WorkloadConformance:
         assert after_others[2] == after_others[3] == alone, "the same job has other bits after other jobs"
 
     def test_a_rule_sees_every_step(self) -> None:
-        """`begin` comes first and names arrays of the model; then each step shows one gradient for each of them."""
+        """Check that `begin` comes first and names arrays of the model, and each step shows a gradient for each."""
         workload, spy = self.build(), Spy()
         model = self._model(workload)
         seen = _digest(self._train(workload, model, 0, spy))
         assert spy.trained, "the rule's begin was not called, or named no array"
         strangers = set(spy.trained) - {(group, name) for group, name, _ in model.items()}
-        assert not strangers, f"begin names arrays that the model has not: {strangers}"
+        assert not strangers, f"begin names arrays that the model does not have: {strangers}"
         assert spy.steps, "the rule's adjust_gradients was not called"
         assert set(spy.steps) == {len(spy.trained)}, f"{len(spy.trained)} arrays, but steps with {set(spy.steps)}"
         assert seen == _digest(self._train(workload, model, 0)), "a rule that does nothing changes the bits"
 
     def test_parts_of_the_held_out_data_are_the_whole(self) -> None:
-        """However many parts the held-out data is cut into, its examples and its metrics add up to the same."""
+        """Check that the examples and metrics of the held-out data add up to the same in any number of parts."""
         workload = self.build()
         inputs = {MODEL: read_only(self._model(workload))}
         totals = []
@@ -119,7 +119,7 @@ class WorkloadConformance:
             assert np.isclose(value, other, rtol=1e-3), f"{name} is {value} in one part, {other} in three"
 
     def test_logits_are_one_row_per_example(self) -> None:
-        """A workload that has logits gives (n, K) of them, finite, and n labels below K where it knows them."""
+        """Check that logits are (n, K) and finite, with n labels below K if known."""
         workload = self.build()
         if not isinstance(workload, HasLogits):
             return
@@ -151,7 +151,7 @@ class WorkloadConformance:
                 assert gap <= self.tolerance, f"client {client}: {name} is {gap} from its own training"
 
     def test_it_explains_itself(self) -> None:
-        """The docstring has a first line that is a sentence, and every setting a description."""
+        """Check that the docstring's first line is a sentence, and that every setting has a description."""
         assert_explained(Kind.WORKLOAD, self.name)
 
     def build(self) -> AnyWorkload:

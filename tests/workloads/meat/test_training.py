@@ -291,5 +291,5 @@ def test_what_is_set_wrongly_is_named(settings: dict[str, Any], message: str) ->
 
 
 def test_more_training_images_than_there_are_is_told() -> None:
-    with pytest.raises(ConfigError, match=r"workload\.train_examples: 1438 to train on and 144"):
+    with pytest.raises(ConfigError, match=r"workload\.train_examples: 1438 for training and 144"):
         build(experiment({"train_examples": 1438}))

@@ -34,17 +34,17 @@ def stale(folder: Path) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m fedloom.cli.reference", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is not up to date")
-    parser.add_argument("folder", type=Path, help="where the pages are, such as docs/reference")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is outdated")
+    parser.add_argument("folder", type=Path, help="folder of the pages, such as docs/reference")
     given = parser.parse_args(arguments)
     if not given.check:
         write(given.folder)
         return 0
     found = stale(given.folder)
     if found:
-        print(f"not up to date in {given.folder}: {', '.join(found)}. Run `make docs`.", file=sys.stderr)
+        print(f"outdated in {given.folder}: {', '.join(found)}. Run `make docs`.", file=sys.stderr)
     return 1 if found else 0
 
 

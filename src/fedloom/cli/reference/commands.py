@@ -13,7 +13,7 @@ from fedloom.cli.reference.markdown import code, document, table
 
 
 def render() -> str:
-    """The whole page."""
+    """Return the whole page."""
     return document(
         "Command line",
         "Exit codes: 0 done; 2 wrong usage or configuration; 1 the run failed; 130 interrupted, and resumable. Errors "

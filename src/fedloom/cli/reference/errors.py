@@ -7,15 +7,15 @@ from fedloom.core.errors import FedloomError, catalogue
 
 
 def render() -> str:
-    """The whole page."""
+    """Return the whole page."""
     rows = [
         ("&nbsp;" * 4 * _depth(kind) + code(kind.__name__), str(kind.exit_code), code(kind.status), prose(kind.__doc__))
         for kind in catalogue()
     ]
     return document(
         "Errors",
-        "Every error fedloom raises on purpose is in `fedloom.core.errors`. A row's error is a kind of the less "
-        "indented one above it. The exit code is the command line's, the status is what the server answers over gRPC.",
+        "All errors fedloom raises on purpose are in `fedloom.core.errors`. An error is a subclass of the less "
+        "indented one above it. The exit code is the command line's, the status is the server's gRPC status.",
         table(("error", "exit code", "status", "when"), rows),
     )
 

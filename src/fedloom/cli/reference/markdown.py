@@ -24,22 +24,22 @@ _WORDS: Mapping[object, str] = {
 }
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
-GENERATED = "<!-- Written by `make docs` from the code; changes here are lost. -->"
+GENERATED = "<!-- Written by `make docs` from the code; do not edit. -->"
 
 
 def document(title: str, introduction: str, *parts: str) -> str:
-    """A page: the mark that it is generated, its title, what it is about, its parts."""
+    """Return a page: a note that it is generated, its title, introduction, parts."""
     return "\n\n".join([GENERATED, f"# {title}", introduction, *parts]) + "\n"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; bars and line ends in its cells are escaped."""
+    """Return a table; bars and line ends in its cells are escaped."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
 
 
 def prose(docstring: str | None) -> str:
-    """A docstring as running text."""
+    """Return a docstring as running text."""
     return " ".join((docstring or "").split())
 
 
@@ -49,7 +49,7 @@ def code(text: str) -> str:
 
 
 def type_words(annotation: object, metadata: Sequence[object] = ()) -> str:
-    """A type with its bounds: `integer ≥ 1 or none`."""
+    """Return a type with its bounds: `integer ≥ 1 or none`."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         notes = [each for note in inner[1:] for each in (note.metadata if isinstance(note, FieldInfo) else [note])]
@@ -69,7 +69,7 @@ def type_words(annotation: object, metadata: Sequence[object] = ()) -> str:
 
 
 def default_words(field: FieldInfo) -> str:
-    """A field's default as TOML has it; whether it must be given."""
+    """Return a field's default as in TOML, or that it is required."""
     if field.is_required():
         return "**required**"
     value = field.get_default(call_default_factory=True)
@@ -81,7 +81,7 @@ def default_words(field: FieldInfo) -> str:
 
 
 def models_in(annotation: object) -> list[type[BaseModel]]:
-    """The models a type is made of, in order: one for a group of settings, several for a choice between groups."""
+    """Return the models a type consists of, in order: one for a group of settings, several for a choice of groups."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     inner = (

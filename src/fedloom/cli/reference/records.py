@@ -1,4 +1,4 @@
-"""`records.md`: what a run writes: its summary, its round records, its events."""
+"""`records.md`: files of a run: its summary, its round records, its events."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _MODELS: Mapping[type[BaseModel], str] = {
     history.Traffic: "In a round record: `traffic`.",
     history.Timing: "In a round record: `timing`.",
     history.NodeShare: "In a round record: `nodes`, by the node's name.",
-    history.Choice: "`fedloom replay` makes these choices again.",
+    history.Choice: "`fedloom replay` recomputes these choices.",
     history.Told: "In a choice: `probed` and `trained`.",
 }
 
 
 def render() -> str:
-    """The whole page."""
+    """Return the whole page."""
     return document(
         "Records",
-        "What a run's folder holds for programs. Names that end in `_s` are seconds, in `bytes_*` bytes; `params_*` "
+        "Files of a run's folder for programs. Names that end in `_s` are seconds, in `bytes_*` bytes; `params_*` "
         "count array elements. Rounds count from 1. A metric that was not a number is `null`.",
         *(part for model, place in _MODELS.items() for part in _model(model, place)),
         "## ClientFailure",
@@ -52,14 +52,14 @@ def _event(kind: type) -> list[str]:
 
 
 def _fields(kind: type) -> list[str]:
-    """What a dataclass is, and its fields."""
+    """Return a dataclass's description and fields."""
     hints = typing.get_type_hints(kind)
     rows = [(code(field.name), _linked(hints[field.name])) for field in dataclasses.fields(kind)]
     return [prose(kind.__doc__), table(("field", "type"), rows)]
 
 
 def _linked(annotation: object) -> str:
-    """A record inside an event is described above."""
+    """Return a type's name, linked if it is a record described above."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel | records.ClientFailure):
         return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
     return type_words(annotation)

@@ -20,7 +20,7 @@ _HEAD = ("key", "type", "default", "meaning")
 
 
 def render() -> str:
-    """The whole page."""
+    """Return the whole page."""
     return document(
         "Settings",
         "An experiment is a TOML file. Every key below can also be given on the command line, as `--set KEY=VALUE`. "
@@ -29,17 +29,17 @@ def render() -> str:
         *_model(Experiment, "", level=3),
         *(part for kind in Kind for part in _kind(kind)),
         "## A node's policy",
-        "A file of its own, `policy.toml` beside a node's key; an experiment cannot change it.",
+        "A separate file, `policy.toml` next to a node's key; an experiment cannot change it.",
         *_model(Policy, "", level=3),
     )
 
 
 def _kind(kind: Kind) -> Iterator[str]:
-    """All plug-ins of a kind that fedloom itself brings."""
+    """Yield all plug-ins of a kind that come with fedloom."""
     names = [name for name in registry.names(kind) if PartRef(kind, name, "config").origin == "bundled"]
     yield f"## {kind.capitalize()}"
     choices = ", ".join(code(name) for name in names)
-    yield f"Chosen by `{kind.section}.name`: {choices}, or a module or file of your own."
+    yield f"Chosen by `{kind.section}.name`: {choices}, or your own module or file."
     for name in names:
         yield f"### {kind.section}: `{name}`"
         yield registry.summary(kind, name)
@@ -48,7 +48,7 @@ def _kind(kind: Kind) -> Iterator[str]:
 
 
 def _model(model: type[BaseModel], prefix: str, level: int) -> Iterator[str]:
-    """A model's own keys as a table, then the groups inside it."""
+    """Yield a model's own keys as a table, then the groups inside it."""
     yield prose(model.__doc__)
     yield table(_HEAD, [_row(_key(name, field), field, prefix) for name, field in model.model_fields.items()])
     for name, field in model.model_fields.items():
@@ -75,12 +75,12 @@ def _row(key: str, field: FieldInfo, prefix: str) -> tuple[str, str, str, str]:
 
 
 def _key(name: str, field: FieldInfo) -> str:
-    """A field's name as the TOML has it."""
+    """Return a field's name as in TOML."""
     return field.alias or name
 
 
 def _tag(model: type[BaseModel]) -> tuple[str, str] | None:
-    """The field, and its only value, by which a model of a choice is told from the others."""
+    """Return the field, and its only value, that identifies a model within a choice."""
     for name, field in model.model_fields.items():
         values = typing.get_args(field.annotation)
         if typing.get_origin(field.annotation) is Literal and len(values) == 1:

@@ -1,4 +1,4 @@
-"""Between values and wire messages: the only place, with the service and the channel, that sees generated types.
+"""Converts between values and wire messages: the only module besides service and channel that uses generated types.
 
 Decoding checks what the types cannot: JSON that parses to an object, counts within limits, known kinds. Anything else
 is a `BadMessage` that says which field.
@@ -36,9 +36,9 @@ from fedloom.core.records import CONTENTS, ClientFailure, ClientReport, Contents
 from fedloom.proto.v1 import fleet_pb2 as pb
 
 MAX_HELD = 4096
-"""Groups one heartbeat may name."""
+"""Limit of groups in one heartbeat."""
 MAX_FACTS = 4 << 10
-"""Characters a node may say about itself."""
+"""Characters of a node's description of itself."""
 
 
 MAX_METRICS = 256
@@ -50,7 +50,7 @@ MAX_REASON = 2000
 
 
 def to_agent_message(message: ToAgent) -> pb.ToAgent:
-    """A server's message for the wire."""
+    """Encode a server's message for the wire."""
     match message:
         case Group():
             return pb.ToAgent(group=_group(message))
@@ -73,7 +73,7 @@ def to_agent_message(message: ToAgent) -> pb.ToAgent:
 
 
 def read_to_agent(message: pb.ToAgent) -> ToAgent:
-    """A server's message from the wire."""
+    """Decode a server's message from the wire."""
     match message.WhichOneof("body"):
         case "group":
             return _read_group(message.group)
@@ -97,7 +97,7 @@ def read_to_agent(message: pb.ToAgent) -> ToAgent:
 
 
 def from_agent_message(message: FromAgent) -> pb.FromAgent:
-    """An agent's message for the wire."""
+    """Encode an agent's message for the wire."""
     match message:
         case GroupResult():
             return pb.FromAgent(result=_result(message))
@@ -112,7 +112,7 @@ def from_agent_message(message: FromAgent) -> pb.FromAgent:
 
 
 def read_from_agent(message: pb.FromAgent, node: str) -> FromAgent:
-    """An agent's message from the wire; `node` is whose stream it came on."""
+    """Decode an agent's message from the wire; `node` is the owner of its stream."""
     match message.WhichOneof("body"):
         case "result":
             return _read_result(message.result, node)
@@ -135,19 +135,19 @@ def read_from_agent(message: pb.FromAgent, node: str) -> FromAgent:
 
 
 def read_result_key(message: pb.GroupResult) -> GroupKey:
-    """Which group a result is of, whose other parts may be unreadable."""
+    """Return the group of a result whose other parts may be unreadable."""
     return _read_key(message.key)
 
 
 def hello_message(hello: Hello) -> pb.RegisterRequest:
-    """An introduction for the wire."""
+    """Encode a registration for the wire."""
     return pb.RegisterRequest(
         protocol=hello.protocol, node=hello.node, session=hello.session, facts_json=_dump(hello.facts)
     )
 
 
 def read_hello(message: pb.RegisterRequest) -> Hello:
-    """An introduction from the wire."""
+    """Decode a registration from the wire."""
     if len(message.facts_json) > MAX_FACTS:
         raise BadMessage(f"facts: expected at most {MAX_FACTS} characters, got {len(message.facts_json)}")
     return Hello(
@@ -159,7 +159,7 @@ def read_hello(message: pb.RegisterRequest) -> Hello:
 
 
 def welcome_message(welcome: Welcome) -> pb.RegisterReply:
-    """A server's answer to an introduction, for the wire."""
+    """Encode a server's reply to a registration for the wire."""
     return pb.RegisterReply(
         heartbeat_s=welcome.heartbeat_s,
         max_payload_bytes=welcome.max_payload_bytes,
@@ -170,7 +170,7 @@ def welcome_message(welcome: Welcome) -> pb.RegisterReply:
 
 
 def read_welcome(message: pb.RegisterReply) -> Welcome:
-    """A server's answer to an introduction, from the wire."""
+    """Decode a server's reply to a registration from the wire."""
     return Welcome(
         heartbeat_s=message.heartbeat_s,
         max_payload_bytes=message.max_payload_bytes,
@@ -353,7 +353,7 @@ def _payload(ref: PayloadRef) -> pb.Payload:
 
 def _read_payload(message: pb.Payload) -> PayloadRef:
     if message.inline and len(message.inline) != message.size:
-        raise BadMessage(f"payload.inline has {len(message.inline)} bytes, payload.size says {message.size}")
+        raise BadMessage(f"payload.inline has {len(message.inline)} bytes, but payload.size is {message.size}")
     return PayloadRef(
         size=message.size,
         inline=message.inline,

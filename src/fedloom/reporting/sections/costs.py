@@ -1,4 +1,4 @@
-"""What the run cost: bytes in each direction, time by kind of work, the share of each node."""
+"""Costs of the run: bytes in each direction, time by kind of work, the share of each node."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def traffic(run: RunFolder) -> Markup:
 
 
 def time(run: RunFolder) -> Markup:
-    """Where the time went."""
+    """Return the section about time."""
     if not run.rounds:
         return section("Time", tag("p", "No round has ended yet.", class_="empty"))
     layers = _time_layers(run.rounds)
@@ -51,17 +51,17 @@ def time(run: RunFolder) -> Markup:
         "Time",
         tag(
             "div",
-            bar_chart("Server's seconds per round", layers, x_label="round", first=first),
+            bar_chart("Server time per round", layers, x_label="round", first=first),
             _clients(run.rounds),
             class_="charts",
         ),
-        table(("the server was", "wall clock", "share"), rows, caption="Where the server's time went"),
+        table(("server activity", "wall clock", "share"), rows, caption="Server time by activity"),
         tag("p", _busy(run), class_="note"),
     )
 
 
 def nodes(run: RunFolder) -> Markup:
-    """What each agent did."""
+    """Return the section about each agent's work."""
     shares = _node_totals(run.rounds)
     busy = sum(share.busy_s for share in shares.values())
     ranked = sorted(shares.items(), key=lambda item: -item[1].busy_s)
@@ -79,17 +79,17 @@ def nodes(run: RunFolder) -> Markup:
     moved = sum(record.reassigned for record in run.rounds)
     stale, twice = sum(record.stale for record in run.rounds), sum(record.duplicates for record in run.rounds)
     kept = sum(record.restored for record in run.rounds)
-    survived = f" Groups whose answers outlived a restart of the server: {kept:,}." if kept else ""
-    left_out = f" The {len(ranked) - _MOST_NODES} least busy are left out." if len(ranked) > _MOST_NODES else ""
+    survived = f" Results restored after a restart of the server: {kept:,}." if kept else ""
+    left_out = f" The {len(ranked) - _MOST_NODES} least busy are omitted." if len(ranked) > _MOST_NODES else ""
     return section(
         "Nodes",
         table(("node", "jobs", "busy", "share", "up", "down"), rows, caption="Agents, the busiest first")
         if rows
-        else tag("p", "The run does not say which agent did what.", class_="empty"),
+        else tag("p", "The run has no data about its agents.", class_="empty"),
         tag(
             "p",
-            f"Groups given to another agent because theirs vanished: {moved:,}. Results that came after their "
-            f"round had closed: {stale:,}; that came twice: {twice:,}. Neither is ever folded.{survived}{left_out}",
+            f"Reassigned groups: {moved:,}. Late results: {stale:,}, duplicates: {twice:,} "
+            f"(never aggregated).{survived}{left_out}",
             class_="note",
         ),
     )
@@ -128,7 +128,7 @@ def _time_layers(rounds: Sequence[RoundRecord]) -> dict[str, list[float]]:
         "waiting for a checkpoint": [t.checkpoint_s for t in times],
     }
     rest = [max(0.0, t.total_s - sum(parts)) for t, *parts in zip(times, *known.values(), strict=True)]
-    return {**known, "anything else": rest}
+    return {**known, "other": rest}
 
 
 def _clients(rounds: Sequence[RoundRecord]) -> Markup:
@@ -139,7 +139,7 @@ def _clients(rounds: Sequence[RoundRecord]) -> Markup:
         Series(label="median client", x=x, y=[float(np.median(seconds)) for _, seconds in timed], color=0),
         Series(label="slowest client", x=x, y=[max(seconds) for _, seconds in timed], color=1),
     ]
-    return line_chart("Seconds of a client's work", lines, x_label="round", x_whole=True, from_zero=True)
+    return line_chart("Client training time, seconds", lines, x_label="round", x_whole=True, from_zero=True)
 
 
 def _busy(run: RunFolder) -> str:

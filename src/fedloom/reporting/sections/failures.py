@@ -1,4 +1,4 @@
-"""Answers that are missing, by cause."""
+"""Missing updates, by cause."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import defaultdict
 from fedloom.core.records import ClientFailure
 from fedloom.reporting.markup import Markup, printable, table, tag
 from fedloom.reporting.page import folded, section
-from fedloom.reporting.quantities import bytes_text, plural
+from fedloom.reporting.quantities import bytes_text
 from fedloom.reporting.run_folder import RunFolder
 
 _MOST_CAUSES = 40
@@ -15,12 +15,12 @@ _MOST_NAMED = 12
 
 
 def failures(run: RunFolder) -> Markup:
-    """A table of causes, with an example of each; notices of the run below."""
+    """Return a table of causes, with an example of each; notices of the run below."""
     causes: dict[tuple[str, str, str], list[ClientFailure]] = defaultdict(list)
     for failure in run.failures:
         causes[failure.stage, failure.error, _first_line(failure.message)].append(failure)
     ranked = sorted(causes.items(), key=lambda item: (-len(item[1]), item[0]))
-    return section("Missing answers", *(_found(ranked) if ranked else [_none(run)]), _notices(run))
+    return section("Missing updates", *(_found(ranked) if ranked else [_none(run)]), _notices(run))
 
 
 def _found(ranked: list[tuple[tuple[str, str, str], list[ClientFailure]]]) -> list[Markup]:
@@ -57,7 +57,7 @@ def _described(failure: ClientFailure) -> str:
 
 def _none(run: RunFolder) -> Markup:
     answers = sum(len(record.cohort) for record in run.rounds)
-    return tag("p", f"None: {plural(answers, 'answer')} asked for, all of them came." if answers else "None so far.")
+    return tag("p", f"No missing updates: all {answers:,} arrived." if answers else "None so far.")
 
 
 def _notices(run: RunFolder) -> Markup | None:

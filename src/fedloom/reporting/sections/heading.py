@@ -1,4 +1,4 @@
-"""What happened, at a glance: name, outcome, key figures."""
+"""Overview: name, outcome, key figures."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fedloom.reporting.quantities import bytes_text, metric_text, plural, second
 from fedloom.reporting.run_folder import RunFolder
 
 _OUTCOME = {
-    "failed": "The run failed. What it had saved is kept.",
-    "interrupted": "The run was interrupted and can go on from its last round.",
-    "unfinished": "The run has not ended: it is still going on, or was killed.",
+    "failed": "The run failed. Its checkpoints are intact.",
+    "interrupted": "The run was interrupted and can be resumed from its last round.",
+    "unfinished": "The run has not ended: it is still running, or was killed.",
 }
 _TILED_METRICS = 4
 
@@ -44,14 +44,14 @@ def _banner(run: RunFolder) -> Markup | None:
         "div",
         tag("p", tag("strong", outcome)),
         tag("pre", error) if error else None,
-        tag("p", "To go on: ", tag("code", f"fedloom resume {shlex.quote(str(run.path))}")),
+        tag("p", "To continue: ", tag("code", f"fedloom resume {shlex.quote(str(run.path))}")),
         class_=f"banner {run.status}",
         role="note",
     )
 
 
 def _alarms(run: RunFolder) -> list[Markup]:
-    """A note for each metric the workload wants watched that was not 0 in some evaluation."""
+    """Return a note for each metric watched by the workload that was not 0 in some evaluation."""
     watched = run.workload.watch if run.workload else {}
     found = {name: [r.round for r in run.rounds if (r.evaluation or {}).get(name, 0.0) > 0] for name in watched}
     return [
@@ -75,14 +75,14 @@ def _tiles(run: RunFolder) -> list[Markup]:
     tiles = [_metric_tile(run, metric) for metric in _tiled(run)]
     tiles += [
         _tile("rounds", f"{len(run.rounds):,}", f"of {rounds_text(run.planned_rounds)}"),
-        _tile("clients", f"{run.population:,}", f"{cohort:,} asked per round"),
+        _tile("clients", f"{run.population:,}", f"{cohort:,} sampled per round"),
         _tile("sent up", bytes_text(traffic.bytes_up), f"{traffic.params_up:,} values"),
         _tile("sent down", bytes_text(traffic.bytes_down), f"{traffic.params_down:,} values"),
         _tile("time", seconds_text(run.seconds), _workers(run)),
         _tile(
-            "missing answers",
+            "missing updates",
             f"{lost:,}",
-            "see below" if lost else "every client answered" if run.rounds else "nobody was asked yet",
+            "see below" if lost else "every update arrived" if run.rounds else "no client was sampled yet",
         ),
     ]
     if parameters:
@@ -91,7 +91,7 @@ def _tiles(run: RunFolder) -> list[Markup]:
 
 
 def _tiled(run: RunFolder) -> list[str]:
-    """Metrics of the evaluations where there were any, else of the training."""
+    """Return metrics of the evaluations if there were any, otherwise of the training."""
     names = metric_names(run)
     held_out = [name for name in names if curve(run, name, HELD_OUT)]
     return (held_out or names)[:_TILED_METRICS]
@@ -106,7 +106,7 @@ def _metric_tile(run: RunFolder, metric: str) -> Markup:
 
 
 def _best(values: tuple[float, ...]) -> str:
-    """Where the curve ended against its own range; nothing for a single value."""
+    """Return the range of the curve; empty for a single value."""
     seen = [value for value in values if math.isfinite(value)]
     return f"; range {metric_text(min(seen))} to {metric_text(max(seen))}" if len(seen) > 1 else ""
 

@@ -1,4 +1,4 @@
-"""How the model got better: every metric per round and per byte, and the numbers behind the curves."""
+"""Learning curves: every metric per round and per byte, and the numbers behind the curves."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _MOST_ROWS = 400
 
 
 def learning(run: RunFolder) -> Markup:
-    """Curves of loss, accuracy and whatever else was measured."""
+    """Return the curves of loss, accuracy and other metrics."""
     if not run.rounds:
-        return section("Learning", tag("p", "No round was finished, so there is nothing to show yet.", class_="empty"))
+        return section("Learning", tag("p", "No round has finished yet.", class_="empty"))
     names = metric_names(run)
     charts = [chart for name in names[:_MOST_METRICS] for chart in _pair(name, curves(run, name))]
     left_out = names[_MOST_METRICS:]
@@ -27,8 +27,8 @@ def learning(run: RunFolder) -> Markup:
         "Learning",
         tag(
             "p",
-            "“Held-out data” measures the global model after a round; “clients' training” is the mean of what the "
-            "round's clients reported while training, each from its own start.",
+            "“Held-out data”: the global model after a round. “Clients' training”: the mean of what the "
+            "round's clients reported while training, each from its initial model.",
         ),
         tag("div", charts, class_="charts") if charts else tag("p", "The run measured nothing.", class_="empty"),
         tag("p", f"Not drawn, but in rounds.jsonl: {', '.join(left_out)}.", class_="note") if left_out else None,
@@ -37,7 +37,7 @@ def learning(run: RunFolder) -> Markup:
 
 
 def _pair(name: str, measured: list[Curve]) -> tuple[Markup, Markup]:
-    """The metric per round and per byte, side by side."""
+    """Draw the metric per round and per byte, side by side."""
     divisor, unit = byte_unit(max(one.megabytes[-1] for one in measured) * 1e6)
     by_round = [Series(label=one.source, x=one.rounds, y=one.values, color=_color(one)) for one in measured]
     by_byte = [
@@ -70,7 +70,7 @@ def _rounds(run: RunFolder, names: list[str]) -> Markup:
         )
         for record in shown
     ]
-    caption = "Held-out metrics where the round was evaluated, training metrics elsewhere"
+    caption = "Held-out metrics if the round was evaluated, otherwise training metrics"
     if len(shown) < len(run.rounds):
-        caption += f"; {len(shown)} of {len(run.rounds)} rounds, all of them are in rounds.jsonl"
+        caption += f"; {len(shown)} of {len(run.rounds)} rounds; rounds.jsonl has all"
     return table(("round", *kept, "answers", "up", "down", "time"), rows, caption=caption)

@@ -1,4 +1,4 @@
-"""Where the run came from and how to make it again: data, settings, environment, commands."""
+"""Origin of the run and how to reproduce it: data, settings, environment, commands."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def data(run: RunFolder) -> Markup:
     """Provenance of the examples, as the workload states it."""
     stated = _data(run)
     if not stated:
-        return section("Data", tag("p", "The workload does not say where its data come from.", class_="empty"))
+        return section("Data", tag("p", "This workload does not describe the source of its data.", class_="empty"))
     return section("Data", facts({str(key): _value(value) for key, value in stated.items()}, "Provenance"))
 
 
 def settings(run: RunFolder) -> Markup:
-    """Every setting of the experiment, resolved, and the environment it ran in."""
+    """Return all settings of the experiment, resolved, and its environment."""
     rows = [(tag("code", key), tag("code", _value(value))) for key, value in run.settings().items()]
     parts: list[Markup] = [table(("key", "value"), rows, caption=f"As resolved in {EXPERIMENT}", text=2)]
     if run.summary:
@@ -36,7 +36,7 @@ def settings(run: RunFolder) -> Markup:
 
 
 def reproduction(run: RunFolder) -> Markup:
-    """The commands that make this run again, and what must come out."""
+    """Return the commands that reproduce this run, and the expected digest."""
     folder, settings = shlex.quote(str(run.path)), shlex.quote(str(run.path / EXPERIMENT))
     lines = [f"fedloom run {settings}", f"fedloom report {folder}"]
     if run.status != "done":
@@ -53,7 +53,7 @@ def reproduction(run: RunFolder) -> Markup:
         tag("p", "Digest of the final model's arrays (model_sha256): ", tag("code", digest)) if digest else None,
         tag(
             "p",
-            "Beside this page: experiment.toml, rounds.jsonl, events.jsonl, summary.json, and model/ with the final "
+            "Next to this page: experiment.toml, rounds.jsonl, events.jsonl, summary.json, and model/ with the final "
             "arrays in safetensors format.",
             class_="note",
         ),
@@ -62,7 +62,7 @@ def reproduction(run: RunFolder) -> Markup:
 
 
 def _sessions(run: RunFolder) -> Markup | None:
-    """When the run was started and resumed; only worth a table if that was more than once."""
+    """Return when the run was started and resumed, if more than once."""
     begun = [event for event in run.events if event.get("event") == "RunStarted"]
     rows = [
         (str(event.get("at", ""))[:19], str(event.get("first_round", "")), str(event.get("where", "")))

@@ -8,5 +8,5 @@ from fedloom.reporting.run_folder import RunFolder
 
 
 def own(run: RunFolder) -> Markup:
-    """All of them, in order; nothing where there are none."""
+    """Return all of them, in order; empty if there are none."""
     return join([contribution.sections for contribution in contributions(run)])

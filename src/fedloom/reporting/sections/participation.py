@@ -1,4 +1,4 @@
-"""Who was asked when, and who did not answer."""
+"""Client participation: who was sampled when, and whose update is missing."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ _MOST_COLUMNS = 180
 
 @dataclass(frozen=True, slots=True)
 class Participation:
-    """Counts of questions and of missing answers, clients binned into rows and rounds into columns."""
+    """Counts of samplings and of missing updates, clients binned into rows and rounds into columns."""
 
     asked: npt.NDArray[np.float64]
     """Shape (rows, columns)."""
     lost: npt.NDArray[np.float64]
     """Shape (rows, columns)."""
     times: npt.NDArray[np.int64]
-    """Times each client was asked, shape (clients,)."""
+    """Number of rounds each client was sampled in, shape (clients,)."""
 
 
 def participation(run: RunFolder) -> Markup:
-    """The picture, and its numbers in words."""
+    """Return the picture, and its numbers in words."""
     if not run.rounds:
-        return section("Participation", tag("p", "Nobody was asked yet.", class_="empty"))
+        return section("Participation", tag("p", "No client was sampled yet.", class_="empty"))
     counted = count(run)
     spoken = _words(run, counted.times)
     first, last = run.rounds[0].round, run.rounds[-1].round
     clients, rows = run.population, counted.asked.shape[0]
     picture = grid_picture(
-        "Who was asked in which round",
+        "Sampled clients by round",
         counted.asked / max(counted.asked.max(), 1.0),
         spoken=f"Clients by rounds. {spoken}",
         x_label="round",
@@ -47,14 +47,14 @@ def participation(run: RunFolder) -> Markup:
         y=Range(low=clients - 0.5, high=-0.5),  # client 0 on top
         y_names=_client_ticks(clients),
         marked=counted.lost / np.maximum(counted.asked, 1.0),
-        legend=[("asked and answered", 0), ("asked, answer missing", 4)] if counted.lost.any() else (),
+        legend=[("sampled", 0), ("sampled, update missing", 4)] if counted.lost.any() else (),
         note=_binning(clients, rows, last - first + 1, counted.asked.shape[1]),
     )
     return section("Participation", tag("p", spoken), tag("div", picture, class_="charts"))
 
 
 def count(run: RunFolder) -> Participation:
-    """Questions and missing answers of all rounds, binned."""
+    """Count samplings and missing updates of all rounds, binned."""
     first, last = run.rounds[0].round, run.rounds[-1].round
     clients = max(run.population, 1 + max((client for r in run.rounds for client in r.cohort), default=0))
     row_of = _bin_of(clients, _MOST_ROWS)
@@ -78,10 +78,10 @@ def _bin_of(length: int, most: int) -> npt.NDArray[np.int64]:
 
 def _words(run: RunFolder, times: npt.NDArray[np.int64]) -> str:
     never = int((times == 0).sum())
-    said = "nobody was left out" if not never else f"{plural(never, 'client')} never"
+    said = "every client at least once" if not never else f"{plural(never, 'client')} never"
     return (
-        f"{plural(len(times), 'client')}, {plural(len(run.rounds), 'round')}: a client was asked "
-        f"{times.mean():.1f} times on average, from {times.min()} to {times.max()}; {said}."
+        f"{plural(len(times), 'client')}, {plural(len(run.rounds), 'round')}: each client was selected "
+        f"{times.mean():.1f} times on average ({times.min()}–{times.max()}); {said}."
     )
 
 
@@ -94,5 +94,5 @@ def _binning(clients: int, rows: int, rounds: int, columns: int) -> str | None:
         return None
     return (
         f"A cell stands for about {plural(-(-clients // rows), 'client')} and "
-        f"{plural(-(-rounds // columns), 'round')}: the stronger, the more often asked."
+        f"{plural(-(-rounds // columns), 'round')}; darker means sampled more often."
     )

@@ -1,4 +1,4 @@
-"""Who holds what: examples by class and client, and how large the clients are."""
+"""Partition of the data: examples by class and client, and the clients' sizes."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ Counts = npt.NDArray[np.float64]
 
 
 def partition(run: RunFolder) -> Markup:
-    """The pictures, as far as the workload says who holds what."""
+    """Return the pictures, if the workload describes its partition."""
     info = run.workload
     counts = _counts(info)
     sizes = np.asarray(info.client_sizes if info else (), np.float64)
     if not sizes.size and counts is not None:
         sizes = counts.sum(axis=1)
     if not sizes.size:
-        return section("Partition", tag("p", "The workload does not say who holds what.", class_="empty"))
+        return section("Partition", tag("p", "This workload does not describe its partition.", class_="empty"))
     words = (
-        f"{plural(sizes.size, 'client')} hold {int(sizes.sum()):,} training examples: from {int(sizes.min()):,} to "
+        f"{plural(sizes.size, 'client')} have {int(sizes.sum()):,} training examples: from {int(sizes.min()):,} to "
         f"{int(sizes.max()):,} each, {int(np.median(sizes)):,} in the median."
     )
     pictures = [_classes(counts, info.label_names if info else ()) if counts is not None else None, _sizes(sizes)]
     if counts is not None:
-        words += f" A client sees {effective_classes(counts):.1f} of {counts.shape[1]} classes in effect."
+        words += f" Effective classes per client: {effective_classes(counts):.1f} of {counts.shape[1]}."
     return section("Partition", tag("p", words), tag("div", pictures, class_="charts"))
 
 
 def effective_classes(counts: Counts) -> float:
-    """Classes a client holds in effect: e to the entropy (nats) of its labels, mean over clients that hold any.
+    """Return the effective number of classes per client: e to the entropy (nats) of its labels, mean over clients.
 
     Args:
         counts: examples by client and class, shape (clients, classes).
 
     Returns:
-        1 where every client holds a single class, the number of classes where all are balanced.
+        1 if every client has a single class, the number of classes if all are balanced.
     """
     held = counts[counts.sum(axis=1) > 0]
     if not held.size:
@@ -58,14 +58,14 @@ def effective_classes(counts: Counts) -> float:
 
 
 def by_likeness(counts: Counts, most: int) -> Counts:
-    """At most `most` columns of clients. Where they are more, each is the mean of clients that hold much the same.
+    """Return at most `most` columns of clients. If there are more, each is the mean of clients with similar classes.
 
     Clients are ordered by their most frequent class and its share before neighbours are averaged: averaging clients
     in their own order would make any partition look balanced.
 
     Args:
         counts: examples by client and class, shape (clients, classes).
-        most: columns wanted at most.
+        most: limit of columns.
 
     Returns:
         Mean examples by class and column, shape (classes, columns).
@@ -92,18 +92,18 @@ def _classes(counts: Counts, names: object) -> Markup:
     binned = columns.shape[1] < clients
     step = -(-classes // _MOST_CLASSES)
     ticks = [(float(at), _short(labels[at])) for at in range(0, classes, -(-classes // 20))]
-    note = "The stronger, the more examples of the class the client holds."
+    note = "Darker means more examples of that class."
     if binned:
         note = (
-            f"A column is the mean of about {-(-clients // columns.shape[1])} clients that hold much the same: clients "
+            f"A column is the mean of about {-(-clients // columns.shape[1])} similar clients: clients "
             "are ordered by their most frequent class. " + note
         )
     if step > 1:
         columns = np.stack([columns[start:stop].mean(axis=0) for start, stop in bins(classes, _MOST_CLASSES)])
     return grid_picture(
-        "Who holds which class",
+        "Classes by client",
         columns / max(columns.max(), 1e-12),
-        spoken=f"Classes by clients. In effect a client sees {effective_classes(counts):.1f} of {classes} classes.",
+        spoken=f"Classes by clients. Effective classes per client: {effective_classes(counts):.1f} of {classes}.",
         x_label="clients, ordered by their most frequent class" if binned else "client",
         x=Range(low=-0.5, high=clients - 0.5),
         y=Range(low=classes - 0.5, high=-0.5),
@@ -113,7 +113,7 @@ def _classes(counts: Counts, names: object) -> Markup:
 
 
 def _sizes(sizes: Counts) -> Markup:
-    """How many clients are how large."""
+    """Return the distribution of clients' sizes."""
     least = int(sizes.min())
     width = max(1, -(-(int(sizes.max()) - least + 1) // _SIZE_BARS))
     held = np.bincount((sizes.astype(np.int64) - least) // width)

@@ -1,1 +1,1 @@
-"""What several selections are made of: candidate draws, readings of reports, ranks, weighted draws, coverage."""
+"""Building blocks of selections: candidate draws, readings of reports, ranks, weighted draws, coverage."""

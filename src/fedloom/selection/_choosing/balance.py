@@ -1,4 +1,4 @@
-"""How far pooled classes are from balanced, and from one another."""
+"""Distance of pooled classes from balance, and from one another."""
 
 from __future__ import annotations
 

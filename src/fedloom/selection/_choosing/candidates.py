@@ -18,12 +18,12 @@ from fedloom.selection._choosing.sampling import weighted
 
 
 class CandidateSettings(PluginSettings):
-    """Settings of selections that measure d candidates and keep m of them."""
+    """Settings of selections that measure d candidates and choose m of them."""
 
     candidates: Annotated[int, Field(ge=1)] | None = None
     """Clients measured in each round, d: at least the cohort, at most all clients. None takes `oversampling`."""
     oversampling: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = 4.0
-    """Candidates for each place in the cohort, d / m, where `candidates` is not set; rounded up, at most all N."""
+    """Candidates for each place in the cohort, d / m, if `candidates` is not set; rounded up, at most all N."""
 
 
 def check_population(settings: CandidateSettings, roster: Roster) -> None:
@@ -35,12 +35,12 @@ def check_population(settings: CandidateSettings, roster: Roster) -> None:
     if settings.candidates is not None and settings.candidates > roster.population:
         raise ConfigError(
             f"selection.candidates: {settings.candidates} candidates, but the federation has only "
-            f"clients = {roster.population}. Ask for at most {roster.population}"
+            f"clients = {roster.population}. Set at most {roster.population}"
         )
 
 
 def number_of_candidates(settings: CandidateSettings, roster: Roster, size: int) -> int:
-    """How many clients to measure for a cohort of `size`: m <= d <= N.
+    """Return the number of clients to measure for a cohort of `size`: m <= d <= N.
 
     Raises:
         ConfigError: `candidates` is smaller than the cohort, or larger than the federation.
@@ -51,7 +51,7 @@ def number_of_candidates(settings: CandidateSettings, roster: Roster, size: int)
     if settings.candidates < size:
         raise ConfigError(
             f"selection.candidates: {settings.candidates} candidates for a cohort of {size}. "
-            f"Ask for at least {size}, or set cohort to at most {settings.candidates}"
+            f"Set at least {size}, or set cohort to at most {settings.candidates}"
         )
     return settings.candidates
 
@@ -66,16 +66,16 @@ def draw_uniformly(roster: Roster, count: int, rng: np.random.Generator) -> tupl
 
 
 def draw_by_examples(roster: Roster, count: int, rng: np.random.Generator, who: str) -> tuple[int, ...]:
-    """`count` distinct clients, one after the other with probability proportional to n_k among those left; O(N).
+    """Draw `count` distinct clients, one by one with probability proportional to n_k among the remaining; O(N).
 
     Raises:
-        UsageError: fewer than `count` clients hold examples.
+        UsageError: fewer than `count` clients have examples.
     """
     sizes = known_sizes(roster, who)
     if (holders := int(np.count_nonzero(sizes))) < count:
         raise UsageError(
             f"selection {who!r} draws {count} clients by their number of examples, but only {holders} of "
-            f"{roster.population} have any. Ask for fewer, or use selection 'uniform'"
+            f"{roster.population} have any. Choose fewer, or use selection 'uniform'"
         )
     with np.errstate(divide="ignore"):
         return tuple(int(client) for client in weighted(np.log(sizes), count, rng))

@@ -13,7 +13,7 @@ def longer(values: Array, population: int, fill: float) -> Array:
     Args:
         values: an entry per client, [n, ...], n <= population.
         population: clients there are now.
-        fill: what is known of a client that joins.
+        fill: initial value of a client that joins.
 
     Returns:
         A new array [population, ...] of the same dtype.

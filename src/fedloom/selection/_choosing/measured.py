@@ -1,4 +1,4 @@
-"""Selections without memory that measure uniform candidates and keep some of them: all but the choice itself."""
+"""Selections without memory that measure uniform candidates and choose among them: all but the choice itself."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from fedloom.selection._choosing.sampling import Floats, Indices
 from fedloom.selection.uniform.selection import Nothing
 
 Pick = Callable[[Sequence[ClientReport], int, np.random.Generator], Indices]
-"""From the candidates' reports, the number of places and a generator to the places of those kept, in any order."""
+"""Maps the candidates' reports, the number of places and a generator to the places chosen, in any order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured(Selection[Nothing]):
-    """d candidates, drawn as `firing_credit` draws them from the same seed, are measured; `pick` keeps m of them."""
+    """d candidates, drawn as `firing_credit` draws them from the same seed, are measured; `pick` chooses m of them."""
 
     settings: CandidateSettings
     pick: Pick
     kind: str
-    """Of the probe: `evaluate`, `measure` or `train`."""
+    """Kind of the probe: `evaluate`, `measure` or `train`."""
     measure: str | None = None
     knobs: Info = field(default_factory=dict)
 
@@ -56,12 +56,12 @@ class Measured(Selection[Nothing]):
 
 
 def among_told(vectors: Floats, size: int, pick: Callable[[Indices, int], Indices]) -> Indices:
-    """Places picked among the candidates that told a vector; the first drawn of the others where that is too few.
+    """Pick places among the candidates that reported a vector, then the first drawn of the others if those are too few.
 
     Args:
-        vectors: as `reports.vectors` gives them, [d, C]; a row with NaN in it was not told.
+        vectors: as `reports.vectors` gives them, [d, C]; a row with NaN is missing.
         size: places.
-        pick: from the rows that were told, and the number of places among them, to indices into those rows.
+        pick: maps the reported rows and the number of places among them to indices into those rows.
     """
     told = np.flatnonzero(np.isfinite(vectors).all(axis=1))
     picked = told[pick(told, min(size, len(told)))]

@@ -1,4 +1,4 @@
-"""What candidates reported, as arrays; what a client did not say, or said badly, is NaN."""
+"""Candidates' reports as arrays; missing and invalid values are NaN."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedloom.selection._choosing.sampling import Floats, Indices
 
 
 def losses(reports: Sequence[ClientReport], who: str) -> Floats:
-    """Each report's mean `loss`, float64 [r]; NaN where it is missing or not finite.
+    """Return each report's mean `loss`, float64 [r]; NaN if it is missing or not finite.
 
     Raises:
         UsageError: no report has a loss.
@@ -27,7 +27,7 @@ def losses(reports: Sequence[ClientReport], who: str) -> Floats:
 
 
 def numbers(reports: Sequence[ClientReport], name: str, who: str) -> Floats:
-    """A measure's number from each report, float64 [r]; NaN where it is missing or not a finite number.
+    """Return a measure's number from each report, float64 [r]; NaN if it is missing or not a finite number.
 
     Raises:
         BadMessage: no report has it.
@@ -37,7 +37,7 @@ def numbers(reports: Sequence[ClientReport], name: str, who: str) -> Floats:
 
 
 def vectors(reports: Sequence[ClientReport], name: str, who: str, width: int | None = None) -> Floats:
-    """A measure's list of numbers from each report, float64 [r, C], C being `width`, or the commonest length.
+    """Return a measure's list of numbers from each report, float64 [r, C], C being `width`, or the commonest length.
 
     A list of another length, or with anything but finite numbers in it, is a row of NaN.
 
@@ -64,18 +64,18 @@ def examples(reports: Sequence[ClientReport]) -> Floats:
 
 
 def finite(values: Sequence[float]) -> Floats:
-    """The values as float64, NaN where they are not finite."""
+    """Return the values as float64, NaN if they are not finite."""
     read = np.asarray(values, np.float64)
     return np.where(np.isfinite(read), read, np.nan)
 
 
 def largest(values: Floats, size: int) -> Indices:
-    """Indices of the `size` largest values, largest first; ties keep their order, NaN comes last."""
+    """Return the indices of the `size` largest values, largest first; ties keep their order, NaN comes last."""
     return np.argsort(-values, kind="stable")[:size]
 
 
 def clients_at(reports: Sequence[ClientReport], picked: Indices) -> tuple[int, ...]:
-    """The clients of the picked reports, in candidate order: what is kept never changes how it is folded."""
+    """Return the clients of the picked reports, in candidate order: a choice never changes the aggregation order."""
     return tuple(reports[index].client for index in np.sort(picked))
 
 

@@ -30,7 +30,7 @@ def weighted(log_weights: Floats, size: int, rng: np.random.Generator) -> Indice
 
 
 def systematic(inclusion: Floats, rng: np.random.Generator) -> Indices:
-    """A set of fixed size in which index i is with probability exactly `inclusion[i]`.
+    """Draw a set of fixed size that contains index i with probability exactly `inclusion[i]`.
 
     Madow's systematic sampling over a random order: the cumulated probabilities are cut at u, u + 1, u + 2, ...
 

@@ -1,4 +1,4 @@
-"""How far local training moved the model: what measures of trained candidates read."""
+"""Changes of the model by local training, for measures of trained candidates."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fedloom.selection._choosing.sampling import Floats
 
 
 def changes(model: Record, update: Update, who: str) -> Iterator[tuple[str, Floats]]:
-    """Name and local change w_k - w of every trained floating-point array, float64, one at a time.
+    """Yield name and local change w_k - w of every trained floating-point array, float64, one at a time.
 
     Raises:
-        UsageError: the update holds no array of the global model, so it has no change to speak of.
+        UsageError: the update has no array of the global model, so its change is undefined.
     """
     before, after = model.groups.get(MODEL, {}), update.groups.get(MODEL, {})
     shared = [

@@ -12,10 +12,10 @@ class Config(PluginSettings):
 
     name: str = "afl"
     dropped_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.75
-    """Share of the clients, those of lowest value, that are left out of the weighted draw; alpha_1."""
+    """Fraction of the clients, those of lowest value, that are excluded from the weighted draw; alpha_1."""
     temperature: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.01
     """Factor of the value in the exponent of a client's weight; alpha_2. 0 draws uniformly from those not dropped."""
     uniform_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
-    """Share of the cohort that is drawn uniformly from everybody left; alpha_3."""
+    """Fraction of the cohort that is drawn uniformly from the remaining clients; alpha_3."""
     first_values: Literal["evaluate", "largest"] = "evaluate"
     """Clients without a value: all are evaluated before round 1, or they count as the largest value seen so far."""

@@ -17,10 +17,10 @@ from fedloom.selection.afl.config import Config
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """What each client was last worth; as long as the population, because the rule ranks all of it."""
+    """Each client's last value; as long as the population, because the rule ranks all of it."""
 
     values: Floats
-    """v_k, float64 [N]; NaN where the client has never reported."""
+    """v_k, float64 [N]; NaN if the client has never reported."""
 
 
 class ActiveFederatedLearning(Selection[Values]):
@@ -73,7 +73,7 @@ class ActiveFederatedLearning(Selection[Values]):
 
 
 def _updated(values: Floats, reports: Sequence[ClientReport]) -> Floats:
-    """The values with those of the reports in place; a loss that is not finite leaves the value as it was."""
+    """Return the values updated by the reports; a loss that is not finite leaves the value unchanged."""
     if not reports:
         return values
     new = np.sqrt(examples(reports)) * losses(reports, "afl")
@@ -84,11 +84,11 @@ def _updated(values: Floats, reports: Sequence[ClientReport]) -> Floats:
 
 
 def _filled(values: Floats) -> Floats:
-    """Unknown values as the largest known one, or 0: nobody is dropped for never having been asked."""
+    """Return unknown values as the largest known one, or 0: no client is excluded for never having been selected."""
     known = values[np.isfinite(values)]
     return np.where(np.isfinite(values), values, known.max() if known.size else 0.0)
 
 
 def build_selection(config: Config) -> ActiveFederatedLearning:
-    """The selection a `Config` describes."""
+    """Return the selection a `Config` describes."""
     return ActiveFederatedLearning(config)

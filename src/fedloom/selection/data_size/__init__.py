@@ -1,1 +1,1 @@
-"""Clients with more examples are asked more often."""
+"""Clients with more examples are selected more often."""

@@ -39,5 +39,5 @@ class DataSize(Selection[Nothing]):
 
 
 def build_selection(config: Config) -> DataSize:
-    """The selection a `Config` describes."""
+    """Return the selection a `Config` describes."""
     return DataSize()

@@ -1,1 +1,1 @@
-"""Candidates whose updates best stand for all candidates' (Balakrishnan et al. 2022)."""
+"""Candidates whose updates best represent all candidates' (Balakrishnan et al. 2022)."""

@@ -12,4 +12,4 @@ class Config(CandidateSettings):
 
     name: str = "divfl"
     sketch: Annotated[int, Field(ge=0)] = 256
-    """Floats in which a candidate describes its update; 0 sends every parameter, and distances are exact."""
+    """Number of floats that describe a candidate's update; 0 sends every parameter, and distances are exact."""

@@ -1,4 +1,4 @@
-"""The client half: the update in few numbers that keep distances."""
+"""The client half: a sketch of the update that preserves distances."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def sketched(name: str, change: Floats, width: int) -> Floats:
 
 
 class UpdateSketch(Measure):
-    """Reports the update in few numbers that keep distances."""
+    """Reports a sketch of the update that preserves distances."""
 
     def __call__(
         self,
@@ -46,7 +46,7 @@ class UpdateSketch(Measure):
         rng: np.random.Generator,
         knobs: Info,
     ) -> Info:
-        """`{"update": [...]}`: w_k - w_t in `knobs["sketch"]` floats, or whole where that is 0 or no shorter."""
+        """Return `{"update": [...]}`: w_k - w_t in `knobs["sketch"]` floats, or whole if that is 0 or not shorter."""
         moved = list(changes(model, update, "divfl"))
         width = int(knobs["sketch"])
         if width == 0 or sum(change.size for _, change in moved) <= width:
@@ -58,5 +58,5 @@ class UpdateSketch(Measure):
 
 
 def build_measure() -> UpdateSketch:
-    """The measure; its setting comes with each job."""
+    """Return the measure; its setting comes with each job."""
     return UpdateSketch()

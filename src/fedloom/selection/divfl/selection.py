@@ -19,12 +19,12 @@ def pick(reports: Sequence[ClientReport], size: int, rng: np.random.Generator) -
 
     Balakrishnan, Li, Zhou, Himayat, Smith, Bilmes 2022, "Diverse Client Selection for Federated Learning via Submodular
     Maximization" (greedy facility location, as read in the public code's `greedy`). g_k is the candidate's local change
-    w_k - w_t, or a sketch of it that keeps distances.
+    w_k - w_t, or a sketch of it that preserves distances.
     """
     moved = vectors(reports, "update", "divfl")
     return among_told(moved, size, lambda told, places: facility_location(euclidean(moved[told]), places))
 
 
 def build_selection(config: Config) -> Measured:
-    """The selection a `Config` describes."""
+    """Return the selection a `Config` describes."""
     return Measured(settings=config, kind="train", measure="divfl", knobs={"sketch": config.sketch}, pick=pick)

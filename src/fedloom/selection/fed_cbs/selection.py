@@ -17,12 +17,12 @@ from fedloom.selection._choosing.sampling import Floats, weighted
 from fedloom.selection.fed_cbs.config import Config
 
 _BALANCED = 1e-6
-"""An imbalance below this counts as this: perfectly balanced sets have a finite weight."""
+"""Lower limit of an imbalance: perfectly balanced sets have a finite weight."""
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """How often each client was chosen; as long as the population, because the rule weighs all of it."""
+    """The number of times each client was chosen; as long as the population, because the rule weighs all of it."""
 
     round: int
     """Rounds observed so far."""
@@ -83,5 +83,5 @@ class FedCBS(Selection[Times]):
 
 
 def build_selection(config: Config) -> FedCBS:
-    """The selection a `Config` describes."""
+    """Return the selection a `Config` describes."""
     return FedCBS(config)

@@ -14,7 +14,7 @@ class Config(PluginSettings):
     warm_up: Annotated[int, Field(ge=1)] = 15
     """First rounds, with uniform cohorts and an evaluation of all clients each."""
     refit_every: Annotated[int, Field(ge=2)] = 10
-    """After the warm-up, every so many rounds one cohort is uniform and its loss changes refit the covariance."""
+    """After the warm-up, every N rounds one cohort is uniform and its loss changes refit the covariance."""
     history: Annotated[int, Field(ge=1)] = 20
     """Newest rounds of loss changes the covariance is fitted to; older ones are forgotten."""
     forgetting: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0

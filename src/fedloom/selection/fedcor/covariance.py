@@ -8,7 +8,7 @@ from fedloom.selection._choosing.sampling import Floats, Indices
 
 
 def fit(changes: Floats, weights: Floats, dimension: int, noise: float) -> Floats:
-    """The embedding X of largest marginal likelihood for changes ~ N(0, XᵀX + noise² I).
+    """Fit the embedding X of largest marginal likelihood for changes ~ N(0, XᵀX + noise² I).
 
     FedCor's linear kernel with a zero mean. The public code climbs the likelihood (or its leave-one-out form) with
     Adam; for this kernel with its noise fixed the maximum has a closed form, that of probabilistic principal components
@@ -41,7 +41,7 @@ def correlated(embedding: Floats, noise: float, weights: Floats, alpha: Floats, 
         noise: sigma_n.
         weights: p_i, shares of the examples, float64 [N].
         alpha: discounts in (0, 1]; minus infinity bars a client, float64 [N].
-        size: at most the clients not barred.
+        size: at most the clients not excluded.
 
     Returns:
         Indices in the order picked, [size].

@@ -1,4 +1,4 @@
-"""FedCor: choose the clients whose loss says most about everybody's."""
+"""FedCor: choose the clients whose loss is most informative about all clients' losses."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from fedloom.selection.fedcor.covariance import correlated, fit
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """What the Gaussian process has seen; as long as the population, because the rule correlates all of it."""
+    """The data of the Gaussian process; as long as the population, because the rule correlates all of it."""
 
     round: int
     """Rounds observed so far."""
     losses: Floats
-    """F_k(w) at the last probe, float64 [N]; NaN where unknown."""
+    """F_k(w) at the last probe, float64 [N]; NaN if unknown."""
     waiting: bool
     """Whether the last probe still waits for the next one, to make a row of changes."""
     changes: Floats
@@ -96,12 +96,12 @@ class FedCor(Selection[Process]):
         )
 
     def _is_uniform(self, round: int) -> bool:
-        """Whether a round's cohort is drawn uniformly, so that its loss changes train the process."""
+        """Return whether a round's cohort is drawn uniformly, so that its loss changes train the process."""
         beyond = round - self._config.warm_up
         return beyond <= 0 or beyond % self._config.refit_every == 0
 
     def _learn(self, state: Process, probed: Sequence[ClientReport]) -> Process:
-        """The state with a probe's losses and, where the round before waits for them, its row of changes."""
+        """Return the state with a probe's losses and, if the previous round waits for them, its row of changes."""
         if not probed:
             return state
         new = np.full(len(state.losses), np.nan)
@@ -114,5 +114,5 @@ class FedCor(Selection[Process]):
 
 
 def build_selection(config: Config) -> FedCor:
-    """The selection a `Config` describes."""
+    """Return the selection a `Config` describes."""
     return FedCor(config)

@@ -1,4 +1,4 @@
-"""Settings of selection by firing credit. What the abstract leaves open is a setting; the defaults are ours."""
+"""Settings of selection by firing credit. What the abstract leaves open is a setting, with our default."""
 
 from typing import Annotated, Literal, Self
 
@@ -23,8 +23,8 @@ class Config(CandidateSettings):
     """How the change of rates becomes a credit: `l1` or `l2` of the mean change, `per_sample` mean of the samples' L1,
     `signed` sum (changes cancel), `positive` part only."""
     measurement: Literal["passes", "training"] = "passes"
-    """Where the rates come from. `passes`: two evaluation passes over the client's data, before and after training.
-    `training`: what the first and the last epoch saw in passing; cheaper, and biased towards less change."""
+    """Source of the rates. `passes`: two evaluation passes over the client's data, before and after training.
+    `training`: rates observed during the first and the last epoch; cheaper, and biased towards less change."""
     layers: Literal["output", "all"] = "output"
     """Rates of the output layer, or the mean credit of all spiking layers, each scaled to the output's width."""
     candidate_draw: Literal["uniform", "examples", "cyclic"] = "uniform"
@@ -34,17 +34,17 @@ class Config(CandidateSettings):
     temperature: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 0.1
     """Temperature of `softmax`, in units of credit."""
     exploration: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """Share of the cohort drawn uniformly from the candidates the rule left; epsilon, rounded to whole places."""
+    """Fraction of the cohort drawn uniformly from the remaining candidates; epsilon, rounded to whole places."""
 
     @pydantic.model_validator(mode="after")
     def _measurable(self) -> Self:
         if self.measurement == "training" and self.norm == "per_sample":
             raise ConfigError(
                 'norm: "per_sample" compares each example before and after training, which measurement = "training" '
-                'does not see. Set measurement = "passes", or another norm'
+                'does not provide. Set measurement = "passes", or another norm'
             )
         return self
 
     def knobs(self, *, gain: bool) -> Info:
-        """What the measure is told."""
+        """Return the measure's knobs."""
         return {"norm": self.norm, "layers": self.layers, "measurement": self.measurement, "gain": gain}

@@ -19,14 +19,14 @@ class FiringCreditMeasure(Measure):
 
     Δ is the trained model's mean rates minus the global model's, on all of the client's samples, both with the same
     encoder noise. The gain is Δ of the output layer, the credit its norm `knobs["norm"]`, or the mean over layers
-    (`layered`) where `knobs["layers"]` is "all". With `knobs["measurement"]` "training" there are no extra passes: Δ is
-    the last epoch's rates minus the first's, as training saw them.
+    (`layered`) if `knobs["layers"]` is "all". With `knobs["measurement"]` "training" there are no extra passes: Δ is
+    the last epoch's rates minus the first's, as observed in training.
     """
 
     def __call__(
         self, workload: object, model: Record, update: Update, shard: Shard, rng: np.random.Generator, knobs: Info
     ) -> Info:
-        """`{"credit": float, "gain": [C floats]}`; the gain only where `knobs["gain"]` asks for it.
+        """Return `{"credit": float, "gain": [C floats]}`; the gain only if `knobs["gain"]` is set.
 
         Raises:
             UnsupportedFeature: the workload has no firing rates.
@@ -51,7 +51,7 @@ class FiringCreditMeasure(Measure):
         rngs: Sequence[np.random.Generator],
         knobs: Sequence[Info],
     ) -> list[Info] | None:
-        """The same for a whole group at once, where the workload can; None where it cannot."""
+        """Return the reports of a whole group at once; None if the workload does not support it."""
         in_passing = knobs[0].get("measurement") == "training"
         if not isinstance(workload, HasGroupFiringRates) or in_passing or any(each != knobs[0] for each in knobs):
             return None
@@ -65,14 +65,14 @@ class FiringCreditMeasure(Measure):
 
 
 def _in_passing(workload: object, update: Update, layers: str) -> list[dict[str, np.ndarray]]:
-    """The rates of the first and of the last epoch, as training saw them.
+    """Return the rates of the first and of the last epoch, as observed in training.
 
     Raises:
         UsageError: the workload's training traces no rates.
     """
     if "first/output" not in update.traces:
         raise UsageError(
-            f"selection 'firing_credit' with measurement = \"training\" reads rates that training traces, but workload "
+            f"selection 'firing_credit' with measurement = \"training\" reads rates traced by training, but workload "
             f"{type(workload).__name__!r} traces none. Use a spiking workload such as spiking_classification"
         )
     return [
@@ -86,7 +86,7 @@ def _in_passing(workload: object, update: Update, layers: str) -> list[dict[str,
 
 
 class _Noise:
-    """The encoder's randomness: a stream of its own for each pass, and the same one."""
+    """The encoder's randomness: the same stream for each pass."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._seed = int(rng.integers(2**63))
@@ -105,7 +105,7 @@ def _credited(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray],
 
 
 def layered(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], norm: Norm) -> float:
-    """The mean credit over layers, each scaled as if it were as wide as the output.
+    """Return the mean credit over layers, each scaled as if it were as wide as the output.
 
     With the output layer alone this is its credit. The scale, bound(C) / bound(H), keeps a wide hidden layer from
     drowning the others and the result within the output layer's bound; it is ours.
@@ -124,5 +124,5 @@ def layered(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], n
 
 
 def build_measure() -> FiringCreditMeasure:
-    """The measure; its settings come with each job."""
+    """Return the measure; its settings come with each job."""
     return FiringCreditMeasure()

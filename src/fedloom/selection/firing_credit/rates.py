@@ -35,7 +35,7 @@ class HasFiringRates(Protocol[Sh_contra]):
 
 @runtime_checkable
 class HasGroupFiringRates(Protocol[Sh_contra]):
-    """A spiking workload that can measure many models at once."""
+    """A spiking workload that can measure many models together."""
 
     def firing_rates_group(
         self,

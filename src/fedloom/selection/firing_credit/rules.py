@@ -1,6 +1,6 @@
-"""Credits and rules of SFedCA as pure functions. A reconstruction from the abstract; the defaults are ours.
+"""Credits and rules of SFedCA as pure functions. A reconstruction from the abstract, with our defaults.
 
-d candidates stand in random draw order, m are kept, C is the number of output neurons. `kappa` are credits,
+d candidates stand in random draw order, m are chosen, C is the number of output neurons. `kappa` are credits,
 float64 [d]; `gains` are u_{k,c} = n_k max(Δ_{k,c}, 0), float64 [d, C]. A rule returns indices in the order it picks
 them; ties go to the first drawn, never to an id.
 """
@@ -26,11 +26,11 @@ NEEDS_GAINS = frozenset({"shortlist-balance", "balance-all", "cover"})
 """Rules that read the gains, so that candidates must send C more floats."""
 
 _SLACK = 1e-6
-"""Share by which a credit may exceed its bound and still be rounding (rates may be float32 means)."""
+"""Relative tolerance of a credit above its bound, for rounding (rates may be float32 means)."""
 
 
 def credits(before: npt.ArrayLike, after: npt.ArrayLike, norm: Norm = "l1") -> float:
-    """One layer's credit, from Δ = after - before.
+    """Return one layer's credit, from Δ = after - before.
 
     `l1` sum_c |Δ_c|; `l2` sqrt(sum_c Δ_c²); `signed` sum_c Δ_c; `positive` sum_c max(Δ_c, 0); `per_sample` the mean
     over samples of sum_c |Δ_xc|. Sums are correctly rounded: the order of neurons and samples does not matter.
@@ -53,16 +53,16 @@ def credits(before: npt.ArrayLike, after: npt.ArrayLike, norm: Norm = "l1") -> f
 
 
 def bound(norm: Norm, width: int) -> float:
-    """The largest credit a layer of `width` neurons can have; `signed` credits have its negative as smallest."""
+    """Return the largest credit a layer of `width` neurons can have; `signed` credits have its negative as smallest."""
     return math.sqrt(width) if norm == "l2" else float(width)
 
 
 def sane(kappa: Floats, gains: Floats | None, norm: Norm, classes: int) -> tuple[Floats, Flags]:
-    """Credits clipped to what is possible, and which had to be: a client cannot win by claiming 1e9.
+    """Return credits clipped to the possible range, and which were: a client cannot win by claiming 1e9.
 
     Args:
         kappa: credits as claimed, NaN where missing or not finite, float64 [d].
-        gains: Δ as claimed, each within [-1, 1], NaN where missing or malformed, float64 [d, C]; None where not asked.
+        gains: Δ as claimed, each within [-1, 1], NaN where missing or malformed, float64 [d, C]; None if not reported.
         norm: of the credits.
         classes: C.
 
@@ -79,7 +79,7 @@ def sane(kappa: Floats, gains: Floats | None, norm: Norm, classes: int) -> tuple
 
 
 def possible(gains: Floats) -> Flags:
-    """Which rows of gains (Δ, float64 [d, C]) are within [-1, 1] all through, as changes of rates and shares are."""
+    """Return which rows of gains (Δ, float64 [d, C]) are within [-1, 1], as changes of rates and shares are."""
     return np.asarray((np.abs(gains) <= 1.0 + _SLACK).all(axis=1), np.bool_)
 
 
@@ -89,12 +89,12 @@ def weighted_gains(gains: npt.ArrayLike, num_examples: npt.ArrayLike) -> Floats:
 
 
 def topm(kappa: Floats, m: int) -> Indices:
-    """The m largest credits, largest first: the literal reading of the abstract."""
+    """Return the m largest credits, largest first: the literal reading of the abstract."""
     return largest(kappa, m)
 
 
 def lowest(kappa: Floats, m: int) -> Indices:
-    """The m smallest credits, smallest first: a negative control."""
+    """Return the m smallest credits, smallest first: a negative control."""
     return largest(-kappa, m)
 
 
@@ -112,10 +112,10 @@ def balance_all(gains: Floats, m: int) -> Indices:
 
 
 def shortlist_balance(kappa: Floats, gains: Floats, m: int, shortlist: float = 2.0) -> Indices:
-    """Of the ceil(shortlist * m) largest credits, the m whose gains are jointly most uniform. The default; ours.
+    """Choose, of the ceil(shortlist * m) largest credits, the m whose gains are jointly most uniform. Default; ours.
 
     Among the readings tried it is the one under which credits come from firing change and aggregation serves the
-    balance of the global sample distribution. Where no one has gains, the first m in draw order.
+    balance of the global sample distribution. Without any gains, the first m in draw order.
     """
     short = np.sort(largest(kappa, math.ceil(shortlist * m)))
     return short[balance_all(gains[short], m)]
@@ -124,7 +124,7 @@ def shortlist_balance(kappa: Floats, gains: Floats, m: int, shortlist: float = 2
 def cover(gains: Floats, m: int) -> Indices:
     """Start with v = 0; m times add the k maximising sum_c sqrt(v_c + u_kc): much gain, in many classes. Ours.
 
-    Balance alone would rather take a client with nothing to teach than one who tilts the pool. The square root makes
+    Balance alone prefers a client without gain to one that unbalances the pool. The square root makes
     the sum monotone and submodular, so greedy is within 1 - 1/e of the best set (Nemhauser, Wolsey and Fisher 1978).
     """
     pool, left, picked = np.zeros(gains.shape[1]), list(range(len(gains))), list[int]()
@@ -153,21 +153,21 @@ def choose(
     temperature: float = 0.1,
     exploration: float = 0.0,
 ) -> Indices:
-    """A rule with its surroundings: flagged candidates last, some places drawn uniformly.
+    """Apply a rule: flagged candidates last, some places drawn uniformly.
 
     Args:
         rule: which.
         kappa: sane credits, float64 [d].
         gains: u, float64 [d, C]; None for rules that do not read them.
-        m: places; all candidates are kept where d <= m.
+        m: places; all candidates are chosen if d <= m.
         rng: read only by `softmax` and exploration.
-        flagged: candidates to keep only where there are too few others, first drawn first; bool [d].
+        flagged: candidates to choose only if there are too few others, first drawn first; bool [d].
         shortlist: see `shortlist_balance`.
         temperature: see `softmax`.
         exploration: share of the places drawn uniformly from the candidates left, rounded half up.
 
     Returns:
-        Indices in draw order, [min(m, d)]: what is kept never changes how it is folded.
+        Indices in draw order, [min(m, d)]: a choice never changes the aggregation order.
     """
     everyone = np.arange(len(kappa))
     honest = everyone if flagged is None else everyone[~flagged]

@@ -23,18 +23,18 @@ from fedloom.selection.firing_credit.config import Config
 
 @dataclass(frozen=True, slots=True)
 class Credited:
-    """What is remembered: nothing that decides, but for the turn of a cyclic draw."""
+    """The selection's memory: it affects no choice, except the turn of a cyclic draw."""
 
     round: int = 0
     """Rounds observed so far."""
     classes: int = 0
-    """Output neurons C where the workload declares its classes; 0 where only the reports say."""
+    """Output neurons C if the workload declares its classes; 0 if only the reports tell."""
     flagged: Mapping[str, int] = field(default_factory=dict)
-    """How often each client reported a credit that cannot be; clients that never did are not in it."""
+    """The number of impossible credits of each client; clients without any are not in it."""
 
 
 class FiringCredit(Selection[Credited]):
-    """d candidates train; the m kept are chosen by how training changed their firing rates.
+    """d candidates train; m are chosen by how training changed their firing rates.
 
     A reconstruction from the abstract of "SFedCA: Credit Assignment-Based Active Client Selection Strategy for Spiking
     Federated Learning" (Zhan et al., arXiv 2406.12200): each client's credit comes from its firing intensity before and
@@ -43,7 +43,7 @@ class FiringCredit(Selection[Credited]):
 
     With r_kc(w) the mean rate of output neuron c on client k's samples: Δ_kc = r_kc(w_k) - r_kc(w_t), credit
     kappa_k = sum_c |Δ_kc|, gain u_kc = n_k max(Δ_kc, 0). The default rule shortlists the 2m largest credits and
-    greedily keeps the m whose summed gains are most uniform (`rules.shortlist_balance`); `topm` is the literal
+    greedily chooses the m whose summed gains are most uniform (`rules.shortlist_balance`); `topm` is the literal
     reading. With d = m the cohort is uniform selection's, order included.
     """
 
@@ -101,7 +101,7 @@ class FiringCredit(Selection[Credited]):
         return Credited(state.round + 1, state.classes, counts)
 
     def report(self, state: Credited) -> Info:
-        """What a round's record may tell: credits flagged so far, in all and by client."""
+        """Return data for a round's record: credits flagged so far, in total and by client."""
         return {"flagged_credits": sum(state.flagged.values()), "flagged_clients": dict(state.flagged)}
 
     def _draw(self, state: Credited, roster: Roster, count: int, rng: np.random.Generator) -> tuple[int, ...]:
@@ -113,13 +113,13 @@ class FiringCredit(Selection[Credited]):
         return draw_uniformly(roster, count, rng)
 
     def asks_gains(self, state: Credited) -> bool:
-        """Whether candidates send their gains: the rule reads them, or only they tell how large a credit can be."""
+        """Return whether candidates send their gains: the rule reads them, or they are needed to bound the credit."""
         return self._config.rule in rules.NEEDS_GAINS or not state.classes
 
     def _read(
         self, state: Credited, reports: Sequence[ClientReport]
     ) -> tuple[rules.Floats, rules.Floats | None, rules.Flags]:
-        """Sane credits, gains as claimed, and who claimed what cannot be."""
+        """Return clipped credits, gains as claimed, and the clients with impossible claims."""
         kappa = numbers(reports, "credit", "firing_credit")
         gains = vectors(reports, "gain", "firing_credit") if self.asks_gains(state) else None
         classes = state.classes if gains is None else gains.shape[1]
@@ -128,5 +128,5 @@ class FiringCredit(Selection[Credited]):
 
 
 def build_selection(config: Config) -> FiringCredit:
-    """The selection a `Config` describes."""
+    """Return the selection a `Config` describes."""
     return FiringCredit(config)

@@ -1,4 +1,4 @@
-"""What credits contribute to studies: whether they follow what is new, and a test of them without a federation."""
+"""Credits in studies: whether they follow new classes, and a test of them without a federation."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def build_study() -> StudyPart:
 
 
 def novelty(run: RunFolder) -> Measured:
-    """Measure whether credits follow what is new: mean over rounds of Spearman(kappa_k, TV(q_k, p)) over candidates.
+    """Measure whether credits follow new classes: mean over rounds of Spearman(kappa_k, TV(q_k, p)) over candidates.
 
     kappa_k is the credit candidate k reported, q_k its label shares, p those of the pool of the clients aggregated in
-    the round before. Rounds whose credits (or distances) are all equal have no rank correlation and are left out.
+    the round before. Rounds whose credits (or distances) are all equal have no rank correlation and are omitted.
     """
     counts = run.label_counts
     if counts is None:
@@ -50,14 +50,14 @@ def novelty(run: RunFolder) -> Measured:
 
 
 class Unseen(StaticTest):
-    """A test of credits beside the runs: do they tell clients whose classes a model has never seen?"""
+    """A test of credits next to the runs: do they identify clients whose classes a model has never seen?"""
 
     seen: Annotated[int, Field(ge=1)] = 5
     """Classes the model is trained on, drawn by seed."""
     passes: Annotated[int, Field(ge=1)] = 5
-    """Local trainings' worth of training on all data of the seen classes."""
+    """Training on all data of the seen classes, in numbers of local trainings."""
     share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
-    """A client with a larger share of unseen classes should stand out."""
+    """Fraction of unseen classes above which a client should be identified."""
 
     def measure(self, experiment: Experiment) -> Mapping[str, float]:
         from fedloom.selection.firing_credit.unseen import separations
@@ -66,6 +66,6 @@ class Unseen(StaticTest):
 
 
 def _credits(record: RoundRecord) -> dict[int, float]:
-    """Return what candidates claimed, by client; empty where they reported no credit."""
+    """Return the candidates' claimed credits, by client; empty if they reported none."""
     found = {int(client): told.get("credit") for client, told in record.probe.items()}
     return {client: float(value) for client, value in found.items() if isinstance(value, int | float)}

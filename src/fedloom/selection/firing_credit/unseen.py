@@ -1,7 +1,7 @@
-"""Tests credits without a federation: do they tell clients whose classes the global model has never seen?
+"""Tests credits without a federation: do they identify clients whose classes the global model has never seen?
 
 A model is trained on the data of some classes only. Then every client trains from it once, and its credit (and rival
-signals) is compared with whether it holds classes the model has not seen.
+signals) is compared with whether it has classes the model has not seen.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from fedloom.selection.firing_credit.measure import build_measure
 
 
 def separations(experiment: Experiment, *, seen: int, passes: int, share: float) -> dict[str, float]:
-    """Measure how well each signal separates clients that hold unseen classes from the others (`ranks.separation`).
+    """Measure how well each signal separates clients that have unseen classes from the others (`ranks.separation`).
 
     Args:
         experiment: whose workload, partition and seed are used; its strategy and selection are not.
         seen: classes the model is trained on, drawn by seed.
         passes: local trainings' worth of training on all data of the seen classes.
-        share: a client with a larger share of unseen classes should stand out.
+        share: fraction of unseen classes above which a client should be identified.
 
     Returns:
         `unseen_auc` (credit of the output layer), `unseen_auc_all` (of all spiking layers), `unseen_auc_norm` (norm of
-        the update), `unseen_auc_loss` (local loss of the model before training); NaN where all clients are alike.
+        the update), `unseen_auc_loss` (local loss of the model before training); NaN if all clients are alike.
 
     Raises:
-        UsageError: the workload does not tell its label counts.
+        UsageError: the workload declares no label counts.
     """
     workload = _built(experiment)
     counts = np.asarray(workload.describe().label_counts, np.float64)
     if counts.ndim != 2:
         raise UsageError(
-            f"study.tests.unseen: workload {experiment.workload.name!r} does not tell who holds which class; use a "
+            f"study.tests.unseen: workload {experiment.workload.name!r} does not declare its label counts; use a "
             "classification workload, or remove the table `tests.unseen`"
         )
     classes = counts.shape[1]
@@ -74,7 +74,7 @@ def _trained(experiment: Experiment, workload: AnyWorkload, seen: list[int], cla
 
 
 def _signals(workload: AnyWorkload, model: Record, seed: int, client: int) -> Mapping[str, float]:
-    """Return what a client's training from the model tells about it."""
+    """Return the signals of a client's training from the model."""
     shard = workload.shard(client)
     loss = workload.evaluate({MODEL: model}, shard)["loss"].value
     rng = generator(seed, "unseen", "train", client)

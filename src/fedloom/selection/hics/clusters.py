@@ -36,7 +36,7 @@ def clusters(apart: Floats, count: int) -> list[list[int]]:
 
     Args:
         apart: symmetric distances, float64 [n, n].
-        count: clusters wanted, 1 <= count <= n.
+        count: number of clusters, 1 <= count <= n.
 
     Returns:
         Indices of each cluster, increasing; clusters by their first index.
@@ -57,7 +57,7 @@ def clusters(apart: Floats, count: int) -> list[list[int]]:
 def draw(
     groups: list[list[int]], entropy: Floats, weights: Floats, size: int, preference: float, rng: np.random.Generator
 ) -> Indices:
-    """Draw a cluster, then one of its members, `size` times; nobody twice.
+    """Draw a cluster, then one of its members, `size` times; each member at most once.
 
     A cluster with members left is drawn with probability proportional to exp(preference * its mean entropy), a member
     in proportion to its weight.

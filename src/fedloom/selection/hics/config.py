@@ -16,8 +16,8 @@ class Config(CandidateSettings):
     """Temperature of the softmax whose entropy estimates a candidate's balance; dimensionless, changes are scaled by
     the round's largest."""
     entropy_weight: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1.0
-    """Weight of the difference of entropies (nats) beside the angle (radians) between two candidates; lambda."""
+    """Weight of the difference of entropies (nats) next to the angle (radians) between two candidates; lambda."""
     preference: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 4.0
-    """How strongly clusters of balanced candidates are preferred: weight exp(preference * mean entropy)."""
+    """Preference for clusters of balanced candidates: weight exp(preference * mean entropy)."""
     array: PlainWord | None = None
     """Name of the output layer's array; None takes the model's last one with an axis."""

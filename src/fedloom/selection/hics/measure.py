@@ -22,9 +22,9 @@ class OutputChange(Measure):
         rng: np.random.Generator,
         knobs: Info,
     ) -> Info:
-        """`{"output": [C floats]}`: the change of the output layer's bias, or of its weights summed over their inputs.
+        """Return `{"output": [C floats]}`: the change of the output layer's bias, or of its weights summed over inputs.
 
-        The array is `knobs["array"]`, or where that is None the model's last one with an axis; classes come first.
+        The array is `knobs["array"]`, or if that is None the model's last one with an axis; classes come first.
 
         Raises:
             UsageError: the model has no such array, or it has no axis of classes.
@@ -41,5 +41,5 @@ class OutputChange(Measure):
 
 
 def build_measure() -> OutputChange:
-    """The measure; its setting comes with each job."""
+    """Return the measure; its setting comes with each job."""
     return OutputChange()

@@ -37,6 +37,6 @@ def pick(reports: Sequence[ClientReport], size: int, rng: np.random.Generator, *
 
 
 def build_selection(config: Config) -> Measured:
-    """The selection a `Config` describes."""
+    """Return the selection a `Config` describes."""
     chosen = partial(pick, config=config)
     return Measured(settings=config, kind="train", measure="hics", knobs={"array": config.array}, pick=chosen)

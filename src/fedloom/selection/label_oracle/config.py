@@ -10,4 +10,4 @@ class Config(CandidateSettings):
 
     name: str = "label_oracle"
     objective: Literal["kl", "qcid"] = "kl"
-    """What the pool is to be close to uniform in: Kullback-Leibler divergence, or quadratic class imbalance."""
+    """Measure of the pool's distance from uniform: Kullback-Leibler divergence, or quadratic class imbalance."""

@@ -22,9 +22,9 @@ from fedloom.selection.uniform.selection import Nothing
 class LabelOracle(Selection[Nothing]):
     """d candidates uniformly; start with S empty, m times add the k that minimises KL(pool of S + k || uniform).
 
-    The greedy rule of Astraea's mediators (Duan et al. 2019) turned into a selection, with true label counts nobody
-    would have: the balance others are measured against. The candidates are those `firing_credit` draws from the same
-    seed. Ties take the first drawn. Costs O(d m C), and no message.
+    The greedy rule of Astraea's mediators (Duan et al. 2019) as a selection, with true label counts, unavailable
+    in practice: the balance others are measured against. The candidates are those `firing_credit` draws from the same
+    seed. Ties take the first drawn. Costs O(d m C), and sends no message.
     """
 
     State = Nothing
@@ -55,5 +55,5 @@ class LabelOracle(Selection[Nothing]):
 
 
 def build_selection(config: Config) -> LabelOracle:
-    """The selection a `Config` describes."""
+    """Return the selection a `Config` describes."""
     return LabelOracle(config)

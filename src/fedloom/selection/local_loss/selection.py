@@ -14,14 +14,14 @@ from fedloom.selection.local_loss.config import Config
 
 
 def pick(reports: Sequence[ClientReport], size: int, rng: np.random.Generator) -> Indices:
-    """The m candidates with the largest F_k(w_t).
+    """Choose the m candidates with the largest F_k(w_t).
 
-    A control, not a published method: it keeps everything of `firing_credit`'s `topm` but the signal. F_k(w_t) is the
+    A control, not a published method: it equals `firing_credit`'s `topm` except for the signal. F_k(w_t) is the
     metric `loss` of the global model on the client's training data, before any local training.
     """
     return largest(losses(reports, "local_loss"), size)
 
 
 def build_selection(config: Config) -> Measured:
-    """The selection a `Config` describes."""
+    """Return the selection a `Config` describes."""
     return Measured(settings=config, kind="evaluate", pick=pick)

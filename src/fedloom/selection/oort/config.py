@@ -14,19 +14,19 @@ class Config(PluginSettings):
 
     name: str = "oort"
     exploration: Fraction = 0.9
-    """Share of the cohort given to clients never seen; epsilon, before its first decay."""
+    """Fraction of the cohort for clients never seen; epsilon, before its first decay."""
     exploration_decay: Fraction = 0.95
     """Factor of epsilon after each round."""
     exploration_min: Fraction = 0.2
     """Floor of epsilon."""
     clip_quantile: Fraction = 0.98
-    """Utilities above this quantile count as it."""
+    """Utilities above this quantile are clipped to it."""
     cut_off: Fraction = 0.7
-    """Clients whose score is at least this share of the last place's score take part in the draw."""
+    """Clients whose score is at least this fraction of the last place's score take part in the draw."""
     exploration_window: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = 5.0
-    """Of the clients never seen, the largest so many for each place are drawn from."""
+    """Number of largest unseen clients per place to draw from."""
     preferred_duration_percentile: Annotated[float, Field(ge=0.0, le=100.0)] = 100.0
-    """Clients slower than this percentile of the durations seen are penalised. 100 penalises none; anything less makes
+    """Clients slower than this percentile of the durations seen are penalised. 100 penalises none; less makes
     the choice depend on the clock, and a repeated run may differ."""
     slowness_penalty: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 2.0
     """Exponent of (preferred duration / duration), for slower clients; alpha."""

@@ -18,7 +18,7 @@ from fedloom.selection.oort.config import Config
 
 @dataclass(frozen=True, slots=True)
 class Arms:
-    """What is known of each client; as long as the population, because the rule scores or explores all of it."""
+    """Knowledge of each client; as long as the population, because the rule scores or explores all of it."""
 
     round: int
     """Rounds observed so far."""
@@ -27,7 +27,7 @@ class Arms:
     seen: Floats
     """The round a client was last seen in, float64 [N]; 0 never."""
     seconds: Floats
-    """Duration of its last job, seconds, float64 [N]; 0 where never seen."""
+    """Duration of its last job, seconds, float64 [N]; 0 if never seen."""
 
 
 def scores(utility: Floats, seen: Floats, round: int, clip_quantile: float) -> Floats:
@@ -119,13 +119,13 @@ class Oort(Selection[Arms]):
         return seen[pool[drawn]]
 
     def _slowness(self, seconds: Floats) -> Floats:
-        """(T / t_k)^alpha where t_k is above the preferred duration T, 1 elsewhere."""
+        """Return (T / t_k)^alpha if t_k is above the preferred duration T, otherwise 1."""
         order = np.sort(seconds)
         preferred = order[min(int(len(order) * self._config.preferred_duration_percentile / 100), len(order) - 1)]
         return np.asarray(np.minimum(1.0, preferred / np.maximum(seconds, 1e-4)) ** self._config.slowness_penalty)
 
     def _explore(self, unseen: Indices, roster: Roster, places: int, rng: np.random.Generator) -> Indices:
-        """Places filled by clients never seen, large ones first where sizes are known."""
+        """Fill places with clients never seen, large ones first if sizes are known."""
         places = min(places, len(unseen))
         sizes = np.asarray(roster.sizes, np.float64) if len(roster.sizes) else np.ones(roster.population)
         order = unseen[rng.permutation(len(unseen))]
@@ -135,5 +135,5 @@ class Oort(Selection[Arms]):
 
 
 def build_selection(config: Config) -> Oort:
-    """The selection a `Config` describes."""
+    """Return the selection a `Config` describes."""
     return Oort(config)

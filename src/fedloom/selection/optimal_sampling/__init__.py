@@ -1,1 +1,1 @@
-"""Candidates are kept with probability proportional to their weighted update norm (Chen et al. 2020)."""
+"""Candidates are chosen with probability proportional to their weighted update norm (Chen et al. 2020)."""

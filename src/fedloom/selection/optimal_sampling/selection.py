@@ -1,4 +1,4 @@
-"""Optimal client sampling: inclusion in proportion to what a client's update weighs."""
+"""Optimal client sampling: inclusion in proportion to a client's weighted update norm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def inclusion_probabilities(weighted_norms: Floats, size: int) -> Floats:
 
     Chen, Horváth, Richtárik 2020, "Optimal Client Sampling for Federated Learning", the solution of their Algorithm 1:
     with l uncapped clients pi_k = (m + l - d) u_k / sum of the l smallest u, and 1 for the others. Found here by
-    capping whoever exceeds 1 and sharing the rest again, until nobody does. Where all that is left are zeros, they
+    capping each that exceeds 1 and sharing the rest again, until none does. If only zeros remain, they
     share equally.
 
     Args:
@@ -51,12 +51,12 @@ def pick(reports: Sequence[ClientReport], size: int, rng: np.random.Generator) -
     (systematic sampling). Their unbiased estimate divides each update by its probability: that belongs to
     aggregation, which a selection leaves alone, so the mean is biased towards large updates.
     """
-    norms = np.nan_to_num(numbers(reports, "norm", "optimal_sampling"))  # what was not told counts as no update
+    norms = np.nan_to_num(numbers(reports, "norm", "optimal_sampling"))  # a missing norm counts as no update
     weights = examples(reports)
     weighted_norms = np.maximum(norms, 0.0) * weights / max(weights.sum(), 1.0)
     return systematic(inclusion_probabilities(weighted_norms, min(size, len(reports))), rng)
 
 
 def build_selection(config: Config) -> Measured:
-    """The selection a `Config` describes."""
+    """Return the selection a `Config` describes."""
     return Measured(settings=config, kind="train", measure="update_norm", pick=pick)

@@ -12,6 +12,6 @@ class Config(CandidateSettings):
 
     name: str = "power_of_choice"
     oversampling: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = 2.0
-    """Candidates for each place in the cohort, d / m, where `candidates` is not set; rounded up, at most all N."""
+    """Candidates for each place in the cohort, d / m, if `candidates` is not set; rounded up, at most all N."""
     candidate_draw: Literal["examples", "uniform"] = "examples"
-    """Candidates proportional to their number of examples (as published), or uniformly (where sizes are unknown)."""
+    """Candidates proportional to their number of examples (as published), or uniformly (if sizes are unknown)."""

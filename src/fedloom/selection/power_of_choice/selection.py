@@ -57,5 +57,5 @@ class PowerOfChoice(Selection[Nothing]):
 
 
 def build_selection(config: Config) -> PowerOfChoice:
-    """The selection a `Config` describes."""
+    """Return the selection a `Config` describes."""
     return PowerOfChoice(config)

@@ -1,4 +1,4 @@
-"""The client half: what the client's own data would teach each output of the global model; nobody trains for it."""
+"""The client half: predicted gain of the client's data for each output of the global model, without training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Sh_contra = TypeVar("Sh_contra", bound=Shard, contravariant=True)
 
 @runtime_checkable
 class HasClassErrors(Protocol[Sh_contra]):
-    """A workload that tells its outputs' errors without training."""
+    """A workload that reports its outputs' errors without training."""
 
     def class_errors(self, arrays: Arrays, shard: Sh_contra, rng: np.random.Generator) -> Array:
         """Return the mean over the shard of the loss's negative gradient at the outputs, up to a positive constant.
@@ -24,7 +24,7 @@ class HasClassErrors(Protocol[Sh_contra]):
 
 
 class PredictedGain(Measure):
-    """Reports what the client's data would teach each output of the global model."""
+    """Reports the predicted gain of the client's data for each output of the global model."""
 
     def __call__(
         self,
@@ -35,10 +35,10 @@ class PredictedGain(Measure):
         rng: np.random.Generator,
         knobs: Info,
     ) -> Info:
-        """`{"gain": [C floats]}`: q_kc - E[softmax(z)_c], label shares minus predicted shares.
+        """Return `{"gain": [C floats]}`: q_kc - E[softmax(z)_c], label shares minus predicted shares.
 
         Raises:
-            UnsupportedFeature: the workload does not tell its outputs' errors.
+            UnsupportedFeature: the workload does not report its outputs' errors.
         """
         hint = "use image_classification or spiking_classification"
         errors = require(workload, HasClassErrors, "selection 'predicted_credit'", hint).class_errors
@@ -46,5 +46,5 @@ class PredictedGain(Measure):
 
 
 def build_measure() -> PredictedGain:
-    """The measure; it has no settings."""
+    """Return the measure; it has no settings."""
     return PredictedGain()

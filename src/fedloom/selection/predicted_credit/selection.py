@@ -23,30 +23,30 @@ Rounds = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What clients have told; as long as the population, because anyone may be chosen on the strength of it."""
+    """The clients' reports; as long as the population, because any client may be chosen by its report."""
 
     round: int
     """Rounds observed so far."""
     gains: Floats
-    """Each client's last gain, float64 [N, C]; NaN where unknown. Where the workload does not declare its classes, C is
-    0 before anybody has told."""
+    """Each client's last gain, float64 [N, C]; NaN if unknown. If the workload does not declare its classes, C is
+    0 before the first report."""
     examples: Floats
-    """n_k, float64 [N]; 0 where unknown."""
+    """n_k, float64 [N]; 0 if unknown."""
     told: Rounds
     """The round whose model the gain is about, int64 [N]; 0 never."""
     asked: Rounds
-    """The round each client was last asked in, int64 [N]; 0 never. Above `told` where it did not answer."""
+    """The round each client was last selected in, int64 [N]; 0 never. Above `told` if its update is missing."""
     flagged: Mapping[str, int] = field(default_factory=dict)
-    """How often each client told a gain that cannot be."""
+    """The number of impossible gains of each client."""
 
 
 class PredictedCredit(Selection[Memory]):
-    """The m whose predicted gains are jointly most uniform, of d candidates of whom nobody trains to be judged.
+    """Choose the m whose predicted gains are jointly most uniform, of d candidates that need not train first.
 
     Ours; a cheap stand-in for SFedCA's credit (`firing_credit`). With softmax cross-entropy on the output z the mean
     gradient on z_c over client k's data is E[softmax(z)_c] - q_kc, q_k its label shares, so that to first order local
     training raises class c in proportion to g_kc = q_kc - E[softmax(z)_c]: the sign and the classes of SFedCA's
-    firing-rate change, for one forward pass. Clients tell g_k when they train anyway, on the model they were sent; it
+    firing-rate change, for one forward pass. Clients report g_k when they train anyway, on the model they were sent; it
     is remembered (g_k times decay^age), so that a choice among d candidates costs m downlinks, m trainings and
     m (P + C) values up. The rule is SFedCA's: gains u_kc = n_k max(g_kc, 0), balanced greedily (`rules.balance_all`).
     """
@@ -69,7 +69,7 @@ class PredictedCredit(Selection[Memory]):
         return Memory(0, gains, np.zeros(roster.population), never, never)
 
     def extra_report(self, state: Memory) -> ExtraReport:
-        """Have every client of the cohort report its gain beside its update."""
+        """Have every client of the cohort report its gain with its update."""
         if self._config.credit == "error":
             return ExtraReport(measure="predicted_credit")
         return ExtraReport(measure="firing_credit", knobs={"norm": "l1", "layers": "output", "gain": True})
@@ -113,7 +113,7 @@ class PredictedCredit(Selection[Memory]):
         return replace(state, round=state.round + 1, asked=asked)
 
     def missed(self, state: Memory, clients: Sequence[int]) -> Memory:
-        """Clients that were asked in the round just observed and did not answer: they go to the end of the line."""
+        """Move clients whose update is missing in the round just observed to the end of the queue."""
         asked = state.asked.copy()
         asked[list(clients)] = state.round
         return replace(state, asked=asked)
@@ -129,11 +129,11 @@ class PredictedCredit(Selection[Memory]):
         )
 
     def report(self, state: Memory) -> Info:
-        """What a round's record may tell: clients whose gain is known, and gains that could not be."""
+        """Return data for a round's record: clients whose gain is known, and impossible gains."""
         return {"known_clients": int(self._known(state).sum()), "flagged_credits": sum(state.flagged.values())}
 
     def _drawn(self, state: Memory, among: Indices, count: int, rng: np.random.Generator) -> Indices:
-        """`count` of these clients in draw order: those asked longest ago, or any."""
+        """Return `count` of these clients in draw order: those selected longest ago, or any."""
         order = rng.permutation(among)
         if self._config.candidate_draw == "stalest":
             order = order[np.argsort(state.asked[order], kind="stable")]
@@ -146,9 +146,9 @@ class PredictedCredit(Selection[Memory]):
         return (state.told > 0) & (state.round + 1 - state.told <= self._config.memory)
 
     def _ruled(self, state: Memory, candidates: Indices, size: int) -> Indices:
-        """Places among the candidates of those kept, in draw order.
+        """Return the places of the chosen candidates, in draw order.
 
-        Who was asked in vain counts as the mean of the known; where there are previews, the unknown wait for one.
+        A client without a report counts as the mean of the known; with previews, the unknown wait for one.
         """
         known = self._known(state)[candidates]
         if size >= len(candidates) or not known.any():
@@ -162,7 +162,7 @@ class PredictedCredit(Selection[Memory]):
         return np.sort(rules.shortlist_balance(gains.sum(axis=1), gains, size, self._config.shortlist))
 
     def _learn(self, state: Memory, reports: Sequence[ClientReport]) -> Memory:
-        """The state with what these reports tell about the model of the round after `state.round`."""
+        """Return the state updated by reports about the model of the round after `state.round`."""
         telling = [report for report in reports if "gain" in report.info]
         if not telling:
             return state
@@ -180,5 +180,5 @@ class PredictedCredit(Selection[Memory]):
 
 
 def build_selection(config: Config) -> PredictedCredit:
-    """The selection a `Config` describes."""
+    """Return the selection a `Config` describes."""
     return PredictedCredit(config)

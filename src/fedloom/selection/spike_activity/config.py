@@ -10,4 +10,4 @@ class Config(CandidateSettings):
 
     name: str = "spike_activity"
     resolution: Literal["neurons", "layers"] = "neurons"
-    """What a candidate tells: the mean rate of every neuron, compared layer by layer, or of every layer."""
+    """Content of a candidate's report: the mean rate of every neuron, compared layer by layer, or of every layer."""

@@ -34,5 +34,5 @@ class SpikeActivity(Measure):
 
 
 def build_measure() -> SpikeActivity:
-    """The measure; its setting comes with each job."""
+    """Return the measure; its setting comes with each job."""
     return SpikeActivity()

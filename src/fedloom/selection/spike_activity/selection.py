@@ -42,7 +42,7 @@ def distances(activity: Floats, widths: Sequence[int]) -> Floats:
 
 
 def _widths(reports: Sequence[ClientReport], total: int) -> tuple[int, ...]:
-    """The layers most candidates agree on; one layer where nobody's widths fit."""
+    """Return the layer widths most candidates agree on; one layer if no widths fit."""
     lists = [report.info.get("widths") for report in reports]
     told = [tuple(widths) for widths in lists if isinstance(widths, Sequence)]
     fitting = [widths for widths in told if all(type(w) is int and w > 0 for w in widths) and sum(widths) == total]
@@ -50,6 +50,6 @@ def _widths(reports: Sequence[ClientReport], total: int) -> tuple[int, ...]:
 
 
 def build_selection(config: Config) -> Measured:
-    """The selection a `Config` describes."""
+    """Return the selection a `Config` describes."""
     knobs = {"resolution": config.resolution}
     return Measured(settings=config, kind="train", measure="spike_activity", knobs=knobs, pick=pick)

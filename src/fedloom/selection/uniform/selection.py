@@ -37,5 +37,5 @@ class Uniform(Selection[Nothing]):
 
 
 def build_selection(config: Config) -> Uniform:
-    """The selection a `Config` describes."""
+    """Return the selection a `Config` describes."""
     return Uniform()

@@ -29,5 +29,5 @@ class UpdateNorm(Measure):
 
 
 def build_measure() -> UpdateNorm:
-    """The measure; it has no settings."""
+    """Return the measure; it has no settings."""
     return UpdateNorm()

@@ -14,14 +14,14 @@ from fedloom.selection.update_norm.config import Config
 
 
 def pick(reports: Sequence[ClientReport], size: int, rng: np.random.Generator) -> Indices:
-    """The m candidates with the largest ||w_k - w_t||_2.
+    """Choose the m candidates with the largest ||w_k - w_t||_2.
 
-    A control, not a published method (`optimal_sampling` is the published one with this signal): it keeps everything
-    of `firing_credit`'s `topm`, the local training of all d included, but the signal.
+    A control, not a published method (`optimal_sampling` is the published one with this signal): it equals
+    `firing_credit`'s `topm`, with local training of all d, except for the signal.
     """
     return largest(numbers(reports, "norm", "update_norm"), size)
 
 
 def build_selection(config: Config) -> Measured:
-    """The selection a `Config` describes."""
+    """Return the selection a `Config` describes."""
     return Measured(settings=config, kind="train", measure="update_norm", pick=pick)

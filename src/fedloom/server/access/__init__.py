@@ -1,1 +1,1 @@
-"""Who may call the server, and its gRPC services: members, tokens, certificates, submissions."""
+"""Access control and gRPC services of the server: members, tokens, certificates, submissions."""

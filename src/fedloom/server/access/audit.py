@@ -1,6 +1,6 @@
 """The audit log: who joined, submitted, stopped, fetched, was revoked, from where; one JSON object a line, append-only.
 
-`audit.jsonl` in the state folder. A file that has grown large is renamed, with the time in its name; none is removed.
+`audit.jsonl` in the state folder. A large file is renamed, with the time in its name; none is removed.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _log = logging.getLogger(__name__)
 
 FILE = "audit.jsonl"
 MAX_BYTES = 64 << 20
-"""Size at which a file is put aside for a new one."""
+"""Size at which a file is renamed and a new one begun."""
 MAX_LINES = 10_000
-"""Lines read at once."""
+"""Number of lines read at a time."""
 REPEAT_S = 60.0
-"""Seconds in which a notice of the same caller about the same thing is written once."""
+"""Seconds in which repeated notices of a caller are written once."""
 MAX_NOTICES = 4096
-"""Notices remembered, so as not to write them again."""
+"""Notices remembered, to suppress repetitions."""
 MAX_TEXT = 200
 """Characters of one value."""
 _TAIL_BYTES = 4 << 20
@@ -51,9 +51,9 @@ class Audit:
 
         Args:
             event: what happened, such as `joined`.
-            who: the member's name; empty where the server knows no members.
-            peer: where the call came from, as gRPC writes addresses.
-            details: whatever else there is to say.
+            who: the member's name; empty if the server has no members.
+            peer: origin of the call, as gRPC writes addresses.
+            details: further facts.
         """
         if self._file is None:
             return
@@ -65,7 +65,7 @@ class Audit:
             self._write(self._file, text.encode() + b"\n", now)
 
     def notice(self, event: str, who: str, peer: str, **details: str | int | float) -> None:
-        """Add a line about what a caller may do as often as it likes: the same thing once a minute."""
+        """Add a line about an action a caller may repeat at will: a repetition is written once a minute."""
         key, now = (event, who, *map(str, details.values())), self._now()
         with self._lock:
             last = self._noticed.pop(key, None)
@@ -91,11 +91,11 @@ class Audit:
             if full:
                 file.rename(file.with_name(f"audit-{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%S%f}.jsonl"))
         except OSError as exc:
-            _log.error("the audit log %s could not be written: %s; the line: %s", file, exc, line.decode())
+            _log.error("the audit log %s cannot be written: %s; the line: %s", file, exc, line.decode())
 
 
 def last_lines(file: Path, count: int) -> list[str]:
-    """Return the latest lines of a log, the oldest of them first; none where there is no log.
+    """Return the latest lines of a log, oldest first; empty if there is no log.
 
     Raises:
         OSError: it cannot be read.

@@ -1,8 +1,8 @@
-"""The server's certificate authority: standard X.509 on P-256 keys, kept in the state folder.
+"""The server's certificate authority: standard X.509 on P-256 keys, stored in the state folder.
 
-The authority signs three kinds of certificates: the server's own, nodes' and people's. A caller trusts the server
+The authority signs three kinds of certificates: the server's, nodes' and users'. A caller trusts the server
 because the authority of its join token signed the server's name; the server trusts a caller because the authority
-signed its certificate and the registry still knows it.
+signed its certificate and the registry lists it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fedloom.core.errors import BadMessage, UsageError
 from fedloom.core.identity import SERVER_NAME, key_pem, pem
 
 MEMBER_DAYS = 30.0
-"""Days a node's or a person's certificate is valid; it is renewed after two thirds of them."""
+"""Days a node's or a user's certificate is valid; it is renewed after two thirds of them."""
 _AUTHORITY_DAYS, _SERVER_DAYS, _SERVER_RENEW_DAYS = 3650.0, 90.0, 30.0
 _BACKDATE = timedelta(days=1)
 """Certificates begin a day ago, for devices whose clock is behind."""
@@ -42,7 +42,7 @@ class Authority:
 
     @classmethod
     def open(cls, folder: Path) -> Authority:
-        """The authority in a folder, made there the first time (its key readable by the owner only)."""
+        """Open the authority in a folder, created the first time (its key readable by the owner only)."""
         key_file, certificate_file = folder / "authority-key.pem", folder / "authority.pem"
         if not key_file.exists():
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -55,8 +55,8 @@ class Authority:
             certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
         except (OSError, ValueError, TypeError) as exc:
             raise UsageError(
-                f"{folder}: not readable as a certificate authority: {exc}. Restore its two files, or move the folder "
-                "away: a new authority is made then, and every node has to join again"
+                f"{folder}: cannot be read as a certificate authority: {exc}. Restore its two files, or move the "
+                "folder away to have a new authority created, after which every node has to join again"
             ) from exc
         if not isinstance(loaded, ec.EllipticCurvePrivateKey):
             raise UsageError(f"{key_file}: expected a P-256 key, got a {type(loaded).__name__}")
@@ -64,7 +64,7 @@ class Authority:
 
     @property
     def certificate_pem(self) -> bytes:
-        """The authority's certificate, public."""
+        """Return the authority's certificate; public."""
         return pem(self._certificate)
 
     @property
@@ -73,7 +73,7 @@ class Authority:
         return self._certificate.fingerprint(hashes.SHA256()).hex()
 
     def server_pair(self) -> tuple[bytes, bytes]:
-        """The server's key and certificate (PEM), made afresh when less than a third of its time is left."""
+        """Return the server's key and certificate (PEM), renewed when less than a third of its time is left."""
         if self._server is None or _days_left(self._server[1]) < _SERVER_RENEW_DAYS:
             key = ec.generate_private_key(ec.SECP256R1())
             certificate = self._sign(
@@ -87,10 +87,10 @@ class Authority:
         return self._server[0], pem(self._server[1])
 
     def sign_request(self, csr_pem: str, name: str, role: str, lifetime_s: float) -> x509.Certificate:
-        """A certificate for the key of a request; the name and everything else in the request are not looked at.
+        """Return a certificate for the key of a request; the name and everything else in the request are ignored.
 
         Raises:
-            BadMessage: not a sound request for a P-256 key.
+            BadMessage: not a valid request for a P-256 key.
         """
         data = csr_pem.encode()
         if len(data) > MAX_CSR_BYTES:
@@ -98,7 +98,7 @@ class Authority:
         try:
             request = x509.load_pem_x509_csr(data)
             public = p256_key(request.public_key())
-            # The kind of key first: what another kind's signature costs to check is up to whoever made it.
+            # The kind of key first: the caller decides how expensive another kind's signature is to check.
             sound = public is not None and request.is_signature_valid
         except Exception as exc:
             raise BadMessage(f"expected a certificate request (PKCS #10, PEM): {exc}") from exc
@@ -107,7 +107,7 @@ class Authority:
         return self.sign_key(public, name, role, lifetime_s)
 
     def sign_key(self, public: ec.EllipticCurvePublicKey, name: str, role: str, lifetime_s: float) -> x509.Certificate:
-        """A member's certificate."""
+        """Return a member's certificate."""
         uri = x509.UniformResourceIdentifier(f"fedloom:{role}/{name}")
         return self._sign(public, name, uri, ExtendedKeyUsageOID.CLIENT_AUTH, timedelta(seconds=lifetime_s))
 
@@ -137,7 +137,7 @@ class Authority:
 
 
 def p256_key(key: object) -> ec.EllipticCurvePublicKey | None:
-    """Return a public key where it is one on the curve P-256, else None."""
+    """Return a public key if it is on the curve P-256, otherwise None."""
     return key if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name == "secp256r1" else None
 
 

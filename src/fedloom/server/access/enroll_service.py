@@ -1,4 +1,4 @@
-"""The gRPC face of the registry: joining, renewing, and what administrators ask for."""
+"""The gRPC services of the registry: joining, renewing, administration."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ MAX_SECRET = 256
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Security:
-    """What a server with members has beside one without."""
+    """Security of a server with members."""
 
     registry: Registry
     authority: Authority
     address: str
-    """Host by which devices reach this server, for join tokens."""
+    """Host name by which devices reach this server, for join tokens."""
     lifetime_s: float
     """How long a member's certificate is valid."""
     allowed: Collection[str] = ()
-    """Code and paths that users' runs may name beside what is installed."""
+    """Code and paths that users' runs may use besides installed plug-ins."""
     audit: Audit = field(default_factory=lambda: Audit(None))
-    """Where it is written down who did what."""
+    """The audit log."""
 
 
 class EnrollService(EnrollServicer):
-    """What callers without a certificate may ask.
+    """Calls for clients without a certificate.
 
     Args:
         security: of the server.
@@ -80,7 +80,7 @@ class EnrollService(EnrollServicer):
 
 
 class CredentialsService(CredentialsServicer):
-    """What every member may ask for itself."""
+    """Calls of members about themselves."""
 
     def __init__(self, security: Security, gate: Gate) -> None:
         self._security, self._gate = security, gate
@@ -102,13 +102,13 @@ class CredentialsService(CredentialsServicer):
 
 
 class AdminService(AdminServicer):
-    """What administrators ask.
+    """Calls of administrators.
 
     Args:
         security: of the server.
         gate: of the server.
         port: of the Enroll service.
-        coordinator: where nodes' labels and work are.
+        coordinator: has the nodes' labels and work.
     """
 
     def __init__(self, security: Security, gate: MemberGate, port: int, coordinator: Coordinator) -> None:
@@ -124,7 +124,7 @@ class AdminService(AdminServicer):
                 "token made", caller.name, context.peer(), name=request.name, role=request.role, uses=request.uses
             )
             _log.info(
-                "%s made a join token for %s %s: uses %d, valid for %g s",
+                "%s created a join token for %s %s: uses %d, valid for %g s",
                 caller.name,
                 request.role,
                 request.name,
@@ -216,7 +216,7 @@ def _token_row(token: Token) -> pb.TokenRow:
 
 
 def _about(who: Member | Caller) -> dict[str, str]:
-    """For log lines: the node it is about, where it is one."""
+    """Return the node of a log line, if it is about one."""
     return {"node": who.name} if who.role == "node" else {}
 
 

@@ -1,4 +1,4 @@
-"""Who may make which call: the one place every servicer asks before it does anything."""
+"""Authorisation of calls: every servicer checks the caller here first."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "Admin/RevokeToken": ("admin",),
     "Admin/Audit": ("admin",),
 }
-"""Roles each call is for. Users' calls about a run are for its owner, a node's calls for its own name."""
+"""Roles allowed for each call. Users' calls about a run are for its owner, a node's calls for its own name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Caller:
-    """Who calls."""
+    """The authenticated caller."""
 
     id: str = ""
-    """The member's for all time, unlike its name; empty where the server knows no members."""
+    """The member's permanent id, unlike its name; empty if the server has no members."""
     name: str = ""
-    """The member's; empty where the server knows no members."""
+    """The member's role; empty if the server has no members."""
     role: str = "admin"
     labels: Mapping[str, str] = field(default_factory=dict)
     fingerprint: str = ""
 
 
 class Gate(Protocol):
-    """Lets calls in."""
+    """Authorises calls."""
 
     def admit(self, context: grpc.ServicerContext, call: str) -> Caller:
-        """Who makes the call. Raises `Unauthenticated` or `Forbidden`."""
+        """Return the caller. Raises `Unauthenticated` or `Forbidden`."""
 
     def enter(self, context: grpc.ServicerContext, call: str) -> None:
         """Check and count the caller of a call, before anything of it is read.
@@ -70,17 +70,17 @@ class Gate(Protocol):
         """
 
     def check(self, caller: Caller) -> None:
-        """Raise `Unauthenticated` where a caller admitted before would not be any more."""
+        """Raise `Unauthenticated` if a caller admitted earlier would be rejected now."""
 
     def own_name(self, caller: Caller, node: str) -> None:
-        """Raise `Forbidden` where a node speaks in another's name."""
+        """Raise `Forbidden` if a node uses another node's name."""
 
 
 class TokenGate:
-    """One shared secret for everybody: simulations, and servers without encryption.
+    """One shared secret for all callers: simulations, and servers without encryption.
 
     Args:
-        token: the secret; empty lets everybody in.
+        token: the secret; empty accepts every caller.
     """
 
     def __init__(self, token: str) -> None:
@@ -102,7 +102,7 @@ class TokenGate:
 
 
 class MemberGate:
-    """Mutual TLS: the certificate of the connection says who calls, the registry whether that one is still a member.
+    """Mutual TLS: the connection's certificate identifies the caller, the registry says whether it is still a member.
 
     Args:
         registry: of the server.
@@ -132,7 +132,7 @@ class MemberGate:
 
     def own_name(self, caller: Caller, node: str) -> None:
         if node != caller.name:
-            raise Forbidden(f"the certificate is of node {caller.name!r}, the call is in the name of {node[:80]!r}")
+            raise Forbidden(f"the certificate is for node {caller.name!r}, but the call names node {node[:80]!r}")
 
     def cut(self, name: str) -> None:
         """End every open call of a member."""
@@ -157,7 +157,7 @@ class MemberGate:
 
 
 def peer_certificate(context: grpc.ServicerContext) -> bytes:
-    """The certificate the caller has proved to hold the key of, PEM. Raises `Unauthenticated` where there is none."""
+    """Return the certificate whose key the caller has proved to possess, PEM. Raises `Unauthenticated` without one."""
     shown = context.auth_context().get("x509_pem_cert")
     if not shown:
         raise Unauthenticated("the caller shows no certificate; join the server first: fedloom join - <TOKEN-FILE")
@@ -165,12 +165,12 @@ def peer_certificate(context: grpc.ServicerContext) -> bytes:
 
 
 def metadata(context: grpc.ServicerContext) -> dict[str, str]:
-    """What a call carries beside its message."""
+    """Return a call's metadata."""
     return {key: str(value) for key, value in context.invocation_metadata()}
 
 
 def same_secret(told: str, secret: str) -> bool:
-    """Whether a caller told a secret; takes as long where it almost did. As bytes, for callers may tell any text."""
+    """Compare a presented secret in constant time; as bytes, because callers may send any text."""
     return hmac.compare_digest(told.encode(), secret.encode())
 
 

@@ -1,7 +1,7 @@
-"""Who belongs to the server: join tokens, members (nodes and people), certificates; in the server's SQLite file.
+"""Members of the server: join tokens, members (nodes and users), certificates; in the server's SQLite file.
 
 A certificate is admitted when the registry has it, its member is not revoked, no newer one of the member has been used,
-and its time is not over; what the certificate itself says is never believed.
+and it has not expired; the certificate's own content is never trusted.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ _ADDED = {
     "members": {"token": "text not null default ''", "id": "text not null default ''"},
     "certificates": {"used": "integer not null default 0"},
 }
-"""Columns that files of earlier versions lack, by table."""
+"""Columns missing from files of earlier versions, by table."""
 _REPLACED = 2
-"""What `certificates.revoked` is once a newer certificate of the member has been used."""
+"""Value of `certificates.revoked` once a newer certificate of the member has been used."""
 _OF_MEMBER = "m.id, m.name, m.role, m.labels, m.enrolled, m.revoked, m.token"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 MAX_NAME = 64
-"""Characters of a member's name: no certificate takes more."""
+"""Characters of a member's name, limited by certificates."""
 MAX_STEM = 56
-"""Characters of a name that several members get with a number behind it."""
+"""Characters of a name shared by several members, to which a number is appended."""
 MAX_LABELS = 16
 MAX_LABEL = 64
 """Characters of a label's key or value."""
 MAX_MEMBERS = 20_000
 """Members in the file, revoked ones included; the longest revoked are forgotten for new ones."""
 MAX_CERTIFICATES = 8
-"""Certificates of one member beside the one it shows: those that were got last."""
+"""Certificates of one member besides the one it uses: the newest ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,18 +63,18 @@ class Member:
     """A node or a person, as the registry knows it."""
 
     id: str = ""
-    """Its own for all time; whoever gets its name after it has another one."""
+    """Its permanent id; a later member of the same name has another."""
     name: str
     role: str
     labels: Mapping[str, str] = field(default_factory=dict)
     enrolled_at: float = 0.0
     expires_at: float = 0.0
-    """When its newest certificate ends; seconds since 1970."""
+    """Expiry of its newest certificate; seconds since 1970."""
     revoked_at: float = 0.0
     """0 for members in good standing."""
     fingerprint: str = ""
     token: str = ""
-    """Id of the token it joined by; empty for the server's own administrator."""
+    """Id of the token it joined with; empty for the server's own administrator."""
 
 
 class Registry:
@@ -103,7 +103,7 @@ class Registry:
     def create_token(
         self, name: str, role: str, labels: Mapping[str, str], ttl_s: float, uses: int, maker: str = ""
     ) -> str:
-        """Make a join token; returns its secret, of which only the digest is kept.
+        """Create a join token; returns its secret, of which only the digest is stored.
 
         Args:
             name: of the member to be, or of several with a number behind it.
@@ -111,7 +111,7 @@ class Registry:
             labels: of the members.
             ttl_s: seconds it admits.
             uses: how many may join with it.
-            maker: the administrator who makes it.
+            maker: the administrator who creates it.
 
         Raises:
             BadMessage: a value out of its limits.
@@ -127,7 +127,7 @@ class Registry:
             return self._tokens.create(wanted, ttl_s)
 
     def tokens(self) -> Sequence[Token]:
-        """Every token that is not forgotten yet, the oldest first, with the members it has admitted."""
+        """Return all tokens not yet forgotten, oldest first, with the members they admitted."""
         with self._lock:
             admitted: dict[str, list[str]] = {}
             for name, token_id in self._database.execute("select name, token from members where token != ''"):
@@ -135,10 +135,10 @@ class Registry:
             return self._tokens.rows(admitted)
 
     def end_token(self, token_id: str) -> Token:
-        """Let a token admit nobody any more; whoever it has admitted remains a member.
+        """Revoke a token; members it has admitted remain.
 
         Raises:
-            NotFound: no token of this id that may still be spent.
+            NotFound: no usable token of this id.
         """
         with self._lock:
             self._tokens.end(token_id)
@@ -200,7 +200,7 @@ class Registry:
             return self._admit(fingerprint)
 
     def members(self) -> Sequence[Member]:
-        """Everybody who has joined, by name, revoked ones included."""
+        """Return all members by name, revoked ones included."""
         with self._lock:
             rows = self._database.execute(
                 f"select {_OF_MEMBER}, max(c.expires), c.fingerprint from members m "
@@ -209,7 +209,7 @@ class Registry:
         return [_member(row[:7], row[7], row[8] or "") for row in rows]
 
     def revoke(self, name: str, *, keep_token: bool = False) -> Sequence[str]:
-        """Refuse a member's certificates from now on, and end the tokens it could come back by.
+        """Reject a member's certificates from now on, and revoke the tokens it could rejoin with.
 
         Its name may be given out again.
 
@@ -221,23 +221,23 @@ class Registry:
             The ids of the tokens that have ended.
 
         Raises:
-            NotFound: nobody of this name, or revoked already.
+            NotFound: no such member, or revoked already.
         """
         with self._lock:
             row = self._database.execute(
                 "update members set revoked = ? where name = ? and revoked is null returning token", (self._now(), name)
             ).fetchone()
             if row is None:
-                raise NotFound(f"no member {name[:80]!r} in good standing; `fedloom node list` shows them")
+                raise NotFound(f"no member {name[:80]!r} in good standing; list them with `fedloom node list`")
             self._database.execute("update certificates set revoked = 1 where member = ?", (name,))
             return self._tokens.end_with(name, "" if keep_token else row[0])
 
     def label(self, name: str, add: Mapping[str, str], remove: Sequence[str]) -> Mapping[str, str]:
-        """Change a member's labels; returns what it has then."""
+        """Change a member's labels; returns all its labels."""
         with self._lock:
             row = self._database.execute("select labels from members where name = ?", (name,)).fetchone()
             if row is None:
-                raise NotFound(f"no member {name[:80]!r}; `fedloom node list` shows them")
+                raise NotFound(f"no member {name[:80]!r}; list them with `fedloom node list`")
             labels = {key: value for key, value in json.loads(row[0]).items() if key not in remove} | dict(add)
             check_labels(labels)
             self._database.execute("update members set labels = ? where name = ?", (json.dumps(labels), name))
@@ -256,7 +256,7 @@ class Registry:
         member, ended, used, number = _member(row[:7], row[7], fingerprint), row[8], row[9], row[10]
         if not member.revoked_at and ended == _REPLACED:
             raise Unauthenticated(
-                f"a newer certificate of {member.name!r} has been used, which ended this one; use that one"
+                f"a newer certificate of {member.name!r} has been used, which revoked this one; use the newer one"
             )
         if member.revoked_at or ended:
             raise Unauthenticated(f"{member.name!r} was revoked; join with a new token")
@@ -267,7 +267,7 @@ class Registry:
         return member
 
     def _begin_use(self, name: str, number: int) -> None:
-        """A certificate is used for the first time, which ends the member's older ones."""
+        """Record the first use of a certificate, which revokes the member's older ones."""
         self._database.execute("update certificates set used = 1 where rowid = ?", (number,))
         self._database.execute(
             "update certificates set revoked = ? where member = ? and rowid < ? and revoked = 0",
@@ -291,7 +291,7 @@ class Registry:
         return member, certificate
 
     def _free_name(self, stem: str, first: int) -> str:
-        """The first of STEM-first, STEM-first+1, … that no member in good standing has."""
+        """Return the first of STEM-first, STEM-first+1, … that no member in good standing has."""
         names = self._database.execute("select name from members where revoked is null").fetchall()
         taken = {name for (name,) in names}
         return next(name for number in itertools.count(first) if (name := f"{stem}-{number}") not in taken)
@@ -299,7 +299,7 @@ class Registry:
     def _check_free(self, name: str) -> None:
         row = self._database.execute("select 1 from members where name = ? and revoked is null", (name,)).fetchone()
         if row is not None:
-            raise RunExists(f"{name!r} is a member already; choose another name, or revoke it first")
+            raise RunExists(f"{name!r} is already a member; choose another name, or revoke it first")
 
     def _make_room_for_member(self, name: str) -> None:
         known = self._database.execute("select 1 from members where name = ?", (name,)).fetchone()
@@ -309,7 +309,9 @@ class Registry:
             "select name from members where revoked is not null order by revoked limit 1"
         ).fetchone()
         if oldest is None:
-            raise LimitExceeded(f"this server has {MAX_MEMBERS} members already; an administrator can revoke some")
+            raise LimitExceeded(
+                f"this server has {MAX_MEMBERS} members, the limit; ask an administrator to revoke some"
+            )
         self._database.execute("delete from certificates where member = ?", oldest)
         self._database.execute("delete from members where name = ?", oldest)
 
@@ -329,7 +331,7 @@ class Registry:
 
 
 def fingerprint_of(certificate: x509.Certificate) -> str:
-    """The name of a certificate in the registry."""
+    """Return the name of a certificate in the registry."""
     return certificate.fingerprint(hashes.SHA256()).hex()
 
 
@@ -344,7 +346,7 @@ def _check_name(name: str, longest: int) -> None:
     if len(name) > longest or not _NAME.fullmatch(name):
         raise BadMessage(
             f"name: expected 1 to {longest} letters, digits, dots, dashes or underscores, the first a letter or digit, "
-            f"got {name[:80]!r} ({len(name)}); one that several members share ends in a number, so it is shorter"
+            f"got {name[:80]!r} ({len(name)}); a name for several members must be shorter, because a number is appended"
         )
 
 

@@ -18,7 +18,7 @@ from fedloom.server.access.calls import REQUEST_S, Silence
 from fedloom.server.access.status import answering
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[object, object]"
-"""How gRPC does one method."""
+"""gRPC's handler of one method."""
 Write: TypeAlias = Callable[..., bytes] | None
 """Makes an answer's bytes; None where they are that already."""
 Enter: TypeAlias = Callable[[grpc.ServicerContext, str], None]

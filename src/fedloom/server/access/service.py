@@ -1,4 +1,4 @@
-"""The gRPC face of the server: thin servicers over the coordinator, the payload store and the run queue.
+"""The gRPC services of the server: thin servicers over the coordinator, the payload store and the run queue.
 
 Every method does three things: check the caller, translate the message, call a plain function. Errors of the catalogue
 become their status; anything else becomes INTERNAL with a neutral sentence, and its traceback goes to the log.
@@ -55,17 +55,17 @@ M = TypeVar("M", bound=Message)
 _log = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 16 << 20
-"""The largest control message taken or sent."""
+"""Size limit of control messages."""
 MAX_BATCH = 16
-"""Messages to an agent that may travel together; their inlined payloads stay well under MAX_MESSAGE_BYTES."""
+"""Messages sent to an agent together; their inlined payloads stay well under MAX_MESSAGE_BYTES."""
 MAX_ENROLL_BYTES = 16 << 10
-"""The largest message taken from a caller without a certificate."""
+"""Size limit of messages from a caller without a certificate."""
 WARN_S = 60.0
-"""Seconds between two log lines about what a node sends, at least."""
+"""Minimum number of seconds between two log lines about a node's messages."""
 ENROLLING = 4
-"""Joins worked on at once; four times as many may wait, further ones are refused."""
+"""Joins in progress; four times as many may wait, further ones are rejected."""
 ENROLL_CONNECTIONS = 256
-"""Connections to the enrolment port at once; further ones are turned away."""
+"""Limit of open connections to the enrolment port; further ones are rejected."""
 HANDSHAKE_S = 5.0
 """Seconds a connection to the members' port may take to become one."""
 MAX_CONNECTIONS = 16_384
@@ -79,10 +79,10 @@ MAX_STREAMS = 256
 ENROLL_REQUEST_S = 5.0
 """Seconds a call there may take to say what it wants: it holds one of few threads."""
 ENROLL_CONNECTION_S, ENROLL_GRACE_S = 20.0, 10.0
-"""Seconds after which such a connection takes no more calls, and after which those on it are ended."""
+"""Seconds after which such a connection accepts no more calls, and after which its calls are cancelled."""
 
 _STOP_S = 5.0
-"""Seconds a stopping server waits for the calls it has cancelled."""
+"""Seconds a stopping server waits for cancelled calls."""
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.http2.bdp_probe", 0),
@@ -93,7 +93,7 @@ _OPTIONS = (
 
 
 class FleetService(FleetServicer):
-    """What agents call."""
+    """Calls of agents."""
 
     def __init__(
         self, coordinator: Coordinator, gate: Gate, audit: Audit | None = None, silence: Silence | None = None
@@ -101,7 +101,7 @@ class FleetService(FleetServicer):
         self._coordinator, self._gate = coordinator, gate
         self._audit, self._silence = audit or Audit(None), silence or Silence()
         self._warned: dict[str, float] = {}
-        """When each node's stream was last refused (monotonic seconds)."""
+        """Time of each node's last rejected stream (monotonic seconds)."""
 
     def Register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.RegisterReply:
         with answering(context):
@@ -124,7 +124,7 @@ class FleetService(FleetServicer):
                 name=f"read-{node}",
                 daemon=True,
             )
-            if not context.add_callback(mailbox.close):  # the caller has gone already
+            if not context.add_callback(mailbox.close):  # the caller has disconnected
                 mailbox.close()
             reader.start()
             while messages := mailbox.get_all(MAX_BATCH):
@@ -237,7 +237,7 @@ class FleetService(FleetServicer):
 
 
 class ControlService(ControlServicer):
-    """What people and their tools call."""
+    """Calls of users and their tools."""
 
     def __init__(
         self, coordinator: Coordinator, runs: RunQueue, gate: Gate, audit: Audit, allowed: Collection[str] = ()
@@ -299,17 +299,17 @@ class ControlService(ControlServicer):
     def _own_run(self, caller: Caller, run_id: str) -> None:
         """Users look after their own runs, administrators after all."""
         if caller.role != "admin" and self._runs.owner(run_id).id != caller.id:
-            raise Forbidden(f"run {run_id!r} does not belong to {caller.name!r}; `fedloom runs` lists the runs that do")
+            raise Forbidden(f"run {run_id!r} does not belong to {caller.name!r}; list your runs with `fedloom runs`")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Listening:
-    """A server that answers."""
+    """A running server."""
 
     stop: Callable[[], None]
     port: int
     enroll_port: int = 0
-    """Port of the Enroll service; 0 where the server has no members."""
+    """Port of the Enroll service; 0 if the server has no members."""
 
 
 def listen(
@@ -322,15 +322,15 @@ def listen(
     security: Security | None = None,
     enroll_port: int = 0,
 ) -> Listening:
-    """Start to answer; port 0 takes a free one.
+    """Start listening; port 0 takes a free one.
 
     Args:
         coordinator: of the agents.
-        runs: for people's calls; None where there are none.
-        host, port: where to answer.
+        runs: for users' calls; None without a queue.
+        host, port: the address to listen on.
         token: shared secret of a server without members; connections are then not encrypted.
         security: of a server with members: mutual TLS on `port`, and Enroll on `enroll_port`.
-        enroll_port: where devices join.
+        enroll_port: port of the Enroll service.
 
     Raises:
         UsageError: a port is taken or the address is not this machine's.
@@ -374,14 +374,14 @@ def listen(
         silence.stop()
         for each in filter(None, (enrolling, server)):
             if not each.stop(grace=1.0).wait(_STOP_S):
-                _log.warning("calls are still in progress %g s after the server stopped listening", _STOP_S)
+                _log.warning("calls are still running %g s after the server stopped listening", _STOP_S)
         threads.shutdown()
 
     return Listening(stop=stop, port=bound, enroll_port=enroll_port)
 
 
 def _audit(security: Security | None, runs: RunQueue | None) -> Audit:
-    """The log of who did what: of the registry, or beside the runs; a simulation has none."""
+    """Return the audit log: the registry's, or the one next to the runs; a simulation has none."""
     if security is not None:
         return security.audit
     return Audit(runs.folder if runs is not None else None)
@@ -412,7 +412,7 @@ def raise_descriptor_limit() -> None:
 
 
 def _strangers() -> tuple[tuple[str, int], ...]:
-    """A call that never sends its request holds a thread, a connection memory: neither for as long as anybody likes."""
+    """Limit connections of unknown callers: a call without a request occupies a thread, a connection memory."""
     return (
         ("grpc.max_allowed_incoming_connections", ENROLL_CONNECTIONS),
         ("grpc.server_handshake_timeout_ms", round(ENROLL_CONNECTION_S * 1000)),
@@ -435,7 +435,7 @@ def _bind(server: grpc.Server, host: str, port: int, credentials: grpc.ServerCre
 
 
 def _credentials(authority: Authority, *, members_only: bool) -> grpc.ServerCredentials:
-    """The server's certificate, looked at again with every connection so that a fresh one is used in time."""
+    """Return the server's credentials; the certificate is reread for every connection, so that renewals take effect."""
     roots = authority.certificate_pem if members_only else None
 
     def now() -> grpc.ServerCertificateConfiguration:
@@ -470,16 +470,16 @@ def _raw_methods(fleet: FleetService) -> dict[str, grpc.RpcMethodHandler[object,
 
 
 def _until_broken(requests: Iterator[bytes]) -> Iterator[bytes]:
-    """Chunks until the stream ends; a broken stream keeps what came, to be continued."""
+    """Yield chunks until the stream ends; after a broken stream the upload can be continued."""
     while True:
         try:
             chunk = next(requests)
         except StopIteration:
             return
         except Exception as exc:
-            raise ServerUnreachable("upload: the stream broke; ask for the offset and continue") from exc
+            raise ServerUnreachable("upload: the stream broke; query the offset and continue") from exc
         if not chunk:
-            raise BadMessage("upload: an empty chunk; chunks carry bytes, and the stream ends after the last")
+            raise BadMessage("upload: an empty chunk; chunks must not be empty, and the stream ends after the last")
         yield chunk
 
 

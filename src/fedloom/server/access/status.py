@@ -1,4 +1,4 @@
-"""Errors of ours as statuses of gRPC: what every servicer's method is wrapped in."""
+"""Maps `FedloomError` to gRPC status; wraps every servicer method."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def answering(context: grpc.ServicerContext) -> Iterator[None]:
         if exc.public is not None:
             _log.error("%s", exc)
         elif isinstance(exc, Unauthenticated | Forbidden):
-            _log.warning("a call from %s was refused: %s", context.peer(), told)
+            _log.warning("a call from %s was rejected: %s", context.peer(), told)
         context.abort(grpc.StatusCode[exc.status], told)
     except grpc.RpcError:
         raise
     except Exception as exc:
         if not context.is_active() or type(exc) is Exception:
-            raise  # the caller is gone, or this is gRPC's own way out of `abort`
+            raise  # the caller disconnected, or this is gRPC's own exception of `abort`
         _log.exception("a call failed")
         context.abort(grpc.StatusCode.INTERNAL, str(FedloomError.public))
 
 
 def _short(text: str) -> str:
-    """A text that fits into a status: errors quote what callers sent, and callers may send anything."""
+    """Truncate a text to fit into a status: errors quote callers' input of any length."""
     data = text.encode(errors="backslashreplace")
     return data.decode() if len(data) <= MAX_TOLD else f"{data[:MAX_TOLD].decode(errors='ignore')}…"

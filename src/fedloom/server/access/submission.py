@@ -1,4 +1,4 @@
-"""What a user's run may have the server do: use what is installed there, and nothing by a path or as code."""
+"""Limits users' runs to plug-ins installed on the server, without paths or code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WORDS = {
 
 
 def check_submission(values: Info, allowed: Collection[str]) -> None:
-    """Let a user's experiment through, or say what in it is not for users.
+    """Reject a user's experiment that uses anything not allowed to users.
 
     The server imports the plug-ins an experiment names and builds its strategy, selection and monitor with the settings
     given. So names must be those of fedloom and of installed plug-ins, and no setting may be a path or code. Of a
@@ -37,7 +37,7 @@ def check_submission(values: Info, allowed: Collection[str]) -> None:
         allowed: names, settings, files and folders that whoever started the server has allowed.
 
     Raises:
-        Forbidden: names the setting, what it is, and what may be done.
+        Forbidden: names the setting, the reason, and the remedy.
     """
     for section, kind in SECTIONS.items():
         given = values.get(section)
@@ -46,7 +46,7 @@ def check_submission(values: Info, allowed: Collection[str]) -> None:
             continue
         ref = PartRef(kind, name, section)
         if name not in allowed and not ref.installed:
-            raise _forbidden(section, name, f"is none of the {kind} installed on this server")
+            raise _forbidden(section, name, f"is not one of the {kind} installed on this server")
         if isinstance(given, Mapping):
             schema = plugin_schema(kind, name)
             for setting in sorted(text_settings(schema, given), key=lambda each: each.kind is not SettingKind.APP):
@@ -95,7 +95,7 @@ def _free(schema: type[PluginSettings], table: Info, where: str, section: str) -
 
 
 def _keys(value: object, where: str) -> Iterator[tuple[str, str]]:
-    """Every key of a table at any depth, and where it is."""
+    """Yield every key of a table at any depth, with its location."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield where, str(key)
@@ -107,6 +107,6 @@ def _keys(value: object, where: str) -> Iterator[tuple[str, str]]:
 
 def _forbidden(where: str, value: str, what: str) -> Forbidden:
     return Forbidden(
-        f"{where} = {value[:80]!r} {what}, and a user's run may not have it. An administrator may submit the run, or "
-        f"whoever starts the server can allow it: fedloom serve --allow {value[:80]!r}"
+        f"{where} = {value[:80]!r} {what}, which users' runs may not use. Have an administrator submit the run, or "
+        f"allow it when starting the server: fedloom serve --allow {value[:80]!r}"
     )

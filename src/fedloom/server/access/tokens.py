@@ -1,4 +1,4 @@
-"""Join tokens in the registry's file: made, spent, listed, ended. Only digests of their secrets are kept."""
+"""Join tokens in the registry's file: created, used, listed, revoked. Only digests of their secrets are stored."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ create table if not exists tokens (
 );
 """
 ADDED = {"created": "real not null default 0", "maker": "text not null default ''", "revoked": "real"}
-"""Columns that files of earlier versions lack."""
+"""Columns missing from files of earlier versions."""
 MAX_TTL_S = 30 * 86400.0
 MAX_USES = 10_000
 MAX_TOKENS = 10_000
-"""Tokens in the file; those that may not be spent any more are forgotten for new ones."""
+"""Tokens in the file; unusable ones are forgotten for new ones."""
 ID_DIGITS = 12
 """Hexadecimal digits of a token's id, which begin the digest of its secret."""
 _COLUMNS = "secret_sha256, name, role, labels, uses, used, created, expires, revoked, maker"
@@ -31,7 +31,7 @@ _COLUMNS = "secret_sha256, name, role, labels, uses, used, created, expires, rev
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Token:
-    """A join token as the registry knows it; times in seconds since 1970, 0 where it has not happened."""
+    """A join token in the registry; times in seconds since 1970, 0 if not yet."""
 
     id: str
     name: str
@@ -43,13 +43,13 @@ class Token:
     expires_at: float = 0.0
     revoked_at: float = 0.0
     maker: str = ""
-    """The administrator who made it."""
+    """The administrator who created it."""
     admitted: Sequence[str] = ()
     """Members it has admitted, by name."""
 
 
 class Tokens:
-    """The table of tokens. Not thread-safe: the registry's lock is held.
+    """The table of tokens. Not thread-safe: call it with the registry's lock.
 
     Args:
         database: of the registry.
@@ -60,17 +60,17 @@ class Tokens:
         self._database, self._now = database, now
 
     def create(self, wanted: Token, ttl_s: float) -> str:
-        """Add a token like the one wanted; returns its secret.
+        """Add a token; returns its secret.
 
         Raises:
-            BadMessage: a role, a life or a number of uses out of its limits.
-            LimitExceeded: `MAX_TOKENS` may still be spent.
+            BadMessage: role, lifetime or number of uses out of limits.
+            LimitExceeded: there are `MAX_TOKENS` usable tokens.
         """
         if wanted.role not in ROLES:
             raise BadMessage(f"role: expected one of {', '.join(ROLES)}, got {wanted.role[:40]!r}")
         if not 0 < ttl_s <= MAX_TTL_S or not 1 <= wanted.uses <= MAX_USES:
             raise BadMessage(
-                f"token {wanted.name!r}: expected a life of at most {MAX_TTL_S / 86400:.0f} days and 1 to {MAX_USES} "
+                f"token {wanted.name!r}: expected at most {MAX_TTL_S / 86400:.0f} days and 1 to {MAX_USES} "
                 f"uses, got {ttl_s:g} s and {wanted.uses}"
             )
         secret, now = secrets.token_urlsafe(32), self._now()
@@ -103,11 +103,11 @@ class Tokens:
             (digest(secret), self._now()),
         ).fetchone()
         if row is None:
-            raise Unauthenticated("no such join token, or it is revoked, used up or too old; ask for a new one")
+            raise Unauthenticated("join token invalid, expired, revoked or already used; request a new one")
         return _token(row)
 
     def rows(self, admitted: Mapping[str, Sequence[str]]) -> list[Token]:
-        """Every token, the oldest first.
+        """Return all tokens, oldest first.
 
         Args:
             admitted: the members that each token has admitted, by the token's id.
@@ -116,20 +116,20 @@ class Tokens:
         return [_token(row, admitted.get(row[0][:ID_DIGITS], ())) for row in rows]
 
     def end(self, token_id: str) -> None:
-        """Let a token admit nobody any more.
+        """Revoke a token.
 
         Raises:
-            NotFound: no token of this id, or it has ended already.
+            NotFound: no usable token of this id.
         """
         if len(token_id) != ID_DIGITS or not self._end("substr(secret_sha256, 1, ?) = ?", (ID_DIGITS, token_id)):
-            raise NotFound(f"no token {token_id[:80]!r} that may still be spent; `fedloom token list` shows them")
+            raise NotFound(f"no token {token_id[:80]!r} in use; list tokens with `fedloom token list`")
 
     def end_with(self, member: str, joined_by: str) -> list[str]:
-        """End what a revoked member could come back by: the token it joined by, those for its name or made by it.
+        """Revoke the tokens a revoked member could rejoin with: the one it joined with, and its own.
 
         Args:
             member: its name.
-            joined_by: id of the token it joined by; empty where that is to stay.
+            joined_by: id of the token it joined with; empty to leave that one valid.
 
         Returns:
             The ids of the tokens that have ended.
@@ -153,8 +153,8 @@ class Tokens:
         )
         if self._count() >= MAX_TOKENS:
             raise LimitExceeded(
-                f"{MAX_TOKENS} join tokens may still be spent, and no more are kept; revoke some, wait until some have "
-                "ended, or give a token more uses instead of making many"
+                f"{MAX_TOKENS} join tokens are usable, which is the limit; revoke some, wait until some have "
+                "expired, or allow more uses per token"
             )
 
     def _count(self) -> int:

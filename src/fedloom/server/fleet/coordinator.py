@@ -1,12 +1,12 @@
-"""Between agents and runs: sessions with their mailboxes, messages as they come, and exchanges that runs put out.
+"""Coordinates agents and runs: agent sessions, incoming messages, open exchanges.
 
-A result is accepted once per key and handed to the run that waits for it. Heartbeats say what an agent holds, so lost
+A result is accepted once per key and passed to the run that waits for it. Heartbeats list an agent's groups, so lost
 messages are noticed on both sides and repeated. Which agent gets which group is `dispatch.py`, what becomes of a result
 `results.py`.
 
-One lock guards all of this, and every agent's calls need it, so it is held for bookkeeping only. What takes longer the
-larger a model is (copying, hashing, decoding, vetting, freeing) is done without it: before an exchange is put out, and
-between a look at what a result is for and a second look at whether that is still so.
+One lock guards all of this, and every agent's calls need it, so it is taken for bookkeeping only. Work that grows with
+the model (copying, hashing, decoding, vetting, freeing) is done without it: before an exchange opens, and
+between finding out what a result is for and checking that this still holds.
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ from fedloom.server.fleet.results import Results, Unwanted
 HEARTBEAT_S = 2.0
 """Seconds between an agent's heartbeats."""
 LOST_AFTER_S = 20.0
-"""Seconds of silence after which an attached agent counts as lost."""
+"""Seconds of silence after which an attached agent counts as disconnected."""
 MAX_NODES = 10_000
-"""Agents known at a time; those that have been gone longest are forgotten first."""
+"""Limit of known agents; those disconnected longest are forgotten first."""
 PREPARING = 2
-"""Exchanges for which payloads are prepared at the same time, beside those that prepare their own when they begin."""
+"""Exchanges whose payloads are prepared concurrently, besides those that prepare their own when they begin."""
 STUCK_S = 5.0
 """Seconds an agent may go on with cancelled work while groups wait that no other one can do."""
 UPLOADS_S = 30.0
 """Seconds after that grace for which what a disconnected agent has uploaded is kept."""
 GRACE_S = 3.0
-"""Seconds a disconnected agent may take to come back before its groups go elsewhere."""
+"""Seconds a disconnected agent may take to reconnect before its groups are reassigned."""
 
 
 class Coordinator:
     """Mailboxes on one side, runs on the other. Thread-safe.
 
     Args:
-        payloads: where broadcasts and uploads live.
+        payloads: broadcasts and uploads.
         on_node: called with every change of an agent's state.
-        grace_s: seconds a disconnected agent may take to come back.
+        grace_s: seconds a disconnected agent may take to reconnect.
         by_labels: whether a run's `fleet.labels` choose its nodes; a simulation's workers have none.
         clock: for silence, grace, refusals that end, and messages that are repeated.
     """
@@ -90,7 +90,7 @@ class Coordinator:
         self._results = Results(self._nodes, self._dispatch, payloads)
         self._closed = False
         self.hopeless = ""
-        """Why there will be no more agents, where that is so."""
+        """Why there will be no more agents, if so."""
         self.explain_absence: Callable[[], str] = lambda: ""
         """Says why no agent of a runtime may have come."""
         self.on_stuck: Callable[[str], None] = lambda node: None
@@ -106,7 +106,7 @@ class Coordinator:
         Args:
             hello: its introduction.
             locality: `process`, `host` or `remote`.
-            labels: what the registry says about it.
+            labels: its labels in the registry.
 
         Raises:
             BadMessage: it speaks another version of the protocol.
@@ -125,8 +125,8 @@ class Coordinator:
             node = Node(hello, locality, labels=labels or {}, clock=self._clock)
             if old is not None:
                 node.inherit(old)
-                # The same agent come back, which will not read this, or a second one.
-                old.send_away(f"another agent took the name {hello.node!r}; names must differ")
+                # The same agent reconnected, which will not read this, or a second one.
+                old.send_away(f"another agent connected with the identity {hello.node!r}")
             else:
                 freed = self._make_room()
             self._nodes[hello.node] = node
@@ -160,7 +160,7 @@ class Coordinator:
         return mailbox
 
     def detach(self, node: str, session: str, reason: str, mailbox: Mailbox | None = None) -> None:
-        """The stream of a session ended; unless it comes back soon its groups go elsewhere.
+        """Handle the end of a session's stream; unless the agent reconnects soon its groups are reassigned.
 
         A stream that names its mailbox ends only itself, not another one the session has opened since.
         """
@@ -176,7 +176,7 @@ class Coordinator:
         self._on_node(NodeChanged(node=node, state=state, reason=reason))
 
     def receive(self, node: str, session: str, message: FromAgent) -> None:
-        """Take a message of an agent; answers go to its mailbox."""
+        """Process a message of an agent; replies go to its mailbox."""
         match message:
             case Heartbeat():
                 self._heartbeat(node, session, message)
@@ -188,7 +188,7 @@ class Coordinator:
                 self.leave(node, session, message.reason)
 
     def reject(self, node: str, session: str, key: GroupKey, trouble: FedloomError) -> None:
-        """Refuse a result that could not be read: others get the group, where the node has it."""
+        """Reject a result that could not be read; its group is reassigned if the node had it."""
         with self._changed:
             known = self._session(node, session)
             known.seen = self._clock.monotonic()
@@ -198,7 +198,7 @@ class Coordinator:
                 self._dispatch.turn_away(opened, key, node, trouble)
 
     def leave(self, node: str, session: str, reason: str) -> None:
-        """An agent leaves on purpose, or is known to be dead: its groups go elsewhere at once."""
+        """Remove an agent that left or is known to be dead: its groups are reassigned immediately."""
         with self._changed:
             known = self._nodes.get(node)
             if known is None or (session and known.hello.session != session):
@@ -211,21 +211,21 @@ class Coordinator:
         self._on_node(NodeChanged(node=node, state="left", reason=reason))
 
     def expel(self, node: str, reason: str) -> None:
-        """Part with an agent that is no member any more: whoever gets its name inherits none of its groups."""
+        """Remove an agent that is no longer a member: a later agent of its name inherits none of its groups."""
         self.leave(node, "", reason)
         with self._changed:
             self._dispatch.disown(node)
 
     def download(self, node: str, sha256: str, offset: int) -> Iterator[bytes]:
-        """Return a frame from `offset` on, in chunks, for a node that was assigned a group which reads it.
+        """Return a frame from `offset` on, in chunks, for a node with a group that reads it.
 
         Raises:
             NotFound: none of its groups reads such a payload (any more).
-            BadMessage: the offset lies behind the frame's end.
+            BadMessage: the offset is beyond the frame's end.
         """
         with self._changed:
             if not self._dispatch.may_read(node, sha256):
-                raise NotFound(f"no group of node {node!r} reads a payload {sha256[:16]!r}; its round may be over")
+                raise NotFound(f"no group of node {node!r} reads a payload {sha256[:16]!r}; its round may have ended")
         return self.payloads.download(sha256, offset)
 
     def upload_limit(self, node: str) -> int | None:
@@ -241,7 +241,7 @@ class Coordinator:
         return limit
 
     def label(self, node: str, labels: Mapping[str, str]) -> None:
-        """A node's labels have changed."""
+        """Apply a change of a node's labels."""
         with self._changed:
             if node in self._nodes:
                 self._nodes[node].labels = labels
@@ -258,9 +258,9 @@ class Coordinator:
 
     @contextlib.contextmanager
     def exchange(self, planned: PlannedExchange) -> Iterator[OpenExchange]:
-        """Put an exchange's groups out; inside the block their answers arrive in `answers`.
+        """Open an exchange and assign its groups; inside the block their results arrive in `answers`.
 
-        Leaving it cancels what is not done.
+        Leaving the block cancels unfinished groups.
         """
         run = planned.run
         opened = OpenExchange(planned, run.labels if self._by_labels else None)
@@ -305,8 +305,8 @@ class Coordinator:
                 self.payloads.prepare(offer, (locality,))
         except FedloomError as exc:
             trouble = exc
-        except Exception as exc:  # nobody waits for this thread's own result
-            trouble = RunFailed(f"what a group reads could not be prepared: {type(exc).__name__}: {exc}")
+        except Exception as exc:  # nothing waits for this thread's own result
+            trouble = RunFailed(f"a group's inputs could not be prepared: {type(exc).__name__}: {exc}")
         with self._changed:
             self._dispatch.prepared(opened, locality, trouble)
 
@@ -316,14 +316,14 @@ class Coordinator:
             self._dispatch.release(opened, indices)
 
     def acknowledge(self, opened: OpenExchange, index: int) -> None:
-        """The run has made a group's answer safe."""
+        """Acknowledge a group's result, which the run has stored safely."""
         with self._changed:
             node = self._nodes.get(opened.unacknowledged.pop(index, ""))
             if node is not None:
                 node.acknowledge(opened.key(index), "accepted")
 
     def holders(self, opened: OpenExchange) -> dict[int, str]:
-        """Which agent has which group of an exchange now."""
+        """Return which agent has which group of an exchange now."""
         with self._changed:
             return self._dispatch.holders(opened)
 
@@ -347,14 +347,14 @@ class Coordinator:
             )
 
     def announce(self, run: RunFacts) -> None:
-        """Tell every agent that serves a run that it is about to start, so that all load its data at the same time."""
+        """Announce a run to every agent that serves it, so that all load its data at the same time."""
         with self._changed:
             for node in self._nodes.values():
                 if not self._by_labels or run.fits(node.labels):
                     node.tell(run.spec)
 
     def forget_run(self, run_id: str, *, resumable: bool = False) -> None:
-        """Have agents drop what they keep for a run that is over; of a resumable one they keep clients' states."""
+        """Have agents drop what they cache for a run that is over; of a resumable one they retain clients' states."""
         with self._changed:
             self._results.forget(run_id)
             self._dispatch.forget(run_id)
@@ -362,12 +362,12 @@ class Coordinator:
                 node.forget(run_id, resumable=resumable)
 
     def retain(self, run: RunFacts, digests: Collection[str]) -> None:
-        """Of the run's pinned records only these are still wanted."""
+        """Withdraw all pinned records of the run except these."""
         self.payloads.retain(run.run_id, digests)
 
     @property
     def closed(self) -> bool:
-        """Whether the agents have been sent away."""
+        """Return whether the agents have been disconnected."""
         return self._closed
 
     @property
@@ -382,13 +382,13 @@ class Coordinator:
             return sum(known.groups_done.values()) if known is not None else 0
 
     def is_at_work(self, node: str) -> bool:
-        """Return whether a node holds a group."""
+        """Return whether a node has a group."""
         with self._changed:
             known = self._nodes.get(node)
             return known is not None and bool(known.assigned)
 
     def give_up(self, reason: str) -> None:
-        """Whoever starts the agents cannot keep them alive: runs that wait for them fail with this reason."""
+        """Fail runs that wait for agents with this reason: no more agents can be started."""
         with self._changed:
             self.hopeless = reason
             self._changed.notify_all()
@@ -399,19 +399,19 @@ class Coordinator:
             self._session(node, session)
 
     def rows(self) -> list[JsonObject]:
-        """Every node, as the Control service lists them."""
+        """Return a row for every node, as the Control service lists them."""
         with self._changed:
             now = self._clock.monotonic()
             found = [(node.row(now), node.hello.facts) for _, node in sorted(self._nodes.items())]
         return [{**row, "facts_json": json.dumps(facts)} for row, facts in found]
 
     def nodes(self) -> dict[str, Node]:
-        """A snapshot of the agents, by name."""
+        """Return a snapshot of the agents, by name."""
         with self._changed:
             return dict(self._nodes)
 
     def take_stale(self, run_id: str) -> int:
-        """Results of a run that came too late since this was last asked."""
+        """Return and reset the number of a run's late results."""
         with self._changed:
             return self._results.take_stale(run_id)
 
@@ -430,12 +430,12 @@ class Coordinator:
     # Under the lock
 
     def _make_room(self) -> list[Upload]:
-        """Forget the agents that have been away longest, where there are too many; returns what they had uploaded."""
+        """Forget the agents disconnected longest if there are too many; returns their uploads."""
         if len(self._nodes) < MAX_NODES:
             return []
         away = [name for name, node in self._nodes.items() if not node.online and not node.assigned]
         if not away:
-            raise LimitExceeded(f"{MAX_NODES} agents are connected; no more can be taken")
+            raise LimitExceeded(f"{MAX_NODES} agents are connected, which is the limit")
         oldest = sorted(away, key=lambda name: self._nodes[name].seen)[: MAX_NODES // 10]
         for name in oldest:
             del self._nodes[name]
@@ -519,4 +519,4 @@ class Coordinator:
             for name, session in silent:
                 self.detach(name, session, f"no heartbeat for {self._lost_after_s:.0f} s")
             for name, session in deaf:
-                self.detach(name, session, "it does not read what it is sent")
+                self.detach(name, session, "it does not read its messages")

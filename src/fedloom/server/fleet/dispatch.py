@@ -1,7 +1,7 @@
-"""Who gets which group: those that wait go to nodes with room, and on to others when a node vanishes, refuses or fails.
+"""Assigns groups to nodes with capacity, and to others when a node disconnects, refuses or fails.
 
-Groups are pushed, longest first, and nothing polls. What a node holds is `Node.assigned`; what nobody holds is
-`OpenExchange.pending`. A group leaves both when it is done: answered, or lost for good, which is an answer, too.
+Groups are pushed, longest first, and nothing polls. A node's groups are in `Node.assigned`; unassigned ones in
+`OpenExchange.pending`. A group leaves both when it has a result; a final failure is one.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ RETRY_S = 1.0
 _SHOWN = 5
 """Names that a message lists at most."""
 Prepare = Callable[[OpenExchange, Sequence[Offer], str], None]
-"""Has offers of an exchange prepared for a locality, elsewhere; `Dispatch.prepared` is called when that is done."""
+"""Prepares an exchange's offers for a locality elsewhere; calls `Dispatch.prepared` when done."""
 
 
 class Dispatch:
-    """The open exchanges, and which of their groups each node holds. Not thread-safe: its owner's lock is held.
+    """The open exchanges and the assignment of their groups. Not thread-safe: call it with its owner's lock.
 
     Args:
         nodes: every known node by name; the owner adds and removes them.
-        payloads: where what groups read is on offer.
-        prepare: called when a node waits for a group because of what that reads; returns at once.
+        payloads: offers of groups' inputs.
+        prepare: called when a node waits for a group's inputs; returns immediately.
         clock: for refusals that end, and messages that are repeated.
-        repeat_s: seconds after which a group that its node does not name in a heartbeat was lost on the way.
-        pause_s: seconds a node gets nothing after a useless result, where there is nobody else.
+        repeat_s: seconds after which a group missing from its node's heartbeats counts as undelivered.
+        pause_s: seconds a node gets no group after an invalid result if there is no other node.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Dispatch:
         self.push()
 
     def remove(self, opened: OpenExchange) -> None:
-        """Cancel what nodes still hold of an exchange."""
+        """Cancel the assigned groups of an exchange."""
         del self._open[opened.name]
         for node in self._nodes.values():
             mine = [key for key in node.assigned if key[:3] == opened.name]
@@ -87,7 +87,7 @@ class Dispatch:
         self.push()
 
     def find(self, key: GroupKey) -> OpenExchange | None:
-        """The exchange a group is of, while that is open."""
+        """Return the open exchange of a group, or None."""
         return self._open.get(key[:3])
 
     def runs_for(self, node: Node) -> Iterator[RunSpec]:
@@ -97,7 +97,7 @@ class Dispatch:
                 yield opened.run
 
     def may_read(self, name: str, sha256: str) -> bool:
-        """Return whether a group that a node has yet to answer reads the payload of this digest."""
+        """Return whether an unfinished group of a node reads the payload of this digest."""
         return any(opened.is_read_by(name, sha256) for opened in self._open.values())
 
     def upload_bytes(self, name: str) -> int | None:
@@ -119,20 +119,20 @@ class Dispatch:
         self._model_bytes.pop(run_id, None)
 
     def disown(self, name: str) -> None:
-        """Let nothing that was assigned to a node count any more."""
+        """Invalidate all assignments of a node."""
         for opened in self._open.values():
             opened.disown(name)
 
     def holders(self, opened: OpenExchange) -> dict[int, str]:
-        """Which node has which group of an exchange now."""
+        """Return which node has which group of an exchange now."""
         keys = {opened.key(index): index for index in range(len(opened.groups))}
         return {keys[key]: name for name, node in self._nodes.items() for key in node.assigned if key in keys}
 
     # Choosing
 
     def push(self) -> None:
-        """Push pending groups to agents with room, the least busy first; of several runs, to the one served least."""
-        # A session's first heartbeat says what it still holds; before that nobody can tell what it needs.
+        """Push pending groups to agents with capacity, the least busy first; among runs, the least served first."""
+        # A session's first heartbeat lists its groups; before that its needs are unknown.
         held = {name: self._load(node) for name, node in self._nodes.items() if node.online and not node.fresh}
         wanting = {name for name, holds in held.items() if holds <= 1}
         waiting = [
@@ -158,12 +158,12 @@ class Dispatch:
                 _fail(opened, exc)
 
     def _load(self, node: Node) -> int:
-        """Return how many groups a node holds; one whose process has died before counts as all that fit."""
+        """Return the number of a node's groups; a node whose process died before counts as full."""
         died = any((opened := self.find(key)) is not None and key.group in opened.deaths for key in node.assigned)
         return max(MAX_HELD, len(node.assigned)) if died else len(node.assigned)
 
     def _ready(self, opened: OpenExchange, index: int, locality: str) -> bool:
-        """Whether agents of a locality can read all that a group needs; has it prepared where they cannot yet."""
+        """Return whether agents of a locality can read all inputs of a group; has them prepared if they cannot yet."""
         inputs, states = opened.reads(index)
         needed = (*inputs.values(), *states.values())
         missing = [offer for offer in needed if not self._payloads.ready(offer, locality)]
@@ -173,7 +173,7 @@ class Dispatch:
         return not missing
 
     def prepared(self, opened: OpenExchange, locality: str, trouble: FedloomError | None) -> None:
-        """What groups waited for is there, or cannot be had."""
+        """Handle the end of a preparation: its groups can be pushed, or fail."""
         opened.preparing.discard(locality)
         if trouble is not None:  # the run's own, such as full memory
             _fail(opened, trouble)
@@ -266,13 +266,13 @@ class Dispatch:
         )
 
     def _assign(self, node: Node, opened: OpenExchange, index: int) -> None:
-        """Note that a node holds a group from now on, and may answer for it."""
+        """Record the assignment of a group to a node."""
         opened.bind(index, node.hello.node)
         node.runs.add(opened.run.run_id)
         node.assigned[opened.key(index)] = self._clock.monotonic()
 
     def _refer(self, node: Node, offer: Offer) -> PayloadRef:
-        """A reference for a node, with its bytes counted where no message or stream will count them."""
+        """Return a reference for a node, with its bytes counted if no message or stream will count them."""
         ref = self._payloads.ref(offer, node.locality)
         if ref.in_memory and node.hello.session not in offer.told:
             offer.told.add(node.hello.session)
@@ -282,13 +282,13 @@ class Dispatch:
     # What nodes say of groups
 
     def take(self, opened: OpenExchange, name: str, result: GroupResult) -> bool:
-        """A sound answer has come; False where it is not the last word, as the group goes to another node."""
+        """Accept a valid result; returns False if it is not final because the group is reassigned."""
         key = result.key
         trouble = opened.groups[key.group].trouble(result)
         if trouble is not None and self._pass_on(opened, key, name, trouble):
             return False
         opened.done.add(key.group)
-        if key.group in opened.pending:  # it had been taken from this agent, which then answered after all
+        if key.group in opened.pending:  # it had been withdrawn from this agent, which then sent its result
             opened.pending.remove(key.group)
         for other, node in self._nodes.items():
             if other == name:
@@ -298,7 +298,7 @@ class Dispatch:
         return True
 
     def turn_away(self, opened: OpenExchange, key: GroupKey, name: str, exc: FedloomError) -> None:
-        """A result was no good: others get the agent's groups of the exchange; it gets none while there are others."""
+        """Reassign an agent's groups of an exchange after an invalid result; it gets none while there are others."""
         node = self._nodes[name]
         opened.refusals[name] = Refusal(key=key, kind="result", reason=f"{type(exc).__name__}: {exc}")
         opened.unwilling[name] = math.inf if self._others(opened, name) else self._clock.monotonic() + self._pause_s
@@ -313,7 +313,7 @@ class Dispatch:
         self.push()
 
     def refuse(self, name: str, refusal: Refusal) -> None:
-        """A node's policy is against a group: it gets no more of the exchange, for a while or for good."""
+        """Handle a refusal by a node's policy: it gets no more groups of the exchange, for a while or permanently."""
         key = refusal.key
         known = self._nodes[name].assigned.pop(key, None) is not None
         opened = self.find(key)
@@ -327,9 +327,9 @@ class Dispatch:
         self.push()
 
     def reconcile(self, name: str, held: set[GroupKey]) -> None:
-        """Compare what a node says it holds with what it was assigned.
+        """Compare a node's groups with those assigned to it.
 
-        What got lost is repeated. A claim to a group that was never assigned to the node is answered as stale.
+        Undelivered groups are pushed again. A claim to a group that was never assigned to the node is stale.
         """
         node, now = self._nodes[name], self._clock.monotonic()
         if node.fresh:
@@ -357,10 +357,10 @@ class Dispatch:
         self.push()
 
     def _adopts(self, opened: OpenExchange, key: GroupKey, node: Node) -> bool:
-        """Whether a group stays with the node that says it holds it, though this server has not assigned it.
+        """Return whether a group stays with the node that claims it, though this server has not assigned it.
 
-        A server that was restarted does not know what the one before it assigned. Of a node it has not seen before it
-        believes as much as it would assign to that node now.
+        A server that was restarted does not know earlier assignments. Of a node it has not seen before it
+        accepts as many claims as it would assign to that node now.
         """
         name = node.hello.node
         return (
@@ -377,7 +377,7 @@ class Dispatch:
         self.push()
 
     def _take_back(self, name: str, reason: str, but: Collection[GroupKey]) -> None:
-        """Take an agent's groups from it, but for those it still holds."""
+        """Withdraw an agent's groups, except those it still has."""
         node = self._nodes[name]
         for key in [key for key in node.assigned if key not in but]:
             del node.assigned[key]
@@ -396,9 +396,9 @@ class Dispatch:
         return (name for name, node in self._nodes.items() if node.online and opened.fits(node.labels))
 
     def _pass_on(self, opened: OpenExchange, key: GroupKey, name: str, failure: ClientFailure) -> bool:
-        """Give a group that a node failed at to another one; False where every node that is here has been asked.
+        """Reassign a group that a node failed at; returns False if every connected node has tried it.
 
-        The node gets no more of the exchange, so each is asked once, however many there are.
+        The node gets no more of the exchange, so each tries once, however many there are.
         """
         if opened.only(key.group) or not self._others(opened, name):
             return False
@@ -432,10 +432,10 @@ class Dispatch:
                 opened.answers.put(lost)
 
     def _lose(self, opened: OpenExchange, index: int, name: str, reason: str) -> None:
-        """A group lost its agent; put it back, or give up on it."""
+        """Requeue a group whose agent is gone, or fail it."""
         opened.deaths[index] = deaths = opened.deaths.get(index, 0) + 1
         if not opened.reassigns:
-            reason += "; this exchange gives no group to a second node"
+            reason += "; this exchange does not reassign groups"
         elif deaths < opened.max_attempts:
             opened.reassigned += 1
             opened.pending.appendleft(index)
@@ -451,7 +451,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def answer_again(node: Node, key: GroupKey, opened: OpenExchange | None) -> None:
-    """Tell a node that a result is not wanted any more; one that the run has yet to make safe is left to the run."""
+    """Tell a node that a result is obsolete; one that the run has yet to store safely is left to the run."""
     if opened is None:
         node.acknowledge(key, "stale")
     elif key.group not in opened.unacknowledged:
@@ -459,6 +459,6 @@ def answer_again(node: Node, key: GroupKey, opened: OpenExchange | None) -> None
 
 
 def _fail(opened: OpenExchange, trouble: FedloomError) -> None:
-    """End an exchange whose groups cannot be handed out; its run is told why."""
+    """End an exchange whose groups cannot be assigned; its run receives the error."""
     opened.pending.clear()
     opened.answers.put(trouble)

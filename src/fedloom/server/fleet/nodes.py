@@ -1,4 +1,4 @@
-"""Agents as the coordinator knows them: who they are, what they hold, what they have done."""
+"""Agents as the coordinator knows them: identity, assigned groups, history."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedloom.core.messages import Ack, Goodbye, GroupKey, GroupResult, Hello, Ru
 from fedloom.core.records import JsonObject
 
 MAX_UNREAD = 10_000
-"""Messages an agent may leave unread; the rest are lost, and so, soon, is the agent."""
+"""Limit of an agent's unread messages; beyond it they are dropped, and the agent is soon disconnected."""
 
 
 class Mailbox:
@@ -28,11 +28,11 @@ class Mailbox:
 
     @property
     def overflown(self) -> bool:
-        """Whether too much was left unread."""
+        """Return whether too many messages were left unread."""
         return self._queue.qsize() + self._aside.qsize() >= MAX_UNREAD
 
     def put(self, message: ToAgent) -> None:
-        """Add a message, after those put by."""
+        """Add a message, after deferred ones."""
         self.flush()
         if not self.overflown:
             self._queue.put(message)
@@ -43,13 +43,13 @@ class Mailbox:
             self._aside.put(message)
 
     def flush(self) -> None:
-        """Let go what was put by."""
+        """Deliver deferred messages."""
         with contextlib.suppress(queue.Empty):
             while True:
                 self._queue.put(self._aside.get_nowait())
 
     def get(self, timeout_s: float | None = None) -> ToAgent | None:
-        """The next message; None when the mailbox was closed. Raises `queue.Empty` after `timeout_s`."""
+        """Return the next message; None once the mailbox is closed. Raises `queue.Empty` after `timeout_s`."""
         self.flush()
         return self._queue.get(timeout=timeout_s) if timeout_s != 0 else self._queue.get_nowait()
 
@@ -66,11 +66,11 @@ class Mailbox:
             except queue.Empty:
                 return messages
         if messages:
-            self._queue.put(None)  # the end comes after what was there
+            self._queue.put(None)  # the end comes after earlier messages
         return messages
 
     def close(self) -> None:
-        """End the stream that reads this, after what is in it."""
+        """End the stream that reads this, after its remaining messages."""
         self.flush()
         self._queue.put(None)
 
@@ -86,17 +86,17 @@ class Node:
     labels: Mapping[str, str] = field(default_factory=dict)
     told_runs: set[str] = field(default_factory=set)
     assigned: dict[GroupKey, float] = field(default_factory=dict)
-    """Groups it holds, with the time each was pushed (monotonic seconds)."""
+    """Its groups, with the time each was pushed (monotonic seconds)."""
     cancelled: dict[GroupKey, float] = field(default_factory=dict)
     """Work it may still be doing though it was cancelled, with the time of that (monotonic seconds)."""
     clock: Clock = SYSTEM_CLOCK
     seen: float = field(init=False)
-    """When it was last heard of (monotonic seconds)."""
+    """Time of its last message (monotonic seconds)."""
     gone_since: float | None = None
     fresh: bool = True
     """No heartbeat of this session yet."""
     newcomer: bool = True
-    """No heartbeat yet since this server was started."""
+    """No heartbeat yet since this server started."""
     runs: set[str] = field(default_factory=set)
     """Runs it has been assigned groups of."""
     bytes_down: int = 0
@@ -104,7 +104,7 @@ class Node:
     groups_done: dict[str, int] = field(default_factory=dict)
     """Groups finished, by run."""
     busy_s: dict[str, float] = field(default_factory=dict)
-    """Seconds in work, by run."""
+    """Seconds of work, by run."""
 
     def __post_init__(self) -> None:
         self.seen = self.clock.monotonic()
@@ -114,7 +114,7 @@ class Node:
         return self.mailbox is not None
 
     def inherit(self, old: Node) -> None:
-        """Take over from its last session what it was given and has done; it has yet to attach."""
+        """Take over the groups and counts of its last session; it has yet to attach."""
         self.assigned, self.gone_since = old.assigned, self.clock.monotonic()
         self.bytes_down, self.bytes_up = old.bytes_down, old.bytes_up
         self.groups_done, self.busy_s = old.groups_done, old.busy_s
@@ -134,7 +134,7 @@ class Node:
         self.mailbox, self.gone_since = None, self.clock.monotonic()
 
     def send_away(self, reason: str, *, come_back: bool = False) -> None:
-        """Say goodbye, where it listens; its stream ends with that."""
+        """Send a farewell if its stream is open, which ends the stream."""
         if self.mailbox is not None:
             self.mailbox.put(Goodbye(reason=reason, come_back=come_back))
             self.mailbox.close()
@@ -146,7 +146,7 @@ class Node:
             self.mailbox.put(run)
 
     def forget(self, run_id: str, *, resumable: bool) -> None:
-        """A run is over: it need keep nothing for it."""
+        """Forget a run that is over."""
         self.runs.discard(run_id)
         if run_id in self.told_runs:
             self.told_runs.discard(run_id)
@@ -154,7 +154,7 @@ class Node:
                 self.mailbox.put(RunOver(run_id=run_id, resumable=resumable))
 
     def acknowledge(self, key: GroupKey, status: str, message: str = "") -> None:
-        """Answer a result. Nobody waits for the good answer, so that goes along with what is pushed next."""
+        """Acknowledge a result. The agent does not wait for a positive one, so that is sent with the next push."""
         if self.mailbox is not None:
             put = self.mailbox.put_by if status == "accepted" else self.mailbox.put
             put(Ack(key=key, status=status, message=message))
@@ -167,7 +167,7 @@ class Node:
         self.bytes_up += sum(ref.size for ref in result.payloads if ref.in_memory)
 
     def row(self, now: float) -> JsonObject:
-        """The node as the Control service lists it, but for its facts, at a time (monotonic seconds)."""
+        """Return the node as the Control service lists it, without its facts, at a time (monotonic seconds)."""
         return {
             "node": self.hello.node,
             "state": ("busy" if self.assigned else "online") if self.online else "lost",

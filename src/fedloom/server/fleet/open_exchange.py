@@ -1,4 +1,4 @@
-"""An exchange in progress: its groups, who has which, and the answers on their way to the run."""
+"""An exchange in progress: its groups, their assignment, and the results for the run."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class Answer:
     result: GroupResult | None
     total: Record | None = None
     states: Mapping[int, Record] = field(default_factory=dict)
-    """What clients asked to have back, by client."""
+    """New states of the clients, by client."""
     lost: str = ""
-    """Why nobody could do the group."""
+    """Why the group failed on every node."""
     stage: str = "worker"
     error: str = "WorkerDied"
 
 
 class OpenExchange:
-    """An exchange in progress: its run reads answers here, the coordinator puts them.
+    """An exchange in progress: its run reads results here, the coordinator adds them.
 
     Args:
-        planned: what the run asks for.
+        planned: the run's request.
         labels: nodes with all these labels may serve it.
     """
 
@@ -53,25 +53,25 @@ class OpenExchange:
         self.inputs: dict[str, Offer] = {}
         self.states: dict[int, Offer] = {}
         self.preparing: set[str] = set()
-        """Localities for which something the groups read is being prepared."""
+        """Localities for which an input of the groups is being prepared."""
         self.done: set[int] = set(answered)
         self.run_acknowledges = planned.run_acknowledges
-        """Whether an answer is acknowledged only when the run says so, which has made it safe first."""
+        """Whether results are acknowledged only when the run calls `acknowledge`, after storing them."""
         self.unacknowledged: dict[int, str] = {}
-        """Accepted answers the run has yet to make safe, and the nodes they came from."""
+        """Accepted results the run has yet to store, and their nodes."""
         self.deaths: dict[int, int] = {}
         self.answers: queue.SimpleQueue[Answer | FedloomError] = queue.SimpleQueue()
         self.reading: set[tuple[int, str]] = set()
         """Results that are being decoded and vetted, by group and node."""
         self.taken: set[tuple[int, str]] = set()
-        """Results that were taken, by group and node: a copy that comes again names payloads that are used up."""
+        """Accepted results, by group and node: a duplicate names payloads that are used up."""
         self.duplicates = self.reassigned = 0
         self.reassigns = planned.exchange.reassign
-        """Whether a group may go to a second node after a first."""
+        """Whether a group may be reassigned."""
         self._assignees: dict[int, set[str]] = {}
-        """Every node a group has been assigned to so far; a result counts from these alone."""
+        """Every node a group has been assigned to so far; only their results count."""
         self.has_affinity = any(group.prefer or group.only for group in groups) or not self.reassigns
-        """Whether any group has a node it belongs to."""
+        """Whether any group is bound to a node."""
         self._labels = labels or {}
         self.vet = planned.vet
         """Checks the sums of agents on other machines."""
@@ -79,15 +79,15 @@ class OpenExchange:
         self.begun = 0.0
         """When its groups were put out (monotonic seconds)."""
         self.unwilling: dict[str, float] = {}
-        """Nodes that refused, or sent what was refused, and until when (monotonic seconds)."""
+        """Nodes that refused or sent rejected results, and until when (monotonic seconds)."""
         self.refusals: dict[str, Refusal] = {}
-        """The last refusal by each node, or of what it sent."""
+        """The last refusal by each node, or of its result."""
         self.failed: dict[tuple[int, str], ClientFailure] = {}
-        """Failures after which a group was given to another node, by group and node, in the order they came."""
+        """Failures after which a group was reassigned, by group and node, in order of arrival."""
         self.told: set[tuple[str, str]] = set()
-        """Nodes and kinds of the refusals the run has told of."""
+        """Nodes and kinds of the refusals the run has reported."""
         self.reserve = set(reserve) - self.done
-        """Groups that go out only when others are lost."""
+        """Groups that are pushed only in place of failed ones."""
 
     def bind(self, index: int, name: str) -> None:
         """Note a node that a group is assigned to."""
@@ -98,7 +98,7 @@ class OpenExchange:
         return name in self._assignees.get(index, ())
 
     def assigned_to(self, name: str) -> Iterator[int]:
-        """Yield the groups that are, or were, assigned to a node and have no answer yet."""
+        """Yield the groups that are, or were, assigned to a node and have no result yet."""
         return (index for index, names in self._assignees.items() if name in names and index not in self.done)
 
     def upload_bytes(self, index: int, model_bytes: int) -> int | None:
@@ -118,7 +118,7 @@ class OpenExchange:
         return UPLOAD_BYTES + UPLOAD_FACTOR * ((len(group.jobs) + 1) * model_bytes + states)
 
     def disown(self, name: str) -> None:
-        """Forget what was assigned to a node, which is no member any more."""
+        """Forget the assignments of a node that is no longer a member."""
         for names in self._assignees.values():
             names.discard(name)
 
@@ -128,7 +128,7 @@ class OpenExchange:
         return self.groups[index].only or next(iter(bound), "")
 
     def fits(self, labels: Mapping[str, str]) -> bool:
-        """Whether a node with these labels serves the run."""
+        """Return whether a node with these labels serves the run."""
         return all(labels.get(key) == value for key, value in self._labels.items())
 
     def labels_text(self) -> str:
@@ -136,11 +136,11 @@ class OpenExchange:
         return ", ".join(f"{key}={value}" for key, value in sorted(self._labels.items())) or "any labels"
 
     def wants(self, name: str, labels: Mapping[str, str], now: float) -> bool:
-        """Whether a node may get groups of this exchange."""
+        """Return whether a node may get groups of this exchange."""
         return self.fits(labels) and self.unwilling.get(name, 0.0) <= now
 
     def reads(self, index: int) -> tuple[dict[str, Offer], dict[int, Offer]]:
-        """What a group reads: inputs by name, and states by client."""
+        """Return a group's payloads: inputs by name, and states by client."""
         group = self.groups[index]
         inputs = sorted({name for job in group.jobs for name in job.inputs})
         return {name: self.inputs[name] for name in inputs}, {client: self.states[client] for client in group.states}
@@ -151,19 +151,19 @@ class OpenExchange:
         return any(offer.sha256 == sha256 for offers in read for offer in offers)
 
     def settled(self, index: int, name: str) -> bool:
-        """Whether nothing more is wanted of a node for a group."""
+        """Return whether a group needs nothing more from a node."""
         return index in self.done or (index, name) in self.failed
 
     @property
     def in_work(self) -> int:
-        """Groups that agents hold."""
+        """Return the number of assigned groups."""
         return len(self.groups) - len(self.pending) - len(self.reserve) - len(self.done)
 
     @property
     def name(self) -> ExchangeKey:
-        """Its run, round, and index in that: what its groups' keys begin with."""
+        """Return its run, round, and index in the round: the prefix of its groups' keys."""
         return ExchangeKey(self.run.run_id, self.round, self.exchange)
 
     def key(self, index: int) -> GroupKey:
-        """The name of one of its groups."""
+        """Return the key of one of its groups."""
         return GroupKey(self.run.run_id, self.round, self.exchange, index)

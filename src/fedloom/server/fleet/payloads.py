@@ -1,9 +1,9 @@
-"""Frames on the server: broadcasts offered to agents, and uploads coming in.
+"""Frames on the server: broadcasts offered to agents, and incoming uploads.
 
-A broadcast is one record, whatever the number of clients that read it. An agent reads it in the form that suits where
-the agent is: the record itself (in this process), the host's memory, inside the message, or streamed by digest. Each
+A broadcast is one record, whatever the number of clients that read it. An agent reads it in the form that suits its
+location: the record itself (in this process), the host's memory, inside the message, or streamed by digest. Each
 form is made once, by `prepare`, which copies or hashes the whole record. That and decoding are long work: no lock that
-another node's call needs is held meanwhile. `ref` only names a form that is there.
+another node's call needs is taken meanwhile. `ref` only refers to an existing form.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from fedloom.core.reserved import reserve
 CHUNK_BYTES = 1 << 20
 """Bytes in one raw chunk of a download or upload: the fastest size over gRPC."""
 INLINE_BYTES = 128 << 10
-"""Frames up to this size travel inside the message instead of a transfer of their own."""
+"""Frames up to this size travel inside the message instead of a separate transfer."""
 LOCAL_INLINE_BYTES = 8 << 10
-"""The same for agents on this host, where the alternative is cheaper."""
+"""The same for agents on this host, for which the alternative is cheaper."""
 
 Form = Literal["record", "inline", "shared", "streamed"]
 """How an agent reads an offer."""
@@ -39,7 +39,7 @@ Form = Literal["record", "inline", "shared", "streamed"]
 
 @dataclass
 class Offer:
-    """A broadcast in one of its exchanges (in all of them, where it is pinned): the record and its forms so far."""
+    """A broadcast in one of its exchanges (in all of them, if it is pinned): the record and its forms so far."""
 
     record: Record
     layout: Layout
@@ -47,13 +47,13 @@ class Offer:
     sha256: str = ""
     inline: bytes = b""
     listed: bool = False
-    """Whether downloads find it by its digest."""
+    """Whether it can be downloaded by its digest."""
     ended: bool = False
-    """Whether it has been withdrawn; a form that is made by then is given back at once."""
+    """Whether it has been withdrawn; a form finished later is released immediately."""
     told: set[str] = field(default_factory=set)
     """Sessions on this host that have had a reference to it; the payload counts once for each."""
     making: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
-    """Held while one of its forms is made, so that each is made once."""
+    """Locked while one of its forms is made, so that each is made once."""
 
     @property
     def size(self) -> int:
@@ -62,7 +62,7 @@ class Offer:
 
     @property
     def pinned(self) -> bool:
-        """Whether the record never changes, so that the offer outlives its exchange."""
+        """Return whether the record never changes, so that the offer outlives its exchange."""
         return isinstance(self.record, Pinned)
 
 
@@ -71,36 +71,36 @@ class Upload:
     """A frame on its way from an agent, or here and not yet used."""
 
     data: bytearray | mmap.mmap
-    """Room for the frame; it takes memory only where bytes have come."""
+    """Buffer of the frame; it takes memory only as bytes arrive."""
     received: int = 0
     complete: bool = False
     uses: int = 1
-    """Results that will name it: equal frames are sent once."""
+    """Results that will refer to it: equal frames are sent once."""
     stream: int = 0
-    """Counts its callers; whoever asks for the offset takes the upload over from a stream that broke."""
+    """Counts its callers; one that queries the offset takes the upload over from a broken stream."""
 
     def write(self, chunk: bytes) -> None:
-        """Add the next bytes; NumPy lets other threads run meanwhile."""
+        """Add the next bytes; NumPy releases the interpreter lock meanwhile."""
         end = self.received + len(chunk)
         np.copyto(np.frombuffer(self.data, np.uint8)[self.received : end], np.frombuffer(chunk, np.uint8))
         self.received = end
 
 
 class PayloadStore:
-    """All frames the server has out or is taking in. Thread-safe.
+    """All frames the server offers or receives. Thread-safe.
 
     Args:
-        depot: shared memory for agents on this host; None where there are none.
-        max_payload_bytes: the largest frame taken from an agent.
+        depot: shared memory for agents on this host; None without such agents.
+        max_payload_bytes: size limit of a frame from an agent.
     """
 
     def __init__(self, depot: Depot | None, *, max_payload_bytes: int = 16 << 30) -> None:
         self._depot = depot
         self._max_payload_bytes = max_payload_bytes
         self._lock = threading.Lock()
-        """Never held for longer than it takes to copy one chunk."""
+        """Never locked for longer than it takes to copy one chunk."""
         self._depot_lock = threading.Lock()
-        """For leasing and giving back: the host may take long to find memory for a new buffer."""
+        """Lock for leasing and releasing: the host may take long to find memory for a new buffer."""
         self._by_digest: dict[str, list[Offer]] = {}
         self._pinned: dict[str, dict[str, Offer]] = {}
         """Pinned records on offer by digest, for each run."""
@@ -108,12 +108,12 @@ class PayloadStore:
 
     @property
     def max_payload_bytes(self) -> int:
-        """The largest frame taken from an agent."""
+        """Return the size limit of a frame from an agent."""
         return self._max_payload_bytes
 
     @property
     def depot(self) -> Depot | None:
-        """Shared memory of this host, where the server has any."""
+        """Return the shared memory of this host, if the server has any."""
         return self._depot
 
     def offer(self, record: Record) -> Offer:
@@ -133,7 +133,7 @@ class PayloadStore:
         return offers
 
     def retain(self, run_id: str, digests: Collection[str]) -> None:
-        """Only these pinned records of a run are still wanted; the others are no longer on offer."""
+        """Withdraw all pinned records of a run except these."""
         pinned = self._pinned.pop(run_id, {})
         for sha256 in pinned.keys() - set(digests):
             self._end(pinned.pop(sha256))
@@ -141,9 +141,9 @@ class PayloadStore:
             self._pinned[run_id] = pinned
 
     def prepare(self, offer: Offer, localities: Collection[str]) -> None:
-        """Make the forms that agents of these localities (`process`, `host`, `remote`) read, where they are not there.
+        """Make the forms that agents of these localities (`process`, `host`, `remote`) read, unless they exist.
 
-        Copies or hashes the whole record; whoever else wants the same offer prepared waits for it.
+        Copies or hashes the whole record; concurrent callers for the same offer wait.
 
         Raises:
             StorageFull: the host's shared memory is exhausted.
@@ -154,7 +154,7 @@ class PayloadStore:
                     self._make(offer, self._form(offer, locality))
 
     def ready(self, offer: Offer, locality: str) -> bool:
-        """Whether `ref` can name the offer to agents of a locality."""
+        """Return whether `ref` can refer to the offer for agents of a locality."""
         match self._form(offer, locality):
             case "record":
                 return True
@@ -166,13 +166,13 @@ class PayloadStore:
                 return offer.listed
 
     def ref(self, offer: Offer, locality: str) -> PayloadRef:
-        """A reference for an agent of a locality the offer was prepared for.
+        """Return a reference for an agent of a locality the offer was prepared for.
 
         Raises:
             RuntimeError: it was not, or it has been withdrawn since.
         """
         if not self.ready(offer, locality):
-            raise RuntimeError(f"an offer of {offer.size} bytes is named to a {locality} agent before it is prepared")
+            raise RuntimeError(f"an offer of {offer.size} bytes is sent to a {locality} agent before it is prepared")
         form, sha256 = self._form(offer, locality), offer.sha256 if offer.pinned else ""
         if form == "record":
             return PayloadRef(size=offer.size, record=offer.record, sha256=offer.sha256, pinned=offer.pinned)
@@ -183,12 +183,12 @@ class PayloadStore:
         return PayloadRef(size=offer.size, sha256=offer.sha256, pinned=offer.pinned)
 
     def withdraw(self, offer: Offer) -> None:
-        """The exchange is over; memory of the offer may be reused, unless it is pinned."""
+        """Withdraw an offer whose exchange is over; its memory may be reused, unless it is pinned."""
         if not offer.pinned:
             self._end(offer)
 
     def _form(self, offer: Offer, locality: str) -> Form:
-        """How agents of a locality read an offer."""
+        """Return how agents of a locality read an offer."""
         if locality == "process":
             return "record"
         limit = LOCAL_INLINE_BYTES if locality == "host" else INLINE_BYTES
@@ -224,7 +224,7 @@ class PayloadStore:
             depot.release(buffer.name)
 
     def _list(self, offer: Offer) -> None:
-        """Hash an offer, and let downloads find it."""
+        """Hash an offer and make it available for downloads."""
         sha256 = offer.sha256 or frames.digest(offer.record)
         with self._lock:
             if not offer.ended:
@@ -244,22 +244,22 @@ class PayloadStore:
                 give_back(buffer.name)
 
     def download(self, sha256: str, offset: int) -> Iterator[bytes]:
-        """The frame from `offset` on, in chunks; never holds more than one chunk beside the record itself.
+        """Yield the frame from `offset` on, in chunks; allocates at most one chunk besides the record itself.
 
         Raises:
             NotFound: no such payload is on offer (any more).
-            BadMessage: the offset lies behind the frame's end.
+            BadMessage: the offset is beyond the frame's end.
         """
         with self._lock:
             offer = next(iter(self._by_digest.get(sha256, [])), None)
         if offer is None:
-            raise NotFound(f"no payload with digest {sha256[:16]!r} is on offer; its round may be over")
+            raise NotFound(f"no payload with digest {sha256[:16]!r} is on offer; its round may have ended")
         if offset > offer.size:
-            raise BadMessage(f"download: offset {offset} lies behind the end of a frame of {offer.size} bytes")
+            raise BadMessage(f"download: offset {offset} is beyond the end of a frame of {offer.size} bytes")
         return frames.chunked(frames.pieces(offer.record), CHUNK_BYTES, offset)
 
     def upload_offset(self, node: str, sha256: str, size: int, limit: int | None = None) -> int:
-        """Bytes of an upload the server already has; makes room for a new one, and keeps a whole one for this caller.
+        """Return the bytes of an upload already received; allocates a new one, reserves a complete one for this caller.
 
         Args:
             node: whose upload it is.
@@ -268,8 +268,8 @@ class PayloadStore:
             limit: bytes of all that the node has uploaded and no result has used; None for the store's own limit.
 
         Raises:
-            LimitExceeded: the frame is larger than the server takes, alone or with what the node has sent before.
-            BadMessage: the digest is not one, or the size differs from what was announced before.
+            LimitExceeded: the frame exceeds the server's limit, alone or with the node's earlier uploads.
+            BadMessage: the digest is malformed, or the size differs from the one announced before.
         """
         if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
             raise BadMessage(f"upload: expected a SHA-256 digest of 64 hexadecimal digits, got {sha256[:80]!r}")
@@ -282,18 +282,18 @@ class PayloadStore:
         with self._lock:
             upload = self._uploads.get((node, sha256))
             if upload is None:
-                # One unfinished upload per node: a node cannot make the server hold more than one frame it never ends.
+                # One unfinished upload per node: a node can make the server store at most one unfinished frame.
                 for key in [k for k, u in self._uploads.items() if k[0] == node and not u.complete]:
                     del self._uploads[key]
                 held = sum(len(u.data) for key, u in self._uploads.items() if key[0] == node)
                 if held + size > most:
                     raise LimitExceeded(
-                        f"upload: {held} bytes of node {node!r} wait for results that name them; with {size} more they "
+                        f"upload: {held} bytes of node {node!r} wait for their results; with {size} more they "
                         f"exceed the limit of {most}"
                     )
                 upload = self._uploads[node, sha256] = Upload(reserve(size))
             if len(upload.data) != size:
-                raise BadMessage(f"upload: announced with {len(upload.data)} bytes before, with {size} now")
+                raise BadMessage(f"upload: announced with {len(upload.data)} bytes before, now with {size}")
             upload.stream += 1
             upload.uses += upload.complete
             return upload.received
@@ -317,7 +317,7 @@ class PayloadStore:
             if upload.complete:
                 return received
         if offset != received:
-            raise BadMessage(f"upload: continues at byte {offset}, the server has {received}; ask for the offset first")
+            raise BadMessage(f"upload: continues at byte {offset}, the server has {received}; query the offset first")
         for chunk in chunks:
             if len(chunk) > CHUNK_BYTES or upload.received + len(chunk) > size:
                 self._discard(node, sha256)
@@ -327,7 +327,7 @@ class PayloadStore:
                 )
             with self._lock:
                 if upload.stream != stream:
-                    raise ServerUnreachable("upload: another call goes on with it; ask for the offset and continue")
+                    raise ServerUnreachable("upload: another call continues it; query the offset and continue")
                 upload.write(chunk)
         if upload.received == size:
             if hashlib.sha256(upload.data).hexdigest() != sha256:
@@ -337,35 +337,35 @@ class PayloadStore:
         return upload.received
 
     def take(self, node: str, ref: PayloadRef) -> Record:
-        """The record an agent's reference means; an upload is handed out as often as it was sent.
+        """Return the record of an agent's reference; an upload can be taken as often as it was sent.
 
         Raises:
-            BadFrame, NotFound: the bytes are malformed or not there.
+            BadFrame, NotFound: the bytes are malformed or missing.
         """
         return self.take_all(node, [ref])[0]
 
     def take_all(self, node: str, refs: Sequence[PayloadRef]) -> list[Record]:
-        """The records that a result's references mean, in order. Its uploads are used up, whatever comes of them.
+        """Return the records of a result's references, in order. Its uploads are used up in any case.
 
         Raises:
-            BadFrame, NotFound: the bytes of one are malformed or not there.
+            BadFrame, NotFound: the bytes of one are malformed or missing.
         """
         with self._lock:
             uploads = [self._use(node, ref) for ref in refs]
         return [self._read(node, ref, upload) for ref, upload in zip(refs, uploads, strict=True)]
 
     def drop(self, node: str, refs: Iterable[PayloadRef]) -> list[Upload]:
-        """Let go of what an unwanted result brought along.
+        """Release the payloads of an unwanted result.
 
         Returns:
-            What its memory hangs on: freeing that takes long, so the caller does it where it holds no lock.
+            The owner of its memory: freeing takes long, so the caller does it without a lock.
         """
         with self._lock:
             uploads = [self._use(node, ref) for ref in refs]
         return [upload for upload in uploads if upload is not None]
 
     def forget(self, node: str) -> list[Upload]:
-        """Drop what a node has uploaded and not yet used; returns what `drop` does."""
+        """Drop a node's unused uploads; returns what `drop` does."""
         with self._lock:
             return [self._uploads.pop(key) for key in [key for key in self._uploads if key[0] == node]]
 
@@ -375,7 +375,7 @@ class PayloadStore:
             self._depot.close()
 
     def _use(self, node: str, ref: PayloadRef) -> Upload | None:
-        """The complete upload a reference names, used once; None where it names none, or none that is here."""
+        """Return the complete upload of a reference, used once; None if there is none."""
         upload = self._uploads.get((node, ref.sha256))
         if upload is None or not upload.complete:
             return None
@@ -389,15 +389,15 @@ class PayloadStore:
             return ref.record
         if ref.shared:
             if self._depot is None:
-                raise NotFound(f"node {node!r} names shared memory, but this server has none")
+                raise NotFound(f"node {node!r} refers to shared memory, but this server has none")
             try:
                 return frames.decode(self._depot.map(ref.shared, ref.size))
             except OSError as exc:
-                raise NotFound(f"node {node!r} names a buffer {ref.shared[:40]!r} that is not there") from exc
+                raise NotFound(f"node {node!r} refers to a buffer {ref.shared[:40]!r} that does not exist") from exc
         if ref.inline:
             return frames.decode(ref.inline)
         if upload is None:
-            raise NotFound(f"node {node!r} names an upload {ref.sha256[:16]!r} that is not complete here")
+            raise NotFound(f"node {node!r} refers to an upload {ref.sha256[:16]!r} that is not complete")
         return frames.decode(memoryview(upload.data))
 
     def _discard(self, node: str, sha256: str) -> None:

@@ -1,4 +1,4 @@
-"""An exchange as a run hands it to the fleet: one value with everything that decides who gets what, and what counts."""
+"""An exchange as a run submits it to the fleet: everything that decides assignment and validity in one value."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from fedloom.server.fleet.vetting import SumTerms, Vet
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunFacts:
-    """What the server needs to know of a run to serve it. Nodes get `spec` alone."""
+    """Facts about a run that the server needs. Nodes get only `spec`."""
 
     spec: RunSpec
-    """The run as nodes get it."""
+    """The run as sent to nodes."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Nodes with all these labels serve the run."""
     max_attempts: int = 3
-    """Nodes a group is assigned to at most, one after another, when the process that held it died."""
+    """Limit of nodes a group is assigned to, one after another, when the process working on it died."""
     group_size: int = 1
     """Clients per group."""
     min_nodes: int = 1
     """Nodes with the labels that must be connected before work is given out."""
     keeps_states: bool = True
-    """Whether the server keeps clients' states; False where each stays on its node."""
+    """Whether the server stores clients' states; False if each stays on its node."""
     by_examples: bool = True
     """Whether the update of a client that trains weighs as much as its examples."""
 
@@ -38,7 +38,7 @@ class RunFacts:
 
     @property
     def run_id(self) -> str:
-        """The run's id."""
+        """Return the run's id."""
         return self.spec.run_id
 
     @classmethod
@@ -57,7 +57,7 @@ class RunFacts:
 
 
 class ExchangeKey(NamedTuple):
-    """Names one exchange for all time: what the keys of its groups begin with."""
+    """Unique name of an exchange: the prefix of its groups' keys."""
 
     run_id: str
     round: int
@@ -71,36 +71,36 @@ class PlannedGroup:
 
     jobs: tuple[Job, ...]
     work: float
-    """How much work they look like, in any unit: the longest groups are assigned first."""
+    """Estimated work, in any unit: the longest groups are assigned first."""
     states: Mapping[int, Record] = field(default_factory=dict)
-    """What clients asked to have back, by client."""
+    """Stored states of the clients, by client."""
     prefer: str = ""
-    """The node that has what the group needs; another one takes it only when that node is gone."""
+    """The node that has cached the group's inputs; another one gets it only when that node is gone."""
     only: str = ""
-    """The node the group is for, whose own client it is; no other ever takes it."""
+    """The only node for the group, whose own client it is."""
     keeps_states: bool = True
-    """Whether clients may send a state to be kept."""
+    """Whether clients may send a state to be stored."""
 
     def check(self, result: GroupResult) -> None:
-        """Refuse a result that is not about exactly the clients asked, each once.
+        """Reject a result that is not about exactly the group's clients, each once.
 
         Raises:
-            BadMessage: clients are missing, repeated or others; a state came that must not; or the sum is missing.
+            BadMessage: clients are missing, repeated or others; a state is not allowed; or the sum is missing.
         """
         asked = sorted(job.client for job in self.jobs)
         found = sorted([report.client for report in result.reports] + [failure.client for failure in result.failures])
         if asked != found:
-            raise BadMessage(f"group {result.key}: asked clients {asked}, the answer is about {found}")
+            raise BadMessage(f"group {result.key}: expected clients {asked}, the result has {found}")
         strangers = sorted(set(result.states) - {report.client for report in result.reports})
         if strangers:
             raise BadMessage(f"group {result.key}: states of clients {strangers}, which have not reported")
         if result.states and not self.keeps_states:
             raise BadMessage(
-                f"group {result.key}: states of clients {sorted(result.states)} came, but in this run each client's "
+                f"group {result.key}: got states of clients {sorted(result.states)}, but in this run each client's "
                 "state stays on its node (round.state_home = 'node')"
             )
         if result.total is None and result.reports:
-            raise BadMessage(f"group {result.key}: {len(result.reports)} clients reported, but no accumulator came")
+            raise BadMessage(f"group {result.key}: {len(result.reports)} clients reported, but no accumulator")
 
     def trouble(self, result: GroupResult) -> ClientFailure | None:
         """Return the failure of a group that is the node's more than its clients': another node may be able to do it.
@@ -124,20 +124,20 @@ class PlannedExchange:
     """Index of the exchange within its round, from 0."""
     exchange: Exchange
     groups: tuple[PlannedGroup, ...]
-    """All there are; a result's group is its index here."""
+    """All groups; a result's group is its index here."""
     reserve: Collection[int] = ()
-    """Indices of the groups that wait until they are released."""
+    """Indices of the groups not pushed until they are released."""
     answered: Collection[int] = ()
-    """Indices of the groups whose results the run has already; they are not assigned."""
+    """Indices of the groups whose results the run already has; they are not assigned."""
     vet: Vet | None = None
     """Checks the sums of nodes on other machines."""
     terms: SumTerms | None = None
     """What those sums must be, beside finite."""
     run_acknowledges: bool = False
-    """Whether a result is acknowledged only when the run says so (`Coordinator.acknowledge`), which has made it safe
-    first."""
+    """Whether results are acknowledged only when the run calls `Coordinator.acknowledge`, after storing them
+    safely."""
 
     @property
     def key(self) -> ExchangeKey:
-        """The exchange's name."""
+        """Return the exchange's name."""
         return ExchangeKey(self.run.run_id, self.round, self.index)

@@ -1,8 +1,8 @@
-"""Results on their way in: what each is for, its payloads decoded and vetted, and whether it is still wanted then.
+"""Incoming results: matched to their group, decoded, vetted, and checked again before they count.
 
-Decoding and vetting take longer the larger a model is, so they are done without the coordinator's lock, between two
-looks at the exchange. Meanwhile it may close or begin anew, another node may answer, or the node may leave, come back
-with another session, or send a copy. Whatever comes first counts; a result's payloads are used up once.
+Decoding and vetting take time in proportion to the model, so they run without the coordinator's lock, between two
+checks of the exchange. Meanwhile it may close or restart, another node may send a result, or the node leave, reconnect
+with another session, or send a copy. The first result counts; a result's payloads are used up once.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from fedloom.server.fleet.payloads import PayloadStore, Upload
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """A result that is wanted, and what it is to be checked against."""
+    """An expected result, and what it is checked against."""
 
     name: str
-    """The node it comes from."""
+    """The node that sent it."""
     opened: OpenExchange
     result: GroupResult
     locality: str
@@ -35,42 +35,42 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unwanted:
-    """A result that is not, or not now; its node has been answered."""
+    """An unexpected result; its node has been notified."""
 
     dropped: list[Upload] = field(default_factory=list)
-    """What it brought along: freeing that takes long, so whoever holds this lets go of it without the lock."""
+    """Its payloads: freeing takes long, so the caller releases this without the lock."""
 
 
 class Results:
-    """Takes results in three steps. But for `read` not thread-safe: its owner's lock is held.
+    """Processes results in three steps. Except for `read` not thread-safe: call it with its owner's lock.
 
     Args:
         nodes: every known node by name; the owner adds and removes them.
         dispatch: of the same nodes.
-        payloads: where uploads are.
+        payloads: the uploads.
     """
 
     def __init__(self, nodes: Mapping[str, Node], dispatch: Dispatch, payloads: PayloadStore) -> None:
         self._nodes, self._dispatch, self._payloads = nodes, dispatch, payloads
         self._stale: dict[str, int] = {}
-        """Results that came too late, for each run there has been an exchange of."""
+        """Late results, by run."""
 
     def expect(self, run_id: str) -> None:
         """Count the late results of a run from now on."""
         self._stale.setdefault(run_id, 0)
 
     def forget(self, run_id: str) -> None:
-        """A run is over."""
+        """Forget a run that is over."""
         self._stale.pop(run_id, None)
 
     def take_stale(self, run_id: str) -> int:
-        """Results of a run that came too late since this was last asked."""
+        """Return and reset the number of a run's late results."""
         count = self._stale.get(run_id, 0)
         self._stale[run_id] = 0
         return count
 
     def begin(self, name: str, result: GroupResult) -> Reading | Unwanted:
-        """The first look: what a node's result is for."""
+        """Match a node's result to its group (first check)."""
         key, node = result.key, self._nodes[name]
         self._dispatch.finished(name, key)
         opened = self._dispatch.find(key)
@@ -78,7 +78,7 @@ class Results:
             node.acknowledge(key, "rejected", f"group {key} was not assigned to node {name!r}")
             return Unwanted(dropped=self._payloads.drop(name, result.payloads))
         if opened is not None and (key.group, name) in opened.reading:
-            return Unwanted()  # a copy of what is being read, which will be answered
+            return Unwanted()  # a copy of a result being read, which will be acknowledged
         if opened is None or opened.settled(key.group, name):
             again = opened is not None and (key.group, name) in opened.taken
             node.assigned.pop(key, None)
@@ -90,10 +90,10 @@ class Results:
         return Reading(name=name, opened=opened, result=result, locality=node.locality)
 
     def read(self, reading: Reading) -> Answer:
-        """Decode a result's payloads, and vet its sum where it comes from another machine. Long work: without the lock.
+        """Decode a result's payloads, and vet its sum if it comes from another machine. Slow: without the lock.
 
         Raises:
-            FedloomError: it is not what it should be.
+            FedloomError: the result is invalid.
         """
         name, result, index = reading.name, reading.result, reading.result.key.group
         records = deque(self._payloads.take_all(name, result.payloads))
@@ -111,23 +111,23 @@ class Results:
         return Answer(index=index, node=name, result=result, total=total, states=states)
 
     def abort(self, reading: Reading) -> None:
-        """A result could not be read, which is not its fault: it may come again."""
+        """Discard a result that could not be read for another reason: it may be sent again."""
         reading.opened.reading.discard((reading.result.key.group, reading.name))
 
     def settle(self, reading: Reading, trouble: FedloomError | None) -> bool:
-        """The second look, after `read` has succeeded, or failed with `trouble`.
+        """Accept or reject a result (second check), after `read` has succeeded, or failed with `trouble`.
 
-        Another session of the node may have begun: the result is as good, and the new session is answered.
+        Another session of the node may have begun: the result is still valid, and the new session is notified.
 
         Returns:
-            Whether the result is its group's answer.
+            Whether the result is accepted for its group.
         """
         self.abort(reading)
         opened, key, node = reading.opened, reading.result.key, self._nodes.get(reading.name)
         if node is None:  # it left, others have its groups, and it has been forgotten
             return False
         node.seen = node.clock.monotonic()
-        if self._dispatch.find(key) is not opened:  # where the run has begun anew, its node may hold the same key again
+        if self._dispatch.find(key) is not opened:  # if the run has restarted, its node may have the same key again
             self._unwanted(node, None, key)
             return False
         if trouble is not None:
@@ -154,7 +154,7 @@ class Results:
         return is_final
 
     def _unwanted(self, node: Node, opened: OpenExchange | None, key: GroupKey) -> None:
-        """A result has come again, or, where its exchange is over, too late."""
+        """Reply to a duplicate result, or to a late one if its exchange is over."""
         if opened is not None:
             opened.duplicates += 1
         elif key.run_id in self._stale and key.run_id in node.runs:

@@ -1,6 +1,6 @@
-"""What a result from another machine must be before it counts: the sum of the clients it tells of, finite, in shape.
+"""Validates sums from remote agents: client set, finiteness, shapes.
 
-An agent refuses such updates itself, and names the client. These checks are for agents that do not. One that shares the
+An agent rejects such updates itself, and names the client. These checks are for agents that do not. One that shares the
 server's memory could change a sum after any check; such agents are the server's own.
 """
 
@@ -42,8 +42,8 @@ def vet_sum(kind: type[Accumulator], model: Record | None, total: Record, client
     Args:
         kind: the accumulator's class.
         model: the global model of the exchange; None where it has none.
-        total: what came.
-        clients: those the result says have answered.
+        total: the record received.
+        clients: those with an update, according to the result.
 
     Returns:
         The accumulator.
@@ -57,9 +57,9 @@ def vet_sum(kind: type[Accumulator], model: Record | None, total: Record, client
         told = sorted(client for client, _ in partial.updates) if isinstance(partial, UpdateList) else None
         count = int(partial.count)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as exc:
-        raise BadUpdate(f"what came is not a {kind.__name__}: {type(exc).__name__}: {exc}") from exc
+        raise BadUpdate(f"the result is not a {kind.__name__}: {type(exc).__name__}: {exc}") from exc
     if count != len(clients) or (told is not None and told != sorted(clients)):
-        raise BadUpdate(f"a {kind.__name__} of {count} updates came, the result tells of clients {sorted(clients)}")
+        raise BadUpdate(f"a {kind.__name__} of {count} updates, but the result lists clients {sorted(clients)}")
     for group, name, array in total.items():
         if not is_finite(array):
             raise BadUpdate(f"array {name!r} of group {group!r} is not finite (NaN or infinity)")
@@ -75,7 +75,7 @@ def _vet_mean(weight: float, model: Record | None, total: Record) -> None:
         want = model.groups.get(MODEL, {}).get(name) if model is not None else None
         if want is not None and (array.shape, array.dtype) != (want.shape, sum_dtype(want.dtype)):
             raise BadUpdate(
-                f"array {name!r} of group {MODEL!r} came as {array.dtype} {array.shape}; the sum of models like the "
+                f"array {name!r} of group {MODEL!r} is {array.dtype} {array.shape}; the sum of models like the "
                 f"global one is {sum_dtype(want.dtype)} {want.shape}"
             )
 

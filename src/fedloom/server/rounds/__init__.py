@@ -1,1 +1,1 @@
-"""The federated loop: what a round asks, how updates are aggregated, what a run records."""
+"""The federated loop: runs each round, aggregates updates, records and checkpoints."""

@@ -11,15 +11,15 @@ from fedloom.server.store.run_store import Checkpoint, RunStore
 
 
 class Saver:
-    """Writes checkpoints in a thread of its own, one at a time.
+    """Writes checkpoints in a separate thread, one at a time.
 
     A crash before the write is done costs one more round on resume and no bit of the result: rounds are functions of
     the state before them.
 
     Args:
-        store: where they go.
-        keep: newest checkpoints kept.
-        journal: loses the answers a checkpoint has made needless.
+        store: destination.
+        keep: number of newest checkpoints retained.
+        journal: drops the results a checkpoint has made obsolete.
         clock: for durations.
     """
 
@@ -53,7 +53,7 @@ class Saver:
             if self._journal is not None:
                 self._journal.prune(checkpoint.round)
             self._rounds.append(checkpoint.round)
-            if len(self._rounds) == self._keep:  # the oldest checkpoint kept may be the one to go on from
+            if len(self._rounds) == self._keep:  # the oldest remaining checkpoint may be the one to resume from
                 self._store.prune_clients(self._rounds[0])
         except BaseException as exc:
             self._error = exc

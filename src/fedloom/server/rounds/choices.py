@@ -1,4 +1,4 @@
-"""The log of choices: what a run's selection was told and what it chose, and the same choices made again from it.
+"""The log of choices: a run's selection's inputs and choices, and the replay of the choices from it.
 
 Replaying needs no client, no data and no model: a selection is a pure function of its state, the seed and the reports.
 """
@@ -20,11 +20,11 @@ from fedloom.core.seeds import generator
 from fedloom.server.store.disk_run_store import DiskRunStore
 
 LONGEST = 4096
-"""Numbers of a list that the log keeps; longer ones are left out, and their choices cannot be replayed."""
+"""Length limit of a logged list; longer ones are omitted, and their choices cannot be replayed."""
 
 
 def report_line(report: ClientReport) -> Told:
-    """A report as the log keeps it."""
+    """Return a report as it is logged."""
     return Told(
         client=report.client,
         num_examples=report.num_examples,
@@ -36,7 +36,7 @@ def report_line(report: ClientReport) -> Told:
 
 
 def report_of(line: Told) -> ClientReport:
-    """The inverse of `report_line`, as far as selections look."""
+    """Return the report of a logged line (inverse of `report_line`), as far as selections read it."""
     return ClientReport(
         client=line.client,
         num_examples=line.num_examples,
@@ -54,7 +54,7 @@ def observed(
     probed: Sequence[ClientReport],
     missed: Sequence[int],
 ) -> object:
-    """The selection's state after a round."""
+    """Return the selection's state after a round."""
     after = selection.observe(state, trained, probed)
     return selection.missed(after, missed) if missed else after
 
@@ -67,12 +67,12 @@ def replay_run(folder: Path, overrides: Sequence[str] = ()) -> list[Replayed]:
         overrides: `KEY=VALUE` settings to choose with instead of the run's own.
 
     Raises:
-        UsageError: it is not a run's folder, or holds no log of choices.
+        UsageError: it is not a run's folder, or has no log of choices.
     """
     store = DiskRunStore.open(folder)
     choices, info = store.choices(), store.workload()
     if not choices or info is None:
-        raise UsageError(f"{folder} has no choices to replay (choices.jsonl); was it made by an older version?")
+        raise UsageError(f"{folder} has no choices to replay (choices.jsonl); was it written by an older version?")
     return list(replay(store.experiment().override(overrides), info, choices))
 
 
@@ -81,15 +81,15 @@ class Replayed:
     """One round's choices, made again."""
 
     choice: Choice
-    """What the log says."""
+    """The logged choice."""
     cohort: tuple[int, ...]
-    """What the selection chooses now."""
+    """The selection's choice now."""
     collected: tuple[int, ...]
-    """What the strategy collects now of the updates held by its clients; empty where it does not choose."""
+    """The strategy's choice now among parked updates; empty if it does not choose."""
 
     @property
     def agrees(self) -> bool:
-        """Whether both are what the log says."""
+        """Return whether both equal the logged choice."""
         chose = not self.collected or list(self.collected) == self.choice.collected
         return list(self.cohort) == self.choice.cohort and chose
 
@@ -99,7 +99,7 @@ def replay(experiment: Experiment, info: WorkloadInfo, choices: Sequence[Choice]
 
     Args:
         experiment: the run's, or one that differs from it in its selection: what would that have chosen?
-        info: what the run's workload said about the clients.
+        info: the workload's description of the clients.
         choices: the log, from round 1.
 
     Raises:
@@ -135,14 +135,14 @@ def replay(experiment: Experiment, info: WorkloadInfo, choices: Sequence[Choice]
 
 
 def _strategy_chose(choice: Choice) -> bool:
-    """Whether not the selection but the strategy chose among clients that held their updates."""
+    """Return whether the strategy, not the selection, chose among clients with parked updates."""
     return bool(choice.collected) and set(choice.collected) != set(choice.cohort)
 
 
 def _collected(
     strategy: AnyStrategy, state: object, context: RoundContext, reports: Sequence[ClientReport]
 ) -> tuple[object, tuple[int, ...]]:
-    """The strategy's step after its clients have reported but kept their updates."""
+    """Run the strategy's step after its clients have reported and parked their updates."""
     total = UpdateList()
     for report in reports:
         total.add(

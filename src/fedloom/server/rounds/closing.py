@@ -1,4 +1,4 @@
-"""When an exchange ends: the one object that decides it, whatever the reason."""
+"""Decides when an exchange ends, for any reason."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from fedloom.server.fleet.open_exchange import Answer
 from fedloom.server.fleet.planned import PlannedExchange
 
 _USAGE = {f"{kind.__module__}.{kind.__name__}": kind for kind in catalogue() if issubclass(kind, UsageError)}
-"""Errors of the input itself, by the dotted names failures carry."""
+"""Errors of the input itself, by the dotted names in failures."""
 _SHOWN = 3
 """Failures that an error lists."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClosingTerms:
-    """What a round asks of an exchange before it ends."""
+    """The conditions under which an exchange ends."""
 
     quota: int
-    """Clients whose updates end the exchange."""
+    """Number of updates that end the exchange."""
     quorum_fraction: float = 1.0
-    """Share of the quota that must come, 0 < share <= 1."""
+    """Fraction of the quota that must arrive, 0 < fraction <= 1."""
     deadline_s: float | None = None
-    """Seconds after which the exchange ends with what has come; None waits for everybody."""
+    """Seconds after which the exchange ends with the updates that have arrived; None: no limit."""
     asks_another: bool = False
     """Whether the deadline has another node asked, too, each time it passes, instead of ending the exchange."""
     reserve: int = 0
-    """Jobs, at the end of the exchange's, that are put out only in place of failed ones."""
+    """Jobs, at the end of the exchange's, that run only in place of failed ones."""
 
 
 class Closing:
-    """Decides when an exchange ends: with its quota, at its deadline, or in an error once its quorum is out of reach.
+    """Decides when an exchange ends: with its quota, at its deadline, or with an error once its quorum is out of reach.
 
     Args:
-        planned: the exchange; the answers it has already are taken like any others.
-        terms: what ends it.
-        clock: for the deadline, which counts from now.
+        planned: the exchange; the results it already has are treated like any others.
+        terms: its conditions.
+        clock: for the deadline, which starts now.
     """
 
     def __init__(self, planned: PlannedExchange, terms: ClosingTerms, clock: Clock) -> None:
@@ -58,11 +58,11 @@ class Closing:
 
     @property
     def open(self) -> bool:
-        """Whether groups are outstanding, and their updates wanted."""
+        """Return whether groups are outstanding and their updates needed."""
         return bool(self._outstanding) and self._came < self._terms.quota
 
     def remaining_s(self) -> float | None:
-        """Return the seconds until the deadline, <= 0 once it has passed; None where there is none."""
+        """Return the seconds until the deadline, <= 0 once it has passed; None without one."""
         return None if self._end is None else self._end - self._clock.monotonic()
 
     def extend(self) -> tuple[int, ...]:
@@ -72,7 +72,7 @@ class Closing:
         return tuple(sorted(self._outstanding))
 
     def take(self, answer: Answer) -> list[int]:
-        """Count one group's answer; returns the groups to release from the reserve.
+        """Count one group's result; returns the groups to release from the reserve.
 
         Raises:
             ClientFailed, QuorumNotReached: too few clients are left; the message says why each update is missing.
@@ -99,10 +99,10 @@ class Closing:
         return released
 
     def discard(self, answer: Answer, reason: BadUpdate) -> list[int]:
-        """Count the clients of an answer that was taken as failed, as their sum fits no other; returns as `take`.
+        """Count the clients of an accepted result as failed because their sum is incompatible; returns as `take`.
 
         Raises:
-            BadUpdate: the reason itself, where too few clients are left without them.
+            BadUpdate: the reason itself, if too few clients are left without them.
         """
         if answer.result is None:
             return []
@@ -128,7 +128,7 @@ class Closing:
         return released
 
     def expire(self, assigned: Mapping[int, str]) -> None:
-        """End the exchange at its deadline: what is outstanding is missing.
+        """End the exchange at its deadline: outstanding updates are missing.
 
         Args:
             assigned: the node that has each group now.
@@ -138,7 +138,7 @@ class Closing:
         """
         limit_s = self._terms.deadline_s or 0.0
         for index in sorted(self._outstanding):
-            message = f"no answer within {limit_s:g} s" + ("" if index in assigned else "; no node had room for it")
+            message = f"no result within {limit_s:g} s" + ("" if index in assigned else "; no node had capacity for it")
             self.failures += [
                 ClientFailure(
                     client=job.client,
@@ -155,11 +155,11 @@ class Closing:
         self._check_quorum(with_reserve=False)
 
     def sampled(self) -> tuple[int, ...]:
-        """Return the clients whose jobs were put out, in cohort order."""
+        """Return the clients whose jobs were sent, in cohort order."""
         return self._clients(index for index in range(len(self._groups)) if index not in self._reserve)
 
     def superseded(self) -> tuple[int, ...]:
-        """Return the clients whose updates are not waited for any more, because enough others came."""
+        """Return the clients whose updates are no longer needed, because enough others arrived."""
         return self._clients(sorted(self._outstanding))
 
     def _clients(self, indices: Iterable[int]) -> tuple[int, ...]:
@@ -174,7 +174,7 @@ class Closing:
         return released
 
     def _check_quorum(self, *, with_reserve: bool) -> None:
-        """Raise unless enough updates have come or can still come, with or without those of the reserve."""
+        """Raise unless enough updates have arrived or can still arrive, with or without those of the reserve."""
         held_back = 0 if with_reserve else sum(len(self._groups[index].jobs) for index in self._reserve)
         if self._jobs - held_back - len(self.failures) < self._needed:
             raise self._too_few()
@@ -188,12 +188,12 @@ class Closing:
         if self._needed == self._terms.quota and all(failure.traceback for failure in failures):
             return ClientFailed(f"{reasons}{more}")
         return QuorumNotReached(
-            f"round {self._round} needs answers of {self._needed} of {self._terms.quota} clients, but {len(failures)} "
-            f"are missing (round.quorum_fraction and round.deadline_s decide this):\n{reasons}{more}"
+            f"round {self._round} needs updates of {self._needed} of {self._terms.quota} clients, but {len(failures)} "
+            f"are missing (see round.quorum_fraction and round.deadline_s):\n{reasons}{more}"
         )
 
 
 def usage_kind(failures: Sequence[ClientFailure]) -> type[UsageError] | None:
-    """Return the class of error all failures have, where that is one of the input."""
+    """Return the class of error all failures have, if that is one of the input."""
     kinds = {failure.error for failure in failures}
     return _USAGE.get(kinds.pop()) if len(kinds) == 1 else None

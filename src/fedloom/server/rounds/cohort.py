@@ -1,4 +1,4 @@
-"""What a selection returned, checked, and what it wants of the cohort, put into the strategy's exchange."""
+"""Checks a selection's choice, and adds its extra report to the strategy's exchange."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_clients(round: OpenRound, selection: str, method: str, clients: Sequen
         round: for the roster and the message.
         selection: its name.
         method: `choose`, or `probe` for its candidates.
-        clients: what came.
+        clients: the selection's choice.
 
     Raises:
         RunFailed: they are not distinct numbers of the roster.
@@ -41,17 +41,17 @@ def check_clients(round: OpenRound, selection: str, method: str, clients: Sequen
 
 
 def with_extra_report(exchange: Exchange, extra: ExtraReport | None) -> Exchange:
-    """Return the exchange with what the selection wants its clients to report.
+    """Return the exchange with the selection's extra report.
 
     Raises:
-        UnsupportedFeature: the strategy has them report something already.
+        UnsupportedFeature: the strategy already uses a report.
     """
     if extra is None:
         return exchange
     if exchange.measure is not None:
         raise UnsupportedFeature(
-            f"the selection wants clients to report {extra.measure!r} beside their updates, but this strategy "
-            f"already has them report {exchange.measure!r}; use another selection with it"
+            f"the selection needs clients to report {extra.measure!r} with their updates, but this strategy "
+            f"already makes them report {exchange.measure!r}; use another selection with it"
         )
     return replace(exchange, measure=extra.measure, knobs={**exchange.knobs, **extra.knobs})
 
@@ -65,7 +65,7 @@ def collection(exchange: Exchange, cohort: Sequence[int]) -> Exchange | None:
     by_client = {job.client: job for job in exchange.jobs}
     if len(by_client) != len(exchange.jobs) or not set(cohort) <= by_client.keys():
         raise UnsupportedFeature(
-            "the selection lets candidates train before it chooses, which needs a strategy that plans one job for each "
+            "the selection trains candidates before it chooses, which requires a strategy that plans one job for each "
             "client of the cohort; use another selection with this strategy"
         )
     jobs = tuple(replace(by_client[client], kind="collect") for client in cohort)

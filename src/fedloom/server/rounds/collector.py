@@ -32,32 +32,32 @@ class Collector:
     Args:
         run: the run's facts.
         fleet: the way to the agents.
-        outputs: where states, answers and events go.
+        outputs: destinations of states, results and events.
         stop: when set, an exchange in progress ends with `Interrupted`.
     """
 
     def __init__(self, run: RunFacts, fleet: FleetAccess, outputs: RunOutputs, stop: threading.Event) -> None:
         self._run, self._fleet, self._outputs = run, fleet, outputs
         self.groups = GroupPlanner(run, outputs.store)
-        """Knows what clients hold from earlier exchanges."""
+        """Knows which clients have which inputs and updates of earlier exchanges."""
         self._dtypes = ModelDtypes()
         self._noticed: set[str] = set()
-        resume = f"run {run.run_id} was stopped; go on with it: fedloom resume {outputs.store.folder}"
+        resume = f"run {run.run_id} was stopped; resume it: fedloom resume {outputs.store.folder}"
         workload = run.spec.experiment.get("workload", {})
         work = f"the work is that of workload {workload.get('name', '')!r}"
         notices = WaitNotices(run.run_id, work, outputs.emit, fleet.clock)
         self._waiting = Waiting(fleet, stop, resume, notices)
 
     def collect(self, request: ExchangeRequest) -> Collected:
-        """Put the exchange's jobs out and aggregate what comes back.
+        """Run an exchange's jobs and aggregate the results.
 
         Raises:
-            ClientFailed, QuorumNotReached: too few clients answered; the message says why each is missing.
+            ClientFailed, QuorumNotReached: too few updates arrived; the message says why each is missing.
             NoCapacity: no agent is there to do the work.
             BadUpdate: updates that cannot be aggregated together.
             RunFailed: the model has another dtype than before, or the exchange names inputs it has not, or knobs that
                 are not JSON.
-            Interrupted: the run was asked to stop.
+            Interrupted: the run was stopped.
         """
         self._dtypes.check(request.round, request.exchange)
         if self._run.min_nodes > 1:
@@ -91,7 +91,7 @@ class Collector:
                 self._report_refusals(gathering)
 
     def _gather(self, gathering: _Gathering) -> Collected:
-        """Take answers until the exchange closes."""
+        """Receive results until the exchange closes."""
         clock, opened, closing = self._fleet.clock, gathering.opened, gathering.closing
         for answer in gathering.kept.answers.values():
             opened.answers.put(answer)
@@ -126,7 +126,7 @@ class Collector:
         )
 
     def _take(self, gathering: _Gathering, answer: Answer) -> None:
-        """Count one answer, aggregate it, and keep what outlives the exchange."""
+        """Count one result, aggregate it, and store what outlives the exchange."""
         request, opened, closing = gathering.request, gathering.opened, gathering.closing
         if request.no_answer is not None and (answer.result is None or answer.result.failures):
             raise request.no_answer(opened, answer)

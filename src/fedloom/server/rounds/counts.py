@@ -1,4 +1,4 @@
-"""What is counted in an exchange, and summed over a round."""
+"""Counts of an exchange, summed over a round."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ class RoundCounts:
     """Counters of one exchange, or of several together. The round's record has fields of the same names."""
 
     waiting_s: float = 0.0
-    """Seconds the server had nothing to aggregate."""
+    """Seconds the server waited for results."""
     aggregation_s: float = 0.0
-    """Seconds the server aggregated, the strategy's step included."""
+    """Seconds the server spent aggregating, the strategy's step included."""
     duplicates: int = 0
-    """Results that had been accepted already."""
+    """Duplicate results."""
     reassigned: int = 0
-    """Groups assigned again because their node vanished."""
+    """Groups reassigned because their node disconnected."""
     restored: int = 0
-    """Groups whose results had come before the server was restarted, and were kept."""
+    """Groups whose results had been stored before the server restarted."""
     failures: tuple[ClientFailure, ...] = ()
     """Why clients' updates are missing."""
     refusals: Mapping[str, str] = field(default_factory=dict)
-    """Why nodes would not or could not take part, by node."""
+    """Why nodes refused or failed, by node."""
 
     def __add__(self, other: RoundCounts) -> RoundCounts:
         return RoundCounts(
@@ -46,7 +46,7 @@ class RoundCounts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Collected:
-    """What an exchange brought."""
+    """The outcome of an exchange."""
 
     total: Accumulator
     """All updates, aggregated."""
@@ -54,6 +54,6 @@ class Collected:
     """In cohort order."""
     counts: RoundCounts
     sampled: tuple[int, ...]
-    """Clients whose jobs were put out, in cohort order."""
+    """Clients whose jobs were sent, in cohort order."""
     superseded: tuple[int, ...]
-    """Clients of these whose updates were not waited for, because enough others had come."""
+    """Those of them whose updates were not needed, because enough others had arrived."""

@@ -22,17 +22,17 @@ class Grouping:
 
     groups: tuple[PlannedGroup, ...]
     reserve: range
-    """Indices of those that are put out only in place of failed ones."""
+    """Indices of the groups that run only in place of failed ones."""
     span: int
-    """Consecutive groups that are summed apart before they join the total."""
+    """Consecutive groups that are summed separately before they join the total."""
 
 
 class GroupPlanner:
-    """Cuts the exchanges of one run into groups, and remembers what earlier exchanges left where.
+    """Cuts the exchanges of one run into groups, and tracks where earlier exchanges left updates and inputs.
 
     Args:
         run: the run's facts.
-        store: has clients' states, and the sizes the workload declares.
+        store: clients' states, and the sizes the workload declares.
     """
 
     def __init__(self, run: RunFacts, store: RunStore) -> None:
@@ -51,7 +51,7 @@ class GroupPlanner:
         """
         _check(request.exchange, request.round)
         exchange, size = request.exchange, request.group_size or self._run.group_size
-        # Parked updates lie on different nodes: they travel one by one and are aggregated as their groups would be.
+        # Parked updates are on different nodes: they are sent one by one and aggregated as their groups would be.
         span, size = (size, 1) if exchange.collects is not None else (1, size)
         jobs = self.pinned.mark(exchange.jobs, exchange.inputs)
         first = len(jobs) - request.terms.reserve
@@ -61,7 +61,7 @@ class GroupPlanner:
         return Grouping(groups=groups, reserve=range(len(parts), len(groups)), span=span)
 
     def learn(self, request: ExchangeRequest, answer: Answer, jobs: tuple[Job, ...]) -> None:
-        """Remember what a group's answer says: who has read the inputs, and whose update is parked where."""
+        """Record from a group's result who has read the inputs, and whose update is parked where."""
         if self._parked_round != request.round:
             self._parked_round, self._parked_at = request.round, {}
         reported = {report.client for report in answer.result.reports} if answer.result is not None else set()
@@ -110,13 +110,13 @@ def _check(exchange: Exchange, round: int) -> None:
         missing = set(job.inputs) - exchange.inputs.keys()
         if missing:
             raise RunFailed(
-                f"round {round}: client {job.client} is to read inputs {sorted(missing)}, but the exchange has only "
-                f"{sorted(exchange.inputs)}. Look at the strategy's plan"
+                f"round {round}: client {job.client} has to read inputs {sorted(missing)}, but the exchange has only "
+                f"{sorted(exchange.inputs)}. Check the strategy's `plan`"
             )
     for knobs in (exchange.knobs, *(job.knobs for job in exchange.jobs if job.knobs)):
         try:
             json.dumps(knobs)
         except (TypeError, ValueError, RecursionError) as exc:
             raise RunFailed(
-                f"round {round}: knobs must be JSON values, got {knobs!r}: {exc}. Look at the strategy's plan"
+                f"round {round}: knobs must be JSON values, got {knobs!r}: {exc}. Check the strategy's `plan`"
             ) from exc

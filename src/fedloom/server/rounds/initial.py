@@ -1,8 +1,8 @@
-"""Round 0: one node makes the initial model and says what the data is; where it cannot, another is asked.
+"""Round 0: one node creates the initial model and describes the data; if it fails, another one tries.
 
-Any node may be asked, and each that is here is asked at most once. The model is the same whichever answers: its
+Any connected node may try, each at most once. The model is the same on every node: its
 randomness comes from the experiment's seed and the job's key alone (`generator(seed, "init", 0, 0, 0)`), and a job that
-is given to another node keeps its key. What a workload reads for it, such as pretrained weights, has to be the same on
+is reassigned has the same key. What a workload reads for it, such as pretrained weights, has to be the same on
 every node, as it has to be for training.
 """
 
@@ -23,7 +23,7 @@ from fedloom.server.rounds.request import ExchangeRequest, Phase
 
 _INITIAL = Exchange(jobs=(Job(round=0, client=0, kind="init", inputs=()),), accumulator="separate")
 _MOST = 20
-"""Names, and different reasons, that an error lists; the run's events have all."""
+"""Limit of names, and of different reasons, that an error lists; the run's events have all."""
 
 
 def initial_request(deadline_s: float | None) -> ExchangeRequest:
@@ -43,10 +43,10 @@ def initial_request(deadline_s: float | None) -> ExchangeRequest:
 
 
 def initial_model(collected: Collected) -> tuple[Record, WorkloadInfo]:
-    """Return the initial model, and what the workload says about itself.
+    """Return the initial model, and the workload's description.
 
     Raises:
-        BadUpdate: the node sent no such description.
+        BadUpdate: the node sent no valid description.
     """
     total = collected.total
     if not isinstance(total, UpdateList):
@@ -60,14 +60,14 @@ def initial_model(collected: Collected) -> tuple[Record, WorkloadInfo]:
 
 
 def _no_initial_model(opened: OpenExchange, answer: Answer) -> FedloomError:
-    """The error for a run that no node has made an initial model for: which nodes were asked, and what each said.
+    """Return the error for a run without an initial model: which nodes tried, and why each failed.
 
-    Nodes that said the same, word for word, are named together. Where all met the same kind of wrong input, the error
+    Nodes with the same message are named together. If all found the same kind of wrong input, the error
     is of that kind.
 
     Args:
-        opened: the exchange, with what nodes said before the last one.
-        answer: the last one's, which is no model.
+        opened: the exchange, with the earlier nodes' failures.
+        answer: the last node's failure.
     """
     failures = [(name, failure) for (_, name), failure in opened.failed.items()]
     if answer.result is not None:
@@ -87,7 +87,7 @@ def _no_initial_model(opened: OpenExchange, answer: Answer) -> FedloomError:
     kind = usage_kind([failure for _, failure in failures])
     if len(said) > 1:
         return (kind or ClientFailed)(_listed(said))
-    alike = f"\nSo said {_named(said[first.words])}, asked for the initial model." if len(failures) > 1 else ""
+    alike = f"\nReported by {_named(said[first.words])} when creating the initial model." if len(failures) > 1 else ""
     if kind is not None:
         return kind((first.message if first.traceback else first.describe()) + alike)
     return ClientFailed(first.describe() + alike)
@@ -97,8 +97,8 @@ def _listed(said: Mapping[str, Sequence[str]]) -> str:
     told = "\n".join(f"  {_named(names)}: {words}" for words, names in itertools.islice(said.items(), _MOST))
     more = f"\n  … and {len(said) - _MOST} other reasons" if len(said) > _MOST else ""
     return (
-        "no node here has made the initial model. Put right what one of them says, or have nodes do the run that can "
-        f"(fleet.labels), and start it again:\n{told}{more}"
+        "no node could create the initial model. Fix one of the causes below, or select capable nodes with "
+        f"fleet.labels, then submit the run again:\n{told}{more}"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a run has on disk of one exchange's answers, where it keeps any."""
+"""A run's stored results of one exchange, if it stores any."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fedloom.server.store.answer_journal import AnswerJournal
 
 
 class KeptAnswers:
-    """The answers of one exchange that survive the server; none where the run has no journal.
+    """The results of one exchange that survive the server; none if the run has no journal.
 
     Args:
         journal: the run's, if it has one.
-        request: the exchange; round 0 is as quickly made again, so nothing of it is kept.
-        groups: its groups. An answer counts only for the exchange it was given to: same jobs, inputs and settings.
+        request: the exchange; round 0 is quickly repeated, so nothing of it is stored.
+        groups: its groups. A result counts only for its own exchange: same jobs, inputs and settings.
     """
 
     def __init__(
@@ -28,21 +28,21 @@ class KeptAnswers:
         self.answers: Mapping[int, Answer] = (
             self._journal.read(self._round, self._index, self._digest) if self._journal is not None else {}
         )
-        """Those of an earlier server, by group."""
+        """Results stored by an earlier server, by group."""
 
     @property
     def enabled(self) -> bool:
-        """Whether answers are kept, so that each is acknowledged only once it is."""
+        """Return whether results are stored, so that each is acknowledged only afterwards."""
         return self._journal is not None
 
     def keep(self, answer: Answer) -> bool:
-        """Write a new answer down; returns whether it was new and is safe now."""
+        """Store a new result; returns whether it was new and is now safe."""
         if self._journal is None or answer.result is None or answer.index in self.answers:
             return False
         self._journal.keep(self._round, self._index, self._digest, answer)
         return True
 
     def drop(self) -> None:
-        """Forget the exchange's answers: they are of no use together."""
+        """Delete the exchange's results: they are incompatible with each other."""
         if self._journal is not None:
             self._journal.drop(self._round, self._index)

@@ -37,7 +37,7 @@ class Loop:
     Args:
         experiment: what to run.
         fleet: the way to the agents.
-        outputs: where results go; a run that has checkpoints there resumes from the newest.
+        outputs: destinations of results; a run that has checkpoints there resumes from the newest.
         stop: when set, the run ends with `Interrupted` as soon as it can.
     """
 
@@ -81,7 +81,7 @@ class Loop:
         return self._earlier_s + self._clock.monotonic() - self._began
 
     def arrays(self) -> Arrays:
-        """Return the global model as it stands; none before there is an initial one."""
+        """Return the current global model; empty before there is an initial one."""
         return {} if self._progress is None else self._parts.strategy.arrays(self._progress.strategy)
 
     def prepare(self) -> int:
@@ -109,7 +109,7 @@ class Loop:
         if progress is None:
             raise RuntimeError("Loop.work needs Loop.prepare first")
         try:
-            # A strategy's bits must not depend on this machine's cores, nor its time on who else uses them.
+            # A strategy's bits must not depend on this machine's cores, nor its time on other users of them.
             with threadpool_limits(1, "blas"):
                 while (last is None or progress.round < last) and self._round(progress):
                     pass
@@ -120,7 +120,7 @@ class Loop:
             self._saver.wait()
 
     def close(self) -> None:
-        """Let go of what the run's exchanges shared, and of what a hosted strategy may hold (a Flower app's thread)."""
+        """Release the shared memory of the run's exchanges and a hosted strategy's resources (its thread)."""
         self._fleet.coordinator.retain(self.run, ())
         if self._outputs.journal is not None:
             self._outputs.journal.close()
@@ -139,7 +139,7 @@ class Loop:
         return self._fleet.roster(declared)
 
     def _round(self, progress: Progress) -> bool:
-        """Do one round; returns False where the strategy wants no further one."""
+        """Run one round; returns False if the strategy plans no further one."""
         begin, before = self._clock.monotonic(), shares(self._fleet.coordinator.nodes(), self.run.run_id)
         round = self._open(progress)
         self._probe.run(round)
@@ -192,7 +192,7 @@ class Loop:
         return round
 
     def _retain(self, progress: Progress) -> None:
-        """Keep only the pinned records that the state names: no others will be sent again."""
+        """Retain only the pinned records that the state refers to: no others will be sent again."""
         named = pinned_in(progress.strategy).keys()
         self._fleet.coordinator.retain(self.run, named)
         self._collector.groups.pinned.retain(named)

@@ -1,4 +1,4 @@
-"""A model keeps its dtypes from round to round."""
+"""Checks that a model's dtypes stay the same from round to round."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ModelDtypes:
 
         Args:
             round: for the message.
-            exchange: about to be put out; its input `model`, if it has one, carries the model in the group `model`.
+            exchange: about to start; its input `model`, if it has one, contains the model in the group `model`.
 
         Raises:
             RunFailed: an array's dtype has changed; the message names the array and both dtypes.
@@ -27,7 +27,7 @@ class ModelDtypes:
             before = self._known.setdefault(name, array.dtype)
             if before != array.dtype:
                 raise RunFailed(
-                    f"round {round}: array {name!r} of the global model is {array.dtype}, before it was {before}. The "
-                    f"strategy has changed it: have `finish` return array.astype(np.{before.name}), which keeps the "
-                    "model as the workload made it"
+                    f"round {round}: array {name!r} of the global model is {array.dtype}, but was {before} before. The "
+                    f"strategy has changed it: have `finish` return array.astype(np.{before.name}), which restores the "
+                    "dtype of the workload's model"
                 )

@@ -18,7 +18,7 @@ from fedloom.server.rounds.request import ExchangeRequest, Phase
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunParts:
-    """What all rounds of a run are made with."""
+    """The parts all rounds of a run share."""
 
     run_id: str
     experiment: Experiment
@@ -31,7 +31,7 @@ class RunParts:
     """Seconds, for durations."""
 
     def terms(self, exchange: Exchange) -> ClosingTerms:
-        """Return what ends an exchange of as many clients as it has jobs, by the run's own settings."""
+        """Return the closing terms of an exchange with as many clients as it has jobs, by the run's settings."""
         settings = self.experiment.round
         return ClosingTerms(
             quota=len(exchange.jobs), quorum_fraction=settings.quorum_fraction, deadline_s=settings.deadline_s
@@ -45,41 +45,41 @@ class RunParts:
 
 @dataclass(kw_only=True)
 class OpenRound:
-    """One round: what it began with, and what its phases have made of it so far."""
+    """One round: its inputs, and the results of its phases so far."""
 
     number: int
     """Counts from 1."""
     info: WorkloadInfo
     roster: Roster
     selection_state: object
-    """As before the round."""
+    """The state before the round."""
     state: object
-    """The strategy's; each exchange moves it on."""
+    """The strategy's state; each exchange advances it."""
     context: RoundContext
     """The round's facts, with the cohort once it is chosen."""
     exchange: Exchange | None = None
-    """What the cohort does first; None where nobody was selected."""
+    """The cohort's first exchange; None if no client was selected."""
     first_index: int = int(Phase.TRAIN)
     """Index of that exchange."""
     wanted: bool = True
-    """False where the strategy wants no further round: then this one does not take place."""
+    """False if the strategy plans no further round: then this one does not take place."""
     aggregated: list[ClientReport] = field(default_factory=list)
     """Reports of the clients whose updates were aggregated."""
     probed: list[ClientReport] = field(default_factory=list)
     """Reports of candidates, whose updates (if they trained) stayed parked."""
     monitored: list[ClientReport] = field(default_factory=list)
-    """Reports to the monitor: they count as traffic, and are no part of training."""
+    """Reports to the monitor: they count as traffic, not as training."""
     collected: list[int] = field(default_factory=list)
-    """Clients asked for an update they had parked."""
+    """Clients whose parked update was collected."""
     retrained: list[int] = field(default_factory=list)
-    """Clients that trained again because the update they had parked was gone."""
+    """Clients that trained again because their parked update was lost."""
     sampled: list[int] = field(default_factory=list)
-    """Clients whose jobs were put out, where some of the cohort were spare."""
+    """Clients actually sampled, if the cohort included spares."""
     superseded: list[int] = field(default_factory=list)
-    """Clients of these whose updates were not waited for."""
+    """Those of them whose updates were not needed."""
     counts: RoundCounts = field(default_factory=RoundCounts)
     evaluation: dict[str, float] | None = None
-    """The evaluation's and the monitor's metrics; None where nothing was measured."""
+    """The evaluation's and the monitor's metrics; None if nothing was measured."""
     evaluation_s: float = 0.0
     left_out: dict[str, list[int]] = field(default_factory=dict)
     """Parts of the held-out data whose numbers are no part of a metric of the evaluation, by metric."""
@@ -105,11 +105,11 @@ class OpenRound:
         self.sections[feature] = values
 
     def updates(self) -> Sequence[ClientReport]:
-        """Return one report for each aggregated update, without those of a strategy's exchanges beside training."""
+        """Return one report for each aggregated update, without those of a strategy's other exchanges."""
         return [report for report in self.aggregated if report.num_trained] or self.aggregated
 
     def trained(self) -> Sequence[ClientReport]:
-        """Return one report for each client that trained: the candidates' where they did, else those of the cohort."""
+        """Return one report for each client that trained: the candidates' if they did, otherwise the cohort's."""
         return [report for report in self.probed if report.num_trained] or self.updates()
 
     def missed(self) -> list[int]:
@@ -122,7 +122,7 @@ class RoundPhase(ABC):
 
     @abstractmethod
     def run(self, round: OpenRound) -> None:
-        """Do it, and write into the round what came of it."""
+        """Run the phase, and store its results in the round."""
 
     def recorded(self, round: OpenRound) -> None:  # noqa: B027  # optional: most phases have nothing to add
-        """Emit what is said after the round's record is written."""
+        """Emit events that follow the round's record."""

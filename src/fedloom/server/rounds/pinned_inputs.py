@@ -1,4 +1,4 @@
-"""Which clients have read which pinned records: what makes such a record count once for each client."""
+"""Tracks which clients have read which pinned records, so that such a record counts once for each client."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from fedloom.core.pinned import Pinned
 from fedloom.core.records import Array, Job, Record
 
 _NOBODY = ("init", "held_out")
-"""Kinds of jobs whose `client` is not a client."""
+"""Kinds of jobs whose `client` is not a client's number."""
 
 
 class Holders:
-    """Clients by the digests of the pinned records they hold. Part of a run's progress: it is saved with it."""
+    """Clients by the digests of the pinned records they have read. Part of a run's progress, saved with it."""
 
     def __init__(self, saved: Mapping[str, Array] | None = None) -> None:
         self._clients = {sha256: set(map(int, clients)) for sha256, clients in (saved or {}).items()}
 
     def mark(self, jobs: Iterable[Job], inputs: Mapping[str, Record]) -> tuple[Job, ...]:
-        """The jobs, each with the names of the inputs its client holds."""
+        """Return the jobs, each with the names of the inputs its client has read before."""
         pinned = {name: record.sha256 for name, record in inputs.items() if isinstance(record, Pinned)}
         return tuple(jobs) if not pinned else tuple(self._marked(job, pinned) for job in jobs)
 
     def learn(self, job: Job, inputs: Mapping[str, Record]) -> None:
-        """The job's client has answered, so it has read the job's inputs."""
+        """Record that the job's client has read the job's inputs."""
         if job.kind in _NOBODY:
             return
         for name in job.inputs:
@@ -35,11 +35,11 @@ class Holders:
                 self._clients.setdefault(record.sha256, set()).add(job.client)
 
     def retain(self, digests: Collection[str]) -> None:
-        """Forget records nobody will name again."""
+        """Forget records that will not be used again."""
         self._clients = {sha256: clients for sha256, clients in self._clients.items() if sha256 in digests}
 
     def arrays(self) -> dict[str, Array]:
-        """For a checkpoint: sorted client numbers by digest, int64."""
+        """Return sorted client numbers by digest, int64, for a checkpoint."""
         return {sha256: np.array(sorted(clients), np.int64) for sha256, clients in self._clients.items()}
 
     def _marked(self, job: Job, pinned: Mapping[str, str]) -> Job:

@@ -1,4 +1,4 @@
-"""Where a run is between two rounds, and how that is saved and read back."""
+"""A run's state between two rounds, saved to and restored from checkpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedloom.server.store.run_store import Checkpoint
 
 @dataclass
 class Progress:
-    """What a checkpoint holds, live."""
+    """The content of a checkpoint, live."""
 
     round: int
     """Rounds finished."""
@@ -24,11 +24,11 @@ class Progress:
     selection: object
     """The selection's state."""
     population: int
-    """Clients the selection's state is made for."""
+    """Number of clients the selection's state is made for."""
 
     @classmethod
     def read(cls, checkpoint: Checkpoint, strategy: AnyStrategy, selection: AnySelection) -> Progress:
-        """Return what a checkpoint holds."""
+        """Return the content of a checkpoint."""
         return cls(
             checkpoint.round,
             load_state(strategy.State, checkpoint.strategy, checkpoint.pinned),
@@ -54,16 +54,16 @@ class Progress:
         )
 
     def grow(self, selection: AnySelection, roster: Roster) -> int:
-        """Have the selection make room for clients that have joined since its state was made; returns how many.
+        """Extend the selection's state for clients that have joined since it was made; returns their number.
 
         Raises:
-            RunFailed: there are fewer clients than before. Clients keep their numbers, so none may go.
+            RunFailed: there are fewer clients than before. Clients' numbers are permanent, so none may be removed.
         """
         joined = roster.population - self.population
         if joined < 0:
             raise RunFailed(
-                f"round {self.round + 1}: the roster has {roster.population} clients, it had {self.population} before. "
-                "Clients keep their numbers: list one that left as offline instead of removing it"
+                f"round {self.round + 1}: the roster has {roster.population} clients, before it had {self.population}. "
+                "Clients' numbers are permanent: list a client that left as offline instead of removing it"
             )
         if joined:
             self.selection = selection.grow(self.selection, roster)

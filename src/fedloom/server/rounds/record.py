@@ -38,7 +38,7 @@ def round_record(
         round: with all its phases done.
         shares: what each node did in it.
         timing: its `total_s` and `checkpoint_s`; the rest is known to the round.
-        stale: results that came after their round had closed.
+        stale: results that arrived after their round had closed.
         info: the strategy's and the selection's own numbers.
     """
     reports = [*round.probed, *round.aggregated]
@@ -94,7 +94,7 @@ def _traffic(reports: Sequence[ClientReport], shares: Mapping[str, NodeShare]) -
 
 
 _LONGEST = 64
-"""Numbers of a list that a round's record keeps; longer ones are a measure's raw material, not something to read."""
+"""Length limit of a list in a round's record; longer ones are raw data of a measure."""
 
 
 def _short(info: Info) -> Info:
@@ -122,7 +122,7 @@ def sum_metrics(reports: Sequence[ClientReport]) -> tuple[dict[str, Mean], dict[
 
 
 def evaluated(metrics: Metrics, exponentials: Mapping[str, str]) -> dict[str, float] | None:
-    """An evaluation's means, and the workload's `exponentials` of them; None where nothing was measured."""
+    """Return an evaluation's means, and the workload's `exponentials` of them; None if nothing was measured."""
     values = metric_values(metrics)
     for name, exponent in exponentials.items():
         if exponent in values:
@@ -142,9 +142,9 @@ _LARGEST_EXPONENT = math.log(sys.float_info.max)
 def shares(
     nodes: Mapping[str, Node], run_id: str, before: Mapping[str, NodeShare] | None = None
 ) -> dict[str, NodeShare]:
-    """What each node has done for a run, or has done since `before`; nodes that did nothing are left out.
+    """Return each node's share of a run, or its share since `before`; nodes without any are omitted.
 
-    Bytes are the node's, of all runs it serves at the time; a node that served only others in between is left out.
+    Bytes are the node's, of all runs it serves at the time; a node that served only others in between is omitted.
     """
     found = {}
     for name, node in nodes.items():

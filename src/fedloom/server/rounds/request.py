@@ -12,7 +12,7 @@ from fedloom.server.fleet.open_exchange import Answer, OpenExchange
 from fedloom.server.rounds.closing import ClosingTerms
 
 NoAnswer = Callable[[OpenExchange, Answer], FedloomError]
-"""Makes the error for a group that nobody could do."""
+"""Makes the error for a group that failed on every node."""
 
 
 class Phase(IntEnum):
@@ -25,12 +25,12 @@ class Phase(IntEnum):
     PROBE = (1 << 16) + 1
     """Measurement of candidates that do not train for it."""
     MONITOR = (1 << 16) + 2
-    """What a monitor asks of clients."""
+    """A monitor's exchange with clients."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExchangeRequest:
-    """Work for clients, and what is enough of it."""
+    """Work for clients, and its quota."""
 
     round: int
     index: int
@@ -40,6 +40,6 @@ class ExchangeRequest:
     group_size: int | None = None
     """Clients per group; None takes the run's."""
     emit_progress: bool = True
-    """Whether events say how many clients have reported, and which have failed."""
+    """Whether events report the number of finished clients, and failures."""
     no_answer: NoAnswer | None = None
-    """Makes the error to raise for the first missing answer, in place of the quorum's."""
+    """Makes the error to raise for the first missing result, in place of the quorum's."""

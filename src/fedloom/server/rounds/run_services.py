@@ -1,4 +1,4 @@
-"""What a run is given to work with: its way to the agents, and where its results go."""
+"""The services of a run: its connection to the agents, and destinations of its results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedloom.server.store.answer_journal import AnswerJournal
 from fedloom.server.store.run_store import RunStore
 
 RosterSource = Callable[[Roster], Roster]
-"""Returns the clients there are now. It gets the roster that the experiment and the workload declare."""
+"""Returns the current clients, given the roster that the experiment and the workload declare."""
 
 
 def declared_roster(declared: Roster) -> Roster:
@@ -23,7 +23,7 @@ def declared_roster(declared: Roster) -> Roster:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Where a session's clients run, for people."""
+    """The location of a session's clients, for people."""
 
     runtime: str
     workers: int
@@ -36,11 +36,11 @@ class FleetAccess:
 
     coordinator: Coordinator
     place: Callable[[], Place]
-    """Says where the clients run; called once the first agent has answered."""
+    """Describes where the clients run; called once the first agent has connected."""
     pump: Callable[[], None] | None = None
-    """Does an agent's work in the caller's thread while the run waits; None where agents are elsewhere."""
+    """Does an agent's work in the caller's thread while the run waits; None if agents are elsewhere."""
     patience_s: float | None = None
-    """Seconds without any agent before the run fails; None waits for ever."""
+    """Seconds without any agent before the run fails; None: no limit."""
     roster: RosterSource = declared_roster
     """Called in each round."""
     clock: Clock = SYSTEM_CLOCK
@@ -50,10 +50,10 @@ class FleetAccess:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunOutputs:
-    """Where what a run finds out goes."""
+    """Destinations of a run's results."""
 
     store: RunStore
     """Results and checkpoints; a run that has checkpoints there resumes from the newest."""
     emit: Callable[[Event], None]
     journal: AnswerJournal | None = None
-    """Keeps accepted results until a checkpoint has them; None where a killed run asks for them again."""
+    """Keeps accepted results until a checkpoint has them; None if a killed run repeats them."""

@@ -24,7 +24,7 @@ from fedloom.server.store.run_store import RunStore
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """How a session ended; `error` is what ended it early."""
+    """How a session ended; `error` is the reason of an early end."""
 
     summary: RunSummary
     history: Sequence[RoundRecord]
@@ -41,19 +41,19 @@ def run_session(
     stop: threading.Event,
     journal: AnswerJournal | None = None,
 ) -> Outcome:
-    """Do what is left of a run. Errors and interrupts end it in order: everything saved, the summary written.
+    """Run the remaining rounds. Errors and interrupts end them in order: everything saved, the summary written.
 
     Args:
         experiment: the resolved experiment.
-        store: begun already; where it has a checkpoint, the run resumes from there.
+        store: already begun; if it has a checkpoint, the run resumes from there.
         fleet: the way to the agents.
         sinks: take every event, after the store.
         stop: ends the session with status `interrupted`.
-        journal: keeps accepted results until a checkpoint has them.
+        journal: stores accepted results until a checkpoint has them.
     """
 
     def emit(event: Event) -> None:
-        if not isinstance(event, ClientsDone):  # progress for those who watch; the round's record has it all
+        if not isinstance(event, ClientsDone):  # progress for watchers; the round's record is complete
             store.append_event(event)
         for sink in sinks:
             sink.write(event)
@@ -80,7 +80,7 @@ def run_session(
         store.save_summary(summary)
         emit(RunFinished(run_id=store.run_id, summary=summary))
     except FedloomError as exc:
-        if error is None:  # a full disk that has not been reported already: what is not on it is not done
+        if error is None:  # report a full disk, unless done already: what is not saved does not count
             error = exc
             summary = ended.summary(fleet.place(), error)
     return Outcome(summary=summary, history=ended.history, arrays=arrays, error=error)
@@ -115,7 +115,7 @@ def _as_ours(loop: Loop) -> Iterator[None]:
         raise Interrupted(f"stopped after round {loop.rounds_done}") from exc
     except BaseException as exc:  # a strategy or selection that calls sys.exit fails its run, not the server
         raise RunFailed(
-            f"round {loop.rounds_done + 1} could not be done: {type(exc).__name__}: {exc}. "
+            f"round {loop.rounds_done + 1} failed: {type(exc).__name__}: {exc}. "
             f"Rounds up to {loop.rounds_done} are saved"
         ) from exc
 
@@ -131,7 +131,7 @@ class _Ended:
     arrays: Arrays
 
     def summary(self, place: Place, error: FedloomError | None) -> RunSummary:
-        """Return what `summary.json` says."""
+        """Return the content of `summary.json`."""
         experiment, folder = self.experiment, self.store.folder
         return RunSummary(
             run_id=self.store.run_id,
@@ -163,7 +163,7 @@ class _Ended:
         return not_finite(evaluated[-1], self.loop.info.exponentials) if evaluated else ()
 
     def _metrics(self) -> dict[str, float]:
-        """Return the last evaluation; the last round's training metrics where nothing was evaluated."""
+        """Return the last evaluation; the last round's training metrics if nothing was evaluated."""
         evaluated = [record.evaluation for record in self.history if record.evaluation]
         return evaluated[-1] if evaluated else (self.history[-1].metrics if self.history else {})
 

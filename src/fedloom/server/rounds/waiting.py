@@ -1,4 +1,4 @@
-"""Waits for an exchange's answers: until one comes, the deadline passes, the run is stopped, or no agent is left."""
+"""Waits for an exchange's results: until one arrives, the deadline passes, the run is stopped, or no agent is left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedloom.server.rounds.run_services import FleetAccess
 from fedloom.server.rounds.wait_notices import WaitNotices
 
 _TICK_S = 0.5
-"""How often a waiting run looks whether it was asked to stop; answers wake it at once."""
+"""Seconds between a waiting run's checks whether it was stopped; results wake it immediately."""
 
 
 class Waiting:
@@ -34,7 +34,7 @@ class Waiting:
         """Return once so many nodes with these labels are connected.
 
         Raises:
-            Interrupted: the run was asked to stop.
+            Interrupted: the run was stopped.
         """
         wanted = "".join(f" with {key}={value}" for key, value in sorted(labels.items()))
         while (found := self._fleet.coordinator.count_fitting(labels)) < count:
@@ -45,17 +45,17 @@ class Waiting:
         self._notices.over()
 
     def next(self, opened: OpenExchange, closing: Closing, each_turn: Callable[[], None]) -> Answer | None:
-        """Return the next answer; None once the deadline has passed.
+        """Return the next result; None once the deadline has passed.
 
         Args:
-            opened: whose answers.
+            opened: the exchange.
             closing: knows the deadline.
-            each_turn: called before each look for an answer.
+            each_turn: called before each check for a result.
 
         Raises:
-            Interrupted: the run was asked to stop.
+            Interrupted: the run was stopped.
             NoCapacity: no agent is there, for longer than the run is patient.
-            FedloomError: what kept the groups from being assigned.
+            FedloomError: why the groups could not be assigned.
         """
         clock = self._fleet.clock
         alone_since = clock.monotonic()
@@ -88,13 +88,13 @@ class Waiting:
         return answer
 
     def _check_agents(self, opened: OpenExchange, alone_s: float) -> None:
-        """Raise where waiting has become pointless; `alone_s` is how long no agent has been connected."""
+        """Raise if waiting is pointless; `alone_s` is how long no agent has been connected."""
         if self._fleet.coordinator.hopeless:
             raise NoCapacity(self._fleet.coordinator.hopeless)
         if self._fleet.patience_s is not None and alone_s > self._fleet.patience_s:
             why = self._fleet.coordinator.explain_absence()
             raise NoCapacity(
-                f"no agent has been connected for {self._fleet.patience_s:.0f} s, so {len(opened.pending)} groups of "
-                "work wait. Start agents with `fedloom client --server HOST:PORT`, or look why the workers of the "
+                f"no agent has been connected for {self._fleet.patience_s:.0f} s, so {len(opened.pending)} groups are "
+                "waiting. Start agents with `fedloom client --server HOST:PORT`, or check why the workers of the "
                 "runtime ended" + (f". {why[:1].upper()}{why[1:]}" if why else "")
             )

@@ -1,1 +1,1 @@
-"""What a run keeps: run folders, checkpoints, accepted results, pinned records."""
+"""Persistence of runs: run folders, checkpoints, accepted results, pinned records."""

@@ -1,10 +1,10 @@
-"""Accepted answers on disk, so that a killed server's successor asks nobody for them again.
+"""Accepted results on disk, so that after a killed server no client trains again.
 
     runs/<id>/answers/000012-0-3.<checksum>.safetensors
 
-is what group 3 answered in the first exchange of round 12: its sum as a frame, its reports in the frame's header. A
-file is there before the answer is acknowledged, and until a checkpoint of its round is on the disk. It is written
-without waiting for the disk: a killed process loses none, a power cut may; then the group is asked again.
+is the result of group 3 in the first exchange of round 12: its sum as a frame, its reports in the frame's header. A
+file exists before the result is acknowledged, and until a checkpoint of its round is on disk. It is written
+without waiting for the disk: a killed process loses none, a power cut may; then the group is repeated.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ _NAME = re.compile(r"(\d{6,})-(\d+)-(\d+)\.([0-9a-f]{32})\.safetensors")
 
 
 class AnswerJournal:
-    """The answers a run has accepted since its last checkpoint.
+    """The results a run has accepted since its last checkpoint.
 
     Args:
-        folder: for their files; made when the first one comes.
+        folder: for their files; created with the first one.
         run_id: the run's.
-        settings: the experiment's; an answer given under others does not count.
+        settings: the experiment's; a result under other settings does not count.
     """
 
     def __init__(self, folder: Path, run_id: str, settings: Info) -> None:
         self._folder, self._run_id, self._settings = folder, run_id, settings
 
     def question(self, exchange: Exchange, groups: Sequence[PlannedGroup]) -> str:
-        """Digest of all that an exchange's answers depend on: who is asked, with which inputs, under which settings.
+        """Return the digest of all an exchange's results depend on: clients, inputs, settings.
 
-        An answer to another question, of a run that went on from an older checkpoint or with other settings, is none.
+        A result with another digest, of a run resumed from an older checkpoint or with other settings, does not count.
         """
         jobs = [dataclasses.asdict(job) for group in groups for job in group.jobs]
         halves = (exchange.accumulator, exchange.rules, exchange.measure)
@@ -60,12 +60,12 @@ class AnswerJournal:
         return digest.hexdigest()
 
     def keep(self, round: int, exchange: int, asked: str, answer: Answer) -> None:
-        """Write an answer down, but for its clients' states, which the run's store has.
+        """Store a result without its clients' states, which the run's store has.
 
         Raises:
-            StorageFull: there is no room.
+            StorageFull: the disk is full.
         """
-        assert answer.result is not None, "a group that nobody could do has no answer to keep"
+        assert answer.result is not None, "a failed group has no result to store"
         total = answer.total if answer.total is not None else Record()
         head = {
             "asked": asked,
@@ -87,7 +87,7 @@ class AnswerJournal:
             beside.replace(self._folder / f"{stem}.{checksum.hexdigest()}.safetensors")
 
     def read(self, round: int, exchange: int, asked: str) -> dict[int, Answer]:
-        """The answers to a question, by group; those to another one are removed, and so are damaged ones."""
+        """Return the results of an exchange, by group; those with another digest and damaged ones are removed."""
         found = {}
         for at, path in self._files():
             if at[:2] != (round, exchange):
@@ -100,19 +100,19 @@ class AnswerJournal:
         return found
 
     def drop(self, round: int, exchange: int) -> None:
-        """Forget an exchange's answers: they are of no use together."""
+        """Delete an exchange's results: they are incompatible with each other."""
         for at, path in self._files():
             if at[:2] == (round, exchange):
                 path.unlink(missing_ok=True)
 
     def prune(self, round: int) -> None:
-        """Forget the answers up to a round, whose checkpoint is on the disk."""
+        """Delete the results up to a round whose checkpoint is on disk."""
         for at, path in self._files():
             if at[0] <= round:
                 path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Remove the folder, unless answers are left in it for who goes on with the run."""
+        """Remove the folder, unless it has results for resuming the run."""
         with contextlib.suppress(OSError):
             self._folder.rmdir()
 
@@ -123,7 +123,7 @@ class AnswerJournal:
 
 
 def _sound(path: Path) -> Record | None:
-    """What a file holds; None where it is not what was written."""
+    """Return a file's content; None if it is damaged."""
     match = _NAME.fullmatch(path.name)
     with contextlib.suppress(OSError, BadFrame, LimitExceeded):
         content = path.read_bytes()
@@ -133,7 +133,7 @@ def _sound(path: Path) -> Record | None:
 
 
 def _answer(key: GroupKey, record: Record) -> Answer:
-    """The inverse of what `keep` makes of an answer."""
+    """Return the result of a record (inverse of `keep`)."""
     head = record.info
     reports = tuple(
         ClientReport(**{**values, "metrics": {name: Mean(**pair) for name, pair in values["metrics"].items()}})

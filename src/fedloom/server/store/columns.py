@@ -10,7 +10,7 @@ def add_columns(database: sqlite3.Connection, table: str, columns: Mapping[str, 
     """Add the columns that a table does not have yet.
 
     Args:
-        database: where the table is.
+        database: the table's database.
         table: its name.
         columns: name and definition of each column, with a default.
     """

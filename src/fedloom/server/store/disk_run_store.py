@@ -1,4 +1,4 @@
-"""A run's folder on disk: see `core.run_files` for what is in it."""
+"""A run's folder on disk: see `core.run_files` for its files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from fedloom.server.store.pinned_files import PinnedFiles
 from fedloom.server.store.run_store import Checkpoint, event_json
 
 _CHECKPOINT = re.compile(r"round-(\d{6,})\.([0-9a-f]{32})\.safetensors")
-"""Round and XXH3-128 checksum. The checksum is in the name so that one rename makes a checkpoint complete."""
+"""Round and XXH3-128 checksum. The checksum is in the name so that one rename completes a checkpoint."""
 
 
 class DiskRunStore:
@@ -53,14 +53,14 @@ class DiskRunStore:
 
     @classmethod
     def create(cls, folder: Path, run_id: str) -> DiskRunStore:
-        """A new run's folder.
+        """Create a new run's folder.
 
         Raises:
-            RunExists: there is a run (or anything else) in it already.
+            RunExists: it already contains a run (or anything else).
         """
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunExists(
-                f"{folder} is not empty; runs are never overwritten. Choose another --out, or go on with it: "
+                f"{folder} is not empty; runs are never overwritten. Choose another --out, or resume the run: "
                 f"fedloom resume {folder}"
             )
         with full_disk(folder):
@@ -69,7 +69,7 @@ class DiskRunStore:
 
     @classmethod
     def open(cls, folder: Path) -> DiskRunStore:
-        """An existing run's folder.
+        """Open an existing run's folder.
 
         Raises:
             NotFound: it is not one.
@@ -119,7 +119,7 @@ class DiskRunStore:
             self._append(EVENTS, line)
 
     def events(self) -> list[Info]:
-        """Everything that happened so far, as in `events.jsonl`."""
+        """Return all events so far, as in `events.jsonl`."""
         return run_files.read_events(self._folder)
 
     def _append(self, name: str, line: str) -> None:
@@ -159,9 +159,9 @@ class DiskRunStore:
                 problems.append(f"{path.name}: {exc}")
         if problems:
             raise CheckpointCorrupt(
-                f"no checkpoint in {self._folder / 'checkpoints'} is sound:\n  "
+                f"no checkpoint in {self._folder / 'checkpoints'} is valid:\n  "
                 + "\n  ".join(problems)
-                + "\nRestore the folder from a backup, or run the experiment again into another folder"
+                + "\nRestore the folder from a backup, or run the experiment again in another folder"
             )
         return None
 

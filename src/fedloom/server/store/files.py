@@ -1,4 +1,4 @@
-"""A run's files, whole or not there, and what a full disk is called."""
+"""Atomic writes of a run's files; reports a full disk."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fedloom.core.records import Record
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Replace a file's content so that a reader meets the old or the new one, whatever happens.
+    """Replace a file's content so that a reader sees the old or the new one, after any failure.
 
     Raises:
-        StorageFull: there is no room; what was there before is still there.
+        StorageFull: the disk is full; the previous content is unchanged.
     """
     with full_disk(path.parent):
         files.write(path, content)
@@ -37,8 +37,8 @@ def full_disk(where: Path) -> Iterator[None]:
     except OSError as exc:
         if files.is_full(exc):
             raise StorageFull(
-                f"cannot write to {where}: {exc.strerror}. Everything saved before is intact; make room, then "
-                "go on with `fedloom resume`"
+                f"cannot write to {where}: {exc.strerror}. Everything saved before is intact; free disk space, then "
+                "run `fedloom resume`"
             ) from exc
         if exc.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO, errno.ESTALE):
             raise StorageFull(

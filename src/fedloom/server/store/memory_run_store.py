@@ -41,7 +41,7 @@ class MemoryRunStore:
 
     def experiment(self) -> Experiment:
         if self._experiment is None:
-            raise NotFound(f"run {self.run_id!r} was never begun")
+            raise NotFound(f"run {self.run_id!r} was never started")
         return self._experiment
 
     def save_workload(self, info: WorkloadInfo) -> None:

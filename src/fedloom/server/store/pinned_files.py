@@ -1,4 +1,4 @@
-"""Pinned records beside a run's checkpoints: each in a file named by its digest, written once."""
+"""Pinned records next to a run's checkpoints: each in a file named by its digest, written once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class PinnedFiles:
     """A folder's pinned records.
 
     Args:
-        folder: where the files are.
+        folder: the files' folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,13 +45,13 @@ class PinnedFiles:
 
     @property
     def any(self) -> bool:
-        """Whether the folder has any."""
+        """Return whether the folder has any."""
         return next(self._folder.glob(f"{_PREFIX}*.safetensors"), None) is not None
 
     def _read(self, sha256: str) -> Pinned:
         path = self._path(sha256)
         if not path.exists():
-            raise BadFrame(f"it needs {path.name}, which is not there")
+            raise BadFrame(f"it needs {path.name}, which is missing")
         record = frames.decode(path.read_bytes())
         found = frames.digest(record)
         if found != sha256:

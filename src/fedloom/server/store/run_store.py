@@ -1,7 +1,7 @@
-"""What a run keeps: its experiment, its rounds, its checkpoints, its result. On disk, or in memory for throw-away runs.
+"""Storage of a run: its experiment, its rounds, its checkpoints, its result. On disk, or in memory for temporary runs.
 
-`core.run_files` lists the files of a run's folder. One that matters is written beside its place, flushed to the disk,
-and renamed into it.
+`core.run_files` lists the files of a run's folder. Important ones are written next to their target, flushed to disk,
+and renamed.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Checkpoint:
     holders: Mapping[str, Array] = field(default_factory=dict)
     """Clients that have read pinned records, by the records' digests."""
     pinned: Mapping[str, Pinned] = field(default_factory=dict)
-    """The pinned records the states name, by digest; kept beside the checkpoint, not in it."""
+    """The pinned records the states name, by digest; stored next to the checkpoint, not in it."""
     population: int = 0
-    """Clients the selection's state is made for."""
+    """Number of clients the selection's state is made for."""
 
     def record(self) -> Record:
-        """As one record, pinned records named but left out."""
+        """Return the checkpoint as one record that refers to pinned records without including them."""
         groups = {f"strategy:{name}": arrays for name, arrays in self.strategy.groups.items()}
         groups |= {f"selection:{name}": arrays for name, arrays in self.selection.groups.items()}
         groups |= {_HOLDERS: self.holders} if self.holders else {}
@@ -64,7 +64,7 @@ class Checkpoint:
     def from_record(
         cls, record: Record, load: Callable[[list[str]], Mapping[str, Pinned]] = lambda digests: {}
     ) -> Checkpoint:
-        """The inverse of `record`; `load` gets pinned records by their digests."""
+        """Return the checkpoint of a record (inverse of `record`); `load` gets pinned records by their digests."""
 
         def part(name: str) -> Record:
             head = record.info[name]
@@ -82,64 +82,64 @@ class Checkpoint:
 
 
 class RunStore(Protocol):
-    """Where one run's results go."""
+    """Storage of one run's results."""
 
     run_id: str
 
     @property
     def folder(self) -> Path | None:
-        """The run's folder; None in memory."""
+        """Return the run's folder; None in memory."""
 
     def begin(self, experiment: Experiment) -> None:
         """Write the experiment down."""
 
     def experiment(self) -> Experiment:
-        """The experiment as it was written down."""
+        """Return the stored experiment."""
 
     def save_workload(self, info: WorkloadInfo) -> None:
-        """Keep what the workload said about itself."""
+        """Store the workload's description."""
 
     def workload(self) -> WorkloadInfo | None:
-        """What the workload said about itself."""
+        """Return the workload's description."""
 
     def append_round(self, record: RoundRecord) -> None:
         """Add a round's record."""
 
     def rounds(self, upto: int | None = None) -> list[RoundRecord]:
-        """The rounds recorded; with `upto`, later ones are dropped for good."""
+        """Return the recorded rounds; with `upto`, later ones are deleted."""
 
     def append_choice(self, choice: Choice) -> None:
-        """Add what was chosen in a round."""
+        """Add a round's choice."""
 
     def choices(self, upto: int | None = None) -> list[Choice]:
-        """The choices recorded; with `upto`, later ones are dropped for good."""
+        """Return the recorded choices; with `upto`, later ones are deleted."""
 
     def append_event(self, event: Event) -> None:
         """Add one of `core.events`."""
 
     def save_checkpoint(self, checkpoint: Checkpoint, keep: int) -> None:
-        """Save, then drop all but the newest `keep`. Returns when it is safe on the disk."""
+        """Save, then delete all but the newest `keep`. Returns when it is safe on disk."""
 
     def latest_checkpoint(self) -> Checkpoint | None:
-        """The newest sound checkpoint; None where there is none yet."""
+        """Return the newest valid checkpoint; None if there is none yet."""
 
     def save_client(self, client: int, round: int, exchange: int, state: Record) -> None:
-        """Keep what a client asked to have back."""
+        """Store a client's new state."""
 
     def client(self, client: int, before: tuple[int, int]) -> Record | None:
-        """What a client last asked to have back before (round, exchange)."""
+        """Return a client's newest state from before (round, exchange)."""
 
     def prune_clients(self, round: int) -> None:
         """Forget what no resume from `round` on can need."""
 
     def save_model(self, arrays: Arrays) -> None:
-        """Keep the final arrays."""
+        """Store the final arrays."""
 
     def save_summary(self, summary: RunSummary) -> None:
-        """Keep the summary."""
+        """Store the summary."""
 
     def discard(self) -> None:
-        """Leave nothing of the run: its input was wrong, so there is nothing to keep."""
+        """Delete the run: its input was wrong, so nothing is worth storing."""
 
 
 _JSON = pydantic.TypeAdapter[object](object)
@@ -150,7 +150,7 @@ def _is_record(value: object) -> bool:
 
 
 def event_json(event: Event) -> JsonObject:
-    """An event as one JSON object, with its kind and the time now."""
+    """Return an event as one JSON object, with its kind and the current time."""
     values = {}
     for each in dataclasses.fields(event):
         value = getattr(event, each.name)
@@ -159,6 +159,6 @@ def event_json(event: Event) -> JsonObject:
 
 
 def new_run_id(name: str) -> str:
-    """A name for a run: when, what, and four letters against collisions."""
+    """Return a new run id: time, name, and four letters against collisions."""
     word = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "run"
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{word}-{secrets.token_hex(2)}"

@@ -28,7 +28,7 @@ class Banded:
 
 
 def band_chart(title: str, lines: Sequence[Banded], *, x_label: str, note: str | None = None) -> Markup:
-    """Lines with bands; where there are no finite values the chart says so."""
+    """Draw lines with bands; without finite values the chart says so."""
     drawn = [line for line in lines if finite(line.middle)]
     if not drawn:
         return line_chart(title, [], x_label=x_label, note=note)
@@ -56,14 +56,14 @@ def dot_chart(
     reference: float | None = None,
     note: str | None = None,
 ) -> Markup:
-    """A row of dots for each arm, one per seed, with the median as a bar.
+    """Draw a row of dots for each arm, one per seed, with the median as a bar.
 
     Args:
-        title: what is shown.
+        title: the title.
         rows: values by arm.
         x_label: name of the axis.
         censored_at: values from here on were never reached; they are drawn hollow.
-        reference: where the vertical line stands: the reference's median.
+        reference: position of the vertical line: the reference's median.
         note: a sentence below.
     """
     if not finite(value for values in rows.values() for value in values):

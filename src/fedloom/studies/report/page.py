@@ -29,7 +29,7 @@ def write_study(result: StudyResult, path: Path) -> Path:
 
 
 def render_study(result: StudyResult) -> str:
-    """The report as an HTML document; any part of the grid may still be missing."""
+    """Return the report as an HTML document; any part of the grid may still be missing."""
     definition = result.definition
     return page(
         definition.title or definition.name,
@@ -61,7 +61,7 @@ def _heading(result: StudyResult) -> Markup:
         ),
         tag(
             "div",
-            tag("p", f"{plural(missing, 'run')} not done yet: what follows is made of the others."),
+            tag("p", f"{plural(missing, 'run')} not finished yet: the results cover the others."),
             class_="banner unfinished",
             role="note",
         )
@@ -116,7 +116,7 @@ def _mark(outcome: str) -> Markup:
 
 
 def _figures(texts: Iterable[str]) -> Content:
-    """Each text on a line of its own, unbroken."""
+    """Put each text on a separate line, unbroken."""
     lines = [[tag("br") if index else None, text] for index, text in enumerate(texts)]
     return tag("span", lines, class_="figures") if lines else NOTHING
 
@@ -175,7 +175,7 @@ def _failures(result: StudyResult) -> Markup | None:
     if not result.failures:
         return None
     rows = [(key, error.splitlines()[0] if error else NOTHING) for key, error in result.failures.items()]
-    return section("Failed runs", table(("run", "why"), rows, caption="Left out of every number above", text=2))
+    return section("Failed runs", table(("run", "why"), rows, caption="Not included in any number above", text=2))
 
 
 def _origin(result: StudyResult) -> Markup:
@@ -184,7 +184,7 @@ def _origin(result: StudyResult) -> Markup:
     written = tomli_w.dumps(_without_none(definition.model_dump(mode="json", exclude_none=True, exclude_defaults=True)))
     return section(
         "Origin",
-        tag("p", "To run it: ", tag("code", command), ". Every run has a folder and a report of its own."),
+        tag("p", "To reproduce: ", tag("code", command), ". Every run has a folder and a report of its own."),
         facts(dict(result.environment), "Environment") if result.environment else None,
         folded("Definition", tag("pre", written)),
     )

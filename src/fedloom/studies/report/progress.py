@@ -23,7 +23,7 @@ class Progress:
     """Lines for runs that end; in a terminal also a bar with the runs in progress.
 
     Args:
-        console: where to.
+        console: the destination.
         clock: seconds that pass; for tests.
     """
 
@@ -37,7 +37,7 @@ class Progress:
 
     def begin(self, total: int, done: int, jobs: int) -> None:
         self._total, self._ended, self._began = total, done, self._clock()
-        earlier = f", {done:,} of them done before" if done else ""
+        earlier = f", {done:,} of them already finished" if done else ""
         self._say(f"{total:,} runs{earlier}; {min(jobs, max(total - done, 0))} at a time", "")
         if self._console.is_terminal and done < total:
             self._bar = Bar(BarColumn(24), TextColumn("{task.description}"), console=self._console, transient=True)

@@ -28,7 +28,7 @@ _MOST_HIGHLIGHTED = 5
 
 
 def scenario_section(definition: Definition, scenario: ScenarioResult, contributed: Sequence[NumberColumn]) -> Markup:
-    """Everything about one scenario."""
+    """Return the section about one scenario."""
     if not any(arm.runs for arm in scenario.arms.values()):
         return section(scenario.title, tag("p", "No run of this scenario has finished yet.", class_="empty"))
     return section(
@@ -39,8 +39,8 @@ def scenario_section(definition: Definition, scenario: ScenarioResult, contribut
         _table(scenario, equal_cost_columns(), f"At equal cost, against {definition.reference}"),
         tag(
             "p",
-            "“To target”: median paired ratio of what was spent until the target was reached. “At equal …”: difference "
-            f"of mean {definition.metric} over the costs that both runs of a pair have passed.",
+            "“To target”: median paired ratio of the cost to reach the target.  “At equal …”: difference "
+            f"of mean {definition.metric} over the costs that both runs of a pair have reached.",
             class_="note",
         ),
         _table(scenario, found, "Aggregated clients, means over rounds")
@@ -89,7 +89,7 @@ def _charts(definition: Definition, scenario: ScenarioResult) -> list[Markup]:
             f"{metric} per round",
             [_banded(color, name, arm, "metric") for color, name, arm in chosen if "metric" in arm.bands],
             x_label="round",
-            note="Median over seeds; the band holds the middle half.",
+            note="Median over seeds; the band contains the middle half.",
         ),
         _against(metric, chosen, "trainings"),
         _against(metric, chosen, "uplink"),
@@ -100,7 +100,7 @@ def _charts(definition: Definition, scenario: ScenarioResult) -> list[Markup]:
                 "KL of the aggregated pool to uniform",
                 [_banded(color, name, arm, "kl") for color, name, arm in chosen if "kl" in arm.bands],
                 x_label="round",
-                note="Less is more balanced. Median over seeds; the band holds the middle half.",
+                note="Lower is more balanced. Median over seeds; the band contains the middle half.",
             )
         )
     charts.append(_rounds(definition, scenario))
@@ -168,7 +168,7 @@ def _reference(definition: Definition, scenario: ScenarioResult, number: str) ->
 
 
 def _participation(scenario: ScenarioResult) -> Markup | None:
-    """How evenly clients are aggregated: arms by clients, each arm's clients from the most to the least often."""
+    """Return how evenly clients are aggregated: arms by clients, each arm's from the most to the least often."""
     known = {name: arm.times_aggregated for name, arm in scenario.arms.items() if arm.times_aggregated}
     if not known:
         return None
@@ -185,12 +185,12 @@ def _participation(scenario: ScenarioResult) -> Markup | None:
         x=Range(low=-0.5, high=times.shape[1] - 0.5),
         y=Range(low=len(known) - 0.5, high=-0.5),
         y_names=[(float(index), _short(name)) for index, name in enumerate(known)],
-        note="Mean over seeds; each row is scaled by its own most frequent client. Even rows spread the work.",
+        note="Mean over seeds; each row is scaled by its most frequent client. Even rows mean evenly distributed work.",
     )
 
 
 def _all_arms(definition: Definition, scenario: ScenarioResult) -> list[Markup]:
-    """Every arm beside the reference, one picture each."""
+    """Return every arm next to the reference, one picture each."""
     reference = scenario.arms.get(definition.reference)
     pictures = []
     for index, (name, arm) in enumerate(scenario.arms.items()):

@@ -25,12 +25,12 @@ class Column:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number with so many decimals and a real minus."""
+    """Return a number with these decimals and a real minus."""
     return f"{value:.{digits}f}".replace("-", MINUS)
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """A difference, with its sign."""
+    """Return a difference, with its sign."""
     return f"{value:+.{digits}f}".replace("-", MINUS)
 
 
@@ -51,7 +51,7 @@ def p_text(p: float) -> str:
 
 
 def result_columns(definition: Definition) -> list[Column]:
-    """How well the arms learn, against the reference."""
+    """Return columns for the arms' learning, against the reference."""
     return [
         Column("seeds", lambda arm: str(len(arm.runs))),
         Column(f"final {definition.metric}", lambda arm: _mean(arm, "final")),
@@ -63,7 +63,7 @@ def result_columns(definition: Definition) -> list[Column]:
 
 
 def equal_cost_columns() -> list[Column]:
-    """The arms against the reference when not rounds but something else is counted."""
+    """Return columns that compare the arms with the reference at equal cost."""
     columns = []
     for cost, name in (("trainings", "trainings"), ("uplink", "values up"), ("bytes", "bytes")):
         columns += [
@@ -74,12 +74,12 @@ def equal_cost_columns() -> list[Column]:
 
 
 def client_columns(scenario: ScenarioResult, contributed: Sequence[NumberColumn]) -> list[Column]:
-    """What the cohorts are like, as far as it was measured."""
+    """Return columns about the cohorts, if measured."""
     return _contributed(scenario, [each for each in contributed if each.table == "clients"])
 
 
 def cost_columns(scenario: ScenarioResult, contributed: Sequence[NumberColumn]) -> list[Column]:
-    """What a round costs, and what the study's plug-ins say about that."""
+    """Return columns for the cost of a round, and those of the study's plug-ins."""
     columns = [
         Column("local trainings", lambda arm: _mean(arm, "local_trainings", 1)),
         Column("values down", lambda arm: _amount(arm, "params_down")),
@@ -92,7 +92,7 @@ def cost_columns(scenario: ScenarioResult, contributed: Sequence[NumberColumn]) 
 
 
 def _contributed(scenario: ScenarioResult, contributed: Sequence[NumberColumn]) -> list[Column]:
-    """The columns whose number some arm has."""
+    """Return the columns whose number some arm has."""
     columns = []
     for each in contributed:
         if any(each.number in arm.estimates for arm in scenario.arms.values()):
@@ -103,12 +103,12 @@ def _contributed(scenario: ScenarioResult, contributed: Sequence[NumberColumn]) 
 
 
 def rows(scenario: ScenarioResult, columns: Sequence[Column]) -> list[list[str]]:
-    """A row for each arm that has finished runs: its name, then the columns."""
+    """Return a row for each arm that has finished runs: its name, then the columns."""
     return [[name, *(column.cell(arm) for column in columns)] for name, arm in scenario.arms.items() if arm.runs]
 
 
 def rounds_text(arm: ArmResult) -> str:
-    """The median of the rounds to target, and how many runs never reached it."""
+    """Return the median of the rounds to target, and how many runs never reached it."""
     found = arm.estimates.get("rounds")
     if found is None:
         return NOTHING
@@ -133,7 +133,7 @@ def _number_text(name: str, found: Estimate, corrected: Mapping[str, float]) -> 
 
 
 def _spoken(name: str) -> str:
-    """A number's name for people: `auc_at_equal_trainings_difference` is `mean at equal trainings, difference`."""
+    """Return a number's label: `auc_at_equal_trainings_difference` is `mean at equal trainings, difference`."""
     for ending in ("_ratio", "_difference"):
         if name.endswith(ending):
             return f"{_spoken(name.removesuffix(ending))}, {ending[1:]}"

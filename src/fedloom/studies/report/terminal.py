@@ -17,7 +17,7 @@ _STYLES = {"held": "green", "not held": "red", "undecided": "yellow", "not measu
 
 
 def print_study(console: Console, result: StudyResult, page: Path) -> None:
-    """A table per scenario, the claims, and where the report lies."""
+    """Print a table per scenario, the claims, and the report's path."""
     for scenario in result.scenarios.values():
         if any(arm.runs for arm in scenario.arms.values()):
             console.print(_table(result, scenario))
@@ -31,7 +31,7 @@ def print_study(console: Console, result: StudyResult, page: Path) -> None:
         )
         console.print(text, soft_wrap=True)
     failed = f", {len(result.failures)} failed" if result.failures else ""
-    console.print(f"\n{result.done} of {result.planned} runs done{failed}, {seconds_text(result.seconds)} of runs")
+    console.print(f"\n{result.done} of {result.planned} runs done{failed}, {seconds_text(result.seconds)} of run time")
     console.print(f"report: {page}", soft_wrap=True)
 
 

@@ -65,7 +65,7 @@ class EvaluatePhase(RoundPhase):
         return evaluated(metrics, round.info.exponentials)
 
     def recorded(self, round: OpenRound) -> None:
-        """Report a metric the workload wants watched that leaves 0, and one that is 0 again."""
+        """Report when a metric watched by the workload leaves 0, and when it is 0 again."""
         for name, advice in round.info.watch.items():
             if round.evaluation is None:
                 return

@@ -14,12 +14,12 @@ from fedloom.server.rounds.request import ExchangeRequest, Phase
 
 
 class MonitorPhase(RoundPhase):
-    """Asks clients what the monitor wants to know, and has it conclude.
+    """Collects the monitor's reports from clients and passes them to it.
 
     Args:
         parts: the run's.
-        monitor: which one.
-        earlier: what it concluded in the rounds before this session.
+        monitor: its name.
+        earlier: its conclusions in the rounds before this session.
     """
 
     def __init__(self, parts: RunParts, monitor: Monitor, earlier: Sequence[Info]) -> None:

@@ -21,7 +21,7 @@ class ProbePhase(RoundPhase):
 
     Args:
         parts: the run's.
-        plan: has the strategy plan the cohort's work: before the choice, where candidates train for it.
+        plan: plans the cohort's work with the strategy: before the choice, if candidates train for it.
     """
 
     def __init__(self, parts: RunParts, plan: Callable[[OpenRound], None]) -> None:
@@ -38,7 +38,7 @@ class ProbePhase(RoundPhase):
             return
         if size > parts.experiment.cohort_size:
             raise UnsupportedFeature(
-                f"selection {self._name!r} measures candidates, which leaves no spare clients: remove "
+                f"selection {self._name!r} measures candidates, which rules out spare clients: remove "
                 "round.oversample_fraction and round.reserve_fraction, or choose another selection"
             )
         candidates = check_clients(round, self._name, "probe", probe.candidates)
@@ -67,7 +67,7 @@ class ProbePhase(RoundPhase):
         )
 
     def _train_candidates(self, round: OpenRound, probe: Probe, rng: np.random.Generator) -> None:
-        """Let candidates train and park their updates; the round goes on with the collection of the chosen ones."""
+        """Train candidates, whose updates are parked; the round continues with the collection of the chosen ones."""
         self._plan(round)
         if round.exchange is None:
             return

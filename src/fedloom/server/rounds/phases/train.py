@@ -1,4 +1,4 @@
-"""Train: what the strategy plans, its exchanges one after another, and its next state."""
+"""Train: the strategy's plan, its exchanges one after another, and its next state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedloom.server.rounds.open_round import OpenRound, RoundPhase, RunParts
 from fedloom.server.rounds.request import ExchangeRequest, Phase
 
 _MOST = 1000
-"""Exchanges in a round at most."""
+"""Limit of exchanges in a round."""
 
 
 class TrainPhase(RoundPhase):
@@ -27,7 +27,7 @@ class TrainPhase(RoundPhase):
         self._parts = parts
 
     def plan(self, round: OpenRound) -> None:
-        """Have the strategy plan what the cohort does first, and report that the round begins."""
+        """Plan the cohort's first exchange with the strategy, and report that the round begins."""
         parts = self._parts
         if round.context.cohort:
             planned = parts.strategy.plan(round.state, round.context)
@@ -44,7 +44,7 @@ class TrainPhase(RoundPhase):
             round.add_section("parking", {"retrained": round.retrained})
 
     def _exchanges(self, round: OpenRound) -> None:
-        """Run exchanges until the strategy wants none."""
+        """Run exchanges until the strategy plans no more."""
         exchange = round.exchange
         for index in range(round.first_index, round.first_index + _MOST):
             if exchange is None:
@@ -52,7 +52,7 @@ class TrainPhase(RoundPhase):
             exchange = self._exchange(round, exchange, index)
         if exchange is not None:
             name = self._parts.experiment.strategy.name
-            raise RunFailed(f"strategy {name!r} asked for {_MOST} exchanges in round {round.number}")
+            raise RunFailed(f"strategy {name!r} planned {_MOST} exchanges in round {round.number}")
 
     def _exchange(self, round: OpenRound, exchange: Exchange, index: int) -> Exchange | None:
         """Run one exchange and the strategy's step after it; returns the next one, None when the round is over."""
@@ -95,7 +95,7 @@ class TrainPhase(RoundPhase):
             )
 
     def _terms(self, round: OpenRound, exchange: Exchange, index: int) -> ClosingTerms:
-        """Return what ends the exchange; in the round's first one, clients beyond the cohort's size may be spare."""
+        """Return the exchange's closing terms; in the first one, clients beyond the cohort's size are spares."""
         run = self._parts.terms(exchange)
         terms = replace(
             run,
@@ -108,7 +108,7 @@ class TrainPhase(RoundPhase):
             return terms
         if [job.client for job in exchange.jobs] != list(round.context.cohort):
             raise UnsupportedFeature(
-                "spare clients need a strategy that plans one job for each client of the cohort, in order; remove "
+                "spare clients require a strategy that plans one job for each client of the cohort, in order; remove "
                 "round.oversample_fraction and round.reserve_fraction, or use another strategy"
             )
         return replace(terms, quota=experiment.cohort_size, reserve=max(0, extra - experiment.num_oversampled))
