@@ -115,7 +115,7 @@ class TestVerbs:
     def test_the_platforms_own_comes_first(self, site: Path, capsys: pytest.CaptureFixture[str]) -> None:
         install(site, "tiny_paper", show=GREET)
         assert main(["show", "you"]) == 2
-        assert "'you' is no preset" in capsys.readouterr().err
+        assert "'you' is not a preset" in capsys.readouterr().err
 
     def test_two_of_one_name_are_an_error_when_it_is_used(self, site: Path, capsys: pytest.CaptureFixture[str]) -> None:
         paths = [install(site, name, greet=GREET) / "commands" / "greet.py" for name in ("other_paper", "tiny_paper")]

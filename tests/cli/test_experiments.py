@@ -132,7 +132,7 @@ def test_a_run_that_breaks_off(
     assert main(["run", toml, "--json"]) == code
     shown = capsys.readouterr()
     assert json.loads(shown.out)["status"] == status
-    assert f"go on with       fedloom resume {fake.run_dir}" in shown.err
+    assert f"to continue      fedloom resume {fake.run_dir}" in shown.err
     assert shown.err.endswith(f"fedloom: {ends}\n")  # the message last, its brackets untouched
     assert "Traceback" not in shown.err
 
@@ -187,7 +187,7 @@ def test_debug_by_environment(
         (["compare", "{folder}"], "at least two run folders, got 1"),
         (["compare", "{folder}", "{toml}"], "not a run's folder"),
         (["list", "everything"], "'everything' is not one of"),
-        (["show", "no-such-preset"], "'no-such-preset' is no preset"),
+        (["show", "no-such-preset"], "'no-such-preset' is not a preset"),
         (["sing"], "No such command 'sing'"),
     ],
 )

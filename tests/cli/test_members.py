@@ -95,7 +95,7 @@ def test_a_folder_that_is_not_there_spends_no_token(said: Said, fleet: Members) 
 )
 def test_wrong_input_is_told(said: Said, as_admin: tuple[str, str], arguments: list[str], code: int, told: str) -> None:
     text = said(*arguments, *as_admin, code=code)
-    assert text.startswith("fedloom: ") and told in text and "no answer from the server" not in text
+    assert text.startswith("fedloom: ") and told in text and "no response from the server" not in text
 
 
 def test_an_ended_certificate_is_told_before_anybody_is_asked(
@@ -105,7 +105,7 @@ def test_an_ended_certificate_is_told_before_anybody_is_asked(
     later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=31)
     monkeypatch.setattr("fedloom.core.identity.seconds_until", lambda moment: (moment - later).total_seconds())
     told = said("runs", "--identity", str(identity.folder), code=1)
-    assert "the certificate of 'once-ann'" in told and "join again by a new token" in told
+    assert "the certificate of 'once-ann'" in told and "join again with a new token" in told
 
 
 def test_nobody_may_read_a_key_but_its_owner(said: Said, fleet: Members) -> None:

@@ -85,4 +85,4 @@ def test_the_pages_are_written_and_checked(tmp_path: Path, capsys: pytest.Captur
     capsys.readouterr()
     (folder / "errors.md").write_text("old", encoding="utf-8")
     assert main(["--check", str(folder)]) == 1
-    assert capsys.readouterr().err == f"not up to date in {folder}: errors.md. Run `make docs`.\n"
+    assert capsys.readouterr().err == f"outdated in {folder}: errors.md. Run `make docs`.\n"

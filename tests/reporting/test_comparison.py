@@ -23,7 +23,7 @@ def test_runs_stand_side_by_side(runs: Any) -> None:
     assert found["rounds"][0] in ("4 of 4", "4")
     assert found["sent down"] == ("40.0 kB", "80.0 kB")  # 5 clients x 2,000 bytes a round
     assert found["time"] == ("8.00 s", "16.0 s")
-    assert found["missing answers"] == ("1", "2")
+    assert found["missing updates"] == ("1", "2")
     assert found["strategy.name"] == ("fedavg", "fedprox")
     assert found["strategy.mu"] == ("\N{EN DASH}", "0.1")
     assert "workload.lr" not in found  # it does not differ

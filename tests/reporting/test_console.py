@@ -67,7 +67,7 @@ def test_the_start_says_what_runs_where() -> None:
         "  runtime  ray, 2 workers: Ray at 10.0.0.1:6379",
         "  data     digits (real, sha256 0123456789ab…)",
         "  model    12,345 parameters",
-        "  clients  1,000, 50 asked per round, in groups of 4",
+        "  clients  1,000, 50 sampled per round, in groups of 4",
         "  rounds   3",
     ]
 
@@ -91,7 +91,7 @@ def test_a_node_that_fails_before_the_start_is_told_of() -> None:
     refused: dict[str, Any] = {"run_id": "r1", "round": 0, "node": "lab-7"}
     screen.sink.write(NodeRefused(kind="hours", reason="it works at night only", **refused))
     screen.sink.write(NodeRefused(kind="failure", reason="stage load: DataMissing: no weights", **refused))
-    assert screen.lines == ["node lab-7 failed: stage load: DataMissing: no weights; another is asked"]
+    assert screen.lines == ["node lab-7 failed: stage load: DataMissing: no weights; trying another node"]
 
 
 def test_a_resumed_run_says_where_it_goes_on_and_data_may_be_unknown() -> None:
@@ -99,7 +99,7 @@ def test_a_resumed_run_says_where_it_goes_on_and_data_may_be_unknown() -> None:
     screen.sink.write(started(first_round=3, data={}, group_size=1))
     assert "  rounds   3, resuming with round 3" in screen.lines
     assert "  data     not stated by the workload" in screen.lines
-    assert "  clients  1,000, 50 asked per round" in screen.lines
+    assert "  clients  1,000, 50 sampled per round" in screen.lines
 
 
 def test_without_a_terminal_a_round_is_one_line(runs: Any) -> None:
@@ -110,9 +110,9 @@ def test_without_a_terminal_a_round_is_one_line(runs: Any) -> None:
     screen.sink.close()
     assert screen.lines[6:] == [
         # 2 clients x 1,000 bytes up, 2,000 down; 2 s a round, two rounds left
-        "round 1/3  loss 2.0000  accuracy 0.5000  train loss 2.5000  2/2 answers  2.00 kB up  4.00 kB down  2.00 s"
+        "round 1/3  loss 2.0000  accuracy 0.5000  train loss 2.5000  2/2 updates  2.00 kB up  4.00 kB down  2.00 s"
         "  ETA 4.00 s",
-        "round 2/3  train loss 1.5000  2/2 answers  2.00 kB up  4.00 kB down  2.00 s  ETA 2.00 s",
+        "round 2/3  train loss 1.5000  2/2 updates  2.00 kB up  4.00 kB down  2.00 s  ETA 2.00 s",
     ]
 
 
@@ -123,7 +123,7 @@ def test_an_open_number_of_rounds_is_called_open_and_has_no_end_to_wait_for(runs
     screen.sink.close()
     assert screen.lines[5:] == [
         "  rounds   open",
-        "round 1/open  train loss 2.5000  2/2 answers  2.00 kB up  4.00 kB down  2.00 s",
+        "round 1/open  train loss 2.5000  2/2 updates  2.00 kB up  4.00 kB down  2.00 s",
     ]
     live = Screen(terminal=True)
     live.sink.write(started(rounds=None))
@@ -141,14 +141,14 @@ def test_in_a_terminal_rounds_are_rows_and_a_line_below_is_live(runs: Any) -> No
     screen.sink.close()
     text = "\n".join(screen.lines)
     assert [line.split() for line in screen.lines if "train loss" in line] == [
-        ["round", "accuracy", "train", "loss", "answers", "up", "down", "time"],
+        ["round", "accuracy", "train", "loss", "updates", "up", "down", "time"],
         [
             "round",
             "accuracy",
             "f1",
             "train",
             "loss",
-            "answers",
+            "updates",
             "up",
             "down",
             "time",
@@ -164,10 +164,10 @@ def test_lost_clients_are_shown_with_their_cause_and_counted_when_many(runs: Any
     screen.sink.write(started())
     lost = [failure(client, "first line\nsecond \x1b[31mline") for client in range(8)]
     play(screen.sink, runs.round(1, range(10), failures=lost))
-    shown = [line for line in screen.lines if "lost" in line]
-    assert shown[0] == ("client 0 lost in round 1, stage shard on ray-1: DataMissing: first line second ?[31mline")
+    shown = [line for line in screen.lines if "failed" in line]
+    assert shown[0] == ("client 0 failed in round 1, stage shard on ray-1: DataMissing: first line second ?[31mline")
     assert len(shown) == 6
-    assert shown[-1] == "3 more clients lost in round 1; the report has them"
+    assert shown[-1] == "3 more clients failed in round 1; see the report"
 
 
 def test_nodes_and_notices_are_told_but_not_every_change() -> None:
@@ -192,7 +192,7 @@ def test_a_second_run_starts_afresh(runs: Any, tmp_path: Any) -> None:
     screen.sink.write(started(run_id="r2"))
     assert screen.sink.summary is None
     play(screen.sink, runs.round(1, [0], metrics={"perplexity": 12.5}))
-    assert screen.lines[-1].startswith("round 1/3  train perplexity 12.5000  1/1 answers")
+    assert screen.lines[-1].startswith("round 1/3  train perplexity 12.5000  1/1 updates")
 
 
 @pytest.mark.parametrize("status", ["done", "failed", "interrupted"])
@@ -204,7 +204,7 @@ def test_the_end_says_where_everything_is(runs: Any, status: str) -> None:
     print_result(screen.console, summary)
     text = " ".join(" ".join(screen.lines).split())
     assert f"{summary.run_id}: {status}" in text
-    for words in ("accuracy", "rounds 4", "sent 19.0 kB up, 40.0 kB down", "missing answers 1", "ab" * 32):
+    for words in ("accuracy", "rounds 4", "sent 19.0 kB up, 40.0 kB down", "missing updates 1", "ab" * 32):
         assert words in text, words
     # paths may be folded over lines in a narrow terminal
     assert f"{folder}/report.html" in "".join("".join(screen.lines).split())

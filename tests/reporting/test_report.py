@@ -116,7 +116,7 @@ def test_names_from_elsewhere_cannot_become_markup(runs: Any) -> None:
 
 def test_a_run_without_rounds_has_a_report(runs: Any) -> None:
     _, outline = report_of(runs.make(summary=False))
-    assert "unfinished" in outline.text and "No round was finished" in outline.text
+    assert "unfinished" in outline.text and "No round has finished" in outline.text
     assert "fedloom resume" in outline.text
 
 

@@ -35,7 +35,7 @@ from fedloom.reporting.quantities import bytes_text, metric_text, seconds_text
 _MOST_LOST = 5
 """Limit of failed clients shown individually per round; the others are counted."""
 _MOST_METRICS = 4
-_WIDTHS = {"round": 6, "answers": 9, "up": 9, "down": 9, "time": 12}
+_WIDTHS = {"round": 6, "updates": 9, "up": 9, "down": 9, "time": 12}
 
 
 class ConsoleSink:
