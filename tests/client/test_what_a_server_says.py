@@ -244,7 +244,7 @@ def test_a_wild_heartbeat_does_not_spin_it_or_end_it(start: Start, told: float) 
 @pytest.mark.slow
 def test_a_payload_that_is_only_announced_takes_no_memory(start: Start) -> None:
     node = start(run(EXPERIMENT), group(inputs={"model": pb.Payload(size=8 << 30, sha256="0" * 64)}))
-    wait_until(lambda: node.liar.said("refusal") or node.liar.said("result") or "lost the server" in
+    wait_until(lambda: node.liar.said("refusal") or node.liar.said("result") or "lost the connection" in
                node.log.read_text(encoding="utf-8"), 60)  # fmt: skip
     assert node.process.poll() is None and resident_mb(str(node.process.pid)) < 1500
 
