@@ -81,7 +81,7 @@ def _words(run: RunFolder, times: npt.NDArray[np.int64]) -> str:
     said = "every client at least once" if not never else f"{plural(never, 'client')} never"
     return (
         f"{plural(len(times), 'client')}, {plural(len(run.rounds), 'round')}: each client was selected "
-        f"{times.mean():.1f} times on average ({times.min()}–{times.max()}); {said}."
+        f"{times.mean():.1f} times on average ({times.min()} to {times.max()}); {said}."
     )
 
 
