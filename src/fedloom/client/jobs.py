@@ -126,7 +126,7 @@ class JobRunner:
             )
         turn.stage = "shard"
         shard = workload.shard(job.client)
-        turn.run.admit_examples(job.client, shard.num_examples)
+        turn.run.admit_examples(job.client, shard)
         turn.stage = job.kind
         if turn.kind == "measure":
             return _Work(Update(num_examples=shard.num_examples), shard)
@@ -206,7 +206,7 @@ def _watch(turn: Turn) -> Done:
             "clients' data"
         )
     if parts is None:
-        turn.run.admit_examples(turn.job.client, shard.num_examples)
+        turn.run.admit_examples(turn.job.client, shard)
     seen = build_watch(monitor)(workload, inputs, shard, turn.rng())
     update = Update(num_examples=seen.num_examples, metrics=seen.metrics, info=seen.info)
     return Done(update, measured=_count(seen.info))

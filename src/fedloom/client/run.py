@@ -16,7 +16,7 @@ from fedloom.client.policy import Guard
 from fedloom.core.config import Experiment
 from fedloom.core.messages import RunSpec
 from fedloom.core.plugins import AnyWorkload, build_workload
-from fedloom.core.protocols import UsesHelpers, WorkloadInfo
+from fedloom.core.protocols import Shard, UsesHelpers, WorkloadInfo
 from fedloom.core.records import Arrays, Update
 
 _log = logging.getLogger(__name__)
@@ -106,14 +106,14 @@ class Run:
             return update
         return self._guard.policy.filters.apply(update, model(), np.random.default_rng())
 
-    def admit_examples(self, client: int, num_examples: int) -> None:
+    def admit_examples(self, client: int, shard: Shard) -> None:
         """Refuse work on a client with fewer examples than the node's policy says.
 
         Raises:
             PolicyRefused: it has fewer.
         """
-        if self._guard is not None:
-            self._guard.admit_examples(client, num_examples)
+        if self._guard is not None and self._guard.policy.limits.min_examples:
+            self._guard.admit_examples(client, shard.num_examples)
 
     def warn_once(self, about: str, message: str, cause: BaseException) -> None:
         """Log a warning and put it among the run's notices, unless this run has warned about the same before.
