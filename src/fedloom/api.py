@@ -136,31 +136,70 @@ def run(
         DiskRunStore.create(Path(out) if out is not None else RUNS / run_id, run_id) if keep else MemoryRunStore(run_id)
     )
     store.begin(experiment)
-    return _session(experiment, store, sinks, fresh=True)
+    with store.claimed():
+        return _session(experiment, store, sinks, fresh=True)
 
 
-def resume(run_dir: str | Path, *, sinks: Sequence[Sink] = (), overrides: Sequence[str] = ()) -> RunResult:
+RESUMABLE = ("rounds", "name", "runtime", "checkpoint", "fleet")
+"""Settings and sections that a resumed run may change; those of `runtime` hold for the session alone."""
+
+
+def resume(
+    run_dir: str | Path, *, sinks: Sequence[Sink] = (), overrides: Sequence[str] = (), as_continuation: bool = False
+) -> RunResult:
     """Resume a run from its last checkpoint, or from its beginning if there is none.
 
     Args:
         run_dir: the run's folder.
         sinks: take every event.
-        overrides: `runtime.…=…` settings for this session; anything else would make it another experiment.
+        overrides: settings of `RESUMABLE`; anything else would make it another experiment. Those of `runtime` are for
+            this session, the others are written down. With more `rounds` the run equals, bit for bit, one that had them
+            from the beginning.
+        as_continuation: take another number of rounds though the run's state depends on it.
 
     Raises:
         NotFound: the folder is not a run's.
-        ConfigError: an override is of another section than `runtime`.
+        RunExists: another process is at work in the folder.
+        ConfigError: an override is of another section, or the run's state depends on its number of rounds.
         CheckpointCorrupt: none of its checkpoints can be read.
     """
     store = DiskRunStore.open(Path(run_dir))
-    for override in overrides:
-        if not override.strip().startswith("runtime."):
-            raise ConfigError(
-                f"{override.partition('=')[0].strip()}: a run resumes with its original settings, expected only "
-                "settings of `runtime`, such as runtime.workers=4. To change another one start a new run: "
-                f"fedloom run {Path(run_dir) / EXPERIMENT} --set {override!r}"
-            )
-    return _session(store.experiment().override(overrides), store, sinks, fresh=False)
+    with store.claimed():
+        before = store.experiment()
+        for override in overrides:
+            _check_resumable(override, Path(run_dir))
+        kept = before.override([each for each in overrides if not each.strip().startswith("runtime.")])
+        if kept.rounds != before.rounds:
+            _check_rounds(kept, store.rounds(), as_continuation=as_continuation)
+        if kept != before:
+            store.change_experiment(kept)
+        return _session(before.override(overrides), store, sinks, fresh=False)
+
+
+def _check_resumable(override: str, run_dir: Path) -> None:
+    key = override.partition("=")[0].strip()
+    if key.partition(".")[0] not in RESUMABLE:
+        raise ConfigError(
+            f"{key}: a run resumes with its original settings, expected only settings of "
+            f"{', '.join(RESUMABLE)}, such as runtime.workers=4. To change another one start a new run: "
+            f"fedloom run {run_dir / EXPERIMENT} --set {override!r}"
+        )
+
+
+def _check_rounds(experiment: Experiment, done: Sequence[RoundRecord], *, as_continuation: bool) -> None:
+    """Refuse a number of rounds with which the run would not be the one that had it from the beginning."""
+    if experiment.max_rounds is not None and experiment.max_rounds < len(done):
+        raise ConfigError(f"rounds: expected at least {len(done)}, which are done, got {experiment.max_rounds}")
+    if as_continuation:
+        return
+    open_end = experiment.override(["rounds='open'"])
+    try:
+        build_strategy(open_end.strategy, open_end).close()
+    except ConfigError as exc:
+        raise ConfigError(
+            "rounds: the state of this run depends on its number of rounds, so that with another one it would not "
+            f"equal a run that had it from the beginning ({exc}). Resume anyway with --as-continuation"
+        ) from exc
 
 
 def saved_state(run_dir: str | Path) -> SavedState:

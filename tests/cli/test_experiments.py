@@ -47,7 +47,9 @@ class FakeRuns:
         assert isinstance(experiment, Experiment)
         return self._play({"experiment": experiment, "out": out}, sinks)
 
-    def resume(self, run_dir: Path, *, sinks: Sequence[Any] = (), overrides: Sequence[str] = ()) -> Any:
+    def resume(
+        self, run_dir: Path, *, sinks: Sequence[Any] = (), overrides: Sequence[str] = (), as_continuation: bool = False
+    ) -> Any:
         assert Path(run_dir).is_dir()
         return self._play({"run_dir": run_dir, "overrides": list(overrides)}, sinks)
 

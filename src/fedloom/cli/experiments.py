@@ -79,15 +79,22 @@ def resume(
     runtime: RuntimeOption = None,
     workers: Workers = None,
     ray_address: RayAddress = None,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", min=1, help="Go on up to this many rounds, counted from the run's first.")
+    ] = None,
+    as_continuation: Annotated[
+        bool,
+        typer.Option("--as-continuation", help="Take --rounds though the run's state depends on its number of rounds."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Resume a run that was interrupted, failed or killed; the result is the same as without the interruption."""
     from fedloom import api
     from fedloom.reporting.run_folder import require_run_folder
 
-    overrides = _runtime(runtime, workers, ray_address)
+    overrides = [*_runtime(runtime, workers, ray_address), *([] if rounds is None else [f"rounds={rounds}"])]
     folder = require_run_folder(run_dir)
-    _shown(lambda sinks: api.resume(folder, overrides=overrides, sinks=sinks), json)
+    _shown(lambda sinks: api.resume(folder, overrides=overrides, sinks=sinks, as_continuation=as_continuation), json)
 
 
 def list_names(

@@ -40,6 +40,7 @@ from fedloom.core.setting_types import (
     offence,
     text_settings,
 )
+from fedloom.core.toml_files import read_toml
 
 _AGAIN_S = 900.0
 """Upper limit of the seconds a server has to wait before a retry."""
@@ -123,7 +124,7 @@ class Policy(Settings):
             ConfigError: the file is not a policy.
         """
         try:
-            return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+            return cls.model_validate(read_toml(path))
         except FileNotFoundError:
             return cls()
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:

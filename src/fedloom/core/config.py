@@ -6,14 +6,16 @@ only loader is `Experiment.load`; `--set a.b=c` goes through it too.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
+import itertools
 import json
 import math
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -27,6 +29,7 @@ from fedloom.core.kinds import SECTIONS, Kind
 from fedloom.core.records import Info, JsonObject
 from fedloom.core.setting_types import SERVER_ONLY, FreeText, PlainWord, server_only_fields
 from fedloom.core.text import nearest
+from fedloom.core.toml_files import read_toml
 
 INCIDENTAL = ("name", "runtime", "checkpoint", "fleet")
 """Sections of an experiment that never change a result."""
@@ -268,7 +271,7 @@ class Experiment(_FurtherSections):
         """
         path = Path(path)
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            values = read_toml(path)
         except FileNotFoundError as exc:
             raise ConfigError(f"experiment file {str(path)!r} not found (looked in {Path.cwd()})") from exc
         except OSError as exc:
@@ -281,11 +284,22 @@ class Experiment(_FurtherSections):
                 table = values[section] = {"name": table}
             if isinstance(table, dict) and str(table.get("name", "")).endswith(".py"):
                 table["name"] = str((path.parent / table["name"]).resolve())
-        return cls.parse(with_overrides(values, overrides))
+        return cls._overridden(values, overrides)
+
+    @classmethod
+    def _overridden(cls, values: Info, overrides: Sequence[str]) -> Experiment:
+        """Parse settings with overrides; what looks like a number, such as `name=2024`, is text where text is meant."""
+        try:
+            return cls.parse(with_overrides(values, overrides))
+        except ConfigError:
+            for as_text in _text_variants(overrides):
+                with contextlib.suppress(ConfigError):
+                    return cls.parse(with_overrides(values, as_text))
+            raise
 
     def override(self, overrides: Sequence[str]) -> Experiment:
         """Return a copy with `key=value` settings changed."""
-        return self.parse(with_overrides(self.to_dict(), overrides)) if overrides else self
+        return self._overridden(self.to_dict(), overrides) if overrides else self
 
     def to_dict(self) -> JsonObject:
         """Return the resolved experiment, defaults included; `parse` reads it. Settings that are None are omitted."""
@@ -361,6 +375,27 @@ def with_overrides(values: Info, overrides: Sequence[str]) -> JsonObject:
             table = inner
         table[steps[-1]] = _toml_value(text.strip())
     return result
+
+
+_MOST_VARIANTS = 4
+"""Overrides that are tried as text, together, at most."""
+
+
+def _text_variants(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the overrides with those that TOML reads as anything but text quoted: first one of them, then more."""
+    other = []
+    for index, override in enumerate(overrides):
+        _, equals, text = override.partition("=")
+        if equals and not isinstance(_toml_value(text.strip()), str):
+            other.append(index)
+    for count in range(1, min(len(other), _MOST_VARIANTS) + 1):
+        for chosen in itertools.combinations(other, count):
+            yield [_as_text(each) if index in chosen else each for index, each in enumerate(overrides)]
+
+
+def _as_text(override: str) -> str:
+    key, _, text = override.partition("=")
+    return f"{key}={json.dumps(text.strip())}"
 
 
 def _toml_value(text: str) -> object:

@@ -174,7 +174,8 @@ def serve(
                 clock=server.clock,
                 submitter=(owner.name, owner.role),
             )
-            outcome = run_session(experiment, store, fleet, (*heard, _Relay(emit)), stop=stop_run, journal=journal)
+            with store.claimed():
+                outcome = run_session(experiment, store, fleet, (*heard, _Relay(emit)), stop=stop_run, journal=journal)
             if folder is not None:
                 on_finished(folder)
             return outcome.summary

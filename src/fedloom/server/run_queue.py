@@ -21,6 +21,7 @@ from fedloom.core.config import Experiment
 from fedloom.core.errors import NotFound, RunExists, StorageFull, UsageError
 from fedloom.core.events import Event, Notice, RoundFinished, RunFinished
 from fedloom.core.history import RunSummary
+from fedloom.core.plugins import check_parts
 from fedloom.core.records import Info, JsonObject
 from fedloom.server.store.columns import add_columns
 from fedloom.server.store.disk_run_store import DiskRunStore
@@ -143,8 +144,9 @@ class RunQueue:
             thread.start()
 
     def submit(self, values: Info, owner: Owner = Owner()) -> str:
-        """Check an experiment and queue it; returns the run's id."""
+        """Check an experiment, and the server's parts of it, and queue it; returns the run's id."""
         experiment = Experiment.parse(values)
+        check_parts(experiment)
         store = self._create(experiment.name)
         store.begin(experiment)
         with self._changed:

@@ -12,12 +12,17 @@ import contextlib
 import ctypes
 import json
 import os
+import pathlib
 import selectors
 import signal
 import sys
+import time
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_ORPHAN_GENERATIONS = 100
+"""Times that children of children are looked for at the end: each look ends one generation."""
 
 
 def main(preload: str) -> None:
@@ -28,6 +33,7 @@ def main(preload: str) -> None:
         registry.part("workloads", preload, "workload")
     import fedloom.simulation.worker  # noqa: F401
 
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     os.set_blocking(wake_read, False)
@@ -57,17 +63,20 @@ def main(preload: str) -> None:
                     _say(started=spec["node"], pid=pid)
     finally:
         for pid in workers:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            _end_group(pid)
+        _end_orphans()
 
 
 def _fork(spec: dict[str, str]) -> int:
     parent = os.getpid()
     pid = os.fork()
     if pid:
+        with contextlib.suppress(OSError):  # it may be faster, or gone
+            os.setpgid(pid, pid)
         return pid
     status = 1
     try:
+        os.setpgid(0, 0)  # what a client's code starts is ended with its worker
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -93,7 +102,39 @@ def _reap(workers: dict[int, str]) -> None:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
             return
+        if pid not in workers:  # started by a worker that has ended, and left to us
+            continue
+        _end_group(pid)
         _say(ended=workers.pop(pid, ""), pid=pid, status=os.waitstatus_to_exitcode(status))
+
+
+def _end_group(leader: int) -> None:
+    """End a worker and what it has started, unless that has left its process group."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def _end_orphans() -> None:
+    """End processes that workers have started in groups of their own; their parents gone, they are children of this."""
+    for _ in range(_ORPHAN_GENERATIONS):
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        children = _children()
+        if not children:
+            return
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def _children() -> list[int]:
+    try:
+        with pathlib.Path(f"/proc/self/task/{os.getpid()}/children").open(encoding="utf-8") as file:
+            return [int(word) for word in file.read().split()]
+    except OSError:  # a kernel without that list
+        return []
 
 
 def _say(**values: Any) -> None:

@@ -67,8 +67,12 @@ class ProcessRuntime:
         if self._nursery is None:
             return
         assert self._nursery.stdin is not None and self._nursery.stdout is not None
-        self._nursery.stdin.close()
-        self._nursery.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self._nursery.stdin.close()
+        killed = self._nursery.wait() != 0
+        for pid in self.pids.values() if killed else ():  # it has ended nothing itself
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
         if self._listener is not None:
             self._listener.join()
         self._nursery.stdout.close()

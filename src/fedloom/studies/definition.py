@@ -17,6 +17,7 @@ from fedloom.core.config import Settings, config_error, with_overrides
 from fedloom.core.errors import ConfigError, UnknownName
 from fedloom.core.records import Info, JsonObject
 from fedloom.core.text import did_you_mean
+from fedloom.core.toml_files import read_toml
 from fedloom.reporting.study_part import StaticTest
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
@@ -293,7 +294,7 @@ def _read(target: str | Path, below: tuple[str, ...]) -> JsonObject:
     if str(path) in below:
         raise ConfigError(f"extends: {' extends '.join((*below, str(path)))}: a cycle")
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = read_toml(path)
     except FileNotFoundError as exc:
         raise ConfigError(f"study file {str(path)!r} not found (looked in {Path.cwd()})") from exc
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:

@@ -9,6 +9,7 @@ import re
 import shutil
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import tomli_w
@@ -33,6 +34,7 @@ from fedloom.core.run_files import (
     SUMMARY,
     WORKLOAD,
 )
+from fedloom.server.store.claim import claimed
 from fedloom.server.store.files import full_disk, write, write_frame
 from fedloom.server.store.pinned_files import PinnedFiles
 from fedloom.server.store.run_store import Checkpoint, event_json
@@ -82,8 +84,15 @@ class DiskRunStore:
     def folder(self) -> Path | None:
         return self._folder
 
+    def claimed(self) -> AbstractContextManager[None]:
+        return claimed(self._folder)
+
     def begin(self, experiment: Experiment) -> None:
         write(self._folder / RUN, json.dumps({"run_id": self.run_id}))
+        self.change_experiment(experiment)
+
+    def change_experiment(self, experiment: Experiment) -> None:
+        """Write the experiment anew, such as with more rounds; the folder stays claimed."""
         write(self._folder / EXPERIMENT, tomli_w.dumps(experiment.to_dict()))
 
     def experiment(self) -> Experiment:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from fedloom.core import frames
@@ -35,6 +36,9 @@ class MemoryRunStore:
     @property
     def folder(self) -> Path | None:
         return None
+
+    def claimed(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def begin(self, experiment: Experiment) -> None:
         self._experiment = experiment

@@ -10,6 +10,7 @@ import dataclasses
 import re
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,6 +90,9 @@ class RunStore(Protocol):
     @property
     def folder(self) -> Path | None:
         """Return the run's folder; None in memory."""
+
+    def claimed(self) -> AbstractContextManager[None]:
+        """Hold the run for one session; raises `RunExists` where another session, of any process, has it."""
 
     def begin(self, experiment: Experiment) -> None:
         """Write the experiment down."""

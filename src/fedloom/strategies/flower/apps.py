@@ -14,6 +14,7 @@ from fedloom.core.errors import ConfigError, UnsupportedFeature
 from fedloom.core.records import Info
 from fedloom.core.setting_types import module_file
 from fedloom.core.text import dotted
+from fedloom.core.toml_files import read_toml
 
 MANIFEST = "pyproject.toml"
 """The file that describes an app."""
@@ -40,7 +41,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = read_toml(path)
     except FileNotFoundError as exc:
         raise ConfigError(f"{folder}: no {MANIFEST}, so this is not a Flower app's folder") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
