@@ -226,6 +226,21 @@ def test_a_user_who_submits_without_end_is_stopped_and_an_administrator_is_not(
                 control.submit(experiment)
 
 
+def test_a_node_that_begins_session_after_session_has_to_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedloom.client.grpc_channel import GrpcChannel
+    from fedloom.core.errors import ServerUnreachable
+    from fedloom.server.access import calls
+
+    monkeypatch.setattr(calls, "SESSIONS", 3)
+    monkeypatch.setattr(calls, "SESSION_S", 600.0)
+    with members(tmp_path) as fleet:
+        identity = fleet.joined("n")
+        refused = pytest.raises(ServerUnreachable, match=r"calls of Fleet/Register by 'n': 3 in quick succession")
+        with contextlib.closing(GrpcChannel(fleet.address, identity=lambda: identity)) as channel, refused:
+            for number in range(5):
+                channel.open(Hello(node="n", session=f"s{number}"))
+
+
 def test_calls_of_a_member_are_counted_and_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fedloom.client.link import connect
     from fedloom.server.access import calls

@@ -16,13 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from fedloom.core.errors import LimitExceeded
+from fedloom.core.errors import LimitExceeded, ServerUnreachable
 
 T = TypeVar("T")
 
 MAX_OPEN = 16
 """Calls of one member to one method that are open at once, where `OPEN` says nothing else."""
 OPEN = {"Fleet/Work": 4, "Fleet/Upload": 4, "Fleet/Download": 8}
+SESSIONS, SESSION_S = 30, 1.0
+"""Streams, or registrations, a node may begin in quick succession, and the seconds after which one more may follow:
+each is a thread of its own, a line of the log, and a look at all work."""
 REQUEST_S = 10.0
 """Seconds a call may take to say what it wants."""
 CHUNK_S = 30.0
@@ -50,6 +53,9 @@ class OpenCalls:
         self._lock = threading.Lock()
         self._open: dict[tuple[str, str], dict[int, Call]] = defaultdict(dict)
         self._numbers = itertools.count()
+        self._sessions = {
+            call: Pace(SESSIONS, SESSION_S, f"calls of {call} by") for call in ("Fleet/Register", "Fleet/Work")
+        }
 
     def enter(self, member: str, call: str, context: Call) -> None:
         """Count a call until it ends. A node's newest stream counts, for its older ones may be of broken connections.
@@ -61,7 +67,13 @@ class OpenCalls:
 
         Raises:
             LimitExceeded: a person has as many open.
+            ServerUnreachable: a node has begun too many sessions; it may try again.
         """
+        if call in self._sessions:
+            try:
+                self._sessions[call].enter(member)
+            except LimitExceeded as exc:
+                raise ServerUnreachable(str(exc)) from exc
         limit, key, number = OPEN.get(call, MAX_OPEN), (member, call), next(self._numbers)
         with self._lock:
             there = self._open[key]
