@@ -353,7 +353,7 @@ def test_legacy_messages_are_named() -> None:
     fine = flwr.RecordDict({"config": flwr.ConfigRecord({})})
     with pytest.raises(UnsupportedFeature, match="two messages"):
         Batch([flwr.instruction(fine, 0, "train"), flwr.instruction(fine, 0, "train")], [0])
-    with pytest.raises(UnsupportedFeature, match="none of this round's"):
+    with pytest.raises(UnsupportedFeature, match="not one of this round's"):
         Batch([flwr.instruction(fine, 5, "train")], [0])
 
 

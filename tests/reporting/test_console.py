@@ -77,8 +77,8 @@ def test_the_start_counts_examples_and_says_what_was_left_out() -> None:
     data = {"name": "d", "num_train": 1438, "num_test": 359, "num_labels": 10, "left_out": ["2 hidden files: .a"]}
     screen.sink.write(started(data={**data, "remarks": ["no test example: classes x"]}))
     assert screen.lines[3:6] == [
-        "  examples 1,438 to train on, 359 held out, 10 classes",
-        "  left out 2 hidden files: .a",
+        "  examples 1,438 for training, 359 held out, 10 classes",
+        "  omitted  2 hidden files: .a",
         "  note     no test example: classes x",
     ]
     screen = Screen(terminal=False)

@@ -157,7 +157,7 @@ def test_ten_thousand_clients_stay_readable_and_small(runs: Any) -> None:
     document, outline = report_of(folder)
     assert len(document) < 600_000
     assert "A cell stands for about 157 clients and 3 rounds" in outline.text
-    assert "A column is the mean of about 56 clients" in outline.text
+    assert "A column is the mean of about 56 similar clients" in outline.text
     assert "400 of 400 rounds" not in outline.text
 
 

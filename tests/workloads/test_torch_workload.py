@@ -170,7 +170,7 @@ class Items(Dataset):
         arrays = record.groups[MODEL]
         want = np.mean((inputs.numpy() @ arrays["weight"].T + arrays["bias"] - targets.numpy()) ** 2)
         assert list(metrics) == ["loss"] and metrics["loss"].value == pytest.approx(want, rel=1e-5)
-        with pytest.raises(ConfigError, match=r"workload.partition.scheme: 'dirichlet' deals examples by class"):
+        with pytest.raises(ConfigError, match=r"workload.partition.scheme: 'dirichlet' splits examples by class"):
             make(methods, head=head, partition={"scheme": "dirichlet"})
 
 

@@ -1,1 +1,1 @@
-"""What the strategies and the workloads of low-rank adapters agree on: names in records, and patterns for modules."""
+"""Shared by the strategies and the workloads of low-rank adapters: names in records, and patterns for modules."""

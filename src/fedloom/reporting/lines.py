@@ -73,7 +73,7 @@ def rounds_text(rounds: int | None) -> str:
 
 def round_head(names: Sequence[tuple[str, bool]]) -> list[str]:
     """Return the names of `round_cells`."""
-    return ["round", *(column_name(name, held_out) for name, held_out in names), "answers", "up", "down", "time"]
+    return ["round", *(column_name(name, held_out) for name, held_out in names), "updates", "up", "down", "time"]
 
 
 def round_line(record: RoundRecord, rounds: int | None, names: Sequence[tuple[str, bool]], left_s: float | None) -> str:
@@ -87,7 +87,7 @@ def round_line(record: RoundRecord, rounds: int | None, names: Sequence[tuple[st
     parts = [
         f"round {record.round}/{rounds_text(rounds)}",
         *measured,
-        f"{cells['answers']} answers",
+        f"{cells['updates']} updates",
         f"{cells['up']} up",
         f"{cells['down']} down",
         cells["time"],

@@ -1,1 +1,1 @@
-"""Aggregation strategies, one folder each: the server half, and where there is one, the client half."""
+"""Aggregation strategies, one folder each: the server half, and the client half if there is one."""

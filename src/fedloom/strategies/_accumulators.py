@@ -1,4 +1,4 @@
-"""What is said of an accumulator that a strategy's exchange did not ask for."""
+"""The error for an accumulator that does not match a strategy's exchange."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def wrong_accumulator(strategy: str, expected: type[Accumulator], found: Accumul
     """
     return RunFailed(
         f"strategy {strategy!r}: expected the exchange's total as {expected.__name__}, got {type(found).__name__}. The "
-        "platform must make the accumulator that the exchange names; did the answers come from another version?"
+        "platform must make the accumulator of the exchange; are the results from another version?"
     )

@@ -21,7 +21,7 @@ class Config(HeterogeneousSettings):
 
 
 def build_strategy(config: Config, experiment: Experiment) -> LowRank:
-    """A' = Σ p_k A_k and B' = Σ p_k B_k at a fixed rank r, the base frozen.
+    """Return FedLoRA: A' = Σ p_k A_k and B' = Σ p_k B_k at a fixed rank r, the base frozen.
 
     Zhang et al., "Towards Building the Federated GPT: Federated Instruction Tuning" (arXiv 2305.05644).
     """

@@ -1,4 +1,4 @@
-"""FLoRA: clients' adapters are stacked, merged into the base and started anew (Wang et al. 2024)."""
+"""FLoRA: clients' adapters are stacked, merged into the base and reinitialised (Wang et al. 2024)."""
 
 from __future__ import annotations
 

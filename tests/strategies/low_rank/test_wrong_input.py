@@ -75,9 +75,9 @@ class TestBetweenServerAndAgents:
     @pytest.mark.parametrize(
         ("spoil", "words"),
         [
-            ("missing", "adapters: group 'lora_b' has no factor for modules ['1'] and one too many for []"),
-            ("left_over", "adapters: group 'lora_a' has no factor for modules [] and one too many for ['nowhere']"),
-            ("digest", "the adapters stand on input 'base' with digest 0000000000000000…, this agent has "),
+            ("missing", "adapters: group 'lora_b' lacks factors for modules ['1'] and has others for []"),
+            ("left_over", "adapters: group 'lora_a' lacks factors for modules [] and has others for ['nowhere']"),
+            ("digest", "the adapters need input 'base' with digest 0000000000000000…, this agent has "),
         ],
     )
     def test_it_names_what_does_not_fit(

@@ -77,7 +77,7 @@ def test_at_half_of_the_snapshots_the_guarantee_is_gone(count: int) -> None:
 def test_nan_is_rejected_by_name() -> None:
     snapshots = history(3, size=10)
     snapshots[1]["w"][4] = np.nan
-    with pytest.raises(BadUpdate, match=r"'w' of the history holds NaN"):
+    with pytest.raises(BadUpdate, match=r"'w' of the history contains NaN"):
         ensembles.median(snapshots, snapshots[0])
 
 

@@ -136,7 +136,7 @@ class TestTargets:
 
     @pytest.mark.parametrize("rank", [0, 7])
     def test_a_rank_that_does_not_fit(self, rank: int) -> None:
-        with pytest.raises(ConfigError, match=rf"rank {rank} does not fit module 'attention.query': expected 1 to 6"):
+        with pytest.raises(ConfigError, match=rf"rank {rank} is invalid for 'attention.query': expected 1 to 6"):
             attach(net(), ["query"], rank_max=rank, scale=1.0)
 
     def test_the_server_is_told_everything_but_the_head_and_what_is_frozen(self) -> None:

@@ -167,7 +167,7 @@ class TestWrongInput:
     @pytest.mark.parametrize(
         ("kind", "words"),
         [
-            ("BertForMaskedLM", "depends on the tokens after it"),
+            ("BertForMaskedLM", "its output at a token depends on later tokens"),
             ("BertModel", r"weights lack \d+ arrays"),
             ("GPT2Model", None),
             ("ViTModel", "Unrecognized configuration class"),
@@ -190,7 +190,7 @@ class TestWrongInput:
 
     @pytest.mark.parametrize(
         ("content", "words"),
-        [(b"", "no text to learn from"), (b" \n", "no text to learn from"), (b"w1 \xff w2", "not a text in UTF-8")],
+        [(b"", "no text for training"), (b" \n", "no text for training"), (b"w1 \xff w2", "not a text in UTF-8")],
     )
     def test_a_file_without_text(self, make: Make, tmp_path: Path, content: bytes, words: str) -> None:
         (tmp_path / "odd.txt").write_bytes(content)
@@ -200,7 +200,7 @@ class TestWrongInput:
     def test_other_texts_that_do_not_do(self, make: Make, texts: Path, tmp_path: Path) -> None:
         with pytest.raises(DataMissing, match="nothing at 'nowhere'"):
             build(make(**{"workload.data.path": "nowhere"}))
-        with pytest.raises(DataMissing, match=r"no file below .* fits the pattern '\*\.csv'"):
+        with pytest.raises(DataMissing, match=r"no file below .* matches the pattern '\*\.csv'"):
             build(make(**{"workload.data.pattern": "*.csv"}))
         (tmp_path / "short.txt").write_text("w1 w2 w3", encoding="utf-8")
         with pytest.raises(DataMissing, match=r"1 blocks of 8 tokens leave nothing to hold out"):

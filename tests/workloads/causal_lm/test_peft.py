@@ -110,7 +110,7 @@ class TestOut:
         api.run(make("gpt2", {**whole, "heating": 0, "cooling": 0}), out=tmp_path / "whole")
         with pytest.raises(UsageError, match=r"round 3 trained whole models.*3 such rounds of 3"):
             export(api.saved_state(tmp_path / "whole"), tmp_path / "new")
-        with pytest.raises(UsageError, match="is not empty; adapters are never written over"):
+        with pytest.raises(UsageError, match="is not empty; choose a new or empty folder"):
             export(api.saved_state(tmp_path / "run"), exported)
         with pytest.raises(UsageError, match="does not exist"):
             export(api.saved_state(tmp_path / "nowhere"), tmp_path / "new")

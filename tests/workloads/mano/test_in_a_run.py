@@ -106,7 +106,7 @@ def test_the_report_has_the_table_the_scatters_and_the_branch(tmp_path: Path) ->
         "Accuracy without labels",
         "Nuclear: R²",
         "MaNo&#x27;s branch was",
-        "family left out",
+        "excluded family",
         "criterion",
     ):
         assert expected in html

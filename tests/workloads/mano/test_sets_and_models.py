@@ -99,7 +99,7 @@ def test_sets_that_are_folders_of_pictures(tmp_path: Path) -> None:
     lines = [line for line in estimated(workload, initial(workload), parts=1) if line["group"] == "own"]
     assert [(line["name"], line["samples"]) for line in lines] == [("rainy", 6), ("snowy", 6)]
     (tmp_path / "own" / "snowy" / "eleven").mkdir()
-    with pytest.raises(DataMissing, match="no class of the training data"):
+    with pytest.raises(DataMissing, match="not a class of the training data"):
         build(experiment(settings))
 
 
@@ -174,7 +174,7 @@ def test_weights_that_are_not_there_or_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(DataMissing, match="no file"):
         initial(build(experiment({"weights": "none.safetensors", **settings})))
     (tmp_path / "text").write_text("hello", encoding="utf-8")
-    with pytest.raises(DataMissing, match="no safetensors file"):
+    with pytest.raises(DataMissing, match="not a safetensors file"):
         initial(build(experiment({"weights": str(tmp_path / "text"), **settings})))
     save_file({"x": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ConfigError, match="does not fit"):

@@ -279,7 +279,7 @@ def test_faulty_clients_send_spoilt_weights_and_the_others_do_not() -> None:
         ({"schedule": [[0.5, 1.0]]}, r"workload\.schedule: expected rising shares"),
         ({"schedule": [[0.0, 0.0]]}, r"workload\.schedule: factors must be above 0"),
         ({"training": {"optimizer": "adamw"}}, r"keep_momentum = false"),
-        ({"defense": {"awp_warmup": 3}}, r"without effect while awp_gamma is 0"),
+        ({"defense": {"awp_warmup": 3}}, r"has no effect while awp_gamma is 0"),
         ({"defense": {"name": "at", "weight": 3.0}}, r"'at' has no second term"),
         ({"attack": {"epsilon": 1.5}}, r"workload\.attack\.epsilon"),
         ({"measure": {"table": ["pgd-7"]}}, r"workload\.measure\.table"),

@@ -33,7 +33,9 @@ def watched(rounds: int, out: Path, **workload: Any) -> list[str]:
 def test_a_dead_network_is_told_once_and_in_the_report(tmp_path: Path) -> None:
     told = watched(3, tmp_path / "dead", neuron={"threshold": 1000.0})
     assert len(told) == 1
-    assert told[0].startswith("round 1: dead is 1: that share of the spiking layers fires less than workload.dead_rate")
+    assert told[0].startswith(
+        "round 1: dead is 1: that fraction of the spiking layers fires less than workload.dead_rate"
+    )
     report = (tmp_path / "dead" / "report.html").read_text(encoding="utf-8")
     assert "dead was above 0 in 3 rounds, first in 1" in report and "lower workload.training.learning_rate" in report
 

@@ -73,4 +73,4 @@ def _rounds(run: RunFolder, names: list[str]) -> Markup:
     caption = "Held-out metrics if the round was evaluated, otherwise training metrics"
     if len(shown) < len(run.rounds):
         caption += f"; {len(shown)} of {len(run.rounds)} rounds; rounds.jsonl has all"
-    return table(("round", *kept, "answers", "up", "down", "time"), rows, caption=caption)
+    return table(("round", *kept, "updates", "up", "down", "time"), rows, caption=caption)

@@ -1,1 +1,1 @@
-"""What the federated low-rank strategies share: budgets, shrinking, aggregation, the wire, one engine (NumPy only)."""
+"""Shared by the federated low-rank strategies: budgets, shrinking, aggregation, the wire, one engine (NumPy only)."""

@@ -1,7 +1,7 @@
-"""The fold of the low-rank strategies: means of heads and factors, and the mean of the products B_k A_k beside them.
+"""The accumulator of the low-rank strategies: means of heads and factors, and the mean of the products B_k A_k.
 
 Clients may differ in rank: a smaller factor counts as one with zeros below. A layer's products are kept as stacked
-factors while those are smaller than the matrix, then as the matrix, so memory is bounded whatever the cohort.
+factors while those are smaller than the matrix, then as the matrix, so memory is bounded for any cohort.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Product:
     matrix: Array | None = None
 
     def add(self, a: Array, b: Array) -> None:
-        """Add b @ a; the arrays are kept."""
+        """Add b @ a; the arrays are retained."""
         self.a.append(a)
         self.b.append(b)
         if sum(map(len, self.a)) * (a.shape[1] + len(b)) > a.shape[1] * len(b):
@@ -90,7 +90,7 @@ class Accumulator:
         self.count += other.count
 
     def value(self) -> Groups:
-        """The means: what is not factors as a `RunningMean` has it; factors zero-padded to the largest rank, float32.
+        """Return the means: factors zero-padded to the largest rank, float32; other arrays as in `RunningMean`.
 
         Raises:
             BadUpdate: every client's weight was zero, so there is no mean.
@@ -101,7 +101,7 @@ class Accumulator:
         return means
 
     def products(self) -> dict[str, MeanProduct]:
-        """M = Σ p_k B_k A_k by layer; empty where A does not travel."""
+        """Return M = Σ p_k B_k A_k by layer; empty if A is not sent."""
         weight = np.float32(self._positive()) if self._products else np.float32(1)
         return {name: _mean(product, weight, self._sums, name) for name, product in self._products.items()}
 

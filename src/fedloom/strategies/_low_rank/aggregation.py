@@ -1,4 +1,4 @@
-"""How what the clients of an adapter round send becomes the next global adapters: one class for each way.
+"""Aggregation of clients' adapters to the next global adapters: one class for each way.
 
 Legend: client k sends A_k (r_k, i) and B_k (o, r_k) with weight p_k, Σ p_k = 1, for each layer.
 """
@@ -26,17 +26,17 @@ from fedloom.strategies._low_rank.shrink import grown
 from fedloom.strategies._low_rank.state import Adapters
 
 Means = RunningMean | sums.Accumulator
-"""Totals that have means."""
+"""Aggregates that have means."""
 Total = Means | UpdateList
-"""Whatever a method's exchanges are folded by."""
+"""An accumulator of a method's exchanges."""
 AggregationName = Literal["factor", "product_svd", "stack", "freeze_a", "residual"]
 
 
 class Aggregation(ABC):
-    """A way to aggregate adapters, and what it changes about a round. Stateless: states come in and go out."""
+    """A way to aggregate adapters, and its effect on a round. Stateless: states are arguments and results."""
 
     changes_base: bool = False
-    """Whether it changes what the adapters stand on."""
+    """Whether it changes the base of the adapters."""
     mixes_ranks: bool = True
     """Whether the clients of one round may differ in rank."""
 
@@ -45,11 +45,11 @@ class Aggregation(ABC):
 
     @property
     def accumulator(self) -> str:
-        """The name of what adapter rounds are folded by: the family's, with factors and products, by default."""
+        """Return the name of the adapter rounds' accumulator: by default the family's, with factors and products."""
         return SHARED
 
     def begin(self, state: Adapters, *, given: bool) -> Adapters:
-        """Return the state in which the first adapters are in place; `given` where they are a user's, not fresh."""
+        """Return the state with the first adapters in place; `given` if they are a user's, not fresh."""
         return state
 
     def resized(self, state: Adapters) -> Adapters:
@@ -57,11 +57,11 @@ class Aggregation(ABC):
         return state
 
     def broadcast(self, ready: Adapters, record: Record) -> Record:
-        """Return what a client of a round receives, not packed; `record` holds head and factors."""
+        """Return the broadcast to a client of a round, unpacked; `record` contains head and factors."""
         return record
 
     def inputs(self, ready: Adapters) -> Mapping[str, Record]:
-        """Return what every client of a round reads beside that."""
+        """Return the further inputs of every client of a round."""
         return {}
 
     def sent(self, ready: Adapters) -> Groups:
@@ -71,16 +71,16 @@ class Aggregation(ABC):
 
     @abstractmethod
     def combine(self, ready: Adapters, total: Total) -> tuple[Adapters, Info]:
-        """Return the next global adapters, and what the round's record says about them.
+        """Return the next global adapters, and the entries of the round's record.
 
         Args:
             ready: the state the round broadcast.
-            total: what the clients sent, folded by `accumulator`.
+            total: the aggregate of the clients' updates, by `accumulator`.
         """
 
 
 class Factor(Aggregation):
-    """A' = Σ p_k A_k and B' = Σ p_k B_k; where no client of the round had a component, it becomes zero."""
+    """A' = Σ p_k A_k and B' = Σ p_k B_k; a component that no client of the round had becomes zero."""
 
     def combine(self, ready: Adapters, total: Total) -> tuple[Adapters, Info]:
         folded = products_of(total, self.setup.strategy)
@@ -90,7 +90,7 @@ class Factor(Aggregation):
 
 
 class Residual(Aggregation):
-    """`Factor`, with the difference Σ p_k B_k A_k - B' A' added to the base, so that nothing is lost."""
+    """`Factor`, with the difference Σ p_k B_k A_k - B' A' added to the base, so that the sum is exact."""
 
     changes_base = True
 
@@ -119,9 +119,9 @@ class ProductSvd(Aggregation):
 
 
 class Stack(Aggregation):
-    """Σ p_k B_k A_k is added to the base, as a product of stacked factors, and the adapters begin anew.
+    """Σ p_k B_k A_k is added to the base, as a product of stacked factors, and the adapters are reinitialised.
 
-    The fresh factors do not travel: a client makes them from the run's seed.
+    The fresh factors are not sent: a client makes them from the run's seed.
     """
 
     changes_base = True
@@ -141,7 +141,7 @@ class Stack(Aggregation):
         return state, {"aggregation_error": 0.0}
 
     def _restarted(self, state: Adapters, pairs: Pairs) -> Adapters:
-        """The state with a change merged into the base, and factors made anew."""
+        """Return the state with a change merged into the base, and fresh factors."""
         state = self.setup.merged(state, pairs)
         state = replace(state, restarts=state.restarts + 1)
         a, b = self.setup.fresh(state, state.rank)
@@ -149,7 +149,7 @@ class Stack(Aggregation):
 
 
 class FreezeA(Aggregation):
-    """B' = Σ p_k B_k with one A that nobody trains: Σ p_k B_k A = B' A, so the mean is exact."""
+    """B' = Σ p_k B_k with one untrained A: Σ p_k B_k A = B' A, so the mean is exact."""
 
     mixes_ranks = False
 
@@ -161,7 +161,7 @@ class FreezeA(Aggregation):
         return self.resized(state)
 
     def resized(self, state: Adapters) -> Adapters:
-        """Return the state with its factors A put where all clients keep them."""
+        """Return the state with its factors A stored where all clients find them."""
         return replace(state, frozen_a=Pinned.of(Record({LORA_A: state.lora_a})), lora_a={}) if state.lora_a else state
 
     def combine(self, ready: Adapters, total: Total) -> tuple[Adapters, Info]:
@@ -175,15 +175,15 @@ AGGREGATIONS: Mapping[AggregationName, type[Aggregation]] = MappingProxyType(
 
 
 def mean_or_shared(setup: Setup) -> str:
-    """Return the accumulator for means without products: the plain mean, or the family's where updates are packed."""
+    """Return the accumulator for means without products: the plain mean, or the family's if updates are packed."""
     return "mean" if setup.wire == "fp32" else SHARED
 
 
 def means_of(total: Total, strategy: str) -> Means:
-    """Return the total of an exchange that is folded where its updates arise.
+    """Return the total of an exchange, aggregated where its updates are made.
 
     Raises:
-        RunFailed: it was folded by an accumulator without means.
+        RunFailed: it was aggregated by an accumulator without means.
     """
     if isinstance(total, UpdateList):
         raise wrong_accumulator(strategy, sums.Accumulator, total)
@@ -191,21 +191,21 @@ def means_of(total: Total, strategy: str) -> Means:
 
 
 def products_of(total: Total, strategy: str) -> sums.Accumulator:
-    """Return the total of an exchange whose products were folded, too. Raises as `means_of` does."""
+    """Return the total of an exchange whose products were aggregated, too. Raises as `means_of` does."""
     if not isinstance(total, sums.Accumulator):
         raise wrong_accumulator(strategy, sums.Accumulator, total)
     return total
 
 
 def _with_mean_factors(ready: Adapters, folded: sums.Accumulator) -> Adapters:
-    """The state with the means of head and factors."""
+    """Return the state with the means of head and factors."""
     means = folded.value()
     a, b = _padded(means[LORA_A], ready.lora_a), _padded(means[LORA_B], ready.lora_b)
     return replace(ready, model=means[MODEL], lora_a=a, lora_b=b)
 
 
 def _padded(means: Arrays, like: Arrays) -> dict[str, Array]:
-    """Means with zeros where no client of the round had a component."""
+    """Return means with zeros for components that no client of the round had."""
     padded = {}
     for name, mean in means.items():
         padded[name] = mean

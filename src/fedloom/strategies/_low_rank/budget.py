@@ -22,6 +22,6 @@ class Budget:
         return schedule.rank_max if schedule.is_initiating(round) else schedule.rank(round)
 
     def limit(self, state: Adapters, client: int) -> int | None:
-        """Return the largest rank a client can be given; None where there is no limit."""
+        """Return the largest rank a client can be given; None without a limit."""
         ranks = self.client_ranks
         return ranks[client % len(ranks)] if ranks else None

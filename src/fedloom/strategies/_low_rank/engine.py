@@ -1,7 +1,7 @@
-"""One engine for all low-rank strategies: the stages, what is broadcast, what is counted.
+"""One engine for all low-rank strategies: stages, broadcasts, counts.
 
-A round with adapters is: bring the factors to r_t, send them (with the head) to the cohort, fold what comes back, make
-the next global factors of it. A strategy is a `Method`: a value whose parts say what differs.
+A round with adapters is: bring the factors to r_t, send them (with the head) to the cohort, aggregate the updates, make
+the next global factors of it. A strategy is a `Method`: a value whose parts define the differences.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fedloom.strategies._low_rank.state import Adapters
 from fedloom.strategies._low_rank.wire import pack, packed_names
 
 ANCHOR = "anchor"
-"""Name of the input a regulariser pulls towards, where that is not the round's model."""
+"""Name of the regulariser's anchor input, if it is not the round's model."""
 
 
 class LowRank(Strategy[Adapters, Total]):
@@ -51,7 +51,7 @@ class LowRank(Strategy[Adapters, Total]):
             )
         if method.start is not None and self._sends_whole(1):
             raise ConfigError(
-                f"{SETTING}: adapters begin on the model the run begins with, and its first rounds would change that; "
+                f"{SETTING}: adapters start from the initial model, which the run's first rounds would change; "
                 'set strategy.initiating_rounds = 0, or strategy.init_mode = "lora"'
             )
 
@@ -84,19 +84,19 @@ class LowRank(Strategy[Adapters, Total]):
         return state.whole(self._setup.scale)
 
     def model_inputs(self, state: Adapters) -> Mapping[str, Record]:
-        """The base and what was trained on it, so that no merged model is sent to be evaluated."""
+        """Return the base and the arrays trained on it, so that no merged model is sent for evaluation."""
         if state.base is None:
             return {MODEL: Record({MODEL: state.model})}
         return {MODEL: state.record(self._setup.scale, self._setup.rank_max), **state.beneath()}
 
     def report(self, state: Adapters) -> Info:
-        """Stage, ranks, the aggregation's error, and what one client without a limit sends and receives; beside that
-        what it reads when it is asked for the first time (`params_base`, `bytes_base`)."""
+        """Stage, ranks, the aggregation's error, and the traffic of one client without a limit; in addition
+        the size of its first read (`params_base`, `bytes_base`)."""
         return state.told
 
     @property
     def changes_base(self) -> bool:
-        """Whether what the adapters stand on may be another model than the one the run began with."""
+        """Return whether the base of the adapters may differ from the initial model."""
         return self._sends_whole(1) or self.method.aggregation.changes_base or self.method.resizing.changes_base
 
     # Rounds with whole models
@@ -108,7 +108,7 @@ class LowRank(Strategy[Adapters, Total]):
         wire = self._setup.wire
         inputs: dict[str, Record] = {MODEL: self._whole_record(state)}
         if state.anchor is not None and context.round == 1:
-            inputs = {MODEL: state.anchor}  # the same arrays, which clients then hold
+            inputs = {MODEL: state.anchor}  # the same arrays, which clients then have cached
         elif state.anchor is not None:
             inputs[ANCHOR] = state.anchor
         return Exchange(
@@ -137,7 +137,7 @@ class LowRank(Strategy[Adapters, Total]):
         return self._with_adapters(state) if is_last and not context.is_last else state
 
     def _with_adapters(self, state: Adapters) -> Adapters:
-        """The switch to adapters: freeze the base, and put the first factors on it."""
+        """Switch to adapters: freeze the base, and add the first factors."""
         order = list(state.model)
         base = Record({MODEL: {n: array for n, array in state.model.items() if n not in state.head}}, {"order": order})
         head = {name: state.model[name] for name in order if name in state.head}
@@ -150,7 +150,7 @@ class LowRank(Strategy[Adapters, Total]):
     # Rounds with adapters
 
     def _ready(self, state: Adapters, round: int) -> Adapters:
-        """The state as a round broadcasts it, its factors at r_t."""
+        """Return the state as a round broadcasts it, its factors at r_t."""
         rank = self.method.budget.rank(state, round)
         if state.rank == rank:
             return state
@@ -184,7 +184,7 @@ class LowRank(Strategy[Adapters, Total]):
         return {"mu": mu, "wire": self._setup.wire, "rate_factor": method.rate_factor, **method.knobs}
 
     def _broadcast(self, ready: Adapters) -> Record:
-        """What a client of a round receives, packed."""
+        """Return the broadcast to a client of a round, packed."""
         record = ready.record(self._setup.scale, self._setup.rank_max)
         record = self.method.aggregation.broadcast(ready, record)
         groups, told = pack(record.groups, self._setup.wire)
@@ -204,7 +204,7 @@ class LowRank(Strategy[Adapters, Total]):
         return replace(state, told={"stage": stage, "rank": ready.rank, "ranks": ranks, **counts, **told})
 
     def _counts(self, down: Record, up: Groups) -> dict[str, int]:
-        """Elements and bytes of arrays, each way, for one client without a limit that holds the base."""
+        """Count elements and bytes of arrays, each way, for one client without a limit that has cached the base."""
         sent = Record(pack(up, self._setup.wire)[0])
         return {
             "params_down": down.num_elements,
@@ -224,7 +224,7 @@ def _distance_squared(model: Arrays, anchor: Arrays) -> float:
 
 
 def _limited(state: Adapters, limit: int) -> Adapters:
-    """The state with the first components of each layer only."""
+    """Return the state with only the first components of each layer."""
     a = {name: np.ascontiguousarray(a[:limit]) for name, a in state.lora_a.items()}
     b = {name: np.ascontiguousarray(b[:, :limit]) for name, b in state.lora_b.items()}
     return replace(state, lora_a=a, lora_b=b)

@@ -20,17 +20,17 @@ BASE = "base.safetensors"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exported:
-    """What was written."""
+    """Files and facts of an export."""
 
     folder: Path
     round: int
-    """Of the run, whose adapters these are."""
+    """Round of the exported adapters."""
     ranks: dict[str, int]
     """Rank of each module."""
     head: tuple[str, ...]
-    """Arrays trained beside the adapters."""
+    """Arrays trained besides the adapters."""
     base: Path | None
-    """What the adapters stand on, where runs like this one change it; None where that is the model it began with."""
+    """The base of the adapters, if runs like this one change it; None if it is the initial model."""
 
 
 def export(saved: SavedState, out: Path) -> Exported:
@@ -38,13 +38,13 @@ def export(saved: SavedState, out: Path) -> Exported:
 
     Args:
         saved: of the run, which may be going on.
-        out: the folder to write; it must not hold anything yet.
+        out: the folder to write; it must be empty.
 
     Raises:
         UsageError: a strategy without adapters, a run that has none yet, or `out` is not empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out {str(out)!r} is not empty; adapters are never written over something else")
+        raise UsageError(f"--out {str(out)!r} is not empty; choose a new or empty folder")
     strategy, state = _adapters_of(saved)
     a, b = state.product()
     frozen = state.frozen()
@@ -70,7 +70,7 @@ def export(saved: SavedState, out: Path) -> Exported:
 
 
 def _adapters_of(saved: SavedState) -> tuple[LowRank, Adapters]:
-    """A run's strategy and its state, if there are adapters in it."""
+    """Return a run's strategy and its state, if it has adapters."""
     strategy: object = saved.strategy
     if not isinstance(strategy, LowRank) or not isinstance(saved.state, Adapters):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""The layers that carry adapters: chosen by pattern from what the workload says it has, and their first factors."""
+"""The layers with adapters: chosen by pattern from the workload's list, and their first factors."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Layer:
     kind: str
     """`linear`, `conv1d` (transformers'), `conv2d` or `embedding`."""
     kernel: tuple[int, int] | None = None
-    """Height and width of a convolution's filters; i is their area times the channels they read."""
+    """Height and width of a convolution's filters; i is their area times the input channels."""
 
     @property
     def transposed(self) -> bool:
-        """Whether the weight is stored as (i, o)."""
+        """Return whether the weight is stored as (i, o)."""
         return self.kind in ("conv1d", "embedding")
 
     @property
@@ -43,10 +43,10 @@ class Layer:
 
 
 def chosen_layers(info: Info, targets: Sequence[str], rank_max: int) -> dict[str, Layer]:
-    """The layers the patterns mean, in the model's order.
+    """Return the layers the patterns match, in the model's order.
 
     Args:
-        info: of the workload's initial record; `adaptable` says which layers can carry an adapter.
+        info: of the workload's initial record; `adaptable` lists the layers that can have an adapter.
         targets: patterns of `adapters.matching`.
         rank_max: the largest rank a layer will get.
 
@@ -60,13 +60,13 @@ def chosen_layers(info: Info, targets: Sequence[str], rank_max: int) -> dict[str
         layer = layers[small[0]]
         raise ConfigError(
             f"rank {rank_max} is above min(out, in) = {min(layer.out, layer.in_)} of layer {small[0]!r} "
-            f"({layer.out} x {layer.in_}); lower the rank, or leave the layer out of strategy.targets"
+            f"({layer.out} x {layer.in_}); lower the rank, or remove the layer from strategy.targets"
         )
     return layers
 
 
 def layer_of(told: Info) -> Layer:
-    """A layer from its JSON."""
+    """Return a layer from its JSON."""
     kernel = told.get("kernel")
     return Layer(
         told["weight"], int(told["out"]), int(told["in"]), told["kind"], (kernel[0], kernel[1]) if kernel else None
@@ -74,17 +74,17 @@ def layer_of(told: Info) -> Layer:
 
 
 def layer_info(layer: Layer) -> Info:
-    """The inverse of `layer_of`."""
+    """Return a layer as JSON (inverse of `layer_of`)."""
     told = {"kind": layer.kind, "weight": layer.weight, "out": layer.out, "in": layer.in_}
     return {**told, "kernel": list(layer.kernel)} if layer.kernel else told
 
 
 def fresh_a(seed: int, restart: int, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Array]:
-    """First factors A, the same for everybody who has the seed: uniform on ±1/√i, as PEFT draws them.
+    """Return the first factors A, the same for the same seed: uniform on ±1/√i, as PEFT draws them.
 
     Args:
         seed: of the run.
-        restart: 0 at first; a method that starts its adapters anew counts on.
+        restart: 0 at first; a method that reinitialises its adapters counts up.
         shapes: rank r and columns i by layer.
 
     Returns:
@@ -103,7 +103,7 @@ def zero_b(shapes: Mapping[str, tuple[int, int]]) -> dict[str, Array]:
 
 
 def merged(arrays: Arrays, layers: Mapping[str, Layer], a: Arrays, b: Arrays, scale: float) -> dict[str, Array]:
-    """The arrays with s·B A added to the layers' weights; others as they are."""
+    """Return the arrays with s·B A added to the layers' weights; others unchanged."""
     changed = {
         layer.weight: arrays[layer.weight] + layer.change(a[name], b[name], scale, arrays[layer.weight])
         for name, layer in layers.items()

@@ -1,4 +1,4 @@
-"""What makes one low-rank strategy differ from the next, as one value."""
+"""The differences between low-rank strategies, as one value."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from fedloom.strategies._low_rank.setup import SHARED, Setup
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Initiating:
-    """What is trained in the initiating rounds."""
+    """Arrays trained in the initiating rounds."""
 
     whole: bool = True
     """Whole models; otherwise adapters of the largest rank."""
     mu: float = 0.0
     """Weight of the regulariser."""
     to_pretrained: bool = False
-    """Whether that pulls whole models towards the one the run began with, not towards the round's."""
+    """Whether it pulls whole models towards the initial model instead of the round's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,10 +43,10 @@ class Method:
     rate_factor: float = 1.0
     """On the clients' step size in adapter rounds."""
     start: Path | None = None
-    """Folder of the adapters a run starts from."""
+    """Folder of the initial adapters."""
     rules: tuple[str, ...] = (SHARED,)
     knobs: Info = field(default_factory=dict)
-    """For the clients of adapter rounds, beside those of the shared rule."""
+    """For the clients of adapter rounds, besides those of the shared rule."""
 
 
 def shared_method(config: LowRankSettings, experiment: Experiment, schedule: Schedule) -> Method:

@@ -1,8 +1,8 @@
 """Adapters as folders in PEFT's form, written and read without PEFT.
 
-Such a folder holds `adapter_config.json` and `adapter_model.safetensors`. PEFT scales a module's adapter by alpha/r,
+Such a folder contains `adapter_config.json` and `adapter_model.safetensors`. PEFT scales a module's adapter by alpha/r,
 where r is that module's own rank; ours have one constant scale s. Export therefore states alpha = s·r for each module;
-import folds what is left of the difference into B.
+import multiplies the remaining difference into B.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from fedloom.strategies._low_rank.layers import Layer
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _BASE = "fedloom.base_sha256"
-"""Key of the weights file's metadata under which the digest of what the adapters stand on is noted."""
+"""Key of the weights file's metadata for the digest of the adapters' base."""
 _UNSUPPORTED = ("use_dora", "lora_bias", "layer_replication", "megatron_config", "target_parameters")
 _SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterFile:
-    """What an adapter's folder holds, in the federation's form."""
+    """Content of an adapter's folder, in the federation's form."""
 
     a: Arrays
     """A (r, i) by module."""
@@ -41,9 +41,9 @@ class AdapterFile:
     scale: float
     """s."""
     head: Arrays = field(default_factory=dict)
-    """Arrays trained beside the adapters, by the model's names."""
+    """Arrays trained besides the adapters, by the model's names."""
     base_sha256: str | None = None
-    """`core.records.arrays_sha256` of the frozen arrays beneath; None where nobody noted it."""
+    """`core.records.arrays_sha256` of the frozen base; None if it was not recorded."""
 
 
 def export_adapters(folder: Path, layers: Mapping[str, Layer], adapters: AdapterFile, *, base: str = "") -> None:
@@ -178,13 +178,13 @@ def _sorted_out(
 
 
 def _few(keys: Iterable[str]) -> str:
-    """How many keys, and the first of them."""
+    """Return how many keys there are, and the first of them."""
     keys = list(keys)
     return f"{len(keys)} keys" + (f" ({', '.join(keys[:_SHOWN])}{', …' if len(keys) > _SHOWN else ''})" if keys else "")
 
 
 def _scaling(config: Info, name: str, rank: int) -> float:
-    """What PEFT multiplies a module's B A by."""
+    """Return PEFT's factor of a module's B A."""
     patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
     matching = (alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", name))
     alpha = float(next(matching, config["lora_alpha"]))

@@ -17,10 +17,10 @@ from fedloom.strategies._low_rank.shrink import matrix_svd, product_svd
 
 @dataclass(frozen=True, slots=True)
 class MeanProduct:
-    """M of one layer, as a product of stacked factors while that is smaller, else as the matrix."""
+    """M of one layer, as a product of stacked factors while that is smaller, otherwise as the matrix."""
 
     a: Array
-    """[A_1; …; A_K], (R, i) with R = Σ r_k; no rows where `matrix` is set."""
+    """[A_1; …; A_K], (R, i) with R = Σ r_k; no rows if `matrix` is set."""
     b: Array
     """[p_1 B_1 … p_K B_K], (o, R)."""
     matrix: Array | None = None
@@ -36,7 +36,7 @@ class MeanProduct:
         return product_svd(self.a, self.b) if self.matrix is None else matrix_svd(self.dense())
 
     def truncated(self, rank: int) -> tuple[Array, Array]:
-        """The best A (rank, i) and B (o, rank) for M: A = Vᵀ, B = U Σ (FlexLoRA, Bai et al. 2024, with s constant)."""
+        """Return the best A (rank, i), B (o, rank) for M: A = Vᵀ, B = U Σ (FlexLoRA, Bai et al. 2024, s constant)."""
         u, sigma, vt = self.svd()
         return vt[:rank].astype(np.float32), (u * sigma)[:, :rank].astype(np.float32)
 
@@ -61,7 +61,7 @@ class MeanProduct:
 
 
 def relative_error(products: Mapping[str, MeanProduct], a: Arrays, b: Arrays) -> float:
-    """‖M - B A‖_F / ‖M‖_F over all layers together; 0 where nothing changed.
+    """Return ‖M - B A‖_F / ‖M‖_F over all layers together; 0 if nothing changed.
 
     With A and B the means of the factors the difference is exactly Σ p_k (B_k - B)(A_k - A).
     """

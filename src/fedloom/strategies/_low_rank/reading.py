@@ -1,4 +1,4 @@
-"""What a finished (or running) low-rank run says about itself: budgets, savings, errors, read from its rounds."""
+"""Evaluates a low-rank run from its rounds: budgets, savings, errors."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class Saving:
-    """Something sent against what full-model FedAvg would have sent for the same answers."""
+    """Something sent against what full-model FedAvg would have sent for the same updates."""
 
     sent: float
     whole: float
 
     @property
     def share(self) -> float:
-        """1 - sent / whole; NaN where nothing would have been sent."""
+        """Return 1 - sent / whole; NaN if nothing would have been sent."""
         return 1.0 - self.sent / self.whole if self.whole else math.nan
 
     def __add__(self, other: Saving) -> Saving:
@@ -39,11 +39,11 @@ class Budget:
     ranks: Mapping[str, int]
     """Rank of each layer; empty in a round with whole models."""
     error: float
-    """Relative Frobenius error of the aggregation; NaN where the round does not say."""
+    """Relative Frobenius error of the aggregation; NaN if the round does not record it."""
     base: int
-    """Elements a client reads beside that when it is asked for the first time; 0 where the round does not say."""
+    """Elements a client reads in addition at its first job; 0 if the round does not record it."""
     drift: float
-    """How far clients ended from each other in a round with whole models; NaN where the round does not tell."""
+    """Distance between the clients' models at the end of a round with whole models; NaN if not recorded."""
     up: Saving
     """Parameters."""
     down: Saving
@@ -58,7 +58,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """A run's rounds, and what they add up to."""
+    """A run's rounds, and their totals."""
 
     rounds: tuple[Budget, ...]
     full: int
@@ -66,28 +66,28 @@ class Budgets:
 
     @property
     def adapted(self) -> tuple[Budget, ...]:
-        """The rounds with adapters."""
+        """Return the rounds with adapters."""
         return tuple(each for each in self.rounds if not each.whole)
 
     @property
     def bound(self) -> float:
-        """What the saving can reach at most: 1 - T_i/T, rounds counted by the answers they had."""
+        """Return the upper limit of the saving: 1 - T_i/T, rounds counted by their updates."""
         whole = sum(each.up.whole for each in self.rounds if each.whole)
         return 1.0 - whole / (sum(each.up.whole for each in self.rounds) or math.nan)
 
     @property
     def uniform(self) -> bool:
-        """Whether all layers had the same rank in each round."""
+        """Return whether all layers had the same rank in each round."""
         return all(len(set(each.ranks.values())) <= 1 for each in self.adapted)
 
     @property
     def constant(self) -> bool:
-        """Whether the rank was the same in all rounds with adapters."""
+        """Return whether the rank was the same in all rounds with adapters."""
         return len({each.rank for each in self.adapted}) <= 1
 
     @property
     def rank_max(self) -> float:
-        """The largest mean rank of a round."""
+        """Return the largest mean rank of a round."""
         return max((each.rank for each in self.adapted), default=math.nan)
 
     @property
@@ -96,7 +96,7 @@ class Budgets:
         return sum(each.rank for each in self.adapted)
 
     def savings(self) -> dict[str, Saving]:
-        """Every reading of "saving", by its name among a study's numbers; `saving` is the primary one."""
+        """Return every definition of "saving", by its name among a study's numbers; `saving` is the primary one."""
         rounds, adapted, none = self.rounds, self.adapted, Saving(0, 0)
         return {
             "saving": sum((each.up for each in rounds), none),
@@ -108,7 +108,7 @@ class Budgets:
         }
 
     def numbers(self) -> dict[str, float]:
-        """What a study compares."""
+        """Return the numbers a study compares."""
         errors = [each.error for each in self.adapted if math.isfinite(each.error)]
         drifts = [each.drift for each in self.rounds if math.isfinite(each.drift)]
         return {
@@ -124,10 +124,10 @@ class Budgets:
 
 
 def read(rounds: Sequence[RoundRecord], full: int) -> Budgets:
-    """The rounds of a low-rank strategy.
+    """Return the rounds of a low-rank strategy.
 
     Args:
-        rounds: a run's records; those without a stage (of another strategy) are left out.
+        rounds: a run's records; those without a stage (of another strategy) are omitted.
         full: parameters of the whole model.
     """
     return Budgets(tuple(_budget(record, full) for record in rounds if "stage" in record.info), full)
@@ -153,10 +153,10 @@ def _budget(record: RoundRecord, full: int) -> Budget:
 
 
 def drift(record: RoundRecord) -> float:
-    """Root mean square distance of the clients' models from their mean; NaN where the round does not tell.
+    """Return the RMS distance of the clients' models from their mean; NaN if the round does not record it.
 
-    Σ p_k ‖w_k - w‖² = Σ p_k ‖w_k - a‖² - ‖w - a‖² for any a, here the round's anchor: clients tell the first term, the
-    server the second. p_k is by examples.
+    Σ p_k ‖w_k - w‖² = Σ p_k ‖w_k - a‖² - ‖w - a‖² for any a, here the round's anchor: clients report the first term,
+    the server the second. p_k is by examples.
     """
     apart = record.metrics.get("distance_squared", math.nan) - record.info.get("step_squared", math.nan)
     return math.sqrt(max(apart, 0.0)) if math.isfinite(apart) else math.nan

@@ -1,4 +1,4 @@
-"""How global factors get to the rank of a round."""
+"""Resizing of global factors to the rank of a round."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Resizing(ABC):
     """A way to change the rank of the global factors."""
 
     changes_base: bool = False
-    """Whether it adds something to what the adapters stand on."""
+    """Whether it adds to the base of the adapters."""
 
     @abstractmethod
     def resize(self, state: Adapters, rank: int) -> Adapters:
@@ -25,7 +25,7 @@ class Resizing(ABC):
 
 
 class Cut(Resizing):
-    """Keeps the first components in an operator's order (`shrink.ordered`); a larger rank gets components that change
+    """Keeps the first components in an operator's order (`shrink.ordered`); a larger rank adds components that change
     nothing yet."""
 
     def __init__(self, setup: Setup, operator: Operator = "svd", allocation: Allocation = "uniform") -> None:
@@ -44,7 +44,7 @@ class Cut(Resizing):
         return self._setup.merged(state, rest) if folds else state
 
     def _cut(self, state: Adapters, rank: int) -> tuple[Pairs, Pairs]:
-        """The factors at a rank, and what was cut off."""
+        """Return the factors at a rank, and the part cut off."""
         fresh, _ = self._setup.fresh(state, rank)
         grown = resized(state.factors, fresh, rank)
         components = {name: ordered(a, b, self._operator) for name, (a, b) in grown.items() if len(a) > rank}

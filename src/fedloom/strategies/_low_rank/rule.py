@@ -1,4 +1,4 @@
-"""The client half of the low-rank strategies: unpack what comes, pull towards the anchor, pack what goes."""
+"""The client half of the low-rank strategies: unpack inputs, pull towards the anchor, pack updates."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from fedloom.strategies.fedprox.rule import ProximalTerm
 Tensor: TypeAlias = Any
 """A NumPy array or a torch tensor: one of `Tensors`."""
 DISTANCE = "distance_squared"
-"""Name of the metric that tells how far a client's model ended from the anchor."""
+"""Name of the metric with the distance of a client's model from the anchor."""
 FRESH = "fresh"
-"""Key of the adapters' info where their factors do not travel: each client makes them from the seed it names."""
+"""Key of the adapters' info if their factors are not sent: each client makes them from the seed it names."""
 
 
 class LowRankRule(LocalRule):
-    """What every client of a low-rank strategy does beside training. Knobs: `mu` and `wire`, and `tell_distance`."""
+    """The common client half of low-rank strategies. Knobs: `mu` and `wire`, and `tell_distance`."""
 
     def __init__(self) -> None:
         self._proximal = ProximalTerm()
         self._apart: tuple[Tensors, Tensors] | None = None
 
     def incoming(self, inputs: Inputs, job: Job) -> Inputs:
-        """The job's inputs, the first of which is the client's model, under whatever name it was sent."""
+        """Return the job's inputs, the first of which is the client's model, under any name."""
         name, *beside = job.inputs
         return {MODEL: _with_factors(unpacked(inputs[name])), **{other: inputs[other] for other in beside}}
 
@@ -41,7 +41,7 @@ class LowRankRule(LocalRule):
         self._apart = (parameters, anchor) if knobs.get("tell_distance") else None
 
     def outgoing(self, update: Update, knobs: Info) -> Update:
-        """The update in the wire's dtype; where asked, with the metric `distance_squared`, ‖w - a‖² at the end."""
+        """Return the update in the wire's dtype; on request with the metric `distance_squared`, ‖w - a‖²."""
         if self._apart is not None:
             weight = float(update.num_examples)
             distance = Mean(_distance_squared(*self._apart) * weight, weight)
@@ -51,7 +51,7 @@ class LowRankRule(LocalRule):
 
 
 def build_rule() -> LowRankRule:
-    """The shared client half."""
+    """Return the shared client half."""
     return LowRankRule()
 
 
@@ -67,7 +67,7 @@ def _distance_squared(parameters: Tensors, anchor: Tensors) -> float:
 
 
 def _with_factors(record: Record) -> Record:
-    """The record with factors made here, where the server left that to the clients."""
+    """Return the record with factors made here, if the server left that to the clients."""
     told = record.info.get(ADAPTERS, {}).get(FRESH)
     if told is None:
         return record

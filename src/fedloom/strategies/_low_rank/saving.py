@@ -1,4 +1,4 @@
-"""How many array elements a run sends, by formula: what the counted ones are compared with."""
+"""The number of array elements a run sends, by formula, for comparison with the counts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from fedloom.strategies._low_rank.schedule import Schedule
 
 
 def uplink(schedule: Schedule, full: int, head: int, shapes: Iterable[tuple[int, int]]) -> int:
-    """Elements one client sends if it is asked in every round: T_i·P + Σ_{t >= T_i} (c·r_t + P_head).
+    """Return the elements one client sends if it is sampled in every round: T_i·P + Σ_{t >= T_i} (c·r_t + P_head).
 
     Args:
         schedule: T, T_i and every r_t.
         full: elements of the whole model, P.
-        head: elements of the head that is trained beside the adapters, P_head.
+        head: elements of the head that is trained besides the adapters, P_head.
         shapes: (o, i) of each layer with an adapter; c = Σ (o + i).
     """
     width = sum(out + in_ for out, in_ in shapes)

@@ -1,9 +1,9 @@
-"""Rank by round: the initiating rounds, a heating plateau, the fall, the cooled end.
+"""Rank by round: the initiating rounds, a heating plateau, the decrease, the cooled end.
 
 Symbols: T rounds, T_i initiating ones, L = T - T_i; heating share h, cooling share c; ranks r_max and r_min. Rounds
 count from 1 here. All of it is a reconstruction from the abstract of SA-FedLoRA (Yang et al., arXiv 2405.09394 v1); its
 body could not be read. The abstract says that the budget starts high ("heating") and is shrunk gradually to a "cooling"
-end, not by which law.
+end, but not the law.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Schedule:
     cooling: float = 0.0
     """c."""
     step_rounds: int = 1
-    """Rounds between two drops of the law `step`."""
+    """Rounds between two steps of the law `step`."""
     step_factor: float = 0.5
-    """What a drop of the law `step` multiplies the rank by."""
+    """Factor of the rank at a step of the law `step`."""
     order: Order = "falling"
     """`falling` anneals. Controls: `rising` is the same ranks in reverse order, `level` the same total of ranks spread
     as evenly as whole ranks allow."""
@@ -63,7 +63,7 @@ class Schedule:
             )
 
     def is_initiating(self, round: int) -> bool:
-        """Whether a round belongs to the initiating stage."""
+        """Return whether a round belongs to the initiating stage."""
         return round <= self.initiating
 
     def rank(self, round: int) -> int:
@@ -121,5 +121,5 @@ class Schedule:
 
 
 def constant(rounds: int, rank: int) -> Schedule:
-    """One rank for all rounds."""
+    """Return a schedule with one rank for all rounds."""
     return Schedule(rounds=rounds, rank_max=rank, rank_min=rank)

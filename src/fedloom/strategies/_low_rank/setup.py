@@ -1,4 +1,4 @@
-"""What every part of a low-rank method knows of its run, and what several of them do with it."""
+"""A low-rank method's facts about its run, shared by its parts, and common operations."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Setup:
     """The numbers of a run that all parts of a method need."""
 
     strategy: str
-    """The strategy's name, as a user knows it."""
+    """The strategy's name, in the user's terms."""
     seed: int
-    """Of the run: the first factors A are drawn from it."""
+    """The run's seed: the first factors A are drawn from it."""
     scale: float
     """s in W + s·B A."""
     rank_max: int

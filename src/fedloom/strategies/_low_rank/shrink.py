@@ -1,4 +1,4 @@
-"""Cutting a pair of factors to a smaller rank: order the components, keep the first ones.
+"""Reduces a pair of factors to a smaller rank: order the components, keep the first ones.
 
 Legend: A (r, i) and B (o, r) are one layer's factors, ΔW = B A (o, i), r' < r the rank after the cut.
 """
@@ -15,31 +15,31 @@ from fedloom.core.records import Array, Arrays
 
 Operator = Literal["svd", "slice", "score", "fold"]
 _NOTHING = 1e-12
-"""‖ΔW‖_F below which there is no basis to find, so A keeps its own."""
+"""‖ΔW‖_F below which there is no basis to find, so A stays as it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """A pair of factors whose components stand in the order they would be kept."""
+    """A pair of factors with ordered components."""
 
     a: Array
     """(r, i), float32."""
     b: Array
     """(o, r), float32."""
     scores: Array
-    """What each component is worth, (r,), float64; falling, but for `slice`."""
+    """Importance of each component, (r,), float64; decreasing, except for `slice`."""
 
     def first(self, rank: int) -> tuple[Array, Array]:
-        """The pair cut to the first `rank` components."""
+        """Return the pair cut to the first `rank` components."""
         return np.ascontiguousarray(self.a[:rank]), np.ascontiguousarray(self.b[:, :rank])
 
     def rest(self, rank: int) -> tuple[Array, Array]:
-        """What `first` leaves out."""
+        """Return the components that `first` omits."""
         return np.ascontiguousarray(self.a[rank:]), np.ascontiguousarray(self.b[:, rank:])
 
 
 def ordered(a: Array, b: Array, operator: Operator) -> Components:
-    """The components in an operator's order.
+    """Return the components in an operator's order.
 
     `svd` (and `fold`) turns them into singular triplets, ΔW = Σ_j σ_j u_j v_jᵀ, with B' = U Σ and A' = Vᵀ: the cut is
     then the best there is in Frobenius norm (Eckart and Young), whatever basis the factors had. The split is not
@@ -59,7 +59,7 @@ def ordered(a: Array, b: Array, operator: Operator) -> Components:
 
 
 def product_svd(a: Array, b: Array) -> tuple[Array, Array, Array]:
-    """The singular value decomposition of B A without forming it.
+    """Compute the singular value decomposition of B A without forming it.
 
     B = Q_B R_B and Aᵀ = Q_A R_A; the decomposition of the small matrix R_B R_Aᵀ gives U = Q_B u and V = Q_A v. The
     largest entry (by magnitude) of each left vector is made positive, so that signs are reproducible.
@@ -78,20 +78,20 @@ def product_svd(a: Array, b: Array) -> tuple[Array, Array, Array]:
 
 
 def matrix_svd(matrix: Array) -> tuple[Array, Array, Array]:
-    """The same of a whole matrix (o, i)."""
+    """Compute the SVD of a whole matrix (o, i)."""
     return _signed(*np.linalg.svd(matrix.astype(np.float64), full_matrices=False))
 
 
 def uniform_ranks(components: Mapping[str, Components], rank: int) -> dict[str, int]:
-    """The same rank for every layer."""
+    """Return the same rank for every layer."""
     return {name: min(rank, len(each.a)) for name, each in components.items()}
 
 
 def ranks_by_importance(components: Mapping[str, Components], rank: int) -> dict[str, int]:
-    """A budget of rank x layers shared out by score, over all layers together; at least 1 for each.
+    """Share a budget of rank x layers out by score, over all layers together; at least 1 for each.
 
-    The idea is AdaLoRA's (Zhang et al. 2023), the gradient-free score ours: with `svd` the kept components are those
-    with the largest singular values in the whole model. Ties go by layer name, then by position.
+    The idea is AdaLoRA's (Zhang et al. 2023), the gradient-free score is ours: with `svd` the remaining components are
+    those with the largest singular values in the whole model. Ties go by layer name, then by position.
     """
     budget = rank * len(components)
     queue = sorted(
@@ -107,7 +107,7 @@ def ranks_by_importance(components: Mapping[str, Components], rank: int) -> dict
 
 
 def grown(a: Array, b: Array, fresh: Array) -> tuple[Array, Array]:
-    """The pair with further components that change nothing yet: fresh rows for A, zero columns for B.
+    """Return the pair with further components that change nothing yet: fresh rows for A, zero columns for B.
 
     Args:
         a: (r, i).
@@ -119,7 +119,7 @@ def grown(a: Array, b: Array, fresh: Array) -> tuple[Array, Array]:
 
 
 def resized(factors: Mapping[str, tuple[Array, Array]], fresh: Arrays, rank: int) -> dict[str, tuple[Array, Array]]:
-    """Every pair whose rank is smaller grown to `rank`."""
+    """Return every pair, those of smaller rank grown to `rank`."""
     return {name: grown(a, b, fresh[name][:rank]) if len(a) < rank else (a, b) for name, (a, b) in factors.items()}
 
 

@@ -14,10 +14,10 @@ SETTING = "strategy.adapters"
 
 
 def started(state: Adapters, folder: Path, scale: float, rank_max: int) -> Adapters:
-    """The state with the adapters (and the head, where it lies beside them) of a folder in PEFT's form.
+    """Return the state with the adapters (and the head, if it is there) of a folder in PEFT's form.
 
     Raises:
-        DataMissing: it is no such folder.
+        DataMissing: it is not such a folder.
         UnsupportedFeature: its adapters are more than s·B A.
         ConfigError: they are for other modules, of too high a rank, or made on other weights.
     """
@@ -31,7 +31,7 @@ def started(state: Adapters, folder: Path, scale: float, rank_max: int) -> Adapt
     if read.base_sha256 is not None and read.base_sha256 != (here := arrays_sha256(state.frozen())):
         raise ConfigError(
             f"{SETTING}: the adapters in {folder} were made on weights with digest {read.base_sha256[:16]}…, this "
-            f"run's have {here[:16]}…. Start from the same model: the one in base.safetensors beside the adapters, "
-            "where their run changed it"
+            f"run's have {here[:16]}…. Start from the same model: the one in base.safetensors next to the adapters, "
+            "if their run changed it"
         )
     return replace(state, lora_a=read.a, lora_b=read.b, model={**state.model, **read.head})

@@ -11,9 +11,9 @@ from fedloom.core.records import MODEL, Array, Arrays, Info, Record
 from fedloom.strategies._low_rank.layers import Layer, layer_of, merged
 
 BASE = "base"
-"""Name of the input that holds the frozen weights."""
+"""Name of the input with the frozen weights."""
 FACTORS = "factors"
-"""Name of the input that holds factors A which are not trained."""
+"""Name of the input with untrained factors A."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,58 +23,58 @@ class Adapters:
     model: Arrays
     """Every array in the initiating stage; afterwards the head's, if it is trained."""
     layers: Mapping[str, Info]
-    """The layers that carry adapters, as JSON; see `layers.Layer`."""
+    """The layers with adapters, as JSON; see `layers.Layer`."""
     head: tuple[str, ...] = ()
-    """Names of the arrays that stay trainable beside the adapters."""
+    """Names of the arrays trained besides the adapters."""
     lora_a: Arrays = field(default_factory=dict)
     lora_b: Arrays = field(default_factory=dict)
     lora_e: Arrays = field(default_factory=dict)
-    """Gates between the factors, where a method has them: W + s·B diag(e) A."""
+    """Gates between the factors, if a method has them: W + s·B diag(e) A."""
     base: Pinned | None = None
     """Every other array, once it is frozen."""
     folds: tuple[Pinned, ...] = ()
-    """Changes merged into the base since, in order: factors with the scale in B."""
+    """Changes merged into the base so far, in order: factors with the scale in B."""
     frozen_a: Pinned | None = None
-    """The factors A, where they are shared and not trained."""
+    """The factors A, if they are shared and not trained."""
     anchor: Pinned | None = None
-    """The pretrained model, where the regulariser pulls towards that."""
+    """The pretrained model, if the regulariser pulls towards it."""
     rank: int = 0
     """r_t of the last adapter round; 0 before the first."""
     restarts: int = 0
-    """How often the factors were made anew."""
+    """The number of times the factors were reinitialised."""
     memory: Mapping[str, float] = field(default_factory=dict)
-    """Numbers a method keeps from round to round."""
+    """Numbers a method carries from round to round."""
     scores: Arrays = field(default_factory=dict)
-    """What each component was worth in the last round, (r,) by layer, where a method measures that."""
+    """Importance of each component in the last round, (r,) by layer, if a method measures it."""
     before_a: Arrays = field(default_factory=dict)
-    """A and B before the last round, where a method needs them; empty where their rank was another."""
+    """A and B before the last round, if a method needs them; empty if their rank was different."""
     before_b: Arrays = field(default_factory=dict)
     told: Info = field(default_factory=dict)
-    """What the round's record says."""
+    """Entries of the round's record."""
 
     def shapes(self) -> dict[str, Layer]:
-        """The layers that carry adapters."""
+        """Return the layers with adapters."""
         return {name: layer_of(told) for name, told in self.layers.items()}
 
     @property
     def factors(self) -> dict[str, tuple[Array, Array]]:
-        """A and B by layer, wherever A is kept."""
+        """Return A and B by layer, wherever A is stored."""
         a = self.lora_a if self.frozen_a is None else self.frozen_a.groups[LORA_A]
         return {name: (a[name], b) for name, b in self.lora_b.items()}
 
     def beneath(self) -> dict[str, Pinned]:
-        """The pinned inputs the adapters stand on, by input name, in order."""
+        """Return the pinned inputs beneath the adapters, by input name, in order."""
         assert self.base is not None
         inputs = {BASE: self.base}
         inputs |= {f"fold-{number}": fold for number, fold in enumerate(self.folds, 1)}
         return inputs if self.frozen_a is None else {**inputs, FACTORS: self.frozen_a}
 
     def folded(self, fold: Pinned) -> Adapters:
-        """The state with one more change merged into the base.
+        """Return the state with one more change merged into the base.
 
-        Once the changes together hold more elements than the base, there is a new base with all of them in it, which
-        everybody reads anew. So nobody who comes late reads more than twice a base, and nobody who was there from the
-        beginning reads more than twice what the changes alone would have taken.
+        Once the changes together have more elements than the base, a new base includes all of them, which
+        all clients read again. So a late client reads at most twice a base, and a client present from the
+        beginning at most twice the size of the changes alone.
         """
         assert self.base is not None
         state = replace(self, folds=(*self.folds, fold))
@@ -83,7 +83,7 @@ class Adapters:
         return replace(state, base=Pinned.of(Record({MODEL: state.frozen()}, self.base.info)), folds=())
 
     def record(self, scale: float, rank_max: int) -> Record:
-        """What is trained, as one record that names what it stands on."""
+        """Return the trained arrays, as one record that names its base."""
         groups = {MODEL: self.model, LORA_A: self.lora_a, LORA_B: self.lora_b}
         if self.frozen_a is not None:
             del groups[LORA_A]
@@ -93,7 +93,7 @@ class Adapters:
         return Record(groups, {ADAPTERS: adapters})
 
     def whole(self, scale: float) -> Arrays:
-        """The model as one set of arrays, adapters and folds merged, in the workload's names."""
+        """Return the model as one set of arrays, adapters and changes merged, in the workload's names."""
         if self.base is None:
             return self.model
         a, b = self.product()
@@ -102,7 +102,7 @@ class Adapters:
         return {name: arrays[name] for name in order}
 
     def frozen(self) -> Arrays:
-        """What the adapters stand on, folds merged: every array but the trained head's."""
+        """Return the base of the adapters, changes merged: every array but the trained head's."""
         assert self.base is not None
         arrays, layers = self.base.groups[MODEL], self.shapes()
         for fold in self.folds:

@@ -1,6 +1,6 @@
-"""What the low-rank strategies contribute to studies: columns for the numbers of their reports.
+"""Contributions of the low-rank strategies to studies: columns for the numbers of their reports.
 
-Report code is loaded when a study asks, for a strategy's module names this function.
+Report code is loaded on demand, because a strategy's module names this function.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def build_study() -> StudyPart:
-    """Contribute what adapters save and what they cost."""
+    """Return columns for the saving and the cost of adapters."""
     from fedloom.reporting.study_part import NumberColumn, StudyPart
 
     return StudyPart(
         columns=(
-            NumberColumn(number="saving", title="saved of whole models' values up", digits=4),
+            NumberColumn(number="saving", title="saving in values up, against whole models", digits=4),
             NumberColumn(number="saving_bound", title="at most, 1 \N{MINUS SIGN} T_i/T"),
             NumberColumn(number="rank_rounds", title="sum of ranks", digits=0),
             NumberColumn(number="aggregation_error", title="aggregation error"),

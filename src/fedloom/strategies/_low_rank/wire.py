@@ -18,11 +18,11 @@ Wire = Literal["fp32", "fp16", "int8"]
 BLOCK = 64
 """Consecutive elements that share a scale."""
 WIRE = "wire"
-"""Key of a record's info under which its packing is named."""
+"""Key of a record's info for its packing."""
 
 
 def pack(groups: Groups, wire: Wire) -> tuple[Groups, Info]:
-    """The groups as they travel, and what `unpack` has to be told (empty for `fp32`)."""
+    """Return the groups as sent, and the information for `unpack` (empty for `fp32`)."""
     if wire == "fp32":
         return groups, {}
     packed: dict[str, dict[str, Array]] = {group: dict(arrays) for group, arrays in groups.items()}
@@ -54,7 +54,7 @@ def packed_names(groups: Groups, wire: Wire) -> dict[str, frozenset[str]]:
 
 
 def unpack(groups: Groups, info: Info) -> Groups:
-    """The groups as they were but for what the packing lost."""
+    """Return the groups restored, except for the packing's rounding."""
     if WIRE not in info:
         return groups
     scales_of: Mapping[str, str] = info[WIRE]["scales"]
@@ -69,7 +69,7 @@ def unpack(groups: Groups, info: Info) -> Groups:
 
 
 def unpacked(record: Record) -> Record:
-    """A record whose groups may be packed, without the packing."""
+    """Return a record, unpacked if its groups are packed."""
     if WIRE not in record.info:
         return record
     info = {key: value for key, value in record.info.items() if key != WIRE}
@@ -77,7 +77,7 @@ def unpacked(record: Record) -> Record:
 
 
 def quantized(array: Array) -> tuple[Array, Array]:
-    """An array in 8 bits.
+    """Quantize an array to 8 bits.
 
     Returns:
         Whole numbers of the array's shape, int8, and the scale of each block of its elements in C order, float32.
@@ -93,7 +93,7 @@ def quantized(array: Array) -> tuple[Array, Array]:
 
 
 def dequantized(whole: Array, scales: Array) -> Array:
-    """The inverse of `quantized`, float32: off by at most half a scale in each element."""
+    """Return the array of quantized values, float32: off by at most half a scale per element."""
     flat = whole.reshape(-1).astype(np.float32)
     flat *= np.repeat(scales, BLOCK)[: flat.size]
     return flat.reshape(whole.shape)
@@ -104,7 +104,7 @@ def _scales_of(group: str) -> str:
 
 
 def _plain(array: Array, scales: Array | None, dtype: str | None) -> Array:
-    """A packed array in its own dtype: the one named, else float32."""
+    """Return a packed array in its own dtype: the one named, otherwise float32."""
     if scales is not None:
         array = dequantized(array, scales)
     if array.dtype.kind != "f":

@@ -20,9 +20,9 @@ class Config(LowRankSettings):
     rank_min: Rank = 8
     """Mean rank of the layers at the end (AdaLoRA's `target_r`)."""
     heating: Share = 0.1
-    """Share of the rounds before the total begins to fall."""
+    """Fraction of the rounds before the total begins to decrease."""
     cooling: Share = 0.2
-    """Share of the rounds at the end in which it stays."""
+    """Fraction of the rounds at the end in which it is constant."""
     beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.85
     """Decay of the smoothed importance, β₁."""
     beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.85

@@ -46,7 +46,7 @@ class Importance(LowRankRule):
             self._weigh(place, abs(parameters[place] * gradients[place]), knobs["beta1"], knobs["beta2"])
 
     def outgoing(self, update: Update, knobs: Info) -> Update:
-        """The update with each component's score."""
+        """Return the update with each component's score."""
         scores = {name: self._score(name, e.size) for name, e in update.groups[LORA_E].items()}
         return super().outgoing(replace(update, groups={**update.groups, SCORES: scores}), knobs)
 
@@ -68,12 +68,12 @@ class Importance(LowRankRule):
 
 
 def _as_array(values: Tensor) -> Array:
-    """A tensor or array as an array."""
+    """Return a tensor or array as an array."""
     return np.asarray(values if isinstance(values, np.ndarray) else values.cpu())
 
 
 def _away_from_orthonormal(matrix: Tensor, *, rows: bool) -> Tensor:
-    """Gradient of ‖Q Qᵀ - I‖_F in Q (of ‖Qᵀ Q - I‖_F where the columns count): 2 (Q Qᵀ - I) Q / ‖Q Qᵀ - I‖_F."""
+    """Return the gradient of ‖Q Qᵀ - I‖_F in Q (of ‖Qᵀ Q - I‖_F for columns): 2 (Q Qᵀ - I) Q / ‖Q Qᵀ - I‖_F."""
     q = matrix if rows else matrix.T
     apart = q @ q.T
     places = range(len(apart))
@@ -84,5 +84,5 @@ def _away_from_orthonormal(matrix: Tensor, *, rows: bool) -> Tensor:
 
 
 def build_rule() -> Importance:
-    """The client half of federated AdaLoRA."""
+    """Return the client half of federated AdaLoRA."""
     return Importance()

@@ -36,7 +36,7 @@ class Triplets(Aggregation):
         return mean_or_shared(self.setup)
 
     def begin(self, state: Adapters, *, given: bool) -> Adapters:
-        """The state with gates: open on given factors, closed on ones that are drawn as AdaLoRA draws them."""
+        """Return the state with gates: open on given factors, closed on factors drawn as in AdaLoRA."""
         if given:
             return replace(state, lora_e={name: np.ones(len(a), np.float32) for name, a in state.lora_a.items()})
         return replace(
@@ -62,7 +62,7 @@ class Triplets(Aggregation):
 class ByScore(Resizing):
     """Keeps the r_t x layers components of the highest scores, over all layers together, at least one of each layer.
 
-    A component that is dropped does not come back.
+    A dropped component is not restored.
     """
 
     def resize(self, state: Adapters, rank: int) -> Adapters:
@@ -85,7 +85,7 @@ class ByScore(Resizing):
 
 
 def build_strategy(config: Config, experiment: Experiment) -> LowRank:
-    """The strategy a `Config` describes."""
+    """Return the strategy a `Config` describes."""
     schedule = Schedule(
         rounds=experiment.rounds_known("strategy 'fed_adalora'"),
         rank_max=config.rank_max,

@@ -1,4 +1,4 @@
-"""Settings of federated averaging: none of its own."""
+"""Settings of federated averaging: none."""
 
 from fedloom.core.config import PluginSettings
 

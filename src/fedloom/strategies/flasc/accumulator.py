@@ -1,4 +1,4 @@
-"""The fold of FLASC: the mean of sparse changes, kept as one dense vector."""
+"""The accumulator of FLASC: the mean of sparse changes, as one dense vector."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedloom.strategies.flasc.sparse import KEPT, dense
 
 
 class Accumulator(RunningMean):
-    """A running mean in which what a client did not send counts as zero."""
+    """A running mean in which unsent entries count as zero."""
 
     def add(self, update: Update, weight: float, client: int) -> None:
         groups = dict(unpack(update.groups, update.info))

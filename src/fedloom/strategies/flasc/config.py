@@ -18,8 +18,8 @@ class Config(LowRankSettings):
     rank: Rank = 16
     """r of every adapter in every round."""
     density_down: Density = 0.25
-    """Share of the factors' entries that are sent to clients; the largest by magnitude, over all layers."""
+    """Fraction of the factors' entries that are sent to clients; the largest by magnitude, over all layers."""
     density_up: Density = 0.25
-    """Share of the entries of a client's change that it sends."""
+    """Fraction of the entries of its change that a client sends."""
     server_learning_rate: Annotated[float, Field(gt=0.0)] = 1.0
-    """What the clients' mean change is multiplied by before it is added."""
+    """Factor of the clients' mean change before it is added."""

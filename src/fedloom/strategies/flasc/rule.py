@@ -13,7 +13,7 @@ from fedloom.strategies._low_rank.rule import LowRankRule
 from fedloom.strategies.flasc.sparse import KEPT, dense, factors, flat, sparse
 
 SPARSE = "sparse"
-"""Key of the adapters' info: the shapes of the factors that came as one sparse vector."""
+"""Key of the adapters' info: the shapes of the factors sent as one sparse vector."""
 
 
 class SparseFactors(LowRankRule):
@@ -39,5 +39,5 @@ class SparseFactors(LowRankRule):
 
 
 def build_rule() -> SparseFactors:
-    """The client half of FLASC."""
+    """Return the client half of FLASC."""
     return SparseFactors()

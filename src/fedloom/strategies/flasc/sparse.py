@@ -16,13 +16,13 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 def flat(groups: Groups) -> Array:
-    """All A in order, then all B, as one vector, float32."""
+    """Return all A in order, then all B, as one vector, float32."""
     parts = [array.reshape(-1) for group in (LORA_A, LORA_B) for array in groups[group].values()]
     return np.concatenate(parts).astype(np.float32)
 
 
 def factors(vector: Array, shapes: Shapes) -> dict[str, dict[str, Array]]:
-    """The inverse of `flat`."""
+    """Return the factors of a vector (inverse of `flat`)."""
     groups: dict[str, dict[str, Array]] = {LORA_A: {}, LORA_B: {}}
     start = 0
     for group in groups:
@@ -34,7 +34,7 @@ def factors(vector: Array, shapes: Shapes) -> dict[str, dict[str, Array]]:
 
 
 def sparse(vector: Array, density: float) -> Arrays:
-    """The ⌈density · n⌉ entries of largest magnitude; of equal ones the first."""
+    """Return the ⌈density · n⌉ entries of largest magnitude; of equal ones the first."""
     mask = np.zeros(vector.size, bool)
     mask[np.argsort(-np.abs(vector), kind="stable")[: _count(vector.size, density)]] = True
     return {"values": vector[mask], "mask": np.packbits(mask)}
@@ -46,7 +46,7 @@ def blank(size: int, density: float) -> Arrays:
 
 
 def dense(kept: Arrays, size: int) -> Array:
-    """The vector of `size` entries with zeros where nothing was sent, float32."""
+    """Return the vector of `size` entries with zeros for unsent ones, float32."""
     mask = np.unpackbits(kept["mask"], count=size).astype(bool)
     vector = np.zeros(size, np.float32)
     vector[mask] = kept["values"]

@@ -49,7 +49,7 @@ class SparseChanges(Aggregation):
 
 
 def build_strategy(config: Config, experiment: Experiment) -> LowRank:
-    """The strategy a `Config` describes."""
+    """Return the strategy a `Config` describes."""
     method = fixed_rank(config, config.rank, experiment)
     aggregation = SparseChanges(method.setup, config)
     return LowRank(replace(method, aggregation=aggregation, rules=("flasc",), knobs={"density_up": config.density_up}))

@@ -1,4 +1,4 @@
-"""What the method contributes to studies; see `_low_rank.study`."""
+"""Contributions of the method to studies; see `_low_rank.study`."""
 
 from fedloom.strategies._low_rank.study import build_study
 

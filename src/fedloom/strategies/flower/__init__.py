@@ -1,6 +1,6 @@
-"""Flower's strategies, unchanged: Krum, Bulyan, FedMedian, FedAdam, differential privacy, or a class of your own.
+"""Flower's strategies, unchanged: Krum, Bulyan, FedMedian, FedAdam, differential privacy, or your own class.
 
-`as_strategy` is the other direction: a strategy of ours in a Flower app.
+`as_strategy` is the other direction: a fedloom strategy in a Flower app.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ def as_strategy(
     """Make one of our strategies a Flower `Strategy` object, for use in a Flower app.
 
     Args:
-        name: a strategy of ours, such as `fedavg` or `server_opt`.
-        fraction_train: share of the connected nodes asked to train each round.
-        fraction_evaluate: share asked to evaluate.
-        min_nodes: connected nodes to wait for before a round; also the least number asked.
+        name: a fedloom strategy, such as `fedavg` or `server_opt`.
+        fraction_train: fraction of the connected nodes sampled for training each round.
+        fraction_evaluate: fraction sampled for evaluation.
+        min_nodes: connected nodes to wait for before a round; also the minimum sampled.
         seed: root of the strategy's randomness, and of the choice of nodes.
         weighted_by: metric of the replies by which updates are weighted.
         options: settings of the strategy.
 
     Returns:
-        A `flwr.serverapp.strategy.Strategy`; give it to nobody else, it keeps the run's state.
+        A `flwr.serverapp.strategy.Strategy`; do not share it, it stores the run's state.
 
     Raises:
         UnknownName: no such strategy.

@@ -22,7 +22,7 @@ MANIFEST = "pyproject.toml"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What `[tool.flwr.app]` says."""
+    """Content of `[tool.flwr.app]`."""
 
     name: str
     serverapp: str
@@ -30,14 +30,14 @@ class Manifest:
     config: Info
     """`[tool.flwr.app.config]`, nested tables flattened to dotted keys, as apps read it."""
     supernodes: int | None
-    """`options.num-supernodes` of the default federation, where the file still has one."""
+    """`options.num-supernodes` of the default federation, if the file still has one."""
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read a Flower app's `pyproject.toml`.
 
     Raises:
-        ConfigError: no such file, or not a Flower app's; the message names what is missing.
+        ConfigError: no such file, or not a Flower app's; the message says what is missing.
     """
     path = folder / MANIFEST
     try:
@@ -77,7 +77,7 @@ def load_component(folder: Path, component: str, key: str) -> object:
             is not the app's own.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{key}: no folder {str(folder)!r}; it must be on every machine of the run, at this path")
+        raise ConfigError(f"{key}: folder {str(folder)!r} not found; every machine of the run needs it at this path")
     module_name, colon, attribute = component.partition(":")
     if not colon:
         raise ConfigError(f'{key}: expected "module:object", got {component!r}')
@@ -120,7 +120,7 @@ def _is_inside(part: object, folder: Path) -> bool:
 
 
 def check_component(found: object, kind: type, legacy: bool, key: str, component: str) -> None:
-    """Refuse what is no ServerApp or ClientApp, or is one of the API before messages."""
+    """Reject anything but a ServerApp or ClientApp, and those of the API before messages."""
     if not isinstance(found, kind):
         raise ConfigError(f"{key} = {component!r}: expected a flwr {kind.__name__}, got {type(found).__name__}")
     if legacy:

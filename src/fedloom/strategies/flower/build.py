@@ -28,15 +28,15 @@ _WHOLE_COHORT: Mapping[str, float] = {
     "min_evaluate_nodes": 1,
     "min_available_nodes": 1,
 }
-"""The object samples nothing: whom to ask was settled by the run's cohort and selection."""
+"""The object samples nothing: clients are chosen by the run's cohort and selection."""
 
 
 def build_object(config: Config, *, cohort_size: int, hosts_app: bool) -> flwr.Strategy:
-    """The Flower strategy, wrapped.
+    """Return the Flower strategy, wrapped.
 
     Args:
         config: the strategy's settings.
-        cohort_size: clients per round; what a wrapper takes as `num_sampled_clients` if nothing else is said.
+        cohort_size: clients per round; a wrapper's default for `num_sampled_clients`.
         hosts_app: whether the clients run a Flower app, which can have mods.
 
     Raises:
@@ -118,7 +118,7 @@ def _call(kind: type[flwr.Strategy], key: str, options: Info, *args: flwr.Strate
         if name not in accepted and not open_ended:
             hint = did_you_mean(name, accepted)
             known = ", ".join(each for each in accepted if each not in _WHOLE_COHORT)
-            raise ConfigError(f"{key}.{name}: {kind.__name__} has no such option; {hint}it takes {known}")
+            raise ConfigError(f"{key}.{name}: {kind.__name__} has no such option; {hint}known: {known}")
     keywords = {
         name: find_object(value, f"{key}.{name}")
         if isinstance(value, str) and name.endswith(("_fn", "_rule"))

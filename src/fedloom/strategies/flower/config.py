@@ -20,7 +20,7 @@ class WrapperSettings(Settings):
     """`server_fixed_clipping`, `server_adaptive_clipping`, `client_fixed_clipping`, `client_adaptive_clipping`, or a
     class, as for `class`. Its first argument is the wrapped strategy."""
     options: Annotated[dict[str, object], SettingKind.PLAIN] = Field(default_factory=dict)
-    """Keywords of the wrapper's constructor. `num_sampled_clients` is the cohort's size where it is not given."""
+    """Keywords of the wrapper's constructor. `num_sampled_clients` is the cohort's size by default."""
 
 
 class Config(PluginSettings):
@@ -32,12 +32,12 @@ class Config(PluginSettings):
     class_: FlowerClass = Field(default="FedAvg", alias="class")
     """Written `class`: a name in `flwr.serverapp.strategy` (`Krum`, `FedMedian`, …), or `module:Class`."""
     options: Annotated[dict[str, object], SettingKind.PLAIN] = Field(default_factory=dict)
-    """Keywords of the constructor. Where it wants a function (`…_fn`, `…_rule`), give `module:function`."""
+    """Keywords of the constructor. If it expects a function (`…_fn`, `…_rule`), give `module:function`."""
     wrapper: WrapperSettings | None = None
-    """A wrapper, such as one for differential privacy; None for none."""
+    """A wrapper, such as one for differential privacy; None disables it."""
     train_config: Annotated[dict[str, object], SettingKind.FREE] = Field(default_factory=dict)
-    """Values every client finds in its training message (or knobs), as `Strategy.start(train_config=…)` sends them."""
+    """Values in every client's training message (or knobs), as `Strategy.start(train_config=…)` sends them."""
     evaluate_config: Annotated[dict[str, object], SettingKind.FREE] = Field(default_factory=dict)
     """The same for evaluation messages."""
     evaluate_on_clients: bool | None = None
-    """Whether clients evaluate each new model on their own data. None: where the workload is a Flower app."""
+    """Whether clients evaluate each new model on their own data. None: if the workload is a Flower app."""

@@ -1,4 +1,4 @@
-"""A strategy of ours as a Flower `Strategy`: the other direction."""
+"""A fedloom strategy as a Flower `Strategy`: the other direction."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from fedloom.strategies.flower import flwr_api as flwr
 from fedloom.strategies.flower import records
 
 _POLL_S = 1.0
-"""Seconds between two looks at how many nodes have connected: a Grid can only be asked."""
+"""Seconds between two queries of the number of connected nodes: a Grid can only be polled."""
 
 
 class OursInFlower(flwr.Strategy):  # type: ignore[misc]  # flwr's classes are untyped here
     """Drives `plan` and `finish` from Flower's `configure_train` and `aggregate_train`.
 
-    One exchange per round: that is all Flower's loop has. Updates are folded in ascending order of node id, so the
-    result does not depend on the order of arrival.
+    One exchange per round: which is all Flower's loop supports. Updates are aggregated in ascending order of node id,
+    so the result does not depend on the order of arrival.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class OursInFlower(flwr.Strategy):  # type: ignore[misc]  # flwr's classes are u
         self._nodes: list[int] = []
 
     def summary(self) -> None:
-        """Nothing: the strategy's settings are in the app's own code."""
+        """Do nothing: the strategy's settings are in the app's code."""
 
     def configure_train(
         self, server_round: int, arrays: flwr.ArrayRecord, config: flwr.ConfigRecord, grid: flwr.Grid
@@ -68,7 +68,7 @@ class OursInFlower(flwr.Strategy):  # type: ignore[misc]  # flwr's classes are u
             round=server_round,
             cohort=tuple(range(len(self._nodes))),
             population=population,
-            rounds=None,  # Flower tells its strategies no total
+            rounds=None,  # Flower does not pass the total to its strategies
             seed=self._seed,
         )
         self._exchange = self._ours.plan(self._state, self._context)
@@ -98,7 +98,7 @@ class OursInFlower(flwr.Strategy):  # type: ignore[misc]  # flwr's classes are u
         step = self._ours.finish(self._state, total, self._context)
         if isinstance(step, Pending):
             raise UnsupportedFeature(
-                f"strategy {self._name!r} wants a second exchange in round {server_round}; Flower's rounds have one. "
+                f"strategy {self._name!r} needs a second exchange in round {server_round}; Flower's rounds have one. "
                 "Run the app with `fedloom run` instead"
             )
         self._state, self._exchange = step, None
@@ -119,7 +119,7 @@ class OursInFlower(flwr.Strategy):  # type: ignore[misc]  # flwr's classes are u
         return self._mean_metrics(answers) if answers else None
 
     def _sample(self, server_round: int, grid: flwr.Grid, purpose: str) -> tuple[list[int], int]:
-        """Nodes to ask, ascending, and how many there are."""
+        """Return the nodes to sample, ascending, and how many there are."""
         nodes = sorted(grid.get_node_ids())
         while len(nodes) < self._min_nodes:
             time.sleep(_POLL_S)
@@ -142,7 +142,7 @@ class OursInFlower(flwr.Strategy):  # type: ignore[misc]  # flwr's classes are u
             content[records.CONFIG] = flwr.ConfigRecord({**settings, **knobs})
         except TypeError as exc:
             raise UnsupportedFeature(
-                f"strategy {self._name!r} sends knobs {dict(knobs)}, which a Flower ConfigRecord cannot hold: {exc}"
+                f"strategy {self._name!r} sends knobs {dict(knobs)}, which a Flower ConfigRecord cannot contain: {exc}"
             ) from exc
         return flwr.Message(content, dst_node_id=self._nodes[job.client], message_type=job.kind)
 
@@ -156,7 +156,7 @@ class OursInFlower(flwr.Strategy):  # type: ignore[misc]  # flwr's classes are u
         weight = self._weight(content)
         if weight is None:
             raise BadUpdate(
-                f"node {self._nodes[client]}: its reply has no metric {self._weighted_by!r} to weigh its update by"
+                f"node {self._nodes[client]}: its reply has no metric {self._weighted_by!r} to weight its update by"
             )
         groups: dict[str, Arrays] = {
             name: records.from_array_record(record) for name, record in content.array_records.items()
@@ -192,7 +192,7 @@ class OursInFlower(flwr.Strategy):  # type: ignore[misc]  # flwr's classes are u
 
 
 def _array_records(name: str, record: Record) -> dict[str, flwr.ArrayRecord]:
-    """An input as ArrayRecords: the model under Flower's usual key, other groups under their own."""
+    """Return an input as ArrayRecords: the model under Flower's usual key, other groups under theirs."""
     return {
         records.ARRAYS if name == MODEL and group == MODEL else group: records.to_array_record(arrays)
         for group, arrays in record.groups.items()

@@ -1,6 +1,6 @@
-"""Every name this package uses from flwr, in one place: flwr moves its modules, and the rest should not notice.
+"""Every name this package uses from flwr, in one place: flwr moves its modules, which affects only this file.
 
-Imports nothing of flwr anywhere else. Telemetry and the update check are off before the first of its modules loads.
+No other module imports flwr. Telemetry and the update check are off before the first of its modules loads.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 SERVER_NODE = 1
-"""Node id of the server; clients' ids come after it."""
+"""Node id of the server; clients' ids follow it."""
 RUN = 1
 NUMPY_STYPE = "numpy.ndarray"
 """Name of the array encoding every Flower framework helper uses."""
@@ -83,14 +83,14 @@ def node_id(client: int) -> int:
 
 
 def client_of(node: int) -> int:
-    """The inverse of `node_id`."""
+    """Return the client of a node id (inverse of `node_id`)."""
     return node - SERVER_NODE - 1
 
 
 def instruction(
     content: RecordDict, client: int, message_type: str, group_id: str = "", message_id: str = ""
 ) -> Message:
-    """A message from the server to a client."""
+    """Return a message from the server to a client."""
     message = Message(content, dst_node_id=node_id(client), message_type=message_type, group_id=group_id)
     message.metadata.__dict__["_message_id"] = message_id  # flwr's own links set it so: there is no public setter
     return message
@@ -102,14 +102,14 @@ def set_message_id(message: Message, message_id: str) -> None:
 
 
 def reply(content: RecordDict | Error, to: Message) -> Message:
-    """A client's answer to a message; `content` is a RecordDict or an Error."""
+    """Return a client's reply to a message; `content` is a RecordDict or an Error."""
     return Message(content, reply_to=to)
 
 
 def make_context(
     node: int, node_config: Mapping[str, object], run_config: Mapping[str, object], state: RecordDict
 ) -> Context:
-    """What an app is given beside the message."""
+    """Return the context passed to an app besides the message."""
     return Context(run_id=RUN, node_id=node, node_config=dict(node_config), state=state, run_config=dict(run_config))
 
 
@@ -117,7 +117,7 @@ def metric_names(strategy: Strategy) -> tuple[str, str | None]:
     """Return the metrics of a reply that a strategy (the innermost of wrapped ones) weighs by.
 
     Returns:
-        The name of the number of examples, and that of the training loss where the strategy reads one.
+        The name of the number of examples, and that of the training loss if the strategy reads one.
     """
     inner: object = strategy
     while isinstance(inner, _Wraps) and isinstance(inner.strategy, Strategy):
@@ -127,26 +127,26 @@ def metric_names(strategy: Strategy) -> tuple[str, str | None]:
 
 
 def is_legacy_client(app: object) -> bool:
-    """Whether a ClientApp was made from a `client_fn`, the API before messages."""
+    """Return whether a ClientApp was made from a `client_fn`, the API before messages."""
     return getattr_static(app, "_call", None) is not None
 
 
 def is_legacy_server(app: object) -> bool:
-    """Whether a ServerApp has no `main(grid, context)` but the parts of the API before messages."""
+    """Return whether a ServerApp has no `main(grid, context)` but the parts of the API before messages."""
     return getattr_static(app, "_main", None) is None
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Flower's own log at WARNING, and its garbage collections short, for the time of the body.
+    """Set Flower's log to WARNING, and shorten its garbage collections, during the body.
 
-    Its progress lines would stand between ours. Its conversions run a full collection each, which takes half a second
-    where a program has torch loaded; frozen, what was there before the body is not looked through again.
+    Its progress lines would mix with fedloom's. Each of its conversions runs a full collection, which takes half a
+    second if torch is loaded; frozen, earlier objects are not traversed again.
     """
     logger = logging.getLogger("flwr")
     level = logger.level
     logger.setLevel(max(level, logging.WARNING))
-    freezes = gc.get_freeze_count() == 0  # a program that froze its objects itself keeps them so
+    freezes = gc.get_freeze_count() == 0  # a program that froze its objects itself is left alone
     if freezes:
         gc.freeze()
     try:
@@ -158,9 +158,9 @@ def quiet() -> Iterator[None]:
 
 
 def _identify() -> None:
-    """Give the process the identity that newer versions want before they make a message.
+    """Give the process the identity that newer versions require before they make a message.
 
-    It is global in flwr, so one already set (our code inside a Flower app) is left as it is.
+    It is global in flwr, so an existing one (fedloom's code inside a Flower app) is left unchanged.
     """
     try:
         from flwr.supercore.task_identity import TaskIdentity

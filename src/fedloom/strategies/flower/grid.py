@@ -1,4 +1,4 @@
-"""The Grid a hosted strategy or app sees: our clients as Flower nodes, and no network of its own."""
+"""The Grid of a hosted strategy or app: clients as Flower nodes, without a network."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from fedloom.core.errors import UnsupportedFeature
 from fedloom.strategies.flower import flwr_api as flwr
 
 _PATIENCE = 3
-"""How often code may ask for nodes at a pace that says it waits for more of them."""
+"""Queries for nodes after which code that polls for more of them is stopped."""
 _PAUSE_S = 0.5
-"""Seconds between two such questions that show somebody is sleeping in between."""
+"""Seconds between two such queries that indicate a sleep in between."""
 
 
 class ClientsGrid(flwr.Grid):  # type: ignore[misc]  # flwr's classes are untyped here
@@ -24,7 +24,7 @@ class ClientsGrid(flwr.Grid):  # type: ignore[misc]  # flwr's classes are untype
         self._waits = 0
 
     def set_run(self, run: object) -> None:
-        """Nothing: a grid belongs to one run from the start."""
+        """Do nothing: a grid belongs to one run from the start."""
 
     @property
     def run(self) -> NoReturn:
@@ -36,10 +36,10 @@ class ClientsGrid(flwr.Grid):  # type: ignore[misc]  # flwr's classes are untype
         return flwr.instruction(content, flwr.client_of(dst_node_id), message_type, group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Node ids of all clients, ascending by client.
+        """Return node ids of all clients, ascending by client.
 
         Raises:
-            UnsupportedFeature: the caller waits for nodes to join; the set never changes, so it would wait for ever.
+            UnsupportedFeature: the caller waits for nodes to join; the set never changes, so it would wait forever.
         """
         now = time.monotonic()
         self._waits = self._waits + 1 if _PAUSE_S <= now - self._asked_at < 60 * _PAUSE_S else 0
@@ -52,23 +52,23 @@ class ClientsGrid(flwr.Grid):  # type: ignore[misc]  # flwr's classes are untype
         return [flwr.node_id(client) for client in self._clients]
 
     def exchanged(self) -> None:
-        """Tell the grid that messages went out: asking for nodes after that is not waiting."""
+        """Notify the grid that messages were sent: queries for nodes after that are not waiting."""
         self._asked_at = float("-inf")
 
     def push_messages(self, messages: Iterable[flwr.Message]) -> Iterable[str]:
         raise UnsupportedFeature(
-            "this Flower strategy sends messages by itself (grid.push_messages); host its app instead"
+            "this Flower strategy sends messages itself (grid.push_messages); host its app instead"
         )
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[flwr.Message]:
         raise UnsupportedFeature(
-            "this Flower strategy pulls messages by itself (grid.pull_messages); host its app instead"
+            "this Flower strategy pulls messages itself (grid.pull_messages); host its app instead"
         )
 
     def send_and_receive(
         self, messages: Iterable[flwr.Message], *, timeout: float | None = None
     ) -> Iterable[flwr.Message]:
         raise UnsupportedFeature(
-            "this Flower strategy sends messages by itself (grid.send_and_receive) while it configures a round; "
+            "this Flower strategy sends messages itself (grid.send_and_receive) while it configures a round; "
             "host its app instead"
         )

@@ -12,11 +12,11 @@ from fedloom.core.text import dotted
 from fedloom.strategies.flower.apps import MANIFEST, read_manifest
 
 _ROUNDS_KEYS = ("num-server-rounds", "num_server_rounds", "num-rounds", "num_rounds")
-"""Where apps keep their number of rounds, Flower's template's name first."""
+"""Keys of an app's number of rounds, the one of Flower's template first."""
 _CLIENTS = 10
-"""Clients where neither the app nor the user says how many."""
+"""Default number of clients."""
 _ROUNDS = 1000
-"""Rounds allowed to an app that keeps its number to itself; its run ends when `main` returns."""
+"""Limit of rounds of an app without a number in its configuration; its run ends when `main` returns."""
 _FOR_BOTH = "run_config"
 
 
@@ -29,10 +29,10 @@ def load(folder: Path, overrides: Sequence[str] = ()) -> Experiment:
     """Make the experiment that a Flower app's folder describes.
 
     Args:
-        folder: holds the app's `pyproject.toml` with `[tool.flwr.app]`.
-        overrides: `KEY=VALUE` settings. Beside those of any experiment (`clients`, `rounds`, `seed`,
+        folder: contains the app's `pyproject.toml` with `[tool.flwr.app]`.
+        overrides: `KEY=VALUE` settings. Besides those of any experiment (`clients`, `rounds`, `seed`,
             `strategy.resume`, …), `run_config.KEY` changes the app's own configuration and `node_config.KEY` adds to
-            every node's. `rounds` also sets the app's number of rounds, where its configuration has one.
+            every node's. `rounds` also sets the app's number of rounds, if its configuration has one.
 
     Returns:
         An experiment of strategy `flower_app` and workload `flower`. Nothing of the app is imported yet.
@@ -72,7 +72,7 @@ def load(folder: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def _apart(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The app's own overrides, and the experiment's."""
+    """Split overrides into the app's own and the experiment's."""
     own = [each for each in overrides if each.split(".")[0].strip() in (_FOR_BOTH, "node_config")]
     return own, [each for each in overrides if each not in own]
 
@@ -80,5 +80,5 @@ def _apart(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
 def _table(values: Info, section: str) -> dict[str, object]:
     table = values[section]
     if not isinstance(table, dict):
-        raise ConfigError(f"{section}: a Flower app brings its own; run it with another by a TOML file of your own")
+        raise ConfigError(f"{section}: a Flower app has its own; use a TOML file to run it with another")
     return table

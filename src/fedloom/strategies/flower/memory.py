@@ -1,6 +1,6 @@
-"""What a Flower object remembers between rounds, as arrays and JSON: taken from its attributes and put back.
+"""State of a Flower object between rounds, as arrays and JSON: captured from its attributes and restored.
 
-The objects are stateful (FedAdam keeps its moments, adaptive clipping its norm, a class of the user's anything), our
+The objects are stateful (FedAdam has moments, adaptive clipping a norm, a user's class anything), fedloom's
 strategies are values. A memory is the value of an object's attributes at one moment.
 """
 
@@ -21,9 +21,9 @@ from fedloom.strategies.flower import flwr_api as flwr
 from fedloom.strategies.flower import records
 
 Value: TypeAlias = Any
-"""Whatever a foreign object keeps in an attribute."""
+"""Any attribute of a foreign object."""
 Encoded: TypeAlias = list[Any]
-"""A value as JSON: its kind, and what belongs to it."""
+"""A value as JSON: its kind and content."""
 _CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, type)
 """Attributes of these kinds are the program, not its memory."""
 
@@ -37,16 +37,16 @@ class Memory:
 
 
 def capture(thing: object, owner: str, constant: Mapping[str, object] | None = None) -> Memory:
-    """The attributes of an object, Flower strategies inside it included.
+    """Return the attributes of an object, including those of Flower strategies inside it.
 
     Args:
         thing: the object.
         owner: its name in error messages.
-        constant: attributes as the constructor left them, by path. One that cannot be saved is left out as long as it
+        constant: attributes as the constructor left them, by path. One that cannot be saved is omitted as long as it
             is the very object the constructor made; without this mapping it is always an error.
 
     Raises:
-        UnsupportedFeature: an attribute holds something that cannot be saved; the message names it.
+        UnsupportedFeature: an attribute cannot be saved; the message names it.
     """
     memory = Memory()
     memory.tree = _Writer(memory.arrays, owner, constant).attributes(thing, "")
@@ -54,7 +54,7 @@ def capture(thing: object, owner: str, constant: Mapping[str, object] | None = N
 
 
 def constants(thing: object, path: str = "") -> dict[str, object]:
-    """The attributes of an object (and of strategies inside it) by path, for `capture`."""
+    """Return the attributes of an object (and of strategies inside it) by path, for `capture`."""
     found: dict[str, object] = {}
     for name, value in vars(thing).items():
         if isinstance(value, flwr.Strategy):
@@ -65,7 +65,7 @@ def constants(thing: object, path: str = "") -> dict[str, object]:
 
 
 def restore(thing: object, memory: Memory) -> None:
-    """Set the object's attributes to what was captured; those added since are removed."""
+    """Set the object's attributes to the captured ones; those added since are removed."""
     _restore_attributes(thing, memory.tree, memory.arrays)
 
 
@@ -76,7 +76,7 @@ class _Writer:
     constant: Mapping[str, object] | None
 
     def attributes(self, thing: object, path: str) -> dict[str, Encoded]:
-        """One entry per attribute that is memory."""
+        """Return one entry per attribute of the memory."""
         tree = {}
         for name, value in vars(thing).items():
             if isinstance(value, _CODE):
@@ -92,7 +92,7 @@ class _Writer:
         return tree
 
     def value(self, value: Value, path: str) -> Encoded:
-        """A value as `[kind, …]`."""
+        """Return a value as `[kind, …]`."""
         if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, np.generic)):
             return ["json", value]
         for kinds, encode in self._encoders():
@@ -103,8 +103,8 @@ class _Writer:
         if type(value) in (dict, OrderedDict):
             return self._mapping(value, path)
         raise UnsupportedFeature(
-            f"{self.owner} keeps attribute {path!r} of type {type(value).__module__}.{type(value).__qualname__} "
-            "between rounds, which cannot be saved. Keep arrays, numbers, strings, lists, dictionaries or Flower "
+            f"{self.owner} has attribute {path!r} of type {type(value).__module__}.{type(value).__qualname__} "
+            "between rounds, which cannot be saved. Use arrays, numbers, strings, lists, dictionaries or Flower "
             "records instead"
         )
 
@@ -169,17 +169,17 @@ def _restore_attributes(thing: object, tree: Mapping[str, Encoded], arrays: Mapp
 
 
 def _is_plain(value: object) -> bool:
-    """Whether an attribute missing from a memory was set after it was taken."""
+    """Return whether an attribute missing from a memory was set after it was captured."""
     return value is None or isinstance(value, bool | int | float | str | bytes | np.ndarray | list | tuple | Mapping)
 
 
 def encode(value: Value, arrays: dict[str, Array], path: str, owner: str) -> Encoded:
-    """One value as a tree; its arrays are added to `arrays` under names that begin with `path`."""
+    """Return one value as a tree; its arrays are added to `arrays` under names that begin with `path`."""
     return _Writer(arrays, owner, None).value(value, path)
 
 
 def decode(encoded: Encoded, arrays: Mapping[str, Array]) -> Value:
-    """A fresh value from a tree and its arrays."""
+    """Return a fresh value from a tree and its arrays."""
     kind, *rest = encoded
     if kind == "json":
         return rest[0]
@@ -201,7 +201,7 @@ def decode(encoded: Encoded, arrays: Mapping[str, Array]) -> Value:
     if kind == "mapping":
         return {decode(key, arrays): decode(item, arrays) for key, item in rest[0]}
     raise UnsupportedFeature(
-        f"a memory holds {kind!r}, which this version does not know; was it written by a newer one?"
+        f"a memory contains {kind!r}, which this version does not support; was it written by a newer one?"
     )
 
 

@@ -1,8 +1,8 @@
-"""Flower messages as jobs, and updates as the replies to them.
+"""Converts Flower messages to jobs, and updates to replies.
 
 A client that runs a Flower app gets the message itself: the knob `flower` describes it (`records.split`), each
-distinct ArrayRecord is an input. Any other workload gets what it knows: the input `model`, the values of the message's
-ConfigRecords as knobs.
+distinct ArrayRecord is an input. Any other workload gets the parts it supports: the input `model`, the values of the
+message's ConfigRecords as knobs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fedloom.strategies.flower import flwr_api as flwr
 from fedloom.strategies.flower import records
 
 KNOB = "flower"
-"""The knob, and the key of an update's info, under which a message's description travels."""
+"""The knob, and the key of an update's info, for a message's description."""
 _LEGACY = ("fitins", "fitres", "evaluateins", "evaluateres", "getparametersins", "getpropertiesins", "secaggplus")
 """How record names of the API before messages (and of secure aggregation, which exists only there) begin."""
 
@@ -39,7 +39,7 @@ class Batch:
             client = flwr.client_of(message.metadata.dst_node_id)
             if client not in places:
                 raise UnsupportedFeature(
-                    f"a message to node {message.metadata.dst_node_id}, which is none of this round's; nodes have "
+                    f"a message to node {message.metadata.dst_node_id}, which is not one of this round's; nodes have "
                     "the ids that grid.get_node_ids() returns"
                 )
             if client in self.messages:
@@ -57,7 +57,7 @@ class Batch:
         return frozenset(message.metadata.message_type.split(".")[0] for message in self.messages.values())
 
     def exchange(self, round_number: int, deadline_s: float | None = None) -> Exchange:
-        """The jobs for clients that run a Flower app."""
+        """Return the jobs for clients that run a Flower app."""
         inputs = _Inputs()
         jobs = []
         for client, message in self.messages.items():
@@ -68,7 +68,7 @@ class Batch:
         return _exchange(jobs, inputs.payloads, deadline_s=deadline_s)
 
     def plain_exchange(self, round_number: int, model: Arrays) -> Exchange:
-        """The jobs for clients with a workload of ours: one model, and the config records' values as knobs.
+        """Return the jobs for clients with a fedloom workload: one model, and the config records' values as knobs.
 
         Args:
             round_number: the round.
@@ -97,13 +97,13 @@ class Batch:
         return _exchange(jobs, {MODEL: payload}, rules=rules)
 
     def replies(self, updates: Sequence[tuple[int, Update]]) -> list[flwr.Message]:
-        """The answers of clients that run a Flower app, as messages; a client without an answer is left out."""
+        """Return the updates of clients that run a Flower app as messages; clients without an update are omitted."""
         return [self._reply(client, app_content(update)) for client, update in updates]
 
     def plain_replies(
         self, updates: Sequence[tuple[int, Update]], weighted_by: str, loss_name: str | None
     ) -> list[flwr.Message]:
-        """The answers of a workload of ours as Flower's aggregation rules want them."""
+        """Return the updates of a fedloom workload in the form of Flower's aggregation rules."""
         return [
             self._reply(client, plain_content(update, client, weighted_by, loss_name)) for client, update in updates
         ]
@@ -115,7 +115,7 @@ class Batch:
 
 
 def app_content(update: Update) -> flwr.RecordDict:
-    """The RecordDict an app's client replied with."""
+    """Return the RecordDict of an app's client's reply."""
     described = update.info.get(KNOB)
     if described is None:
         raise BadUpdate(
@@ -126,13 +126,13 @@ def app_content(update: Update) -> flwr.RecordDict:
 
 
 def plain_content(update: Update, client: int, weighted_by: str, loss_name: str | None) -> flwr.RecordDict:
-    """An update of ours as a reply: one ArrayRecord, one MetricRecord with the examples under `weighted_by`."""
+    """Return a fedloom update as a reply: one ArrayRecord, one MetricRecord with the examples under `weighted_by`."""
     metrics: dict[str, int | float] = {name: float(mean.value) for name, mean in update.metrics.items()}
     metrics[weighted_by] = int(update.num_examples)
     if loss_name is not None and loss_name not in metrics:
         if "loss" not in metrics:
             raise BadUpdate(
-                f"client {client}: the Flower strategy weighs clients by their training loss, metric {loss_name!r} "
+                f"client {client}: the Flower strategy weights clients by their training loss, metric {loss_name!r} "
                 f"or 'loss'; the workload reported {sorted(update.metrics)}"
             )
         metrics[loss_name] = metrics["loss"]
@@ -165,7 +165,7 @@ class _Inputs:
         self._seen: dict[int, tuple[flwr.ArrayRecord, str, Info]] = {}
 
     def describe(self, content: flwr.RecordDict) -> tuple[list[Info], tuple[str, ...]]:
-        """A message's description, and the inputs it needs."""
+        """Return a message's description, and the inputs it needs."""
         described: list[Info] = []
         names: list[str] = []
         for key, record in content.items():
@@ -194,7 +194,7 @@ class _Inputs:
 def _exchange(
     jobs: list[Job], inputs: Mapping[str, Record], rules: tuple[str, ...] = (), deadline_s: float | None = None
 ) -> Exchange:
-    """An exchange of jobs; knobs they all have are said once."""
+    """Return an exchange of jobs; knobs they all have are given once."""
     shared = jobs[0].knobs if jobs and all(job.knobs == jobs[0].knobs for job in jobs) else None
     return Exchange(
         jobs=tuple(jobs if shared is None else [replace(job, knobs={}) for job in jobs]),
@@ -217,7 +217,7 @@ def _same(left: Arrays, right: Arrays) -> bool:
 
 
 def _with_mu(knobs: Info) -> Info:
-    """Flower's name for FedProx's coefficient beside ours, so that our client half of FedProx applies it."""
+    """Add fedloom's name of FedProx's coefficient to Flower's, so that the client half of FedProx applies it."""
     return {**knobs, "mu": float(knobs["proximal-mu"])} if "proximal-mu" in knobs else knobs
 
 

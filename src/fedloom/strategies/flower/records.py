@@ -1,4 +1,4 @@
-"""Flower's records as ours and back: arrays in groups, the rest as JSON, nothing lost.
+"""Converts Flower's records to fedloom's and back: arrays in groups, the rest as JSON, without loss.
 
 A `RecordDict` becomes one group of arrays for each of its ArrayRecords and a description, a JSON list with one entry
 per record in order: `{"name", "kind", …}` with `kind` one of `arrays`, `metrics`, `config`.
@@ -22,9 +22,9 @@ ARRAYS = "arrays"
 CONFIG = "config"
 """Flower's own default names of the records in a message."""
 Value: TypeAlias = "bool | int | float | str | bytes | list[Value]"
-"""What a ConfigRecord or a MetricRecord holds under a name."""
+"""Value of a ConfigRecord or a MetricRecord."""
 _NATIVE = frozenset("?bhilqBHILQefd")
-"""Type codes that both sides carry as they are."""
+"""Type codes that both sides support unchanged."""
 _EXTENSIONS = (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
 
 
@@ -34,16 +34,16 @@ def to_array_record(arrays: Arrays) -> flwr.ArrayRecord:
 
 
 def from_array_record(record: flwr.ArrayRecord) -> dict[str, records.Array]:
-    """The arrays of a record, decoded from NumPy's file format."""
+    """Return the arrays of a record, decoded from NumPy's file format."""
     return {name: array.numpy() for name, array in record.items()}
 
 
 def split(content: flwr.RecordDict, prefix: str = "") -> tuple[Groups, list[Info]]:
-    """A RecordDict as groups of arrays and a description; `join` reads them back.
+    """Split a RecordDict into groups of arrays and a description; `join` reads them back.
 
     Args:
         content: the RecordDict.
-        prefix: put before each group's name.
+        prefix: prefix of each group's name.
     """
     groups: dict[str, Arrays] = {}
     described: list[Info] = []
@@ -62,7 +62,7 @@ def split(content: flwr.RecordDict, prefix: str = "") -> tuple[Groups, list[Info
 
 
 def join(groups: Groups, described: Sequence[Info]) -> flwr.RecordDict:
-    """The RecordDict that `split` took apart."""
+    """Return the RecordDict that `split` was given."""
     content = flwr.RecordDict()
     for entry in described:
         if entry["kind"] == "arrays":
@@ -74,7 +74,7 @@ def join(groups: Groups, described: Sequence[Info]) -> flwr.RecordDict:
 
 
 def join_arrays(arrays: Arrays, entry: Info) -> flwr.ArrayRecord:
-    """One ArrayRecord from its arrays and its entry of a description."""
+    """Return one ArrayRecord from its arrays and its entry of a description."""
     foreign = entry.get("foreign", {})
     return flwr.ArrayRecord(
         {
@@ -85,7 +85,7 @@ def join_arrays(arrays: Arrays, entry: Info) -> flwr.ArrayRecord:
 
 
 def _split_arrays(record: flwr.ArrayRecord) -> tuple[Arrays, dict[str, Info]]:
-    """The arrays of one record; those with an encoding or dtype of their own as bytes, with what they were."""
+    """Return the arrays of one record; those with a special encoding or dtype as bytes, with its description."""
     arrays: dict[str, records.Array] = {}
     foreign: dict[str, Info] = {}
     for name, array in record.items():
@@ -107,7 +107,7 @@ def _readable(array: records.Array) -> records.Array:
 
 
 def to_json(value: Value) -> Json:
-    """A value of a ConfigRecord or MetricRecord as JSON; bytes in base64."""
+    """Return a value of a ConfigRecord or MetricRecord as JSON; bytes in base64."""
     if isinstance(value, bytes):
         return {"base64": base64.b64encode(value).decode()}
     if isinstance(value, list):
@@ -118,12 +118,12 @@ def to_json(value: Value) -> Json:
 
 
 def from_json(value: Json) -> object:
-    """The inverse of `to_json`."""
+    """Return the value of JSON (inverse of `to_json`)."""
     if isinstance(value, Mapping):
         return base64.b64decode(str(value["base64"]))
     return [from_json(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def scalars(record: flwr.MetricRecord) -> dict[str, float]:
-    """The plain numbers of a MetricRecord; its lists are left out."""
+    """Return the plain numbers of a MetricRecord; its lists are omitted."""
     return {key: float(value) for key, value in record.items() if not isinstance(value, list)}

@@ -1,4 +1,4 @@
-"""Global random generators, lent to foreign code: seeded, and put back as they were.
+"""Seeds the global random generators for foreign code, and restores them afterwards.
 
 Flower's strategies and the apps written for it draw from `random`, `numpy.random` and `torch`. Here they get streams
 named by the experiment's seed. The generators are the process's, so one lock lets one piece of hosted code run at a
@@ -20,7 +20,7 @@ import numpy as np
 from fedloom.core.records import Array
 
 State: TypeAlias = Any
-"""A generator's state as its own library gives it and takes it back."""
+"""A generator's state, in its own library's form."""
 _LOCK = threading.RLock()
 
 
@@ -29,11 +29,11 @@ class Streams:
     """The states of the three generators, to be switched in and out."""
 
     python: State
-    """As `random.getstate` gives it."""
+    """In the form of `random.getstate`."""
     numpy: State
-    """As `numpy.random.get_state` gives it, the cached normal deviate included."""
+    """In the form of `numpy.random.get_state`, the cached normal deviate included."""
     torch: Array | None = None
-    """The CPU generator's bytes, uint8; None where torch is not loaded."""
+    """The CPU generator's bytes, uint8; None if torch is not loaded."""
 
     @classmethod
     def seeded(cls, rng: np.random.Generator) -> Streams:
@@ -44,7 +44,7 @@ class Streams:
 
     @classmethod
     def current(cls) -> Streams:
-        """The process's generators as they are now."""
+        """Return the process's generators in their current state."""
         torch = sys.modules.get("torch")
         state = np.random.get_state(legacy=False)  # noqa: NPY002 - foreign code's generator, saved and put back
         return cls(random.getstate(), state, torch.get_rng_state().numpy().copy() if torch else None)
@@ -59,9 +59,9 @@ class Streams:
 
     @contextmanager
     def switched_in(self) -> Iterator[None]:
-        """Run the body on these streams; afterwards they hold where it left them, and the process has its own back.
+        """Run the body on these streams; afterwards they are where it left them, and the process's own are restored.
 
-        torch computes with one thread meanwhile: how many there are decides the last bits of its sums.
+        torch computes with one thread meanwhile: their number affects the last bits of its sums.
         """
         with _LOCK, _one_thread():
             outside = Streams.current()

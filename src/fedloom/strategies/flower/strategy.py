@@ -36,11 +36,11 @@ class FlowerState:
     tree: Info = field(default_factory=dict)
     """The rest of its attributes (`memory.Memory.tree`)."""
     phase: str = TRAIN
-    """Which of the round's exchanges comes next."""
+    """Index of the round's next exchange."""
     report: Info = field(default_factory=dict)
     """The last round's aggregated training metrics."""
     evaluation: Info | None = None
-    """The last round's aggregated metrics of evaluation on clients; None where there was none."""
+    """The last round's aggregated metrics of evaluation on clients; None without one."""
 
 
 class _Hosted:
@@ -53,11 +53,11 @@ class _Hosted:
 
 
 class FlowerStrategy(Strategy[FlowerState, UpdateList]):
-    """Any `flwr.serverapp.strategy.Strategy` as one of ours.
+    """Any `flwr.serverapp.strategy.Strategy` as a fedloom strategy.
 
-    A round is `configure_train`, the clients' work, `aggregate_train`, and where clients evaluate `configure_evaluate`
-    and `aggregate_evaluate`, as Flower's own `Strategy.start` calls them. The object is put into the state's memory
-    before each call and its memory is taken after, so equal states give equal results, in this process or another.
+    A round is `configure_train`, the clients' work, `aggregate_train`, and if clients evaluate `configure_evaluate`
+    and `aggregate_evaluate`, as Flower's own `Strategy.start` calls them. The object is set to the state's memory
+    before each call and its memory is captured after, so equal states give equal results, in this process or another.
     """
 
     State = FlowerState
@@ -66,15 +66,15 @@ class FlowerStrategy(Strategy[FlowerState, UpdateList]):
         """Take over a strategy object.
 
         Args:
-            strategy: the object; nobody else may use it from here on.
+            strategy: the object; it must not be used elsewhere from here on.
             config: the settings it was made from.
             hosts_app: whether the clients run a Flower app, so that they get whole messages.
         """
         evaluates = config.evaluate_on_clients
         if evaluates and not hosts_app:
             raise ConfigError(
-                'strategy.evaluate_on_clients = true needs workload.name = "flower", whose app has an evaluate() of '
-                "its own. Other workloads are evaluated on their held-out data (`evaluation.every`)"
+                'strategy.evaluate_on_clients = true needs workload.name = "flower", whose app has its own '
+                "evaluate(). Other workloads are evaluated on their held-out data (`evaluation.every`)"
             )
         self._hosted = _Hosted(strategy, config)
         self._name = type(strategy).__name__
@@ -118,11 +118,11 @@ class FlowerStrategy(Strategy[FlowerState, UpdateList]):
         return None if state.evaluation is None else dict(state.evaluation)
 
     def report(self, state: FlowerState) -> Mapping[str, float]:
-        """The last round's training metrics as Flower aggregated them; `skipped` is 1 where it kept the old model."""
+        """The last round's training metrics as Flower aggregated them; `skipped` is 1 if it returned the old model."""
         return dict(state.report)
 
     def _sent(self, state: FlowerState, context: RoundContext) -> Batch:
-        """The messages the answers are to. Where another process sent them, the object is brought to where it was."""
+        """Return the messages the replies are to. If another process sent them, the object is brought to that state."""
         if self._planned is not None and self._planned[0] is state and self._planned[1] == context.round:
             return self._planned[2]
         return self._batch(state, context)
@@ -186,7 +186,7 @@ class FlowerStrategy(Strategy[FlowerState, UpdateList]):
         """Run one of the object's methods: seeded, quiet, its exceptions named.
 
         Raises:
-            RunFailed: the method raised; says which one and in which round.
+            RunFailed: the method raised; the message names it and the round.
         """
         try:
             with seeded(context.rng(method)), flwr.quiet():
@@ -200,13 +200,13 @@ class FlowerStrategy(Strategy[FlowerState, UpdateList]):
 
 
 def build_strategy(config: Config, experiment: Experiment) -> FlowerStrategy:
-    """The strategy a `Config` describes."""
+    """Return the strategy a `Config` describes."""
     hosts_app = experiment.workload.name == "flower"
     made = build_object(config, cohort_size=experiment.cohort_size, hosts_app=hosts_app)
     malicious = config.options.get("num_malicious_nodes", 0)
     if config.class_ == "Bulyan" and isinstance(malicious, int) and experiment.cohort_size < 4 * malicious + 3:
         raise ConfigError(
             f"strategy.options.num_malicious_nodes = {malicious}: Bulyan needs at least 4 * {malicious} + 3 clients "
-            f"per round, this run asks {experiment.cohort_size}; raise `cohort`"
+            f"per round, this run samples {experiment.cohort_size}; raise `cohort`"
         )
     return FlowerStrategy(made, config, hosts_app=hosts_app)

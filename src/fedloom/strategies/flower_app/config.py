@@ -19,7 +19,7 @@ class Config(PluginSettings):
     run_config: dict[str, bool | int | float | FreeText] = Field(default_factory=dict)
     """`context.run_config`."""
     resume: Literal["snapshot", "replay", "none"] = "snapshot"
-    """How a run goes on after a crash. All three re-run `main` from its start. `snapshot` skips the rounds that
-    `Strategy.start` had done (a checkpoint is about three models); loops of the app's own are replayed. `replay` keeps
-    every reply of every round and answers from them: `evaluate_fn` is called again for each, memory and checkpoints
-    grow with rounds x clients x model. `none` keeps nothing, and the run cannot be resumed."""
+    """How a run resumes after a crash. All three re-run `main` from its start. `snapshot` skips the rounds that
+    `Strategy.start` had done (a checkpoint is about three models); an app's own loops are replayed. `replay` stores
+    every reply of every round and replays them: `evaluate_fn` is called again for each, memory and checkpoints
+    grow with rounds x clients x model. `none` stores nothing, and the run cannot be resumed."""

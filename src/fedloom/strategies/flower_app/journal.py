@@ -1,4 +1,4 @@
-"""What a resumed `main` is told: the replies it had been given, and where its `Strategy.start` stood."""
+"""The journal for a resumed `main`: the replies it had received, and the position of its `Strategy.start`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ START = "start"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing `main` was given: a tree of JSON, and the arrays it points to. Never changed once made."""
+    """One item `main` received: a tree of JSON, and the arrays it refers to. Never changed once made."""
 
     tree: Info
     arrays: Arrays = field(default_factory=dict)
@@ -26,7 +26,7 @@ class Entry:
 
 
 def replies_entry(updates: Sequence[tuple[int, Update]]) -> Entry:
-    """The answers of one exchange."""
+    """Return the entry of one exchange's updates."""
     arrays: dict[str, Array] = {}
     heads = []
     for index, (client, update) in enumerate(updates):
@@ -39,7 +39,7 @@ def replies_entry(updates: Sequence[tuple[int, Update]]) -> Entry:
 
 
 def entry_updates(entry: Entry) -> list[tuple[int, Update]]:
-    """The answers again; enough of each update to make its reply."""
+    """Return the updates of an entry; enough of each to make its reply."""
     return [
         (
             head["client"],
@@ -57,13 +57,13 @@ def entry_updates(entry: Entry) -> list[tuple[int, Update]]:
 
 
 def flatten(journal: Sequence[Entry]) -> tuple[Arrays, tuple[Info, ...]]:
-    """A journal as the fields of a state."""
+    """Return a journal as the fields of a state."""
     arrays = {f"{place}:{name}": array for place, entry in enumerate(journal) for name, array in entry.arrays.items()}
     return arrays, tuple(entry.tree for entry in journal)
 
 
 def unflatten(arrays: Arrays, trees: Sequence[Info]) -> list[Entry]:
-    """The inverse of `flatten`."""
+    """Return the journal of a state's fields (inverse of `flatten`)."""
     parts: list[dict[str, Array]] = [{} for _ in trees]
     for name, array in arrays.items():
         place, _, rest = name.partition(":")
@@ -72,7 +72,7 @@ def unflatten(arrays: Arrays, trees: Sequence[Info]) -> list[Entry]:
 
 
 def mean_of(updates: Sequence[tuple[int, Update]], weighted_by: str = "num-examples") -> Mapping[str, float]:
-    """Metrics of several replies, weighted by their examples; metrics that are not in every reply are left out."""
+    """Return the metrics of several replies, weighted by their examples; metrics not in every reply are omitted."""
     rows: list[dict[str, float]] = []
     for _, update in updates:
         row: dict[str, float] = {}

@@ -1,7 +1,7 @@
-"""One run of a `main(grid, context)`: a thread that stops wherever the app waits for its clients.
+"""One run of a `main(grid, context)`: a thread that stops whenever the app waits for its clients.
 
-Only one of the two threads ever runs: ours waits while the app computes, the app waits while its clients work. In the
-app's turn the process's random generators are its own.
+Only one of the two threads ever runs: the platform's waits while the app computes, the app waits while its clients
+work. In the app's turn the process's random generators are its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fedloom.strategies.flower_app.journal import REPLIES, START, Entry, entry_u
 
 
 class _Closed(BaseException):
-    """Raised inside an app's waiting call when nobody will answer any more. Not an `Exception`: apps catch those."""
+    """Raised inside an app's waiting call when no more replies will come. Not an `Exception`: apps catch those."""
 
 
 class AppGrid(ClientsGrid):
@@ -44,7 +44,7 @@ class AppGrid(ClientsGrid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[flwr.Message]:
-        """Replies to the given messages, each once. The first pull waits for the answers to all that was pushed."""
+        """Return replies to messages, each once. The first pull waits for the replies to all pushed messages."""
         if self._pushed:
             waiting, self._pushed = list(self._pushed.values()), {}
             for reply in self.session.exchange(Batch(waiting, self._clients)):
@@ -67,11 +67,11 @@ class Session:
     """A `ServerApp` under way.
 
     Attributes:
-        batch: what the app waits for answers to; None when it has returned.
+        batch: the messages the app waits for replies to; None when it has returned.
         deadline_s: the app's own timeout for that batch.
-        journal: what it was given so far; entries are never changed, the list is.
+        journal: what it has received so far; entries never change, the list does.
         model: the newest global model seen.
-        report: numbers of the newest training step; `evaluation`: of the newest evaluation, None where there is none.
+        report: numbers of the newest training step; `evaluation`: of the newest evaluation, None without one.
     """
 
     def __init__(
@@ -104,17 +104,17 @@ class Session:
         self._thread = threading.Thread(target=self._main, name="flower-serverapp", daemon=True)
 
     def begin(self) -> None:
-        """Run the app until it first waits for an answer that the journal does not have."""
+        """Run the app until it first waits for a reply that the journal does not have."""
         self._thread.start()
         self._run()
 
     def answer(self, updates: Sequence[tuple[int, Update]]) -> None:
-        """Give the app the answers to `batch`, and run it until it waits again or returns."""
+        """Give the app the replies to `batch`, and run it until it waits again or returns."""
         self._answer = updates
         self._run()
 
     def close(self) -> None:
-        """End the app where it waits, so that its `finally` blocks run."""
+        """End the app in its waiting call, so that its `finally` blocks run."""
         if self._thread.is_alive():
             self._closing = True
             self._run(raising=False)
@@ -128,17 +128,17 @@ class Session:
         return batch.replies(updates)
 
     def recorded_start(self) -> Entry | None:
-        """Called by the app's thread in `start`: where an earlier run of `main` had come, if the journal knows."""
+        """Return the recorded position of an earlier run of `main`, if any; called by the app's thread in `start`."""
         if self._cursor < len(self.journal) and self.journal[self._cursor].kind == START:
             self._cursor += 1
             return self.journal[self._cursor - 1]
         return None
 
     def snapshot(self, entry: Entry, place: int | None) -> int:
-        """Called by the app's thread in `start`: put down where it stands; what it got before it is not needed again.
+        """Record the position of `start`, called by the app's thread; earlier entries are not needed again.
 
         Returns:
-            The entry's place in the journal, to be given with the next snapshot of the same `start`.
+            The entry's place in the journal, to be passed with the next snapshot of the same `start`.
         """
         place = len(self.journal) if place is None else place
         self.journal[place:] = [entry]
@@ -154,8 +154,8 @@ class Session:
         entry = self.journal[self._cursor]
         if entry.kind != REPLIES:
             raise UnsupportedFeature(
-                "the app did something else when its main was run again for the resume than the first time; it "
-                'depends on something beside its arguments and its seeded generators. Use resume = "none"'
+                "the app behaved differently when its main was run again for the resume; it "
+                'depends on something besides its arguments and its seeded generators. Use resume = "none"'
             )
         self._cursor += 1
         return entry_updates(entry)
@@ -173,7 +173,7 @@ class Session:
         return self._answer
 
     def _observe(self, batch: Batch, updates: Sequence[tuple[int, Update]]) -> None:
-        """What an app with a loop of its own lets us see: the model it sends, the metrics it gets."""
+        """Record what an app with its own loop shows: the model it sends, the metrics it receives."""
         first = next(iter(batch.messages.values()))
         for record in first.content.array_records.values():
             self.model = records.from_array_record(record)

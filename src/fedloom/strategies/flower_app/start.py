@@ -1,4 +1,4 @@
-"""`Strategy.start` for apps under fedloom: the same loop, able to begin where it had stopped."""
+"""`Strategy.start` for apps under fedloom: the same loop, able to resume where it had stopped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EvaluateFn: TypeAlias = Callable[[int, flwr.ArrayRecord], flwr.MetricRecord | No
 
 
 def host_start() -> None:
-    """Make `Strategy.start` ours where it is called with our grid; with any other grid it is Flower's, unchanged."""
+    """Replace `Strategy.start` when called with fedloom's grid; with any other grid it is Flower's, unchanged."""
     original = flwr.Strategy.start
     if inspect.unwrap(original) is not original:
         return
@@ -57,7 +57,7 @@ class _Run:
         **unknown: object,
     ) -> None:
         if unknown:
-            raise UnsupportedFeature(f"Strategy.start has arguments {sorted(unknown)} in this flwr, not known here")
+            raise UnsupportedFeature(f"Strategy.start has arguments {sorted(unknown)} in this flwr, not supported")
         self.strategy, self.grid, self.session = strategy, grid, grid.session
         self.num_rounds, self.timeout, self.evaluate_fn = num_rounds, timeout, evaluate_fn
         self.train_config = flwr.ConfigRecord() if train_config is None else train_config
@@ -68,7 +68,7 @@ class _Run:
         self.place: int | None = None
 
     def to_the_end(self) -> flwr.Result:
-        """The rounds that are left, and the result of all."""
+        """Run the remaining rounds, and return the result of all."""
         session = self.session
         session.in_start = True
         try:
@@ -111,7 +111,7 @@ class _Run:
             self._evaluate_here(self.evaluate_fn, number)
 
     def _evaluate_here(self, evaluate: EvaluateFn, number: int) -> None:
-        """The app's own evaluation on the server; its names win, the clients' get a prefix where both exist."""
+        """Run the app's own evaluation on the server; its names take precedence over the clients'."""
         metrics = evaluate(number, self.arrays)
         if metrics is not None:
             self.result.evaluate_metrics_serverapp[number] = metrics

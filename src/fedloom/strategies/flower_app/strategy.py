@@ -1,4 +1,4 @@
-"""Hosts a Flower `ServerApp`: what its `main` sends becomes exchanges, what clients answer becomes replies."""
+"""Hosts a Flower `ServerApp`: messages of its `main` become exchanges, clients' updates become replies."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from fedloom.strategies.flower_app.start import host_start
 
 @dataclass(frozen=True, slots=True)
 class AppState:
-    """The newest model, and what a resumed `main` has to be told."""
+    """The newest model, and the journal for a resumed `main`."""
 
     model: Arrays = field(default_factory=dict)
     exchanges: int = 0
-    """Exchanges answered so far."""
+    """Number of finished exchanges."""
     journal_arrays: Arrays = field(default_factory=dict)
     journal: tuple[Info, ...] = ()
     trained: bool = False
     """Whether the round has had its training step."""
     server_round: int | None = None
-    """`server-round` of the round's training messages, where they say one."""
+    """`server-round` of the round's training messages, if they have one."""
     report: Info = field(default_factory=dict)
     evaluation: Info | None = None
 
@@ -56,7 +56,7 @@ class FlowerApp(Strategy[AppState, UpdateList]):
         self._live: AppState | None = None
 
     def init(self, model: Record) -> AppState:
-        """Nothing yet: the app makes its own model."""
+        """Return an empty state: the app creates its own model."""
         return AppState()
 
     def plan(self, state: AppState, context: RoundContext) -> Exchange | None:
@@ -90,7 +90,7 @@ class FlowerApp(Strategy[AppState, UpdateList]):
         return after if over else Pending(after, self._exchange(session, context))
 
     def arrays(self, state: AppState) -> Arrays:
-        """The model `Strategy.start` aggregated last, or, in a loop of the app's own, the one it sent last."""
+        """Return the model `Strategy.start` aggregated last, or, for an app's own loop, the one it sent last."""
         return state.model
 
     def report(self, state: AppState) -> Mapping[str, float]:
@@ -108,12 +108,12 @@ class FlowerApp(Strategy[AppState, UpdateList]):
             self._session = self._live = None
 
     def _resumed(self, state: AppState) -> Session:
-        """The app, standing where it stood when `state` was made."""
+        """Return the app, at its position when `state` was made."""
         if self._session is not None and self._live is state:
             return self._session
         if state.exchanges and self._config.resume == "none":
             raise UnsupportedFeature(
-                'this run cannot be resumed: it was started with strategy.resume = "none". Start it anew'
+                'this run cannot be resumed: it was started with strategy.resume = "none". Start a new run'
             )
         self.close()
         self._session = Session(
@@ -134,10 +134,10 @@ class FlowerApp(Strategy[AppState, UpdateList]):
 
 
 def _waiting(session: Session) -> Batch:
-    """The messages the app waits for answers to."""
+    """Return the messages the app waits for replies to."""
     if session.batch is None:
         raise RunFailed(
-            "the Flower app's main has returned, so it waits for no answers; nothing is left to do in this round"
+            "the Flower app's main has returned, so it waits for no replies; this round has nothing left to do"
         )
     return session.batch
 
@@ -152,7 +152,7 @@ def _server_round(batch: Batch) -> int | None:
 
 
 def build_strategy(config: Config, experiment: Experiment) -> FlowerApp:
-    """The strategy a `Config` describes."""
+    """Return the strategy a `Config` describes."""
     if experiment.workload.name != "flower":
         raise UnsupportedFeature(
             f'strategy.name = "flower_app" sends Flower messages, which workload {experiment.workload.name!r} does '
@@ -160,7 +160,7 @@ def build_strategy(config: Config, experiment: Experiment) -> FlowerApp:
         )
     if experiment.cohort_size != experiment.clients:
         raise UnsupportedFeature(
-            f"cohort = {experiment.cohort}: a Flower ServerApp chooses clients by itself. Leave `cohort` out and set "
+            f"cohort = {experiment.cohort}: a Flower ServerApp chooses clients itself. Omit `cohort` and set "
             "the app's own fraction (such as run_config.fraction-train)"
         )
     app = apps.load_component(Path(config.app), config.serverapp, "strategy.serverapp")

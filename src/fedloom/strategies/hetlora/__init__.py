@@ -1,1 +1,1 @@
-"""HetLoRA: clients of different ranks that prune themselves, weighed by what they learned (Cho et al. 2024)."""
+"""HetLoRA: clients of different ranks that prune themselves, weighted by what they learned (Cho et al. 2024)."""

@@ -16,7 +16,7 @@ class Config(HeterogeneousSettings):
     rank: Rank = 8
     """r of the global factors, and of a client without a limit."""
     gamma: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.99
-    """Share of its rank r a client keeps when it prunes itself: ⌊gamma · r⌋."""
+    """Fraction of its rank r that remains when a client prunes itself: ⌊gamma · r⌋."""
     penalty: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1e-3
     """Weight λ of ‖B_tail‖ ‖A_tail‖ in the local loss (dimensionless), the tail being what pruning would cut; 0 trains
     without it, and still prunes."""

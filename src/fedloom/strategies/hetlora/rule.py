@@ -15,7 +15,7 @@ from fedloom.strategies._low_rank.rule import LowRankRule, Tensor
 
 
 class SelfPruning(LowRankRule):
-    """Knobs: `gamma`, `penalty`. The tail of a pair of rank r are its components from ⌊γ r⌋ on; one is always kept."""
+    """Knobs: `gamma`, `penalty`. The tail of a pair of rank r are its components from ⌊γ r⌋ on; one always remains."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class SelfPruning(LowRankRule):
                 gradients[bt][:, kept:] += b[:, kept:] * (knobs["penalty"] * norm_a / norm_b)
 
     def outgoing(self, update: Update, knobs: Info) -> Update:
-        """The update, its tails cut off where they came out smaller than they went in."""
+        """Return the update, with tails cut off if they became smaller in training."""
         return super().outgoing(replace(update, groups=self._pruned(update.groups, knobs["gamma"])), knobs)
 
     def _pruned(self, groups: Groups, gamma: float) -> Groups:
@@ -60,7 +60,7 @@ def kept_rank(rank: int, gamma: float) -> int:
 
 
 def build_rule() -> SelfPruning:
-    """The client half of HetLoRA."""
+    """Return the client half of HetLoRA."""
     return SelfPruning()
 
 

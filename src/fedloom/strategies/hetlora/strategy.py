@@ -1,4 +1,4 @@
-"""HetLoRA, the server half: truncate to each client's rank, pad with zeros, weigh by what was learned."""
+"""HetLoRA, the server half: truncate to each client's rank, pad with zeros, weight by what was learned."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LearnedWeights(Aggregation):
     """A' = Σ p_k [A_k; 0] and B' = Σ p_k [B_k 0] with p_k ∝ ‖B_k A_k‖_F, all layers of a client together.
 
     Cho et al. 2024, "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models" (EMNLP 2024, arXiv
-    2401.06432). A client that pruned itself keeps the smaller rank in later rounds. Heads are averaged with n_k.
+    2401.06432). A client that pruned itself has the smaller rank in later rounds. Heads are averaged with n_k.
     """
 
     accumulator = "separate"
@@ -40,7 +40,7 @@ class LearnedWeights(Aggregation):
         shares = learned / learned.sum() if learned.sum() > 0 else np.full(len(sent), 1 / len(sent))
         sizes = np.array([float(update.num_examples) for _, update in total.updates])
         if not sizes.sum() > 0:
-            raise BadUpdate(f"the {len(sent)} updates of this round come from no examples at all")
+            raise BadUpdate(f"the {len(sent)} updates of this round are based on no examples")
         groups = list(sent.values())
         state = replace(
             ready,
@@ -53,7 +53,7 @@ class LearnedWeights(Aggregation):
 
 
 class PrunedRanks(Budget):
-    """Limits as configured, and for a client that pruned itself the rank it kept."""
+    """Limits as configured, and the reduced rank of a client that pruned itself."""
 
     def limit(self, state: Adapters, client: int) -> int | None:
         known = state.memory.get(str(client))
@@ -61,7 +61,7 @@ class PrunedRanks(Budget):
 
 
 def build_strategy(config: Config, experiment: Experiment) -> LowRank:
-    """The strategy a `Config` describes."""
+    """Return the strategy a `Config` describes."""
     method = fixed_rank(config, config.rank, experiment)
     return LowRank(
         replace(
@@ -81,7 +81,7 @@ def _learned(groups: Groups) -> float:
 
 
 def _ranks(sent: Mapping[int, Groups], ready: Adapters) -> dict[str, float]:
-    """The ranks of clients that hold less than the global factors."""
+    """Return the ranks of clients that have less than the global factors."""
     ranks = {client: max(len(a) for a in groups[LORA_A].values()) for client, groups in sent.items()}
     return {str(client): float(rank) for client, rank in ranks.items() if rank < ready.rank}
 

@@ -18,10 +18,10 @@ class Config(PluginSettings):
     criterion: Literal["ce", "kl"] = "ce"
     """`ce`: the printed criterion, never below ln K; `kl`: minus ln K, the divergence alone."""
     branch: Literal["fixed", "per_set", "first", "softmax", "taylor"] = "fixed"
-    """Which normalisation. `fixed`: decided once, by the criterion of all sets together; `per_set`: the printed rule,
-    whose scores do not compare across branches; `first`: by the first set's criterion, as the released code does; or
-    always the one named."""
+    """Normalisation of logits. `fixed`: decided once, by the criterion of all sets together; `per_set`: the printed
+    rule, whose scores do not compare across branches; `first`: by the first set's criterion, as the released code does;
+    or always the one named."""
     whole_set: bool = True
-    """One norm over each whole set; false takes the released code's mean over batches of 128."""
+    """One norm over each whole set; false uses the released code's mean over batches of 128."""
     parts: Annotated[int, Field(ge=1)] = 8
-    """Pieces the sets are dealt into, scored in parallel."""
+    """Parts the sets are split into, scored in parallel."""

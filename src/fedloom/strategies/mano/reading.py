@@ -1,4 +1,4 @@
-"""A finished run, read: every estimator's scores on every set, and how well they tell accuracy."""
+"""Evaluates a finished run: every estimator's scores on every set, and how well they predict accuracy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ VARIANTS = {
     "softmax": "softmax branch",
     "taylor": "Taylor branch",
     "per_set": "printed rule, branch per set",
-    "taylor_plain": "Taylor, row minimum kept",
+    "taylor_plain": "Taylor, row minimum not subtracted",
     "softmax_batches": "softmax, mean of batches",
     "taylor_batches": "Taylor, mean of batches",
     "nuclear_taylor": "Nuclear of the Taylor shares",
@@ -46,16 +46,16 @@ VARIANTS = {
 ETAS = (0.0, 1.0, 3.0, 5.0, 7.0, 9.0)
 """The paper's sweep of the threshold."""
 _FIRST = ("mild", "harsh", "style", "subpopulation")
-"""Groups of sets that come before the user's own."""
+"""Groups of sets shown before the user's own."""
 _FEWEST = 3
-"""Sets a line says something about."""
+"""Minimum number of sets for a line."""
 _COLLAPSED = 0.5
-"""Balance of predictions below which a set is warned of."""
+"""Balance of predictions below which a warning is shown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fit:
-    """How well a score tells accuracy over a group of sets; NaN where it is constant."""
+    """How well a score predicts accuracy over a group of sets; NaN if it is constant."""
 
     r2: float
     rho: float
@@ -74,12 +74,12 @@ class Table:
     """Phi of each set."""
     balance: Array
     branches: tuple[Branch, ...]
-    """Which normalisation MaNo's score of each set is of."""
+    """The normalisation of MaNo's score of each set."""
     scores: Mapping[str, Array]
     """By estimator and variant, one per set."""
 
     def fit(self, score: str) -> Fit:
-        """One score's fit over all of the group."""
+        """Return one score's fit over all of the group."""
         values = self.scores[score]
         return Fit(
             r2=fits.r_squared(values, self.accuracy),
@@ -92,7 +92,7 @@ class Table:
         return fits.r_squared(values, self.accuracy)
 
     def without(self, family: str) -> Table:
-        """The sets of other families."""
+        """Return the sets of other families."""
         kept = [index for index, each in enumerate(self.families) if each != family]
         return Table(
             names=tuple(self.names[index] for index in kept),
@@ -121,19 +121,19 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """What a run's last round says."""
+    """Content of a run's last round."""
 
     rule: Info
-    """The strategy's settings of the score."""
+    """The strategy's settings for the score."""
     classes: int
     tables: Mapping[str, Table]
-    """By group of sets; those with fewer than three are left out."""
+    """By group of sets; those with fewer than three are omitted."""
     clean: Info
-    """The line of the test images as they are."""
+    """The line of the unmodified test images."""
 
 
 def read(told: Info, classes: int) -> Reading:
-    """From what the strategy told of the last round."""
+    """Evaluate the strategy's report on the last round."""
     rule, lines = told["rule"], told["sets"]
     lines = sorted(lines, key=lambda line: (line["group"], line["family"], line["name"], line["severity"]))
     branches = _branches(rule, lines, classes)
@@ -149,7 +149,7 @@ def read(told: Info, classes: int) -> Reading:
 
 
 def numbers(reading: Reading) -> dict[str, float]:
-    """What a study compares: `mild_r2_mano` and the like for every group, measure and estimator."""
+    """Return the numbers a study compares: `mild_r2_mano` and the like for every group, measure and estimator."""
     found: dict[str, float] = {}
     for group, table in reading.tables.items():
         found |= _numbers(group, table)
@@ -185,7 +185,7 @@ def _numbers(group: str, table: Table) -> dict[str, float]:
 
 
 def _branches(rule: Info, lines: Sequence[Info], classes: int) -> list[Branch]:
-    """The branch of each set, as the strategy's settings decide."""
+    """Return the branch of each set, by the strategy's settings."""
     kind, eta, how = rule["criterion"], float(rule["eta"]), rule["branch"]
     if how in get_args(Branch):
         return [how for _ in lines]

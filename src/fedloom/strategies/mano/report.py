@@ -24,7 +24,7 @@ _RHO = "\N{GREEK SMALL LETTER RHO}"
 
 
 def build_report(run: RunFolder) -> Contribution:
-    """Sections and numbers; none where the run has not come to its last round."""
+    """Return sections and numbers; none if the run has not reached its last round."""
     told = next((record.info["mano"] for record in reversed(run.rounds) if "mano" in record.info), None)
     labels = run.workload.label_names if run.workload else ()
     if told is None or not labels:
@@ -43,7 +43,7 @@ def _table(reading: Reading) -> Markup:
             f"Each of {count} shifted sets is scored without labels. R² is the squared correlation of score and "
             f"true accuracy over a group of sets, {_RHO} the absolute rank correlation. The error is of a line from "
             "score to accuracy, fitted on nine tenths of the sets and tested on the last, in points of accuracy (mean "
-            "over random splits). On the unspoilt test images the model is right in "
+            "over random splits). On the unmodified test images the model's accuracy is "
             f"{_percent(reading.clean.get('accuracy', math.nan))}.",
         ),
         [_group_table(group, each) for group, each in reading.tables.items()],
@@ -72,12 +72,12 @@ def _group_table(group: str, each: Table) -> Markup:
 
 
 def _branches(group: str, each: Table) -> Markup:
-    """Which normalisation ran, and what no confidence score can see."""
+    """Describe which normalisation was used, and the limits of confidence scores."""
     taylor = each.branches.count("taylor")
     ran = {0: "softmax for all", len(each.branches): "Taylor for all"}.get(taylor, f"Taylor for {taylor} sets")
     phi = sorted(each.criterion.tolist())
     words = (
-        f"{_title(group)}: MaNo's branch was {ran}; the criterion Φ ran from {phi[0]:.2f} over "
+        f"{_title(group)}: MaNo's branch was {ran}; the criterion Φ ranged from {phi[0]:.2f} over "
         f"{phi[len(phi) // 2]:.2f} (median) to {phi[-1]:.2f}."
     )
     collapsed = each.collapsed
@@ -85,14 +85,14 @@ def _branches(group: str, each: Table) -> Markup:
         return tag("p", words, class_="note")
     shown = ", ".join(collapsed[:_MOST_NAMES]) + (" …" if len(collapsed) > _MOST_NAMES else "")
     warning = (
-        f" Predictions fall on few classes in {len(collapsed)} sets ({shown}): a high score says nothing about "
-        "accuracy there."
+        f" Predictions fall on few classes in {len(collapsed)} sets ({shown}): a high score does not indicate "
+        "accuracy for them."
     )
     return tag("p", words + warning, class_="note")
 
 
 def _scatters(group: str, each: Table) -> Markup:
-    """A picture for each estimator, points coloured by family, with the line through them."""
+    """Draw a picture for each estimator, points coloured by family, with the fitted line."""
     shown = [_scatter(ESTIMATORS[name], name, each) for name in ESTIMATORS if name in each.scores]
     pictures = tag("div", shown, class_="charts")
     title = f"Score against accuracy: {_title(group)}"
@@ -145,10 +145,10 @@ def _ablation(reading: Reading) -> Markup:
     ]
     head = ("", *(_title(group) for group in groups))
     return section(
-        "What MaNo depends on",
+        "Sensitivity of MaNo",
         folded("R² of its variants, and of thresholds", table(head, [*rows, *by_eta], caption="R² over all sets")),
         table(
-            ("family left out", *(_title(group) for group in groups)),
+            ("excluded family", *(_title(group) for group in groups)),
             unseen,
             caption="MaNo's line through all other families, tested on this one: mean error in points of accuracy",
         ),

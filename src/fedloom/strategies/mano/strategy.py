@@ -1,4 +1,4 @@
-"""Estimation of accuracy without labels, the server half: training as ever, and one question in the last round."""
+"""Estimation of accuracy without labels, the server half: ordinary training, and scoring in the last round."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ INITIAL = "initial"
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The model, the second one, where both began, and what was found in the last round."""
+    """The model, the second one, the initial one of both, and the results of the last round."""
 
     model: Arrays
     initial: Pinned
     second: Arrays = field(default_factory=dict)
-    """Empty where the workload trains none."""
+    """Empty if the workload trains none."""
     asks: bool = False
-    """Whether the exchange under way is the question for scores."""
+    """Whether the current exchange is the scoring."""
     told: Info = field(default_factory=dict)
-    """What the round's record gets."""
+    """Entries of the round's record."""
 
 
 class Estimation(Strategy[Scored, RunningMean | UpdateList]):
@@ -55,7 +55,7 @@ class Estimation(Strategy[Scored, RunningMean | UpdateList]):
         )
 
     def finish(self, state: Scored, total: RunningMean | UpdateList, context: RoundContext) -> Scored | Pending[Scored]:
-        """The mean of the clients' models; in the last round the sets' scores, too."""
+        """Return the mean of the clients' models; in the last round the sets' scores, too."""
         if state.asks:
             if not isinstance(total, UpdateList):
                 raise wrong_accumulator("mano", UpdateList, total)
@@ -74,11 +74,11 @@ class Estimation(Strategy[Scored, RunningMean | UpdateList]):
         return state.model
 
     def report(self, state: Scored) -> Info:
-        """The last round's table of sets."""
+        """Return the last round's table of sets."""
         return state.told
 
     def _question(self, state: Scored, context: RoundContext) -> Exchange:
-        """One job for each part of the sets; a job's client is only its number."""
+        """Return one job for each part of the sets; a job's client is only its number."""
         inputs = {**self._models(state), INITIAL: state.initial}
         jobs = tuple(
             Job(
@@ -98,6 +98,6 @@ class Estimation(Strategy[Scored, RunningMean | UpdateList]):
 
 
 def build_strategy(config: Config, experiment: Experiment) -> Estimation:
-    """Return the strategy a `Config` describes; it asks its question in the last round, so there has to be one."""
+    """Return the strategy a `Config` describes; it scores in the last round, so the number of rounds must be known."""
     experiment.rounds_known("strategy 'mano'")
     return Estimation(config)

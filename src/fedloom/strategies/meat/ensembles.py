@@ -14,14 +14,14 @@ from fedloom.core.errors import BadUpdate
 from fedloom.core.records import Array, Arrays
 
 _BLOCK = 1 << 15
-"""Coordinates combined at a time: with dozens of snapshots their values stay in a core's cache."""
+"""Coordinates combined at a time: with dozens of snapshots their values fit in a core's cache."""
 Snapshots = Sequence[Arrays]
 _Reduce = Callable[[Array], Array]
-"""From (coordinates, S) to (coordinates,)."""
+"""Maps (coordinates, S) to (coordinates,)."""
 
 
 def median(snapshots: Snapshots, like: Arrays) -> dict[str, Array]:
-    """The coordinate-wise median, w~_c = median_s w^(s)_c; of an even number the mean of the two middle values.
+    """Return the coordinate-wise median, w~_c = median_s w^(s)_c; of an even number the mean of the two middle values.
 
     MEAT (arXiv 2406.14259), its median ensemble. Fewer than half of the snapshots may be arbitrary: every coordinate
     still lies between the least and the greatest value of the others.
@@ -31,13 +31,13 @@ def median(snapshots: Snapshots, like: Arrays) -> dict[str, Array]:
         like: arrays with the dtypes of the result.
 
     Raises:
-        BadUpdate: a snapshot holds NaN.
+        BadUpdate: a snapshot contains NaN.
     """
     return _by_coordinate(snapshots, like, lambda values: np.median(values, axis=1))
 
 
 def trimmed(snapshots: Snapshots, like: Arrays, share: float) -> dict[str, Array]:
-    """The mean of what is left without the floor(share * S) least and greatest values of each coordinate."""
+    """Return the mean without the floor(share * S) smallest and largest values of each coordinate."""
     cut = int(share * len(snapshots))
     return _by_coordinate(
         snapshots, like, lambda values: np.sort(values, axis=1)[:, cut : len(snapshots) - cut].mean(1, np.float64)
@@ -45,13 +45,13 @@ def trimmed(snapshots: Snapshots, like: Arrays, share: float) -> dict[str, Array
 
 
 def weighted(snapshots: Snapshots, like: Arrays, weights: Sequence[float]) -> dict[str, Array]:
-    """The sum of weights_s w^(s); weights add up to 1."""
+    """Return the sum of weights_s w^(s); weights add up to 1."""
     factors = np.asarray(weights, np.float64)
     return _by_coordinate(snapshots, like, lambda values: values @ factors)
 
 
 def mean(snapshots: Snapshots, like: Arrays) -> dict[str, Array]:
-    """The plain mean: weight averaging, or SWA (Izmailov et al. 2018)."""
+    """Return the plain mean: weight averaging, or SWA (Izmailov et al. 2018)."""
     return weighted(snapshots, like, [1.0 / len(snapshots)] * len(snapshots))
 
 
@@ -63,18 +63,19 @@ def moving_average(snapshots: Snapshots, like: Arrays, decay: float) -> dict[str
 
 
 def middle(snapshots: Snapshots, like: Arrays) -> dict[str, Array]:
-    """The snapshot middle in time; of an even number the mean of the two.
+    """Return the snapshot in the middle of time; of an even number the mean of the two.
 
-    Where every coordinate moves one way only, the median is exactly this: an ensemble has to do better.
+    If every coordinate moves one way only, the median is exactly this: an ensemble has to do better.
     """
     count = len(snapshots)
     return mean(snapshots[(count - 1) // 2 : count // 2 + 1], like)
 
 
 def with_outliers(arrays: Arrays, scale: float, rng: np.random.Generator) -> dict[str, Array]:
-    """Every coordinate plus N(0, (scale * mean |w|)^2), the mean taken over its array.
+    """Return every coordinate plus N(0, (scale * mean |w|)^2), the mean taken over its array.
 
-    Integers and the statistics of batch normalisation (`running_…`) are left alone: a variance below 0 breaks anything.
+    Integers and the statistics of batch normalisation (`running_…`) are unchanged: a variance below 0 would break any
+    model.
     """
     return {
         name: array
@@ -85,7 +86,7 @@ def with_outliers(arrays: Arrays, scale: float, rng: np.random.Generator) -> dic
 
 
 def stored(arrays: Arrays, *, half: bool) -> dict[str, Array]:
-    """A snapshot as it is kept; floats as float16 where `half`.
+    """Return a snapshot as stored; floats as float16 if `half`.
 
     Raises:
         BadUpdate: a value does not fit into float16.
@@ -99,7 +100,7 @@ def stored(arrays: Arrays, *, half: bool) -> dict[str, Array]:
     for name, array in kept.items():
         if array.dtype == np.float16 and not np.isfinite(array).all():
             raise BadUpdate(
-                f'array {name!r} has values beyond 65504, which float16 cannot hold; set strategy.precision to "full"'
+                f'array {name!r} has values beyond 65504, the limit of float16; set strategy.precision to "full"'
             )
     return kept
 
@@ -118,14 +119,14 @@ def _by_coordinate(snapshots: Snapshots, like: Arrays, reduce: _Reduce) -> dict[
             values = np.stack([each[part] for each in flat], axis=1).astype(wide, copy=False)
             reduced = reduce(values)
             if np.isnan(reduced).any():
-                raise BadUpdate(f"array {name!r} of the history holds NaN; training diverged there")
+                raise BadUpdate(f"array {name!r} of the history contains NaN; training diverged there")
             result[part] = reduced
         combined[name] = result.reshape(model.shape)
     return combined
 
 
 def combinations(trim: float, ema_decay: float) -> Mapping[str, Callable[[Snapshots, Arrays], dict[str, Array]]]:
-    """Every way to combine, by name."""
+    """Return every combination, by name."""
     return {
         "median": median,
         "mean": mean,

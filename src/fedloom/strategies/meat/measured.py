@@ -1,4 +1,4 @@
-"""What the clients measured of the compared models: sums of parts as rates, and the table of attacks."""
+"""Clients' measurements of the compared models: sums of parts as rates, and the table of attacks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rates(told: Iterable[Info]) -> Rates:
 
 
 def table(told: Iterable[Info]) -> Info:
-    """For each model its verdicts by attack, the parts' one after the other, and the seconds each attack took."""
+    """Return each model's verdicts by attack, the parts' one after the other, and the seconds each attack took."""
     verdicts: dict[str, dict[str, str]] = {}
     seconds: dict[str, float] = {}
     for part in told:
@@ -43,5 +43,5 @@ def table(told: Iterable[Info]) -> Info:
 
 
 def _share(counts: Mapping[str, int], key: str) -> float:
-    """A share; where nothing was measured, the JSON of a record has no NaN, so it is 0."""
+    """Return a fraction; 0 if nothing was measured, because a record's JSON has no NaN."""
     return counts[key] / counts["examples"] if counts["examples"] else 0.0

@@ -1,4 +1,4 @@
-"""How far snapshots lie from their median, coordinate by coordinate: are there outliers to remove?"""
+"""Distances of snapshots from their median, coordinate by coordinate, to find outliers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedloom.core.records import Arrays, Info
 EDGES = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, math.inf)
 """Bins of |z|."""
 OUTLYING = 4.0
-"""From this |z| on a weight counts as an outlier; of normal values 6 in 100,000 would."""
+"""|z| from which a weight counts as an outlier; 6 in 100,000 normal values do."""
 _BLOCK = 1 << 15
 _TO_SIGMA = 1.4826
 """Standard deviation of a normal distribution in units of its median absolute deviation."""
@@ -26,17 +26,18 @@ class Spread:
     counts: tuple[int, ...]
     """Weights in each bin of `EDGES`."""
     outlying: tuple[float, ...]
-    """For each snapshot, oldest first: share of its weights with |z| >= OUTLYING."""
+    """For each snapshot, oldest first: fraction of its weights with |z| >= OUTLYING."""
     monotone: float
-    """Share of coordinates that move one way only over the window: there the median is the middle snapshot's value."""
+    """Fraction of coordinates that move one way only over the window, for which the median is the middle snapshot's
+    value."""
 
     def to_json(self) -> Info:
-        """As a round's record keeps it."""
+        """Return it as stored in a round's record."""
         return {"counts": list(self.counts), "outlying": list(self.outlying), "monotone": self.monotone}
 
 
 def spread(snapshots: Sequence[Arrays]) -> Spread:
-    """The distances, in blocks. Coordinates that more than half of the snapshots agree on (MAD 0) are left out."""
+    """Compute the distances, in blocks. Coordinates equal in more than half of the snapshots (MAD 0) are omitted."""
     counts = np.zeros(len(EDGES) - 1, np.int64)
     outlying = np.zeros(len(snapshots))
     monotone = moving = total = 0

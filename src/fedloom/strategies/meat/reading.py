@@ -1,4 +1,4 @@
-"""A finished run, read: curves of the compared models, the robust overfitting gap, who withstood which attack."""
+"""Evaluates a finished run: curves of the compared models, the robust overfitting gap, the attacks' verdicts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ENSEMBLE = "ensemble"
 LAST = "last"
 _NORMAL_95 = 1.96
 Verdicts = Mapping[str, str]
-"""By attack, `1` for every point that withstood it and `0` for one that did not."""
+"""By attack, `1` for every point classified correctly under it and `0` for the others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,15 +37,15 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """How two models fare on the same points."""
+    """Comparison of two models on the same points."""
 
     value: float
-    """Share of the points that withstood in the first minus that in the second."""
+    """Accuracy of the first minus that of the second."""
     low: float
     """Lower end of the 95 % interval."""
     high: float
     only_first: int
-    """Points that withstood in the first only."""
+    """Points that only the first classifies correctly."""
     only_second: int
     p: float
     """Two-sided exact p of McNemar's test."""
@@ -53,10 +53,10 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """What the rounds' records say about a run of the median ensemble."""
+    """The rounds' records of a run of the median ensemble."""
 
     kind: str = "median"
-    """What the published ensemble is."""
+    """Kind of the published ensemble."""
     curves: Mapping[str, Curve] = field(default_factory=dict)
     window: tuple[int, ...] = ()
     """Rounds of the last ensemble's snapshots."""
@@ -67,7 +67,7 @@ class Reading:
     """By attack, for all models."""
 
     def whole(self, model: str) -> Curve:
-        """A model's curve from the first round on: before there are snapshots every combination of them is w itself."""
+        """Return a model's curve from the first round on: before there are snapshots every combination is w itself."""
         own, early = self.curves[model], self.curves[ENSEMBLE]
         before = sum(number < own.rounds[0] for number in early.rounds)
         return Curve(
@@ -78,7 +78,7 @@ class Reading:
         )
 
     def label(self, model: str) -> str:
-        """A model's name for people."""
+        """Return a model's name for people."""
         return f"{self.kind} (published)" if model == ENSEMBLE else _LABELS.get(model, model)
 
 
@@ -96,7 +96,7 @@ _LABELS = {
 
 
 def read(infos: Iterable[tuple[int, Info]]) -> Reading:
-    """From (round, what the strategy told), evaluated rounds only."""
+    """Evaluate (round, the strategy's report) pairs, evaluated rounds only."""
     points: dict[str, list[tuple[int, Mapping[str, float]]]] = {}
     told: Info = {}
     for number, told in infos:
@@ -113,7 +113,7 @@ def read(infos: Iterable[tuple[int, Info]]) -> Reading:
 
 
 def withstood(verdicts: str) -> float:
-    """The share of points still right; NaN of none."""
+    """Return the fraction of points still correct; NaN of none."""
     return verdicts.count("1") / len(verdicts) if verdicts else math.nan
 
 
@@ -123,7 +123,7 @@ def error(share: float, count: int) -> float:
 
 
 def difference(first: str, second: str) -> Difference:
-    """Two models' verdicts on the same points, paired."""
+    """Compare two models' verdicts on the same points, paired."""
     count = len(first)
     only_first = sum(a > b for a, b in zip(first, second, strict=True))
     only_second = sum(a < b for a, b in zip(first, second, strict=True))
@@ -140,7 +140,7 @@ def difference(first: str, second: str) -> Difference:
 
 
 def numbers(reading: Reading) -> dict[str, float]:
-    """What a study compares: final rates, gaps, and the published model's lead over each other one."""
+    """Return the numbers a study compares: final rates, gaps, and the published model's lead over each other one."""
     found: dict[str, float] = {}
     for model in reading.curves:
         curve = reading.whole(model)
@@ -173,7 +173,7 @@ def _curve(points: Sequence[tuple[int, Mapping[str, float]]]) -> Curve:
 
 
 def _mcnemar(first: int, second: int) -> float:
-    """Two-sided exact test that both counts come from a fair coin."""
+    """Return the two-sided exact p that both counts come from a fair coin."""
     total = first + second
     tail = sum(math.comb(total, k) for k in range(min(first, second) + 1)) / 2**total
     return min(1.0, float(2.0 * tail))

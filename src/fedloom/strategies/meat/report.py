@@ -26,7 +26,7 @@ _ATTACKS = {"apgd": "APGD-CE and APGD-T", "autoattack": "AutoAttack"}
 
 
 def build_report(run: RunFolder) -> Contribution:
-    """Sections and numbers; none where the run compared no models."""
+    """Return sections and numbers; none if the run compared no models."""
     reading = read((record.round, record.info["meat"]) for record in run.rounds if record.info.get("meat"))
     if not reading.curves:
         return Contribution()
@@ -40,7 +40,7 @@ def build_report(run: RunFolder) -> Contribution:
 
 def _robustness(reading: Reading) -> Markup:
     window = (
-        f"Since round {reading.window[0]} every round's weights are kept; the published model is their "
+        f"Since round {reading.window[0]} every round's weights are stored; the published model is their "
         f"coordinate-wise {reading.kind}, of {len(reading.window)} snapshots at the end."
         if reading.window
         else "No snapshot was taken yet, so the published model is the round's own."
@@ -49,8 +49,8 @@ def _robustness(reading: Reading) -> Markup:
         "Robustness",
         tag(
             "p",
-            f"{window} Training goes on from the last round's weights, never from the ensemble. Robust accuracy is "
-            "the share of test images that are classified rightly after an attack by projected gradients (PGD).",
+            f"{window} Training continues from the last round's weights, never from the ensemble. Robust accuracy is "
+            "the fraction of test images classified correctly after an attack by projected gradients (PGD).",
         ),
         tag("div", _chart(reading, "robust"), _chart(reading, "clean"), class_="charts"),
         _gaps(reading),
@@ -88,7 +88,7 @@ def _gaps(reading: Reading) -> Markup:
         ("model", "clean, last round", "robust, last round", "best round", "robust, best round", "gap, points"),
         rows,
         caption="Robust overfitting: the gap is robust accuracy at the best round minus that at the last. The best "
-        "round is picked on images held back from training, so a gap may come out negative. Before the first snapshot "
+        "round is chosen on images held back from training, so a gap may come out negative. Before the first snapshot "
         "every combination is the round's own weights",
     )
 
@@ -108,19 +108,19 @@ def _attacks(reading: Reading) -> Markup:
         "Attacks",
         tag(
             "p",
-            f"All models of the last round on the same {count} test images: the share still classified rightly. "
+            f"All models of the last round on the same {count} test images: the fraction still classified correctly.  "
             f"With so many images {_percent(share)} is known to ± {100 * error(share, count):.1f} points. "
             f"The attacks took {seconds_text(took)} of work.",
         ),
         table(
             ("model", *(_ATTACKS.get(attack, attack) for attack in columns)),
             rows,
-            caption="The stages of AutoAttack stand before it; each attacks the points the stages before it left right",
+            caption="The stages of AutoAttack precede it; each attacks the points still correct after earlier stages",
         ),
         table(
             ("published model against", "difference, points", "95 % interval", "only ours", "only theirs", "p"),
             _paired(reading, strongest),
-            caption=f"{name}, point by point: images that withstand in one model only (exact McNemar test)",
+            caption=f"{name}, point by point: images classified correctly by one model only (exact McNemar test)",
         ),
     )
 
@@ -158,10 +158,10 @@ def _outliers(reading: Reading) -> Markup:
         tag(
             "p",
             "How far the weights of each snapshot lie from the median over the snapshots, in robust standard "
-            f"deviations of their coordinate: |z| ≥ {OUTLYING:g} counts as an outlier. A median pays off where there "
-            "are such weights. Where weights drift one way it does not: "
+            f"deviations of their coordinate: |z| ≥ {OUTLYING:g} counts as an outlier. A median is useful if there "
+            "are such weights. It is not if weights drift one way: "
             f"{100 * reading.spread['monotone']:.1f} % of the coordinates only rise or only fall over the window, and "
-            "there the median is the middle snapshot.",
+            "for these the median is the middle snapshot.",
         ),
         tag(
             "div",
@@ -182,7 +182,7 @@ def _bin(low: float, high: float) -> str:
 
 
 def _normal(low: float, high: float) -> float:
-    """Probability that |z| of a standard normal lies between."""
+    """Return the probability that |z| of a standard normal is between the two."""
     upper = 1.0 if math.isinf(high) else math.erf(high / math.sqrt(2.0))
     return upper - math.erf(low / math.sqrt(2.0))
 

@@ -1,4 +1,4 @@
-"""The median ensemble, the server half: w goes on, an ensemble of past w is published beside it."""
+"""The median ensemble, the server half: w continues, an ensemble of past w is published."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from fedloom.strategies.meat.config import Config
 from fedloom.strategies.meat.outliers import spread
 
 SEAT = "seat"
-"""Group of updates, and name of the compared model, that holds the clients' moving average over steps."""
+"""Group of updates, and name of the compared model, with the clients' moving average over steps."""
 ENSEMBLE = "ensemble"
 """Name of the published model among the compared ones."""
 _COMBINED = ("mean", "trimmed", "ema", "median", ENSEMBLE)
-"""Models no training has passed through as they are: their statistics may be asked of the clients."""
+"""Models never used as such in training: their statistics may be recomputed by the clients."""
 _LEAST_SPREAD = 3
-"""Snapshots needed to tell an outlier."""
+"""Minimum number of snapshots to identify an outlier."""
 Total = RunningMean | UpdateList
-"""Training is folded by mean or, for a median over clients, kept apart; all else is kept apart."""
+"""Training is aggregated by mean or, for a median over clients, as separate updates; all else as separate updates."""
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The model w, its past, and what is made of it."""
+    """The model w, its past, and the models computed from it."""
 
     model: Arrays
-    """w, which the next round starts from."""
+    """w, the start of the next round."""
     published: Arrays
     """The ensemble as of the last evaluated round; w before there are snapshots."""
     snapshots: tuple[Pinned, ...] = ()
-    """Past w, oldest first; each is written to the run's folder once, however many checkpoints name it."""
+    """Past w, oldest first; each is written to the run's folder once, however many checkpoints refer to it."""
     rounds: tuple[int, ...] = ()
-    """Whose they are."""
+    """Rounds of the snapshots."""
     seat: Arrays = field(default_factory=dict)
-    """Mean over the clients of their moving average over steps, where they keep one."""
+    """Mean over the clients of their moving average over steps, if they have one."""
     best: Arrays = field(default_factory=dict)
-    """The w that was most robust on validation images so far, where models are compared."""
+    """The most robust w on validation images so far, if models are compared."""
     best_validation: float = -1.0
     stage: str = "train"
-    """What the exchange under way asks for."""
+    """Purpose of the current exchange."""
     names: tuple[str, ...] = ()
     """The compared models, during a round's exchanges."""
     models: tuple[Arrays, ...] = ()
@@ -56,18 +56,18 @@ class History:
     rates: Info = field(default_factory=dict)
     """The last evaluated round's, by model."""
     told: Info = field(default_factory=dict)
-    """What the round's record gets."""
+    """Entries of the round's record."""
 
 
 class MedianEnsemble(Strategy[History, Total]):
-    """MEAT: training goes on from w; snapshots of w from round e_0 on give the ensemble, their coordinate-wise median.
+    """MEAT: training continues from w; the ensemble is the coordinate-wise median of snapshots of w from round e_0 on.
 
     "Enhancing Adversarial Robustness of Deep Neural Networks Through Median-Ensemble Adversarial Training" (MEAT, arXiv
     2406.14259); a reconstruction from its abstract and released code. With one client w is that client's model after
     each epoch, as in the paper. With many, w is their mean, or their coordinate-wise median: the same robust statistic
     over clients instead of rounds.
 
-    A round is up to four exchanges: training; where asked for, statistics of batch normalisation for combined models;
+    A round is up to four exchanges: training; if required, statistics of batch normalisation for combined models;
     clean and attacked images counted for the compared models; in the last round the table of attacks.
     """
 
@@ -91,7 +91,7 @@ class MedianEnsemble(Strategy[History, Total]):
         )
 
     def finish(self, state: History, total: Total, context: RoundContext) -> History | Pending[History]:
-        """Take in what the exchange of the stage brought; the next stage that is wanted, or the end of the round."""
+        """Process the exchange of a stage; returns the next stage, or the end of the round."""
         if state.stage == "train":
             state = self._trained(replace(state, told={}, rates={}), total, context)
             if not self._due(context):
@@ -116,7 +116,7 @@ class MedianEnsemble(Strategy[History, Total]):
         return state.published
 
     def report(self, state: History) -> Info:
-        """The compared models' rates, the window, how far its weights are spread, and in the last round the table."""
+        """Return the compared models' rates, the window, the spread of its weights, and in the last round the table."""
         return {"meat": state.told} if state.told else {}
 
     def evaluation(self, state: History) -> Mapping[str, float] | None:
@@ -129,7 +129,7 @@ class MedianEnsemble(Strategy[History, Total]):
         return context.is_last or (every > 0 and context.round % every == 0)
 
     def _trained(self, state: History, total: Total, context: RoundContext) -> History:
-        """The next w, and its snapshot."""
+        """Return the state with the next w, and its snapshot."""
         groups = _one(total)
         model = groups[MODEL]
         state = replace(state, model=model, seat=groups.get(SEAT, {}))
@@ -147,12 +147,12 @@ class MedianEnsemble(Strategy[History, Total]):
         )
 
     def _combined(self, state: History, context: RoundContext) -> History:
-        """The published ensemble, and the models it is compared with."""
+        """Return the state with the published ensemble, and the models it is compared with."""
         found: dict[str, Arrays] = {ENSEMBLE: self._combine(self._config.ensemble, state)}
         for name in dict.fromkeys(self._config.compare):
             if name == SEAT and not state.seat:
                 raise RunFailed(
-                    'strategy.compare names "seat", but the clients keep no such average; set workload.seat = true'
+                    'strategy.compare names "seat", but the clients have no such average; set workload.seat = true'
                 )
             if name == SEAT:
                 found[name] = state.seat
@@ -171,7 +171,7 @@ class MedianEnsemble(Strategy[History, Total]):
         return self._combinations[name](_past(state), state.model) if state.snapshots else state.model
 
     def _asked(self, state: History) -> tuple[str, ...]:
-        """The models whose statistics the clients have to make."""
+        """Return the models whose statistics the clients have to compute."""
         if not state.snapshots:
             return ()
         of_ensemble = self._config.ensemble in _COMBINED
@@ -192,7 +192,7 @@ class MedianEnsemble(Strategy[History, Total]):
         )
 
     def _with_statistics(self, state: History, updates: list[Update]) -> History:
-        """The combined models with the clients' statistics: their mean by examples, or their median, as for weights."""
+        """Return the combined models with the clients' statistics: mean by examples, or median, as for weights."""
         groups = _over_clients(updates, median=self._config.clients == "median")
         models = tuple(
             {**arrays, **groups.get(name, {})} for name, arrays in zip(state.names, state.models, strict=True)
@@ -200,7 +200,7 @@ class MedianEnsemble(Strategy[History, Total]):
         return replace(state, models=models, published=models[0])
 
     def _ask(self, state: History, context: RoundContext, kind: str) -> Pending[History]:
-        """One job for each model and part of the images; a job's client is only its number."""
+        """Return one job for each model and part of the images; a job's client is only its number."""
         parts = self._evaluation.parts
         jobs = tuple(
             Job(
@@ -220,7 +220,7 @@ class MedianEnsemble(Strategy[History, Total]):
         )
 
     def _measured(self, state: History, updates: list[Update]) -> History:
-        """The rates, and the best w by validation."""
+        """Return the state with the rates, and the best w by validation."""
         rates = measured.rates(update.info for update in updates)
         state = replace(state, rates=rates, told={**state.told, "rates": rates})
         own = rates.get("last", rates[ENSEMBLE] if not state.snapshots else {})
@@ -234,7 +234,7 @@ def _past(state: History) -> list[Arrays]:
 
 
 def _trained_contents(state: History, context: RoundContext) -> Contents:
-    """What a trained update contains; whether clients keep a moving average is known from the first round's updates."""
+    """Return a trained update's content; the first round's updates show whether clients have a moving average."""
     if context.round == 1:
         return "accumulator"
     groups = (MODEL, SEAT) if state.seat else (MODEL,)
@@ -242,19 +242,19 @@ def _trained_contents(state: History, context: RoundContext) -> Contents:
 
 
 def _one(total: Total) -> Groups:
-    """The clients' weights as one set, by mean or median."""
+    """Return the clients' weights as one set, by mean or median."""
     return total.value() if isinstance(total, RunningMean) else _over_clients(_apart(total), median=True)
 
 
 def _apart(total: Total) -> list[Update]:
-    """The updates of an exchange that keeps them apart."""
+    """Return the updates of an exchange that are aggregated separately."""
     if not isinstance(total, UpdateList):
         raise wrong_accumulator("meat", UpdateList, total)
     return [update for _, update in total.updates]
 
 
 def _over_clients(updates: list[Update], *, median: bool) -> dict[str, Arrays]:
-    """Each group's coordinate-wise median or mean by examples over the updates."""
+    """Return each group's coordinate-wise median or mean by examples over the updates."""
     sizes = np.array([update.num_examples for update in updates], np.float64)
     shares = sizes / sizes.sum() if sizes.sum() else np.full(len(updates), 1.0 / len(updates))
     found: dict[str, Arrays] = {}
@@ -269,5 +269,5 @@ def _ended(state: History) -> History:
 
 
 def build_strategy(config: Config, experiment: Experiment) -> MedianEnsemble:
-    """The strategy a `Config` describes."""
+    """Return the strategy a `Config` describes."""
     return MedianEnsemble(config, experiment.rounds_known("strategy 'meat'"), experiment.evaluation)

@@ -42,7 +42,7 @@ def build_strategy(config: Config, experiment: Experiment) -> LowRank:
 
 
 def schedule_of(config: Config, rounds: int) -> Schedule:
-    """The ranks of a run of T = `rounds` rounds."""
+    """Return the ranks of a run of T = `rounds` rounds."""
     given = config.initiating_rounds
     return Schedule(
         rounds=rounds,

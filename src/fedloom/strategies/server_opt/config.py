@@ -13,7 +13,7 @@ _DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "yogi": {"learning_rate": 0.1, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3},
     "adagrad": {"learning_rate": 0.1, "beta1": 0.0, "tau": 1e-3},
 }
-"""What each optimiser reads, and the value where the experiment gives none."""
+"""The settings of each optimiser, with their defaults."""
 
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -44,7 +44,7 @@ class Config(PluginSettings):
             return values
         optimizer = values.get("optimizer", "adam")
         if not isinstance(optimizer, str) or optimizer not in _DEFAULTS:
-            return values  # the field's own check says what is wrong
+            return values  # the field's own check reports the error
         reads = _DEFAULTS[optimizer]
         tunable = {key for defaults in _DEFAULTS.values() for key in defaults}
         idle = sorted(key for key in tunable - reads.keys() if values.get(key) is not None)

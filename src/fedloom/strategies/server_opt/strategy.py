@@ -21,14 +21,14 @@ from fedloom.strategies.server_opt.config import Config
 _FLOATS = frozenset({"float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2"})
 
 SecondMoment = Callable[[Array, Array], Array]
-"""(v, Delta²) -> the next v; a new array."""
+"""Maps (v, Delta²) to the next v; a new array."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moments:
     """The global model and the optimiser's moments, by name.
 
-    `m` and `v` have entries for trained floating-point arrays only, in float64 where the model's array is, else
+    `m` and `v` have entries for trained floating-point arrays only, in float64 if the model's array is, otherwise
     float32. `v` is empty for `momentum`.
     """
 
@@ -104,7 +104,7 @@ class ServerOptimizer(Strategy[Moments, RunningMean]):
 
 
 def build_strategy(config: Config, experiment: Experiment) -> ServerOptimizer:
-    """The optimiser a `Config` describes.
+    """Return the optimiser a `Config` describes.
 
     `momentum`: m_t = beta m_{t-1} + Delta_t, w_{t+1} = w_t + eta m_t (Hsu et al. 2019, "Measuring the Effects of
     Non-Identical Data Distribution for Federated Visual Classification", section 4.3, FedAvgM).
@@ -116,7 +116,7 @@ def build_strategy(config: Config, experiment: Experiment) -> ServerOptimizer:
         yogi      v_t = v_{t-1} - (1 - beta2) Delta_t² sign(v_{t-1} - Delta_t²)
         adam      v_t = beta2 v_{t-1} + (1 - beta2) Delta_t²
     """
-    assert config.learning_rate is not None  # `Config` fills in what the optimiser reads
+    assert config.learning_rate is not None  # `Config` fills in the optimiser's defaults
     if config.optimizer == "momentum":
         assert config.momentum is not None
         return ServerOptimizer(learning_rate=config.learning_rate, first=(config.momentum, 1.0))

@@ -17,13 +17,13 @@ from fedloom.strategies.sfedca.config import Config
 
 @dataclass(frozen=True, slots=True)
 class Credits:
-    """The global model w_t, and what the credits of the last round came to."""
+    """The global model w_t, and the result of the last round's credits."""
 
     model: Arrays
     flagged: Mapping[str, int] = field(default_factory=dict)
-    """How often each client reported a credit that cannot be."""
+    """The number of impossible credits of each client."""
     outputs: int = 0
-    """Output neurons C where the workload says so with its initial model; 0 where only the gains do."""
+    """Output neurons C if the workload declares them with its initial model; 0 if only the gains tell."""
     credits: Mapping[str, float] = field(default_factory=dict)
     """The last round's credits as claimed, kappa_k, by candidate."""
 
@@ -46,7 +46,7 @@ class SFedCA(Strategy[Credits, RunningMean | UpdateList]):
         if self._select > cohort:
             raise ConfigError(
                 f"strategy.select: {self._select} clients to aggregate, but only cohort = {cohort} candidates are "
-                "asked. Raise cohort or lower strategy.select"
+                "sampled. Raise cohort or lower strategy.select"
             )
         shared = set(CreditConfig.model_fields) & set(Config.model_fields) - {"name"}
         self._settings = CreditConfig(**{name: getattr(config, name) for name in shared})
@@ -89,15 +89,15 @@ class SFedCA(Strategy[Credits, RunningMean | UpdateList]):
         return state.model
 
     def report(self, state: Credits) -> Info:
-        """The round's credits, and credits flagged so far."""
+        """Return the round's credits, and credits flagged so far."""
         return {"credits": dict(state.credits), "flagged_credits": sum(state.flagged.values())}
 
 
 def _credited(state: Credits) -> Credited:
-    """The state as the selection keeps it."""
+    """Return the state in the selection's form."""
     return Credited(classes=state.outputs, flagged=state.flagged)
 
 
 def build_strategy(config: Config, experiment: Experiment) -> SFedCA:
-    """The strategy a `Config` describes."""
+    """Return the strategy a `Config` describes."""
     return SFedCA(config, experiment.cohort_size)

@@ -1,4 +1,4 @@
-"""Settings of SPD-CFL. Only the paper's abstract could be read: all of them are ours."""
+"""Settings of SPD-CFL. Only the paper's abstract was available: all of them are ours."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ class Config(LowRankSettings):
     rank_max: Rank = 16
     """Rank of the first rounds."""
     rank_min: Rank = 2
-    """Rank below which no step goes."""
+    """Minimum rank."""
     step_factor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
-    """What a step multiplies the rank by."""
+    """Factor of the rank at a step."""
     target_loss: Annotated[float, Field(gt=0.0)] | None = None
-    """Mean training loss up to which a step may be made; None lets consistency decide alone."""
+    """Mean training loss up to which a step may be made; None uses consistency alone."""
     consistency: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.9
     """Cosine of two successive rounds' sensitivities from which a step may be made."""
     mu_previous: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
-    """Weight of the term that ties factors to the global ones a round ago (dimensionless); above 0 they travel, too."""
+    """Weight of the term that ties factors to the global ones a round ago (dimensionless); above 0 they are sent,
+    too."""

@@ -1,4 +1,4 @@
-"""SPD-CFL, the client half: factors are tied to the present and to the previous global ones, and the loss is told."""
+"""SPD-CFL, the client half: factors are tied to the current and previous global ones, the loss is reported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOSS = "loss"
 
 
 class TwoAnchors(LowRankRule):
-    """Knobs: `mu_previous`, beside those of the shared rule."""
+    """Knobs: `mu_previous`, besides those of the shared rule."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,12 +48,12 @@ class TwoAnchors(LowRankRule):
 
 
 def build_rule() -> TwoAnchors:
-    """The client half of SPD-CFL."""
+    """Return the client half of SPD-CFL."""
     return TwoAnchors()
 
 
 def _like(array: Array, other: Tensor) -> Tensor:
-    """The array in the other's kind: NumPy's, or torch's on its device."""
+    """Return the array as the other's type: NumPy's, or torch's on its device."""
     if isinstance(other, np.ndarray):
         return array
     import torch  # here, so that a server or a NumPy workload never pays for it

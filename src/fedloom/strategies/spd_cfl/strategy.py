@@ -1,4 +1,4 @@
-"""SPD-CFL, the server half: after each round, whether the next one is a step lower."""
+"""SPD-CFL, the server half: decides after each round whether the next rank is lower."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NEXT = "next rank"
 
 
 class Consistency(Factor):
-    """r ← max(r_min, ⌊f r⌋) for the next round where the loss is at most its target and training was consistent.
+    """r ← max(r_min, ⌊f r⌋) for the next round if the loss is at most its target and training was consistent.
 
     A reconstruction from the abstract of "SPD-CFL: Stepwise Parameter Dropout for Efficient Continual Federated
     Learning" (arXiv 2405.09394 v2). It names a stepwise drop of the rank on the server, a target performance in place
@@ -40,7 +40,7 @@ class Consistency(Factor):
         self._config = config
 
     def resized(self, state: Adapters) -> Adapters:
-        """The state without what belonged to factors of another rank."""
+        """Return the state without data of factors of another rank."""
         return replace(state, before_a={}, before_b={}, scores={})
 
     def inputs(self, ready: Adapters) -> Mapping[str, Record]:
@@ -69,14 +69,14 @@ class Consistency(Factor):
 
 
 class Stepwise(Budget):
-    """The rank that the last round's answers led to; the largest in the first round."""
+    """The rank determined by the last round's updates; the largest in the first round."""
 
     def rank(self, state: Adapters, round: int) -> int:
         return int(state.memory.get(_NEXT, self.schedule.rank_max))
 
 
 def build_strategy(config: Config, experiment: Experiment) -> LowRank:
-    """The strategy a `Config` describes."""
+    """Return the strategy a `Config` describes."""
     rounds = experiment.rounds_known("strategy 'spd_cfl'")
     schedule = Schedule(rounds=rounds, rank_max=config.rank_max, rank_min=config.rank_min)
     method = shared_method(config, experiment, schedule)
@@ -101,7 +101,7 @@ def _sensitivities(before: Adapters, after: Adapters) -> Arrays:
 
 
 def _cosine(left: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> float:
-    """Cosine of two sets of sensitivities; 0 where one is all zeros."""
+    """Return the cosine of two sets of sensitivities; 0 if one is all zeros."""
     x, y = (np.concatenate([side[name] for name in left]).astype(np.float64) for side in (left, right))
     norms = float(np.linalg.norm(x) * np.linalg.norm(y))
     return float(x @ y) / norms if norms > 0 else 0.0

@@ -22,7 +22,7 @@ _STATISTICS = "running_mean"
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What a global model's record says about its adapters."""
+    """A global model record's information about its adapters."""
 
     modules: tuple[str, ...]
     head: tuple[str, ...]
@@ -43,9 +43,9 @@ class _Attached:
 
 
 class Adapted:
-    """Adapters and head travel; everything else is the base's, as views of its (shared) memory that nobody writes to.
+    """Sends adapters and head; the other arrays are the base's, as read-only views of its (shared) memory.
 
-    Modules whose weights a merged update changes have those weights to themselves. Normalisation layers with running
+    Modules whose weights a merged update changes have separate weights. Normalisation layers with running
     statistics use the base's and do not update them.
     """
 
@@ -55,7 +55,7 @@ class Adapted:
         self._tensors = travelling(model)
         self._attached: _Attached | None = None
         self._base: tuple[str, ...] = ()
-        """Digests of the weights and merged updates the model now has, in order."""
+        """Digests of the weights and merged updates in the model, in order."""
         self._record: Record | None = None
         self._targets: list[Tensor] = []
         self.trained: Sequence[tuple[str, str]] = []
@@ -72,7 +72,7 @@ class Adapted:
             self._lay([pinned for pinned in base if set(pinned.groups) != {LORA_A}], plan.head)
             self._attach(plan)
             self._take(record, frozen_a)
-            self._record = record  # keeps it alive, so its identity stays its own
+            self._record = record  # keeps it alive, so its identity is unique
         with torch.no_grad():
             torch._foreach_copy_(self._targets, self.anchor)
 
@@ -111,7 +111,7 @@ class Adapted:
             parameter.requires_grad_(True)
 
     def _lay(self, base: Sequence[Pinned], head: Sequence[str]) -> None:
-        """Give the model the base's weights, and what was merged into them since."""
+        """Set the model to the base's weights, with later changes merged."""
         wanted = tuple(pinned.sha256 for pinned in base)
         if wanted == self._base:
             return
@@ -186,10 +186,10 @@ class Adapted:
 
 
 def _base(inputs: Mapping[str, Record]) -> list[Pinned]:
-    """The pinned records the model stands on, in order.
+    """Return the pinned records of the base, in order.
 
     Raises:
-        BadUpdate: one is missing, or is not the one the adapters were made for.
+        BadUpdate: one is missing, or differs from the adapters' base.
     """
     found = []
     for name, sha256 in inputs[MODEL].info[ADAPTERS]["base"]:
@@ -197,7 +197,7 @@ def _base(inputs: Mapping[str, Record]) -> list[Pinned]:
         got = record.sha256 if isinstance(record, Pinned) else "no digest" if record is not None else "nothing"
         if not isinstance(record, Pinned) or got != sha256:
             raise BadUpdate(
-                f"the adapters stand on input {name!r} with digest {sha256[:16]}…, this agent has {got[:16]}…. "
+                f"the adapters need input {name!r} with digest {sha256[:16]}…, this agent has {got[:16]}…. "
                 "Do server and agent run the same experiment? Nothing was trained on another base"
             )
         found.append(record)
@@ -205,10 +205,10 @@ def _base(inputs: Mapping[str, Record]) -> list[Pinned]:
 
 
 def _plan(record: Record, frozen_a: Arrays | None) -> _Plan:
-    """The adapters a record asks for.
+    """Return the adapters of a record.
 
     Raises:
-        BadUpdate: its factors are not those of the modules it names.
+        BadUpdate: its factors do not match its modules.
     """
     told = record.info[ADAPTERS]
     modules = tuple(told["modules"])
@@ -218,26 +218,26 @@ def _plan(record: Record, frozen_a: Arrays | None) -> _Plan:
         missing, left_over = sorted(set(modules) - factors.keys()), sorted(factors.keys() - set(modules))
         if missing or left_over:
             raise BadUpdate(
-                f"adapters: group {group!r} has no factor for modules {missing} and one too many for {left_over}; the "
-                f"record says it is for {len(modules)} modules. Nothing was loaded"
+                f"adapters: group {group!r} lacks factors for modules {missing} and has others for {left_over}; the "
+                f"record is for {len(modules)} modules. Nothing was loaded"
             )
     head = tuple(record.groups.get(MODEL, {}))
     return _Plan(modules, head, frozen_a is not None, LORA_E in record.groups, told["rank_max"], told["scale"])
 
 
 def _rank(name: str, layer: LoraLayer, a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    """The rank of a module's factors, whose shapes must fit it."""
+    """Return the rank of a module's factors, whose shapes must match it."""
     room, (rank, width) = layer.a.shape[0], a
     if width != layer.a.shape[1] or b != (layer.b.shape[0], rank) or not 1 <= rank <= room:
         raise BadUpdate(
-            f"adapter of module {name!r}: factors A {a} and B {b} do not fit; expected A (r, {layer.a.shape[1]}) and "
+            f"adapter of module {name!r}: factors A {a} and B {b} do not match; expected A (r, {layer.a.shape[1]}) and "
             f"B ({layer.b.shape[0]}, r) with r from 1 to {room}"
         )
     return int(rank)
 
 
 def _active(tensor: Tensor, group: str, layer: LoraLayer | None) -> Tensor:
-    """The part of an adapter's tensor, or of one shaped like it, that its rank uses."""
+    """Return the part of an adapter's tensor, or of one shaped like it, that its rank uses."""
     if group == MODEL or layer is None:
         return tensor
     return tensor[:, : layer.rank] if group == LORA_B else tensor[: layer.rank]

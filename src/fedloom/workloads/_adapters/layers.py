@@ -1,8 +1,8 @@
-"""The low-rank layer: what it adds to a module's output, with the rank that is active now.
+"""The low-rank layer: an addition to a module's output, with variable rank.
 
-An adapter is a forward hook on the module it changes, so the model keeps its modules and its arrays their names. Its
+An adapter is a forward hook on the module it changes, so the model's modules and array names are unchanged. Its
 tensors have the largest rank the run will use; a smaller rank is a slice of them, which changes no shape an optimiser
-has seen. The scale s is a constant: LoRA's usual alpha/r would multiply the function by r/r' wherever a rank drops.
+has seen. The scale s is a constant: LoRA's usual alpha/r would multiply the function by r/r' whenever a rank decreases.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class LoraLayer(nn.Module):
     With gates it is W x + s·B(e ⊙ A x), which is AdaLoRA's P Λ Q with P = B, Q = A and Λ = diag(e).
 
     Args:
-        module: what it goes to; not kept as a part of this one.
+        module: its module; not registered as a submodule.
         shape: the module's weight as a matrix (o, i).
         rank_max: the largest rank r it will be given.
         scale: s, dimensionless.
@@ -43,17 +43,17 @@ class LoraLayer(nn.Module):
 
     @property
     def active(self) -> tuple[Tensor, Tensor]:
-        """A of shape (r, i) and B of shape (o, r) at the rank that is active, views of the tensors."""
+        """Return A of shape (r, i) and B of shape (o, r) at the active rank, views of the tensors."""
         return self.a[: self.rank], self.b[:, : self.rank]
 
     @property
     def product(self) -> tuple[Tensor, Tensor]:
-        """Factors whose product is what the layer adds, but for s: `active` with the gates in B."""
+        """Return factors whose product is the layer's addition without s: `active` with the gates in B."""
         a, b = self.active
         return (a, b) if self.e is None else (a, b * self.e[: self.rank])
 
     def hook(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """The module's output with the adapter's part added: a forward hook."""
+        """Return the module's output with the adapter's part added: a forward hook."""
         return torch.add(output, self._delta(args[0], *self.product), alpha=self.scale)
 
 
@@ -81,10 +81,10 @@ def attach_to(
         module = model.get_submodule(name)
         shape = shape_of(module, name)
         if shape is None:
-            raise ConfigError(f"module {name!r} is a {type(module).__name__}, which no adapter fits")
+            raise ConfigError(f"module {name!r} is a {type(module).__name__}, which cannot have an adapter")
         if not 1 <= rank_max <= min(shape.out, shape.in_):
             raise ConfigError(
-                f"rank {rank_max} does not fit module {name!r}: expected 1 to {min(shape.out, shape.in_)}, the smaller "
+                f"rank {rank_max} is invalid for {name!r}: expected 1 to {min(shape.out, shape.in_)}, the lesser "
                 f"side of its ({shape.out}, {shape.in_}) matrix"
             )
         layers[name] = LoraLayer(module, shape, rank_max, scale, gated=gated)
@@ -112,7 +112,7 @@ def weight_change(module: nn.Module, factors: tuple[Tensor, Tensor], scale: floa
 
 
 def merge(model: nn.Module, layers: Mapping[str, LoraLayer]) -> None:
-    """Add every adapter's change to the weight it stands for; take the adapters off before using the model again."""
+    """Add every adapter's change to its weight; remove the adapters before using the model again."""
     with torch.no_grad():
         for name, layer in layers.items():
             module = model.get_submodule(name)
@@ -124,7 +124,7 @@ _Delta = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _delta_of(module: nn.Module) -> _Delta:
-    """How B(A x) is computed where this module computes W x."""
+    """Return how B(A x) is computed if this module computes W x."""
     if isinstance(module, nn.Embedding):
         return lambda ids, a, b: F.linear(F.embedding(ids, a.T), b)
     if isinstance(module, nn.Conv2d):
@@ -133,7 +133,7 @@ def _delta_of(module: nn.Module) -> _Delta:
 
 
 def _convolved(module: nn.Conv2d, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """A convolution with r filters, then a mixture of its r channels at each place."""
+    """Apply a convolution with r filters, then mix its r channels at each place."""
     filters = a.reshape(len(a), module.in_channels, *module.kernel_size)
     narrow = F.conv2d(x, filters, None, module.stride, module.padding, module.dilation)
     return F.conv2d(narrow, b[:, :, None, None])

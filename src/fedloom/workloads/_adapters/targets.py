@@ -1,4 +1,4 @@
-"""Which modules of a model can carry an adapter, and what the server has to know of them."""
+"""The modules of a model that can have an adapter, and their description for the server."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Shape:
     """Height and width of a convolution's filters."""
 
     def info(self) -> Info:
-        """As JSON, under the names the server reads."""
+        """Return it as JSON, under the server's names."""
         told = {"kind": self.kind, "weight": self.weight, "out": self.out, "in": self.in_}
         return {**told, "kernel": list(self.kernel)} if self.kernel else told
 
 
 def shape_of(module: nn.Module, name: str) -> Shape | None:
-    """The module's shape; None where no adapter fits it."""
+    """Return the module's shape; None if it cannot have an adapter."""
     weight = f"{name}.weight"
     match module:
         case nn.Linear():
@@ -52,15 +52,15 @@ def shape_of(module: nn.Module, name: str) -> Shape | None:
 
 
 def is_conv1d(module: nn.Module) -> bool:
-    """Whether this is transformers' Conv1D, a linear layer with its weight stored as (in, out); never imports it."""
+    """Return whether this is transformers' Conv1D, a linear layer with weight (in, out); never imports it."""
     kind = type(module)
     return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
 
 
 def adaptable(model: nn.Module) -> dict[str, Shape]:
-    """Every module an adapter fits, by name, in the model's order.
+    """Return every module that can have an adapter, by name, in the model's order.
 
-    Two kinds are left out: what lies inside `nn.MultiheadAttention`, which uses its projections' weights without
+    Two kinds are excluded: modules inside `nn.MultiheadAttention`, which uses its projections' weights without
     calling them, and modules that share their weight with another (an output layer tied to the embedding), where a
     change of one would be a change of both.
     """
@@ -80,10 +80,10 @@ def adaptable(model: nn.Module) -> dict[str, Shape]:
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """Return the weight of a module that an adapter fits.
+    """Return the weight of a module that can have an adapter.
 
     Raises:
-        TypeError: it has none; `shape_of` is to be asked first.
+        TypeError: it has none; check with `shape_of` first.
     """
     weight = module.weight
     if not isinstance(weight, Tensor):
@@ -97,11 +97,11 @@ def output_layer(model: nn.Module) -> tuple[str, nn.Linear]:
 
 
 def model_info(model: nn.Module, head: Sequence[str] = ()) -> Info:
-    """What a workload's initial record tells strategies in its `info`.
+    """Return the `info` for strategies in a workload's initial record.
 
     Args:
         model: the model whose arrays travel; what needs no gradient does not, and carries no adapter.
-        head: names of the modules that are trained as they are beside the adapters (the task's head).
+        head: names of the modules that are trained whole, besides the adapters (the task's head).
 
     Returns:
         `adaptable`, for each module that can carry an adapter its `kind`, `weight`, `out` and `in`; and `head`,

@@ -1,4 +1,4 @@
-"""AutoAttack with its official settings, through the package `pyautoattack`, which is installed only where wanted."""
+"""AutoAttack with its official settings, through the package `pyautoattack`, an optional dependency."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from fedloom.core.errors import UsageError
 from fedloom.core.records import Info
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
-"""In the order of the standard version; each attacks the points that are still classified rightly."""
+"""In the order of the standard version; each attacks the points that are still classified correctly."""
 PACKAGE = "pyautoattack"
 
 
 def require_auto_attack() -> None:
-    """Say at once, and not after hours of training, that the package is missing.
+    """Check before training that the package is installed.
 
     Raises:
         UsageError: the package is not installed.
     """
     if importlib.util.find_spec(PACKAGE) is None:
         raise UsageError(
-            f"AutoAttack is done by the package {PACKAGE!r}, which is not installed. Install it with "
-            '`pip install "fedloom[attacks]"`, or leave "autoattack" out of the attacks'
+            f"AutoAttack needs the package {PACKAGE!r}, which is not installed. Install it with "
+            '`pip install "fedloom[attacks]"`, or remove "autoattack" from the attacks'
         )
 
 
@@ -41,10 +41,10 @@ def auto_attack(
     queries: int = 5000,
     batch_size: int = 250,
 ) -> dict[str, Tensor]:
-    """The standard version of Croce and Hein 2020, "Reliable Evaluation of Adversarial Robustness with an Ensemble".
+    """Run AutoAttack of Croce and Hein 2020, "Reliable Evaluation of Adversarial Robustness with an Ensemble".
 
     APGD on cross-entropy, targeted APGD on the difference-of-logits ratio, targeted FAB, Square; 100 iterations and 9
-    targets (fewer where there are fewer classes), 5,000 queries.
+    targets (fewer if there are fewer classes), 5,000 queries.
 
     Args:
         model: from images to logits, in evaluation mode.
@@ -58,7 +58,7 @@ def auto_attack(
         batch_size: points attacked together. Part of the random starts, so of the last verdicts.
 
     Returns:
-        For `clean` and every stage, whether each point is still classified rightly; bool, shape (b,).
+        For `clean` and every stage, whether each point is still classified correctly; bool, shape (b,).
 
     Raises:
         UsageError: the package is not installed, or there are fewer than 4 classes.
@@ -80,7 +80,7 @@ def auto_attack(
 def _stages(model: nn.Module, classes: int, epsilon: float, seed: int, iterations: int, queries: int) -> Info:
     if classes < 4:
         raise UsageError(
-            f'AutoAttack\'s targeted loss needs at least 4 classes, the data has {classes}; leave "autoattack" out'
+            f'AutoAttack\'s targeted loss needs at least 4 classes, the data has {classes}; remove "autoattack"'
         )
     from pyautoattack import AutoAttack
 

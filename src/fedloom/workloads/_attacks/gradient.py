@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from fedloom.workloads._attacks.losses import AttackLoss, cross_entropy
 
 Start = Literal["clean", "uniform", "normal"]
-"""Where PGD begins: at x, uniformly in the ball, or at x + 0.001 N(0, 1) as TRADES does."""
+"""Start of PGD: at x, uniformly in the ball, or at x + 0.001 N(0, 1) as in TRADES."""
 _NORMAL_SCALE = 0.001
 
 
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, epsilon: float) -> Tensor:
-    """One step: x + epsilon * sign(gradient of the cross-entropy), clipped to [0, 1].
+    """Take one step: x + epsilon * sign(gradient of the cross-entropy), clipped to [0, 1].
 
     Goodfellow et al. 2015, "Explaining and Harnessing Adversarial Examples", section 4.
     """
@@ -46,8 +46,8 @@ def pgd(
         epsilon: radius of the ball; units of a pixel's range.
         step_size: alpha; likewise.
         steps: gradient steps; 0 returns the start.
-        start: where to begin.
-        loss: what is climbed.
+        start: the start point.
+        loss: the objective to increase.
 
     Returns:
         The last iterate, detached.
@@ -64,7 +64,7 @@ def pgd(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, put back after: attacks are made against running statistics."""
+    """Set the model to evaluation mode, restored afterwards: attacks are made against running statistics."""
     was_training = model.training
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""What an attack climbs: losses summed over a batch, so that each image's gradient is its own."""
+"""Objectives of attacks: losses summed over a batch, so that each image's gradient is its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 AttackLoss = Callable[[Tensor, Tensor], Tensor]
-"""From logits (b, classes) and labels (b,) to a scalar that rises as the labels become less likely."""
+"""Maps logits (b, classes) and labels (b,) to a scalar that rises as the labels become less likely."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -18,10 +18,10 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum over the batch of max_{c != y} z_c - z_y.
+    """Return the sum over the batch of max_{c != y} z_c - z_y.
 
     Carlini and Wagner 2017, "Towards Evaluating the Robustness of Neural Networks", f_6 without its confidence floor:
-    the loss that PGD climbs in what the field calls CW-infinity.
+    the loss of the PGD attack known as CW-infinity.
     """
     right = F.one_hot(labels, logits.shape[1]).bool()
     others = logits.masked_fill(right, -torch.inf).amax(1)
@@ -29,9 +29,9 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def divergence_from(reference: Tensor) -> AttackLoss:
-    """The sum over the batch of KL(softmax(reference) || softmax(logits)), whatever the labels.
+    """Return a loss: the sum over the batch of KL(softmax(reference) || softmax(logits)), independent of labels.
 
-    Zhang et al. 2019 (TRADES), equation 4: what its attack climbs; `reference` are the clean images' logits.
+    Zhang et al. 2019 (TRADES), equation 4: the loss of its attack; `reference` are the clean images' logits.
     """
     target = reference.detach().log_softmax(1)
 

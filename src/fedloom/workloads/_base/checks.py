@@ -1,4 +1,4 @@
-"""Mistakes in a user's workload, found when it is built: file and line, what was found, what was expected."""
+"""Finds mistakes in a user's workload when it is built: file and line, what was found, what was expected."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ALIKE = 0.8
 
 
 def place_of(code: type | Callable[..., object]) -> str:
-    """Return file and line of a class or method; its name where they are not known."""
+    """Return file and line of a class or method; its name if they are unknown."""
     try:
         _, line = inspect.getsourcelines(code)
         return f"{inspect.getsourcefile(code)}, line {line}, {code.__qualname__}"
@@ -27,7 +27,7 @@ def place_of(code: type | Callable[..., object]) -> str:
 
 
 def is_own(kind: type) -> bool:
-    """Whether a workload is one of fedloom's."""
+    """Return whether a workload is one of fedloom's."""
     return kind.__module__.startswith("fedloom.")
 
 
@@ -61,18 +61,18 @@ def _is_abstract(method: Callable[..., object]) -> bool:
 
 
 def _shown(method: Callable[..., object]) -> str:
-    """A method's signature as its author would write it."""
+    """Return a method's signature as in a call."""
     return str(inspect.signature(method)).replace("'", "")
 
 
 @contextmanager
 def blamed(kind: type, method: Callable[..., object], called: str = "") -> Iterator[None]:
-    """Say of an exception from a user's method where it was raised, or where the method is.
+    """Add to an exception of a user's method where it was raised, or where the method is.
 
     Args:
-        kind: the workload's class; those of fedloom raise what they raise.
-        method: which of its methods runs.
-        called: what it was called with, for the message.
+        kind: the workload's class; fedloom's own exceptions are unchanged.
+        method: the running method.
+        called: its arguments, for the message.
     """
     try:
         yield
@@ -88,7 +88,7 @@ def blamed(kind: type, method: Callable[..., object], called: str = "") -> Itera
 
 
 def check_model(found: object, where: str) -> None:
-    """Refuse what is no module, or has nothing to train.
+    """Reject an object that is not a module, or has nothing to train.
 
     Raises:
         PluginInvalid: the message says what was found.
@@ -102,7 +102,7 @@ def check_model(found: object, where: str) -> None:
 
 
 def check_labels(targets: Tensor, where: str) -> None:
-    """Refuse targets that are no classes, where the loss is cross-entropy.
+    """Reject targets that are not classes, if the loss is cross-entropy.
 
     Raises:
         PluginInvalid: the message says what they are.
@@ -123,7 +123,7 @@ def check_labels(targets: Tensor, where: str) -> None:
 
 
 def check_outputs(outputs: object, examples: int, where: str) -> Tensor:
-    """Return a model's outputs for some examples; refuse what is no tensor with a row for each.
+    """Return a model's outputs for some examples; reject anything but a tensor with a row for each.
 
     Raises:
         PluginInvalid: the message says what they are.
@@ -142,7 +142,7 @@ def check_outputs(outputs: object, examples: int, where: str) -> Tensor:
 
 
 def check_classes(outputs: Tensor, classes: int, where: str) -> None:
-    """Refuse outputs that have no number for each class.
+    """Reject outputs without a number for each class.
 
     Raises:
         PluginInvalid: the message says what they have.
@@ -155,7 +155,7 @@ def check_classes(outputs: Tensor, classes: int, where: str) -> None:
 
 
 def check_loss(loss: object, where: str) -> None:
-    """Refuse a loss that is no single number, or does not follow from the model's outputs.
+    """Reject a loss that is not a single number, or does not depend on the model's outputs.
 
     Raises:
         PluginInvalid: the message says what it is.
@@ -177,10 +177,10 @@ def check_loss(loss: object, where: str) -> None:
 
 
 def check_metrics(found: object, where: str) -> None:
-    """Refuse metrics that are no numbers by name.
+    """Reject metrics that are not numbers by name.
 
     Raises:
-        PluginInvalid: the message says which is none.
+        PluginInvalid: the message says which is not.
     """
     if not isinstance(found, Mapping):
         raise PluginInvalid(f"{where}: found {_kind(found)}, expected a dict of name and sum over the minibatch")

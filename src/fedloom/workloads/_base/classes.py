@@ -1,4 +1,4 @@
-"""What is known of examples: their classes, where their targets are some, and their digest."""
+"""Facts about examples: their classes, if their targets are classes, and their digest."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class HasTargets(Protocol):
 
 
 def classes_of(source: RowSource) -> Array:
-    """Return the class of each example, (n,), int64; empty where targets are no whole numbers, or several each."""
+    """Return the class of each example, (n,), int64; empty if targets are not integers, or several each."""
     targets = source.targets if isinstance(source, TensorRows) else all_targets(source)
     if targets.is_floating_point() or targets.dim() != 1 or (len(targets) and int(targets.min()) < 0):
         return np.zeros(0, np.int64)

@@ -13,9 +13,9 @@ from fedloom.core.records import Array
 from fedloom.workloads._base.rows import Batch, RowSource
 
 _CLIENT = 32
-"""Bits of a row number that count within a client, where each client's examples are loaded by themselves."""
+"""Bits of a row number that count within a client, if each client's examples are loaded separately."""
 _OPEN = 4
-"""Clients whose examples are held in memory at once, where each client's are loaded by themselves."""
+"""Number of clients whose examples are cached in memory, if each client's are loaded separately."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class SomeRows:
 
     source: RowSource
     rows: Tensor
-    """Which, (n,), int64."""
+    """Row numbers, (n,), int64."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -44,7 +44,7 @@ class ClientRows:
         object.__setattr__(self, "_loaded", lru_cache(_OPEN)(self.load))
 
     def __len__(self) -> int:
-        raise TypeError("the number of examples of all clients is not known")
+        raise TypeError("the number of examples of all clients is unknown")
 
     def batch(self, rows: Tensor) -> Batch:
         client = int(rows[0]) >> _CLIENT

@@ -22,7 +22,7 @@ class DatasetRows:
     dataset: Dataset[object]
     device: torch.device
     what: str
-    """Whose they are and where they come from, for errors."""
+    """Owner and origin of the items, for errors."""
 
     def __len__(self) -> int:
         if not isinstance(self.dataset, Sized):
@@ -39,7 +39,7 @@ class DatasetRows:
         return found, converted(targets, targets=True).to(self.device)
 
     def _item(self, row: int) -> tuple[object, ...]:
-        """One item, looked at: PyTorch's own errors do not say whose it is."""
+        """Return one item, checked: PyTorch's own errors do not name the data set."""
         item = self.dataset[row]
         if not isinstance(item, tuple | list) or len(item) < 2:
             raise PluginInvalid(f"{self.what}: item {row} is a {type(item).__name__}, expected a tuple (x, y)")

@@ -1,4 +1,4 @@
-"""What `dataset` of a workload may return, as rows: arrays, tensors, PyTorch datasets, one for all clients or each."""
+"""Converts the result of a workload's `dataset` to rows: arrays, tensors, PyTorch datasets, for all clients or each."""
 
 from __future__ import annotations
 
@@ -34,38 +34,38 @@ class Examples:
     """A training set, and what belongs to it."""
 
     train: Source | list[Source] | Callable[[int], Source]
-    """All examples, which `workload.partition` deals to the clients; or a list with those of each client; or a
+    """All examples, which `workload.partition` splits among the clients; or a list with those of each client; or a
     function from a client's number to its examples."""
     test: Source | None = None
-    """What the global model is evaluated on."""
+    """Examples for evaluating the global model."""
     test_fraction: float = 0.2
-    """Share of the examples (of each client's, in a list) that is held out where there is no `test`, drawn by the
-    seed; 0 holds out none. A function for each client has no such share."""
+    """Fraction of the examples (of each client's, in a list) that is held out if there is no `test`, drawn by the
+    seed; 0 holds out none. Not for a function for each client."""
     groups: Sequence[int] = ()
     """Number of the group (a hospital, a writer) of each example, for the partition `natural`."""
     label_names: Sequence[str] = ()
-    """Names of the classes; their numbers where there are none."""
+    """Names of the classes; by default their numbers."""
     title: str = ""
-    """Name of the data, for reports; the workload's class where it is empty."""
+    """Name of the data, for reports; by default the workload's class."""
     kind: Literal["real", "rendered", "synthetic"] = "real"
-    """What the examples are."""
+    """Description of the examples."""
     licence: str | None = None
     """Licence of the data."""
 
 
 Found: TypeAlias = "RowData | Examples | Source | list[Source] | Callable[[int], Source]"
-"""What `dataset` may return."""
+"""Result types of `dataset`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Maker:
-    """Makes rows of what a user's `dataset` returned."""
+    """Makes rows of the result of a user's `dataset`."""
 
     device: torch.device
     clients: int
     seed: int
     title: str
-    """Name of the data where it has none."""
+    """Default name of the data."""
     where: str
     """File and line of the method, for errors."""
 
@@ -73,8 +73,8 @@ class Maker:
         """Return the rows.
 
         Raises:
-            PluginInvalid: it is none of what `dataset` may return; the message says what was found.
-            ConfigError: there are other numbers of clients than the experiment's.
+            PluginInvalid: its type is not allowed for `dataset`; the message says what was found.
+            ConfigError: the number of clients differs from the experiment's.
         """
         if isinstance(found, RowData):
             return found
@@ -89,7 +89,7 @@ class Maker:
         return self._apart(given, given.train, test)
 
     def _whole(self, given: Examples, source: RowSource, test: RowSource | None) -> RowData:
-        """One set for all clients."""
+        """Return one set for all clients."""
         train, kept, held = self._held_out(given, [source], source, test)
         groups = np.asarray(given.groups, np.int64)
         if len(groups) not in (0, len(source)):
@@ -99,7 +99,7 @@ class Maker:
         return self._data(given, train, held, None, groups[kept] if len(groups) else None)
 
     def _listed(self, given: Examples, sources: Sequence[Source], test: RowSource | None) -> RowData:
-        """A set for each client, all of them here."""
+        """Return a set for each client, all of them on this machine."""
         if len(sources) != self.clients:
             raise ConfigError(
                 f"clients: the experiment has {self.clients}, but dataset() lists examples of {len(sources)} "
@@ -112,7 +112,7 @@ class Maker:
         return self._data(given, train, held, shards, None)
 
     def _apart(self, given: Examples, load: Callable[[int], Source], test: RowSource | None) -> RowData:
-        """A set for each client, loaded where that client is."""
+        """Return a set for each client, loaded on demand."""
         rows = ClientRows(lambda client: self._source(load(client), f"the examples of client {client}"))
         info = {**self._info(given, None), "num_test": 0 if test is None else len(test)}
         return RowData(train=rows, test=test, info=info, sha256="", label_names=tuple(given.label_names), shards=rows)
@@ -120,7 +120,7 @@ class Maker:
     def _held_out(
         self, given: Examples, parts: Sequence[RowSource], joined: RowSource, test: RowSource | None
     ) -> tuple[RowSource, Array, RowSource | None]:
-        """The rows that are trained on, which of all they are, and those that are held out."""
+        """Return the training rows, their indices, and the held-out rows."""
         total = len(joined)
         if test is not None or not given.test_fraction:
             return joined, np.arange(total), test
@@ -142,7 +142,7 @@ class Maker:
     def _data(
         self, given: Examples, train: RowSource, test: RowSource | None, shards: Partition | None, groups: Array | None
     ) -> RowData:
-        """The rows, with what is known of them."""
+        """Return the rows, with facts about them."""
         labels = classes_of(train)
         count = max(int(labels.max()) + 1, len(given.label_names)) if len(labels) else 0
         names = tuple(given.label_names) or tuple(map(str, range(count)))

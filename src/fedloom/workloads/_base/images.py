@@ -10,7 +10,7 @@ def image_rows(data: ImageData, train: RowSource, test: RowSource) -> RowData:
     """Return images as a workload's data.
 
     Args:
-        data: where they come from.
+        data: the source.
         train: the training images, row by row those of `data`.
         test: the test images.
     """

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedloom.core.records import Array, Info
 
 Batch: TypeAlias = tuple[tuple[Tensor, ...], Tensor]
-"""What the model is called with, and the targets: each with one entry per example in its first dimension."""
+"""Arguments of the model, and the targets: each with one entry per example in its first dimension."""
 
 
 class RowSource(Protocol):
@@ -30,7 +30,7 @@ class Shards(Protocol):
 
     @property
     def sizes(self) -> Array:
-        """Examples of each client, (clients,); empty where they are not known."""
+        """Examples of each client, (clients,); empty if unknown."""
 
     def client(self, client: int) -> Array:
         """Return the rows of a client, (n,), int64."""
@@ -44,7 +44,7 @@ class TensorRows:
     """Examples that are tensors already, on the device of the work."""
 
     inputs: tuple[Tensor, ...]
-    """What the model is called with, (n, …) each."""
+    """Arguments of the model, (n, …) each."""
     targets: Tensor
     """Classes or values, (n, …)."""
 
@@ -62,22 +62,22 @@ class TensorRows:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowData:
-    """A training set, its test set, and what is known of them."""
+    """A training set, its test set, and facts about them."""
 
     train: RowSource
     test: RowSource | None
-    """None where nothing is held out."""
+    """None if nothing is held out."""
     info: Info
-    """Where the examples come from, as in `WorkloadInfo.data`."""
+    """Source of the examples, as in `WorkloadInfo.data`."""
     sha256: str
     """Digest of the examples and their preparation; a partition is drawn for it."""
     labels: Array = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Class of each training example, (n,), int64; empty where there are none."""
+    """Class of each training example, (n,), int64; empty without classes."""
     num_labels: int = 0
-    """Classes; 0 where there are none."""
+    """Number of classes; 0 without classes."""
     label_names: tuple[str, ...] = ()
-    """Names of the classes; none where the report is not to show who holds which."""
+    """Names of the classes; none if the report must not show the partition."""
     groups: Array | None = None
     """Group of each training example, (n,), int64, for the partition `natural`."""
     shards: Shards | None = None
-    """Who holds which rows; None leaves it to the settings' partition."""
+    """The partition; None uses the settings' one."""

@@ -11,5 +11,5 @@ class TorchConfig(PluginSettings):
     """Base of the `Config` of a workload with a PyTorch model."""
 
     partition: PartitionSettings = Iid()
-    """How the training set is dealt to the clients; its `scheme` says which of the kinds it is."""
+    """Partition of the training set; its `scheme` selects the kind."""
     training: TrainingSettings = TrainingSettings()

@@ -1,4 +1,4 @@
-"""What all workloads with a PyTorch model share: data in rows, a partition of them, and a trainer."""
+"""Shared by all workloads with a PyTorch model: data in rows, a partition of them, and a trainer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from fedloom.workloads._torch.trainer import LocalTraining, Trainer
 C = TypeVar("C", bound=TorchConfig)
 CPU = torch.device("cpu")
 _WITHOUT_CLASSES = ("iid", "size_skew", "natural")
-"""Schemes of partitions that read no classes."""
+"""Schemes of partitions that do not use classes."""
 
 
 class RowTask(ABC, Generic[C]):
@@ -58,7 +58,7 @@ class RowTask(ABC, Generic[C]):
     """
 
     evaluation_batch: int = 250
-    """Examples in a forward pass that trains nothing. Part of the metrics' last bits."""
+    """Examples in a forward pass without training. Changes the last bits of the metrics."""
 
     own_training: bool = False
     """Whether `train` computes a loss of its own instead of `loss`, so that settings which change the loss or hold
@@ -89,7 +89,7 @@ class RowTask(ABC, Generic[C]):
         """Return the examples, see `Examples`; called once."""
 
     def outputs(self, model: nn.Module, *inputs: Tensor) -> Tensor:
-        """Return what the model says of a minibatch, (b, …)."""
+        """Return the model's output for a minibatch, (b, …)."""
         found: Tensor = model(*inputs)
         return found
 
@@ -100,7 +100,7 @@ class RowTask(ABC, Generic[C]):
     def metrics(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
         """Return an evaluation's metrics of a minibatch, each a sum over its `count` examples.
 
-        By default `loss`, and where targets are classes `accuracy`, the share of right answers.
+        By default `loss`, and if targets are classes `accuracy`, the fraction of correct predictions.
         """
         if has_own_loss(type(self)):
             loss = self.loss(outputs, targets) * self.count(targets)
@@ -111,7 +111,7 @@ class RowTask(ABC, Generic[C]):
         return {"loss": loss, "accuracy": (outputs.argmax(1) == targets).sum()}
 
     def count(self, targets: Tensor) -> int:
-        """Return how many things a minibatch's metrics are summed over; its examples by default."""
+        """Return the number a minibatch's metrics are summed over; its examples by default."""
         return len(targets)
 
     def initial(self) -> nn.Module:
@@ -125,7 +125,7 @@ class RowTask(ABC, Generic[C]):
 
     @property
     def network(self) -> nn.Module:
-        """The model that is trained and evaluated here."""
+        """Return the model that is trained and evaluated here."""
         return self.trainer.model
 
     def describe(self) -> WorkloadInfo:
@@ -154,18 +154,18 @@ class RowTask(ABC, Generic[C]):
         return None if test is None else RowShard.test_part(len(test), part, parts)
 
     def examples(self, shard: RowShard) -> tuple[RowSource, Array]:
-        """Return where a shard's examples are, and their rows there, (n,), int64."""
+        """Return the source of a shard's examples, and their rows in it, (n,), int64."""
         test = self.data.test if shard.held_out else None
         return self.data.train if test is None else test, shard.rows
 
     def train(
         self, job: Job, inputs: Inputs, shard: RowShard, rule: LocalRule | None, rng: np.random.Generator
     ) -> Update:
-        """Train one client; the metrics hold the mean training `loss`."""
+        """Train one client; the metrics include the mean training `loss`."""
         return self.trainer.train(inputs, self.local_training(self.trainer.model, job, shard, rule), rng)
 
     def local_training(self, model: nn.Module, job: Job, shard: RowShard, rule: LocalRule | None) -> LocalTraining:
-        """Return what a trainer needs to train a model on a shard."""
+        """Return a trainer's arguments for training a model on a shard."""
         settings, (source, rows) = self.config.training, self.examples(shard)
         kept, held = held_back(rows, settings, self.experiment.seed, job.client)
         criterion = self.loss
@@ -208,7 +208,7 @@ class RowTask(ABC, Generic[C]):
             yield
 
     def evaluate(self, inputs: Inputs, shard: RowShard) -> Metrics:
-        """Metrics of the global model on a test part or a client's own data; none where that is empty."""
+        """Return metrics of the global model on a test part or a client's own data; none if that is empty."""
         source, rows = self.examples(shard)
         sums: dict[str, float] = {}
         total = 0
@@ -222,12 +222,12 @@ class RowTask(ABC, Generic[C]):
 
 
 def minibatches(rows: Array, size: int, device: torch.device) -> tuple[Tensor, ...]:
-    """Cut rows into consecutive minibatches on a device; none where there are none."""
+    """Cut rows into consecutive minibatches on a device; none without rows."""
     return torch.split(torch.from_numpy(rows).to(device), size) if len(rows) else ()
 
 
 def has_own_loss(kind: type[RowTask[C]]) -> bool:
-    """Whether a workload minimises something else than plain cross-entropy."""
+    """Return whether a workload minimises another loss than plain cross-entropy."""
     return kind.loss is not RowTask.loss
 
 
@@ -247,16 +247,16 @@ def load_rows(task: RowTask[C]) -> RowData:
 
 
 def deal(task: RowTask[C]) -> Partition:
-    """Deal a workload's examples to the clients, as its settings say.
+    """Partition a workload's examples among the clients, by its settings.
 
     Raises:
-        ConfigError: a client would hold nothing, or the scheme does not fit the data.
+        ConfigError: a client would have no example, or the scheme does not fit the data.
     """
     data, labels, scheme = task.data, task.data.labels, task.config.partition.scheme
     if not len(labels):
         if scheme not in _WITHOUT_CLASSES:
             raise ConfigError(
-                f"workload.partition.scheme: {scheme!r} deals examples by class, but the targets are no classes. Set "
+                f"workload.partition.scheme: {scheme!r} splits examples by class, but the targets are not classes. Set "
                 f"one of {', '.join(_WITHOUT_CLASSES)}"
             )
         labels = np.zeros(len(data.train), np.int64)
@@ -287,10 +287,10 @@ def try_out(task: RowTask[C]) -> None:
     """Compute loss and metrics of two examples, so that a mistake is found before the first round.
 
     Raises:
-        PluginInvalid: one is found; the message says where.
+        PluginInvalid: there is one; the message says where.
     """
     kind, train = type(task), task.data.train
-    if not task.data.sha256:  # each client's examples are loaded, and looked at, where the client is
+    if not task.data.sha256:  # each client's examples are loaded, and checked, where the client is
         return
     with blamed(kind, kind.dataset):
         inputs, targets = train.batch(torch.arange(min(2, len(train)), device=task.device))

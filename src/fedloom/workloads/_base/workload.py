@@ -16,7 +16,7 @@ class TorchWorkload(RowTask[C]):
     """A `RowTask` whose outputs are one row of numbers for each example, such as a classifier's logits."""
 
     def logits(self, inputs: Inputs, shard: RowShard) -> tuple[Array, Array]:
-        """The global model's outputs on a test part or a client's own data, (n, K) float32, and the targets, (n,).
+        """Return the global model's outputs on a test part or a client's data, (n, K) float32, and the targets, (n,).
 
         For a classifier these are its logits and the classes.
         """
@@ -30,7 +30,7 @@ class TorchWorkload(RowTask[C]):
             return torch.cat(outputs).float().cpu().numpy(), torch.cat(labels).cpu().numpy()
 
     def class_errors(self, arrays: Arrays, shard: RowShard, rng: np.random.Generator) -> Array:
-        """What a client's examples would teach each class's output: the mean of onehot(y) - softmax, without training.
+        """Return the predicted gain of a client's examples for each class: the mean of onehot(y) - softmax, untrained.
 
         It is cross-entropy's negative gradient at the logits, float64 in [-1, 1], shape (classes,). Nothing is drawn.
         """

@@ -1,6 +1,6 @@
 """Folders of prepared arrays, made once per content and mapped by every process.
 
-An entry is named by the digest of everything it was made from, so it is never stale. It is built beside its place,
+An entry is named by the digest of everything it was made from, so it is never stale. It is built next to its target,
 flushed to disk and renamed, under a lock: processes that start together build it once, and a process killed while
 building leaves nothing that looks finished.
 """
@@ -56,15 +56,15 @@ def digest_of_files(files: Iterable[tuple[str, Path]]) -> str:
 
 
 def entry(kind: str, key: str, build: Callable[[Path], None]) -> Path:
-    """The folder of an entry; where it is missing or damaged, `build` fills it first.
+    """Return the folder of an entry; if it is missing or damaged, `build` fills it first.
 
     Args:
-        kind: what it holds (`images`, `partitions`, …): a sub-folder of the cache.
+        kind: its content (`images`, `partitions`, …): a sub-folder of the cache.
         key: digest of everything the entry is made from.
         build: writes the entry's files into the empty folder it is given.
 
     Raises:
-        StorageFull: no room for it on the cache's disk.
+        StorageFull: the cache's disk is full.
     """
     home = cache_folder() / kind
     place = home / key[:32]
@@ -79,14 +79,14 @@ def entry(kind: str, key: str, build: Callable[[Path], None]) -> Path:
         if exc.errno not in _NO_PLACE:
             raise
         raise StorageFull(
-            f"the cache {str(home)!r} cannot hold the prepared data: {exc.strerror}. "
+            f"the cache {str(home)!r} has no space for the prepared data: {exc.strerror}. "
             "Make room there, or set FEDLOOM_CACHE to a folder on another disk that can be written"
         ) from exc
     return place
 
 
 def map_array(path: Path) -> Array:
-    """A `.npy` file mapped copy-on-write: pages are shared by all processes and writes never reach the file."""
+    """Map a `.npy` file copy-on-write: pages are shared by all processes and writes never reach the file."""
     return np.load(path, mmap_mode="c", allow_pickle=False)  # type: ignore[no-any-return]
 
 
@@ -102,7 +102,7 @@ def read_json(path: Path) -> JsonObject:
 
 
 def _complete(place: Path) -> bool:
-    """Whether every file of the entry is there in its full size."""
+    """Return whether every file of the entry exists in its full size."""
     try:
         sizes = read_json(place / _MANIFEST)
     except (OSError, ValueError):

@@ -35,7 +35,7 @@ class Examples(Generic[X]):
     groups: Array | None
     """Number of the group of each training example, shape (n,), int64."""
     facts: JsonObject
-    """Counts, names of the classes, what was left out and what was noticed, for the run's provenance."""
+    """Counts, names of the classes, omissions and remarks, for the run's provenance."""
 
 
 @contextmanager
@@ -54,15 +54,15 @@ def reading(where: str) -> Iterator[None]:
 
 
 def checked(raw: RawData[X], classes: Sequence[Label] | None = None) -> Examples[X]:
-    """Check what a source has read, number its classes, and hold part of it out where it has no test set.
+    """Check what a source has read, number its classes, and hold part of it out if it has no test set.
 
     Args:
-        raw: what was read.
-        classes: the classes in the order of their numbers, where the experiment gives them.
+        raw: the content read.
+        classes: the classes in the order of their numbers, if the experiment gives them.
 
     Raises:
         DataMissing: lengths differ, a split is empty, a label or value is missing or of the wrong type, or classes are
-            not what they should be.
+            invalid.
     """
     _check_lengths(raw)
     numbered: Numbered = number_labels(

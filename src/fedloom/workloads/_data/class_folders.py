@@ -1,4 +1,4 @@
-"""Pictures in one folder per class: which there are, and what lies beside them."""
+"""Pictures in one folder per class: the files, and other files next to them."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ ClassPicture = tuple[str, Path]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassFolders:
-    """What a folder of pictures holds."""
+    """Content of a folder of pictures."""
 
     root: Path
     train: Sequence[ClassPicture]
     """By class, then by path."""
     test: Sequence[ClassPicture] | None
-    """None where there is no test folder."""
+    """None without a test folder."""
     names: tuple[str, ...]
     """Classes of the training folder, sorted."""
     left_out: tuple[str, ...]
-    """What was not read, in words."""
+    """Files not read, in words."""
 
 
 def class_folders(settings: Images) -> ClassFolders:
@@ -85,7 +85,7 @@ def class_folders(settings: Images) -> ClassFolders:
 
 
 def _classes(side: Path, fixed: Sequence[str]) -> dict[str, list[Path]]:
-    """Pictures by class; folders without any are classes only where the experiment names them."""
+    """Return pictures by class; folders without any are classes only if the experiment names them."""
     found: dict[str, list[Path]] = {}
     for child in sorted(side.iterdir()):
         if not child.is_dir() or is_hidden(Path(child.name)):
@@ -115,7 +115,7 @@ def _check_no_splits(side: Path, names: Sequence[str], fixed: Sequence[str]) -> 
 
 
 def _left_out(root: Path, used: Sequence[Path], chosen: set[Path]) -> Iterable[str]:
-    """What is below the root and was not read."""
+    """Yield the files below the root that were not read."""
     files = [path for path in sorted(root.rglob("*")) if path not in chosen and path.is_file()]
     hidden = [path for path in files if is_hidden(path.relative_to(root))]
     if hidden:
@@ -139,7 +139,7 @@ def _left_out(root: Path, used: Sequence[Path], chosen: set[Path]) -> Iterable[s
 
 
 def _tops(root: Path, files: Sequence[Path]) -> list[str]:
-    """The first step below the root of each file, each once."""
+    """Return the first path component below the root of each file, each once."""
     return list(dict.fromkeys(path.relative_to(root).parts[0] for path in files))
 
 

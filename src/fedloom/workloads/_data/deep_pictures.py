@@ -29,13 +29,13 @@ class Deep:
     pixels: Array
     """(h, w, 1 or 3), float32."""
     alpha: Array | None = None
-    """(h, w, 1), float32, 1 is opaque; None where all of it is."""
+    """(h, w, 1), float32, 1 is opaque; None if all of it is."""
     scaling: str
-    """The rule its values were scaled by, in words."""
+    """The scaling rule of its values, in words."""
 
 
 def deep_picture(picture: ImageFile.ImageFile, data: bytes, value_range: Range | None, where: str) -> Deep | None:
-    """Return a picture of more than 8 bits a channel with all of its depth; None where it has no more.
+    """Return a picture of more than 8 bits a channel with its full depth; None if it has no more.
 
     Args:
         picture: just opened, not loaded.
@@ -88,7 +88,7 @@ def _words(depth: Range) -> str:
 
 
 def _depth(picture: ImageFile.ImageFile) -> Range | None:
-    """Black and white of the file's depth; None where it does not say."""
+    """Return black and white of the file's depth; None if unknown."""
     bits = _tag(picture, _BITS, 16 if picture.mode != "I" or picture.format in ("PNG", "PPM") else 32)
     if picture.mode == "F" or bits > 16:
         return None
@@ -97,7 +97,7 @@ def _depth(picture: ImageFile.ImageFile) -> Range | None:
 
 
 def _tag(picture: ImageFile.ImageFile, tag: int, default: int) -> int:
-    """A TIFF's tag, the first value of several."""
+    """Return a TIFF's tag, the first value of several."""
     if not isinstance(picture, TiffImagePlugin.TiffImageFile):
         return default
     value = picture.tag_v2.get(tag, default)
@@ -111,9 +111,9 @@ def _in_order(tile: ImageFile._Tile) -> ImageFile._Tile:
 
 
 def _colour(picture: ImageFile.ImageFile, data: bytes) -> Array | None:
-    """16-bit colour, (h, w, c), uint16, c 2 to 4; None where the file has none.
+    """Return 16-bit colour, (h, w, c), uint16, c 2 to 4; None if the file has none.
 
-    Pillow reads the high byte of each value only, so the file is decoded once more with the bytes exchanged.
+    Pillow reads the high byte of each value only, so the file is decoded again with the bytes swapped.
     """
     raw = {tile.args[0] if isinstance(tile.args, tuple) else tile.args for tile in picture.tile}
     name = raw.pop() if len(raw) == 1 else None
@@ -129,7 +129,7 @@ def _colour(picture: ImageFile.ImageFile, data: bytes) -> Array | None:
 
 
 def _decoded(data: bytes, raw_mode: str) -> Array:
-    """The picture, decoded with another order of its bytes."""
+    """Return the picture, decoded with another order of its bytes."""
     with Image.open(io.BytesIO(data)) as picture:
         picture.tile = [
             tile._replace(args=(raw_mode, *tile.args[1:]) if isinstance(tile.args, tuple) else raw_mode)

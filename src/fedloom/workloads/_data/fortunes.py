@@ -1,4 +1,4 @@
-"""Texts of Debian's package `fortunes`: one file for each topic, texts divided by lines that hold a `%`."""
+"""Texts of Debian's package `fortunes`: one file for each topic, texts divided by lines with a `%`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ INSTALL_FORTUNES = "apt-get install fortunes"
 _DIVIDER = re.compile(r"^%\n", re.MULTILINE)
 _SPACE = re.compile(r"\s+")
 _LEAST = 10
-"""Texts a topic must have."""
+"""Minimum number of texts of a topic."""
 
 
 def fortunes_files(settings: Fortunes) -> list[tuple[str, Path]]:
-    """One file for each topic.
+    """Return one file for each topic.
 
     Raises:
-        DataMissing: a topic's file is not there; the message says how to get them.
+        DataMissing: a topic's file is missing; the message says how to get it.
     """
     folder = Path(settings.folder).expanduser()
     missing = [topic for topic in settings.topics if not (folder / topic).is_file()]
@@ -58,6 +58,6 @@ def read_fortunes(settings: Fortunes, files: list[tuple[str, Path]]) -> RawData[
 
 
 def _texts(path: Path) -> list[str]:
-    """The file's texts without empty ones and repetitions, in order."""
+    """Return the file's texts without empty ones and repetitions, in order."""
     parts = _DIVIDER.split(path.read_text(encoding="utf-8", errors="replace"))
     return list(dict.fromkeys(text for part in parts if (text := _SPACE.sub(" ", part).strip())))

@@ -1,4 +1,4 @@
-"""Data sets in Hugging Face's form: a saved folder, Parquet files, or a name where there is a network."""
+"""Data sets in Hugging Face's form: a saved folder, Parquet files, or a name if there is a network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import datasets
 
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval", "training", "testing")
-"""Words that say a split in a file's name."""
+"""Words in a file's name that indicate a split."""
 _OFFLINE = {"images": 'source = "digits", which is always there', "texts": 'source = "csv" with a file of your own'}
 
 
@@ -30,7 +30,7 @@ def _is_local(name: str) -> bool:
 
 
 def hub_files(settings: HubData) -> list[tuple[str, Path]]:
-    """The files the data set is stored in: here, or in the `datasets` library's cache once it is fetched."""
+    """Return the files of the data set: here, or in the `datasets` library's cache after the download."""
     if _is_local(settings.dataset):
         remedy = "Set workload.data.dataset to a folder written by save_to_disk, or to Parquet files"
         return files_below(existing(settings.dataset, "workload.data", remedy))
@@ -120,10 +120,10 @@ def _load(settings: HubData) -> JsonObject:
 
 
 def _by_split(files: list[tuple[str, str]], settings: HubData) -> dict[str, list[str]]:
-    """Parquet files by the split that a word of their path says; those that say none are for training.
+    """Return Parquet files by the split named in their path; those without one are for training.
 
     Raises:
-        DataMissing: some files say that they are for training, and others say nothing.
+        DataMissing: some files name the training split, and others none.
     """
     known = [settings.train_split, *([settings.test_split] if settings.test_split else []), *_SPLITS]
     splits: dict[str, list[str]] = {}
@@ -152,7 +152,7 @@ def _texts(split: datasets.Dataset, settings: HubText) -> list[str]:
 
 
 def _pictures(split: datasets.Dataset, settings: HubImages) -> tuple[Array, Counter[str]]:
-    """A split's images, (n, h, w, c), and how many were scaled by which rule."""
+    """Return a split's images, (n, h, w, c), and how many were scaled by which rule."""
     import datasets
 
     from fedloom.workloads._data.pictures import array_picture, picture_rule, read_picture
@@ -179,7 +179,7 @@ def _pictures(split: datasets.Dataset, settings: HubImages) -> tuple[Array, Coun
 
 
 def _dtype(feature: object) -> str | None:
-    """Type of a column of arrays or nested lists; None where it declares none."""
+    """Return the type of a column of arrays or nested lists; None if it declares none."""
     while (inner := getattr(feature, "feature", None)) is not None:  # of lists, as deep as they are nested
         feature = inner
     try:

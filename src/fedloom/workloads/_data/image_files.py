@@ -30,7 +30,7 @@ _FASHION_NAMES = (
 
 
 def digits_files(settings: Digits) -> NamedFiles:
-    """The table inside scikit-learn, found without importing it."""
+    """Return the table inside scikit-learn, found without importing it."""
     spec = importlib.util.find_spec("sklearn")
     folder = Path(next(iter(spec.submodule_search_locations))) if spec and spec.submodule_search_locations else Path()
     path = folder / "datasets" / "data" / "digits.csv.gz"
@@ -40,7 +40,7 @@ def digits_files(settings: Digits) -> NamedFiles:
 
 
 def read_digits(settings: Digits, files: NamedFiles) -> RawData[Array]:
-    """Grey values 0 to 16, as floats from 0 to 1; every fifth example (of a fixed shuffle) is held out."""
+    """Return grey values 0 to 16, as floats from 0 to 1; every fifth example (of a fixed shuffle) is held out."""
     with gzip.open(files[0][1], "rt", encoding="utf-8") as table:
         values = np.loadtxt(table, delimiter=",")
     images, labels = (values[:, :-1] / 16.0).reshape(-1, 8, 8).astype(np.float32), values[:, -1].astype(np.int64)
@@ -67,7 +67,7 @@ def read_available(settings: Available, files: NamedFiles) -> RawData[Array]:
 
 
 def idx_files(settings: Idx) -> NamedFiles:
-    """The four files, plain before compressed."""
+    """Return the four files, preferring uncompressed ones."""
     remedy = (
         "Install Debian's package (apt-get install dataset-fashion-mnist), or set workload.data.folder to a folder "
         f"with {', '.join(_IDX_NAMES)} (each plain or .gz)"
@@ -117,7 +117,7 @@ def _idx_bytes(path: Path) -> bytes:
 
 
 def _idx(path: Path) -> Array:
-    """An IDX file of unsigned bytes: two zero bytes, type 8, rank, big-endian sizes, data."""
+    """Read an IDX file of unsigned bytes: two zero bytes, type 8, rank, big-endian sizes, data."""
     raw = _idx_bytes(path)
     rank = raw[3] if len(raw) > 3 else 0
     if raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * rank:
@@ -130,14 +130,14 @@ def _idx(path: Path) -> Array:
 
 
 def npz_files(settings: Npz) -> NamedFiles:
-    """The archive."""
+    """Return the archive."""
     remedy = f"Set workload.data.file to an .npz with {settings.train_images} and {settings.train_labels}"
     path = existing(settings.file, "workload.data", remedy)
     return [(path.name, path)]
 
 
 def read_npz(settings: Npz, files: NamedFiles) -> RawData[Array]:
-    """The arrays that the settings name."""
+    """Return the arrays named in the settings."""
     path = files[0][1]
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -177,7 +177,7 @@ def read_npz(settings: Npz, files: NamedFiles) -> RawData[Array]:
 
 
 def images_files(settings: Images) -> NamedFiles:
-    """Every picture in a class folder."""
+    """Return every picture in a class folder."""
     found = class_folders(settings)
     files = [path for _, path in (*found.train, *(found.test or ()))]
     if not files:
@@ -186,7 +186,7 @@ def images_files(settings: Images) -> NamedFiles:
 
 
 def read_images(settings: Images, files: NamedFiles) -> RawData[Array]:
-    """Pictures resized to `size` x `size`; the class is the folder a picture lies in."""
+    """Return pictures resized to `size` x `size`; the class is the picture's folder."""
     found = class_folders(settings)
     values = Counter[str]()
     x_train = _pictures(found.train, settings, values, found.root)

@@ -54,7 +54,7 @@ _SOURCES: dict[type, tuple[Callable[..., list[tuple[str, Path]]], Callable[..., 
     HubImages: (hub_files, read_hub_images),
 }
 _PLACES = ("folder", "file", "dataset")
-"""Settings that say where the bytes are; only the last step of the path (the data's name) matters for the result."""
+"""Settings of the data's location; only the last step of the path (the data's name) matters for the result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +85,10 @@ class ImageData:
         return mean, std
 
     def check_pixels(self, workload: str) -> None:
-        """Check that images are pixels from 0 to 1, for a workload that changes them as such.
+        """Check that images are pixels from 0 to 1, for a workload that changes them as pixels.
 
         Raises:
-            ConfigError: values lie outside; the message names the setting that says what white is.
+            ConfigError: values are outside; the message names the setting of the white value.
         """
         low, high = self.info["range"]
         if low < 0.0 or high > 1.0:
@@ -104,7 +104,7 @@ class ImageData:
 
 
 def load_images(settings: ImageSource, size: int | None = None, channels: int | None = None) -> ImageData:
-    """The images a source names, from the cache where they are there.
+    """Return the images of a source, from the cache if they are there.
 
     Args:
         settings: which source.
@@ -112,7 +112,7 @@ def load_images(settings: ImageSource, size: int | None = None, channels: int | 
         channels: 1 for grey, 3 for colour; None leaves them.
 
     Raises:
-        DataMissing: the source is not on this machine, or not what it should be.
+        DataMissing: the source is missing on this machine, or invalid.
     """
     list_files, read = _SOURCES[type(settings)]
     with reading(f"workload.data (source {settings.source!r})"):
@@ -147,7 +147,7 @@ def load_images(settings: ImageSource, size: int | None = None, channels: int | 
 
 
 def _formed(x: Array, size: int | None, channels: int | None) -> Array:
-    """Images (n, c, h, w) at the size and with the channels asked for; untouched where nothing is asked."""
+    """Return images (n, c, h, w) at the given size and with the given channels; None leaves either unchanged."""
     if size is None and channels is None:
         return x
     blocks = []
@@ -200,7 +200,7 @@ def _channels_first(x: Array, raw: RawData[Array]) -> Array:
 
 
 def _layout(x: Array, where: str) -> Layout:
-    """The one order of axes that gives a known number of channels, or else the one that gives square images."""
+    """Return the order of axes that gives a known number of channels, or otherwise square images."""
     last, first = x.shape[3] in _CHANNELS, x.shape[1] in _CHANNELS
     if last and first:
         last, first = x.shape[1] == x.shape[2], x.shape[2] == x.shape[3]

@@ -28,7 +28,7 @@ class Numbered:
     names: tuple[str, ...]
     """Their names, in the order of their numbers."""
     remarks: tuple[str, ...] = ()
-    """What was noticed, in words."""
+    """Remarks, in words."""
 
 
 def number_labels(
@@ -40,11 +40,11 @@ def number_labels(
         train: labels of the training examples: text, integers, floats without fractions, or one-hot rows.
         test: labels of the held-out ones.
         where: the source's path, for messages.
-        names: names of the classes where labels are already their numbers; empty where they are not.
+        names: names of the classes if labels are already their numbers; otherwise empty.
         classes: the classes in the order of their numbers; None numbers those found, in sorted order (or as `names`).
 
     Raises:
-        DataMissing: a label is missing, of no class, of several, or there are no classes to tell apart.
+        DataMissing: a label is missing, of no class, of several, or there are fewer than two classes.
     """
     sides = [_values(side, f"{where}: {which}") for which, side in (("training labels", train), ("test labels", test))]
     remarks = ("labels are one-hot, read as classes",) if any(hot for _, hot in sides) else ()
@@ -61,12 +61,12 @@ def number_labels(
 
 
 def class_name(value: Label) -> str:
-    """A class as text: without blanks around it, composed as Unicode's NFC, so that it is the same on every system."""
+    """Return a class as text: without surrounding blanks, in Unicode's NFC, so that it is the same on every system."""
     return unicodedata.normalize("NFC", str(value).strip())
 
 
 def _values(labels: Labels, where: str) -> tuple[list[Label], bool]:
-    """Labels as text or integers, and whether they were one-hot."""
+    """Return labels as text or integers, and whether they were one-hot."""
     if isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in "iu":
         return labels.tolist(), False
     rows: list[object] = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
@@ -103,7 +103,7 @@ def _value(label: object, index: int, where: str) -> Label:
 
 
 def _from_one_hot(rows: Sequence[object], where: str) -> list[Label]:
-    """The class of each one-hot row."""
+    """Return the class of each one-hot row."""
     try:
         table = np.asarray(rows, np.float64)
     except (TypeError, ValueError):
@@ -129,7 +129,7 @@ def _named(value: Label, names: Sequence[str], where: str) -> str:
 
 
 def _ordered(values: set[Label], where: str) -> list[Label]:
-    """The classes found, sorted."""
+    """Return the classes found, sorted."""
     texts = [value for value in values if isinstance(value, str)]
     integers = [value for value in values if isinstance(value, int)]
     if texts and integers:

@@ -1,4 +1,4 @@
-"""Who holds which examples: partitions of a training set over clients, deterministic and cached on disk.
+"""Partitions of a training set over clients, deterministic and cached on disk.
 
 The schemes are those of `flwr-datasets`, run on a table of row numbers instead of the data, so that they cost
 milliseconds and give indices. What is ours is the shuffle before them (their size-based schemes take rows in order),
@@ -66,7 +66,7 @@ class Partition:
 
     @classmethod
     def of(cls, parts: Sequence[Rows]) -> Self:
-        """From each client's rows."""
+        """Make a partition of each client's rows."""
         offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)])
         return cls(np.concatenate(parts).astype(np.int64), offsets.astype(np.int64))
 
@@ -80,18 +80,18 @@ def partition(
     seed: int,
     data_sha256: str,
 ) -> Partition:
-    """Deal a training set to clients; the same arguments give the same partition on every machine.
+    """Partition a training set among clients; the same arguments give the same partition on every machine.
 
     Args:
         settings: the scheme.
         labels: class of each training example, shape (n,), int64.
-        groups: value of the group column of each example, shape (n,), or None where there is none.
+        groups: value of the group column of each example, shape (n,), or None without one.
         clients: number of clients N.
         seed: the experiment's seed.
         data_sha256: digest of the data, for the cache.
 
     Raises:
-        ConfigError: a client would hold nothing, or the scheme does not fit the data.
+        ConfigError: a client would have no example, or the scheme does not fit the data.
     """
     if clients > len(labels):
         raise ConfigError(
@@ -123,7 +123,7 @@ def _check_not_empty(made: Partition, settings: PartitionSettings) -> None:
 
 
 def _shuffled(labels: Rows, seed: int) -> Rows:
-    """All row numbers in the seed's order."""
+    """Return all row numbers in the seed's order."""
     return generator(seed, "partition", "shuffle").permutation(len(labels))
 
 
@@ -135,7 +135,7 @@ def _from_flower(
     seed: int,
     rows: Rows | None = None,
 ) -> list[Rows]:
-    """Every client's rows from a partitioner of flwr-datasets: of `rows`, or of all, shuffled."""
+    """Return every client's rows from a partitioner of flwr-datasets: of `rows`, or of all, shuffled."""
     from fedloom.workloads._data.row_table import RowTable
 
     partitioner.dataset = RowTable(labels, _shuffled(labels, seed) if rows is None else rows)
@@ -169,7 +169,7 @@ def _long_tailed(settings: LongTailed, labels: Rows, groups: Rows | None, client
 
 
 def _dirichlet_of(settings: Dirichlet, labels: Rows, rows: Rows, clients: int, seed: int) -> list[Rows]:
-    """These rows, each class in proportions of its own."""
+    """Partition these rows, each class in different proportions."""
     from flwr_datasets.partitioner import DirichletPartitioner
 
     parts: list[Rows] = []

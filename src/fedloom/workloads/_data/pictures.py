@@ -39,16 +39,16 @@ _TURNS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PictureRule:
-    """How pictures are read."""
+    """Rules for reading pictures."""
 
     size: int | None
-    """Side they are resized to, pixels; None keeps them."""
+    """Side they are resized to, pixels; None leaves them unchanged."""
     channels: int
     """1 for grey, 3 for colour."""
     value_range: Range | None = None
     """Values that are black and white; None takes the file's depth."""
     first_frame: bool = False
-    """Whether the first frame of a file with several is taken; else it is rejected."""
+    """Whether the first frame of a file with several is used; otherwise it is rejected."""
 
 
 def picture_rule(settings: ImageSource, size: int | None, channels: int) -> PictureRule:
@@ -141,7 +141,7 @@ def _eight_bits(picture: Image.Image, turn: Image.Transpose | None, rule: Pictur
 
 
 def _deep_pixels(deep: Deep, turn: Image.Transpose | None, rule: PictureRule) -> Array:
-    """Grey or colour at the wanted size, float32; transparent pixels white."""
+    """Return grey or colour at the requested size, float32; transparent pixels white."""
     pixels = deep.pixels
     if deep.alpha is not None:
         pixels = pixels * deep.alpha + (1.0 - deep.alpha)

@@ -13,30 +13,30 @@ from fedloom.workloads._data.settings import Layout, LocalData
 
 X = TypeVar("X", Array, list[str])
 Label: TypeAlias = str | int
-"""A class as a source names it."""
+"""A source's name of a class."""
 Labels: TypeAlias = Array | Sequence[object]
-"""The labels of a split as a source has them: checked and numbered afterwards."""
+"""A source's labels of a split: checked and numbered afterwards."""
 _OF_SYSTEMS = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
-"""Folders that archives of a Mac, network storage and file systems leave beside the user's."""
+"""Folders that macOS archives, network storage and file systems add to the user's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RawData(Generic[X]):
-    """A data set in memory as a source has it, before `checked` has looked at it."""
+    """A source's data set in memory, before the checks of `checked`."""
 
     x_train: X
     """Images, (n, h, w), (n, h, w, c) or (n, c, h, w), uint8 or float; or a list of n texts."""
     y_train: Labels
     """Label of each training example; its class's number where there are `label_names`."""
     x_test: X | None = None
-    """The test set; None where part of the one set is to be held out."""
+    """The test set; None if part of the one set is to be held out."""
     y_test: Labels | None = None
     test_fraction: float = 0.2
-    """Share held out where there is no test set."""
+    """Fraction held out if there is no test set."""
     groups: Labels | None = None
     """Value of the group column of each training example, for the `natural` partition."""
     label_names: tuple[str, ...] = ()
-    """The classes, in the order of their numbers; empty where labels are to be numbered."""
+    """The classes, in the order of their numbers; empty if labels are to be numbered."""
     where: str
     """The path it was read from, for messages."""
     title: str
@@ -45,21 +45,21 @@ class RawData(Generic[X]):
     layout: Layout | None = None
     """Order of the axes of images in four dimensions; None infers it from their sizes."""
     values: Mapping[str, int] = field(default_factory=dict)
-    """Images by the rule their values were scaled by; empty for texts."""
+    """Number of images by scaling rule; empty for texts."""
     left_out: tuple[str, ...] = ()
-    """What is there and was not read, in words."""
+    """Content that was not read, in words."""
 
 
 def title_of(settings: LocalData, path: str) -> str:
-    """What to call a user's own data."""
+    """Return the name of a user's own data."""
     return settings.title or Path(path).name.encode("utf-8", "backslashreplace").decode()
 
 
 def existing(path: str, what: str, remedy: str) -> Path:
-    """The path, if there is something.
+    """Return the path if it exists.
 
     Raises:
-        DataMissing: nothing there; the message ends with the remedy.
+        DataMissing: it does not exist; the message ends with the remedy.
     """
     found = Path(path).expanduser()
     if not found.exists():
@@ -68,7 +68,7 @@ def existing(path: str, what: str, remedy: str) -> Path:
 
 
 def files_below(root: Path, suffixes: Iterable[str] = ()) -> list[tuple[str, Path]]:
-    """Every file below a folder (or the file itself) as (relative name, path), in sorted order; no hidden ones."""
+    """Return every file below a folder (or the file itself) as (relative name, path), sorted; no hidden ones."""
     if root.is_file():
         return [(root.name, root)]
     wanted = tuple(suffixes)
@@ -77,5 +77,5 @@ def files_below(root: Path, suffixes: Iterable[str] = ()) -> list[tuple[str, Pat
 
 
 def is_hidden(path: Path) -> bool:
-    """Whether a part of a relative path is one that systems hide, or put beside the user's files."""
+    """Return whether a part of a relative path is hidden, or added by a system to the user's files."""
     return any(part.startswith(".") or part in _OF_SYSTEMS for part in path.parts)

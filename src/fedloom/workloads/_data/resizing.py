@@ -12,7 +12,7 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def resized(images: Array, size: int) -> Array:
-    """Images at `size` x `size` pixels, bilinear; where they shrink, each pixel is a mean of all that it covers.
+    """Return images at `size` x `size` pixels, bilinear; if they shrink, each pixel is a mean of all that it covers.
 
     Args:
         images: (n, c, h, w), float32.
@@ -42,7 +42,7 @@ def with_channels(images: Array, channels: int) -> Array:
 
 
 def _weights(before: int, after: int) -> Array:
-    """What each of `before` pixels gives to each of `after`: (after, before), rows sum to 1, float32."""
+    """Return the weight of each of `before` pixels in each of `after`: (after, before), rows sum to 1, float32."""
     scale = before / after
     centres = (np.arange(after) + 0.5) * scale - 0.5
     apart = np.abs(np.clip(centres, 0, before - 1)[:, None] - np.arange(before)) / max(scale, 1.0)

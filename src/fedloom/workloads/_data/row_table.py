@@ -38,7 +38,7 @@ class RowTable(datasets.Dataset):  # type: ignore[misc]  # partitioners insist o
         return [int(label) for label in np.unique(self._labels)]
 
     def sort(self, column: str) -> RowTable:
-        """The table in order of label."""
+        """Return the table in order of label."""
         return RowTable(self._labels, self._rows[np.argsort(self[column], kind="stable")])
 
     def select(self, indices: npt.ArrayLike) -> Rows:

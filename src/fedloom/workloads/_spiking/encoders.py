@@ -1,4 +1,4 @@
-"""Encoders: from images to what a network is given in each time step.
+"""Encoders: convert images to a network's input in each time step.
 
 T time steps, b images in a batch, c channels, h by w pixels.
 """
@@ -20,7 +20,7 @@ from fedloom.workloads._spiking.settings import Delta, Direct, Latency, Poisson
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """How standardised images become intensities again."""
+    """Converts standardised images back to intensities."""
 
     mean: tuple[float, ...]
     """Training set's mean of each channel."""
@@ -33,7 +33,7 @@ class Pixels:
 
     @classmethod
     def of(cls, images: Array, mean: list[float], std: list[float]) -> Pixels:
-        """From the standardised training images (n, c, h, w) and the moments that made them."""
+        """Make it from the standardised training images (n, c, h, w) and their moments."""
         axes = (0, 2, 3)
         means, deviations = np.array(mean), np.array(std)
         low = (images.min(axes) * deviations + means).min()
@@ -41,7 +41,7 @@ class Pixels:
         return cls(tuple(mean), tuple(std), float(low), float(high))
 
     def intensity(self, images: Tensor) -> Tensor:
-        """From standardised images (b, c, h, w) to intensities from 0 to 1; what lies outside is clipped."""
+        """Convert standardised images (b, c, h, w) to intensities from 0 to 1, clipped."""
         span = max(self.high - self.low, 1e-12)
         mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return ((images * std + (mean - self.low)) / span).clamp(0.0, 1.0)
@@ -52,7 +52,7 @@ class Encoder:
 
     Attributes:
         step_shape: channels, height, width of one step's input.
-        spikes: whether it gives spikes (else currents).
+        spikes: whether its output is spikes (otherwise currents).
         noisy: whether it needs noise: uniform numbers in [0, 1), shape (b, *noise_shape).
         noise_shape: T, c, h, w.
     """

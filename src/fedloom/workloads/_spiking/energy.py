@@ -3,7 +3,8 @@
 The estimate follows a common convention: 0.9 pJ for an accumulate and 4.6 pJ for a multiply-accumulate of 32-bit
 floats in 45 nm (Horowitz 2014, "Computing's energy problem"). A spike costs one accumulate for each synapse it
 reaches; a layer that reads currents costs a multiply-accumulate for each synapse, once per example since a constant
-current is computed once. Memory, membranes, normalisation and biases are left out, so it says little about a real chip.
+current is computed once. Memory, membranes, normalisation and biases are ignored, so it is not an estimate for a real
+chip.
 """
 
 from __future__ import annotations

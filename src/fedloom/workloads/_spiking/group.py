@@ -30,7 +30,7 @@ class _Client:
     """One client's work, drawn from its own generator as the plain loop draws it."""
 
     place: int
-    """Place in the group as it was given."""
+    """Original position in the group."""
     batches: list[Array]
     """Row numbers of each step."""
     noise: torch.Generator
@@ -73,7 +73,7 @@ class GroupTrainer:
     labels: Tensor
     """Its classes, (n,), int64."""
     padded_size: int
-    """Examples in a padded minibatch: no client of the federation exceeds it, so no bit follows from the group."""
+    """Examples in a padded minibatch: no client of the federation exceeds it, so results do not depend on the group."""
 
     def train(
         self, arrays: Arrays, rows: Sequence[Array], rngs: Sequence[np.random.Generator], *, trace: bool = False
@@ -84,7 +84,7 @@ class GroupTrainer:
             arrays: weights (out, in) and biases (out,) of each layer in turn, float32.
             rows: each client's row numbers, shape (n_k,), int64, n_k >= 1.
             rngs: each client's own randomness, used as the plain loop uses it.
-            trace: whether updates hold traces of the rates, see `RateTrace`.
+            trace: whether updates contain traces of the rates, see `RateTrace`.
 
         Returns:
             An update for each client, in order: trained arrays, mean training loss, mean firing rates.
@@ -149,7 +149,7 @@ class GroupTrainer:
         return [torch.cat([g, g.new_zeros(idle, *g.shape[1:])]) for g in gradients] if idle else gradients
 
     def _inputs(self, index: Tensor, clients: list[_Client], counts: Array, size: int) -> Tensor:
-        """The encoded minibatches, (A, T or 1, b, pixels)."""
+        """Return the encoded minibatches, (A, T or 1, b, pixels)."""
         noise: Tensor | None = None
         if self.encoder.noisy:
             shape = self.encoder.noise_shape
@@ -161,7 +161,7 @@ class GroupTrainer:
         return encoded.reshape(len(encoded), len(clients), size, -1).transpose(0, 1)
 
     def _update(self, arrays: Arrays, stack: list[Tensor], at: int, client: _Client, tally: _Tally) -> Update:
-        """What the client at this place of the stack returns; its arrays are its own."""
+        """Return the update of the client at this place of the stack; its arrays are its own."""
         total = float(sum(tally.counts))
         loss = float(np.array(tally.losses) @ np.array(tally.counts, np.float64))
         names = [name.removesuffix(".synapses.weight") for name in arrays if name.endswith(".weight")]
@@ -176,7 +176,7 @@ class GroupTrainer:
 
 
 def _trace(spikes: Mapping[str, Tensor], mask: Tensor, tallies: list[_Tally], counts: Array, step: int) -> None:
-    """Give each client's trace its spikes (A, T, b, n) of this step, padding left out."""
+    """Give each client's trace its spikes (A, T, b, n) of this step, without padding."""
     with torch.no_grad():
         sums = {name: (s.sum(1) * mask.unsqueeze(2)).sum(1).cpu().numpy() for name, s in spikes.items()}
     for place, count in enumerate(counts.tolist()):

@@ -1,4 +1,4 @@
-"""Layers over time: synapses, normalisation, neurons, pooling, and a trace of what they did.
+"""Layers over time: synapses, normalisation, neurons, pooling, and a trace of their activity.
 
 Everything between layers has shape (T, b, ...); a leading 1 stands for an input that is the same in every step.
 """
@@ -16,10 +16,10 @@ from fedloom.workloads._spiking.neurons import Neurons
 
 @dataclass(slots=True)
 class Trace:
-    """What one pass did, by layer, in order. Tensors are the pass's own, nothing is computed from them here."""
+    """Activity of one pass, by layer, in order. Tensors are the pass's own, nothing is computed from them here."""
 
     inputs: dict[str, Tensor] = field(default_factory=dict)
-    """What each layer's synapses read, (T or 1, b, ...)."""
+    """Inputs of each layer's synapses, (T or 1, b, ...)."""
     products: dict[str, int] = field(default_factory=dict)
     """Products of weights and inputs of each layer, for one example and one step."""
     spikes: dict[str, Tensor] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class Trace:
 
 
 def over_time(module: nn.Module, x: Tensor) -> Tensor:
-    """Apply a module without time to all steps at once."""
+    """Apply a module without time to all steps together."""
     out: Tensor = module(x.flatten(0, 1))
     return out.view(*x.shape[:2], *out.shape[1:])
 
@@ -35,7 +35,7 @@ def over_time(module: nn.Module, x: Tensor) -> Tensor:
 def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Linear maps of G clients: (G, rows, in) by (G, out, in) and (G, out) to (G, rows, out).
 
-    One client goes through the same kernel as many. Its rows then come out with the same bits, and a spike never hangs
+    One client uses the same kernel as many. Its rows then have the same bits, and a spike never depends
     on which program computed its current.
     """
     return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
@@ -54,7 +54,7 @@ class BatchNormThroughTime(nn.Module):
 
     Kim and Panda 2021, "Revisiting Batch Normalization for Training Low-Latency Deep Spiking Neural Networks From
     Scratch". Every step is a set of channels of its own in one call of torch's kernel. There is no counter of batches:
-    no computation reads it and no mean makes sense of it.
+    no computation reads it and its mean is meaningless.
     """
 
     running_mean: Tensor
@@ -130,7 +130,7 @@ class Layer(nn.Module):
 class Block(nn.Module):
     """Two layers and a shortcut whose spikes are added to the second's current.
 
-    Where the size changes the shortcut subsamples and pads with zeros (He et al. 2016, section 4.2, option A).
+    If the size changes the shortcut subsamples and pads with zeros (He et al. 2016, section 4.2, option A).
     """
 
     def __init__(self, first: Layer, second: Layer, stride: int, pad: int) -> None:

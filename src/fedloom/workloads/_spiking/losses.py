@@ -31,7 +31,7 @@ class Loss:
     """Wanted rate of the other classes, for `mse_count`."""
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """From outputs (T, b, C) and classes (b,) int64 to losses (b,)."""
+        """Map outputs (T, b, C) and classes (b,) int64 to losses (b,)."""
         steps, _, classes = outputs.shape
         if self.name == "step":
             repeated = labels.repeat(steps)
@@ -42,7 +42,7 @@ class Loss:
         return F.cross_entropy(counts if self.name == "count" else counts / steps, labels, reduction="none")
 
     def errors(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Which way, and how far, the loss pushes each output: its negative gradient, up to a positive constant.
+        """Return the loss's negative gradient at each output, up to a positive constant.
 
         For the cross-entropies onehot(y) - softmax of what they read (`step`: mean over steps); for `mse_count` the
         wanted minus the mean rate. From outputs (T, b, C) and classes (b,) int64 to (b, C), in [-1, 1].
@@ -54,5 +54,5 @@ class Loss:
         return F.one_hot(labels, classes).to(outputs.dtype) - read.softmax(-1).mean(0)
 
     def _wanted(self, labels: Tensor, classes: int) -> Tensor:
-        """The wanted rates, (b, C)."""
+        """Return the target rates, (b, C)."""
         return F.one_hot(labels, classes) * (self.correct_rate - self.incorrect_rate) + self.incorrect_rate

@@ -17,18 +17,18 @@ from fedloom.workloads._spiking.settings import ModelSettings, NeuronSettings
 _GROUPS = 8
 """Groups of group normalisation: every number of channels is a multiple."""
 _POOLINGS = {"conv": 2, "vgg9": 3}
-"""How often a network halves the image; the ResNet works with any size."""
+"""The number of times a network halves the image; the ResNet works with any size."""
 
 
 class Network(nn.Sequential):
     """Layers over time, in order, by name."""
 
     def forward(self, x: Tensor, trace: Trace | None = None) -> Tensor:
-        """From an encoded batch to the output layer.
+        """Map an encoded batch to the output layer.
 
         Args:
             x: shape (T, b, c, h, w), or (1, b, c, h, w) for a current that does not change.
-            trace: is filled with what the layers did.
+            trace: is filled with the layers' activity.
 
         Returns:
             The output's spikes, shape (T, b, classes); of a twin its logits, shape (1, b, classes).
@@ -50,14 +50,14 @@ class Plan:
     """Channels, height, width of one step's input."""
     num_labels: int
     twin: bool = False
-    """Whether ReLU stands in for the neurons, and logits for the output's spikes."""
+    """Whether ReLU replaces the neurons, and logits the output's spikes."""
 
     def hidden(self) -> nn.Module:
-        """The neurons of a hidden layer."""
+        """Return the neurons of a hidden layer."""
         return nn.ReLU() if self.twin else Neurons(self.neuron, self.time_steps)
 
     def output(self, width: int) -> Layer:
-        """The last layer."""
+        """Return the last layer."""
         neurons = nn.Identity() if self.twin else Neurons(self.neuron, self.time_steps)
         return Layer("output", nn.Linear(width, self.num_labels), neurons)
 
@@ -70,13 +70,13 @@ class Plan:
         return BatchNormThroughTime(channels, 1 if self.twin else self.time_steps)
 
     def convolution(self, name: str, before: int, after: int, stride: int = 1, pool: nn.Module | None = None) -> Layer:
-        """A 3 x 3 convolution; it has a bias only where no normalisation follows."""
+        """Return a 3 x 3 convolution; it has a bias only if no normalisation follows."""
         synapses = nn.Conv2d(before, after, 3, stride, 1, bias=self.model.norm == "none")
         return Layer(name, synapses, self.hidden(), self.norm(after), pool)
 
 
 def build_network(plan: Plan) -> Network:
-    """The network a plan describes, float32, initialised by torch's generator.
+    """Return the network a plan describes, float32, initialised by torch's generator.
 
     Its state dictionary holds trained parameters, and with `batch_through_time` running statistics; nothing else.
 
@@ -126,7 +126,7 @@ def _vgg9(plan: Plan) -> list[tuple[str, nn.Module]]:
 
 
 def _resnet8(plan: Plan) -> list[tuple[str, nn.Module]]:
-    """A convolution, and a block each with 16, 32 and 64 channels; then the mean over the image."""
+    """Return a convolution, and a block each with 16, 32 and 64 channels; then the mean over the image."""
     layers: list[tuple[str, nn.Module]] = [("conv1", plan.convolution("conv1", plan.shape[0], 16))]
     before = 16
     for index, after in enumerate((16, 32, 64), 1):

@@ -1,8 +1,8 @@
-"""A layer of IF or LIF neurons through snntorch, with nothing of it shared, remembered or sent.
+"""A layer of IF or LIF neurons through snntorch, without global or persistent state.
 
-snntorch keeps a list of all neurons of the process, saves constants beside weights, and remembers the last membrane.
-Here each neuron leaves that list at once, its constants are buffers that no state dictionary shows, and the membrane
-is made anew for every batch and forgotten after it.
+snntorch registers all neurons of the process, saves constants with weights, and stores the last membrane.
+Here each neuron is removed from the registry, its constants are buffers that no state dictionary shows, and the
+membrane is created for every batch and dropped after it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fedloom.workloads._spiking.surrogates import Derivative, make_derivative, s
 
 @dataclass(frozen=True, slots=True)
 class Dynamics:
-    """What a neuron does, in numbers; they are float32's, whatever precision computes with them."""
+    """Constants of a neuron; float32 values, in any precision of the computation."""
 
     beta: float
     threshold: float
@@ -30,7 +30,7 @@ class Dynamics:
 
     @classmethod
     def of(cls, settings: NeuronSettings) -> Dynamics:
-        """The dynamics settings describe."""
+        """Return the dynamics of the settings."""
         beta = 1.0 if settings.kind == "if" else LIF_BETA if settings.beta is None else settings.beta
         return cls(
             beta=float(np.float32(beta)),
@@ -54,7 +54,7 @@ class Neurons(nn.Module):
         """Spikes of a batch, from a membrane of zero.
 
         Args:
-            current: input currents, shape (T, b, ...), or (1, b, ...) where they are the same in every step.
+            current: input currents, shape (T, b, ...), or (1, b, ...) if they are the same in every step.
 
         Returns:
             Spikes, zeros and ones, shape (T, b, ...), dtype of `current`.
@@ -67,18 +67,18 @@ class Neurons(nn.Module):
             spikes.append(fired)
             if not self._dynamics.delayed:
                 membrane = self._reset(membrane, fired.detach())
-        self.cell.mem = self.cell.reset = membrane.new_zeros(0)  # else the last batch's graph stays alive
+        self.cell.mem = self.cell.reset = membrane.new_zeros(0)  # otherwise the last batch's graph stays alive
         return torch.stack(spikes)
 
     def _reset(self, membrane: Tensor, fired: Tensor) -> Tensor:
-        """The reset at once. snntorch's own loses spikes: a membrane left above the threshold never fires again."""
+        """Reset immediately. snntorch's reset misses spikes: a membrane left above the threshold never fires again."""
         if self._dynamics.hard:
             return membrane * (1 - fired)
         return membrane - fired * self._dynamics.threshold
 
 
 def _private_cell(dynamics: Dynamics) -> nn.Module:
-    """One step of snntorch's leaky neuron, out of its registry, constants out of the state dictionary."""
+    """Return one step of snntorch's leaky neuron, out of its registry, constants out of the state dictionary."""
     mechanism = ("zero" if dynamics.hard else "subtract") if dynamics.delayed else "none"
     cell: nn.Module = snntorch.Leaky(
         beta=dynamics.beta,

@@ -24,7 +24,7 @@ from fedloom.workloads._torch.arrays import as_tensor
 
 Layers = Literal["output", "all"]
 Encode = Callable[[Array, int], Tensor]
-"""From rows (n,) and a seed to their encoded input (T or 1, n, c, h, w), float32."""
+"""Maps rows (n,) and a seed to their encoded input (T or 1, n, c, h, w), float32."""
 
 
 class RateMeter:
@@ -51,7 +51,7 @@ class RateMeter:
     def measure(
         self, arrays: Arrays, rows: Array, rng: np.random.Generator, layers: Layers, *, per_sample: bool
     ) -> dict[str, Array]:
-        """One model on one client's rows; see the workload's `firing_rates`."""
+        """Measure one model on one client's rows; see the workload's `firing_rates`."""
         self._load(arrays)
         seed = noise_seed(rng)
         counts: list[dict[str, Array]] = []
@@ -91,7 +91,7 @@ class RateMeter:
         return [{name: self._rates(found, per_sample) for name, found in mine.items()} for mine in counts]
 
     def outputs(self, arrays: Arrays, rows: Array, rng: np.random.Generator, dynamics: Dynamics | None) -> Tensor:
-        """Spikes of the output layer, (T, n, C), float64; by the MLP's program where its dynamics are given."""
+        """Return spikes of the output layer, (T, n, C), float64; by the MLP's program if its dynamics are given."""
         seed = noise_seed(rng)
         batches = [rows[start : start + self._batch_size] for start in range(0, len(rows), self._batch_size)]
         with torch.inference_mode():
@@ -139,13 +139,13 @@ class RateMeter:
         if want != got:
             odd = sorted(name for name in want.keys() | got.keys() if want.get(name) != got.get(name))
             raise BadUpdate(
-                f"firing rates: array {odd[0]!r} came with shape {got.get(odd[0])}, this network has "
+                f"firing rates: array {odd[0]!r} has shape {got.get(odd[0])}, this network has "
                 f"{want.get(odd[0])} ({len(odd)} arrays differ). Do server and agent run the same experiment?"
             )
 
 
 def noise_seed(rng: np.random.Generator) -> int:
-    """A seed for the examples' noise. The generator is read, not advanced: asked again it gives the same seed."""
+    """Return a seed for the examples' noise. The generator is read, not advanced: the next call gives the same seed."""
     return int(copy.deepcopy(rng).integers(2**63))
 
 

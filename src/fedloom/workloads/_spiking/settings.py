@@ -11,9 +11,9 @@ from fedloom.core.config import Settings
 from fedloom.core.errors import ConfigError
 
 LIF_BETA = 0.95
-"""Leak of `lif` where none is given."""
+"""Default leak of `lif`."""
 SURROGATE_CONSTANTS = {"atan": 2.0, "fast_sigmoid": 25.0, "triangular": 0.3}
-"""Constant of each surrogate where none is given."""
+"""Default constant of each surrogate."""
 
 LossName = Literal["count", "rate", "step", "mse_count"]
 
@@ -27,7 +27,7 @@ class ModelSettings(Settings):
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64,)
     """Widths of the hidden layers of `mlp`."""
     norm: Literal["none", "group", "batch_through_time"] = "group"
-    """Normalisation of the convolutions. Batch statistics, one set for each time step, travel and are averaged."""
+    """Normalisation of the convolutions. Batch statistics, one set for each time step, are sent and averaged."""
 
 
 class NeuronSettings(Settings):
@@ -39,16 +39,16 @@ class NeuronSettings(Settings):
     kind: Literal["if", "lif"] = "if"
     """`if` integrates without leak (beta is 1); `lif` leaks."""
     beta: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
-    """Share of the membrane that is left after a step, for `lif`; dimensionless; None takes 0.95."""
+    """Fraction of the membrane that remains after a step, for `lif`; dimensionless; None takes 0.95."""
     threshold: Annotated[float, Field(gt=0.0)] = 1.0
     """Membrane above which a neuron spikes; dimensionless."""
     reset: Literal["soft", "hard"] = "soft"
     """After a spike: `soft` subtracts the threshold, `hard` sets the membrane to zero."""
     reset_delay: bool = True
-    """Whether the reset acts with the next step, after the leak (snntorch's default), or at once. Spikes differ only
-    for a leaky neuron with soft reset: there a delayed reset subtracts θ, one at once β θ."""
+    """Whether the reset acts with the next step, after the leak (snntorch's default), or immediately. Spikes differ
+    only for a leaky neuron with soft reset: then a delayed reset subtracts θ, an immediate one β θ."""
     surrogate: Literal["atan", "fast_sigmoid", "triangular", "straight_through"] = "atan"
-    """What stands for the derivative of the spike in the backward pass."""
+    """Surrogate of the spike's derivative in the backward pass."""
     surrogate_constant: Annotated[float, Field(gt=0.0)] | None = None
     """alpha of `atan` (None: 2), slope of `fast_sigmoid` (25), height of `triangular` (0.3)."""
 
@@ -100,14 +100,14 @@ class Delta(Settings):
     threshold: Annotated[float, Field(gt=0.0)] = 0.1
     """Least change that spikes, as a share of the training set's range. The first frame is compared with darkness."""
     off_events: bool = True
-    """Whether decreases spike too, in a channel of their own."""
+    """Whether decreases spike too, in a separate channel."""
 
 
 EncoderSettings = Annotated[Direct | Poisson | Latency | Delta, Field(discriminator="name")]
 
 
 def check_encoder(encoder: Direct | Poisson | Latency | Delta, time_steps: int, *, twin: bool) -> None:
-    """Refuse what can be told without the data.
+    """Reject settings that are invalid for any data.
 
     Raises:
         ConfigError: the encoder does not fit the number of steps, or the twin.

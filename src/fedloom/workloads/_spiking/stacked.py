@@ -1,4 +1,4 @@
-"""The spiking MLP of many clients at once: weights stacked, matrix products batched, time unrolled in one graph.
+"""The spiking MLP of many clients together: weights stacked, matrix products batched, time unrolled in one graph.
 
 G clients, T time steps, b examples of each client, n neurons of a layer. Between layers everything is (G, T, b, n), so
 that one batched product serves all steps of all clients.
@@ -26,7 +26,7 @@ class Fire(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, current: Tensor, time_steps: int, dynamics: Dynamics) -> Tensor:
-        """From currents (G, T or 1, b, n) to spikes (G, T, b, n)."""
+        """Map currents (G, T or 1, b, n) to spikes (G, T, b, n)."""
         groups, given, *rest = current.shape
         membranes = current.new_empty((groups, time_steps, *rest))
         spikes = torch.empty_like(membranes)
@@ -43,14 +43,14 @@ class Fire(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        """The gradient of the currents."""
+        """Return the gradient of the currents."""
         membranes, spikes = ctx.saved_tensors
         dynamics: Dynamics = ctx.dynamics
         gradient = dynamics.derivative(membranes - dynamics.threshold).mul_(gradients[0])
         for step in range(membranes.shape[1] - 2, -1, -1):
             later = gradient[:, step + 1]
             if dynamics.beta != 1.0:
-                later = later * dynamics.beta  # not as add_'s alpha: that rounds once where the plain loop rounds twice
+                later = later * dynamics.beta  # not as add_'s alpha: that rounds once, the plain loop twice
             if dynamics.hard:
                 later = later * (1.0 - spikes[:, step])
             gradient[:, step].add_(later)

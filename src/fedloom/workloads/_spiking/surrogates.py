@@ -1,4 +1,4 @@
-"""Spikes with a surrogate derivative: forward the step function, backward a smooth stand-in.
+"""Spikes with a surrogate derivative: forward the step function, backward a smooth function.
 
 The distance to the threshold is u = U - θ. A spike is u > 0, strictly, so a membrane that just reaches the threshold
 stays silent.
@@ -15,11 +15,11 @@ from torch import Tensor
 from fedloom.workloads._spiking.settings import SURROGATE_CONSTANTS, NeuronSettings
 
 Derivative = Callable[[Tensor], Tensor]
-"""From distances u to the surrogate of ds/du, same shape and dtype; a new tensor."""
+"""Maps distances u to the surrogate of ds/du, same shape and dtype; a new tensor."""
 
 
 def make_derivative(settings: NeuronSettings) -> Derivative:
-    """The surrogate the settings name.
+    """Return the surrogate of the settings.
 
     `atan`: (α/2) / (1 + (π α u / 2)²), Fang et al. 2021, "Incorporating Learnable Membrane Time Constants".
     `fast_sigmoid`: 1 / (1 + k |u|)², Zenke and Ganguli 2018, "SuperSpike".
@@ -69,20 +69,20 @@ class Spike(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, derivative: Derivative) -> Tensor:
-        """1 where u > 0, else 0."""
+        """Return 1 if u > 0, otherwise 0."""
         ctx.save_for_backward(u)
         ctx.derivative = derivative
         return (u > 0).to(u.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """The gradient of the spikes times the surrogate."""
+        """Return the gradient of the spikes times the surrogate."""
         (u,) = ctx.saved_tensors
         return ctx.derivative(u).mul_(gradients[0]), None
 
 
 def spike_function(derivative: Derivative) -> Callable[[Tensor], Tensor]:
-    """What snntorch calls `spike_grad`: from distances to spikes."""
+    """Return the function that snntorch calls `spike_grad`: maps distances to spikes."""
 
     def spike(u: Tensor) -> Tensor:
         spikes: Tensor = Spike.apply(u, derivative)  # type: ignore[no-untyped-call]

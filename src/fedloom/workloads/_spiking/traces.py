@@ -11,14 +11,14 @@ from fedloom.core.records import Array
 from fedloom.workloads._torch.settings import TrainingSettings
 
 FIRST, LAST = "first", "last"
-"""Prefixes of the traces' names: `first/output` holds the output layer's rates in the first window of steps."""
+"""Prefixes of the traces' names: `first/output` has the output layer's rates in the first window of steps."""
 
 
 @dataclass(slots=True)
 class RateTrace:
     """Mean rates by neuron over a client's first and last training steps.
 
-    A window is one epoch of steps, or half of all steps where there are fewer than two epochs, at least one step. The
+    A window is one epoch of steps, or half of all steps if there are fewer than two epochs, at least one step. The
     rates belong to a model that changes from step to step, and to minibatches as they were drawn.
     """
 
@@ -34,7 +34,7 @@ class RateTrace:
 
     @classmethod
     def of(cls, num_examples: int, settings: TrainingSettings, time_steps: int) -> RateTrace:
-        """For a client's training."""
+        """Make a trace for a client's training."""
         by_epoch, steps = -(-num_examples // settings.batch_size), settings.steps_of(num_examples)
         return cls(steps, min(by_epoch, max(1, steps // 2)), time_steps)
 

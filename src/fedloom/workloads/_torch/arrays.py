@@ -15,7 +15,7 @@ _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def as_array(tensor: Tensor) -> Array:
-    """A CPU tensor's memory as an array of the same dtype; no copy."""
+    """Return a CPU tensor's memory as an array of the same dtype; no copy."""
     tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(_BFLOAT16)
@@ -24,7 +24,7 @@ def as_array(tensor: Tensor) -> Array:
 
 
 def as_tensor(array: Array) -> Tensor:
-    """An array's memory as a CPU tensor of the same dtype; no copy.
+    """Return an array's memory as a CPU tensor of the same dtype; no copy.
 
     Torch has no read-only tensors: the tensor of a read-only array must not be written to.
     """
@@ -34,7 +34,7 @@ def as_tensor(array: Array) -> Tensor:
 
 
 def _shown_writable(array: Array) -> Array:
-    """A view of a read-only array that does not say so; it keeps the array alive."""
+    """Return a view of a read-only array that appears writable; it keeps the array alive."""
     interface = dict(array.__array_interface__)
     interface["data"] = (interface["data"][0], False)
     return np.asarray(SimpleNamespace(__array_interface__=interface, owner=array))

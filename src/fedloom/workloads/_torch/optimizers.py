@@ -1,7 +1,7 @@
 """Local optimisers without bookkeeping: lists of tensors, updated in place.
 
-The arithmetic is that of `torch.optim`; what is left out is parameter groups, hooks and state dictionaries, which cost
-more than a small model's step. Buffers are made once and reset, never carried from one client to the next.
+The arithmetic is that of `torch.optim`; without parameter groups, hooks and state dictionaries, which cost
+more than a small model's step. Buffers are created once and reset, never carried from one client to the next.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Optimizer(Protocol):
     """A rule that moves parameters along their gradients."""
 
     rate: float
-    """Step size: the settings', until a schedule says otherwise."""
+    """Step size: the settings', unless a schedule changes it."""
 
     def reset(self) -> None:
         """Forget everything: a new client begins."""
@@ -40,7 +40,7 @@ class Sgd:
         self._fresh = True
 
     def resume(self, velocity: list[Tensor]) -> None:
-        """Go on with the momentum an earlier training ended with; its tensors are copied."""
+        """Continue with the momentum at the end of an earlier training; its tensors are copied."""
         torch._foreach_copy_(self.velocity, velocity)
         self._fresh = False
 
@@ -92,7 +92,7 @@ class AdamW:
 
 
 def make_optimizer(parameters: list[Tensor], settings: TrainingSettings) -> Optimizer:
-    """The optimiser the settings name, over these parameters."""
+    """Return the optimiser of the settings, over these parameters."""
     kinds: dict[str, type[Sgd] | type[AdamW]] = {"sgd": Sgd, "adamw": AdamW}
     return kinds[settings.optimizer](parameters, settings)
 

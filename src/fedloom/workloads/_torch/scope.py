@@ -13,13 +13,13 @@ from fedloom.workloads._torch.settings import TrainingSettings
 
 
 def choose_device(wanted: str) -> torch.device:
-    """`cpu`, `cuda`, or for `auto` whichever there is.
+    """Return the device: `cpu`, `cuda`, or for `auto` the one available.
 
     Raises:
-        ConfigError: a GPU is asked for and there is none.
+        ConfigError: a GPU is required and there is none.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError('workload.training.device: "cuda" asked for, but torch finds no GPU here. Set it to "auto"')
+        raise ConfigError('workload.training.device: "cuda" is set, but torch finds no GPU here. Set it to "auto"')
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed workspace
@@ -33,11 +33,11 @@ def computing(settings: TrainingSettings, device: torch.device) -> AbstractConte
 
 @contextmanager
 def exact(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Compute with one thread and deterministic kernels; torch's own settings and generators are put back after.
+    """Compute with one thread and deterministic kernels; torch's settings and generators are restored afterwards.
 
     Args:
-        device: where the work is done.
-        seed: for torch's global generators inside the scope (dropout, initial weights); None leaves them alone.
+        device: the device of the work.
+        seed: for torch's global generators inside the scope (dropout, initial weights); None leaves them unchanged.
     """
     threads = torch.get_num_threads()
     if threads != 1:

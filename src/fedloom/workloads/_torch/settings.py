@@ -77,7 +77,7 @@ class EarlyStopping(Settings):
 
 
 class TrainingSettings(Settings):
-    """How a client trains: minibatches of its shard, in a new random order each epoch."""
+    """Local training: minibatches of the shard, in a new random order each epoch."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """Local optimiser; its moments start from zero in each round."""
@@ -105,7 +105,7 @@ class TrainingSettings(Settings):
     epsilon: Annotated[float, Field(gt=0.0)] = 1e-8
     """Added to the root of `adamw`'s second moment."""
     clip_norm: Annotated[float, Field(gt=0.0)] | None = None
-    """Scale the gradient of each step down to this Euclidean norm over all arrays; None leaves it."""
+    """Scale the gradient of each step down to this Euclidean norm over all arrays; None disables it."""
     round_schedule: ScheduleSettings = ScheduleSettings()
     """Factor on the step size by round; its places are the run's rounds."""
     step_schedule: ScheduleSettings = ScheduleSettings()
@@ -120,7 +120,7 @@ class TrainingSettings(Settings):
     precision: Literal["float32", "bf16"] = "float32"
     """`bf16` computes the model in bfloat16 where PyTorch's autocast deems it safe; weights and sums stay float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes a GPU where there is one. Part of the result's bits."""
+    """`auto` uses a GPU if there is one. Changes the result bit for bit."""
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -128,7 +128,7 @@ class TrainingSettings(Settings):
             raise ConfigError("workload.training.nesterov: needs workload.training.momentum above 0, got 0")
         if self.momentum and self.optimizer != "sgd":
             raise ConfigError(
-                f"workload.training.momentum: without effect for optimizer {self.optimizer!r}; remove it, or set beta1"
+                f"workload.training.momentum: has no effect for optimizer {self.optimizer!r}; remove it, or set beta1"
             )
         if self.steps is not None and (self.epochs > 1 or self.max_steps is not None):
             other = "epochs" if self.epochs > 1 else "max_steps"

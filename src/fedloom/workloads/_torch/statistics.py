@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch normalisation uses the batch's statistics as the mode says, but does not count them in."""
+    """Use batch statistics in batch normalisation as the mode says, without updating the running ones."""
     layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
     before = [layer.momentum for layer in layers]
     try:

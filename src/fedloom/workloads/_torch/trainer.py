@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 _ONE_VALUE = "Expected more than 1 value per channel when training"
 """How PyTorch's batch normalisation says that it cannot normalise a single value."""
 Loss = Callable[[Tensor], Tensor]
-"""Mean loss of the minibatch that holds these rows (int64, shape (b,)): a tensor with no dimensions."""
+"""Mean loss of the minibatch with these rows (int64, shape (b,)): a tensor without dimensions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalTraining:
-    """What one client's training needs beside the global model."""
+    """Arguments of one client's training besides the global model."""
 
     rows: Array
     """The client's row numbers, shape (n,), int64, n >= 1."""
@@ -42,15 +42,15 @@ class LocalTraining:
     rule: LocalRule | None = None
     """The strategy's client half."""
     knobs: Info = field(default_factory=dict)
-    """What the rule reads; here `rate_factor`, which multiplies the settings' step size, is read too."""
+    """Knobs of the rule; here `rate_factor`, which multiplies the settings' step size, is read too."""
     rate: float | None = None
-    """Step size of this training; None takes the settings'."""
+    """Step size of this training; None uses the settings'."""
     factor: float = 1.0
     """What the step size is multiplied by: the round's place in a schedule."""
     validate: Callable[[], float] | None = None
     """Loss on what is held back, called after each epoch, for early stopping; None takes the epoch's training loss."""
     velocity: Arrays | None = None
-    """Momentum of `sgd` to go on with, by parameter; None or nothing starts from zero."""
+    """Momentum of `sgd` to continue with, by parameter; None or nothing starts from zero."""
     after_step: Callable[[], None] | None = None
     """Called after every optimiser step."""
 
@@ -58,8 +58,8 @@ class LocalTraining:
 class Trainer:
     """A model whose arrays are the federation's, and the loop that trains them.
 
-    All of the model's arrays travel (`whole.Whole`), or, where the global model comes as adapters on a frozen base,
-    only the adapters' and the head's do (`_adapters.adapted.Adapted`). Not thread-safe: one model, one client at a
+    All of the model's arrays are sent (`whole.Whole`), or, if the global model is adapters on a frozen base,
+    only the adapters' and the head's (`_adapters.adapted.Adapted`). Not thread-safe: one model, one client at a
     time.
     """
 
@@ -73,7 +73,7 @@ class Trainer:
 
     @property
     def arrays(self) -> dict[str, Array]:
-        """The model's arrays by name: views of its memory on a CPU, copies from a GPU."""
+        """Return the model's arrays by name: views of its memory on a CPU, copies from a GPU."""
         return dict(self._part.groups()[MODEL])
 
     @property
@@ -84,7 +84,7 @@ class Trainer:
 
     @property
     def velocity(self) -> dict[str, Array]:
-        """The momentum `sgd` ended its last training with, by parameter; empty for other optimisers and without any."""
+        """Return the momentum `sgd` ended its last training with, by parameter; otherwise empty."""
         kept = self._optimizer.velocity if isinstance(self._optimizer, Sgd) else []
         names = [name for _, name in self._part.trained]
         return {name: np.array(as_array(tensor.cpu())) for name, tensor in zip(names, kept, strict=False)}
@@ -105,7 +105,7 @@ class Trainer:
         """Train from a global model on one client's examples.
 
         Args:
-            inputs: the global model, and what comes beside it.
+            inputs: the global model, and the other inputs.
             local: the client's examples, and how it learns from them.
             rng: the job's own randomness: it seeds torch, then gives each epoch's order.
 
@@ -170,10 +170,10 @@ class Trainer:
             local.rule.begin(self._part.trained, local.knobs)
 
     def _resume(self, velocity: Arrays) -> None:
-        """Go on with the momentum an earlier training ended with."""
+        """Continue with the momentum at the end of an earlier training."""
         if not isinstance(self._optimizer, Sgd):
             raise ConfigError(
-                f"workload.training.optimizer: {self._settings.optimizer!r} cannot go on with a client's earlier "
+                f"workload.training.optimizer: {self._settings.optimizer!r} cannot continue with a client's earlier "
                 'momentum; set it to "sgd"'
             )
         self._optimizer.resume([as_tensor(velocity[name]).to(self.device) for _, name in self._part.trained])
@@ -225,11 +225,11 @@ class Trainer:
             ) from exc
 
     def _become(self, *, adapters: bool) -> None:
-        """Let all of the model's arrays travel, or adapters only."""
+        """Switch to sending all of the model's arrays, or adapters only."""
         if adapters == (self._adapted is not None):
             return
         if self._adapted is None:
-            from fedloom.workloads._adapters.adapted import Adapted  # here, so that who needs none does not load it
+            from fedloom.workloads._adapters.adapted import Adapted  # here, so that it is loaded only on demand
 
             self._part = self._adapted = Adapted(self.model, self.device)
         else:
@@ -237,7 +237,7 @@ class Trainer:
             self._part, self._adapted = Whole(self.model, self.device), None
 
     def _prepare_optimizer(self) -> None:
-        """An optimiser for the tensors that are trained now."""
+        """Make an optimiser for the tensors that are trained now."""
         self._optimized = self._part.parameters
         self._optimizer: Optimizer = make_optimizer([p.detach() for p in self._optimized], self._settings)
 

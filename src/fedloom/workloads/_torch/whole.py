@@ -1,4 +1,4 @@
-"""A model all of whose arrays travel: what is trained, what is sent, and how a global model is loaded."""
+"""A model all of whose arrays are sent: trained arrays, sent arrays, loading of a global model."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from fedloom.core.records import MODEL, Array, Arrays, Groups, Record
 from fedloom.workloads._torch.arrays import as_array, as_tensor
 
 ANCHOR = "anchor"
-"""Name of the input whose model a rule pulls towards, where that is not the one training starts from."""
+"""Name of the input with a rule's anchor model, if it is not the initial one of the training."""
 
 
 class Federated(Protocol):
-    """How a model takes part in a federation: which of its tensors are trained and travel."""
+    """A model's part in a federation: which of its tensors are trained and sent."""
 
     trained: Sequence[tuple[str, str]]
     """Group and name of each trained array."""
     parameters: list[Tensor]
-    """The tensors an optimiser changes, in the order of `trained`; leaves that collect gradients."""
+    """The tensors an optimiser changes, in the order of `trained`; leaves that accumulate gradients."""
     anchor: list[Tensor]
-    """What a rule may pull towards, in the order and (active) shapes of `trained`."""
+    """Anchors of a rule, in the order and (active) shapes of `trained`."""
 
     @property
     def tensors(self) -> Sequence[Tensor]:
@@ -38,20 +38,20 @@ class Federated(Protocol):
         """
 
     def train_mode(self) -> None:
-        """Switch what is trained to training."""
+        """Switch the trained modules to training mode."""
 
     def active(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The parts of tensors shaped like `parameters` that are in use: what a rule sees."""
+        """Return the active parts of tensors shaped like `parameters`, as seen by a rule."""
 
     def groups(self) -> Groups:
-        """The arrays that travel: views of the model's memory on a CPU, copies from a GPU."""
+        """Return the arrays to send: views of the model's memory on a CPU, copies from a GPU."""
 
 
 def travelling(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a model that travel: trained parameters, and buffers such as batch normalisation's statistics.
+    """Return the tensors of a model that are sent: trained parameters, and buffers such as batch statistics.
 
-    Everything `model.state_dict()` holds, minus parameters that need no gradient. A tensor with several names (an
-    output layer tied to the embedding) travels once, under the first.
+    All of `model.state_dict()`, minus parameters that need no gradient. A tensor with several names (an
+    output layer tied to the embedding) is sent once, under the first.
     """
     found: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -82,7 +82,7 @@ class Whole:
             pulled = self._globals if anchor is None else self._checked(anchor.groups.get(MODEL, {}))
             by_name = dict(zip(self._tensors, pulled, strict=True))
             self.anchor = [by_name[name] for _, name in self.trained]
-            self._sources = (record, anchor)  # keeps them alive, so their identity stays their own
+            self._sources = (record, anchor)  # keeps them alive, so their identities are unique
         with torch.no_grad():
             torch._foreach_copy_(self._targets, self._globals)
 
@@ -101,19 +101,19 @@ class Whole:
 
     @property
     def arrays(self) -> dict[str, Array]:
-        """The model's arrays by name."""
+        """Return the model's arrays by name."""
         return dict(self._views) or {name: as_array(tensor.cpu()) for name, tensor in self._tensors.items()}
 
     def _checked(self, arrays: Arrays) -> list[Tensor]:
-        """The arrays as tensors in the model's order."""
+        """Return the arrays as tensors in the model's order."""
         return fitting(arrays, self._tensors, self._device)
 
 
 def fitting(arrays: Arrays, tensors: Mapping[str, Tensor], device: torch.device) -> list[Tensor]:
-    """The arrays as tensors in the order of `tensors`, whose names, shapes and dtypes they must have.
+    """Return the arrays as tensors in the order of `tensors`, whose names, shapes and dtypes they must have.
 
     Raises:
-        BadUpdate: they are others; the message names the first.
+        BadUpdate: they differ; the message names the first.
     """
     want = {name: (tuple(tensor.shape), _dtype_name(tensor)) for name, tensor in tensors.items()}
     got = {name: (array.shape, array.dtype.name) for name, array in arrays.items()}
@@ -121,7 +121,7 @@ def fitting(arrays: Arrays, tensors: Mapping[str, Tensor], device: torch.device)
         odd = sorted(name for name in want.keys() | got.keys() if want.get(name) != got.get(name))
         name = odd[0]
         raise BadUpdate(
-            f"the global model does not fit this workload in {len(odd)} arrays, first {name!r}: it came as "
+            f"the global model does not fit this workload in {len(odd)} arrays, first {name!r}: it is "
             f"{_shown(got.get(name))}, the workload has {_shown(want.get(name))}. "
             "Do server and agent run the same experiment?"
         )

@@ -1,4 +1,4 @@
-"""Pretrained weights for networks of our own: the final arrays of an earlier run, read strictly."""
+"""Pretrained weights for fedloom's networks: the final arrays of an earlier run, read strictly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedloom.workloads._torch.arrays import as_tensor
 
 _WEIGHTS = Path("model") / "model.safetensors"
 _SHOWN = 4
-"""Names an error lists of each kind."""
+"""Limit of names per kind in an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +29,10 @@ class Checkpoint:
 
     @classmethod
     def find(cls, place: str) -> Checkpoint:
-        """The file of a run's folder, or the file itself.
+        """Return the file of a run's folder, or the file itself.
 
         Raises:
-            DataMissing: there is none; the message says how to make one.
+            DataMissing: there is none; the message says how to create one.
         """
         path = Path(place).expanduser()
         for candidate in (path, path / _WEIGHTS, path / _WEIGHTS.name):
@@ -50,11 +50,11 @@ class Checkpoint:
         return {self.path.name: hashlib.sha256(self.path.read_bytes()).hexdigest()}
 
     def load_into(self, model: nn.Module, *, fresh_head: bool) -> None:
-        """Set a model's arrays to the file's; its output layer stays as it is where the number of classes differs.
+        """Set a model's arrays to the file's; its output layer is unchanged if the number of classes differs.
 
         Args:
             model: whose arrays are set.
-            fresh_head: whether the output layer stays as it is in any case.
+            fresh_head: whether the output layer is unchanged in any case.
 
         Raises:
             ConfigError: the file's arrays are not this model's; the message names those missing, left over, and of
@@ -95,8 +95,8 @@ class Checkpoint:
         if any(odd.values()):
             told = "; ".join(f"{kind}: {_listed(names)}" for kind, names in odd.items() if names)
             raise ConfigError(
-                f"workload.model.pretrained: {self.path} does not hold this network ({told}). Set workload.model, "
-                "workload.resize and workload.channels to what it was trained with"
+                f"workload.model.pretrained: {self.path} does not contain this network ({told}). Set workload.model, "
+                "workload.resize and workload.channels to the values it was trained with"
             )
 
 

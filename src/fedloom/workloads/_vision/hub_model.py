@@ -14,7 +14,7 @@ _REMEDY = "Set it to a folder with config.json and .safetensors of an image clas
 
 
 class HubClassifier(nn.Module):
-    """A transformers model for image classification, called like the networks of our own."""
+    """A transformers model for image classification, called like fedloom's networks."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -27,16 +27,16 @@ class HubClassifier(nn.Module):
 
 
 def find_hub_model(place: str) -> PretrainedFolder:
-    """The folder of a model.
+    """Return the folder of a model.
 
     Raises:
-        DataMissing: there is none here, and none can be fetched.
+        DataMissing: there is none here, and none can be downloaded.
     """
     return find_pretrained(Place(place, _SETTING, _REMEDY, {}))
 
 
 def build_hub_model(found: PretrainedFolder, shape: tuple[int, int, int], num_labels: int) -> HubClassifier:
-    """The model of a folder with its weights; its output layer is new where the number of classes differs.
+    """Return the model of a folder with its weights; its output layer is new if the number of classes differs.
 
     Args:
         found: a folder with `config.json` and safetensors.
@@ -44,7 +44,7 @@ def build_hub_model(found: PretrainedFolder, shape: tuple[int, int, int], num_la
         num_labels: classes.
 
     Raises:
-        DataMissing: the folder holds no image classifier.
+        DataMissing: the folder contains no image classifier.
         ConfigError: weights are missing or left over, or the images are not of the size it takes.
     """
     from transformers import AutoModelForImageClassification
@@ -63,7 +63,7 @@ def build_hub_model(found: PretrainedFolder, shape: tuple[int, int, int], num_la
             )
     except (OSError, ValueError) as exc:
         raise DataMissing(
-            f"{_SETTING}: {found.path} holds no image classifier: {type(exc).__name__}: {str(exc).splitlines()[0]}"
+            f"{_SETTING}: {found.path} contains no image classifier: {type(exc).__name__}: {str(exc).splitlines()[0]}"
         ) from exc
     _check_weights(found.name, told)
     return HubClassifier(network)
@@ -84,12 +84,12 @@ def _check_images(found: PretrainedFolder, shape: tuple[int, int, int]) -> None:
 
 
 def _check_weights(place: str, told: Info) -> None:
-    """Only the output layer may be new."""
+    """Check that only the output layer is new."""
     names = [*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])]
     odd = sorted(name for name in names if not name.startswith(("classifier.", "head.")))
     left = sorted(told["unexpected_keys"])
     if odd or left:
         raise ConfigError(
-            f"workload.model.pretrained: the weights of {place!r} do not fit its config.json: missing or of another "
+            f"workload.model.pretrained: the weights of {place!r} do not match its config.json: missing or of another "
             f"shape: {', '.join(odd) or 'none'}; left over: {', '.join(left) or 'none'}"
         )

@@ -15,14 +15,14 @@ from fedloom.workloads._vision.vit import VisionTransformer
 Shape = tuple[int, int, int]
 """Channels, height and width of an image."""
 Norm = Callable[[int], list[nn.Module]]
-"""The layers, none or one, that normalise so many channels."""
+"""Returns the layers, none or one, that normalise a number of channels."""
 
 _GROUPS = 8
-"""Groups of group normalisation; fewer where the channels are no multiple."""
+"""Groups of group normalisation; fewer if the channels are not a multiple."""
 
 
 def build_model(settings: ModelSettings, shape: Shape, num_labels: int) -> nn.Module:
-    """The network the settings name.
+    """Return the network of the settings.
 
     Args:
         settings: which network.
@@ -45,7 +45,7 @@ def _mlp(settings: ModelSettings, shape: Shape, num_labels: int) -> nn.Module:
 
 
 def _cnn(settings: ModelSettings, shape: Shape, num_labels: int) -> nn.Module:
-    """Two 5 x 5 convolutions with 16 and 32 channels, each pooled, and a dense layer of 256.
+    """Return two 5 x 5 convolutions with 16 and 32 channels, each pooled, and a dense layer of 256.
 
     Images smaller than 16 pixels are padded by 2 on each side, so that 8 x 8 digits are left with 2 x 2. Pooling comes
     before ReLU: both are monotonous, so the values are the same, and ReLU has a quarter of the work.
@@ -72,7 +72,7 @@ def _cnn(settings: ModelSettings, shape: Shape, num_labels: int) -> nn.Module:
 
 
 def _strided(settings: ModelSettings, shape: Shape, num_labels: int) -> nn.Module:
-    """Two 3 x 3 convolutions with stride 2, 16 and 32 channels, and one dense layer."""
+    """Return two 3 x 3 convolutions with stride 2, 16 and 32 channels, and one dense layer."""
     norm = _norm(settings, "batch")
     channels, height, width = shape
     first, second = _scaled(settings, 16, 32)
@@ -90,7 +90,7 @@ def _strided(settings: ModelSettings, shape: Shape, num_labels: int) -> nn.Modul
 
 
 class _Block(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut; where the size changes, the shortcut subsamples and pads with zeros.
+    """Two 3 x 3 convolutions and a shortcut; if the size changes, the shortcut subsamples and pads with zeros.
 
     He et al. 2016, "Deep Residual Learning for Image Recognition", section 4.2, option A.
     """
@@ -111,7 +111,7 @@ class _Block(nn.Module):
 
 
 class _PreActivated(nn.Module):
-    """Normalisation and ReLU before each of two 3 x 3 convolutions; a 1 x 1 convolution where the shape changes.
+    """Normalisation and ReLU before each of two 3 x 3 convolutions; a 1 x 1 convolution if the shape changes.
 
     He et al. 2016, "Identity Mappings in Deep Residual Networks", figure 1 (b).
     """

@@ -15,17 +15,17 @@ from torch import nn
 from fedloom.core.errors import ConfigError, DataMissing
 
 _COUNTER = "num_batches_tracked"
-"""Last word of batch normalisation's counter, which our own models do without."""
+"""Last word of batch normalisation's counter, which fedloom's models do not have."""
 
 
 def build_classifier(spec: str, shape: tuple[int, int, int], num_labels: int) -> nn.Module:
-    """The module made by the function that `spec` names, `package.module:function` or `./file.py:function`.
+    """Return the module made by the function that `spec` names, `package.module:function` or `./file.py:function`.
 
     It is called as `function(shape, num_labels)`, with (channels, height, width), and must give logits
     (b, num_labels) for images (b, channels, height, width).
 
     Raises:
-        ConfigError: there is no such function, or what it makes does not do this.
+        ConfigError: there is no such function, or its result is not such a module.
     """
     place, _, name = spec.rpartition(":")
     if not place or not name:
@@ -57,12 +57,12 @@ def load_weights(model: nn.Module, path: str) -> None:
     file = Path(path).expanduser()
     if not file.is_file():
         raise DataMissing(
-            f"workload.weights: no file {str(file)!r} (looked from {Path.cwd()}). Give a .safetensors file"
+            f"workload.weights: file {str(file)!r} not found (looked from {Path.cwd()}). Give a .safetensors file"
         )
     try:
         arrays = load_file(file)
     except SafetensorError as exc:
-        raise DataMissing(f"workload.weights: {str(file)!r} is no safetensors file: {exc}") from exc
+        raise DataMissing(f"workload.weights: {str(file)!r} is not a safetensors file: {exc}") from exc
     want = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     got = {name: tuple(tensor.shape) for name, tensor in arrays.items() if name in want or not name.endswith(_COUNTER)}
     odd = sorted(name for name in want.keys() | got.keys() if want.get(name) != got.get(name))
@@ -83,7 +83,7 @@ def _module(place: str, spec: str) -> ModuleType:
         file = Path(place).expanduser()
         found = importlib.util.spec_from_file_location(f"_fedloom_classifier_{file.stem}", file)
         if not file.is_file() or found is None or found.loader is None:
-            raise ConfigError(f"workload.classifier: no file {place!r} (looked from {Path.cwd()})")
+            raise ConfigError(f"workload.classifier: file {place!r} not found (looked from {Path.cwd()})")
         module = importlib.util.module_from_spec(found)
         found.loader.exec_module(module)
         return module

@@ -56,9 +56,9 @@ class ModelSettings(Settings):
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64,)
     """Widths of the hidden layers of `mlp`."""
     norm: Literal["auto", "none", "batch", "group"] = "auto"
-    """Normalisation. `batch`: its statistics travel and are averaged; `group` has none. `auto` takes `none` for `mlp`
+    """Normalisation. `batch`: its statistics are sent and averaged; `group` has none. `auto` takes `none` for `mlp`
     and `cnn`, `group` for `resnet8` and `resnet20`, `batch` for the others."""
     width: Annotated[float, Field(gt=0.0, le=16.0)] = 1.0
-    """Factor on the channels of all convolutional networks: 0.25 makes `preact_resnet18` train on a laptop."""
+    """Factor on the channels of all convolutional networks: with 0.25 `preact_resnet18` trains on a laptop."""
     vit: VitSettings = VitSettings()
     """Sizes of `vit`."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NO_TARGET = -100
-"""Label of a place whose token nobody has to predict: what cross-entropy leaves out."""
+"""Label of a place without a token to predict: ignored by cross-entropy."""
 _FORMAT = 2
 _FEWEST = 2
 """Tokens of the shortest block: one to read, one to predict."""
@@ -38,9 +38,9 @@ class Blocks:
     """Tokens of each block, shape (n,), int64."""
 
     def batch(self, rows: Array) -> tuple[Array, Array]:
-        """Ids and labels of some blocks, cut to the longest of them; both (b, t), int64.
+        """Return ids and labels of some blocks, cut to the longest of them; both (b, t), int64.
 
-        A block is padded behind its end only, where no token before it can look, so any token id will do there.
+        A block is padded behind its end only, which no earlier token attends to, so any token id is valid there.
         """
         lengths = self.lengths[rows]
         longest = int(lengths.max())
@@ -59,16 +59,16 @@ class BlockData:
     names: tuple[str, ...]
     """The training files, in order of their numbers."""
     info: Info
-    """Where the texts come from, for the run's provenance."""
+    """Source of the texts, for the run's provenance."""
     sha256: str
     """Digest of texts and preparation."""
 
 
 def load_blocks(settings: Texts, model: PretrainedFolder, block_size: int) -> BlockData:
-    """The texts in the model's tokens, from the cache where they are there.
+    """Return the texts in the model's tokens, from the cache if they are there.
 
     Raises:
-        DataMissing: there are no such texts, or they are empty or not UTF-8.
+        DataMissing: the texts are missing, empty or not UTF-8.
         ConfigError: the tokens are not the model's.
     """
     train = list_texts(settings.path, settings.pattern, "workload.data.path")
@@ -108,10 +108,10 @@ def load_blocks(settings: Texts, model: PretrainedFolder, block_size: int) -> Bl
 
 
 def list_texts(where: str, pattern: str, setting: str) -> NamedFiles:
-    """A text file, or those below a folder, in sorted order.
+    """Return a text file, or those below a folder, in sorted order.
 
     Raises:
-        DataMissing: there is nothing of the kind.
+        DataMissing: there is no such file.
     """
     root = existing(where, setting, _REMEDY)
     if root.is_file():
@@ -119,7 +119,7 @@ def list_texts(where: str, pattern: str, setting: str) -> NamedFiles:
     below = (path for path in sorted(root.rglob(pattern)) if path.is_file())
     found = [path for path in below if not is_hidden(path.relative_to(root))]
     if not found:
-        raise DataMissing(f"{setting}: no file below {str(root)!r} fits the pattern {pattern!r}. {_REMEDY}")
+        raise DataMissing(f"{setting}: no file below {str(root)!r} matches the pattern {pattern!r}. {_REMEDY}")
     return [(str(path.relative_to(root)), path) for path in found]
 
 
@@ -131,14 +131,14 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, path: Path) -> Array:
     tokens = np.asarray(tokenizer(text)["input_ids"], np.int32) if text.strip() else np.zeros(0, np.int32)
     if len(tokens) < _FEWEST:
         raise DataMissing(
-            f"{path}: no text to learn from ({len(tokens)} tokens, at least {_FEWEST} are needed). Remove the file, or "
-            "leave it out with workload.data.pattern"
+            f"{path}: no text for training ({len(tokens)} tokens, at least {_FEWEST} are needed). Remove the file, or "
+            "exclude it with workload.data.pattern"
         )
     return tokens
 
 
 def _cut(tokens: Array, block_size: int, fraction: float) -> tuple[list[Array], list[Array]]:
-    """A file's blocks, and those of its end that are held out; the first stays in any case."""
+    """Return a file's training blocks, and the held-out ones at its end; the first is never held out."""
     blocks = [tokens[start : start + block_size] for start in range(0, len(tokens), block_size)]
     blocks = blocks if len(blocks[-1]) >= _FEWEST else blocks[:-1]
     kept = len(blocks) - min(round(len(blocks) * fraction), len(blocks) - 1)
@@ -156,7 +156,7 @@ def _save(folder: Path, split: str, blocks: list[Array], block_size: int) -> Non
 def _check(splits: list[Blocks], settings: Texts, model: PretrainedFolder, block_size: int) -> None:
     if not len(splits[1].lengths):
         raise DataMissing(
-            f"workload.data: {len(splits[0].lengths)} blocks of {block_size} tokens leave nothing to hold out with "
+            f"workload.data: {len(splits[0].lengths)} blocks of {block_size} tokens leave none to hold out with "
             f"test_fraction = {settings.test_fraction:g}. Set a smaller workload.model.block_size, a larger "
             "test_fraction, or workload.data.test_path"
         )
@@ -164,6 +164,6 @@ def _check(splits: list[Blocks], settings: Texts, model: PretrainedFolder, block
     largest = max(int(split.ids.max()) for split in splits)
     if known is not None and largest >= known:
         raise ConfigError(
-            f"workload.model.checkpoint: the tokenizer of {str(model.path)!r} makes token {largest}, and the model "
+            f"workload.model.checkpoint: the tokenizer of {str(model.path)!r} makes token {largest}, but the model "
             f"knows tokens 0 to {known - 1}. Are tokenizer and weights of the same model?"
         )

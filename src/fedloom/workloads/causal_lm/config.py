@@ -16,13 +16,13 @@ class Texts(LocalData):
     """Plain text files, UTF-8. A file is a group: the partition `natural` makes a client of each."""
 
     path: DataPath
-    """A text file, or a folder whose files (in folders below it too) that fit `pattern` are read."""
+    """A text file, or a folder whose files (in folders below it too) that match `pattern` are read."""
     pattern: FileName = "*.txt"
-    """Names of the files to read in a folder; `*` and `?` are wild."""
+    """Names of the files to read in a folder; `*` and `?` are wildcards."""
     test_path: DataPath | None = None
     """Held-out texts, a file or a folder as `path`; None holds out the end of each training file."""
     test_fraction: Fraction = 0.1
-    """Share of each file's blocks that is held out, the last ones, where there is no `test_path`."""
+    """Fraction of each file's blocks that is held out, the last ones, if there is no `test_path`."""
 
 
 class ModelSettings(Settings):
@@ -32,7 +32,7 @@ class ModelSettings(Settings):
     """The packaged SmolLM2-135M-Instruct, a folder in transformers' form (`config.json`, safetensors, tokenizer), or a
     name on the hub. Weights are read from safetensors only."""
     block_size: Annotated[int, Field(ge=2)] = 128
-    """Tokens of an example: each file is cut into blocks of so many; its last block may be shorter."""
+    """Tokens of an example: each file is cut into blocks of this size; its last block may be shorter."""
 
 
 class Config(TorchConfig):
@@ -40,8 +40,8 @@ class Config(TorchConfig):
 
     name: str = "causal_lm"
     data: Texts
-    """Where the texts are."""
+    """Source of the texts."""
     partition: PartitionSettings = Natural()
-    """How the blocks are dealt to the clients; its `scheme` says which of the kinds it is. A block's class is its
+    """Partition of the blocks among the clients; its `scheme` selects the kind. A block's class is its
     file."""
     model: ModelSettings = ModelSettings()

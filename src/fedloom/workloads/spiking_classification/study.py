@@ -1,4 +1,4 @@
-"""What spiking networks contribute to studies: their activity on held-out data."""
+"""Contributions of spiking networks to studies: their activity on held-out data."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def build_study() -> StudyPart:
 def spiking(run: RunFolder) -> Measured:
     """Measure activity on held-out data: rates, spikes and estimated energy per example, and rounds with a dead layer.
 
-    `dead_rounds` counts rounds in which some layer's mean rate lay below the workload's floor.
+    `dead_rounds` counts rounds in which some layer's mean rate was below the workload's floor.
     """
     evaluations = [record.evaluation or {} for record in run.rounds]
     numbers, series = {}, {}

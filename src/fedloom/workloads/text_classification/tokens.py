@@ -60,10 +60,10 @@ class TokenData:
 
 
 def load_tokens(settings: TextSource, body: BodyFolder, max_length: int) -> TokenData:
-    """The texts a source names, in a body's tokens, from the cache where they are there.
+    """Return the texts of a source, in a body's tokens, from the cache if they are there.
 
     Raises:
-        DataMissing: the source is not on this machine, or not what it should be.
+        DataMissing: the source is missing on this machine, or invalid.
     """
     list_files, read = TEXT_SOURCES[type(settings)]
     with reading(f"workload.data (source {settings.source!r})"):

@@ -25,7 +25,7 @@ _EVALUATION_BATCH = {"head": 1000, "all": 64}
 
 
 class TextClassifier(nn.Module):
-    """A head, and the body below it where that is trained too: the arrays that travel, no others."""
+    """A head, and the body below it if that is trained too: only the arrays that are sent."""
 
     def __init__(self, hidden_size: int, num_labels: int, body: nn.Module | None) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class TextClassification(TorchWorkload[Config]):
         return replace(info, data={**info.data, "body": {"name": self._body.name, **layers, **weights}})
 
     def examples(self, shard: RowShard) -> tuple[RowSource, Array]:
-        """Texts; where the body is frozen, the shard's features, whose rows are places in the shard."""
+        """Return texts; if the body is frozen, the shard's features, whose rows are indices in the shard."""
         if self.config.model.train == "all" or not shard.num_examples:
             return super().examples(shard)
         split = self._tokens.test if shard.held_out else self._tokens.train
@@ -104,15 +104,15 @@ class TextClassification(TorchWorkload[Config]):
 
     @cached_property
     def _frozen_body(self) -> nn.Module:
-        """The pretrained body, loaded when a feature is first missing."""
+        """Return the pretrained body, loaded when a feature is first missing."""
         return load_body(self._body, self.config.model.layers).requires_grad_(False).to(self.device)
 
 
 def build_workload(config: Config, experiment: Experiment) -> TextClassification:
-    """The workload a `Config` describes, for the experiment's clients and seed.
+    """Return the workload a `Config` describes, for the experiment's clients and seed.
 
     Raises:
-        DataMissing: texts or body are not on this machine; the message says how to get them.
-        ConfigError: the partition leaves a client without examples, or a GPU is asked for that is not there.
+        DataMissing: texts or body are missing on this machine; the message says how to get them.
+        ConfigError: the partition leaves a client without examples, or a required GPU is missing.
     """
     return TextClassification(config, experiment)

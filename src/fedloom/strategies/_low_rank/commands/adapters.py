@@ -26,8 +26,8 @@ def export(
 ) -> None:
     """Write a run's newest adapters as a folder that `peft.PeftModel.from_pretrained` loads.
 
-    Where the run changed the weights beneath them (whole-model rounds, changes merged into the base), these are in
-    `base.safetensors` beside the adapters. A run starts from such a folder with `--set strategy.adapters=FOLDER`.
+    If the run changed the weights beneath them (whole-model rounds, changes merged into the base), these are in
+    `base.safetensors` next to the adapters. A run starts from such a folder with `--set strategy.adapters=FOLDER`.
     """
     from fedloom import api
     from fedloom.strategies._low_rank.export import export as write

@@ -1,4 +1,4 @@
-"""The section on what was saved, the rank of every round and layer, and the error."""
+"""The section about the saving, the rank of every round and layer, and the error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _READINGS = {
     "saving_rank_rounds": "rank-rounds, against the largest rank in every one",
 }
 _RACED = "accuracy"
-"""The metric that is drawn against what was sent, where it was measured."""
+"""The metric drawn against the traffic, if it was measured."""
 _MOST_ROWS, _MOST_COLUMNS, _MOST_NAMES, _LONGEST_NAME = 64, 180, 16, 34
 
 
@@ -64,14 +64,14 @@ def _definition(budgets: Budgets) -> Markup:
     rounds, whole = len(budgets.rounds), len(budgets.rounds) - len(budgets.adapted)
     bounded = (
         f"{whole:,} of {plural(rounds, 'round')} sent whole models, so it cannot be more than "
-        f"1 \N{MINUS SIGN} Tᵢ/T = {_percent(budgets.bound)}, however little the others send."
+        f"1 \N{MINUS SIGN} Tᵢ/T = {_percent(budgets.bound)}, however little the other rounds send."
     )
     fedavg = tag("sub", "FedAvg")
     return tag(
         "p",
         *("The saving is 1 \N{MINUS SIGN} C/C", fedavg),
         *(": C counts the parameters that clients sent up in all rounds, C", fedavg),
-        f" what the same answers would have taken as whole models of {budgets.full:,} parameters. ",
+        f" what the same updates would have cost as whole models of {budgets.full:,} parameters. ",
         bounded if whole else "No round sent whole models.",
     )
 
@@ -97,7 +97,7 @@ def _tiles(budgets: Budgets) -> list[Markup]:
 
 
 def _per_byte(run: RunFolder, budgets: Budgets) -> Markup | None:
-    """The metric against the bytes sent up, the stages told apart."""
+    """Draw the metric against the bytes sent up, by stage."""
     names = [name for name in metric_names(run) if curve(run, name, HELD_OUT)]
     if not names:
         return None
@@ -121,7 +121,7 @@ def _per_byte(run: RunFolder, budgets: Budgets) -> Markup | None:
 
 
 def _so_far(budgets: Budgets) -> Markup:
-    """What was sent up, beside what whole models would have taken."""
+    """Draw the parameters sent up, and those of whole models."""
     rounds = [each.round for each in budgets.rounds]
     sent, whole = (
         [value / 1e6 for value in itertools.accumulate(values)]
@@ -152,7 +152,7 @@ def _staircase(budgets: Budgets) -> Markup | None:
 
 
 def _error(budgets: Budgets) -> Markup | None:
-    """How far the aggregated factors were from the clients' mean change, where they were."""
+    """Draw the distance of the aggregated factors from the clients' mean change, if there is one."""
     known = [each for each in budgets.adapted if math.isfinite(each.error)]
     if not known:
         return None
@@ -169,7 +169,7 @@ def _error(budgets: Budgets) -> Markup | None:
 
 
 def _layers(budgets: Budgets) -> Markup | None:
-    """Ranks by layer and round, where the layers differ."""
+    """Draw ranks by layer and round, if the layers differ."""
     rounds = budgets.adapted
     names = list(dict.fromkeys(name for each in rounds for name in each.ranks))
     if budgets.uniform:
@@ -186,13 +186,13 @@ def _layers(budgets: Budgets) -> Markup | None:
         x=Range(low=rounds[0].round - 0.5, high=rounds[-1].round + 0.5),
         y=Range(low=len(names) - 0.5, high=-0.5),
         y_names=_ticks(names),
-        note=f"The stronger, the higher: ranks from {int(ranks.min())} to {most}."
-        + (f" A row stands for about {plural(per_row, 'layer')}." if per_row > 1 else ""),
+        note=f"Darker means higher: ranks from {int(ranks.min())} to {most}."
+        + (f" A row is about {plural(per_row, 'layer')}." if per_row > 1 else ""),
     )
 
 
 def _nothing_to_draw(budgets: Budgets) -> Markup | None:
-    """In words, what a picture would show nothing of."""
+    """State in words what a picture would not show."""
     errors = [each.error for each in budgets.adapted if math.isfinite(each.error)]
     layers = len(budgets.adapted[0].ranks) if budgets.adapted else 0
     said = [
@@ -203,12 +203,12 @@ def _nothing_to_draw(budgets: Budgets) -> Markup | None:
 
 
 def _binned(values: np.ndarray, most: int) -> np.ndarray:
-    """Means of neighbouring rows, at most so many."""
+    """Return the means of neighbouring rows, at most `most`."""
     return np.array([values[start:stop].mean(axis=0) for start, stop in bins(len(values), most)])
 
 
 def _ticks(names: Sequence[str]) -> list[tuple[float, str]]:
-    """Some layers' names, without what all of them begin with, long ones cut in front."""
+    """Return some layers' names, without their common prefix, long ones truncated in front."""
     steps = [name.split(".") for name in names]
     shared = sum(1 for _ in itertools.takewhile(lambda step: len(set(step)) == 1, zip(*steps, strict=False)))
     short = [".".join(step[min(shared, len(step) - 1) :]) for step in steps]
@@ -225,7 +225,7 @@ def _readings(budgets: Budgets) -> Markup:
     return table(
         ("reading", "sent", "full-model FedAvg", "saving", "name in studies"),
         rows,
-        caption="Readings of the saving. The first is the one meant everywhere else; FedAvg sends 4 bytes a parameter",
+        caption="Definitions of the saving. The first is used everywhere else; FedAvg sends 4 bytes a parameter",
     )
 
 
@@ -239,7 +239,7 @@ def _reading(name: str, saving: Saving) -> tuple[Content, ...]:
 
 
 def _bound(budgets: Budgets) -> str:
-    """Where the saving ends, if rounds with whole models end it."""
+    """Return the saving's limit, if rounds with whole models set one."""
     return f"at most {_percent(budgets.bound)}" if budgets.bound < 1 else ""
 
 

@@ -10,7 +10,7 @@ from fedloom.core.setting_types import AppFolder, CodeRef, FreeText, PlainWord, 
 
 
 class Config(PluginSettings):
-    """A Flower `ClientApp` and what it is told. Its data and its model are its own business."""
+    """A Flower `ClientApp` and its configuration. Its data and model are its own."""
 
     name: str = "flower"
     app: AppFolder
@@ -20,9 +20,9 @@ class Config(PluginSettings):
     run_config: dict[str, bool | int | float | FreeText] = Field(default_factory=dict)
     """`context.run_config`."""
     node_config: Annotated[JsonObject, SettingKind.FREE] = Field(default_factory=dict)
-    """`context.node_config`, beside `partition-id` (the client's number) and `num-partitions`."""
+    """`context.node_config`, besides `partition-id` (the client's number) and `num-partitions`."""
     initial_arrays: CodeRef | None = None
-    """`module:callable` that makes the initial model (a torch module, a state dict, arrays, or an ArrayRecord), for
-    strategies other than the app's own ServerApp; None where the ServerApp sends the first model."""
+    """`module:callable` that creates the initial model (a torch module, a state dict, arrays, or an ArrayRecord), for
+    strategies other than the app's own ServerApp; None if the ServerApp sends the first model."""
     weighted_by: PlainWord = "num-examples"
-    """Name of the metric that says how many examples a reply stands for."""
+    """Name of the metric with a reply's number of examples."""

@@ -31,7 +31,7 @@ class FlowerWorkload:
     """A `ClientApp` as a workload.
 
     Handlers, mods and the lifespan hook run as under Flower, once per message. The global generators of `random`,
-    `numpy` and `torch` are seeded from the job's for the time of the call. What a handler raises goes through.
+    `numpy` and `torch` are seeded from the job's during the call. Exceptions of a handler are not caught.
     """
 
     keeps_client_state = True
@@ -44,7 +44,7 @@ class FlowerWorkload:
         return WorkloadInfo(data={"name": Path(self._config.app).name, "kind": "app", "app": self._config.app})
 
     def init(self, rng: np.random.Generator) -> Record:
-        """The model `initial_arrays` makes, with the global generators seeded from `rng`; none where it is not set."""
+        """Return the model of `initial_arrays`, with the global generators seeded from `rng`; empty if not set."""
         if self._config.initial_arrays is None:
             return Record({MODEL: {}})
         make = apps.load_component(Path(self._config.app), self._config.initial_arrays, "workload.initial_arrays")
@@ -71,9 +71,7 @@ class FlowerWorkload:
         return self._message(job, inputs, state, rng)
 
     def evaluate(self, inputs: Mapping[str, Record], shard: AppShard, state: Record | None = None) -> Metrics:
-        raise UnsupportedFeature(
-            "a Flower app has no held-out data of ours; it evaluates on its clients (job `evaluate`)"
-        )
+        raise UnsupportedFeature("a Flower app has no held-out data; it evaluates on its clients (job `evaluate`)")
 
     @property
     def actions(self) -> Mapping[str, Action]:
@@ -90,11 +88,11 @@ class FlowerWorkload:
         `server-round`.
 
         Returns:
-            An update with one group for each ArrayRecord of the reply (`model` where there is one), its numbers as
+            An update with one group for each ArrayRecord of the reply (`model` if there is one), its numbers as
             metrics, the reply's description in `info`, and the client's `Context.state`.
 
         Raises:
-            ClientFailed: the app (or a mod) answered with an error message.
+            ClientFailed: the app (or a mod) replied with an error message.
         """
         described = job.knobs.get(KNOB)
         content = self._content(job, inputs) if described is None else self._described(described, inputs)
@@ -105,7 +103,7 @@ class FlowerWorkload:
             reply = self._app(message, context)
         if reply.has_error():
             raise ClientFailed(
-                f"client {job.client}, round {job.round}, {job.kind}: the app answered with error "
+                f"client {job.client}, round {job.round}, {job.kind}: the app replied with error "
                 f"{reply.error.code}: {reply.error.reason}"
             )
         return self._update(reply.content, context, job, plain=described is None, had_state=state is not None)
@@ -137,7 +135,7 @@ class FlowerWorkload:
         return content
 
     def _arrays(self, name: str, record: Record) -> JsonObject:
-        """An input in Flower's encoding, made once for all clients of a group that share it."""
+        """Return an input in Flower's encoding, made once for all clients of a group that share it."""
         known = self._encoded.get(name)
         if known is None or known[0] is not record:
             encoded = dict(records.to_array_record(record.groups.get(MODEL, {})).items())
@@ -210,7 +208,7 @@ def _as_arrays(made: object, source: str) -> Arrays:
 
 
 def build_workload(config: Config, experiment: Experiment) -> FlowerWorkload:
-    """The workload a `Config` describes."""
+    """Return the workload a `Config` describes."""
     app = apps.load_component(Path(config.app), config.clientapp, "workload.clientapp")
     apps.check_component(app, flwr.ClientApp, flwr.is_legacy_client(app), "workload.clientapp", config.clientapp)
     return FlowerWorkload(app, config, experiment.clients)

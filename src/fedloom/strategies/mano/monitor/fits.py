@@ -1,4 +1,4 @@
-"""How well a score tells accuracy over many sets: correlation, a line, and its error on sets it has not seen.
+"""How well a score predicts accuracy over many sets: correlation, a line, and its error on unseen sets.
 
 Scores and accuracies are one float64 per set, (n,). Errors are in units of accuracy, 0 to 1.
 """
@@ -28,7 +28,7 @@ class Line:
 
     @classmethod
     def through(cls, scores: Array, accuracies: Array) -> Line:
-        """The best line; a flat one where all scores are equal."""
+        """Return the best line; a flat one if all scores are equal."""
         centred = scores - scores.mean()
         spread = float((centred**2).sum())
         slope = float((centred * (accuracies - accuracies.mean())).sum()) / spread if spread > _FLAT**2 else 0.0
@@ -40,7 +40,7 @@ class Line:
 
 
 def correlation(scores: Array, accuracies: Array) -> float:
-    """Pearson's r; NaN where either is constant."""
+    """Return Pearson's r; NaN if either is constant."""
     a, b = scores - scores.mean(), accuracies - accuracies.mean()
     scale = math.sqrt(float((a**2).sum()) * float((b**2).sum()))
     return float((a * b).sum()) / scale if scale > _FLAT else math.nan

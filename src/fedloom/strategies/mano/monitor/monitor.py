@@ -20,7 +20,7 @@ from fedloom.strategies.mano.monitor.softrun import Branch
 ESTIMATE = "estimated_accuracy"
 """Name of the estimate among the evaluation's metrics."""
 TRUTH = "monitored_accuracy"
-"""Name of the true accuracy on the data the estimate is of, where its labels are known."""
+"""Name of the true accuracy on the estimated data, if its labels are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +31,15 @@ class _Answer:
     sums: Sums
     predicted: tuple[float, ...]
     accuracy: float
-    """NaN where its labels are not known."""
+    """NaN if its labels are unknown."""
 
 
 class LabelFreeAccuracy(Monitor):
-    """Adds clients' sums up to exactly the pooled score and criterion, and estimates the accuracy it stands for.
+    """Adds clients' sums up to exactly the pooled score and criterion, and estimates the accuracy from it.
 
     The score is MaNo's (Xie et al. 2024, arXiv 2405.18979, section 4). The estimate is ours, the regression estimator:
     the anchors' own accuracy, plus slope * (score of the others - score of the anchors). The slope is fitted by least
-    squares to the anchors of the last evaluated rounds and to one point that is known beforehand: where all predictions
+    squares to the anchors of the last evaluated rounds and to one point that is known beforehand: if all predictions
     are uniform, the score is 1/K, and so is the accuracy. It is never below 0.
     """
 
@@ -47,7 +47,7 @@ class LabelFreeAccuracy(Monitor):
         self._config = config
 
     def request(self, population: int, rng: np.random.Generator) -> MonitorRequest:
-        """Pieces of held-out data; or the anchors, which are the first clients, and others drawn among the rest."""
+        """Return parts of held-out data; or the anchors (the first clients) and others drawn among the rest."""
         count, anchors = self._config.clients, self._config.anchors
         if self._config.data == "held_out":
             return MonitorRequest(clients=tuple(range(count)), parts=count)
@@ -109,7 +109,7 @@ class LabelFreeAccuracy(Monitor):
         if info["balance"] < self._config.balance_floor:
             found["predictions are on few classes"] = (
                 f"their balance is {info['balance']:.2f}, below {self._config.balance_floor:g}; a collapsed model is "
-                "sure, too, so the estimate cannot be trusted"
+                "confident, too, so the estimate is unreliable"
             )
         low, high = span(info["classes"])
         for line in info["clients"]:
@@ -139,20 +139,20 @@ def _pooled(answers: Sequence[_Answer]) -> Sums:
 
 
 def _accuracy(answers: Sequence[_Answer]) -> float:
-    """Over all their samples; NaN where one does not know its labels."""
+    """Return the accuracy over all samples; NaN if one does not know its labels."""
     samples = [answer.sums.samples for answer in answers]
     return float(np.average([answer.accuracy for answer in answers], weights=samples))
 
 
 def _balance(answers: Sequence[_Answer]) -> float:
-    """Entropy of the predicted classes over ln K: 1 where all are predicted alike, 0 where one is alone."""
+    """Return the entropy of the predicted classes over ln K: 1 if all are equally frequent, 0 for a single one."""
     counts = np.sum([answer.predicted for answer in answers], axis=0)
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum() / math.log(len(counts)))
 
 
 def _line(answer: _Answer) -> dict[str, float]:
-    """A client's scores for the record; its accuracy where that is known."""
+    """Return a client's scores for the record; its accuracy if known."""
     found = {
         "client": answer.client,
         "samples": answer.sums.samples,
@@ -163,5 +163,5 @@ def _line(answer: _Answer) -> dict[str, float]:
 
 
 def build_monitor(config: Config) -> LabelFreeAccuracy:
-    """The server half a `Config` describes."""
+    """Return the server half a `Config` describes."""
     return LabelFreeAccuracy(config)

@@ -1,4 +1,4 @@
-"""The monitor's part of a run's report: estimate beside truth, score over rounds, clients of the last round."""
+"""The monitor's part of a run's report: estimate and truth, score over rounds, clients of the last round."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedloom.strategies.mano.monitor.fits import average_ranks, correlation
 
 
 def build_report(run: RunFolder) -> Contribution:
-    """A section and numbers; none where the monitor never asked."""
+    """Return a section and numbers; none if the monitor was never used."""
     told = [(record.round, record.monitor) for record in run.rounds if record.monitor]
     if not told:
         return Contribution()
@@ -55,8 +55,8 @@ def build_report(run: RunFolder) -> Contribution:
     )
     if math.isfinite(found.get("monitor_error", math.nan)):
         words += (
-            f" Estimate and truth differ by {100 * found['monitor_error']:.1f} points on average; taking the anchors' "
-            f"accuracy for everybody's, by {100 * found['monitor_naive_error']:.1f}."
+            f" Estimate and truth differ by {100 * found['monitor_error']:.1f} points on average; using the anchors' "
+            f"accuracy for all clients, by {100 * found['monitor_naive_error']:.1f}."
         )
     return Contribution(
         sections=(
@@ -67,9 +67,9 @@ def build_report(run: RunFolder) -> Contribution:
 
 
 def numbers(infos: Sequence[Info]) -> dict[str, float]:
-    """What a study compares: mean |estimate - truth|, that of the anchors' accuracy alone, and how scores follow truth.
+    """Return the numbers a study compares: mean |estimate - truth|, that of the anchors alone, and their correlation.
 
-    `monitor_gain` is how much nearer the estimate is. `monitor_r2_*` and `monitor_rho_*` are over rounds,
+    `monitor_gain` is the reduction of the error. `monitor_r2_*` and `monitor_rho_*` are over rounds,
     `monitor_clients_rho_*` over the clients of the last round.
     """
     truth, estimate, naive = (np.array(_each(infos, key)) for key in ("accuracy", "estimate", "anchors_accuracy"))

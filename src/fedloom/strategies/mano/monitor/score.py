@@ -2,10 +2,10 @@
 
 Xie et al. 2024 (arXiv 2405.18979), section 4. With s = softmax(q) and Q the softrun of all N rows of K logits:
 
-    Phi = -1 / (N K) sum_ik ln s_ik                     criterion: large where the model is confident
+    Phi = -1 / (N K) sum_ik ln s_ik                     criterion: large if the model is confident
     S   = (1 / (N K) sum_ik |Q_ik|^p)^(1/p)             score, p = 4
 
-S is 1/K where all rows are uniform and K^(-1/p) where each is one-hot.
+S is 1/K if all rows are uniform and K^(-1/p) if each is one-hot.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Criterion = Literal["ce", "kl"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sums:
-    """What some samples add to the score of any set they are part of."""
+    """The contribution of some samples to the score of any set they are part of."""
 
     samples: int
     """N."""
@@ -45,7 +45,7 @@ class Sums:
 
     @classmethod
     def of(cls, logits: Array, *, power: float = POWER) -> Sums:
-        """The sums of a batch of logits, (n, K)."""
+        """Return the sums of a batch of logits, (n, K)."""
         log_shares = log_softmax(logits)
         return cls(
             samples=len(logits),
@@ -78,30 +78,30 @@ class Sums:
         return norm(total, self.samples, self.classes, self.power)
 
     def to_json(self) -> dict[str, float]:
-        """The numbers a client sends."""
+        """Return the numbers a client sends."""
         return {"log_shares": self.log_shares, "softmax": self.softmax, "taylor": self.taylor}
 
     @classmethod
     def from_json(cls, told: Info, *, samples: int, classes: int, power: float = POWER) -> Sums:
-        """The reverse."""
+        """Return the sums of the numbers a client sent (inverse of `to_json`)."""
         sums = {name: float(told[name]) for name in ("log_shares", "softmax", "taylor")}
         return cls(samples=samples, classes=classes, power=power, **sums)
 
 
 def power_sum(shares: Array, power: float) -> float:
-    """The sum over samples and classes of |Q_ik|^p."""
+    """Return the sum over samples and classes of |Q_ik|^p."""
     return float((np.abs(shares) ** power).sum())
 
 
 def norm(total: float, samples: int, classes: int, power: float) -> float:
-    """The score (total / (N K))^(1/p)."""
+    """Return the score (total / (N K))^(1/p)."""
     return float((total / (samples * classes)) ** (1.0 / power))
 
 
 def choose(criterion: float, classes: int, *, eta: float = ETA, kind: Criterion = "ce") -> Branch:
-    """The branch for a set of this criterion: Taylor where it is at most eta.
+    """Return the branch for a set of this criterion: Taylor if it is at most eta.
 
-    With `ce`, the printed formula, Phi is at least ln K, so that Taylor cannot be reached where ln K > eta. `kl` takes
+    With `ce`, the printed formula, Phi is at least ln K, so that Taylor cannot be reached if ln K > eta. `kl` takes
     Phi - ln K instead.
     """
     value = criterion if kind == "ce" else criterion - math.log(classes)
@@ -109,12 +109,12 @@ def choose(criterion: float, classes: int, *, eta: float = ETA, kind: Criterion 
 
 
 def span(classes: int, power: float = POWER) -> tuple[float, float]:
-    """The least and the greatest score there can be: uniform rows, one-hot rows."""
+    """Return the smallest and the largest possible score: uniform rows, one-hot rows."""
     return 1.0 / classes, float(classes ** (-1.0 / power))
 
 
 def batch_mean(logits: Array, branch: Branch, *, batch_size: int = 128, power: float = POWER) -> float:
-    """The released code's score: the mean of each batch's own norm. For equal batches never above the whole set's."""
+    """Return the released code's score: the mean of the batches' norms. For equal batches at most the whole set's."""
     shares = softmax(logits) if branch == "softmax" else taylor(logits)
     parts = [shares[start : start + batch_size] for start in range(0, len(shares), batch_size)]
     return float(np.mean([norm(power_sum(part, power), len(part), part.shape[1], power) for part in parts]))

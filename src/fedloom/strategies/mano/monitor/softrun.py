@@ -31,7 +31,7 @@ def softmax(logits: Array) -> Array:
 
 
 def taylor(logits: Array, *, order: int = 2, row_min: bool = True) -> Array:
-    """The truncated exponential v(q) = 1 + q + … + q^order / order! over its sum; (n, K) to (n, K), float64.
+    """Return the truncated exponential v(q) = 1 + q + … + q^order / order! over its sum; (n, K) to (n, K), float64.
 
     Neither monotone in q nor unchanged by a constant added to a row.
 
@@ -50,5 +50,5 @@ def taylor(logits: Array, *, order: int = 2, row_min: bool = True) -> Array:
 
 
 def softrun(logits: Array, branch: Branch) -> Array:
-    """The branch's normalised logits, as the paper has them: order 2, the row's least value taken away."""
+    """Return the branch's normalised logits, as in the paper: order 2, the row's minimum subtracted."""
     return softmax(logits) if branch == "softmax" else taylor(logits)

@@ -1,4 +1,4 @@
-"""What a client sends: three sums over its samples, and how often each class is predicted. No label, no sample."""
+"""A client's report: three sums over its samples, and the frequency of each predicted class. No label, no sample."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def logit_sums(logits: Array) -> Info:
 
 
 class LogitSums(Watch):
-    """Sums of the global model's logits; the accuracy beside them where labels are known."""
+    """Sums of the global model's logits, with the accuracy if labels are known."""
 
     def check(self, workload: object) -> None:
         require(workload, HasLogits, _WANTED_BY)
 
     def __call__(self, workload: object, inputs: Inputs, shard: Shard, rng: np.random.Generator) -> Observation:
-        """Observe the model's logits. The labels only make the truth shown beside the estimate."""
+        """Observe the model's logits. Labels are used only for the true accuracy shown with the estimate."""
         logits, labels = require(workload, HasLogits, _WANTED_BY).logits(inputs, shard)
         right = {}
         if labels is not None:

@@ -1,1 +1,1 @@
-"""Estimating a classifier's accuracy under shift without labels: MaNo, its rivals, and sets to tell them apart."""
+"""Estimating a classifier's accuracy under shift without labels: MaNo, its rivals, and shifted sets."""

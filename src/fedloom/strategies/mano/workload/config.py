@@ -24,11 +24,12 @@ class SuiteSettings(Settings):
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (1, 2, 3, 4, 5)
     """Severities of each corruption."""
     images: Annotated[int, Field(ge=2)] = 1000
-    """First so many test images that every set is made of, or all there are. Below 500 the scores are noisy."""
+    """Test images per shifted set, taken from the start; capped at the test-set size. Below 500 the scores are
+    noisy."""
 
 
 class StyleSettings(Settings):
-    """A natural-like shift: each class is cut into styles, and training never sees some of them. A stand-in, ours."""
+    """A natural-like shift: each class is cut into styles, some of which training never sees; our substitute."""
 
     clusters: Annotated[int, Field(ge=0)] = 0
     """Styles of each class: k-means clusters of its pixels; 0 trains on all images and makes no such sets."""
@@ -39,7 +40,7 @@ class StyleSettings(Settings):
     def _consistent(self) -> Self:
         if self.clusters and self.unseen >= self.clusters:
             raise ConfigError(
-                f"workload.styles.unseen: {self.unseen} of {self.clusters} clusters leave none to train on; lower it"
+                f"workload.styles.unseen: {self.unseen} of {self.clusters} clusters leave none for training; lower it"
             )
         return self
 
@@ -48,14 +49,14 @@ class CifarC(Settings):
     """Sets in the layout of CIFAR-10-C: a folder with `labels.npy` and one `.npy` of images for each corruption.
 
     Images are (n, h, w, c) or (n, h, w), uint8; with five severities one after the other n is five times as many as
-    the set has images. The family of a file is its name's first word.
+    the set has images. The family of a file is the first word of its name.
     """
 
     layout: Literal["cifar-c"] = "cifar-c"
     folder: DataPath
     """The folder."""
     severities: Annotated[int, Field(ge=1)] = 5
-    """Equal pieces each file is cut into, rising in severity."""
+    """Equal parts each file is split into, rising in severity."""
 
 
 class SetFolders(Settings):
@@ -73,56 +74,56 @@ class ProjNormSettings(Settings):
     """ProjNorm: the initial network, trained on each set under the model's own labels. By far the dearest score."""
 
     steps: Annotated[int, Field(ge=0)] = 0
-    """Steps of each such training; the paper's are 500. 0 leaves the score out."""
+    """Steps of each such training; the paper's are 500. 0 disables the score."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
     """Step size, falling to 0 along a cosine; momentum 0.9."""
     batch_size: Annotated[int, Field(ge=1)] = 128
 
 
 class Config(TorchConfig):
-    """A classifier, and scores of it on shifted sets whose labels only tell how good the scores are."""
+    """A classifier, and its scores on shifted sets whose labels are used only to judge the scores."""
 
     name: str = "mano"
     data: ImageSource = Available()
-    """Where the images come from; its `source` says which of the kinds it is."""
+    """Source of the images; its `source` selects the kind."""
     partition: PartitionSettings = Iid()
-    """How the training set is dealt to the clients; its `scheme` says which of the kinds it is."""
+    """Partition of the training set; its `scheme` selects the kind."""
     train_examples: Annotated[int, Field(ge=1)] | None = None
-    """Train on so many images only, drawn by the seed; None takes all but those held back."""
+    """Number of training images, drawn by the seed; None uses all but those held back."""
     validation: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
-    """Share of the training images held back: the labelled source data that ATC and COTT need."""
+    """Fraction of the training images held back: the labelled source data that ATC and COTT need."""
     augment: Literal["none", "crop", "crop_flip"] = "none"
-    """`crop`: zero-pad by 4 and cut out at random; `crop_flip`: and mirror half of the images."""
+    """`crop`: zero-pad by 4 and crop at random; `crop_flip`: also mirror half of the images."""
     model: ModelSettings = ModelSettings(name="cnn", norm="batch")
     classifier: CodeRef | None = None
-    """A model of your own instead: `package.module:function` or `./file.py:function`, called with the images'
-    (channels, height, width) and the number of classes. Code is found on the client, it never travels."""
+    """Your own model instead: `package.module:function` or `./file.py:function`, called with the images'
+    (channels, height, width) and the number of classes. Code must be on the client; it is never sent."""
     weights: DataPath | None = None
-    """A safetensors file with the model's arrays to begin with."""
+    """A safetensors file with the initial model's arrays."""
     frozen: bool = False
-    """Do not train: score the model as it is, from `weights`."""
+    """Do not train: score the unchanged model of `weights`."""
     second: bool = True
-    """Train a second model from another seed beside the first, for AgreeScore."""
+    """Train a second model from another seed next to the first, for AgreeScore."""
     training: TrainingSettings = TrainingSettings(learning_rate=0.05, momentum=0.9, batch_size=128, epochs=1)
     cosine: bool = True
     """The step size falls along half a cosine over the run's rounds."""
     suite: SuiteSettings = SuiteSettings()
     styles: StyleSettings = StyleSettings()
     sets: tuple[OwnSets, ...] = ()
-    """Sets of your own to score, beside the suite; each one's `layout` says which of the kinds it is."""
+    """Your own sets to score, besides the suite; each one's `layout` selects the kind."""
     projnorm: ProjNormSettings = ProjNormSettings()
     batch_statistics: bool = False
     """Score with batch normalisation's statistics of each test batch of 128, as the released code does by scoring in
-    training mode; accuracy stays that of the model as it is deployed."""
+    training mode; accuracy is that of the deployed model."""
 
     spoilt_pieces: bool = False
-    """Each piece of the held-out data is spoilt in its own way, as clients with shifts of their own are: an instrument
-    to try a monitor on. Piece i gets corruption i modulo 20 of the mild bank, in severity 1 + (i modulo 5)."""
+    """Each part of the held-out data is corrupted differently, like clients with individual shifts: an instrument
+    to test a monitor. Part i gets corruption i modulo 20 of the mild bank, in severity 1 + (i modulo 5)."""
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.frozen and self.weights is None:
             raise ConfigError("workload.frozen: a model that is not trained needs workload.weights, a safetensors file")
         if self.frozen and self.second:
-            raise ConfigError("workload.second: nothing is trained where workload.frozen is true; set second = false")
+            raise ConfigError("workload.second: nothing is trained if workload.frozen is true; set second = false")
         return self

@@ -1,4 +1,4 @@
-"""What a run uses of its data: training, validation and test images, and which style each is of."""
+"""Images of a run: training, validation and test images, and the style of each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedloom.workloads._data.partition import Partition, partition
 
 _ITERATIONS = 20
 _SKETCH = 2000
-"""At most so many images of a class that its styles are found from."""
+"""Limit of images per class for finding its styles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +31,14 @@ class Split:
     shards: Partition
     """Places in `train` by client."""
     test_styles: Array | None
-    """Style of each test image, (m,), int64; the unseen ones are the highest numbers. None where there are none."""
+    """Style of each test image, (m,), int64; the unseen ones are the highest numbers. None if there are none."""
 
 
 def split(config: Config, data: ImageData, clients: int, seed: int) -> Split:
-    """Draw training and validation rows, deal the former to the clients.
+    """Draw training and validation rows, and partition the former among the clients.
 
     Raises:
-        ConfigError: more images are asked for than there are, a client is left without any, or values are no pixels.
+        ConfigError: more images are requested than exist, a client has none, or values are not pixels.
     """
     data.check_pixels("mano")
     train_styles, test_styles = _styles(config.styles, data, seed) if config.styles.clusters else (None, None)
@@ -50,8 +50,8 @@ def split(config: Config, data: ImageData, clients: int, seed: int) -> Split:
     rest = order[held_back:]
     if config.train_examples is not None and config.train_examples > len(rest):
         raise ConfigError(
-            f"workload.train_examples: {config.train_examples} asked for, but {len(rest)} are left beside "
-            f"{held_back} to validate on; lower it, or workload.validation"
+            f"workload.train_examples: {config.train_examples} requested, but {len(rest)} are left besides "
+            f"{held_back} for validation; lower it, or workload.validation"
         )
     train = np.sort(rest[: config.train_examples])
     shards = partition(
@@ -66,7 +66,7 @@ def split(config: Config, data: ImageData, clients: int, seed: int) -> Split:
 
 
 def _styles(settings: StyleSettings, data: ImageData, seed: int) -> tuple[Array, Array]:
-    """Each image's style: its class's k-means cluster, numbered from the largest to the smallest."""
+    """Return each image's style: its class's k-means cluster, numbered from the largest to the smallest."""
     train, test = (np.zeros(len(labels), np.int64) for labels in (data.y_train, data.y_test))
     for label in range(data.num_labels):
         rows, held = np.flatnonzero(data.y_train == label), np.flatnonzero(data.y_test == label)

@@ -1,4 +1,4 @@
-"""ProjNorm: how far a fresh network ends from where it would on the source, if it believes the model's labels.
+"""ProjNorm: distance of a network fine-tuned on the model's labels from one fine-tuned on the source.
 
 Yu et al. 2022, "Predicting Out-of-Distribution Error with the Projection Norm". The initial network is trained on a set
 under the labels the model gives it, and, once, on source images under theirs; the score is minus the distance of the
@@ -24,7 +24,7 @@ _MOMENTUM = 0.9
 def trained_parameters(
     initial: nn.Module, images: Tensor, labels: Array, settings: ProjNormSettings, rng: np.random.Generator
 ) -> Tensor:
-    """All trainable parameters as one vector after the steps; the initial network stays as it was."""
+    """Return all trainable parameters as one vector after the steps; the initial network is unchanged."""
     model = copy.deepcopy(initial).train()
     truth = torch.from_numpy(np.asarray(labels, np.int64)).to(images.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=settings.learning_rate, momentum=_MOMENTUM)

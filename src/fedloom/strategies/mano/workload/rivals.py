@@ -1,7 +1,7 @@
 """The other label-free scores the paper compares with. Higher should mean more accurate.
 
 N samples, K classes, d features. Logits q and shares s = softmax(q) are (N, K), float64; predictions (N,), int64.
-Definitions as in Xie et al. 2024 (arXiv 2405.18979), appendix, and in the released code of each where there is some.
+Definitions as in Xie et al. 2024 (arXiv 2405.18979), appendix, and in the released code of each if available.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ def frechet(features: Array, source: Gaussian) -> float:
 
 
 def dispersion(features: Array, predictions: Array, classes: int) -> float:
-    """Dispersion: ln(sum_k n_k ||mu_k - mu||^2 / (K - 1)), clusters being the predicted classes.
+    """Return the dispersion: ln(sum_k n_k ||mu_k - mu||^2 / (K - 1)), clusters being the predicted classes.
 
-    A reconstruction: the method's own code could not be had. Predictions of one class alone have no dispersion; a
+    A reconstruction: the method's own code was unavailable. Predictions of one class alone have no dispersion; a
     small constant keeps the logarithm finite.
     """
     centre, total = features.mean(axis=0), 0.0

@@ -1,4 +1,4 @@
-"""All scores of one set, from what the models say of it and of the source."""
+"""All scores of one set, from the models' outputs on it and on the source."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from fedloom.strategies.mano.workload import rivals
 from fedloom.strategies.mano.workload.seeing import Seen
 
 POWERS = (2, 3, 5, 6, 7, 8)
-"""Values of p beside the paper's that are scored, too."""
+"""Further values of p to score besides the paper's."""
 ORDERS = (3, 4, 5)
-"""Orders of the truncated exponential beside the paper's."""
+"""Further orders of the truncated exponential besides the paper's."""
 Scores = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """What the rivals know of the source: labelled validation images, features, class frequencies."""
+    """The rivals' knowledge of the source: labelled validation images, features, class frequencies."""
 
     features: rivals.Gaussian
     """Of the validation images."""
@@ -38,7 +38,7 @@ class Source:
 
     @classmethod
     def of(cls, seen: Seen, labels: Array, marginal: Array, seed: int) -> Source:
-        """From the model's answers to the labelled validation images."""
+        """Make it from the model's outputs on the labelled validation images."""
         shares, correct = softmax(seen.logits), seen.predictions == labels
         drawn = rivals.sampled_labels(marginal, len(labels), generator(seed, "mano", "transport", "source"))
         return cls(
@@ -70,7 +70,7 @@ def mano_scores(seen: Seen) -> Scores:
 
 
 def rival_scores(seen: Seen, second: Seen | None, source: Source, name: str) -> Scores:
-    """The scores MaNo is compared with; `name` is the set's, by which its labels for COT are drawn."""
+    """Return the scores MaNo is compared with; `name` is the set's, for drawing its labels for COT."""
     shares = softmax(seen.logits)
     confidence, entropy = rivals.confidence(shares), rivals.negative_entropy(seen.logits)
     rng = generator(source.seed, "mano", "transport", name)
@@ -94,7 +94,7 @@ def rival_scores(seen: Seen, second: Seen | None, source: Source, name: str) -> 
 
 
 def balance(seen: Seen) -> float:
-    """Entropy of the mean prediction over ln K: 1 where all classes are predicted alike, 0 where one is alone."""
+    """Return the entropy of the mean prediction over ln K: 1 for equally frequent classes, 0 for a single one."""
     mean = softmax(seen.logits).mean(axis=0)
     return float(-(mean * np.log(np.maximum(mean, 1e-300))).sum() / np.log(len(mean)))
 

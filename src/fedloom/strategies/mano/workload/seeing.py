@@ -1,4 +1,4 @@
-"""What a model says of images: logits, and the features its last layer reads."""
+"""A model's outputs on images: logits, and the inputs of its last layer."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from fedloom.workloads._torch.statistics import frozen_statistics
 
 _BATCH = 250
 RELEASED_BATCH = 128
-"""Images in a batch of the released code, which sets the batches that statistics are taken of."""
+"""Images per batch of the released code, which determines the batches of statistics."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A model's answers to N images."""
+    """A model's outputs on N images."""
 
     logits: Array
     """(N, K), float64."""
     features: Array
-    """(N, d), float64: what the last linear layer reads, or the logits where there is none."""
+    """(N, d), float64: the input of the last linear layer, or the logits without one."""
 
     @property
     def predictions(self) -> Array:
-        """The class of the greatest logit, (N,), int64."""
+        """Return the class of the largest logit, (N,), int64."""
         found: Array = self.logits.argmax(axis=1)
         return found
 

@@ -24,10 +24,10 @@ Pixels = tuple[Array, Array]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShiftedSet:
-    """One set, made when it is asked for."""
+    """One set, created on demand."""
 
     group: str
-    """Sets that a line is fitted over: `mild`, `harsh`, `style`, `subpopulation`, or the name of the user's folder."""
+    """Group of sets for one line: `mild`, `harsh`, `style`, `subpopulation`, or the name of the user's folder."""
     family: str
     name: str
     severity: int
@@ -35,10 +35,10 @@ class ShiftedSet:
 
 
 def shifted_sets(config: Config, data: ImageData, styles: Array | None, seed: int) -> list[ShiftedSet]:
-    """Every set of an experiment, in a fixed order; nothing is made yet.
+    """Return every set of an experiment, in a fixed order; none is created yet.
 
     Raises:
-        DataMissing: a folder of sets is not there, or not what it should be.
+        DataMissing: a folder of sets is missing or invalid.
     """
     clean = np.arange(min(config.suite.images, len(data.y_test)))
     found = [clean_set(data, clean)]
@@ -54,7 +54,7 @@ def shifted_sets(config: Config, data: ImageData, styles: Array | None, seed: in
 
 
 def clean_set(data: ImageData, rows: Array) -> ShiftedSet:
-    """The test images as they are."""
+    """Return the unmodified test images."""
     return ShiftedSet(group="clean", family="none", name="clean", severity=0, load=lambda: pixels_of(data, rows))
 
 
@@ -81,7 +81,7 @@ def _suite(config: Config, data: ImageData, rows: Array, group: str, bank: Bank,
 
 
 def _by_style(config: Config, data: ImageData, styles: Array) -> Iterator[ShiftedSet]:
-    """The test images of each style, clean."""
+    """Yield the test images of each style, clean."""
     for style in range(config.styles.clusters):
         rows = np.flatnonzero(styles == style)[: config.suite.images]
         if len(rows) < 2:
@@ -109,7 +109,7 @@ def _cifar_c(own: CifarC, data: ImageData) -> list[ShiftedSet]:
         count = len(images) // own.severities
         if len(images) % own.severities or len(labels) not in (count, len(images)):
             raise DataMissing(
-                f"{path}: {len(images)} images in {own.severities} severities do not go with {len(labels)} labels of "
+                f"{path}: {len(images)} images in {own.severities} severities do not match {len(labels)} labels of "
                 "labels.npy; set severities of this entry of workload.sets"
             )
         for severity in range(1, own.severities + 1):
@@ -137,7 +137,7 @@ def _folders(own: SetFolders, data: ImageData, source: ImageSource) -> list[Shif
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
         strange = sorted(child.name for child in place.iterdir() if child.is_dir() and child.name not in names)
         if strange:
-            raise DataMissing(f"{place / strange[0]}: no class of the training data; those are {', '.join(names)}")
+            raise DataMissing(f"{place / strange[0]}: not a class of the training data, which are {', '.join(names)}")
         found.append(
             ShiftedSet(
                 group=folder.name,

@@ -1,8 +1,8 @@
-"""Training a classifier, and scoring it on shifted sets; the labels of those only say how accurate it is there.
+"""Training a classifier, and scoring it on shifted sets, whose labels are used only for its accuracy on them.
 
 Besides `train` and `evaluate` it does one action, `estimate`: part `part` of `parts` of the sets, each with its
 accuracy and all its scores, in `info`. Inputs `second` and `initial` are a second model, from another seed, and the
-model training began with; the scores that need them are left out where they are not sent.
+model training began with; the scores that need them are omitted if they are not sent.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from fedloom.workloads._vision.own import build_classifier, load_weights
 SECOND = "second"
 """Group, and input, of the second model."""
 INITIAL = "initial"
-"""Input that carries the model training began with."""
+"""Input with the initial model."""
 _SOURCE_IMAGES = 2000
-"""At most so many validation images that source statistics are taken of."""
+"""Limit of validation images for source statistics."""
 
 
 class Scoring(TorchWorkload[Config]):
-    """A classifier and its scores; where a second model is sent, it is trained beside the first on the same images."""
+    """A classifier and its scores; a second model is trained next to the first on the same images if it is sent."""
 
     def __init__(self, config: Config, experiment: Experiment) -> None:
         self._rounds, self._seed = experiment.rounds_known("workload mano"), experiment.seed
@@ -101,7 +101,7 @@ class Scoring(TorchWorkload[Config]):
         rule: LocalRule | None,
         rng: np.random.Generator,
     ) -> Update:
-        """One client's training of the model, and after it of the second one."""
+        """Train the model on one client, and then the second one."""
         if self.config.frozen:
             return Update(num_examples=shard.num_examples, groups={MODEL: inputs[MODEL].groups[MODEL]})
         local = self.local_training(self.network, job, shard, rule)
@@ -120,7 +120,7 @@ class Scoring(TorchWorkload[Config]):
         return tuple(augmented(each, self.config.augment) for each in inputs)
 
     def examples(self, shard: RowShard) -> tuple[RowSource, Array]:
-        """Normalised images, spoilt where the shard is a piece that is to be."""
+        """Return normalised images, corrupted if the shard is a part to corrupt."""
         if shard.part is None or not self.config.spoilt_pieces:
             return super().examples(shard)
         pixels, labels = pixels_of(self._images, shard.rows)
@@ -149,7 +149,7 @@ class Scoring(TorchWorkload[Config]):
         return rate * 0.5 * (1.0 + math.cos(math.pi * (round - 1) / self._rounds)) if self.config.cosine else rate
 
     def _estimated(self, each: ShiftedSet, inputs: Inputs) -> JsonObject:
-        """One set's line of the table."""
+        """Return one set's line of the table."""
         pixels, labels = each.load()
         images, adapts = self._normalised(pixels), self.config.batch_statistics
         self.trainer.load({MODEL: inputs[MODEL]})
@@ -176,14 +176,14 @@ class Scoring(TorchWorkload[Config]):
         }
 
     def _source(self, record: Record) -> Source:
-        """What the rivals know of the source, made once per model."""
+        """Return the rivals' knowledge of the source, computed once per model."""
         if id(record) not in self._sources:
             rows = self._rows.validation[:_SOURCE_IMAGES]
             images = torch.from_numpy(np.array(self._images.x_train[rows])).to(self.device)
             counts = np.bincount(self.data.labels, minlength=self._images.num_labels)
             seen = see(self.network, images, batch_statistics=self.config.batch_statistics)
             made = Source.of(seen, self._images.y_train[rows], counts / counts.sum(), self._seed)
-            self._sources = {id(record): (record, made)}  # the record is kept, so its identity stays its own
+            self._sources = {id(record): (record, made)}  # the reference to the record keeps its identity unique
         return self._sources[id(record)][1]
 
     def _projection(self, images: Tensor, predictions: Array, initial: Record, name: str) -> float:
@@ -201,11 +201,11 @@ class Scoring(TorchWorkload[Config]):
 
 
 def build_workload(config: Config, experiment: Experiment) -> Scoring:
-    """The workload a `Config` describes, for the experiment's clients, rounds and seed.
+    """Return the workload a `Config` describes, for the experiment's clients, rounds and seed.
 
     Raises:
-        DataMissing: the data, the weights or a folder of sets is not on this machine, or not what it should be.
-        ConfigError: a client is left without examples, the user's classifier is not one, or there is no GPU that is
-            asked for.
+        DataMissing: the data, the weights or a folder of sets is missing on this machine, or invalid.
+        ConfigError: a client has no examples, the user's classifier is invalid, or a required GPU is
+            missing.
     """
     return Scoring(config, experiment)

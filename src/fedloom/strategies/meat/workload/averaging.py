@@ -1,4 +1,4 @@
-"""A moving average of the weights over every step, kept beside the model."""
+"""A moving average of the weights over every step, next to the model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class MovingAverage:
     Wang and Wang 2022, "Self-Ensemble Adversarial Training for Improved Robustness" (SEAT), equation 7 and its code.
 
     Args:
-        weights: gives the model's arrays as they stand.
+        weights: returns the model's current arrays.
         average: E so far, its arrays copied; None begins with the weights as they are.
         steps: steps taken so far, t.
     """

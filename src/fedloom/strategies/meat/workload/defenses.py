@@ -1,4 +1,4 @@
-"""What adversarial training minimises: the attack made on a batch, and the loss taken there.
+"""Objectives of adversarial training: the attack on a batch, and the loss on it.
 
 x: clean images in [0, 1], (b, c, h, w); x': adversarial ones; y: labels (b,); f: logits; p: probabilities (b, classes).
 """
@@ -20,9 +20,9 @@ Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 
 def perturbed(model: nn.Module, x: Tensor, y: Tensor, attack: AttackSettings, defense: DefenseSettings) -> Tensor:
-    """x', made against the model in evaluation mode.
+    """Return x', made against the model in evaluation mode.
 
-    PGD on the cross-entropy; from a uniform start for `at`, beside x for the others; TRADES climbs the divergence from
+    PGD on the cross-entropy; from a uniform start for `at`, near x for the others; TRADES climbs the divergence from
     the clean prediction instead. `none` returns x.
     """
     if defense.name == "none":
@@ -45,7 +45,7 @@ def perturbed(model: nn.Module, x: Tensor, y: Tensor, attack: AttackSettings, de
 
 
 def loss_of(defense: DefenseSettings) -> Loss:
-    """The defence's loss."""
+    """Return the defence's loss."""
     return {"none": _adversarial, "at": _adversarial, "trades": _trades, "mart": _mart}[defense.name](
         defense.second_weight
     )

@@ -38,13 +38,13 @@ class Pixels:
         return Pixels(self.x[start:stop], self.y[start:stop])
 
     def first(self, count: int) -> Pixels:
-        """The first `count` images, or all there are."""
+        """Return the first `count` images, or all if there are fewer."""
         return Pixels(self.x[:count], self.y[:count])
 
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """What a run uses of its data."""
+    """The data of a run."""
 
     train: Pixels
     validation: Pixels
@@ -54,10 +54,10 @@ class Images:
 
 
 def prepare(config: Config, data: ImageData, clients: int, seed: int, device: torch.device) -> Images:
-    """Draw the training and validation images, deal the former to the clients.
+    """Draw the training and validation images, and partition the former among the clients.
 
     Raises:
-        ConfigError: more images are asked for than there are, a client is left without any, or values are no pixels.
+        ConfigError: more images are requested than exist, a client has none, or values are not pixels.
     """
     data.check_pixels("meat")
     total = len(data.y_train)
@@ -65,7 +65,7 @@ def prepare(config: Config, data: ImageData, clients: int, seed: int, device: to
     held_back = round(config.validation * wanted)
     if wanted + (held_back if config.train_examples else 0) > total:
         raise ConfigError(
-            f"workload.train_examples: {wanted} to train on and {held_back} to validate on, but the data has {total}"
+            f"workload.train_examples: {wanted} for training and {held_back} for validation, but the data has {total}"
         )
     order = generator(seed, "meat", "rows").permutation(total)
     used = order[: wanted + held_back] if config.train_examples else order
@@ -89,7 +89,7 @@ def prepare(config: Config, data: ImageData, clients: int, seed: int, device: to
 
 
 def _mislabelled(labels: Array, share: float, data: ImageData, rng: np.random.Generator) -> Array:
-    """The labels, a share of them moved to another class."""
+    """Return the labels, a fraction of them moved to another class."""
     wrong = rng.random(len(labels)) < share
     moved = (labels + rng.integers(1, data.num_labels, len(labels))) % data.num_labels
     return np.where(wrong, moved, labels)

@@ -1,4 +1,4 @@
-"""How robust a model is: which images it still classifies rightly under an attack."""
+"""Robustness of a model: which images it still classifies correctly under an attack."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from fedloom.workloads._attacks.losses import cross_entropy, margin
 
 _BATCH = 250
 _STEP_SHARE = 2.5
-"""An evaluation's PGD could cross the ball so many times half: alpha = 2.5 epsilon / steps (Madry et al. 2018, 5)."""
+"""Number of times an evaluation's PGD could cross half of the ball: alpha = 2.5 epsilon / steps (Madry et al. 2018,
+5)."""
 _STAGES = {"apgd": STAGES[:2], "autoattack": STAGES}
 _NAMED = re.compile(r"(pgd|cw)-(\d+)")
 
 
 def right_under(model: nn.Module, images: Pixels, attack: str, epsilon: float) -> Tensor:
-    """Whether each image is classified rightly under `clean`, `fgsm`, `pgd-N` or `cw-N`; bool, shape (n,).
+    """Return whether each image is classified correctly under `clean`, `fgsm`, `pgd-N` or `cw-N`; bool, shape (n,).
 
-    The model must be in evaluation mode. A wrongly classified clean image counts as broken by every attack.
+    The model must be in evaluation mode. A misclassified clean image counts as broken by every attack.
     """
     verdicts = []
     for x, y in zip(torch.split(images.x, _BATCH), torch.split(images.y, _BATCH), strict=True):
@@ -37,7 +38,7 @@ def right_under(model: nn.Module, images: Pixels, attack: str, epsilon: float) -
 
 
 def counted(model: nn.Module, images: Pixels, steps: int, epsilon: float) -> JsonObject:
-    """How many images there are, are right clean, and are right under PGD: sums that add over parts."""
+    """Count images, those correct when clean, and those correct under PGD: sums that add over parts."""
     return {
         "examples": len(images),
         "clean": int(right_under(model, images, "clean", epsilon).sum()),
@@ -46,11 +47,11 @@ def counted(model: nn.Module, images: Pixels, steps: int, epsilon: float) -> Jso
 
 
 def table(model: nn.Module, images: Pixels, settings: MeasureSettings, epsilon: float, seed: int) -> JsonObject:
-    """Every attack of the table on the same images.
+    """Run every attack of the table on the same images.
 
     Returns:
         `verdicts`: by attack (`clean` first; AutoAttack also by its stages, each after those before it), a string with
-        `1` for every image that is still right and `0` for one that is not. `seconds`: what each attack took.
+        `1` for every image still correct and `0` for the others. `seconds`: the duration of each attack.
     """
     verdicts = {"clean": _text(right_under(model, images, "clean", epsilon))}
     seconds: dict[str, float] = {}

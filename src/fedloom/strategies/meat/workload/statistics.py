@@ -28,7 +28,7 @@ _BUFFERS = ("running_mean", "running_var")
 
 
 def check_batches(rule: Rule | None, batches: int) -> None:
-    """Refuse the released rule where it would wreck the model.
+    """Reject the released rule if it would break the model.
 
     Raises:
         ConfigError: there are too few batches for it.
@@ -42,10 +42,10 @@ def check_batches(rule: Rule | None, batches: int) -> None:
 
 
 def reestimate(model: nn.Module, batches: Iterable[Tensor], rule: Rule) -> dict[str, Tensor]:
-    """Statistics of every batch normalisation, by the name of its buffer; empty where the model has none.
+    """Recompute the statistics of every batch normalisation, by the name of its buffer; empty without any.
 
     Args:
-        model: its statistics are overwritten, its weights left alone.
+        model: its statistics are overwritten, its weights unchanged.
         batches: clean images, (b, c, h, w).
         rule: how the batches' statistics are combined.
     """

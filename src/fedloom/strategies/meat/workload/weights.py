@@ -18,7 +18,7 @@ _TINY = 1e-20
 
 
 def perturbation(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> dict[str, Tensor]:
-    """Every perturbed parameter's v, by name; the model's weights, gradients and statistics are left as they are."""
+    """Return every perturbed parameter's v, by name; the model's weights, gradients and statistics are unchanged."""
     layers = {name: p for name, p in model.named_parameters() if p.ndim > 1 and name.endswith("weight")}
     with frozen_statistics(model), torch.enable_grad():
         gradients = torch.autograd.grad(loss(), list(layers.values()))

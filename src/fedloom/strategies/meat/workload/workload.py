@@ -5,7 +5,7 @@ Besides `train` and `evaluate` it does three actions, on inputs of any name:
 - `statistics`: batch normalisation's statistics for each input, over the client's clean training images. The update has
   a group for every input.
 - `robustness`: for one input and one part of the images, how many are right clean and under PGD. In `info`.
-- `attack`: for one input and one part, who withstands each attack of the table. In `info`.
+- `attack`: for one input and one part, which images are correct under each attack of the table. In `info`.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from fedloom.workloads._vision.augment import augmented
 from fedloom.workloads._vision.models import build_model
 
 SEAT = "seat"
-"""Group of an update that holds the moving average."""
+"""Group of an update with the moving average."""
 _VELOCITY = "velocity"
 
 
 class AdversarialTraining(TorchWorkload[Config]):
-    """Local adversarial training; a client keeps its momentum and its moving average between rounds."""
+    """Local adversarial training; a client's momentum and moving average are stored between rounds."""
 
     keeps_client_state = True
     own_training = True
@@ -87,7 +87,7 @@ class AdversarialTraining(TorchWorkload[Config]):
         rng: np.random.Generator,
         state: Record | None = None,
     ) -> Update:
-        """Train one client; the update carries what it wants back, and the moving average where that is kept."""
+        """Train one client; the update includes its new state, and the moving average if enabled."""
         kept = state or Record()
         self.trainer.load(inputs)  # so that a first average begins with these weights
         average = None
@@ -140,11 +140,11 @@ class AdversarialTraining(TorchWorkload[Config]):
 
     @property
     def actions(self) -> Mapping[str, Action]:
-        """`statistics`, `robustness` and `attack`, as the module says."""
+        """Return `statistics`, `robustness` and `attack`, as described above."""
         return {"statistics": self._statistics, "robustness": self._robustness, "attack": self._attack}
 
     def learning_rate(self, round: int) -> float:
-        """The step size of a round (from 1): piecewise linear in the share of the run that is over."""
+        """Return the step size of a round (from 1): piecewise linear in the fraction of the run that is over."""
         shares, factors = zip(*self.config.schedule, strict=True)
         return self.config.training.learning_rate * float(np.interp((round - 1) / self._rounds, shares, factors))
 
@@ -185,7 +185,7 @@ class AdversarialTraining(TorchWorkload[Config]):
         rng: np.random.Generator,
         measure: Callable[[Job, int], JsonObject],
     ) -> Update:
-        """Something measured of one input. It counts no examples: nobody trained on them."""
+        """Return a measurement of one input. It counts no examples, because nothing was trained on them."""
         (name,) = job.inputs
         with self._using(inputs[name], seed=int(rng.integers(2**63))):
             return Update(num_examples=0, info={"model": name, **measure(job, int(rng.integers(2**31)))})
@@ -209,7 +209,7 @@ class AdversarialTraining(TorchWorkload[Config]):
 
     @contextmanager
     def _using(self, record: Record, seed: int) -> Iterator[None]:
-        """The model with some arrays, in evaluation mode, in a reproducible scope."""
+        """Load arrays into the model, in evaluation mode, in a reproducible scope."""
         with exact(self.device, seed):
             self.trainer.load({MODEL: record})
             self.network.eval()
@@ -225,7 +225,7 @@ def _rows(images: Pixels, rows: Tensor) -> Pixels:
 
 
 def _with_outliers(arrays: Arrays, scale: float, rng: np.random.Generator) -> Arrays:
-    """Every weight plus N(0, (scale * mean |w|)^2), mean over its array; statistics of batches are left alone."""
+    """Return every weight plus N(0, (scale * mean |w|)^2), mean over its array; statistics of batches are unchanged."""
     return {
         name: array
         if "running_" in name or not array.size
@@ -235,13 +235,13 @@ def _with_outliers(arrays: Arrays, scale: float, rng: np.random.Generator) -> Ar
 
 
 def build_workload(config: Config, experiment: Experiment) -> AdversarialTraining:
-    """The workload a `Config` describes, for the experiment's clients, rounds and seed.
+    """Return the workload a `Config` describes, for the experiment's clients, rounds and seed.
 
     Raises:
-        DataMissing: the data is not on this machine, or not what it should be.
-        ConfigError: a client is left without examples, there is no GPU that is asked for, or there are too few batches
+        DataMissing: the data is missing on this machine, or invalid.
+        ConfigError: a client has no examples, a required GPU is missing, or there are too few batches
             for the strategy's treatment of batch normalisation.
-        UsageError: AutoAttack is asked for and its package is not installed.
+        UsageError: AutoAttack is enabled and its package is not installed.
     """
     wanted = experiment.strategy.wanted_actions()
     if {"apgd", "autoattack"} & set(config.measure.table) and "attack" in wanted:

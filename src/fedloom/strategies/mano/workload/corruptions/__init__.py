@@ -1,1 +1,1 @@
-"""Twenty ways to spoil an image, in five severities and two banks, from NumPy and SciPy alone."""
+"""Twenty image corruptions, in five severities and two banks, from NumPy and SciPy alone."""

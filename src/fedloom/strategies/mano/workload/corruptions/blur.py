@@ -10,7 +10,7 @@ from fedloom.strategies.mano.workload.corruptions.draws import Draws
 from fedloom.strategies.mano.workload.corruptions.sampling import grid, sampled
 
 _STEPS = 7
-"""Places along a movement that are averaged."""
+"""Number of positions along a movement that are averaged."""
 _FINE = 5
 """Points along a pixel's side by which a disk's cover of it is measured."""
 
@@ -38,7 +38,7 @@ def motion_blur(images: Array, strength: float, draws: Draws) -> Array:
 
 
 def _disk(radius: float) -> Array:
-    """Each pixel's cover by a disk, adding up to 1; (k, k), k odd."""
+    """Return each pixel's cover by a disk, adding up to 1; (k, k), k odd."""
     half = max(1, int(np.ceil(radius)))
     fine = (np.arange((2 * half + 1) * _FINE) + 0.5) / _FINE - half - 0.5
     inside = (fine[:, None] ** 2 + fine[None, :] ** 2 <= radius**2).astype(np.float64)

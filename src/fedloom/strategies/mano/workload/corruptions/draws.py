@@ -1,4 +1,4 @@
-"""Randomness that belongs to an image, whichever batch it is spoilt in."""
+"""Randomness that belongs to an image, in whichever batch it is corrupted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Draws:
         return np.stack([rng.standard_normal(shape) for rng in self.generators()])
 
     def uniform(self, *shape: int) -> Array:
-        """From [0, 1), (n, *shape), float64."""
+        """Draw from [0, 1), (n, *shape), float64."""
         return np.stack([rng.random(shape) for rng in self.generators()])
 
     def signs(self) -> Array:
@@ -32,5 +32,5 @@ class Draws:
         return np.where(self.uniform() < 0.5, -1.0, 1.0)
 
     def generators(self) -> list[np.random.Generator]:
-        """A fresh generator for each image."""
+        """Return a fresh generator for each image."""
         return [generator(self.seed, "corruption", self.corruption, int(row)) for row in self.rows]

@@ -47,7 +47,7 @@ def shear(images: Array, strength: float, draws: Draws) -> Array:
 
 
 def elastic(images: Array, strength: float, draws: Draws) -> Array:
-    """Every pixel moved by a smooth random field whose standard deviation is `strength` sides."""
+    """Move every pixel by a smooth random field whose standard deviation is `strength` sides."""
     down, right = grid(images)
     side = images.shape[2]
     field = gaussian_filter(draws.normal(2, *images.shape[2:]), (0, 0, side * _SMOOTH, side * _SMOOTH))

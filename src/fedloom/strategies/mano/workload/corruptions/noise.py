@@ -1,4 +1,4 @@
-"""Noise. Images are (n, c, h, w), pixels from 0 to 1; a strength is in units of a pixel's range where not said else."""
+"""Noise. Images are (n, c, h, w), pixels from 0 to 1; strengths are in units of a pixel's range by default."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ def shot_noise(images: Array, strength: float, draws: Draws) -> Array:
 
 
 def impulse_noise(images: Array, strength: float, draws: Draws) -> Array:
-    """A share `strength` of the pixels becomes 0 or 1, in all channels."""
+    """Set a fraction `strength` of the pixels to 0 or 1, in all channels."""
     chance = draws.uniform(1, *images.shape[2:])
     return np.where(chance < strength / 2, 0.0, np.where(chance < strength, 1.0, images))

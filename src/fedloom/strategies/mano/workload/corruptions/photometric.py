@@ -1,4 +1,4 @@
-"""Light, and what stands in its way. Images are (n, c, h, w), pixels from 0 to 1."""
+"""Light, and obstructions. Images are (n, c, h, w), pixels from 0 to 1."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedloom.core.records import Array
 from fedloom.strategies.mano.workload.corruptions.draws import Draws
 
 _BANK = 1 / 6
-"""Width of the filter that makes fog of noise, as a share of the side."""
+"""Width of the filter that makes fog of noise, as a fraction of the side."""
 
 
 def brightness(images: Array, strength: float, draws: Draws) -> Array:
@@ -18,20 +18,20 @@ def brightness(images: Array, strength: float, draws: Draws) -> Array:
 
 
 def contrast(images: Array, strength: float, draws: Draws) -> Array:
-    """Keeps the factor 1 - strength of the distance to the image's mean."""
+    """Scale the distance to the image's mean by 1 - strength."""
     mean = images.mean(axis=(1, 2, 3), keepdims=True)
     faded: Array = mean + (1 - strength) * (images - mean)
     return faded
 
 
 def gamma(images: Array, strength: float, draws: Draws) -> Array:
-    """The pixel to the power 1 + strength."""
+    """Raise the pixel to the power 1 + strength."""
     darker: Array = images ** (1 + strength)
     return darker
 
 
 def fog(images: Array, strength: float, draws: Draws) -> Array:
-    """A share `strength` of every pixel becomes smooth random fog between 0 and 1."""
+    """Replace a fraction `strength` of every pixel by smooth random fog between 0 and 1."""
     side = images.shape[2]
     bank = gaussian_filter(draws.normal(1, *images.shape[2:]), (0, 0, side * _BANK, side * _BANK))
     low, high = (extreme(bank, axis=(2, 3), keepdims=True) for extreme in (np.min, np.max))
@@ -40,7 +40,7 @@ def fog(images: Array, strength: float, draws: Draws) -> Array:
 
 
 def inversion(images: Array, strength: float, draws: Draws) -> Array:
-    """The share `strength` of the way to 1 - x."""
+    """Move a fraction `strength` of the way to 1 - x."""
     return (1 - strength) * images + strength * (1 - images)
 
 
@@ -59,7 +59,7 @@ def pixelate(images: Array, strength: float, draws: Draws) -> Array:
 
 
 def occlusion(images: Array, strength: float, draws: Draws) -> Array:
-    """A square of `strength` sides becomes grey, at a place of the image's own."""
+    """Make a square of `strength` sides grey, at a position drawn for the image."""
     height, width = images.shape[2:]
     side = max(1, round(strength * height))
     place = draws.uniform(2)

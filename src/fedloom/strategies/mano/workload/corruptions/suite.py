@@ -1,7 +1,7 @@
 """The bank: every corruption's family and strengths.
 
 `mild` follows the severities published for CIFAR-10-C, as shares of the image's side where they are lengths, `harsh` is
-about three times as strong where that leaves an image.
+about three times as strong if that leaves an image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 @dataclass(frozen=True, slots=True)
 class Corruption:
-    """One way to spoil an image."""
+    """One image corruption."""
 
     family: str
     """`noise`, `blur`, `geometric` or `photometric`."""
@@ -77,7 +77,7 @@ CORRUPTIONS: Mapping[str, Corruption] = {
 
 
 def corrupted(images: Array, name: str, severity: int, *, bank: Bank, seed: int, rows: Array) -> Array:
-    """The images, spoilt.
+    """Return the corrupted images.
 
     Args:
         images: (n, c, h, w), pixels from 0 to 1.
