@@ -134,7 +134,7 @@ def test_a_run_that_breaks_off(
     assert main(["run", toml, "--json"]) == code
     shown = capsys.readouterr()
     assert json.loads(shown.out)["status"] == status
-    assert f"to continue      fedloom resume {fake.run_dir}" in shown.err
+    assert f"fedloom resume {fake.run_dir}" in shown.err
     assert shown.err.endswith(f"fedloom: {ends}\n")  # the message last, its brackets untouched
     assert "Traceback" not in shown.err
 

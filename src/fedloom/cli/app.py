@@ -89,6 +89,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has closed the pipe; the interpreter's last flush must not complain about it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as exc:
+        if exc.filename is None or exc.strerror is None:
+            return _failed(exc, f"{type(exc).__name__}: {exc}", 1, debug["debug"])
+        said = (
+            f"{exc.filename}: {exc.strerror}. Is it there, may this user write to it, and is there room? --out names "
+            "the run's folder, FEDLOOM_CACHE that of prepared data, TMPDIR that of temporary files"
+        )
+        return _failed(exc, said, 1, debug["debug"])
     except Exception as exc:
         said = f"internal error: {type(exc).__name__}: {exc}\nThis is a bug in fedloom; --debug shows the traceback."
         return _failed(exc, said, 1, debug["debug"])

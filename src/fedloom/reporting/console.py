@@ -184,7 +184,9 @@ def print_result(console: Console, summary: RunSummary) -> None:
     for name, value in _result_rows(summary):
         console.print(Text(f"  {name:<19}{harmless(value)}"), soft_wrap=True)
     if summary.status != "done" and summary.run_dir:
-        console.print(Text(f"  to continue      fedloom resume {shlex.quote(summary.run_dir)}"), soft_wrap=True)
+        first = "" if summary.status == "interrupted" else "fix the error, then "
+        resume = f"  to continue      {first}fedloom resume {shlex.quote(summary.run_dir)}"
+        console.print(Text(resume), soft_wrap=True)
 
 
 def _result_rows(summary: RunSummary) -> list[tuple[str, str]]:

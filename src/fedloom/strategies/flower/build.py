@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+import logging
 from collections.abc import Mapping
 
 from fedloom.core.errors import ConfigError, UnknownName, UnsupportedFeature
@@ -11,6 +13,8 @@ from fedloom.core.records import Info
 from fedloom.core.text import did_you_mean
 from fedloom.strategies.flower import flwr_api as flwr
 from fedloom.strategies.flower.config import Config, WrapperSettings
+
+_log = logging.getLogger(__name__)
 
 WRAPPERS: Mapping[str, str] = {
     "server_fixed_clipping": "DifferentialPrivacyServerSideFixedClipping",
@@ -106,9 +110,28 @@ def _wrapped(made: flwr.Strategy, wrapper: WrapperSettings, cohort_size: int, ho
             "and this workload is not a Flower app. Use server_fixed_clipping or server_adaptive_clipping, which "
             'clip the same update to the same norm on the server, or workload.name = "flower"'
         )
+    _warn(kind.__name__)
     accepted = inspect.signature(kind).parameters
     defaults = {"num_sampled_clients": cohort_size} if "num_sampled_clients" in accepted else {}
     return _call(kind, "strategy.wrapper.options", defaults | dict(wrapper.options), made)
+
+
+@functools.cache
+def _warn(name: str) -> None:
+    """Log, once in a process, what a wrapper of Flower's does not do as its name promises."""
+    if not name.startswith("DifferentialPrivacy"):
+        return
+    _log.warning(
+        "strategy.wrapper %s: its noise is drawn from the experiment's seed, so that a run can be repeated. Whoever "
+        "knows the seed can subtract it: such a run measures the cost of differential privacy, and is not private",
+        name,
+    )
+    if name == WRAPPERS["server_adaptive_clipping"]:
+        _log.warning(
+            "strategy.wrapper %s: Flower's own rule for the clipping norm diverges: the norm may leave any bound from "
+            "round to round. Watch it, or use server_fixed_clipping",
+            name,
+        )
 
 
 def _call(kind: type[flwr.Strategy], key: str, options: Info, *args: flwr.Strategy) -> flwr.Strategy:
