@@ -265,6 +265,8 @@ def test_a_folder_in_place_of_a_file_and_unknown_encodings(tmp_path: Path) -> No
         load_images(Npz(file=str(tmp_path)))
     with pytest.raises(ConfigError, match="'utf-9' is no encoding"):
         Csv(file="x", encoding="utf-9")
+    with pytest.raises(ConfigError, match="expected both"):
+        Npz(file="x", mean=(0.5,))
 
 
 def write_parquet(path: Path, labels: list[object], texts: list[object] | None = None) -> None:
@@ -308,3 +310,12 @@ def test_splits_are_words_of_a_files_name(tmp_path: Path) -> None:
     write_parquet(tmp_path / "more.parquet", binary(4))
     with pytest.raises(DataMissing, match=r"more\.parquet says no split"):
         hub(tmp_path)
+
+
+def test_given_moments_normalise_in_place_of_the_datas_own(tmp_path: Path) -> None:
+    data = archive(tmp_path, {"mean": [0.25], "std": [0.5]})
+    whole = np.concatenate([data.x_train, data.x_test])[:, 0] * 0.5 + 0.25
+    assert sorted(np.round(whole * 255).astype(int).ravel().tolist()) == sorted(X.ravel().tolist())
+    assert data.info["mean"] == [0.25] and data.info["std"] == [0.5]
+    with pytest.raises(ConfigError, match="3 values each, but the images have 1 channels"):
+        archive(tmp_path, {"mean": [0.1] * 3, "std": [0.5] * 3})

@@ -15,6 +15,8 @@ MAX_NAME = 64
 """Characters of a class name that is told at most."""
 MIN_EXAMPLES = 5
 """Examples a class must have for its name or digest to be told."""
+_NAMING = ("label_names", "left_out", "remarks")
+"""Facts of the data that may name classes or files; they never leave a node with a policy."""
 FEW = f"fewer than {MIN_EXAMPLES} examples"
 """What is told in place of the name of a class with fewer."""
 
@@ -38,8 +40,11 @@ def disclosed(info: WorkloadInfo, told: Collection[str], run_id: str) -> Workloa
             kind="data",
         )
     counts = _examples(info.label_counts, len(names))
+    data = {key: value for key, value in info.data.items() if key not in _NAMING}
     return replace(
-        info, label_names=[_as_told(name, count, told, run_id) for name, count in zip(names, counts, strict=True)]
+        info,
+        data=data,
+        label_names=[_as_told(name, count, told, run_id) for name, count in zip(names, counts, strict=True)],
     )
 
 

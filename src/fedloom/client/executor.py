@@ -57,6 +57,7 @@ class Executor:
     def prepare(self, spec: RunSpec) -> None:
         """Register a run; its workload is loaded with its first group (or by `warm`, when idle)."""
         if spec.run_id in self._runs:
+            self._runs[spec.run_id].learn(spec)
             return
         self._runs[spec.run_id] = Run(spec, self._guard, RunHelpers(self._setup.helpers, self._helpers), self._stores)
         if len(self._runs) > MAX_RUNS:

@@ -63,6 +63,9 @@ class JobRunner:
     def do(self, turn: Turn) -> Done:
         """Do a job, from its inputs to the update as it leaves the client."""
         turn.run.workload  # noqa: B018  # loaded in the stage of that name
+        turn.stage = "data"
+        turn.run.check_data()
+        turn.stage = "load"
         match turn.job.kind:
             case "init":
                 return _checked(turn, _init(turn))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from fedloom.client.jobs import Done
 from fedloom.client.turn import Turn
 from fedloom.core import frames
+from fedloom.core.errors import DataDiffers
 from fedloom.core.messages import MAX_NAME, MAX_TEXT, Group, GroupKey
 from fedloom.core.records import ClientFailure, ClientReport, Job, Record
 from fedloom.core.text import clean
@@ -19,7 +20,7 @@ _TRACEBACK_LINES = 12
 """Lines of a traceback sent with a failure."""
 HIDDEN = "the node does not send the details; see its log"
 """Message of a failure whose details are not sent."""
-_BEFORE_READING = ("load", "inputs")
+_BEFORE_READING = ("load", "data", "inputs")
 """Stages of a client's work before it has read the server's inputs."""
 
 
@@ -65,7 +66,7 @@ class FailureReporter:
             round=job.round,
             stage=stage,
             error=clean(_kind(type(exc)), MAX_NAME // 2),
-            message=_message(exc) if self._details else HIDDEN,
+            message=_message(exc) if self._details else _harmless(exc),
             traceback="\n".join(lines[-_TRACEBACK_LINES:])[-MAX_TEXT:] if self._details else "",
             node=self._node,
             seconds=seconds,
@@ -93,6 +94,11 @@ class FailureReporter:
 
 def _kind(kind: type[BaseException]) -> str:
     return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+
+
+def _harmless(exc: BaseException) -> str:
+    """Return what may be said of a failure whose details stay here."""
+    return exc.public_message() if isinstance(exc, DataDiffers) else HIDDEN
 
 
 def _message(exc: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar, cast
 
 import numpy as np
@@ -14,6 +15,7 @@ from fedloom.client.disclosure import disclosed
 from fedloom.client.helpers import RunHelpers
 from fedloom.client.policy import Guard
 from fedloom.core.config import Experiment
+from fedloom.core.data_schema import check_schema, data_schema
 from fedloom.core.messages import RunSpec
 from fedloom.core.plugins import AnyWorkload, build_workload
 from fedloom.core.protocols import Shard, UsesHelpers, WorkloadInfo
@@ -42,6 +44,7 @@ class Run:
         self._warned: set[str] = set()
         self._notices: list[str] = []
         self._capable: dict[type, object] = {}
+        self._agrees = not spec.data
 
     @functools.cached_property
     def experiment(self) -> Experiment:
@@ -63,6 +66,21 @@ class Run:
         if isinstance(workload, UsesHelpers):
             workload.use_helpers(self._helpers)
         return workload
+
+    def learn(self, spec: RunSpec) -> None:
+        """Take note of what the server says of the run by now."""
+        if spec.data and spec.data != self._spec.data:
+            self._spec, self._agrees = replace(self._spec, data=spec.data), False
+
+    def check_data(self) -> None:
+        """Check, once, that the data here agrees with that of the node that made the initial model.
+
+        Raises:
+            DataDiffers: it does not; working on would mix up classes.
+        """
+        if not self._agrees:
+            check_schema(self._spec.data, self.workload.describe().data, self._spec.run_id)
+            self._agrees = True
 
     def capability(self, kind: type[C]) -> C | None:
         """Return the workload as something that has a capability, or None.
@@ -91,6 +109,7 @@ class Run:
         Raises:
             PolicyRefused: there are more classes than a node tells of.
         """
+        info = replace(info, data={**info.data, "schema": data_schema(info.data, self._spec.run_id)})
         if self._guard is None:
             return info
         allowed = self._guard.policy.workloads.get(self.experiment.workload.name)

@@ -5,6 +5,7 @@
     │   ├── ConfigError
     │   ├── UnknownName
     │   ├── DataMissing
+    │   │   └── DataDiffers
     │   ├── RunExists
     │   ├── PluginInvalid
     │   ├── PackageMissing
@@ -73,6 +74,22 @@ class DataMissing(UsageError):
     """The data an experiment names is not on this machine."""
 
     status = "FAILED_PRECONDITION"
+
+
+class DataDiffers(DataMissing):
+    """A node's data is not numbered, shaped or normalised as the run's.
+
+    Args:
+        message: how they differ.
+        public: what may leave the node in any case: what to set, without anything of the data.
+    """
+
+    def __init__(self, message: str, public: str = "") -> None:
+        super().__init__(message)
+        self._public = public or message
+
+    def public_message(self) -> str:
+        return self._public
 
 
 class RunExists(UsageError):

@@ -128,6 +128,8 @@ class RunSpec:
     """Who has submitted the run; empty on a server without members."""
     submitter_role: str = ""
     """`user` or `admin`; empty on a server without members."""
+    data: Info = field(default_factory=dict)
+    """What every node's data must agree with (`core.data_schema`); empty before there is an initial model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -62,6 +62,7 @@ def to_agent_message(message: ToAgent) -> pb.ToAgent:
                 experiment_json=_dump(message.experiment),
                 submitter_name=message.submitter_name,
                 submitter_role=message.submitter_role,
+                data_json=_dump(message.data) if message.data else "",
             )
             return pb.ToAgent(run=spec)
         case Cancel():
@@ -80,11 +81,13 @@ def read_to_agent(message: pb.ToAgent) -> ToAgent:
         case "ack":
             return Ack(key=_read_key(message.ack.key), status=message.ack.status, message=message.ack.message)
         case "run":
+            run, data = message.run, message.run.data_json
             return RunSpec(
-                run_id=message.run.run_id,
-                experiment=_load(message.run.experiment_json, "experiment"),
-                submitter_name=message.run.submitter_name,
-                submitter_role=message.run.submitter_role,
+                run_id=run.run_id,
+                experiment=_load(run.experiment_json, "experiment"),
+                submitter_name=run.submitter_name,
+                submitter_role=run.submitter_role,
+                data=_load(data, "data") if data else {},
             )
         case "cancel":
             return Cancel(run_id=message.cancel.run_id, round=message.cancel.round, exchange=message.cancel.exchange)

@@ -469,16 +469,21 @@ Global___GroupResult: _TypeAlias = GroupResult  # noqa: Y015
 
 @_typing.final
 class RunSpec(_message.Message):
+    """Sent again once there is an initial model, with what every node's data must agree with."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     RUN_ID_FIELD_NUMBER: _builtins.int
     EXPERIMENT_JSON_FIELD_NUMBER: _builtins.int
     SUBMITTER_NAME_FIELD_NUMBER: _builtins.int
     SUBMITTER_ROLE_FIELD_NUMBER: _builtins.int
+    DATA_JSON_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     experiment_json: _builtins.str
     submitter_name: _builtins.str
     submitter_role: _builtins.str
+    data_json: _builtins.str
+    """Digest of the classes, shape and moments of examples; empty before there is an initial model."""
     def __init__(
         self,
         *,
@@ -486,10 +491,11 @@ class RunSpec(_message.Message):
         experiment_json: _builtins.str = ...,
         submitter_name: _builtins.str = ...,
         submitter_role: _builtins.str = ...,
+        data_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiment_json", b"experiment_json", "run_id", b"run_id", "submitter_name", b"submitter_name", "submitter_role", b"submitter_role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_json", b"data_json", "experiment_json", b"experiment_json", "run_id", b"run_id", "submitter_name", b"submitter_name", "submitter_role", b"submitter_role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

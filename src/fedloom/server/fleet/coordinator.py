@@ -453,7 +453,7 @@ class Coordinator:
             node.seen = self._clock.monotonic()
             for run in self._dispatch.runs_for(node):
                 if run.run_id in message.missing_runs:
-                    node.told_runs.discard(run.run_id)
+                    node.told_runs.pop(run.run_id, None)
                     node.tell(run)
             self._dispatch.reconcile(name, set(message.held))
 

@@ -84,7 +84,7 @@ class Node:
     """`process`, `host` or `remote`."""
     mailbox: Mailbox | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    told_runs: set[str] = field(default_factory=set)
+    told_runs: dict[str, RunSpec] = field(default_factory=dict)
     assigned: dict[GroupKey, float] = field(default_factory=dict)
     """Its groups, with the time each was pushed (monotonic seconds)."""
     cancelled: dict[GroupKey, float] = field(default_factory=dict)
@@ -140,16 +140,16 @@ class Node:
             self.mailbox.close()
 
     def tell(self, run: RunSpec) -> None:
-        """Make a run known to it, once."""
-        if self.mailbox is not None and run.run_id not in self.told_runs:
-            self.told_runs.add(run.run_id)
+        """Make a run known to it, once, and again where there is more to know."""
+        if self.mailbox is not None and self.told_runs.get(run.run_id) is not run:
+            self.told_runs[run.run_id] = run
             self.mailbox.put(run)
 
     def forget(self, run_id: str, *, resumable: bool) -> None:
         """Forget a run that is over."""
         self.runs.discard(run_id)
         if run_id in self.told_runs:
-            self.told_runs.discard(run_id)
+            del self.told_runs[run_id]
             if self.mailbox is not None:
                 self.mailbox.put(RunOver(run_id=run_id, resumable=resumable))
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadMessage
 from fedloom.core.messages import GroupResult, RunSpec
-from fedloom.core.records import ClientFailure, Exchange, Job, Record
+from fedloom.core.records import ClientFailure, Exchange, Info, Job, Record
 from fedloom.server.fleet.vetting import SumTerms, Vet
 
 
@@ -40,6 +40,10 @@ class RunFacts:
     def run_id(self) -> str:
         """Return the run's id."""
         return self.spec.run_id
+
+    def with_data(self, schema: Info) -> RunFacts:
+        """Return the facts with what every node's data must agree with."""
+        return replace(self, spec=replace(self.spec, data=schema))
 
     @classmethod
     def of(cls, run_id: str, experiment: Experiment, submitter: tuple[str, str] = ("", "")) -> RunFacts:

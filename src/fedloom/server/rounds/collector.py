@@ -48,6 +48,10 @@ class Collector:
         notices = WaitNotices(run.run_id, work, outputs.emit, fleet.clock)
         self._waiting = Waiting(fleet, stop, resume, notices)
 
+    def describe(self, run: RunFacts) -> None:
+        """Have later exchanges be those of the run as it is known now."""
+        self._run = run
+
     def collect(self, request: ExchangeRequest) -> Collected:
         """Run an exchange's jobs and aggregate the results.
 

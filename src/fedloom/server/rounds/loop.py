@@ -99,9 +99,18 @@ class Loop:
             self._store.save_workload(self.info)
             strategy, selection, roster = self._parts.strategy, self._parts.selection, self._roster()
             self._progress = Progress(0, strategy.init(model), selection.init(roster), roster.population)
+        self._agree_on_data()
         self._store.choices(upto=self._progress.round)
         self._phases = self._make_phases(self._store.rounds(upto=self._progress.round))
         return self._progress.round + 1
+
+    def _agree_on_data(self) -> None:
+        """Have every node compare its classes, shapes and normalisation with those the initial model was made for."""
+        schema = self.info.data.get("schema")
+        if isinstance(schema, dict) and schema:
+            self.run = described = self.run.with_data(schema)
+            self._collector.describe(described)
+            self._fleet.coordinator.announce(described)
 
     def work(self) -> None:
         """Do every round that is left."""

@@ -36,6 +36,7 @@ from fedloom.workloads._data.settings import (
     ImageSource,
     Labelled,
     Layout,
+    LocalImages,
     Npz,
 )
 from fedloom.workloads._data.values import unit
@@ -128,7 +129,7 @@ def load_images(settings: ImageSource, size: int | None = None, channels: int | 
             examples = checked(raw, settings.classes if isinstance(settings, Labelled) else None)
             sides = [_formed(_channels_first(x, raw), size, channels) for x in (examples.x_train, examples.x_test)]
         facts = {**examples.facts, "sha256": source_sha256, "values": dict(sorted(raw.values.items()))}
-        _prepare(examples, sides, facts, folder)
+        _prepare(examples, sides, facts, _given_moments(settings), folder)
 
     place = cache.entry("images", key, build)
     groups = place / "groups.npy"
@@ -158,12 +159,29 @@ def _formed(x: Array, size: int | None, channels: int | None) -> Array:
     return np.concatenate(blocks)
 
 
-def _prepare(examples: Examples[Array], sides: Sequence[Array], facts: JsonObject, folder: Path) -> None:
+def _given_moments(settings: ImageSource) -> tuple[Array, Array] | None:
+    """Mean and deviation that the experiment gives, each (c,), float32."""
+    if not isinstance(settings, LocalImages) or settings.mean is None or settings.std is None:
+        return None
+    return np.array(settings.mean, np.float32), np.array(settings.std, np.float32)
+
+
+def _prepare(
+    examples: Examples[Array],
+    sides: Sequence[Array],
+    facts: JsonObject,
+    given: tuple[Array, Array] | None,
+    folder: Path,
+) -> None:
     """Normalise and write the arrays."""
     x_train, x_test = sides
     if x_train.shape[1:] != x_test.shape[1:]:
         raise DataMissing(f"{facts['name']}: training images are {x_train.shape[1:]}, test images {x_test.shape[1:]}")
-    mean, std = _moments(x_train)
+    mean, std = _moments(x_train) if given is None else given
+    if len(mean) != x_train.shape[1]:
+        raise ConfigError(
+            f"workload.data.mean and std: {len(mean)} values each, but the images have {x_train.shape[1]} channels"
+        )
     edges = []
     for name, x in (("x_train", x_train), ("x_test", x_test)):
         out = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=x.shape)

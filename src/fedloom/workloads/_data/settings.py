@@ -66,6 +66,20 @@ class LocalImages(Labelled):
     """Values that are black and white, such as [0, 4095]; None takes the depth of each file or array. Integers of 32
     bits, and floats outside 0 to 1 in picture files, need it."""
 
+    mean: tuple[float, ...] | None = None
+    """What is taken from every pixel, one value per channel, black being 0 and white 1; None takes the mean of the
+    training images. Sites that have images of their own need one for all."""
+    std: tuple[Annotated[float, Field(gt=0.0)], ...] | None = None
+    """What every pixel is divided by after that, one value per channel; set together with `mean`."""
+
+    @pydantic.model_validator(mode="after")
+    def _has_both_moments(self) -> Self:
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise ConfigError(
+                "workload.data.mean and workload.data.std: expected both, with one value per channel each"
+            )
+        return self
+
     @pydantic.model_validator(mode="after")
     def _has_width(self) -> Self:
         if self.value_range is not None:

@@ -1,0 +1,83 @@
+"""What the data of every node of a run must agree on: the classes and their numbers, shape and normalisation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+
+from fedloom.core.errors import DataDiffers
+from fedloom.core.records import Info
+
+_TOLERANCE = 1e-4
+"""Relative difference up to which moments are the same: sums of floats differ between kinds of processors."""
+_SHOWN = 12
+_SET_SHAPE = "Set workload.resize and workload.channels"
+_SET_MOMENTS = "Set workload.data.mean and workload.data.std, one value per channel, for all sites"
+
+
+def data_schema(data: Info, run_id: str) -> Info:
+    """Return what other nodes' data must agree with; empty where a workload does not describe its data so.
+
+    Names of classes leave as a digest only.
+
+    Args:
+        data: `WorkloadInfo.data`, whose `label_names`, `shape`, `mean` and `std` are read.
+        run_id: of the run; digests of two runs differ.
+    """
+    schema = {name: list(data[name]) for name in ("shape", "mean", "std") if _is_numbers(data.get(name))}
+    names = data.get("label_names")
+    return {**schema, "classes": _digest(names, run_id)} if isinstance(names, list | tuple) else schema
+
+
+def check_schema(expected: Info, data: Info, run_id: str) -> None:
+    """Check that a node's data is numbered, shaped and normalised as the run's.
+
+    Args:
+        expected: what the node that made the initial model has, as `data_schema` returns it.
+        data: this node's `WorkloadInfo.data`.
+        run_id: of the run.
+
+    Raises:
+        DataDiffers: it is not; the message says how they differ and what to set.
+    """
+    found = data_schema(data, run_id)
+    if expected.get("classes") != found.get("classes"):
+        names = [str(name) for name in data.get("label_names", ())]
+        shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
+        what = "(label_names in workload.json). Set workload.data.classes to the classes of all sites, in one order"
+        raise DataDiffers(
+            f"this node's classes are {shown or 'none'}, numbered from 0 in this order; the run's are others {what}",
+            f"this node's classes, or their order, are not the run's {what}",
+        )
+    if expected.get("shape") != found.get("shape"):
+        raise DataDiffers(
+            f"this node's images have the shape {found.get('shape')} (channels, height, width), the run's "
+            f"{expected.get('shape')}. {_SET_SHAPE}",
+            f"this node's images have another shape than the run's. {_SET_SHAPE}",
+        )
+    for name in ("mean", "std"):
+        ours, theirs = found.get(name), expected.get(name)
+        if not _close(ours, theirs):
+            raise DataDiffers(
+                f"this node's images have the {name} {ours}, the run's {theirs}: each site would normalise by its own. "
+                f"{_SET_MOMENTS}",
+                f"this node's images have another {name} than the run's. {_SET_MOMENTS}",
+            )
+
+
+def _digest(names: Sequence[object], run_id: str) -> str:
+    return hashlib.sha256(json.dumps([run_id, *map(str, names)]).encode()).hexdigest()
+
+
+def _is_numbers(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(each, int | float) for each in value)
+
+
+def _close(ours: object, theirs: object) -> bool:
+    if not isinstance(ours, list) or not isinstance(theirs, list):
+        return ours == theirs
+    return len(ours) == len(theirs) and all(
+        math.isclose(a, b, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE) for a, b in zip(ours, theirs, strict=True)
+    )
