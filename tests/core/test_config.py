@@ -267,3 +267,23 @@ def test_configuration_errors_are_usage_errors() -> None:
 def test_a_label_that_looks_like_a_number_is_a_word() -> None:
     values = {"rounds": 1, "strategy": "fedavg", "workload": "image_classification"}
     assert Experiment.parse(values).override(["fleet.labels.rack=7"]).fleet.labels == {"rack": "7"}
+
+
+OPINIONATED = """
+from types import MappingProxyType
+from fedloom.core.config import PluginSettings
+
+class Config(PluginSettings):
+    section_defaults = MappingProxyType({"selection": "data_size", "monitor": "mano"})
+"""
+
+
+def test_a_plug_in_may_set_the_default_of_a_section_after_its_own(values: dict[str, Any], tmp_path: Path) -> None:
+    """What the experiment names counts. A section without a default, which may be absent, stays absent."""
+    (tmp_path / "opinionated.py").write_text(OPINIONATED, encoding="utf-8")
+    assert Experiment.parse(values).selection.name == "uniform"
+    strategy = {"name": str(tmp_path / "opinionated.py")}
+    made = Experiment.parse({**values, "strategy": strategy})
+    assert made.selection.name == "data_size" and made.monitor is None
+    assert Experiment.parse(made.to_dict()) == made
+    assert Experiment.parse({**values, "strategy": strategy, "selection": "uniform"}).selection.name == "uniform"

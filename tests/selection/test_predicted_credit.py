@@ -15,10 +15,11 @@ from fedloom.core import registry
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, UnsupportedFeature, UsageError
 from fedloom.core.plugins import build_measure
-from fedloom.core.protocols import Roster, Selection, Shard
-from fedloom.core.records import MODEL, Array, Arrays, Job, Record, Update
+from fedloom.core.protocols import ExtraReport, Roster, Selection, Shard
+from fedloom.core.records import MODEL, Array, Arrays, Exchange, Job, Record, Update
 from fedloom.core.seeds import generator
 from fedloom.selection.predicted_credit.selection import Memory
+from fedloom.server.rounds.cohort import with_extra_report
 
 ROSTER = Roster(population=6)
 GAINS = {0: [0.9, -0.9, 0.0], 1: [0.8, -0.8, 0.0], 2: [-0.7, 0.7, 0.0], 3: [-0.6, 0.0, 0.6], 4: [0.0] * 3, 5: [0.0] * 3}
@@ -201,15 +202,9 @@ def test_what_is_told_does_not_change_training() -> None:
 
 
 def test_a_strategy_that_measures_for_itself_is_refused() -> None:
+    own = Exchange(jobs=(), inputs={}, measure="firing_credit")
     with pytest.raises(UnsupportedFeature, match="already makes them report 'firing_credit'"):
-        api.run(
-            experiment(
-                "spiking_classification",
-                strategy={"name": "sfedca", "select": 2},
-                selection={"name": "predicted_credit"},
-            ),
-            keep=False,
-        )
+        with_extra_report(own, ExtraReport(measure="predicted_credit"))
 
 
 def test_class_errors_are_the_gradient_of_the_loss() -> None:

@@ -39,13 +39,12 @@ def test_every_selections_choices_are_made_again_from_its_log(name: str, tmp_pat
 
 
 @pytest.mark.parametrize("rule", ["shortlist-balance", "softmax"])
-def test_sfedcas_choice_among_its_candidates_too(rule: str, tmp_path: Path) -> None:
-    chosen = experiment(cohort=6, strategy={"name": "sfedca", "select": 2, "rule": rule})
+def test_a_choice_among_candidates_that_trained_too(rule: str, tmp_path: Path) -> None:
+    chosen = experiment(cohort=2, selection={"name": "firing_credit", "candidates": 6, "rule": rule})
     history = api.run(chosen, out=tmp_path / "run").history
     replayed = replay_run(tmp_path / "run")
-    assert [each.collected for each in replayed] == [tuple(record.cohort) for record in history]
-    assert [set(each.cohort) for each in replayed] == [set(record.candidates) for record in history]
-    assert all(each.agrees for each in replayed)
+    assert [each.cohort for each in replayed] == [tuple(record.cohort) for record in history]
+    assert all(each.agrees and len(each.choice.probed) == 6 for each in replayed)
 
 
 def test_clients_that_failed_and_a_resumed_run_are_replayed(linear: Callable[..., Experiment], tmp_path: Path) -> None:
@@ -62,11 +61,11 @@ def test_clients_that_failed_and_a_resumed_run_are_replayed(linear: Callable[...
 
 def test_another_selection_says_what_it_would_have_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    api.run(experiment(cohort=6, strategy={"name": "sfedca", "select": 2, "rule": "topm"}), out=run)
+    api.run(experiment(cohort=2, selection={"name": "firing_credit", "candidates": 6, "rule": "topm"}), out=run)
     assert main(["replay", str(run)]) == 0
-    assert "4 rounds, 4 as recorded; 24 of 24 clients the same" in capsys.readouterr().out
-    assert main(["replay", str(run), "--set", "strategy.rule=lowest"]) == 0
-    assert "4 rounds, 0 as recorded; 24 of 24 clients the same" in capsys.readouterr().out
+    assert "4 rounds, 4 as recorded; 8 of 8 clients the same" in capsys.readouterr().out
+    assert main(["replay", str(run), "--set", "selection.rule=lowest"]) == 0
+    assert "4 rounds, 0 as recorded; 0 of 8 clients the same" in capsys.readouterr().out
 
 
 def test_a_log_that_was_tampered_with_is_found_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,7 @@ LOW_RANK = 'targets = ["1", "3"]\nrank_max = 4\n'
 STRATEGIES = {
     "sa_fedlora": (LOW_RANK + "rank_min = 2\ninitiating_rounds = 1\n", IMAGES),
     "flora": ('targets = ["1", "3"]\nrank = 4\n', IMAGES),
-    "sfedca": ("select = 2\n", SPIKES),
+    "sfedca": ("", SPIKES),
 }
 
 

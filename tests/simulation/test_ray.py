@@ -73,7 +73,7 @@ class Kill:
 def test_two_exchanges_in_a_round_give_the_same_bits(cluster: Any) -> None:
     """SFedCA: candidates' models wait in the actors until they are collected."""
     spiking = {"name": "spiking_classification", "model": {"hidden": [8]}, "time_steps": 4}
-    values = {"rounds": 3, "clients": 20, "cohort": 8, "strategy": {"name": "sfedca", "select": 2}, "workload": spiking}
+    values = {"rounds": 3, "clients": 20, "cohort": 2, "strategy": "sfedca", "workload": spiking}
     inline, ray = (
         api.run(Experiment.parse({**values, "runtime": {"name": name, "workers": 2}}), keep=False)
         for name in ("inline", "ray")

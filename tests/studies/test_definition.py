@@ -42,9 +42,9 @@ def test_only_takes_patterns(study: Make) -> None:
 
 
 def test_overlay_merges_tables_and_replaces_other_kinds() -> None:
-    values = {"a": 1, "strategy": {"name": "sfedca", "select": 5}, "workload": {"partition": {"scheme": "iid"}}}
-    assert overlay(values, {"strategy": {"rule": "topm"}})["strategy"] == {
-        "name": "sfedca", "select": 5, "rule": "topm",
+    values = {"a": 1, "strategy": {"name": "server_opt", "beta1": 0.5}, "workload": {"partition": {"scheme": "iid"}}}
+    assert overlay(values, {"strategy": {"beta2": 0.9}})["strategy"] == {
+        "name": "server_opt", "beta1": 0.5, "beta2": 0.9,
     }  # fmt: skip
     assert overlay(values, {"strategy": "fedavg"})["strategy"] == {"name": "fedavg"}
     changed = overlay(values, {"workload": {"partition": {"scheme": "shards", "shards_per_client": 1}, "x": 2}})
@@ -105,8 +105,7 @@ def test_shipped_studies_are_valid(name: str) -> None:
 
 def test_the_rival_preset_differs_from_sfedca_in_its_selection_alone() -> None:
     ours, rival = api.load("digits-sfedca").to_dict(), api.load("digits-random-snn").to_dict()
-    assert ours["strategy"]["select"] == rival["cohort"]
-    for key in ("name", "strategy", "cohort", "round"):
+    for key in ("name", "strategy", "selection"):
         del ours[key], rival[key]
     assert ours == rival
 

@@ -17,7 +17,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
@@ -49,6 +49,9 @@ class PluginSettings(Settings):
 
     name: PlainWord
     """Name of the plug-in: one of fedloom's, an installed entry point, an importable module, or a Python file."""
+    section_defaults: ClassVar[Mapping[str, str]] = types.MappingProxyType({})
+    """Other defaults for sections that have one and come after this one, as `{"selection": "mine"}`: the plug-in where
+    the experiment names none."""
 
     def wanted_actions(self) -> Mapping[str, Info]:
         """Return the workload's actions that a strategy with these settings uses, each with its settings.
@@ -194,7 +197,7 @@ class Experiment(_FurtherSections):
         """Read a plug-in's section with the plug-in's own `Config`."""
         kind = SECTIONS[str(info.field_name)]
         if value is None:
-            value = kind.default
+            value = _default(kind, info.data)
         if value is None and not kind.required:
             return None
         if isinstance(value, str):
@@ -350,6 +353,14 @@ def plugin_schema(kind: str, name: str) -> type[PluginSettings]:
         section = Kind(kind).section
         raise ConfigError(f"{section}.name: {name!r} defines no class Config(fedloom.core.config.PluginSettings)")
     return found
+
+
+def _default(kind: Kind, sections: Info) -> str | None:
+    """The plug-in of a section that the experiment leaves out, which a section before it may choose; None for none."""
+    for settings in sections.values() if kind.default is not None else ():
+        if isinstance(settings, PluginSettings) and kind.section in settings.section_defaults:
+            return settings.section_defaults[kind.section]
+    return kind.default
 
 
 def is_incidental(key: str) -> bool:

@@ -129,9 +129,7 @@ class Choice(_Frozen):
     cohort: list[int]
     """Clients the selection chose, in order."""
     probed: list[Told] = []
-    """Reports of candidates, and of clients that parked their updates until they were collected."""
-    collected: list[int] = []
-    """Clients whose parked update was collected."""
+    """Reports of candidates."""
     trained: list[Told] = []
     """Reports of the clients that trained."""
     missed: list[int] = []

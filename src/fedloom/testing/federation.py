@@ -72,6 +72,7 @@ class MadeUpFederation:
             seed=1,
             strategy=config,
             workload=PluginSettings(name="fedloom.testing.linear"),
+            selection=PluginSettings(name=config.section_defaults.get("selection", "uniform")),
         )
         self.strategy = build_strategy(config, self.experiment)
         self.answers: list[tuple[Exchange, Job, Update]] = []

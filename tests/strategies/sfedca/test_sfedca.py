@@ -13,15 +13,20 @@ import pytest
 
 from fedloom import api
 from fedloom.client.parked import ParkedUpdates
-from fedloom.core.accumulators import UpdateList
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, UsageError
-from fedloom.core.records import Record, RoundContext, Update
-from fedloom.strategies.sfedca.config import Config
-from fedloom.strategies.sfedca.strategy import SFedCA
+from fedloom.core.protocols import Roster
+from fedloom.core.records import Update
+from fedloom.selection.firing_credit.config import Config as CreditConfig
+from fedloom.selection.firing_credit.selection import FiringCredit
 from fedloom.testing.fleet import run_on_fleet
 
 D, M, CLASSES = 8, 2, 10
+
+
+def credit(**settings: Any) -> dict[str, Any]:
+    """The selection with D candidates."""
+    return {"name": "firing_credit", "candidates": D, **settings}
 
 
 def experiment(**values: Any) -> Experiment:
@@ -34,8 +39,9 @@ def experiment(**values: Any) -> Experiment:
     base = {
         "rounds": 3,
         "clients": 20,
-        "cohort": D,
-        "strategy": {"name": "sfedca", "select": M},
+        "cohort": M,
+        "strategy": "sfedca",
+        "selection": credit(),
         "workload": spiking,
         "runtime": {"name": "inline"},
         "evaluation": {"every": 0},
@@ -53,26 +59,33 @@ def plain() -> api.RunResult:
 
 
 def test_with_as_many_places_as_candidates_it_is_federated_averaging_bit_for_bit() -> None:
-    all_chosen = api.run(experiment(strategy={"name": "sfedca", "select": D}), keep=False)
-    averaging = api.run(experiment(strategy="fedavg"), keep=False)
+    all_chosen = api.run(experiment(cohort=D), keep=False)
+    averaging = api.run(experiment(cohort=D, strategy="fedavg", selection="uniform"), keep=False)
     assert all_chosen.summary.model_sha256 == averaging.summary.model_sha256
 
 
-def test_it_equals_averaging_with_the_credit_as_selection_when_groups_are_equal(plain: api.RunResult) -> None:
-    selection = {"name": "firing_credit", "candidates": D}
-    other = api.run(experiment(strategy="fedavg", cohort=M, selection=selection), keep=False)
+def test_it_is_averaging_of_the_clients_that_the_credit_selects(plain: api.RunResult) -> None:
+    other = api.run(experiment(strategy="fedavg"), keep=False)
     assert [record.cohort for record in other.history] == [record.cohort for record in plain.history]
     assert other.summary.model_sha256 == plain.summary.model_sha256
+
+
+def test_its_selection_is_the_default_with_four_candidates_for_each_place(plain: api.RunResult) -> None:
+    values = experiment().to_dict()
+    del values["selection"]
+    left_out = Experiment.parse(values)
+    assert left_out.selection == CreditConfig() and D == 4 * M
+    assert api.run(left_out, keep=False).summary.model_sha256 == plain.summary.model_sha256
+    again = Experiment.parse({**values, "selection": {"name": "uniform"}, "strategy": "fedavg"})
+    assert again.selection.name == "uniform" and again.fingerprint() != left_out.fingerprint()
 
 
 @pytest.mark.parametrize("rule", ["shortlist-balance", "topm"])
 def test_without_learning_every_credit_is_zero_and_the_draw_decides(rule: str) -> None:
     """With a step too small to move a weight; the chi-square test over rounds is the selection's own."""
-    still = experiment(strategy={"name": "sfedca", "select": M, "rule": rule}).override(
-        ["workload.training.learning_rate=1e-30"]
-    )
+    still = experiment(selection=credit(rule=rule)).override(["workload.training.learning_rate=1e-30"])
     for record in api.run(still, keep=False).history:
-        assert set(record.info["credits"].values()) == {0.0}
+        assert {told["credit"] for told in record.probe.values()} == {0.0}
         assert record.cohort == record.candidates[:M]
 
 
@@ -91,21 +104,20 @@ def test_rules_that_read_no_gains_cost_one_float_a_candidate() -> None:
     """Uplink m P + d. (Where a workload does not say how many outputs it has, gains are asked for all the same.)"""
     parameters = 64 * 8 + 8 + 8 * 10 + 10
     for rule in ("topm", "softmax", "lowest"):
-        run = api.run(experiment(rounds=1, strategy={"name": "sfedca", "select": M, "rule": rule}), keep=False)
+        run = api.run(experiment(rounds=1, selection=credit(rule=rule)), keep=False)
         assert run.history[0].traffic.params_up == M * parameters + D
-    silent = SFedCA(Config(select=M, rule="topm"), D).init(Record({"model": {}}))
-    context = RoundContext(round=1, cohort=(1, 2), population=9, rounds=1, seed=1)
-    planned = SFedCA(Config(select=M, rule="topm"), D).plan(silent, context)
-    assert planned is not None and planned.knobs["gain"] is True
+    silent = FiringCredit(CreditConfig(rule="topm"))
+    roster = Roster(9, [], [])
+    probe = silent.probe(silent.init(roster), roster, M, np.random.default_rng(1))
+    assert probe is not None and probe.knobs["gain"] is True
 
 
 def test_rates_may_be_measured_in_passing() -> None:
     """No evaluation pass; training is the same, so with all chosen so is the model."""
-    cheap = {"name": "sfedca", "select": D, "measurement": "training"}
-    run = api.run(experiment(strategy=cheap), keep=False)
-    averaging = api.run(experiment(strategy="fedavg"), keep=False)
+    run = api.run(experiment(cohort=D, selection=credit(measurement="training")), keep=False)
+    averaging = api.run(experiment(cohort=D, strategy="fedavg", selection="uniform"), keep=False)
     assert run.summary.model_sha256 == averaging.summary.model_sha256
-    credits = [credit for record in run.history for credit in record.info["credits"].values()]
+    credits = [told["credit"] for record in run.history for told in record.probe.values()]
     assert len(credits) == 3 * D and max(credits) > 0 and min(credits) >= 0
 
 
@@ -144,16 +156,17 @@ def test_a_worker_killed_between_the_exchanges_changes_nothing(
     plain: api.RunResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its candidates' models are gone with it; those that were chosen are trained again elsewhere, the same bits."""
-    finish, killed = SFedCA.finish, list[int]()
+    choose, killed, rounds = FiringCredit.choose, list[int](), list[int]()
 
-    def kill_one(self: SFedCA, state: Any, total: Any, context: RoundContext) -> Any:
-        if isinstance(total, UpdateList) and context.round == 2 and not killed:
+    def kill_one(self: FiringCredit, *arguments: Any) -> tuple[int, ...]:
+        rounds.append(len(rounds) + 1)
+        if rounds[-1] == 2:
             workers = [worker for nursery in children(os.getpid()) for worker in children(nursery)]
             killed.append(workers[0])
             os.kill(workers[0], signal.SIGKILL)
-        return finish(self, state, total, context)
+        return choose(self, *arguments)
 
-    monkeypatch.setattr(SFedCA, "finish", kill_one)
+    monkeypatch.setattr(FiringCredit, "choose", kill_one)
     workers = experiment(runtime={"name": "process", "workers": 2})
     again = api.run(workers, keep=False)
     assert killed and again.summary.model_sha256 == plain.summary.model_sha256
@@ -163,9 +176,7 @@ def test_a_worker_killed_between_the_exchanges_changes_nothing(
 
 def test_a_candidate_that_fails_is_missing_and_the_rest_go_on() -> None:
     """m may then exceed those who answered: all of them are averaged."""
-    lost = experiment(
-        rounds=1, cohort=2, strategy={"name": "sfedca", "select": 2}, round={"quorum_fraction": 0.5}, clients=2
-    )
+    lost = experiment(rounds=1, cohort=2, selection=credit(candidates=2), round={"quorum_fraction": 0.5}, clients=2)
     fail, failed = ParkedUpdates.put, []
 
     def put(self: ParkedUpdates, run_id: str, round: int, client: int, update: Update) -> None:
@@ -198,9 +209,9 @@ def test_processes_give_the_same_bits(plain: api.RunResult) -> None:
 
 def test_credits_are_told_and_decide(plain: api.RunResult) -> None:
     """With `topm` the chosen are those with the largest credits."""
-    history = api.run(experiment(strategy={"name": "sfedca", "select": M, "rule": "topm"}), keep=False).history
+    history = api.run(experiment(selection=credit(rule="topm")), keep=False).history
     for record in history:
-        credits = {int(client): credit for client, credit in record.info["credits"].items()}
+        credits = {int(client): told["credit"] for client, told in record.probe.items()}
         assert credits.keys() == set(record.candidates)
         worst = min(credits[client] for client in record.cohort)
         assert all(credits[client] <= worst for client in set(record.candidates) - set(record.cohort))
@@ -208,8 +219,29 @@ def test_credits_are_told_and_decide(plain: api.RunResult) -> None:
 
 
 def test_more_places_than_candidates_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"strategy\.select: 9 clients to aggregate, but only cohort = 8 candidates"):
-        api.run(experiment(strategy={"name": "sfedca", "select": 9}), keep=False)
+    with pytest.raises(ConfigError, match=r"selection\.candidates: 8 candidates for a cohort of 9"):
+        api.run(experiment(cohort=9), keep=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"select": 5}, r"strategy\.select: 5, .*Write cohort = 5 .*selection\.candidates for those that train"),
+        ({"rule": "topm"}, r"strategy\.rule: 'topm', .*Write selection\.rule = 'topm'"),
+        ({"exploration": 0.1, "norm": "l2"}, r"strategy\.norm: 'l2', .*Write selection\.norm = 'l2'"),
+        ({"nrom": "l2"}, r"strategy\.nrom: unknown setting"),
+    ],
+)
+def test_settings_of_the_selection_are_refused_here_with_their_place(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        experiment(strategy={"name": "sfedca", **settings})
+
+
+def test_another_selection_is_refused_before_the_run(tmp_path: Path) -> None:
+    for name in ("uniform", "data_size", "predicted_credit"):
+        with pytest.raises(ConfigError, match=rf"selection\.name: '{name}' with strategy 'sfedca'.*candidate_draw"):
+            api.run(experiment(selection=name), out=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_workload_without_spikes_is_refused() -> None:

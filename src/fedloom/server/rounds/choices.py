@@ -9,13 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedloom.core.accumulators import UpdateList
 from fedloom.core.config import Experiment
 from fedloom.core.errors import UsageError
 from fedloom.core.history import Choice, Told
-from fedloom.core.plugins import AnySelection, AnyStrategy, build_selection, build_strategy
-from fedloom.core.protocols import Pending, Roster, WorkloadInfo
-from fedloom.core.records import MODEL, ClientReport, Mean, Record, RoundContext, Update
+from fedloom.core.plugins import AnySelection, build_selection
+from fedloom.core.protocols import Roster, WorkloadInfo
+from fedloom.core.records import ClientReport, Mean
 from fedloom.core.seeds import generator
 from fedloom.server.store.disk_run_store import DiskRunStore
 
@@ -84,14 +83,11 @@ class Replayed:
     """The logged choice."""
     cohort: tuple[int, ...]
     """The selection's choice now."""
-    collected: tuple[int, ...]
-    """The strategy's choice now among parked updates; empty if it does not choose."""
 
     @property
     def agrees(self) -> bool:
-        """Return whether both equal the logged choice."""
-        chose = not self.collected or list(self.collected) == self.choice.collected
-        return list(self.cohort) == self.choice.cohort and chose
+        """Return whether it equals the logged choice."""
+        return list(self.cohort) == self.choice.cohort
 
 
 def replay(experiment: Experiment, info: WorkloadInfo, choices: Sequence[Choice]) -> Iterator[Replayed]:
@@ -106,11 +102,8 @@ def replay(experiment: Experiment, info: WorkloadInfo, choices: Sequence[Choice]
         UsageError: rounds are missing from the log.
     """
     selection = build_selection(experiment.selection)
-    strategy = build_strategy(experiment.strategy, experiment)
     roster = Roster(experiment.clients, info.client_sizes, info.label_counts)
-    outputs = len(info.label_counts[0]) if len(info.label_counts) else 0
     state = selection.init(roster)
-    held = strategy.init(Record({MODEL: {}}, {"outputs": outputs})) if any(map(_strategy_chose, choices)) else None
     for number, choice in enumerate(choices, 1):
         if choice.round != number:
             raise UsageError(f"the log of choices has no round {number} (the next is {choice.round}), so none after it")
@@ -120,35 +113,5 @@ def replay(experiment: Experiment, info: WorkloadInfo, choices: Sequence[Choice]
         probe = selection.probe(state, roster, experiment.num_drawn, rng)
         reports = probed if probe is not None else []
         cohort = selection.choose(state, roster, experiment.num_drawn, rng, reports)
-        collected: tuple[int, ...] = ()
-        if _strategy_chose(choice):
-            context = RoundContext(
-                round=number,
-                cohort=tuple(choice.cohort),
-                population=experiment.clients,
-                rounds=experiment.max_rounds,
-                seed=experiment.seed,
-            )
-            held, collected = _collected(strategy, held, context, probed)
-        yield Replayed(choice, cohort, collected)
+        yield Replayed(choice, cohort)
         state = observed(selection, state, trained, probed, choice.missed)
-
-
-def _strategy_chose(choice: Choice) -> bool:
-    """Return whether the strategy, not the selection, chose among clients with parked updates."""
-    return bool(choice.collected) and set(choice.collected) != set(choice.cohort)
-
-
-def _collected(
-    strategy: AnyStrategy, state: object, context: RoundContext, reports: Sequence[ClientReport]
-) -> tuple[object, tuple[int, ...]]:
-    """Run the strategy's step after its clients have reported and parked their updates."""
-    total = UpdateList()
-    for report in reports:
-        total.add(
-            Update(num_examples=report.num_examples, metrics=report.metrics, info=report.info), 1.0, report.client
-        )
-    step = strategy.finish(state, total, context)
-    if not isinstance(step, Pending):
-        return step, ()
-    return step.state, tuple(job.client for job in step.exchange.jobs)

@@ -69,8 +69,6 @@ class OpenRound:
     """Reports of candidates, whose updates (if they trained) stayed parked."""
     monitored: list[ClientReport] = field(default_factory=list)
     """Reports to the monitor: they count as traffic, not as training."""
-    collected: list[int] = field(default_factory=list)
-    """Clients whose parked update was collected."""
     retrained: list[int] = field(default_factory=list)
     """Clients that trained again because their parked update was lost."""
     sampled: list[int] = field(default_factory=list)
@@ -86,12 +84,10 @@ class OpenRound:
     reading: MonitorReading | None = None
     sections: dict[str, Info] = field(default_factory=dict)
 
-    def count(self, collected: Collected, exchange: Exchange, *, probe: bool = False) -> None:
+    def count(self, collected: Collected, *, probe: bool = False) -> None:
         """Add an exchange of the round's training."""
-        (self.probed if probe or exchange.park else self.aggregated).extend(collected.reports)
+        (self.probed if probe else self.aggregated).extend(collected.reports)
         self.retrained += [report.client for report in collected.reports if report.num_retrained]
-        if exchange.collects is not None:
-            self.collected = [job.client for job in exchange.jobs]
         self.counts += collected.counts
 
     def add_section(self, feature: str, values: Info) -> None:

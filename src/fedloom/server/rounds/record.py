@@ -23,7 +23,6 @@ def round_choice(round: OpenRound) -> Choice:
         round=round.number,
         cohort=list(round.context.cohort),
         probed=[report_line(report) for report in round.probed],
-        collected=round.collected,
         trained=[] if trained_as_probed else [report_line(report) for report in round.updates()],
         missed=round.missed(),
     )
@@ -51,7 +50,7 @@ def round_record(
         seconds[str(report.client)] = seconds.get(str(report.client), 0.0) + report.seconds
     return RoundRecord(
         round=round.number,
-        cohort=round.collected or round.sampled or list(round.context.cohort),
+        cohort=round.sampled or list(round.context.cohort),
         candidates=[report.client for report in round.probed],
         probe={str(report.client): dict(_short(report.info)) for report in round.probed if report.info},
         num_examples=sum(report.num_examples for report in round.updates()),

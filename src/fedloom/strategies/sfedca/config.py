@@ -1,30 +1,42 @@
-"""Settings of SFedCA. What the abstract leaves open is a setting, with our default."""
+"""Settings of SFedCA: those of its selection, `firing_credit`."""
 
-from typing import Annotated, Literal
+from __future__ import annotations
 
-from pydantic import Field
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar
+
+import pydantic
 
 from fedloom.core.config import PluginSettings
-from fedloom.selection.firing_credit.rules import Norm, Rule
+from fedloom.core.errors import ConfigError
+
+SELECTION = "firing_credit"
+_MOVED = ("select", "rule", "norm", "measurement", "layers", "shortlist", "temperature", "exploration")
+"""Settings this section had when the strategy chose the clients."""
 
 
 class Config(PluginSettings):
-    """SFedCA: the round's cohort are the candidates (d), of which the best credited (m) are aggregated."""
+    """SFedCA: federated averaging of the clients that the selection `firing_credit` chooses, whose settings are in
+    `[selection]`. That is the selection where the experiment names none."""
 
     name: str = "sfedca"
-    select: Annotated[int, Field(ge=1)] | None = None
-    """Clients aggregated in each round, m, at most the cohort. None takes a quarter of the cohort, rounded up."""
-    rule: Rule = "shortlist-balance"
-    """Rule for choosing m of d; see the selection `firing_credit`, which shares these rules."""
-    norm: Norm = "l1"
-    """How the change of firing rates becomes one credit."""
-    measurement: Literal["passes", "training"] = "passes"
-    """`passes`: rates of two evaluation passes; `training`: those the first and last epoch saw, cheaper and biased."""
-    layers: Literal["output", "all"] = "output"
-    """Layers whose rates count: the output layer, or all spiking layers."""
-    shortlist: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = 2.0
-    """Highest credits per place that `shortlist-balance` balances among."""
-    temperature: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 0.1
-    """Temperature of `softmax`, in units of credit."""
-    exploration: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """Fraction of the m places drawn uniformly from the remaining candidates."""
+    section_defaults: ClassVar[Mapping[str, str]] = MappingProxyType({"selection": SELECTION})
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _in_its_place(cls, values: object) -> object:
+        given = values if isinstance(values, Mapping) else {}
+        for key in (key for key in _MOVED if key in given):
+            raise ConfigError(
+                f"strategy.{key}: {given[key]!r}, but with strategy 'sfedca' the selection {SELECTION!r} chooses the "
+                f"clients, and its settings are in [selection]. Write {_place(key, given[key])}"
+            )
+        return values
+
+
+def _place(key: str, value: object) -> str:
+    """Where a moved setting is now."""
+    if key == "select":
+        return f"cohort = {value} for the clients that are averaged, and selection.candidates for those that train"
+    return f"selection.{key} = {value!r}"

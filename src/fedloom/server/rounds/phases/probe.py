@@ -83,5 +83,5 @@ class ProbePhase(RoundPhase):
         terms = self._parts.terms(exchange)
         request = ExchangeRequest(round=round.number, index=int(index), exchange=exchange, terms=terms)
         collected = self._parts.collect(request)
-        round.count(collected, exchange, probe=True)
+        round.count(collected, probe=True)
         return collected.reports

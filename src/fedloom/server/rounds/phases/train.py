@@ -59,7 +59,7 @@ class TrainPhase(RoundPhase):
         terms = self._terms(round, exchange, index)
         request = ExchangeRequest(round=round.number, index=index, exchange=exchange, terms=terms)
         collected = self._parts.collect(request)
-        round.count(collected, exchange)
+        round.count(collected)
         if terms.quota < len(exchange.jobs):
             round.sampled, round.superseded = list(collected.sampled), list(collected.superseded)
         begin = self._parts.monotonic()
