@@ -41,7 +41,7 @@ class FlowerWorkload:
         self._encoded: dict[str, tuple[Record, JsonObject]] = {}
 
     def describe(self) -> WorkloadInfo:
-        return WorkloadInfo(data={"name": Path(self._config.app).name, "kind": "app", "app": self._config.app})
+        return WorkloadInfo(data={"name": Path(self._config.app).name, "kind": "app"})
 
     def init(self, rng: np.random.Generator) -> Record:
         """Return the model of `initial_arrays`, with the global generators seeded from `rng`; empty if not set."""
