@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -203,8 +204,11 @@ class Trainer:
 
     def _loss(self, local: LocalTraining, batch: Tensor) -> Tensor | None:
         """A minibatch's loss; None for a last one of a single example that cannot be normalised."""
+        loss_of = local.loss_of if len(batch) > 1 else partial(self._loss_of_one, local)
+        if self._settings.precision == "float32":
+            return loss_of(batch)
         with computing(self._settings, self.device):
-            return local.loss_of(batch) if len(batch) > 1 else self._loss_of_one(local, batch)
+            return loss_of(batch)
 
     def _loss_of_one(self, local: LocalTraining, batch: Tensor) -> Tensor | None:
         buffers = list(self.model.buffers())

@@ -50,7 +50,8 @@ class ImageClassification(TorchWorkload[Config]):
         return model
 
     def augment(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(augment_images(each, self.config.augment) for each in inputs)
+        settings = self.config.augment
+        return tuple(augment_images(each, settings) for each in inputs) if settings.changes else inputs
 
     def describe(self) -> WorkloadInfo:
         info, found = super().describe(), self._pretrained
