@@ -23,6 +23,7 @@ import psutil
 from benchmarks.report import micro_table
 from fedloom.client.app import run_client
 from fedloom.client.control import ControlClient
+from fedloom.core import local_token
 from fedloom.core.config import Experiment
 from fedloom.server.app import serve
 
@@ -60,7 +61,7 @@ def readings(rounds: int, kilobytes: int, *, answers: bool = True) -> list[tuple
             address = server.stdout.readline().strip()
             agents = [subprocess.Popen([*here, "--agent", address, "--name", f"device-{i}"]) for i in (1, 2)]
             process, found = psutil.Process(server.pid), list[tuple[int, float]]()
-            with ControlClient(address) as control:
+            with ControlClient(address, local_token.find(address)) as control:
                 run_id = control.submit(experiment(rounds, kilobytes, answers=answers))
                 for event in control.watch(run_id):
                     number = event["record"]["round"] if event["event"] == "RoundFinished" else 0
@@ -120,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.serve:
         serve("127.0.0.1", 0, state=options.serve, on_ready=lambda address: print(address, flush=True))
     elif options.agent:
-        run_client(options.agent, name=options.name, give_up_s=10)
+        run_client(options.agent, name=options.name, token=local_token.find(options.agent), give_up_s=10)
     else:
         row = measure(options.rounds, options.kilobytes, answers=not options.no_answers)
         found = row.pop("curve")

@@ -23,7 +23,7 @@ _LABELS = {"kept": "yes"}
 _STATE = {
     "fedloom.sqlite", "fedloom.sqlite-wal", "fedloom.sqlite-shm", "lock", "runs", "authority", "admin",
     "authority/authority.pem", "authority/authority-key.pem", "admin/key.pem", "admin/certificate.pem",
-    "admin/authority.pem", "admin/server.json",
+    "admin/authority.pem", "admin/server.json", "audit.jsonl",
 }  # fmt: skip
 _RUN = re.compile(r"runs/[0-9]{8}-[0-9]{6}-[a-z0-9-]{1,46}(/[a-z.]+)?")
 """Files of a state folder, and of its runs."""
@@ -123,8 +123,9 @@ class Standing:
         return {row.name: _lasting(row) for row in self._admin.members() if row.name in names}
 
     def _run_is_queued(self) -> None:
-        with ControlClient(self._identities[OWNER].address, identity=self._identities[OWNER]) as control:
-            rows = [(row.run_id, row.status) for row in control.runs()]
+        admin = Identity.load(self._server.folder / "state" / "admin")  # the run's owner is no member here
+        with ControlClient(admin.address, identity=admin) as control:
+            rows = [(row.run_id, row.status) for row in control.runs() if row.run_id == self._server.told["run"]]
         assert rows == [(self._server.told["run"], "queued")], rows
 
     def _strange_files(self) -> list[str]:
