@@ -305,7 +305,7 @@ class TestWrongInput:
             (
                 "fedlora",
                 {"targets": ["query"]},
-                r"no layer matches 'query'.*2 layers .* end in: 1, 3",
+                r"no layer matches 'query'.*2 layers .* are named: 1, 3",
             ),
             ("sa_fedlora", {"rank_min": 20}, "rank_min: 20 is above"),
             ("sa_fedlora", {"heating": 0.7, "cooling": 0.7}, "do not fit into the"),
