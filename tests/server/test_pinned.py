@@ -129,7 +129,9 @@ class TestHolders:
         holders = Holders()
         assert holders.mark(jobs, inputs) == jobs
         holders.learn(jobs[1], inputs)  # client 3 failed
-        holders.learn(Job(round=1, client=3, kind="held_out", inputs=("base",)), inputs)  # part 3 of a test set
+        part = Job(round=1, client=3, kind="anything", inputs=("base",), of_client=False)  # part 3 of a test set
+        holders.learn(part, inputs)
+        assert holders.mark([replace(part, client=5)], inputs)[0].cached_inputs == ()
         marked = holders.mark(jobs, {"renamed": base, **inputs})
         assert [job.cached_inputs for job in marked] == [(), ("base",)]
         again = Holders(holders.arrays())

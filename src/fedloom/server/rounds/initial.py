@@ -21,7 +21,7 @@ from fedloom.server.rounds.closing import ClosingTerms, usage_kind
 from fedloom.server.rounds.counts import Collected
 from fedloom.server.rounds.request import ExchangeRequest, Phase
 
-_INITIAL = Exchange(jobs=(Job(round=0, client=0, kind="init", inputs=()),), accumulator="separate")
+_INITIAL = Exchange(jobs=(Job(round=0, client=0, kind="init", inputs=(), of_client=False),), accumulator="separate")
 _MOST = 20
 """Limit of names, and of different reasons, that an error lists; the run's events have all."""
 

@@ -10,9 +10,6 @@ import numpy as np
 from fedloom.core.pinned import Pinned
 from fedloom.core.records import Array, Job, Record
 
-_NOBODY = ("init", "held_out")
-"""Kinds of jobs whose `client` is not a client's number."""
-
 
 class Holders:
     """Clients by the digests of the pinned records they have read. Part of a run's progress, saved with it."""
@@ -27,7 +24,7 @@ class Holders:
 
     def learn(self, job: Job, inputs: Mapping[str, Record]) -> None:
         """Record that the job's client has read the job's inputs."""
-        if job.kind in _NOBODY:
+        if not job.of_client:
             return
         for name in job.inputs:
             record = inputs[name]
@@ -46,4 +43,4 @@ class Holders:
         cached = tuple(
             name for name in job.inputs if name in pinned and job.client in self._clients.get(pinned[name], ())
         )
-        return replace(job, cached_inputs=cached) if cached and job.kind not in _NOBODY else job
+        return replace(job, cached_inputs=cached) if cached and job.of_client else job

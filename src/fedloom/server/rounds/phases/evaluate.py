@@ -32,7 +32,14 @@ class EvaluatePhase(RoundPhase):
     def _evaluate(self, round: OpenRound) -> dict[str, float] | None:
         parts, inputs = self._parts.experiment.evaluation.parts, self._parts.strategy.model_inputs(round.state)
         jobs = tuple(
-            Job(round=round.number, client=part, kind="held_out", inputs=tuple(inputs), knobs={"parts": parts})
+            Job(
+                round=round.number,
+                client=part,
+                kind="held_out",
+                inputs=tuple(inputs),
+                knobs={"parts": parts},
+                of_client=False,
+            )
             for part in range(parts)
         )
         exchange = Exchange(jobs=jobs, inputs=inputs, accumulator="metrics")
