@@ -52,7 +52,7 @@ def runs(coordinator: Coordinator, tmp_path: Path) -> Iterator[RunQueue]:
     def run_one(store: DiskRunStore, emit: Callable[[Event], None], stop: threading.Event) -> RunSummary:
         return run_session(store.experiment(), store, fleet_access(coordinator), [Relay(emit)], stop=stop).summary
 
-    queue = RunQueue(tmp_path / "state", run_one, at_once=3)
+    queue = RunQueue(tmp_path / "state", run_one, max_concurrent_runs=3)
     agents = [
         Agent(Labelled(coordinator, site="north"), "n-1"),
         Agent(Labelled(coordinator, site="north"), "n-2"),

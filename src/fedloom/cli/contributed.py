@@ -71,7 +71,7 @@ class Commands(TyperGroup):
 
 
 def _command(built: typer.Typer, name: str) -> click.Command:
-    """What a plug-in built, as a command called `name`: a group, unless it has one command and no callback."""
+    """Return a plug-in's commands as a command called `name`: a group, unless it has one command and no callback."""
     shell = typer.Typer(add_completion=False, suggest_commands=False)
     if built.registered_callback or built.registered_groups or len(built.registered_commands) > 1:
         shell.add_typer(built, name=name)

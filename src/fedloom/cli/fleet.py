@@ -67,7 +67,9 @@ def serve(
     certificate_days: Annotated[
         float, typer.Option(min=0.001, max=3650, metavar="DAYS", help="Validity of members' certificates.")
     ] = 30.0,
-    at_once: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of concurrent runs.")] = 1,
+    max_concurrent_runs: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Maximum number of concurrent runs.")
+    ] = 1,
     allow: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="A plug-in, code or path that users' runs may use. May be repeated."),
@@ -104,7 +106,7 @@ def serve(
         metrics_port=metrics_port,
         token=_token(token_file),
         members=members,
-        at_once=at_once,
+        max_concurrent_runs=max_concurrent_runs,
         sinks=[LogSink()],
         on_ready=lambda address: console.print(f"listening on {address}, runs in {state}"),
         on_finished=lambda folder: console.print(f"report: {write_report(folder)}", soft_wrap=True),

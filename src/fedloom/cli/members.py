@@ -262,7 +262,7 @@ def _policy_text(allow: list[str], columns: list[str]) -> str:
 
 
 def _default_columns(workload: str) -> frozenset[str]:
-    """The columns a workload reads where an experiment names no others; none where it is not installed here."""
+    """Return the default columns of a workload; empty if it is not installed here."""
     from fedloom.core.config import plugin_schema
     from fedloom.core.errors import FedloomError
     from fedloom.core.kinds import Kind

@@ -104,7 +104,7 @@ def _verified_authority(ticket: JoinToken) -> bytes:
 
 
 def _free_default(role: str, name: str) -> Path:
-    """The role's folder, or one next to it if that is taken: a used token's identity must be saved somewhere."""
+    """Return the role's folder, or one next to it if that is taken: a used token's identity must be saved somewhere."""
     folder = default_folder(role)
     return folder if not (folder / "server.json").exists() else folder.with_name(f"{folder.name}-{name}")
 

@@ -63,7 +63,7 @@ class Filters(Settings):
         return replace(update, groups={MODEL: sent})
 
     def _scale(self, arrays: Mapping[str, Array], model: Arrays) -> float:
-        """The factor on the change that brings its norm down to the bound."""
+        """Return the factor that reduces the norm of the change to the bound."""
         if self.max_norm is None:
             return 1.0
         changes = (arrays[name].astype(np.float64) - model[name] for name in arrays)

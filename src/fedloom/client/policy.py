@@ -215,7 +215,7 @@ class Guard:
         return {**experiment, "workload": self._own_settings(workload, table, allowed)}
 
     def admit_submitter(self, name: str, role: str) -> None:
-        """Whether the node does runs of a member; the server says who has submitted a run.
+        """Check whether the node accepts runs of a member; the server names the submitter of a run.
 
         Raises:
             PolicyRefused: it does not.
@@ -232,7 +232,7 @@ class Guard:
             raise PolicyRefused(f"a round of this run asks for {size} clients, expected at least {floor}", kind="data")
 
     def admit_examples(self, client: int, num_examples: int) -> None:
-        """Whether a client has enough examples for work on them to leave the node.
+        """Check whether a client has enough examples for results on them to leave the node.
 
         Raises:
             PolicyRefused: it has fewer than the policy says.
@@ -255,7 +255,7 @@ class Guard:
         return own
 
     def _own_text(self, setting: TextSetting, data: Path | None, own: Info) -> str:
-        """A text of the workload's settings as it is here; `own` has those before it already."""
+        """Return a text of the workload's settings with the node's paths; `own` has the earlier ones."""
         if setting.kind is SettingKind.APP and setting.value not in self.policy.code:
             return self._path(setting, data)  # the owner has put it below the data folder
         found = offence(setting)
@@ -274,7 +274,7 @@ class Guard:
         return f"{self._here / file}{colon}{name}" if moved else setting.value
 
     def _path(self, setting: TextSetting, data: Path | None) -> str:
-        """A path below the data folder, which nothing of the node's own is."""
+        """Return a path below the data folder, and reject the node's own files."""
         path = _path(setting, data)
         if any(Path(path).is_relative_to(own) or own.is_relative_to(path) for own in self._private):
             raise PolicyRefused(
@@ -283,7 +283,7 @@ class Guard:
         return path
 
     def _allows(self, setting: TextSetting, own: Info) -> bool:
-        """Whether the policy lists code, or the app's folder has it."""
+        """Return whether the policy lists code, or the app's folder contains it."""
         if setting.value in self.policy.code and setting.kind is SettingKind.APP:
             return True
         place, colon, name = setting.value.rpartition(":")
@@ -383,7 +383,7 @@ def _admit_columns(schema: type[PluginSettings], own: Info, allowed: WorkloadPol
 
 
 def _path(setting: TextSetting, data: Path | None) -> str:
-    """A path with `$DATA` made the node's folder; any other one is refused."""
+    """Return a path with `$DATA` replaced by the node's folder; any other one is refused."""
     value, where = setting.value, setting.dotted
     if value == DATA or value.startswith(f"{DATA}/"):
         return _inside_data(value, data, where)

@@ -229,14 +229,14 @@ def _flat(annotation: object, kind: SettingKind = SettingKind.PLAIN) -> Iterator
 
 
 def _inside(annotation: object, given: Sequence[object]) -> Iterator[object]:
-    """What a value inside may be: what the annotation gives for it, or anything, where the value may be anything."""
+    """Return the type of a value inside: the annotation's, or any if the value may be anything."""
     if annotation in (object, typing.Any):
         yield annotation
     yield from (item for item in given if item is not Ellipsis)
 
 
 def _known(annotation: object) -> Iterator[Known]:
-    """The names an annotation knows, at any depth of unions."""
+    """Return the names an annotation defines, at any depth of unions."""
     if typing.get_origin(annotation) is Annotated:
         inner, *marks = typing.get_args(annotation)
         yield from (mark for mark in marks if isinstance(mark, Known))

@@ -45,7 +45,7 @@ def temporary(name: Callable[[], str]) -> Path:
 
 
 def _can_be_written(folder: Path) -> bool:
-    """Whether a folder is there to be written, or can be made."""
+    """Return whether a folder exists and is writable, or can be created."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) and not os.statvfs(folder).f_flag & os.ST_RDONLY

@@ -124,7 +124,7 @@ def serve(
     metrics_port: int | None = None,
     token: str = "",
     members: Membership | None = None,
-    at_once: int = 1,
+    max_concurrent_runs: int = 1,
     sinks: Sequence[Sink] = (),
     on_ready: Callable[[str], None] = lambda address: None,
     on_finished: Callable[[Path], None] = lambda folder: None,
@@ -141,7 +141,7 @@ def serve(
         token: shared secret every caller must show, on a server without members; where empty, one is made in the state
             folder, and programs of the same user on this machine find it.
         members: enrolment of callers, who must then be members, over TLS; None for a server without members.
-        at_once: maximum number of concurrent runs.
+        max_concurrent_runs: maximum number of concurrent runs.
         sinks: take every event of every run.
         on_ready: called with the address once the server listens.
         on_finished: called with a run's folder when the run has ended.
@@ -180,7 +180,9 @@ def serve(
                 on_finished(folder)
             return outcome.summary
 
-        with contextlib.closing(RunQueue(state, run_one, at_once=at_once, clock=server.clock)) as runs:
+        with contextlib.closing(
+            RunQueue(state, run_one, max_concurrent_runs=max_concurrent_runs, clock=server.clock)
+        ) as runs:
             security = (
                 stack.enter_context(open_security(state, host, members, server.clock)) if members is not None else None
             )

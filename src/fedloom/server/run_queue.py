@@ -110,13 +110,15 @@ class RunQueue:
     Args:
         folder: the server's state: `fedloom.sqlite` and `runs/`. One server at a time.
         run_one: does one run.
-        at_once: maximum number of concurrent runs.
+        max_concurrent_runs: maximum number of concurrent runs.
 
     Raises:
         UsageError: another server works on this folder.
     """
 
-    def __init__(self, folder: Path, run_one: RunOne, *, at_once: int = 1, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self, folder: Path, run_one: RunOne, *, max_concurrent_runs: int = 1, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         self._folder, self._run_one, self._clock = folder, run_one, clock
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = _lock(folder)
@@ -129,7 +131,9 @@ class RunQueue:
         self._watchers: dict[str, list[Events]] = {}
         self._running: dict[str, _Running] = {}
         self._closing = False
-        self._threads = [threading.Thread(target=self._work, name=f"fedloom-runs-{n}") for n in range(at_once)]
+        self._threads = [
+            threading.Thread(target=self._work, name=f"fedloom-runs-{n}") for n in range(max_concurrent_runs)
+        ]
 
     @property
     def folder(self) -> Path:

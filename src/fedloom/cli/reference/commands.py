@@ -43,7 +43,7 @@ def _command(name: str, command: click.Command) -> list[str]:
 
 
 def _loaded(command: click.Command | None) -> click.Command | None:
-    """A command as it runs; None for those that installed packages contribute."""
+    """Return a command as it runs; None for those contributed by installed packages."""
     if isinstance(command, Promised):
         return command.load() if command.bundled else None
     return command

@@ -70,12 +70,12 @@ def _check_text(section: str, setting: TextSetting, table: Info, allowed: Collec
 
 
 def _is_code(setting: TextSetting) -> bool:
-    """Whether a text is code by the kind of its field, whatever it looks like."""
+    """Return whether a text is code by the kind of its field, regardless of its form."""
     return setting.kind in (SettingKind.CODE, SettingKind.CLASS, SettingKind.APP)
 
 
 def _in_allowed_folder(setting: TextSetting, table: Info, allowed: Collection[str]) -> bool:
-    """Whether a text is a folder of an app that is allowed, or a component whose module lies in it."""
+    """Return whether a text is the folder of an allowed app, or a component whose module is in it."""
     app = table.get("app")
     if not isinstance(app, str) or not app or "\0" in app:
         return False
@@ -88,7 +88,7 @@ def _in_allowed_folder(setting: TextSetting, table: Info, allowed: Collection[st
 
 
 def _free(schema: type[PluginSettings], table: Info, where: str, section: str) -> bool:
-    """Whether a key is one of free text, which is handed to an app."""
+    """Return whether a key is one of free text, which is passed to an app."""
     inside = where.removeprefix(section).lstrip(".")
     kinds = {each.kind for each in text_settings(schema, table) if inside and each.dotted.startswith(f"{inside}.")}
     return kinds == {SettingKind.FREE}

@@ -13,7 +13,7 @@ MAX_HELD = 3
 def choose(
     opened: OpenExchange, held: Mapping[str, int], willing: Collection[str], wanting: Collection[str]
 ) -> tuple[int, str] | None:
-    """The next group to push, and to whom; None while nobody has room.
+    """Choose the next group to push and its node; None while no node has capacity.
 
     One group in hand and one waiting hides the way to the server and back. Agents are filled up only when they are down
     to one, so that groups, and their results, travel together. Near the end a waiting group would only be kept from an

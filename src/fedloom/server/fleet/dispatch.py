@@ -115,7 +115,7 @@ class Dispatch:
         return total
 
     def forget(self, run_id: str) -> None:
-        """A run is over."""
+        """Forget a run that is over."""
         self._model_bytes.pop(run_id, None)
 
     def disown(self, name: str) -> None:
@@ -185,7 +185,7 @@ class Dispatch:
             self.push()
 
     def _willing(self, opened: OpenExchange, names: Collection[str]) -> set[str]:
-        """Those of the agents that may get groups of an exchange, without those still busy with cancelled work."""
+        """Return the agents that may get groups of an exchange, without those busy with cancelled work."""
         now = self._clock.monotonic()
         return {
             name
@@ -194,7 +194,7 @@ class Dispatch:
         }
 
     def finished(self, name: str, key: GroupKey) -> None:
-        """A node is through with a group, wanted or not."""
+        """Record that a node has finished a group, needed or not."""
         if self._nodes[name].cancelled.pop(key, None) is not None:
             self.push()
 

@@ -99,7 +99,7 @@ def import_adapters(
 
 
 def _stored(layer: Layer, name: str, a: Array, b: Array) -> dict[str, Array]:
-    """A module's factors under the keys and in the shapes PEFT gives them."""
+    """Return a module's factors with PEFT's keys and shapes."""
     if layer.kind == "embedding":
         return {f"{name}.lora_embedding_A": a, f"{name}.lora_embedding_B": b}
     if layer.kernel:
@@ -146,7 +146,7 @@ def _read(folder: Path) -> tuple[Info, dict[str, Array], dict[str, str]]:
 def _sorted_out(
     folder: Path, tensors: Mapping[str, Array], layers: Mapping[str, Layer], head: Collection[str]
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
-    """The file's tensors as factors A and B by module, and the head."""
+    """Return the file's tensors as factors A and B by module, and the head."""
     a: dict[str, Array] = {}
     b: dict[str, Array] = {}
     beside: dict[str, Array] = {}

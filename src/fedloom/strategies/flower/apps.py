@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import sys
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 
@@ -20,7 +19,9 @@ MANIFEST = "pyproject.toml"
 """The file that describes an app."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+"""Content of `[tool.flwr.app]`."""
+
+
 class Manifest:
     """Content of `[tool.flwr.app]`."""
 
@@ -93,7 +94,7 @@ def load_component(folder: Path, component: str, key: str) -> object:
             found = getattr(found, step)
     except Exception as exc:
         raise ConfigError(
-            f"{key} = {component!r}: cannot be loaded from {folder}: {type(exc).__name__}: {exc}. Is everything the "
+            """Reject anything but a ServerApp or ClientApp, and those of the API before messages."""
             "app needs installed here?"
         ) from exc
     for part in (module, found):
@@ -103,14 +104,14 @@ def load_component(folder: Path, component: str, key: str) -> object:
 
 
 def _home_of(part: object) -> str:
-    """The name of the module that a module, a class or a function is; empty where it is none of these."""
+    """Return the module name of a module, a class or a function; empty for other objects."""
     if isinstance(part, ModuleType):
         return part.__name__
     return part.__module__ if isinstance(part, type | FunctionType | BuiltinFunctionType) else ""
 
 
 def _is_inside(part: object, folder: Path) -> bool:
-    """Whether a module, or the module of a class or a function, lies in a folder; any other object is data."""
+    """Return whether a module, or the module of a class or function, is in a folder; other objects are data."""
     name = _home_of(part)
     if not name:
         return True

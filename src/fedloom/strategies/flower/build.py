@@ -67,7 +67,7 @@ def build_object(config: Config, *, cohort_size: int, hosts_app: bool) -> flwr.S
 
 
 def find_class(name: str) -> type[flwr.Strategy]:
-    """A strategy class by its short name, or by `module:Class`."""
+    """Return a strategy class by its short name, or by `module:Class`."""
     named = WRAPPERS.get(name, name)
     if named.isidentifier():
         found = getattr(flwr.strategies, named, None)

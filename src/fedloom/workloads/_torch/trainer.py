@@ -149,7 +149,7 @@ class Trainer:
         return steps
 
     def _validated(self, local: LocalTraining, epoch: Sequence[tuple[Tensor, int]]) -> float:
-        """The loss that early stopping looks at."""
+        """Return the loss for early stopping."""
         if local.validate is None:
             return sum(float(loss) * count for loss, count in epoch) / sum(count for _, count in epoch)
         try:
@@ -183,7 +183,7 @@ class Trainer:
         return float(self._settings.learning_rate * knobs.get("rate_factor", 1.0))
 
     def _step(self, local: LocalTraining, batch: Tensor) -> Tensor | None:
-        """One optimiser step; returns the minibatch's loss, detached, or None where it is left out."""
+        """Take one optimiser step; returns the minibatch's loss, detached, or None if it is skipped."""
         loss = self._loss(local, batch)
         if loss is None:
             return None
@@ -203,7 +203,7 @@ class Trainer:
         return loss.detach()
 
     def _loss(self, local: LocalTraining, batch: Tensor) -> Tensor | None:
-        """A minibatch's loss; None for a last one of a single example that cannot be normalised."""
+        """Return a minibatch's loss; None for a last one of a single example that cannot be normalised."""
         loss_of = local.loss_of if len(batch) > 1 else partial(self._loss_of_one, local)
         if self._settings.precision == "float32":
             return loss_of(batch)
