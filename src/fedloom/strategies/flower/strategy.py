@@ -118,7 +118,7 @@ class FlowerStrategy(Strategy[FlowerState, UpdateList]):
         return None if state.evaluation is None else dict(state.evaluation)
 
     def report(self, state: FlowerState) -> Mapping[str, float]:
-        """Return the last round's training metrics, aggregated by Flower; `skipped` is 1 if it returned the old model."""
+        """Return the last round's training metrics, by Flower; `skipped` is 1 if it returned the old model."""
         return dict(state.report)
 
     def _sent(self, state: FlowerState, context: RoundContext) -> Batch:
