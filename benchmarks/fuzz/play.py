@@ -94,7 +94,6 @@ def _with_members(server: UnderTest, folder: Path, seed: int) -> Iterator[tuple[
             stack.enter_context(contextlib.closing(door))
         _register(doors["Fleet"], ())
         authority = x509.load_pem_x509_certificate(standing.authority)
-        key = x509.load_pem_x509_certificate(standing.identity(NODE).certificate).public_key()
         tokens = Tokens(authority)
 
         def same(asked: pb.AuthorityRequest, reply: pb.AuthorityReply | None, status: str) -> str:
@@ -102,7 +101,10 @@ def _with_members(server: UnderTest, folder: Path, seed: int) -> Iterator[tuple[
             return "" if told == standing.authority else f"another authority: {told[:80]!r}"
 
         def renewed(asked: pb.RenewRequest, reply: pb.RenewReply | None, status: str) -> str:
-            return "" if reply is None else excess(reply.certificate_pem, NODE, "node", key, authority)
+            if reply is None:
+                return ""
+            key = x509.load_pem_x509_csr(asked.csr_pem.encode()).public_key()
+            return excess(reply.certificate_pem, NODE, "node", key, authority)
 
         judges: dict[str, Judge] = {**tokens.judges, "Enroll/Authority": same, "Credentials/Renew": renewed}
         samples = {**at_work(server.told["run"]), **of_members()}

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from fedloom.core import frames
 from fedloom.core.accumulators import RunningMean
+from fedloom.core.identity import certificate_request, make_key
 from fedloom.core.messages import PROTOCOL, FromAgent, GroupKey, GroupResult, Heartbeat, Hello, PayloadRef, Refusal
 from fedloom.core.records import MODEL, ClientFailure, ClientReport, Mean, Record, Update
 from fedloom.proto.v1 import codec
@@ -98,8 +99,12 @@ def of_members() -> Samples:
         "Admin/CreateToken": tokens,
         "Enroll/Authority": [enroll_pb.AuthorityRequest()],
         "Enroll/Join": [enroll_pb.JoinRequest(protocol=PROTOCOL)],
-        "Credentials/Renew": [enroll_pb.RenewRequest()],
+        "Credentials/Renew": [enroll_pb.RenewRequest(csr_pem=certificate_request(make_key()))],
+        "Credentials/Confirm": [enroll_pb.ConfirmRequest()],
         "Admin/ListMembers": [enroll_pb.ListMembersRequest()],
+        "Admin/ListTokens": [enroll_pb.ListTokensRequest()],
+        "Admin/RevokeToken": [enroll_pb.RevokeTokenRequest(id="0123456789ab")],
+        "Admin/Audit": [enroll_pb.AuditRequest(last=10)],
         "Admin/Revoke": [enroll_pb.RevokeRequest(name=name) for name in VICTIMS],
         "Admin/Label": labels,
     }

@@ -19,6 +19,7 @@ from benchmarks.fuzz.samples import HONEST, RUN, experiment, model
 from fedloom.core.accumulators import RunningMean
 from fedloom.core.messages import Hello, RunSpec
 from fedloom.core.records import MODEL, Exchange, Job, Record
+from fedloom.server.access import calls
 from fedloom.server.access.members import Registry
 from fedloom.server.app import Membership, Server, enroll_administrator, open_security
 from fedloom.server.fleet.planned import PlannedExchange, PlannedGroup, RunFacts
@@ -87,6 +88,7 @@ def under_test(folder: Path, *, members: bool) -> Iterator[UnderTest]:
 
 def _serve(state: Path, members: bool) -> None:
     """For each line on stdin, tell what is held."""
+    calls.SESSIONS = 1 << 30  # each message takes a session of its own
     with (
         Server(shared_memory=False, by_labels=members) as server,
         contextlib.closing(RunQueue(state, _never)) as runs,
