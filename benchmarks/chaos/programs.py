@@ -27,6 +27,7 @@ from fedloom.client.agent import Agent
 from fedloom.client.grpc_channel import GrpcChannel
 from fedloom.client.policy import Guard, Policy, Usage, WorkloadPolicy
 from fedloom.client.setup import NodeSetup
+from fedloom.core.addresses import DeviceAddress
 from fedloom.core.identity import Identity
 from fedloom.core.messages import Channel
 from fedloom.server.app import Membership
@@ -52,7 +53,7 @@ def server(*, state: str, port: int, token: str, ready: str, quick: bool, **_: A
         port,
         state=Path(state),
         token=token,
-        members=None if token else Membership(enroll_port=0, address="127.0.0.1"),
+        members=None if token else Membership(enroll_port=0, address=DeviceAddress(host="127.0.0.1")),
         on_ready=announce,
     )
 

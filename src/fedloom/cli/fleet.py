@@ -13,6 +13,7 @@ import typer
 from fedloom.cli.experiments import Json, Settings, Target, check_finite, print_summary
 from fedloom.cli.members import IdentityFolder, find_identity
 from fedloom.cli.terminal import output, print_table
+from fedloom.core.addresses import DeviceAddress
 from fedloom.core.errors import UsageError
 from fedloom.reporting.quantities import bytes_text, seconds_text
 
@@ -62,7 +63,12 @@ def serve(
         typer.Option(min=0, max=65535, metavar="N", help="Port for enrolment; by default --port + 1."),
     ] = None,
     address: Annotated[
-        str, typer.Option(metavar="HOST", help="Host name by which devices reach this server; written to join tokens.")
+        str,
+        typer.Option(
+            metavar="HOST[:PORT,PORT]",
+            help="Host by which devices reach this server, and its ports for members and for joining as devices see "
+            "them; written to join tokens.",
+        ),
     ] = "",
     certificate_days: Annotated[
         float, typer.Option(min=0.001, max=3650, metavar="DAYS", help="Validity of members' certificates.")
@@ -97,7 +103,10 @@ def serve(
     if not insecure:
         joining = enroll_port if enroll_port is not None else (port + 1 if port else 0)
         members = app.Membership(
-            enroll_port=joining, address=address, certificate_days=certificate_days, allowed=tuple(allow or ())
+            enroll_port=joining,
+            address=DeviceAddress.parse(address),
+            certificate_days=certificate_days,
+            allowed=tuple(allow or ()),
         )
     app.serve(
         host,

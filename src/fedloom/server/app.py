@@ -8,11 +8,12 @@ import platform
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from fedloom.core import files, local_token
+from fedloom.core.addresses import DeviceAddress, with_port
 from fedloom.core.clock import SYSTEM_CLOCK, Clock
 from fedloom.core.depot import Depot
 from fedloom.core.errors import StorageFull, UsageError
@@ -193,10 +194,9 @@ def serve(
             if security is not None:
                 enroll_administrator(security, state / "admin", host, bound)
                 _log.info(
-                    "devices join at %s:%d, the address in join tokens (change it with --address); create one with: "
+                    "devices join at %s, the address in join tokens (change it with --address); create one with: "
                     "fedloom token create --name NAME --identity %s",
-                    security.address,
-                    server.enroll_port,
+                    security.join_address(server.enroll_port),
                     state / "admin",
                 )
             if made:
@@ -205,7 +205,7 @@ def serve(
             runs.start()
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: stop.set())
-            on_ready(f"{host}:{bound}")
+            on_ready(with_port(host, bound))
             stop.wait()
             _log.info("shutting down: the running run stops after its current step and stays queued")
             if exposed is not None:
@@ -219,8 +219,8 @@ class Membership:
 
     enroll_port: int
     """Port of the Enroll service; 0 takes a free one."""
-    address: str = ""
-    """Host by which devices reach the server, for join tokens; by default `host` or the machine's name."""
+    address: DeviceAddress = field(default_factory=DeviceAddress)
+    """How devices reach the server, for join tokens; by default `host` or the machine's name, and the ports here."""
     certificate_days: float = MEMBER_DAYS
     """How long members' certificates are valid."""
     allowed: tuple[str, ...] = ()
@@ -234,11 +234,12 @@ def open_security(state: Path, host: str, members: Membership, clock: Clock = SY
     from fedloom.server.access.enroll_service import Security
 
     authority = Authority.open(state / "authority")
+    reached = platform.node() if host in _ANYWHERE else host
     with contextlib.closing(Registry(state / "fedloom.sqlite", clock.time)) as registry:
         yield Security(
             registry=registry,
             authority=authority,
-            address=members.address or (platform.node() if host in _ANYWHERE else host),
+            address=replace(members.address, host=members.address.host or reached),
             lifetime_s=members.certificate_days * 86400,
             allowed=members.allowed,
             audit=Audit(state, clock.time),
@@ -254,7 +255,7 @@ def enroll_administrator(security: Security, folder: Path, host: str, port: int)
         folder=folder,
         name=ADMINISTRATOR,
         role="admin",
-        address=f"{'127.0.0.1' if host in _ANYWHERE else host}:{port}",
+        address=with_port("127.0.0.1" if host in _ANYWHERE else host, port),
         key=key_pem(key),
         certificate=pem(certificate),
         authority=security.authority.certificate_pem,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import grpc
 from cryptography import x509
 
+from fedloom.core.addresses import DeviceAddress, with_port
 from fedloom.core.errors import BadMessage, Forbidden
 from fedloom.core.identity import pem
 from fedloom.core.messages import PROTOCOL
@@ -34,14 +35,18 @@ class Security:
 
     registry: Registry
     authority: Authority
-    address: str
-    """Host name by which devices reach this server, for join tokens."""
+    address: DeviceAddress
+    """How devices reach this server, for join tokens."""
     lifetime_s: float
     """How long a member's certificate is valid."""
     allowed: Collection[str] = ()
     """Code and paths that users' runs may use besides installed plug-ins."""
     audit: Audit = field(default_factory=lambda: Audit(None))
     """The audit log."""
+
+    def join_address(self, port: int) -> str:
+        """Return the address for joining as devices see it; `port` is the one the server listens on."""
+        return with_port(self.address.host, self.address.join_port or port)
 
 
 class EnrollService(EnrollServicer):
@@ -76,7 +81,12 @@ class EnrollService(EnrollServicer):
             member, certificate = security.registry.join(request.secret, sign)
             _log.info("%s joined as %s from %s", member.name, member.role, context.peer(), extra=_about(member))
             security.audit.record("joined", member.name, context.peer(), role=member.role, token=member.token)
-            return pb.JoinReply(name=member.name, role=member.role, certificate_pem=_text(certificate), port=self._port)
+            return pb.JoinReply(
+                name=member.name,
+                role=member.role,
+                certificate_pem=_text(certificate),
+                port=self._security.address.member_port or self._port,
+            )
 
 
 class CredentialsService(CredentialsServicer):
@@ -134,7 +144,7 @@ class AdminService(AdminServicer):
             return pb.CreateTokenReply(
                 secret=secret,
                 authority_sha256=self._security.authority.sha256,
-                address=f"{self._security.address}:{self._port}",
+                address=self._security.join_address(self._port),
             )
 
     def ListMembers(self, request: pb.ListMembersRequest, context: grpc.ServicerContext) -> pb.ListMembersReply:

@@ -21,6 +21,7 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from fedloom.core.addresses import with_port
 from fedloom.core.errors import (
     BadMessage,
     FedloomError,
@@ -422,7 +423,7 @@ def _strangers() -> tuple[tuple[str, int], ...]:
 
 
 def _bind(server: grpc.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
-    address = f"{host}:{port}"
+    address = with_port(host, port)
     try:
         if credentials is None:
             return server.add_insecure_port(address)
