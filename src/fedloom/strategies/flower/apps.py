@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import sys
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 
@@ -19,9 +20,7 @@ MANIFEST = "pyproject.toml"
 """The file that describes an app."""
 
 
-"""Content of `[tool.flwr.app]`."""
-
-
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
     """Content of `[tool.flwr.app]`."""
 
@@ -94,7 +93,7 @@ def load_component(folder: Path, component: str, key: str) -> object:
             found = getattr(found, step)
     except Exception as exc:
         raise ConfigError(
-            """Reject anything but a ServerApp or ClientApp, and those of the API before messages."""
+            f"{key} = {component!r}: cannot be loaded from {folder}: {type(exc).__name__}: {exc}. Is everything the "
             "app needs installed here?"
         ) from exc
     for part in (module, found):

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from fedloom.core.config import PluginSettings, Settings
 from fedloom.core.setting_types import FlowerClass, Known, SettingKind
@@ -26,7 +26,7 @@ class WrapperSettings(Settings):
 class Config(PluginSettings):
     """A Flower `Strategy` object. Sampling and quorum are settings of the run, not of the object."""
 
-    """A wrapper, such as one for differential privacy; None disables it."""
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
     name: str = "flower"
     class_: FlowerClass = Field(default="FedAvg", alias="class")
