@@ -447,7 +447,9 @@ class TestPreparing:
             near.send(group_result(ZERO._replace(group=1), 1))
             assert near.groups() == [0, 1, 2, 3, 4] and len(answers(opened)) == 2
             with monkeypatch.context() as patch:
-                patch.setattr(coordinator._preparing, "submit", lambda *args: pytest.fail("it is asked for twice"))
+                patch.setattr(
+                    coordinator._preparation._threads, "submit", lambda *args: pytest.fail("it is asked for twice")
+                )
                 farther = Far(coordinator, "farther")
             gate.open()
             wait_until(lambda: (far.groups(), farther.groups()) == ([5], [6]))

@@ -14,12 +14,11 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Literal
 
 from fedloom.core.clock import SYSTEM_CLOCK, Clock
-from fedloom.core.errors import BadMessage, FedloomError, LimitExceeded, NotFound, RunFailed, ServerUnreachable
+from fedloom.core.errors import BadMessage, FedloomError, LimitExceeded, NotFound, ServerUnreachable
 from fedloom.core.events import NodeChanged
 from fedloom.core.messages import (
     PROTOCOL,
@@ -36,8 +35,9 @@ from fedloom.core.records import JsonObject
 from fedloom.server.fleet.dispatch import Dispatch
 from fedloom.server.fleet.nodes import Mailbox, Node
 from fedloom.server.fleet.open_exchange import Answer, OpenExchange
-from fedloom.server.fleet.payloads import CHUNK_BYTES, Offer, PayloadStore, Upload
+from fedloom.server.fleet.payloads import CHUNK_BYTES, PayloadStore, Upload
 from fedloom.server.fleet.planned import PlannedExchange, RunFacts
+from fedloom.server.fleet.preparation import Preparation
 from fedloom.server.fleet.results import Results, Unwanted
 
 HEARTBEAT_S = 2.0
@@ -46,8 +46,6 @@ LOST_AFTER_S = 20.0
 """Seconds of silence after which an attached agent counts as disconnected."""
 MAX_NODES = 10_000
 """Limit of known agents; those disconnected longest are forgotten first."""
-PREPARING = 2
-"""Exchanges whose payloads are prepared concurrently, besides those that prepare their own when they begin."""
 STUCK_S = 5.0
 """Seconds an agent may go on with cancelled work while groups wait that no other one can do."""
 UPLOADS_S = 30.0
@@ -83,10 +81,10 @@ class Coordinator:
         self._heartbeat_s, self._lost_after_s, self._grace_s = heartbeat_s, lost_after_s, grace_s
         self._changed = threading.Condition()
         self._nodes: dict[str, Node] = {}
+        self._preparation = Preparation(payloads, self._prepared)
         self._dispatch = Dispatch(
-            self._nodes, payloads, self._prepare_soon, clock, repeat_s=1.5 * heartbeat_s, pause_s=2 * grace_s
+            self._nodes, payloads, self._preparation.soon, clock, repeat_s=1.5 * heartbeat_s, pause_s=2 * grace_s
         )
-        self._preparing = ThreadPoolExecutor(PREPARING, thread_name_prefix="fedloom-payloads")
         self._results = Results(self._nodes, self._dispatch, payloads)
         self._closed = False
         self.hopeless = ""
@@ -224,7 +222,7 @@ class Coordinator:
             BadMessage: the offset is beyond the frame's end.
         """
         with self._changed:
-            if not self._dispatch.may_read(node, sha256):
+            if not self._dispatch.entitlements.may_read(node, sha256):
                 raise NotFound(f"no group of node {node!r} reads a payload {sha256[:16]!r}; its round may have ended")
         return self.payloads.download(sha256, offset)
 
@@ -235,7 +233,7 @@ class Coordinator:
             NotFound: it has none.
         """
         with self._changed:
-            limit = self._dispatch.upload_bytes(node)
+            limit = self._dispatch.entitlements.upload_bytes(node)
         if limit == 0:
             raise NotFound(f"node {node!r} uploads, but has no group to answer for; its round may be over")
         return limit
@@ -268,7 +266,9 @@ class Coordinator:
         for group in planned.groups:
             opened.states |= {client: self.payloads.offer(record) for client, record in group.states.items()}
         try:
-            self._prepare_inputs(opened)
+            with self._changed:
+                here = {node.locality for node in self._nodes.values() if node.online and opened.fits(node.labels)}
+            self._preparation.prepare_inputs(opened, here)
             with self._put_out(opened):
                 yield opened
         finally:
@@ -286,27 +286,7 @@ class Coordinator:
             with self._changed:
                 self._dispatch.remove(opened)
 
-    def _prepare_inputs(self, opened: OpenExchange) -> None:
-        """Prepare what every group reads for the agents that are here; the rest is prepared when a group needs it."""
-        with self._changed:
-            here = {node.locality for node in self._nodes.values() if node.online and opened.fits(node.labels)}
-        for offer in opened.inputs.values():
-            self.payloads.prepare(offer, here)
-
-    def _prepare_soon(self, opened: OpenExchange, offers: Sequence[Offer], locality: str) -> None:
-        """Have a thread prepare offers that a group waits for. Under the lock."""
-        if not self._closed:
-            self._preparing.submit(self._prepare, opened, offers, locality)
-
-    def _prepare(self, opened: OpenExchange, offers: Sequence[Offer], locality: str) -> None:
-        trouble: FedloomError | None = None
-        try:
-            for offer in offers:
-                self.payloads.prepare(offer, (locality,))
-        except FedloomError as exc:
-            trouble = exc
-        except Exception as exc:  # nothing waits for this thread's own result
-            trouble = RunFailed(f"a group's inputs could not be prepared: {type(exc).__name__}: {exc}")
+    def _prepared(self, opened: OpenExchange, locality: str, trouble: FedloomError | None) -> None:
         with self._changed:
             self._dispatch.prepared(opened, locality, trouble)
 
@@ -357,7 +337,7 @@ class Coordinator:
         """Have agents drop what they cache for a run that is over; of a resumable one they retain clients' states."""
         with self._changed:
             self._results.forget(run_id)
-            self._dispatch.forget(run_id)
+            self._dispatch.entitlements.forget(run_id)
             for node in self._nodes.values():
                 node.forget(run_id, resumable=resumable)
 
@@ -425,7 +405,7 @@ class Coordinator:
                 node.send_away(reason, come_back=come_back)
             self._changed.notify_all()
         self._housekeeper.join()
-        self._preparing.shutdown(cancel_futures=True)
+        self._preparation.close()
 
     # Under the lock
 

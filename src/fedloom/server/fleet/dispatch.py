@@ -14,14 +14,14 @@ from fedloom.core.errors import FedloomError, PolicyRefused
 from fedloom.core.messages import Cancel, Group, GroupKey, GroupResult, PayloadRef, Refusal, RunSpec
 from fedloom.core.records import ClientFailure
 from fedloom.server.fleet.choosing import MAX_HELD, choose
+from fedloom.server.fleet.entitlements import Entitlements
+from fedloom.server.fleet.lacking import lacking
 from fedloom.server.fleet.nodes import Node
 from fedloom.server.fleet.open_exchange import Answer, OpenExchange
 from fedloom.server.fleet.payloads import Offer, PayloadStore
 
 RETRY_S = 1.0
 """Seconds after which a node that refused is asked again at the earliest, whatever it says itself."""
-_SHOWN = 5
-"""Names that a message lists at most."""
 Prepare = Callable[[OpenExchange, Sequence[Offer], str], None]
 """Prepares an exchange's offers for a locality elsewhere; calls `Dispatch.prepared` when done."""
 
@@ -51,16 +51,15 @@ class Dispatch:
         self._nodes, self._payloads, self._prepare, self._clock = nodes, payloads, prepare, clock
         self._repeat_s, self._pause_s = repeat_s, pause_s
         self._open: dict[tuple[str, int, int], OpenExchange] = {}
-        self._model_bytes: dict[str, int] = {}
-        """The largest inputs of an exchange of each run; bytes."""
+        self.entitlements = Entitlements(self._open)
+        """What nodes may read and send for the groups they hold."""
 
     # Exchanges
 
     def add(self, opened: OpenExchange) -> None:
         """Put an exchange's groups out."""
         self._open[opened.name], opened.begun = opened, self._clock.monotonic()
-        run_id, read = opened.run.run_id, sum(offer.size for offer in opened.inputs.values())
-        self._model_bytes[run_id] = max(read, self._model_bytes.get(run_id, 0))
+        self.entitlements.learn(opened)
         self.push()
 
     def remove(self, opened: OpenExchange) -> None:
@@ -95,28 +94,6 @@ class Dispatch:
         for opened in self._open.values():
             if opened.fits(node.labels) or any(opened.assigned_to(node.hello.node)):
                 yield opened.run
-
-    def may_read(self, name: str, sha256: str) -> bool:
-        """Return whether an unfinished group of a node reads the payload of this digest."""
-        return any(opened.is_read_by(name, sha256) for opened in self._open.values())
-
-    def upload_bytes(self, name: str) -> int | None:
-        """Return how many bytes the answers of a node's groups can need, 0 where it has none to give.
-
-        None where nobody can tell yet, as for the group that makes the initial model.
-        """
-        total = 0
-        for opened in self._open.values():
-            for index in opened.assigned_to(name):
-                need = opened.upload_bytes(index, self._model_bytes.get(opened.run.run_id, 0))
-                if need is None:
-                    return None
-                total += need
-        return total
-
-    def forget(self, run_id: str) -> None:
-        """Forget a run that is over."""
-        self._model_bytes.pop(run_id, None)
 
     def disown(self, name: str) -> None:
         """Invalidate all assignments of a node."""
@@ -222,26 +199,8 @@ class Dispatch:
             self.push()
 
     def waits_for(self, opened: OpenExchange) -> str:
-        """Return what kind of node an exchange's waiting groups lack; empty where they lack none, or none waits."""
-        if not opened.pending:
-            return ""
-        now, online = self._clock.monotonic(), {name: node for name, node in self._nodes.items() if node.online}
-        if not online:
-            return "no node is connected"
-        fitting = [name for name, node in online.items() if opened.fits(node.labels)]
-        if not fitting:
-            return f"no node with {opened.labels_text()} is connected (connected: {_some(sorted(online))})"
-        willing = [name for name in fitting if opened.wants(name, online[name].labels, now)]
-        if not willing:
-            reasons = (f"{name}: {opened.refusals[name].reason}" for name in fitting if name in opened.refusals)
-            return f"every node refuses the work for now ({_some(list(reasons))})"
-        missing = sorted({only for index in opened.pending if (only := opened.only(index)) and only not in willing})
-        if missing and all(opened.only(index) for index in opened.pending):
-            return f"the clients asked are those of {_some(missing)}, not connected"
-        if all(online[name].cancelled for name in willing):
-            waits = (f"{name} for {now - min(online[name].cancelled.values()):.0f} s" for name in willing)
-            return f"every node is still busy with cancelled work ({_some(list(waits))})"
-        return ""
+        """Return what kind of node an exchange's waiting groups lack; empty if they lack none, or none waits."""
+        return lacking(opened, self._nodes, self._clock.monotonic())
 
     def _push(self, node: Node, opened: OpenExchange, index: int) -> None:
         assert node.mailbox is not None
@@ -442,12 +401,6 @@ class Dispatch:
             return
         opened.done.add(index)
         opened.answers.put(Answer(index=index, node=name, result=None, lost=f"{reason} ({deaths} attempts)"))
-
-
-def _some(names: Sequence[str]) -> str:
-    """List names, for a message."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def answer_again(node: Node, key: GroupKey, opened: OpenExchange | None) -> None:
