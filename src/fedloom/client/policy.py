@@ -390,8 +390,8 @@ def _path(setting: TextSetting, data: Path | None) -> str:
     if data is not None and value.startswith("/") and Path(value).resolve().is_relative_to(data.resolve()):
         return str(Path(value).resolve())
     raise PolicyRefused(
-        f"workload setting {where} = {value[:80]!r} may be a path, and only those below the node's data folder are "
-        f"open: write it as {DATA} or {DATA}/… in the experiment",
+        f"workload setting {where} = {value[:80]!r} may be a path, but only paths below the node's data folder are "
+        f"allowed: write it as {DATA} or {DATA}/… in the experiment",
         kind="data",
     )
 

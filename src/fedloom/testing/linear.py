@@ -179,4 +179,4 @@ def _hang() -> None:
 
 def _require(file: str) -> None:
     if file and not Path(file).exists():
-        raise DataMissing(f"{file} does not exist; create it")
+        raise DataMissing(f"there is no {file}; create it")

@@ -66,7 +66,7 @@ class Reading(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in t
             try:
                 return parse(data)
             except Exception as exc:
-                raise BadMessage(f"{len(data)} bytes came that are no message of {method}") from exc
+                raise BadMessage(f"{len(data)} bytes received that are not a message of {method}") from exc
 
         def first(requests: Iterator[bytes], context: grpc.ServicerContext) -> object:
             self._enter(context, call)
