@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from fedloom.cli.reference import commands, errors, records, settings
 from fedloom.cli.reference.__main__ import PAGES, main
 from fedloom.cli.reference.markdown import default_words, models_in, table, type_words
-from fedloom.core.config import Experiment, Settings
+from fedloom.client.policy import Policy
+from fedloom.core import registry
+from fedloom.core.config import Experiment, PluginSettings, Settings, plugin_schema
 from fedloom.core.errors import catalogue
 from fedloom.core.history import RoundRecord
+from fedloom.core.kinds import Kind
+from fedloom.core.registry import PartRef
 
 
 class Left(Settings):
@@ -63,6 +69,41 @@ def test_every_setting_is_there_with_its_meaning() -> None:
         assert field.description is None or " ".join(field.description.split()) in page
     assert "| `round.deadline_s` | number > 0 or none | none | Seconds after which" in page
     assert "### strategy: `fedavg`" in page and "### selection: `uniform`" in page
+
+
+def declared(model: type[BaseModel], found: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Every setting below a model, by the class that declares it; of a plug-in's base class all that it declares."""
+    for base in model.__mro__:
+        if issubclass(base, Settings) and base is not PluginSettings:
+            found |= {
+                (f"{base.__module__}.{base.__qualname__}", name) for name in vars(base).get("__annotations__", {})
+            }
+    for field in model.model_fields.values():
+        for group in models_in(field.annotation):
+            if not issubclass(group, PluginSettings):
+                found |= declared(group, found)
+    return found
+
+
+def test_what_several_plug_ins_share_is_printed_once() -> None:
+    page = settings.render()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    found = declared(Experiment, set()) | declared(Policy, set())
+    for kind in Kind:
+        for name in registry.names(kind):
+            if PartRef(kind, name, "config").origin == "bundled":
+                found |= declared(plugin_schema(kind, name), found)
+    printed = Counter(row[0].strip("|` ").split(".")[-1] for row in rows)
+    expected = Counter({"class_": "class"}.get(name, name) for _, name in found)
+    del printed["name"], expected["name"]  # each plug-in has it, with its own default
+    assert printed == expected and printed["learning_rate"] < len(registry.names("workloads"))
+    links = set(re.findall(r"\]\(#([^)]*)\)", page))
+    titles = {
+        re.sub(r"[^a-z0-9 _-]", "", line.lstrip("# ").lower()).replace(" ", "-")
+        for line in page.splitlines()
+        if line.startswith("#")
+    }
+    assert links and links <= titles
 
 
 def test_every_command_error_and_record_is_there() -> None:
