@@ -11,8 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
+hypothesis.settings.register_profile(  # nothing depends on how fast, or how busy, the machine is
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 pytest.register_assert_rewrite("fedloom.testing")
 
 from fedloom.core.config import Experiment  # noqa: E402  # after the line above
