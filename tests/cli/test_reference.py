@@ -75,9 +75,8 @@ def declared(model: type[BaseModel], found: set[tuple[str, str]]) -> set[tuple[s
     """Every setting below a model, by the class that declares it; of a plug-in's base class all that it declares."""
     for base in model.__mro__:
         if issubclass(base, Settings) and base is not PluginSettings:
-            found |= {
-                (f"{base.__module__}.{base.__qualname__}", name) for name in vars(base).get("__annotations__", {})
-            }
+            names = vars(base).get("__annotations__", {}).keys() & base.model_fields.keys()
+            found |= {(f"{base.__module__}.{base.__qualname__}", name) for name in names}
     for field in model.model_fields.values():
         for group in models_in(field.annotation):
             if not issubclass(group, PluginSettings):

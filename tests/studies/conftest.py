@@ -64,7 +64,6 @@ def finished_run() -> Callable[..., None]:
         metric: str = "accuracy",
         trainings: int = 2,
         cohorts: Sequence[Sequence[int]] = (),
-        credits: Sequence[dict[str, float]] = (),
         label_counts: Sequence[Sequence[int]] = (),
     ) -> None:
         folder = out / "runs" / planned.scenario / planned.arm / f"seed-{planned.seed}"
@@ -74,11 +73,10 @@ def finished_run() -> Callable[..., None]:
             RoundRecord(
                 round=number,
                 cohort=list(cohorts[number - 1]) if cohorts else [0, 1],
-                probe={k: {"credit": v} for k, v in credits[number - 1].items()} if credits else {},
                 num_examples=10,
                 local_trainings=trainings,
                 metrics={},
-                evaluation={metric: value, "dead": 0.5 if number == 2 else 0.0, "spikes": 100.0 * number},
+                evaluation={metric: value},
                 traffic=Traffic(bytes_down=40 * trainings, bytes_up=20, params_down=10 * trainings, params_up=5),
                 timing=Timing(total_s=0.5),
             )

@@ -110,13 +110,15 @@ def test_a_name_that_several_plug_ins_define_is_refused(tasting: Study, tmp_path
         expand(Definition.parse(tasting(arms=arms)))
 
 
-def test_the_study_s_own_plug_ins_come_first(tasting: Study, tmp_path: Path) -> None:
+def test_the_study_s_own_plug_ins_come_first(tasting: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "mine.py"
-    file.write_text(PART.replace('"taste": taste', '"novelty": taste'), encoding="utf-8")
-    made = Definition.parse(tasting(arms={"few": {"change": {"selection": str(file)}}}, analyses=["novelty"]))
+    file.write_text(PART.replace("def taste", "def mine").replace('"taste": taste', '"taste": mine'), encoding="utf-8")
+    other = PartRef(Kind.SELECTION, str(tmp_path / "tasty.py"), "study")
+    monkeypatch.setattr(registry, "installed", lambda what: iter([other]))
+    made = Definition.parse(tasting(arms={"few": {"change": {"selection": str(file)}}}, reference="few"))
     (run, *_) = expand(made)
-    (analysis,) = StudyParts.of([run.experiment]).analyses(made)
-    assert analysis.__name__ == "taste"
+    parts = StudyParts.of([run.experiment])
+    assert [analysis.__name__ for analysis in parts.analyses(made)] == ["mine"] and other in parts.installed
 
 
 def test_a_part_that_is_not_sound_names_its_plug_in(tasting: Study, tmp_path: Path) -> None:
@@ -132,13 +134,20 @@ def test_a_broken_plug_in_that_a_study_does_not_need_is_left_out(
     broken.write_text("raise RuntimeError('on purpose')", encoding="utf-8")
     monkeypatch.setattr(registry, "installed", lambda what: iter([PartRef(Kind.MONITOR, str(broken), what)]))
     assert expand(Definition.parse(tasting()))
-    with pytest.raises(ConfigError, match=r"(?s)'novelty'.*monitor '.*broken\.py' could not be loaded: .*on purpose"):
-        expand(Definition.parse(tasting(analyses=["novelty"])))
+    with pytest.raises(ConfigError, match=r"(?s)'bitterness'.* '.*broken\.py' could not be loaded: .*on purpose"):
+        expand(Definition.parse(tasting(analyses=["bitterness"])))
 
 
-def test_columns_of_plug_ins_that_a_study_does_not_use_stay_out(study: Study) -> None:
+def test_columns_of_plug_ins_that_a_study_does_not_use_stay_out(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "tasty.py"
+    file.write_text(PART, encoding="utf-8")
+    monkeypatch.setattr(registry, "installed", lambda what: iter([PartRef(Kind.SELECTION, str(file), what)]))
     made = Definition.parse(study())
     parts = StudyParts.of(run.experiment for run in expand(made))
-    assert {"novelty", "spikes"}.isdisjoint(column.number for column in parts.columns(made))
-    named = made.model_copy(update={"analyses": ("novelty", "spiking")})
-    assert {"novelty", "spikes"} <= {column.number for column in parts.columns(named)}
+    assert {column.number for column in parts.columns(made)} == {"kl", "kl_3", "kl_5", "qcid", "coverage"}
+    assert parts.ratios(made) == {"coverage"}
+    named = made.model_copy(update={"analyses": ("taste",)})
+    assert {"sweetness", "smell", "sourness"} <= {column.number for column in parts.columns(named)}
+    assert parts.ratios(named) == {"coverage", "sweetness"}

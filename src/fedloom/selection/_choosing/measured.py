@@ -17,7 +17,7 @@ from fedloom.selection._choosing.candidates import (
 )
 from fedloom.selection._choosing.reports import clients_at
 from fedloom.selection._choosing.sampling import Floats, Indices
-from fedloom.selection.uniform.selection import Nothing
+from fedloom.selection._choosing.stateless import Nothing
 
 Pick = Callable[[Sequence[ClientReport], int, np.random.Generator], Indices]
 """Maps the candidates' reports, the number of places and a generator to the places chosen, in any order."""

@@ -9,8 +9,8 @@ import numpy as np
 from fedloom.core.protocols import Roster, Selection
 from fedloom.core.records import ClientReport
 from fedloom.selection._choosing.candidates import draw_by_examples, known_sizes
+from fedloom.selection._choosing.stateless import Nothing
 from fedloom.selection.data_size.config import Config
-from fedloom.selection.uniform.selection import Nothing
 
 
 class DataSize(Selection[Nothing]):

@@ -15,8 +15,8 @@ from fedloom.selection._choosing.candidates import (
     known_labels,
     number_of_candidates,
 )
+from fedloom.selection._choosing.stateless import Nothing
 from fedloom.selection.label_oracle.config import Config
-from fedloom.selection.uniform.selection import Nothing
 
 
 class LabelOracle(Selection[Nothing]):

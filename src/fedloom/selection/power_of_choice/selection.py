@@ -16,8 +16,8 @@ from fedloom.selection._choosing.candidates import (
     number_of_candidates,
 )
 from fedloom.selection._choosing.reports import clients_at, largest, losses
+from fedloom.selection._choosing.stateless import Nothing
 from fedloom.selection.power_of_choice.config import Config
-from fedloom.selection.uniform.selection import Nothing
 
 
 class PowerOfChoice(Selection[Nothing]):

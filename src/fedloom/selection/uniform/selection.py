@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from fedloom.core.protocols import Roster, Selection
 from fedloom.core.records import ClientReport
+from fedloom.selection._choosing.stateless import Nothing
 from fedloom.selection.uniform.config import Config
-
-
-@dataclass(frozen=True, slots=True)
-class Nothing:
-    """Nothing to remember."""
 
 
 class Uniform(Selection[Nothing]):

@@ -13,7 +13,7 @@ from fedloom.core.protocols import Inputs, LocalRule, Tensors
 from fedloom.core.records import MODEL, Info, Job, Mean, Record, Update
 from fedloom.strategies._low_rank.layers import fresh_a, zero_b
 from fedloom.strategies._low_rank.wire import pack, unpacked
-from fedloom.strategies.fedprox.rule import ProximalTerm
+from fedloom.strategies._proximal.rule import ProximalTerm
 
 Tensor: TypeAlias = Any
 """A NumPy array or a torch tensor: one of `Tensors`."""

@@ -1,0 +1,1 @@
+"""The proximal term, which several strategies add to the local loss."""
