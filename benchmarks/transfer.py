@@ -20,12 +20,13 @@ import numpy as np
 import psutil
 
 from fedloom.client.grpc_channel import GrpcChannel
-from fedloom.core.messages import Hello, PayloadRef
+from fedloom.core.messages import Group, PayloadRef
 from fedloom.core.records import MODEL, Record
 from fedloom.server.app import Server
+from fedloom.testing.by_hand import ManualAgent, open_exchange, planned_groups
 
 _MB = 1 << 20
-_NODE, _SESSION = "agent", "bench"
+_NODE = "agent"
 
 
 def peak_and_cpu(act: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
@@ -41,21 +42,21 @@ def peak_and_cpu(act: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
 
 
 def agent(address: str) -> None:
-    """The child: does what each line on stdin says and answers with a line of JSON."""
-    channel = GrpcChannel(address)
-    channel.open(Hello(node=_NODE, session=_SESSION))
+    """The child: says when it is connected, then does what each line on stdin says; answers are lines of JSON."""
+    hand = ManualAgent(GrpcChannel(address), _NODE)
+    hand.start()
+    print(json.dumps({}), flush=True)
     record = Record()
     for line in sys.stdin:
-        order = json.loads(line)
-        if "fetch" in order:
-            ref = PayloadRef(size=order["size"], sha256=order["fetch"])
-            record, cost = peak_and_cpu(functools.partial(channel.fetch, ref))
+        if line.strip() == "fetch":
+            ref = hand.take(Group)[0].inputs[MODEL]
+            record, cost = peak_and_cpu(functools.partial(hand.channel.fetch, ref))
             answer: dict[str, Any] = cost
         else:
-            ref, cost = peak_and_cpu(functools.partial(channel.store, record, "transfer"))
+            ref, cost = peak_and_cpu(functools.partial(hand.channel.store, record, "run"))
             answer = cost | {"size": ref.size, "sha256": ref.sha256}
         print(json.dumps(answer), flush=True)
-    channel.close()
+    hand.channel.close()
 
 
 def measure(megabytes: int) -> list[dict[str, Any]]:
@@ -65,25 +66,28 @@ def measure(megabytes: int) -> list[dict[str, Any]]:
         address = f"127.0.0.1:{server.listen()}"
         command = [sys.executable, "-m", "benchmarks.transfer", "--agent", address]
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
-        offer = server.payloads.offer(Record({MODEL: arrays}))
-        digesting = time.perf_counter()
-        server.payloads.prepare(offer, ("remote",))
-        digest_s = time.perf_counter() - digesting
-        ref = server.payloads.ref(offer, "remote")
 
-        def ask(order: dict[str, Any]) -> dict[str, Any]:
-            assert child.stdin is not None and child.stdout is not None
-            child.stdin.write(json.dumps(order) + "\n")
-            child.stdin.flush()
+        def answer() -> dict[str, Any]:
+            assert child.stdout is not None
             line = child.stdout.readline()
             if not line:
                 raise RuntimeError("the agent ended; its error is above")
-            answer: dict[str, Any] = json.loads(line)
-            return answer
+            read: dict[str, Any] = json.loads(line)
+            return read
 
-        down, served = peak_and_cpu(lambda: ask({"fetch": ref.sha256, "size": ref.size}))
-        up, took = peak_and_cpu(lambda: ask({"store": True}))
-        record = server.payloads.take(_NODE, PayloadRef(size=up["size"], sha256=up["sha256"]))
+        def order(word: str) -> dict[str, Any]:
+            assert child.stdin is not None
+            child.stdin.write(word + "\n")
+            child.stdin.flush()
+            return answer()
+
+        answer()
+        digesting = time.perf_counter()
+        with open_exchange(server.coordinator, planned_groups(1.0), inputs={MODEL: Record({MODEL: arrays})}):
+            digest_s = time.perf_counter() - digesting
+            down, served = peak_and_cpu(lambda: order("fetch"))
+            up, took = peak_and_cpu(lambda: order("store"))
+            record = server.payloads.take(_NODE, PayloadRef(size=up["size"], sha256=up["sha256"]))
         same = all(np.array_equal(arrays[name], array) for name, array in record.groups[MODEL].items())
         if not same:
             raise RuntimeError("the model came back changed")
