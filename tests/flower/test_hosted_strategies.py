@@ -216,7 +216,7 @@ def test_a_users_class_resumes_with_its_own_memory(driven: Any, monkeypatch: pyt
 
 def test_what_cannot_be_saved_is_named(driven: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flwr.strategies, "Hoarding", Hoarding, raising=False)
-    with pytest.raises(UnsupportedFeature, match=r"Hoarding keeps attribute 'strategy.lock' of type builtins.object"):
+    with pytest.raises(UnsupportedFeature, match=r"Hoarding has attribute 'strategy.lock' of type builtins.object"):
         driven(experiment("Hoarding", {}), Record({MODEL: initial()}), answer)
 
 

@@ -190,7 +190,7 @@ def test_a_paired_difference_counts_points_not_rates() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"table": True}, r"strategy\.table: without effect"),
+        ({"table": True}, r"strategy\.table: has no effect"),
         ({"window": 1}, r"strategy\.window: one snapshot is no ensemble"),
         ({"ensemble": "mode"}, r"strategy\.ensemble"),
         ({"compare": ["seta"]}, r"strategy\.compare"),

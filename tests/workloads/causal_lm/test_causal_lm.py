@@ -150,7 +150,7 @@ class TestRuns:
 
 class TestWrongInput:
     def test_targets_that_match_nothing_list_what_there_is(self, make: Make) -> None:
-        with pytest.raises(ConfigError, match=r"no layer matches 'q_proj'.*end in: wpe, c_attn, c_proj, c_fc"):
+        with pytest.raises(ConfigError, match=r"no layer matches 'q_proj'.*are named: wpe, c_attn, c_proj, c_fc"):
             api.run(make("gpt2", {"name": "fedlora", "targets": ["q_proj"]}), keep=False)
 
     def test_a_checkpoint_that_is_not_there(self, make: Make) -> None:
@@ -203,7 +203,7 @@ class TestWrongInput:
         with pytest.raises(DataMissing, match=r"no file below .* matches the pattern '\*\.csv'"):
             build(make(**{"workload.data.pattern": "*.csv"}))
         (tmp_path / "short.txt").write_text("w1 w2 w3", encoding="utf-8")
-        with pytest.raises(DataMissing, match=r"1 blocks of 8 tokens leave nothing to hold out"):
+        with pytest.raises(DataMissing, match=r"1 blocks of 8 tokens leave none to hold out"):
             build(make(**{"workload.data.path": str(tmp_path / "short.txt"), "clients": 1, "cohort": 1}))
         with pytest.raises(ConfigError, match=r"finds 4 groups, too few for 9 clients"):
             build(make(clients=9))
@@ -216,7 +216,7 @@ class TestWrongInput:
         shutil.copytree(checkpoints["llama"], tmp_path / "model")
         config = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))
         (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "vocab_size": 9}), encoding="utf-8")
-        with pytest.raises(ConfigError, match=r"makes token 13, and the model knows tokens 0 to 8"):
+        with pytest.raises(ConfigError, match=r"makes token 13, but the model knows tokens 0 to 8"):
             build(make(**{"workload.model.checkpoint": str(tmp_path / "model")}))
 
     def test_texts_have_to_be_named(self) -> None:

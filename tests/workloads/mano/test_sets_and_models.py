@@ -77,7 +77,7 @@ def test_labels_may_be_of_one_severity_and_odd_files_are_refused(tmp_path: Path)
     settings = {"sets": [{"layout": "cifar-c", "folder": str(folder)}]}
     assert len(build(experiment(settings))._sets) == 31
     np.save(folder / "labels.npy", np.zeros(7, np.int64))
-    with pytest.raises(DataMissing, match=r"do not go with 7 labels"):
+    with pytest.raises(DataMissing, match=r"do not match 7 labels"):
         build(experiment(settings))
     (folder / "labels.npy").unlink()
     with pytest.raises(DataMissing, match=r"expected labels\.npy"):
@@ -146,7 +146,7 @@ def test_a_classifier_of_the_users_own_from_a_file_and_by_import(tmp_path: Path,
     [
         ("small", "MODULE:FUNCTION"),
         ("no_such_module:small", "cannot be imported"),
-        ("./missing.py:small", "no file"),
+        ("./missing.py:small", "not found"),
         ("./mine.py:absent", "no function 'absent'"),
         ("./mine.py:nothing", "made a int"),
         ("./mine.py:wrong", r"turns images \(2, 1, 8, 8\) into \(2, 64\)"),
@@ -171,7 +171,7 @@ def test_a_frozen_model_is_scored_as_its_file_has_it(tmp_path: Path) -> None:
 
 def test_weights_that_are_not_there_or_do_not_fit(tmp_path: Path) -> None:
     settings = {"frozen": True, "second": False}
-    with pytest.raises(DataMissing, match="no file"):
+    with pytest.raises(DataMissing, match="not found"):
         initial(build(experiment({"weights": "none.safetensors", **settings})))
     (tmp_path / "text").write_text("hello", encoding="utf-8")
     with pytest.raises(DataMissing, match="not a safetensors file"):
