@@ -22,7 +22,7 @@ class FactoryRef:
 
     module: str
     file: str | None
-    """Path of the module, if it is a plug-in's single file, which cannot be imported by name."""
+    """Path of the plug-in's file or folder, if it is one, which cannot be imported by name."""
     name: str
 
     @classmethod
@@ -39,12 +39,18 @@ class FactoryRef:
                 f"helpers.start: expected a top-level function or class of an importable module, got {module}.{name}. "
                 "Its process imports it by name; move it to the top level of a module"
             )
-        file = loaded.__file__
-        by_file = file is not None and module == file_alias(Path(file))
-        return cls(module, file if by_file else None, name)
+        return cls(module, _path_of(module), name)
 
     def load(self) -> Callable[..., object]:
         """Import it."""
-        module = importlib.import_module(self.module) if self.file is None else load_file(Path(self.file))
-        found: Callable[..., object] = vars(module)[self.name]
+        if self.file is not None:
+            load_file(Path(self.file))
+        found: Callable[..., object] = vars(importlib.import_module(self.module))[self.name]
         return found
+
+
+def _path_of(module: str) -> str | None:
+    """Return the file or folder that a module, or the package it is in, was loaded from by its path; else None."""
+    top = sys.modules[module.partition(".")[0]]
+    paths = [*vars(top).get("__path__", ()), *([top.__file__] if top.__file__ else [])]
+    return next((path for path in paths if file_alias(Path(path)) == top.__name__), None)

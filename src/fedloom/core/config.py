@@ -24,10 +24,11 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 from pydantic_core import ErrorDetails
 
 from fedloom.core import registry
+from fedloom.core.code_files import CodeFile, code_digest, set_text
 from fedloom.core.errors import ConfigError
 from fedloom.core.kinds import SECTIONS, Kind
 from fedloom.core.records import Info, JsonObject
-from fedloom.core.setting_types import SERVER_ONLY, FreeText, PlainWord, server_only_fields
+from fedloom.core.setting_types import SERVER_ONLY, FreeText, PlainWord, SettingKind, server_only_fields, text_settings
 from fedloom.core.text import nearest
 from fedloom.core.toml_files import read_toml
 
@@ -270,7 +271,8 @@ class Experiment(_FurtherSections):
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         """Read a TOML file, then apply `key=value` overrides.
 
-        Plug-in names that are files (`./mine.py`) are looked up next to the TOML file.
+        Plug-in names that are paths (`./mine.py`, `./mine`) are looked up next to the TOML file, and so are the files
+        of code that settings name (`./net.py:build`), unless they are in the working directory alone.
         """
         path = Path(path)
         try:
@@ -285,9 +287,31 @@ class Experiment(_FurtherSections):
             table = values.get(section)
             if isinstance(table, str):
                 table = values[section] = {"name": table}
-            if isinstance(table, dict) and str(table.get("name", "")).endswith(".py"):
+            if isinstance(table, dict) and registry.is_path(str(table.get("name", ""))):
                 table["name"] = str((path.parent / table["name"]).resolve())
-        return cls._overridden(values, overrides)
+        return cls._overridden(values, overrides)._with_code_beside(path.parent)
+
+    def _with_code_beside(self, folder: Path) -> Experiment:
+        """Return a copy in which files of code that lie in a folder, and not in the working directory, are absolute."""
+        moved = self.to_dict()
+        for each in self.code_files():
+            beside = (folder / each.path).resolve()
+            if each.steps != ("name",) and beside.is_file() and beside != Path(each.path).resolve():
+                set_text(moved[each.section], each.steps, f"{beside}{each.rest}")
+        return self.parse(moved) if moved != self.to_dict() else self
+
+    def code_files(self) -> Iterator[CodeFile]:
+        """Yield the files and folders of code that plug-ins' names and settings of the kind `CODE` refer to."""
+        for section in SECTIONS:
+            settings = self.__dict__[section]
+            if settings is None:
+                continue
+            for text in text_settings(type(settings), settings.model_dump(mode="json", exclude_none=True)):
+                place, colon, attribute = text.value.rpartition(":")
+                if text.steps == ("name",) and registry.is_path(text.value):
+                    yield CodeFile(section, text.steps, text.value, "")
+                elif text.kind is SettingKind.CODE and place.endswith(".py"):
+                    yield CodeFile(section, text.steps, place, colon + attribute)
 
     @classmethod
     def _overridden(cls, values: Info, overrides: Sequence[str]) -> Experiment:
@@ -335,9 +359,19 @@ class Experiment(_FurtherSections):
         """Return the number of rounds T; None if it is open."""
         return None if self.rounds == "open" else self.rounds
 
-    def fingerprint(self) -> str:
-        """Digest of everything that decides the result: all sections but those of `INCIDENTAL`."""
+    def identity(self) -> JsonObject:
+        """Return all that decides the result: no section of `INCIDENTAL`; files of code by name and SHA-256."""
         values = {key: value for key, value in self.to_dict().items() if key not in INCIDENTAL}
+        for each in self.code_files():
+            path = Path(each.path)
+            if path.exists():
+                digest = f"{path.name} (SHA-256 {code_digest(path)})"
+                set_text(values[each.section], each.steps, f"{digest}{each.rest}")
+        return values
+
+    def fingerprint(self) -> str:
+        """Digest of `identity`."""
+        values = self.identity()
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,9 +1,10 @@
 """Finds strategies, workloads, selections and monitors by name, with no list to edit.
 
 A name is, in this order: a folder or module of this package (`fedavg`, `flora`), an entry point of an installed package
-(group `fedloom.strategies`, …), an importable module (`my_package.my_strategy`), or a Python file
-(`./my_strategy.py`). A folder or an entry point's package may hold plug-ins of other kinds by its own name, each in a
-sub-package named by its section: `fedloom/strategies/mano/workload` is the workload `mano` (`core.plugin_folders`). A
+(group `fedloom.strategies`, …), an importable module (`my_package.my_strategy`), or a path: a Python file
+(`./my_strategy.py`) or a package's folder (`./my_strategy`, with a slash). A folder or an entry point's package may
+hold plug-ins of other kinds by its own name, each in a sub-package named by its section:
+`fedloom/strategies/mano/workload` is the workload `mano` (`core.plugin_folders`). A
 package holds its parts in files of fixed names, a single module or file contains them all:
 
     config       `Config`, a `core.config.PluginSettings`
@@ -43,6 +44,7 @@ from fedloom.core.plugin_faults import plugin_fault
 from fedloom.core.text import did_you_mean
 
 T = TypeVar("T")
+_INIT = "__init__.py"
 Origin = Literal["bundled", "plugin", "module", "file"]
 """Origin of a part: fedloom itself, an installed package's entry point, an importable module, a Python file."""
 
@@ -53,7 +55,7 @@ class PartRef:
 
     kind: Kind
     name: str
-    """Folder, entry point, module or file."""
+    """Folder, entry point, module or path."""
     part: str
     """`rule`, `accumulator`, `measure`, … ."""
 
@@ -64,7 +66,7 @@ class PartRef:
         Raises:
             UnknownName: no such plug-in.
         """
-        if self.name.endswith(".py"):
+        if is_path(self.name):
             return "file"
         if plugin_folders.bundled_module(self.kind, self.name) is not None:
             return "bundled"
@@ -151,7 +153,7 @@ def summary(kind: str, name: str) -> str:
 
 
 def _home(kind: Kind, name: str) -> ModuleType:
-    if name.endswith(".py"):
+    if is_path(name):
         return _imported(kind, name, lambda: _from_file(kind, Path(name)), Path(name))
     if (bundled := plugin_folders.bundled_module(kind, name)) is not None:
         return importlib.import_module(bundled)
@@ -164,6 +166,11 @@ def _home(kind: Kind, name: str) -> ModuleType:
     if _is_dotted(name) and _imported(kind, name, lambda: _importable(name)):
         return _imported(kind, name, lambda: importlib.import_module(name))
     raise _unknown(kind, name)
+
+
+def is_path(name: str) -> bool:
+    """Return whether a plug-in's name is the path of a Python file or of a package's folder."""
+    return name.endswith(".py") or "/" in name
 
 
 def _is_dotted(name: str) -> bool:
@@ -206,7 +213,9 @@ def _imported(kind: Kind, name: str, load: Callable[[], T], file: Path | None = 
 
 
 def _from_file(kind: Kind, path: Path) -> ModuleType:
-    if not path.is_file():
+    if path.is_dir() and not (path / _INIT).is_file():
+        raise UnknownName(f"{kind}: the folder {str(path)!r} has no {_INIT}, expected a package's (in {Path.cwd()})")
+    if not path.is_dir() and not (path.is_file() and path.suffix == ".py"):
         raise UnknownName(f"{kind}: file {str(path)!r} not found (looked in {Path.cwd()})")
     return load_file(path)
 
@@ -218,10 +227,12 @@ def file_alias(path: Path) -> str:
 
 
 def load_file(path: Path) -> ModuleType:
-    """Import a Python file as a module, once."""
+    """Import a Python file as a module, or a folder with an `__init__.py` as a package, once."""
     full, alias = path.resolve(), file_alias(path)
     if alias not in sys.modules:
-        spec = importlib.util.spec_from_file_location(alias, full)
+        folders = [str(full)] if full.is_dir() else None
+        file = full / _INIT if folders else full
+        spec = importlib.util.spec_from_file_location(alias, file, submodule_search_locations=folders)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[alias] = module

@@ -3,6 +3,8 @@
     runs/<id>/
       experiment.toml     the resolved experiment
       run.json            the run's id
+      plugins.json        files and folders of code that the experiment names by path, with their SHA-256
+      plugins/            copies of these
       workload.json       source and partition of the data
       rounds.jsonl        one record per round
       choices.jsonl       the selection's input and choice, round by round
@@ -36,6 +38,8 @@ from fedloom.core.records import Info
 
 EXPERIMENT = "experiment.toml"
 RUN = "run.json"
+PLUGINS_LIST = "plugins.json"
+PLUGINS = "plugins"
 WORKLOAD = "workload.json"
 ROUNDS = "rounds.jsonl"
 CHOICES = "choices.jsonl"

@@ -152,7 +152,7 @@ class RunQueue:
         experiment = Experiment.parse(values)
         check_parts(experiment)
         store = self._create(experiment.name)
-        store.begin(experiment)
+        store.begin(experiment, code_is_elsewhere=True)
         with self._changed:
             self._write(
                 "insert into runs (run_id, name, status, rounds, submitted, owner, owner_id, owner_role) "

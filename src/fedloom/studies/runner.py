@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from fedloom.core.config import Experiment, is_incidental
+from fedloom.core.config import Experiment
 from fedloom.core.errors import Interrupted, RunExists
 from fedloom.core.run_files import EXPERIMENT, SUMMARY
 from fedloom.core.text import dotted
@@ -120,11 +120,11 @@ def _check_same(run: Planned, folder: Path) -> None:
     there = Experiment.load(folder / EXPERIMENT)
     if there.fingerprint() == run.experiment.fingerprint():
         return
-    old, new = dotted(there.to_dict()), dotted(run.experiment.to_dict())
+    old, new = dotted(there.identity()), dotted(run.experiment.identity())
     changed = [
         f"{key} was {old.get(key, 'not set')!r}, is {new.get(key, 'not set')!r}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not is_incidental(key)
+        if old.get(key) != new.get(key)
     ]
     more = f"; and {len(changed) - _MOST_DIFFERENCES} more" if len(changed) > _MOST_DIFFERENCES else ""
     raise RunExists(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import FedloomError, Interrupted, RunFailed
-from fedloom.core.events import ClientsDone, Event, RunFinished, RunStarted
+from fedloom.core.events import ClientsDone, Event, Notice, RunFinished, RunStarted
 from fedloom.core.history import RoundRecord, RunSummary, Traffic
 from fedloom.core.protocols import Sink
 from fedloom.core.records import Arrays, arrays_sha256
@@ -65,6 +65,8 @@ def run_session(
         with _as_ours(loop):
             first = loop.prepare()
             emit(_started(experiment, loop, fleet.place(), first))
+            for message in store.changed_code():
+                emit(Notice(run_id=store.run_id, message=message))
             loop.work()
             arrays = loop.arrays()
             store.save_model(arrays)

@@ -48,6 +48,9 @@ class MemoryRunStore:
             raise NotFound(f"run {self.run_id!r} was never started")
         return self._experiment
 
+    def changed_code(self) -> list[str]:
+        return []
+
     def save_workload(self, info: WorkloadInfo) -> None:
         self._workload = info
 

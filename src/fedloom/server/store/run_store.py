@@ -95,10 +95,13 @@ class RunStore(Protocol):
         """Hold the run for one session; raises `RunExists` where another session, of any process, has it."""
 
     def begin(self, experiment: Experiment) -> None:
-        """Write the experiment down."""
+        """Write the experiment down, on disk with copies of the code that it refers to by path."""
 
     def experiment(self) -> Experiment:
         """Return the stored experiment."""
+
+    def changed_code(self) -> list[str]:
+        """Return a sentence for each file or folder of code that has changed since the run began."""
 
     def save_workload(self, info: WorkloadInfo) -> None:
         """Store the workload's description."""

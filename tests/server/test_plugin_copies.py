@@ -1,0 +1,163 @@
+"""A run has copies of the code its experiment names by path: moved projects and moved runs resume."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedloom import api
+from fedloom.core.config import Experiment
+from fedloom.core.errors import UnknownName
+from fedloom.server.run_queue import RunQueue
+from fedloom.server.store.disk_run_store import DiskRunStore
+from fedloom.testing.linear import __file__ as LINEAR
+
+EVERY = """
+from fedloom.selection.uniform.selection import build_selection
+from fedloom.strategies.fedavg.strategy import FedAvg
+from fedloom.testing.linear import Config as Linear, build_workload
+
+
+class Config(Linear):
+    pass
+
+
+def build_strategy(config, experiment):
+    return FedAvg()
+"""
+TOML = """
+name = "moved"
+rounds = 2
+clients = 3
+strategy = "./mine.py"
+workload = "./mine.py"
+selection = "./choice"
+[runtime]
+name = "inline"
+"""
+
+
+def project(folder: Path) -> Path:
+    """A project with a plug-in of several kinds in a file, and one that is a folder."""
+    (folder / "choice").mkdir(parents=True)
+    (folder / "mine.py").write_text(EVERY)
+    (folder / "choice" / "__init__.py").write_text('"""Choose evenly."""\n')
+    (folder / "choice" / "config.py").write_text("from fedloom.selection.uniform.config import Config as Config\n")
+    (folder / "choice" / "names.py").write_text("from fedloom.selection.uniform.selection import build_selection\n")
+    (folder / "choice" / "selection.py").write_text("from .names import build_selection as build_selection\n")
+    (folder / "x.toml").write_text(TOML)
+    return folder
+
+
+def notices(run: Path) -> list[str]:
+    return [str(event["message"]) for event in DiskRunStore.open(run).events() if event["event"] == "Notice"]
+
+
+@pytest.mark.parametrize("moved", ["project", "run", "both", "neither", "project deleted"])
+def test_a_moved_project_or_run_resumes(tmp_path: Path, moved: str) -> None:
+    home = project(tmp_path / "home")
+    api.run(api.load(home / "x.toml"), out=home / "runs" / "a")
+    want = api.run(api.load(home / "x.toml", ["rounds=4"]), keep=False)
+    run = home / "runs" / "a"
+    if moved in ("run", "project deleted"):
+        run = Path(shutil.move(run, tmp_path / "elsewhere"))
+    if moved in ("project", "both"):
+        shutil.move(home, tmp_path / "new home")
+        run = tmp_path / "new home" / "runs" / "a"
+    if moved == "both":
+        run = Path(shutil.move(run, tmp_path / "elsewhere"))
+    if moved == "project deleted":
+        shutil.rmtree(home)
+    resumed = api.resume(run, overrides=["rounds=4"])
+    assert resumed.summary.model_sha256 == want.summary.model_sha256
+    assert notices(run) == []
+    moved_again = Path(shutil.move(run, tmp_path / "again"))
+    assert len(api.resume(moved_again, overrides=["rounds=5"]).history) == 5
+
+
+def test_a_changed_plugin_is_named_and_the_copy_is_resumed(tmp_path: Path) -> None:
+    home = project(tmp_path / "home")
+    api.run(api.load(home / "x.toml"), out=home / "run")
+    want = api.run(api.load(home / "x.toml", ["rounds=4"]), keep=False)
+    before = hashlib.sha256((home / "mine.py").read_bytes()).hexdigest()
+    (home / "mine.py").write_text("raise SystemExit('edited')\n")
+    (home / "choice" / "names.py").write_text("")
+    after = hashlib.sha256((home / "mine.py").read_bytes()).hexdigest()
+    home = Path(shutil.move(home, tmp_path / "moved"))
+    resumed = api.resume(home / "run", overrides=["rounds=4"])
+    assert resumed.summary.model_sha256 == want.summary.model_sha256
+    said = {message.partition(":")[0]: message for message in notices(home / "run")}
+    assert sorted(said) == ["selection.name", "strategy.name", "workload.name"]
+    assert (
+        f"SHA-256 {before} then, {after} now" in said["strategy.name"]
+        and str(home / "mine.py") in said["strategy.name"]
+    )
+    assert "from plugins/strategy/mine.py" in said["workload.name"], "one file, one copy"
+    assert "choice has changed" in said["selection.name"]
+
+
+def test_a_changed_copy_is_named(tmp_path: Path) -> None:
+    home = project(tmp_path / "home")
+    api.run(api.load(home / "x.toml"), out=home / "run")
+    copy = home / "run/plugins/strategy/mine.py"
+    copy.write_text(EVERY + "# more\n")
+    api.resume(home / "run", overrides=["rounds=3"])
+    assert any("strategy.name: the run's copy" in message and "SHA-256" in message for message in notices(home / "run"))
+
+
+def test_code_that_a_setting_names_is_found_beside_the_experiment_and_copied(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "net.py").write_text("def build(shape, labels): ...\n")
+    (home / "x.toml").write_text(
+        'rounds = 1\nclients = 2\nstrategy = "mano"\n'
+        '[workload]\nname = "mano"\nclassifier = "./net.py:build"\n'
+    )
+    experiment = Experiment.load(home / "x.toml")
+    assert [each.path for each in experiment.code_files()] == [str(home / "net.py")]
+    store = DiskRunStore.create(tmp_path / "run", "run")
+    store.begin(experiment)
+    (home / "net.py").unlink()
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    (again,) = DiskRunStore.open(tmp_path / "moved").experiment().code_files()
+    assert again.path == str(tmp_path / "moved/plugins/workload.classifier/net.py") and again.rest == ":build"
+
+
+def test_a_path_on_the_command_line_starts_at_the_working_directory(
+    linear: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(LINEAR, "here.py")
+    api.run(linear(rounds=1).override(["workload.name=here.py"]), out="run")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert len(api.resume("../run", overrides=["rounds=2"]).history) == 2
+
+
+def test_a_folder_that_is_no_package_is_named(linear: Callable[..., Experiment], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UnknownName, match=r"'empty' has no __init__\.py"):
+        linear(strategy="./empty")
+    with pytest.raises(UnknownName, match="file 'none/there' not found"):
+        linear(strategy="./none/there")
+
+
+def test_on_a_server_code_has_its_name_and_a_digest(linear: Callable[..., Experiment], tmp_path: Path) -> None:
+    shutil.copy(LINEAR, "allowed.py")
+    (tmp_path / "state").mkdir(mode=0o700)
+    queue = RunQueue(tmp_path / "state", lambda store, emit, stop: pytest.fail("not started"))
+    run_id = queue.submit({**linear(rounds=1).to_dict(), "workload": {"name": "allowed.py"}})
+    queue.close()
+    store = DiskRunStore.open(tmp_path / "state/runs" / run_id)
+    assert store.experiment().workload.name == "allowed.py", "the name that nodes' policies allow"
+    (entry,) = json.loads((tmp_path / "state/runs" / run_id / "plugins.json").read_text(encoding="utf-8"))
+    assert entry["sha256"] == hashlib.sha256(Path(LINEAR).read_bytes()).hexdigest() and entry["copy_at"] is None
+    assert store.changed_code() == []
+    Path("allowed.py").write_text("", encoding="utf-8")
+    (said,) = store.changed_code()
+    assert said.startswith("workload.name: ") and "is resumed as it is now" in said
