@@ -13,10 +13,12 @@ from fedloom.core import contributed, definitions
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, FedloomError, PluginInvalid, UnknownName, UsageError
 from fedloom.core.history import RoundRecord, RunSummary
+from fedloom.core.kinds import Kind
 from fedloom.core.local_token import new_token
-from fedloom.core.plugins import build_strategy, check_parts
+from fedloom.core.plugins import build_strategy, build_workload, check_parts
 from fedloom.core.protocols import Sink
 from fedloom.core.records import Arrays
+from fedloom.core.registry import PartRef
 from fedloom.core.run_files import EXPERIMENT
 from fedloom.core.saved_state import SavedState
 from fedloom.core.state import load_state
@@ -155,12 +157,12 @@ def resume(
         overrides: settings of `RESUMABLE`; anything else would make it another experiment. Those of `runtime` are for
             this session, the others are written down. With more `rounds` the run equals, bit for bit, one that had them
             from the beginning.
-        as_continuation: take another number of rounds though the run's state depends on it.
+        as_continuation: take another number of rounds though the run's state, or its clients' training, depends on it.
 
     Raises:
         NotFound: the folder is not a run's.
         RunExists: another process is at work in the folder.
-        ConfigError: an override is of another section, or the run's state depends on its number of rounds.
+        ConfigError: an override is of another section, or the run depends on its number of rounds.
         CheckpointCorrupt: none of its checkpoints can be read.
     """
     store = DiskRunStore.open(Path(run_dir))
@@ -192,14 +194,28 @@ def _check_rounds(experiment: Experiment, done: Sequence[RoundRecord], *, as_con
         raise ConfigError(f"rounds: expected at least {len(done)}, which are done, got {experiment.max_rounds}")
     if as_continuation:
         return
+    if why := _rounds_needed_by(experiment):
+        raise ConfigError(
+            "rounds: this run depends on its number of rounds, so that with another one it would not equal a run that "
+            f"had it from the beginning ({why}). Resume anyway with --as-continuation"
+        )
+
+
+def _rounds_needed_by(experiment: Experiment) -> str:
+    """Return what in a run depends on its number of rounds, in words; empty if nothing does."""
+    if setting := experiment.workload.rounds_needed_by():
+        return f"{setting} needs the number of rounds"
     open_end = experiment.override(["rounds='open'"])
+    workload = PartRef(Kind.WORKLOAD, open_end.workload.name, "workload")
     try:
         build_strategy(open_end.strategy, open_end).close()
+        if workload.origin != "bundled":  # fedloom's own say it in their settings, without their data
+            build_workload(open_end.workload, open_end)
     except ConfigError as exc:
-        raise ConfigError(
-            "rounds: the state of this run depends on its number of rounds, so that with another one it would not "
-            f"equal a run that had it from the beginning ({exc}). Resume anyway with --as-continuation"
-        ) from exc
+        return str(exc)
+    except FedloomError:  # its data or libraries are elsewhere
+        return ""
+    return ""
 
 
 def saved_state(run_dir: str | Path) -> SavedState:

@@ -116,8 +116,7 @@ def test_code_that_a_setting_names_is_found_beside_the_experiment_and_copied(tmp
     home.mkdir()
     (home / "net.py").write_text("def build(shape, labels): ...\n")
     (home / "x.toml").write_text(
-        'rounds = 1\nclients = 2\nstrategy = "mano"\n'
-        '[workload]\nname = "mano"\nclassifier = "./net.py:build"\n'
+        'rounds = 1\nclients = 2\nstrategy = "mano"\n[workload]\nname = "mano"\nclassifier = "./net.py:build"\n'
     )
     experiment = Experiment.load(home / "x.toml")
     assert [each.path for each in experiment.code_files()] == [str(home / "net.py")]

@@ -98,3 +98,37 @@ def test_where_the_state_depends_on_the_number_of_rounds_it_says_so(linear: Make
     with pytest.raises(ConfigError, match=r"depends on its number of rounds.*annealed.*--as-continuation"):
         api.resume(tmp_path / "run", overrides=["rounds=2"])
     assert len(api.resume(tmp_path / "run", overrides=["rounds=2"], as_continuation=True).history) == 2
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear", "drops", "constant"])
+def test_a_schedule_over_all_rounds_is_refused_too(tmp_path: Path, shape: str) -> None:
+    schedule = {"shape": shape, "drop_at": [0.5] if shape == "drops" else [], "warmup": 2}
+    table = {"name": "image_classification", "training": {"round_schedule": schedule}}
+    settings = {"rounds": 4, "clients": 2, "strategy": "fedavg", "workload": table}
+    DiskRunStore.create(tmp_path / "run", "run").begin(Experiment.parse(settings))
+    if shape == "constant":
+        api._check_rounds(Experiment.parse(settings | {"rounds": 5}), [], as_continuation=False)
+        return
+    with pytest.raises(ConfigError, match=rf"depends on its number of rounds.*round_schedule.shape = '{shape}'"):
+        api.resume(tmp_path / "run", overrides=["rounds=5"])
+    assert DiskRunStore.open(tmp_path / "run").experiment().rounds == 4, "nothing was changed"
+    api._check_rounds(Experiment.parse(settings | {"rounds": 5}), [], as_continuation=True)
+
+
+WORKLOAD = """
+from fedloom.testing import linear
+from fedloom.testing.linear import Config as Config
+
+
+def build_workload(config, experiment):
+    experiment.rounds_known("workload 'annealed'")
+    return linear.build_workload(config, experiment)
+"""
+
+
+def test_a_workload_of_the_users_that_needs_the_number_says_so(linear: Make, tmp_path: Path) -> None:
+    (tmp_path / "annealed.py").write_text(WORKLOAD)
+    api.run(linear(rounds=1).override([f"workload.name={tmp_path / 'annealed.py'}"]), out=tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"depends on its number of rounds.*annealed.*--as-continuation"):
+        api.resume(tmp_path / "run", overrides=["rounds=2"])
+    assert len(api.resume(tmp_path / "run", overrides=["rounds=2"], as_continuation=True).history) == 2

@@ -64,7 +64,7 @@ class TestDisk:
         disk.save_checkpoint(checkpoint_of(1), keep=2)
         assert disk.folder is not None
         again = DiskRunStore.open(disk.folder)
-        assert again.run_id == "r1" and again.experiment() == linear()
+        assert again.run_id == "r1" and again.experiment().identity() == linear().identity()
         assert again.rounds() == [record_of(1)]
         found = again.client(5, (2, 0))
         assert found is not None

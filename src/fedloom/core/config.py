@@ -61,6 +61,13 @@ class PluginSettings(Settings):
         """
         return {}
 
+    def rounds_needed_by(self) -> str:
+        """Return the setting that makes a client's training depend on the number of rounds; empty if none does.
+
+        A run with such a setting resumes with another number of rounds only as a continuation.
+        """
+        return ""
+
 
 class RoundSettings(Settings):
     """Conduct of a round, for any strategy."""

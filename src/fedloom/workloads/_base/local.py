@@ -31,8 +31,8 @@ def check_training(settings: TrainingSettings, experiment: Experiment, *, own_lo
             f"workload.training.{key}: changes cross-entropy, but workload {experiment.workload.name!r} has a loss of "
             "its own; remove it"
         )
-    if settings.round_schedule.needs_total:
-        experiment.rounds_known(f"workload.training.round_schedule.shape = {settings.round_schedule.shape!r}")
+    if settings.rounds_needed_by:
+        experiment.rounds_known(settings.rounds_needed_by)
 
 
 def round_factor(settings: TrainingSettings, round: int, experiment: Experiment) -> float:

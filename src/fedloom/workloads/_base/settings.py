@@ -13,3 +13,6 @@ class TorchConfig(PluginSettings):
     partition: PartitionSettings = Iid()
     """Partition of the training set; its `scheme` selects the kind."""
     training: TrainingSettings = TrainingSettings()
+
+    def rounds_needed_by(self) -> str:
+        return self.training.rounds_needed_by

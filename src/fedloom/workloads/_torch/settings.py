@@ -143,6 +143,12 @@ class TrainingSettings(Settings):
         return min(steps, self.max_steps or steps)
 
     @property
+    def rounds_needed_by(self) -> str:
+        """The setting that depends on the number of rounds, with its value; empty if none does."""
+        schedule = self.round_schedule
+        return f"workload.training.round_schedule.shape = {schedule.shape!r}" if schedule.needs_total else ""
+
+    @property
     def is_plain(self) -> bool:
         """Whether a client's training is nothing but equal steps: what programs of whole groups can do."""
         varies = self.round_schedule.varies or self.step_schedule.varies or self.steps is not None

@@ -120,6 +120,9 @@ class Config(TorchConfig):
     """Each part of the held-out data is corrupted differently, like clients with individual shifts: an instrument
     to test a monitor. Part i gets corruption i modulo 20 of the mild bank, in severity 1 + (i modulo 5)."""
 
+    def rounds_needed_by(self) -> str:
+        return "workload.cosine = true" if self.cosine else self.training.rounds_needed_by
+
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.frozen and self.weights is None:

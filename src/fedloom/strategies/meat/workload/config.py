@@ -103,6 +103,9 @@ class Config(TorchConfig):
     """Standard deviation of those outliers, in units of each array's mean absolute weight."""
     measure: MeasureSettings = MeasureSettings()
 
+    def rounds_needed_by(self) -> str:
+        return "workload.schedule" if len({factor for _, factor in self.schedule}) > 1 else ""
+
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Self:
         shares = [share for share, _ in self.schedule]
