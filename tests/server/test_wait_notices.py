@@ -12,13 +12,19 @@ import pytest
 from fedloom.core.config import Experiment
 from fedloom.core.errors import Interrupted
 from fedloom.core.events import Event, Notice
-from fedloom.core.messages import Hello
+from fedloom.core.messages import Group, Hello
+from fedloom.core.records import Exchange, Job
 from fedloom.server.app import Server
+from fedloom.server.fleet.open_exchange import Holding
+from fedloom.server.fleet.planned import PlannedExchange, RunFacts
+from fedloom.server.rounds.closing import Closing, ClosingTerms
+from fedloom.server.rounds.long_waits import LongWaits
 from fedloom.server.rounds.wait_notices import WaitNotices
 from fedloom.server.rounds.waiting import Waiting
 from fedloom.server.run_queue import RunQueue
 from fedloom.server.store.disk_run_store import DiskRunStore
-from fedloom.testing.by_hand import open_exchange, planned_groups
+from fedloom.simulation.in_process import InProcessChannel
+from fedloom.testing.by_hand import ManualAgent, open_exchange, planned_groups, run_spec
 from fedloom.testing.clock import ManualClock
 from fedloom.testing.fleet import EventLog, fleet_access, wait_until
 
@@ -85,7 +91,8 @@ def test_what_is_lacking_is_said_with_labels_and_names(server: Server) -> None:
 def test_a_run_waits_for_the_nodes_it_wants_and_can_be_stopped_meanwhile(server: Server) -> None:
     log, stop = EventLog(), threading.Event()
     waits = WaitNotices("run", "", log.write, server.clock)
-    waiting = Waiting(fleet_access(server.coordinator), stop, "stopped", waits)
+    long_waits = LongWaits("run", log.write, server.clock)
+    waiting = Waiting(fleet_access(server.coordinator), stop, "stopped", waits, long_waits)
     done: list[str] = []
 
     def wait(count: int, labels: dict[str, str]) -> None:
@@ -140,3 +147,74 @@ def test_the_list_of_runs_says_what_a_run_waits_for(tmp_path: Path) -> None:
         assert queue.rows()[0]["error"] == "RuntimeError: the end"
     finally:
         queue.close()
+
+
+def held(**since: float) -> dict[int, Holding]:
+    """Holdings of groups `_0`, `_1`, … by nodes n0, n1, …, since a monotonic time."""
+    return {int(name[1:]): Holding(node=f"n{name[1:]}", since=at) for name, at in since.items()}
+
+
+def test_a_client_that_does_not_return_is_named_after_a_minute_then_more_rarely(
+    server: Server, clock: ManualClock
+) -> None:
+    events: list[Event] = []
+    waits = LongWaits("run", events.append, clock)
+    begin = clock.monotonic()
+    said_at: list[int] = []
+    with open_exchange(server.coordinator, planned_groups(1.0, 1.0)) as opened:
+        for second in range(0, 4000, 5):
+            before = len(events)
+            waits.look(opened, held(_0=begin, _1=begin) if second < 20 else held(_1=begin))
+            said_at += [second] * (len(events) - before)
+            clock.advance(5.0)
+        waits.closed()
+        waits.closed()
+    assert said_at == [60, 240, 960, 3840]
+    first, *_, last = [event for event in events if isinstance(event, Notice)]
+    assert first.message == (
+        "round 1 waits since 2001-09-09 01:46:40 UTC for client 1 (train) on node 'n1', 60 s so far. No deadline "
+        "bounds this: the run waits until they answer or their nodes disconnect. To go on without such clients, set "
+        "round.deadline_s (seconds) and round.quorum_fraction below 1 when starting a run"
+    )
+    assert first.waits_for == first.message
+    assert (len(events), last.message, last.waits_for) == (5, "the clients waited for have returned", "")
+
+
+def test_what_takes_as_long_in_every_round_is_no_news(server: Server, clock: ManualClock) -> None:
+    events: list[Event] = []
+    waits = LongWaits("run", events.append, clock)
+    with open_exchange(server.coordinator, planned_groups(1.0, 1.0)) as opened:
+        for round_s in (50, 90, 170, 330, 330, 330):
+            begin = clock.monotonic()
+            for _ in range(0, round_s, 10):
+                waits.look(opened, held(_0=begin))
+                clock.advance(10.0)
+            waits.look(opened, {})
+            waits.closed()
+    assert events == [], "never more than twice as long as before"
+
+
+def test_a_run_that_waits_for_a_client_says_so(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedloom.server.rounds.long_waits.FIRST_S", 0.2)
+    log, stop = EventLog(), threading.Event()
+    long_waits = LongWaits("run", log.write, server.clock)
+    waiting = Waiting(fleet_access(server.coordinator), stop, "stopped", notices([], ManualClock()), long_waits)
+    groups = planned_groups(1.0)
+    planned = PlannedExchange(
+        run=RunFacts(spec=run_spec()),
+        round=1,
+        index=0,
+        exchange=Exchange(jobs=(Job(round=1, client=0),)),
+        groups=tuple(groups),
+    )
+    closing = Closing(planned, ClosingTerms(quota=1), server.clock)
+    with open_exchange(server.coordinator, groups) as opened:
+        agent = ManualAgent(InProcessChannel(server.coordinator), "lab-7")
+        agent.start()
+        agent.take(Group)
+        threading.Timer(1.2, stop.set).start()
+        with pytest.raises(Interrupted):
+            waiting.next(opened, closing, lambda: None)
+        waiting.closed()
+    said = [event.message for event in log.events if isinstance(event, Notice)]
+    assert "for client 0 (train) on node 'lab-7', " in said[0] and said[-1] == "the clients waited for have returned"

@@ -34,7 +34,7 @@ from fedloom.core.messages import (
 from fedloom.core.records import JsonObject
 from fedloom.server.fleet.dispatch import Dispatch
 from fedloom.server.fleet.nodes import Mailbox, Node
-from fedloom.server.fleet.open_exchange import Answer, OpenExchange
+from fedloom.server.fleet.open_exchange import Answer, Holding, OpenExchange
 from fedloom.server.fleet.payloads import CHUNK_BYTES, PayloadStore, Upload
 from fedloom.server.fleet.planned import PlannedExchange, RunFacts
 from fedloom.server.fleet.preparation import Preparation
@@ -306,6 +306,11 @@ class Coordinator:
         """Return which agent has which group of an exchange now."""
         with self._changed:
             return self._dispatch.holders(opened)
+
+    def holdings(self, opened: OpenExchange) -> dict[int, Holding]:
+        """Return which agent has had which group of an exchange the longest, and since when."""
+        with self._changed:
+            return self._dispatch.holdings(opened)
 
     def ask_another(self, opened: OpenExchange, index: int, after_s: float) -> None:
         """Have another node do a group, too, whose node has taken `after_s` seconds; the first answer counts."""

@@ -17,7 +17,7 @@ from fedloom.server.fleet.choosing import MAX_HELD, choose
 from fedloom.server.fleet.entitlements import Entitlements
 from fedloom.server.fleet.lacking import lacking
 from fedloom.server.fleet.nodes import Node
-from fedloom.server.fleet.open_exchange import Answer, OpenExchange
+from fedloom.server.fleet.open_exchange import Answer, Holding, OpenExchange
 from fedloom.server.fleet.payloads import Offer, PayloadStore
 
 RETRY_S = 1.0
@@ -104,6 +104,17 @@ class Dispatch:
         """Return which node has which group of an exchange now."""
         keys = {opened.key(index): index for index in range(len(opened.groups))}
         return {keys[key]: name for name, node in self._nodes.items() for key in node.assigned if key in keys}
+
+    def holdings(self, opened: OpenExchange) -> dict[int, Holding]:
+        """Return which node has had which group of an exchange the longest, and since when."""
+        keys = {opened.key(index): index for index in range(len(opened.groups)) if index not in opened.done}
+        found = dict[int, Holding]()
+        for name, node in self._nodes.items():
+            for key, since in node.assigned.items():
+                index = keys.get(key)
+                if index is not None and (index not in found or since < found[index].since):
+                    found[index] = Holding(node=name, since=since)
+        return found
 
     # Choosing
 

@@ -34,6 +34,15 @@ class Answer:
     error: str = "WorkerDied"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Holding:
+    """A group's assignment to a node."""
+
+    node: str
+    since: float
+    """Monotonic seconds."""
+
+
 class OpenExchange:
     """An exchange in progress: its run reads results here, the coordinator adds them.
 

@@ -19,6 +19,7 @@ from fedloom.server.rounds.closing import Closing
 from fedloom.server.rounds.counts import Collected, RoundCounts
 from fedloom.server.rounds.grouping import GroupPlanner
 from fedloom.server.rounds.kept_answers import KeptAnswers
+from fedloom.server.rounds.long_waits import LongWaits
 from fedloom.server.rounds.model_dtypes import ModelDtypes
 from fedloom.server.rounds.request import ExchangeRequest
 from fedloom.server.rounds.run_services import FleetAccess, RunOutputs
@@ -46,7 +47,7 @@ class Collector:
         workload = run.spec.experiment.get("workload", {})
         work = f"the work is that of workload {workload.get('name', '')!r}"
         notices = WaitNotices(run.run_id, work, outputs.emit, fleet.clock)
-        self._waiting = Waiting(fleet, stop, resume, notices)
+        self._waiting = Waiting(fleet, stop, resume, notices, LongWaits(run.run_id, outputs.emit, fleet.clock))
 
     def describe(self, run: RunFacts) -> None:
         """Have later exchanges be those of the run as it is known now."""
@@ -90,6 +91,7 @@ class Collector:
                 kept.drop()
                 raise
             finally:  # a round that fails reports its missing updates, too
+                self._waiting.closed()
                 for failure in closing.failures if request.emit_progress else ():
                     self._outputs.emit(ClientLost(run_id=self._run.run_id, failure=failure))
                 self._report_refusals(gathering)

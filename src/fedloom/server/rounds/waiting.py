@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from fedloom.core.errors import FedloomError, Interrupted, NoCapacity
 from fedloom.server.fleet.open_exchange import Answer, OpenExchange
 from fedloom.server.rounds.closing import Closing
+from fedloom.server.rounds.long_waits import LongWaits
 from fedloom.server.rounds.run_services import FleetAccess
 from fedloom.server.rounds.wait_notices import WaitNotices
 
@@ -24,11 +25,20 @@ class Waiting:
         fleet: the way to the agents.
         stop: when set, waiting ends with `Interrupted`.
         how_to_resume: for that error's message.
-        notices: says what the run waits for.
+        notices: says which nodes the run lacks.
+        long_waits: says which clients the run waits for.
     """
 
-    def __init__(self, fleet: FleetAccess, stop: threading.Event, how_to_resume: str, notices: WaitNotices) -> None:
+    def __init__(
+        self,
+        fleet: FleetAccess,
+        stop: threading.Event,
+        how_to_resume: str,
+        notices: WaitNotices,
+        long_waits: LongWaits,
+    ) -> None:
         self._fleet, self._stop, self._how_to_resume, self._notices = fleet, stop, how_to_resume, notices
+        self._long_waits = long_waits
 
     def for_nodes(self, count: int, labels: Mapping[str, str]) -> None:
         """Return once so many nodes with these labels are connected.
@@ -76,9 +86,15 @@ class Waiting:
             self._check_agents(opened, clock.monotonic() - alone_since)
             if self._fleet.patience_s is None or self._fleet.coordinator.online:
                 self._notices.look(self._fleet.coordinator.waits_for(opened))
+            if remaining_s is None:
+                self._long_waits.look(opened, self._fleet.coordinator.holdings(opened))
             wait_s = _TICK_S if remaining_s is None else min(_TICK_S, max(0.001, remaining_s))
             with contextlib.suppress(queue.Empty):
                 return self._answered(clock.get(opened.answers, wait_s))
+
+    def closed(self) -> None:
+        """Take that an exchange is over."""
+        self._long_waits.closed()
 
     def _answered(self, answer: Answer | FedloomError) -> Answer:
         """Return the answer; raise what kept the groups from being assigned."""
