@@ -182,3 +182,32 @@ def test_a_long_tail_of_one_is_dirichlet() -> None:
 def test_a_tail_too_thin_for_the_clients_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot deal 33 examples to 60 clients"):
         deal(LongTailed(imbalance=1e6, alpha=0.05), labels=np.arange(120) % 4, clients=60)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.2])
+@pytest.mark.parametrize("kind", [Dirichlet, LongTailed])
+def test_empty_clients_stay_or_are_filled_from_the_largest(kind: type[Dirichlet], alpha: float) -> None:
+    """`allow` is the first draw as it is; `move` takes what is missing from whoever has most, one row at a time."""
+    drawn = deal(kind(alpha=alpha, empty="allow"), clients=40)
+    assert drawn.sizes.min() == 0
+    expected = [drawn.client(client).tolist() for client in range(40)]
+    for client, rows in enumerate(expected):
+        while len(rows) < 3 and len(drawn.client(client)) < 3:
+            largest = max(expected, key=len)  # the first of them
+            rows.append(largest.pop())
+    moved = deal(kind(alpha=alpha, empty="move", min_size=3), clients=40)
+    assert [moved.client(client).tolist() for client in range(40)] == expected
+    assert sorted(moved.rows.tolist()) == sorted(drawn.rows.tolist()) and moved.sizes.min() == 3
+
+
+def test_a_draw_without_empty_clients_is_the_same_by_all_three() -> None:
+    first, *others = (deal(Dirichlet(alpha=5.0, empty=empty)) for empty in ("redraw", "move", "allow"))
+    for other in others:
+        assert other.rows.tolist() == first.rows.tolist() and other.offsets.tolist() == first.offsets.tolist()
+
+
+def test_more_cannot_be_moved_than_there_is() -> None:
+    with pytest.raises(ConfigError, match="8 clients with at least 151 examples each need 1208, there are 1200"):
+        deal(Dirichlet(alpha=0.1, empty="move", min_size=151))
+    with pytest.raises(ConfigError, match="min_size: expected 1, since empty = 'allow' ignores it, got 2"):
+        Dirichlet(empty="allow", min_size=2)

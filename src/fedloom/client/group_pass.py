@@ -98,7 +98,8 @@ class GroupPass:
         """Add an update to the sum, and store the client's state and report."""
         client = turn.job.client
         try:
-            made.accumulator.add(done.update, _weight(turn, done), client)
+            if turn.job.kind.partition(".")[0] not in _WEIGHED or report.has_update:
+                made.accumulator.add(done.update, _weight(turn, done), client)
         except StorageFull:
             raise
         except BaseException as exc:

@@ -11,7 +11,7 @@ from fedloom.client.turn import Turn
 from fedloom.core.errors import PolicyRefused, ServerUnreachable
 from fedloom.core.messages import GroupKey
 from fedloom.core.plugins import build_measure
-from fedloom.core.protocols import KeepsClientState, Shard, TrainsGroups
+from fedloom.core.protocols import KeepsClientState, Shard, TrainsGroups, is_empty
 from fedloom.core.records import MODEL, Info, Update
 
 
@@ -84,8 +84,12 @@ class GroupProgram:
 
     def _train(self, program: TrainsGroups[Shard], turns: Sequence[Turn]) -> None:
         workload, group = turns[0].run.workload, turns[0].group
+        found = [(turn, workload.shard(turn.job.client)) for turn in turns]
+        turns = [turn for turn, shard in found if not is_empty(shard)]
+        shards = [shard for _, shard in found if not is_empty(shard)]
+        if not turns:
+            return
         clients = [turn.job.client for turn in turns]
-        shards = [workload.shard(client) for client in clients]
         inputs = turns[0].inputs
         updates = program.train_group([turn.job for turn in turns], inputs, shards, [turn.rng() for turn in turns])
         self._updates = dict(zip(clients, updates, strict=True))

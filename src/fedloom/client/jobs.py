@@ -14,7 +14,7 @@ from fedloom.client.turn import Turn
 from fedloom.client.update_check import check_update
 from fedloom.core.errors import BadUpdate, UnsupportedFeature
 from fedloom.core.plugins import build_measure, build_rules, build_watch, chained
-from fedloom.core.protocols import Action, HasActions, Inputs, KeepsClientState, LocalRule, Shard
+from fedloom.core.protocols import Action, HasActions, Inputs, KeepsClientState, LocalRule, Shard, is_empty
 from fedloom.core.records import MODEL, Info, Record, Update
 
 COLLECT = "collect"
@@ -47,6 +47,8 @@ class _Work:
     shard: Shard | None = None
     """The client's data; None for an action, which may concern something else."""
     shared_s: float = 0.0
+    empty: bool = False
+    """Whether there was nothing to do, because the client has no examples."""
 
 
 class JobRunner:
@@ -86,7 +88,8 @@ class JobRunner:
             return Done(parked, read=False)
         again = turn.trained_again()
         try:
-            return replace(self._client_work(again), retrained=True)
+            done = self._client_work(again)
+            return replace(done, retrained=done.trained)
         finally:
             turn.stage = again.stage
 
@@ -103,6 +106,8 @@ class JobRunner:
             inputs = rule.incoming(inputs, turn.job)
         work = self._work(turn, inputs, rule, stored.get(WORKLOAD))
         turn.stage = "outgoing"
+        if work.empty:
+            return Done(work.update)
         update = check_answer(work.update, turn.job.kind)
         if rule is not None:
             update = check_answer(rule.outgoing(update, turn.job.knobs), f"{turn.job.kind} and its rules")
@@ -131,6 +136,8 @@ class JobRunner:
         shard = workload.shard(job.client)
         turn.run.admit_examples(job.client, shard)
         turn.stage = job.kind
+        if is_empty(shard):
+            return _Work(Update(num_examples=0), shard, empty=True)
         if turn.kind == "measure":
             return _Work(Update(num_examples=shard.num_examples), shard)
         if turn.kind == "evaluate":
@@ -210,6 +217,8 @@ def _watch(turn: Turn) -> Done:
         )
     if parts is None:
         turn.run.admit_examples(turn.job.client, shard)
+        if is_empty(shard):
+            return Done(Update(num_examples=0))
     seen = build_watch(monitor)(workload, inputs, shard, turn.rng())
     update = Update(num_examples=seen.num_examples, metrics=seen.metrics, info=seen.info)
     return Done(update, measured=_count(seen.info))

@@ -193,6 +193,21 @@ class ClientReport:
     params_up: int = 0
     """Array elements in this client's update."""
 
+    @property
+    def has_examples(self) -> bool:
+        """Return whether the client used examples, trained or measured anything; one without examples did not."""
+        return bool(self.num_examples or self.num_trained or self.metrics or self.info)
+
+    @property
+    def has_update(self) -> bool:
+        """Return whether the aggregate has an update of a client asked to train: none of one without examples."""
+        return self.has_examples or self.params_up > 0
+
+
+def with_examples(reports: Sequence[ClientReport]) -> list[ClientReport]:
+    """Return the reports of clients that used examples or trained."""
+    return [report for report in reports if report.has_examples]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientFailure:

@@ -53,6 +53,8 @@ class Config(PluginSettings):
     """Clients whose training ends its process, as a crash of a C library does."""
     wrong_dtype_clients: tuple[int, ...] = ()
     """Clients whose update is float64."""
+    empty_clients: tuple[int, ...] = ()
+    """Clients without examples."""
     hang_clients: tuple[int, ...] = ()
     """Clients whose training never returns."""
     hang_init_once: str = ""
@@ -77,6 +79,11 @@ class Shard:
         """Examples in the shard."""
         return len(self.y)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no example."""
+        return not len(self.y)
+
 
 class Linear:
     """Mean squared error of x @ w + b, by plain gradient descent.
@@ -94,7 +101,7 @@ class Linear:
         _require(config.needs)
 
     def describe(self) -> WorkloadInfo:
-        sizes = [20 + client % 7 for client in range(self.clients)]
+        sizes = [self._size(client) for client in range(self.clients)]
         return WorkloadInfo(data={"name": "linear", "kind": "synthetic"}, client_sizes=sizes)
 
     def init(self, rng: np.random.Generator) -> Record:
@@ -107,7 +114,7 @@ class Linear:
 
     def shard(self, client: int) -> Shard:
         rng = generator(self.seed, "data", client)
-        x = rng.standard_normal((20 + client % 7, self.config.features)).astype(np.float32)
+        x = rng.standard_normal((self._size(client), self.config.features)).astype(np.float32)
         truth = np.arange(1, self.config.features + 1, dtype=np.float32)
         return Shard(x, (x @ truth + 0.1 * rng.standard_normal(len(x))).astype(np.float32))
 
@@ -147,6 +154,10 @@ class Linear:
         arrays = inputs[MODEL].groups[MODEL]
         error = shard.x @ arrays["w"] + arrays["b"] - shard.y
         return {"loss": Mean(float((error**2).sum()), len(shard.y))}
+
+    def _size(self, client: int) -> int:
+        """Return the number of a client's examples."""
+        return 0 if client in self.config.empty_clients else 20 + client % 7
 
     def _misbehave(self, client: int) -> None:
         """Misbehave before training as the settings require."""

@@ -19,6 +19,7 @@ from fedloom.core.protocols.sink import Sink
 from fedloom.core.protocols.strategy import Pending, Strategy
 from fedloom.core.protocols.workload import (
     Action,
+    CanBeEmpty,
     HasActions,
     HasLogits,
     KeepsClientState,
@@ -26,6 +27,7 @@ from fedloom.core.protocols.workload import (
     TrainsGroups,
     Workload,
     WorkloadInfo,
+    is_empty,
     require,
 )
 
@@ -46,9 +48,11 @@ __all__ = [
     "Shard",
     "Action",
     "HasActions",
+    "CanBeEmpty",
     "HasLogits",
     "KeepsClientState",
     "TrainsGroups",
+    "is_empty",
     "require",
     "Monitor",
     "MonitorRequest",

@@ -18,7 +18,21 @@ class Shard(Protocol):
 
     @property
     def num_examples(self) -> int:
-        """Examples in the shard."""
+        """Examples in the shard; 0 also where the workload does not know."""
+
+
+@runtime_checkable
+class CanBeEmpty(Protocol):
+    """A shard of a partition that may leave a client without examples."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is known to have no example, so that there is nothing to train on."""
+
+
+def is_empty(shard: Shard) -> bool:
+    """Return whether a shard is known to have no example."""
+    return isinstance(shard, CanBeEmpty) and shard.is_empty
 
 
 Sh = TypeVar("Sh", bound=Shard)

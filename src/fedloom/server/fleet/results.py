@@ -18,6 +18,7 @@ from fedloom.server.fleet.nodes import Node
 from fedloom.server.fleet.numbers import bounded_times, check_reports
 from fedloom.server.fleet.open_exchange import Answer, OpenExchange
 from fedloom.server.fleet.payloads import PayloadStore, Upload
+from fedloom.server.fleet.vetting import summed_part
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,9 +105,10 @@ class Results:
             check_reports(result, group.jobs, sizes, self._payloads.max_payload_bytes)
         total = records.popleft() if result.total is not None else None
         if reading.locality == "remote" and opened.vet is not None and total is not None:
-            partial = opened.vet(total, [report.client for report in result.reports])
+            summed = summed_part(result, group.jobs)
+            partial = opened.vet(total, [report.client for report in summed.reports])
             if opened.terms is not None and partial is not None:
-                opened.terms.check(partial, total, result, group.jobs)
+                opened.terms.check(partial, total, summed, group.jobs)
         states = dict(zip(result.states, records, strict=True))
         return Answer(index=index, node=name, result=result, total=total, states=states)
 

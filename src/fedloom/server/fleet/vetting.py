@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -80,6 +80,15 @@ def _vet_mean(weight: float, model: Record | None, total: Record) -> None:
             )
 
 
+def summed_part(result: GroupResult, jobs: Sequence[Job]) -> GroupResult:
+    """Return a result with the reports of those clients alone that its sum has an update of."""
+    if all(report.has_update for report in result.reports):
+        return result
+    asked = {job.client for job in jobs if job.kind.partition(".")[0] in WEIGHED}
+    reports = tuple(each for each in result.reports if each.has_update or each.client not in asked)
+    return replace(result, reports=reports)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SumTerms:
     """What an exchange asks of its partial sums, beside being finite."""
@@ -119,6 +128,10 @@ class SumTerms:
             BadUpdate: says what came and what was expected.
         """
         self._check_weight(partial, result, jobs)
+        if not result.reports:  # of clients without examples alone
+            if total.groups:
+                raise BadUpdate(f"expected no arrays in the sum of no updates, got groups {sorted(total.groups)[:4]}")
+            return
         parts = self.parts
         if isinstance(partial, UpdateList):  # whoever adds them up weighs them first
             parts *= max((1, *(report.num_examples for report in result.reports)))

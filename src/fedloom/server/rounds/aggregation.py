@@ -61,12 +61,12 @@ class Aggregation:
         return unfit
 
     def finish(self) -> Accumulator:
-        """Return the total.
+        """Return the total, which has no update where no client has examples.
 
         Raises:
-            QuorumNotReached: there is no update at all.
+            QuorumNotReached: there is no report at all.
         """
-        if not self.total.count:
+        if not self.total.count and not self.reports:
             raise QuorumNotReached(f"round {self._round}: no client answered")
         return self.total
 
@@ -86,6 +86,8 @@ class Aggregation:
         return []
 
     def _add(self, answer: Answer, partial: Accumulator) -> None:
+        if not partial.count:  # of clients without examples alone
+            return
         into = self.total
         if self._span > 1:
             if answer.index // self._span != self._part_index:

@@ -14,7 +14,7 @@ from fedloom.core.errors import UsageError
 from fedloom.core.history import Choice, Told
 from fedloom.core.plugins import AnySelection, build_selection
 from fedloom.core.protocols import Roster, WorkloadInfo
-from fedloom.core.records import ClientReport, Mean
+from fedloom.core.records import ClientReport, Mean, with_examples
 from fedloom.core.seeds import generator
 from fedloom.server.store.disk_run_store import DiskRunStore
 
@@ -54,7 +54,7 @@ def observed(
     missed: Sequence[int],
 ) -> object:
     """Return the selection's state after a round."""
-    after = selection.observe(state, trained, probed)
+    after = selection.observe(state, with_examples(trained), with_examples(probed))
     return selection.missed(after, missed) if missed else after
 
 
@@ -111,7 +111,7 @@ def replay(experiment: Experiment, info: WorkloadInfo, choices: Sequence[Choice]
         trained = trained or [report for report in probed if report.num_trained]
         rng = generator(experiment.seed, "selection", number)
         probe = selection.probe(state, roster, experiment.num_drawn, rng)
-        reports = probed if probe is not None else []
+        reports = with_examples(probed) if probe is not None else []
         cohort = selection.choose(state, roster, experiment.num_drawn, rng, reports)
         yield Replayed(choice, cohort)
         state = observed(selection, state, trained, probed, choice.missed)

@@ -11,6 +11,9 @@ from fedloom.core.records import Exchange
 from fedloom.server.rounds.open_round import OpenRound
 from fedloom.server.rounds.request import Phase
 
+_SHOWN = 8
+"""Limit of clients that a notice names."""
+
 
 def check_clients(round: OpenRound, selection: str, method: str, clients: Sequence[int]) -> tuple[int, ...]:
     """Return the clients a selection's method returned.
@@ -70,3 +73,13 @@ def collection(exchange: Exchange, cohort: Sequence[int]) -> Exchange | None:
         )
     jobs = tuple(replace(by_client[client], kind="collect") for client in cohort)
     return replace(exchange, jobs=jobs, collects=int(Phase.TRAIN)) if jobs else None
+
+
+def without_examples(round: OpenRound) -> str:
+    """Return a notice that no client of the round has an example."""
+    cohort = round.context.cohort
+    more = f" and {len(cohort) - _SHOWN} more" if len(cohort) > _SHOWN else ""
+    return (
+        f"round {round.number}: none of its clients ({', '.join(map(str, cohort[:_SHOWN]))}{more}) has an example, "
+        'so the model stays as it is. Set a larger cohort, or workload.partition.empty = "move"'
+    )

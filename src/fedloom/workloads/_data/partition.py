@@ -91,7 +91,8 @@ def partition(
         data_sha256: digest of the data, for the cache.
 
     Raises:
-        ConfigError: a client would have no example, or the scheme does not fit the data.
+        ConfigError: a client would have no example and the settings do not allow it, or the scheme does not fit the
+            data.
     """
     if clients > len(labels):
         raise ConfigError(
@@ -103,7 +104,8 @@ def partition(
     def build(folder: Path) -> None:
         parts = _SCHEMES[type(settings)](settings, labels, groups, clients, seed)
         made = Partition.of([np.asarray(part, np.int64) for part in parts])
-        _check_not_empty(made, settings)
+        if not (isinstance(settings, Dirichlet) and settings.empty == "allow"):
+            _check_not_empty(made, settings)
         np.save(folder / "rows.npy", made.rows)
         np.save(folder / "offsets.npy", made.offsets)
 
@@ -173,7 +175,7 @@ def _dirichlet_of(settings: Dirichlet, labels: Rows, rows: Rows, clients: int, s
     from flwr_datasets.partitioner import DirichletPartitioner
 
     parts: list[Rows] = []
-    for draw in range(_DIRICHLET_DRAWS):
+    for draw in range(_DIRICHLET_DRAWS if settings.empty == "redraw" else 1):
         partitioner = DirichletPartitioner(
             clients,
             "label",
@@ -183,14 +185,41 @@ def _dirichlet_of(settings: Dirichlet, labels: Rows, rows: Rows, clients: int, s
             seed=integer_seed(seed, "partition", "dirichlet", draw),
         )
         parts = _from_flower(partitioner, settings, labels, clients, seed, rows)
-        if min(map(len, parts)) >= settings.min_size:
+        if settings.empty == "allow" or min(map(len, parts)) >= settings.min_size:
             return parts
+    if settings.empty == "move":
+        return _moved(parts, settings.min_size)
     sizes = [len(part) for part in parts]
     raise ConfigError(
         f"workload.partition: in {_DIRICHLET_DRAWS} draws of a Dirichlet({settings.alpha:g}) over {clients} clients "
         f"and {len(rows)} examples some client always had fewer than min_size = {settings.min_size}; in the last "
-        f'draw client {int(np.argmin(sizes))} had {min(sizes)}. Set a larger alpha, fewer clients, or scheme = "iid"'
+        f'draw client {int(np.argmin(sizes))} had {min(sizes)}. Set a larger alpha, fewer clients, scheme = "iid", or '
+        'empty = "move" or "allow"'
     )
+
+
+def _moved(parts: Sequence[Rows], min_size: int) -> list[Rows]:
+    """Give each client `min_size` rows: one row at a time, the last one of the client that has most of them.
+
+    Clients in want are served in order; of several that have most, the first one gives.
+
+    Raises:
+        ConfigError: there are fewer rows than that.
+    """
+    sizes = np.array([len(part) for part in parts])
+    if sizes.sum() < min_size * len(parts):
+        raise ConfigError(
+            f"workload.partition.min_size: {len(parts)} clients with at least {min_size} examples each need "
+            f"{min_size * len(parts)}, there are {sizes.sum()}. Set a smaller min_size, or fewer clients"
+        )
+    given: list[list[int]] = [part.tolist() for part in map(np.asarray, parts)]
+    for client in np.flatnonzero(sizes < min_size):
+        while len(given[client]) < min_size:
+            giver = int(sizes.argmax())
+            given[client].append(given[giver].pop())
+            sizes[giver] -= 1
+            sizes[client] += 1
+    return [np.array(rows, np.int64) for rows in given]
 
 
 def _pathological(settings: Pathological, labels: Rows, groups: Rows | None, clients: int, seed: int) -> list[Rows]:

@@ -26,6 +26,11 @@ class RowShard:
         """Examples in the shard, n."""
         return len(self.rows)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no row."""
+        return not len(self.rows)
+
     @classmethod
     def test_part(cls, num_test: int, part: int, parts: int) -> Self:
         """Return part `part` of `parts` of a test set, 0 <= part < parts: consecutive rows.

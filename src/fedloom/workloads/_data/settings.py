@@ -286,7 +286,20 @@ class Dirichlet(Settings):
     alpha: Annotated[float, Field(gt=0.0)] = 0.5
     """Concentration (dimensionless): small is skewed, large is even."""
     min_size: Annotated[int, Field(ge=1)] = 1
-    """Minimum number of examples of a client; the draw is repeated up to ten times to reach it."""
+    """Minimum number of examples of a client, by `redraw` or `move`."""
+    empty: Literal["redraw", "move", "allow"] = "redraw"
+    """What happens where a client has fewer than `min_size` examples: `redraw` repeats the draw, up to ten times, and
+    then rejects the settings; `move` takes what is missing from the largest clients; `allow` leaves the client as it
+    is, also without any example: it then trains nothing and has no part in the aggregate."""
+
+    @pydantic.model_validator(mode="after")
+    def _has_use_of_min_size(self) -> Self:
+        if self.empty == "allow" and self.min_size > 1:
+            raise ConfigError(
+                f"workload.partition.min_size: expected 1, since empty = 'allow' ignores it, got {self.min_size}. "
+                'Remove it, or set empty to "redraw" or "move"'
+            )
+        return self
 
 
 class Pathological(Settings):

@@ -37,7 +37,7 @@ class LocalTraining:
     """Arguments of one client's training besides the global model."""
 
     rows: Array
-    """The client's row numbers, shape (n,), int64, n >= 1."""
+    """The client's row numbers, shape (n,), int64; with none nothing is trained."""
     loss_of: Loss
     """Mean loss of a minibatch, differentiable in the model's parameters."""
     rule: LocalRule | None = None
@@ -111,11 +111,14 @@ class Trainer:
             rng: the job's own randomness: it seeds torch, then gives each epoch's order.
 
         Returns:
-            The trained arrays (views of the model's memory on a CPU), and the mean training loss.
+            The trained arrays (views of the model's memory on a CPU), and the mean training loss; the global model's
+            arrays and no metrics if there are no examples.
         """
         seed = int(rng.integers(2**63))
         with exact(self.device, seed):
             self.load(inputs)
+            if not len(local.rows):
+                return Update(num_examples=0, groups=self._part.groups())
             self._begin(local)
             steps = self._train(local, rng)
             losses = torch.stack([loss for loss, _ in steps]).to("cpu", torch.float64).numpy()

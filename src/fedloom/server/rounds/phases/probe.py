@@ -9,7 +9,7 @@ import numpy as np
 
 from fedloom.core.errors import UnsupportedFeature
 from fedloom.core.protocols import Probe
-from fedloom.core.records import ClientReport, Exchange
+from fedloom.core.records import ClientReport, Exchange, with_examples
 from fedloom.core.seeds import generator
 from fedloom.server.rounds.cohort import check_clients, collection
 from fedloom.server.rounds.open_round import OpenRound, RoundPhase, RunParts
@@ -84,4 +84,4 @@ class ProbePhase(RoundPhase):
         request = ExchangeRequest(round=round.number, index=int(index), exchange=exchange, terms=terms)
         collected = self._parts.collect(request)
         round.count(collected, probe=True)
-        return collected.reports
+        return with_examples(collected.reports)

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from fedloom.core.accumulators import Accumulator, is_finite
 from fedloom.core.errors import FedloomError, RunFailed, UnsupportedFeature
-from fedloom.core.events import RoundStarted
+from fedloom.core.events import Notice, RoundStarted
 from fedloom.core.protocols import Pending
 from fedloom.core.records import Exchange
 from fedloom.core.state import arrays_in
 from fedloom.server.rounds.closing import ClosingTerms
-from fedloom.server.rounds.cohort import with_extra_report
+from fedloom.server.rounds.cohort import with_extra_report, without_examples
 from fedloom.server.rounds.counts import RoundCounts
 from fedloom.server.rounds.open_round import OpenRound, RoundPhase, RunParts
 from fedloom.server.rounds.request import ExchangeRequest, Phase
@@ -45,25 +45,34 @@ class TrainPhase(RoundPhase):
 
     def _exchanges(self, round: OpenRound) -> None:
         """Run exchanges until the strategy plans no more."""
-        exchange = round.exchange
+        exchange, begun = round.exchange, round.state
         for index in range(round.first_index, round.first_index + _MOST):
             if exchange is None:
                 return
-            exchange = self._exchange(round, exchange, index)
+            total = self._collect(round, exchange, index)
+            if not total.count:
+                round.state = begun
+                self._parts.emit(Notice(run_id=self._parts.run_id, message=without_examples(round)))
+                return
+            exchange = self._step(round, total)
         if exchange is not None:
             name = self._parts.experiment.strategy.name
             raise RunFailed(f"strategy {name!r} planned {_MOST} exchanges in round {round.number}")
 
-    def _exchange(self, round: OpenRound, exchange: Exchange, index: int) -> Exchange | None:
-        """Run one exchange and the strategy's step after it; returns the next one, None when the round is over."""
+    def _collect(self, round: OpenRound, exchange: Exchange, index: int) -> Accumulator:
+        """Run one exchange; returns its sum, which has no update where none of the clients has examples."""
         terms = self._terms(round, exchange, index)
         request = ExchangeRequest(round=round.number, index=index, exchange=exchange, terms=terms)
         collected = self._parts.collect(request)
         round.count(collected)
         if terms.quota < len(exchange.jobs):
             round.sampled, round.superseded = list(collected.sampled), list(collected.superseded)
+        return collected.total
+
+    def _step(self, round: OpenRound, total: Accumulator) -> Exchange | None:
+        """Take the strategy's step after an exchange; returns the next one, None when the round is over."""
         begin = self._parts.monotonic()
-        step = self._finish(round, collected.total)
+        step = self._finish(round, total)
         round.counts += RoundCounts(aggregation_s=self._parts.monotonic() - begin)
         round.state = step.state if isinstance(step, Pending) else step
         self._check_finite(round)
