@@ -62,5 +62,5 @@ def test_a_body_keeps_its_first_layers(tmp_path: Path) -> None:
     assert cut.state_dict().keys() == kept.keys()
     assert all(torch.equal(tensor, kept[name]) for name, tensor in cut.state_dict().items())
     assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"] == 3
-    with pytest.raises(ConfigError, match=r"layers: asked for the first 4, but .* says it has 3"):
+    with pytest.raises(ConfigError, match=r"layers: the first 4 are requested, but .* has 3"):
         load_body(find_body(str(tmp_path)), 4)

@@ -213,7 +213,7 @@ def test_a_parameter_the_loss_never_touches_stays_where_it_is() -> None:
     [
         (
             lambda arrays: arrays.pop("0.bias"),
-            r"'0.bias': it came as nothing, the workload has float32 of shape \(5,\)",
+            r"'0.bias': it is nothing, the workload has float32 of shape \(5,\)",
         ),
         (lambda arrays: arrays.update({"0.bias": np.zeros(4, np.float32)}), r"float32 of shape \(4,\)"),
         (lambda arrays: arrays.update({"0.bias": np.zeros(5)}), r"float64 of shape \(5,\)"),
