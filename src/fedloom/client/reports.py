@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from fedloom.client.jobs import Done
 from fedloom.client.turn import Turn
 from fedloom.core import frames
-from fedloom.core.errors import DataDiffers
+from fedloom.core.errors import DataDiffers, FedloomError
 from fedloom.core.messages import MAX_NAME, MAX_TEXT, Group, GroupKey
 from fedloom.core.records import ClientFailure, ClientReport, Job, Record
 from fedloom.core.text import clean
@@ -60,7 +60,9 @@ class FailureReporter:
         lines = clean("".join(traceback.format_exception(exc))).rstrip().splitlines()
         if not self._details:
             about = {"run": group.key.run_id, "round": job.round, "node": self._node}
-            _log.warning("client %d, stage %s:\n%s", job.client, stage, "\n".join(lines), extra=about)
+            ours = stage == "outgoing" and isinstance(exc, FedloomError)  # what is wrong is in the message
+            text = f" {lines[-1]}" if ours else "\n" + "\n".join(lines)
+            _log.warning("client %d, stage %s:%s", job.client, stage, text, extra=about)
         return ClientFailure(
             client=job.client,
             round=job.round,
