@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fedloom.cli.experiments import Json, Settings, Target, check_finite, print_summary
-from fedloom.cli.members import IdentityFolder, find_identity
+from fedloom.cli.members import IdentityFolder, Proxy, find_identity
 from fedloom.cli.terminal import output, print_table
 from fedloom.core.addresses import DeviceAddress
 from fedloom.core.errors import UsageError
@@ -143,6 +143,7 @@ def client(
     server: Server = None,
     name: Annotated[str | None, typer.Option(help="With --server: the node's name; by default the host name.")] = None,
     token_file: TokenFile = None,
+    proxy: Proxy = "",
     log: LogForm = "text",
 ) -> None:
     """Work for the server this machine has joined, until stopped."""
@@ -153,11 +154,11 @@ def client(
     if server is not None:
         if identity is not None or policy is not None:
             raise UsageError("--server is for servers without members; omit it, or omit --identity and --policy")
-        app.run_client(server, name=name, token=_token(token_file, server))
+        app.run_client(server, name=name, token=_token(token_file, server), proxy=proxy)
     elif name is not None or token_file is not None:
         raise UsageError("--name and --token-file need --server; a joined node has its name from its token")
     else:
-        app.run_member(identity or default_folder("node"), policy)
+        app.run_member(identity or default_folder("node"), policy, proxy=proxy)
 
 
 def submit(

@@ -28,6 +28,14 @@ IdentityFolder = Annotated[
         "folder. By default the one in ~/.config/fedloom, otherwise fedloom-server/admin.",
     ),
 ]
+Proxy = Annotated[
+    str,
+    typer.Option(
+        metavar="URL",
+        help="The HTTP proxy to the server, http://[USER:PASSWORD@]HOST:PORT, or none; by default the one of `join`, "
+        "otherwise that of grpc_proxy, https_proxy or http_proxy, but for what no_grpc_proxy or no_proxy lists.",
+    ),
+]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A member's name.", show_default=False)]
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -64,6 +72,7 @@ def join(
             "to its policy. Repeatable.",
         ),
     ] = [],  # noqa: B006  # typer reads the default, nobody changes it
+    proxy: Proxy = "",
 ) -> None:
     """Become a member of a server: verify it, make a key here, have it certified."""
     from fedloom.client import enroll
@@ -74,7 +83,7 @@ def join(
     policy = _policy_text(allow, column)
     if join_token != "-":
         print_warning("the token was on the command line, where other users can read it: fedloom join - <TOKEN-FILE")
-    joined = enroll.join(told, identity)
+    joined = enroll.join(told, identity, proxy)
     if joined.role == "node":
         file = joined.folder / "policy.toml"
         if allow or not file.exists():

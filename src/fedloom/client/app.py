@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 from fedloom.client.agent import Agent
@@ -16,6 +17,7 @@ from fedloom.client.grpc_channel import GrpcChannel
 from fedloom.client.helper_process import ProcessHelpers
 from fedloom.client.memory import MemoryLimits
 from fedloom.client.policy import Guard, Policy, Usage, apply_limits
+from fedloom.client.proxy import checked
 from fedloom.client.setup import NodeSetup
 from fedloom.core import files
 from fedloom.core.errors import Forbidden, RunFailed, UsageError
@@ -26,13 +28,16 @@ _log = logging.getLogger(__name__)
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-def run_client(server: str, *, name: str | None = None, token: str = "", give_up_s: float | None = None) -> None:
+def run_client(
+    server: str, *, name: str | None = None, token: str = "", proxy: str = "", give_up_s: float | None = None
+) -> None:
     """Run an agent of a server without members until the server ends the session, or SIGTERM or Ctrl-C arrives.
 
     Args:
         server: `host:port`.
         name: the node's lasting name; the host's name by default. Names must differ between agents of one server.
         token: the server's shared secret; empty if it has none.
+        proxy: URL of the HTTP proxy to the server; empty takes the environment's, `none` is none.
         give_up_s: seconds without a server after which to end; None retries forever, with growing pauses.
 
     Raises:
@@ -44,15 +49,18 @@ def run_client(server: str, *, name: str | None = None, token: str = "", give_up
     for variable in _THREADS:  # sums must not depend on the number of threads; one agent to a core
         os.environ.setdefault(variable, "1")
     node, setup = name or platform.node() or "client", NodeSetup(helpers=ProcessHelpers())
-    _run(Agent(GrpcChannel(server, token), node, setup, give_up_s=give_up_s), server)
+    _run(Agent(GrpcChannel(server, token, proxy=checked(proxy)), node, setup, give_up_s=give_up_s), server)
 
 
-def run_member(folder: Path, policy_file: Path | None = None, *, give_up_s: float | None = None) -> None:
+def run_member(
+    folder: Path, policy_file: Path | None = None, *, proxy: str = "", give_up_s: float | None = None
+) -> None:
     """Run the node of an identity's folder, under its own policy, renewing its certificate.
 
     Args:
         folder: of the identity.
         policy_file: the node's policy; by default `policy.toml` in the folder. A missing file allows nothing.
+        proxy: URL of the HTTP proxy to the server, for this session; empty takes the identity's.
         give_up_s: as for `run_client`.
 
     Raises:
@@ -63,6 +71,7 @@ def run_member(folder: Path, policy_file: Path | None = None, *, give_up_s: floa
     files.restrict_new_files()
     folder, policy_file = folder.absolute(), policy_file.absolute() if policy_file is not None else None
     identity = Identity.load(folder)
+    identity = replace(identity, proxy=checked(proxy) or identity.proxy)
     if identity.role != "node":
         raise Forbidden(f"{folder} is the identity of {identity.name!r}, a {identity.role}; expected a node's")
     file = policy_file or folder / "policy.toml"

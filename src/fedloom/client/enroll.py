@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 
 from fedloom.client.link import connect, connect_trusting, translate
+from fedloom.client.proxy import checked, open_tunnel, proxy_for
 from fedloom.core.errors import FedloomError, ServerUnreachable, Unauthenticated, UsageError
 from fedloom.core.identity import (
     Identity,
@@ -37,7 +38,7 @@ _LOOK_EVERY_S = 3600.0
 _LOOK_AGAIN_S = 0.2
 
 
-def join(token: str, folder: Path | None = None) -> Identity:
+def join(token: str, folder: Path | None = None, proxy: str = "") -> Identity:
     """Become a member of the server that made a token; the identity is saved.
 
     The server is verified before the secret is sent: its authority's certificate must have the token's digest, and the
@@ -46,18 +47,20 @@ def join(token: str, folder: Path | None = None) -> Identity:
     Args:
         token: as `fedloom token create` printed it.
         folder: the identity's folder; by default the role's.
+        proxy: URL of the HTTP proxy to the server, saved with the identity; empty takes the environment's, `none` is
+            none.
 
     Raises:
-        UsageError: the text is not a token, or the folder already contains an identity.
+        UsageError: the text is not a token, the proxy's URL is not one, or the folder already contains an identity.
         Unauthenticated: the server is not the token's, or does not take the token.
         ServerUnreachable: no server responds.
     """
     ticket = JoinToken.decode(token)
     if folder is not None:
         _check_free(folder)
-    authority = _verified_authority(ticket)
+    authority = _verified_authority(ticket, checked(proxy))
     key = make_key()
-    with contextlib.closing(connect_trusting(ticket.address, authority)) as channel:
+    with contextlib.closing(connect_trusting(ticket.address, authority, proxy)) as channel:
         request = pb.JoinRequest(protocol=PROTOCOL, secret=ticket.secret, csr_pem=certificate_request(key))
         try:
             reply = EnrollStub(channel).Join(request, timeout=_TIMEOUT_S)
@@ -71,23 +74,23 @@ def join(token: str, folder: Path | None = None) -> Identity:
         key=key_pem(key),
         certificate=reply.certificate_pem.encode(),
         authority=authority,
+        proxy=proxy,
     )
     identity.save()
     return identity
 
 
-def _verified_authority(ticket: JoinToken) -> bytes:
+def _verified_authority(ticket: JoinToken, proxy: str) -> bytes:
     """Return the authority's certificate, which is public, after comparing its digest with the token's."""
-    host, _, port = ticket.address.rpartition(":")
     try:
-        shown = ssl.get_server_certificate((host.strip("[]"), int(port)), timeout=_TIMEOUT_S).encode()
+        shown = _shown_certificate(ticket.address, proxy_for(ticket.address, proxy))
     except (OSError, ValueError) as exc:
         raise ServerUnreachable(
             f"no server responds at {ticket.address}, the token's address: {exc}. Is `fedloom serve` "
             "running, and can this machine reach that port? If the address is wrong, start the server with --address "
             "and create another token"
         ) from exc
-    with contextlib.closing(connect_trusting(ticket.address, shown)) as channel:
+    with contextlib.closing(connect_trusting(ticket.address, shown, proxy)) as channel:
         try:
             reply = EnrollStub(channel).Authority(pb.AuthorityRequest(), timeout=_TIMEOUT_S)
             told = authority_sha256(reply.certificate_pem.encode())
@@ -101,6 +104,20 @@ def _verified_authority(ticket: JoinToken) -> bytes:
             f"token says {ticket.authority_sha256[:16]}…. The token's secret was not sent"
         )
     return reply.certificate_pem.encode()
+
+
+def _shown_certificate(address: str, proxy: str) -> bytes:
+    """Return the certificate that a server presents, PEM, not verified."""
+    host, _, port = address.rpartition(":")
+    if not proxy:
+        return ssl.get_server_certificate((host.strip("[]"), int(port)), timeout=_TIMEOUT_S).encode()
+    unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
+    with (
+        contextlib.closing(open_tunnel(proxy, address, _TIMEOUT_S)) as tunnel,
+        unverified.wrap_socket(tunnel) as connection,
+    ):
+        return ssl.DER_cert_to_PEM_cert(connection.getpeercert(binary_form=True) or b"").encode()
 
 
 def _free_default(role: str, name: str) -> Path:

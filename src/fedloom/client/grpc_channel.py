@@ -17,6 +17,7 @@ import grpc
 import numpy as np
 
 from fedloom.client.link import MAX_MESSAGE_BYTES, connect, translate
+from fedloom.client.proxy import NO_PROXY
 from fedloom.core import frames
 from fedloom.core.depot import Buffer, Depot
 from fedloom.core.errors import (
@@ -69,6 +70,8 @@ class GrpcChannel:
         connect_s: seconds to wait for a connection before it counts as unreachable.
         identity: the agent's identity, queried for every connection; None on a server without members.
         count: called with the size of every message and chunk, both ways.
+        proxy: URL of the HTTP proxy to a server without members; empty takes the environment's. An identity has its
+            own.
     """
 
     def __init__(
@@ -79,8 +82,10 @@ class GrpcChannel:
         connect_s: float = 10.0,
         identity: Callable[[], Identity] | None = None,
         count: Callable[[int], None] = lambda count: None,
+        proxy: str = NO_PROXY,
     ) -> None:
         self._address, self._connect_s, self._identity, self._count = address, connect_s, identity, count
+        self._proxy = proxy
         self._token = (("fedloom-token", token),) if token else ()
         self._metadata: tuple[tuple[str, str], ...] = ()
         self._channel: grpc.Channel | None = None
@@ -98,7 +103,7 @@ class GrpcChannel:
 
     def open(self, hello: Hello) -> Welcome:
         self._disconnect()
-        self._channel = connect(self._address, self._identify())
+        self._channel = connect(self._address, self._identify(), self._proxy)
         self._metadata = (*self._token, ("fedloom-node", hello.node), ("fedloom-session", hello.session))
         stub = FleetStub(self._channel)
         try:

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 
+from fedloom.client.proxy import NO_PROXY, proxy_for
 from fedloom.core.errors import (
     BadMessage,
     FedloomError,
@@ -39,28 +40,41 @@ _OPTIONS = (
     ("grpc.http2.lookahead_bytes", 2 << 20),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
 )
 
 
-def connect(address: str, identity: Identity | None = None) -> grpc.Channel:
-    """Create a connection, opened when first used; with TLS and a client certificate if there is an identity."""
+def connect(address: str, identity: Identity | None = None, proxy: str = NO_PROXY) -> grpc.Channel:
+    """Create a connection, opened when first used; with TLS and a client certificate if there is an identity.
+
+    Args:
+        address: `host:port`.
+        identity: has its own proxy.
+        proxy: as for `proxy_for`, of a connection without an identity.
+
+    Raises:
+        UsageError: the proxy's URL is not one.
+    """
     if identity is None:
-        return grpc.insecure_channel(address, options=_OPTIONS)
-    return _secure(address, identity.authority, identity.key, identity.certificate)
+        return grpc.insecure_channel(address, options=_options(address, proxy))
+    credentials = grpc.ssl_channel_credentials(identity.authority, identity.key, identity.certificate)
+    return _secure(address, credentials, identity.proxy)
 
 
-def connect_trusting(address: str, certificate_pem: bytes) -> grpc.Channel:
+def connect_trusting(address: str, certificate_pem: bytes, proxy: str = NO_PROXY) -> grpc.Channel:
     """Create a TLS connection that trusts one CA certificate and presents no client certificate."""
-    return _secure(address, certificate_pem)
+    return _secure(address, grpc.ssl_channel_credentials(certificate_pem), proxy)
 
 
-def _secure(address: str, roots: bytes, key: bytes | None = None, certificate: bytes | None = None) -> grpc.Channel:
-    credentials = grpc.ssl_channel_credentials(roots, key, certificate)
-    return grpc.secure_channel(
-        address, credentials, options=(*_OPTIONS, ("grpc.ssl_target_name_override", SERVER_NAME))
-    )
+def _secure(address: str, credentials: grpc.ChannelCredentials, proxy: str) -> grpc.Channel:
+    options = (*_options(address, proxy), ("grpc.ssl_target_name_override", SERVER_NAME))
+    return grpc.secure_channel(address, credentials, options=options)
+
+
+def _options(address: str, proxy: str) -> tuple[tuple[str, int | str], ...]:
+    if url := proxy_for(address, proxy):
+        return (*_OPTIONS, ("grpc.enable_http_proxy", 1), ("grpc.http_proxy", url))
+    return (*_OPTIONS, ("grpc.enable_http_proxy", 0))
 
 
 def translate(exc: grpc.RpcError, address: str) -> FedloomError:

@@ -5,7 +5,7 @@ A folder, readable by its owner only:
     key.pem           made here, never sent anywhere
     certificate.pem   signed by the server's authority; both are replaced when renewed
     authority.pem     the trusted authority: it must have signed the server's certificate
-    server.json       the server's address, and the name and role it gave
+    server.json       the server's address and the proxy to it, and the name and role it gave
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ class Identity:
     key: bytes
     certificate: bytes
     authority: bytes
+    proxy: str = ""
+    """URL of the HTTP proxy to the server; empty takes the environment's, `none` is none."""
 
     @classmethod
     def load(cls, folder: Path) -> Identity:
@@ -101,6 +103,7 @@ class Identity:
                 key=key,
                 certificate=certificate,
                 authority=(folder / "authority.pem").read_bytes(),
+                proxy=str(server.get("proxy", "")),
             )
         except FileNotFoundError as exc:
             raise UsageError(
@@ -117,6 +120,8 @@ class Identity:
         files.write(self.folder / "authority.pem", self.authority, private=True)
         files.write(self.folder / "certificate.pem", self.certificate, private=True)
         told = {"address": self.address, "name": self.name, "role": self.role}
+        if self.proxy:
+            told["proxy"] = self.proxy
         files.write(self.folder / "server.json", json.dumps(told, indent=2).encode() + b"\n", private=True)
 
     def save_pair(self) -> None:
