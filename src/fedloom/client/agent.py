@@ -13,6 +13,7 @@ import secrets
 import threading
 import time
 from collections import deque
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from fedloom.client.connection import Connection
@@ -81,6 +82,7 @@ class Agent:
     ) -> None:
         self._channel, self.node, self._give_up_s = channel, node, give_up_s
         self._executor = Executor(channel, node, setup)
+        self._leftovers = setup.leftovers if setup is not None else None
         self._waiting: deque[Group] = deque()
         self._results: dict[GroupKey, _Unacknowledged] = {}
         self._unsent: list[GroupResult] = []
@@ -171,8 +173,14 @@ class Agent:
             self._channel.close()
 
     def end_helpers(self) -> None:
-        """End the helpers that workloads have started."""
+        """End the helpers, and other processes, that workloads have started."""
         self._executor.close()
+        if self._leftovers is not None:
+            self._leftovers.end_all()
+
+    def _started_by(self, run_id: str) -> AbstractContextManager[None]:
+        """Count the processes that appear in a block as the run's."""
+        return nullcontext() if self._leftovers is None else self._leftovers.of_run(run_id)
 
     def stop(self) -> None:
         """Make `run` end after the current group."""
@@ -190,7 +198,8 @@ class Agent:
             while message is not None:
                 self._take(message)
                 if isinstance(message, RunSpec) and not self._waiting:
-                    self._executor.warm(message.run_id)
+                    with self._started_by(message.run_id):
+                        self._executor.warm(message.run_id)
                 message = self._channel.receive(0.0)
         with self._lock:
             group = self._ready()
@@ -213,7 +222,8 @@ class Agent:
         if before is None or now > before:  # a late message may bring an old group, whose successors are still open
             self._latest[key.run_id] = now
         try:
-            result = self._executor.work(group)
+            with self._started_by(key.run_id):
+                result = self._executor.work(group)
         except ServerUnreachable:
             with self._lock:
                 self._waiting.appendleft(group)
@@ -327,6 +337,8 @@ class Agent:
         """Drop what is cached for a run that is over; memory that its results share with the server is reused."""
         run_id = over.run_id
         self._executor.forget(run_id, resumable=over.resumable)
+        if self._leftovers is not None:
+            self._leftovers.end(run_id)
         self._latest.pop(run_id, None)
         with self._lock:
             shared = [

@@ -15,6 +15,7 @@ from fedloom.client.agent import Agent
 from fedloom.client.enroll import Renewer
 from fedloom.client.grpc_channel import GrpcChannel
 from fedloom.client.helper_process import ProcessHelpers
+from fedloom.client.leftovers import Leftovers, adopt_orphans
 from fedloom.client.memory import MemoryLimits
 from fedloom.client.policy import Guard, Policy, Usage, apply_limits
 from fedloom.client.proxy import checked
@@ -48,7 +49,8 @@ def run_client(
     files.restrict_new_files()
     for variable in _THREADS:  # sums must not depend on the number of threads; one agent to a core
         os.environ.setdefault(variable, "1")
-    node, setup = name or platform.node() or "client", NodeSetup(helpers=ProcessHelpers())
+    adopt_orphans()
+    node, setup = name or platform.node() or "client", NodeSetup(helpers=ProcessHelpers(), leftovers=Leftovers())
     _run(Agent(GrpcChannel(server, token, proxy=checked(proxy)), node, setup, give_up_s=give_up_s), server)
 
 
@@ -80,12 +82,14 @@ def run_member(
     policy = Policy.load(file)
     _warn(policy, identity.name, file)
     apply_limits(policy.limits)
+    adopt_orphans()
     usage, renewer = Usage(folder / "usage.json"), Renewer(identity)
     channel = GrpcChannel(identity.address, identity=lambda: renewer.identity, count=usage.add)
     setup = NodeSetup(
         guard=Guard(policy, usage, private=(folder, file)),
         memory=MemoryLimits.of(policy.limits),
         helpers=ProcessHelpers(),
+        leftovers=Leftovers(),
         states=folder / "client-states",
     )
     agent = Agent(channel, identity.name, setup, give_up_s=give_up_s)

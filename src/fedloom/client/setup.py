@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedloom.client.helpers import InlineHelpers
+from fedloom.client.leftovers import Leftovers
 from fedloom.client.memory import MemoryLimits
 from fedloom.client.policy import Guard
 from fedloom.core.protocols import Helpers
@@ -20,6 +21,8 @@ class NodeSetup:
     memory: MemoryLimits = field(default_factory=MemoryLimits)
     helpers: Helpers = field(default_factory=InlineHelpers)
     """Starts the helpers that a workload requests."""
+    leftovers: Leftovers | None = None
+    """Ends what a run's code has started, in a program of fedloom's own; None where something else does, or nothing."""
     states: Path | None = None
     """Folder for clients' states stored on the node; None takes one of the node's name below the user's
     state folder."""

@@ -1,0 +1,97 @@
+"""Processes that a run's code has started on a node: found when they appear, ended with the run."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+_PR_SET_CHILD_SUBREAPER = 36
+_GENERATIONS = 100
+"""Times that children of ended processes are looked for; each look ends one generation."""
+_NOT_OURS = b"multiprocessing.resource_tracker"
+"""Python's own process of shared memory, which ends by itself with this one."""
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of all that its children leave behind; only for a program that is fedloom's own."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+class Leftovers:
+    """Knows which child processes belong to which run. For a process that has called `adopt_orphans`.
+
+    Children that are there when it is made are no run's.
+    """
+
+    def __init__(self) -> None:
+        self._others = _children()
+        self._runs: dict[str, set[int]] = {}
+
+    @contextlib.contextmanager
+    def of_run(self, run_id: str) -> Iterator[None]:
+        """Count the children that appear in the block, or have since the last one, as the run's."""
+        try:
+            yield
+        finally:
+            known = self._others.union(*self._runs.values())
+            if new := _children() - known:
+                self._runs.setdefault(run_id, set()).update(new)
+
+    def end(self, run_id: str) -> None:
+        """Kill a run's processes with all that they have started; those that are orphans already with the last run."""
+        mine = self._runs.pop(run_id, set())
+        for _ in range(_GENERATIONS):
+            now = _children()
+            targets = now - self._others if not self._runs else now & mine
+            if not targets:
+                return
+            for pid in targets:
+                below = _below(pid)
+                _kill(pid)
+                mine |= below  # left to this process when their parent ends
+            time.sleep(0.01)
+
+    def end_all(self) -> None:
+        """Kill every process that was started for any run."""
+        self._runs.clear()
+        self.end("")
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):  # no child yet, or reaped by whoever started it
+        os.waitpid(pid, os.WNOHANG)
+
+
+def _below(pid: int) -> set[int]:
+    """Return all descendants of a process."""
+    found, todo = set[int](), [pid]
+    while todo:
+        new = _children(todo.pop()) - found
+        found |= new
+        todo += new
+    return found
+
+
+def _children(pid: int | None = None) -> set[int]:
+    """Return the children of a process, of all its threads; of this one by default. Without `/proc` there are none."""
+    found = set[int]()
+    with contextlib.suppress(OSError):
+        for thread in Path(f"/proc/{pid or os.getpid()}/task").iterdir():
+            with contextlib.suppress(OSError):
+                found |= {int(word) for word in (thread / "children").read_text(encoding="ascii").split()}
+    return {child for child in found if not _is_pythons(child)} if found else found
+
+
+def _is_pythons(pid: int) -> bool:
+    try:
+        return _NOT_OURS in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
