@@ -40,7 +40,7 @@ from fedloom.server.app import Server
 from fedloom.server.fleet.open_exchange import OpenExchange
 from fedloom.server.fleet.planned import PlannedExchange, PlannedGroup, RunFacts
 from fedloom.server.fleet.vetting import vet_sum
-from fedloom.server.rounds.run_services import FleetAccess, Place
+from fedloom.server.rounds.run_services import FleetAccess, RuntimeInfo
 from fedloom.server.rounds.session import Outcome, run_session
 from fedloom.server.store.memory_run_store import MemoryRunStore
 
@@ -308,8 +308,8 @@ def _access(server: Server) -> FleetAccess:
     return FleetAccess(coordinator=server.coordinator, place=_place)
 
 
-def _place() -> Place:
-    return Place(runtime="fleet", workers=1, where="another process of this machine")
+def _place() -> RuntimeInfo:
+    return RuntimeInfo(runtime="fleet", workers=1, where="another process of this machine")
 
 
 # Two probing runs on one node

@@ -98,15 +98,15 @@ def measure(agents: int, megabytes: int, repeats: int) -> list[dict[str, Any]]:
                 child.stdin.write(json.dumps(order) + "\n")
                 child.stdin.flush()
                 peak, answered = _peak_until_answer(process, child.stdout)
-                told = json.loads(answered)
-                if told["bytes"] != streams * ref.size:
-                    raise RuntimeError(f"{streams} streams brought {told['bytes']} bytes of {streams * ref.size}")
+                reported = json.loads(answered)
+                if reported["bytes"] != streams * ref.size:
+                    raise RuntimeError(f"{streams} streams brought {reported['bytes']} bytes of {streams * ref.size}")
                 row = {
                     "streams": streams,
                     "MB each": megabytes,
-                    "wall s": told["wall_s"],
-                    "MB/s, all": told["bytes"] / _MB / told["wall_s"],
-                    "server CPU ms/MB": (time.process_time() - cpu) * 1e3 / (told["bytes"] / _MB),
+                    "wall s": reported["wall_s"],
+                    "MB/s, all": reported["bytes"] / _MB / reported["wall_s"],
+                    "server CPU ms/MB": (time.process_time() - cpu) * 1e3 / (reported["bytes"] / _MB),
                     "server extra MB": (peak - rss) / _MB,
                 }
                 if repeat and (streams not in best or row["MB/s, all"] > best[streams]["MB/s, all"]):

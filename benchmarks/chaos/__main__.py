@@ -23,11 +23,11 @@ _COLUMNS = "  #  mode    faults (@ rounds done)".ljust(100) + "what happened".lj
 
 def what_happened(outcome: Outcome) -> str:
     """A row's middle, short."""
-    told = [outcome.status if outcome.status != "done" else f"{len(outcome.rounds)} rounds"]
+    reported = [outcome.status if outcome.status != "done" else f"{len(outcome.rounds)} rounds"]
     counted = {"restarts": outcome.restarts, "moved": outcome.reassigned, "duplicate": outcome.duplicates}
     counted |= {"stale": outcome.stale, "missing": outcome.missing, "wrong": len(outcome.wrong_rounds)}
     counted |= {"ended alone": len(outcome.ended_alone), "LET IN": outcome.let_in}
-    return ", ".join(told + [f"{count} {name}" for name, count in counted.items() if count])
+    return ", ".join(reported + [f"{count} {name}" for name, count in counted.items() if count])
 
 
 def row(outcome: Outcome) -> str:

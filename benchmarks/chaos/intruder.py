@@ -65,18 +65,18 @@ class Intruder:
                     self.answers[call.code().name] += 1
 
     def _call(self, channel: grpc.Channel, path: str) -> None:
-        told: tuple[tuple[str, str], ...] = (("fedloom-node", "north"), ("fedloom-session", "x"))
-        told += (("fedloom-token", "wrong"),) if self._rng.random() < 0.7 else ()
+        reported: tuple[tuple[str, str], ...] = (("fedloom-node", "north"), ("fedloom-session", "x"))
+        reported += (("fedloom-token", "wrong"),) if self._rng.random() < 0.7 else ()
         data = b"" if self._rng.random() < 0.5 else b"\x0a\x05north"
         name = path.rpartition("/")[2]
         if name in _STREAMS:
             call: Any = channel.stream_stream if name == "Work" else channel.unary_stream
-            replies = call(path)(_requests(data) if name == "Work" else data, metadata=told, timeout=1)
+            replies = call(path)(_requests(data) if name == "Work" else data, metadata=reported, timeout=1)
             next(iter(replies), None)
         elif name == "Upload":
-            channel.stream_unary(path, bytes, bytes)(_requests(data), metadata=told, timeout=1)
+            channel.stream_unary(path, bytes, bytes)(_requests(data), metadata=reported, timeout=1)
         else:
-            channel.unary_unary(path, bytes, bytes)(data, metadata=told, timeout=1)
+            channel.unary_unary(path, bytes, bytes)(data, metadata=reported, timeout=1)
 
 
 def _requests(data: bytes) -> Iterator[bytes]:

@@ -196,9 +196,9 @@ def table(outcomes: Sequence[Kills]) -> str:
         for each in outcomes
     ]
     kills = sum(each.kills for each in outcomes)
-    told = [micro_table(f"{kills} kills of the server in the middle of a round", rows)]
-    told += [f"  {each.error}" for each in outcomes if each.error]
-    return "\n".join(told)
+    reported = [micro_table(f"{kills} kills of the server in the middle of a round", rows)]
+    reported += [f"  {each.error}" for each in outcomes if each.error]
+    return "\n".join(reported)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -58,10 +58,10 @@ class Schedule:
     faults: tuple[Fault, ...] = field(default=())
 
     def __str__(self) -> str:
-        told = [str(fault) for fault in self.faults]
-        told += ["messages lost, repeated, late"] if self.noise else []
-        told += [f"a node {_VERBS.get(self.lie, self.lie)}"] if self.lie else []
-        return "; ".join(told)
+        reported = [str(fault) for fault in self.faults]
+        reported += ["messages lost, repeated, late"] if self.noise else []
+        reported += [f"a node {_VERBS.get(self.lie, self.lie)}"] if self.lie else []
+        return "; ".join(reported)
 
 
 _VERBS = {"wrong shapes": "lies about shapes", "not a number": "sends NaN", "other clients": "answers for others"}

@@ -29,14 +29,14 @@ def table(kind: str, found: Mapping[str, Any]) -> str:
     ]
     rss = found["rss_mb"]
     title = f"server with {kind}: {found['sent']} broken messages in {found['seconds']:.0f} s"
-    told = [micro_table(title, rows)]
-    told += [f"  {name}: {text}" for name, call in found["calls"].items() for text in call["wrong"][:3]]
-    told += [f"  {text}" for text in found["changed"][:10]]
-    told.append(
+    reported = [micro_table(title, rows)]
+    reported += [f"  {name}: {text}" for name, call in found["calls"].items() for text in call["wrong"][:3]]
+    reported += [f"  {text}" for text in found["changed"][:10]]
+    reported.append(
         f"  the server {'lives' if found['alive'] else 'DIED'}; {rss[0]:.0f} MB resident after the first slice, "
         f"{rss[len(rss) // 2]:.0f} MB halfway, {rss[-1]:.0f} MB at the end; it holds {found['held']}"
     )
-    return "\n".join(told)
+    return "\n".join(reported)
 
 
 def kept(found: Mapping[str, Any]) -> bool:

@@ -79,10 +79,10 @@ def _play(kind: str, count: int, seed: int, folder: Path, say: Callable[[str], N
 def _without(server: UnderTest, seed: int) -> Iterator[tuple[Fuzzer, Wrong]]:
     """A node of a server without members."""
     options = (("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1))
-    with grpc.insecure_channel(f"127.0.0.1:{server.told['port']}", options=options) as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{server.reported['port']}", options=options) as channel:
         _register(channel, (("fedloom-token", TOKEN),))
         doors = {"Fleet": channel, "Control": channel}
-        yield Fuzzer(doors, at_work(server.told["run"]), seed, token=TOKEN), list
+        yield Fuzzer(doors, at_work(server.reported["run"]), seed, token=TOKEN), list
 
 
 @contextlib.contextmanager
@@ -97,8 +97,8 @@ def _with_members(server: UnderTest, folder: Path, seed: int) -> Iterator[tuple[
         tokens = Tokens(authority)
 
         def same(asked: pb.AuthorityRequest, reply: pb.AuthorityReply | None, status: str) -> str:
-            told = standing.authority if reply is None else reply.certificate_pem.encode()
-            return "" if told == standing.authority else f"another authority: {told[:80]!r}"
+            reported = standing.authority if reply is None else reply.certificate_pem.encode()
+            return "" if reported == standing.authority else f"another authority: {reported[:80]!r}"
 
         def renewed(asked: pb.RenewRequest, reply: pb.RenewReply | None, status: str) -> str:
             if reply is None:
@@ -107,7 +107,7 @@ def _with_members(server: UnderTest, folder: Path, seed: int) -> Iterator[tuple[
             return excess(reply.certificate_pem, NODE, "node", key, authority)
 
         judges: dict[str, Judge] = {**tokens.judges, "Enroll/Authority": same, "Credentials/Renew": renewed}
-        samples = {**at_work(server.told["run"]), **of_members()}
+        samples = {**at_work(server.reported["run"]), **of_members()}
         yield Fuzzer(doors, samples, seed, makers={"Enroll/Join": tokens.request}, judges=judges), standing.wrong
 
 

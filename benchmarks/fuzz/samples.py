@@ -59,7 +59,7 @@ def at_work(run_id: str) -> Samples:
     failure = ClientFailure(client=0, round=1, stage="train", error="E", message="m", traceback="t", node="n")
     inline = PayloadRef(size=len(data), inline=data)
     named = PayloadRef(size=len(data), sha256=hashlib.sha256(data).hexdigest())
-    told: Sequence[FromAgent] = [
+    reported: Sequence[FromAgent] = [
         GroupResult(key=key, total=inline, reports=(report,), states={0: inline}, busy_s=1.0),
         GroupResult(key=key, total=named, reports=(report,)),
         GroupResult(key=key._replace(run_id="another", round=3), total=None, failures=(failure,)),
@@ -68,7 +68,7 @@ def at_work(run_id: str) -> Samples:
     ]
     head = pb.UploadRequest(sha256=named.sha256, size=len(data))
     return {
-        "Fleet/Work": [pb.FromAgentBatch(messages=[codec.from_agent_message(message)]) for message in told],
+        "Fleet/Work": [pb.FromAgentBatch(messages=[codec.from_agent_message(message)]) for message in reported],
         "Fleet/Register": [codec.hello_message(Hello(node=PASSING, session="s", facts={"cores": 2}))],
         "Fleet/UploadOffset": [head],
         "Fleet/Upload": [head],

@@ -145,10 +145,10 @@ class Fuzzer:
 
     def _who(self) -> tuple[tuple[str, str], ...]:
         """Who calls, beside the message; one in twenty says something strange."""
-        told = {"fedloom-node": NODE, "fedloom-session": SESSION, "fedloom-locality": "remote"}
+        reported = {"fedloom-node": NODE, "fedloom-session": SESSION, "fedloom-locality": "remote"}
         if self._rng.random() < 0.05:
-            told[str(self._rng.choice(list(told)))] = str(self._rng.choice(_WHO))
-        return (("fedloom-token", self._token), *told.items())
+            reported[str(self._rng.choice(list(reported)))] = str(self._rng.choice(_WHO))
+        return (("fedloom-token", self._token), *reported.items())
 
     def _chunk(self) -> bytes:
         """The frame, a broken one, or nothing."""

@@ -43,7 +43,7 @@ class UnderTest:
     def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
         self._process, self._measured, self.folder = process, psutil.Process(process.pid), folder
         assert process.stdout is not None
-        self.told: dict[str, Any] = json.loads(process.stdout.readline())
+        self.reported: dict[str, Any] = json.loads(process.stdout.readline())
         """Its ports, and the waiting run's id."""
 
     def held(self) -> dict[str, Any]:
@@ -95,19 +95,19 @@ def _serve(state: Path, members: bool) -> None:
         contextlib.ExitStack() as stack,
     ):
         server.coordinator.register(Hello(node=HONEST, session="s"), "remote")
-        told: dict[str, Any]
+        reported: dict[str, Any]
         if members:
             security = stack.enter_context(open_security(state, "127.0.0.1", Membership(enroll_port=0)))
             port = server.listen(runs=runs, security=security)
             enroll_administrator(security, state / "admin", "127.0.0.1", port)
-            told = {
+            reported = {
                 "port": port,
                 "enroll port": server.enroll_port,
                 "run": runs.submit(experiment(), Owner("another member", OWNER)),
             }
         else:
-            told = {"port": server.listen(token=TOKEN, runs=runs), "run": "nobody"}
-        print(json.dumps(told), flush=True)
+            reported = {"port": server.listen(token=TOKEN, runs=runs), "run": "nobody"}
+        print(json.dumps(reported), flush=True)
         for held in stack.enter_context(_exchange(server)):
             ids, folders = {row["run_id"] for row in runs.rows()}, {path.name for path in (state / "runs").glob("*")}
             held |= {"runs": len(ids), "in folders": ids == folders, "threads": threading.active_count()}

@@ -59,7 +59,7 @@ class Standing:
 
     def doors(self) -> dict[str, grpc.Channel]:
         """A connection for each service, as a member it is for."""
-        address = f"127.0.0.1:{self._server.told['enroll port']}"
+        address = f"127.0.0.1:{self._server.reported['enroll port']}"
         of = {"Fleet": NODE, "Fleet/Register": PASSING, "Control": USER, "Credentials": NODE, "Admin": ADMIN}
         doors = {service: connect(self._identities[name].address, self.identity(name)) for service, name in of.items()}
         return doors | {"Enroll": connect_trusting(address, self.authority)}
@@ -125,8 +125,8 @@ class Standing:
     def _run_is_queued(self) -> None:
         admin = Identity.load(self._server.folder / "state" / "admin")  # the run's owner is no member here
         with ControlClient(admin.address, identity=admin) as control:
-            rows = [(row.run_id, row.status) for row in control.runs() if row.run_id == self._server.told["run"]]
-        assert rows == [(self._server.told["run"], "queued")], rows
+            rows = [(row.run_id, row.status) for row in control.runs() if row.run_id == self._server.reported["run"]]
+        assert rows == [(self._server.reported["run"], "queued")], rows
 
     def _strange_files(self) -> list[str]:
         """Files that a name or a text has made."""

@@ -66,13 +66,15 @@ class Tokens:
         return pb.JoinRequest(protocol=PROTOCOL, secret=secret, csr_pem=text)
 
     def _created(self, asked: pb.CreateTokenRequest, reply: pb.CreateTokenReply | None, status: str) -> str:
-        told = f"token for {asked.role[:20]!r} {asked.name[:70]!r}, {asked.ttl_s} s, {asked.uses} uses: "
+        reported = f"token for {asked.role[:20]!r} {asked.name[:70]!r}, {asked.ttl_s} s, {asked.uses} uses: "
         if reply is None:
-            return told + f"refused ({status}) though sound" if _within(asked) and status != "ALREADY_EXISTS" else ""
+            return (
+                reported + f"refused ({status}) though sound" if _within(asked) and status != "ALREADY_EXISTS" else ""
+            )
         given = _Given(asked, reply.secret, time.time())
         self._given[reply.secret] = given
         self._latest.append(given)
-        return "" if _within(asked) else told + "beyond its limits"
+        return "" if _within(asked) else reported + "beyond its limits"
 
     def _joined(self, asked: pb.JoinRequest, reply: pb.JoinReply | None, status: str) -> str:
         given = self._given.get(asked.secret)

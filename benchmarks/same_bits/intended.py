@@ -76,8 +76,8 @@ def judge(lines: Sequence[str], entries: Sequence[Entry], *, shortened: bool) ->
     """
     visible = [each for each in entries if not (each.full_length_only and shortened)]
     if not lines and visible:
-        told = [f"commit {each.commit[:12]} is entered ({each.reason}), but nothing differs" for each in visible]
-        return Verdict(Kind.NEEDLESS, told)
+        reported = [f"commit {each.commit[:12]} is entered ({each.reason}), but nothing differs" for each in visible]
+        return Verdict(Kind.NEEDLESS, reported)
     if not lines:
         return Verdict(Kind.EQUAL)
     if visible:

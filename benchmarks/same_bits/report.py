@@ -75,8 +75,8 @@ def entries_text(entries: Sequence[Entry], commits: Collection[str], verdicts: M
 def conclusion(verdicts: Mapping[str, Verdict], seconds: float) -> str:
     """Sum up: how many presets ended how, and the time it took."""
     counts = Counter(each.kind for each in verdicts.values())
-    told = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
-    return f"{told or 'nothing compared'}; {seconds:.0f} s"
+    reported = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+    return f"{reported or 'nothing compared'}; {seconds:.0f} s"
 
 
 def _seconds(outcome: Outcome | None) -> str:

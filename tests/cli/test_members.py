@@ -73,13 +73,13 @@ def test_a_second_identity_is_named_where_it_is_needed(
 
 def test_a_folder_that_is_not_there_spends_no_token(said: Said, fleet: Members) -> None:
     token = fleet.token("unspent")
-    told = said("join", token, "--allow", "image_classification=/nowhere", code=2)
-    assert told == "fedloom: --allow 'image_classification=/nowhere': /nowhere is not a folder on this machine; the token was not used\n"  # fmt: skip  # noqa: E501
+    reported = said("join", token, "--allow", "image_classification=/nowhere", code=2)
+    assert reported == "fedloom: --allow 'image_classification=/nowhere': /nowhere is not a folder on this machine; the token was not used\n"  # fmt: skip  # noqa: E501
     assert "joined" in said("join", token)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "reported"),
     [
         (["token", "create", "--name", "a b"], 1, "expected 1 to 64 letters"),
         (["token", "create", "--name", "x", "--ttl", "90"], 2, "expected a number and s, m, h or d"),
@@ -93,9 +93,11 @@ def test_a_folder_that_is_not_there_spends_no_token(said: Said, fleet: Members) 
         (["node", "revoke", "server-admin"], 1, "cannot revoke itself; another administrator can"),
     ],
 )
-def test_wrong_input_is_told(said: Said, as_admin: tuple[str, str], arguments: list[str], code: int, told: str) -> None:
+def test_wrong_input_is_told(
+    said: Said, as_admin: tuple[str, str], arguments: list[str], code: int, reported: str
+) -> None:
     text = said(*arguments, *as_admin, code=code)
-    assert text.startswith("fedloom: ") and told in text and "no response from the server" not in text
+    assert text.startswith("fedloom: ") and reported in text and "no response from the server" not in text
 
 
 def test_an_ended_certificate_is_told_before_anybody_is_asked(
@@ -104,8 +106,8 @@ def test_an_ended_certificate_is_told_before_anybody_is_asked(
     identity = fleet.joined("once-ann", "user")
     later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=31)
     monkeypatch.setattr("fedloom.core.identity.seconds_until", lambda moment: (moment - later).total_seconds())
-    told = said("runs", "--identity", str(identity.folder), code=1)
-    assert "the certificate of 'once-ann'" in told and "join again with a new token" in told
+    reported = said("runs", "--identity", str(identity.folder), code=1)
+    assert "the certificate of 'once-ann'" in reported and "join again with a new token" in reported
 
 
 def test_nobody_may_read_a_key_but_its_owner(said: Said, fleet: Members) -> None:

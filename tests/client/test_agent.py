@@ -139,9 +139,9 @@ def test_results_of_quick_groups_travel_together_but_never_wait_for_the_last(
 ) -> None:
     monkeypatch.setattr(agent_module, "GATHER_S", 1000.0)
     script.say(SPEC, *(group(index=index) for index in range(5)))
-    told = [agent.step(0) and len(script.results()) for _ in range(5)]
+    reported = [agent.step(0) and len(script.results()) for _ in range(5)]
     # The first goes at once; then they gather while more than one group waits; before the last is begun all are sent.
-    assert told == [1, 1, 1, 4, 5]
+    assert reported == [1, 1, 1, 4, 5]
     monkeypatch.setattr(agent_module, "GATHER_S", 0.0)
     script.say(*(group(round=2, index=index) for index in range(4)))
     assert [agent.step(0) and len(script.results()) for _ in range(4)] == [6, 7, 8, 9]

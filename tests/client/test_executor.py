@@ -187,7 +187,7 @@ def act(monkeypatch: pytest.MonkeyPatch, kind: str, **fields: Any) -> GroupResul
 
 
 @pytest.mark.parametrize(
-    ("kind", "told", "trained"),
+    ("kind", "reported", "trained"),
     [
         ("count", "count", 0),
         ("count.twice", "count.twice", 0),
@@ -200,10 +200,10 @@ def act(monkeypatch: pytest.MonkeyPatch, kind: str, **fields: Any) -> GroupResul
     ],
 )
 def test_a_job_is_done_by_the_action_of_its_kind_or_of_its_kinds_first_part(
-    monkeypatch: pytest.MonkeyPatch, kind: str, told: str | None, trained: int
+    monkeypatch: pytest.MonkeyPatch, kind: str, reported: str | None, trained: int
 ) -> None:
     (report,) = act(monkeypatch, kind).reports
-    assert (report.info.get("kind"), report.num_trained) == (told, trained)
+    assert (report.info.get("kind"), report.num_trained) == (reported, trained)
     if "draw" in report.info:
         assert report.info["draw"] == float(generator(1, kind, 2, 1, 5).random())
     assert report.metrics == ({"loss": Mean(1.0, 2.0)} if kind in ("evaluate", "evaluate.other") else {})

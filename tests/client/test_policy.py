@@ -236,17 +236,17 @@ def test_a_refused_job_goes_to_another_node_and_the_record_says_why(tmp_path: Pa
     outcome = Fleet(tmp_path, willing=OPEN, unwilling={}).run(linear(), listener)
     assert outcome.error is None and outcome.summary.model_sha256 == want
     assert all(record.refusals.keys() <= {"unwilling"} for record in outcome.history)
-    told = listener.of(NodeRefused)
-    assert told and {(event.node, event.kind) for event in told} == {("unwilling", "workload")}
-    assert all("is not allowed here (allowed: none)" in event.reason for event in told)
+    reported = listener.of(NodeRefused)
+    assert reported and {(event.node, event.kind) for event in reported} == {("unwilling", "workload")}
+    assert all("is not allowed here (allowed: none)" in event.reason for event in reported)
 
 
 def test_where_every_node_refuses_the_run_fails_and_says_why(tmp_path: Path, linear: Make) -> None:
     outcome = Fleet(tmp_path, one={}, two={"workloads": {"image_classification": {}}}).run(linear())
     assert isinstance(outcome.error, QuorumNotReached)
     said = [
-        f"  {node}: refused: workload {str(LINEAR)!r} is not allowed here (allowed: {told})"
-        for node, told in (("one", "none"), ("two", "image_classification"))
+        f"  {node}: refused: workload {str(LINEAR)!r} is not allowed here (allowed: {reported})"
+        for node, reported in (("one", "none"), ("two", "image_classification"))
     ]
     assert sorted(str(outcome.error).splitlines()[1:]) == said
 
@@ -264,9 +264,9 @@ def test_a_workload_gets_as_many_helpers_as_a_node_allows_or_goes_to_another(tmp
         helping, listener
     )
     assert outcome.error is None and outcome.summary.model_sha256 == want.summary.model_sha256
-    told = {(event.node, event.kind, event.reason) for event in listener.of(NodeRefused)}
+    reported = {(event.node, event.kind, event.reason) for event in listener.of(NodeRefused)}
     reason = "the workload requests a helper process beyond the {} allowed here (limits.helpers)"
-    assert told and told <= {("one", "helpers", reason.format(1)), ("none", "helpers", reason.format(0))}
+    assert reported and reported <= {("one", "helpers", reason.format(1)), ("none", "helpers", reason.format(0))}
     refused = Fleet(tmp_path, one={**two, "limits": {"helpers": 1}}).run(helping)
     assert isinstance(refused.error, QuorumNotReached) and reason.format(1) in str(refused.error)
 
@@ -281,12 +281,12 @@ def test_not_now_is_asked_again(tmp_path: Path, linear: Make) -> None:
 
 def test_failures_keep_their_details_at_home(tmp_path: Path, linear: Make) -> None:
     settings = {"workload": {"fail_clients": [1]}, "round": {"quorum_fraction": 0.5}, "cohort": 12}
-    for policy, told in ((OPEN, False), ({**OPEN, "tracebacks": True}, True)):
+    for policy, reported in ((OPEN, False), ({**OPEN, "tracebacks": True}, True)):
         outcome = Fleet(tmp_path, node=policy).run(linear(rounds=1, **settings))
         (failure,) = outcome.history[0].failures
         assert (failure.client, failure.error, failure.stage) == (1, "RuntimeError", "train")
-        assert ("broken sensor" in failure.message) is told
-        assert bool(failure.traceback) is told
+        assert ("broken sensor" in failure.message) is reported
+        assert bool(failure.traceback) is reported
 
 
 def test_a_silent_node_is_named_where_its_data_is_missing(tmp_path: Path) -> None:

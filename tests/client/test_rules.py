@@ -147,8 +147,8 @@ def test_a_rule_counts_evaluations_too_which_leave_the_workloads_part_alone(
 def test_what_a_rule_kept_stays_while_other_rules_are_used(executor: Executor, rules: dict[str, str]) -> None:
     first = work(executor, (rules["add"],))
     between = work(executor, (rules["double"],), 2, last=first)
-    told = info(work(executor, (rules["double"], rules["add"]), 3, last=between))
-    assert {**told, "order": 0} == {
+    reported = info(work(executor, (rules["double"], rules["add"]), 3, last=between))
+    assert {**reported, "order": 0} == {
         "double": 2, "add": 2, "order": 0,
     }  # fmt: skip
 

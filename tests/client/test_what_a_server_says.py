@@ -43,14 +43,14 @@ SOUND = Welcome(heartbeat_s=2.0, max_payload_bytes=1 << 30, chunk_bytes=1 << 20)
 
 
 @pytest.mark.parametrize(
-    ("told", "taken"),
+    ("reported", "taken"),
     [
         (0.0, 0.05), (-1.0, 0.05), (1e-9, 0.05), (2.0, 2.0), (1e300, 60.0), (math.inf, 60.0), (-math.inf, 60.0),
         (math.nan, 60.0),
     ],
 )  # fmt: skip
-def test_heartbeats_are_no_flood_and_no_silence(told: float, taken: float) -> None:
-    assert clamped(dataclasses.replace(SOUND, heartbeat_s=told), is_member=True).heartbeat_s == taken
+def test_heartbeats_are_no_flood_and_no_silence(reported: float, taken: float) -> None:
+    assert clamped(dataclasses.replace(SOUND, heartbeat_s=reported), is_member=True).heartbeat_s == taken
 
 
 def test_sizes_and_paths_of_a_server_are_bounded() -> None:
@@ -113,8 +113,8 @@ class Liar(FleetServicer):
     """A server of one's own making: says what a test wants it to say, and listens."""
 
     def __init__(self, welcome: Mapping[str, object], messages: Sequence[pb.ToAgent]) -> None:
-        told = {"heartbeat_s": 2.0, "max_payload_bytes": 1 << 62, "chunk_bytes": 1 << 20, **welcome}
-        self._welcome, self._messages = pb.RegisterReply(**told), messages  # type: ignore[arg-type]
+        reported = {"heartbeat_s": 2.0, "max_payload_bytes": 1 << 62, "chunk_bytes": 1 << 20, **welcome}
+        self._welcome, self._messages = pb.RegisterReply(**reported), messages  # type: ignore[arg-type]
         self.heard: list[pb.FromAgent] = []
         self.called = threading.Event()
 
@@ -232,9 +232,9 @@ def test_an_experiment_that_cannot_be_read_does_not_end_it(start: Start, text: s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("told", [0.0, -1.0, math.nan, 1e300])
-def test_a_wild_heartbeat_does_not_spin_it_or_end_it(start: Start, told: float) -> None:
-    node = start(heartbeat_s=told)
+@pytest.mark.parametrize("reported", [0.0, -1.0, math.nan, 1e300])
+def test_a_wild_heartbeat_does_not_spin_it_or_end_it(start: Start, reported: float) -> None:
+    node = start(heartbeat_s=reported)
     begin, used = len(node.liar.heard), node.cpu_s()
     time.sleep(2.0)
     assert node.process.poll() is None

@@ -326,10 +326,10 @@ def test_what_the_build_function_is_called_with(write: Callable[..., str]) -> No
     )
 
 
-@pytest.mark.parametrize(("made", "told"), [("None", "returned None"), ("1 / 0", "ZeroDivisionError")])
-def test_a_build_function_that_gives_nothing(made: str, told: str, write: Callable[..., str]) -> None:
+@pytest.mark.parametrize(("made", "reported"), [("None", "returned None"), ("1 / 0", "ZeroDivisionError")])
+def test_a_build_function_that_gives_nothing(made: str, reported: str, write: Callable[..., str]) -> None:
     path = write("strategy", "return Own(config.name)", f"return {made}")
-    with pytest.raises(PluginInvalid, match=told) as caught:
+    with pytest.raises(PluginInvalid, match=reported) as caught:
         load("strategy", path)
     assert path in str(caught.value)
 

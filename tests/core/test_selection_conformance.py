@@ -58,7 +58,7 @@ def reports(clients: Sequence[int], measure: str | None) -> list[ClientReport]:
     ]
 
 
-def told(probe: Probe | None) -> list[ClientReport]:
+def reported(probe: Probe | None) -> list[ClientReport]:
     return reports(probe.candidates, probe.measure) if probe is not None else []
 
 
@@ -108,7 +108,7 @@ def test_selections_among_uniform_candidates_cost_nothing_for_a_large_population
     roster = Roster(population=10**7)
     state = chooser.init(roster)
     tracemalloc.start()
-    probed = told(chooser.probe(state, roster, 5, generator(1, "large")))
+    probed = reported(chooser.probe(state, roster, 5, generator(1, "large")))
     chosen = chooser.choose(state, roster, 5, generator(1, "choose"), probed)
     chooser.observe(state, reports(chosen, None), probed)
     _, peak = tracemalloc.get_traced_memory()

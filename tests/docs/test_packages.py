@@ -51,7 +51,7 @@ def test_the_architecture_page_lists_every_package_in_the_order_of_the_layers() 
 
 
 def test_the_architecture_page_says_what_each_package_imports() -> None:
-    told = {
+    reported = {
         code(first)[0].removesuffix(".py"): set(code(imports))
         for first, _, imports in rows(ARCHITECTURE, "The packages")
     }
@@ -62,5 +62,5 @@ def test_the_architecture_page_says_what_each_package_imports() -> None:
             (one, *_), (other, *_) = (name.split(".")[1:] or [""] for name in (module, imported))
             if one and other and one != other:
                 found[one].add(f"{other}.py" if f"{other}.py" in tree() else other)
-    for package in told.keys() - {name for name in told if "/" in name}:
-        assert told[package] == found[package], f"{package} imports {sorted(found[package])}"
+    for package in reported.keys() - {name for name in reported if "/" in name}:
+        assert reported[package] == found[package], f"{package} imports {sorted(found[package])}"

@@ -120,8 +120,8 @@ def test_it_gives_what_flowers_own_loop_gives(apps: Path, run_app: Any) -> None:
     strategy = flwr.strategies.FedAvg()
     result = strategy.start(Direct(), to_array_record(first), num_rounds=2, train_config=flwr.ConfigRecord({"lr": 0.1}))
     assert same_arrays(run.state.model, {name: each.numpy() for name, each in result.arrays.items()})
-    told = run.strategy.report(run.state)
-    assert told == pytest.approx(dict(result.train_metrics_clientapp[2]))
+    reported = run.strategy.report(run.state)
+    assert reported == pytest.approx(dict(result.train_metrics_clientapp[2]))
 
 
 @pytest.mark.parametrize("resume", ["snapshot", "replay"])

@@ -20,9 +20,9 @@ def _forgetful() -> Iterator[None]:
 def test_differential_privacy_by_a_seed_is_not_private(short: str, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(3):
         build._warn(build.WRAPPERS[short])
-    told = [record.getMessage() for record in caplog.records]
-    assert sum("is not private" in message for message in told) == 1
-    assert sum("diverges" in message for message in told) == int(short == "server_adaptive_clipping")
+    reported = [record.getMessage() for record in caplog.records]
+    assert sum("is not private" in message for message in reported) == 1
+    assert sum("diverges" in message for message in reported) == int(short == "server_adaptive_clipping")
 
 
 def test_other_wrappers_are_not_warned_about(caplog: pytest.LogCaptureFixture) -> None:

@@ -51,38 +51,38 @@ def monitor(**settings: Any) -> LabelFreeAccuracy:
 def test_what_clients_send_adds_up_to_the_pooled_score() -> None:
     q = np.random.default_rng(2).normal(0, 3, (523, CLASSES))
     parts = np.split(q, [3, 100, 101, 400])
-    told = monitor(anchors=0).read(answers(parts), []).info
+    reported = monitor(anchors=0).read(answers(parts), []).info
     whole = Sums.of(q)
-    assert told["samples"] == 523
-    assert told["criterion"] == pytest.approx(whole.criterion, abs=1e-9)
-    assert told["softmax"] == pytest.approx(whole.score("softmax"), abs=1e-9)
-    assert told["taylor"] == pytest.approx(whole.score("taylor"), abs=1e-9)
+    assert reported["samples"] == 523
+    assert reported["criterion"] == pytest.approx(whole.criterion, abs=1e-9)
+    assert reported["softmax"] == pytest.approx(whole.score("softmax"), abs=1e-9)
+    assert reported["taylor"] == pytest.approx(whole.score("taylor"), abs=1e-9)
     shares = np.bincount(q.argmax(1), minlength=CLASSES) / 523
-    assert told["balance"] == pytest.approx(-(shares * np.log(shares)).sum() / math.log(CLASSES))
+    assert reported["balance"] == pytest.approx(-(shares * np.log(shares)).sum() / math.log(CLASSES))
     assert {key for each in answers(parts) for key in each.info} == {"log_shares", "softmax", "taylor", "predicted"}
 
 
 def test_anchors_are_left_out_of_what_is_estimated() -> None:
     parts = [confident(50, 1.0), confident(50, 2.0), confident(70, 3.0), confident(30, 4.0)]
-    told = monitor(anchors=2, clients=4).read(answers(parts, [0.5, 0.6, 0.7, 0.9]), [])
-    assert told.info["softmax"] == pytest.approx(Sums.of(np.concatenate(parts[2:])).score("softmax"), abs=1e-9)
-    assert told.metrics[TRUTH] == pytest.approx((0.7 * 70 + 0.9 * 30) / 100)
-    assert [line["client"] for line in told.info["anchors"]] == [0, 1]
+    reported = monitor(anchors=2, clients=4).read(answers(parts, [0.5, 0.6, 0.7, 0.9]), [])
+    assert reported.info["softmax"] == pytest.approx(Sums.of(np.concatenate(parts[2:])).score("softmax"), abs=1e-9)
+    assert reported.metrics[TRUTH] == pytest.approx((0.7 * 70 + 0.9 * 30) / 100)
+    assert [line["client"] for line in reported.info["anchors"]] == [0, 1]
 
 
 def test_the_estimate_is_the_anchors_accuracy_moved_along_the_fitted_slope() -> None:
     parts = [confident(60, 1.0), confident(60, 2.5), confident(60, 2.0, seed=9)]
-    told = monitor(anchors=2, clients=3, branch="softmax").read(answers(parts, [0.4, 0.8, None]), [])
+    reported = monitor(anchors=2, clients=3, branch="softmax").read(answers(parts, [0.4, 0.8, None]), [])
     scores = [Sums.of(part).score("softmax") for part in parts]
     slope = np.polyfit([1 / CLASSES, scores[0], scores[1]], [1 / CLASSES, 0.4, 0.8], 1)[0]
     pooled = Sums.of(np.concatenate(parts[:2])).score("softmax")
-    assert told.metrics[ESTIMATE] == pytest.approx(0.6 + slope * (scores[2] - pooled))
-    assert TRUTH not in told.metrics and "accuracy" not in told.info
+    assert reported.metrics[ESTIMATE] == pytest.approx(0.6 + slope * (scores[2] - pooled))
+    assert TRUTH not in reported.metrics and "accuracy" not in reported.info
 
 
 def test_without_anchors_there_are_scores_and_no_estimate() -> None:
-    told = monitor(anchors=0).read(answers([confident(20, 2.0)] * 3, [0.5] * 3), [])
-    assert ESTIMATE not in told.metrics and told.metrics[TRUTH] == pytest.approx(0.5)
+    reported = monitor(anchors=0).read(answers([confident(20, 2.0)] * 3, [0.5] * 3), [])
+    assert ESTIMATE not in reported.metrics and reported.metrics[TRUTH] == pytest.approx(0.5)
 
 
 def test_the_slope_forgets_old_rounds_and_is_never_negative() -> None:
@@ -123,9 +123,9 @@ def test_a_client_that_drifts_is_told_in_the_round_it_does_and_clean_rounds_rais
         parts = [confident(100, 4.0, seed=int(rng.integers(1 << 30))) for _ in range(6)]
         if number == 20:
             parts[4] = confident(100, 0.5)
-        told = watcher.read(answers(parts, [0.9] * 6), earlier)
-        earlier.append(told.info)
-        assert list(told.warnings) == ([] if number < 20 else ["client 4 has drifted"])
+        reported = watcher.read(answers(parts, [0.9] * 6), earlier)
+        earlier.append(reported.info)
+        assert list(reported.warnings) == ([] if number < 20 else ["client 4 has drifted"])
 
 
 def test_requested_clients() -> None:
@@ -166,14 +166,14 @@ def test_a_run_is_watched_and_its_sums_are_those_of_the_pooled_data(data: str) -
     made = experiment(monitor={"name": "mano", "clients": 6, "data": data, "anchors": 1})
     result = api.run(made, keep=False)
     assert [bool(record.monitor) for record in result.history] == [False, True, False, True]
-    told, workload = result.history[-1].monitor, build(made)
+    reported, workload = result.history[-1].monitor, build(made)
     inputs = {MODEL: Record({MODEL: result.arrays})}
     shards = [workload.held_out(k, 6) if data == "held_out" else workload.shard(k) for k in range(1, 6)]
     logits, labels = zip(*(workload.logits(inputs, shard) for shard in shards), strict=True)
     whole = Sums.of(np.concatenate(logits))
     for branch in ("softmax", "taylor"):
-        assert told[branch] == pytest.approx(whole.score(branch), abs=1e-9)
-    assert told["criterion"] == pytest.approx(whole.criterion, abs=1e-9)
+        assert reported[branch] == pytest.approx(whole.score(branch), abs=1e-9)
+    assert reported["criterion"] == pytest.approx(whole.criterion, abs=1e-9)
     right = np.concatenate(logits).argmax(1) == np.concatenate(labels)
     evaluation = result.history[-1].evaluation or {}
     assert evaluation[TRUTH] == pytest.approx(right.mean()) and 0 <= evaluation[ESTIMATE] <= 1
@@ -203,8 +203,8 @@ def test_processes_and_a_resumed_run_tell_the_same(tmp_path: Path) -> None:
     with pytest.raises(BaseException):  # noqa: B017
         api.run(experiment(), out=tmp_path / "cut", sinks=[Stop()])
     resumed = api.resume(tmp_path / "cut")
-    told = [[record.monitor for record in result.history] for result in (whole, other, resumed)]
-    assert told[0] == told[1] == told[2]
+    reported = [[record.monitor for record in result.history] for result in (whole, other, resumed)]
+    assert reported[0] == reported[1] == reported[2]
     run = RunFolder.read(tmp_path / "whole")
     html = render_report(run)
     assert "Accuracy without labels, round by round" in html and "estimated without labels" in html

@@ -110,8 +110,8 @@ def test_sums_of_any_parts_give_the_value_of_the_whole() -> None:
         assert total.criterion == pytest.approx(whole.criterion, abs=1e-9)
         for branch in BRANCHES:
             assert total.score(branch) == pytest.approx(whole.score(branch), abs=1e-9)
-    told = Sums.from_json(whole.to_json(), samples=997, classes=10)
-    assert told == whole
+    reported = Sums.from_json(whole.to_json(), samples=997, classes=10)
+    assert reported == whole
 
 
 def test_the_released_mean_over_batches_is_never_above_the_whole_set() -> None:

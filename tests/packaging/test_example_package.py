@@ -106,9 +106,9 @@ def test_its_preset_gives_the_formula_s_numbers(home: Path) -> None:
     everybody = [loss(SEED, client, expected) for client in range(CLIENTS)]
     assert rounds[-1]["monitor"]["worst"] == pytest.approx(max(everybody), rel=1e-4)
     assert rounds[-1]["monitor"]["mean"] == pytest.approx(sum(everybody) / CLIENTS, rel=1e-4)
-    told = rounds[-1]["info"]["losses"]
+    reported = rounds[-1]["info"]["losses"]
     before = model_after(cohorts[:-1], SEED, Q)
-    assert told == {str(client): pytest.approx(loss(SEED, client, before), rel=1e-4) for client in cohorts[-1]}
+    assert reported == {str(client): pytest.approx(loss(SEED, client, before), rel=1e-4) for client in cohorts[-1]}
     html = (home / "run" / "report.html").read_text(encoding="utf-8")
     assert "Fairness" in html and "Loss of the round" in html
 

@@ -88,8 +88,8 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
         encoding="utf-8",
     )
     assert found.returncode == 1, found.stdout + found.stderr
-    _, _, told = found.stdout.partition("Broken contracts")
-    sections = re.split(rf"^({'|'.join(map(re.escape, PLANTED))})\n-+$", told, flags=re.MULTILINE)
+    _, _, reported = found.stdout.partition("Broken contracts")
+    sections = re.split(rf"^({'|'.join(map(re.escape, PLANTED))})\n-+$", reported, flags=re.MULTILINE)
     return dict(zip(sections[1::2], sections[2::2], strict=True))
 
 
@@ -97,15 +97,15 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
 def test_each_contract_is_broken_by_a_new_module_that_nobody_listed(broken: Mapping[str, str], contract: str) -> None:
     text = broken[contract]
     for module in names(PLANTED[contract]):
-        told = CYCLE if module.endswith("planted_cycle") else module
-        assert re.search(rf"(?<![\w.]){re.escape(told)}(?![\w.])", text), f"{module} is not in:\n{text}"
+        reported = CYCLE if module.endswith("planted_cycle") else module
+        assert re.search(rf"(?<![\w.]){re.escape(reported)}(?![\w.])", text), f"{module} is not in:\n{text}"
 
 
 def test_no_contract_is_broken_by_a_module_of_the_tree(broken: Mapping[str, str]) -> None:
     planted = {name for files in PLANTED.values() for name in names(files)}
-    told = "".join(broken.values())
-    assert set(re.findall(r"(fedloom[\w.]*) -> ", told)) <= planted
-    assert set(re.findall(r"No cycles are allowed in ([\w.]+)\.\n", told)) == {"fedloom", "fedloom.server"}
+    reported = "".join(broken.values())
+    assert set(re.findall(r"(fedloom[\w.]*) -> ", reported)) <= planted
+    assert set(re.findall(r"No cycles are allowed in ([\w.]+)\.\n", reported)) == {"fedloom", "fedloom.server"}
 
 
 def test_no_two_modules_import_each_other_even_late_or_for_types() -> None:

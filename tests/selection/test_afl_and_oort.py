@@ -21,8 +21,8 @@ def test_afl_evaluates_everybody_once(build: Build, reports: Reports) -> None:
     state = selection.init(ROSTER)
     probe = probed(selection, state, ROSTER, 2, generator(1))
     assert probe.kind == "evaluate" and probe.candidates == tuple(range(8))
-    told = reports([0, 1, 2, 5], losses=[1.0, 2.0, float("nan"), 0.5], examples=[4, 9, 9, 100])
-    state = selection.observe(state, reports([5], losses=[0.25], examples=[100]), told)
+    reported = reports([0, 1, 2, 5], losses=[1.0, 2.0, float("nan"), 0.5], examples=[4, 9, 9, 100])
+    state = selection.observe(state, reports([5], losses=[0.25], examples=[100]), reported)
     expected = [2.0, 6.0, np.nan, np.nan, np.nan, 2.5, np.nan, np.nan]  # sqrt(n) times loss, the later report last
     np.testing.assert_array_equal(state.values, expected)
     assert selection.probe(state, ROSTER, 2, generator(1)) is None
@@ -132,10 +132,10 @@ def test_oort_exploits_in_proportion_to_score_above_the_cut(build: Build, report
 
 
 def test_oort_penalises_the_slow_only_when_asked(build: Build, reports: Reports) -> None:
-    told = reports(list(range(4)), [4.0, 3.9, 1.0, 1.0], seconds=[8.0, 1.0, 1.0, 1.0])
+    reported = reports(list(range(4)), [4.0, 3.9, 1.0, 1.0], seconds=[8.0, 1.0, 1.0, 1.0])
     roster = Roster(population=4)
     plain, timed = build("oort", cut_off=1.0), build("oort", cut_off=1.0, preferred_duration_percentile=50.0)
-    state = plain.observe(plain.init(roster), told)
+    state = plain.observe(plain.init(roster), reported)
     assert plain.choose(state, roster, 2, generator(1))[:2] in {(0, 1), (1, 0)}
     # T is 1 s (index 2 of the sorted durations): client 0 keeps (1/8)² of its score and falls behind 2 and 3
     value = scores(state.utility, state.seen, 2, 0.98) * np.array([1 / 64, 1, 1, 1])

@@ -41,9 +41,9 @@ def test_power_of_choice_keeps_the_largest_losses(build: Build, reports: Reports
     selection = build("power_of_choice", candidates=4)
     probe = probed(selection, selection.init(ROSTER), ROSTER, 2, generator(1))
     assert probe.kind == "evaluate" and probe.measure is None and sorted(probe.candidates) == [0, 1, 2, 3]
-    told = reports([2, 0, 3, 1], losses=[0.5, 2.0, 1.0, 3.0])
-    assert selection.choose(selection.init(ROSTER), ROSTER, 2, generator(1), told) == (0, 1)  # in candidate order
-    assert selection.choose(selection.init(ROSTER), ROSTER, 3, generator(1), told[:2]) == (2, 0)
+    reported = reports([2, 0, 3, 1], losses=[0.5, 2.0, 1.0, 3.0])
+    assert selection.choose(selection.init(ROSTER), ROSTER, 2, generator(1), reported) == (0, 1)  # in candidate order
+    assert selection.choose(selection.init(ROSTER), ROSTER, 3, generator(1), reported[:2]) == (2, 0)
     nan = reports([2, 0, 3], losses=[float("nan"), 0.1, 0.2])
     assert selection.choose(selection.init(ROSTER), ROSTER, 2, generator(1), nan) == (0, 3)
 

@@ -39,8 +39,8 @@ def test_an_update_without_the_models_arrays_has_no_change(name: str) -> None:
 
 def test_update_norm_keeps_the_largest(build: Build, reports: Reports) -> None:
     selection = build("update_norm")
-    told = reports([5, 0, 3, 1], norm=[1.0, 9.0, float("nan"), 4.0])
-    assert selection.choose(selection.init(ROSTER), ROSTER, 2, generator(1), told) == (0, 1)
+    reported = reports([5, 0, 3, 1], norm=[1.0, 9.0, float("nan"), 4.0])
+    assert selection.choose(selection.init(ROSTER), ROSTER, 2, generator(1), reported) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,8 @@ def test_inclusion_probabilities_are_the_papers_closed_form() -> None:
 
 def test_optimal_sampling_weighs_norms_by_examples(build: Build, reports: Reports) -> None:
     selection, rng, draws = build("optimal_sampling"), generator(1, "draws"), 6000
-    told = reports([4, 0, 2], norm=[1.0, 2.0, 1.0], examples=[10, 10, 40])  # u = 1 : 2 : 4
-    seen = Counter(selection.choose(selection.init(ROSTER), ROSTER, 1, rng, told)[0] for _ in range(draws))
+    reported = reports([4, 0, 2], norm=[1.0, 2.0, 1.0], examples=[10, 10, 40])  # u = 1 : 2 : 4
+    seen = Counter(selection.choose(selection.init(ROSTER), ROSTER, 1, rng, reported)[0] for _ in range(draws))
     shares = np.array([seen[4], seen[0], seen[2]]) / draws
     np.testing.assert_allclose(shares, np.array([1, 2, 4]) / 7, atol=4 * 0.5 / np.sqrt(draws))
     assert probed(selection, selection.init(ROSTER), ROSTER, 1, rng).measure == "update_norm"
@@ -79,11 +79,11 @@ def test_optimal_sampling_weighs_norms_by_examples(build: Build, reports: Report
 
 def test_divfl_takes_a_representative_of_each_kind(build: Build, reports: Reports) -> None:
     selection = build("divfl")
-    told = reports([5, 0, 3, 1, 2], update=[[0.0, 0.0], [0.0, 1.0], [9.0, 9.0], [9.0, 8.0], [0.0, 2.0]])
-    assert selection.choose(selection.init(ROSTER), ROSTER, 2, generator(1), told) == (3, 2)
+    reported = reports([5, 0, 3, 1, 2], update=[[0.0, 0.0], [0.0, 1.0], [9.0, 9.0], [9.0, 8.0], [0.0, 2.0]])
+    assert selection.choose(selection.init(ROSTER), ROSTER, 2, generator(1), reported) == (3, 2)
     # (0, 2) has the smallest sum of distances, 25.2; then one of the far pair, the first
-    told = reports([5, 0, 3], update=[[1.0, 0.0], None, [0.0, 1.0]])
-    assert selection.choose(selection.init(ROSTER), ROSTER, 3, generator(1), told) == (5, 0, 3)
+    reported = reports([5, 0, 3], update=[[1.0, 0.0], None, [0.0, 1.0]])
+    assert selection.choose(selection.init(ROSTER), ROSTER, 3, generator(1), reported) == (5, 0, 3)
 
 
 def test_divfl_sends_the_whole_update_or_a_sketch_that_keeps_distances() -> None:
@@ -151,9 +151,9 @@ def test_hics_prefers_balanced_clusters_and_large_members(fits: Fits) -> None:
 def test_hics_covers_kinds_of_clients(build: Build, reports: Reports) -> None:
     selection = build("hics", preference=0.0)
     outputs = [[1.0, -1.0], [1.0, -0.9], [-1.0, 1.0], [-0.9, 1.0], [0.9, -1.0], [-1.0, 0.9]]
-    told = reports([5, 0, 3, 1, 2, 4], output=outputs)
+    reported = reports([5, 0, 3, 1, 2, 4], output=outputs)
     positive = {client: output[0] > 0 for client, output in zip([5, 0, 3, 1, 2, 4], outputs, strict=True)}
-    cohorts = [selection.choose(None, ROSTER, 2, generator(seed), told) for seed in range(400)]
+    cohorts = [selection.choose(None, ROSTER, 2, generator(seed), reported) for seed in range(400)]
     mixed = sum(positive[a] != positive[b] for a, b in cohorts)
     # after one member has gone both clusters still have some: each is drawn with probability 1/2 again
     assert abs(mixed / 400 - 0.5) < 4 * 0.5 / 20

@@ -24,8 +24,8 @@ def test_turns_go_around_and_the_worst_served_are_kept(reports: Reports) -> None
     roster = Roster(population=4)
     state = selection.init(roster)
     assert probed(selection, state, roster, 2, generator(1)).candidates == (0, 1, 2)
-    told = reports([0, 1, 2], losses=[0.5, 2.0, 1.0])
-    assert selection.choose(state, roster, 2, generator(1), told) == (1, 2)
+    reported = reports([0, 1, 2], losses=[0.5, 2.0, 1.0])
+    assert selection.choose(state, roster, 2, generator(1), reported) == (1, 2)
     assert probed(selection, selection.observe(state, []), roster, 2, generator(1)).candidates == (3, 0, 1)
     with pytest.raises(ConfigError, match="window: 3 clients for a cohort of 4"):
         selection.probe(state, roster, 4, generator(1))

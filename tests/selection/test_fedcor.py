@@ -72,9 +72,9 @@ def run(
     cohorts: list[tuple[int, ...]] = []
     for round in range(1, rounds + 1):
         probe = selection.probe(state, ROSTER, 2, generator(1, "selection", round))
-        told = reports(list(probe.candidates), losses=losses_of(round).tolist()) if probe else []
-        cohort = selection.choose(state, ROSTER, 2, generator(1, "choice", round), told)
-        state = selection.observe(state, reports(cohort, losses=[1.0, 1.0]), told)
+        reported = reports(list(probe.candidates), losses=losses_of(round).tolist()) if probe else []
+        cohort = selection.choose(state, ROSTER, 2, generator(1, "choice", round), reported)
+        state = selection.observe(state, reports(cohort, losses=[1.0, 1.0]), reported)
         if probe:
             assert probe.kind == "evaluate" and probe.candidates == tuple(range(6))
             probed_in.append(round)
@@ -115,8 +115,8 @@ def test_a_client_that_missed_a_probe_counts_as_unchanged(build: Build, reports:
     state = selection.observe(selection.init(ROSTER), [], reports([0, 1, 2, 3, 4], [1.0] * 5))
     state = selection.observe(state, [], reports([1, 2, 3, 4, 5], [0.5] * 5))
     assert state.changes.tolist() == [[0.0, -0.5, -0.5, -0.5, -0.5, 0.0]]
-    told = reports([1, 2, 4], [0.25, 0.5, 0.5])
-    assert set(selection.choose(state, ROSTER, 3, generator(1), told)) == {1, 2, 4}
+    reported = reports([1, 2, 4], [0.25, 0.5, 0.5])
+    assert set(selection.choose(state, ROSTER, 3, generator(1), reported)) == {1, 2, 4}
 
 
 @pytest.mark.parametrize("settings", [{"warm_up": 0}, {"refit_every": 1}, {"noise": 0.0}, {"discount": 0.0}])

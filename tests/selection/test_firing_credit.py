@@ -74,10 +74,12 @@ def test_rates_seen_in_passing_replace_the_passes() -> None:
     }
     update = Update(num_examples=2, traces=traces)
     knobs = {"norm": "l1", "layers": "output", "measurement": "training", "gain": True}
-    told = measure(object(), Record({}), update, Examples(2), generator(1), knobs)
-    assert told == {"credit": 0.75, "gain": [-0.25, 0.5]}
-    told = measure(object(), Record({}), update, Examples(2), generator(1), {**knobs, "layers": "all", "gain": False})
-    assert told == {"credit": (0.75 + 0.5 * 2 / 4) / 2}
+    reported = measure(object(), Record({}), update, Examples(2), generator(1), knobs)
+    assert reported == {"credit": 0.75, "gain": [-0.25, 0.5]}
+    reported = measure(
+        object(), Record({}), update, Examples(2), generator(1), {**knobs, "layers": "all", "gain": False}
+    )
+    assert reported == {"credit": (0.75 + 0.5 * 2 / 4) / 2}
     with pytest.raises(UsageError, match="'object' traces none"):
         measure(object(), Record({}), Update(num_examples=2), Examples(2), generator(1), knobs)
 
@@ -134,8 +136,8 @@ def test_as_many_candidates_as_places_is_uniform_selection(build: Build, reports
     for round in range(1, 6):
         probe = probed(selection, selection.init(ROSTER), ROSTER, 7, generator(3, "selection", round))
         rates = generator(round).uniform(-1, 1, (7, 3))
-        told = reports(probe.candidates, credit=np.abs(rates).sum(1).tolist(), gain=rates.tolist())
-        chosen = selection.choose(selection.init(ROSTER), ROSTER, 7, generator(3, "choice", round), told)
+        reported = reports(probe.candidates, credit=np.abs(rates).sum(1).tolist(), gain=rates.tolist())
+        chosen = selection.choose(selection.init(ROSTER), ROSTER, 7, generator(3, "choice", round), reported)
         assert chosen == uniform.choose(uniform.init(ROSTER), ROSTER, 7, generator(3, "selection", round))
 
 
@@ -143,14 +145,17 @@ def test_the_default_rule_balances_the_shortlist(build: Build, reports: Reports)
     selection = build("firing_credit")
     gains = [[0.9, 0, 0], [0.8, -0.1, 0], [0, 0.7, 0], [0, 0, 0.6], [0.1, 0.1, 0.1], [0, 0.2, 0]]
     credit = [0.9, 0.9, 0.7, 0.6, 0.3, 0.2]
-    told = reports([9, 4, 7, 1, 30, 2], credit=credit, gain=gains)
-    assert selection.choose(selection.init(ROSTER), ROSTER, 2, generator(1), told) == (9, 7)
-    told = reports([9, 4, 7, 1, 30, 2], credit=credit, gain=gains, examples=[10, 10, 10, 90, 10, 10])
+    reported = reports([9, 4, 7, 1, 30, 2], credit=credit, gain=gains)
+    assert selection.choose(selection.init(ROSTER), ROSTER, 2, generator(1), reported) == (9, 7)
+    reported = reports([9, 4, 7, 1, 30, 2], credit=credit, gain=gains, examples=[10, 10, 10, 90, 10, 10])
     # n_k counts: against 9 of client 9, 7 is nearer than 54
-    assert selection.choose(selection.init(ROSTER), ROSTER, 2, generator(1), told) == (9, 7)
-    told = reports([9, 4, 7, 1, 30, 2], credit=credit, gain=gains, examples=[10, 10, 1, 15, 10, 10])
-    assert selection.choose(selection.init(ROSTER), ROSTER, 2, generator(1), told) == (9, 1)  # 9 : 9 beats 9 : 0.7
-    assert build("firing_credit", rule="topm").choose(selection.init(ROSTER), ROSTER, 2, generator(1), told) == (9, 4)
+    assert selection.choose(selection.init(ROSTER), ROSTER, 2, generator(1), reported) == (9, 7)
+    reported = reports([9, 4, 7, 1, 30, 2], credit=credit, gain=gains, examples=[10, 10, 1, 15, 10, 10])
+    assert selection.choose(selection.init(ROSTER), ROSTER, 2, generator(1), reported) == (9, 1)  # 9 : 9 beats 9 : 0.7
+    assert build("firing_credit", rule="topm").choose(selection.init(ROSTER), ROSTER, 2, generator(1), reported) == (
+        9,
+        4,
+    )
 
 
 @pytest.mark.parametrize("claim", [1e9, 3.01, -0.5, float("nan"), float("inf"), "all", None])
@@ -158,19 +163,19 @@ def test_nobody_wins_by_claiming(build: Build, reports: Reports, claim: object) 
     for rule in ("topm", "shortlist-balance", "softmax", "lowest"):
         selection = build("firing_credit", rule=rule)
         state = selection.init(ROSTER)
-        told = reports([9, 4, 7, 1], credit=[0.1, claim, 0.2, 0.3], gain=[[0.1, 0, 0]] * 4)
-        assert 4 not in selection.choose(state, ROSTER, 3, generator(1), told)
-        state = selection.observe(selection.observe(state, [], told), [], told)
+        reported = reports([9, 4, 7, 1], credit=[0.1, claim, 0.2, 0.3], gain=[[0.1, 0, 0]] * 4)
+        assert 4 not in selection.choose(state, ROSTER, 3, generator(1), reported)
+        state = selection.observe(selection.observe(state, [], reported), [], reported)
         assert selection.report(state) == {"flagged_credits": 2, "flagged_clients": {"4": 2}}
-        assert selection.choose(state, ROSTER, 4, generator(1), told) == (9, 4, 7, 1)
+        assert selection.choose(state, ROSTER, 4, generator(1), reported) == (9, 4, 7, 1)
 
 
 def test_gains_beyond_what_rates_allow_do_not_win_either(build: Build, reports: Reports) -> None:
     selection = build("firing_credit")
-    told = reports(
+    reported = reports(
         [9, 4, 7, 1], credit=[0.1, 2.9, 0.2, 0.3], gain=[[0.1, 0, 0], [0, 50.0, 0], [0, 0.1, 0], [0.2, 0, 0]]
     )
-    assert selection.choose(selection.init(ROSTER), ROSTER, 2, generator(1), told) == (9, 7)
+    assert selection.choose(selection.init(ROSTER), ROSTER, 2, generator(1), reported) == (9, 7)
 
 
 def test_clients_of_another_version_are_told_apart_from_liars(build: Build, reports: Reports) -> None:
@@ -186,8 +191,8 @@ def test_equal_credits_leave_the_choice_to_the_draw(build: Build, reports: Repor
     state = selection.init(ROSTER)
     for round in range(2000):
         probe = probed(selection, state, ROSTER, 5, generator(1, "selection", round))
-        told = reports(probe.candidates, credit=[0.0] * 10, gain=[[0.0] * 3] * 10)
-        chosen = selection.choose(state, ROSTER, 5, generator(1, "choice", round), told)
+        reported = reports(probe.candidates, credit=[0.0] * 10, gain=[[0.0] * 3] * 10)
+        chosen = selection.choose(state, ROSTER, 5, generator(1, "choice", round), reported)
         assert chosen == probe.candidates[:5]
         counts.update(chosen)
     assert fits([counts[k] for k in range(50)], [2000 * 5 / 50] * 50)
@@ -223,8 +228,8 @@ def test_bad_settings_are_refused(build: Build, settings: dict[str, object]) -> 
 
 
 def test_spike_activity_tells_rates_by_layer() -> None:
-    told = measured(Spiking(), "spike_activity", resolution="neurons")
-    assert told == {"activity": [0.25] * 8 + [0.25, 0.25, 0.25], "widths": [8, 3]}
+    reported = measured(Spiking(), "spike_activity", resolution="neurons")
+    assert reported == {"activity": [0.25] * 8 + [0.25, 0.25, 0.25], "widths": [8, 3]}
     assert measured(Spiking(), "spike_activity", resolution="layers") == {"activity": [0.25, 0.25], "widths": [2]}
 
 
@@ -232,7 +237,7 @@ def test_spike_activity_covers_layer_by_layer(build: Build, reports: Reports) ->
     selection = build("spike_activity")
     # layers of two and one neurons; the second layer fires alike but for silent ones
     activity = [[0.2, 0.0, 0.5], [0.4, 0.0, 0.1], [0.0, 0.9, 0.5], [0.0, 0.1, 0.2], [0.3, 0.0, 0.0]]
-    told = reports([9, 4, 7, 1, 2], activity=activity, widths=[[2, 1]] * 5)
+    reported = reports([9, 4, 7, 1, 2], activity=activity, widths=[[2, 1]] * 5)
     # distances to 9: 0, 0, 1, 1, 1 (silent second layer) = 3; to 7: 1, 1, 0, 0, 2 = 4: first 9, then 7 (or 1) saves 2
-    assert selection.choose(selection.init(ROSTER), ROSTER, 2, generator(1), told) == (9, 7)
-    assert selection.choose(selection.init(ROSTER), ROSTER, 3, generator(1), told) == (9, 7, 2)
+    assert selection.choose(selection.init(ROSTER), ROSTER, 2, generator(1), reported) == (9, 7)
+    assert selection.choose(selection.init(ROSTER), ROSTER, 3, generator(1), reported) == (9, 7, 2)

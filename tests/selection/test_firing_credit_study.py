@@ -17,13 +17,13 @@ def run_of(credits: list[dict[str, float]], label_counts: tuple[tuple[int, ...],
         RoundRecord(
             round=number,
             cohort=[0],
-            probe={client: {"credit": credit} for client, credit in told.items()},
+            probe={client: {"credit": credit} for client, credit in reported.items()},
             num_examples=4,
             metrics={},
             traffic=Traffic(),
             timing=Timing(total_s=0.1),
         )
-        for number, told in enumerate(credits, start=1)
+        for number, reported in enumerate(credits, start=1)
     )
     info = WorkloadInfo(data={}, label_counts=label_counts)
     return RunFolder(path=Path(), experiment={"clients": 3}, rounds=rounds, run_id="run", workload=info)

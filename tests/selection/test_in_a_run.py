@@ -66,9 +66,9 @@ def test_what_a_linear_model_cannot_give_is_told(linear: Callable[..., Experimen
         **dict.fromkeys(OUTPUTS, "needs a workload with class_errors"),
     }
     if name in missing:
-        with pytest.raises(FedloomError, match=missing[name]) as told:
+        with pytest.raises(FedloomError, match=missing[name]) as reported:
             run(experiment, keep=False)
-        assert isinstance(told.value, UsageError) or name not in LABELLED
+        assert isinstance(reported.value, UsageError) or name not in LABELLED
         return
     result = run(experiment, keep=False)
     assert [len(record.cohort) for record in result.history] == [3, 3, 3]
@@ -102,5 +102,5 @@ def test_without_learning_every_credit_is_zero(encoder: dict[str, Any]) -> None:
 def test_credits_are_told_and_within_bounds() -> None:
     for norm in ("per_sample", "signed"):
         result = spiking(selection={"name": "firing_credit", "norm": norm, "layers": "all"}, rounds=1)
-        told = [info["credit"] for info in result.history[0].probe.values()]
-        assert len(set(told)) > 1 and all(-10 <= credit <= 10 for credit in told)
+        reported = [info["credit"] for info in result.history[0].probe.values()]
+        assert len(set(reported)) > 1 and all(-10 <= credit <= 10 for credit in reported)

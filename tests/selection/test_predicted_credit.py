@@ -35,8 +35,8 @@ def heard(
     """The state once these clients, one after the other, have told their gains."""
     state = selection.init(roster)
     for client in clients:
-        told = reports([client], gain=[GAINS[client]], examples=None if examples is None else [examples[client]])
-        state = selection.observe(state, told)
+        reported = reports([client], gain=[GAINS[client]], examples=None if examples is None else [examples[client]])
+        state = selection.observe(state, reported)
     return state
 
 
@@ -108,8 +108,8 @@ def test_only_the_unknown_are_previewed(build: Build, reports: Reports) -> None:
     probe = probed(selection, state, ROSTER, 2, generator(1))
     assert (probe.kind, probe.measure, len(probe.candidates)) == ("measure", "predicted_credit", 1)
     assert set(probe.candidates) < {4, 5}
-    told = reports(probe.candidates, gain=[[0.0, 0.0, 0.9]])
-    chosen = selection.choose(state, ROSTER, 3, generator(1), told)
+    reported = reports(probe.candidates, gain=[[0.0, 0.0, 0.9]])
+    chosen = selection.choose(state, ROSTER, 3, generator(1), reported)
     assert probe.candidates[0] in chosen and 2 in chosen  # one of each class
     known = selection.observe(heard(selection, reports, 0, 1, 2, 3), [], reports([4, 5], gain=[GAINS[4], GAINS[5]]))
     assert selection.probe(known, ROSTER, 2, generator(1)) is None
@@ -120,8 +120,8 @@ def test_with_no_memory_and_a_preview_of_all_it_is_a_fresh_forecast(build: Build
     state = heard(selection, reports, *range(6))
     probe = probed(selection, state, ROSTER, 2, generator(3))
     assert len(probe.candidates) == 4
-    told = reports(probe.candidates, gain=[GAINS[client] for client in probe.candidates])
-    assert set(selection.choose(state, ROSTER, 2, generator(4), told)) <= set(probe.candidates)
+    reported = reports(probe.candidates, gain=[GAINS[client] for client in probe.candidates])
+    assert set(selection.choose(state, ROSTER, 2, generator(4), reported)) <= set(probe.candidates)
 
 
 @pytest.mark.parametrize("claim", [[9.0, 0.0, 0.0], [float("nan")] * 3, [0.1], "all", None])
@@ -196,9 +196,9 @@ def test_the_change_of_firing_rates_can_be_remembered_too() -> None:
 def test_what_is_told_does_not_change_training() -> None:
     """A cohort of everybody: the same model as uniform selection up to the order of sums."""
     plain = api.run(experiment(cohort=12), keep=False)
-    told = api.run(experiment(cohort=12, selection={"name": "predicted_credit"}), keep=False)
+    reported = api.run(experiment(cohort=12, selection={"name": "predicted_credit"}), keep=False)
     for name, array in plain.arrays.items():
-        np.testing.assert_allclose(told.arrays[name], array, atol=1e-5)
+        np.testing.assert_allclose(reported.arrays[name], array, atol=1e-5)
 
 
 def test_a_strategy_that_measures_for_itself_is_refused() -> None:

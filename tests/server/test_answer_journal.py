@@ -64,8 +64,10 @@ def answer(index: int = 0, *, total: Record | None = None, **fields: Any) -> Ans
         bytes_up=12,
     )
     failure = ClientFailure(client=6, round=3, stage="train", error="E", message="m", traceback="t", node="n")
-    told = GroupResult(key=GroupKey("run", 3, 0, index), total=None, reports=(report,), failures=(failure,), busy_s=1.5)
-    return Answer(index=index, node="north", result=told, total=total, **fields)
+    reported = GroupResult(
+        key=GroupKey("run", 3, 0, index), total=None, reports=(report,), failures=(failure,), busy_s=1.5
+    )
+    return Answer(index=index, node="north", result=reported, total=total, **fields)
 
 
 class TestFiles:

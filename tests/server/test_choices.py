@@ -76,8 +76,8 @@ def test_a_log_that_was_tampered_with_is_found_out(tmp_path: Path, capsys: pytes
         "\n".join([lines[0].replace('"cohort":[', '"cohort":[99,'), *lines[1:]]) + "\n", encoding="utf-8"
     )
     assert main(["replay", str(run)]) == 1
-    told = capsys.readouterr()
-    assert "round 1: recorded [99, " in told.out and "round 1 differs from its log" in told.err
+    reported = capsys.readouterr()
+    assert "round 1: recorded [99, " in reported.out and "round 1 differs from its log" in reported.err
     (run / "choices.jsonl").write_text("\n".join(lines[1:]) + "\n", encoding="utf-8")
     with pytest.raises(UsageError, match="has no round 1"):
         replay_run(run)

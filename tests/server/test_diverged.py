@@ -40,8 +40,8 @@ def test_it_is_said_in_the_round_it_happens_and_in_the_summary(linear: Make) -> 
     experiment = linear(rounds=1, workload={"learning_rate": 1e20, "steps": 1})
     result = api.run(experiment, keep=False, sinks=[log])
     first = next(n for n, record in enumerate(result.history, 1) if not np.isfinite(record.evaluation["loss"] or NAN))  # type: ignore[index]
-    told = [event.message for event in log.events if isinstance(event, Notice)]
-    assert told[0].startswith(f"round {first}: loss (evaluation)") and "not finite (NaN or infinite)" in told[0]
+    reported = [event.message for event in log.events if isinstance(event, Notice)]
+    assert reported[0].startswith(f"round {first}: loss (evaluation)") and "not finite (NaN or infinite)" in reported[0]
     assert result.summary.status == "done" and result.summary.not_finite == ("loss",)
 
 
@@ -53,7 +53,7 @@ def test_the_exit_status_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[s
         f"learning_rate = {rate}\n"
     )
     assert main(["run", str(tmp_path / "e.toml"), "--runtime", "inline", "--out", str(tmp_path / "r")]) == code
-    told = capsys.readouterr().err
-    assert ("its last evaluation has no finite value of loss" in told) == bool(code)
+    reported = capsys.readouterr().err
+    assert ("its last evaluation has no finite value of loss" in reported) == bool(code)
     summary = json.loads((tmp_path / "r" / "summary.json").read_text(encoding="utf-8"))
     assert summary["status"] == "done" and summary["not_finite"] == (["loss"] if code else [])

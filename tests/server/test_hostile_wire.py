@@ -120,8 +120,8 @@ def by_hand(port: int, headers: dict[bytes, bytes], message: bytes) -> bytes:
         return struct.pack(">I", len(data))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + data
 
     usual = {b":method": b"POST", b":scheme": b"http", b":authority": b"x", b"te": b"trailers"}
-    told = {**usual, b"content-type": b"application/grpc", **headers}
-    block = b"".join(b"\0" + bytes([len(key)]) + key + bytes([len(value)]) + value for key, value in told.items())
+    reported = {**usual, b"content-type": b"application/grpc", **headers}
+    block = b"".join(b"\0" + bytes([len(key)]) + key + bytes([len(value)]) + value for key, value in reported.items())
     data = b"\0" + struct.pack(">I", len(message)) + message
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b""))

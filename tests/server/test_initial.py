@@ -85,8 +85,8 @@ class TestAnotherIsAsked:
         mains = Mains()
         outcome = Fleet(tmp_path, shy=policy(tmp_path / "shy", limits=limits)).run(linear(rounds=1), mains)
         assert outcome.error is None
-        (told,) = mains.of(NodeRefused)
-        assert (told.round, told.kind, told.reason) == (0, "hook", "not now: charging")
+        (reported,) = mains.of(NodeRefused)
+        assert (reported.round, reported.kind, reported.reason) == (0, "hook", "not now: charging")
 
 
 class TestNoneCan:
@@ -94,10 +94,10 @@ class TestNoneCan:
         nodes = {name: policy(tmp_path / name) for name in ("north", "south")}
         outcome = Fleet(tmp_path, **nodes).run(linear(workload={"init_needs": "$DATA/weights"}))
         assert isinstance(outcome.error, DataMissing) and outcome.summary.status == "failed"
-        head, *told = str(outcome.error).splitlines()
+        head, *reported = str(outcome.error).splitlines()
         assert head.startswith("no node could create the initial model. Fix one of the causes below")
         missing = "stage init: fedloom.core.errors.DataMissing: there is no"
-        assert told == [f"  {name}: {missing} {tmp_path}/{name}/weights; create it" for name in ("north", "south")]
+        assert reported == [f"  {name}: {missing} {tmp_path}/{name}/weights; create it" for name in ("north", "south")]
 
     def test_what_all_say_is_told_once_with_their_names(self, linear: Make, tmp_path: Path) -> None:
         nodes = {name: policy(tmp_path / name) for name in ("north", "south", "west")}

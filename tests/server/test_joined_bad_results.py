@@ -106,16 +106,16 @@ def test_a_thousand_bad_results_fail_their_clients_and_leave_the_node_and_the_lo
     assert sum("node online" in line["message"] for line in lines) == 1, "it has stayed connected"
     about = [line for line in lines if line.get("run") == run_id and line["level"] == "warning"]
     assert 0 < len(about) <= len(failures), "one line per client and round at most"
-    told = [line for line in client_log.read_text(encoding="utf-8").splitlines() if "stage outgoing" in line]
+    reported = [line for line in client_log.read_text(encoding="utf-8").splitlines() if "stage outgoing" in line]
     (kept,) = {len(json.loads(line)["failures"]) for line in rounds}
-    assert len(told) == sum(each["stage"] == "outgoing" for each in failures) and kept == CLIENTS // 2
+    assert len(reported) == sum(each["stage"] == "outgoing" for each in failures) and kept == CLIENTS // 2
     entries = [
         line for line in client_log.read_text(encoding="utf-8").splitlines() if re.match(r"\d{4}-\d\d-\d\d ", line)
     ]
     assert len(entries) <= len(failures) + 2, "one entry each, and those of its start"
     assert any(
         "client 1, stage outgoing: fedloom.core.errors.BadUpdate: num_examples of 'train': expected" in line
-        for line in told
+        for line in reported
     )
     assert client.poll() is None
     assert finish("workload.bad=false", "rounds=2")[1]["status"] == "done"

@@ -13,18 +13,18 @@ CANCEL = Cancel(run_id="run", round=1, exchange=0)
 
 def test_what_is_put_by_leaves_before_the_next_message() -> None:
     mailbox = Mailbox()
-    mailbox.put_by(ACKS[0])
-    mailbox.put_by(ACKS[1])
+    mailbox.put_deferred(ACKS[0])
+    mailbox.put_deferred(ACKS[1])
     mailbox.put(CANCEL)
     assert mailbox.get_all(10) == [ACKS[0], ACKS[1], CANCEL]
 
 
 def test_it_leaves_without_another_message_when_flushed_or_asked_for() -> None:
     mailbox = Mailbox()
-    mailbox.put_by(ACKS[0])
+    mailbox.put_deferred(ACKS[0])
     mailbox.flush()
     assert mailbox.get_all(10) == [ACKS[0]]
-    mailbox.put_by(ACKS[1])
+    mailbox.put_deferred(ACKS[1])
     assert mailbox.get(0) == ACKS[1]
     with pytest.raises(queue.Empty):
         mailbox.get(0)
@@ -32,7 +32,7 @@ def test_it_leaves_without_another_message_when_flushed_or_asked_for() -> None:
 
 def test_the_end_comes_after_what_was_put_by() -> None:
     mailbox = Mailbox()
-    mailbox.put_by(ACKS[2])
+    mailbox.put_deferred(ACKS[2])
     mailbox.close()
     assert mailbox.get_all(10) == [ACKS[2]]
     assert mailbox.get_all(10) == []

@@ -263,7 +263,7 @@ def test_whatever_a_stranger_to_a_run_says_changes_nothing_in_it(
             if coordinator.nodes()["evil"].online:
                 coordinator.receive("evil", "s", message)
         assert state() == before and opened.answers.empty()
-        told = coordinator.nodes()["evil"].told_runs
-        assert not told, json.dumps(sorted(told))
+        reported = coordinator.nodes()["evil"].announced_runs
+        assert not reported, json.dumps(sorted(reported))
     assert coordinator.take_stale("run") == 0
     coordinator.leave("good", "", "the test is over")

@@ -501,14 +501,14 @@ class TestPreparing:
             assert not store._by_digest and (depot is None or not depot._leased)
 
     @pytest.mark.parametrize(
-        ("trouble", "told"), [(StorageFull("full"), StorageFull), (ZeroDivisionError("a bug"), RunFailed)]
+        ("trouble", "reported"), [(StorageFull("full"), StorageFull), (ZeroDivisionError("a bug"), RunFailed)]
     )
     def test_trouble_is_the_runs_not_the_nodes(
         self,
         coordinator: Coordinator,
         monkeypatch: pytest.MonkeyPatch,
         trouble: Exception,
-        told: type[FedloomError],
+        reported: type[FedloomError],
     ) -> None:
         def fail(record: Record) -> str:
             raise trouble
@@ -517,7 +517,7 @@ class TestPreparing:
             patch.setattr(frames, "digest", fail)
             with open_exchange(coordinator, planned_groups(1.0, 1.0), inputs=BIG) as opened:
                 one = Far(coordinator, "a")
-                assert isinstance(opened.answers.get(timeout=TIMEOUT_S), told)
+                assert isinstance(opened.answers.get(timeout=TIMEOUT_S), reported)
                 assert one.groups() == [] and not opened.pending
             with pytest.raises(type(trouble)), open_exchange(coordinator, planned_groups(1.0), inputs=BIG, round=2):
                 pytest.fail("it was put out")

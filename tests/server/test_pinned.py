@@ -18,7 +18,7 @@ from fedloom.core.messages import PayloadRef
 from fedloom.core.pinned import Pinned
 from fedloom.core.records import MODEL, Job, Record
 from fedloom.server.fleet.payloads import PayloadStore
-from fedloom.server.rounds.pinned_inputs import Holders
+from fedloom.server.rounds.pinned_inputs import PinLedger
 from fedloom.server.store.disk_run_store import DiskRunStore
 from fedloom.server.store.run_store import Checkpoint
 from fedloom.testing.by_hand import prepared_ref
@@ -126,7 +126,7 @@ class TestHolders:
         base, inputs = pinned(), dict[str, Record]()
         inputs = {"base": base, MODEL: Record()}
         jobs = tuple(Job(round=1, client=client, inputs=(MODEL, "base")) for client in (3, 5))
-        holders = Holders()
+        holders = PinLedger()
         assert holders.mark(jobs, inputs) == jobs
         holders.learn(jobs[1], inputs)  # client 3 failed
         part = Job(round=1, client=3, kind="anything", inputs=("base",), of_client=False)  # part 3 of a test set
@@ -134,7 +134,7 @@ class TestHolders:
         assert holders.mark([replace(part, client=5)], inputs)[0].cached_inputs == ()
         marked = holders.mark(jobs, {"renamed": base, **inputs})
         assert [job.cached_inputs for job in marked] == [(), ("base",)]
-        again = Holders(holders.arrays())
+        again = PinLedger(holders.arrays())
         assert again.mark(jobs, inputs) == marked
         again.retain([])
         assert again.mark(jobs, inputs) == jobs and not again.arrays()

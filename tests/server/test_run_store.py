@@ -144,9 +144,9 @@ class TestDisk:
     def test_events_carry_their_kind_and_time(self, disk: DiskRunStore) -> None:
         disk.append_event(RoundStarted(run_id="r1", round=1, cohort=3))
         (event,) = disk.events()
-        told = dict(event)
-        assert told.pop("at").startswith("20")
-        assert told == {"event": "RoundStarted", "run_id": "r1", "round": 1, "cohort": 3}
+        reported = dict(event)
+        assert reported.pop("at").startswith("20")
+        assert reported == {"event": "RoundStarted", "run_id": "r1", "round": 1, "cohort": 3}
 
     @pytest.mark.parametrize("there", ["file", "run", "anything"])
     def test_a_folder_in_use_is_refused_and_left_alone(self, tmp_path: Path, there: str) -> None:

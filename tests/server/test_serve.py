@@ -139,8 +139,8 @@ def test_two_runs_survive_the_servers_death_and_have_the_bits_of_inline_runs(
     with ControlClient(address, TOKEN) as control:
         events = list(control.watch(ids[0]))
         assert events[-1]["event"] == "RunFinished" and events[-1]["summary"]["status"] == "done"
-        told = [event["record"]["round"] for event in events if event["event"] == "RoundFinished"]
-        assert set(told) == set(range(1, 9)), "past rounds, those before the kill too, and coming ones"
+        reported = [event["record"]["round"] for event in events if event["event"] == "RoundFinished"]
+        assert set(reported) == set(range(1, 9)), "past rounds, those before the kill too, and coming ones"
         wait_until(lambda: [row.status for row in control.runs()] == ["done", "done"], 60, "the end of both runs")
         assert {row.facts["pid"] for row in control.nodes()} == {agent.pid for agent in agents}, "none was restarted"
     assert all(agent.poll() is None for agent in agents)

@@ -127,8 +127,10 @@ def test_a_node_that_lies_changes_nothing_and_is_named(linear: Make, change: Cal
     assert outcome.error is None
     assert outcome.summary.model_sha256 == want
     assert not any(record.failures for record in outcome.history)
-    told = [record.refusals for record in outcome.history if record.refusals]
-    assert told and all(refusals.keys() == {"agent-0"} and "BadUpdate" in refusals["agent-0"] for refusals in told)
+    reported = [record.refusals for record in outcome.history if record.refusals]
+    assert reported and all(
+        refusals.keys() == {"agent-0"} and "BadUpdate" in refusals["agent-0"] for refusals in reported
+    )
 
 
 @pytest.fixture
@@ -167,11 +169,11 @@ class TestBounds:
         self, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(nodes, "MAX_UNREAD", 50)
-        deaf = join(coordinator, "deaf")
+        overflowed = join(coordinator, "deaf")
         mailbox = coordinator.nodes()["deaf"].mailbox
         assert mailbox is not None
         for number in range(200):
-            deaf.channel.send(GroupResult(key=GroupKey("nobody", number, 0, 0), total=None))
+            overflowed.channel.send(GroupResult(key=GroupKey("nobody", number, 0, 0), total=None))
         assert mailbox._queue.qsize() <= 51
         wait_until(lambda: not coordinator.nodes()["deaf"].online)
 

@@ -76,10 +76,10 @@ def test_a_users_runs_get_neither_the_key_nor_a_column_that_was_not_given(shell:
         assert summary["status"] == "failed" and "refused" in summary["error"], (what, summary["error"])
         assert not (folder / "workload.json").exists()
     kept = [line for line in (tmp_path / "node" / "key.pem").read_text(encoding="utf-8").splitlines() if line]
-    told = "".join(
+    reported = "".join(
         path.read_text(encoding="utf-8", errors="replace") for path in (tmp_path / "state/runs").rglob("*.*")
     )
-    assert not any(line in told for line in kept) and "Mill Lane" not in told
+    assert not any(line in reported for line in kept) and "Mill Lane" not in reported
     (tmp_path / "x.toml").write_text(
         RUN.format(name="good", workload="text_classification", data='{source="csv",file="$DATA/notes.csv"}'),
         encoding="utf-8",

@@ -51,16 +51,16 @@ def run(linear: Make) -> Callable[..., RunResult]:
 def test_the_round_is_the_others(run: Callable[..., RunResult], kind: str, runtime: str, group_size: int) -> None:
     settings = {"name": runtime, **({"workers": 1} if runtime == "process" else {})}
     result = run(kind, group_size, **settings)
-    told = [(f.client, f.stage, f.error) for record in result.history for f in record.failures]
-    assert told == [(BAD, *KINDS[kind])] * 2
+    reported = [(f.client, f.stage, f.error) for record in result.history for f in record.failures]
+    assert reported == [(BAD, *KINDS[kind])] * 2
     assert result.summary.model_sha256 == run("fail_clients", group_size).summary.model_sha256
 
 
 def test_a_client_that_ends_its_process_is_given_up_on_not_the_run(run: Callable[..., RunResult]) -> None:
     result = run("die_clients", name="process", workers=2)
-    told = [(f.client, f.stage, f.message) for record in result.history for f in record.failures]
-    assert [(client, stage) for client, stage, _ in told] == [(BAD, "worker")] * 2
-    assert all("(3 attempts)" in message for _, _, message in told)
+    reported = [(f.client, f.stage, f.message) for record in result.history for f in record.failures]
+    assert [(client, stage) for client, stage, _ in reported] == [(BAD, "worker")] * 2
+    assert all("(3 attempts)" in message for _, _, message in reported)
     assert result.summary.model_sha256 == run("fail_clients").summary.model_sha256
 
 

@@ -64,12 +64,14 @@ def test_a_quorum_counts_clients_without_examples_as_answers(run: Callable[..., 
 
 def test_a_cohort_without_examples_leaves_the_model_as_it_is(run: Callable[..., RunResult]) -> None:
     """The initial model is what training with a step size of 0 leaves, too."""
-    told = Notices()
-    result = run({"empty_clients": (0, 1, 2, 3)}, sinks=[told])
+    reported = Notices()
+    result = run({"empty_clients": (0, 1, 2, 3)}, sinks=[reported])
     still = run({"learning_rate": 0.0}, cohort=1)  # whose mean is exact
     assert result.summary.model_sha256 == still.summary.model_sha256
     assert [(record.num_examples, record.local_trainings) for record in result.history] == [(0, 0)] * 2
-    assert [words.partition(" (")[0] for words in told.messages] == [f"round {n}: none of its clients" for n in (1, 2)]
+    assert [words.partition(" (")[0] for words in reported.messages] == [
+        f"round {n}: none of its clients" for n in (1, 2)
+    ]
 
 
 def test_a_server_takes_such_results_from_other_machines(linear: Make, run: Callable[..., RunResult]) -> None:

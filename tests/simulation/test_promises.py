@@ -279,9 +279,9 @@ def test_the_bytes_we_count_are_those_that_cross() -> None:
                 counted = sum(row[f"wire_bytes_{way}"] for row in rows)
                 assert crossed > least[way]
                 assert abs(counted - crossed) <= 0.02 * crossed, (way, counted, crossed)
-        told = outcome.summary
-        assert 0 < told.wire_bytes_up <= sum(row["wire_bytes_up"] for row in rows)
-        assert 0 < told.wire_bytes_down <= sum(row["wire_bytes_down"] for row in rows)
+        reported = outcome.summary
+        assert 0 < reported.wire_bytes_up <= sum(row["wire_bytes_up"] for row in rows)
+        assert 0 < reported.wire_bytes_down <= sum(row["wire_bytes_down"] for row in rows)
 
 
 FIRST_ROUND = """

@@ -149,8 +149,8 @@ def test_from_another_machine_nobody_gets_in_without_the_token(
 
 def _gcs_port(pid: int) -> str:
     """The port of the head that a process has started."""
-    told = subprocess.run(["ps", "-eo", "ppid,args", "-ww"], capture_output=True, encoding="utf-8").stdout
-    found = re.search(rf"^ *{pid} .*gcs_server.*--gcs_server_port=(\d+)", told, re.MULTILINE)
+    reported = subprocess.run(["ps", "-eo", "ppid,args", "-ww"], capture_output=True, encoding="utf-8").stdout
+    found = re.search(rf"^ *{pid} .*gcs_server.*--gcs_server_port=(\d+)", reported, re.MULTILINE)
     if found is not None and found[1] != "0":
         return found[1]
     listening = subprocess.run(["ss", "-ltnp"], capture_output=True, encoding="utf-8").stdout

@@ -71,8 +71,16 @@ def measures(name: str) -> set[str | None]:
 
 
 def _report(client: int) -> ClientReport:
-    told = generator(1, "told", client).uniform(-0.5, 0.5, 2).tolist()
-    info = {"credit": 0.5, "gain": told, "norm": 1.0, "update": told, "output": told, "activity": told, "widths": [2]}
+    reported = generator(1, "told", client).uniform(-0.5, 0.5, 2).tolist()
+    info = {
+        "credit": 0.5,
+        "gain": reported,
+        "norm": 1.0,
+        "update": reported,
+        "output": reported,
+        "activity": reported,
+        "widths": [2],
+    }
     return ClientReport(
         client=client, num_examples=10, seconds=0.1, metrics={"loss": Mean(1.0 + client, 1.0)}, info=info
     )

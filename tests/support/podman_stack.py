@@ -201,6 +201,6 @@ def _run(command: list[str], environment: Mapping[str, str], *, check: bool = Tr
         command, env=dict(environment), capture_output=True, encoding="utf-8", timeout=timeout_s, check=False, cwd=ROOT
     )
     if check and done.returncode:
-        told = (done.stdout + done.stderr)[-4000:]
-        raise AssertionError(f"{' '.join(command)} ended with {done.returncode}:\n{told}")
+        reported = (done.stdout + done.stderr)[-4000:]
+        raise AssertionError(f"{' '.join(command)} ended with {done.returncode}:\n{reported}")
     return done.stdout

@@ -89,8 +89,8 @@ def test_a_run_is_another_runs_beginning(trained: Path) -> None:
     assert arrays_sha256(initial(experiment(model=model)).groups[MODEL]) == arrays_sha256(final)
     file = {**VIT, "pretrained": str(trained / "model" / "model.safetensors")}
     assert arrays_sha256(initial(experiment(model=file)).groups[MODEL]) == arrays_sha256(final)
-    told = build(experiment(model=model)).describe().data["pretrained"]
-    assert told["name"] == str(trained) and len(told["weights_sha256"]["model.safetensors"]) == 64
+    reported = build(experiment(model=model)).describe().data["pretrained"]
+    assert reported["name"] == str(trained) and len(reported["weights_sha256"]["model.safetensors"]) == 64
 
 
 def test_a_fresh_head_is_drawn_by_seed_and_all_else_is_kept(trained: Path) -> None:

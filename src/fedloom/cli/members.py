@@ -79,11 +79,11 @@ def join(
     from fedloom.core import files
     from fedloom.core.identity import default_folder
 
-    told = sys.stdin.read().strip() if join_token == "-" else join_token
+    reported = sys.stdin.read().strip() if join_token == "-" else join_token
     policy = _policy_text(allow, column)
     if join_token != "-":
         print_warning("the token was on the command line, where other users can read it: fedloom join - <TOKEN-FILE")
-    joined = enroll.join(told, identity, proxy)
+    joined = enroll.join(reported, identity, proxy)
     if joined.role == "node":
         file = joined.folder / "policy.toml"
         if allow or not file.exists():

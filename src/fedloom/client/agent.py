@@ -113,7 +113,7 @@ class Agent:
             ServerUnreachable: no server responded for `give_up_s` seconds.
             FedloomError: the server refused this agent, which trying again would not change.
         """
-        began, told = time.monotonic(), False
+        began, reported = time.monotonic(), False
         jitter = generator(secrets.randbits(62), "reconnect")
         pause = self._connection.pause_s(FIRST_RETRY_S, self._heartbeat_s)
         if pause > FIRST_RETRY_S and self._stopped.wait(pause):
@@ -134,9 +134,9 @@ class Agent:
             except ServerUnreachable as exc:
                 if self._give_up_s is not None and time.monotonic() - began > self._give_up_s:
                     raise
-                if not told:
+                if not reported:
                     _log.warning("node %s: %s; retrying until it responds", self.node, exc, extra={"node": self.node})
-                    told = True
+                    reported = True
             if self._stopped.wait(pause * (0.5 + float(jitter.random()))):
                 return False
             pause = min(2 * pause, LAST_RETRY_S)

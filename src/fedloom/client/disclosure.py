@@ -21,7 +21,7 @@ FEW = f"fewer than {MIN_EXAMPLES} examples"
 """What is told in place of the name of a class with fewer."""
 
 
-def disclosed(info: WorkloadInfo, told: Collection[str], run_id: str) -> WorkloadInfo:
+def disclosed(info: WorkloadInfo, reported: Collection[str], run_id: str) -> WorkloadInfo:
     """Return a workload's description with the names of its classes as they may leave the node.
 
     Args:
@@ -44,7 +44,7 @@ def disclosed(info: WorkloadInfo, told: Collection[str], run_id: str) -> Workloa
     return replace(
         info,
         data=data,
-        label_names=[_as_told(name, count, told, run_id) for name, count in zip(names, counts, strict=True)],
+        label_names=[_as_told(name, count, reported, run_id) for name, count in zip(names, counts, strict=True)],
     )
 
 
@@ -53,10 +53,10 @@ def digest_of_class(name: str, run_id: str) -> str:
     return f"sha256:{hashlib.sha256((run_id + chr(0) + name).encode()).hexdigest()[:16]}"
 
 
-def _as_told(name: str, count: int, told: Collection[str], run_id: str) -> str:
+def _as_told(name: str, count: int, reported: Collection[str], run_id: str) -> str:
     if count < MIN_EXAMPLES:
         return FEW
-    return name if name in told and len(name) <= MAX_NAME else digest_of_class(name, run_id)
+    return name if name in reported and len(name) <= MAX_NAME else digest_of_class(name, run_id)
 
 
 def _examples(counts: Sequence[Sequence[int]], classes: int) -> list[int]:

@@ -93,14 +93,14 @@ def _verified_authority(ticket: JoinToken, proxy: str) -> bytes:
     with contextlib.closing(connect_trusting(ticket.address, shown, proxy)) as channel:
         try:
             reply = EnrollStub(channel).Authority(pb.AuthorityRequest(), timeout=_TIMEOUT_S)
-            told = authority_sha256(reply.certificate_pem.encode())
+            reported = authority_sha256(reply.certificate_pem.encode())
         except grpc.RpcError as exc:
             raise translate(exc, ticket.address) from exc
         except ValueError as exc:
             raise Unauthenticated(f"the server at {ticket.address} sent no authority certificate: {exc}") from exc
-    if told != ticket.authority_sha256:
+    if reported != ticket.authority_sha256:
         raise Unauthenticated(
-            f"the server at {ticket.address} did not create this token: its authority is {told[:16]}…, the "
+            f"the server at {ticket.address} did not create this token: its authority is {reported[:16]}…, the "
             f"token says {ticket.authority_sha256[:16]}…. The token's secret was not sent"
         )
     return reply.certificate_pem.encode()

@@ -96,5 +96,5 @@ class GroupProgram:
         if group.measure is None:
             return
         knobs, noise = [turn.job.knobs for turn in turns], [turn.rng("measure") for turn in turns]
-        told = build_measure(group.measure).together(workload, inputs[MODEL], updates, shards, noise, knobs)
-        self._measured = dict(zip(clients, told, strict=True)) if told is not None else {}
+        reported = build_measure(group.measure).together(workload, inputs[MODEL], updates, shards, noise, knobs)
+        self._measured = dict(zip(clients, reported, strict=True)) if reported is not None else {}

@@ -248,8 +248,8 @@ def _stored_anew(stored: Mapping[str, Record], work: Record | None, rules: Mappi
     """Return the client's new stored state: new parts in place of old ones; None if there are none."""
     if work is None and not rules:
         return None
-    told = {WORKLOAD: work, **{name: rule.state() for name, rule in rules.items()}}
-    fresh = {name: record for name, record in told.items() if record is not None}
+    reported = {WORKLOAD: work, **{name: rule.state() for name, rule in rules.items()}}
+    fresh = {name: record for name, record in reported.items() if record is not None}
     return compose({**stored, **fresh}) if fresh else None
 
 

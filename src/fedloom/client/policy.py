@@ -130,8 +130,10 @@ class Policy(Settings):
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
             raise ConfigError(f"{path}: cannot be read as a policy: {exc}") from exc
         except pydantic.ValidationError as exc:
-            told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in exc.errors())
-            raise ConfigError(f"{path}: {told}") from exc
+            reported = "; ".join(
+                f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in exc.errors()
+            )
+            raise ConfigError(f"{path}: {reported}") from exc
 
 
 class Usage:

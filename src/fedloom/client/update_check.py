@@ -78,9 +78,9 @@ def _check_names(found: Mapping[str, Arrays], expected: Mapping[str, Collection[
         declared = expected[group]
         if len(arrays) != len(declared) or not all(map(arrays.__contains__, declared)):
             missing, strange = set(expected[group]) - arrays.keys(), arrays.keys() - set(expected[group])
-            told = [f"lacks {_listed(missing)}"] if missing else []
-            told += [f"has {_listed(strange)}, which is not declared"] if strange else []
-            raise BadUpdate(f"{who}: group {group!r} of the update {' and '.join(told)}. {_ADVICE}")
+            reported = [f"lacks {_listed(missing)}"] if missing else []
+            reported += [f"has {_listed(strange)}, which is not declared"] if strange else []
+            raise BadUpdate(f"{who}: group {group!r} of the update {' and '.join(reported)}. {_ADVICE}")
 
 
 def _check_shapes(found: Arrays, expected: Mapping[str, Array], who: str) -> None:

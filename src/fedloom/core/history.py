@@ -108,7 +108,7 @@ class RoundRecord(_Frozen):
     """One named section for each other feature with data about the round."""
 
 
-class Told(_Frozen):
+class ReportLine(_Frozen):
     """One client's report as a selection saw it."""
 
     client: int
@@ -128,9 +128,9 @@ class Choice(_Frozen):
     """Counts from 1."""
     cohort: list[int]
     """Clients the selection chose, in order."""
-    probed: list[Told] = []
+    probed: list[ReportLine] = []
     """Reports of candidates."""
-    trained: list[Told] = []
+    trained: list[ReportLine] = []
     """Reports of the clients that trained."""
     missed: list[int] = []
     """Clients that were sampled and whose update is missing."""

@@ -119,10 +119,10 @@ class Identity:
         files.write(self.folder / "key.pem", self.key, private=True)
         files.write(self.folder / "authority.pem", self.authority, private=True)
         files.write(self.folder / "certificate.pem", self.certificate, private=True)
-        told = {"address": self.address, "name": self.name, "role": self.role}
+        reported = {"address": self.address, "name": self.name, "role": self.role}
         if self.proxy:
-            told["proxy"] = self.proxy
-        files.write(self.folder / "server.json", json.dumps(told, indent=2).encode() + b"\n", private=True)
+            reported["proxy"] = self.proxy
+        files.write(self.folder / "server.json", json.dumps(reported, indent=2).encode() + b"\n", private=True)
 
     def save_pair(self) -> None:
         """Write a fresh key and its certificate; readers get both or neither, also after a crash."""

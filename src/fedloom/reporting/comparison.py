@@ -197,9 +197,9 @@ def _results(runs: Sequence[RunFolder]) -> Iterable[Row]:
 
 def _headlines(runs: Sequence[RunFolder]) -> Iterable[Row]:
     """Yield the headline rows of strategies and workloads."""
-    told = [{k: v for each in contributions(run) for k, v in each.headlines.items()} for run in runs]
-    for name in dict.fromkeys(name for each in told for name in each):
-        yield Row(name, tuple(each.get(name, NOTHING) for each in told))
+    reported = [{k: v for each in contributions(run) for k, v in each.headlines.items()} for run in runs]
+    for name in dict.fromkeys(name for each in reported for name in each):
+        yield Row(name, tuple(each.get(name, NOTHING) for each in reported))
 
 
 def _to_target(runs: Sequence[RunFolder]) -> Iterable[tuple[str, list[str]]]:

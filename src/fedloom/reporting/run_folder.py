@@ -97,13 +97,13 @@ class RunFolder:
     def failures(self) -> list[ClientFailure]:
         """Return every missing update, including those of a last round that never ended."""
         finished = self.rounds[-1].round if self.rounds else 0
-        told = [failure for record in self.rounds for failure in record.failures]
+        reported = [failure for record in self.rounds for failure in record.failures]
         open_round = [
             ClientFailure(**event["failure"])
             for event in self.events
             if event.get("event") == "ClientLost" and event["failure"]["round"] > finished
         ]
-        return told + open_round
+        return reported + open_round
 
     def last_event(self, kind: str) -> Info | None:
         """Return the newest event of a class, by its name."""

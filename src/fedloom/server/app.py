@@ -27,7 +27,7 @@ from fedloom.server.access.authority import MEMBER_DAYS, Authority
 from fedloom.server.access.members import Registry
 from fedloom.server.fleet.coordinator import GRACE_S, HEARTBEAT_S, LOST_AFTER_S, Coordinator
 from fedloom.server.fleet.payloads import PayloadStore
-from fedloom.server.rounds.run_services import FleetAccess, Place
+from fedloom.server.rounds.run_services import FleetAccess, RuntimeInfo
 from fedloom.server.rounds.session import run_session
 from fedloom.server.run_queue import RunQueue
 from fedloom.server.store.answer_journal import AnswerJournal
@@ -169,7 +169,7 @@ def serve(
             owner = runs.owner(store.run_id)
             fleet = FleetAccess(
                 coordinator=server.coordinator,
-                place=lambda: Place(
+                place=lambda: RuntimeInfo(
                     runtime="fleet", workers=server.coordinator.online, where=f"agents of {host}:{port}"
                 ),
                 clock=server.clock,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedloom.client.agent import Agent
 from fedloom.client.setup import NodeSetup
 from fedloom.server.fleet.coordinator import Coordinator
-from fedloom.server.rounds.run_services import Place
+from fedloom.server.rounds.run_services import RuntimeInfo
 from fedloom.simulation.client_states import simulation_states
 from fedloom.simulation.in_process import InProcessChannel
 
@@ -32,8 +32,8 @@ class InlineRuntime:
         self._agent = Agent(InProcessChannel(coordinator), "inline", setup)
         self._agent.connect()
 
-    def place(self) -> Place:
-        return Place(runtime="inline", workers=1, where="this thread")
+    def place(self) -> RuntimeInfo:
+        return RuntimeInfo(runtime="inline", workers=1, where="this thread")
 
     def pump(self) -> None:
         assert self._agent is not None

@@ -13,7 +13,7 @@ from typing import IO
 
 from fedloom.core.errors import NoCapacity
 from fedloom.server.fleet.coordinator import Coordinator
-from fedloom.server.rounds.run_services import Place
+from fedloom.server.rounds.run_services import RuntimeInfo
 from fedloom.simulation.workers import Replacements, worker_environment
 
 
@@ -55,9 +55,9 @@ class ProcessRuntime:
         for index in range(self._workers):
             self._spawn(f"worker-{index + 1}")
 
-    def place(self) -> Place:
+    def place(self) -> RuntimeInfo:
         count = "1 process" if self._workers == 1 else f"{self._workers} processes"
-        return Place(runtime="process", workers=self._workers, where=f"{count} on this machine")
+        return RuntimeInfo(runtime="process", workers=self._workers, where=f"{count} on this machine")
 
     def pump(self) -> None:
         """Do nothing: the work is done elsewhere."""

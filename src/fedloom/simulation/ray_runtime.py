@@ -12,7 +12,7 @@ from fedloom.core.config import RuntimeSettings
 from fedloom.core.errors import NoCapacity, ServerUnreachable, UsageError
 from fedloom.core.machine import default_workers
 from fedloom.server.fleet.coordinator import Coordinator
-from fedloom.server.rounds.run_services import Place
+from fedloom.server.rounds.run_services import RuntimeInfo
 from fedloom.simulation.ray_address import AUTO, LOCAL, VARIABLE, RayAddress, knock, ray_address
 from fedloom.simulation.ray_log import log_tail
 from fedloom.simulation.ray_privacy import MODE, OWN_TOKEN, TOKEN, make_folder, remove_folder, set_up_variables
@@ -88,8 +88,8 @@ class RayRuntime:
         self._watcher = threading.Thread(target=self._watch, name="fedloom-ray", daemon=True)
         self._watcher.start()
 
-    def place(self) -> Place:
-        return Place(runtime="ray", workers=self._workers, where=self._location)
+    def place(self) -> RuntimeInfo:
+        return RuntimeInfo(runtime="ray", workers=self._workers, where=self._location)
 
     def pump(self) -> None:
         """Do nothing: the work is done elsewhere."""

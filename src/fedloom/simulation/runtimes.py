@@ -10,7 +10,7 @@ from fedloom.core.config import Experiment
 from fedloom.core.extras import needed_by
 from fedloom.core.machine import default_workers
 from fedloom.server.fleet.coordinator import Coordinator
-from fedloom.server.rounds.run_services import Place
+from fedloom.server.rounds.run_services import RuntimeInfo
 from fedloom.simulation.ray_address import ray_address
 from fedloom.simulation.ray_privacy import set_up_variables
 
@@ -24,7 +24,7 @@ class Runtime(Protocol):
     def start(self, coordinator: Coordinator, address: str, token: str) -> None:
         """Start the agents; they connect in their own time."""
 
-    def place(self) -> Place:
+    def place(self) -> RuntimeInfo:
         """Return the agents' location, for people."""
 
     def pump(self) -> None:

@@ -17,7 +17,7 @@ from fedloom.core.messages import Channel
 from fedloom.core.protocols import Sink
 from fedloom.server.app import Server
 from fedloom.server.fleet.coordinator import Coordinator
-from fedloom.server.rounds.run_services import FleetAccess, Place, RosterSource, declared_roster
+from fedloom.server.rounds.run_services import FleetAccess, RosterSource, RuntimeInfo, declared_roster
 from fedloom.server.rounds.session import Outcome, run_session
 from fedloom.server.store.memory_run_store import MemoryRunStore
 from fedloom.server.store.run_store import RunStore
@@ -27,7 +27,7 @@ E = TypeVar("E", bound=Event)
 
 TOKEN = "secret"
 """Token of agents of a test's server."""
-PLACE = Place(runtime="test", workers=2, where="here")
+PLACE = RuntimeInfo(runtime="test", workers=2, where="here")
 """Location of a test's runs."""
 
 
@@ -120,7 +120,7 @@ def fleet_access(
     coordinator: Coordinator,
     *,
     patience_s: float | None = None,
-    place: Callable[[], Place] = lambda: PLACE,
+    place: Callable[[], RuntimeInfo] = lambda: PLACE,
     pump: Callable[[], None] | None = None,
     roster: RosterSource = declared_roster,
     clock: Clock = SYSTEM_CLOCK,

@@ -64,10 +64,10 @@ class MeasureConformance:
         name, knobs = self.asked()
         workload, model, shards, updates = self._trained(knobs)
         rngs = [generator(1, "measure", client) for client in range(len(shards))]
-        told = self.build(name).together(workload, model, updates, shards, rngs, [knobs] * len(shards))
-        if told is None:
+        reported = self.build(name).together(workload, model, updates, shards, rngs, [knobs] * len(shards))
+        if reported is None:
             return
-        for client, (mine, alone) in enumerate(zip(told, self._reports(), strict=True)):
+        for client, (mine, alone) in enumerate(zip(reported, self._reports(), strict=True)):
             assert mine.keys() == alone.keys(), f"client {client}: {sorted(mine)}, one by one {sorted(alone)}"
             close = np.allclose(_numbers(mine), _numbers(alone), rtol=self.tolerance, atol=self.tolerance)
             assert close, f"client {client}: {mine}, one by one {alone}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedloom.core.config import Experiment
-from fedloom.core.history import Choice, RoundRecord, Timing, Told, Traffic
+from fedloom.core.history import Choice, ReportLine, RoundRecord, Timing, Traffic
 from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import MODEL, Record
 from fedloom.server.store.run_store import Checkpoint, RunStore
@@ -89,10 +89,10 @@ class RunStoreConformance:
     def test_choices_are_kept_in_order_and_truncated_for_good(self) -> None:
         """Check that `choices(upto)` deletes later choices."""
         store = self.make()
-        told = Told(
+        reported = ReportLine(
             client=3, num_examples=9, seconds=0.5, num_trained=1, metrics={"loss": (4.5, 9.0)}, info={"g": [0.5]}
         )
-        made = [Choice(round=round, cohort=[3, round], trained=[told], missed=[8]) for round in (1, 2, 3)]
+        made = [Choice(round=round, cohort=[3, round], trained=[reported], missed=[8]) for round in (1, 2, 3)]
         for choice in made:
             store.append_choice(choice)
         assert store.choices() == made

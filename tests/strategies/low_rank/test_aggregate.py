@@ -36,8 +36,8 @@ def fold(updates: list[Update], parts: int = 1, wire: Any = "fp32") -> Accumulat
     for part in np.array_split(np.arange(len(updates)), parts):
         some = Accumulator()
         for index in part:
-            groups, told = pack(updates[index].groups, wire)
-            some.add(Update(num_examples=1, groups=groups, info=told), WEIGHTS[index], int(index))
+            groups, reported = pack(updates[index].groups, wire)
+            some.add(Update(num_examples=1, groups=groups, info=reported), WEIGHTS[index], int(index))
         total.merge(Accumulator.from_record(frames.decode(bytes(frames.encode(some.record())))))
     return total
 

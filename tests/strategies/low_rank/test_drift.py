@@ -47,14 +47,14 @@ def test_drift_is_the_spread_of_the_clients_models() -> None:
         models.append(np.concatenate([array.ravel().astype(np.float64) for array in update.groups[MODEL].values()]))
         sizes.append(update.num_examples)
         distances.append(update.metrics["distance_squared"])
-    told = strategy.finish(state, total, context).told
+    reported = strategy.finish(state, total, context).reported
     shares = np.array(sizes) / sum(sizes)
     mean = shares @ np.array(models)
     expected = math.sqrt(sum(p * ((w - mean) ** 2).sum() for p, w in zip(shares, models, strict=True)))
     squared = sum(each.sum for each in distances) / sum(each.weight for each in distances)
     record = RoundRecord(
         round=1, cohort=[0], num_examples=1, metrics={"distance_squared": squared}, traffic=Traffic(),
-        timing=Timing(), info=dict(told),
+        timing=Timing(), info=dict(reported),
     )  # fmt: skip
     assert drift(record) == pytest.approx(expected, rel=1e-4)
 

@@ -36,11 +36,11 @@ def initial() -> Record:
     arrays["y.w"] = np.ascontiguousarray(arrays["y.w"].T)
     arrays["head"] = np.zeros(3, np.float32)
     arrays["rest"] = np.zeros(1000, np.float32)  # so that a few rounds' changes are smaller than the base
-    told = {
+    reported = {
         name: {"kind": "conv1d" if name == "y" else "linear", "weight": f"{name}.w", "out": out, "in": in_}
         for name, (out, in_) in SHAPES.items()
     }
-    return Record({MODEL: arrays}, {"adaptable": told, "head": ["head"]})
+    return Record({MODEL: arrays}, {"adaptable": reported, "head": ["head"]})
 
 
 def made(name: str, rounds: int = 4, /, **settings: object) -> Any:
@@ -132,7 +132,7 @@ def test_mixed_ranks_come_to_the_mean_of_whole_matrices(name: str, settings: dic
         want = mean_change(sent, layer)
         assert np.abs(carried(after, layer) - want).max() < 1e-6 * np.abs(want).max()
         np.testing.assert_allclose(change(strategy, state, after, layer), want, atol=1e-5)
-    assert after.told["aggregation_error"] < 1e-6
+    assert after.reported["aggregation_error"] < 1e-6
 
 
 def test_averaged_factors_are_off_by_the_error_they_tell() -> None:
@@ -141,7 +141,7 @@ def test_averaged_factors_are_off_by_the_error_they_tell() -> None:
     after, sent = round_of(strategy, state, 1)
     apart = sum(np.sum((change(strategy, state, after, n) - mean_change(sent, n)) ** 2) for n in SHAPES)
     whole = sum(np.sum(mean_change(sent, n) ** 2) for n in SHAPES)
-    assert after.told["aggregation_error"] == pytest.approx(np.sqrt(apart / whole), rel=1e-5)
+    assert after.reported["aggregation_error"] == pytest.approx(np.sqrt(apart / whole), rel=1e-5)
 
 
 class TestFfaLora:
@@ -210,7 +210,7 @@ class TestHetLora:
             np.testing.assert_allclose(after.lora_b[name], want, atol=1e-5)
         head = sum(WEIGHTS[k] / 8 * g[MODEL]["head"] for k, g in sent.items())
         np.testing.assert_allclose(after.model["head"], head, atol=1e-6)
-        assert after.told["client_ranks"] == {"0": 1, "2": 2}
+        assert after.reported["client_ranks"] == {"0": 1, "2": 2}
 
     def test_a_client_that_pruned_itself_keeps_the_smaller_rank(self) -> None:
         strategy = made("hetlora", rank=4)
@@ -342,8 +342,8 @@ class TestFedAdaLora:
         scores = {"x": [0.1, 5.0, 4.0], "y": [0.3, 0.2, 6.0]}
 
         def train(exchange: Exchange, job: Job) -> Groups:
-            told = {name: np.array(values, np.float32) for name, values in scores.items()}
-            return {**random_training(exchange, job), SCORES: told}
+            reported = {name: np.array(values, np.float32) for name, values in scores.items()}
+            return {**random_training(exchange, job), SCORES: reported}
 
         after, _ = round_of(strategy, state, 1, train)
         exchange = strategy.plan(after, context(2))  # 2 x 2 of the 6 components; of y the best two

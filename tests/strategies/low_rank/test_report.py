@@ -30,7 +30,7 @@ def done(folder: Path, strategy: str, settings: dict[str, Any], **changes: Any) 
     return RunFolder.read(folder)
 
 
-def told(run: RunFolder) -> Contribution:
+def reported(run: RunFolder) -> Contribution:
     (found,) = contributions(run)
     return found
 
@@ -38,7 +38,7 @@ def told(run: RunFolder) -> Contribution:
 class TestNumbers:
     def test_every_reading_is_its_formula(self, tmp_path: Path) -> None:
         run = done(tmp_path / "run", "sa_fedlora", SA, clients=2)  # both clients are asked in every round
-        numbers = told(run).numbers
+        numbers = reported(run).numbers
         adapted = sum(WIDTH * rank + HEAD for rank in RANKS)
         up = 2 * FULL + adapted
         assert numbers["saving"] == pytest.approx(1 - up / (6 * FULL))
@@ -76,7 +76,7 @@ class TestNumbers:
 
     def test_only_whole_models_save_nothing(self, tmp_path: Path) -> None:
         settings = {**SA, "initiating_rounds": 6, "heating": 0, "cooling": 0}
-        numbers = told(done(tmp_path / "run", "sa_fedlora", settings)).numbers
+        numbers = reported(done(tmp_path / "run", "sa_fedlora", settings)).numbers
         assert numbers["saving"] == numbers["saving_bound"] == 0.0
         assert math.isnan(numbers["mean_rank"]) and math.isnan(numbers["saving_annealing"])
 
@@ -95,7 +95,7 @@ class TestNumbers:
     )
     def test_each_of_the_family_has_a_report(self, strategy: str, settings: dict[str, Any], tmp_path: Path) -> None:
         run = done(tmp_path / "run", strategy, settings, rounds=2)
-        found = told(run)
+        found = reported(run)
         sent = sum(record.traffic.params_up for record in run.rounds)
         assert found.numbers["saving"] == pytest.approx(1 - sent / (2 * 2 * FULL))
         assert found.numbers["saving_bound"] == 1.0 and len(found.sections) == 1
@@ -126,7 +126,7 @@ class TestSection:
     def test_a_run_without_a_round_has_none(self, tmp_path: Path) -> None:
         run = done(tmp_path / "run", "fedlora", {"rank": 3}, rounds=1)
         (tmp_path / "run" / "rounds.jsonl").write_text("", encoding="utf-8")
-        assert told(RunFolder.read(run.path)) == Contribution()
+        assert reported(RunFolder.read(run.path)) == Contribution()
 
 
 def test_a_comparison_has_a_row_with_the_saving(tmp_path: Path) -> None:

@@ -45,5 +45,5 @@ def test_eight_bits_are_off_by_at_most_half_a_step_of_their_block() -> None:
 
 
 def test_half_precision_does_not_overflow() -> None:
-    packed, told = pack({"model": {"w": np.array([1e6, -1e6, 1.0], np.float32)}}, "fp16")
-    np.testing.assert_allclose(unpack(packed, told)["model"]["w"], [65504, -65504, 1])
+    packed, reported = pack({"model": {"w": np.array([1e6, -1e6, 1.0], np.float32)}}, "fp16")
+    np.testing.assert_allclose(unpack(packed, reported)["model"]["w"], [65504, -65504, 1])

@@ -151,11 +151,11 @@ def exchanges(tested: MedianEnsemble, round: int, state: History) -> list[str]:
 
 def test_a_round_asks_for_statistics_measures_and_in_the_end_the_table() -> None:
     tested = strategy(start=2, batch_norm="cumulative", compare=["last", "best", "mean", "middle"], table=True)
-    state, told = tested.init(Record({MODEL: weights(0.0)})), []
+    state, reported = tested.init(Record({MODEL: weights(0.0)})), []
     for round in range(1, ROUNDS + 1):
         kinds = exchanges(tested, round, state)
         state = exchanges.state  # type: ignore[attr-defined]
-        told.append((round, tested.report(state)["meat"]))
+        reported.append((round, tested.report(state)["meat"]))
         if round == 1:
             assert kinds == ["train", "robustness"]
         elif round < ROUNDS:
@@ -165,7 +165,7 @@ def test_a_round_asks_for_statistics_measures_and_in_the_end_the_table() -> None
     assert float(tested.arrays(state)["n.running_mean"][0]) == pytest.approx((1 * 1 + 3 * 2) / 4)
     assert tested.evaluation is not None
     assert tested.evaluation(state) == {"accuracy": 0.4, "robust_accuracy": int(np.median(DRIFT[1:])) / 50}
-    reading = read(told)
+    reading = read(reported)
     assert reading.curves["last"].robust == tuple(int(value) / 50 for value in DRIFT)
     # validation picks round 5 (9 of 10), whose test rate is 9 / 50; the last is 3 / 50
     found = numbers(reading)

@@ -85,7 +85,7 @@ def test_without_learning_every_credit_is_zero_and_the_draw_decides(rule: str) -
     """With a step too small to move a weight; the chi-square test over rounds is the selection's own."""
     still = experiment(selection=credit(rule=rule)).override(["workload.training.learning_rate=1e-30"])
     for record in api.run(still, keep=False).history:
-        assert {told["credit"] for told in record.probe.values()} == {0.0}
+        assert {reported["credit"] for reported in record.probe.values()} == {0.0}
         assert record.cohort == record.candidates[:M]
 
 
@@ -117,7 +117,7 @@ def test_rates_may_be_measured_in_passing() -> None:
     run = api.run(experiment(cohort=D, selection=credit(measurement="training")), keep=False)
     averaging = api.run(experiment(cohort=D, strategy="fedavg", selection="uniform"), keep=False)
     assert run.summary.model_sha256 == averaging.summary.model_sha256
-    credits = [told["credit"] for record in run.history for told in record.probe.values()]
+    credits = [reported["credit"] for record in run.history for reported in record.probe.values()]
     assert len(credits) == 3 * D and max(credits) > 0 and min(credits) >= 0
 
 
@@ -211,7 +211,7 @@ def test_credits_are_told_and_decide(plain: api.RunResult) -> None:
     """With `topm` the chosen are those with the largest credits."""
     history = api.run(experiment(selection=credit(rule="topm")), keep=False).history
     for record in history:
-        credits = {int(client): told["credit"] for client, told in record.probe.items()}
+        credits = {int(client): reported["credit"] for client, reported in record.probe.items()}
         assert credits.keys() == set(record.candidates)
         worst = min(credits[client] for client in record.cohort)
         assert all(credits[client] <= worst for client in set(record.candidates) - set(record.cohort))

@@ -174,8 +174,8 @@ def without(given: Inputs, group: str, name: str) -> Inputs:
 
 
 def with_info(given: Inputs, **changes: Any) -> Inputs:
-    told = {**given[MODEL].info[ADAPTERS], **changes}
-    return {**given, MODEL: Record(given[MODEL].groups, {ADAPTERS: told})}
+    reported = {**given[MODEL].info[ADAPTERS], **changes}
+    return {**given, MODEL: Record(given[MODEL].groups, {ADAPTERS: reported})}
 
 
 def with_factor(given: Inputs, group: str, array: np.ndarray) -> Inputs:

@@ -27,8 +27,8 @@ def test_one_client_through_server_and_agent_is_the_script_bit_for_bit() -> None
     inputs, lines = scripted(made)
     result = api.run(made, keep=False)
     assert arrays_sha256(result.arrays) == arrays_sha256(inputs[MODEL].groups[MODEL])
-    told = result.history[-1].info["mano"]["sets"]
-    assert by_place(told) == by_place(lines)  # every score of every set, to the last bit
+    reported = result.history[-1].info["mano"]["sets"]
+    assert by_place(reported) == by_place(lines)  # every score of every set, to the last bit
     assert set(lines[0]["scores"]) >= {name for name in ESTIMATORS if name != "mano"}
     workload = build(made)
     measured = workload.evaluate({MODEL: inputs[MODEL]}, workload.held_out(0, 1))

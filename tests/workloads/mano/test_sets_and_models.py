@@ -244,10 +244,10 @@ def test_the_monitors_alarm_sees_a_shift_in_its_round_and_stays_silent_without_o
                 ClientReport(client=client, num_examples=100, seconds=0.0, info=logit_sums(q))
                 for client, q in enumerate(logits)
             ]
-            told = watcher.read(reports, earlier)
-            earlier.append(told.info)
+            reported = watcher.read(reports, earlier)
+            earlier.append(reported.info)
             if not last:
-                assert not told.warnings
-        assert set(told.warnings) <= {"client 4 has drifted"}
-        raised[name] = bool(told.warnings)
+                assert not reported.warnings
+        assert set(reported.warnings) <= {"client 4 has drifted"}
+        raised[name] = bool(reported.warnings)
     assert sum(raised.values()) >= 15  # of 20: a model that is wrong and sure of it cannot be seen

@@ -80,8 +80,8 @@ def test_a_resumed_run_has_the_same_bits_and_the_same_records(tmp_path: Path) ->
         api.run(made, out=tmp_path / "cut", sinks=[Stop()])
     resumed = api.resume(tmp_path / "cut")
     assert resumed.summary.model_sha256 == whole.summary.model_sha256
-    told = [[record.info for record in result.history] for result in (whole, resumed)]
-    assert told[0] == told[1]
+    reported = [[record.info for record in result.history] for result in (whole, resumed)]
+    assert reported[0] == reported[1]
 
 
 def test_a_federation_by_mean_and_median_over_clients_and_rounds() -> None:
@@ -133,11 +133,11 @@ def test_the_report_tells_curves_gap_attacks_and_outliers(tmp_path: Path) -> Non
     numbers = contribution.numbers
     assert {f"robust_{name}" for name in ("ensemble", *COMPARED)} <= set(numbers)
     assert not any("." in name for name in numbers)
-    told = run.rounds[-1].info["meat"]
-    rates = told["rates"]
+    reported = run.rounds[-1].info["meat"]
+    rates = reported["rates"]
     assert numbers["robust_over_last"] == rates["ensemble"]["robust"] - rates["last"]["robust"]
     assert (run.rounds[-1].evaluation or {})["robust_accuracy"] == rates["ensemble"]["robust"]
-    for verdicts in told["verdicts"].values():
+    for verdicts in reported["verdicts"].values():
         assert {len(each) for each in verdicts.values()} == {20}
         assert verdicts["clean"].count("1") >= max(verdicts[attack].count("1") for attack in ("fgsm", "pgd-10"))
     # measuring is no training: neither examples, nor metrics, nor seconds of clients

@@ -31,9 +31,9 @@ def watched(rounds: int, out: Path, **workload: Any) -> list[str]:
 
 
 def test_a_dead_network_is_told_once_and_in_the_report(tmp_path: Path) -> None:
-    told = watched(3, tmp_path / "dead", neuron={"threshold": 1000.0})
-    assert len(told) == 1
-    assert told[0].startswith(
+    reported = watched(3, tmp_path / "dead", neuron={"threshold": 1000.0})
+    assert len(reported) == 1
+    assert reported[0].startswith(
         "round 1: dead is 1: that fraction of the spiking layers fires less than workload.dead_rate"
     )
     report = (tmp_path / "dead" / "report.html").read_text(encoding="utf-8")
@@ -48,6 +48,6 @@ def test_a_network_that_lives_and_a_twin_say_nothing(tmp_path: Path) -> None:
 
 def test_it_is_told_when_it_comes_back(tmp_path: Path) -> None:
     """A floor that the untrained network misses and the trained one does not."""
-    told = watched(3, tmp_path / "back", training={"epochs": 2}, dead_rate_floor=0.005)
-    assert len(told) == 2
-    assert told[0].startswith("round 1: dead is 0.5") and told[1] == "round 2: dead is 0 again"
+    reported = watched(3, tmp_path / "back", training={"epochs": 2}, dead_rate_floor=0.005)
+    assert len(reported) == 2
+    assert reported[0].startswith("round 1: dead is 0.5") and reported[1] == "round 2: dead is 0 again"

@@ -14,15 +14,17 @@ from fedloom.reporting.run_folder import RunFolder
 
 def build_report(run: RunFolder) -> Contribution:
     """Return the section, the numbers that a study compares, and a row for `fedloom compare`."""
-    told = [(record.round, list(record.info["losses"].values())) for record in run.rounds if record.info.get("losses")]
-    if not told:
-        return Contribution()
-    rounds = [float(number) for number, _ in told]
-    lines = [
-        Series(label="mean", x=rounds, y=[float(np.mean(losses)) for _, losses in told]),
-        Series(label="worst client", x=rounds, y=[max(losses) for _, losses in told], color=1),
+    reported = [
+        (record.round, list(record.info["losses"].values())) for record in run.rounds if record.info.get("losses")
     ]
-    numbers = {"worst_loss": lines[1].y[-1], "loss_spread": float(np.std(told[-1][1]))}
+    if not reported:
+        return Contribution()
+    rounds = [float(number) for number, _ in reported]
+    lines = [
+        Series(label="mean", x=rounds, y=[float(np.mean(losses)) for _, losses in reported]),
+        Series(label="worst client", x=rounds, y=[max(losses) for _, losses in reported], color=1),
+    ]
+    numbers = {"worst_loss": lines[1].y[-1], "loss_spread": float(np.std(reported[-1][1]))}
     words = (
         f"In the last round the clients' losses had a mean of {metric_text(lines[0].y[-1])}, the worst was "
         f"{metric_text(numbers['worst_loss'])}."

@@ -18,7 +18,7 @@ _MODELS: Mapping[type[BaseModel], str] = {
     history.Timing: "In a round record: `timing`.",
     history.NodeShare: "In a round record: `nodes`, by the node's name.",
     history.Choice: "`fedloom replay` recomputes these choices.",
-    history.Told: "In a choice: `probed` and `trained`.",
+    history.ReportLine: "In a choice: `probed` and `trained`.",
 }
 
 

@@ -63,7 +63,7 @@ def among_told(vectors: Floats, size: int, pick: Callable[[Indices, int], Indice
         size: places.
         pick: maps the reported rows and the number of places among them to indices into those rows.
     """
-    told = np.flatnonzero(np.isfinite(vectors).all(axis=1))
-    picked = told[pick(told, min(size, len(told)))]
-    rest = np.setdiff1d(np.arange(len(vectors)), told)[: size - len(picked)]
+    reported = np.flatnonzero(np.isfinite(vectors).all(axis=1))
+    picked = reported[pick(reported, min(size, len(reported)))]
+    rest = np.setdiff1d(np.arange(len(vectors)), reported)[: size - len(picked)]
     return np.concatenate([picked, rest])

@@ -22,7 +22,7 @@ def pick(reports: Sequence[ClientReport], size: int, rng: np.random.Generator) -
     w_k - w_t, or a sketch of it that preserves distances.
     """
     moved = vectors(reports, "update", "divfl")
-    return among_told(moved, size, lambda told, places: facility_location(euclidean(moved[told]), places))
+    return among_told(moved, size, lambda reported, places: facility_location(euclidean(moved[reported]), places))
 
 
 def build_selection(config: Config) -> Measured:

@@ -67,5 +67,5 @@ class Unseen(StaticTest):
 
 def _credits(record: RoundRecord) -> dict[int, float]:
     """Return the candidates' claimed credits, by client; empty if they reported none."""
-    found = {int(client): told.get("credit") for client, told in record.probe.items()}
+    found = {int(client): reported.get("credit") for client, reported in record.probe.items()}
     return {client: float(value) for client, value in found.items() if isinstance(value, int | float)}

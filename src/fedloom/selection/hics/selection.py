@@ -27,10 +27,10 @@ def pick(reports: Sequence[ClientReport], size: int, rng: np.random.Generator, *
     """
     changes = vectors(reports, "output", "hics")
 
-    def drawn(told: Indices, places: int) -> Indices:
-        entropy = entropies(changes[told], config.temperature)
-        groups = clusters(distances(changes[told], entropy, config.entropy_weight), places)
-        weights = np.maximum(examples(reports)[told], 1e-12)
+    def drawn(reported: Indices, places: int) -> Indices:
+        entropy = entropies(changes[reported], config.temperature)
+        groups = clusters(distances(changes[reported], entropy, config.entropy_weight), places)
+        weights = np.maximum(examples(reports)[reported], 1e-12)
         return draw(groups, entropy, weights, places, config.preference, rng)
 
     return among_told(changes, size, drawn)

@@ -32,7 +32,7 @@ class Memory:
     0 before the first report."""
     examples: Floats
     """n_k, float64 [N]; 0 if unknown."""
-    told: Rounds
+    reported: Rounds
     """The round whose model the gain is about, int64 [N]; 0 never."""
     asked: Rounds
     """The round each client was last selected in, int64 [N]; 0 never. Above `told` if its update is missing."""
@@ -101,7 +101,7 @@ class PredictedCredit(Selection[Memory]):
         known = self._known(state)[candidates]
         first = candidates[:0]
         if not self._config.preview:
-            fresh = ~known & (state.asked[candidates] <= state.told[candidates])
+            fresh = ~known & (state.asked[candidates] <= state.reported[candidates])
             first, candidates = candidates[fresh][:size], candidates[~fresh]
         kept = candidates[self._ruled(state, candidates, size - len(first))]
         return tuple(int(client) for client in np.concatenate([first, kept]))
@@ -124,7 +124,7 @@ class PredictedCredit(Selection[Memory]):
             state,
             gains=longer(state.gains, n, np.nan),
             examples=longer(state.examples, n, 0.0),
-            told=longer(state.told, n, 0),
+            reported=longer(state.reported, n, 0),
             asked=longer(state.asked, n, 0),
         )
 
@@ -142,8 +142,8 @@ class PredictedCredit(Selection[Memory]):
     def _known(self, state: Memory) -> npt.NDArray[np.bool_]:
         """Whose gain is known and not forgotten, for the round after `state.round`."""
         if self._config.memory is None:
-            return state.told > 0
-        return (state.told > 0) & (state.round + 1 - state.told <= self._config.memory)
+            return state.reported > 0
+        return (state.reported > 0) & (state.round + 1 - state.reported <= self._config.memory)
 
     def _ruled(self, state: Memory, candidates: Indices, size: int) -> Indices:
         """Return the places of the chosen candidates, in draw order.
@@ -153,7 +153,7 @@ class PredictedCredit(Selection[Memory]):
         known = self._known(state)[candidates]
         if size >= len(candidates) or not known.any():
             return np.arange(min(size, len(candidates)))
-        age = np.maximum(state.round + 1 - state.told[candidates], 0)
+        age = np.maximum(state.round + 1 - state.reported[candidates], 0)
         gains = rules.weighted_gains(np.nan_to_num(state.gains[candidates]), state.examples[candidates])
         gains *= self._config.decay ** age[:, None]
         gains[~known] = 0.0 if self._config.preview else gains[known].mean(axis=0)
@@ -166,17 +166,17 @@ class PredictedCredit(Selection[Memory]):
         telling = [report for report in reports if "gain" in report.info]
         if not telling:
             return state
-        told = vectors(telling, "gain", "predicted_credit", state.gains.shape[1] or None)
-        sane = rules.possible(told)
-        gains = state.gains if state.gains.shape[1] else np.full((len(state.told), told.shape[1]), np.nan)
+        reported = vectors(telling, "gain", "predicted_credit", state.gains.shape[1] or None)
+        sane = rules.possible(reported)
+        gains = state.gains if state.gains.shape[1] else np.full((len(state.reported), reported.shape[1]), np.nan)
         clients = np.array([report.client for report in telling])
-        gains, sizes, at = gains.copy(), state.examples.copy(), state.told.copy()
-        gains[clients[sane]], sizes[clients[sane]] = told[sane], examples(telling)[sane]
+        gains, sizes, at = gains.copy(), state.examples.copy(), state.reported.copy()
+        gains[clients[sane]], sizes[clients[sane]] = reported[sane], examples(telling)[sane]
         at[clients[sane]] = state.round + 1
         flagged = dict(state.flagged)
         for client in clients[~sane].tolist():
             flagged[str(client)] = flagged.get(str(client), 0) + 1
-        return replace(state, gains=gains, examples=sizes, told=at, flagged=flagged)
+        return replace(state, gains=gains, examples=sizes, reported=at, flagged=flagged)
 
 
 def build_selection(config: Config) -> PredictedCredit:

@@ -24,7 +24,9 @@ def pick(reports: Sequence[ClientReport], size: int, rng: np.random.Generator) -
     """
     activity = vectors(reports, "activity", "spike_activity")
     widths = _widths(reports, activity.shape[1])
-    return among_told(activity, size, lambda told, places: facility_location(distances(activity[told], widths), places))
+    return among_told(
+        activity, size, lambda reported, places: facility_location(distances(activity[reported], widths), places)
+    )
 
 
 def distances(activity: Floats, widths: Sequence[int]) -> Floats:
@@ -44,8 +46,8 @@ def distances(activity: Floats, widths: Sequence[int]) -> Floats:
 def _widths(reports: Sequence[ClientReport], total: int) -> tuple[int, ...]:
     """Return the layer widths most candidates agree on; one layer if no widths fit."""
     lists = [report.info.get("widths") for report in reports]
-    told = [tuple(widths) for widths in lists if isinstance(widths, Sequence)]
-    fitting = [widths for widths in told if all(type(w) is int and w > 0 for w in widths) and sum(widths) == total]
+    reported = [tuple(widths) for widths in lists if isinstance(widths, Sequence)]
+    fitting = [widths for widths in reported if all(type(w) is int and w > 0 for w in widths) and sum(widths) == total]
     return max(fitting, key=fitting.count) if fitting else (total,)
 
 

@@ -169,9 +169,9 @@ def metadata(context: grpc.ServicerContext) -> dict[str, str]:
     return {key: str(value) for key, value in context.invocation_metadata()}
 
 
-def same_secret(told: str, secret: str) -> bool:
+def same_secret(reported: str, secret: str) -> bool:
     """Compare a presented secret in constant time; as bytes, because callers may send any text."""
-    return hmac.compare_digest(told.encode(), secret.encode())
+    return hmac.compare_digest(reported.encode(), secret.encode())
 
 
 @functools.lru_cache(maxsize=8192)

@@ -213,8 +213,8 @@ class FleetService(FleetServicer):
         self._coordinator.receive(node, session, read)
 
     def _caller(self, context: grpc.ServicerContext, call: str) -> tuple[Caller, str, str]:
-        caller, told = self._gate.admit(context, call), metadata(context)
-        node, session = told.get("fedloom-node", ""), told.get("fedloom-session", "")
+        caller, reported = self._gate.admit(context, call), metadata(context)
+        node, session = reported.get("fedloom-node", ""), reported.get("fedloom-session", "")
         if not node or not session:
             raise BadMessage("call without fedloom-node and fedloom-session in its metadata; register first")
         self._gate.own_name(caller, node)

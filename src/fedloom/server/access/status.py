@@ -22,12 +22,12 @@ def answering(context: grpc.ServicerContext) -> Iterator[None]:
     try:
         yield
     except FedloomError as exc:
-        told = _short(exc.public_message())
+        reported = _short(exc.public_message())
         if exc.public is not None:
             _log.error("%s", exc)
         elif isinstance(exc, Unauthenticated | Forbidden):
-            _log.warning("a call from %s was rejected: %s", context.peer(), told)
-        context.abort(grpc.StatusCode[exc.status], told)
+            _log.warning("a call from %s was rejected: %s", context.peer(), reported)
+        context.abort(grpc.StatusCode[exc.status], reported)
     except grpc.RpcError:
         raise
     except Exception as exc:

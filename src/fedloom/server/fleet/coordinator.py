@@ -87,7 +87,7 @@ class Coordinator:
         )
         self._results = Results(self._nodes, self._dispatch, payloads)
         self._closed = False
-        self.hopeless = ""
+        self.fatal_reason = ""
         """Why there will be no more agents, if so."""
         self.explain_absence: Callable[[], str] = lambda: ""
         """Says why no agent of a runtime may have come."""
@@ -375,7 +375,7 @@ class Coordinator:
     def give_up(self, reason: str) -> None:
         """Fail runs that wait for agents with this reason: no more agents can be started."""
         with self._changed:
-            self.hopeless = reason
+            self.fatal_reason = reason
             self._changed.notify_all()
 
     def check_session(self, node: str, session: str) -> None:
@@ -438,7 +438,7 @@ class Coordinator:
             node.seen = self._clock.monotonic()
             for run in self._dispatch.runs_for(node):
                 if run.run_id in message.missing_runs:
-                    node.told_runs.pop(run.run_id, None)
+                    node.announced_runs.pop(run.run_id, None)
                     node.tell(run)
             self._dispatch.reconcile(name, set(message.held))
 
@@ -495,7 +495,9 @@ class Coordinator:
                     for name, node in self._nodes.items()
                     if node.gone_since is not None and now - node.gone_since > self._grace_s + UPLOADS_S
                 ]
-                deaf = [(name, n.hello.session) for name, n in self._nodes.items() if n.mailbox and n.mailbox.overflown]
+                overflowed = [
+                    (name, n.hello.session) for name, n in self._nodes.items() if n.mailbox and n.mailbox.overflown
+                ]
                 stuck = self._dispatch.stuck(STUCK_S)
             for name in stuck:
                 self.on_stuck(name)
@@ -503,5 +505,5 @@ class Coordinator:
                 self.payloads.forget(name)
             for name, session in silent:
                 self.detach(name, session, f"no heartbeat for {self._lost_after_s:.0f} s")
-            for name, session in deaf:
+            for name, session in overflowed:
                 self.detach(name, session, "it does not read its messages")

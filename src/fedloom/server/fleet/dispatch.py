@@ -169,7 +169,7 @@ class Dispatch:
 
     def push_again(self) -> None:
         """Push to nodes whose refusals may be over by now."""
-        if any(opened.unwilling for opened in self._open.values()):
+        if any(opened.backoff_until for opened in self._open.values()):
             self.push()
 
     def _willing(self, opened: OpenExchange, names: Collection[str]) -> set[str]:
@@ -204,7 +204,7 @@ class Dispatch:
             if key in node.assigned:
                 reason = f"no answer within {after_s:g} s"
                 opened.refusals[name] = Refusal(key=key, kind="failure", reason=reason)
-                opened.unwilling[name] = max(opened.unwilling.get(name, 0.0), now + after_s)
+                opened.backoff_until[name] = max(opened.backoff_until.get(name, 0.0), now + after_s)
         if index not in opened.pending and index not in opened.done:
             opened.pending.append(index)
             self.push()
@@ -244,8 +244,8 @@ class Dispatch:
     def _refer(self, node: Node, offer: Offer) -> PayloadRef:
         """Return a reference for a node, with its bytes counted if no message or stream will count them."""
         ref = self._payloads.ref(offer, node.locality)
-        if ref.in_memory and node.hello.session not in offer.told:
-            offer.told.add(node.hello.session)
+        if ref.in_memory and node.hello.session not in offer.reported:
+            offer.reported.add(node.hello.session)
             node.bytes_down += ref.size
         return ref
 
@@ -271,7 +271,7 @@ class Dispatch:
         """Reassign an agent's groups of an exchange after an invalid result; it gets none while there are others."""
         node = self._nodes[name]
         opened.refusals[name] = Refusal(key=key, kind="result", reason=f"{type(exc).__name__}: {exc}")
-        opened.unwilling[name] = math.inf if self._others(opened, name) else self._clock.monotonic() + self._pause_s
+        opened.backoff_until[name] = math.inf if self._others(opened, name) else self._clock.monotonic() + self._pause_s
         for held in [other for other in node.assigned if other[:3] == key[:3] and other != key]:
             del node.assigned[held]
             if opened.reassigns:
@@ -291,7 +291,7 @@ class Dispatch:
             return
         opened.refusals[name] = refusal
         wait_s = max(refusal.retry_s, RETRY_S) if refusal.retry_s else math.inf
-        opened.unwilling[name] = self._clock.monotonic() + wait_s
+        opened.backoff_until[name] = self._clock.monotonic() + wait_s
         opened.pending.appendleft(key.group)
         self._give_up_refused(opened, at_once={key.group} if not opened.reassigns else ())
         self.push()
@@ -359,7 +359,9 @@ class Dispatch:
 
     def _others(self, opened: OpenExchange, name: str) -> set[str]:
         """Nodes other than this one that may get groups of an exchange, now or later."""
-        return {other for other in self._able(opened) if other != name and opened.unwilling.get(other, 0.0) < math.inf}
+        return {
+            other for other in self._able(opened) if other != name and opened.backoff_until.get(other, 0.0) < math.inf
+        }
 
     def _able(self, opened: OpenExchange) -> Iterable[str]:
         """Nodes that serve an exchange's run and are here."""
@@ -374,7 +376,7 @@ class Dispatch:
             return False
         opened.failed[key.group, name] = failure
         opened.refusals[name] = Refusal(key=key, kind="failure", reason=failure.words)
-        opened.unwilling[name] = math.inf
+        opened.backoff_until[name] = math.inf
         held = self._nodes[name].assigned.pop(key, None) is not None
         if held and not any(key in other.assigned for other in self._nodes.values()):
             opened.pending.appendleft(key.group)
@@ -382,7 +384,7 @@ class Dispatch:
 
     def _give_up_refused(self, opened: OpenExchange, at_once: Collection[int] = ()) -> None:
         """Give up on groups that every node they could go to refuses for good, and on those in `at_once`."""
-        never = {name for name, until in opened.unwilling.items() if until == math.inf}
+        never = {name for name, until in opened.backoff_until.items() if until == math.inf}
         able = set(self._able(opened))
         for index in list(opened.pending):
             only = opened.only(index)

@@ -24,12 +24,12 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[ToAgent | None] = queue.SimpleQueue()
-        self._aside: queue.SimpleQueue[ToAgent] = queue.SimpleQueue()
+        self._deferred: queue.SimpleQueue[ToAgent] = queue.SimpleQueue()
 
     @property
     def overflown(self) -> bool:
         """Return whether too many messages were left unread."""
-        return self._queue.qsize() + self._aside.qsize() >= MAX_UNREAD
+        return self._queue.qsize() + self._deferred.qsize() >= MAX_UNREAD
 
     def put(self, message: ToAgent) -> None:
         """Add a message, after deferred ones."""
@@ -37,16 +37,16 @@ class Mailbox:
         if not self.overflown:
             self._queue.put(message)
 
-    def put_by(self, message: ToAgent) -> None:
+    def put_deferred(self, message: ToAgent) -> None:
         """Add a message that leaves with the next one, or with `flush`."""
         if not self.overflown:
-            self._aside.put(message)
+            self._deferred.put(message)
 
     def flush(self) -> None:
         """Deliver deferred messages."""
         with contextlib.suppress(queue.Empty):
             while True:
-                self._queue.put(self._aside.get_nowait())
+                self._queue.put(self._deferred.get_nowait())
 
     def get(self, timeout_s: float | None = None) -> ToAgent | None:
         """Return the next message; None once the mailbox is closed. Raises `queue.Empty` after `timeout_s`."""
@@ -84,7 +84,7 @@ class Node:
     """`process`, `host` or `remote`."""
     mailbox: Mailbox | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    told_runs: dict[str, RunSpec] = field(default_factory=dict)
+    announced_runs: dict[str, RunSpec] = field(default_factory=dict)
     assigned: dict[GroupKey, float] = field(default_factory=dict)
     """Its groups, with the time each was pushed (monotonic seconds)."""
     cancelled: dict[GroupKey, float] = field(default_factory=dict)
@@ -141,22 +141,22 @@ class Node:
 
     def tell(self, run: RunSpec) -> None:
         """Make a run known to it, once, and again where there is more to know."""
-        if self.mailbox is not None and self.told_runs.get(run.run_id) is not run:
-            self.told_runs[run.run_id] = run
+        if self.mailbox is not None and self.announced_runs.get(run.run_id) is not run:
+            self.announced_runs[run.run_id] = run
             self.mailbox.put(run)
 
     def forget(self, run_id: str, *, resumable: bool) -> None:
         """Forget a run that is over."""
         self.runs.discard(run_id)
-        if run_id in self.told_runs:
-            del self.told_runs[run_id]
+        if run_id in self.announced_runs:
+            del self.announced_runs[run_id]
             if self.mailbox is not None:
                 self.mailbox.put(RunOver(run_id=run_id, resumable=resumable))
 
     def acknowledge(self, key: GroupKey, status: str, message: str = "") -> None:
         """Acknowledge a result. The agent does not wait for a positive one, so that is sent with the next push."""
         if self.mailbox is not None:
-            put = self.mailbox.put_by if status == "accepted" else self.mailbox.put
+            put = self.mailbox.put_deferred if status == "accepted" else self.mailbox.put
             put(Ack(key=key, status=status, message=message))
 
     def count(self, result: GroupResult) -> None:

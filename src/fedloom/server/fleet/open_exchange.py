@@ -87,13 +87,13 @@ class OpenExchange:
         self.terms = planned.terms
         self.begun = 0.0
         """When its groups were put out (monotonic seconds)."""
-        self.unwilling: dict[str, float] = {}
+        self.backoff_until: dict[str, float] = {}
         """Nodes that refused or sent rejected results, and until when (monotonic seconds)."""
         self.refusals: dict[str, Refusal] = {}
         """The last refusal by each node, or of its result."""
         self.failed: dict[tuple[int, str], ClientFailure] = {}
         """Failures after which a group was reassigned, by group and node, in order of arrival."""
-        self.told: set[tuple[str, str]] = set()
+        self.reported: set[tuple[str, str]] = set()
         """Nodes and kinds of the refusals the run has reported."""
         self.reserve = set(reserve) - self.done
         """Groups that are pushed only in place of failed ones."""
@@ -146,7 +146,7 @@ class OpenExchange:
 
     def wants(self, name: str, labels: Mapping[str, str], now: float) -> bool:
         """Return whether a node may get groups of this exchange."""
-        return self.fits(labels) and self.unwilling.get(name, 0.0) <= now
+        return self.fits(labels) and self.backoff_until.get(name, 0.0) <= now
 
     def reads(self, index: int) -> tuple[dict[str, Offer], dict[int, Offer]]:
         """Return a group's payloads: inputs by name, and states by client."""

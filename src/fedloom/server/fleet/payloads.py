@@ -50,7 +50,7 @@ class Offer:
     """Whether it can be downloaded by its digest."""
     ended: bool = False
     """Whether it has been withdrawn; a form finished later is released immediately."""
-    told: set[str] = field(default_factory=set)
+    reported: set[str] = field(default_factory=set)
     """Sessions on this host that have had a reference to it; the payload counts once for each."""
     making: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     """Locked while one of its forms is made, so that each is made once."""

@@ -54,11 +54,11 @@ def vet_sum(kind: type[Accumulator], model: Record | None, total: Record, client
     """
     try:
         partial = kind.from_record(total)
-        told = sorted(client for client, _ in partial.updates) if isinstance(partial, UpdateList) else None
+        reported = sorted(client for client, _ in partial.updates) if isinstance(partial, UpdateList) else None
         count = int(partial.count)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as exc:
         raise BadUpdate(f"the result is not a {kind.__name__}: {type(exc).__name__}: {exc}") from exc
-    if count != len(clients) or (told is not None and told != sorted(clients)):
+    if count != len(clients) or (reported is not None and reported != sorted(clients)):
         raise BadUpdate(f"a {kind.__name__} of {count} updates, but the result lists clients {sorted(clients)}")
     for group, name, array in total.items():
         if not is_finite(array):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import UsageError
-from fedloom.core.history import Choice, Told
+from fedloom.core.history import Choice, ReportLine
 from fedloom.core.plugins import AnySelection, build_selection
 from fedloom.core.protocols import Roster, WorkloadInfo
 from fedloom.core.records import ClientReport, Mean, with_examples
@@ -22,9 +22,9 @@ LONGEST = 4096
 """Length limit of a logged list; longer ones are omitted, and their choices cannot be replayed."""
 
 
-def report_line(report: ClientReport) -> Told:
+def report_line(report: ClientReport) -> ReportLine:
     """Return a report as it is logged."""
-    return Told(
+    return ReportLine(
         client=report.client,
         num_examples=report.num_examples,
         seconds=report.seconds,
@@ -34,7 +34,7 @@ def report_line(report: ClientReport) -> Told:
     )
 
 
-def report_of(line: Told) -> ClientReport:
+def report_of(line: ReportLine) -> ClientReport:
     """Return the report of a logged line (inverse of `report_line`), as far as selections read it."""
     return ClientReport(
         client=line.client,

@@ -11,7 +11,7 @@ from fedloom.core.errors import RunFailed
 from fedloom.core.records import Exchange, Job, Record
 from fedloom.server.fleet.open_exchange import Answer
 from fedloom.server.fleet.planned import PlannedGroup, RunFacts
-from fedloom.server.rounds.pinned_inputs import Holders
+from fedloom.server.rounds.pinned_inputs import PinLedger
 from fedloom.server.rounds.request import ExchangeRequest
 from fedloom.server.store.run_store import RunStore
 
@@ -40,7 +40,7 @@ class GroupPlanner:
         self._sizes: Sequence[int] | None = None
         self._parked_round, self._parked_at = 0, dict[int, str]()
         """The nodes that have clients' parked updates of one round."""
-        self.pinned = Holders()
+        self.pinned = PinLedger()
         """Which clients have read which pinned records."""
 
     def cut(self, request: ExchangeRequest) -> Grouping:

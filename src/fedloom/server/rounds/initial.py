@@ -94,11 +94,11 @@ def _no_initial_model(opened: OpenExchange, answer: Answer) -> FedloomError:
 
 
 def _listed(said: Mapping[str, Sequence[str]]) -> str:
-    told = "\n".join(f"  {_named(names)}: {words}" for words, names in itertools.islice(said.items(), _MOST))
+    reported = "\n".join(f"  {_named(names)}: {words}" for words, names in itertools.islice(said.items(), _MOST))
     more = f"\n  … and {len(said) - _MOST} other reasons" if len(said) > _MOST else ""
     return (
         "no node could create the initial model. Fix one of the causes below, or select capable nodes with "
-        f"fleet.labels, then submit the run again:\n{told}{more}"
+        f"fleet.labels, then submit the run again:\n{reported}{more}"
     )
 
 

@@ -25,7 +25,7 @@ from fedloom.server.rounds.phases.evaluate import EvaluatePhase
 from fedloom.server.rounds.phases.monitor import MonitorPhase
 from fedloom.server.rounds.phases.probe import ProbePhase
 from fedloom.server.rounds.phases.train import TrainPhase
-from fedloom.server.rounds.pinned_inputs import Holders
+from fedloom.server.rounds.pinned_inputs import PinLedger
 from fedloom.server.rounds.progress import Progress
 from fedloom.server.rounds.record import round_choice, round_record, shares
 from fedloom.server.rounds.run_services import FleetAccess, RunOutputs
@@ -91,7 +91,7 @@ class Loop:
         if checkpoint is not None and info is not None:
             self.info, self._earlier_s = info, checkpoint.seconds
             self._saved = checkpoint.round
-            self._collector.groups.pinned = Holders(checkpoint.holders)
+            self._collector.groups.pinned = PinLedger(checkpoint.holders)
             self._progress = Progress.read(checkpoint, self._parts.strategy, self._parts.selection)
         else:
             request = initial_request(self._experiment.round.deadline_s)

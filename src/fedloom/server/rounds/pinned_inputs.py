@@ -11,7 +11,7 @@ from fedloom.core.pinned import Pinned
 from fedloom.core.records import Array, Job, Record
 
 
-class Holders:
+class PinLedger:
     """Clients by the digests of the pinned records they have read. Part of a run's progress, saved with it."""
 
     def __init__(self, saved: Mapping[str, Array] | None = None) -> None:

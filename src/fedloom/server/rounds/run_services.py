@@ -22,7 +22,7 @@ def declared_roster(declared: Roster) -> Roster:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
+class RuntimeInfo:
     """The location of a session's clients, for people."""
 
     runtime: str
@@ -35,7 +35,7 @@ class FleetAccess:
     """A run's way to the agents."""
 
     coordinator: Coordinator
-    place: Callable[[], Place]
+    place: Callable[[], RuntimeInfo]
     """Describes where the clients run; called once the first agent has connected."""
     pump: Callable[[], None] | None = None
     """Does an agent's work in the caller's thread while the run waits; None if agents are elsewhere."""

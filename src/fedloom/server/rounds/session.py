@@ -17,7 +17,7 @@ from fedloom.core.protocols import Sink
 from fedloom.core.records import Arrays, arrays_sha256
 from fedloom.server.rounds.loop import Loop
 from fedloom.server.rounds.record import not_finite
-from fedloom.server.rounds.run_services import FleetAccess, Place, RunOutputs
+from fedloom.server.rounds.run_services import FleetAccess, RunOutputs, RuntimeInfo
 from fedloom.server.store.answer_journal import AnswerJournal
 from fedloom.server.store.run_store import RunStore
 
@@ -88,7 +88,7 @@ def run_session(
     return Outcome(summary=summary, history=ended.history, arrays=arrays, error=error)
 
 
-def _started(experiment: Experiment, loop: Loop, place: Place, first_round: int) -> RunStarted:
+def _started(experiment: Experiment, loop: Loop, place: RuntimeInfo, first_round: int) -> RunStarted:
     """Return the event that opens the session."""
     return RunStarted(
         run_id=loop.run.run_id,
@@ -132,7 +132,7 @@ class _Ended:
     history: Sequence[RoundRecord]
     arrays: Arrays
 
-    def summary(self, place: Place, error: FedloomError | None) -> RunSummary:
+    def summary(self, place: RuntimeInfo, error: FedloomError | None) -> RunSummary:
         """Return the content of `summary.json`."""
         experiment, folder = self.experiment, self.store.folder
         return RunSummary(

@@ -105,8 +105,8 @@ class Waiting:
 
     def _check_agents(self, opened: OpenExchange, alone_s: float) -> None:
         """Raise if waiting is pointless; `alone_s` is how long no agent has been connected."""
-        if self._fleet.coordinator.hopeless:
-            raise NoCapacity(self._fleet.coordinator.hopeless)
+        if self._fleet.coordinator.fatal_reason:
+            raise NoCapacity(self._fleet.coordinator.fatal_reason)
         if self._fleet.patience_s is not None and alone_s > self._fleet.patience_s:
             why = self._fleet.coordinator.explain_absence()
             raise NoCapacity(

@@ -92,7 +92,7 @@ class LowRank(Strategy[Adapters, Total]):
     def report(self, state: Adapters) -> Info:
         """Stage, ranks, the aggregation's error, and the traffic of one client without a limit; in addition
         the size of its first read (`params_base`, `bytes_base`)."""
-        return state.told
+        return state.reported
 
     @property
     def changes_base(self) -> bool:
@@ -121,18 +121,18 @@ class LowRank(Strategy[Adapters, Total]):
         )
 
     def _whole_record(self, state: Adapters) -> Record:
-        groups, told = pack({MODEL: state.model}, self._setup.wire)
-        return Record(groups, told)
+        groups, reported = pack({MODEL: state.model}, self._setup.wire)
+        return Record(groups, reported)
 
     def _finish_whole(self, state: Adapters, total: Total, context: RoundContext) -> Adapters:
         model = means_of(total, self._setup.strategy).value()[MODEL]
         anchor = state.model if state.anchor is None else state.anchor.groups[MODEL]
-        told = {
+        reported = {
             "stage": "initiating",
             **self._counts(self._whole_record(state), {MODEL: state.model}),
             "step_squared": _distance_squared(model, anchor),
         }
-        state = replace(state, model=model, told=told)
+        state = replace(state, model=model, reported=reported)
         is_last = context.round == self._schedule.initiating
         return self._with_adapters(state) if is_last and not context.is_last else state
 
@@ -187,12 +187,12 @@ class LowRank(Strategy[Adapters, Total]):
         """Return the broadcast to a client of a round, packed."""
         record = ready.record(self._setup.scale, self._setup.rank_max)
         record = self.method.aggregation.broadcast(ready, record)
-        groups, told = pack(record.groups, self._setup.wire)
-        return Record(groups, {**record.info, **told})
+        groups, reported = pack(record.groups, self._setup.wire)
+        return Record(groups, {**record.info, **reported})
 
     def _finish_adapters(self, ready: Adapters, total: Total, context: RoundContext) -> Adapters:
         aggregation = self.method.aggregation
-        state, told = aggregation.combine(ready, total)
+        state, reported = aggregation.combine(ready, total)
         beneath = ready.beneath().values()
         counts = {
             **self._counts(self._broadcast(ready), aggregation.sent(ready)),
@@ -201,7 +201,7 @@ class LowRank(Strategy[Adapters, Total]):
         }
         ranks = {name: len(a) for name, (a, _) in ready.factors.items()}
         stage = "initiating" if self._schedule.is_initiating(context.round) else "annealing"
-        return replace(state, told={"stage": stage, "rank": ready.rank, "ranks": ranks, **counts, **told})
+        return replace(state, reported={"stage": stage, "rank": ready.rank, "ranks": ranks, **counts, **reported})
 
     def _counts(self, down: Record, up: Groups) -> dict[str, int]:
         """Count elements and bytes of arrays, each way, for one client without a limit that has cached the base."""

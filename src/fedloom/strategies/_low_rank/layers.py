@@ -65,18 +65,22 @@ def chosen_layers(info: Info, targets: Sequence[str], rank_max: int) -> dict[str
     return layers
 
 
-def layer_of(told: Info) -> Layer:
+def layer_of(reported: Info) -> Layer:
     """Return a layer from its JSON."""
-    kernel = told.get("kernel")
+    kernel = reported.get("kernel")
     return Layer(
-        told["weight"], int(told["out"]), int(told["in"]), told["kind"], (kernel[0], kernel[1]) if kernel else None
+        reported["weight"],
+        int(reported["out"]),
+        int(reported["in"]),
+        reported["kind"],
+        (kernel[0], kernel[1]) if kernel else None,
     )
 
 
 def layer_info(layer: Layer) -> Info:
     """Return a layer as JSON (inverse of `layer_of`)."""
-    told = {"kind": layer.kind, "weight": layer.weight, "out": layer.out, "in": layer.in_}
-    return {**told, "kernel": list(layer.kernel)} if layer.kernel else told
+    reported = {"kind": layer.kind, "weight": layer.weight, "out": layer.out, "in": layer.in_}
+    return {**reported, "kernel": list(layer.kernel)} if layer.kernel else reported
 
 
 def fresh_a(seed: int, restart: int, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Array]:

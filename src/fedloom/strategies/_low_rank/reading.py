@@ -134,16 +134,16 @@ def read(rounds: Sequence[RoundRecord], full: int) -> Budgets:
 
 
 def _budget(record: RoundRecord, full: int) -> Budget:
-    told: Info = record.info
+    reported: Info = record.info
     traffic, asked = record.traffic, len(record.cohort)
     answered = asked - len({failure.client for failure in record.failures} & set(record.cohort))
-    error = told.get("aggregation_error")
+    error = reported.get("aggregation_error")
     return Budget(
         round=record.round,
-        whole="rank" not in told,
-        ranks=told.get("ranks", {}),
+        whole="rank" not in reported,
+        ranks=reported.get("ranks", {}),
         error=math.nan if error is None else float(error),
-        base=int(told.get("params_base", 0)),
+        base=int(reported.get("params_base", 0)),
         drift=drift(record),
         up=Saving(traffic.params_up, answered * full),
         down=Saving(traffic.params_down, asked * full),

@@ -46,8 +46,8 @@ class LowRankRule(LocalRule):
             weight = float(update.num_examples)
             distance = Mean(_distance_squared(*self._apart) * weight, weight)
             update = replace(update, metrics={**update.metrics, DISTANCE: distance})
-        groups, told = pack(update.groups, knobs["wire"])
-        return replace(update, groups=groups, info={**update.info, **told}) if told else update
+        groups, reported = pack(update.groups, knobs["wire"])
+        return replace(update, groups=groups, info={**update.info, **reported}) if reported else update
 
 
 def build_rule() -> LowRankRule:
@@ -68,10 +68,10 @@ def _distance_squared(parameters: Tensors, anchor: Tensors) -> float:
 
 def _with_factors(record: Record) -> Record:
     """Return the record with factors made here, if the server left that to the clients."""
-    told = record.info.get(ADAPTERS, {}).get(FRESH)
-    if told is None:
+    reported = record.info.get(ADAPTERS, {}).get(FRESH)
+    if reported is None:
         return record
-    shapes: Mapping[str, Sequence[int]] = told["shapes"]
-    a = fresh_a(told["seed"], told["restart"], {name: (rank, in_) for name, (rank, _, in_) in shapes.items()})
+    shapes: Mapping[str, Sequence[int]] = reported["shapes"]
+    a = fresh_a(reported["seed"], reported["restart"], {name: (rank, in_) for name, (rank, _, in_) in shapes.items()})
     b = zero_b({name: (out, rank) for name, (rank, out, _) in shapes.items()})
     return Record({**record.groups, LORA_A: a, LORA_B: b}, record.info)

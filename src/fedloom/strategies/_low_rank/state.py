@@ -49,12 +49,12 @@ class Adapters:
     before_a: Arrays = field(default_factory=dict)
     """A and B before the last round, if a method needs them; empty if their rank was different."""
     before_b: Arrays = field(default_factory=dict)
-    told: Info = field(default_factory=dict)
+    reported: Info = field(default_factory=dict)
     """Entries of the round's record."""
 
     def shapes(self) -> dict[str, Layer]:
         """Return the layers with adapters."""
-        return {name: layer_of(told) for name, told in self.layers.items()}
+        return {name: layer_of(reported) for name, reported in self.layers.items()}
 
     @property
     def factors(self) -> dict[str, tuple[Array, Array]]:

@@ -132,9 +132,9 @@ class Reading:
     """The line of the unmodified test images."""
 
 
-def read(told: Info, classes: int) -> Reading:
+def read(reported: Info, classes: int) -> Reading:
     """Evaluate the strategy's report on the last round."""
-    rule, lines = told["rule"], told["sets"]
+    rule, lines = reported["rule"], reported["sets"]
     lines = sorted(lines, key=lambda line: (line["group"], line["family"], line["name"], line["severity"]))
     branches = _branches(rule, lines, classes)
     found = dict.fromkeys(line["group"] for line in lines if line["group"] != "clean")

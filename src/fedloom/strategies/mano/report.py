@@ -25,11 +25,11 @@ _RHO = "\N{GREEK SMALL LETTER RHO}"
 
 def build_report(run: RunFolder) -> Contribution:
     """Return sections and numbers; none if the run has not reached its last round."""
-    told = next((record.info["mano"] for record in reversed(run.rounds) if "mano" in record.info), None)
+    reported = next((record.info["mano"] for record in reversed(run.rounds) if "mano" in record.info), None)
     labels = run.workload.label_names if run.workload else ()
-    if told is None or not labels:
+    if reported is None or not labels:
         return Contribution()
-    reading = read(told, len(labels))
+    reading = read(reported, len(labels))
     parts = [_table(reading), *(_scatters(group, each) for group, each in reading.tables.items()), _ablation(reading)]
     return Contribution(sections=tuple(parts) if reading.tables else (), numbers=numbers(reading))
 

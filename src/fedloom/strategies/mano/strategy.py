@@ -26,7 +26,7 @@ class Scored:
     """Empty if the workload trains none."""
     asks: bool = False
     """Whether the current exchange is the scoring."""
-    told: Info = field(default_factory=dict)
+    reported: Info = field(default_factory=dict)
     """Entries of the round's record."""
 
 
@@ -61,11 +61,11 @@ class Estimation(Strategy[Scored, RunningMean | UpdateList]):
                 raise wrong_accumulator("mano", UpdateList, total)
             sets = [line for _, update in total.updates for line in update.info.get("sets", ())]
             rule = self._config.model_dump(include={"eta", "criterion", "branch", "whole_set"})
-            return replace(state, asks=False, told={"mano": {"rule": rule, "sets": sets}})
+            return replace(state, asks=False, reported={"mano": {"rule": rule, "sets": sets}})
         if not isinstance(total, RunningMean):
             raise wrong_accumulator("mano", RunningMean, total)
         groups = total.value()
-        state = replace(state, model=groups[MODEL], second=groups.get(SECOND, {}), told={})
+        state = replace(state, model=groups[MODEL], second=groups.get(SECOND, {}), reported={})
         if not context.is_last:
             return state
         return Pending(replace(state, asks=True), self._question(state, context))
@@ -75,7 +75,7 @@ class Estimation(Strategy[Scored, RunningMean | UpdateList]):
 
     def report(self, state: Scored) -> Info:
         """Return the last round's table of sets."""
-        return state.told
+        return state.reported
 
     def _question(self, state: Scored, context: RoundContext) -> Exchange:
         """Return one job for each part of the sets; a job's client is only its number."""

@@ -10,10 +10,10 @@ Rates = dict[str, dict[str, float]]
 """By model: `clean` and `robust` on test images, `validation` (robust, on images held back from training)."""
 
 
-def rates(told: Iterable[Info]) -> Rates:
+def rates(reported: Iterable[Info]) -> Rates:
     """Counts of the parts of each model, summed and divided."""
     sums: dict[str, dict[str, dict[str, int]]] = {}
-    for part in told:
+    for part in reported:
         model = sums.setdefault(part["model"], {})
         for name in ("test", "validation"):
             counts = model.setdefault(name, {"examples": 0, "clean": 0, "robust": 0})
@@ -29,11 +29,11 @@ def rates(told: Iterable[Info]) -> Rates:
     }
 
 
-def table(told: Iterable[Info]) -> Info:
+def table(reported: Iterable[Info]) -> Info:
     """Return each model's verdicts by attack, the parts' one after the other, and the seconds each attack took."""
     verdicts: dict[str, dict[str, str]] = {}
     seconds: dict[str, float] = {}
-    for part in told:
+    for part in reported:
         model = verdicts.setdefault(part["model"], {})
         for attack, text in part["verdicts"].items():
             model[attack] = model.get(attack, "") + text

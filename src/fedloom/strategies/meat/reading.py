@@ -98,17 +98,17 @@ _LABELS = {
 def read(infos: Iterable[tuple[int, Info]]) -> Reading:
     """Evaluate (round, the strategy's report) pairs, evaluated rounds only."""
     points: dict[str, list[tuple[int, Mapping[str, float]]]] = {}
-    told: Info = {}
-    for number, told in infos:
-        for model, rates in told.get("rates", {}).items():
+    reported: Info = {}
+    for number, reported in infos:
+        for model, rates in reported.get("rates", {}).items():
             points.setdefault(model, []).append((number, rates))
     return Reading(
-        kind=str(told.get("ensemble", "median")),
+        kind=str(reported.get("ensemble", "median")),
         curves={model: _curve(each) for model, each in points.items()},
-        window=tuple(told.get("window", ())),
-        spread=told.get("spread", {}),
-        verdicts=told.get("verdicts", {}),
-        seconds=told.get("seconds", {}),
+        window=tuple(reported.get("window", ())),
+        spread=reported.get("spread", {}),
+        verdicts=reported.get("verdicts", {}),
+        seconds=reported.get("seconds", {}),
     )
 
 

@@ -55,7 +55,7 @@ class History:
     """Likewise, their arrays."""
     rates: Info = field(default_factory=dict)
     """The last evaluated round's, by model."""
-    told: Info = field(default_factory=dict)
+    reported: Info = field(default_factory=dict)
     """Entries of the round's record."""
 
 
@@ -93,7 +93,7 @@ class MedianEnsemble(Strategy[History, Total]):
     def finish(self, state: History, total: Total, context: RoundContext) -> History | Pending[History]:
         """Process the exchange of a stage; returns the next stage, or the end of the round."""
         if state.stage == "train":
-            state = self._trained(replace(state, told={}, rates={}), total, context)
+            state = self._trained(replace(state, reported={}, rates={}), total, context)
             if not self._due(context):
                 return state
             state = self._combined(state, context)
@@ -108,7 +108,7 @@ class MedianEnsemble(Strategy[History, Total]):
             return _ended(state)
         else:
             found = measured.table(update.info for update in _apart(total))
-            state = replace(state, told={**state.told, **found})
+            state = replace(state, reported={**state.reported, **found})
             return _ended(state)
         return self._ask(state, context, "robustness") if self._config.compare else _ended(state)
 
@@ -117,7 +117,7 @@ class MedianEnsemble(Strategy[History, Total]):
 
     def report(self, state: History) -> Info:
         """Return the compared models' rates, the window, the spread of its weights, and in the last round the table."""
-        return {"meat": state.told} if state.told else {}
+        return {"meat": state.reported} if state.reported else {}
 
     def evaluation(self, state: History) -> Mapping[str, float] | None:
         """Return the published model's rates; None in rounds without them."""
@@ -162,10 +162,12 @@ class MedianEnsemble(Strategy[History, Total]):
                 found[name] = state.model
             elif state.snapshots and name != self._config.ensemble:
                 found[name] = self._combine(name, state)
-        told: dict[str, object] = {"ensemble": self._config.ensemble, "window": list(state.rounds)}
+        reported: dict[str, object] = {"ensemble": self._config.ensemble, "window": list(state.rounds)}
         if len(state.snapshots) >= _LEAST_SPREAD and context.is_last:
-            told["spread"] = spread(_past(state)).to_json()
-        return replace(state, published=found[ENSEMBLE], names=tuple(found), models=tuple(found.values()), told=told)
+            reported["spread"] = spread(_past(state)).to_json()
+        return replace(
+            state, published=found[ENSEMBLE], names=tuple(found), models=tuple(found.values()), reported=reported
+        )
 
     def _combine(self, name: str, state: History) -> Arrays:
         return self._combinations[name](_past(state), state.model) if state.snapshots else state.model
@@ -222,7 +224,7 @@ class MedianEnsemble(Strategy[History, Total]):
     def _measured(self, state: History, updates: list[Update]) -> History:
         """Return the state with the rates, and the best w by validation."""
         rates = measured.rates(update.info for update in updates)
-        state = replace(state, rates=rates, told={**state.told, "rates": rates})
+        state = replace(state, rates=rates, reported={**state.reported, "rates": rates})
         own = rates.get("last", rates[ENSEMBLE] if not state.snapshots else {})
         if own and own["validation"] > state.best_validation:
             return replace(state, best=state.model, best_validation=own["validation"])

@@ -52,13 +52,13 @@ class Consistency(Factor):
         return {**super().sent(ready), LOSS: {LOSS: np.zeros((), np.float32)}}
 
     def combine(self, ready: Adapters, total: Total) -> tuple[Adapters, Info]:
-        state, told = super().combine(ready, total)
+        state, reported = super().combine(ready, total)
         loss = float(means_of(total, self.setup.strategy).value()[LOSS][LOSS])
         scores = _sensitivities(ready, state)
         consistency = _cosine(ready.scores, scores) if ready.scores else math.nan
         rank = self._next_rank(ready.rank, loss, consistency)
         state = replace(state, before_a=ready.lora_a, before_b=ready.lora_b, scores=scores, memory={_NEXT: float(rank)})
-        return state, {**told, "loss": loss, "consistency": None if math.isnan(consistency) else consistency}
+        return state, {**reported, "loss": loss, "consistency": None if math.isnan(consistency) else consistency}
 
     def _next_rank(self, rank: int, loss: float, consistency: float) -> int:
         config = self._config

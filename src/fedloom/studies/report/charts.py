@@ -36,10 +36,10 @@ def band_chart(title: str, lines: Sequence[Banded], *, x_label: str, note: str |
         x=Range.of([value for line in drawn for value in line.x]),
         y=Range.of([value for line in drawn for value in (*line.low, *line.high)]).to_ticks(),
     )
-    told = "; ".join(f"{line.label}: to {metric_text(finite(line.middle)[-1])}" for line in drawn)
+    reported = "; ".join(f"{line.label}: to {metric_text(finite(line.middle)[-1])}" for line in drawn)
     picture = svg(
         plane,
-        f"{title}, against {x_label}. {told}",
+        f"{title}, against {x_label}. {reported}",
         frame(plane, x_label, x_whole=True),
         [_area(plane, line) for line in drawn],
         [_stroke(plane, line) for line in drawn],
@@ -78,7 +78,7 @@ def dot_chart(
         y=Range(low=count - 0.5, high=-0.5),
     )
     names = [(float(index), name) for index, name in enumerate(rows)]
-    told = "; ".join(
+    reported = "; ".join(
         f"{name}: median {metric_text(_median(values))}" for name, values in rows.items() if finite(values)
     )
     parts = [
@@ -87,7 +87,7 @@ def dot_chart(
     ]
     picture = svg(
         plane,
-        f"{title}. {told}",
+        f"{title}. {reported}",
         frame(plane, x_label, y_ticks=lambda _: names),
         _upright(plane, reference) if reference is not None and math.isfinite(reference) else None,
         parts,

@@ -55,10 +55,10 @@ class Progress:
         self._going.pop(run.key, None)
         self._ended += 1
         self._here += 1
-        told = f"{self._ended}/{self._total}  {run.key}  {ended}  {seconds_text(seconds)}"
+        reported = f"{self._ended}/{self._total}  {run.key}  {ended}  {seconds_text(seconds)}"
         if self._ended < self._total:
-            told += f"  ETA {seconds_text(self.left_s())}"
-        self._say(f"{told}{': ' + error if error else ''}", "red" if ended == "failed" else "")
+            reported += f"  ETA {seconds_text(self.left_s())}"
+        self._say(f"{reported}{': ' + error if error else ''}", "red" if ended == "failed" else "")
         self._update()
 
     def close(self) -> None:

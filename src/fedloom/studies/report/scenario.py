@@ -176,11 +176,11 @@ def _participation(scenario: ScenarioResult) -> Markup | None:
 
     times = np.array(list(known.values()), np.float64)
     shares = times / np.maximum(times.max(axis=1, keepdims=True), 1e-12)
-    told = "; ".join(f"{name}: {values[0]:.1f} to {values[-1]:.1f} times" for name, values in known.items())
+    reported = "; ".join(f"{name}: {values[0]:.1f} to {values[-1]:.1f} times" for name, values in known.items())
     return grid_picture(
         "How often clients are aggregated",
         shares,
-        spoken=f"Arms by clients, the most often aggregated first. {told}",
+        spoken=f"Arms by clients, the most often aggregated first. {reported}",
         x_label="clients, from the most to the least often aggregated",
         x=Range(low=-0.5, high=times.shape[1] - 0.5),
         y=Range(low=len(known) - 0.5, high=-0.5),

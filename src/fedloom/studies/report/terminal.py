@@ -24,9 +24,9 @@ def print_study(console: Console, result: StudyResult, page: Path) -> None:
             console.print()
     for verdict in result.verdicts:
         text = Text(f"{verdict.outcome:>12}  ", style=_STYLES[verdict.outcome])
-        told = "; ".join(numbers_text(verdict))
+        reported = "; ".join(numbers_text(verdict))
         text.append(
-            harmless(f"{verdict.claim}, {verdict.arm}, {verdict.scenario}{': ' + told if told else ''}"),
+            harmless(f"{verdict.claim}, {verdict.arm}, {verdict.scenario}{': ' + reported if reported else ''}"),
             style="default",
         )
         console.print(text, soft_wrap=True)

@@ -210,8 +210,8 @@ def _plan(record: Record, frozen_a: Arrays | None) -> _Plan:
     Raises:
         BadUpdate: its factors do not match its modules.
     """
-    told = record.info[ADAPTERS]
-    modules = tuple(told["modules"])
+    reported = record.info[ADAPTERS]
+    modules = tuple(reported["modules"])
     groups = {LORA_A: frozen_a or record.groups.get(LORA_A, {}), LORA_B: record.groups.get(LORA_B, {})}
     groups |= {LORA_E: record.groups[LORA_E]} if LORA_E in record.groups else {}
     for group, factors in groups.items():
@@ -222,7 +222,7 @@ def _plan(record: Record, frozen_a: Arrays | None) -> _Plan:
                 f"record is for {len(modules)} modules. Nothing was loaded"
             )
     head = tuple(record.groups.get(MODEL, {}))
-    return _Plan(modules, head, frozen_a is not None, LORA_E in record.groups, told["rank_max"], told["scale"])
+    return _Plan(modules, head, frozen_a is not None, LORA_E in record.groups, reported["rank_max"], reported["scale"])
 
 
 def _rank(name: str, layer: LoraLayer, a: tuple[int, ...], b: tuple[int, ...]) -> int:

@@ -30,8 +30,8 @@ class Shape:
 
     def info(self) -> Info:
         """Return it as JSON, under the server's names."""
-        told = {"kind": self.kind, "weight": self.weight, "out": self.out, "in": self.in_}
-        return {**told, "kernel": list(self.kernel)} if self.kernel else told
+        reported = {"kind": self.kind, "weight": self.weight, "out": self.out, "in": self.in_}
+        return {**reported, "kernel": list(self.kernel)} if self.kernel else reported
 
 
 def shape_of(module: nn.Module, name: str) -> Shape | None:

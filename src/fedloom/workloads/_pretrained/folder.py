@@ -28,7 +28,7 @@ _TOKENIZER = (
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Location:
     """An experiment's settings for a pretrained model, for finding it and for errors."""
 
     name: str
@@ -66,7 +66,7 @@ class PretrainedFolder:
         return AutoTokenizer.from_pretrained(str(self.path), local_files_only=True)
 
 
-def find_pretrained(place: Place) -> PretrainedFolder:
+def find_pretrained(place: Location) -> PretrainedFolder:
     """Return the folder of a pretrained model.
 
     Raises:
@@ -100,7 +100,7 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def _path(place: Place) -> Path:
+def _path(place: Location) -> Path:
     name = place.name
     if name in place.packaged:
         found = place.packaged[name]()

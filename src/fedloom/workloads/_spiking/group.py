@@ -137,8 +137,8 @@ class GroupTrainer:
             rates = [(s.sum((1, 3)) * mask).sum(1).double() / (s.shape[1] * s.shape[3]) for s in spikes]
         if tallies[0].trace is not None:
             _trace(dict(zip(names, spikes, strict=True)), mask, tallies, counts, step)
-        told = torch.stack([means.detach().double(), *rates], 1).cpu().tolist()
-        for tally, count, (loss, *rate) in zip(tallies, counts.tolist(), told, strict=False):
+        reported = torch.stack([means.detach().double(), *rates], 1).cpu().tolist()
+        for tally, count, (loss, *rate) in zip(tallies, counts.tolist(), reported, strict=False):
             tally.losses.append(loss)
             tally.counts.append(count)
             tally.spikes = [before + now for before, now in zip(tally.spikes or [0.0] * len(rate), rate, strict=True)]

