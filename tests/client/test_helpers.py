@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -144,3 +145,17 @@ class TestLimit:
         with pytest.raises(ClientFailed):
             helpers.start(TABLE)
         helpers.start(TABLE, 1, 4)
+
+
+def test_a_factory_in_a_plugins_folder_is_found_by_another_process(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "adding.py").write_text("class Adds:\n    def add(self, one, two):\n        return one + two\n")
+    package = load_file(folder)
+    factory = vars(importlib.import_module(f"{package.__name__}.adding"))["Adds"]
+    helper = ProcessHelpers().start(factory)
+    try:
+        assert helper.call("add", 1, 2) == 3
+    finally:
+        helper.stop()

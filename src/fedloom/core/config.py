@@ -49,7 +49,8 @@ class PluginSettings(Settings):
     """Base of the `Config` of a strategy, workload or selection folder."""
 
     name: PlainWord
-    """Name of the plug-in: one of fedloom's, an installed entry point, an importable module, or a Python file."""
+    """Name of the plug-in: one of fedloom's, an installed entry point, an importable module, or the path
+    of a Python file or of a package's folder."""
     section_defaults: ClassVar[Mapping[str, str]] = types.MappingProxyType({})
     """Other defaults for sections that have one and come after this one, as `{"selection": "mine"}`: the plug-in where
     the experiment names none."""
