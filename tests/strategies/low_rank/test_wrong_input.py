@@ -89,7 +89,7 @@ class TestBetweenServerAndAgents:
         settings = Path("run/experiment.toml")
         settings.write_text(
             settings.read_text(encoding="utf-8")
-            .replace(str(SPOILT), "fedlora")
+            .replace(f"./plugins/strategy/{SPOILT.name}", "fedlora")
             .replace(f'spoil = "{spoil}"', "rank = 2"),
             encoding="utf-8",
         )
