@@ -150,8 +150,10 @@ class TestLimit:
 def test_a_factory_in_a_plugins_folder_is_found_by_another_process(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
-    (folder / "__init__.py").write_text("")
-    (folder / "adding.py").write_text("class Adds:\n    def add(self, one, two):\n        return one + two\n")
+    (folder / "__init__.py").write_text("", encoding="utf-8")
+    (folder / "adding.py").write_text(
+        "class Adds:\n    def add(self, one, two):\n        return one + two\n", encoding="utf-8"
+    )
     package = load_file(folder)
     factory = vars(importlib.import_module(f"{package.__name__}.adding"))["Adds"]
     helper = ProcessHelpers().start(factory)

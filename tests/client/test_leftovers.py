@@ -110,7 +110,7 @@ def test_a_joined_node_ends_them_with_the_run(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("FEDLOOM_CACHE", str(tmp_path / "cache"))
     (tmp_path / "data").mkdir()
     plugin = tmp_path / "starts.py"
-    plugin.write_text(PLUGIN)
+    plugin.write_text(PLUGIN, encoding="utf-8")
     (tmp_path / "x.toml").write_text(
         'rounds = 2\nclients = 2\nstrategy = "fedavg"\nworkload = { name = "./starts.py", pids = "$DATA/pids" }\n',
         encoding="utf-8",

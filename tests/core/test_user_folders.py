@@ -39,7 +39,7 @@ def test_where_it_cannot_the_temporary_folder_has_one_of_this_user(
     if why == "read-only":
         monkeypatch.setattr(user_folders, "_can_be_written", lambda folder: False)  # root may write anywhere
     elif why == "a file":
-        (tmp_path / "home" / ".cache").write_text("")
+        (tmp_path / "home" / ".cache").write_text("", encoding="utf-8")
     else:
 
         def nobody() -> Path:
@@ -64,7 +64,7 @@ def test_a_folder_another_user_has_made_is_not_used(tmp_path: Path, monkeypatch:
 def test_a_cache_that_was_chosen_and_cannot_be_written_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("FEDLOOM_CACHE", str(tmp_path / "file"))
     with pytest.raises(StorageFull, match="set FEDLOOM_CACHE to a folder on another disk that can be written"):
         cache.entry("kind", "0" * 64, lambda beside: None)

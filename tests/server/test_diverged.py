@@ -50,7 +50,8 @@ def test_it_is_said_in_the_round_it_happens_and_in_the_summary(linear: Make) -> 
 def test_the_exit_status_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str], rate: str, code: int) -> None:
     (tmp_path / "e.toml").write_text(
         'rounds = 1\nclients = 4\nstrategy = "fedavg"\n[workload]\nname = "fedloom.testing.linear"\nsteps = 1\n'
-        f"learning_rate = {rate}\n"
+        f"learning_rate = {rate}\n",
+        encoding="utf-8",
     )
     assert main(["run", str(tmp_path / "e.toml"), "--runtime", "inline", "--out", str(tmp_path / "r")]) == code
     reported = capsys.readouterr().err

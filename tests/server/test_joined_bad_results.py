@@ -74,7 +74,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
 def test_a_thousand_bad_results_fail_their_clients_and_leave_the_node_and_the_logs_in_order(
     shell: Shell, tmp_path: Path
 ) -> None:
-    (tmp_path / "bad.py").write_text(PLUGIN)
+    (tmp_path / "bad.py").write_text(PLUGIN, encoding="utf-8")
     (tmp_path / "x.toml").write_text(EXPERIMENT, encoding="utf-8")
     plugin = str(tmp_path / "bad.py")
     _, _, server_log = shell.serve(0, "--allow", plugin)

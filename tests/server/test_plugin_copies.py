@@ -45,12 +45,18 @@ name = "inline"
 def project(folder: Path) -> Path:
     """A project with a plug-in of several kinds in a file, and one that is a folder."""
     (folder / "choice").mkdir(parents=True)
-    (folder / "mine.py").write_text(EVERY)
-    (folder / "choice" / "__init__.py").write_text('"""Choose evenly."""\n')
-    (folder / "choice" / "config.py").write_text("from fedloom.selection.uniform.config import Config as Config\n")
-    (folder / "choice" / "names.py").write_text("from fedloom.selection.uniform.selection import build_selection\n")
-    (folder / "choice" / "selection.py").write_text("from .names import build_selection as build_selection\n")
-    (folder / "x.toml").write_text(TOML)
+    (folder / "mine.py").write_text(EVERY, encoding="utf-8")
+    (folder / "choice" / "__init__.py").write_text('"""Choose evenly."""\n', encoding="utf-8")
+    (folder / "choice" / "config.py").write_text(
+        "from fedloom.selection.uniform.config import Config as Config\n", encoding="utf-8"
+    )
+    (folder / "choice" / "names.py").write_text(
+        "from fedloom.selection.uniform.selection import build_selection\n", encoding="utf-8"
+    )
+    (folder / "choice" / "selection.py").write_text(
+        "from .names import build_selection as build_selection\n", encoding="utf-8"
+    )
+    (folder / "x.toml").write_text(TOML, encoding="utf-8")
     return folder
 
 
@@ -85,8 +91,8 @@ def test_a_changed_plugin_is_named_and_the_copy_is_resumed(tmp_path: Path) -> No
     api.run(api.load(home / "x.toml"), out=home / "run")
     want = api.run(api.load(home / "x.toml", ["rounds=4"]), keep=False)
     before = hashlib.sha256((home / "mine.py").read_bytes()).hexdigest()
-    (home / "mine.py").write_text("raise SystemExit('edited')\n")
-    (home / "choice" / "names.py").write_text("")
+    (home / "mine.py").write_text("raise SystemExit('edited')\n", encoding="utf-8")
+    (home / "choice" / "names.py").write_text("", encoding="utf-8")
     after = hashlib.sha256((home / "mine.py").read_bytes()).hexdigest()
     home = Path(shutil.move(home, tmp_path / "moved"))
     resumed = api.resume(home / "run", overrides=["rounds=4"])
@@ -105,7 +111,7 @@ def test_a_changed_copy_is_named(tmp_path: Path) -> None:
     home = project(tmp_path / "home")
     api.run(api.load(home / "x.toml"), out=home / "run")
     copy = home / "run/plugins/strategy/mine.py"
-    copy.write_text(EVERY + "# more\n")
+    copy.write_text(EVERY + "# more\n", encoding="utf-8")
     api.resume(home / "run", overrides=["rounds=3"])
     assert any("strategy.name: the run's copy" in message and "SHA-256" in message for message in notices(home / "run"))
 
@@ -114,9 +120,10 @@ def test_code_that_a_setting_names_is_found_beside_the_experiment_and_copied(tmp
     pytest.importorskip("torch")
     home = tmp_path / "home"
     home.mkdir()
-    (home / "net.py").write_text("def build(shape, labels): ...\n")
+    (home / "net.py").write_text("def build(shape, labels): ...\n", encoding="utf-8")
     (home / "x.toml").write_text(
-        'rounds = 1\nclients = 2\nstrategy = "mano"\n[workload]\nname = "mano"\nclassifier = "./net.py:build"\n'
+        'rounds = 1\nclients = 2\nstrategy = "mano"\n[workload]\nname = "mano"\nclassifier = "./net.py:build"\n',
+        encoding="utf-8",
     )
     experiment = Experiment.load(home / "x.toml")
     assert [each.path for each in experiment.code_files()] == [str(home / "net.py")]

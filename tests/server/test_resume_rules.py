@@ -93,7 +93,7 @@ def build_strategy(config, experiment):
 
 
 def test_where_the_state_depends_on_the_number_of_rounds_it_says_so(linear: Make, tmp_path: Path) -> None:
-    (tmp_path / "annealed.py").write_text(STRATEGY)
+    (tmp_path / "annealed.py").write_text(STRATEGY, encoding="utf-8")
     api.run(linear(rounds=1, strategy=str(tmp_path / "annealed.py")), out=tmp_path / "run")
     with pytest.raises(ConfigError, match=r"depends on its number of rounds.*annealed.*--as-continuation"):
         api.resume(tmp_path / "run", overrides=["rounds=2"])
@@ -127,7 +127,7 @@ def build_workload(config, experiment):
 
 
 def test_a_workload_of_the_users_that_needs_the_number_says_so(linear: Make, tmp_path: Path) -> None:
-    (tmp_path / "annealed.py").write_text(WORKLOAD)
+    (tmp_path / "annealed.py").write_text(WORKLOAD, encoding="utf-8")
     api.run(linear(rounds=1).override([f"workload.name={tmp_path / 'annealed.py'}"]), out=tmp_path / "run")
     with pytest.raises(ConfigError, match=r"depends on its number of rounds.*annealed.*--as-continuation"):
         api.resume(tmp_path / "run", overrides=["rounds=2"])

@@ -101,7 +101,7 @@ def build_strategy(config, experiment):
 
 
 def test_a_sum_that_fits_no_other_is_its_clients_failure(linear: Make, tmp_path: Path) -> None:
-    (tmp_path / "plain.py").write_text(STRATEGY)
+    (tmp_path / "plain.py").write_text(STRATEGY, encoding="utf-8")
     last = int(generator(1, "selection", 1).choice(4, 4, replace=False)[-1])
 
     def run(kind: str, quorum: float) -> RunResult:
@@ -117,7 +117,7 @@ def test_a_sum_that_fits_no_other_is_its_clients_failure(linear: Make, tmp_path:
 
 
 def test_a_strategy_that_changes_the_models_dtype_is_stopped_and_says_which_array(linear: Make, tmp_path: Path) -> None:
-    (tmp_path / "plain.py").write_text(STRATEGY)
+    (tmp_path / "plain.py").write_text(STRATEGY, encoding="utf-8")
     with pytest.raises(RunFailed, match=r"array 'w' of the global model is float64, but was float32 before.*astype"):
         api.run(linear(strategy={"name": str(tmp_path / "plain.py"), "widen": True}), keep=False)
 

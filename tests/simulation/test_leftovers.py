@@ -55,7 +55,7 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.parametrize("then", ["", "dies"])
 def test_what_clients_start_ends_with_the_run(linear: Make, tmp_path: Path, then: str) -> None:
-    (tmp_path / "starts.py").write_text(PLUGIN)
+    (tmp_path / "starts.py").write_text(PLUGIN, encoding="utf-8")
     workload = {"name": str(tmp_path / "starts.py"), "pids": str(tmp_path / "pids"), "then": then}
     settings = {"rounds": 1, "clients": 1, "cohort": 1, "runtime": {"name": "process", "workers": 1}}
     try:

@@ -122,7 +122,7 @@ def test_class_folders_leave_out_what_is_none_and_say_so(tmp_path: Path) -> None
     pictures(tmp_path, "cat", "dog", ".ipynb_checkpoints", "__MACOSX/cat")
     (tmp_path / "empty").mkdir()
     (tmp_path / "cat" / "._0.png").write_bytes(b"x")
-    (tmp_path / "dog" / "notes.txt").write_text("x")
+    (tmp_path / "dog" / "notes.txt").write_text("x", encoding="utf-8")
     Image.new("L", (4, 4)).save(tmp_path / "loose.png")
     data = load_images(Images(folder=str(tmp_path), size=4, channels=1))
     assert data.info["label_names"] == ["cat", "dog"] and len(data.y_train) + len(data.y_test) == 8

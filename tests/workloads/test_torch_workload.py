@@ -129,7 +129,7 @@ class Items(Dataset):
         assert not (tmp_path / "log").exists() and info.client_sizes == [] and info.data["num_test"] == 40
         record = workload.init(generator(1, "init"))
         update = train(workload, record, 3)
-        assert update.num_examples == 10 and (tmp_path / "log").read_text() == "3 "
+        assert update.num_examples == 10 and (tmp_path / "log").read_text(encoding="utf-8") == "3 "
         whole = make()
         (inputs,), _ = workload.data.train.batch(torch.from_numpy(workload.shard(2).rows))
         del whole
