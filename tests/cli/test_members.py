@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -100,14 +99,19 @@ def test_wrong_input_is_told(
     assert text.startswith("fedloom: ") and reported in text and "no response from the server" not in text
 
 
-def test_an_ended_certificate_is_told_before_anybody_is_asked(
-    said: Said, fleet: Members, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_clock_that_is_years_ahead_stops_nobody(said: Said, fleet: Members) -> None:
     identity = fleet.joined("once-ann", "user")
-    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=31)
-    monkeypatch.setattr("fedloom.core.identity.seconds_until", lambda moment: (moment - later).total_seconds())
-    reported = said("runs", "--identity", str(identity.folder), code=1)
-    assert "the certificate of 'once-ann'" in reported and "join again with a new token" in reported
+    os.utime(identity.folder / "certificate.pem", (0, 0))  # received in 1970, by this machine's clock
+    assert "owner" in said("runs", "--identity", str(identity.folder))
+    assert Identity.load(identity.folder).certificate != identity.certificate, "it was renewed"
+
+
+def test_an_ended_certificate_is_the_explanation_where_the_server_does_not_take_it(said: Said, fleet: Members) -> None:
+    identity = fleet.joined("twice-ann", "user")
+    fleet.revoke("twice-ann")
+    os.utime(identity.folder / "certificate.pem", (0, 0))
+    told = said("runs", "--identity", str(identity.folder), code=1)
+    assert "revoked" in told and "received at 1970-01-01 00:00:00" in told and "join again with a new token" in told
 
 
 def test_nobody_may_read_a_key_but_its_owner(said: Said, fleet: Members) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedloom.cli.terminal import Verb, output, print_table, print_warning
-from fedloom.core.errors import Unauthenticated, UsageError
+from fedloom.core.errors import ServerUnreachable, Unauthenticated, UsageError
 
 if TYPE_CHECKING:
     from fedloom.client.admin import AdminClient, MemberRow, TokenRow
@@ -236,9 +236,12 @@ def find_identity(folder: Path | None) -> Identity:
     places = [folder] if folder is not None else [default_folder("user"), Path("fedloom-server") / "admin"]
     place = next((each for each in places if (each / "server.json").exists()), places[0])
     identity = Identity.load(place)
-    if ended := identity.ended():
-        raise Unauthenticated(ended)
-    return renew(identity) if renewal_due_s(identity) <= 0 else identity
+    try:
+        return renew(identity) if renewal_due_s(identity) <= 0 else identity
+    except (ServerUnreachable, Unauthenticated) as exc:
+        if ended := identity.ended():
+            raise Unauthenticated(f"{exc}. And {ended}") from exc
+        raise
 
 
 def _admin(folder: Path | None) -> AdminClient:

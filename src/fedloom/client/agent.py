@@ -22,6 +22,7 @@ from fedloom.client.input_cache import InputsGone
 from fedloom.client.setup import NodeSetup
 from fedloom.core.errors import BadFrame, BadMessage, FedloomError, LimitExceeded, PolicyRefused, ServerUnreachable
 from fedloom.core.messages import (
+    INSTANCE,
     Ack,
     Cancel,
     Channel,
@@ -93,6 +94,7 @@ class Agent:
         self._heartbeat_s = 2.0
         self._stopped = threading.Event()
         self._leaving = False
+        self._instance = secrets.token_hex(8)
         self.farewell = ""
         """Why the server disconnected the agent permanently, if it has."""
         self._latest: dict[str, tuple[int, int]] = {}
@@ -119,7 +121,7 @@ class Agent:
         if pause > FIRST_RETRY_S and self._stopped.wait(pause):
             return False
         while True:
-            hello = Hello(node=self.node, session=secrets.token_hex(8), facts=_facts())
+            hello = Hello(node=self.node, session=secrets.token_hex(8), facts=self._facts())
             try:
                 welcome = self._channel.open(hello)
                 self._heartbeat_s, self._broken, self._latest = welcome.heartbeat_s, None, {}
@@ -140,6 +142,9 @@ class Agent:
             if self._stopped.wait(pause * (0.5 + float(jitter.random()))):
                 return False
             pause = min(2 * pause, LAST_RETRY_S)
+
+    def _facts(self) -> dict[str, object]:
+        return {**_facts(), INSTANCE: self._instance}
 
     def _start_over(self, depot_nonce: str) -> None:
         """Another server than before, or a restarted one: what refers to the old one's memory is void."""

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import ssl
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,6 @@ from fedloom.core.identity import (
     default_folder,
     key_pem,
     make_key,
-    seconds_until,
 )
 from fedloom.core.messages import PROTOCOL
 from fedloom.proto.v1 import enroll_pb2 as pb
@@ -36,6 +36,8 @@ _RENEW_SHARE = 1 / 3
 _LOOK_EVERY_S = 3600.0
 """Maximum number of seconds between a node's checks of its certificate, for clocks that jump."""
 _LOOK_AGAIN_S = 0.2
+_ATTEMPT_S = 600.0
+"""Minimum number of seconds between two attempts to renew, or a tenth of the validity where that is shorter."""
 
 
 def join(token: str, folder: Path | None = None, proxy: str = "") -> Identity:
@@ -183,8 +185,12 @@ def confirm(fresh: Identity) -> None:
 
 def renewal_due_s(identity: Identity) -> float:
     """Return the seconds until the certificate should be renewed; <= 0 if it is due."""
-    begin, end = identity.times()
-    return seconds_until(end - (end - begin) * _RENEW_SHARE)
+    return identity.remaining_s() - identity.lifetime_s() * _RENEW_SHARE
+
+
+def attempt_every_s(identity: Identity) -> float:
+    """Return the seconds between two attempts to renew, at least: ten minutes, less for short validities."""
+    return min(_ATTEMPT_S, identity.lifetime_s() / 10)
 
 
 class Renewer:
@@ -196,6 +202,7 @@ class Renewer:
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
+        self._since = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="fedloom-renewer", daemon=True)
 
@@ -209,20 +216,31 @@ class Renewer:
         self._thread.join()
 
     def _work(self) -> None:
-        while not self._stop.wait(min(_LOOK_EVERY_S, max(_LOOK_AGAIN_S, renewal_due_s(self.identity)))):
-            if renewal_due_s(self.identity) > 0:
+        while not self._stop.wait(min(_LOOK_EVERY_S, max(_LOOK_AGAIN_S, self._due_s()))):
+            if self._due_s() > 0:
                 continue
-            try:
-                self.identity = get_fresh(self.identity)  # before it ends the one that connections were made with
-                confirm(self.identity)
-                _log.info(
-                    "certificate of %s renewed until %s",
-                    self.identity.name,
-                    self.identity.times()[1],
-                    extra={"node": self.identity.name},
-                )
-            except FedloomError as exc:
-                _log.warning("the certificate cannot be renewed: %s", exc, extra={"node": self.identity.name})
-                _, end = self.identity.times()
-                if self._stop.wait(min(60.0, max(1.0, seconds_until(end) / 10))):
-                    return
+            self._attempt()
+            if self._stop.wait(attempt_every_s(self.identity)):
+                return
+
+    def _due_s(self) -> float:
+        """Return the seconds until it is due, by this machine's clock or by the time this process runs."""
+        lifetime_s = self.identity.lifetime_s()
+        return min(renewal_due_s(self.identity), self._since + lifetime_s * (1 - _RENEW_SHARE) - time.monotonic())
+
+    def _attempt(self) -> None:
+        about = {"node": self.identity.name}
+        try:
+            self.identity = get_fresh(self.identity)  # before it ends the one that connections were made with
+            self._since = time.monotonic()
+            confirm(self.identity)
+            lifetime_s = self.identity.lifetime_s()
+            _log.info("certificate of %s renewed, valid for %.0f s", self.identity.name, lifetime_s, extra=about)
+        except FedloomError as exc:
+            _log.warning(
+                "the certificate cannot be renewed: %s%s; the next attempt is in %.0f s",
+                exc,
+                f". And {ended}" if (ended := self.identity.ended()) else "",
+                attempt_every_s(self.identity),
+                extra=about,
+            )

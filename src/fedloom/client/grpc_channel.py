@@ -110,7 +110,10 @@ class GrpcChannel:
             grpc.channel_ready_future(self._channel).result(timeout=self._connect_s)
             reply = stub.Register(codec.hello_message(hello), metadata=self._metadata, timeout=self._connect_s)
         except grpc.FutureTimeoutError as exc:
-            raise ServerUnreachable(f"no server at {self._address} within {self._connect_s:g} s") from exc
+            ended = self._identity().ended() if self._identity is not None else ""
+            raise ServerUnreachable(
+                f"no server at {self._address} within {self._connect_s:g} s{f'; {ended}' if ended else ''}"
+            ) from exc
         except grpc.RpcError as exc:
             raise self._error(exc) from exc
         self._welcome = clamped(codec.read_welcome(reply), is_member=self._identity is not None)
@@ -203,8 +206,6 @@ class GrpcChannel:
         if self._identity is None:
             return None
         identity = self._identity()
-        if ended := identity.ended():
-            raise ServerUnreachable(ended)
         self._shown = identity.certificate
         return identity
 

@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
@@ -36,6 +36,11 @@ ROLES = ("node", "user", "admin")
 _TOKEN_PREFIX = "fedloom1."
 _RENEWED = "renewed.pem"
 """A key and its certificate while they are written to `key.pem` and `certificate.pem`, which takes two steps."""
+BACKDATE = timedelta(days=1)
+"""How much earlier than their issue members' certificates become valid."""
+CLOCK_SLACK_S = 60.0
+"""Seconds by which a clock may be corrected backwards."""
+_TIME = "%Y-%m-%d %H:%M:%S"
 _READ_AGAIN_S = 0.05
 _READS = 5
 
@@ -142,21 +147,38 @@ class Identity:
         finally:
             os.close(descriptor)
 
-    def times(self) -> tuple[datetime, datetime]:
-        """Return when the certificate was issued and when it expires, UTC; valid slightly earlier, for slow clocks."""
+    def remaining_s(self) -> float:
+        """Return the seconds of the certificate's validity that are left, by the time passed here since its receipt.
+
+        The server's clock, which issued it, and this machine's need not agree. None are left where this machine's
+        clock has been set back behind the receipt: how much time has passed is not known then.
+        """
+        passed = -seconds_until(self._received())
+        return self.lifetime_s() - passed if passed > -CLOCK_SLACK_S else 0.0
+
+    def lifetime_s(self) -> float:
+        """Return the seconds for which the certificate was issued."""
         certificate = x509.load_pem_x509_certificate(self.certificate)
-        got = datetime.fromtimestamp((self.folder / "certificate.pem").stat().st_mtime, UTC)
-        return max(got, certificate.not_valid_before_utc), certificate.not_valid_after_utc
+        return (certificate.not_valid_after_utc - certificate.not_valid_before_utc - BACKDATE).total_seconds()
 
     def ended(self) -> str:
-        """Return a sentence about the certificate's expiry once it has expired; empty before."""
-        _, end = self.times()
-        if seconds_until(end) > 0:
+        """Return a sentence about the certificate's expiry once it has expired; empty before.
+
+        It is an explanation for a connection that fails, and no reason not to try one: the server's clock decides.
+        """
+        if self.remaining_s() > 0:
             return ""
+        certificate, received = x509.load_pem_x509_certificate(self.certificate), self._received()
+        now = received - timedelta(seconds=seconds_until(received))
         return (
-            f"the certificate of {self.name!r} in {self.folder} expired on {end:%Y-%m-%d %H:%M} UTC by this machine's "
-            f"clock, so the server at {self.address} will reject it. If the clock is right, join again with a new token"
+            f"the certificate of {self.name!r} in {self.folder} seems to have expired: by the clock of the server at "
+            f"{self.address} it is valid from {certificate.not_valid_before_utc + BACKDATE:{_TIME}} to "
+            f"{certificate.not_valid_after_utc:{_TIME}} UTC, by this machine's clock it was received at "
+            f"{received:{_TIME}} and it is {now:{_TIME}} UTC. If both clocks are right, join again with a new token"
         )
+
+    def _received(self) -> datetime:
+        return datetime.fromtimestamp((self.folder / "certificate.pem").stat().st_mtime, UTC)
 
 
 def _read_pair(folder: Path) -> tuple[bytes, bytes]:

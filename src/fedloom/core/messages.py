@@ -94,6 +94,10 @@ class GroupResult:
         return [*([self.total] if self.total is not None else []), *self.states.values()]
 
 
+INSTANCE = "instance"
+"""Key of an agent's facts: a random identifier of the running agent, the same in all of its sessions."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hello:
     """An agent introduces itself."""

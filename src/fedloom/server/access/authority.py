@@ -18,12 +18,13 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from fedloom.core import files
 from fedloom.core.errors import BadMessage, UsageError
-from fedloom.core.identity import SERVER_NAME, key_pem, pem
+from fedloom.core.identity import BACKDATE, SERVER_NAME, key_pem, pem
 
 MEMBER_DAYS = 30.0
 """Days a node's or a user's certificate is valid; it is renewed after two thirds of them."""
 _AUTHORITY_DAYS, _SERVER_DAYS, _SERVER_RENEW_DAYS = 3650.0, 90.0, 30.0
-_BACKDATE = timedelta(days=1)
+_ALWAYS = datetime(1970, 1, 1, tzinfo=UTC)
+"""When certificates of servers and authorities become valid: callers check them by clocks that may be wrong."""
 """Certificates begin a day ago, for devices whose clock is behind."""
 MAX_CSR_BYTES = 8 << 10
 
@@ -126,7 +127,7 @@ class Authority:
             .issuer_name(self._certificate.subject)
             .public_key(public)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - _BACKDATE)
+            .not_valid_before(_ALWAYS if use == ExtendedKeyUsageOID.SERVER_AUTH else now - BACKDATE)
             .not_valid_after(now + lifetime)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(signs_certificates=False), critical=True)
@@ -149,7 +150,7 @@ def _authority_certificate(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _BACKDATE)
+        .not_valid_before(_ALWAYS)
         .not_valid_after(now + timedelta(days=_AUTHORITY_DAYS))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(signs_certificates=True), critical=True)

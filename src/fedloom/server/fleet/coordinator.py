@@ -98,16 +98,20 @@ class Coordinator:
 
     # The agents' side
 
-    def register(self, hello: Hello, locality: str, labels: Mapping[str, str] | None = None) -> Welcome:
+    def register(
+        self, hello: Hello, locality: str, labels: Mapping[str, str] | None = None, address: str = ""
+    ) -> Welcome:
         """Know a node, or its new session.
 
         Args:
             hello: its introduction.
             locality: `process`, `host` or `remote`.
             labels: its labels in the registry.
+            address: where it calls from, for messages.
 
         Raises:
             BadMessage: it speaks another version of the protocol.
+            ServerUnreachable: another agent of that name is connected, and not silent; this one may try again.
             LimitExceeded: there are `MAX_NODES` agents already.
             ServerUnreachable: the server is on its way out.
         """
@@ -120,7 +124,9 @@ class Coordinator:
             if self._closed:
                 raise ServerUnreachable("the server is shutting down")
             old, freed = self._nodes.get(hello.node), []
-            node = Node(hello, locality, labels=labels or {}, clock=self._clock)
+            if old is not None and old.precedes(hello):
+                raise ServerUnreachable(old.refuse(hello, address, self._lost_after_s))
+            node = Node(hello, locality, labels=labels or {}, clock=self._clock, address=address)
             if old is not None:
                 node.inherit(old)
                 # The same agent reconnected, which will not read this, or a second one.

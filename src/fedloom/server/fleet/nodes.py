@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedloom.core.clock import SYSTEM_CLOCK, Clock
-from fedloom.core.messages import Ack, Goodbye, GroupKey, GroupResult, Hello, RunOver, RunSpec, ToAgent
+from fedloom.core.messages import INSTANCE, Ack, Goodbye, GroupKey, GroupResult, Hello, RunOver, RunSpec, ToAgent
 from fedloom.core.records import JsonObject
 
+_log = logging.getLogger(__name__)
+
+MAX_RIVALS = 16
+"""Limit of the agents of one name that are warned of."""
 MAX_UNREAD = 10_000
 """Limit of an agent's unread messages; beyond it they are dropped, and the agent is soon disconnected."""
 
@@ -93,6 +98,10 @@ class Node:
     seen: float = field(init=False)
     """Time of its last message (monotonic seconds)."""
     gone_since: float | None = None
+    address: str = ""
+    """Where it calls from, for messages."""
+    rivals: set[str] = field(default_factory=set)
+    """Other agents of its name that were told to wait."""
     fresh: bool = True
     """No heartbeat of this session yet."""
     newcomer: bool = True
@@ -119,6 +128,33 @@ class Node:
         self.bytes_down, self.bytes_up = old.bytes_down, old.bytes_up
         self.groups_done, self.busy_s = old.groups_done, old.busy_s
         self.newcomer, self.runs, self.cancelled = old.newcomer, old.runs, old.cancelled
+        self.rivals = old.rivals
+
+    def precedes(self, other: Hello) -> bool:
+        """Return whether it is connected, and another agent than the one that introduces itself with its name."""
+        mine, others = self.hello.facts.get(INSTANCE), other.facts.get(INSTANCE)
+        return self.online and bool(mine and others) and mine != others
+
+    def refuse(self, other: Hello, address: str, silence_s: float) -> str:
+        """Return why another agent of its name has to wait, warning of it once.
+
+        Args:
+            other: introduces the other one.
+            address: where that one calls from.
+            silence_s: seconds of silence after which this one counts as disconnected.
+        """
+        name = self.hello.node
+        trouble = (
+            f"node {name!r} is connected from {self.address or 'this machine'}, and another agent of its name calls "
+            f"from {address or 'this machine'}: it waits until the first one is disconnected, or silent for "
+            f"{silence_s:g} s. If these are two machines with copies of one identity, join one of them with a token of "
+            "its own"
+        )
+        rival = str(other.facts.get(INSTANCE))
+        if rival not in self.rivals and len(self.rivals) < MAX_RIVALS:
+            self.rivals.add(rival)
+            _log.warning("%s", trouble, extra={"node": name})
+        return trouble
 
     def attach(self) -> Mailbox:
         """Begin a stream, in place of one there may be."""
