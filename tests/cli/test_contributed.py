@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,14 +69,14 @@ def install(site: Path, name: str, **files: str) -> Path:
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where packages are installed; what they import is forgotten."""
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
+    yield folder
     for name in [name for name in sys.modules if name.partition(".")[0] in ("tiny_paper", "other_paper")]:
-        monkeypatch.delitem(sys.modules, name)
-    return folder
+        del sys.modules[name]
 
 
 class TestVerbs:

@@ -182,7 +182,7 @@ def test_a_client_is_started_as_told(monkeypatch: pytest.MonkeyPatch, token_file
     asked: list[Any] = []
     monkeypatch.setattr(client_app, "run_client", lambda *args, **kwargs: asked.append((args, kwargs)))
     assert main(["client", *SERVER, "--name", "pi-3", "--token-file", str(token_file)]) == 0
-    assert asked == [(("10.0.0.1:7070",), {"name": "pi-3", "token": "s3cret"})]
+    assert asked == [(("10.0.0.1:7070",), {"name": "pi-3", "token": "s3cret", "proxy": ""})]
 
 
 @pytest.mark.parametrize("content", ["", "two words\n", "a\nb\n"])
