@@ -21,6 +21,7 @@ hypothesis.settings.load_profile("any machine")
 pytest.register_assert_rewrite("fedloom.testing")
 
 from fedloom.core.config import Experiment  # noqa: E402  # after the line above
+from fedloom.simulation.ray_privacy import set_up_variables  # noqa: E402
 from fedloom.testing.linear import __file__ as LINEAR  # noqa: E402
 
 _OF_THE_USER = re.compile(
@@ -45,6 +46,7 @@ def _isolate() -> Path:
         del os.environ[name]
     home = Path(tempfile.mkdtemp(prefix="fedloom-home-"))
     os.environ.update(_OF_THE_TESTS, HOME=str(home))
+    os.environ.update(set_up_variables(os.environ, home, joins=False))  # before a test imports Ray in this process
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; tests press Ctrl-C
         signal.signal(signal.SIGINT, signal.default_int_handler)
     return home

@@ -17,7 +17,16 @@ import pytest
 import tomli_w
 
 from fedloom.core.config import Experiment
-from fedloom.simulation.ray_privacy import set_up_variables, token_variables
+from fedloom.simulation.ray_privacy import (
+    DECIDED,
+    MODE,
+    OWN_TOKEN,
+    TOKEN,
+    make_folder,
+    remove_folder,
+    set_up_variables,
+    token_variables,
+)
 from fedloom.testing.fleet import wait_until
 
 Make = Callable[..., Experiment]
@@ -31,6 +40,13 @@ except BaseException as exc:
     print("refused", type(exc).__name__, str(exc)[:300])
 """
 """What `ray.init` and `ray start` do first: ask the cluster's head who it is and which nodes it has."""
+
+
+@pytest.fixture(autouse=True)
+def _no_token_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take away the token that tests in this process have for Ray: here programs decide for themselves."""
+    for name in (MODE, TOKEN, OWN_TOKEN, DECIDED):
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_a_process_that_joins_a_cluster_asks_for_no_token_of_its_own(
@@ -168,3 +184,22 @@ def _processes() -> str:
 def _ask(address: str, environment: Mapping[str, str], before: list[str] | None = None) -> str:
     command = [*(before or []), sys.executable, "-W", "ignore", "-c", STRANGER, address]
     return subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=60).stdout
+
+
+def test_a_folder_whose_path_is_too_long_for_sockets_is_passed_over(tmp_path: Path) -> None:
+    long, short = tmp_path / ("x" * 60), Path(tempfile.mkdtemp(prefix="s", dir="/tmp"))
+    long.mkdir()
+    try:
+        for environment, root in (
+            ({"RAY_TMPDIR": str(long), "TMPDIR": str(short)}, short),
+            ({"TMPDIR": str(long)}, Path("/tmp")),
+        ):
+            made = make_folder(environment)
+            try:
+                assert made.parent.parent == root
+                sockets = "session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+                assert len(str(made / sockets)) <= 107, "what Linux allows"
+            finally:
+                remove_folder(made)
+    finally:
+        short.rmdir()

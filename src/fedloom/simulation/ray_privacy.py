@@ -21,6 +21,10 @@ OWN_TOKEN = "FEDLOOM_RAY_TOKEN"
 DECIDED = "FEDLOOM_RAY_SET_UP"
 """Set to the id of the process whose variables have been set."""
 
+_SOCKET = "/ray-abcdefgh/r/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+_LONGEST_ROOT = 107 - len(_SOCKET)
+"""Characters of a folder's path below which Ray's sockets can lie: Linux allows 107 in all."""
+
 
 def token_variables(environment: Mapping[str, str], home: Path) -> dict[str, str]:
     """Return the variables with which Ray requires a token from all callers, random unless the user has set one.
@@ -59,12 +63,14 @@ def set_up_variables(environment: Mapping[str, str], home: Path, *, joins: bool)
 def make_folder(environment: Mapping[str, str]) -> Path:
     """Create a folder for Ray's files, sockets and logs that only this user can enter.
 
-    Ray opens its own folder to all users, so that one is below it; `remove_folder` takes the path returned.
+    Ray opens its own folder to all users, so that one is below it; `remove_folder` takes the path returned. A folder
+    whose path is too long for Ray's sockets is passed over.
 
     Raises:
         OSError: it cannot be created in RAY_TMPDIR, TMPDIR or /tmp.
     """
-    root = environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp"
+    chosen = (environment.get(name, "") for name in ("RAY_TMPDIR", "TMPDIR"))
+    root = next((path for path in chosen if path and len(path) <= _LONGEST_ROOT), "/tmp")
     return Path(tempfile.mkdtemp(prefix="ray-", dir=root)) / "r"
 
 
