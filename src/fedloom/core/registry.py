@@ -31,7 +31,6 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Literal, TypeVar
@@ -70,7 +69,7 @@ class PartRef:
             return "file"
         if plugin_folders.bundled_module(self.kind, self.name) is not None:
             return "bundled"
-        if entry_points(group=f"fedloom.{self.kind}", name=self.name):
+        if plugin_folders.declared(self.kind, self.name):
             return "plugin"
         if plugin_folders.nested_in_entry_point(self.kind, self.name) is not None:
             return "plugin"
@@ -157,7 +156,7 @@ def _home(kind: Kind, name: str) -> ModuleType:
         return _imported(kind, name, lambda: _from_file(kind, Path(name)), Path(name))
     if (bundled := plugin_folders.bundled_module(kind, name)) is not None:
         return importlib.import_module(bundled)
-    for entry in entry_points(group=f"fedloom.{kind}", name=name):
+    for entry in plugin_folders.declared(kind, name):
         loaded = _imported(kind, name, entry.load)
         if isinstance(loaded, ModuleType):
             return loaded
