@@ -84,7 +84,7 @@ def test_there_is_one_attempt_in_ten_minutes_and_both_clocks_are_named(
         time.sleep(0.2)
         renewer.stop()
     assert len(attempts) == 1 and attempt_every_s(identity) == 600.0
-    (line,) = caplog.messages
+    (line,) = (record.getMessage() for record in caplog.records if record.name == "fedloom.client.enroll")
     issued = x509.load_pem_x509_certificate(identity.certificate).not_valid_after_utc - datetime.timedelta(days=30)
     here = datetime.datetime.fromtimestamp((identity.folder / "certificate.pem").stat().st_mtime, datetime.UTC)
     assert "nobody there" in line and f"the server at {fleet.address} it is valid from {issued:%Y-%m-%d %H:%M}" in line
