@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-hostile test-slow compose-test check format bench bench-base same-bits chaos fuzz bench-fleet docs proto clean
+.PHONY: help install demo test test-hostile coverage test-slow compose-test check format bench bench-base same-bits chaos fuzz bench-fleet docs proto clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,8 @@ test: install ## Run the tests that take seconds
 test-hostile: install ## Run them where locale, time zone, umask, instruction set and leftovers differ; measure coverage
 	rm -rf build/coverage && mkdir -p build/coverage
 	$(BIN)/python .ci/hostile.py $(BIN)/python -I -X warn_default_encoding -m coverage run -m pytest -m "not slow"
+
+coverage: ## Report what the tests of `make test-hostile` executed; fails below the floor
 	-$(BIN)/coverage combine -q # a process that was killed leaves a file that cannot be read
 	$(BIN)/coverage report
 
