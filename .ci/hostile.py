@@ -35,6 +35,7 @@ def environment(scratch: Path) -> dict[str, str]:
         **dict.fromkeys(folders, NOWHERE),
         **dict.fromkeys(("LANG", "LC_ALL"), foreign_locale()),
         "ATEN_CPU_CAPABILITY": "default",
+        "CI": "true",
         "COLUMNS": "20",
         "FEDLOOM_DEBUG": "1",
         "NO_COLOR": "1",

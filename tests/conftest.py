@@ -7,8 +7,9 @@ import re
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import hypothesis
@@ -28,8 +29,9 @@ _OF_THE_USER = re.compile(
     r"(?i)(ray|flwr|fedloom|hf|huggingface|transformers|grpc|xdg|lc|lang|tty|clicolor|_?typer)(_.*)?"
     r"|python.*|language|columns|lines|terminal_width|(no|force)_color|colorterm|py_colors|github_actions"
     r"|(no|all|http|https|ftp)_proxy"
+    r"|ci|build_number"  # where pytest finds these it shows whole differences, which takes minutes for large arrays
 )
-"""Variables that change what fedloom, its libraries or a terminal do: no test depends on those of the user."""
+"""Variables that change what fedloom, its libraries, pytest or a terminal do: no test depends on those of the user."""
 _OF_THE_TESTS = {
     "LC_ALL": "C.UTF-8",
     "TERM": "xterm",
@@ -58,6 +60,22 @@ _HOME = _isolate()  # before the tests' modules are imported: some libraries rea
 def pytest_unconfigure() -> None:
     """Remove the tests' home folder."""
     shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None]:
+    """Give each frame of a failure a line: a time-out may hit an instruction without one, which pytest cannot show."""
+    try:
+        return (yield)
+    except BaseException as exc:
+        raise exc.with_traceback(_numbered(exc.__traceback__)) from exc.__cause__
+
+
+def _numbered(entry: TracebackType | None) -> TracebackType | None:
+    if entry is None:
+        return None
+    line = entry.tb_lineno or entry.tb_frame.f_code.co_firstlineno
+    return TracebackType(_numbered(entry.tb_next), entry.tb_frame, entry.tb_lasti, line)
 
 
 @pytest.fixture(autouse=True)

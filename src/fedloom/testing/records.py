@@ -44,7 +44,8 @@ def assert_same_record(left: Record, right: Record) -> None:
     for (group, name, one), (_, _, other) in zip(left.items(), right.items(), strict=True):
         found, wanted = (one.dtype, one.shape), (other.dtype, other.shape)
         assert found == wanted, f"{group}/{name} is {found}, expected {wanted}"
-        assert one.tobytes() == other.tobytes(), f"{group}/{name} has other bits"
+        same = one.tobytes() == other.tobytes()  # compared outside the assertion: pytest would explain every byte
+        assert same, f"{group}/{name} has other bits"
     assert left.info == right.info, f"info {left.info}, expected {right.info}"
 
 
