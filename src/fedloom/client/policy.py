@@ -114,6 +114,8 @@ class Policy(Settings):
     """What is done to each update before it leaves."""
     tracebacks: bool = False
     """Whether a failure's message and traceback may be sent. They may quote data."""
+    share_local_model: bool = False
+    """Whether a model trained on this node's data alone may be evaluated at other sites."""
     limits: Limits = Limits()
 
     @classmethod
