@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedloom.core import contributed, definitions
-from fedloom.core.config import Experiment
+from fedloom.core.config import INCIDENTAL, Experiment
 from fedloom.core.errors import ConfigError, FedloomError, PluginInvalid, UnknownName, UsageError
 from fedloom.core.history import RoundRecord, RunSummary
 from fedloom.core.kinds import Kind
@@ -142,7 +142,7 @@ def run(
         return _session(experiment, store, sinks, fresh=True)
 
 
-RESUMABLE = ("rounds", "name", "runtime", "checkpoint", "fleet")
+RESUMABLE = ("rounds", *INCIDENTAL)
 """Settings and sections that a resumed run may change; those of `runtime` hold for the session alone."""
 
 

@@ -15,16 +15,13 @@ def test_a_straight_line_is_found_and_errs_nowhere() -> None:
     line = fits.Line.through(SCORES, accuracies)
     assert (line.slope, line.offset) == pytest.approx((2.0, 0.05))
     assert fits.r_squared(-SCORES, accuracies) == pytest.approx(1.0)
-    assert fits.rank_correlation(-SCORES, accuracies) == pytest.approx(1.0)
     assert line.error(SCORES, accuracies + 0.1) == pytest.approx(0.1)
 
 
-def test_correlations_are_numpys_and_rank_only_knows_order() -> None:
+def test_correlations_are_numpys() -> None:
     rng = np.random.default_rng(2)
     a, b = rng.normal(size=50), rng.normal(size=50)
     assert fits.r_squared(a, b) == pytest.approx(np.corrcoef(a, b)[0, 1] ** 2)
-    assert fits.rank_correlation(np.exp(a), a) == pytest.approx(1.0)
-    assert fits.rank_correlation(np.array([1.0, 1.0, 2.0]), np.array([3.0, 4.0, 5.0])) == pytest.approx(math.sqrt(0.75))
 
 
 def test_constants_have_no_correlation_and_a_flat_line() -> None:

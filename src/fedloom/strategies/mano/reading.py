@@ -9,6 +9,7 @@ from typing import get_args
 
 import numpy as np
 
+from fedloom.core.ranks import spearman
 from fedloom.core.records import Array, Info
 from fedloom.strategies.mano.monitor import fits
 from fedloom.strategies.mano.monitor.score import Criterion, choose
@@ -83,7 +84,7 @@ class Table:
         values = self.scores[score]
         return Fit(
             r2=fits.r_squared(values, self.accuracy),
-            rho=fits.rank_correlation(values, self.accuracy),
+            rho=abs(spearman(values, self.accuracy)),
             mae=fits.ninety_ten(values, self.accuracy),
         )
 

@@ -51,17 +51,6 @@ def r_squared(scores: Array, accuracies: Array) -> float:
     return correlation(scores, accuracies) ** 2
 
 
-def average_ranks(values: Array) -> Array:
-    """Return ranks from 1, equal values with the mean of their ranks; float64, (n,)."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[places])
-
-
-def rank_correlation(scores: Array, accuracies: Array) -> float:
-    """|Spearman|, the paper's rho."""
-    return abs(correlation(average_ranks(scores), average_ranks(accuracies)))
-
-
 def ninety_ten(scores: Array, accuracies: Array) -> float:
     """Error on a tenth of the sets of the line through the others; mean over fixed random splits."""
     errors = []

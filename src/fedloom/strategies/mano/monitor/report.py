@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fedloom.core.ranks import spearman
 from fedloom.core.records import Array, Info
 from fedloom.reporting.charts import Series, line_chart, scatter_chart
 from fedloom.reporting.markup import Markup, tag
 from fedloom.reporting.page import section
 from fedloom.reporting.plugins import Contribution
 from fedloom.reporting.run_folder import RunFolder
-from fedloom.strategies.mano.monitor.fits import average_ranks, correlation
+from fedloom.strategies.mano.monitor.fits import correlation
 
 
 def build_report(run: RunFolder) -> Contribution:
@@ -81,9 +82,9 @@ def numbers(infos: Sequence[Info]) -> dict[str, float]:
     for branch in ("softmax", "taylor"):
         score = np.array(_each(infos, branch))
         found[f"monitor_r2_{branch}"] = correlation(score, truth) ** 2
-        found[f"monitor_rho_{branch}"] = correlation(average_ranks(score), average_ranks(truth))
+        found[f"monitor_rho_{branch}"] = spearman(score, truth)
         own = np.array([line[branch] for line in last], np.float64)
-        found[f"monitor_clients_rho_{branch}"] = correlation(average_ranks(own), average_ranks(accuracy))
+        found[f"monitor_clients_rho_{branch}"] = spearman(own, accuracy)
     return found
 
 
