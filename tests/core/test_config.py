@@ -270,15 +270,16 @@ def test_a_label_that_looks_like_a_number_is_a_word() -> None:
 
 
 OPINIONATED = """
-from types import MappingProxyType
 from fedloom.core.config import PluginSettings
 
 class Config(PluginSettings):
-    section_defaults = MappingProxyType({"selection": "data_size", "monitor": "mano"})
+    @classmethod
+    def default_for(cls, kind):
+        return {"selection": "data_size", "monitors": "mano"}[kind]
 """
 
 
-def test_a_plug_in_may_set_the_default_of_a_section_after_its_own(values: dict[str, Any], tmp_path: Path) -> None:
+def test_a_strategy_may_set_the_default_of_another_section(values: dict[str, Any], tmp_path: Path) -> None:
     """What the experiment names counts. A section without a default, which may be absent, stays absent."""
     (tmp_path / "opinionated.py").write_text(OPINIONATED, encoding="utf-8")
     assert Experiment.parse(values).selection.name == "uniform"

@@ -17,7 +17,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
@@ -51,9 +51,15 @@ class PluginSettings(Settings):
     name: PlainWord
     """Name of the plug-in: one of fedloom's, an installed entry point, an importable module, or the path
     of a Python file or of a package's folder."""
-    section_defaults: ClassVar[Mapping[str, str]] = types.MappingProxyType({})
-    """Other defaults for sections that have one and come after this one, as `{"selection": "mine"}`: the plug-in where
-    the experiment names none."""
+
+    @classmethod
+    def default_for(cls, kind: Kind) -> str | None:
+        """Return the plug-in of a kind that an experiment with this strategy has if it names none.
+
+        The table of kinds decides; a strategy that needs another selection overrides this. Of a kind without a default
+        an experiment that names none has none.
+        """
+        return kind.default
 
     def wanted_actions(self) -> Mapping[str, Info]:
         """Return the workload's actions that a strategy with these settings uses, each with its settings.
@@ -205,8 +211,9 @@ class Experiment(_FurtherSections):
     def _plugin(cls, value: object, info: pydantic.ValidationInfo) -> PluginSettings | None:
         """Read a plug-in's section with the plug-in's own `Config`."""
         kind = SECTIONS[str(info.field_name)]
-        if value is None:
-            value = _default(kind, info.data)
+        if value is None and kind.default is not None:
+            strategy = info.data.get(Kind.STRATEGY.section)
+            value = strategy.default_for(kind) if isinstance(strategy, PluginSettings) else kind.default
         if value is None and not kind.required:
             return None
         if isinstance(value, str):
@@ -395,14 +402,6 @@ def plugin_schema(kind: str, name: str) -> type[PluginSettings]:
         section = Kind(kind).section
         raise ConfigError(f"{section}.name: {name!r} defines no class Config(fedloom.core.config.PluginSettings)")
     return found
-
-
-def _default(kind: Kind, sections: Info) -> str | None:
-    """The plug-in of a section that the experiment leaves out, which a section before it may choose; None for none."""
-    for settings in sections.values() if kind.default is not None else ():
-        if isinstance(settings, PluginSettings) and kind.section in settings.section_defaults:
-            return settings.section_defaults[kind.section]
-    return kind.default
 
 
 def is_incidental(key: str) -> bool:

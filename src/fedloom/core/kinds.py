@@ -26,7 +26,8 @@ class Kind(StrEnum):
     parts: Mapping[str, tuple[str, ...]]
     """The parts made by a function `build_<part>`, each with the names of that function's arguments."""
     default: str | None
-    """The default plug-in of an experiment that names none; None if there is none, or one has to be named."""
+    """The plug-in of an experiment that names none, unless its strategy has another (`PluginSettings.default_for`).
+    None if there is none, or one has to be named."""
     required: bool
     """Whether every experiment has to name one."""
 

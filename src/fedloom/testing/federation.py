@@ -72,7 +72,7 @@ class MadeUpFederation:
             seed=1,
             strategy=config,
             workload=PluginSettings(name="fedloom.testing.linear"),
-            selection=PluginSettings(name=config.section_defaults.get("selection", "uniform")),
+            selection=PluginSettings.model_validate({"name": config.default_for(Kind.SELECTION)}),
         )
         self.strategy = build_strategy(config, self.experiment)
         self.answers: list[tuple[Exchange, Job, Update]] = []

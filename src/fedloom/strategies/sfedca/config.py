@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import ClassVar
 
 import pydantic
 
 from fedloom.core.config import PluginSettings
 from fedloom.core.errors import ConfigError
+from fedloom.core.kinds import Kind
 
 SELECTION = "firing_credit"
 _MOVED = ("select", "rule", "norm", "measurement", "layers", "shortlist", "temperature", "exploration")
@@ -21,7 +20,10 @@ class Config(PluginSettings):
     `[selection]`. That is the selection where the experiment names none."""
 
     name: str = "sfedca"
-    section_defaults: ClassVar[Mapping[str, str]] = MappingProxyType({"selection": SELECTION})
+
+    @classmethod
+    def default_for(cls, kind: Kind) -> str | None:
+        return SELECTION if kind is Kind.SELECTION else super().default_for(kind)
 
     @pydantic.model_validator(mode="before")
     @classmethod
