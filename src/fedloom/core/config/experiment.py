@@ -1,0 +1,270 @@
+"""The experiment: one frozen value, read from TOML, from a dictionary, or built in Python."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import pydantic
+from pydantic import Field, SerializeAsAny
+
+from fedloom.core import registry
+from fedloom.core.code_files import CodeFile, code_digest, set_text
+from fedloom.core.config.overrides import text_variants, with_overrides
+from fedloom.core.config.sections import (
+    INCIDENTAL,
+    NODE_STATE_ROUNDS,
+    CheckpointSettings,
+    EvaluationSettings,
+    FleetSettings,
+    RoundSettings,
+    RuntimeSettings,
+)
+from fedloom.core.config.settings import PluginSettings, Settings, plugin_schema
+from fedloom.core.config.validation import config_error
+from fedloom.core.errors import ConfigError
+from fedloom.core.kinds import SECTIONS, Kind
+from fedloom.core.records import Info, JsonObject
+from fedloom.core.setting_types import SERVER_ONLY, FreeText, SettingKind, server_only_fields, text_settings
+from fedloom.core.toml_files import read_toml
+
+_WITH_FIELD = (Kind.STRATEGY, Kind.WORKLOAD, Kind.SELECTION, Kind.MONITOR)
+"""Kinds whose section `Experiment` declares with a specific type, because the platform's code reads it by name."""
+if typing.TYPE_CHECKING:
+    _FurtherSections = Settings
+else:
+    _FurtherSections = pydantic.create_model(
+        "_FurtherSections",
+        __base__=Settings,
+        **{
+            kind.section: (
+                SerializeAsAny[PluginSettings] | (PluginSettings if kind.required else None),
+                Field(
+                    default=... if kind.required else None,
+                    validate_default=kind.default is not None,
+                    description=f"A plug-in of the kind `{kind}`, and its settings.",
+                ),
+            )
+            for kind in Kind
+            if kind not in _WITH_FIELD
+        },
+    )
+
+
+class Experiment(_FurtherSections):
+    """A federated experiment: strategy, workload, clients and how they run. Written once, run anywhere."""
+
+    name: Annotated[FreeText, Field(max_length=200)] = "experiment"
+    """Display name; part of the run id."""
+    rounds: Annotated[int, Field(ge=1, lt=2**32)] | Literal["open"]
+    """Rounds to run, T. Rounds count from 1. `open`: until the strategy plans no further round or the run is stopped;
+    a schedule over all rounds needs a number."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
+    """Seed of all randomness: same seed, same bits."""
+    clients: Annotated[int, Field(ge=1)] = 1
+    """Clients in the federation, N."""
+    cohort: Annotated[int, Field(ge=1)] | None = None
+    """Clients sampled in each round, m; None samples all."""
+    strategy: SerializeAsAny[PluginSettings]
+    """The aggregation strategy and its settings."""
+    workload: SerializeAsAny[PluginSettings]
+    """Data, model and local training, and their settings."""
+    selection: SerializeAsAny[PluginSettings] = Field(default=None, validate_default=True)
+    """Client selection; uniform sampling if it is not given."""
+    monitor: SerializeAsAny[PluginSettings] | None = None
+    """Label-free monitoring of the global model on client data, in evaluated rounds. None disables it."""
+    round: RoundSettings = RoundSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: Annotated[CheckpointSettings, SERVER_ONLY] = CheckpointSettings()
+    runtime: Annotated[RuntimeSettings, SERVER_ONLY] = RuntimeSettings()
+    fleet: FleetSettings = FleetSettings()
+
+    @pydantic.field_validator(*SECTIONS, mode="before")
+    @classmethod
+    def _plugin(cls, value: object, info: pydantic.ValidationInfo) -> PluginSettings | None:
+        """Read a plug-in's section with the plug-in's own `Config`."""
+        kind = SECTIONS[str(info.field_name)]
+        if value is None and kind.default is not None:
+            strategy = info.data.get(Kind.STRATEGY.section)
+            value = strategy.default_for(kind) if isinstance(strategy, PluginSettings) else kind.default
+        if value is None and not kind.required:
+            return None
+        if isinstance(value, str):
+            value = {"name": value}
+        if isinstance(value, PluginSettings):
+            return value
+        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+            raise ValueError(f'expected a table with at least `name = "…"`, one of {", ".join(registry.names(kind))}')
+        config = plugin_schema(kind, value["name"])
+        try:
+            return config.model_validate(value)
+        except pydantic.ValidationError as exc:
+            raise config_error(exc, config, prefix=(str(info.field_name),)) from exc
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.cohort is not None and self.cohort > self.clients:
+            raise ConfigError(
+                f"cohort: {self.cohort} clients per round, but the federation has clients = {self.clients}"
+            )
+        most = NODE_STATE_ROUNDS - 2  # the current round and, until it ends, the one being saved
+        if self.round.state_home == "node" and self.checkpoint.every > most:
+            raise ConfigError(
+                f"checkpoint.every: expected at most {most} with round.state_home = 'node', got "
+                f"{self.checkpoint.every}. A node keeps the states of each client's last {NODE_STATE_ROUNDS} rounds, "
+                "and a resumed run may need the state of its checkpoint's round"
+            )
+        return self
+
+    @property
+    def cohort_size(self) -> int:
+        """Clients sampled in each round."""
+        return self.clients if self.cohort is None else self.cohort
+
+    @property
+    def num_oversampled(self) -> int:
+        """Extra clients sampled at the start of a round."""
+        return math.ceil(self.cohort_size * self.round.oversample_fraction - 1e-9)
+
+    @property
+    def num_drawn(self) -> int:
+        """Clients a selection chooses in each round: cohort, extra clients and reserve."""
+        reserve = math.ceil(self.cohort_size * self.round.reserve_fraction - 1e-9)
+        return min(self.clients, self.cohort_size + self.num_oversampled + reserve)
+
+    @property
+    def weighs_by_examples(self) -> bool:
+        """Whether an update weighs as much as its examples; the only one of its round weighs one, which is exact."""
+        return self.round.weighting == "examples" and self.cohort_size > 1
+
+    @property
+    def group_size(self) -> int:
+        """Clients per group: the setting, or what follows from the cohort's size alone."""
+        return self.round.group_size or -(-self.cohort_size // 12)
+
+    @classmethod
+    def parse(cls, values: Info) -> Experiment:
+        """Build an experiment from a dictionary of the TOML's form.
+
+        Raises:
+            ConfigError: names the key as the user wrote it, the value, what was expected, the nearest valid key.
+            UnknownName: a strategy, workload or selection that is not installed.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except pydantic.ValidationError as exc:
+            raise config_error(exc, cls) from exc
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+        """Read a TOML file, then apply `key=value` overrides.
+
+        Plug-in names that are paths (`./mine.py`, `./mine`) are looked up next to the TOML file, and so are the files
+        of code that settings name (`./net.py:build`), unless they are in the working directory alone.
+        """
+        path = Path(path)
+        try:
+            values = read_toml(path)
+        except FileNotFoundError as exc:
+            raise ConfigError(f"experiment file {str(path)!r} not found (looked in {Path.cwd()})") from exc
+        except OSError as exc:
+            raise ConfigError(f"{path}: cannot be read as an experiment file: {exc.strerror}") from exc
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+            raise ConfigError(f"{path}: not valid TOML: {exc}") from exc
+        for section in SECTIONS:
+            table = values.get(section)
+            if isinstance(table, str):
+                table = values[section] = {"name": table}
+            if isinstance(table, dict) and registry.is_path(str(table.get("name", ""))):
+                table["name"] = str((path.parent / table["name"]).resolve())
+        return cls._overridden(values, overrides)._with_code_beside(path.parent)
+
+    def _with_code_beside(self, folder: Path) -> Experiment:
+        """Return a copy in which files of code that lie in a folder, and not in the working directory, are absolute."""
+        moved = self.to_dict()
+        for each in self.code_files():
+            beside = (folder / each.path).resolve()
+            if each.steps != ("name",) and beside.is_file() and beside != Path(each.path).resolve():
+                set_text(moved[each.section], each.steps, f"{beside}{each.rest}")
+        return self.parse(moved) if moved != self.to_dict() else self
+
+    def code_files(self) -> Iterator[CodeFile]:
+        """Yield the files and folders of code that plug-ins' names and settings of the kind `CODE` refer to."""
+        for section in SECTIONS:
+            settings = self.__dict__[section]
+            if settings is None:
+                continue
+            for text in text_settings(type(settings), settings.model_dump(mode="json", exclude_none=True)):
+                place, colon, attribute = text.value.rpartition(":")
+                if text.steps == ("name",) and registry.is_path(text.value):
+                    yield CodeFile(section, text.steps, text.value, "")
+                elif text.kind is SettingKind.CODE and place.endswith(".py"):
+                    yield CodeFile(section, text.steps, place, colon + attribute)
+
+    @classmethod
+    def _overridden(cls, values: Info, overrides: Sequence[str]) -> Experiment:
+        """Parse settings with overrides; what looks like a number, such as `name=2024`, is text where text is meant."""
+        try:
+            return cls.parse(with_overrides(values, overrides))
+        except ConfigError:
+            for as_text in text_variants(overrides):
+                with contextlib.suppress(ConfigError):
+                    return cls.parse(with_overrides(values, as_text))
+            raise
+
+    def override(self, overrides: Sequence[str]) -> Experiment:
+        """Return a copy with `key=value` settings changed."""
+        return self._overridden(self.to_dict(), overrides) if overrides else self
+
+    def to_dict(self) -> JsonObject:
+        """Return the resolved experiment, defaults included; `parse` reads it. Settings that are None are omitted."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def for_nodes(self) -> JsonObject:
+        """Return the resolved experiment as sent to nodes: without settings marked as server-only."""
+        values = self.to_dict()
+        for section in server_only_fields(Experiment):
+            values.pop(section, None)
+        for section in SECTIONS:
+            table = values.get(section)
+            if isinstance(table, dict):
+                private = server_only_fields(type(self.__dict__[section]))
+                values[section] = {key: value for key, value in table.items() if key not in private}
+        return values
+
+    def rounds_known(self, needed_by: str) -> int:
+        """Return the number of rounds T.
+
+        Raises:
+            ConfigError: the number is open; `needed_by` names what needs it.
+        """
+        if self.rounds == "open":
+            raise ConfigError(f"rounds: {needed_by} needs the number of rounds, but rounds is 'open'; set a number")
+        return self.rounds
+
+    @property
+    def max_rounds(self) -> int | None:
+        """Return the number of rounds T; None if it is open."""
+        return None if self.rounds == "open" else self.rounds
+
+    def identity(self) -> JsonObject:
+        """Return all that decides the result: no section of `INCIDENTAL`; files of code by name and SHA-256."""
+        values = {key: value for key, value in self.to_dict().items() if key not in INCIDENTAL}
+        for each in self.code_files():
+            path = Path(each.path)
+            if path.exists():
+                digest = f"{path.name} (SHA-256 {code_digest(path)})"
+                set_text(values[each.section], each.steps, f"{digest}{each.rest}")
+        return values
+
+    def fingerprint(self) -> str:
+        """Digest of `identity`."""
+        values = self.identity()
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,100 @@
+"""The sections of an experiment that are not a plug-in's: rounds, nodes, evaluation, checkpoints, runtime."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from fedloom.core.config.settings import Settings
+from fedloom.core.setting_types import SERVER_ONLY, FreeText, PlainWord
+
+INCIDENTAL = ("name", "runtime", "checkpoint", "fleet")
+"""Sections of an experiment that never change a result."""
+
+NODE_STATE_ROUNDS = 4
+"""Rounds of client state a node stores per client, newest first, if `round.state_home` is `node`."""
+
+
+class RoundSettings(Settings):
+    """Conduct of a round, for any strategy."""
+
+    weighting: Literal["examples", "uniform"] = "examples"
+    """Weight of an update in a mean: its number of examples, or one."""
+    quorum_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Fraction of the cohort whose updates must arrive. Below it the run fails and lists why each update is missing."""
+    deadline_s: Annotated[float, Field(gt=0.0)] | None = None
+    """Seconds after which each exchange of a round (training, a probe, what a monitor asks) closes with what has
+    arrived, if that is a quorum. None waits for everybody."""
+    oversample_fraction: Annotated[float, Field(ge=0.0)] = 0.0
+    """Extra clients sampled, as a fraction of the cohort. The round closes once as many as the cohort have returned
+    updates; which ones depends on their speed, so results are no longer bit-identical between runs."""
+    reserve_fraction: Annotated[float, Field(ge=0.0)] = 0.0
+    """Reserve clients, as a fraction of the cohort: one replaces each failed client."""
+    group_size: Annotated[int, Field(ge=1)] | None = None
+    """Clients trained and aggregated together. None takes ceil(cohort / 12). Changes the result bit for bit; the
+    number of workers does not."""
+    max_attempts: Annotated[int, Field(ge=1)] = 3
+    """How often a group is reassigned after the process working on it has died."""
+    state_home: Literal["server", "node"] = "server"
+    """Where the state of stateful clients is stored between rounds: on the server, or on the node that trained the
+    client, which never sends it. `node` needs clients that always train on the same node, and `checkpoint.every` of at
+    most 2: a node stores the states of each client's last 4 rounds, for a run that is resumed."""
+
+
+class FleetSettings(Settings):
+    """Which nodes of a standing server do a run. Means nothing in a simulation."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)  # a label's value on the command line may look like a number
+
+    labels: dict[str, FreeText] = Field(default_factory=dict)
+    """Nodes with all these labels serve the run; empty for every node. Selects nodes, not clients: the result changes
+    only if a node's own data replaces the workload's."""
+    min_nodes: Annotated[int, Field(ge=1), SERVER_ONLY] = 1
+    """Nodes with these labels that must be connected before work is given out; until then the run waits."""
+
+
+class EvaluationSettings(Settings):
+    """Evaluation of the global model on held-out data."""
+
+    every: Annotated[int, Field(ge=0)] = 1
+    """Evaluate every N rounds and after the last. 0 disables."""
+    parts: Annotated[int, Field(ge=1)] = 4
+    """Parts the test set is split into, evaluated in parallel. Changes the last bits of the metrics."""
+    deadline_s: Annotated[float, Field(gt=0.0)] | None = None
+    """Seconds after which an evaluation ends with the pieces that have arrived, if `round.quorum_fraction` of them
+    have; else the round has no evaluation. None takes `round.deadline_s`."""
+
+
+class CheckpointSettings(Settings):
+    """Persistence of a run, for resuming after a failure."""
+
+    every: Annotated[int, Field(ge=1)] = 1
+    """Save every N rounds and after the last."""
+    keep: Annotated[int, Field(ge=1)] = 2
+    """Number of newest checkpoints on disk."""
+    answers: bool = True
+    """On a standing server: write each result to disk before it is acknowledged, so that no client trains twice if the
+    server is killed within a round. Needs space for one model per group until the next checkpoint."""
+
+
+class RuntimeSettings(Settings):
+    """Where clients run. Never changes a result, so it is not part of an experiment's identity."""
+
+    name: Literal["ray", "process", "inline"] = "ray"
+    """`ray` spawns the agents as Ray actors, `process` forks them here, `inline` runs them in the calling thread."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Number of agents; None takes one per core (of the Ray cluster, for `ray`) this process may use: CPU affinity and
+    the limits of its control groups on CPU, memory (512 MB for each) and processes count."""
+    ray_address: PlainWord | None = None
+    """Address of a running Ray cluster (`auto`, or `HOST:PORT`). None: `RAY_ADDRESS` if it is set, otherwise Ray is
+    started here."""
+    cpus_per_worker: Annotated[float, Field(gt=0.0)] = 1.0
+    """CPUs Ray reserves for each agent."""
+    gpus_per_worker: Annotated[float, Field(ge=0.0)] = 0.0
+    """GPUs, or fractions of one, Ray reserves for each agent."""
+
+
+def is_incidental(key: str) -> bool:
+    """Return whether a setting, by its dotted key, never changes a result."""
+    return key.partition(".")[0] in INCIDENTAL

@@ -1,0 +1,64 @@
+"""Base classes of all settings, and the settings class of a plug-in by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict
+
+from fedloom.core import registry
+from fedloom.core.errors import ConfigError
+from fedloom.core.kinds import Kind
+from fedloom.core.records import Info
+from fedloom.core.setting_types import PlainWord
+
+
+class Settings(BaseModel):
+    """Base of every group of settings: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class PluginSettings(Settings):
+    """Base of the `Config` of a strategy, workload or selection folder."""
+
+    name: PlainWord
+    """Name of the plug-in: one of fedloom's, an installed entry point, an importable module, or the path
+    of a Python file or of a package's folder."""
+
+    @classmethod
+    def default_for(cls, kind: Kind) -> str | None:
+        """Return the plug-in of a kind that an experiment with this strategy has if it names none.
+
+        The table of kinds decides; a strategy that needs another selection overrides this. Of a kind without a default
+        an experiment that names none has none.
+        """
+        return kind.default
+
+    def wanted_actions(self) -> Mapping[str, Info]:
+        """Return the workload's actions that a strategy with these settings uses, each with its settings.
+
+        A workload may check them when it is built, to reject an unsupported one before the run. Empty by default.
+        """
+        return {}
+
+    def rounds_needed_by(self) -> str:
+        """Return the setting that makes a client's training depend on the number of rounds; empty if none does.
+
+        A run with such a setting resumes with another number of rounds only as a continuation.
+        """
+        return ""
+
+
+def plugin_schema(kind: str, name: str) -> type[PluginSettings]:
+    """Return the `Config` of a plug-in.
+
+    Raises:
+        UnknownName: nothing by this name is installed here.
+        ConfigError: it defines none.
+    """
+    found = vars(registry.part(kind, name, "config")).get("Config")
+    if not isinstance(found, type) or not issubclass(found, PluginSettings):
+        section = Kind(kind).section
+        raise ConfigError(f"{section}.name: {name!r} defines no class Config(fedloom.core.config.PluginSettings)")
+    return found
