@@ -33,6 +33,7 @@ from fedloom.core.messages import (
     Refusal,
 )
 from fedloom.core.records import ClientFailure, ClientReport, Exchange, Job, Record
+from fedloom.server.fleet import results
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.fleet.payloads import PayloadStore
 from fedloom.server.fleet.planned import PlannedGroup, RunFacts
@@ -366,6 +367,35 @@ class TestBadMessages:
         hand.channel.send(group_result(GroupKey("foreign", 1, 0, 0), 0))
         assert hand.take(Ack)[0].status == "stale"
         assert not coordinator._results._stale
+
+    def test_a_late_result_counts_once_however_often_and_by_whatever_session_it_is_sent(
+        self, coordinator: Coordinator
+    ) -> None:
+        one, two = join(coordinator, "a"), join(coordinator, "b")
+        with open_exchange(coordinator, planned_groups(2.0, 1.0)):
+            late = [group_result(hand.take(Group)[0].key, 0) for hand in (one, two)]
+        for _ in range(3):
+            one.channel.send(late[0])
+        assert coordinator.take_stale("run") == 1
+        again = join(coordinator, "a")
+        again.channel.send(late[0])
+        two.channel.send(late[1])
+        assert again.take(Ack)[0].status == "stale", "it is acknowledged each time, or it would come for ever"
+        assert coordinator.take_stale("run") == 1, "only the other node's is new"
+
+    def test_late_results_do_not_fill_the_servers_memory(
+        self, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(results, "MAX_LATE", 3)
+        hand = join(coordinator, "a")
+        with open_exchange(coordinator, planned_groups(1.0)):
+            key = hand.take(Group)[0].key
+        for round in range(2, 12):
+            hand.channel.send(group_result(key._replace(round=round), 0))
+        assert coordinator.take_stale("run") == 10
+        assert len(coordinator._results._late["run"]) == 3
+        coordinator.forget_run("run")
+        assert not coordinator._results._late
 
     def test_another_agents_answer_to_the_group_is_as_good(self, coordinator: Coordinator) -> None:
         """It had been taken from that agent, which then answered after all."""

@@ -126,7 +126,9 @@ class Slow(ForwardingChannel):
                 self._kept[message.key] = message
                 return
         while self._go.is_set() and self._kept:
-            self.inner.send(self._kept.popitem()[1])
+            result = self._kept.popitem()[1]
+            for _ in range(2):  # as an agent does to which no acknowledgement comes
+                self.inner.send(result)
         self.inner.send(message)
 
 

@@ -130,10 +130,11 @@ class ChannelConformance:
                 assert opened.answers.empty() and opened.duplicates >= 1
                 second = hand.take(Group, 2)[1]
                 late = group_result(second.key, second.jobs[0].client, total=hand.store(sum_of_one(1)))
-            hand.channel.send(late)
+            for _ in range(2):  # as a node does whose acknowledgement was lost
+                hand.channel.send(late)
             hand.take(Ack, key=second.key, status="stale")
             assert opened.answers.empty()
-            assert rig.server.coordinator.take_stale("run") >= 1
+            assert rig.server.coordinator.take_stale("run") == 1, "a late result counts once, however often it is sent"
             assert rig.server.coordinator.take_stale("run") == 0
 
     def test_leaving_an_exchange_cancels_the_groups_that_wait(self) -> None:

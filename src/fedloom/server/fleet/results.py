@@ -20,6 +20,9 @@ from fedloom.server.fleet.open_exchange import Answer, OpenExchange
 from fedloom.server.fleet.payloads import PayloadStore, Upload
 from fedloom.server.fleet.vetting import summed_part
 
+MAX_LATE = 10_000
+"""Late results of a run whose copies are recognised; beyond it the oldest is forgotten, and a copy of it counts."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
@@ -55,14 +58,18 @@ class Results:
         self._nodes, self._dispatch, self._payloads = nodes, dispatch, payloads
         self._stale: dict[str, int] = {}
         """Late results, by run."""
+        self._late: dict[str, dict[tuple[str, GroupKey], None]] = {}
+        """Nodes and groups of the late results, by run, oldest first: nodes send a result until it is acknowledged."""
 
     def expect(self, run_id: str) -> None:
         """Count the late results of a run from now on."""
         self._stale.setdefault(run_id, 0)
+        self._late.setdefault(run_id, {})
 
     def forget(self, run_id: str) -> None:
         """Forget a run that is over."""
         self._stale.pop(run_id, None)
+        self._late.pop(run_id, None)
 
     def take_stale(self, run_id: str) -> int:
         """Return and reset the number of a run's late results."""
@@ -160,5 +167,15 @@ class Results:
         if opened is not None:
             opened.duplicates += 1
         elif key.run_id in self._stale and key.run_id in node.runs:
-            self._stale[key.run_id] += 1
+            self._count_late(node.hello.node, key)
         answer_again(node, key, opened)
+
+    def _count_late(self, name: str, key: GroupKey) -> None:
+        """Count a late result, once however often it is sent."""
+        known = self._late[key.run_id]
+        if (name, key) in known:
+            return
+        if len(known) >= MAX_LATE:
+            del known[next(iter(known))]
+        known[name, key] = None
+        self._stale[key.run_id] += 1
