@@ -24,7 +24,7 @@ from fedloom.proto.v1 import codec
 from fedloom.proto.v1 import fleet_pb2 as pb
 from fedloom.server import metrics
 from fedloom.server.access.calls import Pace
-from fedloom.server.fleet import coordinator as coordinator_module
+from fedloom.server.fleet import node_table
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.fleet.dispatch import RETRY_S
 from fedloom.server.fleet.open_exchange import UPLOAD_BYTES, UPLOAD_FACTOR, OpenExchange
@@ -102,7 +102,7 @@ def test_a_later_exchange_with_small_inputs_may_still_answer_with_the_model(flee
 def test_what_a_gone_node_has_uploaded_is_given_back(
     fleet: Coordinator, clock: Hands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coordinator_module, "UPLOADS_S", 5.0)
+    monkeypatch.setattr(node_table, "UPLOADS_S", 5.0)
     attached(fleet)
     data = bytes(1000)
     fleet.payloads.upload("n", hashlib.sha256(data).hexdigest(), 1000, 0, [data])

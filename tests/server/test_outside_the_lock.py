@@ -23,7 +23,7 @@ from fedloom.core.depot import Depot
 from fedloom.core.errors import BadUpdate, FedloomError, NotFound, RunFailed, StorageFull
 from fedloom.core.messages import Ack, Group, GroupKey, GroupResult, Heartbeat, Hello, PayloadRef
 from fedloom.core.records import Job, Record
-from fedloom.server.fleet import coordinator as coordinator_module
+from fedloom.server.fleet import node_table
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.fleet.open_exchange import OpenExchange
 from fedloom.server.fleet.payloads import PayloadStore
@@ -295,7 +295,7 @@ class TestVetting:
     def test_a_node_forgotten_meanwhile_changes_nothing(
         self, coordinator: Coordinator, gate: Gate, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(coordinator_module, "MAX_NODES", 10)
+        monkeypatch.setattr(node_table, "MAX_NODES", 10)
         one, *others = (Far(coordinator, f"n-{index}") for index in range(10))
         with open_exchange(coordinator, planned_groups(1.0), vet=gate.vet) as opened:
             slow = Elsewhere(lambda: one.send(one.answer(0)))

@@ -30,8 +30,7 @@ from fedloom.core.messages import (
 from fedloom.core.records import Record, Update
 from fedloom.proto.v1 import codec
 from fedloom.proto.v1 import fleet_pb2 as pb
-from fedloom.server.fleet import coordinator as module
-from fedloom.server.fleet import nodes
+from fedloom.server.fleet import node_table, nodes
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.fleet.payloads import PayloadStore
 from fedloom.server.fleet.vetting import vet_sum
@@ -180,7 +179,7 @@ class TestBounds:
     def test_agents_that_are_away_are_forgotten_before_there_are_too_many(
         self, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(module, "MAX_NODES", 20)
+        monkeypatch.setattr(node_table, "MAX_NODES", 20)
         stays = join(coordinator, "stays")
         for number in range(100):
             coordinator.register(Hello(node=f"passing-{number}", session="s"), "remote")
@@ -190,7 +189,7 @@ class TestBounds:
     def test_connected_agents_are_not_forgotten(
         self, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(module, "MAX_NODES", 3)
+        monkeypatch.setattr(node_table, "MAX_NODES", 3)
         for name in "abc":
             join(coordinator, name)
         with pytest.raises(LimitExceeded, match="3 agents are connected"):

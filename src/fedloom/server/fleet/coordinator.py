@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Literal
 
 from fedloom.core.clock import SYSTEM_CLOCK, Clock
-from fedloom.core.errors import BadMessage, FedloomError, LimitExceeded, NotFound, ServerUnreachable
+from fedloom.core.errors import BadMessage, FedloomError, NotFound, ServerUnreachable
 from fedloom.core.events import NodeChanged
 from fedloom.core.messages import (
     PROTOCOL,
@@ -33,9 +33,10 @@ from fedloom.core.messages import (
 )
 from fedloom.core.records import JsonObject
 from fedloom.server.fleet.dispatch import Dispatch
+from fedloom.server.fleet.node_table import NodeTable
 from fedloom.server.fleet.nodes import Mailbox, Node
 from fedloom.server.fleet.open_exchange import Answer, Holding, OpenExchange
-from fedloom.server.fleet.payloads import CHUNK_BYTES, PayloadStore, Upload
+from fedloom.server.fleet.payloads import CHUNK_BYTES, PayloadStore
 from fedloom.server.fleet.planned import PlannedExchange, RunFacts
 from fedloom.server.fleet.preparation import Preparation
 from fedloom.server.fleet.results import Results, Unwanted
@@ -44,12 +45,8 @@ HEARTBEAT_S = 2.0
 """Seconds between an agent's heartbeats."""
 LOST_AFTER_S = 20.0
 """Seconds of silence after which an attached agent counts as disconnected."""
-MAX_NODES = 10_000
-"""Limit of known agents; those disconnected longest are forgotten first."""
 STUCK_S = 5.0
 """Seconds an agent may go on with cancelled work while groups wait that no other one can do."""
-UPLOADS_S = 30.0
-"""Seconds after that grace for which what a disconnected agent has uploaded is kept."""
 GRACE_S = 3.0
 """Seconds a disconnected agent may take to reconnect before its groups are reassigned."""
 
@@ -78,9 +75,9 @@ class Coordinator:
     ) -> None:
         self.payloads, self._by_labels, self._clock = payloads, by_labels, clock
         self._on_node = on_node
-        self._heartbeat_s, self._lost_after_s, self._grace_s = heartbeat_s, lost_after_s, grace_s
+        self._heartbeat_s, self._lost_after_s = heartbeat_s, lost_after_s
         self._changed = threading.Condition()
-        self._nodes: dict[str, Node] = {}
+        self._nodes = NodeTable(payloads, clock, lost_after_s=lost_after_s, grace_s=grace_s)
         self._preparation = Preparation(payloads, self._prepared)
         self._dispatch = Dispatch(
             self._nodes, payloads, self._preparation.soon, clock, repeat_s=1.5 * heartbeat_s, pause_s=2 * grace_s
@@ -123,17 +120,7 @@ class Coordinator:
         with self._changed:
             if self._closed:
                 raise ServerUnreachable("the server is shutting down")
-            old, freed = self._nodes.get(hello.node), []
-            if old is not None and old.precedes(hello):
-                raise ServerUnreachable(old.refuse(hello, address, self._lost_after_s))
-            node = Node(hello, locality, labels=labels or {}, clock=self._clock, address=address)
-            if old is not None:
-                node.inherit(old)
-                # The same agent reconnected, which will not read this, or a second one.
-                old.send_away(f"another agent connected with the identity {hello.node!r}")
-            else:
-                freed = self._make_room()
-            self._nodes[hello.node] = node
+            freed = self._nodes.enter(hello, locality, labels or {}, address)
         del freed  # without the lock
         depot = self.payloads.depot if locality == "remote" else None
         return Welcome(
@@ -154,7 +141,7 @@ class Coordinator:
         with self._changed:
             if self._closed:
                 raise ServerUnreachable("the server is shutting down")
-            known = self._session(node, session)
+            known = self._nodes.of_session(node, session)
             known.locality = locality or known.locality
             mailbox = known.attach()
         self._on_node(NodeChanged(node=node, state="online"))
@@ -194,7 +181,7 @@ class Coordinator:
     def reject(self, node: str, session: str, key: GroupKey, trouble: FedloomError) -> None:
         """Reject a result that could not be read; its group is reassigned if the node had it."""
         with self._changed:
-            known = self._session(node, session)
+            known = self._nodes.of_session(node, session)
             known.seen = self._clock.monotonic()
             opened = self._dispatch.find(key)
             known.acknowledge(key, "rejected", trouble.public_message())
@@ -330,12 +317,8 @@ class Coordinator:
 
     def count_fitting(self, labels: Mapping[str, str]) -> int:
         """Return how many connected agents have all these labels."""
-        wanted = labels if self._by_labels else {}
         with self._changed:
-            return sum(
-                node.online and all(node.labels.get(key) == value for key, value in wanted.items())
-                for node in self._nodes.values()
-            )
+            return self._nodes.count_fitting(labels if self._by_labels else {})
 
     def announce(self, run: RunFacts) -> None:
         """Announce a run to every agent that serves it, so that all load its data at the same time."""
@@ -387,13 +370,12 @@ class Coordinator:
     def check_session(self, node: str, session: str) -> None:
         """Raise `NotFound` unless this is the node's present session."""
         with self._changed:
-            self._session(node, session)
+            self._nodes.of_session(node, session)
 
     def rows(self) -> list[JsonObject]:
         """Return a row for every node, as the Control service lists them."""
         with self._changed:
-            now = self._clock.monotonic()
-            found = [(node.row(now), node.hello.facts) for _, node in sorted(self._nodes.items())]
+            found = self._nodes.rows()
         return [{**row, "facts_json": json.dumps(facts)} for row, facts in found]
 
     def nodes(self) -> dict[str, Node]:
@@ -420,27 +402,9 @@ class Coordinator:
 
     # Under the lock
 
-    def _make_room(self) -> list[Upload]:
-        """Forget the agents disconnected longest if there are too many; returns their uploads."""
-        if len(self._nodes) < MAX_NODES:
-            return []
-        away = [name for name, node in self._nodes.items() if not node.online and not node.assigned]
-        if not away:
-            raise LimitExceeded(f"{MAX_NODES} agents are connected, which is the limit")
-        oldest = sorted(away, key=lambda name: self._nodes[name].seen)[: MAX_NODES // 10]
-        for name in oldest:
-            del self._nodes[name]
-        return [upload for name in oldest for upload in self.payloads.forget(name)]
-
-    def _session(self, node: str, session: str) -> Node:
-        known = self._nodes.get(node)
-        if known is None or known.hello.session != session:
-            raise NotFound(f"node {node!r} has no session {session!r} here; register first")
-        return known
-
     def _heartbeat(self, name: str, session: str, message: Heartbeat) -> None:
         with self._changed:
-            node = self._session(name, session)
+            node = self._nodes.of_session(name, session)
             node.seen = self._clock.monotonic()
             for run in self._dispatch.runs_for(node):
                 if run.run_id in message.missing_runs:
@@ -450,7 +414,7 @@ class Coordinator:
 
     def _refusal(self, name: str, session: str, refusal: Refusal) -> None:
         with self._changed:
-            node = self._session(name, session)
+            node = self._nodes.of_session(name, session)
             node.seen = self._clock.monotonic()
             node.acknowledge(refusal.key, "refused")
             self._dispatch.finished(name, refusal.key)
@@ -458,7 +422,7 @@ class Coordinator:
 
     def _result(self, name: str, session: str, result: GroupResult) -> None:
         with self._changed:
-            self._session(name, session).seen = self._clock.monotonic()
+            self._nodes.of_session(name, session).seen = self._clock.monotonic()
             begun = self._results.begin(name, result)
         if isinstance(begun, Unwanted):
             return
@@ -483,27 +447,11 @@ class Coordinator:
             with self._changed:
                 if self._clock.wait_for(self._changed, lambda: self._closed, self._heartbeat_s / 4):
                     return
-                now = self._clock.monotonic()
-                for node in self._nodes.values():
-                    if node.mailbox is not None:
-                        node.mailbox.flush()
-                silent = [
-                    (name, node.hello.session)
-                    for name, node in self._nodes.items()
-                    if node.online and node.locality != "process" and now - node.seen > self._lost_after_s
-                ]
+                self._nodes.flush()
                 self._dispatch.push_again()
-                for name, node in self._nodes.items():
-                    if node.gone_since is not None and now - node.gone_since > self._grace_s and node.assigned:
-                        self._dispatch.requeue(name, "the agent's process ended or its connection broke")
-                gone = [
-                    name
-                    for name, node in self._nodes.items()
-                    if node.gone_since is not None and now - node.gone_since > self._grace_s + UPLOADS_S
-                ]
-                overflowed = [
-                    (name, n.hello.session) for name, n in self._nodes.items() if n.mailbox and n.mailbox.overflown
-                ]
+                for name in self._nodes.to_reassign():
+                    self._dispatch.requeue(name, "the agent's process ended or its connection broke")
+                silent, overflowed, gone = self._nodes.silent(), self._nodes.overflowed(), self._nodes.gone()
                 stuck = self._dispatch.stuck(STUCK_S)
             for name in stuck:
                 self.on_stuck(name)
