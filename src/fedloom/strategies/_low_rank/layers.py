@@ -83,19 +83,23 @@ def layer_info(layer: Layer) -> Info:
     return {**reported, "kernel": list(layer.kernel)} if layer.kernel else reported
 
 
-def fresh_a(seed: int, restart: int, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Array]:
-    """Return the first factors A, the same for the same seed: uniform on ±1/√i, as PEFT draws them.
+def fresh_a(
+    seed: int, restart: int, shapes: Mapping[str, tuple[int, int]], client: int | None = None
+) -> dict[str, Array]:
+    """Return the first factors A, the same for the same arguments: uniform on ±1/√i, as PEFT draws them.
 
     Args:
         seed: of the run.
         restart: 0 at first; a method that reinitialises its adapters counts up.
         shapes: rank r and columns i by layer.
+        client: whose own factors they are; None draws those that all clients share.
 
     Returns:
         A (r, i) by layer, float32. Fewer rows are the first of more rows.
     """
+    whose = () if client is None else (client,)
     return {
-        name: generator(seed, "lora_a", restart, name).uniform(-1.0, 1.0, (rank, in_)).astype(np.float32)
+        name: generator(seed, "lora_a", restart, name, *whose).uniform(-1.0, 1.0, (rank, in_)).astype(np.float32)
         / np.float32(np.sqrt(in_))
         for name, (rank, in_) in shapes.items()
     }

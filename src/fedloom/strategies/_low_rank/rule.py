@@ -20,7 +20,7 @@ Tensor: TypeAlias = Any
 DISTANCE = "distance_squared"
 """Name of the metric with the distance of a client's model from the anchor."""
 FRESH = "fresh"
-"""Key of the adapters' info if their factors are not sent: each client makes them from the seed it names."""
+"""Key of the adapters' info if their factors are not sent: each client draws its own A, from the seed it names."""
 
 
 class LowRankRule(LocalRule):
@@ -33,7 +33,7 @@ class LowRankRule(LocalRule):
     def incoming(self, inputs: Inputs, job: Job) -> Inputs:
         """Return the job's inputs, the first of which is the client's model, under any name."""
         name, *beside = job.inputs
-        return {MODEL: _with_factors(unpacked(inputs[name])), **{other: inputs[other] for other in beside}}
+        return {MODEL: _with_factors(unpacked(inputs[name]), job.client), **{other: inputs[other] for other in beside}}
 
     def adjust_gradients(self, gradients: Tensors, parameters: Tensors, anchor: Tensors, knobs: Info) -> None:
         """Add the gradient of mu/2 ||w - a||², which is mu (w - a); see `fedprox`."""
@@ -66,12 +66,13 @@ def _distance_squared(parameters: Tensors, anchor: Tensors) -> float:
         return float(torch.stack(norms).double().square().sum())
 
 
-def _with_factors(record: Record) -> Record:
-    """Return the record with factors made here, if the server left that to the clients."""
+def _with_factors(record: Record, client: int) -> Record:
+    """Return the record with the client's own first factors, if the server left them to the clients."""
     reported = record.info.get(ADAPTERS, {}).get(FRESH)
     if reported is None:
         return record
     shapes: Mapping[str, Sequence[int]] = reported["shapes"]
-    a = fresh_a(reported["seed"], reported["restart"], {name: (rank, in_) for name, (rank, _, in_) in shapes.items()})
+    rows = {name: (rank, in_) for name, (rank, _, in_) in shapes.items()}
+    a = fresh_a(reported["seed"], reported["restart"], rows, client)
     b = zero_b({name: (out, rank) for name, (rank, out, _) in shapes.items()})
     return Record({**record.groups, LORA_A: a, LORA_B: b}, record.info)
