@@ -161,7 +161,7 @@ class TestFfaLora:
 
 
 class TestFlora:
-    def test_everybody_makes_the_same_fresh_factors_and_none_travel(self) -> None:
+    def test_each_client_draws_its_own_a_and_none_travel(self) -> None:
         strategy = made("flora", rank=4, **MIXED)
         state = clean(strategy)
         for round in (1, 2):
@@ -169,7 +169,11 @@ class TestFlora:
             records = {job.client: received(exchange, job) for job in exchange.jobs}
             for name, (out, in_) in SHAPES.items():
                 assert [records[k].groups[LORA_A][name].shape for k in range(3)] == [(1, in_), (4, in_), (2, in_)]
-                assert np.array_equal(records[0].groups[LORA_A][name], records[1].groups[LORA_A][name][:1])
+                drawn = [records[k].groups[LORA_A][name][0] for k in range(3)]
+                assert all(np.abs(a).max() <= in_**-0.5 for a in drawn)
+                assert not any(np.array_equal(drawn[i], drawn[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+                again = received(exchange, exchange.jobs[0]).groups[LORA_A][name]
+                assert np.array_equal(again, records[exchange.jobs[0].client].groups[LORA_A][name])
                 assert not any(record.groups[LORA_B][name].any() for record in records.values())
                 assert records[1].groups[LORA_B][name].shape == (out, 4)
             assert exchange.inputs[MODEL].num_elements == 3  # the head
@@ -177,6 +181,34 @@ class TestFlora:
         first, second = (fold.num_elements for fold in state.folds)
         widths = sum(out + in_ for out, in_ in SHAPES.values())
         assert first == second <= (1 + 4 + 2) * widths  # Σ r_k (o + i), less where the matrix itself has fewer
+
+    def test_a_first_step_of_every_client_adds_up_to_rank_k_r(self) -> None:
+        """One step of gradient descent from B = 0: B_k = -G_k A_kᵀ, A_k unmoved, W += s Σ p_k B_k A_k.
+
+        That is -s Σ p_k G_k A_kᵀ A_k. With one A for all it would have rank r; with own A it has K r.
+        """
+        strategy = made("flora", rank=1)
+        gradients = {k: generator(k, "gradient").standard_normal((7, 5)) for k in range(3)}
+        drawn: dict[int, Array] = {}
+
+        def step(exchange: Exchange, job: Job) -> Groups:
+            start = received(exchange, job).groups
+            drawn[job.client] = start[LORA_A]["x"].astype(np.float64)
+            b = -gradients[job.client] @ drawn[job.client].T
+            zeros = np.zeros_like(start[LORA_B]["y"])
+            return {
+                MODEL: dict(start[MODEL]),
+                LORA_A: dict(start[LORA_A]),
+                LORA_B: {"x": b.astype(np.float32), "y": zeros},
+            }
+
+        state = clean(strategy)
+        after, _ = round_of(strategy, state, 1, step)
+        shares = {k: weight / 8 for k, weight in WEIGHTS.items()}
+        want = sum(-SCALE * shares[k] * gradients[k] @ drawn[k].T @ drawn[k] for k in range(3))
+        np.testing.assert_allclose(carried(after, "x"), want, atol=1e-5)
+        kept = np.linalg.svd(carried(after, "x"))[1]
+        assert kept[2] > 0.05 * kept[0] and kept[3] < 1e-5 * kept[0]
 
 
 class TestFlexLora:
@@ -257,8 +289,11 @@ class TestFlasc:
     def test_the_largest_entries_travel_and_ties_go_to_the_first(self) -> None:
         vector = np.array([0.0, -3.0, 1.0, 2.0, -1.0, 1.0, 0.5], np.float32)
         kept = sparse.sparse(vector, 0.5)
-        assert kept["values"].tolist() == [-3.0, 1.0, 2.0, -1.0] and kept["mask"].nbytes == 1
-        assert sparse.dense(kept, 7).tolist() == [0.0, -3.0, 1.0, 2.0, -1.0, 0.0, 0.0]
+        # int(0.5 * 7) = 3 entries, as `k = int(x.numel() * density)` in the authors' code
+        assert kept["values"].tolist() == [-3.0, 1.0, 2.0] and kept["mask"].nbytes == 1
+        assert sparse.dense(kept, 7).tolist() == [0.0, -3.0, 1.0, 2.0, 0.0, 0.0, 0.0]
+        assert sparse.sparse(vector, 0.01)["values"].tolist() == [-3.0]
+        assert sparse.sparse(np.ones(10, np.float32), 0.7)["values"].size == 7  # 0.7 * 10 is below 7 in floats
 
     def test_the_server_adds_the_mean_of_what_was_sent(self) -> None:
         strategy = made("flasc", rank=3, density_down=0.4, density_up=0.3, server_learning_rate=0.5)
@@ -282,14 +317,24 @@ class TestFlasc:
                 for group, arrays in start.groups.items()
             }
             update = rule.outgoing(Update(num_examples=1, groups=moved), knobs)
-            assert update.groups[sparse.KEPT]["values"].size == int(np.ceil(0.3 * size))
-            change = sparse.flat(moved) - sent_down
-            threshold = np.sort(np.abs(change))[-int(np.ceil(0.3 * size))]
-            mean += WEIGHTS[job.client] / 8 * np.where(np.abs(change) >= threshold, change, 0)
+            assert update.groups[sparse.KEPT]["values"].size == int(0.3 * size)
+            moves = sparse.flat(moved) - sent_down
+            threshold = np.sort(np.abs(moves))[-int(0.3 * size)]
+            mean += WEIGHTS[job.client] / 8 * np.where(np.abs(moves) >= threshold, moves, 0)
             total.add(update, WEIGHTS[job.client], job.client)
         after = strategy.finish(state, total, context(1))
         got = sparse.flat({LORA_A: after.lora_a, LORA_B: after.lora_b})
         np.testing.assert_allclose(got, vector + 0.5 * mean, atol=1e-5)
+        # The authors evaluate server_params after the step times server_mask of the round's beginning.
+        masked = np.where(sparse.dense(sparse.sparse(vector, 0.4), size) != 0, got, 0.0)
+        evaluated = strategy.model_inputs(after)[MODEL].groups
+        np.testing.assert_array_equal(sparse.flat(evaluated), masked)
+        assert np.count_nonzero(masked) == int(0.4 * size) < np.count_nonzero(got)
+        shapes = {name: (3, *shape) for name, shape in SHAPES.items()}
+        pairs = sparse.factors(masked.astype(np.float32), shapes)
+        for name in SHAPES:
+            want = SCALE * pairs[LORA_B][name].astype(np.float64) @ pairs[LORA_A][name]
+            np.testing.assert_allclose(change(strategy, state, after, name), want, atol=1e-5)
 
 
 KNOBS = {"mu": 0.0, "orthogonality": 0.0, "beta1": 0.85, "beta2": 0.7, "wire": "fp32"}

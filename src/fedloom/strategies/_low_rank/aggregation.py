@@ -60,6 +60,10 @@ class Aggregation(ABC):
         """Return the broadcast to a client of a round, unpacked; `record` contains head and factors."""
         return record
 
+    def published(self, state: Adapters) -> Adapters:
+        """Return the state whose model is evaluated, saved and exported."""
+        return state
+
     def inputs(self, ready: Adapters) -> Mapping[str, Record]:
         """Return the further inputs of every client of a round."""
         return {}
@@ -121,7 +125,8 @@ class ProductSvd(Aggregation):
 class Stack(Aggregation):
     """Σ p_k B_k A_k is added to the base, as a product of stacked factors, and the adapters are reinitialised.
 
-    The fresh factors are not sent: a client makes them from the run's seed.
+    The fresh factors are not sent: each client draws its own A from the run's seed, so that the stack of K clients of
+    rank r has up to K r directions even where A hardly moves in local training.
     """
 
     changes_base = True

@@ -81,10 +81,15 @@ class LowRank(Strategy[Adapters, Total]):
         return self._finish_adapters(self._ready(state, context.round), total, context)
 
     def arrays(self, state: Adapters) -> Arrays:
-        return state.whole(self._setup.scale)
+        return self.published(state).whole(self._setup.scale)
+
+    def published(self, state: Adapters) -> Adapters:
+        """Return the state whose model is evaluated, saved and exported: the method's own choice."""
+        return self.method.aggregation.published(state)
 
     def model_inputs(self, state: Adapters) -> Mapping[str, Record]:
         """Return the base and the arrays trained on it, so that no merged model is sent for evaluation."""
+        state = self.published(state)
         if state.base is None:
             return {MODEL: Record({MODEL: state.model})}
         return {MODEL: state.record(self._setup.scale, self._setup.rank_max), **state.beneath()}

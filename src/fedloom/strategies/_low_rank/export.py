@@ -46,6 +46,7 @@ def export(saved: SavedState, out: Path) -> Exported:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {str(out)!r} is not empty; choose a new or empty folder")
     strategy, state = _adapters_of(saved)
+    state = strategy.published(state)
     a, b = state.product()
     frozen = state.frozen()
     adapters = AdapterFile(

@@ -34,10 +34,16 @@ def factors(vector: Array, shapes: Shapes) -> dict[str, dict[str, Array]]:
 
 
 def sparse(vector: Array, density: float) -> Arrays:
-    """Return the ⌈density · n⌉ entries of largest magnitude; of equal ones the first."""
+    """Return the ⌊density · n⌋ entries of largest magnitude; of equal ones the first."""
+    mask = largest(vector, density)
+    return {"values": vector[mask], "mask": np.packbits(mask)}
+
+
+def largest(vector: Array, density: float) -> Array:
+    """Return which entries are the ⌊density · n⌋ of largest magnitude, bool (n,); of equal ones the first."""
     mask = np.zeros(vector.size, bool)
     mask[np.argsort(-np.abs(vector), kind="stable")[: _count(vector.size, density)]] = True
-    return {"values": vector[mask], "mask": np.packbits(mask)}
+    return mask
 
 
 def blank(size: int, density: float) -> Arrays:
@@ -54,5 +60,5 @@ def dense(kept: Arrays, size: int) -> Array:
 
 
 def _count(size: int, density: float) -> int:
-    """⌈density · n⌉, at least 1."""
-    return max(1, int(np.ceil(density * size - 1e-9)))
+    """⌊density · n⌋, at least 1."""
+    return max(1, int(density * size + 1e-9))

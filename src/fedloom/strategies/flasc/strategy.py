@@ -16,7 +16,7 @@ from fedloom.strategies._low_rank.setup import Setup
 from fedloom.strategies._low_rank.state import Adapters
 from fedloom.strategies.flasc.config import Config
 from fedloom.strategies.flasc.rule import SPARSE
-from fedloom.strategies.flasc.sparse import KEPT, Shapes, blank, factors, flat, sparse
+from fedloom.strategies.flasc.sparse import KEPT, Shapes, blank, factors, flat, largest, sparse
 
 
 class SparseChanges(Aggregation):
@@ -41,11 +41,30 @@ class SparseChanges(Aggregation):
         size = sum(rank * (out + in_) for rank, out, in_ in _shapes(ready).values())
         return {MODEL: ready.model, KEPT: blank(size, self._config.density_up)}
 
+    def published(self, state: Adapters) -> Adapters:
+        """Return the state with the entries of its factors that the last round's clients read, the others zero.
+
+        The authors' code evaluates so, with the mask of the round's beginning on the factors of its end.
+        """
+        if not state.lora_a:
+            return state
+        now = flat({LORA_A: state.lora_a, LORA_B: state.lora_b})
+        before = flat({LORA_A: state.before_a, LORA_B: state.before_b}) if state.before_a else now
+        kept = factors(np.where(largest(before, self._config.density_down), now, np.float32(0)), _shapes(state))
+        return replace(state, lora_a=kept[LORA_A], lora_b=kept[LORA_B])
+
     def combine(self, ready: Adapters, total: Total) -> tuple[Adapters, Info]:
         means = means_of(total, self.setup.strategy).value()
         before = flat({LORA_A: ready.lora_a, LORA_B: ready.lora_b})
         after = factors(before + np.float32(self._config.server_learning_rate) * means[KEPT]["change"], _shapes(ready))
-        return replace(ready, model=means[MODEL], lora_a=after[LORA_A], lora_b=after[LORA_B]), {}
+        return replace(
+            ready,
+            model=means[MODEL],
+            lora_a=after[LORA_A],
+            lora_b=after[LORA_B],
+            before_a=ready.lora_a,
+            before_b=ready.lora_b,
+        ), {}
 
 
 def build_strategy(config: Config, experiment: Experiment) -> LowRank:
