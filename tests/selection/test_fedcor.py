@@ -10,7 +10,8 @@ from selecting import Build, Reports
 from fedloom.core.protocols import Roster, Selection
 from fedloom.core.seeds import generator
 from fedloom.selection._choosing.sampling import Floats
-from fedloom.selection.fedcor.covariance import correlated, fit
+from fedloom.selection.fedcor.config import Config
+from fedloom.selection.fedcor.covariance import centred, correlated, fit
 from fedloom.selection.fedcor.selection import Process
 
 ROSTER = Roster(population=6, sizes=(1, 2, 3, 4, 5, 5))
@@ -88,11 +89,12 @@ def losses_of(round: int) -> Floats:
 
 
 def test_everybody_is_evaluated_in_the_warm_up_and_around_refits(build: Build, reports: Reports) -> None:
-    selection = build("fedcor", warm_up=3, refit_every=4, history=3)
+    selection = build("fedcor", warm_up=3, refit_every=4, history=8)
     states, probed_in, _ = run(selection, reports, 13, losses_of)
     assert probed_in == [1, 2, 3, 4, 7, 8, 11, 12]  # 4, 8, 12 close the rows that 3, 7, 11 opened
     rows = [losses_of(r + 1) - losses_of(r) for r in (3, 7, 11)]
-    np.testing.assert_allclose(states[-1].changes, rows)  # the newest three
+    np.testing.assert_allclose(states[-1].changes, rows)  # those at most eight rounds older than the newest
+    assert states[-1].rounds.tolist() == [3, 7, 11]
     np.testing.assert_allclose(states[1].changes, [losses_of(2) - losses_of(1)])
 
 
@@ -100,7 +102,8 @@ def test_after_the_warm_up_the_process_chooses(build: Build, reports: Reports) -
     selection = build("fedcor", warm_up=3, refit_every=10, discount=0.5, noise=0.05)
     states, _, cohorts = run(selection, reports, 6, losses_of)
     changes = np.array([losses_of(r + 1) - losses_of(r) for r in (1, 2, 3)])
-    embedding = fit(changes, np.ones(3), 15, 0.05)
+    weights = np.array([0.9025, 0.95, 1.0])
+    embedding = fit(changes - weights @ changes / weights.sum(), weights, 15, 0.05)
     alpha = np.ones(6)
     for round in (4, 5, 6):
         picked = correlated(embedding, 0.05, np.array(ROSTER.sizes) / 20, alpha, 2)
@@ -110,11 +113,56 @@ def test_after_the_warm_up_the_process_chooses(build: Build, reports: Reports) -
     assert (states[2].alpha == 1).all()  # uniform cohorts are not discounted
 
 
-def test_a_client_that_missed_a_probe_counts_as_unchanged(build: Build, reports: Reports) -> None:
+def test_the_constants_are_those_of_the_published_command() -> None:
+    """`--GPR_interval=10 --group_size=100 --GPR_gamma=0.95 --update_mean --warmup=15 --discount=0.9`."""
+    made = Config()
+    assert (made.warm_up, made.refit_every, made.history) == (16, 10, 100)
+    assert (made.forgetting, made.update_mean, made.discount) == (0.95, True, 0.9)
+    assert (made.dimension, made.noise) == (15, 0.01)
+
+
+def test_the_mean_is_weighted_by_gamma_per_round_and_leaves_out_the_unknown() -> None:
+    """The code's `MLE_Mean`: mu_k = sum_e gamma^(t - e) y_ek / sum_e gamma^(t - e) over the rounds e that know k."""
+    nan = np.nan
+    changes = np.array([[-3.0, nan, nan], [-1.0, -2.0, nan]])
+    weights = np.array([0.95**10, 1.0])
+    mean = (0.95**10 * -3.0 - 1.0) / (0.95**10 + 1.0)
+    np.testing.assert_allclose(
+        centred(changes, weights, around_mean=True), [[-3.0 - mean, 0.0, 0.0], [-1.0 - mean, 0.0, 0.0]]
+    )
+    assert centred(changes, weights, around_mean=False).tolist() == [[-3.0, 0.0, 0.0], [-1.0, -2.0, 0.0]]
+
+
+def test_a_trend_all_clients_share_does_not_choose(build: Build, reports: Reports) -> None:
+    """Losses fall for everybody; around that only 1 to 3 move, together, so one of them is first.
+
+    By the dense process: with S the weighted covariance around the mean, argmax_k sum_i p_i S_ik / sqrt(S_kk). With a
+    mean of 0 the trend is all there is to explain, and clients that follow nothing else explain most of it.
+    """
+    drift, wave = np.array([-9.0, -1.0, -1.0, -1.0, -1.0, -1.0]), np.array([0.0, 1.0, 1.2, 0.8, 0.0, 0.0])
+    steps = np.array([drift + wave * sign for sign in (1, -1, 1, -1)])
+    losses_at = np.cumsum(np.vstack([np.full(6, 50.0), steps]), axis=0)
+    even = Roster(population=6)
+    firsts = {}
+    for update_mean in (True, False):
+        selection = build("fedcor", warm_up=4, update_mean=update_mean, forgetting=1.0)
+        state = selection.init(even)
+        for each in losses_at[:4]:
+            state = selection.observe(state, [], reports(list(range(6)), each.tolist()))
+        probed = reports(list(range(6)), losses_at[4].tolist())
+        firsts[update_mean] = selection.choose(state, even, 1, generator(1), probed)[0]
+    apart = steps - steps.mean(axis=0)
+    covariance = apart.T @ apart / 4 + 1e-4 * np.eye(6)
+    gain = covariance.sum(axis=0) / np.sqrt(np.diag(covariance))
+    assert firsts[True] == int(gain.argmax()) and firsts[True] in (1, 2, 3)
+    assert firsts[False] in (0, 4, 5)
+
+
+def test_a_client_that_missed_a_probe_counts_as_its_mean(build: Build, reports: Reports) -> None:
     selection = build("fedcor", warm_up=2)
     state = selection.observe(selection.init(ROSTER), [], reports([0, 1, 2, 3, 4], [1.0] * 5))
     state = selection.observe(state, [], reports([1, 2, 3, 4, 5], [0.5] * 5))
-    assert state.changes.tolist() == [[0.0, -0.5, -0.5, -0.5, -0.5, 0.0]]
+    np.testing.assert_array_equal(state.changes, [[np.nan, -0.5, -0.5, -0.5, -0.5, np.nan]])
     reported = reports([1, 2, 4], [0.25, 0.5, 0.5])
     assert set(selection.choose(state, ROSTER, 3, generator(1), reported)) == {1, 2, 4}
 

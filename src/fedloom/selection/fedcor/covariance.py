@@ -10,13 +10,13 @@ from fedloom.selection._choosing.sampling import Floats, Indices
 def fit(changes: Floats, weights: Floats, dimension: int, noise: float) -> Floats:
     """Fit the embedding X of largest marginal likelihood for changes ~ N(0, XᵀX + noise² I).
 
-    FedCor's linear kernel with a zero mean. The public code climbs the likelihood (or its leave-one-out form) with
+    FedCor's linear kernel. The public code climbs the likelihood (or its leave-one-out form) with
     Adam; for this kernel with its noise fixed the maximum has a closed form, that of probabilistic principal components
     (Tipping and Bishop 1999): the leading eigenvectors of the second-moment matrix, scaled by
     sqrt(eigenvalue - noise²).
 
     Args:
-        changes: loss changes, one row per round, float64 [S, N].
+        changes: loss changes less their mean, one row per round, float64 [S, N].
         weights: of the rounds, positive, float64 [S].
         dimension: largest rank of X.
         noise: sigma_n > 0, in units of loss.
@@ -28,6 +28,26 @@ def fit(changes: Floats, weights: Floats, dimension: int, noise: float) -> Float
     _, singular, axes = np.linalg.svd(scaled, full_matrices=False)
     spread = np.sqrt(np.maximum(singular**2 - noise**2, 0.0))[:dimension]
     return np.asarray(spread[:, None] * axes[: len(spread)])
+
+
+def centred(changes: Floats, weights: Floats, *, around_mean: bool) -> Floats:
+    """Subtract each client's weighted mean, mu_k = sum_s w_s y_sk / sum_s w_s over the rounds in which it is known.
+
+    Args:
+        changes: loss changes, one row per round, NaN if unknown, float64 [S, N].
+        weights: of the rounds, positive, float64 [S].
+        around_mean: false takes mu = 0.
+
+    Returns:
+        The changes less their mean, 0 where unknown, float64 [S, N].
+    """
+    known = np.isfinite(changes)
+    filled = np.where(known, changes, 0.0)
+    if not around_mean:
+        return filled
+    total = weights @ known
+    mean = np.divide(weights @ filled, total, out=np.zeros(changes.shape[1]), where=total > 0)
+    return np.where(known, filled - mean, 0.0)
 
 
 def correlated(embedding: Floats, noise: float, weights: Floats, alpha: Floats, size: int) -> Indices:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from fedloom.core.protocols import Probe, Roster, Selection
 from fedloom.core.records import ClientReport
@@ -13,7 +14,7 @@ from fedloom.selection._choosing.growing import longer
 from fedloom.selection._choosing.reports import losses
 from fedloom.selection._choosing.sampling import Floats
 from fedloom.selection.fedcor.config import Config
-from fedloom.selection.fedcor.covariance import correlated, fit
+from fedloom.selection.fedcor.covariance import centred, correlated, fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,9 @@ class Process:
     waiting: bool
     """Whether the last probe still waits for the next one, to make a row of changes."""
     changes: Floats
-    """Loss changes over one uniform cohort's round each, oldest first, float64 [S, N]."""
+    """Loss changes over one uniform cohort's round each, oldest first; NaN if unknown, float64 [S, N]."""
+    rounds: npt.NDArray[np.int64]
+    """The rounds they were made in, int64 [S]."""
     alpha: Floats
     """Discounts alpha_k, float64 [N]."""
 
@@ -36,10 +39,11 @@ class FedCor(Selection[Process]):
     """argmax_k (alpha_k / sqrt(Σ_kk)) sum_i p_i Σ_ik, conditioning on each pick; Σ from clients' loss changes.
 
     Tang et al. 2022, "FedCor: Correlation-Based Active Client Selection Strategy for Heterogeneous Federated Learning",
-    with the constants of the public code. Warm-up rounds have uniform cohorts, and all clients evaluate the
+    with the constants of the published commands. Warm-up rounds have uniform cohorts, and all clients evaluate the
     global model; so does one round in every `refit_every` after it, and the round that follows each of these. A chosen
     client's alpha_k is multiplied by `discount` until the next refit. The covariance is the linear kernel's, fitted in
-    closed form (`covariance.fit`). State and costs are O(N): the rule correlates all clients.
+    closed form (`covariance.fit`) to the changes less their weighted mean; a row's weight is gamma to the power of the
+    rounds since. State and costs are O(N): the rule correlates all clients.
     """
 
     State = Process
@@ -49,7 +53,7 @@ class FedCor(Selection[Process]):
 
     def init(self, roster: Roster) -> Process:
         n = roster.population
-        return Process(0, np.full(n, np.nan), False, np.zeros((0, n)), np.ones(n))
+        return Process(0, np.full(n, np.nan), False, np.zeros((0, n)), np.zeros(0, np.int64), np.ones(n))
 
     def probe(self, state: Process, roster: Roster, size: int, rng: np.random.Generator) -> Probe | None:
         if not (state.waiting or self._is_uniform(state.round + 1)):
@@ -72,9 +76,9 @@ class FedCor(Selection[Process]):
         alpha = np.full(roster.population, -np.inf)
         alpha[able] = state.alpha[able]
         sizes = np.asarray(roster.sizes, np.float64) if len(roster.sizes) else np.ones(roster.population)
-        age = np.arange(len(state.changes))[::-1]
-        weights = np.asarray(self._config.forgetting**age, np.float64)
-        embedding = fit(state.changes, weights, self._config.dimension, self._config.noise)
+        weights = np.asarray(self._config.forgetting ** (state.rounds[-1] - state.rounds), np.float64)
+        changes = centred(state.changes, weights, around_mean=self._config.update_mean)
+        embedding = fit(changes, weights, self._config.dimension, self._config.noise)
         picked = correlated(embedding, self._config.noise, sizes / sizes.sum(), alpha, size)
         return tuple(int(client) for client in picked)
 
@@ -91,7 +95,7 @@ class FedCor(Selection[Process]):
         return replace(
             state,
             losses=longer(state.losses, n, np.nan),
-            changes=np.ascontiguousarray(longer(state.changes.T, n, 0.0).T),
+            changes=np.ascontiguousarray(longer(state.changes.T, n, np.nan).T),
             alpha=longer(state.alpha, n, 1.0),
         )
 
@@ -108,9 +112,11 @@ class FedCor(Selection[Process]):
         new[[report.client for report in probed]] = losses(probed, "fedcor")
         if not state.waiting:
             return replace(state, losses=new)
-        row = np.nan_to_num(new - state.losses)  # unknown is the prior's mean: no change
-        changes = np.concatenate([state.changes, row[None]])[-self._config.history :]
-        return replace(state, losses=new, waiting=False, changes=changes, alpha=np.ones(len(new)))
+        rounds = np.append(state.rounds, state.round)
+        changes = np.concatenate([state.changes, (new - state.losses)[None]])
+        used = rounds + self._config.history >= state.round
+        alpha = np.ones(len(new))
+        return replace(state, losses=new, waiting=False, changes=changes[used], rounds=rounds[used], alpha=alpha)
 
 
 def build_selection(config: Config) -> FedCor:
