@@ -84,6 +84,31 @@ def test_oorts_score_by_hand() -> None:
     np.testing.assert_allclose(scores(np.zeros(2), np.ones(2), 1, 0.98), [0.0, 0.0])  # range is at least 1e-4
 
 
+def test_oorts_normalisation_runs_over_the_unexplored_too() -> None:
+    """One round of the public code: arms registered with their size as reward, two of six played.
+
+    Rewards 40, 90 (played) and 10, 20, 25, 500 (sizes): sorted 10, 20, 25, 40, 90, 500. clip at index int(6 * 0.7) = 4
+    is 90, low 9.99, range 490.01. In round 3 the score of an arm last played in round 2 adds sqrt(0.1 ln 3 / 2).
+    """
+    bonus = math.sqrt(0.1 * math.log(3) / 2)
+    expected = [(40 - 9.99) / 490.01 + bonus, (90 - 9.99) / 490.01 + bonus]
+    played, sizes = np.array([40.0, 90.0]), np.array([10.0, 20.0, 25.0, 500.0])
+    np.testing.assert_allclose(scores(played, np.array([2.0, 2.0]), 3, 0.7, sizes), expected)
+    # A reward of 0 does not count, as in the code, which leaves out arms without reward.
+    np.testing.assert_allclose(scores(played, np.array([2.0, 2.0]), 3, 0.7, np.append(sizes, 0.0)), expected)
+
+
+def test_oort_gives_its_rosters_sizes_to_the_normalisation(build: Build, reports: Reports, fits: Fits) -> None:
+    selection = build("oort", exploration=0.0, exploration_min=0.0, cut_off=0.0)
+    roster = Roster(population=4, sizes=(10, 10, 10, 800))
+    state = selection.observe(selection.init(roster), reports([0, 1, 2], [4.0, 8.0, 12.0]))
+    value = scores(np.array([40.0, 80.0, 120.0]), np.ones(3), 2, 0.98, np.array([800.0]))
+    assert value.max() - value.min() < 0.11  # without the client of 800 examples it would be 1
+    rng, draws = generator(1, "sizes"), 4000
+    seen = Counter(selection.choose(state, roster, 1, rng)[0] for _ in range(draws))
+    assert fits([seen[k] for k in range(3)], draws * value / value.sum())
+
+
 def test_oort_remembers_what_it_saw(build: Build, reports: Reports) -> None:
     selection = build("oort")
     state = selection.observe(selection.init(ROSTER), reports([3, 1], [2.0, 4.0], [10, 5], [1.5, 0.5]))

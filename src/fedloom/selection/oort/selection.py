@@ -30,23 +30,25 @@ class Arms:
     """Duration of its last job, seconds, float64 [N]; 0 if never seen."""
 
 
-def scores(utility: Floats, seen: Floats, round: int, clip_quantile: float) -> Floats:
+def scores(utility: Floats, seen: Floats, round: int, clip_quantile: float, unseen: Floats | None = None) -> Floats:
     """Normalised, clipped utility plus the bonus of age, for clients seen before.
 
     (min(U, clip) - U_min) / (U_max - U_min) + sqrt(0.1 ln t / L), as read in the public code (`getTopK`, `get_norm`):
-    clip is the value at index floor(clip_quantile * n) of the sorted utilities, U_min is 0.999 times the smallest, the
-    range is at least 1e-4.
+    clip is the value at index floor(clip_quantile * n) of the sorted rewards, U_min is 0.999 times the smallest, the
+    range is at least 1e-4. Rewards are the positive utilities and, of clients never seen, their number of examples.
 
     Args:
         utility: U_k, float64 [n].
         seen: L_k, the round each was last seen in, >= 1, float64 [n].
         round: t, the round to choose for.
         clip_quantile: in [0, 1].
+        unseen: n_k of the clients never seen, float64; None if unknown.
 
     Returns:
         float64 [n].
     """
-    order = np.sort(utility)
+    rewards = utility if unseen is None else np.concatenate([utility, unseen])
+    order = np.sort(rewards[rewards > 0]) if (rewards > 0).any() else np.zeros(1)
     clip = order[min(int(len(order) * clip_quantile), len(order) - 1)]
     low = order[0] * 0.999
     reward = (np.minimum(utility, clip) - low) / max(order[-1] - low, 1e-4)
@@ -80,7 +82,7 @@ class Oort(Selection[Arms]):
         reports: Sequence[ClientReport] = (),
     ) -> tuple[int, ...]:
         unseen = np.flatnonzero(state.seen == 0)
-        exploited = self._exploit(state, size, len(unseen), rng)
+        exploited = self._exploit(state, size, unseen, roster, rng)
         explored = self._explore(unseen, roster, size - len(exploited), rng)
         picked = np.concatenate([exploited, explored])
         others = np.setdiff1d(np.arange(roster.population), picked)
@@ -101,15 +103,16 @@ class Oort(Selection[Arms]):
         known = (state.utility, state.seen, state.seconds)
         return Arms(state.round, *(longer(values, roster.population, 0.0) for values in known))
 
-    def _exploit(self, state: Arms, size: int, unseen: int, rng: np.random.Generator) -> Indices:
+    def _exploit(self, state: Arms, size: int, unseen: Indices, roster: Roster, rng: np.random.Generator) -> Indices:
         """Places filled by score, in the order drawn."""
         config, seen = self._config, np.flatnonzero(state.seen)
         decayed = config.exploration * config.exploration_decay ** (state.round + 1)
-        epsilon = max(decayed, config.exploration_min) if unseen else 0.0
+        epsilon = max(decayed, config.exploration_min) if len(unseen) else 0.0
         places = min(int(size * (1.0 - epsilon)), len(seen))
         if not places:
             return seen[:0]
-        value = scores(state.utility[seen], state.seen[seen], state.round + 1, config.clip_quantile)
+        sizes = np.asarray(roster.sizes, np.float64)[unseen] if len(roster.sizes) else None
+        value = scores(state.utility[seen], state.seen[seen], state.round + 1, config.clip_quantile, sizes)
         if config.preferred_duration_percentile < 100.0:
             value = value * self._slowness(state.seconds[seen])
         order = np.argsort(-value, kind="stable")
