@@ -29,7 +29,7 @@ MEASURED: Mapping[str, Callable[[int], Info]] = {
     "predicted_credit": lambda client: {"gain": rates(client)},
     "update_norm": lambda client: {"norm": 1.0 + client % 5},
     "divfl": lambda client: {"update": rates(client)},
-    "hics": lambda client: {"output": rates(client)},
+    "hics": lambda client: {"weights": rates(client) * 2, "bias": rates(client), "classes": float(CLASSES)},
     "spike_activity": lambda client: {"activity": [abs(rate) for rate in rates(client)], "widths": [3, 1]},
 }
 """What each measure might report."""
@@ -96,7 +96,6 @@ UNIFORM_CANDIDATES = [
     "local_loss",
     "update_norm",
     "divfl",
-    "hics",
     "firing_credit",
     "spike_activity",
 ]

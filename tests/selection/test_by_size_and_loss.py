@@ -11,7 +11,7 @@ from fedloom.core.protocols import Roster
 from fedloom.core.seeds import generator
 
 ROSTER = Roster(population=4, sizes=(10, 20, 30, 40))
-NAMES = ("local_loss", "power_of_choice", "update_norm", "optimal_sampling", "divfl", "hics", "firing_credit")
+NAMES = ("local_loss", "power_of_choice", "update_norm", "optimal_sampling", "divfl", "firing_credit")
 
 
 def test_data_size_draws_in_proportion_to_examples(build: Build, fits: Fits) -> None:
@@ -66,7 +66,7 @@ def test_the_controls_see_the_candidates_of_firing_credit(build: Build) -> None:
     roster = Roster(population=50)
     drawn = {
         name: probed(build(name), build(name).init(roster), roster, 5, generator(1, "selection", 3)).candidates
-        for name in ("firing_credit", "local_loss", "update_norm", "divfl", "hics", "spike_activity")
+        for name in ("firing_credit", "local_loss", "update_norm", "divfl", "spike_activity")
     }
     assert len(set(drawn.values())) == 1
     assert len(drawn["local_loss"]) == 20  # four for each place

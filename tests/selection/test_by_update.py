@@ -1,10 +1,10 @@
-"""update_norm, optimal_sampling, divfl, hics: what candidates tell of their update, and what is made of it."""
+"""update_norm, optimal_sampling, divfl: what candidates tell of their update, and what is made of it."""
 
 from collections import Counter
 
 import numpy as np
 import pytest
-from selecting import Build, Examples, Fits, Reports, probed
+from selecting import Build, Examples, Reports, probed
 
 from fedloom.core.errors import UsageError
 from fedloom.core.plugins import build_measure
@@ -12,7 +12,6 @@ from fedloom.core.protocols import Roster
 from fedloom.core.records import MODEL, Arrays, Info, Record, Update
 from fedloom.core.seeds import generator
 from fedloom.selection.divfl.measure import sketched
-from fedloom.selection.hics.clusters import clusters, distances, draw, entropies
 from fedloom.selection.optimal_sampling.selection import inclusion_probabilities
 
 ROSTER = Roster(population=6)
@@ -100,60 +99,3 @@ def test_divfl_sends_the_whole_update_or_a_sketch_that_keeps_distances() -> None
     assert np.std(errors) < 1.3 * np.sqrt(2 / 256)
     a, b = rng.normal(size=(2, 1000))
     np.testing.assert_allclose(sketched("w", a, 64) - sketched("w", b, 64), sketched("w", a - b, 64), atol=1e-12)
-
-
-def test_hics_reads_the_output_layer_by_class() -> None:
-    assert measured("hics", array=None) == {"output": [0.0, 12.0, 0.0]}
-    assert measured("hics", array="w") == {"output": [3.0, -4.0, 0.0]}
-    with pytest.raises(UsageError, match=r"from array 'head', but the trained arrays with classes are \['b', 'w'\]"):
-        measured("hics", array="head")
-
-
-def test_hics_entropy_tells_flat_changes_from_peaked_ones() -> None:
-    entropy = entropies(np.array([[1.0, 1.0], [0.0, 0.0], [1.0, 0.0], [2.0, 0.0]]), temperature=0.5)
-    p = 1 / (1 + np.exp(-1.0))  # softmax of (1, 0) / (0.5 * 2)
-    q = 1 / (1 + np.exp(-2.0))
-    expected = [np.log(2), np.log(2), *(-(x * np.log(x) + (1 - x) * np.log(1 - x)) for x in (p, q))]
-    np.testing.assert_allclose(entropy, expected)
-
-
-def test_hics_distances_add_angle_and_entropy() -> None:
-    apart = distances(np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]]), np.array([0.1, 0.1, 0.6]), entropy_weight=2.0)
-    np.testing.assert_allclose(apart, [[0, np.pi / 2, 1], [np.pi / 2, 0, np.pi / 2 + 1], [1, np.pi / 2 + 1, 0]])
-
-
-def test_hics_clusters_by_average_linkage() -> None:
-    at = np.array([0.0, 1.0, 5.0, 6.5, 20.0])
-    apart = np.abs(at[:, None] - at[None, :])
-    assert clusters(apart, 5) == [[0], [1], [2], [3], [4]]
-    assert clusters(apart, 3) == [[0, 1], [2, 3], [4]]
-    assert clusters(apart, 2) == [[0, 1, 2, 3], [4]]
-    # average, not single or complete: {0, 1} to 4.2 is 3.7 on average, nearer than 4.2 to 8.0 (3.8)
-    at = np.array([0.0, 1.0, 4.2, 8.0])
-    assert clusters(np.abs(at[:, None] - at[None, :]), 2) == [[0, 1, 2], [3]]
-    scipy = pytest.importorskip("scipy.cluster.hierarchy")
-    points = generator(1, "points").normal(size=(12, 3))
-    apart = np.sqrt(((points[:, None] - points[None]) ** 2).sum(-1))
-    labels = scipy.fcluster(scipy.linkage(apart[np.triu_indices(12, 1)], "average"), 4, "maxclust")
-    theirs = sorted(np.flatnonzero(labels == label).tolist() for label in set(labels))
-    assert sorted(clusters(apart, 4)) == theirs
-
-
-def test_hics_prefers_balanced_clusters_and_large_members(fits: Fits) -> None:
-    groups, entropy, weights = [[0, 1], [2]], np.array([0.2, 0.4, 1.3]), np.array([1.0, 3.0, 5.0])
-    rng, draws = generator(1, "clusters"), 6000
-    seen = Counter(int(draw(groups, entropy, weights, 1, 2.0, rng)[0]) for _ in range(draws))
-    first = np.exp(2 * 0.3) / (np.exp(2 * 0.3) + np.exp(2 * 1.3))
-    assert fits([seen[k] for k in range(3)], [draws * first / 4, draws * first * 3 / 4, draws * (1 - first)])
-    assert sorted(draw(groups, entropy, weights, 3, 2.0, rng).tolist()) == [0, 1, 2]
-
-
-def test_hics_covers_kinds_of_clients(build: Build, reports: Reports) -> None:
-    selection = build("hics", preference=0.0)
-    outputs = [[1.0, -1.0], [1.0, -0.9], [-1.0, 1.0], [-0.9, 1.0], [0.9, -1.0], [-1.0, 0.9]]
-    reported = reports([5, 0, 3, 1, 2, 4], output=outputs)
-    positive = {client: output[0] > 0 for client, output in zip([5, 0, 3, 1, 2, 4], outputs, strict=True)}
-    cohorts = [selection.choose(None, ROSTER, 2, generator(seed), reported) for seed in range(400)]
-    mixed = sum(positive[a] != positive[b] for a, b in cohorts)
-    # after one member has gone both clusters still have some: each is drawn with probability 1/2 again
-    assert abs(mixed / 400 - 0.5) < 4 * 0.5 / 20

@@ -1,1 +1,1 @@
-"""Candidates clustered by what their output layer learned (after Chen and Vikalo 2024)."""
+"""Clients clustered by what their output layer learned, balanced ones preferred at first (Chen and Vikalo 2024)."""
