@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
+from fedloom.core.seeds import generator
 from fedloom.strategies.mano.monitor.softrun import softmax
 from fedloom.strategies.mano.workload import rivals
+from fedloom.strategies.mano.workload.scoring import Source, rival_scores
+from fedloom.strategies.mano.workload.seeing import Seen
 
 RNG = np.random.default_rng(5)
 LOGITS = RNG.normal(0, 2, (30, 4))
@@ -32,6 +35,54 @@ def test_atc_gives_the_sources_own_accuracy_on_the_source() -> None:
         right = np.array(correct)
         threshold = rivals.atc_threshold(scores, right)
         assert rivals.atc(scores, threshold) == pytest.approx(right.mean())
+
+
+def test_the_temperature_has_the_least_cross_entropy() -> None:
+    """A grid over T; and the closed form of two classes: a margin m right with share a wants sigmoid(m / T) = a."""
+    labels = np.where(RNG.random(30) < 0.6, LOGITS.argmax(1), RNG.integers(0, 4, 30))
+    found = rivals.temperature(LOGITS, labels)
+
+    def cross_entropy(t: float) -> float:
+        return float(-np.log(softmax(LOGITS / t)[np.arange(30), labels]).mean())
+
+    grid = np.geomspace(0.05, 20, 4001)
+    assert found == pytest.approx(grid[np.argmin([cross_entropy(t) for t in grid])], rel=2e-3)
+    margin, right = np.tile([[3.0, 0.0]], (10, 1)), np.array([0] * 8 + [1] * 2)
+    assert rivals.temperature(margin, right) == pytest.approx(3.0 / math.log(0.8 / 0.2))
+    assert rivals.temperature(margin, np.zeros(10, int)) == pytest.approx(0.01)  # nothing wrong: as sharp as allowed
+
+
+def test_atc_and_cott_are_calibrated_and_cott_knows_the_true_labels() -> None:
+    """The steps of COT's released code on a source and a shifted set; its thresholds part the same samples here."""
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 4, 60)
+    logits = 4.0 * np.eye(4)[labels] + rng.normal(0, 3, (60, 4))
+    shifted = logits[:40] * 0.5 + rng.normal(0, 1, (40, 4))
+    features = rng.normal(size=(60, 3))
+    source = Source.of(Seen(logits, features), labels, np.full(4, 0.25), seed=1)
+    t = rivals.temperature(logits, labels)
+    assert source.temperature == t and t > 1.2
+    wrong = int((logits.argmax(1) != labels).sum())
+    assert 5 < wrong < 30
+    scaled = softmax(logits / t)
+    lower = {
+        "atc_mc": np.sort(scaled.max(1))[wrong - 1],
+        "atc_ne": np.sort((scaled * np.log(scaled)).sum(1))[wrong - 1],
+        "cott": np.sort(-rivals.transport_costs(scaled, labels))[wrong - 1],
+    }
+    found = rival_scores(Seen(shifted, features[:40]), None, source, "set")
+    test = softmax(shifted / t)
+    drawn = rivals.sampled_labels(np.full(4, 0.25), 40, generator(1, "mano", "transport", "set"))
+    costs = rivals.transport_costs(test, drawn)
+    scores = {"atc_mc": test.max(1), "atc_ne": (test * np.log(test)).sum(1), "cott": -costs}
+    between = {"atc_mc": source.confidence, "atc_ne": source.entropy, "cott": source.transport}
+    for name, values in scores.items():
+        assert between[name] > lower[name]
+        ours, theirs = found[name], float((values > lower[name]).mean())
+        parted = float(((values > lower[name]) & (values < between[name])).mean())
+        assert ours == pytest.approx(theirs - parted)
+    assert found["cot"] == pytest.approx(1 - costs.mean())
+    assert found["conf_score"] == pytest.approx(softmax(shifted).max(1).mean())  # this one is not calibrated
 
 
 def test_frechet_is_the_formula_with_a_matrix_root() -> None:

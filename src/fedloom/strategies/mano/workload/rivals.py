@@ -16,6 +16,8 @@ from fedloom.core.records import Array
 from fedloom.strategies.mano.monitor.softrun import log_softmax
 
 _RIDGE = 1e-9
+_COLDEST, _HOTTEST = 0.01, 100.0
+"""Limits of a temperature: without a wrong prediction, or without a right one, none is best."""
 
 
 def confidence(shares: Array) -> Array:
@@ -34,6 +36,30 @@ def negative_entropy(logits: Array) -> Array:
 def agreement(first: Array, second: Array) -> float:
     """AgreeScore: share of samples on which two models, trained from different seeds, agree."""
     return float((first == second).mean())
+
+
+def temperature(logits: Array, labels: Array) -> float:
+    """Temperature T > 0 of least cross-entropy of softmax(q / T) on labelled source samples.
+
+    Guo et al. 2017, "On Calibration of Modern Neural Networks". In b = 1 / T the cross-entropy is convex, and its
+    slope, the mean of sum_k softmax(b q)_k q_k - q_y, rises: its zero is found by bisection.
+
+    Args:
+        logits: q, (N, K).
+        labels: y, (N,), int64.
+
+    Returns:
+        T, dimensionless, from 0.01 to 100.
+    """
+    centred = np.asarray(logits, np.float64)
+    centred = centred - centred.max(axis=1, keepdims=True)
+    own = centred[np.arange(len(labels)), labels].mean()
+    low, high = np.log(1.0 / _HOTTEST), np.log(1.0 / _COLDEST)
+    for _ in range(60):
+        middle = (low + high) / 2.0
+        expected = (np.exp(log_softmax(centred * np.exp(middle))) * centred).sum(axis=1).mean()
+        low, high = (middle, high) if expected < own else (low, middle)
+    return float(np.exp(-(low + high) / 2.0))
 
 
 def atc_threshold(scores: Array, correct: Array) -> float:

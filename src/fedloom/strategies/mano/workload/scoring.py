@@ -26,6 +26,8 @@ class Source:
 
     features: rivals.Gaussian
     """Of the validation images."""
+    temperature: float
+    """By which logits are divided before ATC, COT and COTT."""
     marginal: Array
     """Share of each class among the training labels, (K,)."""
     confidence: float
@@ -39,14 +41,16 @@ class Source:
     @classmethod
     def of(cls, seen: Seen, labels: Array, marginal: Array, seed: int) -> Source:
         """Make it from the model's outputs on the labelled validation images."""
-        shares, correct = softmax(seen.logits), seen.predictions == labels
-        drawn = rivals.sampled_labels(marginal, len(labels), generator(seed, "mano", "transport", "source"))
+        correct, temperature = seen.predictions == labels, rivals.temperature(seen.logits, labels)
+        logits = seen.logits / temperature
+        shares = softmax(logits)
         return cls(
             features=rivals.Gaussian.of(seen.features),
+            temperature=temperature,
             marginal=marginal,
             confidence=rivals.atc_threshold(rivals.confidence(shares), correct),
-            entropy=rivals.atc_threshold(rivals.negative_entropy(seen.logits), correct),
-            transport=rivals.atc_threshold(-rivals.transport_costs(shares, drawn), correct),
+            entropy=rivals.atc_threshold(rivals.negative_entropy(logits), correct),
+            transport=rivals.atc_threshold(-rivals.transport_costs(shares, labels), correct),
             seed=seed,
         )
 
@@ -71,15 +75,15 @@ def mano_scores(seen: Seen) -> Scores:
 
 def rival_scores(seen: Seen, second: Seen | None, source: Source, name: str) -> Scores:
     """Return the scores MaNo is compared with; `name` is the set's, for drawing its labels for COT."""
-    shares = softmax(seen.logits)
-    confidence, entropy = rivals.confidence(shares), rivals.negative_entropy(seen.logits)
+    shares, logits = softmax(seen.logits), seen.logits / source.temperature
+    calibrated = softmax(logits)
     rng = generator(source.seed, "mano", "transport", name)
-    costs = rivals.transport_costs(shares, rivals.sampled_labels(source.marginal, len(shares), rng))
+    costs = rivals.transport_costs(calibrated, rivals.sampled_labels(source.marginal, len(shares), rng))
     found = {
-        "conf_score": float(confidence.mean()),
-        "entropy": float(entropy.mean()),
-        "atc_mc": rivals.atc(confidence, source.confidence),
-        "atc_ne": rivals.atc(entropy, source.entropy),
+        "conf_score": float(rivals.confidence(shares).mean()),
+        "entropy": float(rivals.negative_entropy(seen.logits).mean()),
+        "atc_mc": rivals.atc(rivals.confidence(calibrated), source.confidence),
+        "atc_ne": rivals.atc(rivals.negative_entropy(logits), source.entropy),
         "frechet": rivals.frechet(seen.features, source.features),
         "dispersion": rivals.dispersion(seen.features, seen.predictions, shares.shape[1]),
         "nuclear": rivals.nuclear(shares),
