@@ -124,8 +124,9 @@ def test_an_epoch_of_one_client_is_plain_pytorch() -> None:
 
 def test_the_learning_rate_follows_the_papers_schedule() -> None:
     workload = build(experiment(rounds=120))
-    rates = [workload.learning_rate(epoch + 1) / 0.05 for epoch in (0, 40, 60, 80, 100)]
-    np.testing.assert_allclose(rates, [1.0, 1.0, 0.55, 0.1, 0.055])
+    # The released script counts epochs from 1: interp(epoch, [0, 40, 80, 120], [1, 1, 0.1, 0.01]).
+    rates = [workload.learning_rate(epoch) / 0.05 for epoch in (1, 40, 41, 60, 80, 100, 120)]
+    np.testing.assert_allclose(rates, [1.0, 1.0, 1.0 - 0.9 / 40, 0.55, 0.1, 0.055, 0.01])
 
 
 def test_a_client_keeps_its_momentum_only_where_told_so() -> None:

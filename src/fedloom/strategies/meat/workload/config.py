@@ -92,7 +92,7 @@ class Config(TorchConfig):
         learning_rate=0.01, momentum=0.9, weight_decay=3.5e-3, batch_size=128, epochs=1
     )
     schedule: tuple[tuple[float, float], ...] = ((0.0, 1.0), (1 / 3, 1.0), (2 / 3, 0.1), (1.0, 0.01))
-    """Factor on the learning rate, piecewise linear: (fraction of the run's rounds that are over, factor)."""
+    """Factor on the learning rate, piecewise linear: (round / rounds, factor); rounds count from 1."""
     keep_momentum: bool = True
     """A client reuses its momentum in its next round, as in one long training; false starts it from zero."""
     seat: bool = False

@@ -144,9 +144,9 @@ class AdversarialTraining(TorchWorkload[Config]):
         return {"statistics": self._statistics, "robustness": self._robustness, "attack": self._attack}
 
     def learning_rate(self, round: int) -> float:
-        """Return the step size of a round (from 1): piecewise linear in the fraction of the run that is over."""
+        """Return the step size of a round (from 1): piecewise linear in the fraction of the run it completes."""
         shares, factors = zip(*self.config.schedule, strict=True)
-        return self.config.training.learning_rate * float(np.interp((round - 1) / self._rounds, shares, factors))
+        return self.config.training.learning_rate * float(np.interp(round / self._rounds, shares, factors))
 
     def _batch_loss(self, rows: Tensor, perturbs: bool) -> Tensor:
         config, model = self.config, self.network
