@@ -2,6 +2,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +99,15 @@ def test_the_cnn_on_fashion_mnists_shape_is_the_described_one() -> None:
     assert sum(p.numel() for p in cnn.parameters()) == 147_146
     resnet = build_model(ModelSettings(name="resnet20", norm="batch"), (3, 32, 32), 10)
     assert sum(p.numel() for p in resnet.parameters()) == 269_722  # He et al. 2016, table 6: 0.27 M
+    plain = build_model(ModelSettings(name="resnet18"), (3, 32, 32), 10)
+    widths = (64, 64, 128, 256, 512)
+    stages = sum(9 * w * b + 27 * b * b + 8 * b + (w * b + 2 * b if w != b else 0) for w, b in pairwise(widths))
+    assert sum(p.numel() for p in plain.parameters()) == 27 * 64 + 128 + stages + 513 * 10 == 11_173_962
     wide = build_model(ModelSettings(name="wrn34_10"), (3, 32, 32), 10)
     assert sum(p.numel() for p in wide.parameters()) == 46_160_474  # the published WRN-34-10's count
 
 
-@pytest.mark.parametrize("name", ["strided", "preact_resnet8", "preact_resnet18", "wrn16_2"])
+@pytest.mark.parametrize("name", ["strided", "resnet18", "preact_resnet8", "preact_resnet18", "wrn16_2"])
 @pytest.mark.parametrize("norm", ["none", "batch", "group"])
 def test_every_network_takes_any_normalisation_width_and_image_size(name: Any, norm: Any) -> None:
     import torch

@@ -110,6 +110,27 @@ class _Block(nn.Module):
         return F.relu(out + F.pad(shortcut, (0, 0, 0, 0, 0, self._pad)))
 
 
+class _Projected(nn.Module):
+    """Two 3 x 3 convolutions and a shortcut; if the shape changes, a normalised 1 x 1 convolution.
+
+    He et al. 2016, "Deep Residual Learning for Image Recognition", section 3.3, option B.
+    """
+
+    def __init__(self, before: int, after: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+        self.norm1 = _single(norm(after))
+        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
+        self.norm2 = _single(norm(after))
+        projection = [nn.Conv2d(before, after, 1, stride, bias=False), *norm(after)]
+        self.shortcut = nn.Sequential(*projection if stride > 1 or before != after else [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, before, h, w) to (b, after, h / stride, w / stride)."""
+        added: Tensor = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))) + self.shortcut(x)
+        return F.relu(added)
+
+
 class _PreActivated(nn.Module):
     """Normalisation and ReLU before each of two 3 x 3 convolutions; a 1 x 1 convolution if the shape changes.
 
@@ -144,6 +165,23 @@ def _resnet(depth: int) -> Callable[[ModelSettings, Shape, int], nn.Module]:
         for width in widths:
             for _ in range((depth - 2) // 6):
                 layers.append(_Block(before, width, 2 if width > before else 1, norm))
+                before = width
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, num_labels))
+
+    return build
+
+
+def _projecting(widths: Sequence[int], blocks: int) -> Callable[[ModelSettings, Shape, int], nn.Module]:
+    """Stages of blocks with projections after a 3 x 3 convolution; every stage but the first halves the sides."""
+
+    def build(settings: ModelSettings, shape: Shape, num_labels: int) -> nn.Module:
+        norm = _norm(settings, "batch")
+        stages = _scaled(settings, *widths)
+        before = stages[0]
+        layers: list[nn.Module] = [nn.Conv2d(shape[0], before, 3, 1, 1, bias=False), *norm(before), nn.ReLU()]
+        for stage, width in enumerate(stages):
+            for block in range(blocks):
+                layers.append(_Projected(before, width, 2 if stage and not block else 1, norm))
                 before = width
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, num_labels))
 
@@ -212,6 +250,7 @@ _BUILDERS: dict[str, Callable[[ModelSettings, Shape, int], nn.Module]] = {
     "strided": _strided,
     "resnet8": _resnet(8),
     "resnet20": _resnet(20),
+    "resnet18": _projecting((64, 128, 256, 512), 2),
     "preact_resnet8": _preact(16, (16, 32, 64), 1),
     "preact_resnet18": _preact(64, (64, 128, 256, 512), 2),
     "wrn16_2": _preact(16, (32, 64, 128), 2),

@@ -43,6 +43,7 @@ class ModelSettings(Settings):
         "strided",
         "resnet8",
         "resnet20",
+        "resnet18",
         "preact_resnet8",
         "preact_resnet18",
         "wrn16_2",
@@ -50,9 +51,10 @@ class ModelSettings(Settings):
         "vit",
     ] = "cnn"
     """`mlp`: dense layers; `cnn`: two 5 x 5 convolutions; `strided`: two 3 x 3 convolutions with stride 2, cheapest;
-    `resnet8`, `resnet20`: He et al. 2016, section 4.2; `preact_resnet8`, `preact_resnet18`: He et al. 2016, "Identity
-    Mappings"; `wrn16_2`, `wrn34_10`: wide ResNets of Zagoruyko and Komodakis 2016; `vit`: a vision
-    transformer, see `vit`."""
+    `resnet8`, `resnet20`: He et al. 2016, section 4.2; `resnet18`: theirs for ImageNet (table 1) with a 3 x 3
+    convolution at the beginning and no pooling there, as usual for small images; `preact_resnet8`, `preact_resnet18`:
+    He et al. 2016, "Identity Mappings"; `wrn16_2`, `wrn34_10`: wide ResNets of Zagoruyko and Komodakis 2016; `vit`: a
+    vision transformer, see `vit`."""
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64,)
     """Widths of the hidden layers of `mlp`."""
     norm: Literal["auto", "none", "batch", "group"] = "auto"
