@@ -128,7 +128,7 @@ def run(
 
     Raises:
         UsageError: the input is wrong; nothing was started.
-        RunFailed: it started and could not go on.
+        RunFailed: it started and failed.
         Interrupted: it was stopped; continue it with `resume`.
     """
     check_parts(experiment)
@@ -219,7 +219,7 @@ def _rounds_needed_by(experiment: Experiment) -> str:
 
 
 def saved_state(run_dir: str | Path) -> SavedState:
-    """Read the strategy's state of a run's newest checkpoint; the run may be going on.
+    """Read the strategy's state of a run's newest checkpoint; the run may be running.
 
     Raises:
         UsageError: it is no run's folder, or the run has no checkpoint yet.

@@ -71,7 +71,7 @@ def wait_for_work(fleet: Coordinator, opened: OpenExchange) -> None:
 
 def test_uploads_are_for_groups_and_no_larger_than_they_can_need(fleet: Coordinator) -> None:
     attached(fleet)
-    with pytest.raises(NotFound, match="has no group to answer for"):
+    with pytest.raises(NotFound, match="has no unanswered group"):
         fleet.upload_limit("n")
     model = model_record(1000)
     with open_exchange(fleet, planned_groups(1.0), inputs={"model": model}) as opened:

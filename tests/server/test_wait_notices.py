@@ -55,7 +55,7 @@ def test_a_wait_is_told_once_for_each_reason_and_when_it_is_over(clock: ManualCl
             "waits since 2001-09-09 01:46:40 UTC: every node refuses the work for now (a: hours); the work is that of "
             "workload 'w'",
         )
-    ] + [("has waited for 8 s; goes on", "")]
+    ] + [("waited 8 s; continues", "")]
 
 
 def test_a_short_wait_is_not_told(clock: ManualClock) -> None:
@@ -173,8 +173,8 @@ def test_a_client_that_does_not_return_is_named_after_a_minute_then_more_rarely(
     first, *_, last = [event for event in events if isinstance(event, Notice)]
     assert first.message == (
         "round 1 waits since 2001-09-09 01:46:40 UTC for client 1 (train) on node 'n1', 60 s so far. No deadline "
-        "bounds this: the run waits until they answer or their nodes disconnect. To go on without such clients, set "
-        "round.deadline_s (seconds) and round.quorum_fraction below 1 when starting a run"
+        "bounds this: the run waits until they answer or their nodes disconnect. To close rounds without such "
+        "clients, set round.deadline_s (seconds) and round.quorum_fraction below 1 when starting a run"
     )
     assert first.waits_for == first.message
     assert (len(events), last.message, last.waits_for) == (5, "the clients waited for have returned", "")

@@ -80,7 +80,7 @@ def resume(
     workers: Workers = None,
     ray_address: RayAddress = None,
     rounds: Annotated[
-        int | None, typer.Option("--rounds", min=1, help="Go on up to this many rounds, counted from the run's first.")
+        int | None, typer.Option("--rounds", min=1, help="Total number of rounds, counted from the run's first.")
     ] = None,
     as_continuation: Annotated[
         bool,

@@ -68,8 +68,8 @@ def join(
         list[str],
         typer.Option(
             metavar="NAME",
-            help="A column of this node's tables that may be read, beside those its workloads read by default; written "
-            "to its policy. Repeatable.",
+            help="Another column of this node's tables that may be read, besides those its workloads read by default; "
+            "written to its policy. Repeatable.",
         ),
     ] = [],  # noqa: B006  # typer reads the default, nobody changes it
     proxy: Proxy = "",

@@ -44,12 +44,12 @@ _log = logging.getLogger(__name__)
 FIRST_RETRY_S = 0.2
 """Pause before the first attempt to reconnect; it doubles from there."""
 IDLE_BEATS = 5
-"""Idle agents send every so many-th heartbeat, so that five hundred of them stay cheap."""
+"""Idle agents send every N-th heartbeat only, so that five hundred of them stay cheap."""
 GATHER_S = 0.05
 """Results of groups that take less than this are sent several at a time, while more groups wait here."""
 MAX_WAITING, MAX_WAITING_BYTES = 256, 64 << 20
-"""Groups that wait here, and the bytes of payloads in their messages, at most. Further ones are not kept; heartbeats do
-not name them, so they come again."""
+"""Groups that wait here, and the bytes of payloads in their messages, at most. Further ones are dropped; heartbeats do
+not list them, so the server pushes them again."""
 LAST_RETRY_S = 10.0
 """The longest pause between attempts to reconnect."""
 BREAKS = 3
@@ -333,7 +333,7 @@ class Agent:
                 self._leaving, self.farewell = True, message.reason
 
     def _has_room(self, group: Group) -> bool:
-        """Tell whether one more group may wait. Under the lock."""
+        """Return whether one more group may wait. Under the lock."""
         waiting = sum(map(_inline_bytes, self._waiting))
         small = not self._waiting or waiting + _inline_bytes(group) <= MAX_WAITING_BYTES
         return small and len(self._waiting) < MAX_WAITING

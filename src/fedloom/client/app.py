@@ -106,7 +106,7 @@ def _work_in(folder: Path) -> None:
     if cache := os.environ.get("FEDLOOM_CACHE"):
         os.environ["FEDLOOM_CACHE"] = str(Path(cache).absolute())
     if folder.is_symlink():
-        raise UsageError(f"{folder} is a link; the agent works in a folder of its own there. Remove the link")
+        raise UsageError(f"{folder} is a link; expected a folder, which the agent creates. Remove the link")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     os.chdir(folder)

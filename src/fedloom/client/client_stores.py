@@ -123,6 +123,6 @@ class NodeStore:
 
 
 def default_folder(node: str) -> Path:
-    """Return where an agent without a folder of its own keeps clients' states: below the user's state folder."""
+    """Return the folder for clients' states of an agent that was given none: below the user's state folder."""
     home = home_or_temporary("XDG_STATE_HOME", ".local/state", "fedloom")
     return home / "nodes" / hashlib.sha256(node.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What a node tells of its classes: names that its owner allows, digests of the others."""
+"""Decides what a node discloses of its classes: names that its owner allows, digests of the others."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from fedloom.core.errors import PolicyRefused
 from fedloom.core.protocols import WorkloadInfo
 
 MAX_CLASSES = 1000
-"""Classes a node tells of at most, by name or digest: a column with more is no column of classes."""
+"""Limit of classes a node discloses, by name or digest: a column with more is not one of classes."""
 MAX_NAME = 64
-"""Characters of a class name that is told at most."""
+"""Limit of characters of a disclosed class name."""
 MIN_EXAMPLES = 5
-"""Examples a class must have for its name or digest to be told."""
+"""Examples a class must have for its name or digest to be disclosed."""
 _NAMING = ("label_names", "left_out", "remarks")
 """Facts of the data that may name classes or files; they never leave a node with a policy."""
 FEW = f"fewer than {MIN_EXAMPLES} examples"
-"""What is told in place of the name of a class with fewer."""
+"""Replaces the name of a class with fewer."""
 
 
 def disclosed(info: WorkloadInfo, reported: Collection[str], run_id: str) -> WorkloadInfo:
@@ -26,17 +26,17 @@ def disclosed(info: WorkloadInfo, reported: Collection[str], run_id: str) -> Wor
 
     Args:
         info: the description.
-        told: names that the node's policy lists.
+        reported: names that the node's policy lists.
         run_id: of the run; equal names have equal digests at all sites of one run, and other ones in the next.
 
     Raises:
-        PolicyRefused: there are more classes than a node tells of.
+        PolicyRefused: there are more classes than a node discloses.
     """
     names = info.label_names
     if len(names) > MAX_CLASSES:
         raise PolicyRefused(
-            f"the data has {len(names)} classes, and a node tells of at most {MAX_CLASSES}: is the label column one of "
-            "classes?",
+            f"the data has {len(names)} classes, and a node discloses at most {MAX_CLASSES}: is the label column "
+            "one of classes?",
             kind="data",
         )
     counts = _examples(info.label_counts, len(names))
@@ -44,16 +44,16 @@ def disclosed(info: WorkloadInfo, reported: Collection[str], run_id: str) -> Wor
     return replace(
         info,
         data=data,
-        label_names=[_as_told(name, count, reported, run_id) for name, count in zip(names, counts, strict=True)],
+        label_names=[_disclosed_name(name, count, reported, run_id) for name, count in zip(names, counts, strict=True)],
     )
 
 
 def digest_of_class(name: str, run_id: str) -> str:
-    """Return what is told in place of a class's name. Whoever guesses the name can check the guess."""
+    """Return the digest that replaces a class's name. A guess of the name can be verified with it."""
     return f"sha256:{hashlib.sha256((run_id + chr(0) + name).encode()).hexdigest()[:16]}"
 
 
-def _as_told(name: str, count: int, reported: Collection[str], run_id: str) -> str:
+def _disclosed_name(name: str, count: int, reported: Collection[str], run_id: str) -> str:
     if count < MIN_EXAMPLES:
         return FEW
     return name if name in reported and len(name) <= MAX_NAME else digest_of_class(name, run_id)

@@ -207,7 +207,7 @@ class Renewer:
         self._thread = threading.Thread(target=self._work, name="fedloom-renewer", daemon=True)
 
     def start(self) -> None:
-        """Begin to look after it."""
+        """Start renewing it."""
         self._thread.start()
 
     def stop(self) -> None:

@@ -22,10 +22,10 @@ class Filters(Settings):
     exclude: tuple[str, ...] = ()
     """Patterns (`*`, `?`) of names of arrays that leave as they came, as the global model's."""
     max_norm: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
-    """The L2 norm that the change of all arrays together has at most; None for no bound."""
+    """Upper bound of the L2 norm of the change of all arrays together; None for no bound."""
     noise: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     """Standard deviation of the Gaussian noise added to each number, in the numbers' own unit. It is drawn anew each
-    time, from the system's entropy, so that nobody can take it away again."""
+    time from the system's entropy, so that it cannot be subtracted again."""
 
     @property
     def any(self) -> bool:
@@ -41,8 +41,8 @@ class Filters(Settings):
             rng: draws the noise.
 
         Raises:
-            PolicyRefused: the update is no model like the global one, so that its change is not known; or a client's
-                state would leave beside it, which may have the model in it.
+            PolicyRefused: the update's arrays are not those of the global model, so that its change is unknown; or a
+                client's state would leave with it, which may contain the model.
         """
         if not update.groups:
             return update

@@ -94,7 +94,7 @@ class GrpcChannel:
         self._welcome: Welcome | None = None
         self._depot: Depot | None = None
         self._leases: dict[int, _Lease] = {}
-        """Leased arrays by their identity, kept alive so that no other record can be mistaken for them."""
+        """Leased arrays by their `id`, referenced so that no other record can get the same one."""
         self._shared: dict[str, list[str]] = {}
         """Names of the buffers that each run's records were stored in."""
         self._shown = b""
@@ -143,8 +143,8 @@ class GrpcChannel:
             raise BadMessage(f"a message cannot be encoded: {type(exc).__name__}: {clean(str(exc))}") from exc
         if (size := wire.ByteSize()) > LARGEST_MESSAGE:
             raise LimitExceeded(
-                f"a message has {size} bytes, expected at most {LARGEST_MESSAGE}. Does `info` of an update, or a "
-                "metric for each example, belong in arrays?"
+                f"a message has {size} bytes, expected at most {LARGEST_MESSAGE}. Move a large `info` of an "
+                "update, or a metric per example, to arrays"
             )
         self._outbox.put((wire, size))
 
@@ -372,7 +372,7 @@ class _Partial:
 
 
 class Inbox:
-    """What the server has sent and the agent has not taken yet; whoever fills it waits where that is too much."""
+    """Messages of the server that the agent has not taken yet. Adding waits while there are too many bytes."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -381,7 +381,7 @@ class Inbox:
         self._closed = False
 
     def put(self, message: ToAgent | FedloomError, size: int = 0) -> None:
-        """Add a message of some bytes, as soon as there is room for it; drop it where nobody takes any more."""
+        """Add a message of this size (bytes) once there is room for it; after `close` it is dropped."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or not self._messages or self._has_room(size))
             if not self._closed:
@@ -390,7 +390,7 @@ class Inbox:
                 self._changed.notify_all()
 
     def get(self, timeout_s: float) -> ToAgent | FedloomError | None:
-        """Take the first message; None where none comes within some seconds."""
+        """Take the first message; None if none arrives within `timeout_s` seconds."""
         with self._changed:
             if timeout_s > 0:
                 self._changed.wait_for(lambda: bool(self._messages), timeout_s)
@@ -402,7 +402,7 @@ class Inbox:
             return message
 
     def close(self) -> None:
-        """Let go of whoever waits to add something."""
+        """Release threads that wait in `put`."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

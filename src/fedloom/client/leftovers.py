@@ -24,7 +24,7 @@ def adopt_orphans() -> None:
 
 
 class Leftovers:
-    """Knows which child processes belong to which run. For a process that has called `adopt_orphans`.
+    """Tracks the child processes of each run. For a process that has called `adopt_orphans`.
 
     Children that are there when it is made are no run's.
     """

@@ -63,7 +63,7 @@ class WorkloadPolicy(Settings):
     """Columns of tables (and arrays of archives) that may be read; None for those the workload reads by default, such
     as `text` and `label`."""
     classes: tuple[str, ...] = ()
-    """Names of classes that may be told; of other classes a digest is told."""
+    """Names of classes that may be disclosed; of other classes a digest is."""
 
 
 class Limits(Settings):
@@ -107,9 +107,9 @@ class Policy(Settings):
     """Modules and files, besides those installed with fedloom or its plug-ins, that experiments may use as
     strategies, selections, monitors or a workload's classifier."""
     submitters: tuple[str, ...] | None = None
-    """Names of members whose runs the node does; None for anybody's, as far as `roles` lets them."""
+    """Names of members whose runs the node accepts; None for every member that `roles` allows."""
     roles: tuple[Literal["user", "admin"], ...] | None = None
-    """Roles of members whose runs the node does; None for all."""
+    """Roles of members whose runs the node accepts; None for all."""
     filters: Filters = Filters()
     """What is done to each update before it leaves."""
     tracebacks: bool = False
@@ -229,22 +229,22 @@ class Guard:
             raise PolicyRefused(f"runs of {name[:80]!r} ({role[:20] or 'no role'}) are not done here", kind="submitter")
 
     def _admit_cohort(self, experiment: Info) -> None:
-        """Refuse a run whose rounds ask for fewer clients than the policy says."""
+        """Refuse a run whose cohort is smaller than the policy's minimum."""
         floor = self.policy.limits.min_cohort
         size = experiment.get("cohort") or experiment.get("clients") or 1
         if floor and not (isinstance(size, int) and size >= floor):
-            raise PolicyRefused(f"a round of this run asks for {size} clients, expected at least {floor}", kind="data")
+            raise PolicyRefused(f"the run's cohort has {size} clients, expected at least {floor}", kind="data")
 
     def admit_examples(self, client: int, num_examples: int) -> None:
         """Check whether a client has enough examples for results on them to leave the node.
 
         Raises:
-            PolicyRefused: it has fewer than the policy says.
+            PolicyRefused: it has fewer than the policy's minimum.
         """
         floor = self.policy.limits.min_examples
         if num_examples < floor:
             raise PolicyRefused(
-                f"client {client} has fewer examples than the {floor} that the node's policy asks for", kind="data"
+                f"client {client} has fewer examples than the {floor} that the node's policy requires", kind="data"
             )
 
     def _own_settings(self, workload: str, table: Info, allowed: WorkloadPolicy) -> JsonObject:

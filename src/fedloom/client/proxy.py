@@ -1,6 +1,7 @@
 """An HTTP proxy between a member and its server: which one, for which addresses, and a connection through it.
 
-gRPC asks the proxy for a tunnel (CONNECT), in which a member's TLS runs from end to end: the proxy sees no content.
+gRPC opens a tunnel through the proxy (CONNECT), in which a member's TLS runs from end to end, so that the proxy sees
+no content.
 The environment variables are those that gRPC reads, in its order.
 """
 
@@ -39,7 +40,7 @@ def checked(url: str) -> str:
     if not valid:
         shown = url if "@" not in url else f"…@{url.rpartition('@')[2]}"  # what is before it may be a password
         raise UsageError(
-            f"proxy: expected http://HOST:PORT, with USER:PASSWORD@ before the host if it asks for them, or "
+            f"proxy: expected http://HOST:PORT, with USER:PASSWORD@ before the host if it requires them, or "
             f"{NO_PROXY!r}; got {shown!r}"
         )
     return url

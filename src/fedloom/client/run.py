@@ -107,7 +107,7 @@ class Run:
         """Return a description of the workload as the node's policy lets it leave.
 
         Raises:
-            PolicyRefused: there are more classes than a node tells of.
+            PolicyRefused: there are more classes than a node discloses.
         """
         info = replace(info, data={**info.data, "schema": data_schema(info.data, self._spec.run_id)})
         if self._guard is None:

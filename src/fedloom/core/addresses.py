@@ -46,7 +46,7 @@ class DeviceAddress:
 
 
 def _split(text: str) -> tuple[str, str | None]:
-    """Host without brackets, and what stands in place of ports."""
+    """Return the host without brackets, and the text in place of ports."""
     if text.startswith("["):
         host, closing, rest = text[1:].partition("]")
         well_formed = is_ipv6(host) and closing and rest[:1] in ("", ":")

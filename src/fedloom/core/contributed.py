@@ -1,4 +1,4 @@
-"""Modules that a plug-in's folder contributes beside its plug-ins: found by their place, imported when they are used.
+"""Finds the modules that a plug-in's folder contributes besides its plug-ins, by their place; imported on first use.
 
     commands/NAME.py   `build_command() -> typer.Typer`: the verb NAME of the command line; the help shows the first
                        line of the module's docstring

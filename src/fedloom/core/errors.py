@@ -28,8 +28,8 @@
     │   └── Forbidden
     └── Interrupted           stopped by the user; resumable                             exit 130
 
-A message says what was expected, what was found, where, and what to do. `public` is the sentence a stranger on the wire
-may read when the details are none of their business.
+A message says what was expected, what was found, where, and what to do. `public` is the sentence sent
+to callers who may not see the details.
 """
 
 from __future__ import annotations

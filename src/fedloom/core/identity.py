@@ -182,7 +182,7 @@ class Identity:
 
 
 def _read_pair(folder: Path) -> tuple[bytes, bytes]:
-    """Read the key and the certificate that belongs to it; both may be replaced meanwhile."""
+    """Read the key and its certificate; both may be replaced meanwhile."""
     for _ in range(_READS):
         renewed = folder / _RENEWED
         if renewed.exists():

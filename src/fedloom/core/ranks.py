@@ -12,7 +12,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def ranks(values: npt.ArrayLike) -> Floats:
-    """Ranks from 1, ties sharing the mean of theirs; float64, same length."""
+    """Return ranks from 1, ties sharing their mean rank; float64, same length."""
     values = np.asarray(values, np.float64)
     _, place, count = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(count)

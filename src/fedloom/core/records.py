@@ -200,7 +200,7 @@ class ClientReport:
 
     @property
     def has_update(self) -> bool:
-        """Return whether the aggregate has an update of a client asked to train: none of one without examples."""
+        """Return whether the aggregate includes this client's update, if it was to train; False without examples."""
         return self.has_examples or self.params_up > 0
 
 

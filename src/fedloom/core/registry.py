@@ -19,7 +19,7 @@ package holds its parts in files of fixed names, a single module or file contain
     study        `build_study() -> fedloom.reporting.study_part.StudyPart`, for every kind
     accumulator  `Accumulator`, a class of `core.accumulators.Accumulator` made by `Accumulator(allocate)`
 
-`core.plugins` builds the objects; here names become modules. What a folder contributes beside plug-ins is found by
+`core.plugins` builds the objects; here names become modules. What a folder contributes besides plug-ins is found by
 `core.definitions` (presets, studies) and `core.contributed` (commands, loaders of folders).
 """
 

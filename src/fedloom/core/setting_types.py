@@ -26,7 +26,7 @@ class SettingKind(Enum):
     """Nothing opens or imports it. Also the kind of a text whose field has none."""
     COLUMN = "a column's name"
     FREE = "free text"
-    """For people, or handed to a Flower app: whoever allows the app trusts what that does with it."""
+    """For people, or passed to a Flower app: allowing the app includes trusting its use of the text."""
     FILE_NAME = "the name of a file in a folder that another setting names"
     HUB = "a data set: a path, or a name at a hub"
     PATH = "a path"
@@ -93,7 +93,7 @@ class TextSetting:
 def text_settings(schema: type[BaseModel], values: Mapping[str, object]) -> Iterator[TextSetting]:
     """Yield every text in a table that is not validated yet, with the kind its schema gives it.
 
-    If a table may be one of several models, a field's kind is the strictest of theirs.
+    If a table may be one of several models, a field's kind is their strictest.
 
     Args:
         schema: the table's model.

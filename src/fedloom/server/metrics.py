@@ -21,7 +21,7 @@ from fedloom.core.events import (
 )
 
 MAX_RUNS = 100
-"""Runs whose series are kept; those of the oldest are dropped for a new run's."""
+"""Limit of runs with series; those of the oldest are dropped for a new run's."""
 MAX_METRICS = 64
 """Metrics of a run's evaluations that are shown."""
 OTHER = "other"

@@ -30,7 +30,7 @@ def token_variables(environment: Mapping[str, str], home: Path) -> dict[str, str
     """Return the variables with which Ray requires a token from all callers, random unless the user has set one.
 
     For a Ray that is started here. A process that joins a cluster takes the cluster's token from these variables, and
-    none where that has none: the cluster calls it back, and is refused where it asks for one.
+    none if the cluster has none: the cluster calls back, and would be refused if this process required one.
 
     Args:
         environment: the process's variables.
@@ -44,7 +44,7 @@ def token_variables(environment: Mapping[str, str], home: Path) -> dict[str, str
 
 
 def set_up_variables(environment: Mapping[str, str], home: Path, *, joins: bool) -> dict[str, str]:
-    """Return the variables to set before Ray is first imported in this process; what is asked first decides.
+    """Return the variables to set before Ray is first imported in this process; the first call decides.
 
     Args:
         environment: the process's variables.

@@ -163,7 +163,7 @@ class RayRuntime:
             )
 
     def _free(self) -> int:
-        """Return how many workers fit beside what else runs in the cluster."""
+        """Return how many workers fit next to the cluster's other work."""
         free, settings = ray.available_resources(), self._settings
         count = int(free.get("CPU", 0.0) / settings.cpus_per_worker)
         return min(count, int(free.get("GPU", 0.0) / settings.gpus_per_worker)) if settings.gpus_per_worker else count
@@ -246,11 +246,11 @@ def _found_here() -> str:
 
 
 def _check_own_token() -> None:
-    """Refuse to join a cluster from a process whose Ray asks for a token made here, which no other cluster has."""
+    """Refuse to join a cluster from a process whose own Ray requires a token, which no other cluster has."""
     if os.environ.get(OWN_TOKEN) and get_authentication_mode() != AuthenticationMode.DISABLED:
         raise UsageError(
-            "this process has started a Ray of its own, with a token that no other cluster has: join a cluster from a "
-            f"process of its own (with {MODE} and {TOKEN} where the cluster has a token)"
+            "this process has started its own Ray, with a token that no other cluster has: join a cluster from "
+            f"another process (with {MODE} and {TOKEN} where the cluster has a token)"
         )
 
 

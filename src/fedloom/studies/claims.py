@@ -2,7 +2,7 @@
 
 A bound on a number is judged by the number's interval: it holds if all of the interval satisfies it, does not hold if
 none of it does, and is undecided otherwise. Two bounds on one number are a test of equivalence (two one-sided tests).
-p-values belong to primary claims only, and are corrected together by Holm's method.
+Only primary claims have p-values, which are corrected together by Holm's method.
 """
 
 from __future__ import annotations

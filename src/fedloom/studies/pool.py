@@ -131,7 +131,7 @@ class Pool:
         self._workers.remove(worker)
 
     def _stop(self) -> None:
-        """End every worker; a run that is going on is saved first. A second interrupt does not wait for that."""
+        """End every worker; a running run is saved first. A second interrupt does not wait for that."""
         for worker in self._workers:
             if worker.busy is not None:
                 worker.process.terminate()

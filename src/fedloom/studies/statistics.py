@@ -201,7 +201,7 @@ def median_estimate(values: Sequence[float]) -> Estimate | None:
 
 @functools.lru_cache(maxsize=64)
 def t_quantile(freedom: int) -> float:
-    """Return the t with P(|T| <= t) = `LEVEL` for Student's distribution with so many degrees of freedom.
+    """Return the t with P(|T| <= t) = `LEVEL` for Student's distribution with these degrees of freedom.
 
     Found by bisection in Abramowitz and Stegun 1964, equations 26.7.3 and 26.7.4.
 

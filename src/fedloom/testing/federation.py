@@ -103,8 +103,8 @@ class MadeUpFederation:
     def answer(self, exchange: Exchange, job: Job, rng: np.random.Generator) -> Update:
         """Make up a client's update for a job, whose knobs include the exchange's.
 
-        Training is a step along made-up gradients of the model, and of each other input that has a group of its own
-        name. A strategy that uses actions of its workload must override this.
+        Training is a step along made-up gradients of the model, and of each other input that has a group of the
+        input's name. A strategy that uses actions of its workload must override this.
         """
         if job.kind not in ("train", "collect"):
             raise NotImplementedError(f"no update is made up for a job of kind {job.kind!r}; override `answer`")

@@ -118,7 +118,7 @@ class _Page:
 
 
 def _shared(schemas: Sequence[Model]) -> dict[Model, str]:
-    """Return what stands in more than one place: groups by the name of their setting, base classes by theirs."""
+    """Return what several plug-ins share: groups by the name of their setting, base classes by theirs."""
     places, names = Counter[Model](), dict[Model, str]()
     for schema in schemas:
         for model, name in _inside(schema):

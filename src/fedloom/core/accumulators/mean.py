@@ -136,7 +136,7 @@ class RunningMean:
             )
 
     def _own(self) -> None:
-        """Copy sums that belong to a record or to another accumulator before they are changed."""
+        """Copy sums shared with a record or another accumulator before changing them."""
         if self._borrowed:
             self._sums = {g: {n: np.array(array) for n, array in arrays.items()} for g, arrays in self._sums.items()}
             self._borrowed = False

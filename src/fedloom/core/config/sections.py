@@ -24,8 +24,8 @@ class RoundSettings(Settings):
     quorum_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Fraction of the cohort whose updates must arrive. Below it the run fails and lists why each update is missing."""
     deadline_s: Annotated[float, Field(gt=0.0)] | None = None
-    """Seconds after which each exchange of a round (training, a probe, what a monitor asks) closes with what has
-    arrived, if that is a quorum. None waits for everybody."""
+    """Seconds after which each exchange of a round (training, probe, monitor) closes with the updates that have
+    arrived, if they are a quorum. None waits for all."""
     oversample_fraction: Annotated[float, Field(ge=0.0)] = 0.0
     """Extra clients sampled, as a fraction of the cohort. The round closes once as many as the cohort have returned
     updates; which ones depends on their speed, so results are no longer bit-identical between runs."""

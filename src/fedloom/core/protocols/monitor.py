@@ -50,7 +50,7 @@ class MonitorRequest:
     clients: tuple[int, ...]
     """Clients, in order; or, with `parts`, parts of the held-out data."""
     parts: int | None = None
-    """Number of parts the held-out data is split into, each standing for a client's new data; None asks for training
+    """Number of parts the held-out data is split into, each standing for a client's new data; None for training
     data."""
 
 

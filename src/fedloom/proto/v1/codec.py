@@ -44,7 +44,7 @@ MAX_FACTS = 4 << 10
 MAX_METRICS = 256
 """Metrics of one client's report."""
 MAX_INFO = 1 << 20
-"""Characters of the numbers a client's report has beside metrics."""
+"""Limit of characters of the numbers in a client's report besides metrics."""
 MAX_REASON = 2000
 """Characters of the reason of a refusal, which the log has each time."""
 

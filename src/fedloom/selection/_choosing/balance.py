@@ -1,4 +1,4 @@
-"""Distance of pooled classes from balance, and from one another."""
+"""Distance of pooled classes from balance, and from each other."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Credits and rules of SFedCA as pure functions. A reconstruction from the abstract, with our defaults.
 
-d candidates stand in random draw order, m are chosen, C is the number of output neurons. `kappa` are credits,
+d candidates are in random draw order, m are chosen, C is the number of output neurons. `kappa` are credits,
 float64 [d]; `gains` are u_{k,c} = n_k max(Δ_{k,c}, 0), float64 [d, C]. A rule returns indices in the order it picks
 them; ties go to the first drawn, never to an id.
 """

@@ -28,7 +28,7 @@ class Credited:
     round: int = 0
     """Rounds observed so far."""
     classes: int = 0
-    """Output neurons C if the workload declares its classes; 0 if only the reports tell."""
+    """Output neurons C if the workload declares its classes; 0 if only the reports show them."""
     flagged: Mapping[str, int] = field(default_factory=dict)
     """The number of impossible credits of each client; clients without any are not in it."""
 

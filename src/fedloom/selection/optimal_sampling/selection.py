@@ -48,8 +48,8 @@ def pick(reports: Sequence[ClientReport], size: int, rng: np.random.Generator) -
 
     Chen, Horváth, Richtárik 2020 (see `inclusion_probabilities`); p_k = n_k / n over the candidates. Their draws are
     independent, so that a cohort has m clients on average; here it has exactly m, with the same probabilities
-    (systematic sampling). Their unbiased estimate divides each update by its probability: that belongs to
-    aggregation, which a selection leaves alone, so the mean is biased towards large updates.
+    (systematic sampling). Their unbiased estimate divides each update by its probability: that is part of
+    aggregation, which a selection does not change, so the mean is biased towards large updates.
     """
     norms = np.nan_to_num(numbers(reports, "norm", "optimal_sampling"))  # a missing norm counts as no update
     weights = examples(reports)

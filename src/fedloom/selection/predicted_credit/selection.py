@@ -35,7 +35,7 @@ class Memory:
     reported: Rounds
     """The round whose model the gain is about, int64 [N]; 0 never."""
     asked: Rounds
-    """The round each client was last selected in, int64 [N]; 0 never. Above `told` if its update is missing."""
+    """The round each client was last selected in, int64 [N]; 0 never. Above `reported` if its update is missing."""
     flagged: Mapping[str, int] = field(default_factory=dict)
     """The number of impossible gains of each client."""
 

@@ -1,7 +1,7 @@
 """Bounds of calls: how many of a member are open at once, and how long one may be silent.
 
-Every call holds a thread until it ends. A caller may open calls and never send what they are for, so the caller is
-checked and counted before anything is read, and whoever keeps a call waiting is cut off.
+Every call holds a thread until it ends. A caller may open calls and never send a request, so the caller is
+checked and counted before anything is read, and a call that stays silent is cancelled.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from fedloom.core.errors import LimitExceeded, ServerUnreachable
 T = TypeVar("T")
 
 MAX_OPEN = 16
-"""Calls of one member to one method that are open at once, where `OPEN` says nothing else."""
+"""Limit of open calls of one member to one method, unless `OPEN` has another."""
 OPEN = {"Fleet/Work": 4, "Fleet/Upload": 4, "Fleet/Download": 8}
 SESSIONS, SESSION_S = 30, 1.0
 """Streams, or registrations, a node may begin in quick succession, and the seconds after which one more may follow:
-each is a thread of its own, a line of the log, and a look at all work."""
+each costs a thread, a line of the log, and a pass over all work."""
 REQUEST_S = 10.0
-"""Seconds a call may take to say what it wants."""
+"""Seconds a call may take to send its request."""
 CHUNK_S = 30.0
 """Seconds between two chunks of an upload, or until one of a download is taken."""
 _LOOK_S = 0.25
@@ -102,7 +102,7 @@ class OpenCalls:
 
 
 class Pace:
-    """Limits how often each caller does something: some at once, then one in so many seconds. Thread-safe.
+    """Limits the rate of a caller's requests: a burst, then one per interval. Thread-safe.
 
     Args:
         burst: how many at once.

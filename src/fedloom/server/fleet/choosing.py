@@ -15,10 +15,9 @@ def choose(
 ) -> tuple[int, str] | None:
     """Choose the next group to push and its node; None while no node has capacity.
 
-    One group in hand and one waiting hides the way to the server and back. Agents are filled up only when they are down
-    to one, so that groups, and their results, travel together. Near the end a waiting group would only be kept from an
-    idle neighbour. A group whose node has died goes alone to an idle one: should it be the reason, it takes no others
-    along.
+    One running and one waiting group hide the round trip to the server. Agents get more only when they are down to one,
+    so that groups, and their results, travel together. Near the end no group waits at a busy agent while another one is
+    idle. A group whose node has died goes alone to an idle one: if it was the cause, no other group is lost with it.
 
     Args:
         opened: whose groups.

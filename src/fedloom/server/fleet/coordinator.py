@@ -46,7 +46,7 @@ HEARTBEAT_S = 2.0
 LOST_AFTER_S = 20.0
 """Seconds of silence after which an attached agent counts as disconnected."""
 STUCK_S = 5.0
-"""Seconds an agent may go on with cancelled work while groups wait that no other one can do."""
+"""Seconds an agent may continue cancelled work while groups wait that no other one can do."""
 GRACE_S = 3.0
 """Seconds a disconnected agent may take to reconnect before its groups are reassigned."""
 
@@ -220,7 +220,7 @@ class Coordinator:
         return self.payloads.download(sha256, offset)
 
     def upload_limit(self, node: str) -> int | None:
-        """Return how many bytes a node may upload for the groups it has to answer for; None for no other limit.
+        """Return how many bytes a node may upload for its unanswered groups; None for no other limit.
 
         Raises:
             NotFound: it has none.
@@ -228,7 +228,7 @@ class Coordinator:
         with self._changed:
             limit = self._dispatch.entitlements.upload_bytes(node)
         if limit == 0:
-            raise NotFound(f"node {node!r} uploads, but has no group to answer for; its round may be over")
+            raise NotFound(f"node {node!r} uploads, but has no unanswered group; its round may be over")
         return limit
 
     def label(self, node: str, labels: Mapping[str, str]) -> None:

@@ -21,7 +21,7 @@ from fedloom.server.fleet.open_exchange import Answer, Holding, OpenExchange
 from fedloom.server.fleet.payloads import Offer, PayloadStore
 
 RETRY_S = 1.0
-"""Seconds after which a node that refused is asked again at the earliest, whatever it says itself."""
+"""Minimum number of seconds before a node that refused gets a group again, whatever its refusal says."""
 Prepare = Callable[[OpenExchange, Sequence[Offer], str], None]
 """Prepares an exchange's offers for a locality elsewhere; calls `Dispatch.prepared` when done."""
 
@@ -73,7 +73,7 @@ class Dispatch:
         self.push()
 
     def _cancel(self, node: Node, keys: Collection[GroupKey]) -> None:
-        """Take groups from a node that nobody wants any more; the one in work, its oldest, cannot be stopped."""
+        """Unassign groups that are no longer needed; the running one, the node's oldest, cannot be stopped."""
         oldest = next(iter(node.assigned), None)
         for key in keys:
             if node.assigned.pop(key, None) is not None and key == oldest:
@@ -417,7 +417,7 @@ class Dispatch:
 
 
 def answer_again(node: Node, key: GroupKey, opened: OpenExchange | None) -> None:
-    """Tell a node that a result is obsolete; one that the run has yet to store safely is left to the run."""
+    """Notify a node that a result is obsolete; one that the run has yet to store safely is left to the run."""
     if opened is None:
         node.acknowledge(key, "stale")
     elif key.group not in opened.unacknowledged:

@@ -35,7 +35,7 @@ class Entitlements:
     def upload_bytes(self, name: str) -> int | None:
         """Return how many bytes the answers of a node's groups can need, 0 where it has none to give.
 
-        None where nobody can tell yet, as for the group that makes the initial model.
+        None if it is unknown yet, as for the group that makes the initial model.
         """
         total = 0
         for opened in self._open.values():

@@ -33,7 +33,7 @@ def lacking(opened: OpenExchange, nodes: Mapping[str, Node], now: float) -> str:
         return f"every node refuses the work for now ({_some(list(reasons))})"
     missing = sorted({only for index in opened.pending if (only := opened.only(index)) and only not in willing})
     if missing and all(opened.only(index) for index in opened.pending):
-        return f"the clients asked are those of {_some(missing)}, not connected"
+        return f"the selected clients are on {_some(missing)}, not connected"
     if all(online[name].cancelled for name in willing):
         waits = (f"{name} for {now - min(online[name].cancelled.values()):.0f} s" for name in willing)
         return f"every node is still busy with cancelled work ({_some(list(waits))})"

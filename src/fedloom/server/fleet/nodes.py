@@ -101,7 +101,7 @@ class Node:
     address: str = ""
     """Where it calls from, for messages."""
     rivals: set[str] = field(default_factory=set)
-    """Other agents of its name that were told to wait."""
+    """Other agents of its name that have to wait."""
     fresh: bool = True
     """No heartbeat of this session yet."""
     newcomer: bool = True
@@ -147,8 +147,8 @@ class Node:
         trouble = (
             f"node {name!r} is connected from {self.address or 'this machine'}, and another agent of its name calls "
             f"from {address or 'this machine'}: it waits until the first one is disconnected, or silent for "
-            f"{silence_s:g} s. If these are two machines with copies of one identity, join one of them with a token of "
-            "its own"
+            f"{silence_s:g} s. If these are two machines with copies of one identity, join one of them with another "
+            "token"
         )
         rival = str(other.facts.get(INSTANCE))
         if rival not in self.rivals and len(self.rivals) < MAX_RIVALS:

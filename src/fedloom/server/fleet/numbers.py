@@ -14,7 +14,7 @@ from fedloom.core.messages import GroupResult
 from fedloom.core.records import ClientReport, Job
 
 MOST_EXAMPLES = 1 << 53
-"""Examples of one client at most: the largest count that a float64 tells from the next one."""
+"""Limit of one client's examples: the largest count that a float64 distinguishes from the next."""
 
 
 def check_reports(

@@ -86,7 +86,7 @@ class OpenExchange:
         """Checks the sums of agents on other machines."""
         self.terms = planned.terms
         self.begun = 0.0
-        """When its groups were put out (monotonic seconds)."""
+        """When its groups became assignable (monotonic seconds)."""
         self.backoff_until: dict[str, float] = {}
         """Nodes that refused or sent rejected results, and until when (monotonic seconds)."""
         self.refusals: dict[str, Refusal] = {}

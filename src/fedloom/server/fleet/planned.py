@@ -47,7 +47,7 @@ class RunFacts:
 
     @classmethod
     def of(cls, run_id: str, experiment: Experiment, submitter: tuple[str, str] = ("", "")) -> RunFacts:
-        """Return the facts of an experiment's run, submitted by somebody of this name and role."""
+        """Return the facts of an experiment's run, and the name and role of its submitter."""
         name, role = submitter
         return cls(
             spec=RunSpec(run_id=run_id, experiment=experiment.for_nodes(), submitter_name=name, submitter_role=role),
@@ -136,7 +136,7 @@ class PlannedExchange:
     vet: Vet | None = None
     """Checks the sums of nodes on other machines."""
     terms: SumTerms | None = None
-    """What those sums must be, beside finite."""
+    """Requirements on those sums besides being finite."""
     run_acknowledges: bool = False
     """Whether results are acknowledged only when the run calls `Coordinator.acknowledge`, after storing them
     safely."""

@@ -1,4 +1,4 @@
-"""Payloads made ready for the nodes that will read them: copied or hashed where nobody waits for a lock."""
+"""Prepares payloads for the nodes that will read them: copies or hashes them without the coordinator's lock."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from fedloom.server.fleet.open_exchange import OpenExchange
 from fedloom.server.fleet.payloads import Offer, PayloadStore
 
 PREPARING = 2
-"""Exchanges for which payloads are prepared at the same time, beside those that prepare their own when they begin."""
+"""Limit of exchanges whose payloads threads prepare at the same time; each also prepares some when it opens."""
 Prepared = Callable[[OpenExchange, str, FedloomError | None], None]
 """Called with an exchange, a locality, and the error if what a group reads could not be prepared."""
 
 
 class Preparation:
-    """Prepares offers, in the caller's thread or in threads of its own. Thread-safe.
+    """Prepares offers, in the caller's thread or in background threads. Thread-safe.
 
     Args:
         payloads: where the offers are.
-        prepared: called in a thread of this object's when what `soon` was asked for is done.
+        prepared: called in a background thread when the offers passed to `soon` are ready.
     """
 
     def __init__(self, payloads: PayloadStore, prepared: Prepared) -> None:

@@ -26,7 +26,7 @@ MAX_LATE = 10_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """An expected result, and what it is checked against."""
+    """An expected result, and the exchange it is checked against."""
 
     name: str
     """The node that sent it."""

@@ -91,7 +91,7 @@ def summed_part(result: GroupResult, jobs: Sequence[Job]) -> GroupResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SumTerms:
-    """What an exchange asks of its partial sums, beside being finite."""
+    """Requirements of an exchange on its partial sums, besides being finite."""
 
     kind: type[Accumulator]
     contents: Contents
@@ -245,7 +245,7 @@ class SumTerms:
 
 
 def within(array: Array, parts: int) -> bool:
-    """Return whether so many sums like this one can be added up in its dtype without overflow.
+    """Return whether this many sums like this one can be added in its dtype without overflow.
 
     Numbers whose squares can be added are so small that any number of sums can: that is the check that `is_finite`
     makes, and only arrays that fail it are looked at again.

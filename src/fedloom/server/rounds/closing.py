@@ -31,7 +31,7 @@ class ClosingTerms:
     deadline_s: float | None = None
     """Seconds after which the exchange ends with the updates that have arrived; None: no limit."""
     asks_another: bool = False
-    """Whether the deadline has another node asked, too, each time it passes, instead of ending the exchange."""
+    """Whether each deadline that passes assigns the group to another node, too, instead of ending the exchange."""
     reserve: int = 0
     """Jobs, at the end of the exchange's, that run only in place of failed ones."""
 

@@ -99,7 +99,7 @@ class GroupPlanner:
 
 
 def _pieces(jobs: tuple[Job, ...], size: int) -> list[tuple[Job, ...]]:
-    """Cut jobs into groups of `size`, in order; a group's jobs belong to one node, or to any."""
+    """Cut jobs into groups of `size`, in order; a group's jobs are all for one node, or for any."""
     runs = (tuple(run) for _, run in itertools.groupby(jobs, key=lambda job: job.node))
     return [run[start : start + size] for run in runs for start in range(0, len(run), size)]
 

@@ -27,10 +27,10 @@ _MOST = 20
 
 
 def initial_request(deadline_s: float | None) -> ExchangeRequest:
-    """Return what one node is asked before round 1.
+    """Return the request to one node before round 1.
 
     Args:
-        deadline_s: seconds after which another node is asked, too; None asks none while the first is at work.
+        deadline_s: seconds after which another node gets it, too; None waits for the first.
     """
     return ExchangeRequest(
         round=0,

@@ -74,7 +74,7 @@ class LongWaits:
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(began))
         return (
             f"round {opened.round} waits since {since} for {', '.join(named)}{more}. No deadline bounds this: the run "
-            "waits until they answer or their nodes disconnect. To go on without such clients, set "
+            "waits until they answer or their nodes disconnect. To close rounds without such clients, set "
             f"{setting} (seconds) and round.quorum_fraction below 1 when starting a run"
         )
 

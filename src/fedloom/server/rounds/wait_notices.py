@@ -28,7 +28,7 @@ class WaitNotices:
         self._said = ""
 
     def look(self, lacking: str) -> None:
-        """Take what the run lacks now, in words; empty where it lacks nothing."""
+        """Report what the run lacks now, in words; empty if nothing."""
         now = self._clock.monotonic()
         if not lacking:
             self.over()
@@ -44,8 +44,8 @@ class WaitNotices:
         self._emit(Notice(run_id=self._run_id, message=waits_for, waits_for=waits_for))
 
     def over(self) -> None:
-        """Say that the run waits no more, if it has said that it does."""
+        """Report the end of a reported wait."""
         if self._said and self._since is not None:
             waited_s = self._clock.monotonic() - self._since
-            self._emit(Notice(run_id=self._run_id, message=f"has waited for {waited_s:.0f} s; goes on", waits_for=""))
+            self._emit(Notice(run_id=self._run_id, message=f"waited {waited_s:.0f} s; continues", waits_for=""))
         self._since, self._said = None, ""

@@ -41,7 +41,7 @@ class Waiting:
         self._long_waits = long_waits
 
     def for_nodes(self, count: int, labels: Mapping[str, str]) -> None:
-        """Return once so many nodes with these labels are connected.
+        """Return once this many nodes with these labels are connected.
 
         Raises:
             Interrupted: the run was stopped.
@@ -93,11 +93,11 @@ class Waiting:
                 return self._answered(clock.get(opened.answers, wait_s))
 
     def closed(self) -> None:
-        """Take that an exchange is over."""
+        """Note the end of an exchange."""
         self._long_waits.closed()
 
     def _answered(self, answer: Answer | FedloomError) -> Answer:
-        """Return the answer; raise what kept the groups from being assigned."""
+        """Return the answer; raise the error that prevented the groups' assignment."""
         self._notices.over()
         if isinstance(answer, FedloomError):
             raise answer

@@ -39,8 +39,8 @@ def keep_code(folder: Path, experiment: Experiment, *, copies: bool) -> JsonObje
     Args:
         folder: the run's.
         experiment: as it was loaded; relative paths start at the working directory.
-        copies: copy the code into the run's folder. False where other machines find it by its name: its SHA-256 alone
-            is kept.
+        copies: copy the code into the run's folder. False if other machines find it by name: only its SHA-256
+            is recorded.
 
     Raises:
         StorageFull: there is no room for the copies.

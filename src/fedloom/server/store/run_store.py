@@ -30,7 +30,7 @@ _HOLDERS = "holders"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """All a run needs to go on after `round`."""
+    """Everything a run needs to resume after `round`."""
 
     round: int
     strategy: Record

@@ -1,6 +1,6 @@
 """The accumulator of the low-rank strategies: means of heads and factors, and the mean of the products B_k A_k.
 
-Clients may differ in rank: a smaller factor counts as one with zeros below. A layer's products are kept as stacked
+Clients may differ in rank: a smaller factor counts as one with zeros below. A layer's products are stored as stacked
 factors while those are smaller than the matrix, then as the matrix, so memory is bounded for any cohort.
 """
 

@@ -37,7 +37,7 @@ def export(saved: SavedState, out: Path) -> Exported:
     """Write a run's newest adapters as a folder that `peft.PeftModel.from_pretrained` loads.
 
     Args:
-        saved: of the run, which may be going on.
+        saved: of the run, which may still be running.
         out: the folder to write; it must be empty.
 
     Raises:

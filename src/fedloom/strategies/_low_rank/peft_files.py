@@ -74,7 +74,7 @@ def import_adapters(
     Args:
         folder: with PEFT's two files; pickled weights are not read.
         layers: the modules that are to carry adapters.
-        head: names of the arrays that may lie beside them: all of them do, or none.
+        head: names of further arrays the file may have: all of them, or none.
         scale: s the result is to have; None takes that of the first module.
 
     Raises:
@@ -132,7 +132,7 @@ def _config(layers: Mapping[str, Layer], adapters: AdapterFile, base: str) -> In
 
 
 def _read(folder: Path) -> tuple[Info, dict[str, Array], dict[str, str]]:
-    """Settings, tensors, and what the weights file says beside them."""
+    """Return the settings, the tensors, and the weights file's metadata."""
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         with safe_open(folder / _WEIGHTS, "numpy") as file:

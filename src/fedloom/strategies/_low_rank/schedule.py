@@ -63,7 +63,7 @@ class Schedule:
             )
 
     def is_initiating(self, round: int) -> bool:
-        """Return whether a round belongs to the initiating stage."""
+        """Return whether a round is in the initiating stage."""
         return round <= self.initiating
 
     def rank(self, round: int) -> int:

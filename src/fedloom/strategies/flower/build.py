@@ -122,8 +122,8 @@ def _warn(name: str) -> None:
     if not name.startswith("DifferentialPrivacy"):
         return
     _log.warning(
-        "strategy.wrapper %s: its noise is drawn from the experiment's seed, so that a run can be repeated. Whoever "
-        "knows the seed can subtract it: such a run measures the cost of differential privacy, and is not private",
+        "strategy.wrapper %s: its noise is drawn from the experiment's seed, so that a run can be repeated. Anyone "
+        "who knows the seed can subtract it: such a run measures the cost of differential privacy, and is not private",
         name,
     )
     if name == WRAPPERS["server_adaptive_clipping"]:

@@ -24,7 +24,7 @@ class ClientsGrid(flwr.Grid):  # type: ignore[misc]  # flwr's classes are untype
         self._waits = 0
 
     def set_run(self, run: object) -> None:
-        """Do nothing: a grid belongs to one run from the start."""
+        """Do nothing: a grid is made for one run."""
 
     @property
     def run(self) -> NoReturn:

@@ -43,7 +43,7 @@ class FlowerApp(Strategy[AppState, UpdateList]):
     """A `ServerApp` as a strategy.
 
     `main` runs in a thread until it waits for clients; the batch it waits for is the exchange. A round ends where the
-    next training batch begins: evaluations and queries belong to the round before, those before the first training to
+    next training batch begins: evaluations and queries are part of the round before, those before the first training of
     round 1. Two training batches that carry the same `server-round` are one round.
     """
 

@@ -109,7 +109,7 @@ def _attacks(reading: Reading) -> Markup:
         tag(
             "p",
             f"All models of the last round on the same {count} test images: the fraction still classified correctly.  "
-            f"With so many images {_percent(share)} is known to ± {100 * error(share, count):.1f} points. "
+            f"With this number of images {_percent(share)} is known to ± {100 * error(share, count):.1f} points. "
             f"The attacks took {seconds_text(took)} of work.",
         ),
         table(

@@ -184,7 +184,7 @@ def _origin(result: StudyResult) -> Markup:
     written = tomli_w.dumps(_without_none(definition.model_dump(mode="json", exclude_none=True, exclude_defaults=True)))
     return section(
         "Origin",
-        tag("p", "To reproduce: ", tag("code", command), ". Every run has a folder and a report of its own."),
+        tag("p", "To reproduce: ", tag("code", command), ". Every run has its own folder and report."),
         facts(dict(result.environment), "Environment") if result.environment else None,
         folded("Definition", tag("pre", written)),
     )

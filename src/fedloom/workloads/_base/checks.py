@@ -158,7 +158,7 @@ def check_loss(loss: object, where: str) -> None:
     """Reject a loss that is not a single number, or does not depend on the model's outputs.
 
     Raises:
-        PluginInvalid: the message says what it is.
+        PluginInvalid: the message names the fault.
     """
     if not isinstance(loss, Tensor):
         raise PluginInvalid(

@@ -31,7 +31,7 @@ Clients: TypeAlias = "Sequence[Source] | Callable[[int], Source]"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Examples:
-    """A training set, and what belongs to it."""
+    """A training set, with its labels, partition and description."""
 
     train: Source | list[Source] | Callable[[int], Source]
     """All examples, which `workload.partition` splits among the clients; or a list with those of each client; or a

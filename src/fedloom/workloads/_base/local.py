@@ -28,8 +28,8 @@ def check_training(settings: TrainingSettings, experiment: Experiment, *, own_lo
     if own_loss and settings.changes_loss:
         key = "class_weights" if settings.class_weights else "label_smoothing"
         raise ConfigError(
-            f"workload.training.{key}: changes cross-entropy, but workload {experiment.workload.name!r} has a loss of "
-            "its own; remove it"
+            f"workload.training.{key}: changes cross-entropy, but workload {experiment.workload.name!r} computes "
+            "its own loss; remove it"
         )
     if settings.rounds_needed_by:
         experiment.rounds_known(settings.rounds_needed_by)

@@ -61,7 +61,7 @@ class RowTask(ABC, Generic[C]):
     """Examples in a forward pass without training. Changes the last bits of the metrics."""
 
     own_training: bool = False
-    """Whether `train` computes a loss of its own instead of `loss`, so that settings which change the loss or hold
+    """Whether `train` computes its own loss instead of `loss`, so that settings which change the loss or hold
     examples back are refused."""
 
     def __new__(cls, *arguments: object, **settings: object) -> Self:

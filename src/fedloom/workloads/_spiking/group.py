@@ -1,6 +1,6 @@
 """Training a whole group of clients as one program; the arithmetic of the plain loop, client by client, but batched.
 
-G clients, A of them still at work, T time steps, b examples in a padded minibatch. What does not belong to a client
+G clients, A of them still at work, T time steps, b examples in a padded minibatch. What is not a client's
 has weight 0: rows that pad its minibatch, and steps after its last.
 """
 

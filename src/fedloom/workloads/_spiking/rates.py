@@ -1,7 +1,7 @@
 """Firing rates of every neuron on a client's examples, exact enough to be compared before and after training.
 
 Membranes are computed in double precision, so that the order of a float32 sum cannot decide whether a neuron spikes:
-rates do not depend on how examples are batched or ordered. Noise belongs to the example, not to its place in a batch.
+rates do not depend on how examples are batched or ordered. Noise depends on the example, not on its place in a batch.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ class RateTrace:
     """Mean rates by neuron over a client's first and last training steps.
 
     A window is one epoch of steps, or half of all steps if there are fewer than two epochs, at least one step. The
-    rates belong to a model that changes from step to step, and to minibatches as they were drawn.
+    rates are those of a model that changes from step to step, and to minibatches as they were drawn.
     """
 
     steps: int

@@ -49,7 +49,7 @@ class ScheduleSettings(Settings):
         return self.shape != "constant"
 
     def factor(self, place: int, places: int) -> float:
-        """Return the factor at a place (from 0) of so many."""
+        """Return the factor at a position (from 0) in a schedule of this length."""
         if place < self.warmup:
             return (place + 1) / (self.warmup + 1)
         over = min(1.0, (place - self.warmup) / max(1, places - self.warmup))
@@ -91,7 +91,7 @@ class TrainingSettings(Settings):
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many minibatches, whatever `epochs` says."""
     steps: Annotated[int, Field(ge=1)] | None = None
-    """Exactly so many minibatches on every client, in as many passes as that takes; None leaves it to `epochs`."""
+    """Exact number of minibatches on every client, in as many passes as that takes; None takes `epochs`."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Momentum of `sgd`; dimensionless."""
     nesterov: bool = False

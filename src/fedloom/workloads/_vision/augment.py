@@ -30,7 +30,7 @@ def augment_images(x: Tensor, settings: AugmentSettings) -> Tensor:
 
 
 def moved(x: Tensor, padding: int, *, mirror: bool) -> Tensor:
-    """Return images shifted by up to `padding` pixels, with zeros around, and half of them mirrored if asked for."""
+    """Return images shifted by up to `padding` pixels, zeros around them; half of them mirrored if `mirror` is set."""
     count, _, height, width = x.shape
     rows, columns = (torch.arange(size, device=x.device) for size in (height, width))
     down, across = rows[None, :, None], columns[None, None, :]

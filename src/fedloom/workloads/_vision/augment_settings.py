@@ -15,7 +15,7 @@ class AugmentSettings(Settings):
     flip: bool = False
     """Mirror half of the images, left for right."""
     crop: Annotated[int, Field(ge=0)] = 0
-    """Pad each side by so many zeros and cut the image's size out at random; pixels."""
+    """Zeros to pad each side with before cropping to the image's size at random; pixels."""
     erase: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Probability that an image loses a rectangle, set to the mean pixel."""
     erase_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.33

@@ -317,7 +317,7 @@ def _rows(shard: RowShard) -> Array:
 
 
 def _kept(update: Update) -> Update:
-    """Return the update with arrays of its own."""
+    """Return the update with copies of its arrays."""
     groups = {group: {name: array.copy() for name, array in arrays.items()} for group, arrays in update.groups.items()}
     return replace(update, groups=groups)
 

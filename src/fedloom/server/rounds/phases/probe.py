@@ -1,4 +1,4 @@
-"""Probe: chooses the round's cohort, after measuring candidates if the selection asks for it."""
+"""Probe: chooses the round's cohort, after measuring candidates if the selection requests it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Randomness that belongs to an image, in whichever batch it is corrupted."""
+"""Randomness per image, independent of the batch it is corrupted in."""
 
 from __future__ import annotations
 
