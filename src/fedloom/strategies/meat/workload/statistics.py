@@ -4,8 +4,9 @@ One pass over clean training images in training mode; t counts batches from 1 to
 
 - `cumulative`: running <- running + (batch - running) / t, the plain mean over batches (as SWA does).
 - `released`: what the code released with MEAT does. The running values begin at mean 0 and variance 1 and move with the
-  layer's own momentum; the statistics are the coordinate-wise median over t of the running values. After t batches the
-  beginning still weighs (1 - momentum)^t, so with few batches the result is far off.
+  layer's own momentum (a layer without one takes the plain mean of its batches so far); the statistics are the
+  coordinate-wise median over t of the running values. After t batches the beginning still weighs (1 - momentum)^t, so
+  with few batches the result is far off.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from fedloom.workloads._torch.arrays import as_array
 
 Rule = Literal["cumulative", "released"]
 LEAST_BATCHES = 132
-"""Batches the released rule needs: the median sits near t = n / 2, where 0.9^(n / 2) must be below 1e-3."""
+"""Batches the released rule needs at the networks' momentum of 0.1: the median sits near t = n / 2, where 0.9^(n / 2)
+must be below 1e-3."""
 _BUFFERS = ("running_mean", "running_var")
 
 
@@ -60,8 +62,9 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor], rule: Rule) -> dict[
     try:
         with torch.no_grad():
             for count, batch in enumerate(batches if layers else (), 1):
-                for layer in layers.values():
-                    layer.momentum = 1.0 / count if rule == "cumulative" else 0.1
+                for name, layer in layers.items():
+                    own = momenta[name] if rule == "released" else None
+                    layer.momentum = 1.0 / count if own is None else own
                 model(batch)
                 if rule == "released":
                     _remember(layers, history)
