@@ -60,7 +60,7 @@ def test_distances_add_angle_and_entropy() -> None:
     layers = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0], [0.0, 0.0]])
     apart = distances(layers, np.array([0.1, 0.1, 0.6, 0.1]), entropy_weight=2.0)
     half = np.pi / 2
-    want = [[0, half, 1, 0], [half, 0, half + 1, 0], [1, half + 1, 0, 1], [0, 0, 1, 0]]  # no change: no angle
+    want = np.array([[0, half, 1, 0], [half, 0, half + 1, 0], [1, half + 1, 0, 1], [0, 0, 1, 0]])  # no change: no angle
     np.testing.assert_allclose(apart, want, atol=1e-7)
 
 

@@ -99,6 +99,11 @@ def test_the_cnn_on_fashion_mnists_shape_is_the_described_one() -> None:
     assert sum(p.numel() for p in cnn.parameters()) == 147_146
     resnet = build_model(ModelSettings(name="resnet20", norm="batch"), (3, 32, 32), 10)
     assert sum(p.numel() for p in resnet.parameters()) == 269_722  # He et al. 2016, table 6: 0.27 M
+    transformer = build_model(ModelSettings(name="vit"), (1, 28, 28), 10)
+    block = 4 * 128 + 4 * (128 * 128 + 128) + 2 * 128 * 512 + 512 + 128  # two norms, attention, perceptron
+    # 7 x 7 patches, 16 positions, two blocks, norm and head: the count that pages name
+    want = 50 * 128 + 16 * 128 + 2 * block + 256 + 129 * 10
+    assert sum(p.numel() for p in transformer.parameters()) == want == 406_538
     plain = build_model(ModelSettings(name="resnet18"), (3, 32, 32), 10)
     widths = (64, 64, 128, 256, 512)
     stages = sum(9 * w * b + 27 * b * b + 8 * b + (w * b + 2 * b if w != b else 0) for w, b in pairwise(widths))

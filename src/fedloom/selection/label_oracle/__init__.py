@@ -1,1 +1,1 @@
-"""The most balanced cohort label counts can give: an upper bound, not a method."""
+"""The most balanced cohort label counts can give: a reference, not a method."""
