@@ -11,8 +11,9 @@ from fedloom.testing.federation import declared_arrays, initial_model
 
 SECOND = Record({**initial_model().groups, "second": dict(initial_model().groups[MODEL])}, initial_model().info)
 CASES = [(name, settings) for name in registry.names("strategies") for settings in VARIANTS.get(name, [{}])]
-OPEN = {"flower", "meat"}
-"""Strategies of whose updates something is not known beforehand: Flower's own, and whether clients keep an average."""
+OPEN = {"flower", "meat", "partial"}
+"""Strategies of whose updates something is not known beforehand: Flower's own, whether clients keep an average, and
+which arrays a client has trained."""
 
 
 def check(federation: Federation) -> None:

@@ -17,6 +17,7 @@ from fedloom.strategies.meat.workload.workload import AdversarialTraining
 from fedloom.workloads._data.rows import RowShard
 from fedloom.workloads.causal_lm.workload import CausalLM
 from fedloom.workloads.image_classification.workload import ImageClassification
+from fedloom.workloads.mlaan.workload import LocalLearning
 from fedloom.workloads.spiking_classification.workload import SpikingClassification
 from fedloom.workloads.text_classification.workload import TextClassification
 
@@ -60,6 +61,12 @@ def meat(
     return it, it, it, it, it
 
 
+def mlaan(
+    it: LocalLearning,
+) -> tuple[Workload[RowShard], HasLogits[RowShard], HasClassErrors[RowShard], KeepsClientState[RowShard]]:
+    return it, it, it, it
+
+
 def flower(it: FlowerWorkload) -> tuple[Workload[AppShard], HasActions, KeepsClientState[AppShard]]:
     return it, it, it
 
@@ -73,6 +80,7 @@ DECLARED: dict[str, Callable[..., object]] = {
         spiking_classification,
         mano,
         meat,
+        mlaan,
         flower,
     )
 }
