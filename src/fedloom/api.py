@@ -100,7 +100,7 @@ def load(target: str | Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def _load_folder(folder: Path, overrides: Sequence[str]) -> Experiment:
-    """The experiment that a plug-in makes of a folder."""
+    """Return the experiment that a plug-in's loader makes of a folder."""
     loaders = contributed.loaders()
     for loader in loaders:
         if loader.call("describes", folder):

@@ -27,7 +27,7 @@ class Promised(click.Command):
 
     @property
     def bundled(self) -> bool:
-        """Whether it comes with fedloom."""
+        """Return whether it comes with fedloom."""
         return all(each.bundled for each in self._sources)
 
     def load(self) -> click.Command:

@@ -74,7 +74,7 @@ def join(
     ] = [],  # noqa: B006  # typer reads the default, nobody changes it
     proxy: Proxy = "",
 ) -> None:
-    """Become a member of a server: verify it, make a key here, have it certified."""
+    """Enrol this machine: verify the server, create a key, obtain a certificate."""
     from fedloom.client import enroll
     from fedloom.core import files
     from fedloom.core.identity import default_folder

@@ -48,7 +48,7 @@ def compare(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Two or more runs' folders.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The comparison page to write.")] = Path("comparison.html"),
 ) -> None:
-    """Put runs side by side: a table here, their curves over each other in a page."""
+    """Compare runs: print a table, and write a page with their curves in one chart."""
     from fedloom.reporting import comparison
 
     compared = comparison.compare(run_dirs)

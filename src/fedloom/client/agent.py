@@ -192,7 +192,7 @@ class Agent:
         self._stopped.set()
 
     def step(self, timeout_s: float) -> bool:
-        """Take what has arrived, then do at most one group; False when there was nothing to do."""
+        """Process received messages, then do at most one group; returns False if there was nothing to do."""
         if self._broken is not None:
             raise self._broken
         with self._reading:

@@ -113,7 +113,7 @@ def _work_in(folder: Path) -> None:
 
 
 def _warn(policy: Policy, node: str, file: Path) -> None:
-    """Say what of a policy will make every server give up on this node."""
+    """Warn of policy settings with which no server can use this node."""
     about = {"node": node}
     if not policy.workloads:
         _log.warning(

@@ -41,7 +41,7 @@ _ATTEMPT_S = 600.0
 
 
 def join(token: str, folder: Path | None = None, proxy: str = "") -> Identity:
-    """Become a member of the server that made a token; the identity is saved.
+    """Enrol with the server that issued a token, and save the identity.
 
     The server is verified before the secret is sent: its authority's certificate must have the token's digest, and the
     connection must be to a server of that authority.
@@ -134,7 +134,7 @@ def _check_free(folder: Path) -> None:
 
 
 def renew(identity: Identity) -> Identity:
-    """Give an identity a fresh key and certificate, saved and used once, which revokes the old certificate.
+    """Replace an identity's key and certificate: save and use the new ones once, which revokes the old certificate.
 
     Raises:
         Unauthenticated: the server does not accept the current certificate (any more).

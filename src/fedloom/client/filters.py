@@ -29,7 +29,7 @@ class Filters(Settings):
 
     @property
     def any(self) -> bool:
-        """Whether there is anything to do."""
+        """Return whether any filter is set."""
         return bool(self.exclude or self.max_norm is not None or self.noise)
 
     def apply(self, update: Update, model: Arrays | None, rng: np.random.Generator) -> Update:

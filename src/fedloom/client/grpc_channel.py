@@ -131,7 +131,7 @@ class GrpcChannel:
         return self._welcome
 
     def send(self, message: FromAgent) -> None:
-        """Give a message to the server; it is encoded here, so that one that cannot be never reaches the stream.
+        """Queue a message for the server; it is encoded first, so that one that cannot be never reaches the stream.
 
         Raises:
             BadMessage: it cannot be encoded.

@@ -104,7 +104,7 @@ class ProcessHelper:
 
 
 def main(descriptor: int, parent: int) -> None:
-    """Be a helper until the socket ends."""
+    """Serve as a helper until the socket ends."""
     threading.Thread(target=_end_with, args=(parent,), name="fedloom-parent", daemon=True).start()
     with Connection(descriptor) as sock, contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         module, file, name, path = sock.recv()

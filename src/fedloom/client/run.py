@@ -68,7 +68,7 @@ class Run:
         return workload
 
     def learn(self, spec: RunSpec) -> None:
-        """Take note of what the server says of the run by now."""
+        """Update the run's specification with what the server has added."""
         if spec.data and spec.data != self._spec.data:
             self._spec, self._agrees = replace(self._spec, data=spec.data), False
 
@@ -100,7 +100,7 @@ class Run:
 
     @property
     def weighs_by_examples(self) -> bool:
-        """Whether an update weighs as much as its examples."""
+        """Return whether an update weighs as much as its examples."""
         return self.experiment.weighs_by_examples
 
     def disclosed(self, info: WorkloadInfo) -> WorkloadInfo:

@@ -34,17 +34,17 @@ class Contributed:
 
     @property
     def name(self) -> str:
-        """What the file is called: a verb's name."""
+        """Return the file's name, which is the command's."""
         return self.path.stem
 
     @property
     def bundled(self) -> bool:
-        """Whether it comes with fedloom."""
+        """Return whether it comes with fedloom."""
         return self.dotted.startswith("fedloom.")
 
     @property
     def summary(self) -> str:
-        """The first line of the module's docstring; imports nothing."""
+        """Return the first line of the module's docstring; imports nothing."""
         try:
             docstring = ast.get_docstring(ast.parse(self.path.read_text(encoding="utf-8")))
         except (OSError, SyntaxError, UnicodeDecodeError):

@@ -129,7 +129,7 @@ class Depot:
         return buffer
 
     def release(self, name: str) -> None:
-        """Give a leased buffer back; its bytes may change from now on."""
+        """Return a leased buffer for reuse; its bytes may change from now on."""
         buffer = self._leased.pop(name, None)
         if buffer is None:
             return
@@ -141,7 +141,7 @@ class Depot:
             (self.path / surplus.name).unlink(missing_ok=True)
 
     def abandon(self, name: str) -> None:
-        """Take a leased buffer out of the depot without reuse: processes that mapped it still see its contents."""
+        """Remove a leased buffer without reuse: processes that mapped it still see its contents."""
         if self._leased.pop(name, None) is not None:
             (self.path / name).unlink(missing_ok=True)
 
@@ -162,7 +162,7 @@ class Depot:
         return memory[:size]
 
     def close(self) -> None:
-        """Forget all buffers; the maker of the depot removes it from memory."""
+        """Drop all buffers; the process that made the depot removes it from memory."""
         self._free.clear()
         self._free_now = 0
         self._leased.clear()

@@ -195,7 +195,7 @@ def _unique(pairs: list[tuple[str, object]]) -> JsonObject:
 
 
 def _metadata(header: JsonObject) -> JsonObject:
-    """Take the frame's own metadata out of the header, checked."""
+    """Remove the frame's own metadata from the header, and check it."""
     try:
         meta = json.loads(header.pop("__metadata__")["fedloom"], object_pairs_hook=_unique)
         groups, keys, info = meta["groups"], meta["keys"], meta["info"]

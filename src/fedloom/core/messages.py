@@ -210,7 +210,7 @@ class Channel(Protocol):
         """Connect, or connect again."""
 
     def send(self, message: FromAgent) -> None:
-        """Give a message to the server; returns without waiting for it."""
+        """Send a message to the server; returns without waiting for delivery."""
 
     def receive(self, timeout_s: float) -> ToAgent | None:
         """Return the next message of the server, or None after `timeout_s` seconds without one."""

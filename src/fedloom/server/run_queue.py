@@ -141,7 +141,7 @@ class RunQueue:
         return self._folder
 
     def start(self) -> None:
-        """Begin to do runs."""
+        """Start the threads that do runs."""
         with self._changed:
             self._write("update runs set status = 'queued' where status = 'running'")
         for thread in self._threads:

@@ -76,17 +76,17 @@ class Check(Settings):
 
     @property
     def number(self) -> str:
-        """The number's name."""
+        """Return the number's name."""
         return self.of.partition(".")[0]
 
     @property
     def part(self) -> str:
-        """What of the number is bounded: `p_less`, `p_greater`, or nothing for its interval."""
+        """Return what is bounded: `p_less`, `p_greater`, or an empty text for the number's interval."""
         return self.of.partition(".")[2]
 
     @property
     def is_p(self) -> bool:
-        """Whether it bounds a p-value."""
+        """Return whether it bounds a p-value."""
         return self.part != ""
 
     @pydantic.model_validator(mode="after")
@@ -137,7 +137,7 @@ class Claim(Settings):
 
     @property
     def subject(self) -> str:
-        """Whose numbers decide: the arm, or `ARM against ARM`."""
+        """Return whose numbers decide: the arm, or `ARM against ARM`."""
         return self.arm if self.against is None else f"{self.arm} against {self.against}"
 
 

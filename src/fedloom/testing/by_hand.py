@@ -67,7 +67,7 @@ def open_exchange(
     run_acknowledges: bool = False,
     reassign: bool = True,
 ) -> Iterator[OpenExchange]:
-    """Give groups out until the block ends.
+    """Assign groups until the block ends.
 
     Args:
         coordinator: gives them out.

@@ -27,7 +27,7 @@ class ForwardingChannel:
         return self.inner.open(hello)
 
     def send(self, message: FromAgent) -> None:
-        """Give a message to the server."""
+        """Send a message to the server."""
         self.inner.send(message)
 
     def receive(self, timeout_s: float) -> ToAgent | None:

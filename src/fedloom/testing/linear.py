@@ -81,7 +81,7 @@ class Shard:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no example."""
+        """Return whether there are no examples."""
         return not len(self.y)
 
 

@@ -141,7 +141,7 @@ class Experiment(_FurtherSections):
 
     @property
     def weighs_by_examples(self) -> bool:
-        """Whether an update weighs as much as its examples; the only one of its round weighs one, which is exact."""
+        """Return whether updates are weighted by their examples; the only one of a round has weight 1, exactly."""
         return self.round.weighting == "examples" and self.cohort_size > 1
 
     @property

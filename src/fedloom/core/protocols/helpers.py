@@ -58,4 +58,4 @@ class UsesHelpers(Protocol):
     """A workload that uses helpers."""
 
     def use_helpers(self, helpers: Helpers) -> None:
-        """Take the means to start them; called once, before the workload's first job."""
+        """Receive the object that starts them; called once, before the workload's first job."""

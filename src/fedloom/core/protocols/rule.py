@@ -22,7 +22,7 @@ class LocalRule:
     """
 
     def restore(self, state: Record | None) -> None:
-        """Take what `state` returned after this client's last job; None before its first.
+        """Restore the result of `state` after this client's last job; None before its first.
 
         Called first, for evaluation jobs as well.
         """
@@ -32,7 +32,7 @@ class LocalRule:
         return inputs
 
     def begin(self, trained: Sequence[tuple[str, str]], knobs: Info) -> None:
-        """Take the (group, name) of each trained array, in the order of the gradients, before training starts."""
+        """Receive the (group, name) of each trained array, in the order of the gradients, before training starts."""
 
     def adjust_gradients(self, gradients: Tensors, parameters: Tensors, anchor: Tensors, knobs: Info) -> None:
         """Change the gradients in place before a local optimiser step.

@@ -11,7 +11,7 @@ class Sink(Protocol):
     """A receiver of a run's events: files, the terminal, metrics, watchers."""
 
     def write(self, event: Event) -> None:
-        """Take one event."""
+        """Process one event."""
 
     def close(self) -> None:
         """Flush the buffer and close."""

@@ -27,7 +27,7 @@ class CanBeEmpty(Protocol):
 
     @property
     def is_empty(self) -> bool:
-        """Whether it is known to have no example, so that there is nothing to train on."""
+        """Return whether it is known to have no examples to train on."""
 
 
 def is_empty(shard: Shard) -> bool:

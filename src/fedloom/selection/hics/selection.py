@@ -54,7 +54,7 @@ class Hics(Selection[Layers]):
         return Layers(0, nothing, nothing, 0, np.zeros(roster.population, np.bool_))
 
     def extra_report(self, state: Layers) -> ExtraReport:
-        """Have every client of the cohort report the change of its output layer with its update."""
+        """Return the request that every client of the cohort reports the change of its output layer."""
         return ExtraReport(measure="hics", knobs={"array": self._config.array})
 
     def choose(

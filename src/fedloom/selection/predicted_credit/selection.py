@@ -69,7 +69,7 @@ class PredictedCredit(Selection[Memory]):
         return Memory(0, gains, np.zeros(roster.population), never, never)
 
     def extra_report(self, state: Memory) -> ExtraReport:
-        """Have every client of the cohort report its gain with its update."""
+        """Return the request that every client of the cohort reports its gain."""
         if self._config.credit == "error":
             return ExtraReport(measure="predicted_credit")
         return ExtraReport(measure="firing_credit", knobs={"norm": "l1", "layers": "output", "gain": True})
@@ -140,7 +140,7 @@ class PredictedCredit(Selection[Memory]):
         return order[:count]
 
     def _known(self, state: Memory) -> npt.NDArray[np.bool_]:
-        """Whose gain is known and not forgotten, for the round after `state.round`."""
+        """Return which clients' gains are known and recent enough, for the round after `state.round`."""
         if self._config.memory is None:
             return state.reported > 0
         return (state.reported > 0) & (state.round + 1 - state.reported <= self._config.memory)

@@ -43,7 +43,7 @@ class Call(Protocol):
         """End it."""
 
     def add_callback(self, callback: Callable[[], None], /) -> bool:
-        """Have a function called when it has ended; False where it has already."""
+        """Register a function to call at its end; returns False if it has ended."""
 
 
 class OpenCalls:
@@ -149,7 +149,7 @@ class Silence:
         self._thread = threading.Thread(target=self._look, name="fedloom-silence", daemon=True)
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start the thread that checks for silent calls."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -218,6 +218,6 @@ class Threads:
         return {"Fleet": self.fleet, "Control": self.control}.get(service, self.admin)
 
     def shutdown(self) -> None:
-        """Let the threads end with what they are doing."""
+        """Let the threads end after their current calls."""
         for pool in (self.fleet, self.control, self.admin):
             pool.shutdown(wait=False)

@@ -167,7 +167,7 @@ class Registry:
         return member, certificate
 
     def enroll(self, name: str, role: str, certificate: x509.Certificate) -> None:
-        """Put a member in without a token, its older certificates out: the server's own administrator."""
+        """Enrol a member without a token (the server's administrator), and revoke its older certificates."""
         with self._lock:
             self._database.execute(
                 "insert into members (name, role, labels, enrolled, id) values (?, ?, '{}', ?, ?) "
@@ -178,11 +178,11 @@ class Registry:
             self._add_certificate(name, certificate)
 
     def renew(self, shown: str, certificate: x509.Certificate) -> None:
-        """Know a member's fresh certificate; the one it shows ends when the fresh one is first used.
+        """Add a member's new certificate; the first use of it revokes the one shown.
 
         Args:
             shown: fingerprint of the certificate the member shows.
-            certificate: the fresh one.
+            certificate: the new one.
 
         Raises:
             Unauthenticated: the shown one is not admitted (any more).
@@ -191,7 +191,7 @@ class Registry:
             self._add_certificate(self._admit(shown).name, certificate, shown)
 
     def admit(self, fingerprint: str) -> Member:
-        """Whose certificate this is.
+        """Return the member whose certificate this is.
 
         Raises:
             Unauthenticated: the registry does not know it, it is revoked, or its time is over.

@@ -90,7 +90,7 @@ class Reading(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in t
         return self._in_pool(_answers(both, entered, write), call)
 
     def _in_pool(self, handler: Handler, call: str) -> Handler:
-        """Have gRPC take a thread of the call's pool, which it finds at the function."""
+        """Make gRPC take a thread of the call's pool, which it reads from the function."""
         pool, behaviour = self._threads(call), handler.stream_unary or handler.stream_stream
         if pool is not None:
             behaviour.experimental_thread_pool = pool  # type: ignore[union-attr]  # a function's attribute

@@ -72,7 +72,7 @@ HANDSHAKE_S = 5.0
 MAX_CONNECTIONS = 16_384
 """Connections to the members' port at once, where the process may have as many descriptors."""
 SPARE_DESCRIPTORS = 1024
-"""Descriptors kept for everything else, or half of what there is."""
+"""Descriptors reserved for everything else, or half of the limit."""
 MAX_SUBMISSIONS, SUBMISSION_S = 60, 20.0
 """Runs a user may submit in quick succession, and the seconds after which one more may follow."""
 MAX_STREAMS = 256
@@ -154,7 +154,7 @@ class FleetService(FleetServicer):
                 yield chunk
 
     def upload(self, request_iterator: Iterator[bytes], context: grpc.ServicerContext) -> pb.UploadReply:
-        """Take a payload as raw chunks."""
+        """Receive a payload as raw chunks."""
         with answering(context):
             _, node, _ = self._caller(context, "Fleet/Upload")
             limit = self._coordinator.upload_limit(node)
@@ -202,7 +202,7 @@ class FleetService(FleetServicer):
             self._coordinator.detach(node, session, "its connection broke", mailbox)
 
     def _take(self, node: str, session: str, message: pb.FromAgent) -> None:
-        """Take a message; a result that cannot be read is rejected by its key, and the stream lives on."""
+        """Process a message; a result that cannot be read is rejected by its key, and the stream continues."""
         try:
             read = codec.read_from_agent(message, node)
         except BadMessage as exc:
@@ -298,7 +298,7 @@ class ControlService(ControlServicer):
             return control_pb.ListNodesReply(nodes=[control_pb.NodeRow(**row) for row in self._coordinator.rows()])
 
     def _own_run(self, caller: Caller, run_id: str) -> None:
-        """Users look after their own runs, administrators after all."""
+        """Raise `Forbidden` unless the caller submitted the run or is an administrator."""
         if caller.role != "admin" and self._runs.owner(run_id).id != caller.id:
             raise Forbidden(f"run {run_id!r} does not belong to {caller.name!r}; list your runs with `fedloom runs`")
 
@@ -393,7 +393,7 @@ def _limits(max_bytes: int) -> tuple[tuple[str, int], ...]:
 
 
 def _connections() -> tuple[tuple[str, int], ...]:
-    """Limits of the members' port: strangers get no further than the handshake, and have little time for it."""
+    """Return the limits of the members' port: unknown callers get no further than a short handshake."""
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if descriptors == resource.RLIM_INFINITY:
         descriptors = MAX_CONNECTIONS + SPARE_DESCRIPTORS
@@ -406,7 +406,7 @@ def _connections() -> tuple[tuple[str, int], ...]:
 
 
 def raise_descriptor_limit() -> None:
-    """Let this process have as many descriptors as the system permits it: each connection takes one."""
+    """Raise this process's descriptor limit to the maximum: each connection takes one."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

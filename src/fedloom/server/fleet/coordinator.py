@@ -98,7 +98,7 @@ class Coordinator:
     def register(
         self, hello: Hello, locality: str, labels: Mapping[str, str] | None = None, address: str = ""
     ) -> Welcome:
-        """Know a node, or its new session.
+        """Register a node, or its new session.
 
         Args:
             hello: its introduction.
@@ -284,7 +284,7 @@ class Coordinator:
             self._dispatch.prepared(opened, locality, trouble)
 
     def release(self, opened: OpenExchange, indices: Collection[int]) -> None:
-        """Put groups out that were in reserve."""
+        """Release groups of the reserve for assignment."""
         with self._changed:
             self._dispatch.release(opened, indices)
 
@@ -306,7 +306,7 @@ class Coordinator:
             return self._dispatch.holdings(opened)
 
     def ask_another(self, opened: OpenExchange, index: int, after_s: float) -> None:
-        """Have another node do a group, too, whose node has taken `after_s` seconds; the first answer counts."""
+        """Assign a group to another node, too, after `after_s` seconds; the first answer counts."""
         with self._changed:
             self._dispatch.ask_another(opened, index, after_s)
 
@@ -328,7 +328,7 @@ class Coordinator:
                     node.tell(run.spec)
 
     def forget_run(self, run_id: str, *, resumable: bool = False) -> None:
-        """Have agents drop what they cache for a run that is over; of a resumable one they retain clients' states."""
+        """Make agents drop what they cache for a run that is over, except clients' states of a resumable one."""
         with self._changed:
             self._results.forget(run_id)
             self._dispatch.entitlements.forget(run_id)

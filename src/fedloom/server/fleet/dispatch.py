@@ -57,7 +57,7 @@ class Dispatch:
     # Exchanges
 
     def add(self, opened: OpenExchange) -> None:
-        """Put an exchange's groups out."""
+        """Add an exchange, and assign its groups."""
         self._open[opened.name], opened.begun = opened, self._clock.monotonic()
         self.entitlements.learn(opened)
         self.push()
@@ -80,7 +80,7 @@ class Dispatch:
                 node.cancelled[key] = self._clock.monotonic()
 
     def release(self, opened: OpenExchange, indices: Collection[int]) -> None:
-        """Put groups out that were in reserve."""
+        """Release groups of the reserve for assignment."""
         opened.reserve -= set(indices)
         opened.pending.extend(indices)
         self.push()
@@ -198,7 +198,7 @@ class Dispatch:
         )
 
     def ask_another(self, opened: OpenExchange, index: int, after_s: float) -> None:
-        """Have another node do a group, too, whose node has taken `after_s` seconds; the first answer counts."""
+        """Assign a group to another node, too, after `after_s` seconds; the first answer counts."""
         key, now = opened.key(index), self._clock.monotonic()
         for name, node in self._nodes.items():
             if key in node.assigned:
@@ -342,7 +342,7 @@ class Dispatch:
         )
 
     def requeue(self, name: str, reason: str) -> None:
-        """Give a vanished agent's groups to others."""
+        """Reassign the groups of an agent that vanished."""
         self._take_back(name, reason, ())
         self.push()
 
@@ -383,7 +383,7 @@ class Dispatch:
         return True
 
     def _give_up_refused(self, opened: OpenExchange, at_once: Collection[int] = ()) -> None:
-        """Give up on groups that every node they could go to refuses for good, and on those in `at_once`."""
+        """Fail the groups that every eligible node refuses for good, and those in `at_once`."""
         never = {name for name, until in opened.backoff_until.items() if until == math.inf}
         able = set(self._able(opened))
         for index in list(opened.pending):

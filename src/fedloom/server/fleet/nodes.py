@@ -157,7 +157,7 @@ class Node:
         return trouble
 
     def attach(self) -> Mailbox:
-        """Begin a stream, in place of one there may be."""
+        """Open a stream, which replaces an earlier one."""
         if self.mailbox is not None:
             self.mailbox.close()
         self.mailbox, self.seen, self.gone_since = Mailbox(), self.clock.monotonic(), None

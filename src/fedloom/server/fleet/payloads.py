@@ -301,7 +301,7 @@ class PayloadStore:
     def upload(
         self, node: str, sha256: str, size: int, offset: int, chunks: Iterable[bytes], *, limit: int | None = None
     ) -> int:
-        """Take chunks of a frame; returns the bytes received so far. Arguments as `upload_offset`.
+        """Store chunks of a frame; returns the bytes received so far. Arguments as `upload_offset`.
 
         A chunk that would make the frame too long, or a frame with another digest than announced, is refused and
         the upload begins again from nothing.
@@ -370,7 +370,7 @@ class PayloadStore:
             return [self._uploads.pop(key) for key in [key for key in self._uploads if key[0] == node]]
 
     def close(self) -> None:
-        """Give all memory back."""
+        """Release all memory."""
         if self._depot is not None:
             self._depot.close()
 

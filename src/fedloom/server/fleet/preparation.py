@@ -36,7 +36,7 @@ class Preparation:
             self._payloads.prepare(offer, localities)
 
     def soon(self, opened: OpenExchange, offers: Sequence[Offer], locality: str) -> None:
-        """Have a thread prepare offers that a group waits for; returns at once."""
+        """Prepare offers that a group waits for, in a background thread; returns at once."""
         with self._lock:
             if not self._closed:
                 self._threads.submit(self._prepare, opened, offers, locality)

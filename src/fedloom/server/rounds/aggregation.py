@@ -41,7 +41,7 @@ class Aggregation:
         """In cohort order."""
 
     def take(self, answer: Answer) -> list[Unfit]:
-        """Take one group's answer, and aggregate every group whose turn it is; returns those that do not fit.
+        """Add one group's answer, and aggregate every group whose turn it is; returns those that do not fit.
 
         Raises:
             BadUpdate: the sum was changed by one that does not fit, which only an accumulator of a plug-in does.

@@ -32,7 +32,7 @@ class Saver:
         self._error: BaseException | None = None
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Begin to write; `wait` must have been called since the last one."""
+        """Start writing; `wait` must have been called since the last one."""
         self._thread = threading.Thread(target=self._write, args=(checkpoint,), name="fedloom-saver")
         self._thread.start()
 

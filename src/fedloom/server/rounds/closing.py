@@ -66,7 +66,7 @@ class Closing:
         return None if self._end is None else self._end - self._clock.monotonic()
 
     def extend(self) -> tuple[int, ...]:
-        """Begin the deadline anew; returns the groups that have not been answered."""
+        """Restart the deadline; returns the groups that have not been answered."""
         if self._terms.deadline_s is not None:
             self._end = self._clock.monotonic() + self._terms.deadline_s
         return tuple(sorted(self._outstanding))
@@ -166,7 +166,7 @@ class Closing:
         return tuple(job.client for index in indices for job in self._groups[index].jobs)
 
     def _release(self, failed: int) -> list[int]:
-        """Take groups from the reserve with as many clients as failed."""
+        """Release groups of the reserve with as many clients as failed."""
         released: list[int] = []
         while self._reserve and sum(len(self._groups[index].jobs) for index in released) < failed:
             released.append(self._reserve.popleft())

@@ -50,7 +50,7 @@ class Collector:
         self._waiting = Waiting(fleet, stop, resume, notices, LongWaits(run.run_id, outputs.emit, fleet.clock))
 
     def describe(self, run: RunFacts) -> None:
-        """Have later exchanges be those of the run as it is known now."""
+        """Set the run's facts for later exchanges."""
         self._run = run
 
     def collect(self, request: ExchangeRequest) -> Collected:

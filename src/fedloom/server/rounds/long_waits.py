@@ -35,7 +35,7 @@ class LongWaits:
         self._said = False
 
     def look(self, opened: OpenExchange, held: Mapping[int, Holding]) -> None:
-        """Take which node has which group of the exchange, by group, and since when (monotonic seconds)."""
+        """Report unusually long waits, from the nodes of the exchange's groups and since when (monotonic seconds)."""
         now = self._clock.monotonic()
         for index in self._held.keys() - held.keys():
             self._longest_s = max(self._longest_s, now - self._held[index].since)
@@ -52,7 +52,7 @@ class LongWaits:
         self._emit(Notice(run_id=self._run_id, message=text, waits_for=text))
 
     def closed(self) -> None:
-        """Take that the exchange is over."""
+        """Note the end of the exchange."""
         self._held = {}
         self._over()
 

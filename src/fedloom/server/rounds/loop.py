@@ -105,7 +105,7 @@ class Loop:
         return self._progress.round + 1
 
     def _agree_on_data(self) -> None:
-        """Have every node compare its classes, shapes and normalisation with those the initial model was made for."""
+        """Make every node compare its classes, shapes and normalisation with those of the initial model."""
         schema = self.info.data.get("schema")
         if isinstance(schema, dict) and schema:
             self.run = described = self.run.with_data(schema)
@@ -207,6 +207,6 @@ class Loop:
         self._collector.groups.pinned.retain(named)
 
     def _save(self, progress: Progress) -> None:
-        """Begin to write a checkpoint, behind the next round's work."""
+        """Start writing a checkpoint while the next round runs."""
         self._saver.save(progress.checkpoint(self.seconds, self._collector.groups.pinned.arrays()))
         self._saved = progress.round

@@ -91,7 +91,7 @@ class OpenRound:
         self.counts += collected.counts
 
     def add_section(self, feature: str, values: Info) -> None:
-        """Give a feature its section of the round's record, JSON.
+        """Add a feature's section to the round's record, JSON.
 
         Raises:
             ValueError: another one has this name already.

@@ -32,7 +32,7 @@ class PinLedger:
                 self._clients.setdefault(record.sha256, set()).add(job.client)
 
     def retain(self, digests: Collection[str]) -> None:
-        """Forget records that will not be used again."""
+        """Drop records that will not be used again."""
         self._clients = {sha256: clients for sha256, clients in self._clients.items() if sha256 in digests}
 
     def arrays(self) -> dict[str, Array]:

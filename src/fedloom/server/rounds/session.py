@@ -108,7 +108,7 @@ def _started(experiment: Experiment, loop: Loop, place: RuntimeInfo, first_round
 
 @contextlib.contextmanager
 def _as_ours(loop: Loop) -> Iterator[None]:
-    """Give Ctrl-C and unforeseen errors a place in the catalogue."""
+    """Map Ctrl-C and unexpected errors to errors of the catalogue."""
     try:
         yield
     except FedloomError:

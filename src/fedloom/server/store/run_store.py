@@ -137,7 +137,7 @@ class RunStore(Protocol):
         """Return a client's newest state from before (round, exchange)."""
 
     def prune_clients(self, round: int) -> None:
-        """Forget what no resume from `round` on can need."""
+        """Delete states that no resume from `round` on can need."""
 
     def save_model(self, arrays: Arrays) -> None:
         """Store the final arrays."""

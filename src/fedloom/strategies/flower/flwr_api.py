@@ -158,7 +158,7 @@ def quiet() -> Iterator[None]:
 
 
 def _identify() -> None:
-    """Give the process the identity that newer versions require before they make a message.
+    """Set the process identity that newer versions require before they make a message.
 
     It is global in flwr, so an existing one (fedloom's code inside a Flower app) is left unchanged.
     """

@@ -63,7 +63,7 @@ class FlowerStrategy(Strategy[FlowerState, UpdateList]):
     State = FlowerState
 
     def __init__(self, strategy: flwr.Strategy, config: Config, *, hosts_app: bool) -> None:
-        """Take over a strategy object.
+        """Wrap a strategy object.
 
         Args:
             strategy: the object; it must not be used elsewhere from here on.

@@ -109,7 +109,7 @@ class Session:
         self._run()
 
     def answer(self, updates: Sequence[tuple[int, Update]]) -> None:
-        """Give the app the replies to `batch`, and run it until it waits again or returns."""
+        """Pass the replies to `batch` to the app, and run it until it waits again or returns."""
         self._answer = updates
         self._run()
 

@@ -38,7 +38,7 @@ class Config(PluginSettings):
 
 
 def _place(key: str, value: object) -> str:
-    """Where a moved setting is now."""
+    """Return the new place of a moved setting."""
     if key == "select":
         return f"cohort = {value} for the clients that are averaged, and selection.candidates for those that train"
     return f"selection.{key} = {value!r}"

@@ -101,7 +101,7 @@ class Adapted:
         return {group: {name: as_array(t.cpu()) for name, t in named.items()} for group, named in groups.items()}
 
     def end(self) -> None:
-        """Give the model its own memory back, its adapters taken off; its values are those of the base."""
+        """Restore the model's own memory and remove its adapters; its values are those of the base."""
         if self._attached is not None:
             self._attached.detach()
             self._attached = None

@@ -60,7 +60,7 @@ class LoraLayer(nn.Module):
 def attach(
     model: nn.Module, targets: Sequence[str], *, rank_max: int, scale: float
 ) -> tuple[dict[str, LoraLayer], Callable[[], None]]:
-    """Put an adapter on every module the patterns mean. Values start at zero.
+    """Attach an adapter to every module that matches a pattern. Values start at zero.
 
     Returns:
         The adapters by module name, and a function that takes them off again.
@@ -75,7 +75,7 @@ def attach(
 def attach_to(
     model: nn.Module, names: Sequence[str], *, rank_max: int, scale: float, gated: bool = False
 ) -> tuple[dict[str, LoraLayer], Callable[[], None]]:
-    """Put an adapter on each of these modules; see `attach`."""
+    """Attach an adapter to each of these modules; see `attach`."""
     layers, handles = {}, list[RemovableHandle]()
     for name in names:
         module = model.get_submodule(name)

@@ -28,7 +28,7 @@ class RowShard:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no row."""
+        """Return whether there are no rows."""
         return not len(self.rows)
 
     @classmethod

@@ -39,7 +39,7 @@ class RateTrace:
         return cls(steps, min(by_epoch, max(1, steps // 2)), time_steps)
 
     def add(self, step: int, spikes: Sequence[tuple[str, Array]], examples: int) -> None:
-        """Take in a step: its number from 0, and for each layer its spikes by neuron, summed."""
+        """Add a step: its number from 0, and for each layer its spikes by neuron, summed."""
         for part, inside in ((FIRST, step < self.window), (LAST, step >= self.steps - self.window)):
             if not inside:
                 continue

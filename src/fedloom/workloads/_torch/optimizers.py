@@ -21,7 +21,7 @@ class Optimizer(Protocol):
     """Step size: the settings', unless a schedule changes it."""
 
     def reset(self) -> None:
-        """Forget everything: a new client begins."""
+        """Reset all state: a new client begins."""
 
     def step(self, gradients: list[Tensor]) -> None:
         """Move the parameters; the gradients may be changed."""

@@ -40,12 +40,12 @@ class ScheduleSettings(Settings):
 
     @property
     def varies(self) -> bool:
-        """Whether any factor is not 1."""
+        """Return whether any factor is not 1."""
         return self.shape != "constant" or self.warmup > 0
 
     @property
     def needs_total(self) -> bool:
-        """Whether a factor depends on how many places there are."""
+        """Return whether a factor depends on the schedule's length."""
         return self.shape != "constant"
 
     def factor(self, place: int, places: int) -> float:
@@ -144,17 +144,17 @@ class TrainingSettings(Settings):
 
     @property
     def rounds_needed_by(self) -> str:
-        """The setting that depends on the number of rounds, with its value; empty if none does."""
+        """Return the setting that depends on the number of rounds, with its value; empty if none does."""
         schedule = self.round_schedule
         return f"workload.training.round_schedule.shape = {schedule.shape!r}" if schedule.needs_total else ""
 
     @property
     def is_plain(self) -> bool:
-        """Whether a client's training is nothing but equal steps: what programs of whole groups can do."""
+        """Return whether a client's training consists of equal steps only, as group programs require."""
         varies = self.round_schedule.varies or self.step_schedule.varies or self.steps is not None
         return not (varies or self.early_stopping or self.changes_loss or self.precision != "float32")
 
     @property
     def changes_loss(self) -> bool:
-        """Whether the settings change the loss, which must then be cross-entropy."""
+        """Return whether the settings change the loss, which must then be cross-entropy."""
         return bool(self.class_weights) or self.label_smoothing > 0

@@ -25,7 +25,7 @@ class Stopper:
         self._kept: list[Tensor] = []
 
     def stops(self, loss: float) -> bool:
-        """Take in an epoch's loss; returns whether it was the last one."""
+        """Add an epoch's loss; returns whether it was the last epoch."""
         if loss < self._best - self._settings.min_gain or not self._kept:
             self._best, self._since = loss, 0
             self._kept = [tensor.clone() for tensor in self._tensors]

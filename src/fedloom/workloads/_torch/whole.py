@@ -28,7 +28,7 @@ class Federated(Protocol):
 
     @property
     def tensors(self) -> Sequence[Tensor]:
-        """All that training changes: parameters, and buffers such as batch normalisation's statistics."""
+        """Return all that training changes: parameters, and buffers such as batch normalisation's statistics."""
 
     def load(self, inputs: Mapping[str, Record]) -> None:
         """Set the model to the global one.

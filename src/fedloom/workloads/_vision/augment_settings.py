@@ -23,5 +23,5 @@ class AugmentSettings(Settings):
 
     @property
     def changes(self) -> bool:
-        """Whether any image is changed."""
+        """Return whether any image is changed."""
         return self.flip or self.crop > 0 or self.erase > 0

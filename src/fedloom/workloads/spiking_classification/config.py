@@ -61,7 +61,7 @@ class Config(TorchConfig):
 
     @property
     def _is_plain(self) -> bool:
-        """Whether all clients train in equal steps on the same images: what the batched program can do."""
+        """Return whether all clients train in equal steps on the same images, as the batched program requires."""
         return self.training.is_plain and not self.augment.changes
 
     @property

@@ -50,7 +50,7 @@ class ProbePhase(RoundPhase):
         self._plan(round)
 
     def _choose(self, round: OpenRound, rng: np.random.Generator, reports: Sequence[ClientReport] = ()) -> None:
-        """Have the selection choose the cohort, which may be empty."""
+        """Choose the cohort with the selection; it may be empty."""
         size = self._parts.experiment.num_drawn
         chosen = self._parts.selection.choose(round.selection_state, round.roster, size, rng, reports)
         round.context = replace(round.context, cohort=check_clients(round, self._name, "choose", chosen))

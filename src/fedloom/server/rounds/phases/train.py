@@ -70,7 +70,7 @@ class TrainPhase(RoundPhase):
         return collected.total
 
     def _step(self, round: OpenRound, total: Accumulator) -> Exchange | None:
-        """Take the strategy's step after an exchange; returns the next one, None when the round is over."""
+        """Finish an exchange with the strategy; returns the next one, None when the round is over."""
         begin = self._parts.monotonic()
         step = self._finish(round, total)
         round.counts += RoundCounts(aggregation_s=self._parts.monotonic() - begin)

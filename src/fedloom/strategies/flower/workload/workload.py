@@ -67,7 +67,7 @@ class FlowerWorkload:
         rng: np.random.Generator,
         state: Record | None = None,
     ) -> Update:
-        """Give the job's message to the app; a strategy's rule has no steps to adjust there."""
+        """Pass the job's message to the app; a strategy's rule has no steps to adjust there."""
         return self._message(job, inputs, state, rng)
 
     def evaluate(self, inputs: Mapping[str, Record], shard: AppShard, state: Record | None = None) -> Metrics:
@@ -81,7 +81,7 @@ class FlowerWorkload:
     def _message(
         self, job: Job, inputs: Mapping[str, Record], state: Record | None, rng: np.random.Generator
     ) -> Update:
-        """Give the job's message to the app, which does all of the work.
+        """Pass the job's message to the app, which does all of the work.
 
         A job made from a Flower message (knob `flower`) gives that message back, record by record. Any other gets the
         form Flower's own strategies use: record `arrays` with the model, record `config` with the knobs and

@@ -28,7 +28,7 @@ class MovingAverage:
         self.steps = steps
 
     def update(self) -> None:
-        """Take a step's weights in."""
+        """Add a step's weights to the average."""
         keep, weights = min(DECAY, (self.steps + 1) / (self.steps + 10)), self._weights()
         for name, mean in self.arrays.items():
             mean *= np.float32(keep)
