@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fedloom.core.seeds import generator
-from fedloom.workloads._data.cache import cache_folder
+from fedloom.core.user_folders import cache_folder
 from fedloom.workloads._data.settings import FASHION_MNIST
 
 CHOSEN = "FEDLOOM_BENCH_DATA"

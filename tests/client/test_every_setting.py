@@ -12,6 +12,7 @@ from policies import guard
 from pydantic import BaseModel
 
 from fedloom.core import registry
+from fedloom.core.code_names import CodeName
 from fedloom.core.config import plugin_schema
 from fedloom.core.errors import Forbidden, PolicyRefused
 from fedloom.core.kinds import Kind
@@ -145,11 +146,15 @@ def test_values_that_an_app_is_handed_are_free(tmp_path: Path) -> None:
     app.mkdir()
     (app / "client.py").write_text("app = 1\n", encoding="utf-8")
     handed = {"loss_fn": "mse", "path": "/anywhere/else", "a:b": "c:d"}
-    workload = {"name": "flower", "app": "$DATA/app", "clientapp": "client:app", "run_config": handed}
-    own = guard(tmp_path, workloads={"flower": {"data": str(tmp_path)}})
+    workload = {"name": "flower", "app": str(CodeName.of(app)), "clientapp": "client:app", "run_config": handed}
+    own = guard(tmp_path, workloads={"flower": {"data": str(tmp_path)}}, code=[str(app)])
     given = {"rounds": 1, "strategy": "fedavg", "selection": "uniform", "workload": workload}
     passed = own.admit_experiment(given)["workload"]
-    assert passed == {**workload, "app": str(app.resolve())}
+    copy = Path(passed["app"])
+    assert passed == {**workload, "app": str(copy)} and (copy / "client.py").read_bytes() == b"app = 1\n"
+    for path in ("$DATA/app", str(app), "app", "./app"):
+        with pytest.raises(PolicyRefused, match="workload setting app"):
+            own.admit_experiment({**given, "workload": {**workload, "app": path}})
     for component in ("this:app", "os:abort", "client:", "client", "clients:app"):
         for key in ("clientapp", "initial_arrays"):
             with pytest.raises(PolicyRefused, match=f"workload setting {key}"):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from policies import guard
 
+from fedloom.core.code_names import CodeName
 from fedloom.core.errors import Forbidden, PolicyRefused
 from fedloom.server.access.submission import check_submission
 
@@ -73,8 +74,11 @@ def data(tmp_path: Path) -> Path:
 def on_a_node(plugin: str, data: Path, settings: Values, code: tuple[str, ...] = ()) -> object:
     """The workload's settings as the node's guard lets them through."""
     own = guard(data.parent, workloads={plugin: {"data": str(data)}}, code=code)
-    experiment = {"rounds": 1, "strategy": "fedavg", "selection": "uniform", "workload": {"name": plugin, **settings}}
-    return own.admit_experiment(experiment)["workload"]
+    name = str(CodeName.of(Path(plugin)))
+    experiment = {"rounds": 1, "strategy": "fedavg", "selection": "uniform", "workload": {"name": name, **settings}}
+    passed = own.admit_experiment(experiment)["workload"]
+    assert passed.pop("name") == name, "the file's name and digest, and no path"
+    return passed
 
 
 def on_a_server(plugin: str, settings: Values) -> None:
@@ -85,7 +89,7 @@ def on_a_server(plugin: str, settings: Values) -> None:
 @pytest.mark.parametrize("place", PATHS)
 def test_a_node_puts_its_own_folder_in_at_any_depth(plugin: str, data: Path, place: str) -> None:
     passed = on_a_node(plugin, data, PATHS[place]("$DATA/sub/x.bin"))
-    assert passed == {"name": plugin, **PATHS[place](str(data / "sub" / "x.bin"))}
+    assert passed == PATHS[place](str(data / "sub" / "x.bin"))
 
 
 @pytest.mark.parametrize("place", PATHS)
@@ -105,7 +109,7 @@ def test_a_node_follows_no_link_out_of_its_folder(plugin: str, data: Path, tmp_p
         on_a_node(plugin, data, PATHS[place]("$DATA/out/x"))
     with pytest.raises(PolicyRefused, match="only paths below the node's data folder are allowed"):
         on_a_node(plugin, data, PATHS[place](str(data / "out" / "x")))
-    assert on_a_node(plugin, data, PATHS[place]("$DATA/in/x")) == {"name": plugin, **PATHS[place](str(data / "x"))}
+    assert on_a_node(plugin, data, PATHS[place]("$DATA/in/x")) == PATHS[place](str(data / "x"))
 
 
 @pytest.mark.parametrize("place", CODES)
@@ -119,7 +123,7 @@ def test_a_node_takes_no_code_at_any_depth(plugin: str, data: Path, place: str, 
 @pytest.mark.parametrize("place", CODES)
 def test_a_node_takes_code_that_its_owner_lists_at_any_depth(plugin: str, data: Path, place: str) -> None:
     settings = CODES[place]("lab.models:build")
-    assert on_a_node(plugin, data, settings, code=("lab.models",)) == {"name": plugin, **settings}
+    assert on_a_node(plugin, data, settings, code=("lab.models",)) == settings
 
 
 @pytest.mark.parametrize("place", PATHS)
@@ -141,5 +145,5 @@ def test_a_user_names_no_code_at_any_depth(plugin: str, place: str, code: str) -
 
 @pytest.mark.parametrize("settings", [{"word": "plain"}, {"source": {"kind": "word"}}, {}])
 def test_plain_words_pass_both(plugin: str, data: Path, settings: Values) -> None:
-    assert on_a_node(plugin, data, settings) == {"name": plugin, **settings}
+    assert on_a_node(plugin, data, settings) == settings
     on_a_server(plugin, settings)

@@ -12,6 +12,7 @@ from policies import NOON, Fleet, guard
 from support_paths import LINEAR, SUPPORT
 
 from fedloom.client.policy import Policy, Usage
+from fedloom.core.code_names import CodeName
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, DataMissing, PolicyRefused, QuorumNotReached
 from fedloom.core.events import NodeRefused
@@ -71,9 +72,13 @@ class TestNames:
         with pytest.raises(PolicyRefused) as caught:
             guard(tmp_path, **own).admit_experiment(experiment({"name": "mano", "classifier": spec}))
         assert caught.value.kind == "code"
-        allowed = guard(tmp_path, **own, code=["./mine.py"])
-        passed = allowed.admit_experiment(experiment({"name": "mano", "classifier": "./mine.py:build"}))
-        assert passed["workload"]["classifier"] == "./mine.py:build"
+        (tmp_path / "mine.py").write_text("def build(shape, num_labels): ...\n", encoding="utf-8")
+        allowed = guard(tmp_path, **own, code=[str(tmp_path / "mine.py")])
+        code = CodeName.of(tmp_path / "mine.py", "build")
+        passed = allowed.admit_experiment(experiment({"name": "mano", "classifier": str(code)}))
+        copy, _, function = passed["workload"]["classifier"].rpartition(":")
+        assert function == "build" and Path(copy).read_bytes() == (tmp_path / "mine.py").read_bytes()
+        assert Path(copy).name == "mine.py" and Path(copy).parent.name == code.sha256
 
     @pytest.mark.parametrize("part", ["rule", "measure", "accumulator"])
     def test_so_are_names_in_groups(self, tmp_path: Path, part: str) -> None:
@@ -245,7 +250,7 @@ def test_where_every_node_refuses_the_run_fails_and_says_why(tmp_path: Path, lin
     outcome = Fleet(tmp_path, one={}, two={"workloads": {"image_classification": {}}}).run(linear())
     assert isinstance(outcome.error, QuorumNotReached)
     said = [
-        f"  {node}: refused: workload {str(LINEAR)!r} is not allowed here (allowed: {reported})"
+        f"  {node}: refused: workload {str(CodeName.of(LINEAR))!r} is not allowed here (allowed: {reported})"
         for node, reported in (("one", "none"), ("two", "image_classification"))
     ]
     assert sorted(str(outcome.error).splitlines()[1:]) == said

@@ -10,7 +10,7 @@ import pytest
 
 from fedloom.core import user_folders
 from fedloom.core.errors import StorageFull
-from fedloom.core.user_folders import home_or_temporary
+from fedloom.core.user_folders import cache_folder, home_or_temporary
 from fedloom.workloads._data import cache
 
 
@@ -25,11 +25,11 @@ def _places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_home_that_can_be_written_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cache.cache_folder() == tmp_path / "home" / ".cache" / "fedloom"
+    assert cache_folder() == tmp_path / "home" / ".cache" / "fedloom"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache.cache_folder() == tmp_path / "xdg" / "fedloom"
+    assert cache_folder() == tmp_path / "xdg" / "fedloom"
     monkeypatch.setenv("FEDLOOM_CACHE", "/chosen")
-    assert cache.cache_folder() == Path("/chosen")
+    assert cache_folder() == Path("/chosen")
 
 
 @pytest.mark.parametrize("why", ["read-only", "a file", "nobody"])

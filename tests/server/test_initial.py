@@ -11,6 +11,7 @@ import pytest
 from policies import Fleet
 from support_paths import LINEAR
 
+from fedloom.core.code_names import CodeName
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ClientFailed, DataMissing, QuorumNotReached
 from fedloom.core.events import NodeRefused
@@ -131,5 +132,5 @@ class TestNoneCan:
         assert isinstance(outcome.error, QuorumNotReached)
         assert str(outcome.error).splitlines()[1:] == [
             f"  north: stage init: fedloom.core.errors.DataMissing: there is no {tmp_path}/north/weights; create it",
-            f"  east: refused: workload {str(LINEAR)!r} is not allowed here (allowed: none)",
+            f"  east: refused: workload {str(CodeName.of(LINEAR))!r} is not allowed here (allowed: none)",
         ]

@@ -153,17 +153,18 @@ def test_a_folder_that_is_no_package_is_named(linear: Callable[..., Experiment],
         linear(strategy="./none/there")
 
 
-def test_on_a_server_code_has_its_name_and_a_digest(linear: Callable[..., Experiment], tmp_path: Path) -> None:
+def test_on_a_server_a_run_has_its_copy_of_code_too(linear: Callable[..., Experiment], tmp_path: Path) -> None:
     shutil.copy(LINEAR, "allowed.py")
     (tmp_path / "state").mkdir(mode=0o700)
     queue = RunQueue(tmp_path / "state", lambda store, emit, stop: pytest.fail("not started"))
     run_id = queue.submit({**linear(rounds=1).to_dict(), "workload": {"name": "allowed.py"}})
     queue.close()
-    store = DiskRunStore.open(tmp_path / "state/runs" / run_id)
-    assert store.experiment().workload.name == "allowed.py", "the name that nodes' policies allow"
-    (entry,) = json.loads((tmp_path / "state/runs" / run_id / "plugins.json").read_text(encoding="utf-8"))
-    assert entry["sha256"] == hashlib.sha256(Path(LINEAR).read_bytes()).hexdigest() and entry["copy_at"] is None
-    assert store.changed_code() == []
+    run = tmp_path / "state/runs" / run_id
+    store, digest = DiskRunStore.open(run), hashlib.sha256(Path(LINEAR).read_bytes()).hexdigest()
     Path("allowed.py").write_text("", encoding="utf-8")
+    assert store.experiment().workload.name == str(run / "plugins/workload/allowed.py")
+    sent = store.experiment().for_nodes(code_names=True)
+    assert sent["workload"]["name"] == f"allowed.py#sha256={digest}", "nodes get the name and the digest"
+    assert str(tmp_path) not in json.dumps(sent)
     (said,) = store.changed_code()
-    assert said.startswith("workload.name: ") and "is resumed as it is now" in said
+    assert said.startswith("workload.name: ") and "is resumed as it was, from plugins/workload/allowed.py" in said

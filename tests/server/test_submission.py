@@ -80,7 +80,7 @@ def fleet(tmp_path: Path) -> Iterator[Members]:
 def test_a_user_is_refused_and_an_administrator_is_not(fleet: Members) -> None:
     experiment = Experiment.parse({**PLAIN, "workload": LINEAR})
     with ControlClient(fleet.address, identity=fleet.joined("bob", role="user")) as bob:
-        with pytest.raises(Forbidden, match="is not one of the workloads installed on this server"):
+        with pytest.raises(Forbidden, match="is code that users' runs may not use on this server"):
             bob.submit(experiment)
         assert not bob.runs()
         kept = bob.submit(Experiment.parse(PLAIN))

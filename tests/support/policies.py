@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ class Fleet:
             wait_until(
                 lambda: len(nodes := coordinator.nodes()) == len(made) and not any(n.fresh for n in nodes.values())
             )
-            fleet = fleet_access(coordinator, patience_s=10)
+            fleet = replace(fleet_access(coordinator, patience_s=10), code_names=True)
             return run_session(experiment, store, fleet, sinks, stop=threading.Event())
         finally:
             for agent in made:

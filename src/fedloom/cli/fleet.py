@@ -78,7 +78,11 @@ def serve(
     ] = 1,
     allow: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A plug-in, code or path that users' runs may use. May be repeated."),
+        typer.Option(
+            metavar="NAME|FILE|FOLDER",
+            help="Code that users' runs may use: a file or folder (by its content), a module, a setting word by word. "
+            "May be repeated.",
+        ),
     ] = None,
     log: LogForm = "text",
     insecure: Annotated[

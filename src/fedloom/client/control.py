@@ -65,13 +65,19 @@ class ControlClient:
         self, server: str, token: str = "", *, identity: Identity | None = None, timeout_s: float = 10.0
     ) -> None:
         self._server, self._timeout_s = server, timeout_s
+        self._is_admin = identity is None or identity.role == "admin"
         self._metadata = (("fedloom-token", token),) if token else ()
         self._channel = connect(server, identity)
         self._stub = ControlStub(self._channel)
 
     def submit(self, experiment: Experiment) -> str:
-        """Queue an experiment; returns the run's id."""
-        request = pb.SubmitRequest(experiment_json=json.dumps(experiment.to_dict()))
+        """Queue an experiment; returns the run's id.
+
+        Files and folders of code are named by name and SHA-256. An administrator adds their paths, where the server may
+        have files of that content that it does not allow to users. A path that is not on this machine is the server's.
+        """
+        values = experiment.with_code_names(paths=self._is_admin, missing=True)
+        request = pb.SubmitRequest(experiment_json=json.dumps(values))
         return str(self._call(self._stub.Submit, request).run_id)
 
     def runs(self) -> list[RunRow]:

@@ -23,14 +23,16 @@ import pydantic
 from pydantic import Field
 
 from fedloom.client.filters import Filters
+from fedloom.client.node_code import NodeCode
 from fedloom.core import files
 from fedloom.core.accumulators import BUILTIN
+from fedloom.core.code_names import CodeName
 from fedloom.core.config import PluginSettings, Settings, plugin_schema
 from fedloom.core.errors import ConfigError, PolicyRefused
 from fedloom.core.kinds import SECTIONS, Kind
 from fedloom.core.messages import Group
 from fedloom.core.records import Info, JsonObject
-from fedloom.core.registry import PartRef
+from fedloom.core.registry import PartRef, is_path
 from fedloom.core.setting_types import (
     DATA,
     SettingKind,
@@ -104,8 +106,9 @@ class Policy(Settings):
     workloads: dict[str, WorkloadPolicy] = Field(default_factory=dict)
     """Workloads the node runs, by name."""
     code: tuple[str, ...] = ()
-    """Modules and files, besides those installed with fedloom or its plug-ins, that experiments may use as
-    strategies, selections, monitors or a workload's classifier."""
+    """Modules, files and folders, besides what is installed with fedloom or its plug-ins, that experiments may use as
+    strategies, selections, monitors, Flower apps or a workload's classifier. A folder stands for what is in it, too; an
+    entry `PATH#sha256=HEX` allows a file or folder of that content alone."""
     submitters: tuple[str, ...] | None = None
     """Names of members whose runs the node accepts; None for every member that `roles` allows."""
     roles: tuple[Literal["user", "admin"], ...] | None = None
@@ -194,7 +197,12 @@ class Guard:
         private: Sequence[Path] = (),
     ) -> None:
         self.policy, self._usage, self._now = policy, usage, now
-        self._private, self._here = [path.resolve() for path in private], Path.cwd()
+        self._private = [path.resolve() for path in private]
+        started_in = Path.cwd()
+        self._code = NodeCode(policy.code, started_in)
+        self._workload_files = {
+            name: NodeCode([name], started_in) for name in policy.workloads if is_path(name) or CodeName.parse(name)
+        }
         self._hook_said: tuple[float, str] | None = None
 
     def admit_experiment(self, experiment: Info) -> JsonObject:
@@ -209,14 +217,29 @@ class Guard:
                 continue
             self._admit_part(PartRef(kind, _name(given, section), section))
         workload = _name(experiment.get("workload"), "workload")
-        allowed = self.policy.workloads.get(workload)
+        allowed = self.workload_policy(workload)
         if allowed is None:
-            listed = ", ".join(sorted(self.policy.workloads)) or "none"
-            raise PolicyRefused(f"workload {workload!r} is not allowed here (allowed: {listed})", kind="workload")
+            listed = ", ".join(sorted(name.rpartition("/")[2] for name in self.policy.workloads)) or "none"
+            raise PolicyRefused(f"workload {workload[:200]!r} is not allowed here (allowed: {listed})", kind="workload")
         self._admit_cohort(experiment)
         settings = experiment["workload"]
         table = {"name": settings} if isinstance(settings, str) else settings
         return {**experiment, "workload": self._own_settings(workload, table, allowed)}
+
+    def workload_policy(self, name: str) -> WorkloadPolicy | None:
+        """Return the permissions of a workload, by its name or by its file's name and SHA-256; None if it has none.
+
+        Raises:
+            PolicyRefused: a path came with the name.
+        """
+        code = CodeName.parse(name)
+        if code is None:
+            return None if is_path(name) else self.policy.workloads.get(name)
+        for key, file in self._workload_files.items():
+            if file.path_of(code.content) is not None:
+                file.find(code, "workload")
+                return self.policy.workloads[key]
+        return None
 
     def admit_submitter(self, name: str, role: str) -> None:
         """Check whether the node accepts runs of a member; the server names the submitter of a run.
@@ -250,32 +273,36 @@ class Guard:
     def _own_settings(self, workload: str, table: Info, allowed: WorkloadPolicy) -> JsonObject:
         """Return the workload's settings with the node's paths inserted; code and other paths are refused."""
         own: JsonObject = copy.deepcopy(dict(table))
+        apps = list[Path]()
         schema = plugin_schema(Kind.WORKLOAD, workload)
         settings = text_settings(schema, table)
         for setting in sorted(settings, key=lambda each: each.kind is not SettingKind.APP):
             if setting.steps != ("name",):
-                _replace(own, setting.steps, self._own_text(setting, allowed.data, own))
+                text = self._own_text(setting, allowed.data, apps)
+                _replace(own, setting.steps, text)
+                apps += [Path(text)] if setting.kind is SettingKind.APP else []
         _admit_columns(schema, own, allowed)
         return own
 
-    def _own_text(self, setting: TextSetting, data: Path | None, own: Info) -> str:
-        """Return a text of the workload's settings with the node's paths; `own` has the earlier ones."""
-        if setting.kind is SettingKind.APP and setting.value not in self.policy.code:
-            return self._path(setting, data)  # the owner has put it below the data folder
+    def _own_text(self, setting: TextSetting, data: Path | None, apps: Sequence[Path]) -> str:
+        """Return a text of the workload's settings with the node's paths; `apps` are the folders of its Flower apps."""
+        code = CodeName.parse(setting.value) if setting.kind in (SettingKind.APP, SettingKind.CODE) else None
+        if code is not None:
+            path = self._code.find(code, f"workload setting {setting.dotted}")
+            return f"{path}:{code.attribute}" if code.attribute else str(path)
         found = offence(setting)
         if found == "empty":
             raise PolicyRefused(f"workload setting {setting.dotted} is an empty path; write {DATA}/…", kind="data")
         if found == "path":
             return self._path(setting, data)
-        if found == "code" and not self._allows(setting, own):
+        if found == "code" and not self._allows(setting, apps):
             raise PolicyRefused(
                 f"workload setting {setting.dotted} = {setting.value[:80]!r} names code that the node's policy "
-                "does not allow; its owner can list the module or file under `code`",
+                "does not allow; its owner can list the module, file or folder under `code`. Files and folders are "
+                "named by name and SHA-256, as `fedloom submit` sends them",
                 kind="code",
             )
-        file, colon, name = setting.value.rpartition(":")
-        moved = found == "code" and file.endswith(".py") and Path.cwd() != self._here
-        return f"{self._here / file}{colon}{name}" if moved else setting.value
+        return setting.value
 
     def _path(self, setting: TextSetting, data: Path | None) -> str:
         """Return a path below the data folder, and reject the node's own files."""
@@ -286,15 +313,12 @@ class Guard:
             )
         return path
 
-    def _allows(self, setting: TextSetting, own: Info) -> bool:
-        """Return whether the policy lists code, or the app's folder contains it."""
-        if setting.value in self.policy.code and setting.kind is SettingKind.APP:
-            return True
-        place, colon, name = setting.value.rpartition(":")
-        if colon and name and place in self.policy.code:
-            return True
-        app = own.get("app")  # judged before the others
-        return isinstance(app, str) and bool(app) and module_file(setting.value, Path(app).resolve()) is not None
+    def _allows(self, setting: TextSetting, apps: Sequence[Path]) -> bool:
+        """Return whether the policy lists the module of code, or an app's folder contains it."""
+        module, colon, name = setting.value.rpartition(":")
+        if setting.kind is SettingKind.APP or not (colon and name):
+            return False
+        return self._code.lists_module(module) or any(module_file(setting.value, app.resolve()) for app in apps)
 
     def admit_group(self, group: Group) -> None:
         """Check whether the group's plug-ins are allowed, and whether the node may work now.
@@ -322,10 +346,12 @@ class Guard:
 
     def _admit_part(self, ref: PartRef) -> None:
         """Refuse a part that is neither installed here nor allowed as code."""
-        if ref.name not in self.policy.code and not ref.installed:
+        if (code := CodeName.parse(ref.name)) is not None:
+            self._code.find(code, ref.part)
+        elif not self._code.lists_module(ref.name) and not ref.installed:
             raise PolicyRefused(
-                f"{ref.part} {ref.name!r} is neither installed here with fedloom or a plug-in, nor allowed "
-                "as code by the node's policy",
+                f"{ref.part} {ref.name[:80]!r} is neither installed here with fedloom or a plug-in, nor a module that "
+                "the node's policy allows as code. Files are named by name and SHA-256, as `fedloom submit` sends them",
                 kind="code",
             )
 

@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from fedloom.client.client_stores import ClientStore
 from fedloom.client.disclosure import disclosed
 from fedloom.client.helpers import RunHelpers
+from fedloom.client.node_code import NodeCode, located
 from fedloom.client.policy import Guard
 from fedloom.core.config import Experiment
 from fedloom.core.data_schema import check_schema, data_schema
@@ -54,10 +56,12 @@ class Run:
             PolicyRefused: the node's policy does not allow it.
             and what `Experiment.parse` raises, which fails the clients, not the agent.
         """
-        if self._guard is not None:
-            self._guard.admit_submitter(self._spec.submitter_name, self._spec.submitter_role)
         values = self._spec.experiment
-        return Experiment.parse(self._guard.admit_experiment(values) if self._guard is not None else values)
+        if self._guard is None:
+            here = Path.cwd()
+            return Experiment.parse(located(values, NodeCode((str(here),), here, stored_too=True)))
+        self._guard.admit_submitter(self._spec.submitter_name, self._spec.submitter_role)
+        return Experiment.parse(self._guard.admit_experiment(values))
 
     @functools.cached_property
     def workload(self) -> AnyWorkload:
@@ -112,7 +116,7 @@ class Run:
         info = replace(info, data={**info.data, "schema": data_schema(info.data, self._spec.run_id)})
         if self._guard is None:
             return info
-        allowed = self._guard.policy.workloads.get(self.experiment.workload.name)
+        allowed = self._guard.workload_policy(self.experiment.workload.name)
         return disclosed(info, () if allowed is None else allowed.classes, self._spec.run_id)
 
     def filtered(self, update: Update, model: Callable[[], Arrays | None]) -> Update:

@@ -2,7 +2,8 @@
 
 A name is, in this order: a folder or module of this package (`fedavg`, `flora`), an entry point of an installed package
 (group `fedloom.strategies`, …), an importable module (`my_package.my_strategy`), or a path: a Python file
-(`./my_strategy.py`) or a package's folder (`./my_strategy`, with a slash). A folder or an entry point's package may
+(`./my_strategy.py`) or a package's folder (`./my_strategy`, with a slash), or such a file by name and SHA-256
+(`my_strategy.py#sha256=…`, `core.code_names`). A folder or an entry point's package may
 hold plug-ins of other kinds by its own name, each in a sub-package named by its section:
 `fedloom/strategies/mano/workload` is the workload `mano` (`core.plugin_folders`). A
 package holds its parts in files of fixed names, a single module or file contains them all:
@@ -36,6 +37,7 @@ from types import ModuleType
 from typing import Literal, TypeVar
 
 from fedloom.core import plugin_folders
+from fedloom.core.code_names import CodeName, stored
 from fedloom.core.errors import FedloomError, UnknownName
 from fedloom.core.extras import needed_by
 from fedloom.core.kinds import Kind
@@ -65,7 +67,7 @@ class PartRef:
         Raises:
             UnknownName: no such plug-in.
         """
-        if is_path(self.name):
+        if is_path(self.name) or CodeName.parse(self.name) is not None:
             return "file"
         if plugin_folders.bundled_module(self.kind, self.name) is not None:
             return "bundled"
@@ -152,6 +154,9 @@ def summary(kind: str, name: str) -> str:
 
 
 def _home(kind: Kind, name: str) -> ModuleType:
+    if (code := CodeName.parse(name)) is not None:
+        copy = stored(code)
+        return _imported(kind, name, lambda: _from_file(kind, copy), copy)
     if is_path(name):
         return _imported(kind, name, lambda: _from_file(kind, Path(name)), Path(name))
     if (bundled := plugin_folders.bundled_module(kind, name)) is not None:
@@ -169,7 +174,7 @@ def _home(kind: Kind, name: str) -> ModuleType:
 
 def is_path(name: str) -> bool:
     """Return whether a plug-in's name is the path of a Python file or of a package's folder."""
-    return name.endswith(".py") or "/" in name
+    return name.endswith(".py") or ("/" in name and CodeName.parse(name) is None)
 
 
 def _is_dotted(name: str) -> bool:

@@ -29,6 +29,15 @@ def home_or_temporary(variable: str, below_home: str, name: str) -> Path:
     return temporary(lambda: f"{name}-{variable.lower().replace('_', '-')}-{os.geteuid()}")
 
 
+def cache_folder() -> Path:
+    """Return `FEDLOOM_CACHE`, or `~/.cache/fedloom` (below `XDG_CACHE_HOME` where that is set).
+
+    Where that cannot be written, a folder of this user's below the temporary one.
+    """
+    chosen = os.environ.get("FEDLOOM_CACHE")
+    return Path(chosen) if chosen else home_or_temporary("XDG_CACHE_HOME", ".cache", "fedloom")
+
+
 def temporary(name: Callable[[], str]) -> Path:
     """Return a folder below the temporary one that this user alone can enter, made where it is not there.
 

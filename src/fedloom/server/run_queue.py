@@ -150,9 +150,10 @@ class RunQueue:
     def submit(self, values: Info, owner: Owner = Owner()) -> str:
         """Check an experiment, and the server's parts of it, and queue it; returns the run's id."""
         experiment = Experiment.parse(values)
+        experiment.for_nodes(code_names=True)  # whatever nodes have to find by its digest is here
         check_parts(experiment)
         store = self._create(experiment.name)
-        store.begin(experiment, code_is_elsewhere=True)
+        store.begin(experiment)
         with self._changed:
             self._write(
                 "insert into runs (run_id, name, status, rounds, submitted, owner, owner_id, owner_role) "

@@ -9,6 +9,7 @@ import math
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -17,6 +18,7 @@ from pydantic import Field, SerializeAsAny
 
 from fedloom.core import registry
 from fedloom.core.code_files import CodeFile, code_digest, set_text
+from fedloom.core.code_names import CodeName
 from fedloom.core.config.overrides import text_variants, with_overrides
 from fedloom.core.config.sections import (
     INCIDENTAL,
@@ -195,8 +197,12 @@ class Experiment(_FurtherSections):
                 set_text(moved[each.section], each.steps, f"{beside}{each.rest}")
         return self.parse(moved) if moved != self.to_dict() else self
 
-    def code_files(self) -> Iterator[CodeFile]:
-        """Yield the files and folders of code that plug-ins' names and settings of the kind `CODE` refer to."""
+    def code_files(self, *, apps: bool = False) -> Iterator[CodeFile]:
+        """Yield the files and folders of code that plug-ins' names and settings of the kind `CODE` refer to.
+
+        Args:
+            apps: yield the folders of Flower apps, too.
+        """
         for section in SECTIONS:
             settings = self.__dict__[section]
             if settings is None:
@@ -207,6 +213,8 @@ class Experiment(_FurtherSections):
                     yield CodeFile(section, text.steps, text.value, "")
                 elif text.kind is SettingKind.CODE and place.endswith(".py"):
                     yield CodeFile(section, text.steps, place, colon + attribute)
+                elif apps and text.kind is SettingKind.APP and CodeName.parse(text.value) is None:
+                    yield CodeFile(section, text.steps, text.value, "")
 
     @classmethod
     def _overridden(cls, values: Info, overrides: Sequence[str]) -> Experiment:
@@ -227,9 +235,41 @@ class Experiment(_FurtherSections):
         """Return the resolved experiment, defaults included; `parse` reads it. Settings that are None are omitted."""
         return self.model_dump(mode="json", exclude_none=True)
 
-    def for_nodes(self) -> JsonObject:
-        """Return the resolved experiment as sent to nodes: without settings marked as server-only."""
+    def with_code_names(self, *, paths: bool = False, missing: bool = False) -> JsonObject:
+        """Return the resolved experiment with files and folders of code by name and SHA-256, as other machines read it.
+
+        Args:
+            paths: add the path, for a server that takes its own file there from an administrator.
+            missing: leave paths as they are where there is no such file here; else they are errors.
+
+        Raises:
+            ConfigError: there is no such file or folder here, or it cannot be read.
+        """
         values = self.to_dict()
+        for each in self.code_files(apps=True):
+            path = Path(each.path).expanduser().absolute()
+            if missing and not path.exists():
+                continue
+            try:
+                code = CodeName.of(path, each.rest.removeprefix(":"))
+            except OSError as exc:
+                raise ConfigError(
+                    f"{each.dotted} = {each.path!r}: cannot be read ({exc.strerror}). Other machines find code by name "
+                    "and SHA-256, so it has to be here, too"
+                ) from exc
+            set_text(values[each.section], each.steps, str(replace(code, path=str(path)) if paths else code))
+        return values
+
+    def for_nodes(self, *, code_names: bool = False) -> JsonObject:
+        """Return the resolved experiment as sent to nodes: without settings marked as server-only.
+
+        Args:
+            code_names: name code by name and SHA-256 instead of paths, as for nodes on other machines.
+
+        Raises:
+            ConfigError: code has no copy here whose digest could be told.
+        """
+        values = self.with_code_names() if code_names else self.to_dict()
         for section in server_only_fields(Experiment):
             values.pop(section, None)
         for section in SECTIONS:

@@ -48,6 +48,7 @@ from fedloom.server.access.gate import Caller, Gate, MemberGate, TokenGate, meta
 from fedloom.server.access.request_parsing import Reading
 from fedloom.server.access.status import answering
 from fedloom.server.access.submission import check_submission
+from fedloom.server.access.submitted_code import with_own_code
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.fleet.nodes import Mailbox
 from fedloom.server.run_queue import Owner, RunQueue
@@ -257,8 +258,10 @@ class ControlService(ControlServicer):
                 raise BadMessage(f"submit: the experiment is not JSON: {exc}") from exc
             if not isinstance(values, dict):
                 raise BadMessage(f"submit: expected the experiment as a JSON object, got a {type(values).__name__}")
-            if caller.role != "admin":
-                check_submission(values, self._allowed)
+            is_admin = caller.role == "admin"
+            values, own_code = with_own_code(values, self._allowed, any_path=is_admin)
+            if not is_admin:
+                check_submission(values, own_code.union(self._allowed))
                 self._submissions.enter(caller.name)
             run_id = self._runs.submit(values, Owner(caller.id, caller.name, caller.role if caller.id else ""))
             self._audit.record("submitted", caller.name, context.peer(), run=run_id)

@@ -54,6 +54,8 @@ class OpenExchange:
     def __init__(self, planned: PlannedExchange, labels: Mapping[str, str] | None = None) -> None:
         self.run, self.round, self.exchange = planned.run.spec, planned.round, planned.index
         self.spec, self.groups = planned.exchange, planned.groups
+        self.accumulator, self.rules, self.measure = _part_names(planned)
+        """Names of the exchange's parts as nodes get them."""
         self.max_attempts = planned.run.max_attempts
         groups, reserve, answered = planned.groups, planned.reserve, planned.answered
         out = [index for index in range(len(groups)) if index not in reserve and index not in answered]
@@ -176,3 +178,9 @@ class OpenExchange:
     def key(self, index: int) -> GroupKey:
         """Return the key of one of its groups."""
         return GroupKey(self.run.run_id, self.round, self.exchange, index)
+
+
+def _part_names(planned: PlannedExchange) -> tuple[str, tuple[str, ...], str | None]:
+    exchange, on_wire = planned.exchange, planned.run.on_wire
+    rules = tuple(map(on_wire, exchange.rules))
+    return on_wire(exchange.accumulator), rules, None if exchange.measure is None else on_wire(exchange.measure)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import NamedTuple
 
+from fedloom.core.code_names import CodeName
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadMessage
 from fedloom.core.messages import GroupResult, RunSpec
 from fedloom.core.records import ClientFailure, Exchange, Info, Job, Record
+from fedloom.core.registry import is_path
 from fedloom.server.fleet.vetting import SumTerms, Vet
 
 
@@ -31,6 +34,12 @@ class RunFacts:
     """Whether the server stores clients' states; False if each stays on its node."""
     by_examples: bool = True
     """Whether the update of a client that trains weighs as much as its examples."""
+    code_names: bool = False
+    """Whether nodes get code that is a file by name and SHA-256, and not by its path here."""
+
+    def on_wire(self, part: str) -> str:
+        """Return how nodes get the name of a plug-in's part."""
+        return str(CodeName.of(Path(part))) if self.code_names and is_path(part) else part
 
     def fits(self, labels: Mapping[str, str]) -> bool:
         """Return whether a node with these labels serves the run."""
@@ -46,17 +55,34 @@ class RunFacts:
         return replace(self, spec=replace(self.spec, data=schema))
 
     @classmethod
-    def of(cls, run_id: str, experiment: Experiment, submitter: tuple[str, str] = ("", "")) -> RunFacts:
-        """Return the facts of an experiment's run, and the name and role of its submitter."""
+    def of(
+        cls,
+        run_id: str,
+        experiment: Experiment,
+        submitter: tuple[str, str] = ("", ""),
+        *,
+        code_names: bool = False,
+    ) -> RunFacts:
+        """Return the facts of an experiment's run, and the name and role of its submitter.
+
+        Raises:
+            ConfigError: code that nodes are to find by its digest is not here.
+        """
         name, role = submitter
         return cls(
-            spec=RunSpec(run_id=run_id, experiment=experiment.for_nodes(), submitter_name=name, submitter_role=role),
+            spec=RunSpec(
+                run_id=run_id,
+                experiment=experiment.for_nodes(code_names=code_names),
+                submitter_name=name,
+                submitter_role=role,
+            ),
             labels=experiment.fleet.labels,
             max_attempts=experiment.round.max_attempts,
             group_size=experiment.group_size,
             min_nodes=experiment.fleet.min_nodes,
             keeps_states=experiment.round.state_home == "server",
             by_examples=experiment.weighs_by_examples,
+            code_names=code_names,
         )
 
 

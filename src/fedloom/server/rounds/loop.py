@@ -46,7 +46,7 @@ class Loop:
     ) -> None:
         self._experiment, self._fleet, self._outputs = experiment, fleet, outputs
         self._store, self._clock = outputs.store, fleet.clock
-        self.run = RunFacts.of(outputs.store.run_id, experiment, fleet.submitter)
+        self.run = RunFacts.of(outputs.store.run_id, experiment, fleet.submitter, code_names=fleet.code_names)
         self._collector = Collector(self.run, fleet, outputs, stop or threading.Event())
         self._parts = RunParts(
             run_id=self.run.run_id,

@@ -34,11 +34,10 @@ from fedloom.core.run_files import (
     SUMMARY,
     WORKLOAD,
 )
-from fedloom.core.toml_files import read_toml
 from fedloom.server.store.claim import claimed
 from fedloom.server.store.files import full_disk, write, write_frame
 from fedloom.server.store.pinned_files import PinnedFiles
-from fedloom.server.store.plugin_copies import changed_code, keep_code, kept_code, portable
+from fedloom.server.store.plugin_copies import changed_code, keep_code, portable
 from fedloom.server.store.run_store import Checkpoint, event_json
 
 _CHECKPOINT = re.compile(r"round-(\d{6,})\.([0-9a-f]{32})\.safetensors")
@@ -89,15 +88,10 @@ class DiskRunStore:
     def claimed(self) -> AbstractContextManager[None]:
         return claimed(self._folder)
 
-    def begin(self, experiment: Experiment, *, code_is_elsewhere: bool = False) -> None:
-        """Write the experiment down, and copy the code it refers to by path.
-
-        Args:
-            experiment: the run's.
-            code_is_elsewhere: copy nothing, as nodes find code by its name in the experiment.
-        """
+    def begin(self, experiment: Experiment) -> None:
+        """Write the experiment down, and copy the code it refers to by path."""
         write(self._folder / RUN, json.dumps({"run_id": self.run_id}))
-        values = keep_code(self._folder, experiment, copies=not code_is_elsewhere)
+        values = keep_code(self._folder, experiment)
         write(self._folder / EXPERIMENT, tomli_w.dumps(values))
 
     def change_experiment(self, experiment: Experiment) -> None:
@@ -105,9 +99,7 @@ class DiskRunStore:
         write(self._folder / EXPERIMENT, tomli_w.dumps(portable(self._folder, experiment)))
 
     def experiment(self) -> Experiment:
-        path = self._folder / EXPERIMENT
-        by_name = any(each.copy_at is None for each in kept_code(self._folder))
-        return Experiment.parse(read_toml(path)) if by_name else Experiment.load(path)
+        return Experiment.load(self._folder / EXPERIMENT)
 
     def changed_code(self) -> list[str]:
         return list(changed_code(self._folder))

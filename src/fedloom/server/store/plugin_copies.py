@@ -29,18 +29,16 @@ class PluginCopy(pydantic.BaseModel):
     from_run: str
     """Its path relative to the run's folder, by which it is found after both have moved together."""
     sha256: str
-    copy_at: str | None
-    """Path of the copy, relative to the run's folder; None if nodes find the code themselves, by its name."""
+    copy_at: str
+    """Path of the copy, relative to the run's folder."""
 
 
-def keep_code(folder: Path, experiment: Experiment, *, copies: bool) -> JsonObject:
-    """Write down which code a run uses; return the experiment's values, which with copies refer to those.
+def keep_code(folder: Path, experiment: Experiment) -> JsonObject:
+    """Copy the code a run uses and write down which it is; return the experiment's values, which refer to the copies.
 
     Args:
         folder: the run's.
         experiment: as it was loaded; relative paths start at the working directory.
-        copies: copy the code into the run's folder. False if other machines find it by name: only its SHA-256
-            is recorded.
 
     Raises:
         StorageFull: there is no room for the copies.
@@ -52,16 +50,15 @@ def keep_code(folder: Path, experiment: Experiment, *, copies: bool) -> JsonObje
         source = Path(each.path).expanduser().resolve()
         if not source.exists():
             continue  # code for clients alone, which may have it elsewhere
-        if copies and source not in there:
+        if source not in there:
             there[source] = _copy(folder, each.section if each.steps == ("name",) else each.dotted, source)
-        if copies:
-            set_text(values[each.section], each.steps, f"./{there[source]}{each.rest}")
+        set_text(values[each.section], each.steps, f"./{there[source]}{each.rest}")
         entry = PluginCopy(
             setting=each.dotted,
             source=str(source),
             from_run=os.path.relpath(source, folder.resolve()),
-            sha256=code_digest(folder / there[source] if copies else source),
-            copy_at=there.get(source),
+            sha256=code_digest(folder / there[source]),
+            copy_at=there[source],
         )
         listed.append(entry.model_dump())
     if listed:
@@ -97,13 +94,12 @@ def kept_code(folder: Path) -> list[PluginCopy]:
 def changed_code(folder: Path) -> Iterator[str]:
     """Yield a sentence for each file or folder of code that has changed since the run began, with both digests."""
     for each in kept_code(folder):
-        if each.copy_at is not None:
-            now = _digest(folder / each.copy_at)
-            if now is not None and now != each.sha256:
-                yield (
-                    f"{each.setting}: the run's copy {folder / each.copy_at} was changed after the run began: SHA-256 "
-                    f"{each.sha256} then, {now} now. The changed copy is resumed"
-                )
+        now = _digest(folder / each.copy_at)
+        if now is not None and now != each.sha256:
+            yield (
+                f"{each.setting}: the run's copy {folder / each.copy_at} was changed after the run began: SHA-256 "
+                f"{each.sha256} then, {now} now. The changed copy is resumed"
+            )
         for place in (folder / each.from_run, Path(each.source)):
             now = _digest(place)
             if now is not None:
@@ -113,10 +109,9 @@ def changed_code(folder: Path) -> Iterator[str]:
 
 
 def _words(each: PluginCopy, place: Path, now: str) -> str:
-    resumed = "is resumed as it is now" if each.copy_at is None else f"is resumed as it was, from {each.copy_at}"
     return (
         f"{each.setting}: {place} has changed since the run began: SHA-256 {each.sha256} then, {now} now. The run "
-        f"{resumed}; to use other code, start a new run"
+        f"is resumed as it was, from {each.copy_at}; to use other code, start a new run"
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 
 from fedloom.core.errors import ConfigError, UnsupportedFeature
+from fedloom.core.plugin_folders import module_spec, package_paths
 from fedloom.core.records import Info
 from fedloom.core.setting_types import module_file
 from fedloom.core.text import dotted
@@ -68,21 +69,23 @@ def read_manifest(folder: Path) -> Manifest:
 def load_component(folder: Path, component: str, key: str) -> object:
     """Import `module:object` from an app's folder, which is put first on the module search path.
 
-    The module must lie in the folder, and so must the code of what is loaded: an app's component is the app's own. A
-    process holds one app at a time: the modules of another app's folder are forgotten. torch, where it is
+    What is loaded is the app's own: its module lies in the folder, and so does the code of what is loaded. A module
+    that is not there may be an installed one, which server and node allow by name; what is loaded is then of its
+    package. A process holds one app at a time: the modules of another app's folder are forgotten. torch, where it is
     installed, is loaded with the app, so that its generator is seeded even if the app imports it late.
 
     Raises:
         ConfigError: the folder, the module or the object is not there, the import error itself being the cause; or it
-            is not the app's own.
+            is not the app's own, nor the named module's.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{key}: folder {str(folder)!r} not found; every machine of the run needs it at this path")
+        raise ConfigError(f"{key}: folder {str(folder)!r} not found; every machine of the run needs its copy")
     module_name, colon, attribute = component.partition(":")
     if not colon:
         raise ConfigError(f'{key}: expected "module:object", got {component!r}')
-    if module_file(component, folder.resolve()) is None:
-        raise ConfigError(f"{key} = {component!r}: expected a module in the app's folder {str(folder)!r}")
+    home = folder.resolve()
+    if module_file(component, home) is None:
+        home = _installed_home(component, key, folder)
     _put_on_path(folder.resolve())
     if importlib.util.find_spec("torch") is not None:
         importlib.import_module("torch")
@@ -97,9 +100,26 @@ def load_component(folder: Path, component: str, key: str) -> object:
             "app needs installed here?"
         ) from exc
     for part in (module, found):
-        if not _is_inside(part, folder.resolve()):
+        if not _is_inside(part, home):
             raise ConfigError(f"{key} = {component!r}: that is not the app's own, but of {_home_of(part)!r}")
     return found
+
+
+def _installed_home(component: str, key: str, folder: Path) -> Path:
+    """Return the folder of the package, or the file, of a module outside the app's folder; imports nothing.
+
+    Raises:
+        ConfigError: there is none, it is a part of Python, or the app's folder has another of the same top-level name.
+    """
+    module = component.partition(":")[0]
+    top = module.partition(".")[0]
+    spec = module_spec(module) if module and top not in sys.stdlib_module_names else None
+    if spec is None or spec.origin is None or any((folder / name).exists() for name in (top, f"{top}.py")):
+        raise ConfigError(
+            f"{key} = {component!r}: expected a module in the app's folder {str(folder)!r}, or an installed one"
+        )
+    packages = package_paths(top)
+    return Path(packages[0] if packages else spec.origin).resolve()
 
 
 def _home_of(part: object) -> str:

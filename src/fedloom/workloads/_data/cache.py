@@ -22,21 +22,12 @@ import numpy as np
 
 from fedloom.core.errors import StorageFull
 from fedloom.core.records import Array, Info, JsonObject
-from fedloom.core.user_folders import home_or_temporary
+from fedloom.core.user_folders import cache_folder
 
 _MANIFEST = "entry.json"
 _CHUNK = 1 << 20
 _NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 """What keeps an entry from being written that another folder may not have."""
-
-
-def cache_folder() -> Path:
-    """`FEDLOOM_CACHE`, or `~/.cache/fedloom` (below `XDG_CACHE_HOME` where that is set).
-
-    Where that cannot be written, a folder of this user's below the temporary one.
-    """
-    chosen = os.environ.get("FEDLOOM_CACHE")
-    return Path(chosen) if chosen else home_or_temporary("XDG_CACHE_HOME", ".cache", "fedloom")
 
 
 def digest_of(values: object) -> str:

@@ -14,7 +14,7 @@ class Config(PluginSettings):
 
     name: str = "flower"
     app: AppFolder
-    """Folder of the app; on every machine that runs its clients, at this path."""
+    """Folder of the app. A node finds its own copy by the folder's name and SHA-256, where its policy lists it."""
     clientapp: CodeRef
     """The component, `module:object`, as `[tool.flwr.app.components]` has it."""
     run_config: dict[str, bool | int | float | FreeText] = Field(default_factory=dict)
