@@ -18,6 +18,8 @@ from fedloom.proto.v1 import control_pb2 as pb
 from fedloom.proto.v1.control_pb2_grpc import ControlStub
 
 Reply = TypeVar("Reply")
+_SUBMIT_S = 60.0
+"""Seconds to wait for a submission, for which the server imports the plug-ins of the experiment."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +80,7 @@ class ControlClient:
         """
         values = experiment.with_code_names(paths=self._is_admin, missing=True)
         request = pb.SubmitRequest(experiment_json=json.dumps(values))
-        return str(self._call(self._stub.Submit, request).run_id)
+        return str(self._call(self._stub.Submit, request, max(_SUBMIT_S, self._timeout_s)).run_id)
 
     def runs(self) -> list[RunRow]:
         """Return all runs of the server, oldest first."""
@@ -135,9 +137,9 @@ class ControlClient:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _call(self, method: Callable[..., Reply], request: object) -> Reply:
+    def _call(self, method: Callable[..., Reply], request: object, timeout_s: float | None = None) -> Reply:
         try:
-            return method(request, metadata=self._metadata, timeout=self._timeout_s)
+            return method(request, metadata=self._metadata, timeout=timeout_s or self._timeout_s)
         except grpc.RpcError as exc:
             raise self._error(exc) from exc
 
