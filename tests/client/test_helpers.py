@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from support_paths import SUPPORT
 
-from fedloom.client.helper_process import ProcessHelpers
-from fedloom.client.helpers import HelperLimit, InlineHelpers, RunHelpers
+from fedloom.client.helper_processes.inline import InlineHelpers
+from fedloom.client.helper_processes.limit import HelperLimit, RunHelpers
+from fedloom.client.helper_processes.process import ProcessHelpers
 from fedloom.core.errors import ClientFailed, PolicyRefused
 from fedloom.core.protocols import HelperHandle, Helpers
 from fedloom.core.registry import load_file
@@ -107,7 +108,7 @@ class TestProcesses:
     def test_it_ends_with_a_parent_that_is_killed_in_the_middle_of_a_call(self) -> None:
         code = (
             "import sys; from pathlib import Path\n"
-            "from fedloom.client.helper_process import ProcessHelpers\n"
+            "from fedloom.client.helper_processes.process import ProcessHelpers\n"
             "from fedloom.core.registry import load_file\n"
             "helper = ProcessHelpers().start(load_file(Path(sys.argv[1])).Sleeper)\n"
             "print(helper.call('where'), flush=True); helper.call('sleep')\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 from fedloom.client.agent import Agent
 from fedloom.client.enroll import Renewer
 from fedloom.client.grpc_channel import GrpcChannel
-from fedloom.client.helper_process import ProcessHelpers
+from fedloom.client.helper_processes.process import ProcessHelpers
 from fedloom.client.leftovers import Leftovers, adopt_orphans
 from fedloom.client.memory import MemoryLimits
 from fedloom.client.policy import Guard, Policy, Usage, apply_limits

@@ -8,7 +8,7 @@ import time
 from fedloom.client.client_stores import ClientStore, NodeStore, ServerStore, default_folder
 from fedloom.client.group_pass import GroupPass, Pass, PoisonedSum
 from fedloom.client.group_program import GroupProgram
-from fedloom.client.helpers import HelperLimit, RunHelpers
+from fedloom.client.helper_processes.limit import HelperLimit, RunHelpers
 from fedloom.client.input_cache import InputCache, InputsGone
 from fedloom.client.jobs import JobRunner
 from fedloom.client.parked import ParkedUpdates

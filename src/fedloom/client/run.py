@@ -13,7 +13,7 @@ import numpy as np
 
 from fedloom.client.client_stores import ClientStore
 from fedloom.client.disclosure import disclosed
-from fedloom.client.helpers import RunHelpers
+from fedloom.client.helper_processes.limit import RunHelpers
 from fedloom.client.node_code import NodeCode, located
 from fedloom.client.policy import Guard
 from fedloom.core.config import Experiment

@@ -7,19 +7,19 @@ from pathlib import Path
 from fedloom.core.run_files import REPORT
 from fedloom.reporting.page import page, write_page
 from fedloom.reporting.run_folder import RunFolder
+from fedloom.reporting.sections.contributed import contributed
 from fedloom.reporting.sections.costs import nodes, time, traffic
 from fedloom.reporting.sections.failures import failures
 from fedloom.reporting.sections.heading import heading
 from fedloom.reporting.sections.learning import learning
 from fedloom.reporting.sections.origin import data, reproduction, settings
-from fedloom.reporting.sections.own import own
 from fedloom.reporting.sections.participation import participation
 from fedloom.reporting.sections.partition import partition
 
 _SECTIONS = (
     heading,
     learning,
-    own,
+    contributed,
     participation,
     partition,
     traffic,

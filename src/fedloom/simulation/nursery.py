@@ -84,7 +84,7 @@ def _fork(spec: dict[str, str]) -> int:
         if os.getppid() != parent:
             os._exit(1)
         os.dup2(2, 1)  # what clients print goes to people, not into the protocol
-        from fedloom.client.helper_process import ProcessHelpers
+        from fedloom.client.helper_processes.process import ProcessHelpers
         from fedloom.simulation.worker import work
 
         work(spec["node"], spec["address"], spec["token"], ProcessHelpers())

@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from fedloom.client.helper_factory import ONE_CORE, FactoryRef
+from fedloom.client.helper_processes.factory import ONE_CORE, FactoryRef
 from fedloom.core.errors import ClientFailed, NoCapacity
 from fedloom.core.protocols import HelperHandle, Resources
 from fedloom.simulation.workers import worker_environment

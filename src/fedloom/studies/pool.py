@@ -16,8 +16,8 @@ from typing import IO
 
 from fedloom.core.records import JsonObject
 from fedloom.simulation.workers import worker_environment
-from fedloom.studies.beside import to_message
 from fedloom.studies.grid import Planned
+from fedloom.studies.static_tests import to_message
 
 _STOP_S = 60.0
 """Seconds a worker has to save its run when the study is stopped."""

@@ -17,13 +17,13 @@ from fedloom.reporting.page import write_page
 from fedloom.reporting.run_folder import RunFolder
 from fedloom.reporting.study_part import Measured, NumberColumn
 from fedloom.studies import statistics
-from fedloom.studies.beside import read_tests
 from fedloom.studies.claims import Verdict, judge
 from fedloom.studies.definition import Definition
 from fedloom.studies.grid import Planned
 from fedloom.studies.measures import COSTS, measure
 from fedloom.studies.parts import StudyParts
 from fedloom.studies.runner import folder_of, is_done
+from fedloom.studies.static_tests import read_tests
 from fedloom.studies.statistics import Estimate
 
 RESULTS = "study.json"

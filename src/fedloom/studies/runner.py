@@ -16,9 +16,9 @@ from fedloom.core.errors import Interrupted, RunExists
 from fedloom.core.run_files import EXPERIMENT, SUMMARY
 from fedloom.core.text import dotted
 from fedloom.reporting.run_folder import RunFolder
-from fedloom.studies.beside import all_done
 from fedloom.studies.grid import Planned
 from fedloom.studies.pool import Pool
+from fedloom.studies.static_tests import all_done
 
 RUNS = "runs"
 LOG = "workers.log"

@@ -49,7 +49,7 @@ def do_run(folder: Path, experiment: JsonObject, say: Say, tests: Sequence[Info]
     """Run one run in its folder, or resume the existing one, then the tests next to it; returns how it ended."""
     from fedloom import api
     from fedloom.core.config import Experiment
-    from fedloom.studies.beside import do_test, from_message
+    from fedloom.studies.static_tests import do_test, from_message
 
     try:
         if (folder / EXPERIMENT).is_file():

@@ -14,7 +14,7 @@ from fedloom.core.config import Experiment
 from fedloom.core.history import RoundRecord, Timing, Traffic
 from fedloom.core.records import MODEL, RoundContext, Update
 from fedloom.core.seeds import generator
-from fedloom.strategies._low_rank.reading import drift
+from fedloom.strategies._low_rank.budgets import drift
 from fedloom.strategies._low_rank.rule import build_rule
 
 TINY = {

@@ -18,7 +18,7 @@ from fedloom.reporting.plugins import Contribution, contributions
 from fedloom.reporting.quantities import NOTHING
 from fedloom.reporting.report import render_report
 from fedloom.reporting.run_folder import RunFolder
-from fedloom.strategies._low_rank.reading import read
+from fedloom.strategies._low_rank.budgets import read
 
 SA = {"initiating_rounds": 2, "rank_max": 8, "rank_min": 2, "heating": 0.25, "cooling": 0.25}
 RANKS = (8, 4, 2, 2)

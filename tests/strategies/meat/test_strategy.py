@@ -10,7 +10,7 @@ from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, RunFailed
 from fedloom.core.protocols import Pending
 from fedloom.core.records import MODEL, Arrays, Record, RoundContext, Update
-from fedloom.strategies.meat.reading import difference, numbers, read
+from fedloom.strategies.meat.evaluation import difference, numbers, read
 from fedloom.strategies.meat.strategy import History, MedianEnsemble, build_strategy
 
 ROUNDS = 8

@@ -14,8 +14,8 @@ from fedloom.core.records import MODEL, arrays_sha256
 from fedloom.reporting.plugins import contributions
 from fedloom.reporting.report import render_report
 from fedloom.reporting.run_folder import RunFolder
+from fedloom.strategies.mano.evaluation import ESTIMATORS, read
 from fedloom.strategies.mano.monitor.score import Sums
-from fedloom.strategies.mano.reading import ESTIMATORS, read
 
 
 def by_place(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

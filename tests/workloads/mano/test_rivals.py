@@ -10,8 +10,8 @@ from scipy.linalg import sqrtm
 from fedloom.core.seeds import generator
 from fedloom.strategies.mano.monitor.softrun import softmax
 from fedloom.strategies.mano.workload import rivals
+from fedloom.strategies.mano.workload.inference import ModelOutputs
 from fedloom.strategies.mano.workload.scoring import Source, rival_scores
-from fedloom.strategies.mano.workload.seeing import Seen
 
 RNG = np.random.default_rng(5)
 LOGITS = RNG.normal(0, 2, (30, 4))
@@ -59,7 +59,7 @@ def test_atc_and_cott_are_calibrated_and_cott_knows_the_true_labels() -> None:
     logits = 4.0 * np.eye(4)[labels] + rng.normal(0, 3, (60, 4))
     shifted = logits[:40] * 0.5 + rng.normal(0, 1, (40, 4))
     features = rng.normal(size=(60, 3))
-    source = Source.of(Seen(logits, features), labels, np.full(4, 0.25), seed=1)
+    source = Source.of(ModelOutputs(logits, features), labels, np.full(4, 0.25), seed=1)
     t = rivals.temperature(logits, labels)
     assert source.temperature == t and t > 1.2
     wrong = int((logits.argmax(1) != labels).sum())
@@ -70,7 +70,7 @@ def test_atc_and_cott_are_calibrated_and_cott_knows_the_true_labels() -> None:
         "atc_ne": np.sort((scaled * np.log(scaled)).sum(1))[wrong - 1],
         "cott": np.sort(-rivals.transport_costs(scaled, labels))[wrong - 1],
     }
-    found = rival_scores(Seen(shifted, features[:40]), None, source, "set")
+    found = rival_scores(ModelOutputs(shifted, features[:40]), None, source, "set")
     test = softmax(shifted / t)
     drawn = rivals.sampled_labels(np.full(4, 0.25), 40, generator(1, "mano", "transport", "set"))
     costs = rivals.transport_costs(test, drawn)

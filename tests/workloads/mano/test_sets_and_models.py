@@ -18,7 +18,7 @@ from fedloom.strategies.mano.monitor.config import Config
 from fedloom.strategies.mano.monitor.monitor import LabelFreeAccuracy
 from fedloom.strategies.mano.monitor.watch import logit_sums
 from fedloom.strategies.mano.workload.corruptions.suite import CORRUPTIONS, corrupted
-from fedloom.strategies.mano.workload.seeing import see
+from fedloom.strategies.mano.workload.inference import run_model
 from fedloom.strategies.mano.workload.sets import pixels_of
 from fedloom.workloads._data.images import load_images
 from fedloom.workloads._data.settings import FASHION_MNIST, Available
@@ -65,9 +65,9 @@ def test_sets_in_the_layout_of_cifar_c(tmp_path: Path) -> None:
     data = load_images(workload.config.data)
     mean, std = data.moments
     workload.trainer.load(inputs)
-    seen = see(workload.network, torch.from_numpy(((images - mean) / std).astype(np.float32)))
+    outputs = run_model(workload.network, torch.from_numpy(((images - mean) / std).astype(np.float32)))
     fog = next(line for line in lines if line["name"] == "fog" and line["severity"] == 4)
-    assert fog["samples"] == 12 and fog["accuracy"] == pytest.approx((seen.predictions == labels).mean())
+    assert fog["samples"] == 12 and fog["accuracy"] == pytest.approx((outputs.predictions == labels).mean())
 
 
 def test_labels_may_be_of_one_severity_and_odd_files_are_refused(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_scoring_with_batch_statistics_leaves_the_model_as_it_was() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 10)).eval()
     images = torch.randn(300, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 3 + 2
     before = {name: tensor.clone() for name, tensor in model.state_dict().items() if "num_batches" not in name}
-    adapted, plain = see(model, images, batch_statistics=True), see(model, images)
+    adapted, plain = run_model(model, images, batch_statistics=True), run_model(model, images)
     for name, tensor in before.items():
         assert torch.equal(model.state_dict()[name], tensor)
     assert not model.training and plain.features.shape == (300, 144)
@@ -239,7 +239,7 @@ def test_the_monitors_alarm_sees_a_shift_in_its_round_and_stays_silent_without_o
             last = number == (20 if not raised else 2)
             if last:
                 pieces[4] = corrupted(pieces[4], name, 5, bank="harsh", seed=1, rows=np.arange(100))
-            logits = [see(workload.network, workload._normalised(piece)).logits for piece in pieces]
+            logits = [run_model(workload.network, workload._normalised(piece)).logits for piece in pieces]
             reports = [
                 ClientReport(client=client, num_examples=100, seconds=0.0, info=logit_sums(q))
                 for client, q in enumerate(logits)

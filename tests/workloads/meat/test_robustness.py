@@ -12,7 +12,7 @@ from torch import Tensor
 from fedloom.core.records import MODEL, Arrays, Record
 from fedloom.core.seeds import generator
 from fedloom.strategies.meat import ensembles
-from fedloom.strategies.meat.workload.measuring import right_under
+from fedloom.strategies.meat.workload.robustness import right_under
 from fedloom.workloads._attacks.auto import STAGES, auto_attack
 from fedloom.workloads._torch.scope import exact
 

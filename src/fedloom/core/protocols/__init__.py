@@ -11,7 +11,7 @@ Required methods are abstract, optional ones have a default. What only some work
 runtime-checkable protocol (`HasLogits`, `HasActions`, …) that its user requests with `require`.
 """
 
-from fedloom.core.protocols.helpers import HelperHandle, Helpers, Resources, UsesHelpers
+from fedloom.core.protocols.helper_processes import HelperHandle, Helpers, Resources, UsesHelpers
 from fedloom.core.protocols.monitor import Monitor, MonitorReading, MonitorRequest, Observation, Watch
 from fedloom.core.protocols.rule import Inputs, LocalRule, RuleChain, Tensors
 from fedloom.core.protocols.selection import ExtraReport, Measure, Probe, Roster, Selection

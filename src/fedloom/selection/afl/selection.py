@@ -9,7 +9,7 @@ import numpy as np
 
 from fedloom.core.protocols import Probe, Roster, Selection
 from fedloom.core.records import ClientReport
-from fedloom.selection._choosing.growing import longer
+from fedloom.selection._choosing.population import extended
 from fedloom.selection._choosing.reports import examples, losses
 from fedloom.selection._choosing.sampling import Floats, weighted
 from fedloom.selection.afl.config import Config
@@ -69,7 +69,7 @@ class ActiveFederatedLearning(Selection[Values]):
         return Values(_updated(_updated(state.values, probed), reports))
 
     def grow(self, state: Values, roster: Roster) -> Values:
-        return Values(longer(state.values, roster.population, np.nan))
+        return Values(extended(state.values, roster.population, np.nan))
 
 
 def _updated(values: Floats, reports: Sequence[ClientReport]) -> Floats:

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedloom.core.records import ClientReport
 from fedloom.selection._choosing.coverage import euclidean, facility_location
-from fedloom.selection._choosing.measured import Measured, among_told
+from fedloom.selection._choosing.probed import ProbedSelection, among_reporting
 from fedloom.selection._choosing.reports import vectors
 from fedloom.selection._choosing.sampling import Indices
 from fedloom.selection.divfl.config import Config
@@ -22,9 +22,9 @@ def pick(reports: Sequence[ClientReport], size: int, rng: np.random.Generator) -
     w_k - w_t, or a sketch of it that preserves distances.
     """
     moved = vectors(reports, "update", "divfl")
-    return among_told(moved, size, lambda reported, places: facility_location(euclidean(moved[reported]), places))
+    return among_reporting(moved, size, lambda reported, places: facility_location(euclidean(moved[reported]), places))
 
 
-def build_selection(config: Config) -> Measured:
+def build_selection(config: Config) -> ProbedSelection:
     """Return the selection a `Config` describes."""
-    return Measured(settings=config, kind="train", measure="divfl", knobs={"sketch": config.sketch}, pick=pick)
+    return ProbedSelection(settings=config, kind="train", measure="divfl", knobs={"sketch": config.sketch}, pick=pick)

@@ -12,7 +12,7 @@ from fedloom.core.protocols import Roster, Selection
 from fedloom.core.records import ClientReport
 from fedloom.selection._choosing.balance import imbalance
 from fedloom.selection._choosing.candidates import known_labels
-from fedloom.selection._choosing.growing import longer
+from fedloom.selection._choosing.population import extended
 from fedloom.selection._choosing.sampling import Floats, weighted
 from fedloom.selection.fed_cbs.config import Config
 
@@ -75,7 +75,7 @@ class FedCBS(Selection[Times]):
         return Times(state.round + 1, times)
 
     def grow(self, state: Times, roster: Roster) -> Times:
-        return Times(state.round, longer(state.times, roster.population, 0.0))
+        return Times(state.round, extended(state.times, roster.population, 0.0))
 
     def _bonus(self, state: Times) -> Floats:
         """Lambda sqrt(3 ln t / (2 T_k)); T_k counts from 1, as in the port read."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fedloom.core.protocols import Probe, Roster, Selection
 from fedloom.core.records import ClientReport
-from fedloom.selection._choosing.growing import longer
+from fedloom.selection._choosing.population import extended
 from fedloom.selection._choosing.reports import losses
 from fedloom.selection._choosing.sampling import Floats
 from fedloom.selection.fedcor.config import Config
@@ -94,9 +94,9 @@ class FedCor(Selection[Process]):
         n = roster.population
         return replace(
             state,
-            losses=longer(state.losses, n, np.nan),
-            changes=np.ascontiguousarray(longer(state.changes.T, n, np.nan).T),
-            alpha=longer(state.alpha, n, 1.0),
+            losses=extended(state.losses, n, np.nan),
+            changes=np.ascontiguousarray(extended(state.changes.T, n, np.nan).T),
+            alpha=extended(state.alpha, n, 1.0),
         )
 
     def _is_uniform(self, round: int) -> bool:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fedloom.core.protocols import ExtraReport, Roster, Selection
 from fedloom.core.records import ClientReport
-from fedloom.selection._choosing.growing import longer
+from fedloom.selection._choosing.population import extended
 from fedloom.selection._choosing.reports import numbers, vectors
 from fedloom.selection._choosing.sampling import Floats, Indices
 from fedloom.selection.hics.clusters import cut, distances, draw_balanced, draw_by_weight, entropies, ward
@@ -83,9 +83,9 @@ class Hics(Selection[Layers]):
         n = roster.population
         return replace(
             state,
-            weights=longer(state.weights, n, 0.0),
-            bias=longer(state.bias, n, 0.0),
-            known=longer(state.known, n, False),
+            weights=extended(state.weights, n, 0.0),
+            bias=extended(state.bias, n, 0.0),
+            known=extended(state.known, n, False),
         )
 
     def _clustered(self, state: Layers, roster: Roster, able: Indices, size: int, rng: np.random.Generator) -> Indices:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedloom.core.records import ClientReport
-from fedloom.selection._choosing.measured import Measured
+from fedloom.selection._choosing.probed import ProbedSelection
 from fedloom.selection._choosing.reports import largest, losses
 from fedloom.selection._choosing.sampling import Indices
 from fedloom.selection.local_loss.config import Config
@@ -22,6 +22,6 @@ def pick(reports: Sequence[ClientReport], size: int, rng: np.random.Generator) -
     return largest(losses(reports, "local_loss"), size)
 
 
-def build_selection(config: Config) -> Measured:
+def build_selection(config: Config) -> ProbedSelection:
     """Return the selection a `Config` describes."""
-    return Measured(settings=config, kind="evaluate", pick=pick)
+    return ProbedSelection(settings=config, kind="evaluate", pick=pick)

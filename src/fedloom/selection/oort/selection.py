@@ -10,7 +10,7 @@ import numpy as np
 
 from fedloom.core.protocols import Roster, Selection
 from fedloom.core.records import ClientReport
-from fedloom.selection._choosing.growing import longer
+from fedloom.selection._choosing.population import extended
 from fedloom.selection._choosing.reports import examples, losses
 from fedloom.selection._choosing.sampling import Floats, Indices, weighted
 from fedloom.selection.oort.config import Config
@@ -101,7 +101,7 @@ class Oort(Selection[Arms]):
 
     def grow(self, state: Arms, roster: Roster) -> Arms:
         known = (state.utility, state.seen, state.seconds)
-        return Arms(state.round, *(longer(values, roster.population, 0.0) for values in known))
+        return Arms(state.round, *(extended(values, roster.population, 0.0) for values in known))
 
     def _exploit(self, state: Arms, size: int, unseen: Indices, roster: Roster, rng: np.random.Generator) -> Indices:
         """Places filled by score, in the order drawn."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedloom.core.records import ClientReport
-from fedloom.selection._choosing.measured import Measured
+from fedloom.selection._choosing.probed import ProbedSelection
 from fedloom.selection._choosing.reports import examples, numbers
 from fedloom.selection._choosing.sampling import Floats, Indices, systematic
 from fedloom.selection.optimal_sampling.config import Config
@@ -57,6 +57,6 @@ def pick(reports: Sequence[ClientReport], size: int, rng: np.random.Generator) -
     return systematic(inclusion_probabilities(weighted_norms, min(size, len(reports))), rng)
 
 
-def build_selection(config: Config) -> Measured:
+def build_selection(config: Config) -> ProbedSelection:
     """Return the selection a `Config` describes."""
-    return Measured(settings=config, kind="train", measure="update_norm", pick=pick)
+    return ProbedSelection(settings=config, kind="train", measure="update_norm", pick=pick)

@@ -12,7 +12,7 @@ from fedloom.core.errors import ConfigError
 from fedloom.core.protocols import ExtraReport, Probe, Roster, Selection
 from fedloom.core.records import ClientReport, Info
 from fedloom.selection._choosing.candidates import check_population, number_of_candidates
-from fedloom.selection._choosing.growing import longer
+from fedloom.selection._choosing.population import extended
 from fedloom.selection._choosing.reports import examples, vectors
 from fedloom.selection._choosing.sampling import Floats, Indices
 from fedloom.selection.firing_credit import rules
@@ -122,10 +122,10 @@ class PredictedCredit(Selection[Memory]):
         n = roster.population
         return replace(
             state,
-            gains=longer(state.gains, n, np.nan),
-            examples=longer(state.examples, n, 0.0),
-            reported=longer(state.reported, n, 0),
-            asked=longer(state.asked, n, 0),
+            gains=extended(state.gains, n, np.nan),
+            examples=extended(state.examples, n, 0.0),
+            reported=extended(state.reported, n, 0),
+            asked=extended(state.asked, n, 0),
         )
 
     def report(self, state: Memory) -> Info:

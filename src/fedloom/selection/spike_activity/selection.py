@@ -8,7 +8,7 @@ import numpy as np
 
 from fedloom.core.records import ClientReport
 from fedloom.selection._choosing.coverage import cosine, facility_location
-from fedloom.selection._choosing.measured import Measured, among_told
+from fedloom.selection._choosing.probed import ProbedSelection, among_reporting
 from fedloom.selection._choosing.reports import vectors
 from fedloom.selection._choosing.sampling import Floats, Indices
 from fedloom.selection.spike_activity.config import Config
@@ -24,7 +24,7 @@ def pick(reports: Sequence[ClientReport], size: int, rng: np.random.Generator) -
     """
     activity = vectors(reports, "activity", "spike_activity")
     widths = _widths(reports, activity.shape[1])
-    return among_told(
+    return among_reporting(
         activity, size, lambda reported, places: facility_location(distances(activity[reported], widths), places)
     )
 
@@ -51,7 +51,7 @@ def _widths(reports: Sequence[ClientReport], total: int) -> tuple[int, ...]:
     return max(fitting, key=fitting.count) if fitting else (total,)
 
 
-def build_selection(config: Config) -> Measured:
+def build_selection(config: Config) -> ProbedSelection:
     """Return the selection a `Config` describes."""
     knobs = {"resolution": config.resolution}
-    return Measured(settings=config, kind="train", measure="spike_activity", knobs=knobs, pick=pick)
+    return ProbedSelection(settings=config, kind="train", measure="spike_activity", knobs=knobs, pick=pick)

@@ -10,8 +10,8 @@ from fedloom.reporting.page import folded, section
 from fedloom.reporting.plugins import Contribution
 from fedloom.reporting.quantities import NOTHING
 from fedloom.reporting.run_folder import RunFolder
+from fedloom.strategies.mano.evaluation import ESTIMATORS, ETAS, VARIANTS, Evaluation, Table, numbers, read
 from fedloom.strategies.mano.monitor.fits import Line
-from fedloom.strategies.mano.reading import ESTIMATORS, ETAS, VARIANTS, Reading, Table, numbers, read
 
 _GROUPS = {
     "mild": "mild corruptions",
@@ -29,13 +29,17 @@ def build_report(run: RunFolder) -> Contribution:
     labels = run.workload.label_names if run.workload else ()
     if reported is None or not labels:
         return Contribution()
-    reading = read(reported, len(labels))
-    parts = [_table(reading), *(_scatters(group, each) for group, each in reading.tables.items()), _ablation(reading)]
-    return Contribution(sections=tuple(parts) if reading.tables else (), numbers=numbers(reading))
+    evaluation = read(reported, len(labels))
+    parts = [
+        _table(evaluation),
+        *(_scatters(group, each) for group, each in evaluation.tables.items()),
+        _ablation(evaluation),
+    ]
+    return Contribution(sections=tuple(parts) if evaluation.tables else (), numbers=numbers(evaluation))
 
 
-def _table(reading: Reading) -> Markup:
-    count = sum(len(each.names) for each in reading.tables.values())
+def _table(evaluation: Evaluation) -> Markup:
+    count = sum(len(each.names) for each in evaluation.tables.values())
     return section(
         "Accuracy without labels",
         tag(
@@ -44,10 +48,10 @@ def _table(reading: Reading) -> Markup:
             f"true accuracy over a group of sets, {_RHO} the absolute rank correlation. The error is of a line from "
             "score to accuracy, fitted on nine tenths of the sets and tested on the last, in points of accuracy (mean "
             "over random splits). On the unmodified test images the model's accuracy is "
-            f"{_percent(reading.clean.get('accuracy', math.nan))}.",
+            f"{_percent(evaluation.clean.get('accuracy', math.nan))}.",
         ),
-        [_group_table(group, each) for group, each in reading.tables.items()],
-        [_branches(group, each) for group, each in reading.tables.items()],
+        [_group_table(group, each) for group, each in evaluation.tables.items()],
+        [_branches(group, each) for group, each in evaluation.tables.items()],
     )
 
 
@@ -122,25 +126,25 @@ def _scatter(title: str, name: str, each: Table) -> Markup:
     )
 
 
-def _ablation(reading: Reading) -> Markup:
-    groups = list(reading.tables)
+def _ablation(evaluation: Evaluation) -> Markup:
+    groups = list(evaluation.tables)
     rows = [
-        (label, *(_two(each.fit(name).r2) if name in each.scores else NOTHING for each in reading.tables.values()))
+        (label, *(_two(each.fit(name).r2) if name in each.scores else NOTHING for each in evaluation.tables.values()))
         for name, label in VARIANTS.items()
     ]
     by_eta = [
         (
             f"printed rule, η = {eta:g}",
             *(
-                _two(each.r2(each.with_eta(eta, reading.classes, reading.rule["criterion"])))
-                for each in reading.tables.values()
+                _two(each.r2(each.with_eta(eta, evaluation.classes, evaluation.rule["criterion"])))
+                for each in evaluation.tables.values()
             ),
         )
         for eta in ETAS
     ]
-    families = list(dict.fromkeys(name for each in reading.tables.values() for name in each.left_out("mano")))
+    families = list(dict.fromkeys(name for each in evaluation.tables.values() for name in each.left_out("mano")))
     unseen = [
-        (family, *(_points(each.left_out("mano").get(family, math.nan)) for each in reading.tables.values()))
+        (family, *(_points(each.left_out("mano").get(family, math.nan)) for each in evaluation.tables.values()))
         for family in families
     ]
     head = ("", *(_title(group) for group in groups))

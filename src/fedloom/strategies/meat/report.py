@@ -10,16 +10,16 @@ from fedloom.reporting.page import section
 from fedloom.reporting.plugins import Contribution
 from fedloom.reporting.quantities import NOTHING, seconds_text
 from fedloom.reporting.run_folder import RunFolder
-from fedloom.strategies.meat.outliers import EDGES, OUTLYING
-from fedloom.strategies.meat.reading import (
+from fedloom.strategies.meat.evaluation import (
     ENSEMBLE,
-    Reading,
+    Evaluation,
     difference,
     error,
     numbers,
     read,
     withstood,
 )
+from fedloom.strategies.meat.outliers import EDGES, OUTLYING
 
 _COLORS = {"last": 1, ENSEMBLE: 0, "mean": 2, "middle": 3, "ema": 4, "seat": 5, "best": 6, "trimmed": 7}
 _ATTACKS = {"apgd": "APGD-CE and APGD-T", "autoattack": "AutoAttack"}
@@ -27,22 +27,22 @@ _ATTACKS = {"apgd": "APGD-CE and APGD-T", "autoattack": "AutoAttack"}
 
 def build_report(run: RunFolder) -> Contribution:
     """Return sections and numbers; none if the run compared no models."""
-    reading = read((record.round, record.info["meat"]) for record in run.rounds if record.info.get("meat"))
-    if not reading.curves:
+    evaluation = read((record.round, record.info["meat"]) for record in run.rounds if record.info.get("meat"))
+    if not evaluation.curves:
         return Contribution()
-    parts = [_robustness(reading)]
-    if reading.verdicts:
-        parts.append(_attacks(reading))
-    if reading.spread:
-        parts.append(_outliers(reading))
-    return Contribution(sections=tuple(parts), numbers=numbers(reading))
+    parts = [_robustness(evaluation)]
+    if evaluation.verdicts:
+        parts.append(_attacks(evaluation))
+    if evaluation.spread:
+        parts.append(_outliers(evaluation))
+    return Contribution(sections=tuple(parts), numbers=numbers(evaluation))
 
 
-def _robustness(reading: Reading) -> Markup:
+def _robustness(evaluation: Evaluation) -> Markup:
     window = (
-        f"Since round {reading.window[0]} every round's weights are stored; the published model is their "
-        f"coordinate-wise {reading.kind}, of {len(reading.window)} snapshots at the end."
-        if reading.window
+        f"Since round {evaluation.window[0]} every round's weights are stored; the published model is their "
+        f"coordinate-wise {evaluation.kind}, of {len(evaluation.window)} snapshots at the end."
+        if evaluation.window
         else "No snapshot was taken yet, so the published model is the round's own."
     )
     return section(
@@ -52,16 +52,16 @@ def _robustness(reading: Reading) -> Markup:
             f"{window} Training continues from the last round's weights, never from the ensemble. Robust accuracy is "
             "the fraction of test images classified correctly after an attack by projected gradients (PGD).",
         ),
-        tag("div", _chart(reading, "robust"), _chart(reading, "clean"), class_="charts"),
-        _gaps(reading),
+        tag("div", _chart(evaluation, "robust"), _chart(evaluation, "clean"), class_="charts"),
+        _gaps(evaluation),
     )
 
 
-def _chart(reading: Reading, what: str) -> Markup:
-    shown = {model: curve for model, curve in reading.curves.items() if model != "best"}
+def _chart(evaluation: Evaluation, what: str) -> Markup:
+    shown = {model: curve for model, curve in evaluation.curves.items() if model != "best"}
     series = [
         Series(
-            label=reading.label(model),
+            label=evaluation.label(model),
             x=curve.rounds,
             y=curve.robust if what == "robust" else curve.clean,
             color=_COLORS.get(model, 7),
@@ -71,17 +71,17 @@ def _chart(reading: Reading, what: str) -> Markup:
     return line_chart(f"{what.capitalize()} accuracy on test images", series, x_label="round", x_whole=True)
 
 
-def _gaps(reading: Reading) -> Markup:
+def _gaps(evaluation: Evaluation) -> Markup:
     rows = [
         (
-            reading.label(model),
+            evaluation.label(model),
             _percent(curve.clean[-1]),
             _percent(curve.robust[-1]),
             curve.rounds[curve.best],
             _percent(curve.robust[curve.best]),
             _points(curve.gap),
         )
-        for model, curve in ((model, reading.whole(model)) for model in reading.curves)
+        for model, curve in ((model, evaluation.whole(model)) for model in evaluation.curves)
         if model != "best"
     ]
     return table(
@@ -93,17 +93,17 @@ def _gaps(reading: Reading) -> Markup:
     )
 
 
-def _attacks(reading: Reading) -> Markup:
-    columns = list(dict.fromkeys(attack for verdicts in reading.verdicts.values() for attack in verdicts))
-    count = len(next(iter(next(iter(reading.verdicts.values())).values())))
+def _attacks(evaluation: Evaluation) -> Markup:
+    columns = list(dict.fromkeys(attack for verdicts in evaluation.verdicts.values() for attack in verdicts))
+    count = len(next(iter(next(iter(evaluation.verdicts.values())).values())))
     rows = [
-        (reading.label(model), *(_percent(withstood(verdicts.get(attack, ""))) for attack in columns))
-        for model, verdicts in reading.verdicts.items()
+        (evaluation.label(model), *(_percent(withstood(verdicts.get(attack, ""))) for attack in columns))
+        for model, verdicts in evaluation.verdicts.items()
     ]
     strongest = columns[-1]
-    share = withstood(reading.verdicts[ENSEMBLE][strongest])
+    share = withstood(evaluation.verdicts[ENSEMBLE][strongest])
     name = _ATTACKS.get(strongest, strongest)
-    took = sum(reading.seconds.values())
+    took = sum(evaluation.seconds.values())
     return section(
         "Attacks",
         tag(
@@ -119,22 +119,22 @@ def _attacks(reading: Reading) -> Markup:
         ),
         table(
             ("published model against", "difference, points", "95 % interval", "only ours", "only theirs", "p"),
-            _paired(reading, strongest),
+            _paired(evaluation, strongest),
             caption=f"{name}, point by point: images classified correctly by one model only (exact McNemar test)",
         ),
     )
 
 
-def _paired(reading: Reading, attack: str) -> list[tuple[Content, ...]]:
-    own, rows = reading.verdicts[ENSEMBLE][attack], list[tuple[Content, ...]]()
-    for model, verdicts in reading.verdicts.items():
+def _paired(evaluation: Evaluation, attack: str) -> list[tuple[Content, ...]]:
+    own, rows = evaluation.verdicts[ENSEMBLE][attack], list[tuple[Content, ...]]()
+    for model, verdicts in evaluation.verdicts.items():
         if model == ENSEMBLE:
             continue
         found = difference(own, verdicts[attack])
         interval = f"{_points(found.low)} to {_points(found.high)}"
         rows.append(
             (
-                reading.label(model),
+                evaluation.label(model),
                 _points(found.value),
                 interval,
                 found.only_first,
@@ -145,14 +145,14 @@ def _paired(reading: Reading, attack: str) -> list[tuple[Content, ...]]:
     return rows
 
 
-def _outliers(reading: Reading) -> Markup:
-    counts = reading.spread["counts"]
+def _outliers(evaluation: Evaluation) -> Markup:
+    counts = evaluation.spread["counts"]
     total = max(sum(counts), 1)
     rows = [
         (_bin(low, high), _share(count / total), _share(_normal(low, high)))
         for low, high, count in zip(EDGES[:-1], EDGES[1:], counts, strict=True)
     ]
-    outlying = [100 * share for share in reading.spread["outlying"]]
+    outlying = [100 * share for share in evaluation.spread["outlying"]]
     return section(
         "Weight outliers",
         tag(
@@ -160,8 +160,8 @@ def _outliers(reading: Reading) -> Markup:
             "How far the weights of each snapshot lie from the median over the snapshots, in robust standard "
             f"deviations of their coordinate: |z| ≥ {OUTLYING:g} counts as an outlier. A median is useful if there "
             "are such weights. It is not if weights drift one way: "
-            f"{100 * reading.spread['monotone']:.1f} % of the coordinates only rise or only fall over the window, and "
-            "for these the median is the middle snapshot.",
+            f"{100 * evaluation.spread['monotone']:.1f} % of the coordinates only rise or only fall over the window, "
+            "and for these the median is the middle snapshot.",
         ),
         tag(
             "div",
@@ -169,7 +169,7 @@ def _outliers(reading: Reading) -> Markup:
                 "Outlying weights, % of each snapshot",
                 {"outlying": outlying},
                 x_label="round",
-                first=reading.window[0] if reading.window else 1,
+                first=evaluation.window[0] if evaluation.window else 1,
             ),
             class_="charts",
         ),

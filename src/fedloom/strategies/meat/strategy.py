@@ -14,7 +14,7 @@ from fedloom.core.pinned import Pinned
 from fedloom.core.protocols import Pending, Strategy
 from fedloom.core.records import MODEL, Arrays, Contents, Exchange, Groups, Info, Job, Record, RoundContext, Update
 from fedloom.strategies._accumulators import wrong_accumulator
-from fedloom.strategies.meat import ensembles, measured
+from fedloom.strategies.meat import ensembles, measurement_totals
 from fedloom.strategies.meat.config import Config
 from fedloom.strategies.meat.outliers import spread
 
@@ -107,7 +107,7 @@ class MedianEnsemble(Strategy[History, Total]):
                 return self._ask(state, context, "attack")
             return _ended(state)
         else:
-            found = measured.table(update.info for update in _apart(total))
+            found = measurement_totals.table(update.info for update in _apart(total))
             state = replace(state, reported={**state.reported, **found})
             return _ended(state)
         return self._ask(state, context, "robustness") if self._config.compare else _ended(state)
@@ -223,7 +223,7 @@ class MedianEnsemble(Strategy[History, Total]):
 
     def _measured(self, state: History, updates: list[Update]) -> History:
         """Return the state with the rates, and the best w by validation."""
-        rates = measured.rates(update.info for update in updates)
+        rates = measurement_totals.rates(update.info for update in updates)
         state = replace(state, rates=rates, reported={**state.reported, "rates": rates})
         own = rates.get("last", rates[ENSEMBLE] if not state.snapshots else {})
         if own and own["validation"] > state.best_validation:

@@ -17,7 +17,7 @@ from fedloom.reporting.page import section
 from fedloom.reporting.plugins import Contribution
 from fedloom.reporting.quantities import NOTHING, byte_unit, bytes_text, plural
 from fedloom.reporting.run_folder import RunFolder
-from fedloom.strategies._low_rank.reading import Budgets, Saving, read
+from fedloom.strategies._low_rank.budgets import Budgets, Saving, read
 
 _READINGS = {
     "saving": "parameters sent up, all rounds",

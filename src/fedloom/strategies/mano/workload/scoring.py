@@ -11,7 +11,7 @@ from fedloom.core.seeds import generator
 from fedloom.strategies.mano.monitor.score import POWER, batch_mean, norm, power_sum
 from fedloom.strategies.mano.monitor.softrun import log_softmax, softmax, taylor
 from fedloom.strategies.mano.workload import rivals
-from fedloom.strategies.mano.workload.seeing import Seen
+from fedloom.strategies.mano.workload.inference import ModelOutputs
 
 POWERS = (2, 3, 5, 6, 7, 8)
 """Further values of p to score besides the paper's."""
@@ -39,13 +39,13 @@ class Source:
     seed: int
 
     @classmethod
-    def of(cls, seen: Seen, labels: Array, marginal: Array, seed: int) -> Source:
+    def of(cls, outputs: ModelOutputs, labels: Array, marginal: Array, seed: int) -> Source:
         """Make it from the model's outputs on the labelled validation images."""
-        correct, temperature = seen.predictions == labels, rivals.temperature(seen.logits, labels)
-        logits = seen.logits / temperature
+        correct, temperature = outputs.predictions == labels, rivals.temperature(outputs.logits, labels)
+        logits = outputs.logits / temperature
         shares = softmax(logits)
         return cls(
-            features=rivals.Gaussian.of(seen.features),
+            features=rivals.Gaussian.of(outputs.features),
             temperature=temperature,
             marginal=marginal,
             confidence=rivals.atc_threshold(rivals.confidence(shares), correct),
@@ -55,51 +55,51 @@ class Source:
         )
 
 
-def mano_scores(seen: Seen) -> Scores:
+def mano_scores(outputs: ModelOutputs) -> Scores:
     """MaNo in both branches, and its variants: `softmax_p2`, `taylor_o3`, without the row minimum, the mean of batches.
 
     `criterion` is Phi.
     """
-    log_shares = log_softmax(seen.logits)
-    shares = {"softmax": np.exp(log_shares), "taylor": taylor(seen.logits)}
+    log_shares = log_softmax(outputs.logits)
+    shares = {"softmax": np.exp(log_shares), "taylor": taylor(outputs.logits)}
     found = {"criterion": -float(log_shares.mean())}
     for branch, rows in shares.items():
         found[branch] = _norm(rows, POWER)
         found |= {f"{branch}_p{power}": _norm(rows, power) for power in POWERS}
-    found |= {f"taylor_o{order}": _norm(taylor(seen.logits, order=order), POWER) for order in ORDERS}
-    found["taylor_plain"] = _norm(taylor(seen.logits, row_min=False), POWER)
-    found["softmax_batches"] = batch_mean(seen.logits, "softmax")
-    found["taylor_batches"] = batch_mean(seen.logits, "taylor")
+    found |= {f"taylor_o{order}": _norm(taylor(outputs.logits, order=order), POWER) for order in ORDERS}
+    found["taylor_plain"] = _norm(taylor(outputs.logits, row_min=False), POWER)
+    found["softmax_batches"] = batch_mean(outputs.logits, "softmax")
+    found["taylor_batches"] = batch_mean(outputs.logits, "taylor")
     return found
 
 
-def rival_scores(seen: Seen, second: Seen | None, source: Source, name: str) -> Scores:
+def rival_scores(outputs: ModelOutputs, second: ModelOutputs | None, source: Source, name: str) -> Scores:
     """Return the scores MaNo is compared with; `name` is the set's, for drawing its labels for COT."""
-    shares, logits = softmax(seen.logits), seen.logits / source.temperature
+    shares, logits = softmax(outputs.logits), outputs.logits / source.temperature
     calibrated = softmax(logits)
     rng = generator(source.seed, "mano", "transport", name)
     costs = rivals.transport_costs(calibrated, rivals.sampled_labels(source.marginal, len(shares), rng))
     found = {
         "conf_score": float(rivals.confidence(shares).mean()),
-        "entropy": float(rivals.negative_entropy(seen.logits).mean()),
+        "entropy": float(rivals.negative_entropy(outputs.logits).mean()),
         "atc_mc": rivals.atc(rivals.confidence(calibrated), source.confidence),
         "atc_ne": rivals.atc(rivals.negative_entropy(logits), source.entropy),
-        "frechet": rivals.frechet(seen.features, source.features),
-        "dispersion": rivals.dispersion(seen.features, seen.predictions, shares.shape[1]),
+        "frechet": rivals.frechet(outputs.features, source.features),
+        "dispersion": rivals.dispersion(outputs.features, outputs.predictions, shares.shape[1]),
         "nuclear": rivals.nuclear(shares),
-        "nuclear_taylor": rivals.nuclear(taylor(seen.logits)),
-        "mde": rivals.meta_energy(seen.logits),
+        "nuclear_taylor": rivals.nuclear(taylor(outputs.logits)),
+        "mde": rivals.meta_energy(outputs.logits),
         "cot": 1.0 - float(costs.mean()),
         "cott": rivals.atc(-costs, source.transport),
     }
     if second is not None:
-        found["agree_score"] = rivals.agreement(seen.predictions, second.predictions)
+        found["agree_score"] = rivals.agreement(outputs.predictions, second.predictions)
     return found
 
 
-def balance(seen: Seen) -> float:
+def balance(outputs: ModelOutputs) -> float:
     """Return the entropy of the mean prediction over ln K: 1 for equally frequent classes, 0 for a single one."""
-    mean = softmax(seen.logits).mean(axis=0)
+    mean = softmax(outputs.logits).mean(axis=0)
     return float(-(mean * np.log(np.maximum(mean, 1e-300))).sum() / np.log(len(mean)))
 
 

@@ -22,9 +22,9 @@ from fedloom.core.seeds import generator
 from fedloom.strategies.mano.workload.config import Config
 from fedloom.strategies.mano.workload.corruptions.suite import CORRUPTIONS, SEVERITIES, corrupted
 from fedloom.strategies.mano.workload.images import split
+from fedloom.strategies.mano.workload.inference import run_model
 from fedloom.strategies.mano.workload.projnorm import projection_norm, trained_parameters
 from fedloom.strategies.mano.workload.scoring import Source, balance, mano_scores, rival_scores
-from fedloom.strategies.mano.workload.seeing import see
 from fedloom.strategies.mano.workload.sets import ShiftedSet, pixels_of, shifted_sets
 from fedloom.workloads._base.images import image_rows
 from fedloom.workloads._base.rows import RowData, RowSource, TensorRows
@@ -35,7 +35,7 @@ from fedloom.workloads._torch.scope import exact
 from fedloom.workloads._torch.trainer import LocalTraining, Trainer
 from fedloom.workloads._vision.augment import augmented
 from fedloom.workloads._vision.models import build_model
-from fedloom.workloads._vision.own import build_classifier, load_weights
+from fedloom.workloads._vision.user_classifier import build_classifier, load_weights
 
 SECOND = "second"
 """Group, and input, of the second model."""
@@ -153,23 +153,23 @@ class Scoring(TorchWorkload[Config]):
         pixels, labels = each.load()
         images, adapts = self._normalised(pixels), self.config.batch_statistics
         self.trainer.load({MODEL: inputs[MODEL]})
-        seen = see(self.network, images)
+        outputs = run_model(self.network, images)
         second = None
         if SECOND in inputs:
             self._second.load({MODEL: Record({MODEL: inputs[SECOND].groups[SECOND]})})
-            second = see(self._second.model, images, batch_statistics=adapts)
-        scored = see(self.network, images, batch_statistics=True) if adapts else seen
+            second = run_model(self._second.model, images, batch_statistics=adapts)
+        scored = run_model(self.network, images, batch_statistics=True) if adapts else outputs
         name = f"{each.group}/{each.name}/{each.severity}"
         scores = mano_scores(scored) | rival_scores(scored, second, self._source(inputs[MODEL]), name)
         if INITIAL in inputs and self.config.projnorm.steps:
-            scores["proj_norm"] = self._projection(images, seen.predictions, inputs[INITIAL], name)
+            scores["proj_norm"] = self._projection(images, outputs.predictions, inputs[INITIAL], name)
         return {
             "group": each.group,
             "family": each.family,
             "name": each.name,
             "severity": each.severity,
             "samples": len(labels),
-            "accuracy": float((seen.predictions == labels).mean()),
+            "accuracy": float((outputs.predictions == labels).mean()),
             "scored_accuracy": float((scored.predictions == labels).mean()),
             "balance": balance(scored),
             "scores": scores,
@@ -181,8 +181,8 @@ class Scoring(TorchWorkload[Config]):
             rows = self._rows.validation[:_SOURCE_IMAGES]
             images = torch.from_numpy(np.array(self._images.x_train[rows])).to(self.device)
             counts = np.bincount(self.data.labels, minlength=self._images.num_labels)
-            seen = see(self.network, images, batch_statistics=self.config.batch_statistics)
-            made = Source.of(seen, self._images.y_train[rows], counts / counts.sum(), self._seed)
+            outputs = run_model(self.network, images, batch_statistics=self.config.batch_statistics)
+            made = Source.of(outputs, self._images.y_train[rows], counts / counts.sum(), self._seed)
             self._sources = {id(record): (record, made)}  # the reference to the record keeps its identity unique
         return self._sources[id(record)][1]
 

@@ -26,7 +26,7 @@ from fedloom.strategies.meat.workload.averaging import MovingAverage
 from fedloom.strategies.meat.workload.config import Config
 from fedloom.strategies.meat.workload.defenses import loss_of, perturbed
 from fedloom.strategies.meat.workload.images import Pixels, prepare
-from fedloom.strategies.meat.workload.measuring import counted, right_under, table
+from fedloom.strategies.meat.workload.robustness import counted, right_under, table
 from fedloom.strategies.meat.workload.statistics import check_batches, reestimate
 from fedloom.strategies.meat.workload.weights import perturbation, shift
 from fedloom.workloads._attacks.auto import require_auto_attack

@@ -1,47 +1,13 @@
-"""Helpers of a run's workload: made in this process by default, counted against a limit, ended with the run."""
+"""Counts the helper processes of a node against its limit, and ends a run's with the run."""
 
 from __future__ import annotations
 
-import copy
 import threading
-import traceback
 from collections.abc import Callable
 
-from fedloom.client.helper_factory import ONE_CORE, FactoryRef
-from fedloom.core.errors import ClientFailed, PolicyRefused
+from fedloom.client.helper_processes.factory import ONE_CORE
+from fedloom.core.errors import PolicyRefused
 from fedloom.core.protocols import HelperHandle, Helpers, Resources
-
-
-class InlineHelpers:
-    """Makes helpers in this process; arguments and results are copied all the same."""
-
-    def start(
-        self, factory: Callable[..., object], *arguments: object, resources: Resources = ONE_CORE
-    ) -> HelperHandle:
-        """Make one; `resources` mean nothing here."""
-        return _InlineHelper(FactoryRef.of(factory), arguments)
-
-
-class _InlineHelper:
-    def __init__(self, factory: FactoryRef, arguments: tuple[object, ...]) -> None:
-        self._name = factory.name
-        self._helper: object | None = self._run(factory.load(), arguments)
-
-    def call(self, method: str, *arguments: object) -> object:
-        if self._helper is None:
-            raise ClientFailed(f"helper {self._name} was stopped")
-        return self._run(getattr(self._helper, method, None), arguments, method)
-
-    def stop(self) -> None:
-        self._helper = None
-
-    def _run(self, work: Callable[..., object] | None, arguments: tuple[object, ...], method: str = "") -> object:
-        try:
-            if work is None:
-                raise AttributeError(f"the helper has no method {method!r}")
-            return copy.deepcopy(work(*copy.deepcopy(arguments)))
-        except Exception as exc:
-            raise ClientFailed(f"helper {self._name}:\n{traceback.format_exc()}") from exc
 
 
 class HelperLimit:

@@ -7,7 +7,7 @@ import numpy as np
 from fedloom.core.records import Array
 
 
-def longer(values: Array, population: int, fill: float) -> Array:
+def extended(values: Array, population: int, fill: float) -> Array:
     """Return the values with an entry for each client that joined.
 
     Args:

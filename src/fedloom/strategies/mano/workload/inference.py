@@ -17,7 +17,7 @@ RELEASED_BATCH = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ModelOutputs:
     """A model's outputs on N images."""
 
     logits: Array
@@ -32,7 +32,7 @@ class Seen:
         return found
 
 
-def see(model: nn.Module, images: Tensor, *, batch_statistics: bool = False) -> Seen:
+def run_model(model: nn.Module, images: Tensor, *, batch_statistics: bool = False) -> ModelOutputs:
     """Run a model over normalised images (N, c, h, w).
 
     Args:
@@ -58,7 +58,7 @@ def see(model: nn.Module, images: Tensor, *, batch_statistics: bool = False) -> 
         if hook is not None:
             hook.remove()
     features = torch.cat(read) if read else logits
-    return Seen(_doubles(logits), _doubles(features.flatten(1)))
+    return ModelOutputs(_doubles(logits), _doubles(features.flatten(1)))
 
 
 def _doubles(tensor: Tensor) -> Array:

@@ -24,7 +24,7 @@ Pick = Callable[[Sequence[ClientReport], int, np.random.Generator], Indices]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured(Selection[Nothing]):
+class ProbedSelection(Selection[Nothing]):
     """d candidates, drawn as `firing_credit` draws them from the same seed, are measured; `pick` chooses m of them."""
 
     settings: CandidateSettings
@@ -55,7 +55,7 @@ class Measured(Selection[Nothing]):
         return clients_at(reports, self.pick(reports, size, rng))
 
 
-def among_told(vectors: Floats, size: int, pick: Callable[[Indices, int], Indices]) -> Indices:
+def among_reporting(vectors: Floats, size: int, pick: Callable[[Indices, int], Indices]) -> Indices:
     """Pick places among the candidates that reported a vector, then the first drawn of the others if those are too few.
 
     Args:

@@ -1,5 +1,6 @@
-"""A helper in a separate process: `python -m fedloom.client.helper_process FD PARENT`, and the parent's end of it.
+"""A helper in a separate process, and the parent's end of it.
 
+The process is `python -m fedloom.client.helper_processes.process FD PARENT`.
 Both ends of a socket exchange pickled tuples; both are on one machine, and nothing is sent to a server. The first
 message names the factory, the second has its arguments, each later one a method and its arguments. The process ends
 with the socket, or within a second of its parent.
@@ -19,10 +20,11 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
-from fedloom.client.helper_factory import ONE_CORE, FactoryRef
+from fedloom.client.helper_processes.factory import ONE_CORE, FactoryRef
 from fedloom.core.errors import ClientFailed, NoCapacity
 from fedloom.core.protocols import HelperHandle, Resources
 
+_PROGRAM = "fedloom.client.helper_processes.process"
 _LOOK_S = 1.0
 """Seconds between a helper's checks whether its parent is alive."""
 _STOP_S = 5.0
@@ -50,7 +52,14 @@ class ProcessHelper:
     def __init__(self, factory: FactoryRef, arguments: tuple[object, ...]) -> None:
         self._name, self._lock = factory.name, threading.Lock()
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-P", "-m", "fedloom.client.helper_process", str(theirs.fileno()), str(os.getpid())]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            _PROGRAM,
+            str(theirs.fileno()),
+            str(os.getpid()),
+        ]
         try:
             with theirs:
                 self._process = subprocess.Popen(

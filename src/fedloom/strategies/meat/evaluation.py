@@ -52,7 +52,7 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reading:
+class Evaluation:
     """The rounds' records of a run of the median ensemble."""
 
     kind: str = "median"
@@ -95,14 +95,14 @@ _LABELS = {
 }
 
 
-def read(infos: Iterable[tuple[int, Info]]) -> Reading:
+def read(infos: Iterable[tuple[int, Info]]) -> Evaluation:
     """Evaluate (round, the strategy's report) pairs, evaluated rounds only."""
     points: dict[str, list[tuple[int, Mapping[str, float]]]] = {}
     reported: Info = {}
     for number, reported in infos:
         for model, rates in reported.get("rates", {}).items():
             points.setdefault(model, []).append((number, rates))
-    return Reading(
+    return Evaluation(
         kind=str(reported.get("ensemble", "median")),
         curves={model: _curve(each) for model, each in points.items()},
         window=tuple(reported.get("window", ())),
@@ -139,19 +139,19 @@ def difference(first: str, second: str) -> Difference:
     )
 
 
-def numbers(reading: Reading) -> dict[str, float]:
+def numbers(evaluation: Evaluation) -> dict[str, float]:
     """Return the numbers a study compares: final rates, gaps, and the published model's lead over each other one."""
     found: dict[str, float] = {}
-    for model in reading.curves:
-        curve = reading.whole(model)
+    for model in evaluation.curves:
+        curve = evaluation.whole(model)
         found |= {f"clean_{model}": curve.clean[-1], f"robust_{model}": curve.robust[-1], f"gap_{model}": curve.gap}
-    for model, verdicts in reading.verdicts.items():
+    for model, verdicts in evaluation.verdicts.items():
         found |= {f"{_plain(attack)}_{model}": withstood(each) for attack, each in verdicts.items()}
     for measure in ("clean", "robust", "apgd", "autoattack", "gap"):
-        found |= _leads(measure, found, [*reading.curves])
-    if reading.spread:
-        found["outlying"] = sum(reading.spread["outlying"]) / len(reading.spread["outlying"])
-        found["monotone"] = float(reading.spread["monotone"])
+        found |= _leads(measure, found, [*evaluation.curves])
+    if evaluation.spread:
+        found["outlying"] = sum(evaluation.spread["outlying"]) / len(evaluation.spread["outlying"])
+        found["monotone"] = float(evaluation.spread["monotone"])
     return found
 
 

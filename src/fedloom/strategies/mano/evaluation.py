@@ -121,7 +121,7 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reading:
+class Evaluation:
     """Content of a run's last round."""
 
     rule: Info
@@ -133,7 +133,7 @@ class Reading:
     """The line of the unmodified test images."""
 
 
-def read(reported: Info, classes: int) -> Reading:
+def read(reported: Info, classes: int) -> Evaluation:
     """Evaluate the strategy's report on the last round."""
     rule, lines = reported["rule"], reported["sets"]
     lines = sorted(lines, key=lambda line: (line["group"], line["family"], line["name"], line["severity"]))
@@ -146,13 +146,13 @@ def read(reported: Info, classes: int) -> Reading:
         if len(rows) >= _FEWEST:
             tables[group] = _table([lines[row] for row in rows], [branches[row] for row in rows], rule, classes)
     clean: Info = next((line for line in lines if line["group"] == "clean"), {})
-    return Reading(rule=rule, classes=classes, tables=tables, clean=clean)
+    return Evaluation(rule=rule, classes=classes, tables=tables, clean=clean)
 
 
-def numbers(reading: Reading) -> dict[str, float]:
+def numbers(evaluation: Evaluation) -> dict[str, float]:
     """Return the numbers a study compares: `mild_r2_mano` and the like for every group, measure and estimator."""
     found: dict[str, float] = {}
-    for group, table in reading.tables.items():
+    for group, table in evaluation.tables.items():
         found |= _numbers(group, table)
         if "geometric" in table.families:
             found |= _numbers(f"{group}_still", table.without("geometric"))
@@ -160,7 +160,7 @@ def numbers(reading: Reading) -> dict[str, float]:
         left_out = list(table.left_out("mano").values())
         if left_out:
             found[f"{group}_left_out_worst"] = max(left_out)
-        sweep = [table.r2(table.with_eta(eta, reading.classes, reading.rule["criterion"])) for eta in ETAS]
+        sweep = [table.r2(table.with_eta(eta, evaluation.classes, evaluation.rule["criterion"])) for eta in ETAS]
         found |= {f"{group}_r2_eta_{eta:g}": value for eta, value in zip(ETAS, sweep, strict=True)}
         found[f"{group}_range"] = float(table.accuracy.max() - table.accuracy.min())
         found[f"{group}_collapsed"] = float(len(table.collapsed))
@@ -168,8 +168,8 @@ def numbers(reading: Reading) -> dict[str, float]:
         found[f"{group}_taylor_share"] = table.branches.count("taylor") / len(table.branches)
         variants = [found.get(f"{group}_r2_{name}", math.nan) for name in VARIANTS if name.startswith(("soft", "tay"))]
         found[f"{group}_best_variant_lead"] = float(np.nanmax(variants)) - found[f"{group}_r2_mano"]
-    if reading.clean:
-        found["clean_accuracy"] = float(reading.clean["accuracy"])
+    if evaluation.clean:
+        found["clean_accuracy"] = float(evaluation.clean["accuracy"])
     return {name: float(value) for name, value in found.items()}
 
 

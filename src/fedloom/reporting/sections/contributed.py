@@ -1,4 +1,4 @@
-"""The sections a run's own strategy and workload bring."""
+"""The sections that the plug-ins of a run contribute."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from fedloom.reporting.plugins import contributions
 from fedloom.reporting.run_folder import RunFolder
 
 
-def own(run: RunFolder) -> Markup:
-    """Return all of them, in order; empty if there are none."""
+def contributed(run: RunFolder) -> Markup:
+    """Return the sections of all plug-ins, in order; empty if there are none."""
     return join([contribution.sections for contribution in contributions(run)])

@@ -1,0 +1,1 @@
+"""Helper processes of workloads on a node: started, counted against a limit, ended with the run."""
