@@ -24,7 +24,7 @@ METHODS = [
     (kind, name)
     for kind in ("selection", "strategies")
     for name in registry.names(kind)
-    if name not in (*HOSTS, "uniform")
+    if name not in HOSTS and (ROOT / kind / SHARED.get(name, name) / "README.md").is_file()
 ]
 
 
