@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedloom.client.agent import Agent
+from fedloom.client.data_view import raise_descriptor_limit
 from fedloom.client.enroll import Renewer
 from fedloom.client.grpc_channel import GrpcChannel
 from fedloom.client.helper_processes.process import ProcessHelpers
@@ -86,13 +87,15 @@ def run_member(
     usage, renewer = Usage(folder / "usage.json"), Renewer(identity)
     channel = GrpcChannel(identity.address, identity=lambda: renewer.identity, count=usage.add)
     setup = NodeSetup(
-        guard=Guard(policy, usage, private=(folder, file)),
+        guard=Guard(policy, usage, private=(folder, file), views=folder / "views"),
         memory=MemoryLimits.of(policy.limits),
         helpers=ProcessHelpers(),
         leftovers=Leftovers(),
         states=folder / "client-states",
     )
     agent = Agent(channel, identity.name, setup, give_up_s=give_up_s)
+    raise_descriptor_limit()
+    shutil.rmtree(folder / "views", ignore_errors=True)  # of a process that was killed
     _work_in(folder / "work")
     renewer.start()
     with contextlib.ExitStack() as stack:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import json
 import os
 import resource
@@ -16,12 +17,13 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
+from fedloom.client.data_view import DataView, file_ids, handles_folder
 from fedloom.client.filters import Filters
 from fedloom.client.node_code import NodeCode
 from fedloom.core import files
@@ -186,6 +188,7 @@ class Guard:
         usage: today's traffic.
         now: the node's clock, local time.
         private: folders and files that are never data: the node's identity, its policy.
+        views: folder for the runs' views of the data (`client.data_view`); None gives runs the paths themselves.
     """
 
     def __init__(
@@ -195,8 +198,10 @@ class Guard:
         now: Callable[[], datetime] = datetime.now,
         *,
         private: Sequence[Path] = (),
+        views: Path | None = None,
     ) -> None:
-        self.policy, self._usage, self._now = policy, usage, now
+        self.policy, self._usage, self._now, self._views = policy, usage, now, views
+        self._numbers = itertools.count()
         self._private = [path.resolve() for path in private]
         started_in = Path.cwd()
         self._code = NodeCode(policy.code, started_in)
@@ -205,8 +210,18 @@ class Guard:
         }
         self._hook_said: tuple[float, str] | None = None
 
-    def admit_experiment(self, experiment: Info) -> JsonObject:
+    def open_view(self) -> DataView | None:
+        """Return a new view for a run, which closes it; None if runs get the paths themselves."""
+        if self._views is None or not handles_folder().is_dir():
+            return None
+        return DataView(self._views / str(next(self._numbers)), file_ids(self._private))
+
+    def admit_experiment(self, experiment: Info, view: DataView | None = None) -> JsonObject:
         """Return the experiment with the node's own folders inserted; nothing it names has been imported.
+
+        Args:
+            experiment: as the server sent it.
+            view: paths in it stand for those of the data; None inserts these.
 
         Raises:
             PolicyRefused: it names a workload, code or a path that is not allowed here.
@@ -224,7 +239,8 @@ class Guard:
         self._admit_cohort(experiment)
         settings = experiment["workload"]
         table = {"name": settings} if isinstance(settings, str) else settings
-        return {**experiment, "workload": self._own_settings(workload, table, allowed)}
+        own = self._own_settings(workload, table, allowed)
+        return {**experiment, "workload": own if view is None else _in_view(own, workload, allowed.data, view)}
 
     def workload_policy(self, name: str) -> WorkloadPolicy | None:
         """Return the permissions of a workload, by its name or by its file's name and SHA-256; None if it has none.
@@ -410,6 +426,19 @@ def _admit_columns(schema: type[PluginSettings], own: Info, allowed: WorkloadPol
                 f"(named: {listed}); its owner may add it to `columns`",
                 kind="data",
             )
+
+
+def _in_view(own: JsonObject, workload: str, data: Path | None, view: DataView) -> JsonObject:
+    """Return the workload's settings with paths of a view instead of those below the data folder."""
+    if data is None:
+        return own
+    root = data.resolve()
+    for setting in list(text_settings(plugin_schema(Kind.WORKLOAD, workload), own)):
+        is_path_below = setting.value.startswith("/") and Path(setting.value).is_relative_to(root)
+        if setting.steps != ("name",) and is_path_below and offence(setting) == "path":
+            inside = PurePosixPath(Path(setting.value).relative_to(root))
+            _replace(own, setting.steps, view.path(root, inside))
+    return own
 
 
 def _path(setting: TextSetting, data: Path | None) -> str:

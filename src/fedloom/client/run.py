@@ -12,6 +12,7 @@ from typing import TypeVar, cast
 import numpy as np
 
 from fedloom.client.client_stores import ClientStore
+from fedloom.client.data_view import DataView
 from fedloom.client.disclosure import disclosed
 from fedloom.client.helper_processes.limit import RunHelpers
 from fedloom.client.node_code import NodeCode, located
@@ -43,6 +44,7 @@ class Run:
 
     def __init__(self, spec: RunSpec, guard: Guard | None, helpers: RunHelpers, stores: dict[str, ClientStore]) -> None:
         self._spec, self._guard, self._helpers, self._stores = spec, guard, helpers, stores
+        self._view: DataView | None = None
         self._warned: set[str] = set()
         self._notices: list[str] = []
         self._capable: dict[type, object] = {}
@@ -61,7 +63,12 @@ class Run:
             here = Path.cwd()
             return Experiment.parse(located(values, NodeCode((str(here),), here, stored_too=True)))
         self._guard.admit_submitter(self._spec.submitter_name, self._spec.submitter_role)
-        return Experiment.parse(self._guard.admit_experiment(values))
+        self._view = self._guard.open_view()
+        try:
+            return Experiment.parse(self._guard.admit_experiment(values, self._view))
+        except BaseException:
+            self._close_view()
+            raise
 
     @functools.cached_property
     def workload(self) -> AnyWorkload:
@@ -160,5 +167,11 @@ class Run:
         return taken
 
     def close(self) -> None:
-        """End the workload's helpers."""
+        """End the workload's helpers, and close the view of the data."""
         self._helpers.close()
+        self._close_view()
+
+    def _close_view(self) -> None:
+        if self._view is not None:
+            self._view.close()
+            self._view = None
