@@ -81,7 +81,7 @@ def _without(server: UnderTest, seed: int) -> Iterator[tuple[Fuzzer, Wrong]]:
     options = (("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1))
     with grpc.insecure_channel(f"127.0.0.1:{server.reported['port']}", options=options) as channel:
         _register(channel, (("fedloom-token", TOKEN),))
-        doors = {"Fleet": channel, "Control": channel}
+        doors = {"Fleet": channel, "Control": channel, "Results": channel}
         yield Fuzzer(doors, at_work(server.reported["run"]), seed, token=TOKEN), list
 
 

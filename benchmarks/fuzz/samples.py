@@ -19,6 +19,7 @@ from fedloom.proto.v1 import codec
 from fedloom.proto.v1 import control_pb2 as control_pb
 from fedloom.proto.v1 import enroll_pb2 as enroll_pb
 from fedloom.proto.v1 import fleet_pb2 as pb
+from fedloom.proto.v1 import results_pb2 as results_pb
 
 RUN, NODE, PASSING, SESSION = "standing", "fuzz", "passing", "only"
 """The run that is open, the node whose calls are broken, the one whose introductions are, and their session."""
@@ -53,7 +54,7 @@ def experiment() -> dict[str, Any]:
 
 
 def at_work(run_id: str) -> Samples:
-    """Messages of Fleet and Control; `run_id` names somebody else's run, or none."""
+    """Messages of Fleet, Control and Results; `run_id` names somebody else's run, or none."""
     data, key = frame(), GroupKey(RUN, 1, 0, 0)
     report = ClientReport(client=0, num_examples=1, seconds=0.1, metrics={"loss": Mean(1.0, 1.0)}, info={"x": [1]})
     failure = ClientFailure(client=0, round=1, stage="train", error="E", message="m", traceback="t", node="n")
@@ -78,6 +79,11 @@ def at_work(run_id: str) -> Samples:
         "Control/Watch": [control_pb.WatchRequest(run_id=run_id)],
         "Control/Stop": [control_pb.StopRequest(run_id=run_id)],
         "Control/ListNodes": [control_pb.ListNodesRequest()],
+        "Results/Files": [results_pb.FilesRequest(run_id=run_id, kinds=["model", "report"])],
+        "Results/Fetch": [results_pb.FetchRequest(run_id=run_id, name="rounds.jsonl", length=10, offset=5)],
+        "Results/Logs": [results_pb.LogsRequest(run_id=run_id)],
+        "Results/Delete": [results_pb.DeleteRequest(run_id=run_id)],
+        "Results/Resume": [results_pb.ResumeRequest(run_id=run_id, rounds=3, as_continuation=True)],
     }
 
 

@@ -15,7 +15,7 @@ from google.protobuf.message_factory import GetMessageClass
 from benchmarks.fuzz.bend import bend, mutate
 from benchmarks.fuzz.samples import HONEST, NODE, PASSING, SESSION, Samples, frame
 from fedloom.core.seeds import generator
-from fedloom.proto.v1 import control_pb2, enroll_pb2, fleet_pb2
+from fedloom.proto.v1 import control_pb2, enroll_pb2, fleet_pb2, results_pb2
 
 PREFIX = "/fedloom.proto.v1."
 STATUSES = ("INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED", "PERMISSION_DENIED")
@@ -32,7 +32,7 @@ _NOT_OURS = ("Traceback", "metadata size", "Exception ")
 
 _SERVICES = {
     name: service
-    for module in (control_pb2, enroll_pb2, fleet_pb2)
+    for module in (control_pb2, enroll_pb2, fleet_pb2, results_pb2)
     for name, service in module.DESCRIPTOR.services_by_name.items()
 }
 
@@ -133,7 +133,7 @@ class Fuzzer:
         channel, path, who = self._doors.get(call) or self._doors[service], PREFIX + call, self._who()
         if method == "Work":
             self._stream(channel, path, data, who)
-        elif method in ("Download", "Watch"):
+        elif method in ("Download", "Watch", "Fetch", "Logs"):
             for _ in channel.unary_stream(path, bytes, bytes)(data, metadata=who, timeout=10):
                 pass
         elif method == "Upload":

@@ -24,7 +24,8 @@ from fedloom.server.access.members import Registry
 from fedloom.server.app import Membership, Server, enroll_administrator, open_security
 from fedloom.server.fleet.planned import PlannedExchange, PlannedGroup, RunFacts
 from fedloom.server.fleet.vetting import vet_sum
-from fedloom.server.run_queue import Owner, RunQueue
+from fedloom.server.run_queue import RunQueue
+from fedloom.server.run_views import Owner
 
 _ROOT = Path(__file__).parents[2]
 TOKEN = "of-this-fuzz"

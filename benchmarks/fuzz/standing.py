@@ -60,7 +60,14 @@ class Standing:
     def doors(self) -> dict[str, grpc.Channel]:
         """A connection for each service, as a member it is for."""
         address = f"127.0.0.1:{self._server.reported['enroll port']}"
-        of = {"Fleet": NODE, "Fleet/Register": PASSING, "Control": USER, "Credentials": NODE, "Admin": ADMIN}
+        of = {
+            "Fleet": NODE,
+            "Fleet/Register": PASSING,
+            "Control": USER,
+            "Results": USER,
+            "Credentials": NODE,
+            "Admin": ADMIN,
+        }
         doors = {service: connect(self._identities[name].address, self.identity(name)) for service, name in of.items()}
         return doors | {"Enroll": connect_trusting(address, self.authority)}
 

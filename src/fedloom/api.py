@@ -11,14 +11,13 @@ from pathlib import Path
 
 from fedloom.core import contributed, definitions
 from fedloom.core.config import INCIDENTAL, Experiment
+from fedloom.core.continuation import check_rounds
 from fedloom.core.errors import ConfigError, FedloomError, PluginInvalid, UnknownName, UsageError
 from fedloom.core.history import RoundRecord, RunSummary
-from fedloom.core.kinds import Kind
 from fedloom.core.local_token import new_token
-from fedloom.core.plugins import build_strategy, build_workload, check_parts
+from fedloom.core.plugins import build_strategy, check_parts
 from fedloom.core.protocols import Sink
 from fedloom.core.records import Arrays
-from fedloom.core.registry import PartRef
 from fedloom.core.run_files import EXPERIMENT
 from fedloom.core.saved_state import SavedState
 from fedloom.core.state import load_state
@@ -172,7 +171,7 @@ def resume(
             _check_resumable(override, Path(run_dir))
         kept = before.override([each for each in overrides if not each.strip().startswith("runtime.")])
         if kept.rounds != before.rounds:
-            _check_rounds(kept, store.rounds(), as_continuation=as_continuation)
+            check_rounds(kept, len(store.rounds()), as_continuation=as_continuation)
         if kept != before:
             store.change_experiment(kept)
         return _session(before.override(overrides), store, sinks, fresh=False)
@@ -186,36 +185,6 @@ def _check_resumable(override: str, run_dir: Path) -> None:
             f"{', '.join(RESUMABLE)}, such as runtime.workers=4. To change another one start a new run: "
             f"fedloom run {run_dir / EXPERIMENT} --set {override!r}"
         )
-
-
-def _check_rounds(experiment: Experiment, done: Sequence[RoundRecord], *, as_continuation: bool) -> None:
-    """Refuse a number of rounds with which the run would not be the one that had it from the beginning."""
-    if experiment.max_rounds is not None and experiment.max_rounds < len(done):
-        raise ConfigError(f"rounds: expected at least {len(done)}, which are done, got {experiment.max_rounds}")
-    if as_continuation:
-        return
-    if why := _rounds_needed_by(experiment):
-        raise ConfigError(
-            "rounds: this run depends on its number of rounds, so that with another one it would not equal a run that "
-            f"had it from the beginning ({why}). Resume anyway with --as-continuation"
-        )
-
-
-def _rounds_needed_by(experiment: Experiment) -> str:
-    """Return what in a run depends on its number of rounds, in words; empty if nothing does."""
-    if setting := experiment.workload.rounds_needed_by():
-        return f"{setting} needs the number of rounds"
-    open_end = experiment.override(["rounds='open'"])
-    workload = PartRef(Kind.WORKLOAD, open_end.workload.name, "workload")
-    try:
-        build_strategy(open_end.strategy, open_end).close()
-        if workload.origin != "bundled":  # fedloom's own say it in their settings, without their data
-            build_workload(open_end.workload, open_end)
-    except ConfigError as exc:
-        return str(exc)
-    except FedloomError:  # its data or libraries are elsewhere
-        return ""
-    return ""
 
 
 def saved_state(run_dir: str | Path) -> SavedState:

@@ -19,7 +19,7 @@ from fedloom.core.messages import RunSpec
 from fedloom.core.records import MODEL, Record, Update
 from fedloom.proto.v1 import codec
 from fedloom.server.fleet.planned import RunFacts
-from fedloom.server.run_queue import Owner
+from fedloom.server.run_views import Owner
 
 Make = Callable[..., Experiment]
 BEFORE = {"w": np.array([1.0, 2.0], np.float32), "b": np.array([0.5], np.float32), "n": np.array([7])}

@@ -212,7 +212,7 @@ def test_submissions_of_a_user_have_a_pace() -> None:
 def test_a_user_who_submits_without_end_is_stopped_and_an_administrator_is_not(
     tmp_path: Path, linear: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedloom.server.access.service.MAX_SUBMISSIONS", 3)
+    monkeypatch.setattr("fedloom.server.access.submission.MAX_SUBMISSIONS", 3)
     experiment = linear(rounds=1, workload={"name": "image_classification"})
     with members(tmp_path) as fleet:
         user = fleet.joined("ann", "user")

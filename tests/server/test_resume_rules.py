@@ -11,6 +11,7 @@ import pytest
 
 from fedloom import api
 from fedloom.core.config import Experiment
+from fedloom.core.continuation import check_rounds
 from fedloom.core.errors import ConfigError, RunExists
 from fedloom.server.store.disk_run_store import DiskRunStore
 
@@ -107,12 +108,12 @@ def test_a_schedule_over_all_rounds_is_refused_too(tmp_path: Path, shape: str) -
     settings = {"rounds": 4, "clients": 2, "strategy": "fedavg", "workload": table}
     DiskRunStore.create(tmp_path / "run", "run").begin(Experiment.parse(settings))
     if shape == "constant":
-        api._check_rounds(Experiment.parse(settings | {"rounds": 5}), [], as_continuation=False)
+        check_rounds(Experiment.parse(settings | {"rounds": 5}), 0, as_continuation=False)
         return
     with pytest.raises(ConfigError, match=rf"depends on its number of rounds.*round_schedule.shape = '{shape}'"):
         api.resume(tmp_path / "run", overrides=["rounds=5"])
     assert DiskRunStore.open(tmp_path / "run").experiment().rounds == 4, "nothing was changed"
-    api._check_rounds(Experiment.parse(settings | {"rounds": 5}), [], as_continuation=True)
+    check_rounds(Experiment.parse(settings | {"rounds": 5}), 0, as_continuation=True)
 
 
 WORKLOAD = """

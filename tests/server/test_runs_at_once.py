@@ -18,7 +18,8 @@ from fedloom.core.messages import Group, Heartbeat, Hello
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.fleet.payloads import PayloadStore
 from fedloom.server.rounds.session import run_session
-from fedloom.server.run_queue import Owner, RunQueue
+from fedloom.server.run_queue import RunQueue
+from fedloom.server.run_views import Owner
 from fedloom.server.store.disk_run_store import DiskRunStore
 from fedloom.simulation.in_process import InProcessChannel
 from fedloom.testing.by_hand import open_exchange, planned_groups, run_spec

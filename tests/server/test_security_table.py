@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 from cryptography import x509
+from google.protobuf.message_factory import GetMessageClass
 from members import Members, members
 
 from fedloom.client.control import ControlClient
@@ -18,13 +19,13 @@ from fedloom.core.config import Experiment
 from fedloom.core.errors import Forbidden
 from fedloom.core.identity import SERVER_NAME, Identity, key_pem, make_key, pem
 from fedloom.core.messages import PROTOCOL
-from fedloom.proto.v1 import control_pb2, enroll_pb2, fleet_pb2
+from fedloom.proto.v1 import control_pb2, enroll_pb2, fleet_pb2, results_pb2
 from fedloom.server.access.authority import Authority
 from fedloom.server.access.gate import ALLOWED
 
 SERVICES = [
     service
-    for module in (fleet_pb2, control_pb2, enroll_pb2)
+    for module in (fleet_pb2, control_pb2, enroll_pb2, results_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
 ]
 RAW = ("Fleet/Upload", "Fleet/Download")
@@ -36,6 +37,10 @@ REQUESTS = {
     "Fleet/Register": fleet_pb2.RegisterRequest(protocol=PROTOCOL, node="thief", session="s"),
     "Control/Watch": control_pb2.WatchRequest(run_id="none"),
     "Control/Stop": control_pb2.StopRequest(run_id="none"),
+    **{
+        f"Results/{method.name}": GetMessageClass(method.input_type)(run_id="none")
+        for method in results_pb2.DESCRIPTOR.services_by_name["Results"].methods
+    },
 }
 
 Make = Callable[..., Experiment]

@@ -11,7 +11,7 @@ import click
 import typer
 
 from fedloom import __version__
-from fedloom.cli import audit, experiments, fleet, members, reports, study
+from fedloom.cli import audit, experiments, fleet, members, reports, results, resuming, study
 from fedloom.cli.contributed import Commands
 from fedloom.cli.terminal import DEBUG_HELP, Verb, print_error, remember_debug
 from fedloom.core.errors import FedloomError
@@ -43,11 +43,11 @@ def _root(
 
 
 for panel, commands in {
-    "Experiments": (experiments.run, experiments.resume, study.study, experiments.list_names, experiments.show),
+    "Experiments": (experiments.run, resuming.resume, study.study, experiments.list_names, experiments.show),
     "Results": (reports.report, reports.compare, reports.replay),
     "Servers and devices": (
-        fleet.serve, members.join, fleet.client, fleet.submit, fleet.runs, fleet.watch, fleet.stop, fleet.nodes,
-        audit.audit,
+        fleet.serve, members.join, fleet.client, fleet.submit, fleet.runs, fleet.watch, fleet.stop, results.fetch,
+        results.logs, results.delete, fleet.nodes, audit.audit,
     ),
 }.items():  # fmt: skip
     for command in commands:

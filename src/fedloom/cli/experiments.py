@@ -69,32 +69,13 @@ def run(
     """
     from fedloom import api
 
-    overrides = [*settings, *([f"seed={seed}"] if seed is not None else []), *_runtime(runtime, workers, ray_address)]
+    overrides = [
+        *settings,
+        *([f"seed={seed}"] if seed is not None else []),
+        *runtime_settings(runtime, workers, ray_address),
+    ]
     experiment = api.load(target, overrides)
-    _shown(lambda sinks: api.run(experiment, out=out, sinks=sinks), json)
-
-
-def resume(
-    run_dir: RunDir,
-    runtime: RuntimeOption = None,
-    workers: Workers = None,
-    ray_address: RayAddress = None,
-    rounds: Annotated[
-        int | None, typer.Option("--rounds", min=1, help="Total number of rounds, counted from the run's first.")
-    ] = None,
-    as_continuation: Annotated[
-        bool,
-        typer.Option("--as-continuation", help="Take --rounds though the run's state depends on its number of rounds."),
-    ] = False,
-    json: Json = False,
-) -> None:
-    """Resume a run that was interrupted, failed or killed; the result is the same as without the interruption."""
-    from fedloom import api
-    from fedloom.reporting.run_folder import require_run_folder
-
-    overrides = [*_runtime(runtime, workers, ray_address), *([] if rounds is None else [f"rounds={rounds}"])]
-    folder = require_run_folder(run_dir)
-    _shown(lambda sinks: api.resume(folder, overrides=overrides, sinks=sinks, as_continuation=as_continuation), json)
+    show_run(lambda sinks: api.run(experiment, out=out, sinks=sinks), json)
 
 
 def list_names(
@@ -122,7 +103,7 @@ def show(preset: Annotated[str, typer.Argument(help="A preset's name; see `fedlo
     typer.echo(api.preset_path(preset).read_text(encoding="utf-8"), nl=False)
 
 
-def _runtime(runtime: Runtime | None, workers: int | None, ray_address: str | None) -> list[str]:
+def runtime_settings(runtime: Runtime | None, workers: int | None, ray_address: str | None) -> list[str]:
     """Return the options as settings."""
     given = {
         "name": f'"{runtime.value}"' if runtime else None,
@@ -132,7 +113,7 @@ def _runtime(runtime: Runtime | None, workers: int | None, ray_address: str | No
     return [f"runtime.{key}={value}" for key, value in given.items() if value is not None]
 
 
-def _shown(start: Callable[[Sequence[Sink]], RunResult], json: bool) -> None:
+def show_run(start: Callable[[Sequence[Sink]], RunResult], json: bool) -> None:
     """Start a run with the terminal looking on; show how it ended, well or not."""
     from fedloom.core.errors import UsageError
     from fedloom.reporting.console import ConsoleSink

@@ -5,20 +5,25 @@ from __future__ import annotations
 import ipaddress
 import logging
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
 from fedloom.cli.experiments import Json, Settings, Target, check_finite, print_summary
 from fedloom.cli.members import IdentityFolder, Proxy, find_identity
-from fedloom.cli.terminal import output, print_table
+from fedloom.cli.terminal import output, print_notice, print_table
 from fedloom.core.addresses import DeviceAddress
 from fedloom.core.errors import UsageError
 from fedloom.reporting.quantities import bytes_text, seconds_text
 
 if TYPE_CHECKING:
     from fedloom.client.control import ControlClient
+    from fedloom.core.history import RunSummary
+    from fedloom.core.records import JsonObject
+
+T = TypeVar("T")
 
 Server = Annotated[
     str | None,
@@ -169,20 +174,32 @@ def submit(
     target: Target,
     server: Server = None,
     settings: Settings = [],  # noqa: B006  # typer reads the default, nobody changes it
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Follow the run until it has ended, over restarts of the server, too.")
+    ] = False,
     identity: IdentityFolder = None,
     token_file: TokenFile = None,
+    json: Annotated[bool, typer.Option("--json", help="With --wait: print the summary as one JSON object.")] = False,
 ) -> None:
     """Queue an experiment on a server; prints the run's id."""
     from fedloom import api
+    from fedloom.client.control import ControlClient
 
+    if json and not wait:
+        raise UsageError("--json is the summary of a run that has ended; it needs --wait")
     experiment = api.load(target, settings)
-    with _control(server, identity, token_file) as control:
-        typer.echo(control.submit(experiment))
+    with reach(ControlClient, server, identity, token_file) as control:
+        run_id = control.submit(experiment)
+        typer.echo(run_id, err=json)
+        if wait:
+            _wait_for(control, run_id, json)
 
 
 def runs(server: Server = None, identity: IdentityFolder = None, token_file: TokenFile = None) -> None:
     """List your runs on a server; all of them for an administrator."""
-    with _control(server, identity, token_file) as control:
+    from fedloom.client.control import ControlClient
+
+    with reach(ControlClient, server, identity, token_file) as control:
         rows = [
             (
                 row.run_id,
@@ -201,36 +218,74 @@ def watch(
     run: RunId, server: Server = None, identity: IdentityFolder = None, token_file: TokenFile = None, json: Json = False
 ) -> None:
     """Follow a run on a server until it ends. Stopping the watch does not stop the run."""
-    from fedloom.core.errors import Interrupted, RunFailed
+    from fedloom.client.control import ControlClient
+    from fedloom.core.errors import RunFailed
+
+    with reach(ControlClient, server, identity, token_file) as control:
+        summary = _shown(control.watch(run), json)
+    if summary is None:
+        raise RunFailed(f"the stream of run {run!r} ended before the run did; check its status with `fedloom runs`")
+    _end_as(summary, json)
+
+
+def _shown(events: Iterator[JsonObject], json: bool) -> RunSummary | None:
+    """Show events of a run; returns how it ended, None where they do not say."""
     from fedloom.reporting.console import ConsoleSink
     from fedloom.reporting.replay import event_of
 
     sink = ConsoleSink(output(to_stderr=json))
     try:
-        with _control(server, identity, token_file) as control:
-            for event in control.watch(run):
-                sink.write(event_of(event))
+        for event in events:
+            sink.write(event_of(event))
     finally:
         sink.close()
-    if sink.summary is None:
-        raise RunFailed(f"the stream of run {run!r} ended before the run did; check its status with `fedloom runs`")
-    print_summary(sink.summary, json, elsewhere=True)
-    if sink.summary.status == "interrupted":
-        raise Interrupted(f"run {run!r} was stopped")
-    if sink.summary.status != "done":
-        raise RunFailed(sink.summary.error or f"run {run!r} failed")
-    check_finite(sink.summary)
+    return sink.summary
+
+
+def _wait_for(control: ControlClient, run: str, json: bool) -> None:
+    """Follow a run of this user's to its end, which decides the exit code."""
+    from fedloom.client.following import Follower
+    from fedloom.core.errors import Interrupted, RunFailed
+
+    follower = Follower(control, run, print_notice)
+    try:
+        summary = _shown(follower.events(), json)
+    except KeyboardInterrupt:
+        print_notice(f"the run goes on: fedloom watch {run}, or fedloom stop {run}")
+        raise
+    if summary is not None:
+        _end_as(summary, json)
+    elif follower.row is not None and follower.row.status == "interrupted":
+        raise Interrupted(f"run {run!r} was stopped before it began")
+    else:
+        raise RunFailed(f"run {run!r} failed: {follower.row.error if follower.row is not None else ''}")
+
+
+def _end_as(summary: RunSummary, json: bool) -> None:
+    """Print how a run on a server ended, and end likewise."""
+    from fedloom.core.errors import Interrupted, RunFailed
+
+    print_summary(summary, json, elsewhere=True)
+    if summary.status == "interrupted":
+        raise Interrupted(f"run {summary.run_id!r} was stopped")
+    if summary.status != "done":
+        raise RunFailed(summary.error or f"run {summary.run_id!r} failed")
+    check_finite(summary)
 
 
 def stop(run: RunId, server: Server = None, identity: IdentityFolder = None, token_file: TokenFile = None) -> None:
     """Stop a run on a server; its checkpoints remain."""
-    with _control(server, identity, token_file) as control:
+    from fedloom.client.control import ControlClient
+
+    with reach(ControlClient, server, identity, token_file) as control:
         typer.echo(f"{run} was {control.stop(run)}")
 
 
 def nodes(server: Server = None, identity: IdentityFolder = None, token_file: TokenFile = None) -> None:
     """List the clients enrolled with a server."""
-    with _control(server, identity, token_file) as control:
+    from fedloom.client.control import ControlClient
+
+    with reach(ControlClient, server, identity, token_file) as control:
         rows = [
             (
                 row.node,
@@ -247,16 +302,19 @@ def nodes(server: Server = None, identity: IdentityFolder = None, token_file: To
     print_table(output(), ("node", "state", "groups", "up", "down", "last seen", "labels", "facts"), rows)
 
 
-def _control(server: str | None, identity: Path | None, token_file: Path | None) -> ControlClient:
-    """Connect to the joined server, or to one without members."""
-    from fedloom.client.control import ControlClient
+def reach(client: Callable[..., T], server: str | None, identity: Path | None, token_file: Path | None) -> T:
+    """Connect to the joined server, or to one without members.
 
+    Args:
+        client: makes the connection, of an address and a `token` or an `identity`.
+        server, identity, token_file: the options.
+    """
     if server is not None:
-        return ControlClient(server, token=_token(token_file, server))
+        return client(server, token=_token(token_file, server))
     if token_file is not None:
         raise UsageError("--token-file needs --server; a server that was joined knows its members by certificate")
     known = find_identity(identity)
-    return ControlClient(known.address, identity=known)
+    return client(known.address, identity=known)
 
 
 def _check_insecure(insecure: int, host: str, token_file: Path | None) -> None:

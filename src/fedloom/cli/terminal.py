@@ -80,3 +80,8 @@ def print_table(console: Console, head: Sequence[str], rows: Iterable[Sequence[s
 def print_warning(message: str) -> None:
     """Print one message on stderr that does not end the command."""
     output(to_stderr=True).print(Text(f"fedloom: warning: {harmless(message)}"), soft_wrap=True)
+
+
+def print_notice(message: str) -> None:
+    """Print one message on stderr that is no trouble."""
+    output(to_stderr=True).print(Text(harmless(message)), soft_wrap=True)

@@ -9,7 +9,7 @@ from typing import Self, TypeVar
 
 import grpc
 
-from fedloom.client.link import connect, translate
+from fedloom.client.link import connect, translate_reply
 from fedloom.core.config import Experiment
 from fedloom.core.errors import FedloomError
 from fedloom.core.identity import Identity
@@ -144,4 +144,4 @@ class ControlClient:
             raise self._error(exc) from exc
 
     def _error(self, exc: grpc.RpcError) -> FedloomError:
-        return translate(exc, self._server)
+        return translate_reply(exc, self._server)

@@ -15,6 +15,7 @@ from fedloom.core.errors import (
     LimitExceeded,
     NotFound,
     RunExists,
+    RunFailed,
     ServerUnreachable,
     Unauthenticated,
 )
@@ -33,6 +34,13 @@ _ERRORS: Mapping[grpc.StatusCode, type[FedloomError]] = {
 }
 """Statuses that mean "do not retry"; every other one means the server cannot be reached."""
 
+_ANSWERS = (
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.DATA_LOSS,
+)
+"""Statuses of failed calls of users: the server has answered."""
+
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -41,6 +49,7 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
 )
 
 
@@ -78,10 +87,8 @@ def _options(address: str, proxy: str) -> tuple[tuple[str, int | str], ...]:
 
 
 def translate(exc: grpc.RpcError, address: str) -> FedloomError:
-    """Translate a gRPC failure to a `FedloomError`."""
-    call: Any = exc  # gRPC's exception is both an RpcError and a Call, which its types do not express
-    code = call.code() if hasattr(call, "code") else grpc.StatusCode.UNKNOWN
-    detail = (call.details() if hasattr(call, "details") else "") or str(exc)
+    """Translate a gRPC failure to a `FedloomError`, for callers that try again unless they are rejected."""
+    code, detail = _said(exc)
     kind = _ERRORS.get(code)
     if kind is not None:
         return kind(f"the server at {address} rejected the call: {detail}")
@@ -89,3 +96,20 @@ def translate(exc: grpc.RpcError, address: str) -> FedloomError:
         f"no response from the server at {address} ({code.name}: {detail}). Is `fedloom serve` running there, and can "
         "this machine reach the address?"
     )
+
+
+def translate_reply(exc: grpc.RpcError, address: str) -> FedloomError:
+    """Translate a failure of a user's call: a server that has failed at it can be reached."""
+    code, detail = _said(exc)
+    if code in _ANSWERS or detail == FedloomError.public:
+        return RunFailed(f"the server at {address} could not do it: {detail}")
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return RunFailed(f"the server at {address} does not do this ({detail}); does it run an older fedloom?")
+    return translate(exc, address)
+
+
+def _said(exc: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
+    """Return a failure's status and its details."""
+    call: Any = exc  # gRPC's exception is both an RpcError and a Call, which its types do not express
+    code = call.code() if hasattr(call, "code") else grpc.StatusCode.UNKNOWN
+    return code, (call.details() if hasattr(call, "details") else "") or str(exc)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
-import queue
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,11 +18,14 @@ from typing import IO
 
 from fedloom.core.clock import SYSTEM_CLOCK, Clock
 from fedloom.core.config import Experiment
-from fedloom.core.errors import NotFound, RunExists, StorageFull, UsageError
+from fedloom.core.continuation import check_rounds
+from fedloom.core.errors import NotFound, RunExists, RunFailed, StorageFull, UsageError
 from fedloom.core.events import Event, Notice, RoundFinished, RunFinished
 from fedloom.core.history import RunSummary
 from fedloom.core.plugins import check_parts
 from fedloom.core.records import Info, JsonObject
+from fedloom.core.run_files import EXPERIMENT
+from fedloom.server.run_views import NOBODY, UNCHANGED, Events, Owner, Resumption, RunState
 from fedloom.server.store.columns import add_columns
 from fedloom.server.store.disk_run_store import DiskRunStore
 from fedloom.server.store.run_store import event_json, new_run_id
@@ -38,19 +41,11 @@ create table if not exists runs (
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """The submitter of a run."""
-
-    id: str = ""
-    """The member's id, which no later member has; empty on a server without members."""
-    name: str = ""
-    role: str = ""
-    """`user` or `admin`; empty on a server without members."""
-
-
 ROOM_S = 5.0
 """Seconds between two checks of a full disk."""
+
+_DELETING = "deleting"
+"""Status of a run whose folder is being removed; the next server goes on with that."""
 
 RunOne = Callable[[DiskRunStore, Callable[[Event], None], threading.Event], RunSummary]
 """Runs one run from its store: emits events, ends early when the event is set."""
@@ -69,29 +64,13 @@ def _lock(folder: Path) -> IO[bytes]:
     return file
 
 
-class Events:
-    """A watcher's view of a run: an iterator that ends with the run, or when closed."""
-
-    def __init__(self, past: Sequence[Info], finished: bool) -> None:
-        self._queue: queue.SimpleQueue[Info | None] = queue.SimpleQueue()
-        for event in past:
-            self._queue.put(event)
-        if finished:
-            self._queue.put(None)
-
-    def put(self, event: Info) -> None:
-        """Add an event; the run's last one ends the iteration."""
-        self._queue.put(event)
-        if event["event"] == RunFinished.__name__:
-            self._queue.put(None)
-
-    def close(self) -> None:
-        """End the iteration now."""
-        self._queue.put(None)
-
-    def __iter__(self) -> Iterator[Info]:
-        while (event := self._queue.get()) is not None:
-            yield event
+@contextlib.contextmanager
+def _logged(run_id: str) -> Iterator[None]:
+    """Log that a run cannot be deleted now."""
+    try:
+        yield
+    except RunFailed as exc:
+        _log.error("%s", exc, extra={"run": run_id})
 
 
 @dataclass
@@ -119,6 +98,7 @@ class RunQueue:
     def __init__(
         self, folder: Path, run_one: RunOne, *, max_concurrent_runs: int = 1, clock: Clock = SYSTEM_CLOCK
     ) -> None:
+        folder = folder.resolve()
         self._folder, self._run_one, self._clock = folder, run_one, clock
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = _lock(folder)
@@ -144,10 +124,14 @@ class RunQueue:
         """Start the threads that do runs."""
         with self._changed:
             self._write("update runs set status = 'queued' where status = 'running'")
+            unfinished = self._database.execute("select run_id from runs where status = ?", (_DELETING,)).fetchall()
+        for (run_id,) in unfinished:
+            with _logged(run_id):
+                self._erase(run_id)
         for thread in self._threads:
             thread.start()
 
-    def submit(self, values: Info, owner: Owner = Owner()) -> str:
+    def submit(self, values: Info, owner: Owner = NOBODY) -> str:
         """Check an experiment, and the server's parts of it, and queue it; returns the run's id."""
         experiment = Experiment.parse(values)
         experiment.for_nodes(code_names=True)  # whatever nodes have to find by its digest is here
@@ -192,6 +176,32 @@ class RunQueue:
             ).fetchone()
         return Owner(*map(str, row))
 
+    def state(self, run_id: str) -> RunState:
+        """Return how far a run is."""
+        with self._changed:
+            self._status(run_id)
+            row = self._database.execute(
+                "select status, rounds_done, rounds from runs where run_id = ?", (run_id,)
+            ).fetchone()
+        return RunState(status=row[0], rounds_done=row[1], rounds=row[2])
+
+    def folder_of(self, run_id: str) -> Path:
+        """Return a run's folder."""
+        with self._changed:
+            self._status(run_id)
+        return self._folder / "runs" / run_id
+
+    def settings_text(self, run_id: str) -> str:
+        """Return a run's experiment as it was written down; empty where it cannot be read."""
+        try:
+            return (self.folder_of(run_id) / EXPERIMENT).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return ""
+
+    def store(self, run_id: str) -> DiskRunStore:
+        """Return what a run has saved."""
+        return DiskRunStore.open(self.folder_of(run_id))
+
     @contextlib.contextmanager
     def watch(self, run_id: str) -> Iterator[Events]:
         """Yield a run's events, past and future."""
@@ -218,6 +228,48 @@ class RunQueue:
                 self._running[run_id].stop.set()
         return status
 
+    def resume(self, run_id: str, wanted: Resumption = UNCHANGED) -> str:
+        """Queue a run again that has ended; returns the status it had.
+
+        Raises:
+            UsageError: it has not ended, or has nothing left to do.
+            ConfigError: it depends on its number of rounds.
+        """
+        store = self.store(run_id)
+        status = self._require_ended(run_id, "resumed")
+        before = store.experiment()
+        after = before if wanted.rounds is None else before.override([f"rounds={wanted.rounds}"])
+        done = self.state(run_id).rounds_done
+        if status == "done" and (after.max_rounds or 0) <= done:
+            raise UsageError(
+                f"run {run_id!r} is done, with {done} rounds; expected --rounds with more than that, got "
+                f"{after.max_rounds}"
+            )
+        if after.rounds != before.rounds:
+            check_rounds(after, done, as_continuation=wanted.as_continuation)
+        check_parts(after)
+        with self._changed, store.claimed():
+            self._require_ended(run_id, "resumed")
+            if after != before:
+                store.change_experiment(after)
+            self._set(run_id, status="queued", error="", rounds=after.max_rounds or 0)
+            self._changed.notify_all()
+        return status
+
+    def delete(self, run_id: str) -> str:
+        """Delete a run that has ended, and its folder; returns the status it had.
+
+        Raises:
+            UsageError: it has not ended.
+            RunFailed: the folder cannot be removed; calling again tries again.
+        """
+        with self._changed:
+            status = self._require_ended(run_id, "deleted")
+            self._set(run_id, status=_DELETING)
+            self._end_watches(run_id)
+        self._erase(run_id)
+        return status
+
     def close(self) -> None:
         """Stop the running runs at their next opportunity, leave the rest queued, and close the database."""
         with self._changed:
@@ -228,7 +280,8 @@ class RunQueue:
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
-        self._database.close()
+        with self._changed:
+            self._database.close()
         self._lock.close()
 
     def _create(self, name: str) -> DiskRunStore:
@@ -237,6 +290,31 @@ class RunQueue:
             run_id = new_run_id(name)
             with contextlib.suppress(RunExists):
                 return DiskRunStore.create(self._folder / "runs" / run_id, run_id)
+
+    def _require_ended(self, run_id: str, what: str) -> str:
+        """Return the status of a run that is neither queued nor running."""
+        with self._changed:
+            status = self._status(run_id)
+            if status == _DELETING and what != "deleted":
+                raise NotFound(f"run {run_id!r} is being deleted")
+            if status in ("queued", "running") or run_id in self._running:
+                raise UsageError(
+                    f"run {run_id!r} is {status}; only a run that has ended can be {what}. Stop it first, and wait "
+                    f"until it has ended: fedloom stop {run_id}"
+                )
+            return status
+
+    def _erase(self, run_id: str) -> None:
+        """Remove a run's folder, then its row."""
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(self._folder / "runs" / run_id)
+        except OSError as exc:
+            raise RunFailed(
+                f"run {run_id!r} cannot be deleted completely: {exc.strerror}. Try again; the server's log has more"
+            ) from exc
+        with self._changed:
+            self._write("delete from runs where run_id = ?", (run_id,))
 
     def _status(self, run_id: str) -> str:
         row = self._database.execute("select status from runs where run_id = ?", (run_id,)).fetchone()

@@ -22,7 +22,14 @@ T = TypeVar("T")
 
 MAX_OPEN = 16
 """Limit of open calls of one member to one method, unless `OPEN` has another."""
-OPEN = {"Fleet/Work": 4, "Fleet/Upload": 4, "Fleet/Download": 8}
+OPEN = {
+    "Fleet/Work": 4,
+    "Fleet/Upload": 4,
+    "Fleet/Download": 8,
+    "Results/Files": 2,
+    "Results/Fetch": 4,
+    "Results/Logs": 4,
+}
 SESSIONS, SESSION_S = 30, 1.0
 """Streams, or registrations, a node may begin in quick succession, and the seconds after which one more may follow:
 each costs a thread, a line of the log, and a pass over all work."""
@@ -215,7 +222,7 @@ class Threads:
     def of(self, call: str) -> ThreadPoolExecutor:
         """Return the pool for a call, such as `Admin/Revoke`."""
         service = call.partition("/")[0]
-        return {"Fleet": self.fleet, "Control": self.control}.get(service, self.admin)
+        return {"Fleet": self.fleet, "Control": self.control, "Results": self.control}.get(service, self.admin)
 
     def shutdown(self) -> None:
         """Let the threads end after their current calls."""

@@ -97,8 +97,9 @@ class Registry:
         self._tokens = Tokens(self._database, now)
 
     def close(self) -> None:
-        """Close the file."""
-        self._database.close()
+        """Close the file, as soon as no call uses it: closing it under a statement would end the process."""
+        with self._lock:
+            self._database.close()
 
     def create_token(
         self, name: str, role: str, labels: Mapping[str, str], ttl_s: float, uses: int, maker: str = ""

@@ -13,7 +13,7 @@ import math
 import resource
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -25,11 +25,11 @@ from fedloom.core.addresses import with_port
 from fedloom.core.errors import (
     BadMessage,
     FedloomError,
-    Forbidden,
     NotFound,
     ServerUnreachable,
     UsageError,
 )
+from fedloom.core.records import JsonObject
 from fedloom.proto.v1 import codec
 from fedloom.proto.v1 import control_pb2 as control_pb
 from fedloom.proto.v1 import fleet_pb2 as pb
@@ -40,18 +40,22 @@ from fedloom.proto.v1.enroll_pb2_grpc import (
     add_EnrollServicer_to_server,
 )
 from fedloom.proto.v1.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
+from fedloom.proto.v1.results_pb2_grpc import add_ResultsServicer_to_server
 from fedloom.server.access.audit import Audit
 from fedloom.server.access.authority import Authority
-from fedloom.server.access.calls import CHUNK_S, Pace, Silence, Threads
+from fedloom.server.access.calls import CHUNK_S, Silence, Threads
 from fedloom.server.access.enroll_service import AdminService, CredentialsService, EnrollService, Security
 from fedloom.server.access.gate import Caller, Gate, MemberGate, TokenGate, metadata, same_secret
+from fedloom.server.access.ownership import require_own_run
+from fedloom.server.access.public_text import public_value, without_paths
 from fedloom.server.access.request_parsing import Reading
+from fedloom.server.access.results_service import ResultsService
 from fedloom.server.access.status import answering
-from fedloom.server.access.submission import check_submission
-from fedloom.server.access.submitted_code import with_own_code
+from fedloom.server.access.submission import Submissions
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.fleet.nodes import Mailbox
-from fedloom.server.run_queue import Owner, RunQueue
+from fedloom.server.run_queue import RunQueue
+from fedloom.server.run_views import Owner
 
 M = TypeVar("M", bound=Message)
 _log = logging.getLogger(__name__)
@@ -74,8 +78,6 @@ MAX_CONNECTIONS = 16_384
 """Connections to the members' port at once, where the process may have as many descriptors."""
 SPARE_DESCRIPTORS = 1024
 """Descriptors reserved for everything else, or half of the limit."""
-MAX_SUBMISSIONS, SUBMISSION_S = 60, 20.0
-"""Runs a user may submit in quick succession, and the seconds after which one more may follow."""
 MAX_STREAMS = 256
 """Calls open at once on one connection."""
 ENROLL_REQUEST_S = 5.0
@@ -242,14 +244,18 @@ class ControlService(ControlServicer):
     """Calls of users and their tools."""
 
     def __init__(
-        self, coordinator: Coordinator, runs: RunQueue, gate: Gate, audit: Audit, allowed: Collection[str] = ()
+        self,
+        coordinator: Coordinator,
+        runs: RunQueue,
+        gate: Gate,
+        audit: Audit,
+        submissions: Submissions,
     ) -> None:
         self._coordinator, self._runs, self._gate = coordinator, runs, gate
-        self._audit, self._allowed = audit, allowed
-        self._submissions = Pace(MAX_SUBMISSIONS, SUBMISSION_S, "runs submitted by")
+        self._audit, self._submissions = audit, submissions
 
     def Submit(self, request: control_pb.SubmitRequest, context: grpc.ServicerContext) -> control_pb.SubmitReply:
-        with answering(context):
+        with answering(context, request.experiment_json):
             caller = self._gate.admit(context, "Control/Submit")
             try:
                 values = json.loads(request.experiment_json)
@@ -258,11 +264,7 @@ class ControlService(ControlServicer):
                 raise BadMessage(f"submit: the experiment is not JSON: {exc}") from exc
             if not isinstance(values, dict):
                 raise BadMessage(f"submit: expected the experiment as a JSON object, got a {type(values).__name__}")
-            is_admin = caller.role == "admin"
-            values, own_code = with_own_code(values, self._allowed, any_path=is_admin)
-            if not is_admin:
-                check_submission(values, own_code.union(self._allowed))
-                self._submissions.enter(caller.name)
+            values = self._submissions.admit(caller, values)
             run_id = self._runs.submit(values, Owner(caller.id, caller.name, caller.role if caller.id else ""))
             self._audit.record("submitted", caller.name, context.peer(), run=run_id)
             return control_pb.SubmitReply(run_id=run_id)
@@ -271,24 +273,25 @@ class ControlService(ControlServicer):
         with answering(context):
             caller = self._gate.admit(context, "Control/ListRuns")
             rows = self._runs.rows() if caller.role == "admin" else self._runs.rows(caller.id)
-            return control_pb.ListRunsReply(runs=[control_pb.RunRow(**row) for row in rows])
+            return control_pb.ListRunsReply(runs=[control_pb.RunRow(**_public_row(row)) for row in rows])
 
     def Watch(self, request: control_pb.WatchRequest, context: grpc.ServicerContext) -> Iterator[control_pb.WatchReply]:
         with answering(context):
             caller = self._gate.admit(context, "Control/Watch")
-            self._own_run(caller, request.run_id)
+            require_own_run(self._runs, caller, request.run_id)
+            known = self._runs.settings_text(request.run_id)
             self._audit.notice("watched", caller.name, context.peer(), run=request.run_id)
             with self._runs.watch(request.run_id) as events:
                 if not context.add_callback(events.close):
                     events.close()
                 for event in events:
                     self._gate.check(caller)
-                    yield control_pb.WatchReply(event_json=json.dumps(event))
+                    yield control_pb.WatchReply(event_json=json.dumps(public_value(event, known)))
 
     def Stop(self, request: control_pb.StopRequest, context: grpc.ServicerContext) -> control_pb.StopReply:
         with answering(context):
             caller = self._gate.admit(context, "Control/Stop")
-            self._own_run(caller, request.run_id)
+            require_own_run(self._runs, caller, request.run_id)
             status = self._runs.stop(request.run_id)
             self._audit.record("stopped", caller.name, context.peer(), run=request.run_id, status=status)
             return control_pb.StopReply(status=status)
@@ -300,10 +303,10 @@ class ControlService(ControlServicer):
             self._gate.admit(context, "Control/ListNodes")
             return control_pb.ListNodesReply(nodes=[control_pb.NodeRow(**row) for row in self._coordinator.rows()])
 
-    def _own_run(self, caller: Caller, run_id: str) -> None:
-        """Raise `Forbidden` unless the caller submitted the run or is an administrator."""
-        if caller.role != "admin" and self._runs.owner(run_id).id != caller.id:
-            raise Forbidden(f"run {run_id!r} does not belong to {caller.name!r}; list your runs with `fedloom runs`")
+
+def _public_row(row: JsonObject) -> JsonObject:
+    """Return a run's row without paths of the server."""
+    return {**row, "error": without_paths(str(row["error"]))}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -354,7 +357,9 @@ def listen(
     )
     if runs is not None:
         allowed = security.allowed if security is not None else ()
-        add_ControlServicer_to_server(ControlService(coordinator, runs, gate, audit, allowed), server)
+        submissions = Submissions(allowed)
+        add_ControlServicer_to_server(ControlService(coordinator, runs, gate, audit, submissions), server)
+        add_ResultsServicer_to_server(ResultsService(runs, gate, audit, silence, submissions), server)
     enrolling: grpc.Server | None = None
     if security is not None and members is not None:
         bound = _bind(server, host, port, _credentials(security.authority, members_only=True))

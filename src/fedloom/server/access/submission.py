@@ -8,7 +8,7 @@ from pathlib import Path
 from fedloom.core.config import PluginSettings, plugin_schema
 from fedloom.core.errors import Forbidden
 from fedloom.core.kinds import SECTIONS, Kind
-from fedloom.core.records import Info
+from fedloom.core.records import Info, JsonObject
 from fedloom.core.registry import PartRef
 from fedloom.core.setting_types import (
     SettingKind,
@@ -17,12 +17,58 @@ from fedloom.core.setting_types import (
     offence,
     text_settings,
 )
+from fedloom.server.access.calls import Pace
+from fedloom.server.access.gate import Caller
+from fedloom.server.access.submitted_code import with_own_code
 
 _WORDS = {
     "code": "names code",
     "path": "may be a path on this server",
     "empty": "is an empty path",
 }
+
+
+MAX_SUBMISSIONS, SUBMISSION_S = 60, 20.0
+"""Runs a user may submit in quick succession, and the seconds after which one more may follow."""
+
+
+class Submissions:
+    """Admits submissions, and counts users' submissions and resumed runs. Thread-safe.
+
+    Args:
+        allowed: names, settings, files and folders that whoever started the server has allowed.
+    """
+
+    def __init__(self, allowed: Collection[str] = ()) -> None:
+        self._allowed = allowed
+        self._pace = Pace(MAX_SUBMISSIONS, SUBMISSION_S, "runs submitted by")
+
+    def admit(self, caller: Caller, values: Info) -> JsonObject:
+        """Check and count a submission; an administrator's may name anything.
+
+        Returns:
+            The experiment, with the server's own copies of the code that it names by digest.
+
+        Raises:
+            Forbidden: see `check_submission` and `with_own_code`.
+            UsageError: see `with_own_code`.
+            LimitExceeded: the user has submitted too many runs; the message says how long to wait.
+        """
+        is_admin = caller.role == "admin"
+        own, own_code = with_own_code(values, self._allowed, any_path=is_admin)
+        if not is_admin:
+            check_submission(own, own_code.union(self._allowed))
+        self.count(caller)
+        return own
+
+    def count(self, caller: Caller) -> None:
+        """Count a run that a user submits or resumes.
+
+        Raises:
+            LimitExceeded: there were too many; the message says how long to wait.
+        """
+        if caller.role != "admin":
+            self._pace.enter(caller.name)
 
 
 def check_submission(values: Info, allowed: Collection[str]) -> None:

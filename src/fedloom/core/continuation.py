@@ -1,0 +1,48 @@
+"""Runs that go on with another number of rounds: whether they equal a run that had it from the beginning."""
+
+from __future__ import annotations
+
+from fedloom.core.config import Experiment
+from fedloom.core.errors import ConfigError, FedloomError
+from fedloom.core.kinds import Kind
+from fedloom.core.plugins import build_strategy, build_workload
+from fedloom.core.registry import PartRef
+
+
+def check_rounds(experiment: Experiment, done: int, *, as_continuation: bool) -> None:
+    """Refuse a number of rounds with which a run would not be the one that had it from the beginning.
+
+    Args:
+        experiment: with the new number.
+        done: number of rounds done so far.
+        as_continuation: take it nevertheless, unless fewer than are done.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    if experiment.max_rounds is not None and experiment.max_rounds < done:
+        raise ConfigError(f"rounds: expected at least {done}, which are done, got {experiment.max_rounds}")
+    if as_continuation:
+        return
+    if why := _rounds_needed_by(experiment):
+        raise ConfigError(
+            "rounds: this run depends on its number of rounds, so that with another one it would not equal a run that "
+            f"had it from the beginning ({why}). Resume anyway with --as-continuation"
+        )
+
+
+def _rounds_needed_by(experiment: Experiment) -> str:
+    """Return what in a run depends on its number of rounds, in words; empty if nothing does."""
+    if setting := experiment.workload.rounds_needed_by():
+        return f"{setting} needs the number of rounds"
+    open_end = experiment.override(["rounds='open'"])
+    workload = PartRef(Kind.WORKLOAD, open_end.workload.name, "workload")
+    try:
+        build_strategy(open_end.strategy, open_end).close()
+        if workload.origin != "bundled":  # fedloom's own say it in their settings, without their data
+            build_workload(open_end.workload, open_end)
+    except ConfigError as exc:
+        return str(exc)
+    except FedloomError:  # its data or libraries are elsewhere
+        return ""
+    return ""
