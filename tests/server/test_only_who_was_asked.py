@@ -35,7 +35,7 @@ from fedloom.core.messages import (
     RunSpec,
 )
 from fedloom.core.records import ClientFailure
-from fedloom.server.fleet.choosing import MAX_HELD
+from fedloom.server.fleet.choosing import MAX_ASSIGNED
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.fleet.payloads import PayloadStore
 from fedloom.server.fleet.planned import RunFacts
@@ -199,7 +199,7 @@ class TestAfterARestart:
     ) -> None:
         with open_exchange(coordinator, planned_groups(*[1.0] * 9), labels=SITE) as opened:
             hand, held = self._claims(coordinator, "b", 8, 7, 6, 5, 4)
-            assert held == [key(4), key(5), key(6)] and len(held) == MAX_HELD
+            assert held == [key(4), key(5), key(6)] and len(held) == MAX_ASSIGNED
             hand.channel.send(group_result(key(6), 6))
             assert next_answer(opened).index == 6
 

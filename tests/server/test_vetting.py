@@ -207,7 +207,7 @@ class TestBounds:
 
     def test_long_heartbeats_and_introductions_are_refused(self) -> None:
         key = pb.GroupKey(run_id="r", round=1)
-        many = pb.FromAgent(heartbeat=pb.Heartbeat(held=[key] * (codec.MAX_HELD + 1)))
+        many = pb.FromAgent(heartbeat=pb.Heartbeat(held=[key] * (codec.MAX_LISTED + 1)))
         with pytest.raises(BadMessage, match="at most 4096 groups and runs, got more"):
             codec.read_from_agent(many, "n")
         facts = '{"x":"' + "y" * codec.MAX_FACTS + '"}'

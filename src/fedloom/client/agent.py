@@ -130,8 +130,8 @@ class Agent:
                 self._connection.opened()
                 self._channel.send(self._heartbeat())
                 self._unsent.clear()
-                for held in list(self._results.values()):
-                    self._deliver(held.result)
+                for unacknowledged in list(self._results.values()):
+                    self._deliver(unacknowledged.result)
                 return True
             except ServerUnreachable as exc:
                 if self._give_up_s is not None and time.monotonic() - began > self._give_up_s:
@@ -294,9 +294,11 @@ class Agent:
         """
         limit = 1 if refused else BREAKS
         with self._lock:
-            for held in self._results.values():
-                held.breaks = held.breaks + 1 if refused or self._connection.was_short else 0
-            culprits = [held.result for held in self._results.values() if held.breaks >= limit]
+            for unacknowledged in self._results.values():
+                unacknowledged.breaks = unacknowledged.breaks + 1 if refused or self._connection.was_short else 0
+            culprits = [
+                unacknowledged.result for unacknowledged in self._results.values() if unacknowledged.breaks >= limit
+            ]
         for result in culprits:
             self._results[result.key] = _Unacknowledged(
                 self._executor.undeliverable(result, BadMessage("the connection broke each time it was sent")),
@@ -310,8 +312,8 @@ class Agent:
                 self._executor.prepare(message)
             case Group():
                 with self._lock:
-                    held = {group.key for group in self._waiting} | set(self._results)
-                    if message.key not in held and message.key != self._current and self._has_room(message):
+                    known = {group.key for group in self._waiting} | set(self._results)
+                    if message.key not in known and message.key != self._current and self._has_room(message):
                         self._waiting.append(message)
                 if message.key in self._results:
                     self._deliver(self._results[message.key].result)
@@ -323,7 +325,7 @@ class Agent:
                 name = (message.run_id, message.round, message.exchange)
                 with self._lock:
                     self._waiting = deque(group for group in self._waiting if group.key[:3] != name)
-                    self._results = {key: kept for key, kept in self._results.items() if key[:3] != name}
+                    self._results = {key: result for key, result in self._results.items() if key[:3] != name}
                 self._channel.send(self._heartbeat())  # says at once whether this agent is free
             case RunOver():
                 self._end_run(message)
@@ -348,8 +350,8 @@ class Agent:
         with self._lock:
             shared = [
                 key
-                for key, held in self._results.items()
-                if key.run_id == run_id and any(ref.shared for ref in held.result.payloads)
+                for key, unacknowledged in self._results.items()
+                if key.run_id == run_id and any(ref.shared for ref in unacknowledged.result.payloads)
             ]
             for key in shared:
                 del self._results[key]
@@ -382,10 +384,14 @@ class Agent:
         """Results sent a heartbeat ago or longer and not acknowledged since."""
         now = time.monotonic()
         with self._lock:
-            late = [held for held in self._results.values() if now - held.sent_at > self._heartbeat_s]
-            for held in late:
-                held.sent_at = now
-        return [held.result for held in late]
+            late = [
+                unacknowledged
+                for unacknowledged in self._results.values()
+                if now - unacknowledged.sent_at > self._heartbeat_s
+            ]
+            for unacknowledged in late:
+                unacknowledged.sent_at = now
+        return [unacknowledged.result for unacknowledged in late]
 
     def _beat(self) -> None:
         """Send heartbeats, and repeat unacknowledged results."""

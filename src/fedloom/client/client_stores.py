@@ -90,8 +90,8 @@ class NodeStore:
                 f"the state of client {client} cannot be written to {path}: {exc.strerror}. Free disk space there"
             ) from exc
         found = self._versions(group.key.run_id, client)
-        kept = sorted({round_number for round_number, _ in found})[-NODE_STATE_ROUNDS:]
-        for at in [at for at in found if at[0] < kept[0]]:
+        retained = sorted({round_number for round_number, _ in found})[-NODE_STATE_ROUNDS:]
+        for at in [at for at in found if at[0] < retained[0]]:
             found[at].unlink(missing_ok=True)
         return None
 

@@ -53,11 +53,11 @@ class Filters(Settings):
                 "models like the global one, so that they cannot be filtered",
                 kind="data",
             )
-        kept = {name for name in arrays if any(fnmatch.fnmatch(name, pattern) for pattern in self.exclude)}
-        changed = {name: array for name, array in arrays.items() if name not in kept and array.dtype.kind == "f"}
+        excluded = {name for name in arrays if any(fnmatch.fnmatch(name, pattern) for pattern in self.exclude)}
+        changed = {name: array for name, array in arrays.items() if name not in excluded and array.dtype.kind == "f"}
         scale = self._scale(changed, model)
         sent = {
-            name: np.array(model[name]) if name in kept else self._noisy(array, model[name], scale, rng)
+            name: np.array(model[name]) if name in excluded else self._noisy(array, model[name], scale, rng)
             for name, array in arrays.items()
         }
         return replace(update, groups={MODEL: sent})

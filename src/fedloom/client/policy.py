@@ -156,8 +156,8 @@ class Usage:
         self._written = 0.0
         self._day, self._bytes = "", 0
         try:
-            kept = json.loads(file.read_text(encoding="utf-8"))
-            self._day, self._bytes = str(kept["day"]), int(kept["bytes"])
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            self._day, self._bytes = str(stored["day"]), int(stored["bytes"])
         except (OSError, ValueError, KeyError, TypeError):
             pass  # no count yet
 

@@ -35,7 +35,7 @@ from fedloom.core.messages import (
 from fedloom.core.records import CONTENTS, ClientFailure, ClientReport, Contents, Info, Job, Mean
 from fedloom.proto.v1 import fleet_pb2 as pb
 
-MAX_HELD = 4096
+MAX_LISTED = 4096
 """Limit of groups in one heartbeat."""
 MAX_FACTS = 4 << 10
 """Characters of a node's description of itself."""
@@ -120,8 +120,8 @@ def read_from_agent(message: pb.FromAgent, node: str) -> FromAgent:
         case "result":
             return _read_result(message.result, node)
         case "heartbeat":
-            if len(message.heartbeat.held) > MAX_HELD or len(message.heartbeat.missing_runs) > MAX_HELD:
-                raise BadMessage(f"heartbeat: expected at most {MAX_HELD} groups and runs, got more")
+            if len(message.heartbeat.held) > MAX_LISTED or len(message.heartbeat.missing_runs) > MAX_LISTED:
+                raise BadMessage(f"heartbeat: expected at most {MAX_LISTED} groups and runs, got more")
             held = tuple(_read_key(key) for key in message.heartbeat.held)
             return Heartbeat(held=held, missing_runs=tuple(message.heartbeat.missing_runs))
         case "goodbye":

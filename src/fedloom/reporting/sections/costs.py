@@ -78,8 +78,8 @@ def nodes(run: RunFolder) -> Markup:
     ]
     moved = sum(record.reassigned for record in run.rounds)
     stale, twice = sum(record.stale for record in run.rounds), sum(record.duplicates for record in run.rounds)
-    kept = sum(record.restored for record in run.rounds)
-    survived = f" Results restored after a restart of the server: {kept:,}." if kept else ""
+    restored = sum(record.restored for record in run.rounds)
+    survived = f" Results restored after a restart of the server: {restored:,}." if restored else ""
     left_out = f" The {len(ranked) - _MOST_NODES} least busy are omitted." if len(ranked) > _MOST_NODES else ""
     return section(
         "Nodes",

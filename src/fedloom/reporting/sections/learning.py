@@ -58,11 +58,11 @@ def _rounds(run: RunFolder, names: list[str]) -> Markup:
     shown = run.rounds
     if len(shown) > _MOST_ROWS:
         shown = tuple(shown[stop - 1] for _, stop in bins(len(shown), _MOST_ROWS))
-    kept = names[:_MOST_METRICS]
+    shown_names = names[:_MOST_METRICS]
     rows: list[Sequence[Content]] = [
         (
             record.round,
-            *(metric_text((record.evaluation or {}).get(name, record.metrics.get(name))) for name in kept),
+            *(metric_text((record.evaluation or {}).get(name, record.metrics.get(name))) for name in shown_names),
             f"{len(record.cohort) - len(record.failures):,} of {len(record.cohort):,}",
             bytes_text(record.traffic.bytes_up),
             bytes_text(record.traffic.bytes_down),
@@ -73,4 +73,4 @@ def _rounds(run: RunFolder, names: list[str]) -> Markup:
     caption = "Held-out metrics if the round was evaluated, otherwise training metrics"
     if len(shown) < len(run.rounds):
         caption += f"; {len(shown)} of {len(run.rounds)} rounds; rounds.jsonl has all"
-    return table(("round", *kept, "updates", "up", "down", "time"), rows, caption=caption)
+    return table(("round", *shown_names, "updates", "up", "down", "time"), rows, caption=caption)

@@ -6,12 +6,12 @@ from collections.abc import Collection, Mapping
 
 from fedloom.server.fleet.open_exchange import OpenExchange
 
-MAX_HELD = 3
-"""Groups an agent is given at most before it has answered for one."""
+MAX_ASSIGNED = 3
+"""Limit of groups assigned to an agent before its first result."""
 
 
 def choose(
-    opened: OpenExchange, held: Mapping[str, int], willing: Collection[str], wanting: Collection[str]
+    opened: OpenExchange, assigned: Mapping[str, int], willing: Collection[str], eager: Collection[str]
 ) -> tuple[int, str] | None:
     """Choose the next group to push and its node; None while no node has capacity.
 
@@ -21,17 +21,17 @@ def choose(
 
     Args:
         opened: whose groups.
-        held: groups each agent holds by now.
+        assigned: number of groups assigned to each agent.
         willing: agents that may get any of them.
-        wanting: agents that held at most one before this was begun.
+        eager: agents that had at most one group before these assignments.
     """
-    most = MAX_HELD if len(opened.pending) > len(willing) else 1
+    most = MAX_ASSIGNED if len(opened.pending) > len(willing) else 1
     for index in opened.pending:
         prefer, only = opened.groups[index].prefer, opened.only(index)
         names = [only] if only else [prefer] if prefer in willing else willing
         died = index in opened.deaths
         room = 1 if died else most
-        free = [(held[name], name) for name in names if name in willing and name in wanting and held[name] < room]
+        free = [(assigned[name], name) for name in names if name in willing and name in eager and assigned[name] < room]
         if free:
             return index, min(free)[1]
         if not opened.has_affinity and not died:

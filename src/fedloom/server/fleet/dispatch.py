@@ -13,7 +13,7 @@ from fedloom.core.clock import Clock
 from fedloom.core.errors import FedloomError, PolicyRefused
 from fedloom.core.messages import Cancel, Group, GroupKey, GroupResult, PayloadRef, Refusal, RunSpec
 from fedloom.core.records import ClientFailure
-from fedloom.server.fleet.choosing import MAX_HELD, choose
+from fedloom.server.fleet.choosing import MAX_ASSIGNED, choose
 from fedloom.server.fleet.entitlements import Entitlements
 from fedloom.server.fleet.lacking import lacking
 from fedloom.server.fleet.nodes import Node
@@ -121,15 +121,15 @@ class Dispatch:
     def push(self) -> None:
         """Push pending groups to agents with capacity, the least busy first; among runs, the least served first."""
         # A session's first heartbeat lists its groups; before that its needs are unknown.
-        held = {name: self._load(node) for name, node in self._nodes.items() if node.online and not node.fresh}
-        wanting = {name for name, holds in held.items() if holds <= 1}
+        assigned = {name: self._load(node) for name, node in self._nodes.items() if node.online and not node.fresh}
+        wanting = {name for name, count in assigned.items() if count <= 1}
         waiting = [
-            (opened, self._willing(opened, held), set(wanting)) for opened in self._open.values() if opened.pending
+            (opened, self._willing(opened, assigned), set(wanting)) for opened in self._open.values() if opened.pending
         ]
         while waiting:
             place = min(waiting, key=lambda place: place[0].in_work)
             opened, willing, eager = place
-            choice = choose(opened, held, willing, eager)
+            choice = choose(opened, assigned, willing, eager)
             if choice is None:
                 waiting.remove(place)
                 continue
@@ -138,7 +138,7 @@ class Dispatch:
                 eager.discard(name)
                 continue
             opened.pending.remove(index)
-            held[name] += MAX_HELD if index in opened.deaths else 1
+            assigned[name] += MAX_ASSIGNED if index in opened.deaths else 1
             try:
                 self._push(self._nodes[name], opened, index)
             except FedloomError as exc:  # the run's own trouble must not hit an agent's call
@@ -148,7 +148,7 @@ class Dispatch:
     def _load(self, node: Node) -> int:
         """Return the number of a node's groups; a node whose process died before counts as full."""
         died = any((opened := self.find(key)) is not None and key.group in opened.deaths for key in node.assigned)
-        return max(MAX_HELD, len(node.assigned)) if died else len(node.assigned)
+        return max(MAX_ASSIGNED, len(node.assigned)) if died else len(node.assigned)
 
     def _ready(self, opened: OpenExchange, index: int, locality: str) -> bool:
         """Return whether agents of a locality can read all inputs of a group; has them prepared if they cannot yet."""
@@ -272,12 +272,12 @@ class Dispatch:
         node = self._nodes[name]
         opened.refusals[name] = Refusal(key=key, kind="result", reason=f"{type(exc).__name__}: {exc}")
         opened.backoff_until[name] = math.inf if self._others(opened, name) else self._clock.monotonic() + self._pause_s
-        for held in [other for other in node.assigned if other[:3] == key[:3] and other != key]:
-            del node.assigned[held]
+        for another in [other for other in node.assigned if other[:3] == key[:3] and other != key]:
+            del node.assigned[another]
             if opened.reassigns:
-                opened.pending.appendleft(held.group)
+                opened.pending.appendleft(another.group)
             else:
-                self._lose(opened, held.group, name, opened.refusals[name].reason)
+                self._lose(opened, another.group, name, opened.refusals[name].reason)
         if node.assigned.pop(key, None) is not None:
             self._lose(opened, key.group, name, opened.refusals[name].reason)
         self.push()
@@ -296,24 +296,24 @@ class Dispatch:
         self._give_up_refused(opened, at_once={key.group} if not opened.reassigns else ())
         self.push()
 
-    def reconcile(self, name: str, held: set[GroupKey]) -> None:
-        """Compare a node's groups with those assigned to it.
+    def reconcile(self, name: str, listed: set[GroupKey]) -> None:
+        """Compare the groups that a node lists with those assigned to it.
 
         Undelivered groups are pushed again. A claim to a group that was never assigned to the node is stale.
         """
         node, now = self._nodes[name], self._clock.monotonic()
         if node.fresh:
             node.fresh = False
-            self._take_back(name, "the agent was restarted", held)
-        for key in [key for key in node.cancelled if key not in held]:
+            self._take_back(name, "the agent was restarted", listed)
+        for key in [key for key in node.cancelled if key not in listed]:
             del node.cancelled[key]
         for key, pushed in list(node.assigned.items()):
-            if key not in held and now - pushed > self._repeat_s:
+            if key not in listed and now - pushed > self._repeat_s:
                 del node.assigned[key]
                 opened = self.find(key)
                 if opened is not None and key.group not in opened.done:
                     opened.pending.appendleft(key.group)
-        for key in sorted(held - set(node.assigned)):
+        for key in sorted(listed - set(node.assigned)):
             opened = self.find(key)
             if opened is None or opened.settled(key.group, name):
                 answer_again(node, key, opened)
@@ -338,7 +338,7 @@ class Dispatch:
             and key.group in opened.pending
             and opened.only(key.group) in ("", name)
             and opened.wants(name, node.labels, self._clock.monotonic())
-            and len(node.assigned) < MAX_HELD
+            and len(node.assigned) < MAX_ASSIGNED
         )
 
     def requeue(self, name: str, reason: str) -> None:
@@ -377,8 +377,8 @@ class Dispatch:
         opened.failed[key.group, name] = failure
         opened.refusals[name] = Refusal(key=key, kind="failure", reason=failure.words)
         opened.backoff_until[name] = math.inf
-        held = self._nodes[name].assigned.pop(key, None) is not None
-        if held and not any(key in other.assigned for other in self._nodes.values()):
+        was_assigned = self._nodes[name].assigned.pop(key, None) is not None
+        if was_assigned and not any(key in other.assigned for other in self._nodes.values()):
             opened.pending.appendleft(key.group)
         return True
 

@@ -285,10 +285,10 @@ class PayloadStore:
                 # One unfinished upload per node: a node can make the server store at most one unfinished frame.
                 for key in [k for k, u in self._uploads.items() if k[0] == node and not u.complete]:
                     del self._uploads[key]
-                held = sum(len(u.data) for key, u in self._uploads.items() if key[0] == node)
-                if held + size > most:
+                waiting_bytes = sum(len(u.data) for key, u in self._uploads.items() if key[0] == node)
+                if waiting_bytes + size > most:
                     raise LimitExceeded(
-                        f"upload: {held} bytes of node {node!r} wait for their results; with {size} more they "
+                        f"upload: {waiting_bytes} bytes of node {node!r} wait for their results; with {size} more they "
                         f"exceed the limit of {most}"
                     )
                 upload = self._uploads[node, sha256] = Upload(reserve(size))

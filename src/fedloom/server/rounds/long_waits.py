@@ -29,31 +29,31 @@ class LongWaits:
 
     def __init__(self, run_id: str, emit: Callable[[Event], None], clock: Clock) -> None:
         self._run_id, self._emit, self._clock = run_id, emit, clock
-        self._held: Mapping[int, Holding] = {}
+        self._holdings: Mapping[int, Holding] = {}
         self._longest_s = 0.0
         self._next_s = FIRST_S
         self._said = False
 
-    def look(self, opened: OpenExchange, held: Mapping[int, Holding]) -> None:
+    def look(self, opened: OpenExchange, holdings: Mapping[int, Holding]) -> None:
         """Report unusually long waits, from the nodes of the exchange's groups and since when (monotonic seconds)."""
         now = self._clock.monotonic()
-        for index in self._held.keys() - held.keys():
-            self._longest_s = max(self._longest_s, now - self._held[index].since)
-        self._held = held
-        slow = [index for index, each in sorted(held.items()) if now - each.since >= self._patience_s]
+        for index in self._holdings.keys() - holdings.keys():
+            self._longest_s = max(self._longest_s, now - self._holdings[index].since)
+        self._holdings = holdings
+        slow = [index for index, each in sorted(holdings.items()) if now - each.since >= self._patience_s]
         if not slow:
             self._over()
             return
-        waited_s = max(now - held[index].since for index in slow)
+        waited_s = max(now - holdings[index].since for index in slow)
         if self._said and waited_s < self._next_s:
             return
         self._said, self._next_s = True, waited_s * RARER
-        text = self._text(opened, {index: held[index] for index in slow}, now)
+        text = self._text(opened, {index: holdings[index] for index in slow}, now)
         self._emit(Notice(run_id=self._run_id, message=text, waits_for=text))
 
     def closed(self) -> None:
         """Note the end of the exchange."""
-        self._held = {}
+        self._holdings = {}
         self._over()
 
     @property
@@ -79,10 +79,10 @@ class LongWaits:
         )
 
 
-def _of_group(opened: OpenExchange, index: int, held: Holding, now: float) -> str:
+def _of_group(opened: OpenExchange, index: int, holding: Holding, now: float) -> str:
     """Return a group's clients, or parts, with their node, in words."""
     jobs = opened.groups[index].jobs
     numbers = ", ".join(str(job.client) for job in jobs[:_MOST_NAMED]) + (" …" if len(jobs) > _MOST_NAMED else "")
     what = "client" if all(job.of_client for job in jobs) else "part"
     one_of = f"{what} {numbers}" if len(jobs) == 1 else f"one of {what}s {numbers}"
-    return f"{one_of} ({jobs[0].kind}) on node {held.node!r}, {now - held.since:.0f} s so far"
+    return f"{one_of} ({jobs[0].kind}) on node {holding.node!r}, {now - holding.since:.0f} s so far"

@@ -191,9 +191,9 @@ class DiskRunStore:
         return frames.decode(self._client_files()[client][max(older)].read_bytes()) if older else None
 
     def prune_clients(self, round: int) -> None:
-        for kept in self._client_files().values():
-            for at in sorted(at for at in kept if at < (round + 1, 0))[:-1]:
-                kept.pop(at).unlink(missing_ok=True)
+        for states in self._client_files().values():
+            for at in sorted(at for at in states if at < (round + 1, 0))[:-1]:
+                states.pop(at).unlink(missing_ok=True)
 
     def save_model(self, arrays: Arrays) -> None:
         path = self._folder / MODEL

@@ -86,17 +86,17 @@ class MemoryRunStore:
         return Checkpoint.from_record(frames.decode(self._checkpoints[-1]), lambda digests: self._pinned)
 
     def save_client(self, client: int, round: int, exchange: int, state: Record) -> None:
-        kept = [item for item in self._clients.get(client, []) if item[0] != (round, exchange)]
-        self._clients[client] = sorted([*kept, ((round, exchange), bytes(frames.encode(state)))])
+        states = [item for item in self._clients.get(client, []) if item[0] != (round, exchange)]
+        self._clients[client] = sorted([*states, ((round, exchange), bytes(frames.encode(state)))])
 
     def client(self, client: int, before: tuple[int, int]) -> Record | None:
         older = [frame for at, frame in self._clients.get(client, []) if at < before]
         return frames.decode(older[-1]) if older else None
 
     def prune_clients(self, round: int) -> None:
-        for client, kept in self._clients.items():
-            needed = [item for item in kept if item[0] < (round + 1, 0)][-1:]
-            self._clients[client] = needed + [item for item in kept if item[0] >= (round + 1, 0)]
+        for client, states in self._clients.items():
+            needed = [item for item in states if item[0] < (round + 1, 0)][-1:]
+            self._clients[client] = needed + [item for item in states if item[0] >= (round + 1, 0)]
 
     def save_model(self, arrays: Arrays) -> None:
         self.model = arrays

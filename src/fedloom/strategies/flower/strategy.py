@@ -176,8 +176,8 @@ class FlowerStrategy(Strategy[FlowerState, UpdateList]):
         return batch.plain_replies(total.updates, weighted_by, loss_name)
 
     def _state(self, model: Arrays, report: Info, evaluation: Info | None) -> FlowerState:
-        kept = self._capture()
-        return FlowerState(model, kept.arrays, kept.tree, TRAIN, report, evaluation)
+        captured = self._capture()
+        return FlowerState(model, captured.arrays, captured.tree, TRAIN, report, evaluation)
 
     def _capture(self) -> Memory:
         return memory.capture(self._hosted, f"Flower strategy {self._name}", self._constants)

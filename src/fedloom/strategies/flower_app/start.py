@@ -129,14 +129,16 @@ class _Run:
             return
         arrays: dict[str, Array] = {}
         try:
-            kept = memory.capture(self.strategy, f"Flower strategy {type(self.strategy).__name__}")
+            captured = memory.capture(self.strategy, f"Flower strategy {type(self.strategy).__name__}")
             values = self._values(session)
             tree = memory.encode(values, arrays, "start", "Strategy.start")
         except UnsupportedFeature:  # something in it cannot be saved: this app is resumed from its replies
             session.snapshots = False
             return
-        arrays |= {f"strategy/{name}": array for name, array in kept.arrays.items()}
-        self.place = session.snapshot(Entry({"kind": START, "values": tree, "strategy": kept.tree}, arrays), self.place)
+        arrays |= {f"strategy/{name}": array for name, array in captured.arrays.items()}
+        self.place = session.snapshot(
+            Entry({"kind": START, "values": tree, "strategy": captured.tree}, arrays), self.place
+        )
 
     def _values(self, session: Session) -> dict[str, object]:
         streams, result = Streams.current(), self.result

@@ -94,15 +94,15 @@ def stored(arrays: Arrays, *, half: bool) -> dict[str, Array]:
     if not half:
         return dict(arrays)
     with np.errstate(over="ignore"):
-        kept = {
+        snapshot = {
             name: array if array.dtype.kind in "iub" else array.astype(np.float16) for name, array in arrays.items()
         }
-    for name, array in kept.items():
+    for name, array in snapshot.items():
         if array.dtype == np.float16 and not np.isfinite(array).all():
             raise BadUpdate(
                 f'array {name!r} has values beyond 65504, the limit of float16; set strategy.precision to "full"'
             )
-    return kept
+    return snapshot
 
 
 def _by_coordinate(snapshots: Snapshots, like: Arrays, reduce: _Reduce) -> dict[str, Array]:

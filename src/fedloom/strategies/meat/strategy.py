@@ -135,14 +135,14 @@ class MedianEnsemble(Strategy[History, Total]):
         state = replace(state, model=model, seat=groups.get(SEAT, {}))
         if context.round < self._start:
             return replace(state, published=model)
-        kept: Arrays = model
+        snapshot: Arrays = model
         if context.round in self._config.planted:
-            kept = ensembles.with_outliers(model, self._config.planted_scale, context.rng("planted"))
-        kept = ensembles.stored(kept, half=self._config.precision == "half")
+            snapshot = ensembles.with_outliers(model, self._config.planted_scale, context.rng("planted"))
+        snapshot = ensembles.stored(snapshot, half=self._config.precision == "half")
         first = -self._config.window if self._config.window else None
         return replace(
             state,
-            snapshots=(*state.snapshots, Pinned.of(Record({MODEL: kept})))[first:],
+            snapshots=(*state.snapshots, Pinned.of(Record({MODEL: snapshot})))[first:],
             rounds=(*state.rounds, context.round)[first:],
         )
 

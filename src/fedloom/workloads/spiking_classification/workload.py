@@ -149,7 +149,7 @@ class SpikingClassification(TorchWorkload[Config]):
         """
         if self.program == "loop":
             one_by_one = zip(jobs, shards, rngs, strict=True)
-            return [_kept(self.train(job, inputs, shard, None, rng)) for job, shard, rng in one_by_one]
+            return [_copied(self.train(job, inputs, shard, None, rng)) for job, shard, rng in one_by_one]
         self.trainer.load(inputs)
         rows, trace = [_rows(shard) for shard in shards], any(map(_is_traced, jobs))
         return self._group.train(self.trainer.arrays, rows, rngs, trace=trace)
@@ -316,7 +316,7 @@ def _rows(shard: RowShard) -> Array:
     return shard.rows
 
 
-def _kept(update: Update) -> Update:
+def _copied(update: Update) -> Update:
     """Return the update with copies of its arrays."""
     groups = {group: {name: array.copy() for name, array in arrays.items()} for group, arrays in update.groups.items()}
     return replace(update, groups=groups)

@@ -110,8 +110,8 @@ class FlowerWorkload:
 
     def _context(self, client: int, state: Record | None) -> flwr.Context:
         node_config = {"partition-id": client, "num-partitions": self._clients} | dict(self._config.node_config)
-        kept = records.join(state.groups, state.info["content"]) if state is not None else flwr.RecordDict()
-        return flwr.make_context(flwr.node_id(client), node_config, self._config.run_config, kept)
+        stored = records.join(state.groups, state.info["content"]) if state is not None else flwr.RecordDict()
+        return flwr.make_context(flwr.node_id(client), node_config, self._config.run_config, stored)
 
     def _content(self, job: Job, inputs: Mapping[str, Record]) -> flwr.RecordDict:
         content = flwr.RecordDict()
@@ -165,13 +165,13 @@ class FlowerWorkload:
         for record in content.metric_records.values():
             numbers |= records.scalars(record)
         numbers.pop(self._config.weighted_by, None)
-        kept_groups, kept = records.split(context.state)
+        stored_groups, stored = records.split(context.state)
         return Update(
             num_examples=int(count or 0),
             groups=groups,
             metrics={name: Mean(value * weight, weight) for name, value in numbers.items()},
             info={KNOB: {"content": described}},
-            state=Record(kept_groups, {"content": kept}) if kept or had_state else None,
+            state=Record(stored_groups, {"content": stored}) if stored or had_state else None,
         )
 
     def _examples(self, content: flwr.RecordDict) -> float | None:

@@ -88,11 +88,13 @@ class AdversarialTraining(TorchWorkload[Config]):
         state: Record | None = None,
     ) -> Update:
         """Train one client; the update includes its new state, and the moving average if enabled."""
-        kept = state or Record()
+        stored = state or Record()
         self.trainer.load(inputs)  # so that a first average begins with these weights
         average = None
         if self.config.seat:
-            average = MovingAverage(lambda: self.trainer.arrays, kept.groups.get(SEAT), int(kept.info.get("steps", 0)))
+            average = MovingAverage(
+                lambda: self.trainer.arrays, stored.groups.get(SEAT), int(stored.info.get("steps", 0))
+            )
         perturbs = self.config.defense.awp_gamma > 0 and job.round > self.config.defense.awp_warmup
 
         def after_step() -> None:
@@ -105,7 +107,7 @@ class AdversarialTraining(TorchWorkload[Config]):
             self.local_training(self.network, job, shard, rule),
             loss_of=lambda rows: self._batch_loss(rows, perturbs),
             rate=self.learning_rate(job.round),
-            velocity=kept.groups.get(_VELOCITY),
+            velocity=stored.groups.get(_VELOCITY),
             after_step=after_step,
         )
         update = self.trainer.train(inputs, local, rng)
