@@ -1,9 +1,14 @@
 """Which plug-ins a report asks for their part."""
 
+import io
 from pathlib import Path
 
+import pytest
+from rich.console import Console
+
 from fedloom.core.kinds import SECTIONS
-from fedloom.reporting.plugins import contributions
+from fedloom.reporting.console import print_tables
+from fedloom.reporting.plugins import Contribution, PlainTable, contributions
 from fedloom.reporting.run_folder import RunFolder
 
 REPORT = """
@@ -37,3 +42,15 @@ def test_a_file_that_holds_several_plugins_is_asked_once(tmp_path: Path) -> None
 
 def test_a_plugin_that_is_not_installed_is_left_out(tmp_path: Path) -> None:
     assert contributions(run_of(tmp_path, {"strategy": "nobodys", "workload": "image_classification"})) == []
+
+
+def test_a_table_is_aligned_and_printed_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = PlainTable(head=("mode", "accuracy"), rows=(("dgl", "97.21 %"), ("end_to_end", "9.8 %")))
+    assert table.lines() == ["mode        accuracy", "dgl          97.21 %", "end_to_end     9.8 %"]
+    run = run_of(tmp_path, {})
+    monkeypatch.setattr("fedloom.reporting.console.RunFolder.read", lambda path: run)
+    monkeypatch.setattr("fedloom.reporting.console.contributions", lambda found: [Contribution(tables=(table,))])
+    console = Console(file=io.StringIO(), width=40)
+    print_tables(console, str(tmp_path))
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().splitlines() == ["", *(f"  {line}" for line in table.lines())]

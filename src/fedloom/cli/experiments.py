@@ -150,9 +150,11 @@ def print_summary(summary: RunSummary, json: bool, *, elsewhere: bool = False) -
 
     If the run is on another machine, its paths are not printed.
     """
-    from fedloom.reporting.console import print_result
+    from fedloom.reporting.console import print_result, print_tables
 
     print_result(output(to_stderr=json), summary.model_copy(update={"run_dir": None}) if elsewhere else summary)
+    if summary.run_dir is not None and not elsewhere and summary.status == "done":
+        print_tables(output(to_stderr=json), summary.run_dir)
     if json:
         typer.echo(summary.model_dump_json())
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from fedloom.core.errors import FedloomError
 from fedloom.core.events import (
     ClientLost,
     ClientsDone,
@@ -30,7 +31,9 @@ from fedloom.core.run_files import REPORT
 from fedloom.reporting.curves import in_order
 from fedloom.reporting.lines import lost_line, round_cells, round_head, round_line, rounds_text, start_lines
 from fedloom.reporting.plain import escape_unprintable, harmless
+from fedloom.reporting.plugins import contributions
 from fedloom.reporting.quantities import bytes_text, metric_text, seconds_text
+from fedloom.reporting.run_folder import RunFolder
 
 _MOST_LOST = 5
 """Limit of failed clients shown individually per round; the others are counted."""
@@ -181,12 +184,29 @@ def print_result(console: Console, summary: RunSummary) -> None:
     console.print()
     good = "bold green" if summary.status == "done" else "bold red"
     console.print(Text(f"{summary.run_id}: {summary.status}", style=good), soft_wrap=True)
-    for name, value in _result_rows(summary):
-        console.print(Text(f"  {name:<19}{harmless(value)}"), soft_wrap=True)
+    rows = _result_rows(summary)
+    width = max(19, *(len(name) + 1 for name, _ in rows))
+    for name, value in rows:
+        console.print(Text(f"  {name:<{width}}{harmless(value)}"), soft_wrap=True)
     if summary.status != "done" and summary.run_dir:
         first = "" if summary.status == "interrupted" else "fix the error, then "
         resume = f"  to continue      {first}fedloom resume {shlex.quote(summary.run_dir)}"
         console.print(Text(resume), soft_wrap=True)
+
+
+def print_tables(console: Console, run_dir: str) -> None:
+    """Print the tables that the run's plug-ins contribute to its end; none without a run's folder."""
+    if not Path(run_dir).is_dir():
+        return
+    try:
+        found = contributions(RunFolder.read(run_dir))
+    except FedloomError as exc:  # the run is done whatever a plug-in's report does
+        console.print(Text(f"  no tables: {harmless(str(exc))}", style="yellow"), soft_wrap=True)
+        return
+    for table in (table for contribution in found for table in contribution.tables):
+        console.print()
+        for line in table.lines():
+            console.print(Text(f"  {harmless(line)}"), soft_wrap=True)
 
 
 def _result_rows(summary: RunSummary) -> list[tuple[str, str]]:

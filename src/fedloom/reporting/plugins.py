@@ -11,6 +11,27 @@ from fedloom.reporting.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PlainTable:
+    """A small table for the terminal."""
+
+    head: tuple[str, ...]
+    """The columns' headings."""
+    rows: tuple[tuple[str, ...], ...]
+    """One text for each column; the first is left-aligned, the others right-aligned."""
+
+    def lines(self) -> list[str]:
+        """Return the table's lines, columns padded to equal widths."""
+        widths = [max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
+        return [
+            "  ".join(
+                cell.rjust(width) if place else cell.ljust(width)
+                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in (self.head, *self.rows)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Contribution:
     """A plug-in's part of a report; made by `build_report(run)` in its folder's `report.py`."""
 
@@ -20,6 +41,8 @@ class Contribution:
     """Numbers of the run for studies; names without a dot. NaN if one does not apply."""
     headlines: Mapping[str, str] = field(default_factory=dict)
     """The few results in a comparison of runs besides accuracy and bytes: row names and values."""
+    tables: tuple[PlainTable, ...] = ()
+    """Printed when a run ends in a terminal."""
 
 
 def contributions(run: RunFolder) -> list[Contribution]:
