@@ -606,7 +606,10 @@ class TestTexts:
         with pytest.raises(NoCapacity) as caught:
             collector(coordinator, linear, patience_s=0.05).collect(ask(1))
         assert "no agent has been connected" in str(caught.value) and "1 groups are waiting" in str(caught.value)
-        assert "fedloom client --server" in str(caught.value)
+        assert "Check why the workers of the runtime ended" in str(caught.value)
+        coordinator.explain_absence = lambda: "the cluster is full"
+        with pytest.raises(NoCapacity, match=r"1 groups are waiting\. The run waits: the cluster is full"):
+            collector(coordinator, linear, patience_s=0.05).collect(ask(1))
 
     def test_workers_that_cannot_be_kept_alive(self, coordinator: Coordinator, linear: Make) -> None:
         coordinator.give_up("worker-1 died 4 times in a row (last: signal 9)")

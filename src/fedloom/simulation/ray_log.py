@@ -1,7 +1,8 @@
-"""The end of Ray's own log, for messages about its failures."""
+"""Ray's own logs: their last lines, for messages about its failures, and what is kept of them."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from fedloom.core.text import clean
@@ -23,8 +24,29 @@ def log_tail(folder: Path) -> str:
         found = [path for path in folder.glob(f"session_*/logs/{pattern}") if _size(path)]
         for path in sorted(found, key=_changed, reverse=True)[:1]:
             if lines := _last_lines(path):
-                return f"\nRay's log {path.name}:\n" + "\n".join(f"  {line}" for line in lines)
+                return f"\nRay's log {path}:\n" + "\n".join(f"  {line}" for line in lines)
     return ""
+
+
+def keep_logs(folder: Path) -> bool:
+    """Remove all but the logs of a Ray started here; returns whether there are any.
+
+    Args:
+        folder: with its sessions in it.
+    """
+    logs = [path for path in folder.glob("session_*/logs") if path.is_dir() and not path.parent.is_symlink()]
+    for session in folder.iterdir() if logs else ():
+        if session.is_symlink() or not session.is_dir():
+            session.unlink(missing_ok=True)
+            continue
+        for path in session.iterdir():
+            if path in logs:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+    return bool(logs)
 
 
 def _last_lines(path: Path) -> list[str]:

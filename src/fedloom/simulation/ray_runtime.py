@@ -14,7 +14,8 @@ from fedloom.core.machine import default_workers
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.rounds.run_services import RuntimeInfo
 from fedloom.simulation.ray_address import AUTO, LOCAL, VARIABLE, RayAddress, knock, ray_address
-from fedloom.simulation.ray_log import log_tail
+from fedloom.simulation.ray_head import RayHead, patience_s
+from fedloom.simulation.ray_log import keep_logs, log_tail
 from fedloom.simulation.ray_privacy import MODE, OWN_TOKEN, TOKEN, make_folder, remove_folder, set_up_variables
 from fedloom.simulation.workers import Replacements, worker_environment
 
@@ -54,6 +55,10 @@ class RayRuntime:
         self._ours = False
         self._folder: Path | None = None
         """Of a Ray that was started here."""
+        self._logs = ""
+        """Folder of Ray's logs, as a node of the cluster has it."""
+        self._failed = False
+        """Whether Ray itself has failed, so that its logs are kept."""
         self._location = ""
         self._workers = 0
         self._calls: dict[Any, tuple[str, Any]] = {}
@@ -71,6 +76,7 @@ class RayRuntime:
             UsageError: the address is malformed, or Ray cannot be started here.
         """
         target = self._connect()
+        self._logs = _logs_folder()
         self._place_workers()
         note = f" ({VARIABLE})" if target is not None and target.source == VARIABLE else ""
         if target is not None and target.is_local:
@@ -81,7 +87,8 @@ class RayRuntime:
 
     def start(self, coordinator: Coordinator, address: str, token: str) -> None:
         self._address, self._token = address, token
-        self._replacements = Replacements(coordinator, self._spawn)
+        self._coordinator, self._replacements = coordinator, Replacements(coordinator, self._spawn)
+        self._head = RayHead(_head_address(), patience_s(os.environ))
         coordinator.on_stuck, coordinator.explain_absence = self._end_stuck, self._absence
         for index in range(self._workers):
             self._spawn(f"ray-{index + 1}")
@@ -105,12 +112,18 @@ class RayRuntime:
         if self._ours and ray.is_initialized():
             ray.shutdown()
         if self._folder is not None:
-            remove_folder(self._folder)
+            self._forget_folder(self._folder)
             self._folder = None
 
+    def _forget_folder(self, folder: Path) -> None:
+        """Remove the files of a Ray that was started here; if Ray has failed, all but its logs."""
+        if not (self._failed and keep_logs(folder)):
+            remove_folder(folder)
+
     def _connect(self) -> RayAddress | None:
-        """Start or join Ray; None if this process has done so already."""
+        """Start or join Ray; None if this process has done so already: that is used, and stays."""
         if ray.is_initialized():
+            _check_same(self._settings.ray_address)
             return None
         self._ours = True
         target = ray_address(self._settings.ray_address, os.environ)
@@ -134,9 +147,10 @@ class RayRuntime:
             self._folder = make_folder(os.environ)
             _init(LOCAL, cpus, folder=str(self._folder))
         except Exception as exc:  # whatever Ray raises is Ray's failure
+            self._failed = True
             log = log_tail(self._folder) if self._folder is not None else ""
             if self._folder is not None:
-                remove_folder(self._folder)
+                self._forget_folder(self._folder)
             raise UsageError(
                 f"Ray cannot be started on this machine: {type(exc).__name__}: {exc}. Its files are in "
                 "RAY_TMPDIR, else TMPDIR, else /tmp: name a writable folder with a short path there, or use --runtime "
@@ -170,15 +184,27 @@ class RayRuntime:
 
     def _absence(self) -> str:
         """Return what Ray has to give, for a run that no worker has connected to."""
+        if trouble := self._head.trouble():  # nothing else may be asked: Ray would wait for its head
+            return f"Ray has started none of the {self._workers} workers: {trouble}. {self._where_logs()}"
         try:
             total, free = ray.cluster_resources(), ray.available_resources()
         except Exception as exc:
-            return f"Ray does not answer: {type(exc).__name__}: {exc}"
-        return (
-            f"the Ray cluster has {total.get('CPU', 0):g} CPU, {free.get('CPU', 0):g} of them free, and each of the "
-            f"{self._workers} workers wants {self._settings.cpus_per_worker:g}; they may wait for others' jobs, or not "
-            f"reach this machine at {self._address}"
+            return f"Ray does not answer: {type(exc).__name__}: {exc}. {self._where_logs()}"
+        wanted = self._settings.cpus_per_worker
+        have = (
+            f"none of its {self._workers} workers has come from Ray ({self._location}: {total.get('CPU', 0):g} CPU, "
+            f"{free.get('CPU', 0):g} of them free; each worker wants {wanted:g}). "
         )
+        if free.get("CPU", 0.0) < wanted:
+            return have + (
+                "Others' jobs hold the CPUs (`ray status` and `ray list actors` show them): resume the run when some "
+                "are free, use another cluster, or omit the address to start Ray on this machine"
+            )
+        return f"{have}They may not reach this machine at {self._address}, or fail to start. {self._where_logs()}"
+
+    def _where_logs(self) -> str:
+        """Return where Ray's logs are, as a sentence; empty if unknown."""
+        return f"Ray's logs: {self._logs}" if self._logs else ""
 
     def _spawn(self, node: str) -> None:
         actor_class = ray.remote(_Worker).options(
@@ -201,6 +227,10 @@ class RayRuntime:
     def _watch(self) -> None:
         """Replace actors that end before the runtime is stopped."""
         while self._calls and not self._stopping.is_set():
+            if gone := self._head.look():
+                self._failed = True
+                self._coordinator.give_up(f"{gone}. Ray would end this program soon. {self._where_logs()}")
+                return
             ended, _ = ray.wait(list(self._calls), num_returns=1, timeout=0.5)
             for call in ended:
                 if self._stopping.is_set():
@@ -208,6 +238,7 @@ class RayRuntime:
                 node, _ = self._calls.pop(call)
                 self._ending.discard(node)
                 self._replacements.ended(node, _reason(call) + (log_tail(self._folder) if self._folder else ""))
+                self._failed = self._failed or bool(self._coordinator.fatal_reason)
 
 
 def _join(target: RayAddress) -> None:
@@ -227,10 +258,27 @@ def _join(target: RayAddress) -> None:
     except Exception as exc:  # a dead cluster, another version, a wrong token: whatever Ray raises is Ray's failure
         named = address if address == target.address else f"{target.address} ({address} here)"
         drop = f"unset {VARIABLE}" if target.source == VARIABLE else "omit --ray-address"
+        said = " ".join(str(exc).split()).rstrip(".")
+        remedy = (
+            "Use the cluster's versions of Ray and Python here"
+            if "Version mismatch" in said
+            else "Start one with `ray start --head`"
+        )
         raise ServerUnreachable(
-            f"cannot join a Ray cluster at {named}, given by {target.given_by}: {type(exc).__name__}: {exc}. "
-            f"Start one with `ray start --head`, or {drop} to start Ray on this machine"
+            f"cannot join a Ray cluster at {named}, given by {target.given_by}: {type(exc).__name__}: {said}. "
+            f"{remedy}, or {drop} to start Ray on this machine"
         ) from exc
+
+
+def _head_address() -> str:
+    """Return the address of the joined cluster's head; empty through Ray Client, which speaks for this process."""
+    return "" if ray.util.client.ray.is_connected() else str(ray.get_runtime_context().gcs_address)
+
+
+def _logs_folder() -> str:
+    """Return the folder in which each node of the joined cluster has Ray's logs; empty if this process cannot know."""
+    node = ray._private.worker._global_node
+    return "" if node is None else str(node.get_logs_dir_path())
 
 
 def _found_here() -> str:
@@ -243,6 +291,17 @@ def _found_here() -> str:
     if found is None:
         raise ConnectionError("no Ray runs on this machine")
     return str(found)
+
+
+def _check_same(wanted: str | None) -> None:
+    """Refuse a cluster's address that differs from the one this process has joined already."""
+    joined = _head_address()
+    if wanted in (None, AUTO, LOCAL) or not joined or str(wanted).rpartition(":")[2] == joined.rpartition(":")[2]:
+        return
+    raise UsageError(
+        f"runtime.ray_address: {wanted!r}, but this process has already joined Ray at {joined}, by ray.init or an "
+        "earlier run. Omit the setting to use that one, or call ray.shutdown() before the run"
+    )
 
 
 def _check_own_token() -> None:

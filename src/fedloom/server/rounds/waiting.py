@@ -16,6 +16,8 @@ from fedloom.server.rounds.wait_notices import WaitNotices
 
 _TICK_S = 0.5
 """Seconds between a waiting run's checks whether it was stopped; results wake it immediately."""
+_STARTING_S = 10.0
+"""Seconds that the workers of a runtime may take to start before a run says what it waits for."""
 
 
 class Waiting:
@@ -84,8 +86,7 @@ class Waiting:
             if self._fleet.coordinator.online:
                 alone_since = clock.monotonic()
             self._check_agents(opened, clock.monotonic() - alone_since)
-            if self._fleet.patience_s is None or self._fleet.coordinator.online:
-                self._notices.look(self._fleet.coordinator.waits_for(opened))
+            self._look(opened, clock.monotonic() - alone_since)
             if remaining_s is None:
                 self._long_waits.look(opened, self._fleet.coordinator.holdings(opened))
             wait_s = _TICK_S if remaining_s is None else min(_TICK_S, max(0.001, remaining_s))
@@ -103,6 +104,14 @@ class Waiting:
             raise answer
         return answer
 
+    def _look(self, opened: OpenExchange, alone_s: float) -> None:
+        """Say what the run lacks; `alone_s` is how long no agent has been connected, as workers that start take."""
+        coordinator = self._fleet.coordinator
+        if self._fleet.patience_s is None or coordinator.online:
+            self._notices.look(coordinator.waits_for(opened))
+        elif alone_s > _STARTING_S:
+            self._notices.look(coordinator.explain_absence())
+
     def _check_agents(self, opened: OpenExchange, alone_s: float) -> None:
         """Raise if waiting is pointless; `alone_s` is how long no agent has been connected."""
         if self._fleet.coordinator.fatal_reason:
@@ -111,6 +120,5 @@ class Waiting:
             why = self._fleet.coordinator.explain_absence()
             raise NoCapacity(
                 f"no agent has been connected for {self._fleet.patience_s:.0f} s, so {len(opened.pending)} groups are "
-                "waiting. Start agents with `fedloom client --server HOST:PORT`, or check why the workers of the "
-                "runtime ended" + (f". {why[:1].upper()}{why[1:]}" if why else "")
+                "waiting. " + (f"The run waits: {why}" if why else "Check why the workers of the runtime ended")
             )
