@@ -1,69 +1,60 @@
-"""The page about trust lists everything a node sends: a field the wire gains must be told there."""
+"""The page on trust: the list of what a node sends is the wire's, and the tests it names are there."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from fedloom.client.agent import _facts
-from fedloom.proto.v1 import enroll_pb2, fleet_pb2
+from fedloom.cli.reference import trust
+from fedloom.cli.reference.__main__ import stale
+from fedloom.client.facts import WORDS, facts
+from fedloom.proto.v1 import enroll_pb2, fleet_pb2, leaving
+from fedloom.proto.v1.leaving import calls, sent_fields
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "explanation" / "trust.md").read_text(encoding="utf-8")
-TOLD: dict[Any, dict[str, str]] = {
-    fleet_pb2.RegisterRequest: {
-        "protocol": "`protocol`", "node": "`node`", "session": "`session`", "facts_json": "`facts.host`",
-    },
-    fleet_pb2.Heartbeat: {"held": "keys of the groups it holds", "missing_runs": "ids of runs it was not told"},
-    fleet_pb2.Refusal: {
-        "key": "| refusal | the group's key", "reason": "the reason in words", "retry_s": "when asking again may help",
-        "kind": "which part of the policy is against it",
-    },
-    fleet_pb2.Report: {
-        "client": "the client's number", "num_examples": "examples", "seconds": "seconds",
-        "metrics": "metrics as (sum, weight)", "info_json": "`info`", "bytes_down": "bytes", "bytes_up": "bytes",
-        "params_down": "parameters read and sent", "params_up": "parameters read and sent",
-        "num_trained": "whether it trained", "num_retrained": "whether it trained again because",
-    },
-    fleet_pb2.Failure: {
-        "client": "| failure | the client's number", "stage": "stage", "error": "the exception's type",
-        "message": "Its message and traceback only with `tracebacks = true`",
-        "traceback": "Its message and traceback only with `tracebacks = true`", "seconds": "seconds",
-        "bytes_down": "seconds; bytes read",
-    },
-    fleet_pb2.GroupResult: {
-        "key": "| result | the group's key", "total": "the sum of its clients' updates",
-        "reports": "| report, one per client", "failures": "| failure |", "states": "| state |", "busy_s": "seconds",
-        "notices": "notices: sentences for the user of the run",
-    },
-    fleet_pb2.Goodbye: {"reason": "| goodbye |", "come_back": "| goodbye |"},
-    fleet_pb2.UploadRequest: {"sha256": "digest", "size": "| upload | size", "offset": "offset"},
-    fleet_pb2.DownloadRequest: {"sha256": "| download | digest", "offset": "offset"},
-    enroll_pb2.JoinRequest: {
-        "protocol": "version", "secret": "the token's secret, once", "csr_pem": "a certificate request",
-    },
-    enroll_pb2.RenewRequest: {"csr_pem": "a certificate request with the new public key"},
-}  # fmt: skip
 
 
-@pytest.mark.parametrize("message", TOLD, ids=lambda message: message.__name__)
-def test_every_field_is_told(message: Any) -> None:
-    assert set(message.DESCRIPTOR.fields_by_name) == set(TOLD[message]), "a new field: tell it in trust.md, then here"
-    for phrase in TOLD[message].values():
-        assert phrase in PAGE
+def test_the_list_of_what_leaves_is_as_the_code_has_it() -> None:
+    assert "../explanation/trust.md" not in stale(ROOT / "docs" / "reference"), "run `make docs`"
 
 
-def test_every_message_of_the_stream_is_told() -> None:
-    bodies = {field.message_type.name for field in fleet_pb2.FromAgent.DESCRIPTOR.fields if field.message_type}
-    assert bodies <= {message.__name__ for message in TOLD}
+def test_every_field_that_a_node_sends_is_listed() -> None:
+    """The oracle is the wire itself: what can be inside a batch of an agent, and the requests of the other calls."""
+    fields = {(sent.message, sent.field) for sent in sent_fields()}
+    for message in (
+        *(fleet_pb2.RegisterRequest, fleet_pb2.FromAgentBatch, fleet_pb2.FromAgent, fleet_pb2.GroupResult),
+        *(fleet_pb2.Report, fleet_pb2.Metric, fleet_pb2.Failure, fleet_pb2.Payload, fleet_pb2.Heartbeat),
+        *(fleet_pb2.Refusal, fleet_pb2.Goodbye, fleet_pb2.UploadRequest, fleet_pb2.DownloadRequest),
+        *(enroll_pb2.JoinRequest, enroll_pb2.RenewRequest),
+    ):
+        for name in message.DESCRIPTOR.fields_by_name:
+            assert (message.DESCRIPTOR.name, name) in fields and f"| `{name}` |" in PAGE
+    assert {name for name, _ in calls()} >= {"Fleet.Register", "Fleet.Work", "Fleet.Upload", "Enroll.Join"}
 
 
-def test_every_fact_is_told() -> None:
-    for fact in _facts():
-        assert f"`facts.{fact}`" in PAGE
+@pytest.mark.parametrize("field", ["metrics", "message"])
+def test_a_field_without_words_is_an_error(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = "Report" if field == "metrics" else "Failure"
+    less = {name: words for name, words in leaving._WORDS[message].items() if name != field}
+    monkeypatch.setattr(leaving, "_WORDS", {**leaving._WORDS, message: less})
+    with pytest.raises(LookupError, match=f"nodes send {message}.{field}: say what it is"):
+        trust.render()
+
+
+def test_words_of_a_field_that_is_gone_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaving, "_WORDS", {**leaving._WORDS, "Report": {**leaving._WORDS["Report"], "gone": "x"}})
+    with pytest.raises(LookupError, match="gone"):
+        trust.render()
+
+
+def test_every_fact_is_listed() -> None:
+    sent = facts("word")
+    assert sent.keys() == WORDS.keys() and sent["instance"] == "word"
+    for fact in sent:
+        assert f"| `facts.{fact}` |" in PAGE
 
 
 def test_the_tests_that_the_table_names_are_there() -> None:

@@ -7,8 +7,6 @@ pushes undelivered groups again, the agent repeats unacknowledged results.
 from __future__ import annotations
 
 import logging
-import os
-import platform
 import secrets
 import threading
 import time
@@ -18,11 +16,11 @@ from dataclasses import dataclass
 
 from fedloom.client.connection import Connection
 from fedloom.client.executor import Executor
+from fedloom.client.facts import facts
 from fedloom.client.input_cache import InputsGone
 from fedloom.client.setup import NodeSetup
 from fedloom.core.errors import BadFrame, BadMessage, FedloomError, LimitExceeded, PolicyRefused, ServerUnreachable
 from fedloom.core.messages import (
-    INSTANCE,
     Ack,
     Cancel,
     Channel,
@@ -121,7 +119,7 @@ class Agent:
         if pause > FIRST_RETRY_S and self._stopped.wait(pause):
             return False
         while True:
-            hello = Hello(node=self.node, session=secrets.token_hex(8), facts=self._facts())
+            hello = Hello(node=self.node, session=secrets.token_hex(8), facts=facts(self._instance))
             try:
                 welcome = self._channel.open(hello)
                 self._heartbeat_s, self._broken, self._latest = welcome.heartbeat_s, None, {}
@@ -142,9 +140,6 @@ class Agent:
             if self._stopped.wait(pause * (0.5 + float(jitter.random()))):
                 return False
             pause = min(2 * pause, LAST_RETRY_S)
-
-    def _facts(self) -> dict[str, object]:
-        return {**_facts(), INSTANCE: self._instance}
 
     def _start_over(self, depot_nonce: str) -> None:
         """Another server than before, or a restarted one: what refers to the old one's memory is void."""
@@ -418,13 +413,3 @@ def _about(node: str, key: GroupKey) -> dict[str, object]:
 def _inline_bytes(group: Group) -> int:
     """Return the bytes of payloads that came within a group's message."""
     return sum(len(ref.inline) for ref in (*group.inputs.values(), *group.states.values()))
-
-
-def _facts() -> dict[str, object]:
-    return {
-        "host": platform.node(),
-        "pid": os.getpid(),
-        "cores": os.cpu_count() or 1,
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-    }

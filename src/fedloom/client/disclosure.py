@@ -21,6 +21,11 @@ FEW = f"fewer than {MIN_EXAMPLES} examples"
 """Replaces the name of a class with fewer."""
 
 
+def withheld_facts() -> tuple[str, ...]:
+    """Return the names of facts of the data that never leave a node with a policy."""
+    return _NAMING
+
+
 def disclosed(info: WorkloadInfo, reported: Collection[str], run_id: str) -> WorkloadInfo:
     """Return a workload's description with the names of its classes as they may leave the node.
 

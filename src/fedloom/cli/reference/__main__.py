@@ -1,4 +1,7 @@
-"""`python -m fedloom.cli.reference [--check] FOLDER`: write the reference, or say whether it is up to date."""
+"""`python -m fedloom.cli.reference [--check] FOLDER`: write the reference, or say whether it is up to date.
+
+Parts of other pages that are written from the code, too, stand between marks in them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from fedloom.cli.reference import commands, errors, records, settings
+from fedloom.cli.reference import commands, errors, records, settings, trust
 
 PAGES: Mapping[str, Callable[[], str]] = {
     "settings.md": settings.render,
@@ -16,21 +19,42 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "records.md": records.render,
 }
 
+PARTS: Mapping[str, Callable[[], str]] = {"../explanation/trust.md": trust.render}
+"""Pages, by their path from the reference's folder, that have a part written from the code."""
+BEGIN, END = "<!-- Begin: written by `make docs` from the code; do not edit. -->", "<!-- End -->"
+
 
 def write(folder: Path) -> None:
-    """Write every page."""
+    """Write every page, and the parts of other pages."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, render in PAGES.items():
         (folder / name).write_text(render(), encoding="utf-8")
+    for name in PARTS:
+        if (folder / name).is_file():
+            (folder / name).write_text(_with_part(folder, name), encoding="utf-8")
 
 
 def stale(folder: Path) -> list[str]:
     """Names of the pages that are missing or differ from what would be written now."""
-    return [
+    parts = [
+        name
+        for name in PARTS
+        if (folder / name).is_file() and (folder / name).read_text(encoding="utf-8") != _with_part(folder, name)
+    ]
+    return parts + [
         name
         for name, render in PAGES.items()
         if not (folder / name).is_file() or (folder / name).read_text(encoding="utf-8") != render()
     ]
+
+
+def _with_part(folder: Path, name: str) -> str:
+    """Return a page with its part written anew."""
+    before, begin, rest = (folder / name).read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"{folder / name}: expected the lines {BEGIN!r} and {END!r}")
+    return f"{before}{BEGIN}\n\n{PARTS[name]()}\n\n{END}{after}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
