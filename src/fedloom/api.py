@@ -6,22 +6,32 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict, Unpack, cast, overload
 
 from fedloom.core import contributed, definitions
 from fedloom.core.config import INCIDENTAL, Experiment
 from fedloom.core.continuation import check_rounds
 from fedloom.core.errors import ConfigError, FedloomError, PluginInvalid, UnknownName, UsageError
-from fedloom.core.history import RoundRecord, RunSummary
 from fedloom.core.local_token import new_token
 from fedloom.core.plugins import build_strategy, check_parts
 from fedloom.core.protocols import Sink
-from fedloom.core.records import Arrays
+from fedloom.core.python_objects import held
 from fedloom.core.run_files import EXPERIMENT
 from fedloom.core.saved_state import SavedState
 from fedloom.core.state import load_state
 from fedloom.core.text import did_you_mean
+from fedloom.python_run import (
+    Given,
+    RunArguments,
+    at_users_line,
+    check_names,
+    check_objects,
+    make_run,
+    objects_of_arguments,
+)
+from fedloom.result import History, RunResult
 from fedloom.server.app import Server
 from fedloom.server.rounds.run_services import FleetAccess
 from fedloom.server.rounds.session import Outcome, run_session
@@ -31,28 +41,43 @@ from fedloom.server.store.run_store import RunStore, new_run_id
 from fedloom.simulation.client_states import forget_states
 from fedloom.simulation.runtimes import make_runtime
 
+if TYPE_CHECKING:
+    from fedloom.workloads.torch.parts import Parts
+    from fedloom.workloads.torch.types import Data, Model
+
 RUNS = Path("runs")
 """Default folder of runs."""
 PATIENCE_S = 60.0
 """Seconds without any agent after which a simulated run fails."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """A finished run."""
+class RunOptions(TypedDict, total=False):
+    """Arguments of `run` beside an experiment."""
 
-    summary: RunSummary
-    history: Sequence[RoundRecord]
-    """One record per round, first to last."""
-    arrays: Arrays
-    """The final global model, by array name."""
-    run_dir: Path | None
-    """The run's folder; None if nothing was written."""
+    out: str | Path | None
+    """The run's folder; `runs/<id>` by default. It must not contain a run."""
+    sinks: Sequence[Sink]
+    """Take every event, such as `reporting.console.ConsoleSink()`; none by default."""
+    keep: bool
+    """Write the run's folder, which is the default; False leaves nothing on disk."""
 
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Return the last evaluation."""
-        return self.summary.metrics
+
+class ResumeArguments(Given, total=False):
+    """Arguments of `resume` beside the folder."""
+
+    sinks: Sequence[Sink]
+    """Take every event."""
+    overrides: Sequence[str]
+    """Settings of `RESUMABLE`; anything else would make it another experiment. Those of `runtime` are for this
+    session, the others are written down. With more `rounds` the run equals, bit for bit, one that had them from the
+    beginning."""
+    as_continuation: bool
+    """Take another number of rounds though the run's state, or its clients' training, depends on it; and take another
+    model or data than the run began with."""
+    model: Model
+    """The model, for a run that began with one."""
+    data: Data
+    """The data, for a run that began with a model and data."""
 
 
 def presets() -> tuple[str, ...]:
@@ -114,67 +139,131 @@ def _load_folder(folder: Path, overrides: Sequence[str]) -> Experiment:
     )
 
 
-def run(
-    experiment: Experiment, *, out: str | Path | None = None, sinks: Sequence[Sink] = (), keep: bool = True
-) -> RunResult:
-    """Run an experiment to its end, in the runtime of `experiment.runtime`.
+@overload
+def run(experiment: Experiment, **options: Unpack[RunOptions]) -> RunResult: ...
+
+
+@overload
+def run(**arguments: Unpack[RunArguments]) -> RunResult: ...
+
+
+def run(experiment: Experiment | None = None, **arguments: object) -> RunResult:
+    """Run an experiment, or a PyTorch model on data, to its end.
+
+        fedloom.run(experiment, out="runs/first")
+        fedloom.run(model=Net, data=(x, y), clients=10, rounds=20, strategy="fedprox")
 
     Args:
-        experiment: what to run.
-        out: the run's folder; `runs/<id>` by default. It must not contain a run.
-        sinks: take every event, such as `reporting.console.ConsoleSink()`.
-        keep: write the run's folder; False leaves nothing on disk.
+        experiment: what to run, in the runtime of `experiment.runtime`.
+        arguments: with an experiment those of `RunOptions`; without one `model`, `data`, and those of
+            `python_run.RunArguments`. `model` is a module, whose weights are then the initial ones, or a class or
+            function that makes one. `data` is `(x, y)` of arrays or tensors, a PyTorch data set of such items, a pandas
+            frame or a data set of Hugging Face (see `label`); or a pair `(train, test)` of these; or a list, which
+            has one for each client; or a function of a client's number that returns one.
 
     Raises:
         UsageError: the input is wrong; nothing was started.
         RunFailed: it started and failed.
         Interrupted: it was stopped; continue it with `resume`.
     """
+    if experiment is not None:
+        check_names(arguments, RunOptions, "fedloom.run(experiment)")
+        return _run(experiment, cast(RunOptions, arguments))
+    given = cast(RunArguments, {name: value for name, value in arguments.items() if value is not None})
+    try:
+        check_names(arguments, RunArguments, "fedloom.run")
+        made = make_run(given)
+    except UsageError as exc:
+        raise at_users_line(exc) from exc
+    options = cast(RunOptions, {name: value for name, value in arguments.items() if name in ("out", "sinks", "keep")})
+    with held(made.key, made.parts):
+        if "sinks" in options:
+            return replace(_run(made.experiment, options), objects=made.parts)
+        with contextlib.closing(_shown()) as sink:
+            return replace(_run(made.experiment, {**options, "sinks": [sink]}), objects=made.parts)
+
+
+def _shown() -> Sink:
+    """Return a sink that shows a run in the terminal or notebook."""
+    from fedloom.reporting.console import ConsoleSink
+
+    return ConsoleSink()
+
+
+def _run(experiment: Experiment, options: RunOptions) -> RunResult:
+    """Run an experiment to its end."""
     check_parts(experiment)
-    run_id = new_run_id(experiment.name)
+    run_id, out = new_run_id(experiment.name), options.get("out")
     store: RunStore
-    store = (
-        DiskRunStore.create(Path(out) if out is not None else RUNS / run_id, run_id) if keep else MemoryRunStore(run_id)
-    )
+    if options.get("keep", True):
+        store = DiskRunStore.create(Path(out) if out is not None else RUNS / run_id, run_id)
+    else:
+        store = MemoryRunStore(run_id)
     store.begin(experiment)
     with store.claimed():
-        return _session(experiment, store, sinks, fresh=True)
+        return _session(experiment, store, options.get("sinks", ()), fresh=True)
 
 
 RESUMABLE = ("rounds", *INCIDENTAL)
 """Settings and sections that a resumed run may change; those of `runtime` hold for the session alone."""
 
 
-def resume(
-    run_dir: str | Path, *, sinks: Sequence[Sink] = (), overrides: Sequence[str] = (), as_continuation: bool = False
-) -> RunResult:
+def resume(run_dir: str | Path, **arguments: Unpack[ResumeArguments]) -> RunResult:
     """Resume a run from its last checkpoint, or from its beginning if there is none.
 
     Args:
         run_dir: the run's folder.
-        sinks: take every event.
-        overrides: settings of `RESUMABLE`; anything else would make it another experiment. Those of `runtime` are for
-            this session, the others are written down. With more `rounds` the run equals, bit for bit, one that had them
-            from the beginning.
-        as_continuation: take another number of rounds though the run's state, or its clients' training, depends on it.
+        arguments: `sinks`, `overrides`, `as_continuation`; and for a run of a model and data these, with what was given
+            to train and to read them. They must be those that the run began with: their digests are compared.
 
     Raises:
         NotFound: the folder is not a run's.
         RunExists: another process is at work in the folder.
-        ConfigError: an override is of another section, or the run depends on its number of rounds.
+        ConfigError: an override is of another section, the run depends on its number of rounds, or model or data are
+            missing or not those of the run.
         CheckpointCorrupt: none of its checkpoints can be read.
     """
+    check_names(arguments, ResumeArguments, "fedloom.resume")
+    overrides, sinks = arguments.get("overrides", ()), arguments.get("sinks", ())
+    as_continuation = arguments.get("as_continuation", False)
     store = DiskRunStore.open(Path(run_dir))
-    with store.claimed():
+    with store.claimed(), contextlib.ExitStack() as stack:
         before = store.experiment()
         for override in overrides:
             _check_resumable(override, Path(run_dir))
         kept = before.override([each for each in overrides if not each.strip().startswith("runtime.")])
         if kept.rounds != before.rounds:
             check_rounds(kept, len(store.rounds()), as_continuation=as_continuation)
+        parts = _resumed_objects(store, before, arguments)
+        if parts is not None:
+            stack.enter_context(held(before.workload.objects_key(), parts))
         if kept != before:
             store.change_experiment(kept)
-        return _session(before.override(overrides), store, sinks, fresh=False)
+        result = _session(before.override(overrides), store, sinks, fresh=False)
+        return result if parts is None else replace(result, objects=parts)
+
+
+def _resumed_objects(store: DiskRunStore, experiment: Experiment, arguments: ResumeArguments) -> Parts | None:
+    """Return the Python objects a run resumes with; None if it has none.
+
+    Raises:
+        ConfigError: they are missing, or not those the run began with.
+    """
+    needed = bool(experiment.workload.objects_key())
+    if "model" not in arguments or "data" not in arguments:
+        if needed or "model" in arguments or "data" in arguments:
+            raise ConfigError(
+                "model, data: this run began with a Python program's model and data. Resume it there: "
+                "fedloom.resume(folder, model=…, data=…)"
+            )
+        return None
+    try:
+        parts, digests = objects_of_arguments(arguments["model"], arguments["data"], arguments)
+        if not (needed and arguments.get("as_continuation", False)):
+            check_objects(experiment, digests, weights=store.latest_checkpoint() is None)
+    except UsageError as exc:
+        raise at_users_line(exc) from exc
+    return parts
 
 
 def _check_resumable(override: str, run_dir: Path) -> None:
@@ -218,7 +307,7 @@ def _session(experiment: Experiment, store: RunStore, sinks: Sequence[Sink], *, 
     outcome: Outcome | None = None
     try:
         outcome = _run_agents_and_session(experiment, store, sinks)
-        return _finish(outcome, store)
+        return _finish(outcome, store, experiment)
     finally:
         begun = outcome is not None and not (isinstance(outcome.error, UsageError) and not outcome.history)
         if fresh and not begun:
@@ -226,11 +315,12 @@ def _session(experiment: Experiment, store: RunStore, sinks: Sequence[Sink], *, 
 
 
 def _run_agents_and_session(experiment: Experiment, store: RunStore, sinks: Sequence[Sink]) -> Outcome:
-    stop = threading.Event()
-    with _stopping_on_signals(stop), Server(sinks) as server, contextlib.ExitStack() as stack:
-        runtime = make_runtime(experiment)
-        stack.callback(runtime.stop)
-        host, token = runtime.host(), new_token()
+    stop, runtime = threading.Event(), make_runtime(experiment)
+    with _stopping_on_signals(stop), contextlib.ExitStack() as first, contextlib.ExitStack() as last:
+        first.callback(runtime.stop)  # where the server cannot be started
+        host, token = runtime.host(), new_token()  # before the server's threads: it may fork this process
+        server = last.enter_context(Server(sinks))
+        last.callback(runtime.stop)
         address = f"{host}:{server.listen(host, token=token)}" if host else ""
         runtime.start(server.coordinator, address, token)
         fleet = FleetAccess(
@@ -247,7 +337,7 @@ def _run_agents_and_session(experiment: Experiment, store: RunStore, sinks: Sequ
     return outcome
 
 
-def _finish(outcome: Outcome, store: RunStore) -> RunResult:
+def _finish(outcome: Outcome, store: RunStore, experiment: Experiment) -> RunResult:
     if store.folder is not None:
         from fedloom.reporting import write_report
 
@@ -256,7 +346,13 @@ def _finish(outcome: Outcome, store: RunStore) -> RunResult:
     if outcome.error is not None:
         outcome.error.add_note(f"run folder: {store.folder}")
         raise outcome.error
-    return RunResult(summary=outcome.summary, history=outcome.history, arrays=outcome.arrays, run_dir=store.folder)
+    return RunResult(
+        summary=outcome.summary,
+        history=History(outcome.history),
+        arrays=outcome.arrays,
+        run_dir=store.folder,
+        experiment=experiment,
+    )
 
 
 @contextlib.contextmanager

@@ -42,6 +42,7 @@ _MARKED = [
             "bring-a-flower-app",
             "bring-your-data",
             "debug-a-client",
+            "run-from-python",
             "serve-and-enroll-agents",
             "train-your-own-model",
             "use-a-ray-cluster",

@@ -20,6 +20,7 @@ from fedloom.workloads.image_classification.workload import ImageClassification
 from fedloom.workloads.mlaan.workload import LocalLearning
 from fedloom.workloads.spiking_classification.workload import SpikingClassification
 from fedloom.workloads.text_classification.workload import TextClassification
+from fedloom.workloads.torch.workload import OwnModel
 
 
 def image_classification(
@@ -71,6 +72,10 @@ def flower(it: FlowerWorkload) -> tuple[Workload[AppShard], HasActions, KeepsCli
     return it, it, it
 
 
+def torch(it: OwnModel) -> tuple[Workload[RowShard], HasLogits[RowShard], HasClassErrors[RowShard]]:
+    return it, it, it
+
+
 DECLARED: dict[str, Callable[..., object]] = {
     each.__name__: each
     for each in (
@@ -82,6 +87,7 @@ DECLARED: dict[str, Callable[..., object]] = {
         meat,
         mlaan,
         flower,
+        torch,
     )
 }
 CAPABILITIES: tuple[type, ...] = (

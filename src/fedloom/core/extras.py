@@ -14,7 +14,9 @@ from fedloom.core.errors import PackageMissing
 EXTRAS: Mapping[str, str] = {
     "torch": "torch",
     "scipy": "torch",
+    "cloudpickle": "torch",
     "PIL": "data",
+    "pandas": "data",
     "datasets": "data",
     "flwr_datasets": "data",
     "sklearn": "data",

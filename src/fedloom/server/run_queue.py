@@ -135,6 +135,11 @@ class RunQueue:
         """Check an experiment, and the server's parts of it, and queue it; returns the run's id."""
         experiment = Experiment.parse(values)
         experiment.for_nodes(code_names=True)  # whatever nodes have to find by its digest is here
+        if experiment.workload.objects_key():
+            raise UsageError(
+                "workload.objects: the model and the data of this experiment are Python objects of another program, "
+                'which a server does not take. Name files instead: model = "./net.py:Net" and [workload.data]'
+            )
         check_parts(experiment)
         store = self._create(experiment.name)
         store.begin(experiment)

@@ -1,4 +1,6 @@
-"""A process that imports once and forks workers: `python -m fedloom.simulation.nursery`.
+"""A process that imports once and forks workers: `python -m fedloom.simulation.nursery WORKLOAD [DESCRIPTOR]`.
+
+From the file descriptor, if there is one, it reads the run's Python objects first (`packing`), which its workers share.
 
 It reads one JSON object a line on its standard input, `{"node", "address", "token"}` to start a worker, and writes one
 a line on its standard output, `{"started", "pid"}` and `{"ended", "pid", "status"}`. When its input ends (its parent is
@@ -25,13 +27,21 @@ _ORPHAN_GENERATIONS = 100
 """Times that children of children are looked for at the end: each look ends one generation."""
 
 
-def main(preload: str) -> None:
-    """Serve until the input ends."""
-    with contextlib.suppress(Exception):  # a workload that cannot be loaded fails in its first job, with its traceback
-        from fedloom.core import registry
+def main(preload: str, objects: int | None = None) -> None:
+    """Serve until the input ends.
 
-        registry.part("workloads", preload, "workload")
-    import fedloom.simulation.worker  # noqa: F401
+    Args:
+        preload: the workload to import.
+        objects: file descriptor to read the run's Python objects from, to its end.
+    """
+    with contextlib.redirect_stdout(sys.stderr):  # the output is the protocol's
+        if objects is not None:
+            _take_objects(objects)
+        with contextlib.suppress(Exception):  # a workload that cannot be loaded fails in its first job, with traceback
+            from fedloom.core import registry
+
+            registry.part("workloads", preload, "workload")
+        import fedloom.simulation.worker  # noqa: F401
 
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     wake_read, wake_write = os.pipe()
@@ -65,6 +75,18 @@ def main(preload: str) -> None:
         for pid in workers:
             _end_group(pid)
         _end_orphans()
+
+
+def _take_objects(descriptor: int) -> None:
+    """Read the run's Python objects; a failure is shown, and the workload's first job says what is missing."""
+    from fedloom.simulation.packing import unpack
+
+    with os.fdopen(descriptor, "rb") as pipe:
+        content = pipe.read()
+    try:
+        unpack(content)
+    except Exception:
+        sys.excepthook(*sys.exc_info())
 
 
 def _fork(spec: dict[str, str]) -> int:
@@ -144,4 +166,4 @@ def _say(**values: Any) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else None)

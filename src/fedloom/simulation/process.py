@@ -6,15 +6,14 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from typing import IO
 
 from fedloom.core.errors import NoCapacity
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.rounds.run_services import RuntimeInfo
-from fedloom.simulation.workers import Replacements, worker_environment
+from fedloom.simulation.nursery_start import Nursery, start_nursery
+from fedloom.simulation.workers import Replacements
 
 
 class ProcessRuntime:
@@ -23,30 +22,30 @@ class ProcessRuntime:
     Args:
         workers: processes.
         preload: name of the workload whose imports the processes share.
+        objects: key of the run's Python objects; empty if it has none.
     """
 
-    def __init__(self, workers: int, preload: str) -> None:
-        self._workers, self._preload = workers, preload
-        self._nursery: subprocess.Popen[bytes] | None = None
+    def __init__(self, workers: int, preload: str, objects: str = "") -> None:
+        self._workers, self._preload, self._objects = workers, preload, objects
+        self._nursery: Nursery | None = None
         self._listener: threading.Thread | None = None
         self._stopping = False
         self.pids: dict[str, int] = {}
         """Process of each agent, by its name."""
 
     def host(self) -> str:
+        """Start the nursery, before the server's threads.
+
+        Raises:
+            UsageError: the run's Python objects cannot be sent to it.
+        """
+        self._nursery = start_nursery(self._preload, self._objects)
         return "127.0.0.1"
 
     def start(self, coordinator: Coordinator, address: str, token: str) -> None:
         self._coordinator, self._address, self._token = coordinator, address, token
         self._replacements = Replacements(coordinator, self._spawn)
-        self._nursery = subprocess.Popen(
-            [sys.executable, "-m", "fedloom.simulation.nursery", self._preload],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, **worker_environment()},
-            start_new_session=True,  # Ctrl-C is for the server, which then stops its agents
-        )
-        assert self._nursery.stdout is not None
+        assert self._nursery is not None and self._nursery.stdout is not None
         self._listener = threading.Thread(
             target=self._listen, args=(self._nursery.stdout,), name="fedloom-nursery", daemon=True
         )

@@ -13,6 +13,7 @@ from fedloom.core.errors import NoCapacity, ServerUnreachable, UsageError
 from fedloom.core.machine import default_workers
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.rounds.run_services import RuntimeInfo
+from fedloom.simulation.packing import pack
 from fedloom.simulation.ray_address import AUTO, LOCAL, VARIABLE, RayAddress, knock, ray_address
 from fedloom.simulation.ray_head import RayHead, patience_s
 from fedloom.simulation.ray_log import keep_logs, log_tail
@@ -35,10 +36,13 @@ from ray._raylet import (  # type: ignore[attr-defined]  # Ray's stub file lacks
 class _Worker:
     """An actor whose one long call is an agent's life."""
 
-    def run(self, node: str, address: str, token: str) -> None:
+    def run(self, node: str, address: str, token: str, objects: bytes) -> None:
+        from fedloom.simulation.packing import unpack
         from fedloom.simulation.ray_helpers import RayHelpers
         from fedloom.simulation.worker import work
 
+        if objects:
+            unpack(objects)
         work(node, address, token, RayHelpers())
 
 
@@ -48,10 +52,14 @@ class RayRuntime:
     Args:
         settings: workers, resources for each, and the cluster's address (if it is None, RAY_ADDRESS; without either a
             new Ray is started here, even if other clusters run on this machine).
+        objects: key of the run's Python objects; empty if it has none.
     """
 
-    def __init__(self, settings: RuntimeSettings) -> None:
+    def __init__(self, settings: RuntimeSettings, objects: str = "") -> None:
         self._settings = settings
+        self._packed = pack(objects) if objects else b""
+        self._argument: object = b""
+        """The packed objects, as every actor's argument: in Ray's object store."""
         self._ours = False
         self._folder: Path | None = None
         """Of a Ray that was started here."""
@@ -89,6 +97,7 @@ class RayRuntime:
         self._address, self._token = address, token
         self._coordinator, self._replacements = coordinator, Replacements(coordinator, self._spawn)
         self._head = RayHead(_head_address(), patience_s(os.environ))
+        self._argument = ray.put(self._packed) if self._packed else b""
         coordinator.on_stuck, coordinator.explain_absence = self._end_stuck, self._absence
         for index in range(self._workers):
             self._spawn(f"ray-{index + 1}")
@@ -214,7 +223,7 @@ class RayRuntime:
             runtime_env={"env_vars": dict(worker_environment())},
         )
         actor = actor_class.remote()
-        self._calls[actor.run.remote(node, self._address, self._token)] = (node, actor)
+        self._calls[actor.run.remote(node, self._address, self._token, self._argument)] = (node, actor)
 
     def _end_stuck(self, node: str) -> None:
         """End an actor that does not return; another takes its name."""

@@ -44,10 +44,11 @@ def make_runtime(experiment: Experiment) -> Runtime:
     if settings.name == "process":
         from fedloom.simulation.process import ProcessRuntime
 
-        return ProcessRuntime(settings.workers or default_workers(), preload=experiment.workload.name)
+        workers = settings.workers or default_workers()
+        return ProcessRuntime(workers, preload=experiment.workload.name, objects=experiment.workload.objects_key())
     joins = not ray_address(settings.ray_address, os.environ).is_local
     os.environ.update(set_up_variables(os.environ, Path.home(), joins=joins))
     with needed_by("runtime 'ray' (or use --runtime process)"):
         from fedloom.simulation.ray_runtime import RayRuntime
 
-    return RayRuntime(settings)
+    return RayRuntime(settings, experiment.workload.objects_key())

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, Unpack
 
 import pydantic
 from pydantic import Field, SerializeAsAny
@@ -32,6 +32,7 @@ from fedloom.core.config.sections import (
 from fedloom.core.config.settings import PluginSettings, Settings, plugin_schema
 from fedloom.core.config.validation import config_error
 from fedloom.core.errors import ConfigError
+from fedloom.core.experiment_arguments import ExperimentArguments
 from fedloom.core.kinds import SECTIONS, Kind
 from fedloom.core.records import Info, JsonObject
 from fedloom.core.setting_types import SERVER_ONLY, FreeText, SettingKind, server_only_fields, text_settings
@@ -87,6 +88,13 @@ class Experiment(_FurtherSections):
     checkpoint: Annotated[CheckpointSettings, SERVER_ONLY] = CheckpointSettings()
     runtime: Annotated[RuntimeSettings, SERVER_ONLY] = RuntimeSettings()
     fleet: FleetSettings = FleetSettings()
+
+    def __init__(self, /, **settings: Unpack[ExperimentArguments]) -> None:
+        """Check the settings; a wrong one is a `ConfigError` in the words of `parse`."""
+        try:
+            super().__init__(**dict(settings))
+        except pydantic.ValidationError as exc:
+            raise config_error(exc, type(self)) from exc
 
     @pydantic.field_validator(*SECTIONS, mode="before")
     @classmethod

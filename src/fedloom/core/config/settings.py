@@ -42,6 +42,13 @@ class PluginSettings(Settings):
         """
         return {}
 
+    def objects_key(self) -> str:
+        """Return the key of the Python objects that the plug-in takes from its program; empty if it takes none.
+
+        Such a plug-in works in that program and the workers it starts, and nowhere else (`core.python_objects`).
+        """
+        return ""
+
     def rounds_needed_by(self) -> str:
         """Return the setting that makes a client's training depend on the number of rounds; empty if none does.
 

@@ -71,12 +71,12 @@ class RowTask(ABC, Generic[C]):
 
     def __init__(self, config: C, experiment: Experiment) -> None:
         self.config, self.experiment = config, experiment
-        check_training(config.training, experiment, own_loss=self.own_training or has_own_loss(type(self)))
+        check_training(config.training, experiment, own_loss=self.own_training or self.has_own_loss)
         self.device = choose_device(config.training.device)
         self.data = load_rows(self)
         self.shards: Shards = deal(self) if self.data.shards is None else self.data.shards
         with exact(self.device, seed=0):
-            self.trainer = Trainer(build_model(self), config.training, self.device)
+            self.trainer = self.new_trainer(build_model(self), self.device)
             if not is_own(type(self)):
                 try_out(self)
 
@@ -87,6 +87,20 @@ class RowTask(ABC, Generic[C]):
     @abstractmethod
     def dataset(self) -> Found:
         """Return the examples, see `Examples`; called once."""
+
+    @property
+    def has_own_loss(self) -> bool:
+        """Whether training minimises another loss than plain cross-entropy."""
+        return has_own_loss(type(self))
+
+    @property
+    def data_place(self) -> str:
+        """Where the examples come from, for errors: file and line of `dataset`."""
+        return place_of(type(self).dataset)
+
+    def new_trainer(self, model: nn.Module, device: torch.device) -> Trainer:
+        """Return what trains a model with the settings."""
+        return Trainer(model, self.config.training, device)
 
     def outputs(self, model: nn.Module, *inputs: Tensor) -> Tensor:
         """Return the model's output for a minibatch, (b, …)."""
@@ -113,6 +127,14 @@ class RowTask(ABC, Generic[C]):
     def count(self, targets: Tensor) -> int:
         """Return the number a minibatch's metrics are summed over; its examples by default."""
         return len(targets)
+
+    def prepared(self, inputs: object) -> object:
+        """Return inputs that a user wants predictions for as arrays or tensors for the model; unchanged by default."""
+        return inputs
+
+    def predicted(self, outputs: Tensor) -> Tensor:
+        """Return what outputs mean: the class of each example, or the outputs if targets are no classes."""
+        return outputs.argmax(1) if self.data.num_labels and outputs.dim() == 2 else outputs
 
     def initial(self) -> nn.Module:
         """Return the model a run starts from; `model()` by default."""
@@ -141,7 +163,7 @@ class RowTask(ABC, Generic[C]):
     def init(self, rng: np.random.Generator) -> Record:
         with exact(CPU, seed=int(rng.integers(2**63))):
             model = self.initial()
-            fresh = Trainer(model, self.config.training, CPU)
+            fresh = self.new_trainer(model, CPU)
         untrained = fresh.untrained
         info = self.initial_info(model)
         return Record({MODEL: fresh.arrays}, {**info, UNTRAINED: untrained} if untrained else info)
@@ -238,7 +260,7 @@ def load_rows(task: RowTask[C]) -> RowData:
         PluginInvalid: what its `dataset` returns is none.
     """
     kind, experiment = type(task), task.experiment
-    maker = Maker(task.device, experiment.clients, experiment.seed, kind.__name__, place_of(kind.dataset))
+    maker = Maker(task.device, experiment.clients, experiment.seed, kind.__name__, task.data_place)
     with blamed(kind, kind.dataset):
         data = maker.rows(task.dataset())
         if data.sha256 and not is_own(kind) and not has_own_loss(kind) and not len(data.labels):

@@ -17,8 +17,10 @@ from fedloom.workloads._torch.settings import TrainingSettings
 class Optimizer(Protocol):
     """A rule that moves parameters along their gradients."""
 
+    base_rate: float
+    """Step size without a schedule."""
     rate: float
-    """Step size: the settings', unless a schedule changes it."""
+    """Step size now."""
 
     def reset(self) -> None:
         """Reset all state: a new client begins."""
@@ -33,7 +35,7 @@ class Sgd:
     def __init__(self, parameters: list[Tensor], settings: TrainingSettings) -> None:
         self._parameters, self._settings = parameters, settings
         self.velocity = [torch.empty_like(p) for p in parameters] if settings.momentum else []
-        self.rate = settings.learning_rate
+        self.base_rate = self.rate = settings.learning_rate
         self._fresh = True
 
     def reset(self) -> None:
@@ -69,7 +71,7 @@ class AdamW:
         self._parameters, self._settings = parameters, settings
         self._first = [torch.empty_like(p) for p in parameters]
         self._second = [torch.empty_like(p) for p in parameters]
-        self.rate = settings.learning_rate
+        self.base_rate = self.rate = settings.learning_rate
         self._step = 0
 
     def reset(self) -> None:

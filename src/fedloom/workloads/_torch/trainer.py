@@ -62,12 +62,25 @@ class Trainer:
     All of the model's arrays are sent (`whole.Whole`), or, if the global model is adapters on a frozen base,
     only the adapters' and the head's (`_adapters.adapted.Adapted`). Not thread-safe: one model, one client at a
     time.
+
+    Args:
+        model: the model.
+        settings: how it is trained.
+        device: where.
+        optimizer: makes an optimiser of the parameters; None takes the settings'.
     """
 
-    def __init__(self, model: nn.Module, settings: TrainingSettings, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: TrainingSettings,
+        device: torch.device,
+        optimizer: Callable[[list[Tensor]], Optimizer] | None = None,
+    ) -> None:
         self.model = model.to(device)
         self.device = device
         self._settings = settings
+        self._make_optimizer = optimizer or partial(make_optimizer, settings=settings)
         self._part: Federated = Whole(self.model, device)
         self._adapted: Adapted | None = None
         self._prepare_optimizer()
@@ -115,7 +128,7 @@ class Trainer:
             arrays and no metrics if there are no examples.
         """
         seed = int(rng.integers(2**63))
-        with exact(self.device, seed):
+        with exact(self.device, seed), torch.enable_grad():
             self.load(inputs)
             if not len(local.rows):
                 return Update(num_examples=0, groups=self._part.groups())
@@ -183,7 +196,7 @@ class Trainer:
         self._optimizer.resume([as_tensor(velocity[name]).to(self.device) for _, name in self._part.trained])
 
     def _rate(self, knobs: Info) -> float:
-        return float(self._settings.learning_rate * knobs.get("rate_factor", 1.0))
+        return float(self._optimizer.base_rate * knobs.get("rate_factor", 1.0))
 
     def _step(self, local: LocalTraining, batch: Tensor) -> Tensor | None:
         """Take one optimiser step; returns the minibatch's loss, detached, or None if it is skipped."""
@@ -246,7 +259,7 @@ class Trainer:
     def _prepare_optimizer(self) -> None:
         """Make an optimiser for the tensors that are trained now."""
         self._optimized = self._part.parameters
-        self._optimizer: Optimizer = make_optimizer([p.detach() for p in self._optimized], self._settings)
+        self._optimizer: Optimizer = self._make_optimizer([p.detach() for p in self._optimized])
 
 
 def evaluate_in_batches(

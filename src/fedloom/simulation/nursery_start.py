@@ -1,0 +1,146 @@
+"""Starts the nursery of a process runtime: as a fresh interpreter, or as a fork that shares a run's Python objects."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol
+
+from threadpoolctl import threadpool_limits
+
+from fedloom.simulation.packing import pack
+from fedloom.simulation.workers import worker_environment
+
+_TASKS = Path("/proc/self/task")
+_GPU = Path("/dev/nvidiactl")
+"""Exists where CUDA may have been asked for its devices, after which a forked process cannot use it."""
+_MALLOPT = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_TOP_PAD_": -2, "MALLOC_MMAP_THRESHOLD_": -3}
+"""Parameters of glibc's mallopt, by the variables that set them in a fresh process."""
+
+
+class Nursery(Protocol):
+    """A running nursery: its input and output, and its end."""
+
+    @property
+    def stdin(self) -> IO[bytes] | None:
+        """Return the pipe to its input."""
+
+    @property
+    def stdout(self) -> IO[bytes] | None:
+        """Return the pipe from its output."""
+
+    def wait(self) -> int:
+        """Wait for its end; returns its exit status, negative for a signal."""
+
+
+@dataclass(frozen=True)
+class ForkedNursery:
+    """A nursery that is a fork of this process."""
+
+    pid: int
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+
+    def wait(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def start_nursery(preload: str, objects: str) -> Nursery:
+    """Start a nursery.
+
+    Args:
+        preload: name of the workload whose imports the workers share.
+        objects: key of the run's Python objects; empty if it has none.
+
+    Raises:
+        UsageError: the objects can neither be shared nor sent.
+    """
+    if objects and may_fork():
+        return _fork(preload)
+    return _spawn(preload, pack(objects) if objects else b"")
+
+
+def may_fork() -> bool:
+    """Return whether a fork of this process is as good as a fresh one: it has no threads, and no GPU to share.
+
+    OpenBLAS ends its threads before a fork and starts them again when it needs them: an empty fork shows what is left.
+    """
+    if threading.active_count() > 1 or threading.current_thread() is not threading.main_thread() or _GPU.exists():
+        return False
+    if not _TASKS.is_dir():
+        return False
+    if len(list(_TASKS.iterdir())) > 1:
+        pid = os.fork()
+        if not pid:
+            os._exit(0)
+        os.waitpid(pid, 0)
+    return len(list(_TASKS.iterdir())) == 1
+
+
+def _spawn(preload: str, objects: bytes) -> Nursery:
+    """Start a fresh interpreter; objects go through a pipe that it alone inherits."""
+    command = [sys.executable, "-m", "fedloom.simulation.nursery", preload]
+    read, write = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [*command, str(read)] if objects else command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **worker_environment()},
+            pass_fds=(read,) if objects else (),
+            start_new_session=True,  # Ctrl-C is for the server, which then stops its agents
+        )
+    finally:
+        os.close(read)
+        with contextlib.suppress(BrokenPipeError), os.fdopen(write, "wb") as pipe:  # its end is the runtime's to notice
+            pipe.write(objects)
+    return process
+
+
+def _fork(preload: str) -> Nursery:
+    """Fork this process; the child serves as the nursery, and never returns."""
+    from fedloom.simulation import nursery
+
+    in_read, in_write = os.pipe()
+    out_read, out_write = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        os.close(in_read)
+        os.close(out_write)
+        return ForkedNursery(pid, os.fdopen(in_write, "wb"), os.fdopen(out_read, "rb"))
+    status = 1
+    try:
+        os.setsid()
+        os.dup2(in_read, 0)
+        os.dup2(out_write, 1)
+        for end in (in_read, in_write, out_read, out_write):
+            os.close(end)
+        _become_worker()
+        nursery.main(preload)
+        status = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def _become_worker() -> None:
+    """Take what `worker_environment` sets in a fresh process, and drop the program's signal handlers."""
+    os.environ.update(worker_environment())
+    libc = ctypes.CDLL(None)
+    for variable, parameter in _MALLOPT.items():
+        libc.mallopt(parameter, min(int(os.environ[variable]), 2**31 - 1))
+    threadpool_limits(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,127 @@
+"""A user's own model on the user's own rows: training and evaluation on an agent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from fedloom.core.config import Experiment
+from fedloom.core.errors import FedloomError, PluginInvalid, UsageError
+from fedloom.core.plugin_faults import plugin_fault
+from fedloom.core.protocols import WorkloadInfo
+from fedloom.core.python_objects import objects_of
+from fedloom.workloads._base.checks import check_classes, check_loss, check_metrics, check_outputs
+from fedloom.workloads._base.examples import Found
+from fedloom.workloads._base.workload import TorchWorkload
+from fedloom.workloads._torch.trainer import Trainer
+from fedloom.workloads._torch.wrapped import WrappedOptimizer
+from fedloom.workloads.torch.config import Config
+from fedloom.workloads.torch.data import model_inputs
+from fedloom.workloads.torch.parts import Parts
+from fedloom.workloads.torch.tasks import TASK_METRICS, predictions, task_loss
+
+
+class OwnModel(TorchWorkload[Config]):
+    """A model, a loss and metrics that a user gives, or the defaults of the model's task."""
+
+    def __init__(self, config: Config, experiment: Experiment) -> None:
+        self.parts = find_parts(config)
+        super().__init__(config, experiment)
+        self._try_out()
+
+    @property
+    def has_own_loss(self) -> bool:
+        return self.parts.loss is not None or self.parts.task != "classification"
+
+    @property
+    def data_place(self) -> str:
+        return "data"
+
+    def new_trainer(self, model: nn.Module, device: torch.device) -> Trainer:
+        make = self.parts.optimizer
+        wrapped = None if make is None else lambda parameters: WrappedOptimizer(parameters, make)
+        return Trainer(model, self.config.training, device, wrapped)
+
+    def model(self) -> nn.Module:
+        return self.parts.new_model()
+
+    def dataset(self) -> Found:
+        return self.parts.examples
+
+    def describe(self) -> WorkloadInfo:
+        info = super().describe()
+        held = info.data.get("held_out")
+        remarks = [*self.parts.notes, *([f"no test set was given: held out {held}"] if held else [])]
+        return replace(info, data={**info.data, "remarks": remarks}) if remarks else info
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.parts.loss is not None:
+            return self.parts.loss(outputs, targets)
+        return task_loss(self.parts.task, outputs, targets)
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
+        count, given = self.count(targets), self.parts.metrics or TASK_METRICS[self.parts.task]
+        means = {"loss": self.loss(outputs, targets), **{name: each(outputs, targets) for name, each in given.items()}}
+        return {name: torch.as_tensor(mean) * count for name, mean in means.items()}
+
+    def prepared(self, inputs: object) -> object:
+        return model_inputs(inputs, self.parts.columns, self.parts.transform)
+
+    def predicted(self, outputs: Tensor) -> Tensor:
+        return predictions(self.parts.task, outputs)
+
+    def _try_out(self) -> None:
+        """Compute loss and metrics of two examples, so that a mistake is found before the first round.
+
+        Raises:
+            PluginInvalid: there is one; the message says where.
+        """
+        if not self.data.sha256:  # each client's examples are loaded, and checked, where the client is
+            return
+        train, place = self.data.train, self.parts.place
+        inputs, targets = train.batch(torch.arange(min(2, len(train)), device=self.device))
+        self.network.eval()
+        outputs = self._called(place, inputs, len(targets))
+        if self.parts.task == "classification" and self.parts.loss is None:
+            check_classes(outputs, max(self.data.num_labels, 1), place)
+        try:
+            check_loss(self.loss(outputs, targets), "loss")
+            check_metrics(self.metrics(outputs.detach(), targets), "metrics")
+        except FedloomError:
+            raise
+        except Exception as exc:
+            raise plugin_fault("loss or metrics", exc) from exc
+
+    def _called(self, place: str, inputs: tuple[Tensor, ...], examples: int) -> Tensor:
+        shapes = ", ".join(f"{str(each.dtype).removeprefix('torch.')} {tuple(each.shape)}" for each in inputs)
+        try:
+            outputs = self.outputs(self.network, *inputs)
+        except Exception as exc:
+            raise PluginInvalid(f"{place} called with {shapes}: {type(exc).__name__}: {exc}") from exc
+        return check_outputs(outputs, examples, place)
+
+
+def find_parts(config: Config) -> Parts:
+    """Return the model and the data that the settings refer to.
+
+    Raises:
+        UsageError: they are Python objects of another process.
+    """
+    found = objects_of(config.objects_key())
+    if not isinstance(found, Parts):
+        raise UsageError(f"workload.objects: expected the parts of a run, found a {type(found).__name__}")
+    return found
+
+
+def build_workload(config: Config, experiment: Experiment) -> OwnModel:
+    """Return the workload a `Config` describes, for the experiment's clients and seed.
+
+    Raises:
+        UsageError: its Python objects are not in this process.
+        PluginInvalid: model, data or a function given with them is not what it should be.
+        ConfigError: the partition leaves a client without examples, or a required GPU is missing.
+    """
+    return OwnModel(config, experiment)
