@@ -131,7 +131,7 @@ class TestData:
             values["image"] = list(picture)
             data = HubDataset.from_dict(values, features=Features({"image": kind, "label": label}))
             scale = None if isinstance(kind, Image) else from_0_to_1
-            more = {} if scale is None else {"transform": scale}
+            more: Any = {} if scale is None else {"transform": scale}
             made.append(fedloom.run(model=wide_net, data=data, **QUICK, **more))
         assert made[0].summary.model_sha256 == made[1].summary.model_sha256
         assert made[1].predict(pixels.astype(np.float32) / 255).shape == (12,)
