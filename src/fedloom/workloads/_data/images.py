@@ -25,10 +25,19 @@ from fedloom.workloads._data.image_files import (
     read_images,
     read_npz,
 )
+from fedloom.workloads._data.published_files import (
+    cifar10_files,
+    read_cifar10,
+    read_stl10,
+    read_svhn,
+    stl10_files,
+    svhn_files,
+)
 from fedloom.workloads._data.raw import RawData
 from fedloom.workloads._data.resizing import resized, with_channels
 from fedloom.workloads._data.settings import (
     Available,
+    Cifar10,
     Digits,
     HubImages,
     Idx,
@@ -38,6 +47,8 @@ from fedloom.workloads._data.settings import (
     Layout,
     LocalImages,
     Npz,
+    Stl10,
+    Svhn,
 )
 from fedloom.workloads._data.values import unit
 
@@ -50,6 +61,9 @@ _SOURCES: dict[type, tuple[Callable[..., list[tuple[str, Path]]], Callable[..., 
     Digits: (digits_files, read_digits),
     Available: (available_files, read_available),
     Idx: (idx_files, read_idx),
+    Cifar10: (cifar10_files, read_cifar10),
+    Stl10: (stl10_files, read_stl10),
+    Svhn: (svhn_files, read_svhn),
     Images: (images_files, read_images),
     Npz: (npz_files, read_npz),
     HubImages: (hub_files, read_hub_images),

@@ -97,6 +97,30 @@ class Idx(LocalImages):
     """Folder of the four files."""
 
 
+class Cifar10(Settings):
+    """CIFAR-10 in the files it is published in: the binary version (`.bin`), or the Python version."""
+
+    source: Literal["cifar10"] = "cifar10"
+    folder: DataPath
+    """Unpacked folder with `data_batch_1` to `data_batch_5` and `test_batch`."""
+
+
+class Stl10(Settings):
+    """STL-10 in its binary version; the unlabelled images are not read."""
+
+    source: Literal["stl10"] = "stl10"
+    folder: DataPath
+    """Unpacked folder with `train_X.bin`, `train_y.bin`, `test_X.bin` and `test_y.bin`."""
+
+
+class Svhn(Settings):
+    """Street View House Numbers, cropped digits; the extra training set is not read."""
+
+    source: Literal["svhn"] = "svhn"
+    folder: DataPath
+    """Folder with `train_32x32.mat` and `test_32x32.mat`."""
+
+
 class Images(LocalImages):
     """Image files in one folder per class, below `train/` and `test/` if those exist."""
 
@@ -265,7 +289,9 @@ class JsonLines(TextTable):
     source: Literal["jsonl"] = "jsonl"
 
 
-ImageSource = Annotated[Digits | Available | Idx | Images | Npz | HubImages, Field(discriminator="source")]
+ImageSource = Annotated[
+    Digits | Available | Idx | Cifar10 | Stl10 | Svhn | Images | Npz | HubImages, Field(discriminator="source")
+]
 TextSource = Annotated[Tweets | Fortunes | Csv | JsonLines | HubText, Field(discriminator="source")]
 
 
