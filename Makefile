@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-hostile coverage test-slow compose-test check format bench bench-base same-bits chaos fuzz bench-fleet docs proto clean
+.PHONY: help install demo study-pages test test-hostile coverage test-slow compose-test check format bench bench-base same-bits chaos fuzz bench-fleet docs proto clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -77,6 +77,9 @@ chaos: install ## A hundred runs with faults drawn from a seed (as root the node
 
 fuzz: install ## A hundred thousand broken messages to every call of a server
 	$(BIN)/python -m benchmarks.fuzz
+
+study-pages: install ## Compare the pages of studies with their published numbers; python -m fedloom.studies.pages writes them
+	$(BIN)/python -m fedloom.studies.pages --check
 
 docs: install ## Write docs/reference from the code
 	$(BIN)/python -m fedloom.cli.reference docs/reference

@@ -12,6 +12,16 @@ from fedloom.reporting.run_folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True)
+class ExampleScores:
+    """What each held-out example contributes to a number, which is the mean of these."""
+
+    values: tuple[int, ...]
+    """1 for an example counted as right, 0 for another; -1 to 1 where the number is a difference of two models."""
+    examples: str
+    """Names the set of examples: runs with the same name are compared example by example."""
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """One run, as the statistics see it."""
 
@@ -19,9 +29,11 @@ class Measured:
     """Names without a dot; NaN where a number does not apply."""
     series: dict[str, list[float]] = field(default_factory=dict)
     """One entry per round; `times_aggregated` has one per client."""
+    scores: dict[str, ExampleScores] = field(default_factory=dict)
+    """By number, for numbers that are means over held-out examples: their sampling error is part of the intervals."""
 
     def __or__(self, other: Measured) -> Measured:
-        return Measured(self.numbers | other.numbers, self.series | other.series)
+        return Measured(self.numbers | other.numbers, self.series | other.series, self.scores | other.scores)
 
 
 Analysis = Callable[[RunFolder], Measured]

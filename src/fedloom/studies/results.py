@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,9 +14,10 @@ import numpy as np
 from fedloom.core.records import JsonObject
 from fedloom.reporting.page import write_page
 from fedloom.reporting.run_folder import RunFolder
-from fedloom.reporting.study_part import Measured, NumberColumn
-from fedloom.studies import statistics
+from fedloom.reporting.study_part import ExampleScores, Measured, NumberColumn
+from fedloom.studies import comparison, held_out, machine, statistics
 from fedloom.studies.claims import Verdict, judge
+from fedloom.studies.comparison import RunNumbers, ScenarioNumbers
 from fedloom.studies.definition import Definition
 from fedloom.studies.grid import Planned
 from fedloom.studies.measures import COSTS, measure
@@ -27,8 +27,6 @@ from fedloom.studies.static_tests import read_tests
 from fedloom.studies.statistics import Estimate
 
 RESULTS = "study.json"
-_MEDIANS = ("rounds", *(f"{cost}_to_target" for cost in COSTS))
-"""Numbers that may be censored: their centre is the median, and arms are compared by ratio."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +66,8 @@ class ScenarioResult:
     arms: Mapping[str, ArmResult]
     pairs: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
     """Estimates for claims that compare with another arm than the reference, by `ARM against ARM`."""
+    numbers: ScenarioNumbers | None = None
+    """What the estimates are made of; not in the JSON object."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +93,11 @@ class StudyResult:
         """Return a JSON object; numbers that are not finite are null."""
         values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "columns"}
         values["definition"] = self.definition.model_dump(mode="json", exclude_none=True)
-        return {name: _plain(value) for name, value in values.items()}
+        values["scenarios"] = {name: dataclasses.replace(each, numbers=None) for name, each in self.scenarios.items()}
+        shown: JsonObject = {name: _plain(value) for name, value in values.items()}
+        for scenario in shown["scenarios"].values():
+            del scenario["numbers"]
+        return shown
 
     def summary(self) -> JsonObject:
         """Return the JSON object without series and single runs."""
@@ -116,13 +120,15 @@ def analyse(
     parts = StudyParts.of({(each.scenario, each.arm): each.experiment for each in grid}.values())
     analyses, ratios = parts.analyses(definition), parts.ratios(definition)
     read: dict[str, dict[str, dict[int, Measured]]] = {}
-    seconds, done, environment = 0.0, 0, dict[str, str]()
+    seconds, done, environment, machines = 0.0, 0, dict[str, str](), list[Mapping[str, str]]()
     for planned in grid:
         folder = folder_of(out, planned)
         arms = read.setdefault(planned.scenario, {}).setdefault(planned.arm, {})
         if is_done(folder):
             run = RunFolder.read(folder)
-            arms[planned.seed] = measure(run, definition, analyses) | Measured(read_tests(planned.tests, folder))
+            beside = Measured(read_tests(planned.tests, folder), {}, _scores(definition, folder))
+            arms[planned.seed] = measure(run, definition, analyses) | beside
+            machines.append(machine.read(folder))
             seconds, done = seconds + run.seconds, done + 1
             environment = environment or dict(run.summary.environment if run.summary else {})
     scenarios = {name: _scenario(definition, name, arms, ratios) for name, arms in read.items()}
@@ -135,9 +141,18 @@ def analyse(
         scenarios=scenarios,
         verdicts=judge(definition, {name: _estimates(each) for name, each in scenarios.items()}),
         seconds=seconds,
-        environment=environment,
+        environment=environment | machine.common(machines),
         columns=parts.columns(definition),
     )
+
+
+def _scores(definition: Definition, folder: Path) -> dict[str, ExampleScores]:
+    """Return which held-out examples a run's final model gets right, if the study's metric is their share.
+
+    `final` is a mean over the last evaluated rounds; the last model's examples stand for those of all of them.
+    """
+    found = held_out.read(folder) if definition.metric == "accuracy" else None
+    return {"final": ExampleScores(tuple(found[0].astype(int).tolist()), found[1])} if found else {}
 
 
 def write_results(result: StudyResult, out: Path) -> Path:
@@ -149,30 +164,41 @@ def _estimates(scenario: ScenarioResult) -> dict[str, Mapping[str, Estimate]]:
     return {**{name: arm.estimates for name, arm in scenario.arms.items()}, **scenario.pairs}
 
 
+def numbers_of(definition: Definition, arms: Mapping[str, Mapping[int, Measured]]) -> ScenarioNumbers:
+    """Return the numbers of a scenario's runs: what they measured, and what needs their series."""
+    target = _target(definition, arms.get(definition.reference, {}))
+    higher = definition.better == "higher"
+    reached = {arm: {seed: _reached(run, target, higher) for seed, run in runs.items()} for arm, runs in arms.items()}
+    against = {arm: definition.reference for arm in arms if arm != definition.reference}
+    against |= {claim.subject: claim.against for claim in definition.claims if claim.against is not None}
+    equal = {}
+    for subject, other in against.items():
+        runs, others = reached.get(subject.partition(" against ")[0], {}), reached.get(other, {})
+        equal[subject] = {
+            at: comparison.at_equal_cost(run, others[at], definition.target.last)
+            for at, run in runs.items()
+            if at in others
+        }
+    runs_of = {
+        arm: {at: RunNumbers(numbers=run.numbers, scores=run.scores) for at, run in runs.items()}
+        for arm, runs in reached.items()
+    }
+    return ScenarioNumbers(target=target, arms=runs_of, equal=equal)
+
+
 def _scenario(
     definition: Definition, name: str, arms: Mapping[str, Mapping[int, Measured]], ratios: Collection[str]
 ) -> ScenarioResult:
-    reference = arms.get(definition.reference, {})
-    target = _target(definition, reference)
-    higher = definition.better == "higher"
-    reached = {arm: {seed: _reached(run, target, higher) for seed, run in runs.items()} for arm, runs in arms.items()}
-    compared = functools.partial(_compared, definition, ratios)
+    found = numbers_of(definition, arms)
+    made = comparison.estimates(definition, ratios, found)
     return ScenarioResult(
         title=definition.conditions[name].title or name,
-        target=target,
+        target=found.target,
+        numbers=found,
         arms={
-            arm: _arm(
-                definition.arms[arm].title or arm,
-                runs,
-                compared(runs, {} if arm == definition.reference else reached.get(definition.reference, {})),
-            )
-            for arm, runs in reached.items()
+            arm: _arm(definition.arms[arm].title or arm, runs, found.arms[arm], made[arm]) for arm, runs in arms.items()
         },
-        pairs={
-            claim.subject: compared(reached.get(claim.arm, {}), reached.get(claim.against, {}))
-            for claim in definition.claims
-            if claim.against is not None
-        },
+        pairs={subject: each for subject, each in made.items() if subject not in arms},
     )
 
 
@@ -193,57 +219,20 @@ def _reached(run: Measured, target: float, higher: bool) -> Measured:
     return run | Measured({"rounds": float(rounds), "censored": float(censored), **costs})
 
 
-def _arm(title: str, runs: Mapping[int, Measured], estimates: Mapping[str, Estimate]) -> ArmResult:
+def _arm(
+    title: str,
+    runs: Mapping[int, Measured],
+    found: Mapping[int, RunNumbers],
+    estimates: Mapping[str, Estimate],
+) -> ArmResult:
     return ArmResult(
         title=title,
-        runs={at: run.numbers for at, run in runs.items()},
+        runs={at: run.numbers for at, run in found.items()},
         estimates=estimates,
-        censored=int(sum(run.numbers.get("censored", 0.0) for run in runs.values())),
+        censored=int(sum(run.numbers.get("censored", 0.0) for run in found.values())),
         bands=_bands(list(runs.values())),
         times_aggregated=_sorted_times(list(runs.values())),
     )
-
-
-def _compared(
-    definition: Definition, ratios: Collection[str], runs: Mapping[int, Measured], reference: Mapping[int, Measured]
-) -> dict[str, Estimate]:
-    """Return every number over seeds, and against the runs of another arm if there are some."""
-    last = definition.target.last
-    names = dict.fromkeys(number for run in runs.values() for number in run.numbers)
-    found: dict[str, Estimate | None] = {}
-    pairs = [(runs[at], reference[at]) for at in runs if at in reference]
-    for number in names:
-        values = [run.numbers.get(number, math.nan) for run in runs.values()]
-        over_seeds = statistics.median_estimate if number in _MEDIANS else statistics.mean_estimate
-        found[number] = over_seeds(values)
-        sides = [[run.numbers.get(number, math.nan) for run in side] for side in zip(*pairs, strict=True)]
-        if not sides:
-            continue
-        if number in _MEDIANS or number in ratios:
-            found[f"{number}_ratio"] = statistics.paired_ratio(*sides)
-        if number not in _MEDIANS:
-            found[f"{number}_difference"] = statistics.paired_difference(*sides)
-    for cost in COSTS if pairs else ():
-        found[f"auc_at_equal_{cost}_difference"] = _at_equal_cost(pairs, cost, statistics.areas_at_equal_cost)
-        found[f"final_at_equal_{cost}_difference"] = _at_equal_cost(
-            pairs, cost, functools.partial(statistics.finals_at_equal_cost, last=last)
-        )
-    return {number: value for number, value in found.items() if value is not None}
-
-
-def _at_equal_cost(
-    pairs: Sequence[tuple[Measured, Measured]], cost: str, read: Callable[..., tuple[float, float]]
-) -> Estimate | None:
-    """Return the difference of the numbers of both runs of a pair at equal cost."""
-    found = [
-        read(a.series[cost], a.series["metric"], r.series[cost], r.series["metric"])
-        for a, r in pairs
-        if "final" in a.numbers and "final" in r.numbers
-    ]
-    if not found:
-        return None
-    ours, theirs = zip(*found, strict=True)
-    return statistics.paired_difference(ours, theirs)
 
 
 def _bands(runs: Sequence[Measured]) -> dict[str, Band]:

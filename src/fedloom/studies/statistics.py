@@ -19,6 +19,11 @@ Floats = npt.NDArray[np.float64]
 LEVEL = 0.95
 """Confidence of the intervals."""
 
+FEW = 5
+"""Up to so many seeds, a page says what they can show."""
+NORMAL = 1.959964
+"""Quantile of the standard normal distribution for `LEVEL`."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
@@ -33,6 +38,8 @@ class Estimate:
     """Number of seeds, or pairs."""
     level: float = LEVEL
     """Confidence of the interval, smaller than `LEVEL` where so few seeds cannot give more."""
+    sampling: float | None = None
+    """Standard error that the held-out examples add to that of the seeds, part of the interval; None if unknown."""
     p_less: float | None = None
     """Wilcoxon's p for "the arm's number is smaller than the reference's"; None if nothing is paired."""
     p_greater: float | None = None
@@ -176,6 +183,40 @@ def mean_estimate(values: Sequence[float]) -> Estimate | None:
         return Estimate(value=value, low=-math.inf, high=math.inf, count=1)
     half = t_quantile(count - 1) * float(found.std(ddof=1)) / math.sqrt(count)
     return Estimate(value=value, low=value - half, high=value + half, count=count)
+
+
+def with_sampling(found: Estimate, scores: Floats) -> Estimate:
+    """Widen an interval over seeds by the sampling error of the held-out examples, which all seeds share.
+
+    Seeds repeat training, not the test set. With d_i the mean over seeds of what example i contributes (to a
+    difference of two arms: 1 if only the arm is right, -1 if only the other, 0 else), the standard error of its mean
+    over N examples is e = sd(d_i) / √N. The half-width becomes √(h² + (t e)²), h that of the seeds and t the quantile
+    for N - 1 degrees of freedom.
+
+    Args:
+        found: the estimate over seeds.
+        scores: contributions, float64 [seeds, N], N >= 2.
+    """
+    means = scores.mean(axis=0)
+    error = float(means.std(ddof=1)) / math.sqrt(len(means))
+    found = replace(found, sampling=error)
+    if not math.isfinite(found.low):
+        return found
+    beyond = t_quantile(len(means) - 1) * error
+    low = found.value - math.hypot(found.value - found.low, beyond)
+    return replace(found, low=low, high=found.value + math.hypot(found.high - found.value, beyond))
+
+
+def what_seeds_show(count: int) -> str:
+    """Return what so few seeds can show, in words: the width of an interval, and the least p-value."""
+    if count < 2:
+        return "One seed shows no spread, so it decides nothing."
+    width = t_quantile(count - 1) / math.sqrt(count)
+    return (
+        f"With {count} seeds an interval reaches {width:.1f} standard deviations of the seeds' differences to each "
+        f"side, so that smaller effects stay undecided; the least p-value of a one-sided signed-rank test is "
+        f"{0.5**count:.3f}."
+    )
 
 
 def median_estimate(values: Sequence[float]) -> Estimate | None:

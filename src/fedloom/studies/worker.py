@@ -49,14 +49,20 @@ def do_run(folder: Path, experiment: JsonObject, say: Say, tests: Sequence[Info]
     """Run one run in its folder, or resume the existing one, then the tests next to it; returns how it ended."""
     from fedloom import api
     from fedloom.core.config import Experiment
+    from fedloom.studies import held_out, machine
+    from fedloom.studies.runner import is_done
     from fedloom.studies.static_tests import do_test, from_message
 
     try:
+        finished = is_done(folder)  # and only a test beside it is missing: nobody knows where it was made
         if (folder / EXPERIMENT).is_file():
-            api.resume(folder, sinks=[_Rounds(say)])
+            result = api.resume(folder, sinks=[_Rounds(say)])
         else:
             shutil.rmtree(folder, ignore_errors=True)  # killed before it had written its experiment
-            api.run(Experiment.parse(experiment), out=folder, sinks=[_Rounds(say)])
+            result = api.run(Experiment.parse(experiment), out=folder, sinks=[_Rounds(say)])
+        if not finished:
+            held_out.write(result.arrays, Experiment.parse(experiment), folder)
+            machine.write(folder)
         for message in tests:
             do_test(from_message(message), Experiment.parse(experiment), folder)
     except Interrupted:

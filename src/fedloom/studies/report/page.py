@@ -14,6 +14,7 @@ from fedloom.studies.claims import Verdict
 from fedloom.studies.report.scenario import scenario_section
 from fedloom.studies.report.tables import interval, numbers_text, rounds_text
 from fedloom.studies.results import ArmResult, ScenarioResult, StudyResult
+from fedloom.studies.statistics import FEW, what_seeds_show
 
 _PILL = {"held": "done", "not held": "failed", "undecided": "unfinished", "not measured": "unfinished", "reported": ""}
 """Class of the status mark for each outcome of a claim."""
@@ -97,8 +98,10 @@ def _claims(result: StudyResult) -> Markup | None:
     note = (
         "A claim is held if the whole interval lies within its bounds, not held if none of it does, undecided "
         "otherwise. “Reported” claims set no bound; “earlier” is the result of a smaller study. Brackets are 95 % "
-        "intervals over seeds: Student's t for means, order statistics for medians. p is a one-sided Wilcoxon test's, "
-        "of primary claims only, after Holm's correction."
+        "intervals over seeds: Student's t for means, order statistics for medians; those of final accuracies include "
+        "the sampling error of the held-out examples where runs say which they get right. p is a one-sided Wilcoxon "
+        "test's, of primary claims only, after Holm's correction. "
+        f"{what_seeds_show(result.definition.seeds.count) if result.definition.seeds.count <= FEW else ''}"
     )
     return section("Claims", shown, tag("p", note, class_="note"))
 
