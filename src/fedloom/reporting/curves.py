@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from fedloom.reporting.run_folder import RunFolder
 
-FIRST = ("loss", "accuracy", "estimated_accuracy", "monitored_accuracy")
-"""Metrics shown first, in this order."""
+_FIRST = ("loss", "accuracy")
+"""Metrics shown first, in this order; other accuracies come next."""
 HELD_OUT = "held-out data"
 TRAINING = "clients' training"
 
@@ -32,8 +32,14 @@ class Curve:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Metric names as they are shown: loss, accuracy and its estimate, then the alphabet."""
-    return sorted(set(names), key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+    """Return metric names as they are shown: loss, accuracy, other accuracies, then the rest by the alphabet."""
+
+    def place(name: str) -> tuple[int, str]:
+        if name in _FIRST:
+            return _FIRST.index(name), name
+        return (len(_FIRST) if name.endswith("_accuracy") else len(_FIRST) + 1), name
+
+    return sorted(set(names), key=place)
 
 
 def metric_names(run: RunFolder) -> list[str]:

@@ -95,19 +95,21 @@ def check_submission(values: Info, allowed: Collection[str]) -> None:
             raise _forbidden(section, name, f"is not one of the {kind} installed on this server")
         if isinstance(given, Mapping):
             schema = plugin_schema(kind, name)
-            for setting in sorted(text_settings(schema, given), key=lambda each: each.kind is not SettingKind.APP):
+            texts = sorted(text_settings(schema, given), key=lambda each: each.kind is not SettingKind.APP)
+            app = next((each.value for each in texts if each.kind is SettingKind.APP), "")
+            for setting in texts:
                 if setting.steps != ("name",):
-                    _check_text(section, setting, given, allowed)
+                    _check_text(section, setting, app, allowed)
             for where, key in _keys(given, section) if kind is not Kind.WORKLOAD else ():
                 found = offence(TextSetting((key,), key, SettingKind.PLAIN, declared=False))
                 if found is not None and not _free(schema, given, where, section):
                     raise _forbidden(where, key, _WORDS[found])
 
 
-def _check_text(section: str, setting: TextSetting, table: Info, allowed: Collection[str]) -> None:
-    """Refuse a text that refers to code or a path, unless it is allowed."""
+def _check_text(section: str, setting: TextSetting, app: str, allowed: Collection[str]) -> None:
+    """Refuse a text that refers to code or a path, unless it is allowed, or is in the allowed folder `app`."""
     found = offence(setting)
-    if found is None or (setting.value and setting.value in allowed) or _in_allowed_folder(setting, table, allowed):
+    if found is None or (setting.value and setting.value in allowed) or _in_allowed_folder(setting, app, allowed):
         return
     if section == "workload" and (found == "path" or not _is_code(setting)) and found != "empty":
         return  # the nodes' matter
@@ -120,10 +122,9 @@ def _is_code(setting: TextSetting) -> bool:
     return setting.kind in (SettingKind.CODE, SettingKind.CLASS, SettingKind.APP)
 
 
-def _in_allowed_folder(setting: TextSetting, table: Info, allowed: Collection[str]) -> bool:
-    """Return whether a text is the folder of an allowed app, or a component whose module is in it."""
-    app = table.get("app")
-    if not isinstance(app, str) or not app or "\0" in app:
+def _in_allowed_folder(setting: TextSetting, app: str, allowed: Collection[str]) -> bool:
+    """Return whether a text is `app`, the folder of an allowed app, or a component whose module is in it."""
+    if not app or "\0" in app:
         return False
     folder = Path(app).resolve()
     if not any(folder == Path(each).resolve() for each in allowed if each):
