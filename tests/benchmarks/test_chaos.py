@@ -64,7 +64,7 @@ def test_a_run_survives(chosen: Schedule, rig: tuple[Zygote, Network | None, Und
     assert outcome.refused > 0
 
 
-def test_a_killed_server_asks_nobody_again_whose_answer_it_had(
+def test_a_killed_server_assigns_nothing_again_whose_answer_it_had(
     rig: tuple[Zygote, Network | None, Undisturbed], tmp_path: Path
 ) -> None:
     found = kills.play(1, 0, 2, tmp_path, rig[0], kills.undisturbed(1, 8))

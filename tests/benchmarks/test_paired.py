@@ -29,7 +29,7 @@ def test_it_covers_the_median_as_often_as_it_says() -> None:
     assert covered == pytest.approx(1 - 11 / 1024, abs=4 * math.sqrt(0.011 * 0.989 / 4000))
 
 
-def test_pairs_alternate_and_are_told_apart() -> None:
+def test_pairs_alternate_and_are_distinguished() -> None:
     order: list[str] = []
 
     def measure(tree: Path) -> Numbers:

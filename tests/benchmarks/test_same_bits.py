@@ -127,7 +127,7 @@ def test_a_summary_in_another_form_is_no_result(stdout: str, said: str, tmp_path
     assert isinstance(ended, Failed) and said in ended.message
 
 
-def test_missing_data_is_told_from_other_wrong_input(tmp_path: Path) -> None:
+def test_missing_data_is_distinguished_from_other_wrong_input(tmp_path: Path) -> None:
     trace = "Traceback …\nfedloom.core.errors.DataMissing: no files in /usr/share\nfedloom: no files in /usr/share\n"
     assert outcome(2, "", trace, tmp_path, 1.0) == NoData("no files in /usr/share")
     assert isinstance(outcome(1, "", trace, tmp_path, 1.0), Failed), "a run that began and failed is no skipped one"
@@ -472,7 +472,7 @@ def test_it_works_in_a_worktree_which_shares_the_results(project: Project, tmp_p
     assert program.compare(beside, base, None, {}) == 0
 
 
-def test_a_spoilt_base_is_checked_out_again(project: Project) -> None:
+def test_a_corrupted_base_is_checked_out_again(project: Project) -> None:
     base = project.commit(steady="1")
     place = project.repository.checkout(base, project.repository.cache_folder())
     (place / "src" / "fedloom" / "cli.py").write_text("spoilt", encoding="utf-8")

@@ -139,7 +139,7 @@ def test_a_run_that_breaks_off(
     assert "Traceback" not in shown.err
 
 
-def test_a_fault_of_ours_is_said_to_be_one(fake: FakeRuns, toml: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_internal_error_is_called_one(fake: FakeRuns, toml: str, capsys: pytest.CaptureFixture[str]) -> None:
     fake.ends = ZeroDivisionError("division by zero")
     assert main(["run", toml]) == 1
     shown = capsys.readouterr()

@@ -155,7 +155,7 @@ def test_an_unreachable_server_is_said_to_be_so(control: type[FakeControl], caps
     assert capsys.readouterr().err == "fedloom: no server answers at 10.0.0.9:1\n"
 
 
-def test_a_server_is_started_as_told(
+def test_a_server_is_started_with_the_options_given(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, token_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: dict[str, Any] = {}
@@ -178,7 +178,7 @@ def test_a_server_is_started_as_told(
     assert f"report: {tmp_path}/report.html" in shown
 
 
-def test_a_client_is_started_as_told(monkeypatch: pytest.MonkeyPatch, token_file: Path) -> None:
+def test_a_client_is_started_with_the_options_given(monkeypatch: pytest.MonkeyPatch, token_file: Path) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(client_app, "run_client", lambda *args, **kwargs: asked.append((args, kwargs)))
     assert main(["client", *SERVER, "--name", "pi-3", "--token-file", str(token_file)]) == 0
@@ -215,7 +215,7 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], s
     assert said in capsys.readouterr().err
 
 
-def test_a_taken_port_is_told_in_one_sentence(tmp_path: Path) -> None:
+def test_a_taken_port_is_reported_in_one_sentence(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         call = [sys.executable, "-m", "fedloom", "serve", "--port", str(port), "--state", str(tmp_path / "state")]

@@ -39,7 +39,7 @@ def as_admin(fleet: Members) -> tuple[str, str]:
     return "--identity", str(fleet.admin.folder)
 
 
-def test_a_device_joins_and_is_told_what_to_do_next(
+def test_a_device_joins_and_prints_what_to_do_next(
     said: Said, fleet: Members, as_admin: tuple[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "digits").mkdir()
@@ -92,7 +92,7 @@ def test_a_folder_that_is_not_there_spends_no_token(said: Said, fleet: Members) 
         (["node", "revoke", "server-admin"], 1, "cannot revoke itself; another administrator can"),
     ],
 )
-def test_wrong_input_is_told(
+def test_wrong_input_is_reported(
     said: Said, as_admin: tuple[str, str], arguments: list[str], code: int, reported: str
 ) -> None:
     text = said(*arguments, *as_admin, code=code)

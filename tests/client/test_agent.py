@@ -309,7 +309,7 @@ def test_a_group_whose_payload_is_gone_is_put_away_until_it_is_pushed_again(agen
     assert [report.client for report in result.reports] == [0] and not result.failures
 
 
-def test_a_payload_that_is_gone_twice_is_told_as_a_failure_of_reading_inputs(agent: Agent, script: Script) -> None:
+def test_a_payload_that_is_gone_twice_is_reported_as_a_failure_of_reading_inputs(agent: Agent, script: Script) -> None:
     script.fetch_errors.extend(NotFound("its round may be over") for _ in range(4))
     script.say(SPEC, group(), group())
     agent.step(0)

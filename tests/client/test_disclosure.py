@@ -21,7 +21,7 @@ def info(*names: str, examples: int = 10) -> WorkloadInfo:
 
 
 class TestClasses:
-    def test_names_that_the_policy_lists_are_told_others_as_digests(self) -> None:
+    def test_names_that_the_policy_lists_are_disclosed_others_as_digests(self) -> None:
         found = disclosed(info("cat", "Patient 7 of 12 Mill Lane"), ("cat", "dog"), "run-1")
         assert found.label_names == ["cat", digest_of_class("Patient 7 of 12 Mill Lane", "run-1")]
         assert "Mill" not in str(found) and found.label_counts == [[10, 10]]
@@ -31,7 +31,7 @@ class TestClasses:
         assert here.label_names[1] == there.label_names[0] != here.label_names[0]
         assert disclosed(info("a", "b"), (), "run-2").label_names[1] != here.label_names[1]
 
-    def test_nothing_is_told_of_a_class_with_few_examples(self) -> None:
+    def test_nothing_is_disclosed_of_a_class_with_few_examples(self) -> None:
         assert disclosed(info("a", "b", examples=MIN_EXAMPLES - 1), ("a",), "r").label_names == [FEW, FEW]
         assert disclosed(info("a", "b", examples=MIN_EXAMPLES), ("a",), "r").label_names[0] == "a"
 
@@ -39,7 +39,7 @@ class TestClasses:
         several = WorkloadInfo(data={}, label_counts=[[3, 1], [2, 1]], label_names=("a", "b"))
         assert disclosed(several, ("a", "b"), "r").label_names == ["a", FEW]
 
-    def test_a_long_name_is_never_told(self) -> None:
+    def test_a_long_name_is_never_disclosed(self) -> None:
         name = "x" * (MAX_NAME + 1)
         assert disclosed(info(name), (name,), "r").label_names == [digest_of_class(name, "r")]
 

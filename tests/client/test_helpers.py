@@ -50,7 +50,7 @@ def test_a_helper_keeps_what_it_made_and_copies_what_it_is_given(helpers: RunHel
     assert not np.array_equal(step, np.asarray(other.call("step", w, 2.0)))
 
 
-def test_what_a_helper_raises_comes_with_its_traceback_and_it_goes_on(helpers: RunHelpers) -> None:
+def test_what_a_helper_raises_comes_with_its_traceback_and_it_continues(helpers: RunHelpers) -> None:
     helper = helpers.start(TABLE, 1, 4)
     with pytest.raises(ClientFailed, match=r"helper Table:\n(?s:.*)in fail(?s:.*)ValueError: the table is broken"):
         helper.call("fail")

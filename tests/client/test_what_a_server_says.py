@@ -265,7 +265,7 @@ def test_a_folder_that_a_server_names_is_not_touched(start: Start, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_groups_of_a_run_it_was_never_told_do_not_fill_it(start: Start) -> None:
+def test_groups_of_a_run_it_never_got_do_not_fill_it(start: Start) -> None:
     inline = {"model": pb.Payload(size=100_000, inline=bytes(100_000))}
     node = start(*(group(number, "untold", inputs=inline) for number in range(3000)))
     before = resident_mb(str(node.process.pid))

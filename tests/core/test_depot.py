@@ -91,7 +91,7 @@ def test_closing_removes_everything() -> None:
     assert not path.exists()
 
 
-def test_the_memory_of_an_owner_that_was_killed_is_given_back_by_the_next_one() -> None:
+def test_the_memory_of_an_owner_that_was_killed_is_released_by_the_next_one() -> None:
     code = "import os; from fedloom.core.depot import Depot; d = Depot.create(); print(d.path, flush=True); os._exit(9)"
     killed = Path(subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8").stdout.strip())
     assert killed.is_dir()

@@ -77,5 +77,5 @@ def test_a_private_file_is_its_owners_alone(tmp_path: Path, private: bool, mode:
 
 
 @pytest.mark.parametrize(("number", "full"), [(28, True), (122, True), (27, True), (13, False), (5, False)])
-def test_a_full_disk_is_told_from_other_troubles(number: int, full: bool) -> None:
+def test_a_full_disk_is_distinguished_from_other_troubles(number: int, full: bool) -> None:
     assert files.is_full(OSError(number, os.strerror(number))) is full

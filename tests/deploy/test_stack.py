@@ -139,7 +139,7 @@ def test_a_federation_is_up_scraped_and_shown_and_survives_dead_clients(fleet: S
     assert (summary["status"], summary["model_sha256"]) == ("done", expected_sha256)
 
 
-def test_a_server_container_that_is_killed_goes_on_with_its_run(fleet: Stack, expected_sha256: str) -> None:
+def test_a_server_container_that_is_killed_continues_with_its_run(fleet: Stack, expected_sha256: str) -> None:
     fleet.up()
     until(lambda: "client" in fleet.execute("server", "fedloom", "nodes", check=False), "clients")
     settings = [word for each in SETTINGS for word in ("--set", each)]

@@ -40,7 +40,7 @@ def test_ninety_ten_tests_on_sets_it_was_not_fitted_on() -> None:
     assert fits.ninety_ten(scores, spoilt) == pytest.approx(0.05, abs=0.005)
 
 
-def test_a_family_left_out_is_told_by_the_line_of_the_others() -> None:
+def test_a_family_left_out_is_predicted_by_the_line_of_the_others() -> None:
     scores, accuracies = np.array([0.0, 1.0, 0.0, 1.0]), np.array([0.0, 1.0, 0.5, 1.5])
     found = fits.left_out(scores, accuracies, ["noise", "noise", "blur", "blur"])
     assert found == pytest.approx({"noise": 0.5, "blur": 0.5})

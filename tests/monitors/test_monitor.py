@@ -116,7 +116,7 @@ def test_a_collapsed_model_raises_the_warning_of_balance() -> None:
     assert list(after.warnings) == ["predictions are on few classes"]
 
 
-def test_a_client_that_drifts_is_told_in_the_round_it_does_and_clean_rounds_raise_nothing() -> None:
+def test_a_client_that_drifts_is_reported_in_the_round_it_does_and_clean_rounds_raise_nothing() -> None:
     watcher, earlier = monitor(anchors=2, clients=6), list[Info]()
     rng = np.random.default_rng(8)
     for number in range(21):

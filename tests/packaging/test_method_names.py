@@ -59,13 +59,13 @@ def settings(tree: ast.Module) -> Iterator[str]:
 
 def keys(tree: ast.Module) -> Iterator[str]:
     """Yield the constants of a module, and the keys of metrics, of numbers, and of their columns."""
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            yield node.value.value
+    for each in tree.body:
+        if isinstance(each, ast.Assign) and isinstance(each.value, ast.Constant) and isinstance(each.value.value, str):
+            yield each.value.value
     for node in ast.walk(tree):
         if isinstance(node, ast.keyword) and node.arg in ("metrics", "numbers", "number", "groups"):
             values = node.value.keys if isinstance(node.value, ast.Dict) else [node.value]
-            yield from (each.value for each in values if isinstance(each, ast.Constant) and isinstance(each.value, str))
+            yield from (key.value for key in values if isinstance(key, ast.Constant) and isinstance(key.value, str))
 
 
 @cache

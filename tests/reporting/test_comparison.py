@@ -65,7 +65,7 @@ def test_the_picture_overlays_all_runs_and_loads_nothing(runs: Any, tmp_path: Pa
     assert all(f"run-{index}" in first for index in range(10))
 
 
-def test_folders_of_one_name_are_told_apart(runs: Any) -> None:
+def test_folders_of_one_name_are_distinguished(runs: Any) -> None:
     one, two = runs.make("a/run"), runs.make("b/run")
     assert compare([one, two]).labels == (str(one), str(two))
 

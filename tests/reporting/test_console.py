@@ -86,7 +86,7 @@ def test_the_start_counts_examples_and_says_what_was_left_out() -> None:
     assert not any("examples" in line for line in screen.lines)
 
 
-def test_a_node_that_fails_before_the_start_is_told_of() -> None:
+def test_a_node_that_fails_before_the_start_is_reported() -> None:
     screen = Screen(terminal=False)
     refused: dict[str, Any] = {"run_id": "r1", "round": 0, "node": "lab-7"}
     screen.sink.write(NodeRefused(kind="hours", reason="it works at night only", **refused))
@@ -94,7 +94,7 @@ def test_a_node_that_fails_before_the_start_is_told_of() -> None:
     assert screen.lines == ["node lab-7 failed: stage load: DataMissing: no weights; trying another node"]
 
 
-def test_a_resumed_run_says_where_it_goes_on_and_data_may_be_unknown() -> None:
+def test_a_resumed_run_says_where_it_resumes_and_data_may_be_unknown() -> None:
     screen = Screen(terminal=False)
     screen.sink.write(started(first_round=3, data={}, group_size=1))
     assert "  rounds   3, resuming with round 3" in screen.lines
@@ -170,7 +170,7 @@ def test_lost_clients_are_shown_with_their_cause_and_counted_when_many(runs: Any
     assert shown[-1] == "3 more clients failed in round 1; see the report"
 
 
-def test_nodes_and_notices_are_told_but_not_every_change() -> None:
+def test_nodes_and_notices_are_shown_but_not_every_change() -> None:
     screen = Screen(terminal=False)
     screen.sink.write(NodeChanged(node="ray-1", state="online"))
     screen.sink.write(NodeChanged(node="ray-1", state="lost", reason="no heartbeat for 10 s"))

@@ -57,7 +57,7 @@ def report_of(folder: Path) -> tuple[str, Outline]:
     return document, Outline(document)
 
 
-def test_a_report_tells_the_whole_story(runs: Any) -> None:
+def test_a_report_has_every_section(runs: Any) -> None:
     folder = runs.make(records=runs.learning(8, 10, 5), workload=runs.partition(10))
     _, outline = report_of(folder)
     for words in (
@@ -121,7 +121,7 @@ def test_a_run_without_rounds_has_a_report(runs: Any) -> None:
 
 
 @pytest.mark.parametrize("status", ["failed", "interrupted"])
-def test_a_run_that_broke_off_says_why_and_how_to_go_on(runs: Any, status: str) -> None:
+def test_a_run_that_broke_off_says_why_and_how_to_resume(runs: Any, status: str) -> None:
     folder = runs.make("a run", records=runs.learning(1, 10, 5), status=status, error="round 2: 3 of 5 answered",
                       model_sha256=None)  # fmt: skip
     _, outline = report_of(folder)

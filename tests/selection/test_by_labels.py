@@ -46,7 +46,7 @@ def test_fed_cbs_counts_how_often_each_was_chosen(build: Build, reports: Reports
 
 
 @pytest.mark.parametrize("name", ["fed_cbs", "label_oracle"])
-def test_unknown_labels_are_told_before_round_1(build: Build, name: str) -> None:
+def test_unknown_labels_are_reported_before_round_1(build: Build, name: str) -> None:
     with pytest.raises(UsageError, match=rf"'{name}' needs the label counts .* for 0 of 5 clients"):
         build(name).init(replace(ROSTER, label_counts=()))
 

@@ -32,7 +32,7 @@ def test_data_size_never_asks_clients_without_data(build: Build) -> None:
 
 
 @pytest.mark.parametrize("name", ["data_size", "power_of_choice"])
-def test_unknown_sizes_are_told_before_round_1(build: Build, name: str) -> None:
+def test_unknown_sizes_are_reported_before_round_1(build: Build, name: str) -> None:
     with pytest.raises(UsageError, match=rf"{name}.*needs the number of examples.*declares 0 sizes for 4 clients"):
         build(name).init(Roster(population=4))
 

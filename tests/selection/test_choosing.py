@@ -38,7 +38,7 @@ def test_systematic_sampling_keeps_the_size_and_every_probability() -> None:
     assert np.abs(shares - inclusion).max() < 4 * 0.5 / np.sqrt(draws)
 
 
-def test_ties_keep_their_order_and_what_was_not_told_comes_last() -> None:
+def test_ties_keep_their_order_and_what_was_not_reported_comes_last() -> None:
     values = np.array([1.0, np.nan, 3.0, 1.0, 3.0])
     assert largest(values, 5).tolist() == [2, 4, 0, 3, 1]
 
@@ -79,7 +79,7 @@ def test_imbalance_and_divergence_by_hand() -> None:
     np.testing.assert_allclose(imbalance(several), gram)
 
 
-def test_losses_that_are_not_numbers_are_not_told(reports: Reports) -> None:
+def test_losses_that_are_not_numbers_are_not_reported(reports: Reports) -> None:
     read = losses(reports([4, 5, 6], [1.5, float("nan"), float("inf")]), "some")
     assert read[0] == 1.5 and np.isnan(read[1:]).all()
     one_silent = [*reports([1], [2.0]), ClientReport(client=2, num_examples=1, seconds=0.0)]
@@ -97,7 +97,7 @@ def test_measured_numbers_are_read_with_care(reports: Reports) -> None:
         numbers(reports([1, 2]), "norm", "some")
 
 
-def test_measured_lists_of_another_length_are_not_told(reports: Reports) -> None:
+def test_measured_lists_of_another_length_are_not_reported(reports: Reports) -> None:
     lists = [[1, 2], [3.0, 4.0], [1.0], "ab", [1.0, "b"], [0.0, float("nan")], None]
     read = vectors(reports(range(7), gain=lists), "gain", "some")
     assert read[:2].tolist() == [[1.0, 2.0], [3.0, 4.0]]

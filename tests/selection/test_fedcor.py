@@ -173,7 +173,7 @@ def test_bad_settings_are_refused(build: Build, settings: dict[str, float]) -> N
         build("fedcor", **settings)
 
 
-def test_a_resumed_process_goes_on_the_same(build: Build, reports: Reports) -> None:
+def test_a_resumed_process_continues_the_same(build: Build, reports: Reports) -> None:
     from fedloom.core import frames
     from fedloom.core.state import dump_state, load_state
 

@@ -109,7 +109,7 @@ def test_all_layers_count_alike_however_wide() -> None:
 
 
 @pytest.mark.parametrize("name", ["firing_credit", "spike_activity"])
-def test_a_workload_without_spikes_is_told_what_is_needed(name: str) -> None:
+def test_a_workload_without_spikes_is_rejected_with_what_is_needed(name: str) -> None:
     class ImageClassification:
         pass
 
@@ -120,7 +120,7 @@ def test_a_workload_without_spikes_is_told_what_is_needed(name: str) -> None:
         measured(ImageClassification(), name, resolution="neurons")
 
 
-def test_the_probe_draws_and_tells_the_measure_its_settings(build: Build) -> None:
+def test_the_probe_draws_and_passes_the_measure_its_settings(build: Build) -> None:
     selection = build("firing_credit", norm="l2", layers="all")
     probe = probed(selection, selection.init(ROSTER), ROSTER, 5, generator(1, "selection", 1))
     assert (probe.kind, probe.measure, len(probe.candidates)) == ("train", "firing_credit", 20)
@@ -178,7 +178,7 @@ def test_gains_beyond_what_rates_allow_do_not_win_either(build: Build, reports: 
     assert selection.choose(selection.init(ROSTER), ROSTER, 2, generator(1), reported) == (9, 7)
 
 
-def test_clients_of_another_version_are_told_apart_from_liars(build: Build, reports: Reports) -> None:
+def test_clients_of_another_version_are_distinguished_from_liars(build: Build, reports: Reports) -> None:
     selection = build("firing_credit")
     with pytest.raises(BadMessage, match="expects 'credit' in the candidates' reports, but none of 2 has it"):
         selection.choose(selection.init(ROSTER), ROSTER, 1, generator(1), reports([1, 2]))
@@ -227,7 +227,7 @@ def test_bad_settings_are_refused(build: Build, settings: dict[str, object]) -> 
         build("firing_credit", **settings)
 
 
-def test_spike_activity_tells_rates_by_layer() -> None:
+def test_spike_activity_reports_rates_by_layer() -> None:
     reported = measured(Spiking(), "spike_activity", resolution="neurons")
     assert reported == {"activity": [0.25] * 8 + [0.25, 0.25, 0.25], "widths": [8, 3]}
     assert measured(Spiking(), "spike_activity", resolution="layers") == {"activity": [0.25, 0.25], "widths": [2]}

@@ -58,7 +58,7 @@ OUTPUTS = ("predicted_credit",)
 
 
 @pytest.mark.parametrize("name", registry.names("selection"))
-def test_what_a_linear_model_cannot_give_is_told(linear: Callable[..., Experiment], name: str) -> None:
+def test_what_a_linear_model_cannot_give_is_reported(linear: Callable[..., Experiment], name: str) -> None:
     experiment = linear(selection=name, rounds=3, cohort=3)
     missing = {
         **dict.fromkeys(LABELLED, "label counts"),
@@ -99,7 +99,7 @@ def test_without_learning_every_credit_is_zero(encoder: dict[str, Any]) -> None:
         assert record.cohort == record.candidates[:3]
 
 
-def test_credits_are_told_and_within_bounds() -> None:
+def test_credits_are_reported_and_within_bounds() -> None:
     for norm in ("per_sample", "signed"):
         result = spiking(selection={"name": "firing_credit", "norm": norm, "layers": "all"}, rounds=1)
         reported = [info["credit"] for info in result.history[0].probe.values()]

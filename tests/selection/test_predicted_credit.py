@@ -60,7 +60,7 @@ def test_the_shortlist_comes_before_the_balance(build: Build, reports: Reports) 
     assert set(selection.choose(state, ROSTER, 2, generator(1))) == {0, 1}
 
 
-def test_the_unknown_are_chosen_first_and_then_those_asked_longest_ago(build: Build, reports: Reports) -> None:
+def test_the_unknown_are_chosen_first_and_then_those_selected_longest_ago(build: Build, reports: Reports) -> None:
     selection = build("predicted_credit", candidates=3)
     state = heard(selection, reports, 0, 1, 2, 3)
     assert set(selection.choose(state, ROSTER, 2, generator(1))) == {4, 5}
@@ -193,7 +193,7 @@ def test_the_change_of_firing_rates_can_be_remembered_too() -> None:
     assert run.history[3].info["known_clients"] == 12
 
 
-def test_what_is_told_does_not_change_training() -> None:
+def test_what_is_reported_does_not_change_training() -> None:
     """A cohort of everybody: the same model as uniform selection up to the order of sums."""
     plain = api.run(experiment(cohort=12), keep=False)
     reported = api.run(experiment(cohort=12, selection={"name": "predicted_credit"}), keep=False)

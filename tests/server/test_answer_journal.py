@@ -208,7 +208,7 @@ def reply_to_all(hand: ManualAgent, count: int) -> list[int]:
 
 
 class TestRestart:
-    def test_only_what_was_not_answered_is_asked_again(self, fleet: Fleet) -> None:
+    def test_only_what_was_not_answered_is_assigned_again(self, fleet: Fleet) -> None:
         hand, collector, stop = fleet.start()
         thread, outcome = in_background(collector, ask(4, 5, 6))
         first = hand.take(Group)[0]
@@ -227,7 +227,7 @@ class TestRestart:
         assert isinstance(collected.total, RunningMean) and collected.total.count == 3
         np.testing.assert_array_equal(collected.total.value()["model"]["w"], np.full(3, 5.0, np.float32))
 
-    def test_a_round_that_was_complete_asks_nobody(self, fleet: Fleet) -> None:
+    def test_a_round_that_was_complete_assigns_nothing(self, fleet: Fleet) -> None:
         hand, collector, _ = fleet.start()
         thread, _ = in_background(collector, ask(4))
         reply(hand, hand.take(Group)[0])

@@ -99,7 +99,7 @@ def test_a_later_exchange_with_small_inputs_may_still_answer_with_the_model(flee
     assert limits[0] == limits[1]
 
 
-def test_what_a_gone_node_has_uploaded_is_given_back(
+def test_what_a_gone_node_has_uploaded_is_dropped(
     fleet: Coordinator, clock: Hands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(node_table, "UPLOADS_S", 5.0)
@@ -241,7 +241,7 @@ def test_a_node_that_begins_session_after_session_has_to_wait(tmp_path: Path, mo
                 channel.open(Hello(node="n", session=f"s{number}"))
 
 
-def test_calls_of_a_member_are_counted_and_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_of_a_member_are_counted_and_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fedloom.client.link import connect
     from fedloom.server.access import calls
 

@@ -206,7 +206,7 @@ class TestClock:
         thread.join(10)
         assert isinstance(outcome[0], Collected) and [report.client for report in outcome[0].reports] == [4]
 
-    def test_the_system_clock_goes_on(self) -> None:
+    def test_the_system_clock_continues(self) -> None:
         before = SYSTEM_CLOCK.monotonic()
         wait_until(lambda: SYSTEM_CLOCK.monotonic() > before)
         assert SYSTEM_CLOCK.time() > 1.6e9

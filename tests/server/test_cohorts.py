@@ -34,7 +34,7 @@ def scripted(linear: Make, *cohorts: tuple[int, ...], **values: Any) -> Experime
 
 
 class TestEmpty:
-    def test_a_round_of_nobody_leaves_the_model_and_is_recorded_and_evaluated(
+    def test_a_round_without_clients_leaves_the_model_and_is_recorded_and_evaluated(
         self, linear: Make, tmp_path: Path
     ) -> None:
         result = api.run(scripted(linear, (0, 1), (), (2, 3)), out=tmp_path / "run")
@@ -45,7 +45,7 @@ class TestEmpty:
         assert all(each.agrees for each in replay_run(tmp_path / "run"))
         assert (tmp_path / "run" / "report.html").exists()
 
-    def test_a_run_of_nobody_ends_with_the_initial_model(self, linear: Make) -> None:
+    def test_a_run_without_clients_ends_with_the_initial_model(self, linear: Make) -> None:
         nobody = api.run(scripted(linear, (), ()), keep=False)
         assert nobody.summary.rounds == 2 and nobody.arrays["b"] == 0, "what `init` of the workload makes"
 
@@ -70,14 +70,14 @@ class TestSizes:
     """The experiment's cohort is six."""
 
     @pytest.mark.parametrize("cohort", [(3,), (0, 1, 2, 3, 4, 5, 6, 7)])
-    def test_fewer_and_more_are_all_asked(self, linear: Make, cohort: tuple[int, ...]) -> None:
+    def test_fewer_and_more_are_all_sampled(self, linear: Make, cohort: tuple[int, ...]) -> None:
         outcome = run_on_fleet(scripted(linear, cohort))
         assert outcome.error is None
         (record,) = outcome.history
         assert record.cohort == list(cohort) and sorted(map(int, record.client_seconds)) == list(cohort)
         assert record.num_examples == sum(20 + client % 7 for client in cohort) and not record.unneeded
 
-    def test_the_quorum_is_a_share_of_those_asked(self, linear: Make) -> None:
+    def test_the_quorum_is_a_share_of_those_sampled(self, linear: Make) -> None:
         half = {"quorum_fraction": 0.5, "group_size": 1}
         two = scripted(linear, (0, 1), round=half, workload={"fail_clients": (1,)})
         assert run_on_fleet(two).error is None, "one of two is half"

@@ -329,7 +329,7 @@ class TestBadMessages:
             hand.channel.send(GroupResult(key=key, total=None, reports=group_result(key, 0).reports))
             assert "but no accumulator" in hand.take(Ack, status="rejected")[0].message
 
-    def test_states_of_clients_that_were_not_asked_are_rejected(self, coordinator: Coordinator) -> None:
+    def test_states_of_clients_that_were_not_sampled_are_rejected(self, coordinator: Coordinator) -> None:
         hand = join(coordinator, "a")
         with open_exchange(coordinator, planned_groups(1.0)) as opened:
             key = hand.take(Group)[0].key
@@ -485,7 +485,7 @@ class TestFailingNodes:
             one.channel.send(failing(one.take(Group)[0].key))
             assert next_answer(opened).node == "a" and groups(two) == []
 
-    def test_with_none_left_that_would_the_reasons_of_all_are_told(self, coordinator: Coordinator) -> None:
+    def test_with_none_left_that_would_the_reasons_of_all_are_reported(self, coordinator: Coordinator) -> None:
         one, two = join(coordinator, "a"), join(coordinator, "b")
         with open_exchange(coordinator, planned_groups(1.0)) as opened:
             key = one.take(Group)[0].key

@@ -100,7 +100,7 @@ def test_closing_removes_it(depot: Depot) -> None:
     assert not depot.path.exists()
 
 
-def test_a_killed_owners_memory_is_given_back_by_the_next() -> None:
+def test_a_killed_owners_memory_is_released_by_the_next() -> None:
     code = (
         "import os; from pathlib import Path; from fedloom.core import depot\n"
         "made = depot.Depot.create(); made.lease(1 << 20); print(made.path, flush=True); os.kill(os.getpid(), 9)"

@@ -41,7 +41,7 @@ def big(linear: Make) -> Experiment:
     )
 
 
-def test_a_really_full_disk_stops_the_run_and_room_lets_it_go_on(linear: Make, small_disk: Path) -> None:
+def test_a_really_full_disk_stops_the_run_and_room_lets_it_continue(linear: Make, small_disk: Path) -> None:
     want = api.run(big(linear), keep=False).summary.model_sha256
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes((1 << 20) - 250_000))

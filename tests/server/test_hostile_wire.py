@@ -194,7 +194,7 @@ class TestWhoCalls:
             *(CONTROL + m for m in ("Submit", "ListRuns", "Stop", "ListNodes")),
         ],
     )
-    def test_without_the_token_nothing_is_told(self, stranger: Stranger, path: str, token: str) -> None:
+    def test_without_the_token_nothing_is_disclosed(self, stranger: Stranger, path: str, token: str) -> None:
         with refused("UNAUTHENTICATED", "give the agent this server's token"):
             stranger.unary(path, b"", token=token)
 
@@ -396,7 +396,7 @@ class TestResults:
             ({"metrics": [pb.Metric(name="", sum=1.0, weight=1.0)]}, "metric: expected 1 to 256"),
         ],
     )
-    def test_a_result_that_cannot_be_read_is_rejected_and_the_stream_goes_on(
+    def test_a_result_that_cannot_be_read_is_rejected_and_the_stream_continues(
         self, stranger: Stranger, change: dict[str, Any], text: str
     ) -> None:
         unreadable = self.result()
@@ -474,7 +474,7 @@ class TestTransfers:
     def offset(self, stranger: Stranger, data: bytes = DATA) -> int:
         return pb.UploadReply.FromString(stranger.unary(FLEET + "UploadOffset", head(data))).received
 
-    def test_an_upload_goes_on_where_a_broken_stream_left_off(self, stranger: Stranger) -> None:
+    def test_an_upload_continues_where_a_broken_stream_left_off(self, stranger: Stranger) -> None:
         stranger.register_with_work("up")
         first = next(self.chunks())
         broken: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -624,7 +624,7 @@ class TestControl:
             list(control.watch("nobody"))
 
 
-def test_what_is_not_ours_is_told_in_a_neutral_sentence(
+def test_what_is_not_ours_is_reported_in_a_neutral_sentence(
     served: tuple[Server, RunQueue, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     server, _, address = served

@@ -67,7 +67,7 @@ class TestAnotherIsAsked:
             ("north", "failure"),
         ]
 
-    def test_a_refusal_is_told_while_the_run_waits_and_once(self, linear: Make, tmp_path: Path) -> None:
+    def test_a_refusal_is_reported_while_the_run_waits_and_once(self, linear: Make, tmp_path: Path) -> None:
         ready, asked = tmp_path / "ready", tmp_path / "asked"
         hook = ["sh", "-c", f"echo x >> {asked}; test -e {ready} || {{ echo charging; exit 1; }}"]
         limits = {"hook": hook, "hook_every_s": 0.05}
@@ -100,7 +100,7 @@ class TestNoneCan:
         missing = "stage init: fedloom.core.errors.DataMissing: there is no"
         assert reported == [f"  {name}: {missing} {tmp_path}/{name}/weights; create it" for name in ("north", "south")]
 
-    def test_what_all_say_is_told_once_with_their_names(self, linear: Make, tmp_path: Path) -> None:
+    def test_what_all_say_is_reported_once_with_their_names(self, linear: Make, tmp_path: Path) -> None:
         nodes = {name: policy(tmp_path / name) for name in ("north", "south", "west")}
         outcome = Fleet(tmp_path, **nodes).run(linear(workload={"features": -1}))
         assert isinstance(outcome.error, ClientFailed)

@@ -44,7 +44,7 @@ def test_nodes_that_come_and_refuse(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-def test_a_run_that_cannot_begin_is_told_too(
+def test_a_run_that_cannot_begin_is_reported_too(
     linear: Callable[..., Experiment], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "fedloom.server.log")

@@ -108,13 +108,13 @@ class TestStrategies:
         summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
         assert summary["status"] == "failed" and summary["rounds"] == 2 and "nothing to divide by" in summary["error"]
 
-    def test_a_plan_that_fails_is_told_too(self, linear: Make) -> None:
+    def test_a_plan_that_fails_is_reported_too(self, linear: Make) -> None:
         with pytest.raises(RunFailed, match="round 2 failed: LookupError: no plan for this round"):
             api.run(odd(linear, plan_raises=2), keep=False)
 
 
 class TestSelections:
-    def test_what_clients_report_decides_who_is_asked_next(self, linear: Make, tmp_path: Path) -> None:
+    def test_what_clients_report_decides_who_is_selected_next(self, linear: Make, tmp_path: Path) -> None:
         experiment = linear(rounds=5, clients=6, cohort=2, selection=SELECTION)
         result = api.run(experiment, out=tmp_path / "run")
         cohorts = [record.cohort for record in result.history]
@@ -250,7 +250,7 @@ class TestEvents:
         written = DiskRunStore.open(tmp_path / "run").events()
         assert [event["event"] for event in written] == [kind for kind in kinds if kind != "ClientsDone"]
 
-    def test_a_round_that_fails_tells_every_missing_client(self, linear: Make) -> None:
+    def test_a_round_that_fails_reports_every_missing_client(self, linear: Make) -> None:
         listener = EventLog()
         experiment = linear(workload={"fail_clients": list(range(12))}, round={"group_size": 6})
         outcome = run_on_fleet(experiment, sinks=[listener])

@@ -236,7 +236,7 @@ class TestASum:
         ),
         st.dictionaries(st.sampled_from([MODEL, "weights", "0:model", "1:model"]), st.just(arrays()), max_size=4),
     )
-    def test_of_any_other_form_is_refused_and_never_an_error_of_ours(self, name: str, info: Any, groups: Any) -> None:
+    def test_of_any_other_form_is_refused_and_never_an_internal_error(self, name: str, info: Any, groups: Any) -> None:
         kind = BUILTIN[name]
         try:
             check(kind, Record(groups, info))

@@ -86,7 +86,7 @@ def key(group: int, round: int = 1) -> GroupKey:
 
 
 class TestOverTheNetwork:
-    def test_no_result_counts_that_was_asked_of_another(self, fleet: Members) -> None:
+    def test_no_result_counts_that_was_assigned_to_another(self, fleet: Members) -> None:
         with node(fleet, "evil", "e") as evil, node(fleet, "good", "b") as good:
             groups = planned_groups(1.0, 1.0)
             with open_exchange(fleet.server.coordinator, groups, labels=SITE) as opened:
@@ -100,7 +100,7 @@ class TestOverTheNetwork:
                 send(good, given, given.group)
                 assert next_answer(opened).node == "good"
 
-    def test_no_run_is_told_to_a_node_it_is_not_for(self, fleet: Members) -> None:
+    def test_no_run_is_announced_to_a_node_it_is_not_for(self, fleet: Members) -> None:
         with node(fleet, "evil", "e") as evil, node(fleet, "good", "b") as good:
             coordinator = fleet.server.coordinator
             coordinator.announce(RunFacts(spec=run_spec("announced"), labels=SITE))

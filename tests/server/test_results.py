@@ -196,7 +196,7 @@ def test_a_deleted_run_is_gone_from_list_and_disk(fleet: Members, admin: Owner, 
         admin.results.delete(run_id)
 
 
-def test_a_deletion_that_was_cut_short_goes_on_with_the_next_server(
+def test_a_deletion_that_was_cut_short_continues_with_the_next_server(
     fleet: Members, admin: Owner, linear: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     run_id = admin.control.submit(linear(rounds=1))
@@ -221,7 +221,7 @@ def test_a_deletion_that_was_cut_short_goes_on_with_the_next_server(
 
 
 class TestResuming:
-    def test_a_run_goes_on_with_more_rounds_as_if_it_had_had_them(
+    def test_a_run_continues_with_more_rounds_as_if_it_had_had_them(
         self, admin: Owner, linear: Make, tmp_path: Path
     ) -> None:
         run_id = admin.control.submit(linear(rounds=2))
@@ -285,7 +285,7 @@ def test_each_call_is_in_the_audit_log(fleet: Members, admin: Owner, linear: Mak
     ]
 
 
-def test_a_download_goes_on_with_the_next_server(runs_here: RunsHere, linear: Make, tmp_path: Path) -> None:
+def test_a_download_continues_with_the_next_server(runs_here: RunsHere, linear: Make, tmp_path: Path) -> None:
     content = np.random.default_rng(1).bytes(48 << 20)
     with contextlib.ExitStack() as first:
         fleet = first.enter_context(members(tmp_path / "a", run_one=runs_here))

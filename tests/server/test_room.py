@@ -39,7 +39,7 @@ def statuses(runs: RunQueue) -> list[str]:
     return [row["status"] for row in runs.rows()]
 
 
-def test_a_run_whose_disk_is_full_goes_on_when_there_is_room(
+def test_a_run_whose_disk_is_full_continues_when_there_is_room(
     linear: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_queue, "ROOM_S", 0.02)

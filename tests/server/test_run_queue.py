@@ -131,7 +131,7 @@ def test_a_watcher_may_leave(runs: RunQueue, linear: Make) -> None:
     assert runs._watchers[run_id] == []
 
 
-def test_a_run_that_breaks_outside_its_loop_fails_and_its_watchers_are_told(
+def test_a_run_that_breaks_outside_its_loop_fails_and_its_watchers_are_notified(
     runs: RunQueue, worker: Worker, linear: Make
 ) -> None:
     blocking = runs.submit(linear().to_dict())

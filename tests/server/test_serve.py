@@ -176,7 +176,7 @@ def test_a_terminated_server_keeps_its_run_queued_and_the_next_finishes_it(
     assert agent.poll() is None, "the agent waited for the server to come back"
 
 
-def test_a_run_is_stopped_from_outside_and_its_watcher_told(programs: Programs, linear: Make) -> None:
+def test_a_run_is_stopped_from_outside_and_its_watcher_notified(programs: Programs, linear: Make) -> None:
     _, address = programs.server()
     with ControlClient(address, TOKEN) as control:
         run_id = control.submit(linear(rounds=1000))  # and no agent at all

@@ -52,7 +52,7 @@ class TestASum:
     MODEL = model_record(3)
     SUM = sum_of_one(0)
 
-    def test_of_the_clients_told_is_taken(self) -> None:
+    def test_of_the_reported_clients_is_accepted(self) -> None:
         vet_sum(RunningMean, self.MODEL, self.SUM, [0])
         vet_sum(RunningMean, None, self.SUM, [0])
 
@@ -77,7 +77,7 @@ class TestASum:
         with pytest.raises(BadUpdate, match=words):
             vet_sum(RunningMean, self.MODEL, total, [0])
 
-    def test_of_updates_apart_is_of_the_clients_told(self) -> None:
+    def test_of_updates_apart_is_of_the_reported_clients(self) -> None:
         apart = UpdateList()
         for client in (4, 2):
             apart.add(Update(num_examples=1, groups=self.MODEL.groups), 1.0, client)

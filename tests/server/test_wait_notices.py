@@ -38,7 +38,7 @@ def notices(events: list[Event], clock: ManualClock) -> WaitNotices:
     return WaitNotices("run", "the work is that of workload 'w'", events.append, clock)
 
 
-def test_a_wait_is_told_once_for_each_reason_and_when_it_is_over(clock: ManualClock) -> None:
+def test_a_wait_is_reported_once_for_each_reason_and_when_it_is_over(clock: ManualClock) -> None:
     events: list[Event] = []
     waits = notices(events, clock)
     for _ in range(8):
@@ -58,7 +58,7 @@ def test_a_wait_is_told_once_for_each_reason_and_when_it_is_over(clock: ManualCl
     ] + [("waited 8 s; continues", "")]
 
 
-def test_a_short_wait_is_not_told(clock: ManualClock) -> None:
+def test_a_short_wait_is_not_reported(clock: ManualClock) -> None:
     events: list[Event] = []
     waits = notices(events, clock)
     waits.look("no node is connected")

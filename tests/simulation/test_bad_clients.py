@@ -140,9 +140,7 @@ def test_a_client_that_never_returns_does_not_block_the_run(
     assert result.summary.model_sha256 == here.summary.model_sha256
 
 
-def test_another_node_is_asked_for_the_initial_model_when_the_first_does_not_return(
-    linear: Make, tmp_path: Path
-) -> None:
+def test_another_node_makes_the_initial_model_when_the_first_does_not_return(linear: Make, tmp_path: Path) -> None:
     settings = {"rounds": 1, "clients": 4, "cohort": 4, "round": {"deadline_s": 2.0}}
     workload = {"hang_init_once": str(tmp_path / "hangs")}
     result = api.run(linear(**settings, workload=workload, runtime={"name": "process", "workers": 2}), keep=False)

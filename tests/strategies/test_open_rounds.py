@@ -25,7 +25,7 @@ def test_a_strategy_that_needs_the_number_is_refused_by_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_any_other_goes_on_with_the_same_bits(name: str) -> None:
+def test_any_other_continues_with_the_same_bits(name: str) -> None:
     for settings in VARIANTS.get(name, [{}]):
         known, open_ = Federation(name, settings), Federation(name, settings, rounds=None)
         assert [state_digest(state) for state in open_.run()] == [state_digest(state) for state in known.run()]

@@ -106,7 +106,7 @@ def test_failures_do_not_stop_the_others(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["done"] == 1
 
 
-def test_interrupting_keeps_what_is_done_and_the_same_command_goes_on(
+def test_interrupting_keeps_what_is_done_and_the_same_command_continues(
     study_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     path, out = study_file(arms={"few": {"change": {"workload": {"sleep_s": 0.02}, "rounds": 40}}}), tmp_path / "out"

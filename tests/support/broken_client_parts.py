@@ -171,7 +171,7 @@ class ReadsNothing(CountsReports):
         return MonitorReading(metrics={"n": float("inf")}, info={})
 
 
-@breaks(OfMonitor, "it_goes_on_from_what_is_in_the_records")
+@breaks(OfMonitor, "it_continues_from_what_is_in_the_records")
 class ExpectsATuple(CountsReports):
     def read(self, reports: Sequence[Any], earlier: Sequence[Any]) -> MonitorReading:
         tuples = sum(isinstance(each["at"], tuple) for each in earlier)

@@ -36,7 +36,7 @@ class Still(FedAvg):
         return state
 
 
-@breaks(OfStrategy, "plan_asks_every_client_of_the_cohort_and_nobody_else")
+@breaks(OfStrategy, "plan_has_a_job_for_every_client_of_the_cohort_and_no_other")
 class AsksFewer(FedAvg):
     def plan(self, state: GlobalModel, context: RoundContext) -> Exchange:
         exchange = super().plan(state, context)
@@ -52,7 +52,7 @@ class DeclaresLess(FedAvg):
         return replace(exchange, updates={MODEL: ("layer.weight",)})
 
 
-@breaks(OfStrategy, "a_state_saved_between_any_two_rounds_goes_on_with_the_same_bits")
+@breaks(OfStrategy, "a_state_saved_between_any_two_rounds_continues_with_the_same_bits")
 class RemembersTheStart(FedAvg):
     def init(self, model: Record) -> GlobalModel:
         self.last = super().init(model)
@@ -164,7 +164,7 @@ class RoundsInAllocatedMemory(RunningMean):
 
 @breaks(OfAccumulator, "a_frame_carries_it")
 @breaks(OfAccumulator, "merging_in_order_gives_the_same_bits")
-@breaks(OfAccumulator, "it_goes_on_after_a_frame_and_writes_into_nothing_borrowed")
+@breaks(OfAccumulator, "it_continues_after_a_frame_and_writes_into_nothing_borrowed")
 class LosesWeight(RunningMean):
     @classmethod
     def from_record(cls, record: Record) -> Any:

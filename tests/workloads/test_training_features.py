@@ -138,7 +138,7 @@ class TestBatchNormalisation:
         assert trained(TrainingSettings(batch_size=13), module).metrics["loss"].weight == 40
 
     @pytest.mark.parametrize(("rows", "size"), [(1, 8), (5, 1)])
-    def test_a_client_without_two_examples_in_a_minibatch_is_told_why(self, rows: int, size: int) -> None:
+    def test_a_client_without_two_examples_in_a_minibatch_fails_with_the_reason(self, rows: int, size: int) -> None:
         with pytest.raises(ConfigError, match=rf"needs two examples.*client has {rows}, batch_size is {size}"):
             trained(TrainingSettings(batch_size=size), self.make(), np.arange(rows))
 

@@ -73,7 +73,7 @@ class AccumulatorConformance:
         assert _content(left) == whole, "merging an empty one changed the sum"
         assert _content(right) == whole, "merging into an empty one gives another sum"
 
-    def test_it_goes_on_after_a_frame_and_writes_into_nothing_borrowed(self) -> None:
+    def test_it_continues_after_a_frame_and_writes_into_nothing_borrowed(self) -> None:
         """Check that adding and merging after `from_record` give the same bits and do not change the record."""
         first, later = self._filled(range(2)), self._filled(range(2, 4))
         before = _content(first), _content(later)

@@ -83,7 +83,7 @@ class ChannelConformance:
                 for channel in rig.opened:
                     channel.close()
 
-    def test_a_welcome_tells_the_servers_limits(self) -> None:
+    def test_a_welcome_has_the_servers_limits(self) -> None:
         """Check that opening returns the heartbeat interval and size limits."""
         with self._rig() as rig:
             welcome = rig.connect().open(Hello(node="a", session="1"))
@@ -258,7 +258,7 @@ class ChannelConformance:
                 taken = rig.server.payloads.take("hand", hand.store(record))
                 assert_same_record(taken, record)
 
-    def test_the_experiment_is_told_again_when_it_got_lost(self) -> None:
+    def test_the_experiment_is_sent_again_when_it_got_lost(self) -> None:
         """Check that a run's experiment is sent again when the agent reports it missing."""
         with self._rig() as rig:
             hand = rig.hand()

@@ -94,7 +94,7 @@ class MonitorConformance:
         json.dumps(dict(one.info), allow_nan=False)
         assert all(np.isfinite(value) for value in one.metrics.values()), f"metrics {one.metrics}"
 
-    def test_it_goes_on_from_what_is_in_the_records(self) -> None:
+    def test_it_continues_from_what_is_in_the_records(self) -> None:
         """Check that earlier readings restored from JSON give the same next reading."""
         clients = self.build().request(CLIENTS, generator(1, "request")).clients
         earlier: list[Info] = []

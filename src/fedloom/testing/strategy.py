@@ -57,7 +57,7 @@ class StrategyConformance:
         still = {name for name in first if first[name].size and not (first[name] != second[name]).any()}
         assert still <= self.may_stay, f"round 1 did not move {sorted(still - self.may_stay)}"
 
-    def test_plan_asks_every_client_of_the_cohort_and_nobody_else(self) -> None:
+    def test_plan_has_a_job_for_every_client_of_the_cohort_and_no_other(self) -> None:
         """Jobs are of this round and cohort, name inputs that are there, and carry JSON; all parts can be found."""
         federation = self.federation()
         for round, state in enumerate(federation.run(len(COHORTS) - 1), 1):
@@ -84,7 +84,7 @@ class StrategyConformance:
             sent = {group: set(arrays) for group, arrays in update.groups.items()}
             assert declared is None or sent == declared, f"round {job.round}, {job.kind}: {sent}, declared {declared}"
 
-    def test_a_state_saved_between_any_two_rounds_goes_on_with_the_same_bits(self) -> None:
+    def test_a_state_saved_between_any_two_rounds_continues_with_the_same_bits(self) -> None:
         """Check that a checkpoint after any round resumes bit for bit."""
         federation = self.federation()
         whole = [state_digest(state) for state in federation.run()]

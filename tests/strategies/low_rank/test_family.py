@@ -442,7 +442,7 @@ class TestSpdCfl:
             rule.adjust_gradients([gradient], [kind(w)], [kind(now)], knobs)
             np.testing.assert_allclose(np.asarray(gradient), 0.5 * (w - now) + 0.25 * (w - before), rtol=1e-5)
 
-    def test_the_loss_is_told_as_one_number(self) -> None:
+    def test_the_loss_is_reported_as_one_number(self) -> None:
         update = Update(num_examples=2, groups={MODEL: {}}, metrics={"loss": Mean(6.0, 4.0)})
         out = TwoAnchors().outgoing(update, {"wire": "fp32"})
         assert out.groups["loss"]["loss"] == 1.5 and Record(out.groups).num_elements == 1

@@ -166,7 +166,7 @@ class TestRegulariser:
 
 
 class TestTheBase:
-    def test_it_is_named_once_in_a_run_folder_and_a_run_goes_on_from_it(self, tmp_path: Path) -> None:
+    def test_it_is_named_once_in_a_run_folder_and_a_run_continues_from_it(self, tmp_path: Path) -> None:
         made = experiment("sa_fedlora", settings={**SA, "shrink": "fold"}, evaluation={"every": 1})
         whole = api.run(made, out=tmp_path / "whole")
         pinned = sorted((tmp_path / "whole" / "checkpoints").glob("pinned-*"))
@@ -181,7 +181,7 @@ class TestTheBase:
         for record, same in zip(whole.history, again.history, strict=True):
             assert all(getattr(record.traffic, what) == getattr(same.traffic, what) for what in counted)
 
-    def test_a_damaged_base_is_told_and_nothing_is_lost(self, tmp_path: Path) -> None:
+    def test_a_damaged_base_is_reported_and_nothing_is_lost(self, tmp_path: Path) -> None:
         api.run(experiment("fedlora", settings={"rank": 2}), out=tmp_path / "run")
         (pinned,) = (tmp_path / "run" / "checkpoints").glob("pinned-*")
         content = bytearray(pinned.read_bytes())

@@ -61,7 +61,7 @@ def published(tested: MedianEnsemble, state: History) -> float:
     return float(tested.arrays(state)["w"][0])
 
 
-def test_training_goes_on_from_w_while_the_median_of_the_window_is_published() -> None:
+def test_training_continues_from_w_while_the_median_of_the_window_is_published() -> None:
     tested = strategy(start=3)
     states = played(tested)
     for round, state in enumerate(states[1:], 1):
@@ -106,7 +106,7 @@ def test_over_clients_by_mean_or_median(clients: str, want: float) -> None:
     assert isinstance(after, History) and float(after.model["w"][0]) == pytest.approx(want, rel=1e-6)
 
 
-def test_a_planted_snapshot_is_spoilt_and_training_is_not() -> None:
+def test_a_planted_snapshot_is_corrupted_and_training_is_not() -> None:
     plain, planted = strategy(start=2), strategy(start=2, planted=[5])
     clean, spoilt = played(plain)[-1], played(planted)[-1]
     assert float(spoilt.model["w"][0]) == DRIFT[-1]
@@ -201,7 +201,7 @@ def test_what_is_set_wrongly_is_named(settings: dict[str, Any], message: str) ->
         strategy(**settings)
 
 
-def test_a_moving_average_nobody_keeps_is_told() -> None:
+def test_a_moving_average_nobody_keeps_is_reported() -> None:
     tested = strategy(compare=["seat"])
     with pytest.raises(RunFailed, match=r"workload\.seat = true"):
         exchanges(tested, 1, tested.init(Record({MODEL: weights(0.0)})))

@@ -85,7 +85,7 @@ def test_several_rounds_follow_the_paper(optimizer: str, dtype: Any) -> None:
         )
 
 
-def test_the_oracle_tells_the_optimisers_apart() -> None:
+def test_the_oracle_distinguishes_the_optimisers() -> None:
     """What would hide a wrong branch is four trajectories that agree."""
     ends = [oracle(optimizer, means(), START)[-1] for optimizer in SETTINGS]
     for i, one in enumerate(ends):

@@ -174,7 +174,7 @@ def test_a_worker_killed_between_the_exchanges_changes_nothing(
     assert again.summary.failures == 0
 
 
-def test_a_candidate_that_fails_is_missing_and_the_rest_go_on() -> None:
+def test_a_candidate_that_fails_is_missing_and_the_rest_continue() -> None:
     """m may then exceed those who answered: all of them are averaged."""
     lost = experiment(rounds=1, cohort=2, selection=credit(candidates=2), round={"quorum_fraction": 0.5}, clients=2)
     fail, failed = ParkedUpdates.put, []
@@ -207,7 +207,7 @@ def test_processes_give_the_same_bits(plain: api.RunResult) -> None:
     assert api.run(workers, keep=False).summary.model_sha256 == plain.summary.model_sha256
 
 
-def test_credits_are_told_and_decide(plain: api.RunResult) -> None:
+def test_credits_are_reported_and_decide(plain: api.RunResult) -> None:
     """With `topm` the chosen are those with the largest credits."""
     history = api.run(experiment(selection=credit(rule="topm")), keep=False).history
     for record in history:

@@ -139,7 +139,7 @@ class TestTargets:
         with pytest.raises(ConfigError, match=rf"rank {rank} is invalid for 'attention.query': expected 1 to 6"):
             attach(net(), ["query"], rank_max=rank, scale=1.0)
 
-    def test_the_server_is_told_everything_but_the_head_and_what_is_frozen(self) -> None:
+    def test_the_server_gets_everything_but_the_head_and_what_is_frozen(self) -> None:
         model = net()
         model.words.requires_grad_(False)
         info = model_info(model, head=[output_layer(model)[0]])

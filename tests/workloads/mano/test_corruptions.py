@@ -26,7 +26,7 @@ def test_there_are_twenty_in_four_families_and_harsh_is_harsher() -> None:
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_an_image_is_spoilt_alike_alone_and_in_a_batch(name: str) -> None:
+def test_an_image_is_corrupted_alike_alone_and_in_a_batch(name: str) -> None:
     whole = spoil(name)
     assert whole.shape == IMAGES.shape and whole.dtype == np.float32
     assert whole.min() >= 0 and whole.max() <= 1

@@ -203,7 +203,7 @@ def test_the_released_scoring_in_training_mode_keeps_the_deployed_accuracy() -> 
     assert [line["scores"]["softmax"] for line in released] != [line["scores"]["softmax"] for line in lines]
 
 
-def test_a_spoilt_piece_is_harder_and_the_same_every_time() -> None:
+def test_a_corrupted_piece_is_harder_and_the_same_every_time() -> None:
     inputs, _ = scripted(experiment())
     clean, spoilt = build(experiment()), build(experiment({"spoilt_pieces": True}))
     models = {MODEL: inputs[MODEL]}

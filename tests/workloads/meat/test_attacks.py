@@ -127,7 +127,7 @@ def test_auto_attack_needs_four_classes() -> None:
         auto_attack(model, x, y, epsilon=0.1, seed=1)
 
 
-def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     model, (x, y) = linear(5), points(6, 5)
     with pytest.raises(UsageError, match=r"pyautoattack.*fedloom\[attacks\]"):

@@ -113,7 +113,7 @@ def test_a_median_over_clients_shrugs_off_a_faulty_client_and_a_mean_does_not() 
     assert accuracy["median"] > 0.5 and accuracy["median"] > accuracy["mean"] + 0.2
 
 
-def test_the_report_tells_curves_gap_attacks_and_outliers(tmp_path: Path) -> None:
+def test_the_report_shows_curves_gap_attacks_and_outliers(tmp_path: Path) -> None:
     made = experiment({"seat": True}, {"compare": COMPARED, "table": True, "batch_norm": "cumulative"}, rounds=5)
     api.run(made, out=tmp_path / "run")
     run = RunFolder.read(tmp_path / "run")

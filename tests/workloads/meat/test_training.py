@@ -129,7 +129,7 @@ def test_the_learning_rate_follows_the_papers_schedule() -> None:
     np.testing.assert_allclose(rates, [1.0, 1.0, 1.0 - 0.9 / 40, 0.55, 0.1, 0.055, 0.01])
 
 
-def test_a_client_keeps_its_momentum_only_where_told_so() -> None:
+def test_a_client_keeps_its_momentum_only_if_configured() -> None:
     for keep in (True, False):
         workload = build(experiment({"keep_momentum": keep}))
         record = initial(workload)
@@ -267,7 +267,7 @@ def test_crops_shift_whole_images_and_flips_mirror_them() -> None:
         assert (10 < mirrored < 30) if kind == "crop_flip" else mirrored == 0
 
 
-def test_faulty_clients_send_spoilt_weights_and_the_others_do_not() -> None:
+def test_faulty_clients_send_corrupted_weights_and_the_others_do_not() -> None:
     partition = {"partition": {"scheme": "iid"}}
     clean = build(experiment({**partition}, clients=4))
     spoilt = build(experiment({**partition, "faulty_clients": 0.5}, clients=4))
@@ -297,6 +297,6 @@ def test_what_is_set_wrongly_is_named(settings: dict[str, Any], message: str) ->
         experiment(settings)
 
 
-def test_more_training_images_than_there_are_is_told() -> None:
+def test_more_training_images_than_there_are_is_reported() -> None:
     with pytest.raises(ConfigError, match=r"workload\.train_examples: 1438 for training and 144"):
         build(experiment({"train_examples": 1438}))

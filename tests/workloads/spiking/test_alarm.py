@@ -30,7 +30,7 @@ def watched(rounds: int, out: Path, **workload: Any) -> list[str]:
     return notices.messages
 
 
-def test_a_dead_network_is_told_once_and_in_the_report(tmp_path: Path) -> None:
+def test_a_dead_network_is_reported_once_and_in_the_report(tmp_path: Path) -> None:
     reported = watched(3, tmp_path / "dead", neuron={"threshold": 1000.0})
     assert len(reported) == 1
     assert reported[0].startswith(
@@ -46,7 +46,7 @@ def test_a_network_that_lives_and_a_twin_say_nothing(tmp_path: Path) -> None:
     assert watched(1, tmp_path / "twin", twin=True) == []
 
 
-def test_it_is_told_when_it_comes_back(tmp_path: Path) -> None:
+def test_it_is_reported_when_it_comes_back(tmp_path: Path) -> None:
     """A floor that the untrained network misses and the trained one does not."""
     reported = watched(3, tmp_path / "back", training={"epochs": 2}, dead_rate_floor=0.005)
     assert len(reported) == 2
