@@ -45,7 +45,8 @@ class FakeControl:
     def __exit__(self, *exc: object) -> None:
         self.asked.append("close")
 
-    def submit(self, experiment: Experiment) -> str:
+    def submit(self, experiment: Experiment, say: Callable[[str], None]) -> str:
+        say("it waits for a node")
         self.asked.append(experiment)
         return "r7"
 
@@ -98,7 +99,7 @@ def test_an_experiment_is_queued(
         Experiment.load(tmp_path / "x.toml", ["rounds=5"]),
         "close",
     ]
-    assert capsys.readouterr().out == "r7\n"
+    assert capsys.readouterr() == ("r7\n", "it waits for a node\n")
 
 
 def words(text: str) -> list[list[str]]:

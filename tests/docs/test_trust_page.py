@@ -27,7 +27,7 @@ def test_every_field_that_a_node_sends_is_listed() -> None:
     for message in (
         *(fleet_pb2.RegisterRequest, fleet_pb2.FromAgentBatch, fleet_pb2.FromAgent, fleet_pb2.GroupResult),
         *(fleet_pb2.Report, fleet_pb2.Metric, fleet_pb2.Failure, fleet_pb2.Payload, fleet_pb2.Heartbeat),
-        *(fleet_pb2.Refusal, fleet_pb2.Goodbye, fleet_pb2.UploadRequest, fleet_pb2.DownloadRequest),
+        *(fleet_pb2.Refusal, fleet_pb2.Verdict, fleet_pb2.Goodbye, fleet_pb2.UploadRequest, fleet_pb2.DownloadRequest),
         *(enroll_pb2.JoinRequest, enroll_pb2.RenewRequest),
     ):
         for name in message.DESCRIPTOR.fields_by_name:

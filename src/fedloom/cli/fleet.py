@@ -189,7 +189,7 @@ def submit(
         raise UsageError("--json is the summary of a run that has ended; it needs --wait")
     experiment = api.load(target, settings)
     with reach(ControlClient, server, identity, token_file) as control:
-        run_id = control.submit(experiment)
+        run_id = control.submit(experiment, print_notice)
         typer.echo(run_id, err=json)
         if wait:
             _wait_for(control, run_id, json)

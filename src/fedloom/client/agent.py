@@ -30,6 +30,7 @@ from fedloom.core.messages import (
     GroupResult,
     Heartbeat,
     Hello,
+    Inquiry,
     Refusal,
     RunOver,
     RunSpec,
@@ -99,7 +100,7 @@ class Agent:
         """The latest (round, exchange) of each run that a group was begun of."""
         self._reading = threading.Lock()
         self._broken: FedloomError | None = None
-        self._announced: deque[RunSpec | RunOver] = deque()
+        self._announced: deque[RunSpec | RunOver | Inquiry] = deque()
         """Messages about whole runs that arrived while a group was running."""
         self._depot_nonce = ""
 
@@ -324,6 +325,8 @@ class Agent:
                 self._channel.send(self._heartbeat())  # says at once whether this agent is free
             case RunOver():
                 self._end_run(message)
+            case Inquiry():
+                self._channel.send(self._executor.judge(message))
             case Goodbye(come_back=True):
                 raise ServerUnreachable(f"the server said: {message.reason}")
             case Goodbye():
@@ -366,7 +369,7 @@ class Agent:
             return
         try:
             while (message := self._channel.receive(0.0)) is not None:
-                if isinstance(message, RunSpec | RunOver):  # either may drop what the current group uses
+                if isinstance(message, RunSpec | RunOver | Inquiry):  # either may drop what the current group uses
                     self._announced.append(message)
                 else:
                     self._take(message)

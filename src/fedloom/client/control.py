@@ -72,15 +72,25 @@ class ControlClient:
         self._channel = connect(server, identity)
         self._stub = ControlStub(self._channel)
 
-    def submit(self, experiment: Experiment) -> str:
+    def submit(self, experiment: Experiment, say: Callable[[str], None] = lambda note: None) -> str:
         """Queue an experiment; returns the run's id.
+
+        The server checks it completely. It is rejected if every connected node that would do it refuses it; where none
+        is connected, it waits.
 
         Files and folders of code are named by name and SHA-256. An administrator adds their paths, where the server may
         have files of that content that it does not allow to users. A path that is not on this machine is the server's.
+
+        Args:
+            experiment: what to run.
+            say: takes sentences for the submitter: settings without effect, what the run waits for, who refuses it.
         """
         values = experiment.with_code_names(paths=self._is_admin, missing=True)
         request = pb.SubmitRequest(experiment_json=json.dumps(values))
-        return str(self._call(self._stub.Submit, request, max(_SUBMIT_S, self._timeout_s)).run_id)
+        reply = self._call(self._stub.Submit, request, max(_SUBMIT_S, self._timeout_s))
+        for note in reply.notes:
+            say(note)
+        return str(reply.run_id)
 
     def runs(self) -> list[RunRow]:
         """Return all runs of the server, oldest first."""

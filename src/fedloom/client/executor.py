@@ -18,7 +18,7 @@ from fedloom.client.run import Run
 from fedloom.client.setup import NodeSetup
 from fedloom.client.turn import Turn
 from fedloom.core.errors import NotFound, PolicyRefused, ServerUnreachable
-from fedloom.core.messages import Channel, Group, GroupKey, GroupResult, PayloadRef, RunSpec
+from fedloom.core.messages import Channel, Group, GroupKey, GroupResult, Inquiry, PayloadRef, RunSpec, Verdict
 from fedloom.core.plugins import make_accumulator
 from fedloom.core.records import ClientFailure, Record
 
@@ -98,6 +98,21 @@ class Executor:
     def knows(self, run_id: str) -> bool:
         """Return whether the run was announced to this agent."""
         return run_id in self._runs
+
+    def judge(self, inquiry: Inquiry) -> Verdict:
+        """Return whether this node would do a run: its policy allows it, and its experiment can be read here."""
+        run = Run(inquiry.spec, self._guard, RunHelpers(self._setup.helpers, self._helpers), self._stores)
+        try:
+            run.experiment  # noqa: B018
+            if self._guard is not None:
+                self._guard.admit_now()
+        except PolicyRefused as exc:
+            return Verdict(id=inquiry.id, kind=exc.kind or "workload", reason=str(exc), retry_s=exc.retry_s)
+        except Exception as exc:
+            return Verdict(id=inquiry.id, kind="failure", reason=self._failures.reason(exc))
+        finally:
+            run.close()
+        return Verdict(id=inquiry.id)
 
     def work(self, group: Group) -> GroupResult:
         """Do every job of a group, in order. Failures of single clients are part of the result, never raised.

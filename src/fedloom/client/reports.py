@@ -75,6 +75,11 @@ class FailureReporter:
             bytes_down=0 if stage in _BEFORE_READING else _read_by(group, job),
         )
 
+    def reason(self, exc: Exception) -> str:
+        """Return why a run cannot be done here, as far as it may leave the node; the log has all of it."""
+        _log.info("a run that was submitted cannot be done here: %s: %s", _kind(type(exc)), exc)
+        return f"{_kind(type(exc))}: {_message(exc) if self._details else _harmless(exc)}"
+
     def undeliverable(self, key: GroupKey, clients: Sequence[int], exc: Exception) -> list[ClientFailure]:
         """Report clients whose work is done but whose report cannot be sent."""
         return [

@@ -137,6 +137,31 @@ class RunSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Inquiry:
+    """Asks an agent whether its node's policy allows a run that is being submitted."""
+
+    id: str
+    spec: RunSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """An agent's reply to an inquiry."""
+
+    id: str
+    kind: str = ""
+    """Why the run is refused, as in `Refusal`; empty if the policy allows it."""
+    reason: str = ""
+    retry_s: float = 0.0
+    """Seconds after which a retry may succeed; 0 if it never will."""
+
+    @property
+    def is_final(self) -> bool:
+        """Return whether the node refuses the run, now and later."""
+        return bool(self.kind) and not self.retry_s
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Ack:
     """A result arrived; the agent can drop it."""
 
@@ -195,8 +220,8 @@ class Goodbye:
     """From a server that will be back: the agent reconnects until it succeeds."""
 
 
-ToAgent = RunSpec | Group | Ack | Cancel | Goodbye | RunOver
-FromAgent = GroupResult | Heartbeat | Goodbye | Refusal
+ToAgent = RunSpec | Group | Ack | Cancel | Goodbye | RunOver | Inquiry
+FromAgent = GroupResult | Heartbeat | Goodbye | Refusal | Verdict
 
 
 class Channel(Protocol):

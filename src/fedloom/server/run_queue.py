@@ -131,8 +131,16 @@ class RunQueue:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, values: Info, owner: Owner = NOBODY) -> str:
-        """Check an experiment, and the server's parts of it, and queue it; returns the run's id."""
+    def submit(
+        self, values: Info, owner: Owner = NOBODY, admit: Callable[[Experiment], None] = lambda experiment: None
+    ) -> str:
+        """Check an experiment, and the server's parts of it, and queue it; returns the run's id.
+
+        Args:
+            values: the experiment.
+            owner: who submits it.
+            admit: called with what is about to be queued; raises what speaks against it.
+        """
         experiment = Experiment.parse(values)
         experiment.for_nodes(code_names=True)  # whatever nodes have to find by its digest is here
         if experiment.workload.objects_key():
@@ -141,6 +149,7 @@ class RunQueue:
                 'which a server does not take. Name files instead: model = "./net.py:Net" and [workload.data]'
             )
         check_parts(experiment)
+        admit(experiment)
         store = self._create(experiment.name)
         store.begin(experiment)
         with self._changed:

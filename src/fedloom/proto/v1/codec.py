@@ -25,11 +25,13 @@ from fedloom.core.messages import (
     GroupResult,
     Heartbeat,
     Hello,
+    Inquiry,
     PayloadRef,
     Refusal,
     RunOver,
     RunSpec,
     ToAgent,
+    Verdict,
     Welcome,
 )
 from fedloom.core.records import CONTENTS, ClientFailure, ClientReport, Contents, Info, Job, Mean
@@ -57,14 +59,9 @@ def to_agent_message(message: ToAgent) -> pb.ToAgent:
         case Ack():
             return pb.ToAgent(ack=pb.Ack(key=_key(message.key), status=message.status, message=message.message))
         case RunSpec():
-            spec = pb.RunSpec(
-                run_id=message.run_id,
-                experiment_json=_dump(message.experiment),
-                submitter_name=message.submitter_name,
-                submitter_role=message.submitter_role,
-                data_json=_dump(message.data) if message.data else "",
-            )
-            return pb.ToAgent(run=spec)
+            return pb.ToAgent(run=_run(message))
+        case Inquiry():
+            return pb.ToAgent(inquiry=pb.Inquiry(id=message.id, run=_run(message.spec)))
         case Cancel():
             return pb.ToAgent(cancel=pb.Cancel(run_id=message.run_id, round=message.round, exchange=message.exchange))
         case Goodbye():
@@ -81,14 +78,9 @@ def read_to_agent(message: pb.ToAgent) -> ToAgent:
         case "ack":
             return Ack(key=_read_key(message.ack.key), status=message.ack.status, message=message.ack.message)
         case "run":
-            run, data = message.run, message.run.data_json
-            return RunSpec(
-                run_id=run.run_id,
-                experiment=_load(run.experiment_json, "experiment"),
-                submitter_name=run.submitter_name,
-                submitter_role=run.submitter_role,
-                data=_load(data, "data") if data else {},
-            )
+            return _read_run(message.run)
+        case "inquiry":
+            return Inquiry(id=message.inquiry.id, spec=_read_run(message.inquiry.run))
         case "cancel":
             return Cancel(run_id=message.cancel.run_id, round=message.cancel.round, exchange=message.cancel.exchange)
         case "goodbye":
@@ -112,6 +104,10 @@ def from_agent_message(message: FromAgent) -> pb.FromAgent:
         case Refusal():
             key, reason = _key(message.key), message.reason[:MAX_TEXT]
             return pb.FromAgent(refusal=pb.Refusal(key=key, kind=message.kind, reason=reason, retry_s=message.retry_s))
+        case Verdict():
+            text = message.reason[:MAX_TEXT]
+            verdict = pb.Verdict(id=message.id, kind=message.kind, reason=text, retry_s=message.retry_s)
+            return pb.FromAgent(verdict=verdict)
 
 
 def read_from_agent(message: pb.FromAgent, node: str) -> FromAgent:
@@ -133,8 +129,35 @@ def read_from_agent(message: pb.FromAgent, node: str) -> FromAgent:
                 reason=message.refusal.reason[:MAX_REASON],
                 retry_s=_number(message.refusal.retry_s, "refusal.retry_s"),
             )
+        case "verdict":
+            return Verdict(
+                id=_name(message.verdict.id, "verdict.id"),
+                kind=message.verdict.kind[:MAX_NAME],
+                reason=message.verdict.reason[:MAX_REASON],
+                retry_s=_number(message.verdict.retry_s, "verdict.retry_s"),
+            )
         case other:
             raise BadMessage(f"node {node!r} sent a message of kind {other!r}; is the agent newer than this server?")
+
+
+def _run(spec: RunSpec) -> pb.RunSpec:
+    return pb.RunSpec(
+        run_id=spec.run_id,
+        experiment_json=_dump(spec.experiment),
+        submitter_name=spec.submitter_name,
+        submitter_role=spec.submitter_role,
+        data_json=_dump(spec.data) if spec.data else "",
+    )
+
+
+def _read_run(message: pb.RunSpec) -> RunSpec:
+    return RunSpec(
+        run_id=message.run_id,
+        experiment=_load(message.experiment_json, "experiment"),
+        submitter_name=message.submitter_name,
+        submitter_role=message.submitter_role,
+        data=_load(message.data_json, "data") if message.data_json else {},
+    )
 
 
 def read_result_key(message: pb.GroupResult) -> GroupKey:

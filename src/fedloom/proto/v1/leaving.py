@@ -21,12 +21,13 @@ _WORDS: Mapping[str, Mapping[str, str]] = {
         "session": "a random word for this connection",
         "facts_json": "facts about the machine, listed below",
     },
-    "FromAgentBatch": {"messages": "results, heartbeats, refusals and goodbyes, in order"},
+    "FromAgentBatch": {"messages": "results, heartbeats, refusals, verdicts and goodbyes, in order"},
     "FromAgent": {
         "result": "see GroupResult",
         "heartbeat": "see Heartbeat",
         "goodbye": "see Goodbye",
         "refusal": "see Refusal",
+        "verdict": "see Verdict",
     },
     "GroupKey": {
         "run_id": "the run's id, as the server gave it",
@@ -89,6 +90,13 @@ _WORDS: Mapping[str, Mapping[str, str]] = {
         "of listed code of the same name, or the first line the hook printed",
         "retry_s": "seconds after which asking again may help",
         "kind": "which part of the policy is against it",
+    },
+    "Verdict": {
+        "id": "of the server's question whether the policy allows a run that is being submitted",
+        "kind": "which part of the policy is against it; empty where none is",
+        "reason": "as in a refusal; of an experiment that cannot be read here the error's type, and its message only "
+        "with `tracebacks = true`",
+        "retry_s": "seconds after which asking again may help",
     },
     "Goodbye": {"reason": "why the node leaves", "come_back": "false in what a node sends"},
     "DownloadRequest": {"sha256": "digest of what the node needs", "offset": "bytes it has already"},

@@ -48,6 +48,7 @@ from fedloom.server.access.enroll_service import AdminService, CredentialsServic
 from fedloom.server.access.gate import Caller, Gate, MemberGate, TokenGate, metadata, same_secret
 from fedloom.server.access.ownership import require_own_run
 from fedloom.server.access.public_text import public_value, without_paths
+from fedloom.server.access.reception import receive
 from fedloom.server.access.request_parsing import Reading
 from fedloom.server.access.results_service import ResultsService
 from fedloom.server.access.status import answering
@@ -265,9 +266,13 @@ class ControlService(ControlServicer):
             if not isinstance(values, dict):
                 raise BadMessage(f"submit: expected the experiment as a JSON object, got a {type(values).__name__}")
             values = self._submissions.admit(caller, values)
-            run_id = self._runs.submit(values, Owner(caller.id, caller.name, caller.role if caller.id else ""))
+            owner, notes = Owner(caller.id, caller.name, caller.role if caller.id else ""), list[str]()
+            run_id = self._runs.submit(
+                values, owner, lambda experiment: notes.extend(receive(self._coordinator, experiment, owner))
+            )
             self._audit.record("submitted", caller.name, context.peer(), run=run_id)
-            return control_pb.SubmitReply(run_id=run_id)
+            known = request.experiment_json
+            return control_pb.SubmitReply(run_id=run_id, notes=[without_paths(note, known) for note in notes])
 
     def ListRuns(self, request: control_pb.ListRunsRequest, context: grpc.ServicerContext) -> control_pb.ListRunsReply:
         with answering(context):

@@ -29,10 +29,12 @@ from fedloom.core.messages import (
     Heartbeat,
     Hello,
     Refusal,
+    Verdict,
     Welcome,
 )
 from fedloom.core.records import JsonObject
 from fedloom.server.fleet.dispatch import Dispatch
+from fedloom.server.fleet.inquiries import Inquiries
 from fedloom.server.fleet.node_table import NodeTable
 from fedloom.server.fleet.nodes import Mailbox, Node
 from fedloom.server.fleet.open_exchange import Answer, Holding, OpenExchange
@@ -83,6 +85,7 @@ class Coordinator:
             self._nodes, payloads, self._preparation.soon, clock, repeat_s=1.5 * heartbeat_s, pause_s=2 * grace_s
         )
         self._results = Results(self._nodes, self._dispatch, payloads)
+        self._inquiries = Inquiries(clock)
         self._closed = False
         self.fatal_reason = ""
         """Why there will be no more agents, if so."""
@@ -175,6 +178,9 @@ class Coordinator:
                 self._result(node, session, message)
             case Refusal():
                 self._refusal(node, session, message)
+            case Verdict():
+                self.check_session(node, session)
+                self._inquiries.answer(node, message)
             case Goodbye():
                 self.leave(node, session, message.reason)
 
@@ -319,6 +325,17 @@ class Coordinator:
         """Return how many connected agents have all these labels."""
         with self._changed:
             return self._nodes.count_fitting(labels if self._by_labels else {})
+
+    def inquire(self, run: RunFacts) -> dict[str, Verdict | None]:
+        """Return what each connected node that serves a run says of it; None where it has not replied in time."""
+        with self._changed:
+            boxes = {
+                name: node.mailbox
+                for name, node in self._nodes.items()
+                if node.mailbox is not None and (not self._by_labels or run.fits(node.labels))
+            }
+        verdicts = self._inquiries.ask(run.spec, boxes)
+        return {name: verdicts.get(name) for name in boxes}
 
     def announce(self, run: RunFacts) -> None:
         """Announce a run to every agent that serves it, so that all load its data at the same time."""

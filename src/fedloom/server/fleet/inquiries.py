@@ -1,0 +1,69 @@
+"""Asks connected nodes whether they would do a run that is being submitted."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fedloom.core.clock import Clock
+from fedloom.core.messages import Inquiry, RunSpec, Verdict
+from fedloom.server.fleet.nodes import Mailbox
+
+WAIT_S = 5.0
+"""Seconds to wait for all verdicts; a node at work replies after its current group."""
+SETTLED_S = 1.0
+"""Seconds after which one node that would do the run is enough."""
+MAX_ASKED = 256
+"""Limit of nodes asked about one run; where more are connected, the others count as willing."""
+
+
+@dataclass
+class _Asked:
+    nodes: frozenset[str]
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+
+
+class Inquiries:
+    """Open inquiries. Thread-safe.
+
+    Args:
+        clock: for waiting.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._open: dict[str, _Asked] = {}
+
+    def ask(self, spec: RunSpec, mailboxes: Mapping[str, Mailbox]) -> dict[str, Verdict]:
+        """Return the verdicts of nodes on a run; those that have not replied in time are missing.
+
+        Args:
+            spec: the run.
+            mailboxes: of the nodes, by name.
+        """
+        asked = _Asked(frozenset(list(mailboxes)[:MAX_ASKED]))
+        inquiry = Inquiry(id=secrets.token_hex(8), spec=spec)
+        with self._changed:
+            self._open[inquiry.id] = asked
+            for name in asked.nodes:
+                mailboxes[name].put(inquiry)
+            self._clock.wait_for(self._changed, lambda: _settled(asked), SETTLED_S)
+            if not any(not verdict.kind for verdict in asked.verdicts.values()):
+                self._clock.wait_for(self._changed, lambda: _settled(asked), WAIT_S - SETTLED_S)
+            del self._open[inquiry.id]
+            return dict(asked.verdicts)
+
+    def answer(self, node: str, verdict: Verdict) -> None:
+        """Take a node's verdict; one that was not asked for, or comes too late, is dropped."""
+        with self._changed:
+            asked = self._open.get(verdict.id)
+            if asked is not None and node in asked.nodes:
+                asked.verdicts.setdefault(node, verdict)
+                self._changed.notify_all()
+
+
+def _settled(asked: _Asked) -> bool:
+    return len(asked.verdicts) == len(asked.nodes)
