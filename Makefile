@@ -5,20 +5,29 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo study-pages test test-hostile coverage test-slow compose-test check format bench bench-base same-bits chaos fuzz bench-fleet docs proto clean
+.PHONY: help install lock demo study-pages test test-hostile coverage test-slow compose-test check format bench bench-base same-bits chaos fuzz bench-fleet docs proto clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 install: $(INSTALLED) ## Make .venv with the exact packages of requirements.lock, and fedloom in it
 
-$(INSTALLED): requirements.lock pyproject.toml
+$(INSTALLED): requirements.lock requirements-torch.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fedloom needs Python >= 3.11; set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-torch.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	$(BIN)/python -m pip check
 	touch $@
+
+lock: ## Write the hashes of the versions in requirements.lock anew; needs uv (pip install uv)
+	mkdir -p build
+	sed -E '/^ +--hash/d; s/ *\\$$//' requirements.lock >build/versions.in
+	$(PYTHON) -m uv pip compile --universal --no-deps --generate-hashes --no-header --no-annotate --quiet \
+	  --python-version 3.11 build/versions.in --output-file build/hashed.txt
+	{ grep '^#' requirements.lock; cat build/hashed.txt; } >build/requirements.lock
+	mv build/requirements.lock requirements.lock
 
 DEMO = runs/demo-$(shell date +%Y%m%d-%H%M%S)
 demo: install ## SFedCA against random selection, spiking networks on digits: Ray spawns the clients, gRPC carries updates

@@ -72,12 +72,24 @@ if [[ $member && ($token_file || ${#allow[@]} -gt 0) ]]; then
 fi
 
 constraints=()
-[[ -f $source_code/requirements.lock ]] && constraints=(--constraint "$source_code/requirements.lock")
+locked=$source_code/requirements.lock
+if [[ -f $locked ]]; then
+    made=$(mktemp -d)
+    trap 'rm -rf "$made"' EXIT
+    "$python" "$source_code/deploy/dependencies.py" versions >"$made/versions.txt"
+    constraints=(--constraint "$made/versions.txt")
+fi
 if [[ $service && $member ]] && command -v systemctl >/dev/null; then run systemctl stop fedloom-client.service; fi
 run "$python" -m venv --clear /opt/fedloom
 if [[ ${TORCH_INDEX:-} ]]; then
     run /opt/fedloom/bin/python -m pip install --quiet "${constraints[@]}" \
         --extra-index-url "$TORCH_INDEX" torch
+fi
+if [[ -f $locked ]]; then # what the lock has hashes for is installed by them, the rest by its version
+    run /opt/fedloom/bin/python -m pip install --quiet --dry-run --report "$made/report.json" "${constraints[@]}" \
+        "$source_code"
+    run sh -c "'$python' '$source_code/deploy/dependencies.py' locked '$made/report.json' >'$made/locked.txt'"
+    run /opt/fedloom/bin/python -m pip install --quiet --no-deps --require-hashes --requirement "$made/locked.txt"
 fi
 run /opt/fedloom/bin/python -m pip install --quiet "${constraints[@]}" "$source_code"
 [[ $service ]] || exit 0

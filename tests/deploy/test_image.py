@@ -82,6 +82,34 @@ def test_the_image_installs_what_the_project_depends_on() -> None:
         dependencies.requirements(ROOT / "pyproject.toml", ["txet"])
 
 
+def test_every_package_but_pytorch_is_locked_by_its_hashes() -> None:
+    entries = dependencies._entries(ROOT / "requirements.lock")
+    assert len(entries) > 100
+    for entry in entries:
+        first, *hashes = entry.split(" \\\n")
+        assert re.fullmatch(r"[\w.-]+==[\w.]+", first), entry
+        assert hashes and all(re.fullmatch(r" +--hash=sha256:[0-9a-f]{64}", line) for line in hashes), first
+    torch = dependencies._entries(ROOT / "requirements-torch.lock")
+    assert len(torch) == 1 and re.fullmatch(r"torch==[\d.]+", torch[0])
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "--no-deps --require-hashes -r requirements.lock" in makefile
+    assert "--no-deps --require-hashes --requirement locked.txt" in DOCKERFILE
+
+
+def test_versions_and_hashes_are_taken_from_the_lock(tmp_path: Path) -> None:
+    first = "Scikit_Learn==1.8 \\\n    --hash=sha256:00 \\\n    --hash=sha256:11"
+    (tmp_path / "a.lock").write_text(f"# a comment\n{first}\nb.c==2 \\\n    --hash=sha256:22\n", encoding="utf-8")
+    (tmp_path / "b.lock").write_text("torch==3\n", encoding="utf-8")
+    assert dependencies.versions(tmp_path / "a.lock", tmp_path / "b.lock") == [
+        "Scikit_Learn==1.8",
+        "b.c==2",
+        "torch==3",
+    ]
+    report = tmp_path / "report.json"
+    report.write_text('{"install": [{"metadata": {"name": "scikit-learn"}}, {"metadata": {"name": "torch"}}]}', "utf-8")
+    assert dependencies.locked(tmp_path / "a.lock", report) == [first]
+
+
 def _copied() -> set[str]:
     """What the Dockerfile takes from the repository."""
     lines = re.findall(r"^COPY (?!--from)(?:--\S+ )*(.+)$", DOCKERFILE, re.MULTILINE)

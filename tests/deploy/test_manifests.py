@@ -239,7 +239,9 @@ def test_the_installer_says_what_it_would_do(machine: str, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     for step in (
         "+ python3 -m venv --clear /opt/fedloom",
-        "requirements.lock",
+        "--dry-run --report ",
+        "deploy/dependencies.py",
+        "--no-deps --require-hashes --requirement",
         f"fedloom join - --identity /var/lib/fedloom/node --allow {allow}",
         "+ install -m 0644 /var/lib/fedloom/node/policy.toml /etc/fedloom/policy.toml",
         "+ systemctl enable fedloom-client.service",
@@ -277,5 +279,5 @@ def test_the_installer_refuses_what_cannot_work(
 
 def test_without_a_service_only_programs_are_installed(tmp_path: Path) -> None:
     done = _install("--no-service", folder=tmp_path)
-    assert done.returncode == 0 and len(done.stdout.splitlines()) == 2
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 5
     assert "systemctl" not in done.stdout
