@@ -192,6 +192,7 @@ def _shown() -> Sink:
 
 def _run(experiment: Experiment, options: RunOptions) -> RunResult:
     """Run an experiment to its end."""
+    _refuse_sites(experiment)
     check_parts(experiment)
     run_id, out = new_run_id(experiment.name), options.get("out")
     store: RunStore
@@ -202,6 +203,18 @@ def _run(experiment: Experiment, options: RunOptions) -> RunResult:
     store.begin(experiment)
     with store.claimed():
         return _session(experiment, store, options.get("sinks", ()), fresh=True)
+
+
+def _refuse_sites(experiment: Experiment) -> None:
+    """Refuse to simulate sites, which are other machines."""
+    if not experiment.of_sites:
+        return
+    own = ", with all data below its own $DATA" if experiment.reads_data_of_nodes() else ""
+    raise ConfigError(
+        f"clients: got {experiment.clients!r}: each enrolled node is one client{own}, so the run needs a server. Start "
+        "one with `fedloom serve`, have the nodes join, and `fedloom submit` the experiment. To simulate it, add "
+        "`--set clients=N`: N virtual clients, among which workload.partition splits the data of this machine"
+    )
 
 
 RESUMABLE = ("rounds", *INCIDENTAL)
@@ -229,6 +242,7 @@ def resume(run_dir: str | Path, **arguments: Unpack[ResumeArguments]) -> RunResu
     store = DiskRunStore.open(Path(run_dir))
     with store.claimed(), contextlib.ExitStack() as stack:
         before = store.experiment()
+        _refuse_sites(before)
         for override in overrides:
             _check_resumable(override, Path(run_dir))
         kept = before.override([each for each in overrides if not each.strip().startswith("runtime.")])

@@ -162,7 +162,7 @@ class TestFolders:
         (tmp_path / "app").mkdir()
         (tmp_path / "app" / "tiny.txt").write_text("7", encoding="utf-8")
         experiment = api.load(tmp_path / "app", ["rounds=3"])
-        assert (experiment.clients, experiment.rounds) == (7, 3)
+        assert (experiment.num_clients, experiment.rounds) == (7, 3)
 
     def test_others_are_refused_with_what_there_is(
         self, site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

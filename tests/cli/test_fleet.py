@@ -225,3 +225,18 @@ def test_a_taken_port_is_reported_in_one_sentence(tmp_path: Path) -> None:
     assert ended.returncode == 2
     said = f"fedloom: cannot listen on 127.0.0.1:{port}: the port is in use, or the address is not this machine's."
     assert ended.stderr.startswith(said) and "add_port" not in ended.stderr
+
+
+@pytest.mark.parametrize(("clients", "notes"), [("3", 1), ('"nodes"', 0)])
+def test_data_of_each_node_is_pointed_out_where_clients_are_virtual(
+    control: type[FakeControl], tmp_path: Path, capsys: pytest.CaptureFixture[str], clients: str, notes: int
+) -> None:
+    (tmp_path / "x.toml").write_text(
+        f'rounds = 1\nclients = {clients}\nstrategy = "fedavg"\n[workload]\nname = "image_classification"\n'
+        'data = { source = "npz", file = "$DATA/x.npz" }\n',
+        encoding="utf-8",
+    )
+    assert main(["submit", str(tmp_path / "x.toml"), *SERVER]) == 0
+    said = capsys.readouterr()
+    assert said.out == "r7\n"
+    assert said.err.count("every node splits its $DATA among 3 virtual clients") == notes

@@ -48,7 +48,7 @@ def drive(experiment: Experiment, initial: Record, answer: Answer, resume_after:
         context = RoundContext(
             round=number,
             cohort=tuple(range(experiment.cohort_size)),
-            population=experiment.clients,
+            population=experiment.num_clients,
             rounds=experiment.rounds,
             seed=experiment.seed,
         )
@@ -67,7 +67,7 @@ def drive(experiment: Experiment, initial: Record, answer: Answer, resume_after:
                 if update.state is not None:
                     run.client_states[job.client] = through_a_frame(update.state)
                 total.add(update, update.num_examples, job.client)
-                assert place < experiment.clients
+                assert place < experiment.num_clients
             step = run.strategy.finish(run.state, type(total).from_record(through_a_frame(total.record())), context)
             if not isinstance(step, Pending):
                 run.state = step

@@ -20,7 +20,9 @@ from fedloom.core.records import Job, Record, arrays_sha256
 from fedloom.core.seeds import generator
 from fedloom.server.rounds.choices import replay_run
 from fedloom.server.rounds.session import Outcome, run_session
+from fedloom.server.store.disk_run_store import DiskRunStore
 from fedloom.server.store.memory_run_store import MemoryRunStore
+from fedloom.server.store.run_store import RunStore
 from fedloom.testing.fleet import TOKEN, fleet_access, quick_server, run_on_fleet, running_agents
 
 Make = Callable[..., Experiment]
@@ -114,15 +116,19 @@ class TestFaults:
 
 
 class TestRosters:
-    def hold(self, experiment: Experiment, *populations: int) -> tuple[Outcome, MemoryRunStore]:
+    def hold(
+        self, experiment: Experiment, *populations: int, store: RunStore | None = None
+    ) -> tuple[Outcome, RunStore]:
         """A run whose roster has so many clients each time it is looked at: before round 1, and in each round."""
         left = list(populations)
 
         def roster(declared: Roster) -> Roster:
             assert declared.population == 12 and len(declared.sizes) == 12
-            return Roster(left.pop(0) if len(left) > 1 else left[0])
+            number = left.pop(0) if len(left) > 1 else left[0]
+            return Roster(number, declared.sizes[:number])
 
-        store = MemoryRunStore("run")
+        store = store or MemoryRunStore("run")
+        store.begin(experiment)
         with quick_server() as server, running_agents(f"127.0.0.1:{server.listen(token=TOKEN)}", ["one"]):
             fleet = fleet_access(server.coordinator, patience_s=10, roster=roster)
             return run_session(experiment, store, fleet, (), stop=threading.Event()), store
@@ -136,6 +142,15 @@ class TestRosters:
         assert [record.sections for record in outcome.history] == [{}, {}, grown, {}]
         checkpoint = store.latest_checkpoint()
         assert checkpoint is not None and checkpoint.population == 6
+
+    @pytest.mark.parametrize("name", ["update_norm", "oort", "uniform"])
+    def test_the_choices_of_one_that_grew_can_be_made_again(self, linear: Make, tmp_path: Path, name: str) -> None:
+        store = DiskRunStore.create(tmp_path / "run", "run")
+        outcome, _ = self.hold(linear(cohort=3, selection=name), 4, 4, 4, 6, store=store)
+        assert outcome.error is None
+        replayed = replay_run(tmp_path / "run")
+        assert [choice.choice.population for choice in replayed] == [4, 4, 6, 6]
+        assert all(choice.agrees for choice in replayed)
 
     def test_clients_of_the_future_cannot_be_chosen(self, linear: Make) -> None:
         outcome, _ = self.hold(scripted(linear, (4,), (4,)), 4, 4, 5)

@@ -13,10 +13,12 @@ from fedloom.core.errors import QuorumNotReached
 from fedloom.core.events import Event, Notice
 from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import ClientReport, Mean, RoundContext
+from fedloom.server.rounds.clients import VirtualClients
 from fedloom.server.rounds.counts import Collected, RoundCounts
 from fedloom.server.rounds.open_round import OpenRound, RunParts
 from fedloom.server.rounds.phases.evaluate import EvaluatePhase
 from fedloom.server.rounds.request import ExchangeRequest
+from fedloom.server.rounds.run_services import declared_roster
 from fedloom.testing.clock import ManualClock
 
 Make = Callable[..., Experiment]
@@ -50,7 +52,7 @@ def evaluate(
 
     run = RunParts(
         run_id="run", experiment=experiment, strategy=cast(Any, Still()), selection=cast(Any, None), collect=collect,
-        emit=events.append, monotonic=clock.monotonic,
+        emit=events.append, monotonic=clock.monotonic, clients=VirtualClients(experiment, declared_roster),
     )  # fmt: skip
     context = RoundContext(round=1, cohort=(), population=1, rounds=1, seed=1)
     round = OpenRound(

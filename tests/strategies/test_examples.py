@@ -37,8 +37,8 @@ def run(experiment: Experiment) -> tuple[dict[str, Any], list[float]]:
     test = workload.held_out(0, 1)
     losses = [workload.evaluate({MODEL: Record({MODEL: strategy.arrays(state)})}, test)["loss"].value]
     for round in range(1, experiment.rounds + 1):
-        cohort = tuple(int(c) for c in generator(1, "cohort", round).permutation(experiment.clients)[:6])
-        context = RoundContext(round=round, cohort=cohort, population=experiment.clients, rounds=20, seed=1)
+        cohort = tuple(int(c) for c in generator(1, "cohort", round).permutation(experiment.num_clients)[:6])
+        context = RoundContext(round=round, cohort=cohort, population=experiment.num_clients, rounds=20, seed=1)
         exchange = strategy.plan(state, context)
         rule = registry.part("strategies", exchange.rules[0], "rule").build_rule() if exchange.rules else None
         total: Any = BUILTIN[exchange.accumulator]()

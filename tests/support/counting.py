@@ -29,7 +29,7 @@ class Counting:
     keeps_client_state = True
 
     def __init__(self, config: Config, experiment: Experiment) -> None:
-        self.config, self.clients = config, experiment.clients
+        self.config, self.clients = config, experiment.num_clients
 
     def describe(self) -> WorkloadInfo:
         return WorkloadInfo(data={"kind": "synthetic"}, client_sizes=[1] * self.clients)

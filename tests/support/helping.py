@@ -55,7 +55,7 @@ class Shard:
 
 class Helping:
     def __init__(self, config: Config, experiment: Experiment) -> None:
-        self.config, self.clients = config, experiment.clients
+        self.config, self.clients = config, experiment.num_clients
         self.helpers: Helpers | None = None
         self.started: list[HelperHandle] = []
 

@@ -24,7 +24,7 @@ class Shard:
 
 class Still:
     def __init__(self, config: Config, experiment: Experiment) -> None:
-        self.size, self.clients = config.size, experiment.clients
+        self.size, self.clients = config.size, experiment.num_clients
 
     def describe(self) -> WorkloadInfo:
         return WorkloadInfo(data={"kind": "synthetic"}, client_sizes=[1] * self.clients)

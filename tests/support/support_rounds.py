@@ -36,11 +36,11 @@ def run_rounds(experiment: Experiment) -> dict[str, float]:
     state = strategy.init(workload.init(generator(experiment.seed, "init")))
     for number in range(1, experiment.rounds_known("this loop") + 1):
         rng = generator(experiment.seed, "selection", number)
-        cohort = tuple(int(c) for c in rng.choice(experiment.clients, experiment.cohort_size, replace=False))
+        cohort = tuple(int(c) for c in rng.choice(experiment.num_clients, experiment.cohort_size, replace=False))
         context = RoundContext(
             round=number,
             cohort=cohort,
-            population=experiment.clients,
+            population=experiment.num_clients,
             rounds=experiment.max_rounds,
             seed=experiment.seed,
         )

@@ -188,6 +188,13 @@ def submit(
     if json and not wait:
         raise UsageError("--json is the summary of a run that has ended; it needs --wait")
     experiment = api.load(target, settings)
+    if not experiment.of_sites and experiment.reads_data_of_nodes():
+        typer.echo(
+            f"note: the workload reads $DATA, which is each node's own, and clients = {experiment.clients}: every node "
+            f"splits its $DATA among {experiment.clients} virtual clients, and works for any of them. With "
+            'clients = "nodes" each node is one client, with all of its data',
+            err=True,
+        )
     with reach(ControlClient, server, identity, token_file) as control:
         run_id = control.submit(experiment, print_notice)
         typer.echo(run_id, err=json)

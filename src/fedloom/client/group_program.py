@@ -84,14 +84,14 @@ class GroupProgram:
 
     def _train(self, program: TrainsGroups[Shard], turns: Sequence[Turn]) -> None:
         workload, group = turns[0].run.workload, turns[0].group
-        found = [(turn, workload.shard(turn.job.client)) for turn in turns]
+        found = [(turn, workload.shard(turn.own_job.client)) for turn in turns]
         turns = [turn for turn, shard in found if not is_empty(shard)]
         shards = [shard for _, shard in found if not is_empty(shard)]
         if not turns:
             return
         clients = [turn.job.client for turn in turns]
         inputs = turns[0].inputs
-        updates = program.train_group([turn.job for turn in turns], inputs, shards, [turn.rng() for turn in turns])
+        updates = program.train_group([turn.own_job for turn in turns], inputs, shards, [turn.rng() for turn in turns])
         self._updates = dict(zip(clients, updates, strict=True))
         if group.measure is None:
             return

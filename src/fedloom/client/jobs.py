@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from fedloom.client.answer_check import check_answer
 from fedloom.client.client_state import WORKLOAD, compose, rule_parts, split
+from fedloom.client.descriptions import described, initial
 from fedloom.client.group_program import GroupProgram, group_program
 from fedloom.client.parked import ParkedUpdates, own
 from fedloom.client.turn import Turn
 from fedloom.client.update_check import check_update
 from fedloom.core.errors import BadUpdate, UnsupportedFeature
 from fedloom.core.plugins import build_measure, build_rules, build_watch, chained
-from fedloom.core.protocols import Action, HasActions, Inputs, KeepsClientState, LocalRule, Shard, is_empty
+from fedloom.core.protocols import (
+    Action,
+    HasActions,
+    Inputs,
+    KeepsClientState,
+    LocalRule,
+    Shard,
+    is_empty,
+)
 from fedloom.core.records import MODEL, Info, Record, Update
 
 COLLECT = "collect"
@@ -70,7 +78,9 @@ class JobRunner:
         turn.stage = "load"
         match turn.job.kind:
             case "init":
-                return _checked(turn, _init(turn))
+                return _checked(turn, Done(initial(turn)))
+            case "describe":
+                return _checked(turn, Done(described(turn), read=False))
             case "held_out":
                 return _checked(turn, _evaluate_held_out(turn))
             case "monitor":
@@ -122,7 +132,7 @@ class JobRunner:
         return self._measured(turn, done, inputs, work.shard)
 
     def _work(self, turn: Turn, inputs: Inputs, rule: LocalRule | None, state: Record | None) -> _Work:
-        workload, job = turn.run.workload, turn.job
+        workload, job = turn.run.workload, turn.own_job
         turn.stage = job.kind
         action = _action(turn)
         if action is not None:
@@ -134,7 +144,7 @@ class JobRunner:
             )
         turn.stage = "shard"
         shard = workload.shard(job.client)
-        turn.run.admit_examples(job.client, shard)
+        turn.run.admit_examples(turn.job.client, shard)
         turn.stage = job.kind
         if is_empty(shard):
             return _Work(Update(num_examples=0), shard, empty=True)
@@ -182,22 +192,12 @@ def _checked(turn: Turn, done: Done) -> Done:
     return replace(done, update=check_answer(done.update, turn.job.kind))
 
 
-def _init(turn: Turn) -> Done:
-    """Create the initial model, and describe the data."""
-    turn.stage = "init"
-    workload, monitor = turn.run.workload, turn.run.experiment.monitor
-    if monitor is not None:
-        build_watch(monitor).check(workload)
-    model = workload.init(turn.rng())
-    described = dataclasses.asdict(turn.run.disclosed(workload.describe()))
-    return Done(Update(num_examples=0, groups=model.groups, info={"workload": described, "model": model.info}))
-
-
 def _evaluate_held_out(turn: Turn) -> Done:
-    """Evaluate the global model on a part of the test set; the job's client is the part's number."""
+    """Evaluate the global model on a part of the test set: that of the knob `part`, or of the client's number."""
     inputs = turn.inputs
     turn.stage = "evaluate"
-    held_out = turn.run.workload.held_out(turn.job.client, int(turn.job.knobs["parts"]))
+    part = int(turn.job.knobs.get("part", turn.job.client))
+    held_out = turn.run.workload.held_out(part, int(turn.job.knobs["parts"]))
     if held_out is None:
         return Done(Update(num_examples=0), read=False)
     metrics = turn.run.workload.evaluate(inputs, held_out)
@@ -209,7 +209,7 @@ def _watch(turn: Turn) -> Done:
     inputs = turn.inputs
     turn.stage = "monitor"
     workload, monitor, parts = turn.run.workload, turn.run.experiment.monitor, turn.job.knobs.get("parts")
-    shard = workload.shard(turn.job.client) if parts is None else workload.held_out(turn.job.client, int(parts))
+    shard = workload.shard(turn.own_job.client) if parts is None else workload.held_out(turn.job.client, int(parts))
     if monitor is None or shard is None:
         raise UnsupportedFeature(
             f"workload {turn.run.experiment.workload.name!r} has no held-out data for a monitor; have it watch "

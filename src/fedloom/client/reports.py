@@ -36,7 +36,7 @@ def report_of(turn: Turn, done: Done) -> ClientReport:
         num_trained=int(done.trained),
         num_retrained=int(done.retrained),
         metrics=update.metrics,
-        info={} if job.kind == "init" else update.info,
+        info={} if job.kind in ("init", "describe") else update.info,
         bytes_down=sum(turn.group.inputs[name].size for name in read),
         bytes_up=frames.frame_size(up),
         params_down=sum(turn.inputs[name].num_elements for name in read),

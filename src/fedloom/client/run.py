@@ -73,13 +73,19 @@ class Run:
     @functools.cached_property
     def workload(self) -> AnyWorkload:
         """Return the workload, with the means to start helpers if it uses any."""
-        workload = build_workload(self.experiment.workload, self.experiment)
+        workload = build_workload(self.experiment.workload, self.experiment.at_site())
         if isinstance(workload, UsesHelpers):
             workload.use_helpers(self._helpers)
         return workload
 
     def learn(self, spec: RunSpec) -> None:
-        """Update the run's specification with what the server has added."""
+        """Update the run's specification with what the server has added, or the sites have agreed on."""
+        if spec.experiment != self._spec.experiment:
+            self._spec = replace(self._spec, experiment=spec.experiment)
+            self._capable = {}
+            for name in ("experiment", "workload"):
+                self.__dict__.pop(name, None)
+            self._close_view()
         if spec.data and spec.data != self._spec.data:
             self._spec, self._agrees = replace(self._spec, data=spec.data), False
 
@@ -107,7 +113,7 @@ class Run:
     @property
     def clients(self) -> ClientStore:
         """Return the store of the run's client states."""
-        return self._stores[self.experiment.round.state_home]
+        return self._stores[self.experiment.state_home]
 
     @property
     def weighs_by_examples(self) -> bool:

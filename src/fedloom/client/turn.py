@@ -43,6 +43,11 @@ class Turn:
             self.job = replace(self.job, knobs={**self.group.knobs, **self.job.knobs})
 
     @property
+    def own_job(self) -> Job:
+        """Return the job as the workload sees it: the client of a site is the only one whose data it has."""
+        return replace(self.job, client=0) if self.run.experiment.of_sites else self.job
+
+    @property
     def inputs(self) -> Inputs:
         """Return the exchange's inputs by name: the same object for all clients of a group. Reading them is a stage."""
         if self._inputs is None:

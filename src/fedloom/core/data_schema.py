@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from fedloom.core.errors import DataDiffers
 from fedloom.core.records import Info
 
+SUMS = "sums"
+"""Key of `WorkloadInfo.data` with the sums that a site's data would be normalised by: the number `n` of values of each
+channel or column, their `sum` and the sum of their `squares`. Added up, they give `workload.data.mean` and `std`."""
 _TOLERANCE = 1e-4
 """Relative difference up to which moments are the same: sums of floats differ between kinds of processors."""
 _SHOWN = 12

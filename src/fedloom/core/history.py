@@ -134,6 +134,37 @@ class Choice(_Frozen):
     """Reports of the clients that trained."""
     missed: list[int] = []
     """Clients that were sampled and whose update is missing."""
+    population: int | None = None
+    """Clients there were; None in logs of earlier versions, where `clients` of the experiment is."""
+
+
+class SiteLine(_Frozen):
+    """A site as it described itself when it became a client."""
+
+    client: int
+    """Its number, for good."""
+    name: str
+    member: str
+    """Id of the member; a later member of its name is another client."""
+    size: int | None = None
+    """Training examples; None if the site does not tell."""
+    label_counts: list[int] | None = None
+    """Examples per class; None if the site does not tell, or there are no classes."""
+    data: JsonObject = {}
+    """What it tells of its data."""
+
+
+class RosterLine(_Frozen):
+    """One line of `rosters.jsonl`: which sites are clients in a round, if that is not as in the round before."""
+
+    round: int
+    """The first round that this holds for."""
+    joined: list[SiteLine] = []
+    """Sites that have become clients, numbered on from those before."""
+    online: list[int]
+    """Clients that are connected when the round begins; the others are not sampled, or missing."""
+    settings: list[str] = []
+    """What the sites have agreed on before round 1, as `KEY=VALUE` settings of the experiment."""
 
 
 class RunSummary(_Frozen):

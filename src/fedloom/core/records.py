@@ -107,6 +107,8 @@ class Job:
     """Factor on the weight of this client's update in the aggregate, >= 0, dimensionless."""
     node: str = ""
     """The only node that may do the job, such as the client's own machine; empty for any. Stays on the server."""
+    member: str = ""
+    """Id of the member that this node has to be; empty for any. Stays on the server."""
     of_client: bool = True
     """Whether `client` is a client's number; False if it numbers a part of other work, such as of the held-out data.
     Pinned inputs of such a job are read by no client. Stays on the server."""

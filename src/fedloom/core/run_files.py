@@ -8,6 +8,7 @@
       workload.json       source and partition of the data
       rounds.jsonl        one record per round
       choices.jsonl       the selection's input and choice, round by round
+      rosters.jsonl       where clients are sites: which site is which client, and which of them are connected
       events.jsonl        everything that happened, with its time
       checkpoints/        round-000012.<checksum>.safetensors, and pinned-<digest>.safetensors, what does not change
       clients/            states of stateful clients
@@ -32,7 +33,7 @@ from typing import TypeVar
 import pydantic
 
 from fedloom.core.errors import UsageError
-from fedloom.core.history import Choice, RoundRecord, RunSummary
+from fedloom.core.history import Choice, RosterLine, RoundRecord, RunSummary
 from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import Info
 
@@ -43,6 +44,7 @@ PLUGINS = "plugins"
 WORKLOAD = "workload.json"
 ROUNDS = "rounds.jsonl"
 CHOICES = "choices.jsonl"
+ROSTERS = "rosters.jsonl"
 EVENTS = "events.jsonl"
 SUMMARY = "summary.json"
 REPORT = "report.html"
@@ -52,7 +54,7 @@ ANSWERS = "answers"
 MODEL = "model/model.safetensors"
 
 _VERSION = "was it written by another version of fedloom?"
-Line = TypeVar("Line", RoundRecord, Choice)
+Line = TypeVar("Line", RoundRecord, Choice, RosterLine)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -93,6 +95,11 @@ def read_rounds(folder: Path, upto: int | None = None) -> list[RoundRecord]:
 def read_choices(folder: Path, upto: int | None = None) -> list[Choice]:
     """Read `choices.jsonl`; arguments and errors as for `read_rounds`."""
     return _records(folder / CHOICES, Choice, "a record of choices", upto)
+
+
+def read_rosters(folder: Path) -> list[RosterLine]:
+    """Read `rosters.jsonl`; errors as for `read_rounds`."""
+    return _records(folder / ROSTERS, RosterLine, "a record of a roster", None)
 
 
 def read_events(folder: Path) -> list[Info]:

@@ -97,7 +97,7 @@ class Linear:
     """
 
     def __init__(self, config: Config, experiment: Experiment) -> None:
-        self.config, self.seed, self.clients = config, experiment.seed, experiment.clients
+        self.config, self.seed, self.clients = config, experiment.seed, experiment.num_clients
         _require(config.needs)
 
     def describe(self) -> WorkloadInfo:

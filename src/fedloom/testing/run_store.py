@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedloom.core.config import Experiment
-from fedloom.core.history import Choice, ReportLine, RoundRecord, Timing, Traffic
+from fedloom.core.history import Choice, ReportLine, RosterLine, RoundRecord, SiteLine, Timing, Traffic
 from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import MODEL, Record
 from fedloom.server.store.run_store import Checkpoint, RunStore
@@ -47,7 +47,7 @@ class RunStoreConformance:
     def test_a_fresh_store_has_nothing(self) -> None:
         """Check that there are no rounds, choices, checkpoint, workload or client."""
         store = self.make()
-        assert store.rounds() == [] and store.choices() == []
+        assert store.rounds() == [] and store.choices() == [] and store.rosters() == []
         assert store.latest_checkpoint() is None and store.workload() is None
         assert store.client(3, (9, 9)) is None
 
@@ -97,6 +97,17 @@ class RunStoreConformance:
             store.append_choice(choice)
         assert store.choices() == made
         assert store.choices(upto=2) == made[:2] == store.choices()
+
+    def test_rosters_are_kept_in_order(self) -> None:
+        """Check that every roster is restored as it was added, also after rounds were truncated."""
+        store = self.make()
+        site = SiteLine(client=0, name="b", member="7f", size=9, label_counts=[4, 5], data={"sha256": "00"})
+        made = [RosterLine(round=0, joined=[site], online=[0], settings=["round.weighting='uniform'"]),
+                RosterLine(round=3, online=[])]  # fmt: skip
+        for line in made:
+            store.append_roster(line)
+        store.rounds(upto=1)
+        assert store.rosters() == made
 
     def test_a_client_gets_what_it_left_before_the_exchange(self) -> None:
         """Check that a state counts from the exchange after the one that made it."""

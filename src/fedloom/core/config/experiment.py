@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import tomllib
 import typing
@@ -30,13 +31,31 @@ from fedloom.core.config.sections import (
     RuntimeSettings,
 )
 from fedloom.core.config.settings import PluginSettings, Settings, plugin_schema
+from fedloom.core.config.sites import (
+    are_sites,
+    check_meaning,
+    check_sites,
+    make_sites,
+    meaningless,
+    without_meaning,
+)
 from fedloom.core.config.validation import config_error
 from fedloom.core.errors import ConfigError
 from fedloom.core.experiment_arguments import ExperimentArguments
 from fedloom.core.kinds import SECTIONS, Kind
 from fedloom.core.records import Info, JsonObject
-from fedloom.core.setting_types import SERVER_ONLY, FreeText, SettingKind, server_only_fields, text_settings
+from fedloom.core.setting_types import (
+    DATA,
+    SERVER_ONLY,
+    FreeText,
+    PlainWord,
+    SettingKind,
+    server_only_fields,
+    text_settings,
+)
 from fedloom.core.toml_files import read_toml
+
+_log = logging.getLogger(__name__)
 
 _WITH_FIELD = (Kind.STRATEGY, Kind.WORKLOAD, Kind.SELECTION, Kind.MONITOR)
 """Kinds whose section `Experiment` declares with a specific type, because the platform's code reads it by name."""
@@ -71,8 +90,9 @@ class Experiment(_FurtherSections):
     a schedule over all rounds needs a number."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     """Seed of all randomness: same seed, same bits."""
-    clients: Annotated[int, Field(ge=1)] = 1
-    """Clients in the federation, N."""
+    clients: Annotated[int, Field(ge=1)] | Literal["nodes"] | Annotated[tuple[PlainWord, ...], Field(min_length=1)] = 1
+    """Clients in the federation, N. `nodes`: each enrolled node is one client, a site with data of its own; a list:
+    the nodes of these names are, and the run begins once all of them are connected. Sites need a server."""
     cohort: Annotated[int, Field(ge=1)] | None = None
     """Clients sampled in each round, m; None samples all."""
     strategy: SerializeAsAny[PluginSettings]
@@ -118,46 +138,107 @@ class Experiment(_FurtherSections):
         except pydantic.ValidationError as exc:
             raise config_error(exc, config, prefix=(str(info.field_name),)) from exc
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _has_meaning(cls, values: object) -> object:
+        """Refuse settings that have no meaning where clients are sites."""
+        if isinstance(values, Mapping) and are_sites(values.get("clients")):
+            check_meaning(values)
+        return values
+
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.cohort is not None and self.cohort > self.clients:
+        check_sites(self.clients, self.round.min_sites)
+        if self.cohort is not None and isinstance(self.clients, int) and self.cohort > self.clients:
             raise ConfigError(
                 f"cohort: {self.cohort} clients per round, but the federation has clients = {self.clients}"
             )
         most = NODE_STATE_ROUNDS - 2  # the current round and, until it ends, the one being saved
-        if self.round.state_home == "node" and self.checkpoint.every > most:
+        if self.state_home == "node" and self.checkpoint.every > most:
+            why = "where clients are sites" if self.of_sites else "with round.state_home = 'node'"
             raise ConfigError(
-                f"checkpoint.every: expected at most {most} with round.state_home = 'node', got "
+                f"checkpoint.every: expected at most {most} {why}, got "
                 f"{self.checkpoint.every}. A node keeps the states of each client's last {NODE_STATE_ROUNDS} rounds, "
                 "and a resumed run may need the state of its checkpoint's round"
             )
         return self
 
     @property
+    def of_sites(self) -> bool:
+        """Whether each client is an enrolled node with data of its own."""
+        return are_sites(self.clients)
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """Return the names that `clients` lists; none if it lists none."""
+        return self.clients if isinstance(self.clients, tuple) else ()
+
+    @property
+    def min_sites(self) -> int:
+        """Sites that a round needs."""
+        return self.round.min_sites or 1
+
+    @property
+    def num_clients(self) -> int:
+        """Return the number of clients N.
+
+        Raises:
+            ConfigError: it is unknown, since clients are sites.
+        """
+        if not isinstance(self.clients, int):
+            raise ConfigError(
+                f"clients: expected a number, which a part of this experiment needs, got {self.clients!r}. Set a number"
+            )
+        return self.clients
+
+    def at_site(self) -> Experiment:
+        """Return the experiment as the workload of a site sees it: a federation of one client."""
+        return self.model_copy(update={"clients": 1, "cohort": None}) if self.of_sites else self
+
+    def reads_data_of_nodes(self) -> bool:
+        """Return whether the workload reads a path below each node's own data folder (`$DATA`)."""
+        texts = text_settings(type(self.workload), self.workload.model_dump(mode="json", exclude_none=True))
+        return any(text.value == DATA or text.value.startswith(f"{DATA}/") for text in texts)
+
+    def quorum_of(self, quota: int) -> float:
+        """Return the fraction of the updates asked for that must arrive, of `quota` of them."""
+        if self.of_sites and self.round.quorum_fraction == 1.0 and quota:
+            return min(1.0, self.min_sites / quota)
+        return self.round.quorum_fraction
+
+    @property
+    def state_home(self) -> Literal["server", "node"]:
+        """Where clients' state is stored."""
+        return "node" if self.of_sites else self.round.state_home
+
+    def cohort_of(self, population: int) -> int:
+        """Return how many of a number of clients are sampled in each round."""
+        return population if self.cohort is None else min(self.cohort, population)
+
+    def oversampled_of(self, population: int) -> int:
+        """Return how many extra clients of a number of clients are sampled at the start of a round."""
+        return math.ceil(self.cohort_of(population) * self.round.oversample_fraction - 1e-9)
+
+    def drawn_of(self, population: int) -> int:
+        """Return how many of a number of clients a selection chooses: cohort, extra clients and reserve."""
+        cohort = self.cohort_of(population)
+        reserve = math.ceil(cohort * self.round.reserve_fraction - 1e-9)
+        return min(population, cohort + self.oversampled_of(population) + reserve)
+
+    @property
     def cohort_size(self) -> int:
-        """Clients sampled in each round."""
-        return self.clients if self.cohort is None else self.cohort
-
-    @property
-    def num_oversampled(self) -> int:
-        """Extra clients sampled at the start of a round."""
-        return math.ceil(self.cohort_size * self.round.oversample_fraction - 1e-9)
-
-    @property
-    def num_drawn(self) -> int:
-        """Clients a selection chooses in each round: cohort, extra clients and reserve."""
-        reserve = math.ceil(self.cohort_size * self.round.reserve_fraction - 1e-9)
-        return min(self.clients, self.cohort_size + self.num_oversampled + reserve)
+        """Clients sampled in each round; raises as `num_clients`."""
+        return self.cohort_of(self.num_clients)
 
     @property
     def weighs_by_examples(self) -> bool:
         """Return whether updates are weighted by their examples; the only one of a round has weight 1, exactly."""
-        return self.round.weighting == "examples" and self.cohort_size > 1
+        return self.round.weighting == "examples" and (self.of_sites or self.cohort_size > 1)
 
     @property
     def group_size(self) -> int:
-        """Clients per group: the setting, or what follows from the cohort's size alone."""
-        return self.round.group_size or -(-self.cohort_size // 12)
+        """Clients per group: the setting, or what follows from the cohort's size alone. A site is a group."""
+        return 1 if self.of_sites else self.round.group_size or -(-self.cohort_size // 12)
 
     @classmethod
     def parse(cls, values: Info) -> Experiment:
@@ -227,6 +308,15 @@ class Experiment(_FurtherSections):
     @classmethod
     def _overridden(cls, values: Info, overrides: Sequence[str]) -> Experiment:
         """Parse settings with overrides; what looks like a number, such as `name=2024`, is text where text is meant."""
+        dropped = meaningless(values) if make_sites(values, overrides) else []
+        values = without_meaning(values) if dropped else values
+        found = cls._parsed_with(values, overrides)
+        if dropped:
+            _log.warning("%s: without meaning where clients are sites, so left out", ", ".join(dropped))
+        return found
+
+    @classmethod
+    def _parsed_with(cls, values: Info, overrides: Sequence[str]) -> Experiment:
         try:
             return cls.parse(with_overrides(values, overrides))
         except ConfigError:
@@ -240,8 +330,12 @@ class Experiment(_FurtherSections):
         return self._overridden(self.to_dict(), overrides) if overrides else self
 
     def to_dict(self) -> JsonObject:
-        """Return the resolved experiment, defaults included; `parse` reads it. Settings that are None are omitted."""
-        return self.model_dump(mode="json", exclude_none=True)
+        """Return the resolved experiment, defaults included; `parse` reads it.
+
+        Settings that are None, or have no meaning for its clients, are omitted.
+        """
+        values = self.model_dump(mode="json", exclude_none=True)
+        return without_meaning(values) if self.of_sites else values
 
     def with_code_names(self, *, paths: bool = False, missing: bool = False) -> JsonObject:
         """Return the resolved experiment with files and folders of code by name and SHA-256, as other machines read it.
@@ -303,8 +397,13 @@ class Experiment(_FurtherSections):
         return None if self.rounds == "open" else self.rounds
 
     def identity(self) -> JsonObject:
-        """Return all that decides the result: no section of `INCIDENTAL`; files of code by name and SHA-256."""
+        """Return all that decides the result: no section of `INCIDENTAL`; files of code by name and SHA-256.
+
+        Where clients are sites, the labels that choose them are part of it.
+        """
         values = {key: value for key, value in self.to_dict().items() if key not in INCIDENTAL}
+        if self.of_sites:
+            values["fleet"] = {"labels": dict(self.fleet.labels)}
         for each in self.code_files():
             path = Path(each.path)
             if path.exists():

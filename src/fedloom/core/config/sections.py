@@ -22,7 +22,11 @@ class RoundSettings(Settings):
     weighting: Literal["examples", "uniform"] = "examples"
     """Weight of an update in a mean: its number of examples, or one."""
     quorum_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Fraction of the cohort whose updates must arrive. Below it the run fails and lists why each update is missing."""
+    """Fraction of the cohort whose updates must arrive. Below it the run fails and lists why each update is missing.
+    Where clients are sites, the default asks for `min_sites` updates instead."""
+    min_sites: Annotated[int, Field(ge=1)] | None = None
+    """Sites that a round needs, where clients are sites: the run waits until so many are connected, and fails where
+    fewer updates arrive. None takes 1."""
     deadline_s: Annotated[float, Field(gt=0.0)] | None = None
     """Seconds after which each exchange of a round (training, probe, monitor) closes with the updates that have
     arrived, if they are a quorum. None waits for all."""
@@ -39,7 +43,8 @@ class RoundSettings(Settings):
     state_home: Literal["server", "node"] = "server"
     """Where the state of stateful clients is stored between rounds: on the server, or on the node that trained the
     client, which never sends it. `node` needs clients that always train on the same node, and `checkpoint.every` of at
-    most 2: a node stores the states of each client's last 4 rounds, for a run that is resumed."""
+    most 2: a node stores the states of each client's last 4 rounds, for a run that is resumed. Sites always store their
+    own."""
 
 
 class FleetSettings(Settings):
@@ -48,8 +53,8 @@ class FleetSettings(Settings):
     model_config = ConfigDict(coerce_numbers_to_str=True)  # a label's value on the command line may look like a number
 
     labels: dict[str, FreeText] = Field(default_factory=dict)
-    """Nodes with all these labels serve the run; empty for every node. Selects nodes, not clients: the result changes
-    only if a node's own data replaces the workload's."""
+    """Nodes with all these labels serve the run; empty for every node. Selects nodes, not clients, and the result
+    depends on it only where clients are sites (`clients = "nodes"`), or nodes have data of their own."""
     min_nodes: Annotated[int, Field(ge=1), SERVER_ONLY] = 1
     """Nodes with these labels that must be connected before work is given out; until then the run waits."""
 

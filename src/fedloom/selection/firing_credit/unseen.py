@@ -52,7 +52,7 @@ def separations(experiment: Experiment, *, seen: int, passes: int, share: float)
     model = _trained(experiment, workload, known, classes, passes)
     held = 1.0 - counts[:, known].sum(axis=1) / np.maximum(counts.sum(axis=1), 1.0)
     positive = held > share
-    signals = [_signals(workload, model, experiment.seed, client) for client in range(experiment.clients)]
+    signals = [_signals(workload, model, experiment.seed, client) for client in range(experiment.num_clients)]
     return {name: separation([each[name] for each in signals], positive) for name in signals[0]}
 
 

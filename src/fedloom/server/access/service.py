@@ -112,7 +112,7 @@ class FleetService(FleetServicer):
         with answering(context):
             caller, hello = self._gate.admit(context, "Fleet/Register"), codec.read_hello(request)
             self._gate.own_name(caller, hello.node)
-            welcome = self._coordinator.register(hello, "remote", caller.labels, context.peer())
+            welcome = self._coordinator.register(hello, "remote", caller.labels, context.peer(), member=caller.id)
             self._audit.notice("connected", hello.node, context.peer())
             return codec.welcome_message(welcome)
 

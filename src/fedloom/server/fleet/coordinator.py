@@ -35,7 +35,7 @@ from fedloom.core.messages import (
 from fedloom.core.records import JsonObject
 from fedloom.server.fleet.dispatch import Dispatch
 from fedloom.server.fleet.inquiries import Inquiries
-from fedloom.server.fleet.node_table import NodeTable
+from fedloom.server.fleet.node_table import NodeTable, Presence
 from fedloom.server.fleet.nodes import Mailbox, Node
 from fedloom.server.fleet.open_exchange import Answer, Holding, OpenExchange
 from fedloom.server.fleet.payloads import CHUNK_BYTES, PayloadStore
@@ -82,7 +82,13 @@ class Coordinator:
         self._nodes = NodeTable(payloads, clock, lost_after_s=lost_after_s, grace_s=grace_s)
         self._preparation = Preparation(payloads, self._prepared)
         self._dispatch = Dispatch(
-            self._nodes, payloads, self._preparation.soon, clock, repeat_s=1.5 * heartbeat_s, pause_s=2 * grace_s
+            self._nodes,
+            payloads,
+            self._preparation.soon,
+            clock,
+            repeat_s=1.5 * heartbeat_s,
+            pause_s=2 * grace_s,
+            grace_s=grace_s,
         )
         self._results = Results(self._nodes, self._dispatch, payloads)
         self._inquiries = Inquiries(clock)
@@ -99,7 +105,13 @@ class Coordinator:
     # The agents' side
 
     def register(
-        self, hello: Hello, locality: str, labels: Mapping[str, str] | None = None, address: str = ""
+        self,
+        hello: Hello,
+        locality: str,
+        labels: Mapping[str, str] | None = None,
+        address: str = "",
+        *,
+        member: str = "",
     ) -> Welcome:
         """Register a node, or its new session.
 
@@ -108,6 +120,7 @@ class Coordinator:
             locality: `process`, `host` or `remote`.
             labels: its labels in the registry.
             address: where it calls from, for messages.
+            member: id of the member it is; by default its name.
 
         Raises:
             BadMessage: it speaks another version of the protocol.
@@ -123,7 +136,7 @@ class Coordinator:
         with self._changed:
             if self._closed:
                 raise ServerUnreachable("the server is shutting down")
-            freed = self._nodes.enter(hello, locality, labels or {}, address)
+            freed = self._nodes.enter(hello, locality, labels or {}, address, member=member)
         del freed  # without the lock
         depot = self.payloads.depot if locality == "remote" else None
         return Welcome(
@@ -200,8 +213,7 @@ class Coordinator:
             known = self._nodes.get(node)
             if known is None or (session and known.hello.session != session):
                 return
-            known.detach()
-            known.cancelled.clear()
+            known.leave()
             self._dispatch.requeue(node, reason or "the agent left")
             freed = self.payloads.forget(node)
         del freed  # without the lock
@@ -337,6 +349,11 @@ class Coordinator:
         verdicts = self._inquiries.ask(run.spec, boxes)
         return {name: verdicts.get(name) for name in boxes}
 
+    def present(self, labels: Mapping[str, str]) -> dict[str, Presence]:
+        """Return the nodes with these labels that are connected, or may reconnect within the grace, by name."""
+        with self._changed:
+            return self._nodes.present(labels if self._by_labels else {})
+
     def announce(self, run: RunFacts) -> None:
         """Announce a run to every agent that serves it, so that all load its data at the same time."""
         with self._changed:
@@ -466,6 +483,7 @@ class Coordinator:
                     return
                 self._nodes.flush()
                 self._dispatch.push_again()
+                self._dispatch.drop_absent()
                 for name in self._nodes.to_reassign():
                     self._dispatch.requeue(name, "the agent's process ended or its connection broke")
                 silent, overflowed, gone = self._nodes.silent(), self._nodes.overflowed(), self._nodes.gone()

@@ -36,6 +36,7 @@ class Dispatch:
         clock: for refusals that end, and messages that are repeated.
         repeat_s: seconds after which a group missing from its node's heartbeats counts as undelivered.
         pause_s: seconds a node gets no group after an invalid result if there is no other node.
+        grace_s: seconds a disconnected agent may take to reconnect.
     """
 
     def __init__(
@@ -47,9 +48,10 @@ class Dispatch:
         *,
         repeat_s: float,
         pause_s: float,
+        grace_s: float,
     ) -> None:
         self._nodes, self._payloads, self._prepare, self._clock = nodes, payloads, prepare, clock
-        self._repeat_s, self._pause_s = repeat_s, pause_s
+        self._repeat_s, self._pause_s, self._grace_s = repeat_s, pause_s, grace_s
         self._open: dict[tuple[str, int, int], OpenExchange] = {}
         self.entitlements = Entitlements(self._open)
         """What nodes may read and send for the groups they hold."""
@@ -60,6 +62,7 @@ class Dispatch:
         """Add an exchange, and assign its groups."""
         self._open[opened.name], opened.begun = opened, self._clock.monotonic()
         self.entitlements.learn(opened)
+        self.drop_absent()
         self.push()
 
     def remove(self, opened: OpenExchange) -> None:
@@ -139,6 +142,9 @@ class Dispatch:
                 continue
             opened.pending.remove(index)
             assigned[name] += MAX_ASSIGNED if index in opened.deaths else 1
+            if opened.groups[index].member not in ("", self._nodes[name].member):
+                self._lose(opened, index, name, f"node {name!r} is now another member, which has another client's data")
+                continue
             try:
                 self._push(self._nodes[name], opened, index)
             except FedloomError as exc:  # the run's own trouble must not hit an agent's call
@@ -346,6 +352,17 @@ class Dispatch:
         self._take_back(name, reason, ())
         self.push()
 
+    def drop_absent(self) -> None:
+        """Give up on waiting groups that only a node may do which is gone, for longer than it may take to reconnect."""
+        now = self._clock.monotonic()
+        for opened in self._open.values():
+            for index in list(opened.pending) if not opened.reassigns else ():
+                only = opened.groups[index].only
+                node = self._nodes.get(only)
+                if only and (node is None or (not node.online and not node.is_present(now, self._grace_s))):
+                    opened.pending.remove(index)
+                    self._lose(opened, index, only, f"node {only!r} is not connected")
+
     def _take_back(self, name: str, reason: str, but: Collection[GroupKey]) -> None:
         """Withdraw an agent's groups, except those it still has."""
         node = self._nodes[name]
@@ -353,7 +370,8 @@ class Dispatch:
             del node.assigned[key]
             opened = self.find(key)
             if opened is not None and key.group not in opened.done:
-                self._lose(opened, key.group, name, reason)
+                own = node.online and opened.groups[key.group].only == name
+                self._lose(opened, key.group, name, reason, same_node=own)
 
     # Second attempts
 
@@ -403,10 +421,10 @@ class Dispatch:
                 )
                 opened.answers.put(lost)
 
-    def _lose(self, opened: OpenExchange, index: int, name: str, reason: str) -> None:
-        """Requeue a group whose agent is gone, or fail it."""
+    def _lose(self, opened: OpenExchange, index: int, name: str, reason: str, *, same_node: bool = False) -> None:
+        """Requeue a group whose agent is gone, or fail it; `same_node`: its own node is back and may do it again."""
         opened.deaths[index] = deaths = opened.deaths.get(index, 0) + 1
-        if not opened.reassigns:
+        if not (opened.reassigns or same_node):
             reason += "; this exchange does not reassign groups"
         elif deaths < opened.max_attempts:
             opened.reassigned += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from fedloom.core.clock import Clock
 from fedloom.core.errors import LimitExceeded, NotFound, ServerUnreachable
@@ -15,6 +16,14 @@ MAX_NODES = 10_000
 """Limit of known nodes; those disconnected longest are forgotten first."""
 UPLOADS_S = 30.0
 """Seconds after the grace period for which the uploads of a disconnected agent are stored."""
+
+
+class Presence(NamedTuple):
+    """A node that is connected."""
+
+    member: str
+    """Id of the member it is."""
+    session: str
 
 
 class NodeTable(dict[str, Node]):
@@ -32,8 +41,17 @@ class NodeTable(dict[str, Node]):
         self._payloads, self._clock = payloads, clock
         self._lost_after_s, self._grace_s = lost_after_s, grace_s
 
-    def enter(self, hello: Hello, locality: str, labels: Mapping[str, str], address: str) -> list[Upload]:
+    def enter(
+        self, hello: Hello, locality: str, labels: Mapping[str, str], address: str, *, member: str = ""
+    ) -> list[Upload]:
         """Add a node, or its new session; returns uploads to release without the lock.
+
+        Args:
+            hello: its introduction.
+            locality: `process`, `host` or `remote`.
+            labels: its labels in the registry.
+            address: where it calls from, for messages.
+            member: id of the member it is; by default its name.
 
         Raises:
             ServerUnreachable: another agent of that name is connected, and not silent; this one may try again.
@@ -43,6 +61,7 @@ class NodeTable(dict[str, Node]):
         if old is not None and old.precedes(hello):
             raise ServerUnreachable(old.refuse(hello, address, self._lost_after_s))
         node = Node(hello, locality, labels=labels, clock=self._clock, address=address)
+        node.member = member or hello.node
         if old is not None:
             node.inherit(old)
             # The same agent reconnected, which will not read this, or a second one.
@@ -69,6 +88,16 @@ class NodeTable(dict[str, Node]):
             node.online and all(node.labels.get(key) == value for key, value in labels.items())
             for node in self.values()
         )
+
+    def present(self, labels: Mapping[str, str]) -> dict[str, Presence]:
+        """Return the nodes with all these labels that are connected, or may reconnect within the grace, by name."""
+        now = self._clock.monotonic()
+        return {
+            name: Presence(node.member, node.hello.session)
+            for name, node in self.items()
+            if node.is_present(now, self._grace_s)
+            and all(node.labels.get(key) == value for key, value in labels.items())
+        }
 
     def rows(self) -> list[tuple[JsonObject, Mapping[str, object]]]:
         """Return a row for every node, as the Control service lists them, and its facts."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import queue
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -89,6 +90,8 @@ class Node:
     """`process`, `host` or `remote`."""
     mailbox: Mailbox | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    member: str = ""
+    """Id of the member it is; on a server without members, its name."""
     announced_runs: dict[str, RunSpec] = field(default_factory=dict)
     assigned: dict[GroupKey, float] = field(default_factory=dict)
     """Its groups, with the time each was pushed (monotonic seconds)."""
@@ -121,6 +124,17 @@ class Node:
     @property
     def online(self) -> bool:
         return self.mailbox is not None
+
+    def is_present(self, now: float, grace_s: float) -> bool:
+        """Return whether it is connected and known to be so by a heartbeat, or has just lost its connection.
+
+        Args:
+            now: the clock's time (monotonic seconds).
+            grace_s: seconds it may take to reconnect.
+        """
+        if self.online:
+            return not (self.fresh and self.newcomer)
+        return self.gone_since is not None and now - self.gone_since <= grace_s
 
     def inherit(self, old: Node) -> None:
         """Take over the groups and counts of its last session; it has yet to attach."""
@@ -168,6 +182,12 @@ class Node:
         if self.mailbox is not None:
             self.mailbox.close()
         self.mailbox, self.gone_since = None, self.clock.monotonic()
+
+    def leave(self) -> None:
+        """End its stream for good: it is not expected to reconnect."""
+        self.detach()
+        self.cancelled.clear()
+        self.gone_since = -math.inf
 
     def send_away(self, reason: str, *, come_back: bool = False) -> None:
         """Send a farewell if its stream is open, which ends the stream."""

@@ -50,6 +50,11 @@ class RunFacts:
         """Return the run's id."""
         return self.spec.run_id
 
+    def agreed(self, experiment: Experiment) -> RunFacts:
+        """Return the facts with what the sites have agreed on before round 1."""
+        spec = replace(self.spec, experiment=experiment.for_nodes(code_names=self.code_names))
+        return replace(self, spec=spec, by_examples=experiment.weighs_by_examples)
+
     def with_data(self, schema: Info) -> RunFacts:
         """Return the facts with what every node's data must agree with."""
         return replace(self, spec=replace(self.spec, data=schema))
@@ -80,7 +85,7 @@ class RunFacts:
             max_attempts=experiment.round.max_attempts,
             group_size=experiment.group_size,
             min_nodes=experiment.fleet.min_nodes,
-            keeps_states=experiment.round.state_home == "server",
+            keeps_states=experiment.state_home == "server",
             by_examples=experiment.weighs_by_examples,
             code_names=code_names,
         )
@@ -108,6 +113,8 @@ class PlannedGroup:
     """The node that has cached the group's inputs; another one gets it only when that node is gone."""
     only: str = ""
     """The only node for the group, whose own client it is."""
+    member: str = ""
+    """Id of the member that this node has to be; empty for any."""
     keeps_states: bool = True
     """Whether clients may send a state to be stored."""
 

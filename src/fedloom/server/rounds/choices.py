@@ -11,11 +11,12 @@ from pathlib import Path
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import UsageError
-from fedloom.core.history import Choice, ReportLine
+from fedloom.core.history import Choice, ReportLine, RosterLine
 from fedloom.core.plugins import AnySelection, build_selection
 from fedloom.core.protocols import Roster, WorkloadInfo
 from fedloom.core.records import ClientReport, Mean, with_examples
 from fedloom.core.seeds import generator
+from fedloom.server.rounds.rosters import online_in, roster_of, sites_in
 from fedloom.server.store.disk_run_store import DiskRunStore
 
 LONGEST = 4096
@@ -72,7 +73,9 @@ def replay_run(folder: Path, overrides: Sequence[str] = ()) -> list[Replayed]:
     choices, info = store.choices(), store.workload()
     if not choices or info is None:
         raise UsageError(f"{folder} has no choices to replay (choices.jsonl); was it written by an older version?")
-    return list(replay(store.experiment().override(overrides), info, choices))
+    experiment = store.experiment()
+    clients = experiment.clients if isinstance(experiment.clients, int) else 0
+    return list(replay(experiment.override(overrides), Log(info, choices, store.rosters(), clients)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,28 +93,56 @@ class Replayed:
         return list(self.cohort) == self.choice.cohort
 
 
-def replay(experiment: Experiment, info: WorkloadInfo, choices: Sequence[Choice]) -> Iterator[Replayed]:
+@dataclass(frozen=True, slots=True)
+class Log:
+    """What a run has written down of its choices."""
+
+    info: WorkloadInfo
+    """The workload's description of the clients."""
+    choices: Sequence[Choice]
+    """From round 1."""
+    rosters: Sequence[RosterLine] = ()
+    """Where clients are sites."""
+    clients: int = 0
+    """Where they are virtual, and the log does not tell how many there were."""
+
+    def first_roster(self) -> Roster:
+        """Return the roster before round 1."""
+        return self.roster(0, self.choices[0].population)
+
+    def roster(self, round: int, population: int | None) -> Roster:
+        """Return a round's roster; `population` is what its choice tells."""
+        if self.rosters:
+            return roster_of(sites_in(self.rosters, round), online_in(self.rosters, round))
+        number = self.clients if population is None else population
+        return Roster(number, self.info.client_sizes[:number], self.info.label_counts[:number])
+
+
+def replay(experiment: Experiment, log: Log) -> Iterator[Replayed]:
     """Make every choice of a log again, round by round.
 
     Args:
         experiment: the run's, or one that differs from it in its selection: what would that have chosen?
-        info: the workload's description of the clients.
-        choices: the log, from round 1.
+        log: the run's.
 
     Raises:
         UsageError: rounds are missing from the log.
     """
     selection = build_selection(experiment.selection)
-    roster = Roster(experiment.clients, info.client_sizes, info.label_counts)
-    state = selection.init(roster)
-    for number, choice in enumerate(choices, 1):
+    before = log.first_roster()
+    state = selection.init(before)
+    for number, choice in enumerate(log.choices, 1):
         if choice.round != number:
             raise UsageError(f"the log of choices has no round {number} (the next is {choice.round}), so none after it")
         probed, trained = ([report_of(line) for line in lines] for lines in (choice.probed, choice.trained))
         trained = trained or [report for report in probed if report.num_trained]
-        rng = generator(experiment.seed, "selection", number)
-        probe = selection.probe(state, roster, experiment.num_drawn, rng)
+        roster = log.roster(number, choice.population)
+        if roster.population > before.population:
+            state = selection.grow(state, roster)
+        before, rng = roster, generator(experiment.seed, "selection", number)
+        size = experiment.drawn_of(roster.population)
+        probe = selection.probe(state, roster, size, rng)
         reports = with_examples(probed) if probe is not None else []
-        cohort = selection.choose(state, roster, experiment.num_drawn, rng, reports)
+        cohort = selection.choose(state, roster, size, rng, reports)
         yield Replayed(choice, cohort)
         state = observed(selection, state, trained, probed, choice.missed)

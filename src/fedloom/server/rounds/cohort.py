@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fedloom.core.errors import RunFailed, UnsupportedFeature
-from fedloom.core.protocols import ExtraReport
-from fedloom.core.records import Exchange
+from fedloom.core.protocols import ExtraReport, Roster
+from fedloom.core.records import Exchange, Info, JsonObject
 from fedloom.server.rounds.open_round import OpenRound
 from fedloom.server.rounds.request import Phase
 
@@ -41,6 +41,15 @@ def check_clients(round: OpenRound, selection: str, method: str, clients: Sequen
             f"distinct clients (int) from 0 to {last}, found {found}. Correct the selection's `{method}`"
         )
     return tuple(clients)
+
+
+def roster_section(roster: Roster, joined: int) -> Info:
+    """Return what a round's record has of a roster that has grown, or whose clients are not all connected."""
+    section: JsonObject = {"population": roster.population, "joined": joined}
+    if roster.names:
+        section["joined_names"] = list(roster.names[roster.population - joined :])
+        section["offline"] = {str(client): roster.names[client] for client in sorted(roster.offline)}
+    return section
 
 
 def with_extra_report(exchange: Exchange, extra: ExtraReport | None) -> Exchange:

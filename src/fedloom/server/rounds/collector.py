@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 
 from fedloom.core.errors import BadUpdate
 from fedloom.core.events import ClientLost, ClientsDone, NodeRefused, Notice
 from fedloom.core.messages import MAX_NOTICES
 from fedloom.core.plugins import accumulator_class
-from fedloom.core.records import MODEL
+from fedloom.core.records import MODEL, Exchange
 from fedloom.server.fleet.open_exchange import Answer, OpenExchange
 from fedloom.server.fleet.planned import PlannedExchange, RunFacts
 from fedloom.server.fleet.vetting import SumTerms, vet_sum
@@ -41,6 +42,8 @@ class Collector:
         self._run, self._fleet, self._outputs = run, fleet, outputs
         self.groups = GroupPlanner(run, outputs.store)
         """Knows which clients have which inputs and updates of earlier exchanges."""
+        self.pin: Callable[[Exchange], Exchange] = lambda exchange: exchange
+        """Binds clients' jobs to the nodes that may do them."""
         self._dtypes = ModelDtypes()
         self._noticed: set[str] = set()
         resume = f"run {run.run_id} was stopped; resume it: fedloom resume {outputs.store.folder}"
@@ -53,6 +56,10 @@ class Collector:
         """Set the run's facts for later exchanges."""
         self._run = run
 
+    def wait(self, lacking: Callable[[], str], limit_s: float | None) -> None:
+        """Return once nothing is lacking, as a function says in words, or after so many seconds."""
+        self._waiting.until_none(lacking, limit_s)
+
     def collect(self, request: ExchangeRequest) -> Collected:
         """Run an exchange's jobs and aggregate the results.
 
@@ -64,6 +71,7 @@ class Collector:
                 are not JSON.
             Interrupted: the run was stopped.
         """
+        request = replace(request, exchange=self.pin(request.exchange))
         self._dtypes.check(request.round, request.exchange)
         if self._run.min_nodes > 1:
             self._waiting.for_nodes(self._run.min_nodes, self._run.labels)

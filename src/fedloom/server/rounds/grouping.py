@@ -81,6 +81,7 @@ class GroupPlanner:
             states=self._states(jobs, request) if self._run.keeps_states else {},
             prefer=self._parked_at.get(jobs[0].client, "") if collects else "",
             only=jobs[0].node,
+            member=jobs[0].member,
             keeps_states=self._run.keeps_states,
         )
 

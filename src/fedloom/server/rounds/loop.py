@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 from threadpoolctl import threadpool_limits
 
 from fedloom.core.config import Experiment
+from fedloom.core.errors import ClientFailed, QuorumNotReached, UsageError
 from fedloom.core.events import RoundFinished
 from fedloom.core.history import RoundRecord, Timing
 from fedloom.core.plugins import build_monitor, build_selection, build_strategy
-from fedloom.core.protocols import Roster, WorkloadInfo
+from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import Arrays, RoundContext
 from fedloom.core.state import pinned_in
 from fedloom.server.fleet.planned import RunFacts
 from fedloom.server.rounds.checkpoint_writer import Saver
 from fedloom.server.rounds.choices import observed
+from fedloom.server.rounds.clients import Clients, VirtualClients
+from fedloom.server.rounds.cohort import roster_section
 from fedloom.server.rounds.collector import Collector
+from fedloom.server.rounds.counts import Collected
 from fedloom.server.rounds.diverged import Diverged
 from fedloom.server.rounds.initial import initial_model, initial_request
 from fedloom.server.rounds.open_round import OpenRound, RoundPhase, RunParts
@@ -29,6 +35,7 @@ from fedloom.server.rounds.pinned_inputs import PinLedger
 from fedloom.server.rounds.progress import Progress
 from fedloom.server.rounds.record import round_choice, round_record, shares
 from fedloom.server.rounds.run_services import FleetAccess, RunOutputs
+from fedloom.server.rounds.sites import Sites, SiteServices
 
 
 class Loop:
@@ -48,6 +55,8 @@ class Loop:
         self._store, self._clock = outputs.store, fleet.clock
         self.run = RunFacts.of(outputs.store.run_id, experiment, fleet.submitter, code_names=fleet.code_names)
         self._collector = Collector(self.run, fleet, outputs, stop or threading.Event())
+        self._clients = self._make_clients()
+        self._collector.pin = self._clients.pin
         self._parts = RunParts(
             run_id=self.run.run_id,
             experiment=experiment,
@@ -56,6 +65,7 @@ class Loop:
             collect=self._collector.collect,
             emit=outputs.emit,
             monotonic=fleet.clock.monotonic,
+            clients=self._clients,
         )
         self._monitor = build_monitor(experiment.monitor) if experiment.monitor is not None else None
         self._saver = Saver(outputs.store, experiment.checkpoint.keep, outputs.journal, self._clock)
@@ -76,6 +86,11 @@ class Loop:
         return self._progress.round if self._progress else 0
 
     @property
+    def population(self) -> int:
+        """Clients so far."""
+        return self._progress.population if self._progress else 0
+
+    @property
     def seconds(self) -> float:
         """Wall-clock seconds of the run so far: this session and, up to their checkpoints, those before."""
         return self._earlier_s + self._clock.monotonic() - self._began
@@ -88,21 +103,53 @@ class Loop:
         """Get the initial model, or the newest checkpoint; returns the first round to do."""
         self._fleet.coordinator.announce(self.run)
         checkpoint, info = self._store.latest_checkpoint(), self._store.workload()
+        self._clients.begin(1 if checkpoint is None or info is None else checkpoint.round + 1)
         if checkpoint is not None and info is not None:
-            self.info, self._earlier_s = info, checkpoint.seconds
+            self.info, self._earlier_s = self._clients.describe(info), checkpoint.seconds
             self._saved = checkpoint.round
             self._collector.groups.pinned = PinLedger(checkpoint.holders)
             self._progress = Progress.read(checkpoint, self._parts.strategy, self._parts.selection)
         else:
-            request = initial_request(self._experiment.round.deadline_s)
-            model, self.info = initial_model(self._collector.collect(request))
+            model, info = initial_model(self._collect_initial())
+            self.info = self._clients.describe(info)
             self._store.save_workload(self.info)
-            strategy, selection, roster = self._parts.strategy, self._parts.selection, self._roster()
+            strategy, selection, roster = self._parts.strategy, self._parts.selection, self._clients.roster()
             self._progress = Progress(0, strategy.init(model), selection.init(roster), roster.population)
         self._agree_on_data()
         self._store.choices(upto=self._progress.round)
         self._phases = self._make_phases(self._store.rounds(upto=self._progress.round))
         return self._progress.round + 1
+
+    def _make_clients(self) -> Clients:
+        """Return who the run's clients are."""
+        if not self._experiment.of_sites:
+            return VirtualClients(self._experiment, self._fleet.roster)
+        services = SiteServices(
+            experiment=self._experiment,
+            coordinator=self._fleet.coordinator,
+            store=self._store,
+            collect=self._collector.collect,
+            wait=self._collector.wait,
+            agree=self._work_with,
+            emit=self._outputs.emit,
+            now=self._clock.monotonic,
+        )
+        return Sites(services)
+
+    def _work_with(self, experiment: Experiment) -> None:
+        """Have every node work with the experiment as the sites have agreed on it."""
+        self.run = self.run.agreed(experiment)
+        self._collector.describe(self.run)
+        self._fleet.coordinator.announce(self.run)
+
+    def _collect_initial(self) -> Collected:
+        """Return the initial model; where nodes are asked one by one, that of the first that can make it."""
+        request = initial_request(self._experiment.round.deadline_s)
+        *others, last = self._clients.initial(request.exchange)
+        for exchange in others:
+            with contextlib.suppress(ClientFailed, QuorumNotReached, UsageError):
+                return self._collector.collect(replace(request, exchange=exchange))
+        return self._collector.collect(replace(request, exchange=last))
 
     def _agree_on_data(self) -> None:
         """Make every node compare its classes, shapes and normalisation with those of the initial model."""
@@ -143,10 +190,6 @@ class Loop:
             phases.append(MonitorPhase(self._parts, self._monitor, readings))
         return phases
 
-    def _roster(self) -> Roster:
-        declared = Roster(self._experiment.clients, self.info.client_sizes, self.info.label_counts)
-        return self._fleet.roster(declared)
-
     def _round(self, progress: Progress) -> bool:
         """Run one round; returns False if the strategy plans no further one."""
         begin, before = self._clock.monotonic(), shares(self._fleet.coordinator.nodes(), self.run.run_id)
@@ -179,8 +222,12 @@ class Loop:
         return True
 
     def _open(self, progress: Progress) -> OpenRound:
-        number, roster = progress.round + 1, self._roster()
+        number = progress.round + 1
+        roster = self._clients.open(number)
         joined = progress.grow(self._parts.selection, roster)
+        if joined and roster.names:
+            self.info = self._clients.describe(self.info)
+            self._store.save_workload(self.info)
         context = RoundContext(
             round=number,
             cohort=(),
@@ -196,8 +243,8 @@ class Loop:
             state=progress.strategy,
             context=context,
         )
-        if joined:
-            round.add_section("roster", {"population": roster.population, "joined": joined})
+        if joined or roster.offline:
+            round.add_section("roster", roster_section(roster, joined))
         return round
 
     def _retain(self, progress: Progress) -> None:

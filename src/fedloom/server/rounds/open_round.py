@@ -11,6 +11,7 @@ from fedloom.core.events import Event
 from fedloom.core.plugins import AnySelection, AnyStrategy
 from fedloom.core.protocols import MonitorReading, Roster, WorkloadInfo
 from fedloom.core.records import ClientReport, Exchange, Info, RoundContext
+from fedloom.server.rounds.clients import Clients
 from fedloom.server.rounds.closing import ClosingTerms
 from fedloom.server.rounds.counts import Collected, RoundCounts
 from fedloom.server.rounds.request import ExchangeRequest, Phase
@@ -29,12 +30,15 @@ class RunParts:
     emit: Callable[[Event], None]
     monotonic: Callable[[], float]
     """Seconds, for durations."""
+    clients: Clients
 
     def terms(self, exchange: Exchange) -> ClosingTerms:
         """Return the closing terms of an exchange with as many clients as it has jobs, by the run's settings."""
         settings = self.experiment.round
         return ClosingTerms(
-            quota=len(exchange.jobs), quorum_fraction=settings.quorum_fraction, deadline_s=settings.deadline_s
+            quota=len(exchange.jobs),
+            quorum_fraction=self.experiment.quorum_of(len(exchange.jobs)),
+            deadline_s=settings.deadline_s,
         )
 
     def evaluates_after(self, round: int) -> bool:

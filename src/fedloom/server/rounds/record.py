@@ -25,6 +25,7 @@ def round_choice(round: OpenRound) -> Choice:
         probed=[report_line(report) for report in round.probed],
         trained=[] if trained_as_probed else [report_line(report) for report in round.updates()],
         missed=round.missed(),
+        population=round.roster.population,
     )
 
 

@@ -26,6 +26,8 @@ class Phase(IntEnum):
     """Measurement of candidates that do not train for it."""
     MONITOR = (1 << 16) + 2
     """A monitor's exchange with clients."""
+    DESCRIBE = (1 << 16) + 3
+    """Sites describe their data, before they are clients."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

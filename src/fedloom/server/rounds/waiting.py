@@ -43,16 +43,32 @@ class Waiting:
         self._long_waits = long_waits
 
     def for_nodes(self, count: int, labels: Mapping[str, str]) -> None:
-        """Return once this many nodes with these labels are connected.
+        """Return once so many nodes with these labels are connected; raises as `until_none`."""
+        wanted = "".join(f" with {key}={value}" for key, value in sorted(labels.items()))
+
+        def lacking() -> str:
+            found = self._fleet.coordinator.count_fitting(labels)
+            return "" if found >= count else f"{count} nodes{wanted} are wanted (fleet.min_nodes) ({found} connected)"
+
+        self.until_none(lacking)
+
+    def until_none(self, lacking: Callable[[], str], limit_s: float | None = None) -> None:
+        """Return once nothing is lacking, or after `limit_s` seconds.
+
+        Args:
+            lacking: says what is lacking, in words; empty for nothing.
+            limit_s: None for no limit.
 
         Raises:
             Interrupted: the run was stopped.
         """
-        wanted = "".join(f" with {key}={value}" for key, value in sorted(labels.items()))
-        while (found := self._fleet.coordinator.count_fitting(labels)) < count:
+        begun = self._fleet.clock.monotonic()
+        while found := lacking():
             if self._stop.is_set():
                 raise Interrupted(self._how_to_resume)
-            self._notices.look(f"{count} nodes{wanted} are wanted (fleet.min_nodes) ({found} connected)")
+            if limit_s is not None and self._fleet.clock.monotonic() - begun >= limit_s:
+                break
+            self._notices.look(found)
             self._stop.wait(_TICK_S)
         self._notices.over()
 

@@ -19,7 +19,7 @@ from fedloom.core import files, frames, run_files
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadFrame, CheckpointCorrupt, LimitExceeded, NotFound, RunExists
 from fedloom.core.events import Event
-from fedloom.core.history import Choice, RoundRecord, RunSummary
+from fedloom.core.history import Choice, RosterLine, RoundRecord, RunSummary
 from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import Arrays, Info, Record
 from fedloom.core.run_files import (
@@ -29,6 +29,7 @@ from fedloom.core.run_files import (
     EVENTS,
     EXPERIMENT,
     MODEL,
+    ROSTERS,
     ROUNDS,
     RUN,
     SUMMARY,
@@ -127,6 +128,14 @@ class DiskRunStore:
         if upto is not None:
             self._rewrite(CHOICES, choices)
         return choices
+
+    def append_roster(self, line: RosterLine) -> None:
+        self._append(ROSTERS, line.model_dump_json())
+        with full_disk(self._folder), (self._folder / ROSTERS).open("rb") as written:
+            os.fsync(written.fileno())
+
+    def rosters(self) -> list[RosterLine]:
+        return run_files.read_rosters(self._folder)
 
     def append_event(self, event: Event) -> None:
         line = json.dumps(event_json(event))

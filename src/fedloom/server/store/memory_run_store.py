@@ -10,7 +10,7 @@ from fedloom.core import frames
 from fedloom.core.config import Experiment
 from fedloom.core.errors import NotFound
 from fedloom.core.events import Event
-from fedloom.core.history import Choice, RoundRecord, RunSummary
+from fedloom.core.history import Choice, RosterLine, RoundRecord, RunSummary
 from fedloom.core.pinned import Pinned
 from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import Arrays, Record
@@ -29,6 +29,7 @@ class MemoryRunStore:
         self._workload: WorkloadInfo | None = None
         self._rounds: list[RoundRecord] = []
         self._choices: list[Choice] = []
+        self._rosters: list[RosterLine] = []
         self._checkpoints: list[bytes] = []
         self._pinned: Mapping[str, Pinned] = {}
         self._clients: dict[int, list[tuple[tuple[int, int], bytes]]] = {}
@@ -73,6 +74,12 @@ class MemoryRunStore:
             self._choices = [choice for choice in self._choices if choice.round <= upto]
         return list(self._choices)
 
+    def append_roster(self, line: RosterLine) -> None:
+        self._rosters.append(line)
+
+    def rosters(self) -> list[RosterLine]:
+        return list(self._rosters)
+
     def append_event(self, event: Event) -> None:
         self.events.append(event)
 
@@ -105,4 +112,4 @@ class MemoryRunStore:
         self.summary = summary
 
     def discard(self) -> None:
-        self._rounds, self._choices, self._checkpoints, self._clients = [], [], [], {}
+        self._rounds, self._choices, self._rosters, self._checkpoints, self._clients = [], [], [], [], {}

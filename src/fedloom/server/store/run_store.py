@@ -20,7 +20,7 @@ import pydantic
 
 from fedloom.core.config import Experiment
 from fedloom.core.events import Event
-from fedloom.core.history import Choice, RoundRecord, RunSummary
+from fedloom.core.history import Choice, RosterLine, RoundRecord, RunSummary
 from fedloom.core.pinned import Pinned
 from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import Array, Arrays, JsonObject, Record
@@ -120,6 +120,12 @@ class RunStore(Protocol):
 
     def choices(self, upto: int | None = None) -> list[Choice]:
         """Return the recorded choices; with `upto`, later ones are deleted."""
+
+    def append_roster(self, line: RosterLine) -> None:
+        """Add a round's roster. Returns when it is safe on disk."""
+
+    def rosters(self) -> list[RosterLine]:
+        """Return the recorded rosters; none where clients are no sites."""
 
     def append_event(self, event: Event) -> None:
         """Add one of `core.events`."""

@@ -158,7 +158,7 @@ def build_strategy(config: Config, experiment: Experiment) -> FlowerApp:
             f'strategy.name = "flower_app" sends Flower messages, which workload {experiment.workload.name!r} does '
             'not understand; use workload.name = "flower"'
         )
-    if experiment.cohort_size != experiment.clients:
+    if experiment.cohort_size != experiment.num_clients:
         raise UnsupportedFeature(
             f"cohort = {experiment.cohort}: a Flower ServerApp chooses clients itself. Omit `cohort` and set "
             "the app's own fraction (such as run_config.fraction-train)"
@@ -166,4 +166,4 @@ def build_strategy(config: Config, experiment: Experiment) -> FlowerApp:
     app = apps.load_component(Path(config.app), config.serverapp, "strategy.serverapp")
     apps.check_component(app, flwr.ServerApp, flwr.is_legacy_server(app), "strategy.serverapp", config.serverapp)
     host_start()
-    return FlowerApp(app, config, clients=experiment.clients, seed=experiment.seed)
+    return FlowerApp(app, config, clients=experiment.num_clients, seed=experiment.seed)

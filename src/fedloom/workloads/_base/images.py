@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedloom.core.data_schema import SUMS
 from fedloom.workloads._base.rows import RowData, RowSource
 from fedloom.workloads._data.images import ImageData
 
@@ -17,7 +18,7 @@ def image_rows(data: ImageData, train: RowSource, test: RowSource) -> RowData:
     return RowData(
         train=train,
         test=test,
-        info=data.info,
+        info=data.info if data.sums is None else {**data.info, SUMS: data.sums},
         sha256=data.sha256,
         labels=data.y_train,
         num_labels=data.num_labels,

@@ -260,7 +260,7 @@ def load_rows(task: RowTask[C]) -> RowData:
         PluginInvalid: what its `dataset` returns is none.
     """
     kind, experiment = type(task), task.experiment
-    maker = Maker(task.device, experiment.clients, experiment.seed, kind.__name__, task.data_place)
+    maker = Maker(task.device, experiment.num_clients, experiment.seed, kind.__name__, task.data_place)
     with blamed(kind, kind.dataset):
         data = maker.rows(task.dataset())
         if data.sha256 and not is_own(kind) and not has_own_loss(kind) and not len(data.labels):
@@ -286,7 +286,7 @@ def deal(task: RowTask[C]) -> Partition:
         task.config.partition,
         labels,
         data.groups,
-        clients=task.experiment.clients,
+        clients=task.experiment.num_clients,
         seed=task.experiment.seed,
         data_sha256=data.sha256,
     )

@@ -52,7 +52,7 @@ from fedloom.workloads._data.settings import (
 )
 from fedloom.workloads._data.values import unit
 
-_FORMAT = 2
+_FORMAT = 3
 _CHANNELS = (1, 3, 4)
 _BLOCK = 4096
 """Images normalised at a time."""
@@ -86,6 +86,8 @@ class ImageData:
     """Provenance: title, kind, licence, sha256 of the source's bytes, counts, shape, mean and std, label names."""
     sha256: str
     """Digest of source and preparation."""
+    sums: Info | None = None
+    """What the mean and deviation are made of (`core.data_schema.SUMS`); None if the settings give them."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -158,6 +160,7 @@ def load_images(settings: ImageSource, size: int | None = None, channels: int | 
         groups=np.load(groups) if groups.is_file() else None,
         info=cache.read_json(place / "info.json"),
         sha256=key,
+        sums=cache.read_json(place / "sums.json") if _given_moments(settings) is None else None,
     )
 
 
@@ -191,7 +194,8 @@ def _prepare(
     x_train, x_test = sides
     if x_train.shape[1:] != x_test.shape[1:]:
         raise DataMissing(f"{facts['name']}: training images are {x_train.shape[1:]}, test images {x_test.shape[1:]}")
-    mean, std = _moments(x_train) if given is None else given
+    sums = _sums(x_train)
+    mean, std = _moments(sums) if given is None else given
     if len(mean) != x_train.shape[1]:
         raise ConfigError(
             f"workload.data.mean and std: {len(mean)} values each, but the images have {x_train.shape[1]} channels"
@@ -209,6 +213,7 @@ def _prepare(
     if examples.groups is not None:
         np.save(folder / "groups.npy", examples.groups)
     shape, moments = list(x_train.shape[1:]), {"mean": list(map(float, mean)), "std": list(map(float, std))}
+    cache.write_json(folder / "sums.json", sums)
     cache.write_json(folder / "info.json", {**facts, "shape": shape, **moments, "range": [min(edges), max(edges)]})
 
 
@@ -244,14 +249,19 @@ def _layout(x: Array, where: str) -> Layout:
     return "hwc" if last else "chw"
 
 
-def _moments(x: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation of each channel over the training set; float32, a flat channel's std is 1."""
+def _sums(x: Array) -> JsonObject:
+    """Number of the training set's pixels, and each channel's sum and sum of squares, black being 0 and white 1."""
     total, squares, count = np.zeros(x.shape[1]), np.zeros(x.shape[1]), 0
     for start in range(0, len(x), _BLOCK):
         block = unit(x[start : start + _BLOCK]).astype(np.float64)
         total += block.sum(axis=(0, 2, 3))
         squares += (block**2).sum(axis=(0, 2, 3))
         count += block[:, 0].size
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+    return {"n": count, "sum": total.tolist(), "squares": squares.tolist()}
+
+
+def _moments(sums: Info) -> tuple[Array, Array]:
+    """Mean and standard deviation of each channel; float32, a flat channel's std is 1."""
+    mean = np.asarray(sums["sum"]) / sums["n"]
+    std = np.sqrt(np.maximum(np.asarray(sums["squares"]) / sums["n"] - mean**2, 0.0))
     return mean.astype(np.float32), np.where(std > 1e-8, std, 1.0).astype(np.float32)

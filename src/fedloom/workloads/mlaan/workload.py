@@ -71,7 +71,7 @@ class LocalLearning(TorchWorkload[Config]):
 
     def describe(self) -> WorkloadInfo:
         info, config = super().describe(), self.config
-        trains = [config.range_of(client)[1] > 0 for client in range(self.experiment.clients)]
+        trains = [config.range_of(client)[1] > 0 for client in range(self.experiment.num_clients)]
         if all(trains):
             return info
         return replace(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fedloom.core.errors import QuorumNotReached
 from fedloom.core.events import Notice
-from fedloom.core.records import Exchange, Job
 from fedloom.server.rounds.closing import ClosingTerms
 from fedloom.server.rounds.open_round import OpenRound, RoundPhase, RunParts
 from fedloom.server.rounds.record import evaluated, sum_metrics
@@ -30,22 +31,13 @@ class EvaluatePhase(RoundPhase):
             round.evaluation_s = self._parts.monotonic() - begin
 
     def _evaluate(self, round: OpenRound) -> dict[str, float] | None:
-        parts, inputs = self._parts.experiment.evaluation.parts, self._parts.strategy.model_inputs(round.state)
-        jobs = tuple(
-            Job(
-                round=round.number,
-                client=part,
-                kind="held_out",
-                inputs=tuple(inputs),
-                knobs={"parts": parts},
-                of_client=False,
-            )
-            for part in range(parts)
-        )
-        exchange = Exchange(jobs=jobs, inputs=inputs, accumulator="metrics")
-        settings = self._parts.experiment.round
+        inputs = self._parts.strategy.model_inputs(round.state)
+        exchange = replace(self._parts.clients.evaluation(round.number, tuple(inputs)), inputs=inputs)
+        parts, settings = len(exchange.jobs), self._parts.experiment.round
         deadline_s = self._parts.experiment.evaluation.deadline_s or settings.deadline_s
-        terms = ClosingTerms(quota=parts, quorum_fraction=settings.quorum_fraction, deadline_s=deadline_s)
+        terms = ClosingTerms(
+            quota=parts, quorum_fraction=self._parts.experiment.quorum_of(parts), deadline_s=deadline_s
+        )
         begin = self._parts.monotonic()
         request = ExchangeRequest(
             round=round.number,

@@ -30,13 +30,13 @@ class ProbePhase(RoundPhase):
 
     def run(self, round: OpenRound) -> None:
         parts, rng = self._parts, generator(self._parts.experiment.seed, "selection", round.number)
-        size = parts.experiment.num_drawn
+        size = parts.experiment.drawn_of(round.roster.population)
         probe = parts.selection.probe(round.selection_state, round.roster, size, rng)
         if probe is None:
             self._choose(round, rng)
             self._plan(round)
             return
-        if size > parts.experiment.cohort_size:
+        if size > parts.experiment.cohort_of(round.roster.population):
             raise UnsupportedFeature(
                 f"selection {self._name!r} measures candidates, which rules out spare clients: remove "
                 "round.oversample_fraction and round.reserve_fraction, or choose another selection"
@@ -51,7 +51,7 @@ class ProbePhase(RoundPhase):
 
     def _choose(self, round: OpenRound, rng: np.random.Generator, reports: Sequence[ClientReport] = ()) -> None:
         """Choose the cohort with the selection; it may be empty."""
-        size = self._parts.experiment.num_drawn
+        size = self._parts.experiment.drawn_of(round.roster.population)
         chosen = self._parts.selection.choose(round.selection_state, round.roster, size, rng, reports)
         round.context = replace(round.context, cohort=check_clients(round, self._name, "choose", chosen))
 

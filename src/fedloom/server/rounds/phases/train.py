@@ -111,13 +111,14 @@ class TrainPhase(RoundPhase):
             quorum_fraction=exchange.quorum_fraction or run.quorum_fraction,
             deadline_s=exchange.deadline_s or run.deadline_s,
         )
-        experiment = self._parts.experiment
-        extra = len(round.context.cohort) - experiment.cohort_size
-        if index != Phase.TRAIN or extra <= 0 or experiment.num_drawn == experiment.cohort_size:
+        experiment, population = self._parts.experiment, round.roster.population
+        size = experiment.cohort_of(population)
+        extra = len(round.context.cohort) - size
+        if index != Phase.TRAIN or extra <= 0 or experiment.drawn_of(population) == size:
             return terms
         if [job.client for job in exchange.jobs] != list(round.context.cohort):
             raise UnsupportedFeature(
                 "spare clients require a strategy that plans one job for each client of the cohort, in order; remove "
                 "round.oversample_fraction and round.reserve_fraction, or use another strategy"
             )
-        return replace(terms, quota=experiment.cohort_size, reserve=max(0, extra - experiment.num_oversampled))
+        return replace(terms, quota=size, reserve=max(0, extra - experiment.oversampled_of(population)))

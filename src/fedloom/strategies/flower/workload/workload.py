@@ -211,4 +211,4 @@ def build_workload(config: Config, experiment: Experiment) -> FlowerWorkload:
     """Return the workload a `Config` describes."""
     app = apps.load_component(Path(config.app), config.clientapp, "workload.clientapp")
     apps.check_component(app, flwr.ClientApp, flwr.is_legacy_client(app), "workload.clientapp", config.clientapp)
-    return FlowerWorkload(app, config, experiment.clients)
+    return FlowerWorkload(app, config, experiment.num_clients)

@@ -51,7 +51,7 @@ class Scoring(TorchWorkload[Config]):
     def __init__(self, config: Config, experiment: Experiment) -> None:
         self._rounds, self._seed = experiment.rounds_known("workload mano"), experiment.seed
         self._images = data = load_images(config.data)
-        self._rows = rows = split(config, data, experiment.clients, experiment.seed)
+        self._rows = rows = split(config, data, experiment.num_clients, experiment.seed)
         super().__init__(config, experiment)
         self._sets = shifted_sets(config, data, rows.test_styles, experiment.seed)
         self._sources: dict[int, tuple[Record, Source]] = {}

@@ -53,7 +53,7 @@ class AdversarialTraining(TorchWorkload[Config]):
 
     def __init__(self, config: Config, experiment: Experiment) -> None:
         self._rounds = experiment.rounds_known("workload meat")
-        self._num_faulty = round(config.faulty_clients * experiment.clients)
+        self._num_faulty = round(config.faulty_clients * experiment.num_clients)
         self._loss = loss_of(config.defense)
         self._perturbation: dict[str, Tensor] = {}
         self._source = load_images(config.data)
@@ -63,7 +63,7 @@ class AdversarialTraining(TorchWorkload[Config]):
 
     def dataset(self) -> RowData:
         experiment, data = self.experiment, self._source
-        self._images = images = prepare(self.config, data, experiment.clients, experiment.seed, self.device)
+        self._images = images = prepare(self.config, data, experiment.num_clients, experiment.seed, self.device)
         used = {"num_train": len(images.train), "num_validation": len(images.validation)}
         return replace(
             image_rows(data, images.train, images.test),

@@ -1,0 +1,34 @@
+"""The jobs that are no client's: the initial model, and descriptions of the data."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fedloom.client.turn import Turn
+from fedloom.core.data_schema import SUMS
+from fedloom.core.plugins import build_watch
+from fedloom.core.protocols import WorkloadInfo
+from fedloom.core.records import Update
+
+
+def initial(turn: Turn) -> Update:
+    """Create the initial model, and describe the data."""
+    turn.stage = "init"
+    workload, monitor = turn.run.workload, turn.run.experiment.monitor
+    if monitor is not None:
+        build_watch(monitor).check(workload)
+    model = workload.init(turn.rng())
+    described = dataclasses.asdict(turn.run.disclosed(_without_sums(workload.describe())))
+    return Update(num_examples=0, groups=model.groups, info={"workload": described, "model": model.info})
+
+
+def described(turn: Turn) -> Update:
+    """Describe a site's data, before it is a client."""
+    turn.stage = "describe"
+    info = dataclasses.asdict(turn.run.disclosed(turn.run.workload.describe()))
+    return Update(num_examples=0, info={"workload": info})
+
+
+def _without_sums(info: WorkloadInfo) -> WorkloadInfo:
+    """Return a description without the sums that only sites need of each other."""
+    return dataclasses.replace(info, data={key: value for key, value in info.data.items() if key != SUMS})

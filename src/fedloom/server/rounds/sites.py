@@ -1,0 +1,272 @@
+"""Clients that are sites: enrolled nodes with data of their own, numbered for good."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from fedloom.core.config import Experiment
+from fedloom.core.errors import ClientFailed, QuorumNotReached, UsageError
+from fedloom.core.events import Event, Notice
+from fedloom.core.history import RosterLine, SiteLine
+from fedloom.core.protocols import Roster, WorkloadInfo
+from fedloom.core.records import Exchange, Job
+from fedloom.server.fleet.coordinator import Coordinator
+from fedloom.server.fleet.node_table import Presence
+from fedloom.server.rounds.agreement import agreed_settings
+from fedloom.server.rounds.clients import Clients
+from fedloom.server.rounds.counts import Collected
+from fedloom.server.rounds.descriptions import Candidate, Described, described_sites, descriptions_request, run_info
+from fedloom.server.rounds.request import ExchangeRequest
+from fedloom.server.rounds.rosters import online_in, roster_of, sites_in
+from fedloom.server.store.run_store import RunStore
+
+REJOIN_S = 30.0
+"""Seconds a resumed run waits for the sites that were connected when it ended."""
+ASK_AGAIN_S = 900.0
+"""Seconds after which a site that could not be a client is asked again; one that connects anew is asked at once."""
+_SHOWN = 5
+"""Names that a message lists at most."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SiteServices:
+    """What the roster of sites needs of its run."""
+
+    experiment: Experiment
+    coordinator: Coordinator
+    store: RunStore
+    collect: Callable[[ExchangeRequest], Collected]
+    """Runs an exchange."""
+    wait: Callable[[Callable[[], str], float | None], None]
+    """Waits until nothing is lacking, as a function says in words, or for so many seconds."""
+    agree: Callable[[Experiment], None]
+    """Has nodes work with the settings the sites have agreed on."""
+    emit: Callable[[Event], None]
+    now: Callable[[], float]
+    """Monotonic seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """Why a member cannot be a client."""
+
+    reason: str
+    session: str
+    at_s: float
+
+
+class Sites(Clients):
+    """The roster of sites: who they are, by number, and which of them are connected.
+
+    Every change is a line of `rosters.jsonl`, written before its round's work is put out; a resumed run reads its
+    rosters there, up to the round that its last session was in.
+
+    Args:
+        services: the run's.
+    """
+
+    def __init__(self, services: SiteServices) -> None:
+        self._services, self._experiment = services, services.experiment
+        self._lines: list[RosterLine] = []
+        self._sites: list[SiteLine] = []
+        """By number; those of later rounds, which a resumed run knows, are not among them yet."""
+        self._online: list[int] = []
+        self._refused: dict[str, _Refused] = {}
+        """Why members cannot be clients of this run, by their ids."""
+        self._planned_to = 0
+        """The last round whose roster an earlier session has written."""
+
+    # Who they are
+
+    def begin(self, first: int) -> None:
+        self._lines = list(self._services.store.rosters())
+        if self._lines:
+            self._planned_to = max(first, *(line.round for line in self._lines))
+            self._take(first - 1)
+            self._agree([setting for line in self._lines for setting in line.settings])
+            return
+        described: list[Described] = []
+        while len(described) < max(self._experiment.min_sites, len(self._experiment.site_names)):
+            self._services.wait(self._lacking_to_begin, None)
+            described = self._described(0, self._candidates())
+        settings = agreed_settings(self._experiment, described)
+        self._agree(settings)
+        self._join(0, described, settings)
+
+    def open(self, round: int) -> Roster:
+        self._take(round)
+        if round <= self._planned_to:
+            self._await_return(round)
+        while round > self._planned_to:
+            self._services.wait(self._lacking, None)
+            if candidates := self._candidates():
+                self._admit(round, candidates)
+            if len(self._connected()) >= self._experiment.min_sites:
+                break
+        connected = self._connected()
+        if connected != self._online:
+            self._write(RosterLine(round=round, online=connected))
+        return self.roster()
+
+    def _await_return(self, round: int) -> None:
+        """Wait for the sites that an earlier session had in this round; if too few return, others may join."""
+        planned = online_in(self._lines, round)
+        self._services.wait(lambda: self._away(planned), REJOIN_S)
+        if len(self._connected()) < self._experiment.min_sites:
+            self._planned_to = 0
+
+    def roster(self) -> Roster:
+        return roster_of(self._sites, self._online)
+
+    def describe(self, info: WorkloadInfo) -> WorkloadInfo:
+        return run_info(info, self._sites)
+
+    # Which node does whose work
+
+    def pin(self, exchange: Exchange) -> Exchange:
+        if not any(job.of_client for job in exchange.jobs):
+            return exchange
+        jobs = tuple(self._bound(job) if job.of_client else job for job in exchange.jobs)
+        return replace(exchange, jobs=jobs, reassign=False)
+
+    def evaluation(self, round: int, inputs: tuple[str, ...]) -> Exchange:
+        jobs = (
+            Job(round=round, client=client, kind="held_out", inputs=inputs, knobs={"part": 0, "parts": 1},
+                of_client=False)
+            for client in self._online
+        )  # fmt: skip
+        return Exchange(jobs=tuple(map(self._bound, jobs)), accumulator="metrics", reassign=False)
+
+    def initial(self, exchange: Exchange) -> Iterator[Exchange]:
+        for client in self._online:
+            site = self._sites[client]
+            jobs = tuple(replace(job, node=site.name, member=site.member) for job in exchange.jobs)
+            yield replace(exchange, jobs=jobs, reassign=False)
+
+    def _bound(self, job: Job) -> Job:
+        site = self._sites[job.client]
+        return replace(job, node=site.name, member=site.member)
+
+    # Joining
+
+    def _admit(self, round: int, candidates: Sequence[Candidate]) -> None:
+        """Make those members clients that can be; the others are left out of the run, with the reason in a notice."""
+        try:
+            described = self._described(round, candidates)
+        except (ClientFailed, QuorumNotReached, UsageError) as exc:
+            self._refuse({one.name: str(exc) for one in candidates}, candidates)
+            return
+        fixed = self._experiment.round.weighting == "examples" and all(site.size is not None for site in self._sites)
+        silent = {
+            one.name: "tells no size, by which updates weigh in this run" for one in described if one.size is None
+        }
+        if fixed and silent:
+            self._refuse(silent, candidates)
+            described = [one for one in described if one.name not in silent]
+        if described:
+            self._join(round, described)
+
+    def _described(self, round: int, candidates: Sequence[Candidate]) -> list[Described]:
+        """Have members describe their data; those that cannot are left out."""
+        request = descriptions_request(round, candidates, self._experiment.round.deadline_s)
+        described, trouble = described_sites(candidates, self._services.collect(request))
+        self._refuse(trouble, candidates)
+        return described
+
+    def _join(self, round: int, described: Iterable[Described], settings: Sequence[str] = ()) -> None:
+        """Number members, and write them down as clients from a round on."""
+        joined = [one.line(number) for number, one in enumerate(described, len(self._sites))]
+        online = [*self._online, *(site.client for site in joined)]
+        self._write(RosterLine(round=round, joined=joined, online=online, settings=list(settings)))
+        self._take(round)
+
+    def _refuse(self, reasons: Mapping[str, str], candidates: Sequence[Candidate]) -> None:
+        for one in candidates:
+            if one.name in reasons:
+                reason = f"{one.name}: {reasons[one.name]}"
+                self._refused[one.member] = _Refused(reason, one.session, self._services.now())
+                self._notice(f"site {one.name!r} is no client of this run: {reasons[one.name]}")
+
+    def _agree(self, settings: Sequence[str]) -> None:
+        if not settings:
+            return
+        self._services.agree(self._experiment.override(settings))
+        self._notice(f"the sites have agreed on {', '.join(settings)}")
+
+    # Bookkeeping
+
+    def _take(self, round: int) -> None:
+        """Know the sites that have become clients up to a round."""
+        self._sites, self._online = sites_in(self._lines, round), online_in(self._lines, round)
+
+    def _write(self, line: RosterLine) -> None:
+        self._services.store.append_roster(line)
+        self._lines.append(line)
+        self._online = line.online
+
+    def _present(self) -> dict[str, Presence]:
+        """Return the connected nodes that could be clients, by name, sorted."""
+        named = self._experiment.site_names
+        found = self._services.coordinator.present(self._experiment.fleet.labels)
+        return {name: found[name] for name in sorted(found) if not named or name in named}
+
+    def _candidates(self) -> list[Candidate]:
+        """Return the connected members that are no clients yet, by name."""
+        known = {site.member for line in self._lines for site in line.joined}
+        return [
+            Candidate(name=name, member=one.member, session=one.session)
+            for name, one in self._present().items()
+            if one.member not in known and not self._is_refused(one)
+        ]
+
+    def _is_refused(self, one: Presence) -> bool:
+        """Return whether a member cannot be a client: as long as it has not connected anew, and for a while."""
+        refused = self._refused.get(one.member)
+        return (
+            refused is not None and refused.session == one.session and self._services.now() - refused.at_s < ASK_AGAIN_S
+        )
+
+    def _connected(self) -> list[int]:
+        present = self._present()
+        here = {(name, one.member) for name, one in present.items()}
+        return [site.client for site in self._sites if (site.name, site.member) in here]
+
+    def _away(self, online: Iterable[int]) -> str:
+        """Return which sites that were connected are not, in words."""
+        away = sorted({self._sites[client].name for client in online} - {*map(self._name, self._connected())})
+        return f"the sites of the run are not all back ({_some(away)})" if away else ""
+
+    def _name(self, client: int) -> str:
+        return self._sites[client].name
+
+    def _lacking_to_begin(self) -> str:
+        """Return which sites a run lacks to begin, in words; empty for none."""
+        missing = sorted(set(self._experiment.site_names) - set(self._usable()))
+        if missing:
+            return f"not all sites of `clients` are connected (missing: {_some(missing)}{self._of_refused()})"
+        return self._lacking()
+
+    def _lacking(self) -> str:
+        """Return which sites a run lacks for its next round, in words; empty for none."""
+        usable, least = self._usable(), self._experiment.min_sites
+        if len(usable) >= least:
+            return ""
+        labels = "".join(f" with {key}={value}" for key, value in sorted(self._experiment.fleet.labels.items()))
+        connected = _some(usable) or "none"
+        return f"{least} sites{labels} are wanted (round.min_sites) (connected: {connected}{self._of_refused()})"
+
+    def _usable(self) -> list[str]:
+        return [*map(self._name, self._connected()), *(one.name for one in self._candidates())]
+
+    def _of_refused(self) -> str:
+        reasons = [refused.reason for refused in self._refused.values()]
+        return f"; no clients of it: {_some(reasons)}" if reasons else ""
+
+    def _notice(self, message: str) -> None:
+        self._services.emit(Notice(run_id=self._services.store.run_id, message=message))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,238 @@
+"""Clients that are sites: each has data and a number of its own; they come, go and return; their runs resume."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from site_fleet import Sites, experiment, rows, train_rows
+
+from fedloom.core.config import Experiment
+from fedloom.core.errors import Interrupted, QuorumNotReached
+from fedloom.core.events import Notice
+from fedloom.server.rounds import sites as sites_module
+from fedloom.server.rounds.choices import replay_run
+from fedloom.server.rounds.session import Outcome, run_session
+from fedloom.server.store.disk_run_store import DiskRunStore
+from fedloom.server.store.memory_run_store import MemoryRunStore
+from fedloom.testing.fleet import EventLog
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> Iterator[Sites]:
+    fleet = Sites(tmp_path)
+    try:
+        yield fleet
+    finally:
+        fleet.close()
+
+
+def pooled(*names: str) -> Any:
+    """The mean of the normalised rows of sites, which is 0, and what they were normalised by."""
+    x = np.concatenate([train_rows(name) for name in names])
+    return x.mean(0), x.std(0)
+
+
+def test_each_client_is_one_site_with_all_of_its_data(sites: Sites) -> None:
+    sites.start("b", "a", "c")
+    store = MemoryRunStore("run")
+    outcome = sites.run(experiment(), store=store)
+    assert outcome.error is None
+    sizes = [len(train_rows(name)) for name in "abc"]
+    assert [record.num_examples for record in outcome.history] == [sum(sizes)] * 3
+    info = store.workload()
+    assert info is not None and list(info.client_sizes) == sizes
+    assert [site["site"] for site in info.data["sites"]] == ["a", "b", "c"]
+    assert info.data["num_train"] == sum(sizes) and "sums" not in str(info.data)
+    assert [(site.client, site.name) for line in store.rosters() for site in line.joined] == [
+        (0, "a"),
+        (1, "b"),
+        (2, "c"),
+    ]
+    np.testing.assert_allclose(outcome.arrays["w"], 0.0, atol=1e-12)  # the mean of rows normalised by their own mean
+    mean, std = pooled("a", "b", "c")
+    held = np.concatenate([rows(name)[0][np.arange(len(rows(name)[0])) % 5 == 4] for name in "abc"])
+    want = (((held - mean) / std) ** 2).sum(1).mean()
+    assert outcome.history[-1].evaluation is not None
+    assert outcome.history[-1].evaluation["loss"] == pytest.approx(want)
+
+
+def test_whatever_arrives_first_the_bits_are_equal(tmp_path: Path) -> None:
+    found = []
+    for order in (("a", "b", "c"), ("c", "a", "b")):
+        fleet = Sites(tmp_path / order[0])
+        fleet.folder.mkdir()
+        try:
+            fleet.start(*order)
+            outcome = fleet.run(experiment(cohort=2, workload={"data": {"mean": [0.0] * 3, "std": [1.0] * 3}}))
+            found.append((outcome.summary.model_sha256, [record.cohort for record in outcome.history]))
+        finally:
+            fleet.close()
+    assert found[0] == found[1] and found[0][0] is not None
+
+
+def test_a_site_that_leaves_is_missing_and_the_same_client_when_it_is_back(sites: Sites) -> None:
+    sites.start("a", "b")
+    after = {1: lambda: sites.stop("b"), 3: lambda: sites.start("b")}
+    outcome = sites.run(experiment(rounds=5), after=after)
+    assert outcome.error is None
+    sizes = {name: len(train_rows(name)) for name in "ab"}
+    both = sizes["a"] + sizes["b"]
+    assert [record.num_examples for record in outcome.history] == [both, sizes["a"], sizes["a"], both, both]
+    assert [[failure.client for failure in record.failures] for record in outcome.history] == [[], [1], [1], [], []]
+    assert "is not connected" in outcome.history[1].failures[0].message
+    assert outcome.history[1].sections["roster"]["offline"] == {"1": "b"}
+    assert [round(record.metrics["times"], 6) for record in outcome.history] == [
+        1.0,
+        2.0,
+        3.0,
+        3.0,
+        4.0,
+    ]  # (4+2)/2, (5+3)/2
+
+
+def test_a_later_site_gets_the_next_number_from_the_next_round_on(sites: Sites) -> None:
+    sites.start("b", "c")
+    given = {"mean": [0.0] * 3, "std": [1.0] * 3}
+    store = MemoryRunStore("run")
+    one = experiment(rounds=3, workload={"data": given}, selection="update_norm")
+    outcome = sites.run(one, store=store, after={1: lambda: sites.start("a")})
+    assert outcome.error is None
+    assert [sorted(record.cohort) for record in outcome.history] == [[0, 1], [0, 1, 2], [0, 1, 2]]
+    assert outcome.history[1].sections["roster"] == {
+        "population": 3, "joined": 1, "joined_names": ["a"], "offline": {}
+    }  # fmt: skip
+    info = store.workload()
+    assert info is not None and [site["site"] for site in info.data["sites"]] == ["b", "c", "a"]
+    np.testing.assert_allclose(outcome.arrays["w"], np.concatenate([train_rows(name) for name in "abc"]).mean(0))
+    checkpoint = store.latest_checkpoint()
+    assert checkpoint is not None and checkpoint.population == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"round": {"min_sites": 2}}, "2 sites are wanted (round.min_sites) (connected: a)"),
+        ({"clients": ["b", "a"]}, "not all sites of `clients` are connected (missing: b)"),
+    ],
+)
+def test_a_run_waits_for_as_many_sites_as_it_needs_or_names(
+    sites: Sites, monkeypatch: pytest.MonkeyPatch, values: Any, said: str
+) -> None:
+    monkeypatch.setattr("fedloom.server.rounds.wait_notices.PATIENCE_S", 0.0)
+    sites.start("a")
+
+    class Joins(EventLog):
+        def write(self, event: Any) -> None:
+            super().write(event)
+            if isinstance(event, Notice) and said in event.message:
+                sites.start("b")
+
+    outcome = sites.run(experiment(rounds=1, **values), sinks=[Joins()])
+    assert outcome.error is None and sorted(outcome.history[0].cohort) == [0, 1]
+
+
+def test_other_nodes_than_those_named_are_no_clients(sites: Sites) -> None:
+    sites.start("a", "b", "c")
+    outcome = sites.run(experiment(rounds=1, clients=["c", "a"]))
+    assert outcome.history[0].num_examples == len(train_rows("a")) + len(train_rows("c"))
+
+
+def test_fewer_updates_than_sites_needed_end_the_run(sites: Sites) -> None:
+    sites.start("a", "b")
+    sites.write("b", *rows("b"))
+
+    def break_b() -> None:
+        sites.stop("b")
+        sites.start("b", limits={"min_examples": 1000})
+
+    outcome = sites.run(experiment(round={"min_sites": 2}), after={1: break_b})
+    assert isinstance(outcome.error, QuorumNotReached) and "fewer examples than" in str(outcome.error)
+
+
+@pytest.mark.parametrize("stopped_after", [1, 2])
+def test_a_stopped_run_resumes_with_its_rosters_and_the_same_bits(
+    sites: Sites, tmp_path: Path, stopped_after: int
+) -> None:
+    one = experiment(rounds=4, cohort=2)
+    sites.start("a", "b", "c")
+    want = sites.run(one).summary.model_sha256
+    stop = threading.Event()
+    store = DiskRunStore.create(tmp_path / "run", "run")
+    first = sites.run(one, store=store, after={stopped_after: stop.set}, stop=stop)
+    assert isinstance(first.error, Interrupted)
+    sites.stop("a", "b", "c")
+
+    def come_back() -> None:
+        sites.start("c", "a", "b")
+
+    late = threading.Thread(target=come_back)
+    late.start()
+    again = run_again(sites, one, store)
+    late.join()
+    assert again.error is None and len(again.history) == 4
+    assert again.summary.model_sha256 == want
+    assert [line.round for line in store.rosters()] == [0], "the roster has not changed"
+
+
+@pytest.mark.parametrize("selection", ["uniform", "oort", "update_norm", "local_loss"])
+def test_the_choices_of_a_run_that_sites_joined_can_be_made_again(sites: Sites, tmp_path: Path, selection: str) -> None:
+    sites.start("b", "c")
+    given = {"mean": [0.0] * 3, "std": [1.0] * 3}
+    one = experiment(rounds=4, cohort=2, selection=selection, workload={"data": given})
+    store = DiskRunStore.create(tmp_path / "run", "run")
+    after = {1: lambda: sites.start("a"), 2: lambda: sites.stop("c"), 3: lambda: sites.start("c")}
+    assert sites.run(one, store=store, after=after).error is None
+    replayed = replay_run(tmp_path / "run")
+    assert [choice.choice.population for choice in replayed] == [2, 3, 3, 3]
+    assert all(choice.agrees for choice in replayed)
+
+
+def run_again(sites: Sites, one: Experiment, store: DiskRunStore) -> Outcome:
+    return run_session(one, store, sites.access(), (), stop=threading.Event())
+
+
+def test_a_resumed_run_waits_for_its_sites_but_not_for_good(
+    sites: Sites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sites_module, "REJOIN_S", 0.2)
+    stop, store = threading.Event(), DiskRunStore.create(tmp_path / "run", "run")
+    sites.start("a", "b")
+    sites.run(experiment(rounds=3), store=store, after={1: stop.set}, stop=stop)
+    sites.stop("b")
+    again = run_again(sites, experiment(rounds=3), store)
+    assert again.error is None
+    assert [record.num_examples for record in again.history[1:]] == [len(train_rows("a"))] * 2
+    assert store.rosters()[-1].online == [0]
+
+
+def test_a_refused_site_is_left_out_with_the_reason(sites: Sites) -> None:
+    sites.start("a")
+    sites.start("b", workloads={})
+    log = EventLog()
+    outcome = sites.run(experiment(rounds=1), sinks=[log])
+    assert outcome.history[0].num_examples == len(train_rows("a"))
+    assert any(
+        event.message.startswith("site 'b' is no client of this run") and "is not allowed here" in event.message
+        for event in log.of(Notice)
+    )
+
+
+def test_runs_at_once_have_rosters_of_their_own(sites: Sites) -> None:
+    sites.start("a", "b")
+    alone = sites.run(experiment()).summary.model_sha256
+    found: dict[int, Any] = {}
+
+    def go(number: int) -> None:
+        found[number] = sites.run(experiment(), store=MemoryRunStore(f"run-{number}"))
+
+    threads = [threading.Thread(target=go, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {outcome.summary.model_sha256 for outcome in found.values()} == {alone}
