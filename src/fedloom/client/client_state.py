@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fedloom.core.errors import BadFrame
+from fedloom.core.protocols import LocalRule
 from fedloom.core.records import Arrays, Info, Record
 
 Parts = Mapping[str, Record]
@@ -60,3 +61,12 @@ def split(stored: Record | None) -> dict[str, Record]:
             f"{sorted(stored.info)} and groups {sorted(stored.groups)} ({type(exc).__name__}: {exc}). Another version "
             "of fedloom stored it; start a new run"
         ) from exc
+
+
+def stored_anew(stored: Mapping[str, Record], work: Record | None, rules: Mapping[str, LocalRule]) -> Record | None:
+    """Return the client's new stored state: new parts in place of old ones; None if there are none."""
+    if work is None and not rules:
+        return None
+    reported = {WORKLOAD: work, **{name: rule.state() for name, rule in rules.items()}}
+    fresh = {name: record for name, record in reported.items() if record is not None}
+    return compose({**stored, **fresh}) if fresh else None

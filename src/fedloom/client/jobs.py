@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from fedloom.client.answer_check import check_answer
-from fedloom.client.client_state import WORKLOAD, compose, rule_parts, split
+from fedloom.client.client_state import WORKLOAD, rule_parts, split, stored_anew
 from fedloom.client.descriptions import described, initial
 from fedloom.client.group_program import GroupProgram, group_program
 from fedloom.client.parked import ParkedUpdates, own
@@ -121,7 +121,7 @@ class JobRunner:
         update = check_answer(work.update, turn.job.kind)
         if rule is not None:
             update = check_answer(rule.outgoing(update, turn.job.knobs), f"{turn.job.kind} and its rules")
-        state = _stored_anew(stored, update.state, parts)
+        state = stored_anew(stored, update.state, parts)
         if state is not update.state:
             update = check_answer(replace(update, state=state), turn.job.kind)
         if turn.kind == "train":
@@ -242,15 +242,6 @@ def _action(turn: Turn) -> Action | None:
     if not actions:
         return None
     return actions.get(kind) or actions.get(kind.split(".")[0])
-
-
-def _stored_anew(stored: Mapping[str, Record], work: Record | None, rules: Mapping[str, LocalRule]) -> Record | None:
-    """Return the client's new stored state: new parts in place of old ones; None if there are none."""
-    if work is None and not rules:
-        return None
-    reported = {WORKLOAD: work, **{name: rule.state() for name, rule in rules.items()}}
-    fresh = {name: record for name, record in reported.items() if record is not None}
-    return compose({**stored, **fresh}) if fresh else None
 
 
 def _count(value: object) -> int:

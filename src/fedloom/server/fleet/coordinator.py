@@ -34,6 +34,7 @@ from fedloom.core.messages import (
 )
 from fedloom.core.records import JsonObject
 from fedloom.server.fleet.dispatch import Dispatch
+from fedloom.server.fleet.holdings import holders, holdings
 from fedloom.server.fleet.inquiries import Inquiries
 from fedloom.server.fleet.node_table import NodeTable, Presence
 from fedloom.server.fleet.nodes import Mailbox, Node
@@ -316,12 +317,12 @@ class Coordinator:
     def holders(self, opened: OpenExchange) -> dict[int, str]:
         """Return which agent has which group of an exchange now."""
         with self._changed:
-            return self._dispatch.holders(opened)
+            return holders(opened, self._nodes)
 
     def holdings(self, opened: OpenExchange) -> dict[int, Holding]:
         """Return which agent has had which group of an exchange the longest, and since when."""
         with self._changed:
-            return self._dispatch.holdings(opened)
+            return holdings(opened, self._nodes)
 
     def ask_another(self, opened: OpenExchange, index: int, after_s: float) -> None:
         """Assign a group to another node, too, after `after_s` seconds; the first answer counts."""

@@ -10,14 +10,15 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from fedloom.core.clock import Clock
-from fedloom.core.errors import FedloomError, PolicyRefused
+from fedloom.core.errors import FedloomError
 from fedloom.core.messages import Cancel, Group, GroupKey, GroupResult, PayloadRef, Refusal, RunSpec
 from fedloom.core.records import ClientFailure
 from fedloom.server.fleet.choosing import MAX_ASSIGNED, choose
 from fedloom.server.fleet.entitlements import Entitlements
+from fedloom.server.fleet.holdings import absent
 from fedloom.server.fleet.lacking import lacking
 from fedloom.server.fleet.nodes import Node
-from fedloom.server.fleet.open_exchange import Answer, Holding, OpenExchange
+from fedloom.server.fleet.open_exchange import Answer, OpenExchange
 from fedloom.server.fleet.payloads import Offer, PayloadStore
 
 RETRY_S = 1.0
@@ -102,22 +103,6 @@ class Dispatch:
         """Invalidate all assignments of a node."""
         for opened in self._open.values():
             opened.disown(name)
-
-    def holders(self, opened: OpenExchange) -> dict[int, str]:
-        """Return which node has which group of an exchange now."""
-        keys = {opened.key(index): index for index in range(len(opened.groups))}
-        return {keys[key]: name for name, node in self._nodes.items() for key in node.assigned if key in keys}
-
-    def holdings(self, opened: OpenExchange) -> dict[int, Holding]:
-        """Return which node has had which group of an exchange the longest, and since when."""
-        keys = {opened.key(index): index for index in range(len(opened.groups)) if index not in opened.done}
-        found = dict[int, Holding]()
-        for name, node in self._nodes.items():
-            for key, since in node.assigned.items():
-                index = keys.get(key)
-                if index is not None and (index not in found or since < found[index].since):
-                    found[index] = Holding(node=name, since=since)
-        return found
 
     # Choosing
 
@@ -353,15 +338,12 @@ class Dispatch:
         self.push()
 
     def drop_absent(self) -> None:
-        """Give up on waiting groups that only a node may do which is gone, for longer than it may take to reconnect."""
+        """Give up on waiting groups that only one node may do which is gone."""
         now = self._clock.monotonic()
         for opened in self._open.values():
-            for index in list(opened.pending) if not opened.reassigns else ():
-                only = opened.groups[index].only
-                node = self._nodes.get(only)
-                if only and (node is None or (not node.online and not node.is_present(now, self._grace_s))):
-                    opened.pending.remove(index)
-                    self._lose(opened, index, only, f"node {only!r} is not connected")
+            for index, only in absent(opened, self._nodes, now, self._grace_s).items():
+                opened.pending.remove(index)
+                self._lose(opened, index, only, f"node {only!r} is not connected")
 
     def _take_back(self, name: str, reason: str, but: Collection[GroupKey]) -> None:
         """Withdraw an agent's groups, except those it still has."""
@@ -411,15 +393,7 @@ class Dispatch:
                 reasons = opened.refusals[only].reason if only else named
                 opened.pending.remove(index)
                 opened.done.add(index)
-                lost = Answer(
-                    index=index,
-                    node=only,
-                    result=None,
-                    lost=f"refused by {only or 'every node'}: {reasons}",
-                    stage="policy",
-                    error=f"{PolicyRefused.__module__}.{PolicyRefused.__name__}",
-                )
-                opened.answers.put(lost)
+                opened.answers.put(Answer.refused(index, only, reasons))
 
     def _lose(self, opened: OpenExchange, index: int, name: str, reason: str, *, same_node: bool = False) -> None:
         """Requeue a group whose agent is gone, or fail it; `same_node`: its own node is back and may do it again."""

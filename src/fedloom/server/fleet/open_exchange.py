@@ -6,8 +6,9 @@ import queue
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
-from fedloom.core.errors import FedloomError
+from fedloom.core.errors import FedloomError, PolicyRefused
 from fedloom.core.messages import GroupKey, GroupResult, Refusal
 from fedloom.core.records import ClientFailure, Record
 from fedloom.server.fleet.payloads import Offer
@@ -32,6 +33,13 @@ class Answer:
     """Why the group failed on every node."""
     stage: str = "worker"
     error: str = "WorkerDied"
+
+    @classmethod
+    def refused(cls, index: int, only: str, reasons: str) -> Self:
+        """Return the end of a group that `only` this node, or every node, refuses for good."""
+        error = f"{PolicyRefused.__module__}.{PolicyRefused.__name__}"
+        lost = f"refused by {only or 'every node'}: {reasons}"
+        return cls(index=index, node=only, result=None, lost=lost, stage="policy", error=error)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
