@@ -15,7 +15,7 @@ from members import Members, members
 from fedloom.client.link import connect_trusting
 from fedloom.proto.v1 import enroll_pb2 as pb
 from fedloom.proto.v1.enroll_pb2_grpc import EnrollStub
-from fedloom.server.access import service
+from fedloom.server.access import listening
 
 CONNECTIONS = 6
 
@@ -24,7 +24,7 @@ CONNECTIONS = 6
 def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Members]:
     """A server whose strangers may stay for a second."""
     for name, value in {"CONNECTIONS": CONNECTIONS, "CONNECTION_S": 0.6, "GRACE_S": 0.3, "REQUEST_S": 0.1}.items():
-        monkeypatch.setattr(service, f"ENROLL_{name}", value)
+        monkeypatch.setattr(listening, f"ENROLL_{name}", value)
     with members(tmp_path) as made:
         yield made
 
@@ -49,7 +49,7 @@ def test_calls_that_never_say_what_they_want_are_ended(fleet: Members) -> None:
 
     with contextlib.closing(connect_trusting(address(fleet), fleet.admin.authority)) as channel:
         silent = channel.stream_unary("/fedloom.proto.v1.Enroll/Join", None, None)
-        calls = [silent.future(nothing(), timeout=60) for _ in range(service.ENROLLING)]
+        calls = [silent.future(nothing(), timeout=60) for _ in range(listening.ENROLLING)]
         try:
             assert authority(fleet, 20.0) == fleet.admin.authority.decode()
             for call in calls:

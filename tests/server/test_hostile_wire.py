@@ -36,8 +36,9 @@ from fedloom.core.messages import PROTOCOL, Heartbeat, Hello, PayloadRef
 from fedloom.core.records import Job, Record
 from fedloom.proto.v1 import control_pb2 as control_pb
 from fedloom.proto.v1 import fleet_pb2 as pb
+from fedloom.server.access.fleet_service import FleetService
 from fedloom.server.access.gate import TokenGate
-from fedloom.server.access.service import MAX_MESSAGE_BYTES, FleetService
+from fedloom.server.access.listening import MAX_MESSAGE_BYTES
 from fedloom.server.app import Server
 from fedloom.server.fleet.open_exchange import OpenExchange
 from fedloom.server.fleet.planned import PlannedGroup

@@ -93,7 +93,7 @@ class Server:
         enroll_port: int = 0,
     ) -> int:
         """Listen on an address; returns the port. See `server.service.listen`."""
-        from fedloom.server.access.service import listen
+        from fedloom.server.access.listening import listen
 
         self.token = token
         listening = listen(self.coordinator, runs, host, port, token=token, security=security, enroll_port=enroll_port)
@@ -151,7 +151,7 @@ def serve(
     Raises:
         UsageError: other users can read the state folder, another server works on it, or a port is taken.
     """
-    from fedloom.server.access.service import raise_descriptor_limit
+    from fedloom.server.access.listening import raise_descriptor_limit
 
     files.restrict_new_files()
     raise_descriptor_limit()
