@@ -14,9 +14,13 @@ from site_fleet import Sites, experiment, rows, train_rows
 from fedloom.core.config import Experiment
 from fedloom.core.errors import Interrupted, QuorumNotReached
 from fedloom.core.events import Notice
+from fedloom.core.protocols import Roster
+from fedloom.core.records import ClientFailure, ClientReport, Mean
+from fedloom.reporting import write_report
 from fedloom.server.rounds import sites as sites_module
 from fedloom.server.rounds.choices import replay_run
 from fedloom.server.rounds.session import Outcome, run_session
+from fedloom.server.rounds.site_metrics import site_section
 from fedloom.server.store.disk_run_store import DiskRunStore
 from fedloom.server.store.memory_run_store import MemoryRunStore
 from fedloom.testing.fleet import EventLog
@@ -59,6 +63,45 @@ def test_each_client_is_one_site_with_all_of_its_data(sites: Sites) -> None:
     want = (((held - mean) / std) ** 2).sum(1).mean()
     assert outcome.history[-1].evaluation is not None
     assert outcome.history[-1].evaluation["loss"] == pytest.approx(want)
+
+
+def test_each_sites_metrics_are_in_the_record_and_the_report(sites: Sites, tmp_path: Path) -> None:
+    names = [f"s{number}" for number in range(5)]
+    sites.start(*names)
+    store = DiskRunStore.create(tmp_path / "run", "run")
+    given = {"mean": [0.0] * 3, "std": [1.0] * 3}
+    outcome = sites.run(experiment(rounds=2, workload={"data": given}), store=store)
+    assert outcome.error is None
+    w = np.concatenate([train_rows(name) for name in names]).mean(0)
+    held = {name: rows(name)[0][np.arange(len(rows(name)[0])) % 5 == 4] for name in names}
+    want = {name: float(((x - w) ** 2).sum(1).mean()) for name, x in held.items()}
+    section = outcome.history[-1].sections["sites"]
+    assert [site["site"] for site in section["sites"]] == names
+    for site in section["sites"]:
+        assert site["metrics"]["loss"] == pytest.approx(want[site["site"]])
+    assert section["worst"]["loss"]["value"] == pytest.approx(max(want.values()))
+    assert section["worst"]["loss"]["site"] == max(want, key=lambda name: want[name])
+    ordered = sorted(want.values())
+    assert section["p10"]["loss"] == pytest.approx(ordered[3] + 0.6 * (ordered[4] - ordered[3])), "rank 0.9 * 4 = 3.6"
+    total = sum(len(x) for x in held.values())
+    assert outcome.history[-1].evaluation is not None
+    mean = sum(want[name] * len(held[name]) for name in names) / total
+    assert outcome.history[-1].evaluation["loss"] == pytest.approx(mean)
+    text = write_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "10th percentile" in text and all(f">{name}<" in text for name in names)
+
+
+def test_more_is_better_of_accuracies_and_a_site_that_does_not_evaluate_is_named() -> None:
+    roster = Roster(3, names=("a", "b", "c"))
+    reports = [
+        ClientReport(client=client, num_examples=10, seconds=0.0, metrics={"accuracy": Mean(right, 10.0)})
+        for client, right in ((0, 9.0), (1, 5.0))
+    ]
+    refused = ClientFailure(client=2, round=1, stage="policy", error="PolicyRefused", message="not here")
+    found = site_section(roster, reports, [refused], {})
+    assert found["worst"] == {"accuracy": {"site": "b", "value": 0.5}}
+    assert found["p10"] == {"accuracy": pytest.approx(0.54)}
+    assert found["missing"] == {"c": "stage policy: PolicyRefused: not here"}
 
 
 def test_whatever_arrives_first_the_bits_are_equal(tmp_path: Path) -> None:
@@ -236,3 +279,10 @@ def test_runs_at_once_have_rosters_of_their_own(sites: Sites) -> None:
     for thread in threads:
         thread.join()
     assert {outcome.summary.model_sha256 for outcome in found.values()} == {alone}
+
+
+def test_a_nodes_smallest_cohort_is_compared_with_the_sites_that_a_round_needs(sites: Sites) -> None:
+    sites.start("a", "b", limits={"min_cohort": 2})
+    assert sites.run(experiment(rounds=1, round={"min_sites": 2})).error is None
+    outcome = sites.run(experiment(rounds=1))
+    assert outcome.error is not None and "asks for 1 clients, expected at least 2" in str(outcome.error)

@@ -271,6 +271,9 @@ class Guard:
         """Refuse a run whose cohort is smaller than the policy's minimum."""
         floor = self.policy.limits.min_cohort
         size = experiment.get("cohort") or experiment.get("clients") or 1
+        if not isinstance(size, int):  # sites
+            conduct = experiment.get("round")
+            size = (conduct.get("min_sites") if isinstance(conduct, Mapping) else None) or 1
         if floor and not (isinstance(size, int) and size >= floor):
             raise PolicyRefused(f"the run's cohort has {size} clients, expected at least {floor}", kind="data")
 

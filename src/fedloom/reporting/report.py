@@ -15,10 +15,12 @@ from fedloom.reporting.sections.learning import learning
 from fedloom.reporting.sections.origin import data, reproduction, settings
 from fedloom.reporting.sections.participation import participation
 from fedloom.reporting.sections.partition import partition
+from fedloom.reporting.sections.sites import sites
 
 _SECTIONS = (
     heading,
     learning,
+    sites,
     contributed,
     participation,
     partition,
@@ -34,7 +36,7 @@ _SECTIONS = (
 
 def render_report(run: RunFolder) -> str:
     """Return the report as an HTML document, for any run: unfinished or without rounds, too."""
-    return page(f"{run.name}: {run.run_id}", *(part(run) for part in _SECTIONS))
+    return page(f"{run.name}: {run.run_id}", *(shown for part in _SECTIONS if (shown := part(run)) is not None))
 
 
 def write_report(run_dir: str | Path) -> Path:

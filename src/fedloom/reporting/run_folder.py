@@ -68,8 +68,9 @@ class RunFolder:
 
     @property
     def population(self) -> int:
-        """Clients in the federation."""
-        return int(self.experiment.get("clients", 1))
+        """Clients in the federation; where they are sites, those that have joined."""
+        clients = self.experiment.get("clients", 1)
+        return clients if isinstance(clients, int) else len(self.workload.data.get("sites", ())) if self.workload else 0
 
     @property
     def planned_rounds(self) -> int | None:

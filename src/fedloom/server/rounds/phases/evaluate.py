@@ -10,6 +10,7 @@ from fedloom.server.rounds.closing import ClosingTerms
 from fedloom.server.rounds.open_round import OpenRound, RoundPhase, RunParts
 from fedloom.server.rounds.record import evaluated, sum_metrics
 from fedloom.server.rounds.request import ExchangeRequest, Phase
+from fedloom.server.rounds.site_metrics import SECTION, site_section
 
 
 class EvaluatePhase(RoundPhase):
@@ -35,9 +36,9 @@ class EvaluatePhase(RoundPhase):
         exchange = replace(self._parts.clients.evaluation(round.number, tuple(inputs)), inputs=inputs)
         parts, settings = len(exchange.jobs), self._parts.experiment.round
         deadline_s = self._parts.experiment.evaluation.deadline_s or settings.deadline_s
-        terms = ClosingTerms(
-            quota=parts, quorum_fraction=self._parts.experiment.quorum_of(parts), deadline_s=deadline_s
-        )
+        of_sites = self._parts.experiment.of_sites
+        quorum = 1 / max(parts, 1) if of_sites else settings.quorum_fraction
+        terms = ClosingTerms(quota=parts, quorum_fraction=quorum, deadline_s=deadline_s)
         begin = self._parts.monotonic()
         request = ExchangeRequest(
             round=round.number,
@@ -50,13 +51,16 @@ class EvaluatePhase(RoundPhase):
         try:
             collected = self._parts.collect(request)
         except QuorumNotReached as exc:
-            if deadline_s is None or self._parts.monotonic() - begin < deadline_s:
+            if not of_sites and (deadline_s is None or self._parts.monotonic() - begin < deadline_s):
                 raise
             round.add_section("evaluation", {"parts": 0, "of": parts})
             self._notice(round, f"no evaluation: {exc}")
             return None
         round.counts += collected.counts.beside_training()
-        if len(collected.reports) < parts:
+        if of_sites:
+            failures, roster = collected.counts.failures, round.roster
+            round.add_section(SECTION, site_section(roster, collected.reports, failures, round.info.exponentials))
+        if len(collected.reports) < parts and not of_sites:
             found = f"{len(collected.reports)} of {parts} pieces of the held-out data"
             round.add_section("evaluation", {"parts": len(collected.reports), "of": parts})
             self._notice(round, f"the evaluation is of {found}; the others are missing (round.quorum_fraction)")
