@@ -13,7 +13,9 @@ from fedloom.core.identity import certificate_request, make_key
 from fedloom.server.access import members as module
 from fedloom.server.access import tokens
 from fedloom.server.access.authority import Authority
-from fedloom.server.access.members import MAX_CERTIFICATES, MAX_NAME, MAX_STEM, Member, Registry, fingerprint_of
+from fedloom.server.access.certificates import MAX_CERTIFICATES, fingerprint_of
+from fedloom.server.access.member_names import MAX_NAME, MAX_STEM
+from fedloom.server.access.members import Member, Registry
 
 
 class Clock:

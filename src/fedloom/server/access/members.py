@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import secrets
 import sqlite3
 import threading
@@ -17,11 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 
 from fedloom.core.clock import SYSTEM_CLOCK
-from fedloom.core.errors import BadMessage, LimitExceeded, NotFound, RunExists, Unauthenticated
+from fedloom.core.errors import LimitExceeded, NotFound, RunExists, Unauthenticated
+from fedloom.server.access import certificates as certificate_table
 from fedloom.server.access import tokens as token_table
+from fedloom.server.access.certificates import REPLACED, Certificates
+from fedloom.server.access.member_names import MAX_NAME, MAX_STEM, check_labels, check_name
 from fedloom.server.access.tokens import Token, Tokens
 from fedloom.server.store.columns import add_columns
 
@@ -30,32 +31,14 @@ create table if not exists members (
   name text primary key, role text not null, labels text not null, enrolled real not null, revoked real,
   id text not null default ''
 );
-create table if not exists certificates (
-  fingerprint text primary key, member text not null references members (name), expires real not null,
-  issued real not null, revoked integer not null default 0
-);
-create index if not exists certificates_of on certificates (member);
 """
 _ADDED = {
     "members": {"token": "text not null default ''", "id": "text not null default ''"},
-    "certificates": {"used": "integer not null default 0"},
 }
 """Columns missing from files of earlier versions, by table."""
-_REPLACED = 2
-"""Value of `certificates.revoked` once a newer certificate of the member has been used."""
 _OF_MEMBER = "m.id, m.name, m.role, m.labels, m.enrolled, m.revoked, m.token"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-MAX_NAME = 64
-"""Characters of a member's name, limited by certificates."""
-MAX_STEM = 56
-"""Characters of a name shared by several members, to which a number is appended."""
-MAX_LABELS = 16
-MAX_LABEL = 64
-"""Characters of a label's key or value."""
 MAX_MEMBERS = 20_000
 """Members in the file, revoked ones included; the longest revoked are forgotten for new ones."""
-MAX_CERTIFICATES = 8
-"""Certificates of one member besides the one it uses: the newest ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,11 +73,11 @@ class Registry:
         self._lock = threading.Lock()
         self._database = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=30)
         self._database.execute("pragma journal_mode=wal")
-        self._database.executescript(_SCHEMA + token_table.SCHEMA)
-        for table, columns in {**_ADDED, "tokens": token_table.ADDED}.items():
+        self._database.executescript(_SCHEMA + certificate_table.SCHEMA + token_table.SCHEMA)
+        for table, columns in {**_ADDED, "certificates": certificate_table.ADDED, "tokens": token_table.ADDED}.items():
             add_columns(self._database, table, columns)
         self._database.execute("update members set id = lower(hex(randomblob(16))) where id = ''")
-        self._tokens = Tokens(self._database, now)
+        self._tokens, self._certificates = Tokens(self._database, now), Certificates(self._database, now)
 
     def close(self) -> None:
         """Close the file, as soon as no call uses it: closing it under a statement would end the process."""
@@ -119,7 +102,7 @@ class Registry:
             RunExists: the name belongs to a member in good standing.
             LimitExceeded: there are `MAX_TOKENS` already.
         """
-        _check_name(name, MAX_NAME if uses == 1 else MAX_STEM)
+        check_name(name, MAX_NAME if uses == 1 else MAX_STEM)
         check_labels(labels)
         wanted = Token(id="", name=name, role=role, labels=labels, uses=uses, maker=maker)
         with self._lock:
@@ -175,8 +158,8 @@ class Registry:
                 "on conflict (name) do update set role = excluded.role, revoked = null",
                 (name, role, self._now(), _new_id()),
             )
-            self._database.execute("update certificates set revoked = 1 where member = ?", (name,))
-            self._add_certificate(name, certificate)
+            self._certificates.revoke_all(name)
+            self._certificates.add(name, certificate)
 
     def renew(self, shown: str, certificate: x509.Certificate) -> None:
         """Add a member's new certificate; the first use of it revokes the one shown.
@@ -189,7 +172,7 @@ class Registry:
             Unauthenticated: the shown one is not admitted (any more).
         """
         with self._lock:
-            self._add_certificate(self._admit(shown).name, certificate, shown)
+            self._certificates.add(self._admit(shown).name, certificate, shown)
 
     def admit(self, fingerprint: str) -> Member:
         """Return the member whose certificate this is.
@@ -230,7 +213,7 @@ class Registry:
             ).fetchone()
             if row is None:
                 raise NotFound(f"no member {name[:80]!r} in good standing; list them with `fedloom node list`")
-            self._database.execute("update certificates set revoked = 1 where member = ?", (name,))
+            self._certificates.revoke_all(name)
             return self._tokens.end_with(name, "" if keep_token else row[0])
 
     def label(self, name: str, add: Mapping[str, str], remove: Sequence[str]) -> Mapping[str, str]:
@@ -255,7 +238,7 @@ class Registry:
         if row is None:
             raise Unauthenticated("this server does not know the caller's certificate; join with a new token")
         member, ended, used, number = _member(row[:7], row[7], fingerprint), row[8], row[9], row[10]
-        if not member.revoked_at and ended == _REPLACED:
+        if not member.revoked_at and ended == REPLACED:
             raise Unauthenticated(
                 f"a newer certificate of {member.name!r} has been used, which revoked this one; use the newer one"
             )
@@ -264,16 +247,8 @@ class Registry:
         if member.expires_at <= self._now():
             raise Unauthenticated(f"the certificate of {member.name!r} has expired; join with a new token")
         if not used:
-            self._begin_use(member.name, number)
+            self._certificates.begin_use(member.name, number)
         return member
-
-    def _begin_use(self, name: str, number: int) -> None:
-        """Record the first use of a certificate, which revokes the member's older ones."""
-        self._database.execute("update certificates set used = 1 where rowid = ?", (number,))
-        self._database.execute(
-            "update certificates set revoked = ? where member = ? and rowid < ? and revoked = 0",
-            (_REPLACED, name, number),
-        )
 
     def _join(self, secret: str, sign: Callable[[str, str], x509.Certificate]) -> tuple[Member, x509.Certificate]:
         token = self._tokens.spend(secret)
@@ -287,7 +262,7 @@ class Registry:
             "token = excluded.token, id = excluded.id, revoked = null",
             (name, token.role, json.dumps(dict(token.labels)), now, token.id, member_id),
         )
-        self._add_certificate(name, certificate)
+        self._certificates.add(name, certificate)
         member = Member(id=member_id, name=name, role=token.role, labels=token.labels, enrolled_at=now, token=token.id)
         return member, certificate
 
@@ -313,42 +288,11 @@ class Registry:
             raise LimitExceeded(
                 f"this server has {MAX_MEMBERS} members, the limit; ask an administrator to revoke some"
             )
-        self._database.execute("delete from certificates where member = ?", oldest)
+        self._certificates.forget(oldest[0])
         self._database.execute("delete from members where name = ?", oldest)
 
     def _member_count(self) -> int:
         return int(self._database.execute("select count(*) from members").fetchone()[0])
-
-    def _add_certificate(self, name: str, certificate: x509.Certificate, shown: str = "") -> None:
-        self._database.execute(
-            "insert into certificates (fingerprint, member, expires, issued) values (?, ?, ?, ?)",
-            (fingerprint_of(certificate), name, certificate.not_valid_after_utc.timestamp(), self._now()),
-        )
-        self._database.execute(
-            "delete from certificates where member = ? and fingerprint != ? and rowid not in "
-            "(select rowid from certificates where member = ? order by rowid desc limit ?)",
-            (name, shown, name, MAX_CERTIFICATES),
-        )
-
-
-def fingerprint_of(certificate: x509.Certificate) -> str:
-    """Return the name of a certificate in the registry."""
-    return certificate.fingerprint(hashes.SHA256()).hex()
-
-
-def check_labels(labels: Mapping[str, str]) -> None:
-    """Raise `BadMessage` for labels beyond their limits."""
-    words = [word for pair in labels.items() for word in pair]
-    if len(labels) > MAX_LABELS or not all(0 < len(word) <= MAX_LABEL and word.isprintable() for word in words):
-        raise BadMessage(f"labels: expected at most {MAX_LABELS}, keys and values of 1 to {MAX_LABEL} characters")
-
-
-def _check_name(name: str, longest: int) -> None:
-    if len(name) > longest or not _NAME.fullmatch(name):
-        raise BadMessage(
-            f"name: expected 1 to {longest} letters, digits, dots, dashes or underscores, the first a letter or digit, "
-            f"got {name[:80]!r} ({len(name)}); a name for several members must be shorter, because a number is appended"
-        )
 
 
 def _new_id() -> str:
