@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fedloom.core.seeds import generator
-from fedloom.reporting.study_part import ExampleScores
+from fedloom.reporting.example_scores import ExampleScores
 from fedloom.studies import held_out, machine, pages, published
 from fedloom.studies.claims import Outcome
 from fedloom.studies.comparison import RunNumbers, ScenarioNumbers
@@ -182,6 +182,7 @@ def test_a_worker_notes_the_machine_and_which_examples_are_right(tmp_path: Path)
     made = Experiment.parse(
         {
             "rounds": 1, "clients": 4, "cohort": 2, "strategy": "fedavg", "evaluation": {"parts": 1},
+            "runtime": {"name": "inline"},
             "workload": {"name": "image_classification", "data": {"source": "digits"}, "model": {"name": "mlp"}},
         }
     )  # fmt: skip

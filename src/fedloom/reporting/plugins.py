@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedloom.core.plugins import build_value, parts_named
+from fedloom.reporting.example_scores import ExampleScores
 from fedloom.reporting.markup import Markup
 from fedloom.reporting.run_folder import RunFolder
 
@@ -39,6 +40,8 @@ class Contribution:
     """Drawn after the learning curves, in order."""
     numbers: Mapping[str, float] = field(default_factory=dict)
     """Numbers of the run for studies; names without a dot. NaN if one does not apply."""
+    scores: Mapping[str, ExampleScores] = field(default_factory=dict)
+    """What held-out examples contribute to those of the numbers that are means over them."""
     headlines: Mapping[str, str] = field(default_factory=dict)
     """The few results in a comparison of runs besides accuracy and bytes: row names and values."""
     tables: tuple[PlainTable, ...] = ()

@@ -8,17 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fedloom.core.config import Experiment, Settings
+from fedloom.reporting.example_scores import ExampleScores
 from fedloom.reporting.run_folder import RunFolder
-
-
-@dataclass(frozen=True, slots=True)
-class ExampleScores:
-    """What each held-out example contributes to a number, which is the mean of these."""
-
-    values: tuple[int, ...]
-    """1 for an example counted as right, 0 for another; -1 to 1 where the number is a difference of two models."""
-    examples: str
-    """Names the set of examples: runs with the same name are compared example by example."""
 
 
 @dataclass(frozen=True, slots=True)

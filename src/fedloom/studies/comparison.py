@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedloom.reporting.study_part import ExampleScores, Measured
+from fedloom.reporting.example_scores import ExampleScores
+from fedloom.reporting.study_part import Measured
 from fedloom.studies import statistics
 from fedloom.studies.definition import Definition
 from fedloom.studies.measures import COSTS

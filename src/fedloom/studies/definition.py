@@ -175,6 +175,10 @@ class Definition(Settings):
     """Tests next to the runs, by name, as installed plug-ins define them: `arm`, `scenarios`, and own settings."""
     highlight: tuple[str, ...] = ()
     """Arms drawn with bands; by default the first five."""
+    tables: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Tables of a published page, by title: the arms that are alike enough to stand in one. Without any, one of all."""
+    grid: str = ""
+    """What was tuned, over which values and seeds, for which arms; printed with the published tables."""
     claims: tuple[Claim, ...] = ()
     checkpoint_every: Annotated[int, Field(ge=1)] = 10
     """Maximum number of rounds a killed run loses."""
@@ -215,6 +219,9 @@ class Definition(Settings):
         _known("reference", self.reference, self.arms)
         for arm in self.highlight:
             _known("highlight", arm, self.arms)
+        for title, arms in self.tables.items():
+            for arm in arms:
+                _known(f"tables.{title}", arm, self.arms)
         for claim in self.claims:
             for arm in (claim.arm, *([claim.against] if claim.against else [])):
                 _known(f"claims ({claim.id}): arm", arm, self.arms)

@@ -84,8 +84,9 @@ def participation(run: RunFolder) -> Measured:
 
 def own(run: RunFolder) -> Measured:
     """Return the numbers of the plug-ins' own reports (their folders' `report.py`)."""
-    numbers = [contribution.numbers for contribution in contributions(run)]
-    return Measured({name: float(value) for each in numbers for name, value in each.items()})
+    found = contributions(run)
+    numbers = {name: float(value) for each in found for name, value in each.numbers.items()}
+    return Measured(numbers, scores={name: scores for each in found for name, scores in each.scores.items()})
 
 
 GENERAL = StudyPart(

@@ -122,14 +122,21 @@ def _heading(place: int, each: Measurement) -> str:
 
 
 def _tables(definition: Definition, each: Measurement) -> list[str]:
-    found = each.estimates(definition)
-    return [
-        _table(definition, name, {arm: found[name][arm] for arm in scenario.arms}, scenario.target)
-        for name, scenario in each.scenarios.items()
-    ]
+    """Return a table for each scenario and each group of arms that the study compares."""
+    made, shown = each.estimates(definition), []
+    for name, scenario in each.scenarios.items():
+        title = definition.conditions[name].title or name
+        head = f"{title[:1].upper()}{title[1:]}: target {number(scenario.target)}"
+        for group, arms in (definition.tables or {"": tuple(scenario.arms)}).items():
+            measured = [arm for arm in arms if arm in scenario.arms]
+            if measured:
+                caption = f"{head}. {group}".rstrip(" .")
+                rows = {f"`{arm}`: {definition.arms[arm].title or arm}": made[name][arm] for arm in measured}
+                shown.append(f"{caption}. Trainings, values and bytes are a round's.\n\n{_table(definition, rows)}")
+    return [*shown, f"Tuning: {definition.grid}"] if definition.grid else shown
 
 
-def _table(definition: Definition, scenario: str, arms: Mapping[str, Found], target: float) -> str:
+def _table(definition: Definition, arms: Mapping[str, Found]) -> str:
     columns: list[tuple[str, Cell]] = [
         ("seeds", lambda f: str(f["final"].count) if "final" in f else NOTHING),
         (f"final {definition.metric}", lambda f: _value(f, "final")),
@@ -144,12 +151,9 @@ def _table(definition: Definition, scenario: str, arms: Mapping[str, Found], tar
         ("values up", lambda f: count_text(round(f["params_up"].value)) if "params_up" in f else NOTHING),
         ("bytes up, down", _bytes),
     ]
-    title = definition.conditions[scenario].title or scenario
-    rows = [[f"`{arm}`", *(cell(found) for _, cell in columns)] for arm, found in arms.items()]
+    rows = [[arm, *(cell(found) for _, cell in columns)] for arm, found in arms.items()]
     lines = [["arm", *(name for name, _ in columns)], ["---"] * (len(columns) + 1), *rows]
-    shown = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    title = title[:1].upper() + title[1:]
-    return f"{title} (target {number(target)}; trainings, values and bytes are a round's):\n\n{shown}"
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _claims(definition: Definition, made: Sequence[Measurement]) -> str:

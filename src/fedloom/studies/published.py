@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from fedloom.core.records import Info, JsonObject
+from fedloom.reporting.example_scores import ExampleScores
 from fedloom.reporting.page import write_page
-from fedloom.reporting.study_part import ExampleScores
 from fedloom.studies.claims import Outcome, Verdict, judge
 from fedloom.studies.comparison import RunNumbers, ScenarioNumbers, estimates
 from fedloom.studies.definition import Definition

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from fedloom.core.records import JsonObject
+from fedloom.reporting.example_scores import ExampleScores
 from fedloom.reporting.page import write_page
 from fedloom.reporting.run_folder import RunFolder
-from fedloom.reporting.study_part import ExampleScores, Measured, NumberColumn
+from fedloom.reporting.study_part import Measured, NumberColumn
 from fedloom.studies import comparison, held_out, machine, statistics
 from fedloom.studies.claims import Verdict, judge
 from fedloom.studies.comparison import RunNumbers, ScenarioNumbers

@@ -10,7 +10,7 @@ from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, RunFailed
 from fedloom.core.protocols import Pending
 from fedloom.core.records import MODEL, Arrays, Record, RoundContext, Update
-from fedloom.strategies.meat.evaluation import difference, numbers, read
+from fedloom.strategies.meat.evaluation import Curve, Evaluation, difference, example_scores, numbers, read
 from fedloom.strategies.meat.strategy import History, MedianEnsemble, build_strategy
 
 ROUNDS = 8
@@ -176,6 +176,17 @@ def test_a_round_asks_for_statistics_measures_and_in_the_end_the_table() -> None
     assert float(state.best["w"][0]) == 9.0
     assert reading.verdicts["ensemble"] == {"clean": "1111", "fgsm": "1010"} and found["fgsm_ensemble"] == 0.5
     assert reading.seconds == {"fgsm": 0.5 * 2 * 5}
+    assert example_scores(reading)["fgsm_ensemble"] == (1, 0, 1, 0)
+
+
+def test_what_images_contribute_to_a_number_has_it_as_its_mean() -> None:
+    verdicts = {"ensemble": {"apgd": "1101", "clean": "1111"}, "last": {"apgd": "1010", "clean": "1110"}}
+    curve = Curve(rounds=(1,), clean=(1.0,), robust=(0.5,), validation=(0.5,))
+    evaluation = Evaluation(curves=dict.fromkeys(verdicts, curve), verdicts=verdicts)
+    scores, found = example_scores(evaluation), numbers(evaluation)
+    assert scores["apgd_over_last"] == (0, 1, -1, 1) and found["apgd_over_last"] == 0.25
+    for name, values in scores.items():
+        assert sum(values) / 4 == found[name]
 
 
 def test_a_paired_difference_counts_points_not_rates() -> None:

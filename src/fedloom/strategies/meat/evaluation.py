@@ -155,6 +155,23 @@ def numbers(evaluation: Evaluation) -> dict[str, float]:
     return found
 
 
+def example_scores(evaluation: Evaluation) -> dict[str, tuple[int, ...]]:
+    """Return, for each number of `numbers` that counts images under an attack, what each image contributes to it.
+
+    1 or 0 for a model's rate; for `apgd_over_last` and the like 1, 0 or -1.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for model, verdicts in evaluation.verdicts.items():
+        found |= {f"{_plain(attack)}_{model}": tuple(map(int, each)) for attack, each in verdicts.items()}
+    for attack in ("apgd", "autoattack"):
+        own = found.get(f"{attack}_{ENSEMBLE}")
+        for model in evaluation.verdicts:
+            other = found.get(f"{attack}_{model}")
+            if own is not None and other is not None and model != ENSEMBLE:
+                found[f"{attack}_over_{model}"] = tuple(a - b for a, b in zip(own, other, strict=True))
+    return found
+
+
 def _leads(measure: str, found: Mapping[str, float], models: Sequence[str]) -> dict[str, float]:
     """`robust_over_last` and the like: the published model's number minus another's."""
     own = found.get(f"{measure}_{ENSEMBLE}", math.nan)

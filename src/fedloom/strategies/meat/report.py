@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from fedloom.reporting.charts import Series, bar_chart, line_chart
+from fedloom.reporting.example_scores import ExampleScores
 from fedloom.reporting.markup import Content, Markup, table, tag
 from fedloom.reporting.page import section
 from fedloom.reporting.plugins import Contribution
@@ -15,6 +16,7 @@ from fedloom.strategies.meat.evaluation import (
     Evaluation,
     difference,
     error,
+    example_scores,
     numbers,
     read,
     withstood,
@@ -35,7 +37,11 @@ def build_report(run: RunFolder) -> Contribution:
         parts.append(_attacks(evaluation))
     if evaluation.spread:
         parts.append(_outliers(evaluation))
-    return Contribution(sections=tuple(parts), numbers=numbers(evaluation))
+    scores = {
+        name: ExampleScores(values, f"the first {len(values)} test images")
+        for name, values in example_scores(evaluation).items()
+    }
+    return Contribution(sections=tuple(parts), numbers=numbers(evaluation), scores=scores)
 
 
 def _robustness(evaluation: Evaluation) -> Markup:
