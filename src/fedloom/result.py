@@ -37,7 +37,7 @@ class History(list[RoundRecord]):
 
     def columns(self) -> dict[str, list[float | int | None]]:
         """Return the rounds' numbers as columns: `round`, held-out metrics by name, training metrics as `train_…`,
-        `clients`, `failures`, `bytes_up`, `bytes_down`, `seconds`. None where a round has none."""
+        `clients`, `failures`, `bytes_up`, `bytes_down`, `seconds`. None if a round has none."""
         tested = _names(record.evaluation or {} for record in self)
         trained = _names(record.metrics for record in self)
         return {

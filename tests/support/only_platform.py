@@ -1,14 +1,17 @@
 """A pytest plug-in that leaves out the tests which name a method that is not there.
 
 `FEDLOOM_REMOVED` has the names (of methods, their presets and studies), separated by commas. A test names one if its
-own source, its module's imports, or its parameters do.
+own source does, its parameters, or what it uses of its module: functions, fixtures and constants, and what these use.
 """
 
 from __future__ import annotations
 
+import ast
+import functools
 import inspect
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -38,5 +41,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _needs_a_method(item: pytest.Item) -> bool:
     function = getattr(item, "function", None)
-    source = inspect.getsource(function) if function is not None else ""
+    source = _with_what_it_uses(inspect.getsource(function), item.path) if function is not None else ""
     return bool(_NAMED.search(source) or _NAMED.search(f" {item.name.partition('[')[2]} "))
+
+
+def _with_what_it_uses(source: str, module: Path) -> str:
+    """Return a source followed by those of the definitions of its module that it uses, directly or over others."""
+    defined, used = _definitions(module), dict[str, str]()
+    waiting = [source]
+    while waiting:
+        for name in set(re.findall(r"\w+", waiting.pop())) & defined.keys() - used.keys():
+            used[name] = defined[name]
+            waiting.append(defined[name])
+    return "\n".join((source, *used.values()))
+
+
+@functools.cache
+def _definitions(module: Path) -> Mapping[str, str]:
+    """Return the source of each function, class and constant at the top level of a module, by name; no tests."""
+    text = module.read_text(encoding="utf-8")
+    found = dict[str, str]()
+    for node in ast.parse(text).body:
+        source = ast.get_source_segment(text, node) or ""
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.lower().startswith("test"):
+            found[node.name] = source
+        elif isinstance(node, ast.Assign):
+            found |= {each.id: source for each in node.targets if isinstance(each, ast.Name)}
+    return found

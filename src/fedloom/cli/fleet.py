@@ -236,7 +236,7 @@ def watch(
 
 
 def _shown(events: Iterator[JsonObject], json: bool) -> RunSummary | None:
-    """Show events of a run; returns how it ended, None where they do not say."""
+    """Show events of a run; returns how it ended, None if they do not say."""
     from fedloom.reporting.console import ConsoleSink
     from fedloom.reporting.replay import event_of
 

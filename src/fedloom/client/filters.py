@@ -37,7 +37,7 @@ class Filters(Settings):
 
         Args:
             update: what a client returns.
-            model: the global model the client began with; None where it has read none.
+            model: the global model the client began with; None if it has read none.
             rng: draws the noise.
 
         Raises:

@@ -22,7 +22,7 @@ class NodeSetup:
     helpers: Helpers = field(default_factory=InlineHelpers)
     """Starts the helpers that a workload requests."""
     leftovers: Leftovers | None = None
-    """Ends what a run's code has started, in a program of fedloom's own; None where something else does, or nothing."""
+    """Ends what a run's code has started, in a program of fedloom's own; None if something else does, or nothing."""
     states: Path | None = None
     """Folder for clients' states stored on the node; None takes one of the node's name below the user's
     state folder."""

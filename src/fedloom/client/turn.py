@@ -64,7 +64,7 @@ class Turn:
         return generator(seed, job.kind, job.round, exchange, job.client)
 
     def model(self) -> Arrays | None:
-        """Return the global model of the exchange; None where it sends none."""
+        """Return the global model of the exchange; None if it sends none."""
         return self.inputs[MODEL].groups.get(MODEL) if MODEL in self.group.inputs else None
 
     def trained_again(self) -> Turn:

@@ -21,7 +21,7 @@ _SET_MOMENTS = "Set workload.data.mean and workload.data.std, one value per chan
 
 
 def data_schema(data: Info, run_id: str) -> Info:
-    """Return what other nodes' data must agree with; empty where a workload does not describe its data so.
+    """Return what other nodes' data must agree with; empty if a workload does not describe its data so.
 
     Names of classes leave as a digest only.
 

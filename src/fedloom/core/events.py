@@ -95,7 +95,7 @@ class Notice:
     run_id: str
     message: str
     waits_for: str | None = None
-    """What the run waits for from now on; empty where it waits no more; None in notices about anything else."""
+    """What the run waits for from now on; empty if it waits no more; None in notices about anything else."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -66,7 +66,7 @@ def _tasks(folder: Path) -> float | None:
 
 
 def _ratio(quota: str, period: str) -> float | None:
-    """Return quota / period; None where either is no positive number, such as `max` or -1."""
+    """Return quota / period; None if either is no positive number, such as `max` or -1."""
     if not (quota.isdigit() and period.isdigit() and int(quota) and int(period)):
         return None
     return int(quota) / int(period)

@@ -30,7 +30,7 @@ def spearman(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
 def separation(scores: Sequence[float], positive: npt.ArrayLike) -> float:
     """Return the area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
 
-    (R - n(n + 1)/2) / (n m) with R the rank sum of the n positives among n + m. NaN where one side is empty.
+    (R - n(n + 1)/2) / (n m) with R the rank sum of the n positives among n + m. NaN if one side is empty.
     """
     chosen = np.asarray(positive, bool)
     ours, others = int(chosen.sum()), int((~chosen).sum())

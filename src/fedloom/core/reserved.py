@@ -7,7 +7,7 @@ import mmap
 from fedloom.core.errors import LimitExceeded
 
 _LARGE_BYTES = 4 << 20
-"""From this size on memory comes in huge pages, where the machine has them."""
+"""From this size on memory comes in huge pages, if the machine has them."""
 
 
 def reserve(size: int) -> bytearray | mmap.mmap:

@@ -23,4 +23,4 @@ class SavedState:
     state: object
     """Of the strategy's class `State`."""
     workload: WorkloadInfo | None
-    """What the workload says about its data; None where the run has not recorded it."""
+    """What the workload says about its data; None if the run has not recorded it."""

@@ -113,7 +113,7 @@ def offence(setting: TextSetting) -> Offence | None:
     """Judge a text by the kind of its field: the one rule of server and node.
 
     Returns:
-        What needs permission; None where the text is a name or a word that nothing opens or imports.
+        What needs permission; None if the text is a name or a word that nothing opens or imports.
     """
     value, kind = setting.value, setting.kind
     if setting.known or kind is SettingKind.FREE:
@@ -130,7 +130,7 @@ def offence(setting: TextSetting) -> Offence | None:
 
 
 def module_file(code: str, folder: Path) -> Path | None:
-    """Return the file in a folder that `MODULE:NAME` refers to, links followed; None where it lies elsewhere.
+    """Return the file in a folder that `MODULE:NAME` refers to, links followed; None if it lies elsewhere.
 
     Args:
         code: what is to be imported.

@@ -17,7 +17,7 @@ class Measured:
     """One run, as the statistics see it."""
 
     numbers: dict[str, float] = field(default_factory=dict)
-    """Names without a dot; NaN where a number does not apply."""
+    """Names without a dot; NaN if a number does not apply."""
     series: dict[str, list[float]] = field(default_factory=dict)
     """One entry per round; `times_aggregated` has one per client."""
     scores: dict[str, ExampleScores] = field(default_factory=dict)

@@ -278,7 +278,7 @@ def _tell_of_token(published: Path | None, state: Path) -> None:
 
 
 def _depot() -> Depot | None:
-    """Make the memory that agents on this machine share; None, with a warning, where there is no place for it."""
+    """Make the memory that agents on this machine share; None, with a warning, if there is no place for it."""
     try:
         return Depot.create()
     except StorageFull as exc:

@@ -80,7 +80,7 @@ class _Running:
     stop: threading.Event = field(default_factory=threading.Event)
     ended: bool = False
     waits_for: str = ""
-    """What it waits for; empty where it waits for nothing but answers."""
+    """What it waits for; empty if it waits for nothing but answers."""
 
 
 class RunQueue:
@@ -206,7 +206,7 @@ class RunQueue:
         return self._folder / "runs" / run_id
 
     def settings_text(self, run_id: str) -> str:
-        """Return a run's experiment as it was written down; empty where it cannot be read."""
+        """Return a run's experiment as it was written down; empty if it cannot be read."""
         try:
             return (self.folder_of(run_id) / EXPERIMENT).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):

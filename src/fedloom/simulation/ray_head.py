@@ -31,7 +31,7 @@ class RayHead:
     """The head of the cluster this process has joined.
 
     Args:
-        address: HOST:PORT of the head, as this process reaches it; empty where it does not (Ray Client).
+        address: HOST:PORT of the head, as this process reaches it; empty if it does not (Ray Client).
         patience_s: seconds of silence after which the head counts as gone.
         reach: raises OSError if nothing listens at an address.
         clock: seconds that pass.

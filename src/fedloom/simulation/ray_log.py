@@ -15,7 +15,7 @@ _FILES = ("raylet.err", "gcs_server.err", "worker-*.err", "python-core-worker-*.
 
 
 def log_tail(folder: Path) -> str:
-    """Return the last lines of the newest log that says anything, to be appended to a message; empty where none does.
+    """Return the last lines of the newest log that says anything, to be appended to a message; empty if none does.
 
     Args:
         folder: of a Ray started here, with its sessions in it.

@@ -167,7 +167,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def mean_estimate(values: Sequence[float]) -> Estimate | None:
-    """Return the mean of the finite values with Student's t-interval; None where there are none.
+    """Return the mean of the finite values with Student's t-interval; None if there are none.
 
     The interval is mean ± t · s / √n, with t the (1 + LEVEL) / 2 quantile for n - 1 degrees of freedom and s the sample
     standard deviation. For normal values it covers `LEVEL` at every n >= 2; for skewed ones a little less.
@@ -220,7 +220,7 @@ def what_seeds_show(count: int) -> str:
 
 
 def median_estimate(values: Sequence[float]) -> Estimate | None:
-    """Return the median of the finite values with an interval of order statistics; None where there are none.
+    """Return the median of the finite values with an interval of order statistics; None if there are none.
 
     [x_(k), x_(n+1-k)] covers the median of any continuous distribution with 1 - 2 P(Binomial(n, 1/2) < k). The largest
     k with at least `LEVEL` is taken; below six values even k = 1 has less, which `level` then says.

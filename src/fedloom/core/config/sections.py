@@ -54,7 +54,7 @@ class FleetSettings(Settings):
 
     labels: dict[str, FreeText] = Field(default_factory=dict)
     """Nodes with all these labels serve the run; empty for every node. Selects nodes, not clients, and the result
-    depends on it only where clients are sites (`clients = "nodes"`), or nodes have data of their own."""
+    depends on it only if clients are sites (`clients = "nodes"`), or nodes have data of their own."""
     min_nodes: Annotated[int, Field(ge=1), SERVER_ONLY] = 1
     """Nodes with these labels that must be connected before work is given out; until then the run waits."""
 

@@ -93,7 +93,7 @@ _WORDS: Mapping[str, Mapping[str, str]] = {
     },
     "Verdict": {
         "id": "of the server's question whether the policy allows a run that is being submitted",
-        "kind": "which part of the policy is against it; empty where none is",
+        "kind": "which part of the policy is against it; empty if none is",
         "reason": "as in a refusal; of an experiment that cannot be read here the error's type, and its message only "
         "with `tracebacks = true`",
         "retry_s": "seconds after which asking again may help",

@@ -13,7 +13,7 @@ SECTION = "sites"
 
 
 def sites(run: RunFolder) -> Markup | None:
-    """Return a table of the sites' metrics; None where clients are no sites, or nothing was evaluated."""
+    """Return a table of the sites' metrics; None if clients are no sites, or nothing was evaluated."""
     found = [(record.round, record.sections[SECTION]) for record in run.rounds if SECTION in record.sections]
     if not found:
         return None

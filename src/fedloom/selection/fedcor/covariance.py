@@ -39,7 +39,7 @@ def centred(changes: Floats, weights: Floats, *, around_mean: bool) -> Floats:
         around_mean: false takes mu = 0.
 
     Returns:
-        The changes less their mean, 0 where unknown, float64 [S, N].
+        The changes less their mean, 0 if unknown, float64 [S, N].
     """
     known = np.isfinite(changes)
     filled = np.where(known, changes, 0.0)

@@ -61,8 +61,8 @@ def sane(kappa: Floats, gains: Floats | None, norm: Norm, classes: int) -> tuple
     """Return credits clipped to the possible range, and which were: a client cannot win by claiming 1e9.
 
     Args:
-        kappa: credits as claimed, NaN where missing or not finite, float64 [d].
-        gains: Δ as claimed, each within [-1, 1], NaN where missing or malformed, float64 [d, C]; None if not reported.
+        kappa: credits as claimed, NaN if missing or not finite, float64 [d].
+        gains: Δ as claimed, each within [-1, 1], NaN if missing or malformed, float64 [d, C]; None if not reported.
         norm: of the credits.
         classes: C.
 

@@ -148,7 +148,7 @@ class MemberGate:
             context.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs leave it without types
 
     def _member(self, context: grpc.ServicerContext, call: str) -> tuple[Member, str]:
-        """Return who calls and the fingerprint of the certificate shown, where the call is for that role."""
+        """Return who calls and the fingerprint of the certificate shown, if the call is for that role."""
         fingerprint = _fingerprint(peer_certificate(context))
         member = self._registry.admit(fingerprint)
         if member.role not in ALLOWED[call]:

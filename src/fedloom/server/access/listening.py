@@ -49,7 +49,7 @@ ENROLL_CONNECTIONS = 256
 HANDSHAKE_S = 5.0
 """Seconds a connection to the members' port may take to become one."""
 MAX_CONNECTIONS = 16_384
-"""Connections to the members' port at once, where the process may have as many descriptors."""
+"""Connections to the members' port at once, if the process may have as many descriptors."""
 SPARE_DESCRIPTORS = 1024
 """Descriptors reserved for everything else, or half of the limit."""
 MAX_STREAMS = 256

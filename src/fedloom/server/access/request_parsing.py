@@ -20,7 +20,7 @@ from fedloom.server.access.status import answering
 Handler: TypeAlias = "grpc.RpcMethodHandler[object, object]"
 """gRPC's handler of one method."""
 Write: TypeAlias = Callable[..., bytes] | None
-"""Makes an answer's bytes; None where they are that already."""
+"""Makes an answer's bytes; None if they are that already."""
 Enter: TypeAlias = Callable[[grpc.ServicerContext, str], None]
 """Checks and counts a caller; raises what refuses it."""
 

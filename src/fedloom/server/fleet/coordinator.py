@@ -330,7 +330,7 @@ class Coordinator:
             self._dispatch.ask_another(opened, index, after_s)
 
     def waits_for(self, opened: OpenExchange) -> str:
-        """Return what kind of node an exchange's waiting groups lack, in words; empty where they lack none."""
+        """Return what kind of node an exchange's waiting groups lack, in words; empty if they lack none."""
         with self._changed:
             return self._dispatch.waits_for(opened)
 
@@ -340,7 +340,7 @@ class Coordinator:
             return self._nodes.count_fitting(labels if self._by_labels else {})
 
     def inquire(self, run: RunFacts) -> dict[str, Verdict | None]:
-        """Return what each connected node that serves a run says of it; None where it has not replied in time."""
+        """Return what each connected node that serves a run says of it; None if it has not replied in time."""
         with self._changed:
             boxes = {
                 name: node.mailbox

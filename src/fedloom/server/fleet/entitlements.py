@@ -33,7 +33,7 @@ class Entitlements:
         return any(opened.is_read_by(name, sha256) for opened in self._open.values())
 
     def upload_bytes(self, name: str) -> int | None:
-        """Return how many bytes the answers of a node's groups can need, 0 where it has none to give.
+        """Return how many bytes the answers of a node's groups can need, 0 if it has none to give.
 
         None if it is unknown yet, as for the group that makes the initial model.
         """

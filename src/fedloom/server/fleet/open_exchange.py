@@ -128,7 +128,7 @@ class OpenExchange:
             model_bytes: the largest inputs that any exchange of the run has had; 0 before there were any.
 
         Returns:
-            None where nothing is known yet, as for the group that makes the initial model.
+            None if nothing is known yet, as for the group that makes the initial model.
         """
         group = self.groups[index]
         if not model_bytes or any(job.kind == "init" for job in group.jobs):

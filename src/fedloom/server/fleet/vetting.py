@@ -41,7 +41,7 @@ def vet_sum(kind: type[Accumulator], model: Record | None, total: Record, client
 
     Args:
         kind: the accumulator's class.
-        model: the global model of the exchange; None where it has none.
+        model: the global model of the exchange; None if it has none.
         total: the record received.
         clients: those with an update, according to the result.
 
@@ -97,7 +97,7 @@ class SumTerms:
     contents: Contents
     """Which arrays each update of a trained client contains."""
     model: Arrays | None
-    """The global model of the exchange; None where it has none."""
+    """The global model of the exchange; None if it has none."""
     by_examples: bool
     """Whether updates of trained clients weigh as much as their examples."""
     parts: int

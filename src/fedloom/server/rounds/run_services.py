@@ -45,7 +45,7 @@ class FleetAccess:
     """Called in each round."""
     clock: Clock = SYSTEM_CLOCK
     submitter: tuple[str, str] = ("", "")
-    """Name and role of who has submitted the run; empty where there are no members."""
+    """Name and role of who has submitted the run; empty if there are no members."""
     code_names: bool = False
     """Whether nodes get code that is a file by name and SHA-256, as on a standing server; else by its path."""
 

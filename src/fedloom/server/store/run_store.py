@@ -125,7 +125,7 @@ class RunStore(Protocol):
         """Add a round's roster. Returns when it is safe on disk."""
 
     def rosters(self) -> list[RosterLine]:
-        """Return the recorded rosters; none where clients are no sites."""
+        """Return the recorded rosters; none if clients are no sites."""
 
     def append_event(self, event: Event) -> None:
         """Add one of `core.events`."""

@@ -45,7 +45,7 @@ def held_back(rows: Array, settings: TrainingSettings, seed: int, client: int) -
     """Split a client's rows into those trained on and those that early stopping looks at, in every round alike.
 
     Returns:
-        Both in the order of `rows`; the latter are none where nothing stops early, or there is one row.
+        Both in the order of `rows`; the latter are none if nothing stops early, or there is one row.
     """
     if settings.early_stopping is None or len(rows) < 2:
         return rows, rows[:0]
@@ -58,7 +58,7 @@ def held_back(rows: Array, settings: TrainingSettings, seed: int, client: int) -
 def weights_of(
     settings: TrainingSettings, source: RowSource, rows: Array, num_labels: int, device: torch.device
 ) -> Tensor | None:
-    """Return the weight of each class on a client, (K,), float32; None where all are alike.
+    """Return the weight of each class on a client, (K,), float32; None if all are alike.
 
     Raises:
         ConfigError: there are other numbers of weights and classes.

@@ -55,7 +55,7 @@ class ReadData:
 
     examples: Examples
     columns: tuple[str, ...] = ()
-    """Columns of the inputs, where they were a table's."""
+    """Columns of the inputs, if they were a table's."""
 
 
 def read_data(data: Data, test: Data | None, how: Reading) -> ReadData:
@@ -282,7 +282,7 @@ def model_inputs(value: object, columns: tuple[str, ...], transform: Transform |
 
     Args:
         value: arrays, tensors, a tuple of them, or a frame.
-        columns: of the inputs, where the examples were a table's.
+        columns: of the inputs, if the examples were a table's.
         transform: prepares the first input of each example.
     """
     if is_frame(value):

@@ -157,7 +157,7 @@ def title_of(model: object) -> str:
 
 
 def look(model: nn.Module, examples: Examples) -> tuple[Tensor | None, Tensor]:
-    """Return the targets of the examples, and the model's outputs for two; None where each client loads its own."""
+    """Return the targets of the examples, and the model's outputs for two; None if each client loads its own."""
     train = examples.train
     if not isinstance(train, list | tuple) and not isinstance(train, torch.utils.data.Dataset) and callable(train):
         train = train(0)

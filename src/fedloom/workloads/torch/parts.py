@@ -32,7 +32,7 @@ class Parts:
     transform: Transform | None = None
     """Applied already to the examples; here for what is predicted later."""
     columns: tuple[str, ...] = ()
-    """Columns of the inputs, where the examples are a table's."""
+    """Columns of the inputs, if the examples are a table's."""
     title: str = "model"
     """Name of the model, for reports."""
     notes: tuple[str, ...] = ()
