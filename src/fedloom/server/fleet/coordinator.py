@@ -2,7 +2,7 @@
 
 A result is accepted once per key and passed to the run that waits for it. Heartbeats list an agent's groups, so lost
 messages are noticed on both sides and repeated. Which agent gets which group is `dispatch.py`, what becomes of a result
-`results.py`.
+`results.py`, questions about nodes `fleet_view.py`.
 
 One lock guards all of this, and every agent's calls need it, so it is taken for bookkeeping only. Work that grows with
 the model (copying, hashing, decoding, vetting, freeing) is done without it: before an exchange opens, and
@@ -12,7 +12,6 @@ between finding out what a result is for and checking that this still holds.
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Literal
@@ -32,12 +31,12 @@ from fedloom.core.messages import (
     Verdict,
     Welcome,
 )
-from fedloom.core.records import JsonObject
 from fedloom.server.fleet.dispatch import Dispatch
+from fedloom.server.fleet.fleet_view import FleetView
 from fedloom.server.fleet.holdings import holders, holdings
 from fedloom.server.fleet.inquiries import Inquiries
-from fedloom.server.fleet.node_table import NodeTable, Presence
-from fedloom.server.fleet.nodes import Mailbox, Node
+from fedloom.server.fleet.node_table import NodeTable
+from fedloom.server.fleet.nodes import Mailbox
 from fedloom.server.fleet.open_exchange import Answer, Holding, OpenExchange
 from fedloom.server.fleet.payloads import CHUNK_BYTES, PayloadStore
 from fedloom.server.fleet.planned import PlannedExchange, RunFacts
@@ -54,8 +53,8 @@ GRACE_S = 3.0
 """Seconds a disconnected agent may take to reconnect before its groups are reassigned."""
 
 
-class Coordinator:
-    """Mailboxes on one side, runs on the other. Thread-safe.
+class Coordinator(FleetView):
+    """Connects agents and runs: sessions with mailboxes, exchanges with results. Thread-safe.
 
     Args:
         payloads: broadcasts and uploads.
@@ -76,11 +75,11 @@ class Coordinator:
         by_labels: bool = False,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self.payloads, self._by_labels, self._clock = payloads, by_labels, clock
+        nodes = NodeTable(payloads, clock, lost_after_s=lost_after_s, grace_s=grace_s)
+        super().__init__(nodes, threading.Condition(), by_labels=by_labels)
+        self.payloads, self._clock = payloads, clock
         self._on_node = on_node
         self._heartbeat_s, self._lost_after_s = heartbeat_s, lost_after_s
-        self._changed = threading.Condition()
-        self._nodes = NodeTable(payloads, clock, lost_after_s=lost_after_s, grace_s=grace_s)
         self._preparation = Preparation(payloads, self._prepared)
         self._dispatch = Dispatch(
             self._nodes,
@@ -334,11 +333,6 @@ class Coordinator:
         with self._changed:
             return self._dispatch.waits_for(opened)
 
-    def count_fitting(self, labels: Mapping[str, str]) -> int:
-        """Return how many connected agents have all these labels."""
-        with self._changed:
-            return self._nodes.count_fitting(labels if self._by_labels else {})
-
     def inquire(self, run: RunFacts) -> dict[str, Verdict | None]:
         """Return what each connected node that serves a run says of it; None if it has not replied in time."""
         with self._changed:
@@ -349,11 +343,6 @@ class Coordinator:
             }
         verdicts = self._inquiries.ask(run.spec, boxes)
         return {name: verdicts.get(name) for name in boxes}
-
-    def present(self, labels: Mapping[str, str]) -> dict[str, Presence]:
-        """Return the nodes with these labels that are connected, or may reconnect within the grace, by name."""
-        with self._changed:
-            return self._nodes.present(labels if self._by_labels else {})
 
     def announce(self, run: RunFacts) -> None:
         """Announce a run to every agent that serves it, so that all load its data at the same time."""
@@ -379,44 +368,11 @@ class Coordinator:
         """Return whether the agents have been disconnected."""
         return self._closed
 
-    @property
-    def online(self) -> int:
-        """Agents attached right now."""
-        return sum(node.online for node in self._nodes.values())
-
-    def groups_done(self, node: str) -> int:
-        """Groups a node has finished, all its sessions together."""
-        with self._changed:
-            known = self._nodes.get(node)
-            return sum(known.groups_done.values()) if known is not None else 0
-
-    def is_at_work(self, node: str) -> bool:
-        """Return whether a node has a group."""
-        with self._changed:
-            known = self._nodes.get(node)
-            return known is not None and bool(known.assigned)
-
     def give_up(self, reason: str) -> None:
         """Fail runs that wait for agents with this reason: no more agents can be started."""
         with self._changed:
             self.fatal_reason = reason
             self._changed.notify_all()
-
-    def check_session(self, node: str, session: str) -> None:
-        """Raise `NotFound` unless this is the node's present session."""
-        with self._changed:
-            self._nodes.of_session(node, session)
-
-    def rows(self) -> list[JsonObject]:
-        """Return a row for every node, as the Control service lists them."""
-        with self._changed:
-            found = self._nodes.rows()
-        return [{**row, "facts_json": json.dumps(facts)} for row, facts in found]
-
-    def nodes(self) -> dict[str, Node]:
-        """Return a snapshot of the agents, by name."""
-        with self._changed:
-            return dict(self._nodes)
 
     def take_stale(self, run_id: str) -> int:
         """Return and reset the number of a run's late results."""
