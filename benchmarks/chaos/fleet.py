@@ -19,6 +19,7 @@ from benchmarks.chaos.network import Network
 from benchmarks.chaos.schedule import HOSTILE, NODES, SERVER, Schedule
 from fedloom.client.admin import AdminClient
 from fedloom.client.enroll import join
+from fedloom.client.leftovers import descendants
 from fedloom.core.identity import Identity
 
 _ROOT = Path(__file__).parents[2]
@@ -149,12 +150,12 @@ class Fleet:
 
     def freeze(self, name: str, frozen: bool) -> None:
         """Stop a process where it is, or let it go on: what a cut looks like where links cannot be cut."""
-        _signal(self._pids[name], signal.SIGSTOP if frozen else signal.SIGCONT)
+        _signal_all(self._pids[name], signal.SIGSTOP if frozen else signal.SIGCONT)
 
     def move_clock(self, name: str, seconds: float) -> None:
         """Let the process's time of day jump."""
         (self._folder / f"clock-{name}").write_text(str(seconds), encoding="utf-8")
-        _signal(self._pids[name], signal.SIGUSR1)
+        _signal_all(self._pids[name], signal.SIGUSR1)
 
     def supervise(self) -> None:
         """Start again what ended by itself, as a service manager would."""
@@ -211,6 +212,12 @@ def _alive(pid: int) -> bool:
 def _signal(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
+
+
+def _signal_all(pid: int, number: int) -> None:
+    """Send a signal to a program and its children: a node's agent is the child of what supervises it."""
+    for each in (pid, *descendants(pid)):
+        _signal(each, number)
 
 
 def _free_port() -> int:

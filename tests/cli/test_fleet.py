@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -14,6 +15,7 @@ import pytest
 from fedloom.cli import main
 from fedloom.client import app as client_app
 from fedloom.client import control as control_module
+from fedloom.client import supervisor
 from fedloom.client.control import NodeRow, RunRow
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ServerUnreachable
@@ -177,6 +179,12 @@ def test_a_server_is_started_with_the_options_given(
     shown = capsys.readouterr().out
     assert "listening on 0.0.0.0:9000" in shown
     assert f"report: {tmp_path}/report.html" in shown
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `fedloom client` work in the test's own process, not in a child."""
+    monkeypatch.setattr(supervisor, "supervised", contextlib.nullcontext)
 
 
 def test_a_client_is_started_with_the_options_given(monkeypatch: pytest.MonkeyPatch, token_file: Path) -> None:

@@ -82,14 +82,12 @@ import subprocess
 
 from fedloom.testing import linear
 
-
-class Config(linear.Config):
-    pids: str = ""
+from fedloom.testing.linear import Config
 
 
 class Starts(linear.Linear):
     def train(self, job, inputs, shard, rule, rng):
-        with open(self.config.pids, "a") as file:
+        with open(PIDS, "a") as file:
             shell = "sleep 100 > /dev/null 2>&1 & echo $!"
             file.write(subprocess.run(["sh", "-c", shell], capture_output=True, text=True).stdout)
             file.write(f"{subprocess.Popen(['sleep', '100']).pid}\\n")
@@ -108,11 +106,11 @@ def alive(pid: int) -> bool:
 @pytest.mark.slow
 def test_a_joined_node_ends_them_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDLOOM_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "data").mkdir()
     plugin = tmp_path / "starts.py"
-    plugin.write_text(PLUGIN, encoding="utf-8")
+    pids_file = tmp_path / "pids"
+    plugin.write_text(f"PIDS = {str(pids_file)!r}\n{PLUGIN}", encoding="utf-8")
     (tmp_path / "x.toml").write_text(
-        'rounds = 2\nclients = 2\nstrategy = "fedavg"\nworkload = { name = "./starts.py", pids = "$DATA/pids" }\n',
+        'rounds = 2\nclients = 2\nstrategy = "fedavg"\nworkload = { name = "./starts.py" }\n',
         encoding="utf-8",
     )
     with contextlib.closing(Shell(tmp_path)) as shell:
@@ -120,10 +118,10 @@ def test_a_joined_node_ends_them_with_the_run(tmp_path: Path, monkeypatch: pytes
         token = shell.run("token", "create", "--name", "ann", "--role", "user", "--identity", "state/admin")
         shell.run("join", token.strip())
         token = shell.run("token", "create", "--name", "lab-7", "--identity", "state/admin")
-        shell.run("join", token.strip(), "--allow", f"{plugin}={tmp_path / 'data'}")
+        shell.run("join", token.strip(), "--allow", str(plugin))
         client, _ = shell.start("client")
         shell.run("watch", shell.run("submit", "x.toml").strip())
-        pids = [int(word) for word in (tmp_path / "data/pids").read_text(encoding="utf-8").split()]
+        pids = [int(word) for word in pids_file.read_text(encoding="utf-8").split()]
         assert len(pids) == 8
         wait_until(lambda: not any(map(alive, pids)), 20)
         assert client.poll() is None

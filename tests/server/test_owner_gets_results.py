@@ -60,7 +60,7 @@ def test_a_run_from_its_submission_into_its_owners_hands(shell: Shell, tmp_path:
     run_id = wait_until(lambda: log.read_text(encoding="utf-8").partition("\n")[0], 30, "the run's id")
     rounds = tmp_path / "state" / "runs" / run_id / "rounds.jsonl"
     wait_until(lambda: rounds.exists() and len(rounds.read_text(encoding="utf-8").splitlines()) >= 2, 60, "round 2")
-    node.send_signal(signal.SIGSTOP)  # the run stays where it is
+    shell.freeze(node)  # the run stays where it is
     said = shell.run("fetch", run_id, "--identity", "ann", "--out", "early")
     assert f"run {run_id} is running" in said and "of 6 rounds done; the model is that of round" in said
     assert "only a run that has ended" in shell.run("delete", run_id, "--identity", "ann", code=1)
@@ -68,7 +68,7 @@ def test_a_run_from_its_submission_into_its_owners_hands(shell: Shell, tmp_path:
     server.wait()
     assert "no response from the server" in shell.run("fetch", run_id, "--identity", "ann", "--out", "x", code=1)
     server, _, _ = shell.serve(int(port), "--allow", str(LINEAR))
-    node.send_signal(signal.SIGCONT)
+    shell.freeze(node, frozen=False)
     assert waiting.wait(60) == 0, log.read_text(encoding="utf-8")
     summary = json.loads(log.read_text(encoding="utf-8").strip().splitlines()[-1])
     assert summary["status"] == "done" and summary["model_sha256"] == want(tmp_path) and summary["run_dir"] is None

@@ -53,11 +53,19 @@ def alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
 
 
-@pytest.mark.parametrize("then", ["", "dies"])
-def test_what_clients_start_ends_with_the_run(linear: Make, tmp_path: Path, then: str) -> None:
+@pytest.mark.parametrize(
+    ("runtime", "then"),
+    [
+        ("process", ""),
+        ("process", "dies"),
+        pytest.param("ray", "", marks=pytest.mark.slow),
+        pytest.param("ray", "dies", marks=pytest.mark.slow),
+    ],
+)
+def test_what_clients_start_ends_with_the_run(linear: Make, tmp_path: Path, runtime: str, then: str) -> None:
     (tmp_path / "starts.py").write_text(PLUGIN, encoding="utf-8")
     workload = {"name": str(tmp_path / "starts.py"), "pids": str(tmp_path / "pids"), "then": then}
-    settings = {"rounds": 1, "clients": 1, "cohort": 1, "runtime": {"name": "process", "workers": 1}}
+    settings = {"rounds": 1, "clients": 1, "cohort": 1, "runtime": {"name": runtime, "workers": 1}}
     try:
         api.run(linear(**settings, workload=workload), keep=False)
     except FedloomError:

@@ -36,3 +36,15 @@ def test_of_a_failed_ray_the_logs_alone_are_kept(tmp_path: Path) -> None:
         "session_1/logs/old",
         "session_1/logs/raylet.err",
     ]
+
+
+def test_of_a_crash_the_first_lines_are_shown_and_of_rays_own_remarks_none(tmp_path: Path) -> None:
+    logs = tmp_path / "session_1" / "logs"
+    logs.mkdir(parents=True)
+    remarks = "[2026-01-01 10:00:00,000 I 12 12] core_worker.cc:517: Adjusted worker niceness to 15\n"
+    crash = ["Fatal Python error: Segmentation fault", "", "Stack (most recent call first):"]
+    frames = [f'  File "net.py", line {n} in train' for n in range(30)]
+    (logs / "worker-a.err").write_text("\n".join([*crash, *frames, ""]) + remarks, encoding="utf-8")
+    assert log_tail(tmp_path).splitlines()[2:] == [f"  {line}" for line in (crash[0], crash[2], *frames[:3])]
+    (logs / "worker-a.err").write_text(remarks, encoding="utf-8")
+    assert log_tail(tmp_path) == ""

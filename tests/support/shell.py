@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedloom.client.leftovers import descendants
 from fedloom.testing.fleet import wait_until
 
 
@@ -51,6 +54,11 @@ class Shell:
             "the server",
         )
         return program, found[1], log
+
+    def freeze(self, program: subprocess.Popen[str], *, frozen: bool = True) -> None:
+        """Stop a program where it is, with its children, or have it continue."""
+        for pid in (program.pid, *descendants(program.pid)):
+            os.kill(pid, signal.SIGSTOP if frozen else signal.SIGCONT)
 
     def close(self) -> None:
         """Kill what still runs."""

@@ -156,18 +156,21 @@ def client(
     log: LogForm = "text",
 ) -> None:
     """Work for the server this machine has joined, until stopped."""
-    from fedloom.client import app
-    from fedloom.core.identity import default_folder
+    from fedloom.client.supervisor import supervised
 
     _log_to_stderr(log)
-    if server is not None:
-        if identity is not None or policy is not None:
-            raise UsageError("--server is for servers without members; omit it, or omit --identity and --policy")
-        app.run_client(server, name=name, token=_token(token_file, server), proxy=proxy)
-    elif name is not None or token_file is not None:
+    if server is not None and (identity is not None or policy is not None):
+        raise UsageError("--server is for servers without members; omit it, or omit --identity and --policy")
+    if server is None and (name is not None or token_file is not None):
         raise UsageError("--name and --token-file need --server; a joined node has its name from its token")
-    else:
-        app.run_member(identity or default_folder("node"), policy, proxy=proxy)
+    with supervised():
+        from fedloom.client import app
+        from fedloom.core.identity import default_folder
+
+        if server is not None:
+            app.run_client(server, name=name, token=_token(token_file, server), proxy=proxy)
+        else:
+            app.run_member(identity or default_folder("node"), policy, proxy=proxy)
 
 
 def submit(

@@ -52,8 +52,8 @@ class Leftovers:
             if not targets:
                 return
             for pid in targets:
-                below = _below(pid)
-                _kill(pid)
+                below = descendants(pid)
+                kill(pid)
                 mine |= below  # left to this process when their parent ends
             time.sleep(0.01)
 
@@ -63,14 +63,26 @@ class Leftovers:
         self.end("")
 
 
-def _kill(pid: int) -> None:
+def end_children() -> None:
+    """Kill every child of this process, with what those have started where it has called `adopt_orphans`."""
+    for _ in range(_GENERATIONS):
+        found = _children()
+        if not found:
+            return
+        for pid in found:
+            kill(pid)
+        time.sleep(0.01)
+
+
+def kill(pid: int) -> None:
+    """Kill a process, and reap it if it is this one's child; nothing if it has ended."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):  # no child yet, or reaped by whoever started it
         os.waitpid(pid, os.WNOHANG)
 
 
-def _below(pid: int) -> set[int]:
+def descendants(pid: int) -> set[int]:
     """Return all descendants of a process."""
     found, todo = set[int](), [pid]
     while todo:

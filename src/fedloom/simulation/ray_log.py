@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 from fedloom.core.text import clean
 
 _LINES = 5
-_READ = 4096
+_QUIET = re.compile(r":|\[[^]]* [DIW] \d")
+"""Start of a line that names a job, or is of Ray's own at a level below error."""
+_FATAL = ("Fatal Python error", "*** SIG")
+"""Start of the report of a process that a signal has ended: its first lines say where."""
+_READ = 16384
 """Bytes read from the end of a file."""
 _FILES = ("raylet.err", "gcs_server.err", "worker-*.err", "python-core-worker-*.log")
 """Files of a session's `logs`, those that say most first."""
@@ -24,7 +29,7 @@ def log_tail(folder: Path) -> str:
         found = [path for path in folder.glob(f"session_*/logs/{pattern}") if _size(path)]
         for path in sorted(found, key=_changed, reverse=True)[:1]:
             if lines := _last_lines(path):
-                return f"\nRay's log {path}:\n" + "\n".join(f"  {line}" for line in lines)
+                return f"\nRay's log {path.resolve()}:\n" + "\n".join(f"  {line}" for line in lines)
     return ""
 
 
@@ -56,8 +61,9 @@ def _last_lines(path: Path) -> list[str]:
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return []
-    lines = [clean(line, 300) for line in text.splitlines() if line.strip() and not line.startswith(":")]
-    return lines[-_LINES:]
+    lines = [clean(line, 300) for line in text.splitlines() if line.strip() and not _QUIET.match(line)]
+    fatal = [index for index, line in enumerate(lines) if line.startswith(_FATAL)]
+    return lines[fatal[-1] :][:_LINES] if fatal else lines[-_LINES:]
 
 
 def _size(path: Path) -> int:

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from fedloom.client.leftovers import descendants, kill
 from fedloom.core.config import RuntimeSettings
 from fedloom.core.errors import NoCapacity, ServerUnreachable, UsageError
 from fedloom.core.machine import default_workers
@@ -32,18 +33,25 @@ from ray._raylet import (  # type: ignore[attr-defined]  # Ray's stub file lacks
     get_authentication_mode,
 )
 
+_END_S = 3.0
+"""Seconds that agents may take to end by themselves once their run is over."""
+_ADOPTS = "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper"
+"""Ray's variable: its raylet becomes the parent of what a worker that dies leaves behind, and ends it."""
+
 
 class _Worker:
     """An actor whose one long call is an agent's life."""
 
     def run(self, node: str, address: str, token: str, objects: bytes) -> None:
+        from fedloom.client.leftovers import Leftovers, adopt_orphans
         from fedloom.simulation.packing import unpack
         from fedloom.simulation.ray_helpers import RayHelpers
         from fedloom.simulation.worker import work
 
+        adopt_orphans()
         if objects:
             unpack(objects)
-        work(node, address, token, RayHelpers())
+        work(node, address, token, RayHelpers(), Leftovers())
 
 
 class RayRuntime:
@@ -115,11 +123,16 @@ class RayRuntime:
         if self._watcher is not None:
             self._watcher.join()
             self._watcher = None
+        if self._calls:  # agents that end by themselves end what their clients have started
+            ray.wait(list(self._calls), num_returns=len(self._calls), timeout=_END_S)
         for _, actor in self._calls.values():
             ray.kill(actor, no_restart=True)
         self._calls.clear()
         if self._ours and ray.is_initialized():
+            left = _of_raylet() if self._folder is not None else set()
             ray.shutdown()
+            for pid in left:
+                kill(pid)
         if self._folder is not None:
             self._forget_folder(self._folder)
             self._folder = None
@@ -152,6 +165,7 @@ class RayRuntime:
         settings, cpus = self._settings, default_workers()
         if settings.workers is not None:
             cpus = max(cpus, int(-(-settings.workers * settings.cpus_per_worker // 1)))
+        os.environ.setdefault(_ADOPTS, "true")
         try:
             self._folder = make_folder(os.environ)
             _init(LOCAL, cpus, folder=str(self._folder))
@@ -288,6 +302,13 @@ def _logs_folder() -> str:
     """Return the folder in which each node of the joined cluster has Ray's logs; empty if this process cannot know."""
     node = ray._private.worker._global_node
     return "" if node is None else str(node.get_logs_dir_path())
+
+
+def _of_raylet() -> set[int]:
+    """Return the processes below the raylet that was started here: workers, and what those have left behind."""
+    node = ray._private.worker._global_node
+    infos = [] if node is None else node.all_processes.get("raylet", [])
+    return set[int]().union(*(descendants(info.process.pid) for info in infos))
 
 
 def _found_here() -> str:
