@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo study-pages test test-hostile coverage test-slow compose-test check format bench bench-base same-bits chaos fuzz bench-fleet docs proto clean
+.PHONY: help install hospitals lock demo study-pages test test-hostile coverage test-slow compose-test check format bench bench-base same-bits chaos fuzz bench-fleet docs proto clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ demo: install ## SFedCA against random selection, spiking networks on digits: Ra
 	@set -e; out=$(DEMO); for run in random-snn sfedca remembered-snn; do \
 	  $(BIN)/fedloom run digits-$$run --runtime ray --out $$out/$$run; done; \
 	  $(BIN)/fedloom compare $$out/random-snn $$out/sfedca $$out/remembered-snn --out $$out/comparison.html
+
+hospitals: install ## Three hospitals and a server as separate programs: three methods, a crash, a revocation, the results
+	$(BIN)/python examples/hospitals/hospitals.py
 
 test: install ## Run the tests that take seconds
 	$(BIN)/python -I -m pytest -m "not slow"

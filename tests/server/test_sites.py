@@ -285,4 +285,4 @@ def test_a_nodes_smallest_cohort_is_compared_with_the_sites_that_a_round_needs(s
     sites.start("a", "b", limits={"min_cohort": 2})
     assert sites.run(experiment(rounds=1, round={"min_sites": 2})).error is None
     outcome = sites.run(experiment(rounds=1))
-    assert outcome.error is not None and "asks for 1 clients, expected at least 2" in str(outcome.error)
+    assert outcome.error is not None and "cohort has 1 clients, expected at least 2" in str(outcome.error)
