@@ -1,4 +1,4 @@
-"""A method is its folder: without it, and without what builds on it, everything else goes on."""
+"""A method is its folder: without it, and without what builds on it, everything else works."""
 
 from __future__ import annotations
 
@@ -34,30 +34,46 @@ def test_each_method_can_be_removed(tmp_path: Path) -> None:
     assert len(checked) > 30 and all(": passed in " in line for line in checked), done.stdout
 
 
-KEPT = {"strategies": "fedavg", "selection": "uniform", "workloads": "image_classification", "monitors": ""}
-PLATFORM = ("tests/core", "tests/proto", "tests/reporting", "tests/studies", "tests/cli/test_experiments.py")
+STAYS = {"strategies": "fedavg", "selection": "uniform", "workloads": "image_classification", "monitors": ""}
+PARTS = {
+    "core": (("tests/core", "tests/proto", "tests/reporting", "tests/studies", "tests/cli/test_experiments.py"), 600),
+    "server": (("tests/server",), 300),
+    "client": (("tests/client", "tests/simulation"), 300),
+}
+"""Tests of the platform, with the least number of them that needs no method."""
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_platform_s_fast_tests_pass_with_fedavg_and_one_workload_alone(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
+    """A copy of the checkout without methods but FedAvg and one workload, and the names of what is missing."""
+    place = tmp_path_factory.mktemp("without") / "tree"
     unneeded = shutil.ignore_patterns("__pycache__", ".*", "runs", "build", "*.egg-info")
-    shutil.copytree(ROOT, tmp_path / "tree", ignore=unneeded)
+    shutil.copytree(ROOT, place, ignore=unneeded)
     removed = set[str]()
-    for kind, kept in KEPT.items():
-        for path in sorted((tmp_path / "tree" / "src" / "fedloom" / kind).iterdir()):
-            if path.name.startswith("_") or path.stem == kept:
+    for kind, stays in STAYS.items():
+        for path in sorted((place / "src" / "fedloom" / kind).iterdir()):
+            if path.name.startswith("_") or path.stem == stays:
                 continue
             removed |= {path.stem, *(each.stem for each in path.rglob("*.toml"))}
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert {"sfedca", "sfedca-smoke", "mano", "flora"} <= removed
-    places = (tmp_path / "tree" / "src", tmp_path / "tree" / "tests" / "support")
+    return place, removed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("part", PARTS)
+def test_the_platforms_fast_tests_pass_with_fedavg_and_one_workload_alone(
+    tree: tuple[Path, set[str]], part: str
+) -> None:
+    place, removed = tree
+    tests, least = PARTS[part]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "only_platform", "-p", "no:cacheprovider", "-m", "not slow", *PLATFORM],
-        cwd=tmp_path / "tree",
+        [sys.executable, "-m", "pytest", "-p", "only_platform", "-p", "no:cacheprovider", "-m", "not slow", *tests],
+        cwd=place,
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(map(str, places)),
+            "PYTHONPATH": os.pathsep.join(map(str, (place / "src", place / "tests" / "support"))),
             "FEDLOOM_REMOVED": ",".join(sorted(removed)),
             "OMP_NUM_THREADS": "1",
         },
@@ -67,4 +83,4 @@ def test_the_platform_s_fast_tests_pass_with_fedavg_and_one_workload_alone(tmp_p
     )
     assert done.returncode == 0, done.stdout[-5000:]
     passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed and int(passed[1]) > 600, done.stdout[-500:]
+    assert passed and int(passed[1]) > least, done.stdout[-500:]

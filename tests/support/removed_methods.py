@@ -57,13 +57,13 @@ def _text(path: Path) -> str:
 def without(paths: list[Path], aside: Path) -> Iterator[None]:
     """Move folders away, and back."""
     moved = [(path, aside / f"{index}-{path.name}") for index, path in enumerate(paths)]
-    for path, kept in moved:
-        shutil.move(path, kept)
+    for path, place in moved:
+        shutil.move(path, place)
     try:
         yield
     finally:
-        for path, kept in moved:
-            shutil.move(kept, path)
+        for path, place in moved:
+            shutil.move(place, path)
 
 
 def check(copy: Path) -> None:
