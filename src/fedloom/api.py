@@ -52,7 +52,7 @@ PATIENCE_S = 60.0
 
 
 class RunOptions(TypedDict, total=False):
-    """Arguments of `run` beside an experiment."""
+    """Arguments of `run` besides an experiment."""
 
     out: str | Path | None
     """The run's folder; `runs/<id>` by default. It must not contain a run."""
@@ -63,7 +63,7 @@ class RunOptions(TypedDict, total=False):
 
 
 class ResumeArguments(Given, total=False):
-    """Arguments of `resume` beside the folder."""
+    """Arguments of `resume` besides the folder."""
 
     sinks: Sequence[Sink]
     """Take every event."""

@@ -70,7 +70,7 @@ class History(list[RoundRecord]):
 
 @dataclass(frozen=True)
 class Report:
-    """A run's report: a page of its own, shown in a notebook."""
+    """A run's report, a page that is shown in a notebook."""
 
     path: Path
     """The page's file."""

@@ -261,7 +261,7 @@ def _wait_for(control: ControlClient, run: str, json: bool) -> None:
     try:
         summary = _shown(follower.events(), json)
     except KeyboardInterrupt:
-        print_notice(f"the run goes on: fedloom watch {run}, or fedloom stop {run}")
+        print_notice(f"the run continues: fedloom watch {run}, or fedloom stop {run}")
         raise
     if summary is not None:
         _end_as(summary, json)

@@ -98,7 +98,7 @@ def _so_far(run: str, offer: Offer) -> str:
 
 def logs(
     run: RunId,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the run ends.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print each event as one JSON object.")] = False,
     server: Server = None,
     identity: IdentityFolder = None,

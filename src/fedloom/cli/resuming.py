@@ -1,4 +1,4 @@
-"""The command that goes on with a run, in its folder on this machine or on a server."""
+"""The command that resumes a run, in its folder on this machine or on a server."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class DataView:
     """One run's view.
 
     Args:
-        folder: of the view, which is made and removed here; nobody else writes there.
+        folder: of the view, created and removed by this object; no other process writes there.
         private: files and folders that are never data, by whatever name they are reached.
     """
 
@@ -71,7 +71,7 @@ class DataView:
 
         Raises:
             PolicyRefused: it, or something in it, leads out of the data folder or to the node's own files; or the
-                process may not hold so many files open.
+                process may not have that many files open.
         """
         known = self._made.get((root, inside))
         if known is None:
@@ -106,7 +106,7 @@ class DataView:
         return place
 
     def _add(self, walk: _Walk, names: Sequence[str], place: Path) -> None:
-        """Add a file or folder to the view, seen from a folder the walk stands in."""
+        """Add a file or folder to the view, seen from the walk's current folder."""
         try:
             reached = walk.reach(names)
         except (FileNotFoundError, NotADirectoryError):

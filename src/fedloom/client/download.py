@@ -18,7 +18,7 @@ from fedloom.core.errors import BadMessage, NotFound, RunExists, ServerUnreachab
 ATTEMPTS = 3
 """How often the files are listed again because one has changed under the download."""
 PATIENCE_S = 120.0
-"""Seconds without a byte after which a download ends; what has arrived is kept."""
+"""Seconds without a byte after which a download ends; received bytes stay."""
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 10.0
 MAX_FILES = 10_000
 """Files of a run at most."""
@@ -65,7 +65,7 @@ class Download:
 
     Args:
         source: of the files.
-        run_id: of the run; the folder belongs to it from now on.
+        run_id: of the run; the folder is its own from now on.
         folder: where they go.
         say: takes sentences for the user.
         sleep: pauses; for tests.
@@ -93,8 +93,8 @@ class Download:
 
         Raises:
             RunExists: the folder has something else in it.
-            StorageFull: there is no room here; what has arrived is kept, and the next attempt continues there.
-            ServerUnreachable: no byte came for `PATIENCE_S`; what has arrived is kept.
+            StorageFull: the disk is full; received bytes stay, and the next attempt continues there.
+            ServerUnreachable: no byte came for `PATIENCE_S`; received bytes stay.
             BadMessage: the server sends what it did not list.
         """
         require_free_folder(self._folder, self._run_id)

@@ -1,4 +1,4 @@
-"""What an agent says about its machine when it connects, each with what it is."""
+"""Facts about its machine that an agent sends when it connects, each with a description."""
 
 from __future__ import annotations
 

@@ -55,10 +55,10 @@ class Follower:
         """How the run ended, as the server lists it."""
 
     def events(self) -> Iterator[JsonObject]:
-        """Yield each event once, until the run has ended; a session that goes on with the next server is no end.
+        """Yield each event once, until the run has ended; a session that the next server resumes is no end.
 
         Raises:
-            ServerUnreachable: no response for `PATIENCE_S`; the run may be going on.
+            ServerUnreachable: no response for `PATIENCE_S`; the run may be running.
             NotFound: the run was deleted.
         """
         pause, heard = FIRST_PAUSE_S, self._clock()

@@ -72,7 +72,7 @@ def _child_of_supervisor() -> int:
 
 
 def _wait(child: int) -> tuple[int, bool]:
-    """Return the child's exit status, negative for a signal, and whether this process was asked to stop meanwhile."""
+    """Return the child's exit status, negative for a signal, and whether this process was signalled to stop."""
     stopped = False
 
     def pass_on(number: int, _: FrameType | None) -> None:

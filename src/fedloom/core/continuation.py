@@ -1,4 +1,4 @@
-"""Runs that go on with another number of rounds: whether they equal a run that had it from the beginning."""
+"""Runs that continue with another number of rounds: whether they equal a run that had it from the beginning."""
 
 from __future__ import annotations
 

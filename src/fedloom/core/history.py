@@ -147,11 +147,11 @@ class SiteLine(_Frozen):
     member: str
     """Id of the member; a later member of its name is another client."""
     size: int | None = None
-    """Training examples; None if the site does not tell."""
+    """Training examples; None if the site does not report them."""
     label_counts: list[int] | None = None
-    """Examples per class; None if the site does not tell, or there are no classes."""
+    """Examples per class; None if the site does not report them, or there are no classes."""
     data: JsonObject = {}
-    """What it tells of its data."""
+    """Its report about its data."""
 
 
 class RosterLine(_Frozen):

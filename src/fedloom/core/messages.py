@@ -138,7 +138,7 @@ class RunSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inquiry:
-    """Asks an agent whether its node's policy allows a run that is being submitted."""
+    """Requests a node's verdict on a run that is being submitted: whether its policy allows it."""
 
     id: str
     spec: RunSpec

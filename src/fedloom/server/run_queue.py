@@ -45,7 +45,7 @@ ROOM_S = 5.0
 """Seconds between two checks of a full disk."""
 
 _DELETING = "deleting"
-"""Status of a run whose folder is being removed; the next server goes on with that."""
+"""Status of a run whose folder is being removed; the next server continues the removal."""
 
 RunOne = Callable[[DiskRunStore, Callable[[Event], None], threading.Event], RunSummary]
 """Runs one run from its store: emits events, ends early when the event is set."""

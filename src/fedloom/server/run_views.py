@@ -1,4 +1,4 @@
-"""Values of the run queue: who submitted a run, how far it is, how it is to go on, and its events for a watcher."""
+"""Values of the run queue: who submitted a run, its progress, how it resumes, and its events for a watcher."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RunState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resumption:
-    """How a run that has ended is to go on."""
+    """How a run that has ended is resumed."""
 
     rounds: int | None = None
     """The new number of rounds, counted from the run's first; None leaves it as it is."""
@@ -47,7 +47,7 @@ class Resumption:
 
 
 UNCHANGED = Resumption()
-"""A run goes on as it is."""
+"""A run resumes unchanged."""
 
 
 class Events:

@@ -20,7 +20,7 @@ from fedloom.simulation.workers import worker_environment
 
 _TASKS = Path("/proc/self/task")
 _GPU = Path("/dev/nvidiactl")
-"""Exists where CUDA may have been asked for its devices, after which a forked process cannot use it."""
+"""Exists if CUDA may have been initialised, after which a forked process cannot use it."""
 _MALLOPT = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_TOP_PAD_": -2, "MALLOC_MMAP_THRESHOLD_": -3}
 """Parameters of glibc's mallopt, by the variables that set them in a fresh process."""
 
@@ -70,7 +70,7 @@ def start_nursery(preload: str, objects: str) -> Nursery:
 def may_fork() -> bool:
     """Return whether a fork of this process is as good as a fresh one: it has no threads, and no GPU to share.
 
-    OpenBLAS ends its threads before a fork and starts them again when it needs them: an empty fork shows what is left.
+    OpenBLAS ends its threads before a fork and starts them again when needed: an empty fork shows the other threads.
     """
     if threading.active_count() > 1 or threading.current_thread() is not threading.main_thread() or _GPU.exists():
         return False

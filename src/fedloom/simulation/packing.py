@@ -46,7 +46,7 @@ def unpack(content: bytes) -> None:
 
 @contextmanager
 def _own_modules_by_value() -> Iterator[None]:
-    """Have the code of modules that are not installed pickled with the objects: a worker may not find them."""
+    """Pickle the code of modules that are not installed with the objects: a worker may not find them."""
     import cloudpickle
 
     installed = _installed()

@@ -49,7 +49,7 @@ class RayHead:
         self._trouble = ""
 
     def look(self) -> str:
-        """Return why the head counts as gone; empty as long as it does not. Asks it every few seconds at most."""
+        """Return why the head counts as gone; empty as long as it does not. Queries it every few seconds at most."""
         now = self._clock()
         if self._address and now - self._asked >= _EVERY_S:
             self._ask(now)

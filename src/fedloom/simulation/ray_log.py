@@ -1,4 +1,4 @@
-"""Ray's own logs: their last lines, for messages about its failures, and what is kept of them."""
+"""Ray's own logs: their last lines, for messages about its failures, and their copies."""
 
 from __future__ import annotations
 

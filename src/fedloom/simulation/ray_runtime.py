@@ -74,7 +74,7 @@ class RayRuntime:
         self._logs = ""
         """Folder of Ray's logs, as a node of the cluster has it."""
         self._failed = False
-        """Whether Ray itself has failed, so that its logs are kept."""
+        """Whether Ray itself has failed, so that its logs are copied."""
         self._location = ""
         self._workers = 0
         self._calls: dict[Any, tuple[str, Any]] = {}

@@ -1,6 +1,6 @@
 """Numbers of single runs, by seed, and what they come to over seeds: estimates of each arm, and of arms against others.
 
-This is all that a study's verdicts rest on, so it is what a study publishes beside its page (`published`).
+This is all that a study's verdicts rest on, so it is what a study publishes next to its page (`published`).
 """
 
 from __future__ import annotations

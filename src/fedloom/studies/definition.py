@@ -176,7 +176,7 @@ class Definition(Settings):
     highlight: tuple[str, ...] = ()
     """Arms drawn with bands; by default the first five."""
     tables: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Tables of a published page, by title: the arms that are alike enough to stand in one. Without any, one of all."""
+    """Tables of a published page, by title: arms that are comparable enough for one table. By default one of all."""
     grid: str = ""
     """What was tuned, over which values and seeds, for which arms; printed with the published tables."""
     claims: tuple[Claim, ...] = ()

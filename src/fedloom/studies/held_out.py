@@ -1,6 +1,6 @@
 """Which held-out examples a run's final model classifies correctly: what the sampling error of its accuracy is made of.
 
-Kept in the run's folder as one bit for each example, so that two runs can be compared example by example.
+Stored in the run's folder as one bit per example, so that two runs can be compared example by example.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def pages() -> dict[Path, str]:
     """Return what each page of the tree should be.
 
     Raises:
-        UsageError: a page lacks the markers of a study whose numbers lie beside it.
+        UsageError: a page lacks the markers of a study whose numbers are next to it.
     """
     texts: dict[Path, str] = {}
     for path in sorted(ROOT.glob(f"**/{FOLDER}/*.json")):

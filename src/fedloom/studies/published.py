@@ -1,4 +1,4 @@
-"""Numbers of a study as they are published: one small JSON file beside its page, one entry for each time it was run.
+"""Numbers of a study as they are published: one small JSON file next to its page, one entry for each time it was run.
 
 The first entry is the measurement, each later one a replication: the same seeds on another machine, or with another
 instruction set. Tables and verdicts of the page are computed from this file alone (`pages`).

@@ -20,7 +20,7 @@ LEVEL = 0.95
 """Confidence of the intervals."""
 
 FEW = 5
-"""Up to so many seeds, a page says what they can show."""
+"""Number of seeds up to which a page says what they can show."""
 NORMAL = 1.959964
 """Quantile of the standard normal distribution for `LEVEL`."""
 

@@ -91,7 +91,7 @@ class Experiment(_FurtherSections):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     """Seed of all randomness: same seed, same bits."""
     clients: Annotated[int, Field(ge=1)] | Literal["nodes"] | Annotated[tuple[PlainWord, ...], Field(min_length=1)] = 1
-    """Clients in the federation, N. `nodes`: each enrolled node is one client, a site with data of its own; a list:
+    """Clients in the federation, N. `nodes`: each enrolled node is one client, a site with its own data; a list:
     the nodes of these names are, and the run begins once all of them are connected. Sites need a server."""
     cohort: Annotated[int, Field(ge=1)] | None = None
     """Clients sampled in each round, m; None samples all."""
@@ -165,7 +165,7 @@ class Experiment(_FurtherSections):
 
     @property
     def of_sites(self) -> bool:
-        """Whether each client is an enrolled node with data of its own."""
+        """Return whether each client is an enrolled node with its own data."""
         return are_sites(self.clients)
 
     @property
@@ -201,14 +201,14 @@ class Experiment(_FurtherSections):
         return any(text.value == DATA or text.value.startswith(f"{DATA}/") for text in texts)
 
     def quorum_of(self, quota: int) -> float:
-        """Return the fraction of the updates asked for that must arrive, of `quota` of them."""
+        """Return the fraction of the requested updates that must arrive, of `quota` of them."""
         if self.of_sites and self.round.quorum_fraction == 1.0 and quota:
             return min(1.0, self.min_sites / quota)
         return self.round.quorum_fraction
 
     @property
     def state_home(self) -> Literal["server", "node"]:
-        """Where clients' state is stored."""
+        """Return where clients' state is stored."""
         return "node" if self.of_sites else self.round.state_home
 
     def cohort_of(self, population: int) -> int:
@@ -369,7 +369,7 @@ class Experiment(_FurtherSections):
             code_names: name code by name and SHA-256 instead of paths, as for nodes on other machines.
 
         Raises:
-            ConfigError: code has no copy here whose digest could be told.
+            ConfigError: code has no copy here to compute a digest of.
         """
         values = self.with_code_names() if code_names else self.to_dict()
         for section in server_only_fields(Experiment):

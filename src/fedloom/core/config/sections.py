@@ -23,9 +23,9 @@ class RoundSettings(Settings):
     """Weight of an update in a mean: its number of examples, or one."""
     quorum_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Fraction of the cohort whose updates must arrive. Below it the run fails and lists why each update is missing.
-    Where clients are sites, the default asks for `min_sites` updates instead."""
+    If clients are sites, the default requires `min_sites` updates instead."""
     min_sites: Annotated[int, Field(ge=1)] | None = None
-    """Sites that a round needs, where clients are sites: the run waits until so many are connected, and fails where
+    """Sites that a round needs, if clients are sites: the run waits until this many are connected, and fails where
     fewer updates arrive. None takes 1."""
     deadline_s: Annotated[float, Field(gt=0.0)] | None = None
     """Seconds after which each exchange of a round (training, probe, monitor) closes with the updates that have

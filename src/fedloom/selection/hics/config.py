@@ -16,7 +16,7 @@ class Config(PluginSettings):
     """Temperature of the softmax whose entropy estimates a client's balance, T; in units of a weight's change in local
     training, so it goes with the clients' step size."""
     entropy_weight: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 10.0
-    """Weight of the difference of entropies (nats) beside the angle (radians) between two clients; lambda."""
+    """Weight of the difference of entropies (nats) relative to the angle (radians) between two clients; lambda."""
     preference: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 4.0
     """Preference for clusters of balanced clients in the first round; gamma. It falls linearly to 0 over `horizon`."""
     horizon: Annotated[int, Field(ge=1)] = 200

@@ -29,7 +29,7 @@ class ResultsService(ResultsServicer):
         runs: the server's.
         gate: authorises callers.
         audit: gets a line for each call.
-        silence: ends downloads that nobody takes.
+        silence: ends downloads that are not read.
         submissions: counts resumed runs.
     """
 

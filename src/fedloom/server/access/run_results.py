@@ -156,7 +156,7 @@ class RunResults:
 
 
 def _save_so_far(store: DiskRunStore, folder: Path) -> tuple[str, int]:
-    """Write the model of the newest checkpoint to a file of its own, in place of an older one's."""
+    """Write the model of the newest checkpoint to a separate file, which replaces an older one."""
     checkpoint = store.latest_checkpoint()
     if checkpoint is None:
         return "", 0

@@ -36,7 +36,7 @@ class Submissions:
     """Admits submissions, and counts users' submissions and resumed runs. Thread-safe.
 
     Args:
-        allowed: names, settings, files and folders that whoever started the server has allowed.
+        allowed: names, settings, files and folders that the server's operator allows.
     """
 
     def __init__(self, allowed: Collection[str] = ()) -> None:
@@ -80,7 +80,7 @@ def check_submission(values: Info, allowed: Collection[str]) -> None:
 
     Args:
         values: the experiment, not validated yet.
-        allowed: names, settings, files and folders that whoever started the server has allowed.
+        allowed: names, settings, files and folders that the server's operator allows.
 
     Raises:
         Forbidden: names the setting, the reason, and the remedy.

@@ -20,7 +20,7 @@ def with_own_code(values: Info, allowed: Collection[str], *, any_path: bool) -> 
 
     Args:
         values: the experiment as it was submitted, not validated yet.
-        allowed: files and folders that whoever started the server allows; a folder stands for what is in it, too.
+        allowed: files and folders that the server's operator allows; a folder stands for what is in it, too.
         any_path: an administrator's: a path given with the digest is taken if it has that content here, and code that
             only nodes load need not be here.
 

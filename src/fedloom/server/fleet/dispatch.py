@@ -338,7 +338,7 @@ class Dispatch:
         self.push()
 
     def drop_absent(self) -> None:
-        """Give up on waiting groups that only one node may do which is gone."""
+        """Fail waiting groups whose only possible node is gone."""
         now = self._clock.monotonic()
         for opened in self._open.values():
             for index, only in absent(opened, self._nodes, now, self._grace_s).items():

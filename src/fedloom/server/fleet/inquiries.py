@@ -1,4 +1,4 @@
-"""Asks connected nodes whether they would do a run that is being submitted."""
+"""Collects the verdicts of connected nodes on a run that is being submitted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WAIT_S = 5.0
 SETTLED_S = 1.0
 """Seconds after which one node that would do the run is enough."""
 MAX_ASKED = 256
-"""Limit of nodes asked about one run; where more are connected, the others count as willing."""
+"""Limit of nodes queried about one run; further connected ones count as willing."""
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Inquiries:
             return dict(asked.verdicts)
 
     def answer(self, node: str, verdict: Verdict) -> None:
-        """Take a node's verdict; one that was not asked for, or comes too late, is dropped."""
+        """Add a node's verdict; one that was not requested, or is late, is dropped."""
         with self._changed:
             asked = self._open.get(verdict.id)
             if asked is not None and node in asked.nodes:

@@ -104,14 +104,14 @@ class Log:
     rosters: Sequence[RosterLine] = ()
     """Where clients are sites."""
     clients: int = 0
-    """Where they are virtual, and the log does not tell how many there were."""
+    """If they are virtual, and the log does not have their number."""
 
     def first_roster(self) -> Roster:
         """Return the roster before round 1."""
         return self.roster(0, self.choices[0].population)
 
     def roster(self, round: int, population: int | None) -> Roster:
-        """Return a round's roster; `population` is what its choice tells."""
+        """Return a round's roster; `population` is the number in its choice."""
         if self.rosters:
             return roster_of(sites_in(self.rosters, round), online_in(self.rosters, round))
         number = self.clients if population is None else population

@@ -20,7 +20,7 @@ class Clients(ABC):
 
         Raises:
             DataDiffers: clients' data do not fit together.
-            QuorumNotReached: nobody can be a client.
+            QuorumNotReached: no node can be a client.
             Interrupted: the run was stopped meanwhile.
         """
 
@@ -59,7 +59,7 @@ class Clients(ABC):
 
 
 class VirtualClients(Clients):
-    """A number of clients whose data every node has, so that any node does anybody's work.
+    """A number of clients whose data every node has, so that any node can train any client.
 
     Args:
         experiment: the run's.

@@ -57,7 +57,7 @@ class Collector:
         self._run = run
 
     def wait(self, lacking: Callable[[], str], limit_s: float | None) -> None:
-        """Return once nothing is lacking, as a function says in words, or after so many seconds."""
+        """Return once nothing is lacking, according to a function, or after a number of seconds."""
         self._waiting.until_none(lacking, limit_s)
 
     def collect(self, request: ExchangeRequest) -> Collected:

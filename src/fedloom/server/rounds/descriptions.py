@@ -1,4 +1,4 @@
-"""What sites tell of themselves before they are clients: one exchange, and the run's description made of theirs."""
+"""Collects the sites' descriptions of their data in one exchange, and makes the run's description of them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Described:
-    """A member that has told of its data."""
+    """A member that has described its data."""
 
     name: str
     member: str
@@ -42,7 +42,7 @@ class Described:
 
     @property
     def size(self) -> int | None:
-        """Return its number of training examples; None if it does not tell."""
+        """Return its number of training examples; None if it does not report it."""
         return self.info.client_sizes[0] if len(self.info.client_sizes) == 1 else None
 
     def line(self, client: int) -> SiteLine:
@@ -59,7 +59,7 @@ class Described:
 
 
 def descriptions_request(round: int, candidates: Sequence[Candidate], deadline_s: float | None) -> ExchangeRequest:
-    """Return the exchange that has candidates describe their data; one answer is enough for it to go on.
+    """Return the exchange in which candidates describe their data; it needs one answer.
 
     Args:
         round: the round they would join in; 0 before the first.

@@ -137,13 +137,13 @@ class Loop:
         return Sites(services)
 
     def _work_with(self, experiment: Experiment) -> None:
-        """Have every node work with the experiment as the sites have agreed on it."""
+        """Set the experiment that the sites have agreed on for every node."""
         self.run = self.run.agreed(experiment)
         self._collector.describe(self.run)
         self._fleet.coordinator.announce(self.run)
 
     def _collect_initial(self) -> Collected:
-        """Return the initial model; where nodes are asked one by one, that of the first that can make it."""
+        """Return the initial model; if nodes are tried one by one, that of the first that can make it."""
         request = initial_request(self._experiment.round.deadline_s)
         *others, last = self._clients.initial(request.exchange)
         for exchange in others:

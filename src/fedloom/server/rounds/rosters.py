@@ -21,7 +21,7 @@ def online_in(lines: Sequence[RosterLine], round: int) -> list[int]:
 
 
 def roster_of(sites: Sequence[SiteLine], online: Collection[int]) -> Roster:
-    """Return the roster that a selection sees; sizes and label counts are empty if a site does not tell its own."""
+    """Return the roster that a selection sees; sizes and label counts are empty if a site does not report its own."""
     sizes = [site.size for site in sites if site.size is not None]
     counts = [site.label_counts for site in sites if site.label_counts is not None]
     return Roster(

@@ -24,7 +24,7 @@ from fedloom.server.store.run_store import RunStore
 REJOIN_S = 30.0
 """Seconds a resumed run waits for the sites that were connected when it ended."""
 ASK_AGAIN_S = 900.0
-"""Seconds after which a site that could not be a client is asked again; one that connects anew is asked at once."""
+"""Seconds after which a site that could not be a client is tried again; one that reconnects is tried at once."""
 _SHOWN = 5
 """Names that a message lists at most."""
 
@@ -39,7 +39,7 @@ class SiteServices:
     collect: Callable[[ExchangeRequest], Collected]
     """Runs an exchange."""
     wait: Callable[[Callable[[], str], float | None], None]
-    """Waits until nothing is lacking, as a function says in words, or for so many seconds."""
+    """Waits until nothing is lacking, according to a function, or for a number of seconds."""
     agree: Callable[[Experiment], None]
     """Has nodes work with the settings the sites have agreed on."""
     emit: Callable[[Event], None]
@@ -59,7 +59,7 @@ class _Refused:
 class Sites(Clients):
     """The roster of sites: who they are, by number, and which of them are connected.
 
-    Every change is a line of `rosters.jsonl`, written before its round's work is put out; a resumed run reads its
+    Every change is a line of `rosters.jsonl`, written before its round's groups are assigned; a resumed run reads its
     rosters there, up to the round that its last session was in.
 
     Args:
@@ -168,7 +168,7 @@ class Sites(Clients):
             self._join(round, described)
 
     def _described(self, round: int, candidates: Sequence[Candidate]) -> list[Described]:
-        """Have members describe their data; those that cannot are left out."""
+        """Collect members' descriptions of their data; those that cannot describe it are left out."""
         request = descriptions_request(round, candidates, self._experiment.round.deadline_s)
         described, trouble = described_sites(candidates, self._services.collect(request))
         self._refuse(trouble, candidates)
@@ -197,7 +197,7 @@ class Sites(Clients):
     # Bookkeeping
 
     def _take(self, round: int) -> None:
-        """Know the sites that have become clients up to a round."""
+        """Restore the sites that have become clients up to a round."""
         self._sites, self._online = sites_in(self._lines, round), online_in(self._lines, round)
 
     def _write(self, line: RosterLine) -> None:

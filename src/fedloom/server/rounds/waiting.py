@@ -43,7 +43,7 @@ class Waiting:
         self._long_waits = long_waits
 
     def for_nodes(self, count: int, labels: Mapping[str, str]) -> None:
-        """Return once so many nodes with these labels are connected; raises as `until_none`."""
+        """Return once this many nodes with these labels are connected; raises as `until_none`."""
         wanted = "".join(f" with {key}={value}" for key, value in sorted(labels.items()))
 
         def lacking() -> str:

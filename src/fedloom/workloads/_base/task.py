@@ -90,12 +90,12 @@ class RowTask(ABC, Generic[C]):
 
     @property
     def has_own_loss(self) -> bool:
-        """Whether training minimises another loss than plain cross-entropy."""
+        """Return whether training minimises another loss than plain cross-entropy."""
         return has_own_loss(type(self))
 
     @property
     def data_place(self) -> str:
-        """Where the examples come from, for errors: file and line of `dataset`."""
+        """Return where the examples come from, for errors: file and line of `dataset`."""
         return place_of(type(self).dataset)
 
     def new_trainer(self, model: nn.Module, device: torch.device) -> Trainer:

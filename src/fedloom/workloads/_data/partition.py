@@ -199,7 +199,7 @@ def _dirichlet_of(settings: Dirichlet, labels: Rows, rows: Rows, clients: int, s
 
 
 def _moved(parts: Sequence[Rows], min_size: int) -> list[Rows]:
-    """Give each client `min_size` rows: one row at a time, the last one of the client that has most of them.
+    """Move rows until each client has `min_size`: one at a time, the last one of the client with the most.
 
     Clients in want are served in order; of several that have most, the first one gives.
 

@@ -176,7 +176,7 @@ class GroupTrainer:
 
 
 def _trace(spikes: Mapping[str, Tensor], mask: Tensor, tallies: list[_Tally], counts: Array, step: int) -> None:
-    """Give each client's trace its spikes (A, T, b, n) of this step, without padding."""
+    """Add this step's spikes (A, T, b, n) to each client's trace, without padding."""
     with torch.no_grad():
         sums = {name: (s.sum(1) * mask.unsqueeze(2)).sum(1).cpu().numpy() for name, s in spikes.items()}
     for place, count in enumerate(counts.tolist()):

@@ -137,7 +137,7 @@ class Config(TorchConfig):
     augment: AugmentSettings = AugmentSettings()
     net: NetSettings = NetSettings()
     modules: Annotated[int, Field(ge=1)] | None = None
-    """K, modules of the network; None makes every block one. The stem belongs to the first, the classifier is the last
+    """K, modules of the network; None makes every block one. The stem is part of the first, the classifier is the last
     one's."""
     multilaminar: MultilaminarSettings = MultilaminarSettings()
     leap: LeapSettings = LeapSettings()

@@ -28,7 +28,7 @@ class Mode:
 
     @property
     def is_local(self) -> bool:
-        """Whether gradients stay within modules, or within windows of them."""
+        """Return whether gradients stay within modules, or within windows of them."""
         return self.base != END_TO_END
 
 

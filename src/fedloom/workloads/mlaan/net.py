@@ -80,7 +80,7 @@ class Backbone(nn.Module):
 
 
 def make_norm(kind: str, width: int) -> nn.Module:
-    """Return a normalisation of so many channels: `batch` or `group`."""
+    """Return a normalisation of this many channels: `batch` or `group`."""
     if kind == "group":
         return nn.GroupNorm(math.gcd(_GROUPS, width), width)
     layer = nn.BatchNorm2d(width)
@@ -96,7 +96,7 @@ def he_initial(module: nn.Module) -> None:
 
 
 def untracked(module: nn.Module) -> nn.Module:
-    """Have batch normalisation use the batch's statistics only: for networks that are never evaluated."""
+    """Make batch normalisation use the batch's statistics only: for networks that are never evaluated."""
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.track_running_stats = False

@@ -1,6 +1,6 @@
 """The gradients of one minibatch, module by module: what each base and MLAAN do.
 
-Module i is f_i, its parameters theta_i; h_0 is the image (the stem belongs to module 0), h_i = f_i(sg(h_{i-1})), sg
+Module i is f_i, its parameters theta_i; h_0 is the image (the stem is part of module 0), h_i = f_i(sg(h_{i-1})), sg
 stops gradients. Every module's loss is computed and differentiated before the next module runs, so that the
 activations of one module, or one window of modules, are alive at a time.
 """
@@ -75,7 +75,7 @@ class LocalSteps:
         self.averages.update(self.backbone)
 
     def loss_of(self, module: int, inputs: dict[int, Tensor], batch: Batch) -> tuple[Tensor | None, Tensor]:
-        """Return a module's loss L_i (None if it has none of its own) and its output.
+        """Return a module's loss L_i (None if it has none) and its output.
 
         Args:
             module: i, from 0.

@@ -32,7 +32,7 @@ _CPU = torch.device("cpu")
 
 
 class LocalLearning(TorchWorkload[Config]):
-    """Learning module by module; a client's auxiliary networks, averages and momentum are kept between rounds."""
+    """Learning module by module; a client's auxiliary networks, averages and momentum are stored between rounds."""
 
     keeps_client_state = True
     own_training = True

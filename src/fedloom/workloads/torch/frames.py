@@ -85,7 +85,7 @@ def feature_matrix(frame: pd.DataFrame, names: Sequence[str], what: str) -> Arra
 
 
 def hub_inputs(found: datasets.Dataset, names: Sequence[str], what: str) -> tuple[Array, ...]:
-    """Return columns of a data set as inputs: numbers as one matrix, arrays and images each as an input of its own.
+    """Return columns of a data set as inputs: numbers as one matrix, arrays and images each as a separate input.
 
     Raises:
         PluginInvalid: a column holds neither.
