@@ -14,6 +14,7 @@ from fedloom import api
 from fedloom.core.config import Experiment
 from fedloom.core.errors import UnknownName
 from fedloom.server.run_queue import RunQueue
+from fedloom.server.store import plugin_copies
 from fedloom.server.store.disk_run_store import DiskRunStore
 from fedloom.testing.linear import __file__ as LINEAR
 
@@ -168,3 +169,75 @@ def test_on_a_server_a_run_has_its_copy_of_code_too(linear: Callable[..., Experi
     assert str(tmp_path) not in json.dumps(sent)
     (said,) = store.changed_code()
     assert said.startswith("workload.name: ") and "is resumed as it was, from plugins/workload/allowed.py" in said
+
+
+APP = """
+from fedloom.testing.linear import Linear
+from pathlib import Path
+
+SCALE = float((Path(__file__).parent / "scale.txt").read_text())
+"""
+MANIFEST = """
+[project]
+name = "app"
+
+[tool.flwr.app]
+publisher = "nobody"
+
+[tool.flwr.app.components]
+serverapp = "code.server:app"
+clientapp = "code.client:app"
+"""
+
+
+@pytest.mark.parametrize("run_in_the_app", [False, True])
+def test_a_flower_apps_folder_is_found_beside_the_experiment_and_copied(tmp_path: Path, run_in_the_app: bool) -> None:
+    home = tmp_path / "home"
+    (home / "app" / "code").mkdir(parents=True)
+    (home / "app" / "pyproject.toml").write_text(MANIFEST, encoding="utf-8")
+    (home / "app" / "code" / "client.py").write_text(APP, encoding="utf-8")
+    (home / "app" / "code" / "scale.txt").write_text("2.0", encoding="utf-8")
+    (home / "x.toml").write_text(
+        "rounds = 1\nclients = 2\n"
+        '[strategy]\nname = "flower_app"\napp = "./app"\nserverapp = "code.server:app"\n'
+        '[workload]\nname = "flower"\napp = "app"\nclientapp = "code.client:app"\n',
+        encoding="utf-8",
+    )
+    experiment = Experiment.load(home / "x.toml")
+    assert {each.path for each in experiment.code_files(apps=True)} == {str(home / "app")}, "found beside the file"
+    earlier = home / "app" / "runs" / "earlier"
+    DiskRunStore.create(earlier, "earlier").begin(experiment)
+    run = home / "app" / "runs" / "new" if run_in_the_app else tmp_path / "run"
+    store = DiskRunStore.create(run, "new")
+    store.begin(experiment)
+    names = sorted(path.relative_to(run).as_posix() for path in (run / "plugins").rglob("*") if path.is_file())
+    assert names == [
+        f"plugins/strategy.app/app/{name}" for name in ("code/client.py", "code/scale.txt", "pyproject.toml")
+    ], "one copy for both halves, without runs"
+    assert list(store.changed_code()) == []
+    run = Path(shutil.move(run, tmp_path / "moved"))
+    shutil.rmtree(home)
+    again = DiskRunStore.open(run).experiment()
+    copy = str(run / "plugins/strategy.app/app")
+    assert [(each.dotted, each.path) for each in again.code_files(apps=True)] == [
+        ("strategy.app", copy),
+        ("workload.app", copy),
+    ]
+    (run / "plugins/strategy.app/app/code/scale.txt").write_text("3.0", encoding="utf-8")
+    assert any("strategy.app: the run's copy" in said for said in DiskRunStore.open(run).changed_code())
+
+
+def test_an_app_with_data_in_its_folder_is_not_copied_and_the_log_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(plugin_copies, "MAX_APP_BYTES", 100)
+    (tmp_path / "app" / "data").mkdir(parents=True)
+    (tmp_path / "app" / "pyproject.toml").write_text(MANIFEST, encoding="utf-8")
+    (tmp_path / "app" / "data" / "all.bin").write_bytes(bytes(200))
+    workload = {"name": "flower", "app": str(tmp_path / "app"), "clientapp": "code.client:app"}
+    experiment = Experiment.parse({"rounds": 1, "clients": 2, "strategy": "fedavg", "workload": workload})
+    store = DiskRunStore.create(tmp_path / "run", "run")
+    store.begin(experiment)
+    assert not (tmp_path / "run" / "plugins").exists() and store.experiment() == experiment
+    (record,) = [record for record in caplog.records if "up to which a run copies an app" in record.getMessage()]
+    assert f"workload.app: {tmp_path / 'app'} has 0 MB" in record.getMessage()

@@ -9,7 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedloom.core.run_files import EXPERIMENT, RUN
+
 _CACHE = "__pycache__"
+_RUN = {EXPERIMENT, RUN}
+"""Files that tell a run's folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +47,22 @@ def code_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def copy_code(source: Path, target: Path) -> None:
-    """Copy a file, or a folder's files without hidden ones and Python's caches, to a place that is not there yet.
+def code_bytes(path: Path) -> int:
+    """Return the bytes of a file, or of the files of a folder that a copy would have.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return path.stat().st_size if path.is_file() else sum((path / name).stat().st_size for name in _files(path))
+
+
+def copy_code(source: Path, target: Path, without: Path | None = None) -> None:
+    """Copy a file, or a folder's files without hidden ones, Python's caches and runs, to a place that is not there yet.
+
+    Args:
+        source: the file or folder.
+        target: the copy.
+        without: a folder that is left out, such as the run's that is being made.
 
     Raises:
         OSError: it cannot be read or written.
@@ -53,7 +71,8 @@ def copy_code(source: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
         return
-    for name in list(_files(source)):
+    skipped = None if without is None else without.resolve()
+    for name in [name for name in _files(source) if skipped is None or not (source / name).is_relative_to(skipped)]:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)
 
@@ -76,9 +95,15 @@ def _inside(table: object, step: str | int) -> object:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Yield the paths of a folder's files, relative to it and sorted; neither hidden ones nor Python's caches."""
+    """Yield the paths of a folder's files, relative to it and sorted.
+
+    Hidden files, Python's caches and folders of runs, which people keep in an app's folder, are not among them.
+    """
     found = list[str]()
     for at, folders, names in os.walk(folder):
+        if _RUN.issubset(names):
+            folders.clear()
+            continue
         folders[:] = [name for name in folders if name != _CACHE and not name.startswith(".")]
         for name in names:
             full = Path(at, name)

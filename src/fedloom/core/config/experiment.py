@@ -278,11 +278,11 @@ class Experiment(_FurtherSections):
         return cls._overridden(values, overrides)._with_code_beside(path.parent)
 
     def _with_code_beside(self, folder: Path) -> Experiment:
-        """Return a copy in which files of code that lie in a folder, and not in the working directory, are absolute."""
+        """Return a copy in which code and apps that lie in a folder, and not in the working directory, are absolute."""
         moved = self.to_dict()
-        for each in self.code_files():
+        for each in self.code_files(apps=True):
             beside = (folder / each.path).resolve()
-            if each.steps != ("name",) and beside.is_file() and beside != Path(each.path).resolve():
+            if each.steps != ("name",) and beside.exists() and beside != Path(each.path).resolve():
                 set_text(moved[each.section], each.steps, f"{beside}{each.rest}")
         return self.parse(moved) if moved != self.to_dict() else self
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pydantic
 
-from fedloom.core.code_files import code_digest, copy_code, set_text
+from fedloom.core.code_files import code_bytes, code_digest, copy_code, set_text
 from fedloom.core.config import Experiment
 from fedloom.core.errors import UsageError
 from fedloom.core.records import JsonObject
 from fedloom.core.run_files import PLUGINS, PLUGINS_LIST
 from fedloom.server.store.files import full_disk, write
+
+_log = logging.getLogger(__name__)
+
+MAX_APP_BYTES = 64 << 20
+"""Limit of the files of an app's folder that a run copies."""
 
 
 class PluginCopy(pydantic.BaseModel):
@@ -46,10 +52,12 @@ def keep_code(folder: Path, experiment: Experiment) -> JsonObject:
     """
     values, there = experiment.to_dict(), dict[Path, str]()
     listed = list[JsonObject]()
-    for each in experiment.code_files():
+    for each in experiment.code_files(apps=True):
         source = Path(each.path).expanduser().resolve()
         if not source.exists():
             continue  # code for clients alone, which may have it elsewhere
+        if each.steps != ("name",) and source not in there and _is_too_large(each.dotted, source):
+            continue
         if source not in there:
             there[source] = _copy(folder, each.section if each.steps == ("name",) else each.dotted, source)
         set_text(values[each.section], each.steps, f"./{there[source]}{each.rest}")
@@ -69,7 +77,7 @@ def keep_code(folder: Path, experiment: Experiment) -> JsonObject:
 def portable(folder: Path, experiment: Experiment) -> JsonObject:
     """Return an experiment's values in which copies are relative to the run's folder, as `keep_code` gave them."""
     values = experiment.to_dict()
-    for each in experiment.code_files():
+    for each in experiment.code_files(apps=True):
         path = Path(each.path).resolve()
         if path.is_relative_to((folder / PLUGINS).resolve()):
             set_text(values[each.section], each.steps, f"./{path.relative_to(folder.resolve())}{each.rest}")
@@ -122,9 +130,24 @@ def _digest(place: Path) -> str | None:
         return None
 
 
+def _is_too_large(setting: str, source: Path) -> bool:
+    """Return whether an app's folder has more than code in it, with a warning: a run copies none that is."""
+    if not source.is_dir() or code_bytes(source) <= MAX_APP_BYTES:
+        return False
+    _log.warning(
+        "%s: %s has %d MB, more than the %d MB up to which a run copies an app. The run resumes only while the folder "
+        "is there as it is now; put data outside of it",
+        setting,
+        source,
+        code_bytes(source) >> 20,
+        MAX_APP_BYTES >> 20,
+    )
+    return True
+
+
 def _copy(folder: Path, name: str, source: Path) -> str:
     """Copy code into the run's folder; returns the copy's path in it."""
     target = Path(PLUGINS, name, source.name)
     with full_disk(folder):
-        copy_code(source, folder / target)
+        copy_code(source, folder / target, folder)
     return target.as_posix()
