@@ -60,8 +60,8 @@ class Loop:
         self._parts = RunParts(
             run_id=self.run.run_id,
             experiment=experiment,
-            strategy=build_strategy(experiment.strategy, experiment),
-            selection=build_selection(experiment.selection),
+            strategy=checked_strategy(build_strategy(experiment.strategy, experiment), experiment.strategy.name),
+            selection=checked_selection(build_selection(experiment.selection), experiment.selection.name),
             collect=self._collector.collect,
             emit=outputs.emit,
             monotonic=fleet.clock.monotonic,
