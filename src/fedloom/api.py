@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack, cast, overload
@@ -13,8 +11,14 @@ from typing import TYPE_CHECKING, TypedDict, Unpack, cast, overload
 from fedloom.core import contributed, definitions
 from fedloom.core.config import INCIDENTAL, Experiment
 from fedloom.core.continuation import check_rounds
-from fedloom.core.errors import ConfigError, FedloomError, PluginInvalid, UnknownName, UsageError
-from fedloom.core.local_token import new_token
+from fedloom.core.errors import (
+    ClientFailed,
+    ConfigError,
+    FedloomError,
+    PluginInvalid,
+    UnknownName,
+    UsageError,
+)
 from fedloom.core.plugins import build_strategy, check_parts
 from fedloom.core.protocols import Sink
 from fedloom.core.python_objects import held
@@ -22,6 +26,7 @@ from fedloom.core.run_files import EXPERIMENT
 from fedloom.core.saved_state import SavedState
 from fedloom.core.state import load_state
 from fedloom.core.text import did_you_mean
+from fedloom.local_session import run_on_own_agents
 from fedloom.python_run import (
     Given,
     RunArguments,
@@ -31,15 +36,12 @@ from fedloom.python_run import (
     make_run,
     objects_of_arguments,
 )
+from fedloom.rehearsal import Checked, check, experiment_of, explained, users_parts
 from fedloom.result import History, RunResult
-from fedloom.server.app import Server
-from fedloom.server.rounds.run_services import FleetAccess
-from fedloom.server.rounds.session import Outcome, run_session
+from fedloom.server.rounds.session import Outcome
 from fedloom.server.store.disk_run_store import DiskRunStore
 from fedloom.server.store.memory_run_store import MemoryRunStore
 from fedloom.server.store.run_store import RunStore, new_run_id
-from fedloom.simulation.client_states import forget_states
-from fedloom.simulation.runtimes import make_runtime
 
 if TYPE_CHECKING:
     from fedloom.workloads.torch.parts import Parts
@@ -47,8 +49,6 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 """Default folder of runs."""
-PATIENCE_S = 60.0
-"""Seconds without any agent after which a simulated run fails."""
 
 
 class RunOptions(TypedDict, total=False):
@@ -137,6 +137,22 @@ def _load_folder(folder: Path, overrides: Sequence[str]) -> Experiment:
         f"no plug-in makes an experiment of the folder {str(folder)!r}; expected a preset's name, a TOML file, or the "
         f"folder of one of these: {known or 'none is installed'}"
     )
+
+
+def check_file(target: str | Path, overrides: Sequence[str] = ()) -> Checked:
+    """Check plug-ins in use: one round with two clients in this thread, of which nothing is left.
+
+    Args:
+        target: a plug-in's Python file or folder, which is used with stand-ins for all else; or what `load` takes.
+        overrides: `KEY=VALUE` settings.
+
+    Raises:
+        PluginInvalid: a plug-in does not do what its interface says; the message begins with the user's file and line.
+        UsageError: a setting, a package or data is wrong or missing.
+    """
+    path = Path(target)
+    is_plugin = path.suffix == ".py" or (path / "__init__.py").is_file()
+    return check(experiment_of(path).override(overrides) if is_plugin else load(target, overrides))
 
 
 @overload
@@ -320,7 +336,7 @@ def _session(experiment: Experiment, store: RunStore, sinks: Sequence[Sink], *, 
     """Run one session; a fresh run that never begins leaves no folder behind."""
     outcome: Outcome | None = None
     try:
-        outcome = _run_agents_and_session(experiment, store, sinks)
+        outcome = _explained(run_on_own_agents(experiment, store, sinks), experiment)
         return _finish(outcome, store, experiment)
     finally:
         begun = outcome is not None and not (isinstance(outcome.error, UsageError) and not outcome.history)
@@ -328,27 +344,22 @@ def _session(experiment: Experiment, store: RunStore, sinks: Sequence[Sink], *, 
             store.discard()
 
 
-def _run_agents_and_session(experiment: Experiment, store: RunStore, sinks: Sequence[Sink]) -> Outcome:
-    stop, runtime = threading.Event(), make_runtime(experiment)
-    with _stopping_on_signals(stop), contextlib.ExitStack() as first, contextlib.ExitStack() as last:
-        first.callback(runtime.stop)  # where the server cannot be started
-        host, token = runtime.host(), new_token()  # before the server's threads: it may fork this process
-        server = last.enter_context(Server(sinks))
-        last.callback(runtime.stop)
-        address = f"{host}:{server.listen(host, token=token)}" if host else ""
-        runtime.start(server.coordinator, address, token)
-        fleet = FleetAccess(
-            coordinator=server.coordinator,
-            place=runtime.place,
-            pump=None if host else runtime.pump,
-            patience_s=PATIENCE_S,
-            clock=server.clock,
-        )
-        outcome = run_session(experiment, store, fleet, sinks, stop=stop)
-        server.coordinator.close("the run is over")
-    if outcome.error is None or store.folder is None:  # else the run may be resumed
-        forget_states(store.run_id)
-    return outcome
+def _explained(outcome: Outcome, experiment: Experiment) -> Outcome:
+    """Return an outcome whose error begins with the user's file and line, if a plug-in of the user's is the cause.
+
+    Workers report failures as text. Where a plug-in may be at fault in the first round, that is repeated here.
+    """
+    if outcome.error is None or outcome.history or not users_parts(experiment):
+        return outcome
+    error = explained(outcome.error, experiment)
+    if isinstance(error, ClientFailed) and error.__cause__ is None:
+        try:
+            check(experiment)
+        except PluginInvalid as exc:
+            error = exc
+        except FedloomError:  # not what the workers met
+            return outcome
+    return outcome if error is outcome.error else replace(outcome, error=error)
 
 
 def _finish(outcome: Outcome, store: RunStore, experiment: Experiment) -> RunResult:
@@ -369,30 +380,8 @@ def _finish(outcome: Outcome, store: RunStore, experiment: Experiment) -> RunRes
     )
 
 
-@contextlib.contextmanager
-def _stopping_on_signals(stop: threading.Event) -> Iterator[None]:
-    """Stop the run in order at the first Ctrl-C or SIGTERM, abort it at the second."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _presets() -> dict[str, Path]:
     return definitions.found("presets")
 
 
-__all__ = ["FedloomError", "RunResult", "load", "preset_path", "presets", "resume", "run", "saved_state"]
+__all__ = ["FedloomError", "RunResult", "check_file", "load", "preset_path", "presets", "resume", "run", "saved_state"]

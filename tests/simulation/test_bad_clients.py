@@ -10,7 +10,7 @@ import pytest
 from fedloom import api
 from fedloom.api import RunResult
 from fedloom.core.config import Experiment
-from fedloom.core.errors import BadUpdate, ClientFailed, RunFailed
+from fedloom.core.errors import BadUpdate, ClientFailed, PluginInvalid
 from fedloom.core.seeds import generator
 from fedloom.server.fleet import coordinator
 
@@ -118,7 +118,7 @@ def test_a_sum_that_fits_no_other_is_its_clients_failure(linear: Make, tmp_path:
 
 def test_a_strategy_that_changes_the_models_dtype_is_stopped_and_says_which_array(linear: Make, tmp_path: Path) -> None:
     (tmp_path / "plain.py").write_text(STRATEGY, encoding="utf-8")
-    with pytest.raises(RunFailed, match=r"array 'w' of the global model is float64, but was float32 before.*astype"):
+    with pytest.raises(PluginInvalid, match=r"array 'b' is float64 .*, expected float32 .*astype\(np\.float32\)"):
         api.run(linear(strategy={"name": str(tmp_path / "plain.py"), "widen": True}), keep=False)
 
 

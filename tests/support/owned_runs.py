@@ -8,7 +8,6 @@ from pathlib import Path
 
 from members import Members
 
-from fedloom import api
 from fedloom.client.control import ControlClient
 from fedloom.client.download import Download, RemoteFile
 from fedloom.client.results import ResultsClient
@@ -16,6 +15,7 @@ from fedloom.core.errors import RunFailed
 from fedloom.core.events import Event, RoundFinished
 from fedloom.core.history import RunSummary
 from fedloom.core.identity import Identity
+from fedloom.local_session import run_on_own_agents
 from fedloom.reporting import write_report
 from fedloom.server.store.disk_run_store import DiskRunStore
 from fedloom.testing.fleet import wait_until
@@ -54,7 +54,7 @@ class RunsHere:
             raise RunFailed("this run fails at once")
         experiment = store.experiment().override(["runtime.name=inline"])
         with store.claimed():
-            outcome = api._run_agents_and_session(experiment, store, [_Relay(emit, look)])
+            outcome = run_on_own_agents(experiment, store, [_Relay(emit, look)])
         if store.folder is not None:
             write_report(store.folder)
         return outcome.summary

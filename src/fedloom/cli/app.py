@@ -43,7 +43,9 @@ def _root(
 
 
 for panel, commands in {
-    "Experiments": (experiments.run, resuming.resume, study.study, experiments.list_names, experiments.show),
+    "Experiments": (
+        experiments.run, resuming.resume, experiments.check, study.study, experiments.list_names, experiments.show,
+    ),
     "Results": (reports.report, reports.compare, reports.replay),
     "Servers and devices": (
         fleet.serve, members.join, fleet.client, fleet.submit, fleet.runs, fleet.watch, fleet.stop, results.fetch,

@@ -78,6 +78,20 @@ def run(
     show_run(lambda sinks: api.run(experiment, out=out, sinks=sinks), json)
 
 
+def check(
+    target: Annotated[
+        str, typer.Argument(help="A plug-in's Python file or folder, a TOML file, a preset's name.", metavar="FILE")
+    ],
+    settings: Settings = [],  # noqa: B006  # typer reads the default, nobody changes it
+) -> None:
+    """Check plug-ins: one round with two clients here, of which nothing is left. Exit code 2 names file and line."""
+    from fedloom import api
+
+    checked = api.check_file(target, settings)
+    found = ", ".join(checked.parts) or "no plug-in of your own"
+    typer.echo(f"{target}: {found}: one round with two clients went well")
+
+
 def list_names(
     kind: Annotated[
         str | None,

@@ -6,9 +6,11 @@ import dataclasses
 
 from fedloom.client.turn import Turn
 from fedloom.core.data_schema import SUMS
+from fedloom.core.errors import BadUpdate
 from fedloom.core.plugins import build_watch
 from fedloom.core.protocols import WorkloadInfo
-from fedloom.core.records import Update
+from fedloom.core.records import MODEL, Record, Update
+from fedloom.core.text import shown
 
 
 def initial(turn: Turn) -> Update:
@@ -17,8 +19,8 @@ def initial(turn: Turn) -> Update:
     workload, monitor = turn.run.workload, turn.run.experiment.monitor
     if monitor is not None:
         build_watch(monitor).check(workload)
-    model = workload.init(turn.rng())
-    described = dataclasses.asdict(turn.run.disclosed(_without_sums(workload.describe())))
+    model, info = _checked(workload.init(turn.rng()), workload.describe())
+    described = dataclasses.asdict(turn.run.disclosed(_without_sums(info)))
     return Update(num_examples=0, groups=model.groups, info={"workload": described, "model": model.info})
 
 
@@ -32,3 +34,16 @@ def described(turn: Turn) -> Update:
 def _without_sums(info: WorkloadInfo) -> WorkloadInfo:
     """Return a description without the sums that only sites need of each other."""
     return dataclasses.replace(info, data={key: value for key, value in info.data.items() if key != SUMS})
+
+
+def _checked(model: object, info: object) -> tuple[Record, WorkloadInfo]:
+    """Return a workload's initial model and description.
+
+    Raises:
+        BadUpdate: they are something else.
+    """
+    if not isinstance(model, Record):
+        raise BadUpdate(f"'init' returned {shown(model)}; expected a Record with the group {MODEL!r}")
+    if not isinstance(info, WorkloadInfo):
+        raise BadUpdate(f"'describe' returned {shown(info)}; expected a WorkloadInfo")
+    return model, info

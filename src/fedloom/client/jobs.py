@@ -24,6 +24,7 @@ from fedloom.core.protocols import (
     is_empty,
 )
 from fedloom.core.records import MODEL, Info, Record, Update
+from fedloom.core.text import shown
 
 COLLECT = "collect"
 """Kind of a job that sends the update a client parked earlier in the round."""
@@ -177,13 +178,24 @@ class JobRunner:
             found = self._program.measured(turn)
             if found is None:
                 measure, rng = build_measure(turn.group.measure), turn.rng("measure")
-                found = measure(turn.run.workload, inputs[MODEL], update, shard, rng, turn.job.knobs)
+                found = _report(measure(turn.run.workload, inputs[MODEL], update, shard, rng, turn.job.knobs))
             measured = found
         if turn.group.park:
             self._parked.put(turn.group.key.run_id, turn.job.round, turn.job.client, update)
             update = replace(update, groups={}, state=None)
         update = check_answer(replace(update, info={**update.info, **measured}), "measure")
         return replace(done, update=update, measured=_count(measured))
+
+
+def _report(found: object) -> Info:
+    """Return a measure's report.
+
+    Raises:
+        BadUpdate: it is something else.
+    """
+    if not isinstance(found, Mapping):
+        raise BadUpdate(f"'measure' returned {shown(found)}; expected a dict of numbers by name")
+    return found
 
 
 def _checked(turn: Turn, done: Done) -> Done:

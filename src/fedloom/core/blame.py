@@ -46,6 +46,8 @@ class Blame:
         name = f"{self.ref.kind.section} {self.ref.name!r}"
         try:
             target = inspect.unwrap(code) if inspect.isfunction(code) else type(own)
+            if not is_users_file(inspect.getsourcefile(target) or ""):  # inherited from a class of fedloom's
+                target = type(own)
             return f"{inspect.getsourcefile(target)}, line {inspect.getsourcelines(target)[1]} ({name})"
         except (OSError, TypeError):
             return name

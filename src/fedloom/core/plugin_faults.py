@@ -35,6 +35,13 @@ def is_users_file(file: str) -> bool:
     return not file.startswith(apart) and not any(part in Path(file).parts for part in _INSTALLED)
 
 
+def raised_in(exc: BaseException) -> bool:
+    """Return whether an exception comes from, or through, a user's code."""
+    if isinstance(exc, SyntaxError) and exc.filename is not None:
+        return is_users_file(exc.filename)
+    return any(is_users_file(frame.filename) for frame in traceback.extract_tb(exc.__traceback__))
+
+
 def users_line() -> str:
     """Return file and line of the user's code that called fedloom, as the beginning of a message; empty without any."""
     frame = sys._getframe(1)

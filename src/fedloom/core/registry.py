@@ -29,11 +29,13 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Literal, TypeVar
 
 from fedloom.core import plugin_folders
@@ -224,10 +226,47 @@ def _from_file(kind: Kind, path: Path) -> ModuleType:
     return load_file(path)
 
 
+def forget_changed() -> None:
+    """Forget the modules of files and folders that have changed since they were imported: they are imported anew.
+
+    Called where an experiment is loaded, so that edited plug-ins are used in a session that has used them before, and
+    never while a run is at work with them.
+    """
+    for alias, (path, stamp) in list(_stamps.items()):
+        if _stamp(path) != stamp:
+            del _stamps[alias]
+            for name in [name for name in sys.modules if name == alias or name.startswith(f"{alias}.")]:
+                del sys.modules[name]
+
+
+_stamps: dict[str, tuple[Path, object]] = {}
+"""File or folder of each imported alias, and what tells that it has changed."""
+
+
+def _stamp(path: Path) -> object:
+    """Return times and sizes of a file, or of a folder's Python files."""
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    return [(str(each), stat.st_mtime_ns, stat.st_size) for each in files if (stat := _stat(each)) is not None]
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
 def file_alias(path: Path) -> str:
     """Name the module that `load_file` makes of a file: the same in every process."""
     full = path.resolve()
     return f"_fedloom_{full.stem}_{hashlib.sha256(str(full).encode()).hexdigest()[:8]}"
+
+
+class _Uncached(SourceFileLoader):
+    """Compiles a file whenever it is imported: Python's cache takes an edit within the same second for no edit."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def load_file(path: Path) -> ModuleType:
@@ -236,13 +275,15 @@ def load_file(path: Path) -> ModuleType:
     if alias not in sys.modules:
         folders = [str(full)] if full.is_dir() else None
         file = full / _INIT if folders else full
-        spec = importlib.util.spec_from_file_location(alias, file, submodule_search_locations=folders)
+        loader = _Uncached(alias, str(file))
+        spec = importlib.util.spec_from_file_location(alias, file, loader=loader, submodule_search_locations=folders)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[alias] = module
+        _stamps[alias] = (full, _stamp(full))
         try:
             spec.loader.exec_module(module)
         except BaseException:
-            del sys.modules[alias]
+            del sys.modules[alias], _stamps[alias]
             raise
     return sys.modules[alias]

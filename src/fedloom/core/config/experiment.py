@@ -261,6 +261,7 @@ class Experiment(_FurtherSections):
         of code that settings name (`./net.py:build`), unless they are in the working directory alone.
         """
         path = Path(path)
+        registry.forget_changed()
         try:
             values = read_toml(path)
         except FileNotFoundError as exc:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -29,6 +30,8 @@ from fedloom.core.registry import PartRef
 from fedloom.core.state import arrays_in
 
 _SHOWN = 4
+_Form: TypeAlias = dict[str, tuple[str, tuple[int, ...]]]
+"""Dtype and shape of each array."""
 
 
 def checked_strategy(strategy: AnyStrategy, name: str) -> AnyStrategy:
@@ -60,7 +63,7 @@ class _States:
         """Refuse a state of another class, or one that cannot be saved; its arrays become read-only."""
         if not isinstance(state, self._kind):
             raise self._blame.wrong(method, f"found {kind_of(state)}, expected a {self._kind.__name__} (State)")
-        for field in dataclasses.fields(self._kind):  # type: ignore[arg-type]  # a State is a dataclass
+        for field in dataclasses.fields(self._kind):
             self._check_field(method, field.name, getattr(state, field.name))
         for _, _, array in arrays_in(state):
             array.flags.writeable = False
@@ -133,15 +136,18 @@ class _CheckedStrategy(Strategy[object, Accumulator]):
         self.State = strategy.State  # type: ignore[misc]  # of this strategy alone
         self.evaluates = strategy.evaluates
         self._states = _States(blame, strategy.State)
-        self._form: dict[str, tuple[str, tuple[int, ...]]] | None = None
+        self._form: _Form | None = None
 
     def init(self, model: Record) -> object:
         with self._blame.calling("init"):
             state = self._inner.init(model)
         self._states.made("init", state)
+        self._form = _form_of(self.arrays(state))
         return state
 
     def plan(self, state: object, context: RoundContext) -> Exchange | None:
+        if self._form is None:  # a resumed run
+            self._form = _form_of(self.arrays(state))
         with self._blame.calling("plan"):
             exchange: object = self._inner.plan(state, context)
         self._states.unchanged("plan", state)
@@ -161,21 +167,25 @@ class _CheckedStrategy(Strategy[object, Accumulator]):
             )
         if isinstance(step, Pending):
             return Pending(after, self._checked(step.exchange, context, "finish"))
-        self.arrays(after)
+        self._check_form(_form_of(self.arrays(after)))
         return after
+
+    def _check_form(self, form: _Form) -> None:
+        """Refuse a model with other arrays than before the round."""
+        before = self._form if self._form is not None else form
+        if before != form:
+            name = min(key for key in before.keys() | form.keys() if before.get(key) != form.get(key))
+            was, now = before.get(name), form.get(name)
+            differs = was is not None and now is not None and was[0] != now[0]
+            hint = f"; write array.astype(np.{was[0]})" if was is not None and differs else ""
+            raise self._blame.wrong(
+                "arrays", f"array {name!r} is {_shown(now)}, expected {_shown(was)}, as before the round{hint}"
+            )
 
     def arrays(self, state: object) -> Arrays:
         with self._blame.calling("arrays"):
             arrays = self._inner.arrays(state)
         _check_arrays(self._blame, "arrays", arrays, "the model")
-        form = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
-        before, self._form = self._form or form, form
-        if before != form:
-            name = sorted(key for key in before.keys() | form.keys() if before.get(key) != form.get(key))[0]
-            raise self._blame.wrong(
-                "arrays",
-                f"array {name!r} is {_shown(form.get(name))}, expected {_shown(before.get(name))}, as in the round before",
-            )
         return arrays
 
     def model_inputs(self, state: object) -> Mapping[str, Record]:
@@ -218,7 +228,7 @@ class _CheckedStrategy(Strategy[object, Accumulator]):
         if lacking:
             raise self._blame.wrong(
                 method,
-                f"jobs read the input {lacking[0]!r}, expected one of the exchange's: {sorted(exchange.inputs) or 'none'}",
+                f"jobs read the input {lacking[0]!r}, expected one of the exchange's {sorted(exchange.inputs)}",
             )
         self._check_names(exchange, method)
         return exchange
@@ -230,6 +240,10 @@ class _CheckedStrategy(Strategy[object, Accumulator]):
                 known = part == "accumulator" and name in BUILTIN
                 if not known and not PartRef(Kind.STRATEGY, name, part).exists():
                     raise self._blame.wrong(method, f"names the {part} {name!r}, which that strategy does not have")
+
+
+def _form_of(arrays: Arrays) -> _Form:
+    return {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
 
 
 def _shown(form: tuple[str, tuple[int, ...]] | None) -> str:
@@ -353,4 +367,3 @@ class _CheckedMonitor(Monitor):
             if not isinstance(value, int | float):
                 raise self._blame.wrong("read", f"metric {name!r} is {kind_of(value)}, expected a number")
         return found
-

@@ -18,6 +18,7 @@ from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import Arrays, RoundContext
 from fedloom.core.state import pinned_in
 from fedloom.server.fleet.planned import RunFacts
+from fedloom.server.rounds.checked_parts import checked_monitor, checked_selection, checked_strategy
 from fedloom.server.rounds.checkpoint_writer import Saver
 from fedloom.server.rounds.choices import observed
 from fedloom.server.rounds.clients import Clients, VirtualClients
@@ -67,7 +68,11 @@ class Loop:
             monotonic=fleet.clock.monotonic,
             clients=self._clients,
         )
-        self._monitor = build_monitor(experiment.monitor) if experiment.monitor is not None else None
+        self._monitor = (
+            checked_monitor(build_monitor(experiment.monitor), experiment.monitor.name)
+            if experiment.monitor is not None
+            else None
+        )
         self._saver = Saver(outputs.store, experiment.checkpoint.keep, outputs.journal, self._clock)
         self._train = TrainPhase(self._parts)
         self._probe = ProbePhase(self._parts, self._train.plan)

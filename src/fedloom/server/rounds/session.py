@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fedloom.core.config import Experiment
-from fedloom.core.errors import FedloomError, Interrupted, RunFailed
+from fedloom.core.errors import FedloomError, Interrupted, PluginInvalid, RunFailed
 from fedloom.core.events import ClientsDone, Event, Notice, RunFinished, RunStarted
 from fedloom.core.history import RoundRecord, RunSummary, Traffic
 from fedloom.core.protocols import Sink
@@ -62,7 +62,7 @@ def run_session(
     error: FedloomError | None = None
     arrays: Arrays = {}
     try:
-        with _as_ours(loop):
+        with _as_ours(loop, store):
             first = loop.prepare()
             emit(_started(experiment, loop, fleet.place(), first))
             for message in store.changed_code():
@@ -107,10 +107,16 @@ def _started(experiment: Experiment, loop: Loop, place: RuntimeInfo, first_round
 
 
 @contextlib.contextmanager
-def _as_ours(loop: Loop) -> Iterator[None]:
+def _as_ours(loop: Loop, store: RunStore) -> Iterator[None]:
     """Map Ctrl-C and unexpected errors to errors of the catalogue."""
     try:
         yield
+    except PluginInvalid as exc:
+        if not store.rounds():
+            raise
+        done = loop.rounds_done
+        advice = f"In round {done + 1}; the run can be resumed from round {done}"
+        raise RunFailed(f"{exc}. {advice}") from exc.__cause__ or exc
     except FedloomError:
         raise
     except KeyboardInterrupt as exc:
