@@ -25,7 +25,7 @@ from fedloom.core.protocols import Sink
 from fedloom.core.run_files import ANSWERS
 from fedloom.server.access.authority import MEMBER_DAYS, Authority
 from fedloom.server.access.members import Registry
-from fedloom.server.access.submitted_code import keep_code_here
+from fedloom.server.access.submitted_code import save_code_here
 from fedloom.server.fleet.coordinator import GRACE_S, HEARTBEAT_S, LOST_AFTER_S, Coordinator
 from fedloom.server.fleet.payloads import PayloadStore
 from fedloom.server.rounds.run_services import FleetAccess, RuntimeInfo
@@ -178,7 +178,7 @@ def serve(
                 code_names=True,
             )
             if own:
-                keep_code_here(experiment)  # agents of this user on this machine find it
+                save_code_here(experiment)  # agents of this user on this machine find it
             with store.claimed():
                 outcome = run_session(experiment, store, fleet, (*heard, _Relay(emit)), stop=stop_run, journal=journal)
             if folder is not None:

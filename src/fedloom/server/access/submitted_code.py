@@ -50,7 +50,7 @@ def with_own_code(values: Info, allowed: Collection[str], *, any_path: bool) -> 
     return own, frozenset(put_in)
 
 
-def keep_code_here(experiment: Experiment) -> None:
+def save_code_here(experiment: Experiment) -> None:
     """Put an experiment's code into this user's store, where agents without a policy find it.
 
     Raises:

@@ -19,11 +19,11 @@ from fedloom.server.rounds.aggregation import Aggregation
 from fedloom.server.rounds.closing import Closing
 from fedloom.server.rounds.counts import Collected, RoundCounts
 from fedloom.server.rounds.grouping import GroupPlanner
-from fedloom.server.rounds.kept_answers import KeptAnswers
 from fedloom.server.rounds.long_waits import LongWaits
 from fedloom.server.rounds.model_dtypes import ModelDtypes
 from fedloom.server.rounds.request import ExchangeRequest
 from fedloom.server.rounds.run_services import FleetAccess, RunOutputs
+from fedloom.server.rounds.stored_answers import StoredAnswers
 from fedloom.server.rounds.wait_notices import WaitNotices
 from fedloom.server.rounds.waiting import Waiting
 
@@ -77,7 +77,7 @@ class Collector:
             self._waiting.for_nodes(self._run.min_nodes, self._run.labels)
         grouping, exchange = self.groups.cut(request), request.exchange
         kind = accumulator_class(exchange.accumulator)
-        kept = KeptAnswers(self._outputs.journal, request, grouping.groups)
+        stored = StoredAnswers(self._outputs.journal, request, grouping.groups)
         planned = PlannedExchange(
             run=self._run,
             round=request.round,
@@ -85,18 +85,18 @@ class Collector:
             exchange=exchange,
             groups=grouping.groups,
             reserve=grouping.reserve,
-            answered=kept.answers.keys(),
+            answered=stored.answers.keys(),
             vet=functools.partial(vet_sum, kind, exchange.inputs.get(MODEL)),
             terms=SumTerms.of(kind, exchange, by_examples=self._run.by_examples, parts=len(exchange.jobs)),
-            run_acknowledges=kept.enabled,
+            run_acknowledges=stored.enabled,
         )
         with self._fleet.coordinator.exchange(planned) as opened:
             closing = Closing(planned, request.terms, self._fleet.clock)
-            gathering = _Gathering(request, opened, closing, Aggregation(kind, request.round, grouping.span), kept)
+            gathering = _Gathering(request, opened, closing, Aggregation(kind, request.round, grouping.span), stored)
             try:
                 return self._gather(gathering)
             except BadUpdate:
-                kept.drop()
+                stored.drop()
                 raise
             finally:  # a round that fails reports its missing updates, too
                 self._waiting.closed()
@@ -107,9 +107,9 @@ class Collector:
     def _gather(self, gathering: _Gathering) -> Collected:
         """Receive results until the exchange closes."""
         clock, opened, closing = self._fleet.clock, gathering.opened, gathering.closing
-        for answer in gathering.kept.answers.values():
+        for answer in gathering.stored.answers.values():
             opened.answers.put(answer)
-        counts = RoundCounts(restored=len(gathering.kept.answers))
+        counts = RoundCounts(restored=len(gathering.stored.answers))
         while closing.open:
             begin = clock.monotonic()
             next_answer = self._waiting.next(opened, closing, functools.partial(self._report_refusals, gathering))
@@ -151,7 +151,7 @@ class Collector:
             self._fleet.coordinator.release(opened, released)
         for client, state in answer.states.items():
             self._outputs.store.save_client(client, request.round, request.index, state)
-        if gathering.kept.keep(answer):
+        if gathering.stored.store(answer):
             self._fleet.coordinator.acknowledge(opened, answer.index)
         self.groups.learn(request, answer, opened.groups[answer.index].jobs)
         self._report_notices(answer)
@@ -191,9 +191,9 @@ class _Gathering:
         opened: OpenExchange,
         closing: Closing,
         aggregation: Aggregation,
-        kept: KeptAnswers,
+        stored: StoredAnswers,
     ) -> None:
         self.request, self.opened, self.closing = request, opened, closing
-        self.aggregation, self.kept = aggregation, kept
+        self.aggregation, self.stored = aggregation, stored
         self.reported: set[tuple[str, str]] = set()
         """Nodes and kinds of the refusals that were reported."""

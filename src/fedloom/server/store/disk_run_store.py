@@ -38,7 +38,7 @@ from fedloom.core.run_files import (
 from fedloom.server.store.claim import claimed
 from fedloom.server.store.files import full_disk, write, write_frame
 from fedloom.server.store.pinned_files import PinnedFiles
-from fedloom.server.store.plugin_copies import changed_code, keep_code, portable
+from fedloom.server.store.plugin_copies import changed_code, portable, save_code
 from fedloom.server.store.run_store import Checkpoint, event_json
 
 _CHECKPOINT = re.compile(r"round-(\d{6,})\.([0-9a-f]{32})\.safetensors")
@@ -92,7 +92,7 @@ class DiskRunStore:
     def begin(self, experiment: Experiment) -> None:
         """Write the experiment down, and copy the code it refers to by path."""
         write(self._folder / RUN, json.dumps({"run_id": self.run_id}))
-        values = keep_code(self._folder, experiment)
+        values = save_code(self._folder, experiment)
         write(self._folder / EXPERIMENT, tomli_w.dumps(values))
 
     def change_experiment(self, experiment: Experiment) -> None:

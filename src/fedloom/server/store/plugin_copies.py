@@ -39,7 +39,7 @@ class PluginCopy(pydantic.BaseModel):
     """Path of the copy, relative to the run's folder."""
 
 
-def keep_code(folder: Path, experiment: Experiment) -> JsonObject:
+def save_code(folder: Path, experiment: Experiment) -> JsonObject:
     """Copy the code a run uses and write down which it is; return the experiment's values, which refer to the copies.
 
     Args:
@@ -75,7 +75,7 @@ def keep_code(folder: Path, experiment: Experiment) -> JsonObject:
 
 
 def portable(folder: Path, experiment: Experiment) -> JsonObject:
-    """Return an experiment's values in which copies are relative to the run's folder, as `keep_code` gave them."""
+    """Return an experiment's values in which copies are relative to the run's folder, as `save_code` returned them."""
     values = experiment.to_dict()
     for each in experiment.code_files(apps=True):
         path = Path(each.path).resolve()
@@ -84,8 +84,8 @@ def portable(folder: Path, experiment: Experiment) -> JsonObject:
     return values
 
 
-def kept_code(folder: Path) -> list[PluginCopy]:
-    """Return what `keep_code` wrote down; nothing if the run refers to no code by path.
+def saved_code(folder: Path) -> list[PluginCopy]:
+    """Return what `save_code` recorded; nothing if the run refers to no code by path.
 
     Raises:
         UsageError: the list is damaged.
@@ -101,7 +101,7 @@ def kept_code(folder: Path) -> list[PluginCopy]:
 
 def changed_code(folder: Path) -> Iterator[str]:
     """Yield a sentence for each file or folder of code that has changed since the run began, with both digests."""
-    for each in kept_code(folder):
+    for each in saved_code(folder):
         now = _digest(folder / each.copy_at)
         if now is not None and now != each.sha256:
             yield (

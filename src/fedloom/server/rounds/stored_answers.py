@@ -10,7 +10,7 @@ from fedloom.server.rounds.request import ExchangeRequest
 from fedloom.server.store.answer_journal import AnswerJournal
 
 
-class KeptAnswers:
+class StoredAnswers:
     """The results of one exchange that survive the server; none if the run has no journal.
 
     Args:
@@ -35,7 +35,7 @@ class KeptAnswers:
         """Return whether results are stored, so that each is acknowledged only afterwards."""
         return self._journal is not None
 
-    def keep(self, answer: Answer) -> bool:
+    def store(self, answer: Answer) -> bool:
         """Store a new result; returns whether it was new and is now safe."""
         if self._journal is None or answer.result is None or answer.index in self.answers:
             return False
