@@ -24,7 +24,7 @@ VARIANTS: Mapping[str, list[dict[str, object]]] = {
     "flora": [{}, {"client_ranks": [2, 1, 2]}],
     "flexlora": [{}, {"client_ranks": [2, 1, 2]}],
     "hetlora": [{}, {"client_ranks": [2, 1], "gamma": 0.5}],
-    "flasc": [{}, {"wire": "int8"}],
+    "flasc": [{}, {"wire": "int8"}, {"density_down": 1.0}],
     "fed_adalora": [{}, {"wire": "fp16"}],
     "spd_cfl": [{}, {"consistency": -1.0, "mu_previous": 0.1, "head": "freeze"}],
     "sa_fedlora": [
