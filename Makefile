@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# processes that share the tests of `make test` and `make test-hostile`, each a file at a time
+JOBS ?= 2
+SHARED = --dist loadfile --tx "$(JOBS)*popen//python=$(BIN)/python
 
 .DEFAULT_GOAL := help
 .PHONY: help install hospitals lock demo study-pages test test-hostile coverage test-slow compose-test check format bench bench-base same-bits chaos fuzz bench-fleet docs proto clean
@@ -39,11 +42,12 @@ hospitals: install ## Three hospitals and a server as separate programs: three m
 	$(BIN)/python examples/hospitals/hospitals.py
 
 test: install ## Run the tests that take seconds
-	$(BIN)/python -I -m pytest -m "not slow"
+	$(BIN)/python -I -m pytest -m "not slow" $(SHARED) -I"
 
 test-hostile: install ## Run them where locale, time zone, umask, instruction set and leftovers differ; measure coverage
 	rm -rf build/coverage && mkdir -p build/coverage
-	$(BIN)/python .ci/hostile.py $(BIN)/python -I -X warn_default_encoding -m coverage run -m pytest -m "not slow"
+	$(BIN)/python .ci/hostile.py $(BIN)/python -I -X warn_default_encoding -m coverage run -m pytest -m "not slow" \
+	  $(SHARED) -I -X warn_default_encoding"
 
 coverage: ## Report what the tests of `make test-hostile` executed; fails below the floor
 	-$(BIN)/coverage combine -q # a process that was killed leaves a file that cannot be read
