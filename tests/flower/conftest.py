@@ -40,16 +40,14 @@ def through_a_frame(record: Record) -> Record:
 
 def drive(experiment: Experiment, initial: Record, answer: Answer, resume_after: int | None = None) -> Run:
     """Plan, act for each job, fold, finish; everything that would cross a wire goes through a frame."""
-    if not isinstance(experiment.rounds, int):
-        raise ValueError(f"rounds: {experiment.rounds!r}; a run without a server ends after a number of them")
     strategy = build_strategy(experiment.strategy, experiment)
     run = Run(strategy, strategy.init(initial))
-    for number in range(1, experiment.rounds + 1):
+    for number in range(1, (experiment.max_rounds or 1000) + 1):
         context = RoundContext(
             round=number,
             cohort=tuple(range(experiment.cohort_size)),
             population=experiment.num_clients,
-            rounds=experiment.rounds,
+            rounds=experiment.max_rounds,
             seed=experiment.seed,
         )
         exchange = run.strategy.plan(run.state, context)

@@ -16,6 +16,7 @@ from fedloom.core.seeds import generator
 from fedloom.strategies.flower import apps as app_folders
 from fedloom.strategies.flower import flwr_api as flwr
 from fedloom.strategies.flower.loader import load as load_app
+from fedloom.strategies.flower.messages import Batch, waves
 from fedloom.strategies.flower.records import join, split, to_array_record
 from fedloom.strategies.flower.workload import config as client_config
 from fedloom.strategies.flower.workload.workload import FlowerWorkload, build_workload
@@ -44,7 +45,7 @@ def client_half(one: Experiment) -> client_config.Config:
 
 def test_an_apps_folder_is_an_experiment(apps: Path) -> None:
     one = load_app(apps / "quickstart")
-    assert (one.name, one.rounds, one.clients, one.cohort) == ("quickstart", 3, 4, None)
+    assert (one.name, one.rounds, one.clients, one.cohort) == ("quickstart", "open", 4, None)
     assert one.strategy.name == "flower_app" and one.workload.name == "flower"
     assert server_half(one).run_config == client_half(one).run_config
     assert Experiment.parse(one.to_dict()) == one
@@ -59,13 +60,14 @@ def test_overrides_reach_both_halves(apps: Path) -> None:
         "strategy.resume=none",
     ]
     one = load_app(apps / "quickstart", overrides)
-    assert one.rounds == 5 and one.clients == 2 and server_half(one).resume == "none"
+    assert one.rounds == "open" and one.clients == 2 and server_half(one).resume == "none"
     for run_config in (server_half(one).run_config, client_half(one).run_config):
         assert run_config["num-server-rounds"] == 5
         assert run_config["learning-rate"] == 0.5
     assert client_half(one).node_config == {"site": "north"}
     nested = load_app(apps / "stateful", ["run_config.model.size=4"])
     assert server_half(nested).run_config["model.size"] == 4 and nested.clients == 10
+    assert load_app(apps / "stateful", ["rounds=2"]).rounds == 2, "without a number of its own it is a limit"
 
 
 def test_the_quickstart_runs_unchanged(apps: Path, run_app: Any, tmp_path: Path) -> None:
@@ -159,7 +161,7 @@ def test_actions_node_config_state_mods_and_lifespan(apps: Path, run_app: Any) -
         assert kept["seen"]["messages"] == 5  # one query, two trainings, two evaluations
         mine = kept["mine"]["v"].numpy()
         assert mine.dtype == np.float64 and np.all(mine > 2 * client) and np.all(mine < 2 * client + 2)
-    assert set(run.strategy.evaluation(run.state)) == {"distance"}
+    assert set(run.strategy.evaluation(run.state)) == {"both/distance"}
     from stateful import client_app  # type: ignore[import-not-found]
 
     assert client_app.ALIVE == []
@@ -172,7 +174,12 @@ def workload_of(apps: Path, name: str, **settings: Any) -> FlowerWorkload:
 
 def message_job(kind: str, **config: Any) -> Job:
     content = [{"name": "global", "kind": "arrays", "group": MODEL, "order": ["w"]}]
-    return Job(round=1, client=1, kind=kind, knobs={"flower": {"content": content, "group_id": ""}})
+    return Job(
+        round=1,
+        client=1,
+        kind=kind,
+        knobs={"flower": {"content": content, "group_id": "", "run_id": 1, "app_decides": False}},
+    )
 
 
 def test_a_reply_keeps_every_record(apps: Path) -> None:
@@ -180,7 +187,8 @@ def test_a_reply_keeps_every_record(apps: Path) -> None:
     inputs = {MODEL: Record({MODEL: {"w": np.zeros(3)}})}
     update = do_job(workload, message_job("train.personal"), inputs, None, generator(1, "a"))
     assert set(update.groups) == {"shared", "head"} and update.num_examples == 10
-    assert update.metrics["loss"].weight == 10 and "curve" not in update.metrics
+    assert update.metrics["personal/loss"].weight == 10
+    assert [update.metrics[f"personal/curve[{place}]"].value for place in (0, 1)] == [0.5, 0.25]
     reply = join(update.groups, update.info["flower"]["content"])
     assert list(reply) == ["shared", "head", "metrics", "stamp"]
     assert reply["metrics"]["curve"] == [0.5, 0.25] and reply["stamp"]["kind"] == "train.personal"
@@ -189,7 +197,8 @@ def test_a_reply_keeps_every_record(apps: Path) -> None:
     other = do_job(workload, message_job("train.personal"), inputs, None, generator(2, "a"))
     assert not same_arrays(update.groups["shared"], other.groups["shared"])
     answered = do_job(workload, message_job("query"), inputs, None, generator(1, "a"))
-    properties = join({}, answered.info["flower"]["content"])["properties"]
+    assert not answered.metrics, "a query is not training"
+    properties = join(answered.groups, answered.info["flower"]["content"])["properties"]
     assert properties["raw"] == b"\x00\xff" and properties["alive"] == 1
 
 
@@ -294,7 +303,6 @@ def test_a_folder_without_an_app(tmp_path: Path) -> None:
     [
         ("quickstart/client_app.py", "app = ClientApp()", "app = 3", ConfigError, "got int|cannot be loaded"),
         ("quickstart/task.py", "import torch\n", "import torch, no_such_library\n", ConfigError, "no_such_library"),
-        ("quickstart/server_app.py", "@app.main()\n", "", UnsupportedFeature, "older API"),
         (
             "quickstart/server_app.py",
             "strategy = FedAvg(",
@@ -318,19 +326,6 @@ def test_what_cannot_be_honoured_is_named(
         run_app(load_app(edited(apps, tmp_path, file, old, new)))
 
 
-def test_a_client_fn_is_refused(apps: Path, tmp_path: Path) -> None:
-    folder = edited(
-        apps,
-        tmp_path,
-        "quickstart/client_app.py",
-        "app = ClientApp()",
-        "app = ClientApp()\nold = ClientApp(lambda context: None)",
-    )
-    one = load_app(folder)
-    with pytest.raises(UnsupportedFeature, match=r"ClientApp\(client_fn=…\)"):
-        build_workload(client_half(one).model_copy(update={"clientapp": "quickstart.client_app:old"}), one)
-
-
 def test_the_servers_settings_are_checked(apps: Path, run_app: Any) -> None:
     with pytest.raises(UnsupportedFeature, match="fraction-train"):
         run_app(load_app(apps / "quickstart", ["cohort=2"]))
@@ -344,15 +339,12 @@ def test_the_servers_settings_are_checked(apps: Path, run_app: Any) -> None:
         )
 
 
-def test_legacy_messages_are_named() -> None:
-    from fedloom.strategies.flower.messages import Batch
-
-    content = flwr.RecordDict({"fitins.config": flwr.ConfigRecord({})})
-    with pytest.raises(UnsupportedFeature, match="SecAgg"):
-        Batch([flwr.instruction(content, 0, "train")], [0])
+def test_a_batch_has_one_message_for_each_known_node() -> None:
     fine = flwr.RecordDict({"config": flwr.ConfigRecord({})})
+    first, second, other = (flwr.instruction(fine, client, "train") for client in (0, 0, 1))
+    assert [list(batch.messages) for batch in waves([first, second, other], [0, 1])] == [[0, 1], [0]]
     with pytest.raises(UnsupportedFeature, match="two messages"):
-        Batch([flwr.instruction(fine, 0, "train"), flwr.instruction(fine, 0, "train")], [0])
+        Batch([first, second], [0])
     with pytest.raises(UnsupportedFeature, match="not one of this round's"):
         Batch([flwr.instruction(fine, 5, "train")], [0])
 

@@ -74,5 +74,9 @@ class Strategy(ABC, Generic[S, A]):
         """Return JSON numbers for the round's record."""
         return {}
 
+    def unfinished(self, state: S) -> str:
+        """Return why the run is not complete although its last round is over; empty, the default, if it is."""
+        return ""
+
     def close(self) -> None:
         """Release resources a strategy holds outside its state, such as a hosted app's thread."""

@@ -60,13 +60,16 @@ class Aggregation:
         self._close_part()
         return unfit
 
-    def finish(self) -> Accumulator:
+    def finish(self, *, allow_none: bool = False) -> Accumulator:
         """Return the total, which has no update where no client has examples.
 
+        Args:
+            allow_none: whether there may be no report at all.
+
         Raises:
-            QuorumNotReached: there is no report at all.
+            QuorumNotReached: there is none.
         """
-        if not self.total.count and not self.reports:
+        if not (allow_none or self.total.count or self.reports):
             raise QuorumNotReached(f"round {self._round}: no client answered")
         return self.total
 

@@ -27,7 +27,7 @@ class ClosingTerms:
     quota: int
     """Number of updates that end the exchange."""
     quorum_fraction: float = 1.0
-    """Fraction of the quota that must arrive, 0 < fraction <= 1."""
+    """Fraction of the quota that must arrive, 0 <= fraction <= 1; with 0 the strategy decides what to do with none."""
     deadline_s: float | None = None
     """Seconds after which the exchange ends with the updates that have arrived; None: no limit."""
     asks_another: bool = False
@@ -47,7 +47,8 @@ class Closing:
 
     def __init__(self, planned: PlannedExchange, terms: ClosingTerms, clock: Clock) -> None:
         self._groups, self._round, self._terms, self._clock = planned.groups, planned.round, terms, clock
-        self._needed = max(1, int(np.ceil(terms.quorum_fraction * terms.quota - 1e-9)))
+        least = 1 if terms.quorum_fraction else 0
+        self._needed = max(least, int(np.ceil(terms.quorum_fraction * terms.quota - 1e-9)))
         self._reserve = deque(index for index in planned.reserve if index not in planned.answered)
         self._outstanding = set(range(len(planned.groups))) - set(self._reserve)
         self._came = 0
@@ -176,7 +177,8 @@ class Closing:
     def _check_quorum(self, *, with_reserve: bool) -> None:
         """Raise unless enough updates have arrived or can still arrive, with or without those of the reserve."""
         held_back = 0 if with_reserve else sum(len(self._groups[index].jobs) for index in self._reserve)
-        if self._jobs - held_back - len(self.failures) < self._needed:
+        left = self._jobs - held_back - len(self.failures)
+        if left < self._needed or (not left and usage_kind(self.failures) is not None):
             raise self._too_few()
 
     def _too_few(self) -> FedloomError:

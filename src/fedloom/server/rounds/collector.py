@@ -124,7 +124,7 @@ class Collector:
             counts += RoundCounts(waiting_s=came - begin, aggregation_s=clock.monotonic() - came)
         for unfit in gathering.aggregation.take_rest():
             closing.discard(unfit.answer, unfit.reason)
-        total = gathering.aggregation.finish()
+        total = gathering.aggregation.finish(allow_none=not gathering.request.terms.quorum_fraction)
         return Collected(
             total=total,
             reports=tuple(gathering.aggregation.reports),

@@ -10,7 +10,7 @@ from dataclasses import replace
 from threadpoolctl import threadpool_limits
 
 from fedloom.core.config import Experiment
-from fedloom.core.errors import ClientFailed, QuorumNotReached, UsageError
+from fedloom.core.errors import ClientFailed, QuorumNotReached, RunFailed, UsageError
 from fedloom.core.events import RoundFinished
 from fedloom.core.history import RoundRecord, Timing
 from fedloom.core.plugins import build_monitor, build_selection, build_strategy
@@ -179,6 +179,15 @@ class Loop:
                     self._save(progress)
         finally:
             self._saver.wait()
+
+    def require_finished(self) -> None:
+        """Refuse to call a run done whose strategy, a program of its own, was cut off by the number of rounds.
+
+        Raises:
+            RunFailed: says so; everything is saved.
+        """
+        if self._progress is not None and (reason := self._parts.strategy.unfinished(self._progress.strategy)):
+            raise RunFailed(reason)
 
     def close(self) -> None:
         """Release the shared memory of the run's exchanges and a hosted strategy's resources (its thread)."""

@@ -70,6 +70,7 @@ def run_session(
             loop.work()
             arrays = loop.arrays()
             store.save_model(arrays)
+            loop.require_finished()
     except FedloomError as exc:
         error = exc
         arrays = loop.arrays()
@@ -151,7 +152,7 @@ class _Ended:
             not_finite=self._not_finite(),
             **sum((record.traffic for record in self.history), Traffic()).model_dump(),
             seconds=self.loop.seconds,
-            model_sha256=arrays_sha256(self.arrays) if error is None else None,
+            model_sha256=arrays_sha256(self.arrays) if error is None and self.arrays else None,
             num_parameters=sum(array.size for array in self.arrays.values()),
             seed=experiment.seed,
             group_size=experiment.group_size,

@@ -6,11 +6,12 @@ import importlib
 import importlib.util
 import sys
 import tomllib
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 
-from fedloom.core.errors import ConfigError, UnsupportedFeature
+from fedloom.core.errors import ConfigError
 from fedloom.core.plugin_folders import module_spec, package_paths
 from fedloom.core.records import Info
 from fedloom.core.setting_types import module_file
@@ -139,21 +140,19 @@ def _is_inside(part: object, folder: Path) -> bool:
     return isinstance(file, str) and Path(file).resolve().is_relative_to(folder)
 
 
-def check_component(found: object, kind: type, legacy: bool, key: str, component: str) -> None:
-    """Reject anything but a ServerApp or ClientApp, and those of the API before messages."""
+def own_line(exc: BaseException, folder: Path) -> str:
+    """Return where in an app's own code an exception was raised, as `file, line N: `; empty if nowhere."""
+    home = folder.resolve()
+    for frame in reversed(traceback.extract_tb(exc.__traceback__)):
+        if Path(frame.filename).resolve().is_relative_to(home):
+            return f"{Path(frame.filename).resolve().relative_to(home)}, line {frame.lineno}: "
+    return ""
+
+
+def check_component(found: object, kind: type, key: str, component: str) -> None:
+    """Reject anything but a ServerApp or ClientApp."""
     if not isinstance(found, kind):
         raise ConfigError(f"{key} = {component!r}: expected a flwr {kind.__name__}, got {type(found).__name__}")
-    if legacy:
-        made = (
-            "ClientApp(client_fn=…)"
-            if kind.__name__ == "ClientApp"
-            else "ServerApp(server_fn=…) or ServerApp(strategy=…)"
-        )
-        now = "@app.train() and @app.evaluate()" if kind.__name__ == "ClientApp" else "@app.main()"
-        raise UnsupportedFeature(
-            f"{key} = {component!r}: {made} is Flower's older API (NumPyClient and friends), which is not hosted; "
-            f"write it with {now}"
-        )
 
 
 def _put_on_path(folder: Path) -> None:

@@ -5,20 +5,25 @@ No other module imports flwr. Telemetry and the update check are off before the 
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from inspect import getattr_static
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol, runtime_checkable
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of libraries below flwr, about each other
+    import flwr
     import flwr.serverapp.strategy as strategies
     from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
@@ -40,12 +45,13 @@ __all__ = [
     "ServerApp",
     "Strategy",
     "client_of",
+    "error",
     "instruction",
-    "is_legacy_client",
-    "is_legacy_server",
+    "is_older_server",
     "make_context",
     "metric_names",
     "node_id",
+    "older_server",
     "quiet",
     "reply",
     "strategies",
@@ -54,10 +60,15 @@ __all__ = [
 SERVER_NODE = 1
 """Node id of the server; clients' ids follow it."""
 RUN = 1
+"""Id of a run that names none."""
+LEGACY_METRICS = ("res.metrics", "res.loss", "res.num_examples")
+"""What the names of records with numbers end with in replies of the API before messages."""
 NUMPY_STYPE = "numpy.ndarray"
 """Name of the array encoding every Flower framework helper uses."""
 ERROR_CODE = 2
 """Code of an error reply: the client's app raised."""
+NO_REPLY_CODE = 4
+"""Code of an error reply in place of one that did not come."""
 
 
 @runtime_checkable
@@ -106,11 +117,20 @@ def reply(content: RecordDict | Error, to: Message) -> Message:
     return Message(content, reply_to=to)
 
 
+def error(code: int, reason: str) -> Error:
+    """Return the content of an error reply."""
+    return Error(code, reason)
+
+
 def make_context(
-    node: int, node_config: Mapping[str, object], run_config: Mapping[str, object], state: RecordDict
+    node: int,
+    node_config: Mapping[str, object],
+    run_config: Mapping[str, object],
+    state: RecordDict,
+    run_id: int = RUN,
 ) -> Context:
     """Return the context passed to an app besides the message."""
-    return Context(run_id=RUN, node_id=node, node_config=dict(node_config), state=state, run_config=dict(run_config))
+    return Context(run_id=run_id, node_id=node, node_config=dict(node_config), state=state, run_config=dict(run_config))
 
 
 def metric_names(strategy: Strategy) -> tuple[str, str | None]:
@@ -126,26 +146,54 @@ def metric_names(strategy: Strategy) -> tuple[str, str | None]:
     return weighted_by, inner.train_loss_key if isinstance(inner, _WeighsByLoss) else None
 
 
-def is_legacy_client(app: object) -> bool:
-    """Return whether a ClientApp was made from a `client_fn`, the API before messages."""
-    return getattr_static(app, "_call", None) is not None
+@dataclass(frozen=True, slots=True)
+class OlderServer:
+    """The server of the API before messages."""
+
+    module: ModuleType
+    """Where its loop and its functions that ask clients are."""
+    server: type
+    history: type
+    manager: type
+    ok: object
+    """Status code of a client that did what it was to do."""
+    to_arrays: Callable[[Any], ArrayRecord]
+    """Returns a model's `Parameters` as a record."""
 
 
-def is_legacy_server(app: object) -> bool:
+@functools.cache
+def older_server() -> OlderServer:
+    """Import the server of the API before messages."""
+    import flwr.server.server as module
+    from flwr.common import Code, parameters_to_ndarrays
+    from flwr.server.client_manager import SimpleClientManager
+    from flwr.server.history import History
+
+    return OlderServer(
+        module,
+        module.Server,
+        History,
+        SimpleClientManager,
+        Code.OK,
+        lambda parameters: ArrayRecord(numpy_ndarrays=parameters_to_ndarrays(parameters)),
+    )
+
+
+def is_older_server(app: object) -> bool:
     """Return whether a ServerApp has no `main(grid, context)` but the parts of the API before messages."""
     return getattr_static(app, "_main", None) is None
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Set Flower's log to WARNING, and shorten its garbage collections, during the body.
+    """Hide Flower's own log lines below WARNING, and shorten its garbage collections, during the body.
 
-    Its progress lines would mix with fedloom's. Each of its conversions runs a full collection, which takes half a
-    second if torch is loaded; frozen, earlier objects are not traversed again.
+    Its progress lines would mix with fedloom's; those an app logs itself through `flwr.common.log` are shown. Each of
+    Flower's conversions runs a full collection, which takes half a second if torch is loaded; frozen, earlier objects
+    are not traversed again.
     """
     logger = logging.getLogger("flwr")
-    level = logger.level
-    logger.setLevel(max(level, logging.WARNING))
+    logger.addFilter(_apps_own)
     freezes = gc.get_freeze_count() == 0  # a program that froze its objects itself is left alone
     if freezes:
         gc.freeze()
@@ -154,7 +202,16 @@ def quiet() -> Iterator[None]:
     finally:
         if freezes:
             gc.unfreeze()
-        logger.setLevel(level)
+        logger.removeFilter(_apps_own)
+
+
+_HOME = str(Path(flwr.__file__).parent) + os.sep
+"""Where Flower's own modules lie."""
+
+
+def _apps_own(record: logging.LogRecord) -> bool:
+    """Return whether a log line is an app's, or a warning."""
+    return record.levelno >= logging.WARNING or not record.pathname.startswith(_HOME)
 
 
 def _identify() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import NoReturn
 
 from fedloom.core.errors import UnsupportedFeature
 from fedloom.strategies.flower import flwr_api as flwr
@@ -27,8 +26,8 @@ class ClientsGrid(flwr.Grid):  # type: ignore[misc]  # flwr's classes are untype
         """Do nothing: a grid is made for one run."""
 
     @property
-    def run(self) -> NoReturn:
-        raise UnsupportedFeature("Flower's `grid.run` (the record of a SuperLink's run) does not exist under fedloom")
+    def run(self) -> object:
+        raise UnsupportedFeature("a hosted Flower strategy has no `grid.run`; host its app instead")
 
     def create_message(
         self, content: flwr.RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None

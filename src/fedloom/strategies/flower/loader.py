@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedloom.core.config import Experiment, with_overrides
 from fedloom.core.errors import ConfigError
 from fedloom.core.records import Info
-from fedloom.core.text import dotted
-from fedloom.strategies.flower.apps import MANIFEST, read_manifest
+from fedloom.core.text import did_you_mean, dotted
+from fedloom.strategies.flower.apps import MANIFEST, Manifest, read_manifest
 
 _ROUNDS_KEYS = ("num-server-rounds", "num_server_rounds", "num-rounds", "num_rounds")
 """Keys of an app's number of rounds, the one of Flower's template first."""
 _CLIENTS = 10
 """Default number of clients."""
-_ROUNDS = 1000
-"""Limit of rounds of an app without a number in its configuration; its run ends when `main` returns."""
 _FOR_BOTH = "run_config"
 
 
@@ -32,7 +31,9 @@ def load(folder: Path, overrides: Sequence[str] = ()) -> Experiment:
         folder: contains the app's `pyproject.toml` with `[tool.flwr.app]`.
         overrides: `KEY=VALUE` settings. Besides those of any experiment (`clients`, `rounds`, `seed`,
             `strategy.resume`, …), `run_config.KEY` changes the app's own configuration and `node_config.KEY` adds to
-            every node's. `rounds` also sets the app's number of rounds, if its configuration has one.
+            every node's. `rounds` sets the app's own number of rounds, if its configuration has one; if not, it is a
+            limit, and a run that meets it before the app has finished fails. Without it, the run ends when `main`
+            returns.
 
     Returns:
         An experiment of strategy `flower_app` and workload `flower`. Nothing of the app is imported yet.
@@ -46,12 +47,12 @@ def load(folder: Path, overrides: Sequence[str] = ()) -> Experiment:
     own_values = with_overrides({_FOR_BOTH: dict(manifest.config), "node_config": {}}, own)
     # Apps read dotted keys, and an override of `run_config.model.size` has arrived as a table.
     run_config = dotted(own_values[_FOR_BOTH], keep_empty=False)
+    _check_keys(run_config, manifest)
     rounds_key = next((key for key in _ROUNDS_KEYS if key in run_config), None)
-    rounds = run_config[rounds_key] if rounds_key else _ROUNDS
     values = with_overrides(
         {
             "name": manifest.name,
-            "rounds": rounds,
+            "rounds": "open",
             "clients": manifest.supernodes or _CLIENTS,
             "strategy": {"name": "flower_app"},
             "workload": {"name": "flower"},
@@ -60,15 +61,26 @@ def load(folder: Path, overrides: Sequence[str] = ()) -> Experiment:
         rest,
     )
     if rounds_key and isinstance(values["rounds"], int):
-        run_config[rounds_key] = values["rounds"]
+        run_config[rounds_key], values["rounds"] = values["rounds"], "open"
     shared = {"app": str(path), "run_config": run_config}
-    values["strategy"] = shared | {"serverapp": manifest.serverapp} | _table(values, "strategy")
+    drawn = {"serverapp": manifest.serverapp, "run_id": secrets.randbits(62) + 1}
+    values["strategy"] = shared | drawn | _table(values, "strategy")
     values["workload"] = (
         shared
         | {"clientapp": manifest.clientapp, "node_config": own_values["node_config"]}
         | _table(values, "workload")
     )
     return Experiment.parse(values)
+
+
+def _check_keys(run_config: Info, manifest: Manifest) -> None:
+    """Refuse keys of the app's configuration that the app does not have, as Flower does."""
+    for key in run_config:
+        if key not in manifest.config:
+            raise ConfigError(
+                f"{_FOR_BOTH}.{key}: the app has no such key in [tool.flwr.app.config]; "
+                f"{did_you_mean(key, manifest.config)}known: {', '.join(sorted(manifest.config)) or 'none'}"
+            )
 
 
 def _apart(overrides: Sequence[str]) -> tuple[list[str], list[str]]:

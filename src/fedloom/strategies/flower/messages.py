@@ -1,8 +1,8 @@
 """Converts Flower messages to jobs, and updates to replies.
 
 A client that runs a Flower app gets the message itself: the knob `flower` describes it (`records.split`), each
-distinct ArrayRecord is an input. Any other workload gets the parts it supports: the input `model`, the values of the
-message's ConfigRecords as knobs.
+distinct ArrayRecord is an input, and so are the bytes of a ConfigRecord. Any other workload gets the parts it supports:
+the input `model`, the values of the message's ConfigRecords as knobs.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from fedloom.strategies.flower import records
 
 KNOB = "flower"
 """The knob, and the key of an update's info, for a message's description."""
-_LEGACY = ("fitins", "fitres", "evaluateins", "evaluateres", "getparametersins", "getpropertiesins", "secaggplus")
-"""How record names of the API before messages (and of secure aggregation, which exists only there) begin."""
+TRAIN, EVALUATE, QUERY = "train", "evaluate", "query"
+"""Categories of messages; a type such as `train.forward` belongs to the first."""
+ERROR = "error"
+"""Key of a reply's description if the client's app raised: its code and reason."""
+_NO_REPLY = "the client sent no reply: it failed outside the app, or was too late; the log of the run says which"
 
 
 class Batch:
@@ -30,7 +33,7 @@ class Batch:
         """Check the messages and put them in the order of `clients`.
 
         Raises:
-            UnsupportedFeature: a message of the older API, two messages to one client, or an unknown node.
+            UnsupportedFeature: two messages to one client (see `waves`), or an unknown node.
         """
         self.messages: dict[int, flwr.Message] = {}
         given = list(messages)
@@ -43,29 +46,47 @@ class Batch:
                     "the ids that grid.get_node_ids() returns"
                 )
             if client in self.messages:
-                raise UnsupportedFeature(
-                    f"two messages to node {message.metadata.dst_node_id} in one batch: a client has one job at a "
-                    "time. Send them one after the other"
-                )
-            _refuse_legacy(message)
+                raise UnsupportedFeature(f"two messages to node {message.metadata.dst_node_id} in one exchange")
             self.messages[client] = message
         self.messages = dict(sorted(self.messages.items(), key=lambda item: places[item[0]]))
 
     @property
     def kinds(self) -> frozenset[str]:
         """Categories of the messages: `train`, `evaluate`, `query`."""
-        return frozenset(message.metadata.message_type.split(".")[0] for message in self.messages.values())
+        return frozenset(category(each) for each in self.types)
 
-    def exchange(self, round_number: int, deadline_s: float | None = None) -> Exchange:
-        """Return the jobs for clients that run a Flower app."""
+    @property
+    def types(self) -> frozenset[str]:
+        """Types of the messages, such as `train` and `train.forward`."""
+        return frozenset(message.metadata.message_type for message in self.messages.values())
+
+    def exchange(
+        self,
+        round_number: int,
+        deadline_s: float | None = None,
+        *,
+        run_id: int = flwr.RUN,
+        app_decides: bool = False,
+    ) -> Exchange:
+        """Return the jobs for clients that run a Flower app.
+
+        Args:
+            round_number: the round.
+            deadline_s: the app's time-out, in seconds.
+            run_id: the run's, as the app sees it.
+            app_decides: whether an app's error is a reply, and missing replies are the app's own business, as under
+                Flower; otherwise each counts as a failure of the round.
+        """
         inputs = _Inputs()
         jobs = []
         for client, message in self.messages.items():
             described, names = inputs.describe(message.content)
-            knobs = {KNOB: {"content": described, "group_id": message.metadata.group_id}}
+            head = {"content": described, "group_id": message.metadata.group_id}
+            knobs = {KNOB: {**head, "run_id": run_id, "app_decides": app_decides}}
             kind = message.metadata.message_type
             jobs.append(Job(round=round_number, client=client, kind=kind, inputs=names, knobs=knobs))
-        return _exchange(jobs, inputs.payloads, deadline_s=deadline_s)
+        planned = _exchange(jobs, inputs.payloads, deadline_s=deadline_s)
+        return replace(planned, quorum_fraction=0.0) if app_decides else planned
 
     def plain_exchange(self, round_number: int, model: Arrays) -> Exchange:
         """Return the jobs for clients with a fedloom workload: one model, and the config records' values as knobs.
@@ -77,7 +98,7 @@ class Batch:
         inputs = _Inputs()
         jobs = []
         for client, message in self.messages.items():
-            _, names = inputs.describe(message.content)
+            names = inputs.models(message.content)
             if len(names) != 1:
                 raise UnsupportedFeature(
                     f"the Flower strategy sends {len(names)} ArrayRecords to client {client}; this workload takes "
@@ -96,9 +117,16 @@ class Batch:
         rules = ("fedprox",) if any("mu" in job.knobs for job in jobs) else ()
         return _exchange(jobs, {MODEL: payload}, rules=rules)
 
-    def replies(self, updates: Sequence[tuple[int, Update]]) -> list[flwr.Message]:
-        """Return the updates of clients that run a Flower app as messages; clients without an update are omitted."""
-        return [self._reply(client, app_content(update)) for client, update in updates]
+    def replies(self, updates: Sequence[tuple[int, Update]], *, app_decides: bool = False) -> list[flwr.Message]:
+        """Return the updates of clients that run a Flower app as messages.
+
+        Clients without an update are omitted, or answer with an error where the app decides about those.
+        """
+        found = [self._reply(client, app_content(update)) for client, update in updates]
+        if app_decides:
+            missing = self.messages.keys() - {client for client, _ in updates}
+            found += [self._reply(client, flwr.error(flwr.NO_REPLY_CODE, _NO_REPLY)) for client in sorted(missing)]
+        return found
 
     def plain_replies(
         self, updates: Sequence[tuple[int, Update]], weighted_by: str, loss_name: str | None
@@ -108,20 +136,40 @@ class Batch:
             self._reply(client, plain_content(update, client, weighted_by, loss_name)) for client, update in updates
         ]
 
-    def _reply(self, client: int, content: flwr.RecordDict) -> flwr.Message:
+    def _reply(self, client: int, content: flwr.RecordDict | flwr.Error) -> flwr.Message:
         message = flwr.reply(content, self.messages[client])
         flwr.set_message_id(message, f"reply-{client}")
         return message
 
 
-def app_content(update: Update) -> flwr.RecordDict:
-    """Return the RecordDict of an app's client's reply."""
+def waves(messages: Iterable[flwr.Message], clients: Sequence[int]) -> list[Batch]:
+    """Return messages as batches to be exchanged one after another: the second message to a node is in the second."""
+    rows: list[list[flwr.Message]] = []
+    sent: dict[int, int] = {}
+    for message in messages:
+        node = message.metadata.dst_node_id
+        place = sent[node] = sent.get(node, -1) + 1
+        if place == len(rows):
+            rows.append([])
+        rows[place].append(message)
+    return [Batch(row, clients) for row in rows]
+
+
+def category(message_type: str) -> str:
+    """Return the category of a message type: `train` for `train.forward`."""
+    return message_type.partition(".")[0]
+
+
+def app_content(update: Update) -> flwr.RecordDict | flwr.Error:
+    """Return the content of an app's client's reply: a RecordDict, or the error its app ended with."""
     described = update.info.get(KNOB)
     if described is None:
         raise BadUpdate(
             f"an update without the description of a Flower reply (info {sorted(update.info)}): do the clients run "
             'workload.name = "flower"?'
         )
+    if (error := described.get(ERROR)) is not None:
+        return flwr.error(int(error["code"]), str(error["reason"]))
     return records.join(update.groups, described["content"])
 
 
@@ -158,7 +206,7 @@ def _cast(array: Array, like: Array) -> Array:
 
 
 class _Inputs:
-    """The exchange's inputs: each distinct ArrayRecord once, the first one under `model`."""
+    """The exchange's inputs: each distinct set of arrays once, the first one under `model`."""
 
     def __init__(self) -> None:
         self.payloads: dict[str, Record] = {}
@@ -170,25 +218,40 @@ class _Inputs:
         names: list[str] = []
         for key, record in content.items():
             if isinstance(record, flwr.ArrayRecord):
-                name, entry = self._payload(record)
-                names += [name] if name not in names else []
+                name, entry = self._arrays(record)
                 described.append(dict(entry) | {"name": key})
-            else:
-                described += records.split(flwr.RecordDict({key: record}))[1]
-        return described, tuple(names)
+                names.append(name)
+                continue
+            groups, (entry,) = records.split(flwr.RecordDict({key: record}))
+            if "group" in entry:
+                name = self._payload(groups[entry["group"]])
+                entry = dict(entry) | {"group": name}
+                names.append(name)
+            described.append(entry)
+        return described, tuple(dict.fromkeys(names))
 
-    def _payload(self, record: flwr.ArrayRecord) -> tuple[str, Info]:
+    def models(self, content: flwr.RecordDict) -> tuple[str, ...]:
+        """Return the inputs that a message's ArrayRecords are."""
+        found = [self._arrays(record)[0] for record in content.values() if isinstance(record, flwr.ArrayRecord)]
+        return tuple(dict.fromkeys(found))
+
+    def _arrays(self, record: flwr.ArrayRecord) -> tuple[str, Info]:
+        """Return the input that has an ArrayRecord's arrays, and its description. Equal objects are split once."""
         if id(record) not in self._seen:
-            name = MODEL if not self.payloads else f"{MODEL}-{len(self.payloads)}"
-            groups, (entry,) = records.split(flwr.RecordDict({name: record}))
-            for known, payload in self.payloads.items():  # equal arrays in another object: a copy per message
-                if _same(payload.groups[MODEL], groups[name]):
-                    name = known
-            self.payloads.setdefault(name, Record({MODEL: groups.get(name, {})}))
-            entry = dict(entry) | {"group": name}
-            self._seen[id(record)] = (record, name, entry)
+            groups, (entry,) = records.split(flwr.RecordDict({MODEL: record}))
+            name = self._payload(groups.get(MODEL, {}))
+            self._seen[id(record)] = (record, name, dict(entry) | {"group": name})
         _, name, entry = self._seen[id(record)]
         return name, entry
+
+    def _payload(self, arrays: Arrays) -> str:
+        """Return the name of the input with these arrays, which may be equal to those of another record."""
+        for known, payload in self.payloads.items():
+            if _same(payload.groups[MODEL], arrays):
+                return known
+        name = MODEL if not self.payloads else f"{MODEL}-{len(self.payloads)}"
+        self.payloads[name] = Record({MODEL: arrays})
+        return name
 
 
 def _exchange(
@@ -223,12 +286,3 @@ def _with_mu(knobs: Info) -> Info:
 
 def _holds_bytes(value: object) -> bool:
     return isinstance(value, bytes) or (isinstance(value, list) and any(isinstance(item, bytes) for item in value))
-
-
-def _refuse_legacy(message: flwr.Message) -> None:
-    for name in message.content if message.has_content() else ():
-        if name.split(".")[0].lower().startswith(_LEGACY):
-            raise UnsupportedFeature(
-                f"a message of Flower's older API (record {name!r}: NumPyClient, workflows, SecAgg and SecAgg+ use "
-                "it). Only the message API (ClientApp.train(), ServerApp.main(grid, context)) is hosted"
-            )

@@ -18,6 +18,8 @@ class Config(PluginSettings):
     """The component, `module:object`, as `[tool.flwr.app.components]` has it."""
     run_config: dict[str, bool | int | float | FreeText] = Field(default_factory=dict)
     """`context.run_config`."""
+    run_id: int = Field(default=1, ge=1, lt=2**63)
+    """`context.run_id` and `grid.run.run_id`. `fedloom run FOLDER` draws one for each run, as Flower does."""
     resume: Literal["snapshot", "replay", "none"] = "snapshot"
     """How a run resumes after a crash. All three re-run `main` from its start. `snapshot` skips the rounds that
     `Strategy.start` had done (a checkpoint is about three models); an app's own loops are replayed. `replay` stores

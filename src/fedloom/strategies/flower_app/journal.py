@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fedloom.core.records import Array, Arrays, Info, Update
@@ -34,7 +34,7 @@ def replies_entry(updates: Sequence[tuple[int, Update]]) -> Entry:
         for group, named in update.groups.items():
             names[group] = list(named)
             arrays |= {f"{index}/{group}/{name}": array for name, array in named.items()}
-        heads.append({"client": client, "groups": names, "content": update.info[KNOB]["content"]})
+        heads.append({"client": client, "groups": names, "reply": update.info[KNOB]})
     return Entry({"kind": REPLIES, "updates": heads}, arrays)
 
 
@@ -49,7 +49,7 @@ def entry_updates(entry: Entry) -> list[tuple[int, Update]]:
                     group: {name: entry.arrays[f"{index}/{group}/{name}"] for name in names}
                     for group, names in head["groups"].items()
                 },
-                info={KNOB: {"content": head["content"]}},
+                info={KNOB: head["reply"]},
             ),
         )
         for index, head in enumerate(entry.tree["updates"])
@@ -69,21 +69,3 @@ def unflatten(arrays: Arrays, trees: Sequence[Info]) -> list[Entry]:
         place, _, rest = name.partition(":")
         parts[int(place)][rest] = array
     return [Entry(tree, part) for tree, part in zip(trees, parts, strict=True)]
-
-
-def mean_of(updates: Sequence[tuple[int, Update]], weighted_by: str = "num-examples") -> Mapping[str, float]:
-    """Return the metrics of several replies, weighted by their examples; metrics not in every reply are omitted."""
-    rows: list[dict[str, float]] = []
-    for _, update in updates:
-        row: dict[str, float] = {}
-        for entry in update.info[KNOB]["content"]:
-            if entry["kind"] == "metrics":
-                row |= {name: value for name, value in entry["values"].items() if not isinstance(value, list | tuple)}
-        rows.append(row)
-    weights = [float(row.get(weighted_by, 1.0)) for row in rows]
-    total = sum(weights)
-    shared = set.intersection(*(set(row) for row in rows)) - {weighted_by} if rows and total > 0 else set()
-    return {
-        name: sum(weight * row[name] for weight, row in zip(weights, rows, strict=True)) / total
-        for name in sorted(shared)
-    }

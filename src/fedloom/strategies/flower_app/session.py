@@ -8,59 +8,111 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from fedloom.core.errors import FedloomError, RunFailed, UnsupportedFeature
 from fedloom.core.records import Arrays, Update
+from fedloom.strategies.flower import apps, records
 from fedloom.strategies.flower import flwr_api as flwr
-from fedloom.strategies.flower import records
 from fedloom.strategies.flower.grid import ClientsGrid
-from fedloom.strategies.flower.messages import Batch
+from fedloom.strategies.flower.messages import EVALUATE, TRAIN, Batch, category, waves
 from fedloom.strategies.flower.seeding import Streams
-from fedloom.strategies.flower_app.journal import REPLIES, START, Entry, entry_updates, mean_of, replies_entry
+from fedloom.strategies.flower_app.journal import REPLIES, START, Entry, entry_updates, replies_entry
+from fedloom.strategies.flower_app.measured import Measured
+from fedloom.strategies.flower_app.observed import active, watching
 
 
 class _Closed(BaseException):
     """Raised inside an app's waiting call when no more replies will come. Not an `Exception`: apps catch those."""
 
 
-class AppGrid(ClientsGrid):
-    """The grid `main` gets: sending is handing over to the platform's loop."""
+@dataclass(frozen=True, slots=True)
+class AppRun:
+    """What `grid.run` tells an app of its run."""
 
-    def __init__(self, session: Session, clients: Sequence[int]) -> None:
+    run_id: int
+
+
+class AppGrid(ClientsGrid):
+    """The grid `main` gets: sending is handing over to the platform's loop.
+
+    Pushed messages wait until the app waits: they are sent, in order, before the next messages that are sent and
+    awaited, with the first pull, or when `main` has returned. Their replies stay until they are pulled.
+    """
+
+    def __init__(self, session: Session, clients: Sequence[int], run_id: int) -> None:
         super().__init__(clients)
         self.session = session
+        self._run = AppRun(run_id)
         self._count = 0
-        self._pushed: dict[str, flwr.Message] = {}
+        self._pushed: list[flwr.Message] = []
         self._arrived: dict[str, flwr.Message] = {}
+        self._lock = threading.RLock()
+        """The older API sends from several threads: one exchange at a time."""
+
+    @property
+    def run(self) -> AppRun:
+        return self._run
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return node ids of all clients; only the app's own thread can be found waiting for more of them."""
+        if active() is None:
+            return [flwr.node_id(client) for client in self._clients]
+        return super().get_node_ids()
 
     def push_messages(self, messages: Iterable[flwr.Message]) -> Iterable[str]:
-        ids = []
-        for message in messages:
-            self._count += 1
-            flwr.set_message_id(message, f"message-{self._count}")
-            self._pushed[message.metadata.message_id] = message
-            ids.append(message.metadata.message_id)
+        named = self._named(messages)
+        with self._lock:
+            self._pushed += named
         self.exchanged()
-        return ids
+        return [message.metadata.message_id for message in named]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[flwr.Message]:
         """Return replies to messages, each once. The first pull waits for the replies to all pushed messages."""
-        if self._pushed:
-            waiting, self._pushed = list(self._pushed.values()), {}
-            for reply in self.session.exchange(Batch(waiting, self._clients)):
-                self._arrived[reply.metadata.reply_to_message_id] = reply
-        return [self._arrived.pop(each) for each in message_ids if each in self._arrived]
+        with self._lock:
+            self.flush()
+            return [self._arrived.pop(each) for each in message_ids if each in self._arrived]
 
     def send_and_receive(
         self, messages: Iterable[flwr.Message], *, timeout: float | None = None
     ) -> Iterable[flwr.Message]:
-        outgoing = list(messages)
-        self.push_messages(outgoing)
-        for message in outgoing:
-            del self._pushed[message.metadata.message_id]
-        if not outgoing:
-            return []
-        return self.session.exchange(Batch(outgoing, self._clients), timeout)
+        outgoing = self._named(messages)
+        with self._lock:
+            self.flush()
+            return self._exchanged(outgoing, timeout)
+
+    def flush(self) -> None:
+        """Send what was pushed, and store the replies."""
+        waiting, self._pushed = self._pushed, []
+        for reply in self._exchanged(waiting):
+            self._arrived[reply.metadata.reply_to_message_id] = reply
+
+    def _named(self, messages: Iterable[flwr.Message]) -> list[flwr.Message]:
+        named = list(messages)
+        for message in named:
+            self._count += 1
+            flwr.set_message_id(message, f"message-{self._count}")
+        return named
+
+    def _exchanged(self, messages: Sequence[flwr.Message], timeout: float | None = None) -> list[flwr.Message]:
+        """Send messages and wait for the replies; several messages to one node run one after another."""
+        replies: list[flwr.Message] = []
+        for batch in waves(messages, self._clients):
+            replies += self.session.exchange(batch, timeout)
+        return replies
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recording:
+    """What a session stores for a resume, and who decides about missing replies."""
+
+    journal: bool = True
+    """Whether replies are stored at all."""
+    snapshots: bool = True
+    """Whether `Strategy.start` stores its position in place of its replies."""
+    app_decides: bool = True
+    """Whether errors and missing replies reach the app as error replies; otherwise the run's quorum decides."""
 
 
 class Session:
@@ -71,31 +123,36 @@ class Session:
         deadline_s: the app's own timeout for that batch.
         journal: what it has received so far; entries never change, the list does.
         model: the newest global model seen.
-        report: numbers of the newest training step; `evaluation`: of the newest evaluation, None without one.
+        measured: numbers of the round's exchanges, as the app aggregated them or as means over the replies.
+        running: whether `main` has not returned yet.
     """
 
     def __init__(
         self,
         app: flwr.ServerApp,
+        folder: Path,
         clients: Sequence[int],
         run_config: Mapping[str, object],
         streams: Streams,
         journal: Sequence[Entry] = (),
         *,
-        keeps: bool = True,
-        snapshots: bool = True,
+        run_id: int = flwr.RUN,
+        recording: Recording = Recording(),  # frozen
     ) -> None:
         self.batch: Batch | None = None
         self.deadline_s: float | None = None
         self.journal: list[Entry] = list(journal)
-        self.keeps, self.snapshots = keeps, snapshots
+        self.recording = recording
         self.model: Arrays = {}
-        self.report: dict[str, float] = {}
-        self.evaluation: dict[str, float] | None = None
+        self.measured = Measured()
+        self.running = True
+        self.server: object = None
+        """Flower's server of the API before messages, once its loop runs."""
+        self.num_clients = len(clients)
         self.in_start = False
-        self.context = flwr.make_context(flwr.SERVER_NODE, {}, run_config, flwr.RecordDict())
-        self._app, self._streams = app, streams
-        self._grid = AppGrid(self, clients)
+        self.context = flwr.make_context(flwr.SERVER_NODE, {}, run_config, flwr.RecordDict(), run_id)
+        self._app, self._streams, self._folder = app, streams, folder
+        self._grid = AppGrid(self, clients, run_id)
         self._cursor = 0
         self._answer: Sequence[tuple[int, Update]] = ()
         self._error: BaseException | None = None
@@ -124,8 +181,9 @@ class Session:
         updates = self._recorded() if self._cursor < len(self.journal) else self._ask(batch, timeout)
         self._grid.exchanged()
         if not self.in_start:
-            self._observe(batch, updates)
-        return batch.replies(updates)
+            self._observe(batch)
+        self.measured.replies(batch, updates)
+        return batch.replies(updates, app_decides=self.recording.app_decides)
 
     def recorded_start(self) -> Entry | None:
         """Return the recorded position of an earlier run of `main`, if any; called by the app's thread in `start`."""
@@ -167,21 +225,25 @@ class Session:
         self.batch = None
         if self._closing:
             raise _Closed
-        if self.keeps:
+        if self.recording.journal:
             self.journal.append(replies_entry(self._answer))
             self._cursor = len(self.journal)
         return self._answer
 
-    def _observe(self, batch: Batch, updates: Sequence[tuple[int, Update]]) -> None:
-        """Record what an app with its own loop shows: the model it sends, the metrics it receives."""
-        first = next(iter(batch.messages.values()))
-        for record in first.content.array_records.values():
-            self.model = records.from_array_record(record)
-            break
-        if "evaluate" in batch.kinds:
-            self.evaluation = dict(mean_of(updates)) or None
-        elif "train" in batch.kinds:
-            self.report = dict(mean_of(updates))
+    def stop_snapshots(self) -> None:
+        """Store replies from now on: something in the app's strategy cannot be saved."""
+        self.recording = replace(self.recording, snapshots=False)
+
+    def _observe(self, batch: Batch) -> None:
+        """Record the model that an app with a loop of its own sends."""
+        if not batch.kinds & {TRAIN, EVALUATE}:
+            return
+        for message in batch.messages.values():
+            if category(message.metadata.message_type) in (TRAIN, EVALUATE):
+                for record in message.content.array_records.values():
+                    if arrays := records.from_array_record(record):
+                        self.model = arrays
+                        return
 
     def _run(self, *, raising: bool = True) -> None:
         with self._streams.switched_in(), flwr.quiet():
@@ -192,17 +254,20 @@ class Session:
             return
         if isinstance(error, FedloomError):
             raise error
-        raise RunFailed(f"the Flower ServerApp's main raised {type(error).__name__}: {error}") from error
+        where = apps.own_line(error, self._folder)
+        raise RunFailed(f"{where}the Flower ServerApp's main raised {type(error).__name__}: {error}") from error
 
     def _main(self) -> None:
         self._apps_turn.acquire()
         try:
             if not self._closing:
-                self._app(self._grid, self.context)
+                with watching(self):
+                    self._app(self._grid, self.context)
+                    self._grid.flush()
         except _Closed:
             pass
         except BaseException as exc:
             self._error = exc
         finally:
-            self.batch = None
+            self.batch, self.running = None, False
             self._our_turn.release()

@@ -12,8 +12,10 @@ from fedloom.core.records import Array
 from fedloom.strategies.flower import flwr_api as flwr
 from fedloom.strategies.flower import memory, records
 from fedloom.strategies.flower.memory import Memory
+from fedloom.strategies.flower.messages import EVALUATE, TRAIN
 from fedloom.strategies.flower.seeding import Streams
 from fedloom.strategies.flower_app.journal import START, Entry
+from fedloom.strategies.flower_app.measured import Measured
 from fedloom.strategies.flower_app.session import AppGrid, Session
 
 EvaluateFn: TypeAlias = Callable[[int, flwr.ArrayRecord], flwr.MetricRecord | None]
@@ -78,7 +80,7 @@ class _Run:
                 self._restore(entry)
             elif self.evaluate_fn:
                 self._evaluate_here(self.evaluate_fn, 0)
-                session.evaluation = None  # of the initial model: no round's
+                session.measured = Measured()  # of the initial model: no round's
             self._publish_model()
             while self.done < self.num_rounds:
                 self._snapshot()
@@ -94,38 +96,34 @@ class _Run:
         messages = self.strategy.configure_train(number, self.arrays, self.train_config, self.grid)
         replies = self.grid.send_and_receive(messages, timeout=self.timeout)
         arrays, metrics = self.strategy.aggregate_train(number, replies)
-        session.report, session.evaluation = {}, None
         if arrays is not None:
             result.arrays = self.arrays = arrays
             self._publish_model()
         if metrics is not None:
             result.train_metrics_clientapp[number] = metrics
-            session.report = records.scalars(metrics)
+            session.measured.aggregated[TRAIN] = records.scalars(metrics)
         messages = self.strategy.configure_evaluate(number, self.arrays, self.evaluate_config, self.grid)
         replies = self.grid.send_and_receive(messages, timeout=self.timeout)
         metrics = self.strategy.aggregate_evaluate(number, replies)
         if metrics is not None:
             result.evaluate_metrics_clientapp[number] = metrics
-            session.evaluation = records.scalars(metrics)
+            session.measured.aggregated[EVALUATE] = records.scalars(metrics)
         if self.evaluate_fn:
             self._evaluate_here(self.evaluate_fn, number)
 
     def _evaluate_here(self, evaluate: EvaluateFn, number: int) -> None:
-        """Run the app's own evaluation on the server; its names take precedence over the clients'."""
+        """Run the app's own evaluation on the server."""
         metrics = evaluate(number, self.arrays)
         if metrics is not None:
             self.result.evaluate_metrics_serverapp[number] = metrics
-            here = records.scalars(metrics)
-            clients = self.session.evaluation or {}
-            renamed = {f"clients_{name}" if name in here else name: value for name, value in clients.items()}
-            self.session.evaluation = renamed | here
+            self.session.measured.here = records.scalars(metrics)
 
     def _publish_model(self) -> None:
         self.session.model = records.from_array_record(self.arrays)
 
     def _snapshot(self) -> None:
         session = self.session
-        if not (session.keeps and session.snapshots):
+        if not (session.recording.journal and session.recording.snapshots):
             return
         arrays: dict[str, Array] = {}
         try:
@@ -133,7 +131,7 @@ class _Run:
             values = self._values(session)
             tree = memory.encode(values, arrays, "start", "Strategy.start")
         except UnsupportedFeature:  # something in it cannot be saved: this app is resumed from its replies
-            session.snapshots = False
+            session.stop_snapshots()
             return
         arrays |= {f"strategy/{name}": array for name, array in captured.arrays.items()}
         self.place = session.snapshot(
@@ -154,7 +152,6 @@ class _Run:
                 result.evaluate_metrics_serverapp,
             ],
             "context": session.context.state,
-            "shown": [session.report, session.evaluation],
             "streams": [streams.python, streams.numpy, streams.torch],
         }
 
@@ -173,5 +170,4 @@ class _Run:
         result.evaluate_metrics_clientapp, result.evaluate_metrics_serverapp = values["result"][2:]
         self.session.context.state.clear()
         self.session.context.state.update(values["context"])
-        self.session.report, self.session.evaluation = values["shown"]
         Streams(*values["streams"]).install()

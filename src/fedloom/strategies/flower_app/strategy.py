@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,11 +14,13 @@ from fedloom.core.records import Arrays, Exchange, Info, Record, RoundContext
 from fedloom.core.seeds import generator
 from fedloom.strategies.flower import apps
 from fedloom.strategies.flower import flwr_api as flwr
-from fedloom.strategies.flower.messages import Batch
+from fedloom.strategies.flower.messages import TRAIN, Batch, category
 from fedloom.strategies.flower.seeding import Streams
 from fedloom.strategies.flower_app.config import Config
 from fedloom.strategies.flower_app.journal import flatten, unflatten
-from fedloom.strategies.flower_app.session import Session
+from fedloom.strategies.flower_app.measured import Measured
+from fedloom.strategies.flower_app.older_api import host_server
+from fedloom.strategies.flower_app.session import Recording, Session
 from fedloom.strategies.flower_app.start import host_start
 
 
@@ -31,8 +33,8 @@ class AppState:
     """Number of finished exchanges."""
     journal_arrays: Arrays = field(default_factory=dict)
     journal: tuple[Info, ...] = ()
-    trained: bool = False
-    """Whether the round has had its training step."""
+    trained: tuple[str, ...] = ()
+    """Types of the training messages that the round has had."""
     server_round: int | None = None
     """`server-round` of the round's training messages, if they have one."""
     report: Info = field(default_factory=dict)
@@ -50,8 +52,10 @@ class FlowerApp(Strategy[AppState, UpdateList]):
     State = AppState
     evaluates = True
 
-    def __init__(self, app: flwr.ServerApp, config: Config, *, clients: int, seed: int) -> None:
-        self._app, self._config, self._clients, self._seed = app, config, clients, seed
+    def __init__(self, app: flwr.ServerApp, config: Config, experiment: Experiment) -> None:
+        self._app, self._config = app, config
+        self._clients, self._seed = experiment.num_clients, experiment.seed
+        self._app_decides = "quorum_fraction" not in experiment.round.model_fields_set
         self._session: Session | None = None
         self._live: AppState | None = None
 
@@ -66,26 +70,26 @@ class FlowerApp(Strategy[AppState, UpdateList]):
     def finish(self, state: AppState, total: UpdateList, context: RoundContext) -> AppState | Pending[AppState]:
         session = self._resumed(state)
         answered, trained, server_round = _waiting(session), state.trained, state.server_round
-        if "train" in answered.kinds:
-            trained, server_round = True, _server_round(answered)
+        if types := _training(answered):
+            trained, server_round = tuple(sorted({*trained, *types})), _server_round(answered)
         self._live = None
         session.answer(total.updates)
-        over = session.batch is None or (
-            trained
-            and "train" in session.batch.kinds
-            and (server_round is None or _server_round(session.batch) != server_round)
-        )
+        over = session.batch is None or _begins_round(session.batch, trained, server_round)
         arrays, journal = flatten(session.journal)
+        measured, evaluation = session.measured, session.measured.evaluation()
+        errors = {"errors": float(measured.errors)} if measured.errors else {}
         after = AppState(
             model=session.model,
             exchanges=state.exchanges + 1,
             journal_arrays=arrays,
             journal=journal,
-            trained=trained and not over,
+            trained=() if over else trained,
             server_round=None if over else server_round,
-            report=session.report,
-            evaluation=session.evaluation,
+            report={**measured.train(), **measured.queries(), **errors},
+            evaluation=evaluation,
         )
+        if over:
+            session.measured = Measured()
         self._live = after
         return after if over else Pending(after, self._exchange(session, context))
 
@@ -94,12 +98,22 @@ class FlowerApp(Strategy[AppState, UpdateList]):
         return state.model
 
     def report(self, state: AppState) -> Mapping[str, float]:
-        """Training metrics of the last round, as the app aggregated them."""
+        """Training metrics of the last round, as the app aggregated them; queries; replies that were errors."""
         return dict(state.report)
 
     def evaluation(self, state: AppState) -> Mapping[str, float] | None:
         """Evaluation metrics of the last round: the app's `evaluate_fn`, and its clients' as it aggregated them."""
         return None if state.evaluation is None else dict(state.evaluation)
+
+    def unfinished(self, state: AppState) -> str:
+        """Return why the run is not complete after its last round; empty if `main` has returned."""
+        session = self._session
+        if session is None or not session.running:
+            return ""
+        return (
+            f"stopped after {state.exchanges} exchanges, the app had not finished: its main still waits for clients. "
+            "Raise `rounds`, or leave it out: then the run ends when main returns"
+        )
 
     def close(self) -> None:
         """End the app's thread, wherever it waits."""
@@ -118,19 +132,27 @@ class FlowerApp(Strategy[AppState, UpdateList]):
         self.close()
         self._session = Session(
             self._app,
+            Path(self._config.app),
             range(self._clients),
             self._config.run_config,
             Streams.seeded(generator(self._seed, "strategy", 0, "main")),
             unflatten(state.journal_arrays, state.journal),
-            keeps=self._config.resume != "none",
-            snapshots=self._config.resume == "snapshot",
+            run_id=self._config.run_id,
+            recording=Recording(
+                journal=self._config.resume != "none",
+                snapshots=self._config.resume == "snapshot",
+                app_decides=self._app_decides,
+            ),
         )
         self._session.begin()
+        self._session.measured = Measured()  # of rounds that are over
         self._live = state
         return self._session
 
     def _exchange(self, session: Session, context: RoundContext) -> Exchange:
-        return _waiting(session).exchange(context.round, session.deadline_s)
+        return _waiting(session).exchange(
+            context.round, session.deadline_s, run_id=self._config.run_id, app_decides=self._app_decides
+        )
 
 
 def _waiting(session: Session) -> Batch:
@@ -140,6 +162,20 @@ def _waiting(session: Session) -> Batch:
             "the Flower app's main has returned, so it waits for no replies; this round has nothing left to do"
         )
     return session.batch
+
+
+def _training(batch: Batch) -> frozenset[str]:
+    """Return the types of a batch's training messages."""
+    return frozenset(each for each in batch.types if category(each) == TRAIN)
+
+
+def _begins_round(batch: Batch, trained: Sequence[str], server_round: int | None) -> bool:
+    """Return whether a batch is the first of another round than the one with these training types."""
+    types = _training(batch)
+    if not types or not trained:
+        return False
+    number = _server_round(batch)
+    return number != server_round or (number is None and not types.isdisjoint(trained))
 
 
 def _server_round(batch: Batch) -> int | None:
@@ -164,6 +200,8 @@ def build_strategy(config: Config, experiment: Experiment) -> FlowerApp:
             "the app's own fraction (such as run_config.fraction-train)"
         )
     app = apps.load_component(Path(config.app), config.serverapp, "strategy.serverapp")
-    apps.check_component(app, flwr.ServerApp, flwr.is_legacy_server(app), "strategy.serverapp", config.serverapp)
+    apps.check_component(app, flwr.ServerApp, "strategy.serverapp", config.serverapp)
     host_start()
-    return FlowerApp(app, config, clients=experiment.num_clients, seed=experiment.seed)
+    if flwr.is_older_server(app):
+        host_server()
+    return FlowerApp(app, config, experiment)

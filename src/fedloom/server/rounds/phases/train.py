@@ -50,7 +50,7 @@ class TrainPhase(RoundPhase):
             if exchange is None:
                 return
             total = self._collect(round, exchange, index)
-            if not total.count:
+            if not total.count and exchange.quorum_fraction != 0.0:
                 round.state = begun
                 self._parts.emit(Notice(run_id=self._parts.run_id, message=without_examples(round)))
                 return
@@ -108,7 +108,7 @@ class TrainPhase(RoundPhase):
         run = self._parts.terms(exchange)
         terms = replace(
             run,
-            quorum_fraction=exchange.quorum_fraction or run.quorum_fraction,
+            quorum_fraction=run.quorum_fraction if exchange.quorum_fraction is None else exchange.quorum_fraction,
             deadline_s=exchange.deadline_s or run.deadline_s,
         )
         experiment, population = self._parts.experiment, round.roster.population

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,18 @@ import numpy as np
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadUpdate, ClientFailed, ConfigError, UnsupportedFeature
 from fedloom.core.protocols import Action, LocalRule, WorkloadInfo
-from fedloom.core.records import MODEL, Arrays, Info, Job, JsonObject, Mean, Metrics, Record, Update
+from fedloom.core.records import MODEL, Arrays, Groups, Info, Job, JsonObject, Mean, Metrics, Record, Update
 from fedloom.strategies.flower import apps, records
 from fedloom.strategies.flower import flwr_api as flwr
-from fedloom.strategies.flower.messages import KNOB
+from fedloom.strategies.flower.messages import ERROR, KNOB, TRAIN, category
 from fedloom.strategies.flower.seeding import seeded
 from fedloom.strategies.flower.workload.config import Config
+
+_log = logging.getLogger(__name__)
+ARRAYS = "arrays"
+"""Kind of an ArrayRecord's entry in a description."""
+MAX_MESSAGE = 10_000
+"""Characters of an app's error that are sent, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +38,8 @@ class FlowerWorkload:
     """A `ClientApp` as a workload.
 
     Handlers, mods and the lifespan hook run as under Flower, once per message. The global generators of `random`,
-    `numpy` and `torch` are seeded from the job's during the call. Exceptions of a handler are not caught.
+    `numpy` and `torch` are seeded from the job's during the call. An exception of a handler is a reply where the app
+    decides about errors, as under Flower; otherwise it is the client's failure.
     """
 
     keeps_client_state = True
@@ -75,8 +83,8 @@ class FlowerWorkload:
 
     @property
     def actions(self) -> Mapping[str, Action]:
-        """`evaluate` and `query`, messages to the app like `train`."""
-        return {"evaluate": self._message, "query": self._message}
+        """Messages to the app like `train`: evaluations, queries, and two of the API before messages."""
+        return dict.fromkeys(("evaluate", "query", "get_parameters", "get_properties"), self._message)
 
     def _message(
         self, job: Job, inputs: Mapping[str, Record], state: Record | None, rng: np.random.Generator
@@ -98,17 +106,28 @@ class FlowerWorkload:
         content = self._content(job, inputs) if described is None else self._described(described, inputs)
         group_id = str(job.round) if described is None else described["group_id"]
         message = flwr.instruction(content, job.client, job.kind, group_id, f"{job.round}-{job.client}-{job.kind}")
-        context = self._context(job.client, state)
-        with seeded(rng), flwr.quiet():
-            reply = self._app(message, context)
+        context = self._context(job.client, state, (described or {}).get("run_id", flwr.RUN))
+        app_decides = bool((described or {}).get("app_decides"))
+        try:
+            with seeded(rng), flwr.quiet():
+                reply = self._app(message, context)
+        except Exception as exc:
+            if not app_decides:
+                raise
+            reason = f"{apps.own_line(exc, Path(self._config.app))}{type(exc).__name__}: {exc}"
+            _log.warning("client %d, round %d, %s: the app raised: %s", job.client, job.round, job.kind, reason)
+            _log.debug("its traceback", exc_info=True)
+            return _error(flwr.ERROR_CODE, reason)
         if reply.has_error():
+            if app_decides:
+                return _error(reply.error.code, reply.error.reason or "")
             raise ClientFailed(
                 f"client {job.client}, round {job.round}, {job.kind}: the app replied with error "
                 f"{reply.error.code}: {reply.error.reason}"
             )
         return self._update(reply.content, context, job, plain=described is None, had_state=state is not None)
 
-    def _context(self, client: int, state: Record | None) -> flwr.Context:
+    def _context(self, client: int, state: Record | None, run_id: int) -> flwr.Context:
         node_config = {"partition-id": client, "num-partitions": self._clients} | dict(self._config.node_config)
         stored = records.join(state.groups, state.info["content"]) if state is not None else flwr.RecordDict()
         return flwr.make_context(flwr.node_id(client), node_config, self._config.run_config, stored)
@@ -126,7 +145,8 @@ class FlowerWorkload:
         content = flwr.RecordDict()
         for entry in described["content"]:
             if entry["kind"] != "arrays":
-                content[entry["name"]] = records.join({}, [entry])[entry["name"]]
+                blobs = {entry["group"]: inputs[entry["group"]].groups[MODEL]} if "group" in entry else {}
+                content[entry["name"]] = records.join(blobs, [entry])[entry["name"]]
             elif "foreign" in entry:
                 content[entry["name"]] = records.join_arrays(inputs[entry["group"]].groups.get(MODEL, {}), entry)
             else:
@@ -146,13 +166,10 @@ class FlowerWorkload:
         self, content: flwr.RecordDict, context: flwr.Context, job: Job, *, plain: bool, had_state: bool
     ) -> Update:
         groups, described = records.split(content)
-        if len(groups) == 1:
-            groups = {MODEL: next(iter(groups.values()))}
-            described = [
-                entry | {"group": MODEL} if entry["kind"] == "arrays" else entry for entry in map(dict, described)
-            ]
-        if plain:
+        if plain:  # a strategy of ours takes arrays alone
             _check_plain(described, job)
+            groups = {entry["group"]: groups.get(entry["group"], {}) for entry in described if entry["kind"] == ARRAYS}
+        groups, described = _named_as_model(groups, described)
         count = self._examples(content)
         if count is None and plain and groups:
             raise BadUpdate(
@@ -161,10 +178,7 @@ class FlowerWorkload:
                 "workload.weighted_by"
             )
         weight = float(count) if count is not None else 1.0
-        numbers: dict[str, float] = {}
-        for record in content.metric_records.values():
-            numbers |= records.scalars(record)
-        numbers.pop(self._config.weighted_by, None)
+        numbers = self._train_metrics(described, job)
         stored_groups, stored = records.split(context.state)
         return Update(
             num_examples=int(count or 0),
@@ -174,12 +188,41 @@ class FlowerWorkload:
             state=Record(stored_groups, {"content": stored}) if stored or had_state else None,
         )
 
+    def _train_metrics(self, described: list[Info], job: Job) -> dict[str, float]:
+        """Return the training metrics of a reply; none of an evaluation's or a query's, which are not training.
+
+        Those of a type such as `train.forward` have names such as `forward/loss`.
+        """
+        if category(job.kind) != TRAIN:
+            return {}
+        prefix = job.kind.partition(".")[2]
+        numbers = records.numbers(described)
+        for name in (self._config.weighted_by, *records.WEIGHTS):
+            numbers.pop(name, None)
+        return {f"{prefix}/{name}" if prefix else name: value for name, value in numbers.items()}
+
     def _examples(self, content: flwr.RecordDict) -> float | None:
         for record in content.metric_records.values():
-            value = record.get(self._config.weighted_by)
-            if isinstance(value, int | float):
-                return value
+            for name in (self._config.weighted_by, *records.WEIGHTS):
+                value = record.get(name)
+                if isinstance(value, int | float):
+                    return value
         return None
+
+
+def _error(code: int, reason: str) -> Update:
+    """Return the update of a client whose app ended with an error."""
+    return Update(num_examples=0, groups={}, info={KNOB: {ERROR: {"code": code, "reason": reason[:MAX_MESSAGE]}}})
+
+
+def _named_as_model(groups: Groups, described: list[Info]) -> tuple[Groups, list[Info]]:
+    """Name the arrays of a reply's only ArrayRecord `model`."""
+    names = [entry["group"] for entry in described if entry["kind"] == ARRAYS]
+    if len(names) != 1:
+        return groups, described
+    renamed = {MODEL if group == names[0] else group: arrays for group, arrays in groups.items()}
+    entries: list[Info] = [{**entry, "group": MODEL} if entry["kind"] == ARRAYS else entry for entry in described]
+    return renamed, entries
 
 
 def _check_plain(described: list[Info], job: Job) -> None:
@@ -210,5 +253,5 @@ def _as_arrays(made: object, source: str) -> Arrays:
 def build_workload(config: Config, experiment: Experiment) -> FlowerWorkload:
     """Return the workload a `Config` describes."""
     app = apps.load_component(Path(config.app), config.clientapp, "workload.clientapp")
-    apps.check_component(app, flwr.ClientApp, flwr.is_legacy_client(app), "workload.clientapp", config.clientapp)
+    apps.check_component(app, flwr.ClientApp, "workload.clientapp", config.clientapp)
     return FlowerWorkload(app, config, experiment.num_clients)
