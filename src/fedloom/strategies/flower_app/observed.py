@@ -11,19 +11,29 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
+from fedloom.core.records import Arrays
 from fedloom.strategies.flower import flwr_api as flwr
 from fedloom.strategies.flower import records
 from fedloom.strategies.flower.messages import EVALUATE, TRAIN
-
-if TYPE_CHECKING:
-    from fedloom.strategies.flower_app.session import Session
+from fedloom.strategies.flower_app.measured import Measured
 
 Method: TypeAlias = Callable[..., Any]
 """A method of one of Flower's classes."""
 _WATCHED = "_fedloom_watches"
+"""Attribute of a wrapper."""
 _active = threading.local()
+
+
+class Session(Protocol):
+    """What is recorded of an app's `main`: see `flower_app.session.Session`."""
+
+    model: Arrays
+    measured: Measured
+    in_start: bool
+    num_clients: int
+    server: object
 
 
 @contextmanager
