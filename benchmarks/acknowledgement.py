@@ -106,7 +106,7 @@ class Probe:
     def _beat(self) -> None:
         if time.monotonic() - self._beaten > _BEAT_S:
             self._beaten = time.monotonic()
-            self._channel.send(Heartbeat(held=tuple(self._held)))
+            self._channel.send(Heartbeat(groups=tuple(self._held)))
 
 
 def probe(address: str) -> None:

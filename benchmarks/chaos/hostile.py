@@ -95,7 +95,7 @@ class LyingChannel(ForwardingChannel):
                 number += 1
                 strange = GroupKey(f"nobody-{number}", number, 0, 0)
                 with contextlib.suppress(FedloomError):
-                    self.inner.send(Heartbeat(held=keys))
+                    self.inner.send(Heartbeat(groups=keys))
                     self.inner.send(GroupResult(key=strange, total=None))
             time.sleep(0)
 

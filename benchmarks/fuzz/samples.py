@@ -64,7 +64,7 @@ def at_work(run_id: str) -> Samples:
         GroupResult(key=key, total=inline, reports=(report,), states={0: inline}, busy_s=1.0),
         GroupResult(key=key, total=named, reports=(report,)),
         GroupResult(key=key._replace(run_id="another", round=3), total=None, failures=(failure,)),
-        Heartbeat(held=(key, key._replace(group=1)), missing_runs=(RUN,)),
+        Heartbeat(groups=(key, key._replace(group=1)), missing_runs=(RUN,)),
         Refusal(key=key, kind="hours", reason="not now", retry_s=0.1),
     ]
     head = pb.UploadRequest(sha256=named.sha256, size=len(data))

@@ -164,7 +164,7 @@ def test_a_group_waits_for_its_experiment_and_the_heartbeat_asks_for_it(agent: A
     agent.step(0)
     assert not script.results()
     agent._channel.send(agent._heartbeat())
-    assert script.sent[-1] == Heartbeat(held=(group().key,), missing_runs=("run",))
+    assert script.sent[-1] == Heartbeat(groups=(group().key,), missing_runs=("run",))
     script.say(SPEC)
     agent.step(0)
     assert len(script.results()) == 1
@@ -224,11 +224,11 @@ def test_results_in_memory_that_is_recycled_are_never_sent_again(agent: Agent, s
     assert agent.step(0) and agent.step(0) and len(script.results()) == 2
     script.say(RunOver(run_id="run"))
     agent.step(0)
-    assert agent._heartbeat().held == (group(run="other").key,)
+    assert agent._heartbeat().groups == (group(run="other").key,)
     script.shared = False
     script.say(group(2, run="other"), RunOver(run_id="other"))
     agent.step(0)
-    assert agent._heartbeat().held == (group(2, run="other").key,), "what lies in no shared memory may be asked for"
+    assert agent._heartbeat().groups == (group(2, run="other").key,), "what lies in no shared memory may be asked for"
 
 
 def test_the_state_of_clients_stays_at_the_node_until_the_run_cannot_be_resumed(script: Script, tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_connection_lost_under_a_transfer_is_no_clients_failure(agent: Agent, 
         agent.step(0)
     assert not script.results()
     agent.connect()
-    assert script.sent[-1] == Heartbeat(held=(group().key,))
+    assert script.sent[-1] == Heartbeat(groups=(group().key,))
     agent.step(0)
     (result,) = script.results()
     assert [report.client for report in result.reports] == [0] and not result.failures
@@ -302,7 +302,7 @@ def test_a_group_whose_payload_is_gone_is_put_away_until_it_is_pushed_again(agen
     agent.step(0)
     assert not script.results()
     agent.connect()
-    assert script.sent[-1] == Heartbeat(held=())
+    assert script.sent[-1] == Heartbeat(groups=())
     script.say(group())
     agent.step(0)
     (result,) = script.results()
@@ -329,9 +329,11 @@ def test_while_a_long_group_is_in_work_messages_are_taken_and_results_not_repeat
         assert script.fetching.wait(10)
         script.say(group(1, 1), group(1, 2), Cancel(run_id="other", round=1, exchange=0))
         both = {group(1, index).key for index in (0, 1, 2)}
-        _wait(lambda: any(isinstance(m, Heartbeat) and set(m.held) == both for m in list(script.sent)))
+        _wait(lambda: any(isinstance(m, Heartbeat) and set(m.groups) == both for m in list(script.sent)))
         script.say(Ack(key=group(1, 2).key, status="duplicate"))
-        _wait(lambda: isinstance(script.sent[-1], Heartbeat) and set(script.sent[-1].held) == both - {group(1, 2).key})
+        _wait(
+            lambda: isinstance(script.sent[-1], Heartbeat) and set(script.sent[-1].groups) == both - {group(1, 2).key}
+        )
     finally:
         script.let_fetch.set()
         _wait(lambda: {result.key.group for result in script.results()} == {0, 1})
@@ -356,7 +358,7 @@ def test_a_lost_connection_is_opened_again_with_results_and_groups_kept(script: 
         agent.step(0)
     agent.connect()
     heartbeat, again = script.sent[-2:]
-    assert isinstance(heartbeat, Heartbeat) and set(heartbeat.held) == {group(1, 0).key, group(1, 1).key}
+    assert isinstance(heartbeat, Heartbeat) and set(heartbeat.groups) == {group(1, 0).key, group(1, 1).key}
     assert isinstance(again, GroupResult) and again.key == group(1, 0).key
     assert script.opened[0].session != script.opened[1].session
 

@@ -38,7 +38,7 @@ def test_an_upload_to_a_restarted_server_asks_for_a_new_session_not_for_new_work
             with pytest.raises(ServerUnreachable, match="was restarted and does not know this session"):
                 channel.store(model_record(LARGE, value=2.0), "run")
             hand.open()
-            channel.send(Heartbeat(held=(key,)))
+            channel.send(Heartbeat(groups=(key,)))
             wait_until(lambda: opened.was_assigned(0, "n"))
             assert channel.store(model_record(LARGE, value=2.0), "run").sha256
     channel.close()

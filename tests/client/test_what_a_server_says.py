@@ -106,7 +106,7 @@ def test_groups_that_wait_have_an_end() -> None:
     for number in range(MAX_WAITING + 50):
         agent._take(Group(key=GroupKey("untold", 1, 0, number), jobs=(job,), accumulator="mean"))
     assert len(agent._waiting) == MAX_WAITING
-    assert len(agent._heartbeat().held) == MAX_WAITING, "those that are not kept come again"
+    assert len(agent._heartbeat().groups) == MAX_WAITING, "those that are not kept come again"
 
 
 class Liar(FleetServicer):

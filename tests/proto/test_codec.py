@@ -89,7 +89,7 @@ def test_what_the_server_says_arrives(message: object) -> None:
             busy_s=1.25,
         ),
         GroupResult(key=KEY, total=None),
-        Heartbeat(held=(KEY, KEY._replace(group=4)), missing_runs=("a", "b")),
+        Heartbeat(groups=(KEY, KEY._replace(group=4)), missing_runs=("a", "b")),
         Heartbeat(),
         Goodbye(),
     ],

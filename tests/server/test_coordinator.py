@@ -142,7 +142,7 @@ class TestPlacing:
         with open_exchange(coordinator, planned_groups(1.0), round=2) as opened:
             assert list(opened.pending) == [0]
             assert coordinator.waits_for(opened).startswith("every node is still busy with cancelled work (a for ")
-            one.channel.send(Heartbeat(held=(GroupKey("run", 1, 0, 0),)))
+            one.channel.send(Heartbeat(groups=(GroupKey("run", 1, 0, 0),)))
             assert list(opened.pending) == [0]
             one.channel.send(Heartbeat())
             assert not opened.pending and coordinator.waits_for(opened) == ""
@@ -228,7 +228,7 @@ class TestVanishing:
             key = hand.take(Group)[0].key
             coordinator.detach("a", "session-1", "its connection broke")
             hand.open()
-            hand.channel.send(Heartbeat(held=(key,)))
+            hand.channel.send(Heartbeat(groups=(key,)))
             other = join(coordinator, "b")
             answer(hand, 0)
             assert next_answer(opened).node == "a"
@@ -264,7 +264,7 @@ class TestVanishing:
             quiet = threading.Event()
             for _ in range(6):
                 quiet.wait(0.03)
-                hand.channel.send(Heartbeat(held=(key,)))
+                hand.channel.send(Heartbeat(groups=(key,)))
             assert groups(hand) == [0]
 
     def test_a_silent_agent_counts_as_lost(self, coordinator: Coordinator, listener: EventLog) -> None:
@@ -353,7 +353,7 @@ class TestBadMessages:
         with open_exchange(coordinator, planned_groups(1.0)) as opened:
             key = hand.take(Group)[0].key
             strange = key._replace(group=index)
-            hand.channel.send(Heartbeat(held=(key, strange)))
+            hand.channel.send(Heartbeat(groups=(key, strange)))
             hand.channel.send(group_result(strange, 0))
             assert "was not assigned to node 'a'" in hand.take(Ack, key=strange, status="rejected")[0].message
             coordinator.leave("a", "", "gone")
@@ -452,7 +452,7 @@ class TestFailingNodes:
             key = one.take(Group)[0].key
             one.channel.send(failing(key))
             one.channel.send(failing(key))
-            one.channel.send(Heartbeat(held=(key,)))
+            one.channel.send(Heartbeat(groups=(key,)))
             assert opened.duplicates == 1 and not opened.pending
             assert {ack.status for ack in one.take(Ack, count=2)} == {"accepted", "duplicate"}
             assert (groups(one), groups(two)) == ([0], [0])

@@ -116,7 +116,7 @@ class TestOverTheNetwork:
             node(fleet, "good", "b") as good,
             open_exchange(fleet.server.coordinator, planned_groups(*[1.0] * 40), labels=SITE) as opened,
         ):
-            evil.channel.send(Heartbeat(held=tuple(key(group) for group in range(40))))
+            evil.channel.send(Heartbeat(groups=tuple(key(group) for group in range(40))))
             assert {ack.status for ack in evil.take(Ack, 40)} == {"stale"}
             for count in range(40):
                 group = good.take(Group, count + 1)[count]
@@ -191,7 +191,7 @@ class TestAfterARestart:
         hand = ManualAgent(InProcessChannel(coordinator), "n")
         hand.open()
         coordinator.label("n", {"site": site})
-        hand.channel.send(Heartbeat(held=tuple(key(group) for group in groups)))
+        hand.channel.send(Heartbeat(groups=tuple(key(group) for group in groups)))
         return hand, sorted(coordinator.nodes()["n"].assigned)
 
     def test_a_nodes_first_claim_stands_for_as_many_groups_as_it_would_be_assigned(
@@ -212,7 +212,7 @@ class TestAfterARestart:
         with open_exchange(coordinator, planned_groups(*[1.0] * 9), labels=SITE):
             before = sorted(coordinator.nodes()["n"].assigned)
             hand.start()
-            hand.channel.send(Heartbeat(held=(*before, key(8))))
+            hand.channel.send(Heartbeat(groups=(*before, key(8))))
             assert key(8) not in coordinator.nodes()["n"].assigned
 
 
@@ -231,7 +231,7 @@ MESSAGES = st.one_of(
         lambda name: group_result(name, 0, states={0: PayloadRef(size=1, record=sum_of_one(0))}, busy_s=1e308), KEYS
     ),
     st.builds(
-        lambda held, runs: Heartbeat(held=tuple(held), missing_runs=tuple(runs)),
+        lambda held, runs: Heartbeat(groups=tuple(held), missing_runs=tuple(runs)),
         st.lists(KEYS, max_size=5),
         st.lists(st.sampled_from(["run", "other"]), max_size=2),
     ),

@@ -99,7 +99,7 @@ class Far:
             self.beat()
 
     def beat(self, *held: GroupKey) -> None:
-        self.coordinator.receive(self.name, self.session, Heartbeat(held=held))
+        self.coordinator.receive(self.name, self.session, Heartbeat(groups=held))
 
     def send(self, message: GroupResult) -> None:
         self.coordinator.receive(self.name, self.session, message)

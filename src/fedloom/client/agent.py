@@ -361,7 +361,7 @@ class Agent:
             current = () if self._current is None else (self._current,)
             waiting = tuple(group.key for group in self._waiting)
             missing = {key.run_id for key in waiting if not self._executor.knows(key.run_id)}
-            return Heartbeat(held=(*current, *waiting, *self._results), missing_runs=tuple(sorted(missing)))
+            return Heartbeat(groups=(*current, *waiting, *self._results), missing_runs=tuple(sorted(missing)))
 
     def _look(self) -> None:
         """Process messages while a long group runs, so that heartbeats report the current state."""
@@ -398,7 +398,7 @@ class Agent:
             try:
                 self._look()
                 beat = self._heartbeat()
-                quiet = 0 if beat.held else quiet + 1
+                quiet = 0 if beat.groups else quiet + 1
                 if quiet % IDLE_BEATS:
                     continue
                 self._channel.send(beat)

@@ -184,7 +184,7 @@ class Cancel:
 class Heartbeat:
     """The agent is alive and has these groups (waiting, running, or done and not yet acknowledged)."""
 
-    held: tuple[GroupKey, ...] = ()
+    groups: tuple[GroupKey, ...] = ()
     missing_runs: tuple[str, ...] = ()
     """Runs of its groups whose experiment never arrived."""
 

@@ -154,7 +154,7 @@ class ChannelConformance:
                 held, _forgotten = hand.take(Group, 2)
                 before = len(hand.got)
                 hand.open()
-                hand.channel.send(Heartbeat(held=(held.key,)))
+                hand.channel.send(Heartbeat(groups=(held.key,)))
                 # The lost one is pushed again; the one it still has is not.
                 while not (again := [m.key for m in hand.got[before:] if isinstance(m, Group)]):
                     hand.take(Group, 0)
@@ -268,5 +268,5 @@ class ChannelConformance:
                 hand.take(Group)
                 hand.got.clear()
                 key = GroupKey("told-again", 1, 0, 0)
-                hand.channel.send(Heartbeat(held=(key,), missing_runs=("told-again",)))
+                hand.channel.send(Heartbeat(groups=(key,), missing_runs=("told-again",)))
                 hand.take(RunSpec, run_id="told-again")

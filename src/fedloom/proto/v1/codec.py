@@ -97,8 +97,8 @@ def from_agent_message(message: FromAgent) -> pb.FromAgent:
         case GroupResult():
             return pb.FromAgent(result=_result(message))
         case Heartbeat():
-            held = [_key(key) for key in message.held]
-            return pb.FromAgent(heartbeat=pb.Heartbeat(held=held, missing_runs=message.missing_runs))
+            listed = [_key(key) for key in message.groups]
+            return pb.FromAgent(heartbeat=pb.Heartbeat(held=listed, missing_runs=message.missing_runs))
         case Goodbye():
             return pb.FromAgent(goodbye=pb.Goodbye(reason=message.reason))
         case Refusal():
@@ -118,8 +118,8 @@ def read_from_agent(message: pb.FromAgent, node: str) -> FromAgent:
         case "heartbeat":
             if len(message.heartbeat.held) > MAX_LISTED or len(message.heartbeat.missing_runs) > MAX_LISTED:
                 raise BadMessage(f"heartbeat: expected at most {MAX_LISTED} groups and runs, got more")
-            held = tuple(_read_key(key) for key in message.heartbeat.held)
-            return Heartbeat(held=held, missing_runs=tuple(message.heartbeat.missing_runs))
+            groups = tuple(_read_key(key) for key in message.heartbeat.held)
+            return Heartbeat(groups=groups, missing_runs=tuple(message.heartbeat.missing_runs))
         case "goodbye":
             return Goodbye(reason=message.goodbye.reason[:MAX_TEXT])
         case "refusal":

@@ -401,7 +401,7 @@ class Coordinator(FleetView):
                 if run.run_id in message.missing_runs:
                     node.announced_runs.pop(run.run_id, None)
                     node.tell(run)
-            self._dispatch.reconcile(name, set(message.held))
+            self._dispatch.reconcile(name, set(message.groups))
 
     def _refusal(self, name: str, session: str, refusal: Refusal) -> None:
         with self._changed:
