@@ -64,6 +64,7 @@ class OwnRows:
         names = [str(name) for name in range(2)]
         data = {"name": "rows", "kind": "synthetic", "label_names": names, "num_train": len(x),
                 "num_test": int(self.test_rows.sum())}  # fmt: skip
+        data["columns"] = {f"x{place}": "float64" for place in range(x.shape[1])}
         if self.config.data.mean is None:
             data["sums"] = {"n": len(x), "sum": x.sum(0).tolist(), "squares": (x**2).sum(0).tolist()}
         counts = np.bincount(self.y[self.train_rows], minlength=2).tolist()

@@ -27,7 +27,7 @@ def archive(folder: Path, settings: dict[str, Any] | None = None, **arrays: Any)
 
 
 def table(settings: TextTable) -> Examples[list[str]]:
-    return checked(read_table(settings, table_files(settings)), settings.classes)
+    return checked(read_table(settings, table_files(settings)), settings)
 
 
 def pairs(data: Examples[list[str]]) -> set[tuple[str, str]]:
@@ -281,7 +281,7 @@ def hub(folder: Path) -> Examples[list[str]]:
     from fedloom.workloads._data.hub import hub_files, read_hub_text
 
     settings = HubText(dataset=str(folder))
-    return checked(read_hub_text(settings, hub_files(settings)), settings.classes)
+    return checked(read_hub_text(settings, hub_files(settings)), settings)
 
 
 @pytest.mark.parametrize(

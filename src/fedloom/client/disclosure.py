@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from fedloom.core.data_schema import FEW_EXAMPLES
 from fedloom.core.errors import PolicyRefused
 from fedloom.core.protocols import WorkloadInfo
 
@@ -17,7 +18,7 @@ MIN_EXAMPLES = 5
 """Examples a class must have for its name or digest to be disclosed."""
 _NAMING = ("label_names", "left_out", "remarks")
 """Facts of the data that may name classes or files; they never leave a node with a policy."""
-FEW = f"fewer than {MIN_EXAMPLES} examples"
+FEW = FEW_EXAMPLES
 """Replaces the name of a class with fewer."""
 
 

@@ -4,30 +4,129 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fedloom.core.config import Experiment
-from fedloom.core.data_schema import SUMS
+from fedloom.core.data_schema import FEW_EXAMPLES, SUMS, data_schema
 from fedloom.core.errors import DataDiffers
 from fedloom.core.records import Info
 from fedloom.server.rounds.descriptions import Described
 
+CLASSES = "workload.data.classes"
+"""Setting of the classes in the order of their numbers."""
+_SHOWN = 12
+"""Limit of names that a message lists."""
 
-def agreed_settings(experiment: Experiment, sites: Sequence[Described]) -> list[str]:
+
+def warnings_of(sites: Sequence[Described]) -> list[str]:
+    """Return what a person should know of sites whose data fit together, in words."""
+    by_digest: dict[str, list[str]] = {}
+    for site in sites:
+        if isinstance(digest := site.info.data.get("sha256"), str):
+            by_digest.setdefault(digest, []).append(site.name)
+    return [
+        f"sites {', '.join(names)} have the same data (SHA-256 {digest[:12]}…): is it a copy, or one site twice?"
+        for digest, names in by_digest.items()
+        if len(names) > 1
+    ]
+
+
+def agreed_settings(experiment: Experiment, sites: Sequence[Described], run_id: str) -> list[str]:
     """Return the `KEY=VALUE` settings that sites agree on, in the order of their names.
 
     Args:
         experiment: as it was submitted.
         sites: all that are clients in round 1.
+        run_id: of the run, which digests of classes are made with.
 
     Raises:
         DataDiffers: their data do not fit together; the message names the site and the difference.
     """
+    first = sites[0]
+    for site in sites[1:]:
+        if found := difference(site.info.data, first.info.data):
+            raise DataDiffers(f"site {site.name!r} does not fit site {first.name!r}: {found}")
     settings: list[str] = []
+    table = experiment.workload.model_dump().get("data")
+    if isinstance(table, Mapping) and table.get("classes") == "union":
+        settings.append(f"{CLASSES}={json.dumps(_union(sites), ensure_ascii=False)}")
+    else:
+        _check_classes(sites, run_id)
     if experiment.round.weighting == "examples" and any(site.size is None for site in sites):
         settings.append('round.weighting="uniform"')
     settings += _moments(experiment, sites)
     return settings
+
+
+def difference(one: Info, other: Info) -> str:
+    """Return how a site's columns or images differ from another one's, in words; empty if they do not."""
+    if one.get("columns") != other.get("columns"):
+        return _columns_differ(one, other)
+    return _shapes_differ(one, other) if one.get("shape") != other.get("shape") else ""
+
+
+def _columns_differ(one: Info, other: Info) -> str:
+    mine, others = _as_table(one.get("columns")), _as_table(other.get("columns"))
+    missing, more = sorted(others.keys() - mine.keys()), sorted(mine.keys() - others.keys())
+    kinds = [
+        f"{name} is {mine[name]}, not {others[name]}" for name in mine if others.get(name, mine[name]) != mine[name]
+    ]
+    found = [f"it lacks the columns {', '.join(missing[:_SHOWN])}"] if missing else []
+    found += [f"it has the further columns {', '.join(more[:_SHOWN])}"] if more else []
+    return "; ".join([*found, *kinds[:_SHOWN]]) or "its columns have another order"
+
+
+def _shapes_differ(one: Info, other: Info) -> str:
+    return (
+        f"its images have the shape {one.get('shape')} (channels, height, width), not {other.get('shape')}. Set "
+        "workload.resize and workload.channels"
+    )
+
+
+def _check_classes(sites: Sequence[Described], run_id: str) -> None:
+    """Compare the classes and their order, which every site tells a digest of."""
+    first = sites[0]
+    expected = _classes_digest(first, run_id)
+    for site in sites[1:]:
+        if _classes_digest(site, run_id) == expected:
+            continue
+        only = [name for name in site.info.label_names if name not in first.info.label_names]
+        lacks = [name for name in first.info.label_names if name not in site.info.label_names]
+        found = [f"it has the further classes {', '.join(only[:_SHOWN])}"] if only else []
+        found += [f"it lacks the classes {', '.join(lacks[:_SHOWN])}"] if lacks else []
+        how = "; ".join(found) or "its classes have another order"
+        raise DataDiffers(
+            f"site {site.name!r} does not fit site {first.name!r}: {how}. "
+            f'Set {CLASSES} to the classes of all sites, in one order, or to "union"'
+        )
+
+
+def _classes_digest(site: Described, run_id: str) -> object:
+    schema = site.info.data.get("schema")
+    told = schema if isinstance(schema, Mapping) else data_schema(site.info.data, run_id)
+    return told.get("classes")
+
+
+def _union(sites: Sequence[Described]) -> list[str]:
+    """Return the classes of all sites, sorted: as numbers if all are."""
+    names: set[str] = set()
+    for site in sites:
+        hidden = [name for name in site.info.label_names if name.startswith("sha256:") or name == FEW_EXAMPLES]
+        if hidden:
+            count = len(site.info.label_names)
+            raise DataDiffers(
+                f"site {site.name!r} does not tell the names of {len(hidden)} of its {count} classes, so that the "
+                f"classes of all are not known. Set {CLASSES} to them, or have its owner list their names "
+                "(`classes` of the workload in the policy)"
+            )
+        names.update(site.info.label_names)
+    if len(names) < 2:
+        raise DataDiffers(f"all sites together have the classes {sorted(names)}; expected at least two")
+    return sorted(names, key=int) if all(name.lstrip("-").isdigit() for name in names) else sorted(names)
+
+
+def _as_table(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _moments(experiment: Experiment, sites: Sequence[Described]) -> list[str]:

@@ -58,13 +58,16 @@ class Described:
         )
 
 
-def descriptions_request(round: int, candidates: Sequence[Candidate], deadline_s: float | None) -> ExchangeRequest:
+def descriptions_request(
+    round: int, candidates: Sequence[Candidate], deadline_s: float | None, attempt: int = 0
+) -> ExchangeRequest:
     """Return the exchange in which candidates describe their data; it needs one answer.
 
     Args:
         round: the round they would join in; 0 before the first.
         candidates: whom to ask.
         deadline_s: seconds after which those who have not answered are left out; None waits for everybody.
+        attempt: how often candidates were asked before in this session.
     """
     jobs = tuple(
         Job(round=round, client=place, kind=DESCRIBE, inputs=(), node=one.name, member=one.member, of_client=False)
@@ -72,7 +75,7 @@ def descriptions_request(round: int, candidates: Sequence[Candidate], deadline_s
     )
     return ExchangeRequest(
         round=round,
-        index=int(Phase.DESCRIBE),
+        index=int(Phase.DESCRIBE) + attempt,
         exchange=Exchange(jobs=jobs, accumulator="separate", reassign=False),
         terms=ClosingTerms(quota=len(jobs), quorum_fraction=1 / len(jobs), deadline_s=deadline_s),
         group_size=1,

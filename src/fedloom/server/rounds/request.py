@@ -27,7 +27,7 @@ class Phase(IntEnum):
     MONITOR = (1 << 16) + 2
     """A monitor's exchange with clients."""
     DESCRIBE = (1 << 16) + 3
-    """Sites describe their data, before they are clients."""
+    """Sites describe their data, before they are clients; further attempts count on from it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from fedloom.core.protocols import Roster, WorkloadInfo
 from fedloom.core.records import Exchange, Job
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.fleet.node_table import Presence
-from fedloom.server.rounds.agreement import agreed_settings
+from fedloom.server.rounds.agreement import CLASSES, agreed_settings, difference, warnings_of
 from fedloom.server.rounds.clients import Clients
 from fedloom.server.rounds.counts import Collected
 from fedloom.server.rounds.descriptions import Candidate, Described, described_sites, descriptions_request, run_info
@@ -74,6 +74,8 @@ class Sites(Clients):
         self._online: list[int] = []
         self._refused: dict[str, _Refused] = {}
         """Why members cannot be clients of this run, by their ids."""
+        self._asked = 0
+        """How often members were asked for descriptions."""
         self._planned_to = 0
         """The last round whose roster an earlier session has written."""
 
@@ -90,8 +92,13 @@ class Sites(Clients):
         while len(described) < max(self._experiment.min_sites, len(self._experiment.site_names)):
             self._services.wait(self._lacking_to_begin, None)
             described = self._described(0, self._candidates())
-        settings = agreed_settings(self._experiment, described)
+        for message in warnings_of(described):
+            self._notice(message)
+        settings = agreed_settings(self._experiment, described, self._services.store.run_id)
         self._agree(settings)
+        if any(setting.startswith(f"{CLASSES}=") for setting in settings):  # their numbers of classes are others now
+            members = {one.name for one in described}
+            described = self._described(0, [one for one in self._candidates() if one.name in members])
         self._join(0, described, settings)
 
     def open(self, round: int) -> Roster:
@@ -157,6 +164,10 @@ class Sites(Clients):
         except (ClientFailed, QuorumNotReached, UsageError) as exc:
             self._refuse({one.name: str(exc) for one in candidates}, candidates)
             return
+        first = self._sites[0]
+        found = {one.name: how for one in described if (how := difference(one.info.data, first.data))}
+        self._refuse({name: f"it does not fit site {first.name!r}: {how}" for name, how in found.items()}, candidates)
+        described = [one for one in described if one.name not in found]
         fixed = self._experiment.round.weighting == "examples" and all(site.size is not None for site in self._sites)
         silent = {
             one.name: "tells no size, by which updates weigh in this run" for one in described if one.size is None
@@ -169,7 +180,8 @@ class Sites(Clients):
 
     def _described(self, round: int, candidates: Sequence[Candidate]) -> list[Described]:
         """Collect members' descriptions of their data; those that cannot describe it are left out."""
-        request = descriptions_request(round, candidates, self._experiment.round.deadline_s)
+        request = descriptions_request(round, candidates, self._experiment.round.deadline_s, self._asked)
+        self._asked += 1
         described, trouble = described_sites(candidates, self._services.collect(request))
         self._refuse(trouble, candidates)
         return described

@@ -14,7 +14,8 @@ from fedloom.core.errors import DataMissing, FedloomError
 from fedloom.core.records import Array, JsonObject
 from fedloom.core.seeds import generator
 from fedloom.workloads._data.labels import Numbered, number_labels
-from fedloom.workloads._data.raw import Label, Labels, RawData, X
+from fedloom.workloads._data.raw import Labels, RawData, X
+from fedloom.workloads._data.settings import Labelled
 
 Item = TypeVar("Item")
 _SPLIT_SEED = 0
@@ -53,20 +54,26 @@ def reading(where: str) -> Iterator[None]:
         raise DataMissing(f"{where}: cannot be read: {type(exc).__name__}: {exc}") from exc
 
 
-def checked(raw: RawData[X], classes: Sequence[Label] | None = None) -> Examples[X]:
+def checked(raw: RawData[X], settings: Labelled | None = None) -> Examples[X]:
     """Check what a source has read, number its classes, and hold part of it out if it has no test set.
 
     Args:
         raw: the content read.
-        classes: the classes in the order of their numbers, if the experiment gives them.
+        settings: of the source; may give the classes in the order of their numbers.
 
     Raises:
         DataMissing: lengths differ, a split is empty, a label or value is missing or of the wrong type, or classes are
             invalid.
     """
     _check_lengths(raw)
+    classes = None if settings is None else settings.fixed_classes
     numbered: Numbered = number_labels(
-        raw.y_train, raw.y_test if raw.y_test is not None else (), raw.where, names=raw.label_names, classes=classes
+        raw.y_train,
+        raw.y_test if raw.y_test is not None else (),
+        raw.where,
+        names=raw.label_names,
+        classes=classes,
+        fewest=1 if settings is not None and settings.classes == "union" else 2,
     )
     groups = None if raw.groups is None else number_groups(raw.groups, raw.where)
     x_train, y_train, x_test, y_test = raw.x_train, numbered.train, raw.x_test, numbered.test

@@ -55,7 +55,7 @@ def class_folders(settings: Images) -> ClassFolders:
             f"{root}: has {settings.test_folder!r}, but no {settings.train_folder!r} beside it. Put the class folders "
             f"to train on into {settings.train_folder!r}, or set workload.data.train_folder"
         )
-    fixed = [class_name(name) for name in settings.classes or ()]
+    fixed = [class_name(name) for name in settings.fixed_classes or ()]
     if not train.is_dir():
         found = _classes(root, fixed)
         _check_no_splits(root, [*found], fixed)
@@ -65,7 +65,7 @@ def class_folders(settings: Images) -> ClassFolders:
         sides = [_classes(side, fixed) for side in used]
         _check_no_splits(train, [*sides[0]], fixed)
     names = tuple(sorted(sides[0]))
-    if len(names) < 2 and not fixed:
+    if len(names) < 2 and not fixed and settings.classes != "union":
         raise DataMissing(f"{used[0]}: expected one folder of pictures per class, at least two; found {list(names)}")
     strange = sorted(sides[1].keys() - {*names, *fixed}) if len(sides) > 1 else []
     if strange:

@@ -142,7 +142,7 @@ def load_images(settings: ImageSource, size: int | None = None, channels: int | 
     def build(folder: Path) -> None:
         with reading(str(files[0][1])):
             raw = read(settings, files)
-            examples = checked(raw, settings.classes if isinstance(settings, Labelled) else None)
+            examples = checked(raw, settings if isinstance(settings, Labelled) else None)
             sides = [_formed(_channels_first(x, raw), size, channels) for x in (examples.x_train, examples.x_test)]
         facts = {**examples.facts, "sha256": source_sha256, "values": dict(sorted(raw.values.items()))}
         _prepare(examples, sides, facts, _given_moments(settings), folder)

@@ -32,7 +32,13 @@ class Numbered:
 
 
 def number_labels(
-    train: Labels, test: Labels, where: str, *, names: Sequence[str] = (), classes: Sequence[Label] | None = None
+    train: Labels,
+    test: Labels,
+    where: str,
+    *,
+    names: Sequence[str] = (),
+    classes: Sequence[Label] | None = None,
+    fewest: int = 2,
 ) -> Numbered:
     """Number the classes of both splits.
 
@@ -42,6 +48,7 @@ def number_labels(
         where: the source's path, for messages.
         names: names of the classes if labels are already their numbers; otherwise empty.
         classes: the classes in the order of their numbers; None numbers those found, in sorted order (or as `names`).
+        fewest: classes that have to be found, if neither names nor classes are given.
 
     Raises:
         DataMissing: a label is missing, of no class, of several, or there are fewer than two classes.
@@ -55,7 +62,7 @@ def number_labels(
     texts = [class_name(value) for value in ordered]
     number = {text: index for index, text in enumerate(texts)}
     if classes is None and not names:
-        _check_count(len(texts), len(values[0]) + len(values[1]), texts, where)
+        _check_count(len(texts), len(values[0]) + len(values[1]), texts, where, fewest)
     train_numbers, test_numbers = (_numbers(side, number, where) for side in values)
     return Numbered(train=train_numbers, test=test_numbers, names=tuple(texts), remarks=remarks)
 
@@ -142,8 +149,8 @@ def _ordered(values: set[Label], where: str) -> list[Label]:
     return [*sorted(texts), *sorted(integers)]
 
 
-def _check_count(found: int, examples: int, texts: Sequence[str], where: str) -> None:
-    if found < 2:
+def _check_count(found: int, examples: int, texts: Sequence[str], where: str, fewest: int) -> None:
+    if found < fewest:
         raise DataMissing(
             f"{where}: all {examples:,} examples have the class {_listed(texts) or 'none'}; expected at least two "
             "classes. Where other sites have others, set workload.data.classes to all of them"

@@ -46,17 +46,23 @@ class LocalData(Settings):
 class Labelled(LocalData):
     """Examples with classes."""
 
-    classes: Annotated[tuple[FreeText | int, ...], Field(min_length=2)] | None = None
+    classes: Annotated[tuple[FreeText | int, ...], Field(min_length=2)] | Literal["union"] | None = None
     """The classes in the order of their numbers, the same for every site; None numbers those of the data, in
-    sorted order. Any other label is rejected."""
+    sorted order. Any other label is rejected. `union`: where clients are sites, those of all sites together, as their
+    policies name them; otherwise as None."""
 
     @pydantic.model_validator(mode="after")
     def _classes_differ(self) -> Self:
-        names = [str(name).strip() for name in self.classes or ()]
+        names = [str(name).strip() for name in self.fixed_classes or ()]
         twice = next((name for name in names if not name or names.count(name) > 1), None)
         if twice is not None:
             raise ConfigError(f"workload.data.classes: {twice!r} is empty or named twice")
         return self
+
+    @property
+    def fixed_classes(self) -> tuple[str | int, ...] | None:
+        """Return the classes that are given; None if those of the data are taken."""
+        return None if isinstance(self.classes, str) else self.classes
 
 
 class LocalImages(Labelled):

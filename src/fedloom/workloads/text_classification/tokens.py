@@ -74,7 +74,7 @@ def load_tokens(settings: TextSource, body: BodyFolder, max_length: int) -> Toke
 
     def build(folder: Path) -> None:
         with reading(str(files[0][1])):
-            raw = checked(read(settings, files), settings.classes if isinstance(settings, Labelled) else None)
+            raw = checked(read(settings, files), settings if isinstance(settings, Labelled) else None)
         tokenizer = body.tokenizer()
         for split, texts, labels in (("train", raw.x_train, raw.y_train), ("test", raw.x_test, raw.y_test)):
             encoded = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
