@@ -87,9 +87,9 @@ class Factor(Aggregation):
     """A' = Σ p_k A_k and B' = Σ p_k B_k; a component that no client of the round had becomes zero."""
 
     def combine(self, ready: Adapters, total: Total) -> tuple[Adapters, Info]:
-        folded = products_of(total, self.setup.strategy)
-        state = _with_mean_factors(ready, folded)
-        error = relative_error(folded.products(), state.lora_a, state.lora_b)
+        summed = products_of(total, self.setup.strategy)
+        state = _with_mean_factors(ready, summed)
+        error = relative_error(summed.products(), state.lora_a, state.lora_b)
         return state, {"aggregation_error": error}
 
 
@@ -99,8 +99,8 @@ class Residual(Aggregation):
     changes_base = True
 
     def combine(self, ready: Adapters, total: Total) -> tuple[Adapters, Info]:
-        folded = products_of(total, self.setup.strategy)
-        state, products = _with_mean_factors(ready, folded), folded.products()
+        summed = products_of(total, self.setup.strategy)
+        state, products = _with_mean_factors(ready, summed), summed.products()
         if relative_error(products, state.lora_a, state.lora_b):
             rest = {n: each.minus(state.lora_a[n], state.lora_b[n]).compact() for n, each in products.items()}
             state = self.setup.merged(state, rest)
@@ -111,14 +111,14 @@ class ProductSvd(Aggregation):
     """B' A' is the best approximation of Σ p_k B_k A_k at the layer's rank: A' = Vᵀ and B' = U Σ of its SVD."""
 
     def combine(self, ready: Adapters, total: Total) -> tuple[Adapters, Info]:
-        folded = products_of(total, self.setup.strategy)
-        products, ranks = folded.products(), {name: len(a) for name, (a, _) in ready.factors.items()}
+        summed = products_of(total, self.setup.strategy)
+        products, ranks = summed.products(), {name: len(a) for name, (a, _) in ready.factors.items()}
         fresh, _ = self.setup.fresh(ready, max(ranks.values()))
         cut = {name: product.truncated(ranks[name]) for name, product in products.items()}
         # A mean of few clients may have fewer components than that; the others change nothing, but can be trained.
         pairs = {name: grown(*pair, fresh[name][: ranks[name]]) for name, pair in cut.items()}
         a, b = {name: a for name, (a, _) in pairs.items()}, {name: b for name, (_, b) in pairs.items()}
-        state = replace(ready, model=folded.value()[MODEL], lora_a=a, lora_b=b)
+        state = replace(ready, model=summed.value()[MODEL], lora_a=a, lora_b=b)
         return state, {"aggregation_error": relative_error(products, a, b)}
 
 
@@ -140,9 +140,9 @@ class Stack(Aggregation):
         return Record({MODEL: record.groups[MODEL]}, {ADAPTERS: {**record.info[ADAPTERS], FRESH: fresh}})
 
     def combine(self, ready: Adapters, total: Total) -> tuple[Adapters, Info]:
-        folded = products_of(total, self.setup.strategy)
-        pairs = {name: product.compact() for name, product in folded.products().items()}
-        state = self._restarted(replace(ready, model=folded.value()[MODEL]), pairs)
+        summed = products_of(total, self.setup.strategy)
+        pairs = {name: product.compact() for name, product in summed.products().items()}
+        state = self._restarted(replace(ready, model=summed.value()[MODEL]), pairs)
         return state, {"aggregation_error": 0.0}
 
     def _restarted(self, state: Adapters, pairs: Pairs) -> Adapters:
@@ -202,9 +202,9 @@ def products_of(total: Total, strategy: str) -> sums.Accumulator:
     return total
 
 
-def _with_mean_factors(ready: Adapters, folded: sums.Accumulator) -> Adapters:
+def _with_mean_factors(ready: Adapters, summed: sums.Accumulator) -> Adapters:
     """Return the state with the means of head and factors."""
-    means = folded.value()
+    means = summed.value()
     a, b = _padded(means[LORA_A], ready.lora_a), _padded(means[LORA_B], ready.lora_b)
     return replace(ready, model=means[MODEL], lora_a=a, lora_b=b)
 
