@@ -345,7 +345,7 @@ class GrpcChannel:
 
 @dataclass(frozen=True, slots=True)
 class _Lease:
-    """Arrays handed out in a buffer that `store` can hand over as it is."""
+    """Leased arrays in a buffer that `store` publishes without copying."""
 
     run_id: str
     arrays: Groups
@@ -355,7 +355,7 @@ class _Lease:
 
 @dataclass
 class _Partial:
-    """A payload on its way here."""
+    """A partly received payload."""
 
     sha256: str
     frame: bytearray | mmap.mmap
@@ -412,7 +412,7 @@ class Inbox:
 
 
 def clamped(welcome: Welcome, *, is_member: bool) -> Welcome:
-    """Return what a server says of itself within an agent's own bounds.
+    """Return a server's welcome, limited to the agent's own bounds.
 
     Args:
         welcome: as it came.

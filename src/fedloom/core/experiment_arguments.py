@@ -14,7 +14,7 @@ Plugin: TypeAlias = str | Table | BaseModel
 
 
 class ExperimentArguments(TypedDict, total=False):
-    """What `Experiment(…)` takes; every argument but three has a default."""
+    """The arguments of `Experiment(…)`; all but three have a default."""
 
     rounds: Required[int | Literal["open"]]
     """Rounds to run."""

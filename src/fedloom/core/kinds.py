@@ -16,7 +16,7 @@ class Kind(StrEnum):
     """A kind of plug-ins.
 
     The value names their package in fedloom, `fedloom.strategies`, and the group of their entry points. A row has, in
-    this order: the value, the section, the parts, and what an experiment has that names none.
+    this order: the value, the section, the parts, and the default.
 
     A new row is listed, configured, guarded and documented like the others: all of these read the table.
     """

@@ -151,7 +151,7 @@ class Described:
 
 
 def _described(header: bytes) -> Described:
-    """Read a header (its JSON, without the length before it), suspicious of everything."""
+    """Parse a header (its JSON, without the length before it) and validate every field."""
     entries = _entries(header)
     meta = _metadata(entries)
     expected = data_start = 8 + len(header)

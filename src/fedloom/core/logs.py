@@ -11,7 +11,7 @@ ABOUT = ("run", "round", "node")
 
 
 class TextFormatter(logging.Formatter):
-    """`TIME LEVEL [run R, round N, node M] MESSAGE`; further lines are indented, and control characters taken out.
+    """`TIME LEVEL [run R, round N, node M] MESSAGE`; further lines are indented, and control characters removed.
 
     Messages quote what nodes and users have sent, which must not look like lines of the log's own.
     """

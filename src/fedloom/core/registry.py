@@ -230,7 +230,7 @@ def forget_changed() -> None:
     """Forget the modules of files and folders that have changed since they were imported: they are imported anew.
 
     Called where an experiment is loaded, so that edited plug-ins are used in a session that has used them before, and
-    never while a run is at work with them.
+    never while a run uses them.
     """
     for alias, (path, stamp) in list(_stamps.items()):
         if _stamp(path) != stamp:
@@ -263,7 +263,7 @@ def file_alias(path: Path) -> str:
 
 
 class _Uncached(SourceFileLoader):
-    """Compiles a file whenever it is imported: Python's cache takes an edit within the same second for no edit."""
+    """Compiles a file whenever it is imported: Python's cache misses edits within the same second."""
 
     def get_code(self, fullname: str) -> CodeType:
         return self.source_to_code(self.get_data(self.path), self.path)

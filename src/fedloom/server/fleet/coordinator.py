@@ -349,7 +349,7 @@ class Coordinator(FleetView):
         with self._changed:
             for node in self._nodes.values():
                 if not self._by_labels or run.fits(node.labels):
-                    node.tell(run.spec)
+                    node.announce(run.spec)
 
     def forget_run(self, run_id: str, *, resumable: bool = False) -> None:
         """Make agents drop what they cache for a run that is over, except clients' states of a resumable one."""
@@ -400,7 +400,7 @@ class Coordinator(FleetView):
             for run in self._dispatch.runs_for(node):
                 if run.run_id in message.missing_runs:
                     node.announced_runs.pop(run.run_id, None)
-                    node.tell(run)
+                    node.announce(run)
             self._dispatch.reconcile(name, set(message.groups))
 
     def _refusal(self, name: str, session: str, refusal: Refusal) -> None:

@@ -206,7 +206,7 @@ class Dispatch:
 
     def _push(self, node: Node, opened: OpenExchange, index: int) -> None:
         assert node.mailbox is not None
-        node.tell(opened.run)
+        node.announce(opened.run)
         planned, spec = opened.groups[index], opened.spec
         inputs, states = opened.reads(index)
         self._assign(node, opened, index)

@@ -8,7 +8,7 @@ from fedloom.server.fleet.open_exchange import OpenExchange
 
 
 class Entitlements:
-    """Judges what nodes ask for by the groups they hold. Not thread-safe: its owner's lock is held.
+    """Decides nodes' requests by the groups assigned to them. Not thread-safe: call it with its owner's lock.
 
     Args:
         open_exchanges: the exchanges that are open, which their owner adds and removes.

@@ -24,8 +24,8 @@ MAX_UNREAD = 10_000
 class Mailbox:
     """Messages on their way to one session of one agent.
 
-    Each message that wakes the stream costs system calls on both sides, so what can wait (`put_by`) travels with the
-    next one that cannot.
+    Each message that wakes the stream costs system calls on both sides, so messages that can wait (`put_deferred`) are
+    sent with the next one that cannot.
     """
 
     def __init__(self) -> None:
@@ -195,8 +195,8 @@ class Node:
             self.mailbox.put(Goodbye(reason=reason, come_back=come_back))
             self.mailbox.close()
 
-    def tell(self, run: RunSpec) -> None:
-        """Make a run known to it, once, and again where there is more to know."""
+    def announce(self, run: RunSpec) -> None:
+        """Send it a run's specification, once, and again when it has changed."""
         if self.mailbox is not None and self.announced_runs.get(run.run_id) is not run:
             self.announced_runs[run.run_id] = run
             self.mailbox.put(run)

@@ -82,7 +82,7 @@ class Waiting:
 
         Raises:
             Interrupted: the run was stopped.
-            NoCapacity: no agent is there, for longer than the run is patient.
+            NoCapacity: no agent has been connected for too long.
             FedloomError: why the groups could not be assigned.
         """
         clock = self._fleet.clock
