@@ -31,6 +31,7 @@ def test_more_workers_than_a_cluster_has_room_for_are_refused(monkeypatch: pytes
     from fedloom.simulation import ray_runtime
 
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray_runtime, "_head_address", lambda: "10.0.0.1:6379")
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.0})
     with pytest.raises(NoCapacity, match=r"64 workers of 2 CPU each .* has 4 CPU and 0 GPU, of which 1 and 0 are"):
