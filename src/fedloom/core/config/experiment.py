@@ -7,10 +7,8 @@ import hashlib
 import json
 import logging
 import math
-import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, Self, Unpack
 
@@ -19,7 +17,8 @@ from pydantic import Field, SerializeAsAny
 
 from fedloom.core import registry
 from fedloom.core.code_files import CodeFile, code_digest, set_text
-from fedloom.core.code_names import CodeName
+from fedloom.core.config.code_settings import code_of_section, name_of
+from fedloom.core.config.experiment_file import read_experiment_file
 from fedloom.core.config.overrides import text_variants, with_overrides
 from fedloom.core.config.sections import (
     INCIDENTAL,
@@ -49,11 +48,9 @@ from fedloom.core.setting_types import (
     SERVER_ONLY,
     FreeText,
     PlainWord,
-    SettingKind,
     server_only_fields,
     text_settings,
 )
-from fedloom.core.toml_files import read_toml
 
 _log = logging.getLogger(__name__)
 
@@ -260,23 +257,9 @@ class Experiment(_FurtherSections):
         Plug-in names that are paths (`./mine.py`, `./mine`) are looked up next to the TOML file, and so are the files
         of code that settings name (`./net.py:build`), unless they are in the working directory alone.
         """
-        path = Path(path)
         registry.forget_changed()
-        try:
-            values = read_toml(path)
-        except FileNotFoundError as exc:
-            raise ConfigError(f"experiment file {str(path)!r} not found (looked in {Path.cwd()})") from exc
-        except OSError as exc:
-            raise ConfigError(f"{path}: cannot be read as an experiment file: {exc.strerror}") from exc
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-            raise ConfigError(f"{path}: not valid TOML: {exc}") from exc
-        for section in SECTIONS:
-            table = values.get(section)
-            if isinstance(table, str):
-                table = values[section] = {"name": table}
-            if isinstance(table, dict) and registry.is_path(str(table.get("name", ""))):
-                table["name"] = str((path.parent / table["name"]).resolve())
-        return cls._overridden(values, overrides)._with_code_beside(path.parent)
+        values = read_experiment_file(Path(path))
+        return cls._overridden(values, overrides)._with_code_beside(Path(path).parent)
 
     def _with_code_beside(self, folder: Path) -> Experiment:
         """Return a copy in which code and apps that lie in a folder, and not in the working directory, are absolute."""
@@ -295,16 +278,8 @@ class Experiment(_FurtherSections):
         """
         for section in SECTIONS:
             settings = self.__dict__[section]
-            if settings is None:
-                continue
-            for text in text_settings(type(settings), settings.model_dump(mode="json", exclude_none=True)):
-                place, colon, attribute = text.value.rpartition(":")
-                if text.steps == ("name",) and registry.is_path(text.value):
-                    yield CodeFile(section, text.steps, text.value, "")
-                elif text.kind is SettingKind.CODE and place.endswith(".py"):
-                    yield CodeFile(section, text.steps, place, colon + attribute)
-                elif apps and text.kind is SettingKind.APP and CodeName.parse(text.value) is None:
-                    yield CodeFile(section, text.steps, text.value, "")
+            if settings is not None:
+                yield from code_of_section(section, settings, apps=apps)
 
     @classmethod
     def _overridden(cls, values: Info, overrides: Sequence[str]) -> Experiment:
@@ -350,17 +325,8 @@ class Experiment(_FurtherSections):
         """
         values = self.to_dict()
         for each in self.code_files(apps=True):
-            path = Path(each.path).expanduser().absolute()
-            if missing and not path.exists():
-                continue
-            try:
-                code = CodeName.of(path, each.rest.removeprefix(":"))
-            except OSError as exc:
-                raise ConfigError(
-                    f"{each.dotted} = {each.path!r}: cannot be read ({exc.strerror}). Other machines find code by name "
-                    "and SHA-256, so it has to be here, too"
-                ) from exc
-            set_text(values[each.section], each.steps, str(replace(code, path=str(path)) if paths else code))
+            if not missing or Path(each.path).expanduser().exists():
+                set_text(values[each.section], each.steps, name_of(each, with_path=paths))
         return values
 
     def for_nodes(self, *, code_names: bool = False) -> JsonObject:
