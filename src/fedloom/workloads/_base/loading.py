@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedloom.core import frames, run_files
@@ -16,6 +18,7 @@ from fedloom.core.records import Array, Arrays
 from fedloom.workloads._base.columns import as_column
 from fedloom.workloads._base.settings import TorchConfig
 from fedloom.workloads._base.task import CPU, RowTask, minibatches
+from fedloom.workloads._torch.arrays import as_array
 from fedloom.workloads._torch.scope import exact
 from fedloom.workloads._torch.whole import fitting, travelling
 
@@ -33,13 +36,29 @@ def load_model(run: str | Path) -> nn.Module:
         ConfigError: the workload's model is no PyTorch module, or the arrays are adapters of one.
     """
     folder = Path(run)
-    file = folder / run_files.MODEL
-    if not file.is_file():
-        raise DataMissing(f"{str(folder)!r}: expected the folder of a finished run, found no {run_files.MODEL} in it")
+    arrays = saved_arrays(folder)
     workload = _task(Experiment.load(folder / run_files.EXPERIMENT))
+    return fill(_initial(workload), arrays, str(folder / run_files.MODEL)).eval()
+
+
+def saved_arrays(place: str | Path) -> Arrays:
+    """Return the arrays of a finished run's folder, or of a `.safetensors` file, by name.
+
+    Raises:
+        DataMissing: there are none.
+    """
+    path = Path(place).expanduser()
+    file = path if path.suffix == ".safetensors" else path / run_files.MODEL
+    if not file.is_file():
+        found = run_files.MODEL if file is not path else "such file"
+        raise DataMissing(f"{str(path)!r}: expected the folder of a finished run, found no {found} in it")
+    if file is path:  # of whatever program
+        try:
+            return {name: as_array(tensor) for name, tensor in load_file(file).items()}
+        except SafetensorError as exc:
+            raise DataMissing(f"{str(path)!r} is not a safetensors file: {exc}") from exc
     groups = frames.decode(file.read_bytes()).groups
-    arrays = {name: array for group in groups.values() for name, array in group.items()}
-    return fill(_initial(workload), arrays, str(file)).eval()
+    return {name: array for group in groups.values() for name, array in group.items()}
 
 
 def fill(model: nn.Module, arrays: Arrays, where: str) -> nn.Module:

@@ -1,19 +1,25 @@
-"""Settings of a user's own PyTorch model on rows."""
+"""Settings of a PyTorch model of your own on rows."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self, TypeAlias
 
 import pydantic
 from pydantic import Field
 
 from fedloom.core.config import Settings
 from fedloom.core.errors import ConfigError
+from fedloom.core.setting_types import CodeRef, ColumnName, DataPath, FreeText, Known
 from fedloom.workloads._base.settings import TorchConfig
+from fedloom.workloads._data.settings import Fraction, LocalData
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 """A SHA-256, in hexadecimal."""
+Task: TypeAlias = Literal["classification", "binary", "multilabel", "regression"]
+"""What a model learns: one class of several, yes or no by one output, several labels at once, numbers."""
+OWN_MODELS = frozenset({"mlp", "logistic"})
+"""Names of the models for tables of numbers that come with fedloom."""
 
 
 class Objects(Settings):
@@ -28,20 +34,119 @@ class Objects(Settings):
     """Digest of the examples: of the values of arrays and frames; of a data set's length and targets."""
 
 
+class _HeldOut(LocalData):
+    """Examples of which a part is held out."""
+
+    test_fraction: Fraction = 0.2
+    """Fraction held out if there is no test set."""
+
+
+class _Table(_HeldOut):
+    """A table of numbers with a column of targets."""
+
+    file: DataPath
+    """The table."""
+    test_file: DataPath | None = None
+    """Held-out examples, the same columns."""
+    label: ColumnName = "label"
+    """Column of the targets: whole numbers or text for classes, other numbers for a regression."""
+    features: tuple[ColumnName, ...] = ()
+    """Columns of the inputs, numbers; none named takes all others."""
+
+
+class Csv(_Table):
+    """A CSV file with a header line."""
+
+    source: Literal["csv"] = "csv"
+    delimiter: Annotated[FreeText, Field(min_length=1, max_length=1)] = ","
+    """Character between the cells of a line."""
+
+
+class Parquet(_Table):
+    """A Parquet file."""
+
+    source: Literal["parquet"] = "parquet"
+
+
+class Npz(_HeldOut):
+    """A NumPy archive with inputs and targets."""
+
+    source: Literal["npz"] = "npz"
+    file: DataPath
+    """The `.npz` file."""
+    inputs: ColumnName = "x"
+    """Array of the inputs, (n, …)."""
+    targets: ColumnName = "y"
+    """Array of the targets, (n, …)."""
+    test_inputs: ColumnName = "x_test"
+    """Array of the held-out inputs, if there is one."""
+    test_targets: ColumnName = "y_test"
+    """Array of the held-out targets."""
+
+
+class Npy(_HeldOut):
+    """Two NumPy files."""
+
+    source: Literal["npy"] = "npy"
+    inputs: DataPath
+    """File of the inputs, (n, …)."""
+    targets: DataPath
+    """File of the targets, (n, …)."""
+
+
+class DatasetRef(_HeldOut):
+    """A PyTorch data set, or anything else that `fedloom.run` takes as `data`, made by a function of yours."""
+
+    source: Literal["dataset"] = "dataset"
+    train: CodeRef
+    """`./data.py:make`, a function without arguments that returns it."""
+    test: CodeRef | None = None
+    """The same for the held-out examples."""
+
+
+class Mlp(Settings):
+    """The model `mlp`."""
+
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64,)
+    """Neurons of each hidden layer; between them rectifiers."""
+
+
+Data = Annotated[Csv | Parquet | Npz | Npy | DatasetRef, Field(discriminator="source")]
+
+
 class Config(TorchConfig):
     """A PyTorch model of your own on rows of your own."""
 
     name: str = "torch"
+    model: Annotated[CodeRef, Known(OWN_MODELS)] | None = None
+    """`./net.py:Net`, a class or function that makes a module without arguments; or, for tables of numbers, `mlp` or
+    `logistic` (softmax regression; for other tasks a linear one)."""
+    mlp: Mlp = Mlp()
+    data: Data | None = None
+    """The examples; its `source` selects the kind."""
+    task: Task | None = None
+    """What the model learns; None infers it from targets and outputs."""
+    loss: CodeRef | None = None
+    """`./net.py:loss`, the mean loss of a minibatch of outputs and targets; None takes the task's."""
+    pretrained: DataPath | None = None
+    """Start from the final model of another run (its folder) or a `.safetensors` file of the same arrays."""
     objects: Objects | None = None
-    """The model and the data of a Python program; None takes those that other settings name."""
+    """The model and the data of a Python program, in place of `model` and `data`; `fedloom.run` sets it."""
 
     @pydantic.model_validator(mode="after")
-    def _has_model(self) -> Self:
-        if self.objects is None:
-            raise ConfigError(
-                "workload.objects: required, but missing. The workload 'torch' runs a Python program's own model and "
-                "data: call fedloom.run(model=…, data=…) there"
-            )
+    def _has_model_and_data(self) -> Self:
+        named = {"model": self.model, "data": self.data, "loss": self.loss, "task": self.task}
+        if self.objects is not None:
+            given = next((name for name, value in named.items() if value is not None), None)
+            if given is not None:
+                raise ConfigError(f"workload.{given}: without effect beside workload.objects; remove it")
+            return self
+        for name in ("model", "data"):
+            if named[name] is None:
+                raise ConfigError(
+                    f'workload.{name}: required, but missing; expected model = "./net.py:Net" and [workload.data] '
+                    "with a source, or a run from Python: fedloom.run(model=…, data=…)"
+                )
         return self
 
     def objects_key(self) -> str:

@@ -20,7 +20,7 @@ from fedloom.workloads._base.dataset_rows import DatasetRows
 from fedloom.workloads._base.examples import Examples, Source
 from fedloom.workloads._base.task import CPU
 from fedloom.workloads._torch.scope import exact
-from fedloom.workloads.torch.data import Reading, read_data
+from fedloom.workloads.torch.data import ReadData, Reading, read_data
 from fedloom.workloads.torch.digests import code_digest, data_digest, weights_digest
 from fedloom.workloads.torch.parts import Parts
 from fedloom.workloads.torch.tasks import LOSS, fitted, infer_task, named_metrics
@@ -60,30 +60,42 @@ def make_parts(
     check_given(model, functions)
     read = read_data(data, test, Reading(title="own data", **reading))
     metrics = named_metrics(functions["metrics"])
-    with exact(CPU, seed=0), users_code("model or data"):
-        made = new_model(model)
-        targets, outputs = look(made, read.examples)
-    task = functions["task"] or (infer_task(targets, outputs) if targets is not None else "classification")
-    if task not in LOSS:
-        raise ConfigError(f"task: expected one of {', '.join(LOSS)}, got {task!r}")
-    parts = Parts(
-        model=model,
-        examples=_fitted(read.examples, task) if functions["loss"] is None else read.examples,
-        task=task,
-        loss=functions["loss"],
+    parts = replace(
+        parts_of(model, read, task=functions["task"], loss=functions["loss"]),
         metrics=metrics,
         optimizer=functions["optimizer"],
         transform=reading["transform"],
-        columns=read.columns,
-        title=title_of(model),
-        notes=_notes(task, functions, targets),
     )
     objects = {
-        "code": code_digest([model, parts.loss, dict(metrics), parts.optimizer, parts.transform, task]),
+        "code": code_digest([model, parts.loss, dict(metrics), parts.optimizer, parts.transform, parts.task]),
         "weights": weights_digest(model),
         "data": data_digest([parts.examples.train, parts.examples.test]),
     }
     return parts, objects
+
+
+def parts_of(model: Model, read: ReadData, *, task: Task | None, loss: LossFunction | None) -> Parts:
+    """Return the parts of a model and of data that was read, with the task inferred if it is not given.
+
+    Raises:
+        PluginInvalid: the model is none, or does not fit the data.
+        ConfigError: there is no such task.
+    """
+    with exact(CPU, seed=0), users_code("model or data"):
+        made = new_model(model)
+        targets, outputs = look(made, read.examples)
+    found = task or (infer_task(targets, outputs) if targets is not None else "classification")
+    if found not in LOSS:
+        raise ConfigError(f"task: expected one of {', '.join(LOSS)}, got {found!r}")
+    return Parts(
+        model=model,
+        examples=_fitted(read.examples, found) if loss is None else read.examples,
+        task=found,
+        loss=loss,
+        columns=read.columns,
+        title=title_of(model),
+        notes=_notes(found, task is not None, targets, own_loss=loss is not None),
+    )
 
 
 def built(experiment: Experiment) -> None:
@@ -210,12 +222,12 @@ def _converter(task: Task) -> Callable[[object], object]:
     return convert
 
 
-def _notes(task: Task, functions: Functions, targets: Tensor | None) -> tuple[str, ...]:
+def _notes(task: Task, given: bool, targets: Tensor | None, *, own_loss: bool) -> tuple[str, ...]:
     """Return what was inferred, in words."""
-    if functions["task"] is not None or targets is None:
+    if given or targets is None:
         return ()
     kind = (
         f"{'whole numbers' if not targets.is_floating_point() else 'numbers'}, {tuple(targets.shape)[1:] or 'one each'}"
     )
-    loss = f", trained by {LOSS[task]}" if functions["loss"] is None else ""
+    loss = f", trained by {LOSS[task]}" if not own_loss else ""
     return (f"inferred {task}{loss} (targets: {kind}); task=… says otherwise",)

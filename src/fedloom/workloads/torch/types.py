@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from fedloom.workloads.torch.config import Task
+
+__all__ = ["Data", "LossFunction", "MakeOptimizer", "Metric", "Metrics", "Model", "Module", "Task", "Transform"]
 Module: TypeAlias = nn.Module
 Model: TypeAlias = nn.Module | Callable[[], nn.Module]
 """A model, whose weights are the initial ones; or a class or function without arguments that makes one."""
@@ -21,7 +24,5 @@ MakeOptimizer: TypeAlias = Callable[[list[Tensor]], torch.optim.Optimizer]
 """Makes an optimiser of a list of parameters: `torch.optim.Adam`, `lambda p: torch.optim.SGD(p, lr=0.1)`."""
 Transform: TypeAlias = Callable[..., object]
 """Prepares one example's input, in training and evaluation."""
-Task: TypeAlias = Literal["classification", "binary", "multilabel", "regression"]
-"""What a model learns: one class of several, yes or no by one output, several labels at once, numbers."""
 Data: TypeAlias = object
 """Examples, see `fedloom.run`: `(x, y)`, `(train, test)`, a data set, a frame, a list with one of them per client."""

@@ -15,6 +15,7 @@ from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.python_objects import objects_of
 from fedloom.workloads._base.checks import check_classes, check_loss, check_metrics, check_outputs
 from fedloom.workloads._base.examples import Found
+from fedloom.workloads._base.loading import fill, saved_arrays
 from fedloom.workloads._base.workload import TorchWorkload
 from fedloom.workloads._torch.trainer import Trainer
 from fedloom.workloads._torch.wrapped import WrappedOptimizer
@@ -47,6 +48,11 @@ class OwnModel(TorchWorkload[Config]):
 
     def model(self) -> nn.Module:
         return self.parts.new_model()
+
+    def initial(self) -> nn.Module:
+        if self.config.pretrained is None:
+            return self.model()
+        return fill(self.model(), saved_arrays(self.config.pretrained), self.config.pretrained)
 
     def dataset(self) -> Found:
         return self.parts.examples
@@ -110,6 +116,10 @@ def find_parts(config: Config) -> Parts:
     Raises:
         UsageError: they are Python objects of another process.
     """
+    if config.objects is None:
+        from fedloom.workloads.torch.from_settings import parts_of_settings
+
+        return parts_of_settings(config)
     found = objects_of(config.objects_key())
     if not isinstance(found, Parts):
         raise UsageError(f"workload.objects: expected the parts of a run, found a {type(found).__name__}")

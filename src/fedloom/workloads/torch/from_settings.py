@@ -1,0 +1,147 @@
+"""Makes the parts of a run of files that its settings name: a model by reference, a table, arrays, a data set."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from fedloom.core.errors import ConfigError, DataMissing, FedloomError, PluginInvalid
+from fedloom.core.extras import needed_by
+from fedloom.core.plugin_faults import plugin_fault
+from fedloom.core.records import Array
+from fedloom.core.registry import load_file
+from fedloom.workloads.torch.config import OWN_MODELS, Config, Csv, DatasetRef, Npy, Npz, Parquet
+from fedloom.workloads.torch.data import Reading, read_data
+from fedloom.workloads.torch.making import parts_of
+from fedloom.workloads.torch.parts import Parts
+from fedloom.workloads.torch.tables import own_model
+from fedloom.workloads.torch.types import LossFunction, Model
+
+
+def parts_of_settings(config: Config) -> Parts:
+    """Return the model and the data that the settings name.
+
+    Raises:
+        DataMissing: a file is not here, or cannot be read.
+        ConfigError: a setting does not fit the data.
+        PluginInvalid: the user's code cannot be imported, or is not what it should be.
+    """
+    if config.model is None or config.data is None:
+        raise ConfigError("workload.model, workload.data: required, but missing")
+    settings = config.data
+    label, columns = (settings.label, settings.features) if isinstance(settings, Csv | Parquet) else (None, ())
+    train, test = _data(settings)
+    how = Reading(label=label, columns=columns, test_fraction=settings.test_fraction, title=_title(config))
+    read = read_data(train, test, how)
+    model: Model = (
+        own_model(config.model, config.mlp.hidden, read.examples, config.task)
+        if config.model in OWN_MODELS
+        else cast("Model", referred(config.model, "workload.model"))
+    )
+    loss: LossFunction | None = (
+        None if config.loss is None else cast("LossFunction", referred(config.loss, "workload.loss"))
+    )
+    return parts_of(model, read, task=config.task, loss=loss)
+
+
+def referred(reference: str, setting: str) -> Callable[..., object]:
+    """Return the class or function that `FILE.py:NAME` or `MODULE:NAME` refers to.
+
+    Raises:
+        ConfigError: the text has another form.
+        PluginInvalid: it cannot be imported, or has no such name.
+    """
+    place, _, name = reference.rpartition(":")
+    if not place or not name:
+        raise ConfigError(f'{setting}: expected "./FILE.py:NAME" or "MODULE:NAME", got {reference!r}')
+    try:
+        if place.endswith(".py"):
+            if not Path(place).is_file():
+                raise ConfigError(f"{setting}: file {place!r} not found (looked in {Path.cwd()})")
+            module = load_file(Path(place))
+        else:
+            module = importlib.import_module(place)
+    except FedloomError:
+        raise
+    except Exception as exc:
+        raise plugin_fault(f"{setting}: {place} cannot be imported", exc) from exc
+    found: object = vars(module).get(name)
+    if not callable(found):
+        known = ", ".join(sorted(key for key, value in vars(module).items() if callable(value) and key[0] != "_"))
+        where = f"{module.__file__}: {setting}"
+        raise PluginInvalid(f"{where}: expected a class or function {name!r}; found {known or 'none'}")
+    return found
+
+
+def _title(config: Config) -> str:
+    data = config.data
+    if data is None:
+        return "own data"
+    named = data.train if isinstance(data, DatasetRef) else data.inputs if isinstance(data, Npy) else data.file
+    return data.title or Path(named).name
+
+
+def _data(settings: Csv | Parquet | Npz | Npy | DatasetRef) -> tuple[object, object]:
+    """Return the training and the test data; the latter None without any."""
+    match settings:
+        case DatasetRef():
+            made = [None if each is None else _called(each) for each in (settings.train, settings.test)]
+            return made[0], made[1]
+        case Npy():
+            return (_array(settings.inputs), _array(settings.targets)), None
+        case Npz():
+            return _archive(settings)
+        case _:
+            return _frame(settings, settings.file), None if settings.test_file is None else _frame(
+                settings, settings.test_file
+            )
+
+
+def _called(reference: str) -> object:
+    function = referred(reference, "workload.data")
+    try:
+        return function()
+    except Exception as exc:
+        raise plugin_fault(f"workload.data: {reference}", exc) from exc
+
+
+def _frame(settings: Csv | Parquet, file: str) -> object:
+    with needed_by(f"workload.data.source = {settings.source!r}"):
+        import pandas as pd
+    path = _file(file)
+    try:
+        return pd.read_csv(path, sep=settings.delimiter) if isinstance(settings, Csv) else pd.read_parquet(path)
+    except (ValueError, OSError) as exc:
+        raise DataMissing(f"{file}: not a {settings.source} file that can be read: {exc}") from exc
+
+
+def _array(file: str) -> Array:
+    try:
+        found: Array = np.load(_file(file), allow_pickle=False)
+        return found
+    except (ValueError, OSError, EOFError) as exc:
+        raise DataMissing(f"{file}: not a NumPy file that can be read: {exc}") from exc
+
+
+def _archive(settings: Npz) -> tuple[object, object]:
+    try:
+        with np.load(_file(settings.file), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError) as exc:
+        raise DataMissing(f"{settings.file}: not a NumPy archive that can be read: {exc}") from exc
+    missing = [name for name in (settings.inputs, settings.targets) if name not in arrays]
+    if missing:
+        raise DataMissing(f"{settings.file}: expected an array {missing[0]!r}, found {', '.join(arrays)}")
+    held = [arrays[name] for name in (settings.test_inputs, settings.test_targets) if name in arrays]
+    return (arrays[settings.inputs], arrays[settings.targets]), tuple(held) if len(held) == 2 else None
+
+
+def _file(name: str) -> Path:
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise DataMissing(f"workload.data: file {str(path)!r} not found (looked from {Path.cwd()})")
+    return path
