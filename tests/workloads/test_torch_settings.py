@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 import fedloom
 from fedloom.core.errors import ConfigError, DataMissing, PluginInvalid
-from fedloom.core.records import Array
+from fedloom.core.records import Array, Info
 from fedloom.testing.workload import WorkloadConformance
 
 NET = """
@@ -154,9 +154,12 @@ def test_settings_import_no_pytorch(files: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+SMALL: Info = {"model": "logistic", "data": SOURCES["npz"], "training": {"max_steps": 3}}
+
+
 class TestConformance(WorkloadConformance):
     name = "torch"
-    settings = {"model": "logistic", "data": SOURCES["npz"], "training": {"max_steps": 3}}
+    settings: Info = SMALL
 
     @pytest.fixture(autouse=True)
     def _in_its_folder(self, files: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -48,6 +49,6 @@ def _outputs(targets: Tensor, examples: Examples, task: Task | None) -> int:
 
 def _layers(sizes: Sequence[int]) -> nn.Module:
     layers: list[nn.Module] = []
-    for size, following in zip(sizes, sizes[1:], strict=False):
+    for size, following in pairwise(sizes):
         layers += [nn.Linear(size, following), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
