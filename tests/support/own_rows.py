@@ -6,6 +6,7 @@ rows. A client remembers how often it has trained.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -64,6 +65,7 @@ class OwnRows:
         names = [str(name) for name in range(2)]
         data = {"name": "rows", "kind": "synthetic", "label_names": names, "num_train": len(x),
                 "num_test": int(self.test_rows.sum())}  # fmt: skip
+        data["sha256"] = hashlib.sha256(self.x.tobytes()).hexdigest()
         data["columns"] = {f"x{place}": "float64" for place in range(x.shape[1])}
         if self.config.data.mean is None:
             data["sums"] = {"n": len(x), "sum": x.sum(0).tolist(), "squares": (x**2).sum(0).tolist()}

@@ -206,6 +206,7 @@ def _checked(turn: Turn, done: Done) -> Done:
 
 def _evaluate_held_out(turn: Turn) -> Done:
     """Evaluate the global model on a part of the test set: that of the knob `part`, or of the client's number."""
+    turn.run.admit_evaluation()
     inputs = turn.inputs
     turn.stage = "evaluate"
     part = int(turn.job.knobs.get("part", turn.job.client))

@@ -68,6 +68,8 @@ class WorkloadPolicy(Settings):
     as `text` and `label`."""
     classes: tuple[str, ...] = ()
     """Names of classes that may be disclosed; of other classes a digest is."""
+    evaluation: bool = True
+    """Whether models may be evaluated on the node's validation data, which discloses their metrics there."""
 
 
 class Limits(Settings):
@@ -276,6 +278,16 @@ class Guard:
             size = (conduct.get("min_sites") if isinstance(conduct, Mapping) else None) or 1
         if floor and not (isinstance(size, int) and size >= floor):
             raise PolicyRefused(f"the run's cohort has {size} clients, expected at least {floor}", kind="data")
+
+    def admit_evaluation(self, workload: str) -> None:
+        """Check whether models may be evaluated on the node's validation data.
+
+        Raises:
+            PolicyRefused: they may not.
+        """
+        allowed = self.workload_policy(workload)
+        if allowed is not None and not allowed.evaluation:
+            raise PolicyRefused("the node's policy forbids evaluation of models on its data", kind="data")
 
     def admit_examples(self, client: int, num_examples: int) -> None:
         """Check whether a client has enough examples for results on them to leave the node.

@@ -142,6 +142,15 @@ class Run:
             return update
         return self._guard.policy.filters.apply(update, model(), np.random.default_rng())
 
+    def admit_evaluation(self) -> None:
+        """Refuse to evaluate a model where the node's policy forbids it.
+
+        Raises:
+            PolicyRefused: it does.
+        """
+        if self._guard is not None:
+            self._guard.admit_evaluation(str(self._spec.experiment["workload"]["name"]))
+
     def admit_examples(self, client: int, shard: Shard) -> None:
         """Refuse work on a client with fewer examples than the node's policy says.
 

@@ -16,6 +16,9 @@ from fedloom.core.errors import ConfigError, UsageError
 from fedloom.core.protocols import Roster
 from fedloom.selection._choosing.sampling import weighted
 
+_SHOWN = 8
+"""Limit of sites that a message names."""
+
 
 class CandidateSettings(PluginSettings):
     """Settings of selections that measure d candidates and choose m of them."""
@@ -91,6 +94,7 @@ def known_sizes(roster: Roster, who: str) -> np.ndarray[tuple[int], np.dtype[np.
         raise UsageError(
             f"selection {who!r} needs the number of examples of each client, but the workload declares "
             f"{len(roster.sizes)} sizes for {roster.population} clients (WorkloadInfo.client_sizes)"
+            f"{_of_sites(roster)}"
         )
     return np.asarray(roster.sizes, np.float64)
 
@@ -105,6 +109,11 @@ def known_labels(roster: Roster, who: str) -> np.ndarray[tuple[int, int], np.dty
         raise UsageError(
             f"selection {who!r} needs the label counts of each client, but the workload declares them for "
             f"{len(roster.label_counts)} of {roster.population} clients (WorkloadInfo.label_counts). "
-            "Use a classification workload, or a selection that needs no labels"
+            f"Use a classification workload, or a selection that needs no labels{_of_sites(roster)}"
         )
     return np.asarray(roster.label_counts, np.float64).reshape(roster.population, -1)
+
+
+def _of_sites(roster: Roster) -> str:
+    """Return a hint for clients that are sites."""
+    return f". A site of {', '.join(roster.names[:_SHOWN])} may not tell its own" if roster.names else ""
