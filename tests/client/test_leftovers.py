@@ -120,7 +120,7 @@ def test_a_joined_node_ends_them_with_the_run(tmp_path: Path, monkeypatch: pytes
         token = shell.run("token", "create", "--name", "lab-7", "--identity", "state/admin")
         shell.run("join", token.strip(), "--allow", str(plugin))
         client, _ = shell.start("client")
-        shell.run("watch", shell.run("submit", "x.toml").strip())
+        shell.run("watch", shell.run("submit", "x.toml").split()[0])
         pids = [int(word) for word in pids_file.read_text(encoding="utf-8").split()]
         assert len(pids) == 8
         wait_until(lambda: not any(map(alive, pids)), 20)

@@ -135,7 +135,7 @@ def test_a_client_that_ends_the_only_nodes_process_is_named_and_costs_no_other(
         token = shell.run("token", "create", "--name", "lab-7", "--identity", "state/admin")
         shell.run("join", token.strip(), "--allow", str(plugin))
         client, log = shell.start("client")
-        run_id = shell.run("submit", "x.toml").strip()
+        run_id = shell.run("submit", "x.toml").split()[0]
         watched = shell.run("watch", run_id, "--json")
         assert client.poll() is None
         assert "was ended (signal 11)" in log.read_text(encoding="utf-8")

@@ -86,7 +86,7 @@ def test_a_thousand_bad_results_fail_their_clients_and_leave_the_node_and_the_lo
     client, client_log = shell.start("client")
 
     def finish(*settings: str) -> tuple[str, dict[str, object]]:
-        run_id = shell.run("submit", "x.toml", *(f"--set={setting}" for setting in settings)).strip()
+        run_id = shell.run("submit", "x.toml", *(f"--set={setting}" for setting in settings)).split()[0]
         watched = shell.run("watch", run_id, "--json")
         summary: dict[str, object] = json.loads(watched[watched.index('{"') : watched.rindex("}") + 1])
         return run_id, summary

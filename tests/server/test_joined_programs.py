@@ -47,7 +47,7 @@ def test_from_a_token_to_a_finished_run_over_the_servers_death_and_out_again(she
     shell.run("join", device, "--allow", str(LINEAR))
     assert "already used" in shell.run("join", device, "--identity", "twice", code=1)
     client, client_log = shell.start("client")
-    run_id = shell.run("submit", "x.toml", "--set", "fleet.labels.site=lab").strip()
+    run_id = shell.run("submit", "x.toml", "--set", "fleet.labels.site=lab").split()[0]
     rounds = tmp_path / "state" / "runs" / run_id / "rounds.jsonl"
     wait_until(lambda: rounds.exists() and len(rounds.read_text(encoding="utf-8").splitlines()) >= 2, 90, "round 2")
     server.send_signal(signal.SIGKILL)
@@ -99,7 +99,7 @@ def test_a_device_without_the_file_is_passed_over(shell: Shell, tmp_path: Path) 
     )
 
     def submit(*settings: str, code: int = 0) -> tuple[str, dict[str, str]]:
-        run_id = shell.run("submit", "x.toml", *(f"--set={setting}" for setting in settings)).strip()
+        run_id = shell.run("submit", "x.toml", *(f"--set={setting}" for setting in settings)).split()[0]
         watched = shell.run("watch", run_id, "--json", code=code)
         summary: dict[str, str] = json.loads(watched[watched.index("{") : watched.rindex("}") + 1])
         return run_id, summary

@@ -58,7 +58,7 @@ def test_each_finishes_with_the_bits_of_a_run_in_one_process(shell: Shell, tmp_p
             f'name = "{name}"\nrounds = 3\nclients = 6\ncohort = 4\n[strategy]\nname = "{name}"\n{settings}{workload}'
         )
         (tmp_path / "x.toml").write_text(text, encoding="utf-8")
-        run_id = shell.run("submit", "x.toml", "--identity", "state/admin").strip()
+        run_id = shell.run("submit", "x.toml", "--identity", "state/admin").split()[0]
         summary = tmp_path / "state" / "runs" / run_id / "summary.json"
         wait_until(
             summary.exists, 120, f"the end of {name}; the node said: {client_log.read_text(encoding='utf-8')[-2000:]}"

@@ -98,7 +98,7 @@ def test_two_commands_take_a_fresh_device_from_a_token_to_its_first_update(machi
     assert "is not a folder on this machine; the token was not used" in device.run(
         "join", token, "--allow", f"{LINEAR}=nowhere", code=2
     )
-    run_id = server.run("submit", "x.toml", "--set", "fleet.labels.site=lab", *as_admin).strip()
+    run_id = server.run("submit", "x.toml", "--set", "fleet.labels.site=lab", *as_admin).split()[0]
     rounds = server.folder / "state" / "runs" / run_id / "rounds.jsonl"
     began = time.monotonic()
     device.run("join", token, "--allow", f"{LINEAR}=data")  # the first command

@@ -84,7 +84,7 @@ def test_a_users_runs_get_neither_the_key_nor_a_column_that_was_not_given(shell:
         RUN.format(name="good", workload="text_classification", data='{source="csv",file="$DATA/notes.csv"}'),
         encoding="utf-8",
     )
-    folder = tmp_path / "state" / "runs" / shell.run("submit", "x.toml", "--identity", "ann").strip()
+    folder = tmp_path / "state" / "runs" / shell.run("submit", "x.toml", "--identity", "ann").split()[0]
     wait_until((folder / "summary.json").exists, 90, "the end of a run of what the policy gives")
     assert json.loads((folder / "summary.json").read_text(encoding="utf-8"))["status"] == "done"
     names = json.loads((folder / "workload.json").read_text(encoding="utf-8"))["label_names"]
