@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from typing import Any
@@ -19,8 +20,11 @@ from fedloom.core.events import (
     RunStarted,
 )
 from fedloom.core.history import RoundRecord
+from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import ClientFailure
 from fedloom.reporting.console import ConsoleSink, print_result
+from fedloom.reporting.run_folder import RunFolder
+from fedloom.reporting.sections import origin
 
 
 class Screen:
@@ -84,6 +88,22 @@ def test_the_start_counts_examples_and_says_what_was_left_out() -> None:
     screen = Screen(terminal=False)
     screen.sink.write(started(data={"num_train": "many", "left_out": 5}))  # what a node says need not be so
     assert not any("examples" in line for line in screen.lines)
+
+
+def test_the_result_and_the_report_say_what_was_left_out(runs: Any) -> None:
+    data = {"num_train": 8, "num_test": 2, "num_labels": 2, "left_out": ["1 broken link: a", "split 'b'"]}
+    folder = runs.make(records=runs.learning(1, 4, 2), status="done")
+    summary = runs.summary(folder, runs.learning(1, 4, 2), status="done").model_copy(update={"data": data})
+    screen = Screen(terminal=False)
+    print_result(screen.console, summary)
+    said = [" ".join(line.split()) for line in screen.lines]
+    assert {"examples 8 for training, 2 held out, 2 classes", "omitted 1 broken link: a", "omitted split 'b'"} <= {
+        *said
+    }
+    info = WorkloadInfo(data={"name": "<d>", **data})
+    page = str(origin.data(dataclasses.replace(RunFolder.read(folder), workload=info)))
+    assert "8 for training, 2 held out, 2 classes" in page and "1 broken link: a; split" in page
+    assert "num_train" not in page and "&lt;d&gt;" in page
 
 
 def test_a_node_that_fails_before_the_start_is_reported() -> None:

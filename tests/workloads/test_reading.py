@@ -319,3 +319,101 @@ def test_given_moments_normalise_in_place_of_the_datas_own(tmp_path: Path) -> No
     assert data.info["mean"] == [0.25] and data.info["std"] == [0.5]
     with pytest.raises(ConfigError, match="3 values each, but the images have 1 channels"):
         archive(tmp_path, {"mean": [0.1] * 3, "std": [0.5] * 3})
+
+
+TABLE_ROWS = "".join(f"t {index},{'ab'[index % 2]}\n" for index in range(20)).encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"PK\x03\x04" + bytes(30), "a spreadsheet or another zip archive: save it as CSV"),
+        (b"\xd0\xcf\x11\xe0" + bytes(30), "a spreadsheet: save it as CSV"),
+        (b"\x1f\x8b" + bytes(30), "compressed with gzip: unpack it"),
+        (b"PAR1" + bytes(30), "a Parquet file: set"),
+        (("text,label\n" + "x,a\n" * 9).encode("utf-16-le"), "line 1: a zero byte. Set workload.data.encoding"),
+        (b"sep=;\ntext;label\n" + TABLE_ROWS, "a spreadsheet's note of the delimiter"),
+        ("text,label\n\u200b\u00a0,a\n".encode() + TABLE_ROWS, "the text of example 0 is empty"),
+        ("text,label\nx,\u200b\n".encode() + TABLE_ROWS, "example 0 has no label"),
+        (b"text,label\n" + b"".join(b"x,0.%d\n" % index for index in range(10, 99)), "Are they measurements"),
+        (b"text,label\n" + b"".join(b"x,id-%d\n" % index for index in range(20)), "Are these ids or measurements"),
+    ],
+)
+def test_files_that_are_no_table_and_cells_that_hold_nothing(tmp_path: Path, data: bytes, words: str) -> None:
+    (tmp_path / "t.csv").write_bytes(data)
+    with pytest.raises(DataMissing) as caught:
+        table(Csv(file=str(tmp_path / "t.csv")))
+    assert str(tmp_path / "t.csv") in str(caught.value) and words in str(caught.value)
+
+
+def test_utf_32_is_read_by_its_mark(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(("text,label\n" + TABLE_ROWS.decode()).encode("utf-32"))
+    assert ("t 3", "b") in pairs(table(Csv(file=str(tmp_path / "t.csv"))))
+
+
+@pytest.mark.parametrize(
+    ("labels", "remark"),
+    [
+        (["Cat", "cat", "dog"], "classes ['Cat', 'cat'] may be one class, written in several ways"),
+        (["1", "1.0", "2"], "classes ['1', '1.0'] may be one class, written in several ways"),
+        (["N/A", "a", "b"], "classes ['N/A'] may be examples without label"),
+        (["9223372036854775808", "9223372036854775809", "3"], None),
+        (["a", "b", "c"], None),
+    ],
+)
+def test_classes_that_look_wrong_are_remarked(tmp_path: Path, labels: list[str], remark: str | None) -> None:
+    rows = "".join(f"t {index},{labels[index % 3]}\n" for index in range(30))
+    (tmp_path / "t.csv").write_text("text,label\n" + rows, encoding="utf-8")
+    assert table(Csv(file=str(tmp_path / "t.csv"))).facts["remarks"] == ([] if remark is None else [remark])
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ('{"text": "a \\ud800 b", "label": "a"}', "the text of example 30 has half a surrogate pair"),
+        ('{"text": "a", "label": "\\ud800"}', "which is no Unicode"),
+        ('{"text": "a", "label": "a", "label": "b"}', "the name 'label' is there twice"),
+    ],
+)
+def test_json_that_no_file_can_hold_or_says_two_things(tmp_path: Path, row: str, words: str) -> None:
+    lines = [*(json.dumps({"text": f"t {index}", "label": "ab"[index % 2]}) for index in range(30)), row]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(DataMissing) as caught:
+        table(JsonLines(file=str(tmp_path / "t.jsonl")))
+    assert words in str(caught.value)
+
+
+def test_settings_that_cannot_be_meant(tmp_path: Path) -> None:
+    for encoding in ("rot13", "base64", "hex"):
+        with pytest.raises(ConfigError, match="is no encoding of text"):
+            Csv(file="t.csv", encoding=encoding)
+    with pytest.raises(ConfigError, match="text_column and label_column are both 'text'"):
+        Csv(file="t.csv", label_column="text")
+    with pytest.raises(DataMissing, match="is a device or a pipe"):
+        table(Csv(file="/dev/null"))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"groups_train": np.stack([Y, Y], 1)}, r"example 0 has the group \[0, 0\]"),
+        ({"x_train": X.astype(np.float32), "x_test": X, "y_test": Y}, "of different scales"),
+    ],
+)
+def test_archives_whose_arrays_do_not_go_together(tmp_path: Path, arrays: dict[str, Array], words: str) -> None:
+    with pytest.raises(DataMissing, match=words):
+        archive(tmp_path, None, **arrays)
+
+
+def test_labels_of_bytes_are_text_and_a_single_array_is_no_archive(tmp_path: Path) -> None:
+    assert archive(tmp_path, y_train=np.array([b"dog", b"cat"])[Y]).info["label_names"] == ["cat", "dog"]
+    np.save(tmp_path / "a.npy", X)
+    with pytest.raises(DataMissing, match=r"a single array \(\.npy\), expected an \.npz archive"):
+        load_images(Npz(file=str(tmp_path / "a.npy")))
+
+
+def test_a_broken_link_among_pictures_is_left_out_by_name(tmp_path: Path) -> None:
+    pictures(tmp_path, "cat", "dog")
+    (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    data = load_images(Images(folder=str(tmp_path), size=4))
+    assert data.info["left_out"] == ["1 broken link: cat/gone.png"]

@@ -199,6 +199,8 @@ class RunSummary(_Frozen):
     workers: int
     failures: int
     """Missing updates over all rounds."""
+    data: JsonObject = {}
+    """Numbers of examples and classes, what was left out of the data, and remarks, as the workload states them."""
     error: str | None = None
     environment: dict[str, str] = {}
     """Versions and machine of the run."""

@@ -29,7 +29,15 @@ from fedloom.core.events import (
 from fedloom.core.history import RoundRecord, RunSummary, Traffic
 from fedloom.core.run_files import REPORT
 from fedloom.reporting.curves import in_order
-from fedloom.reporting.lines import lost_line, round_cells, round_head, round_line, rounds_text, start_lines
+from fedloom.reporting.lines import (
+    examples_lines,
+    lost_line,
+    round_cells,
+    round_head,
+    round_line,
+    rounds_text,
+    start_lines,
+)
 from fedloom.reporting.plain import escape_unprintable, harmless
 from fedloom.reporting.plugins import contributions
 from fedloom.reporting.quantities import bytes_text, metric_text, seconds_text
@@ -216,6 +224,7 @@ def _result_rows(summary: RunSummary) -> list[tuple[str, str]]:
         ("sent", f"{bytes_text(summary.bytes_up)} up, {bytes_text(summary.bytes_down)} down"),
         ("time", seconds_text(summary.seconds)),
     ]
+    rows += examples_lines(summary.data)
     if summary.failures:
         rows.append(("missing updates", f"{summary.failures:,}"))
     if summary.model_sha256:

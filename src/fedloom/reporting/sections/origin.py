@@ -7,10 +7,14 @@ from collections.abc import Mapping
 
 from fedloom.core.records import Info
 from fedloom.core.run_files import EXPERIMENT
+from fedloom.reporting.lines import examples_lines
 from fedloom.reporting.markup import Content, Markup, table, tag
 from fedloom.reporting.page import facts, section
 from fedloom.reporting.quantities import count_text
 from fedloom.reporting.run_folder import RunFolder
+
+_COUNTED = ("num_train", "num_test", "num_labels", "left_out", "remarks")
+"""What of the provenance is said in words."""
 
 
 def data(run: RunFolder) -> Markup:
@@ -18,7 +22,11 @@ def data(run: RunFolder) -> Markup:
     stated = _data(run)
     if not stated:
         return section("Data", tag("p", "This workload does not describe the source of its data.", class_="empty"))
-    return section("Data", facts({str(key): _value(value) for key, value in stated.items()}, "Provenance"))
+    counted: dict[str, Content] = {}
+    for name, text in examples_lines(stated):
+        counted[name] = f"{counted[name]}; {text}" if name in counted else text
+    others = {str(key): _value(value) for key, value in stated.items() if not (counted and key in _COUNTED)}
+    return section("Data", facts({**counted, **others}, "Provenance"))
 
 
 def settings(run: RunFolder) -> Markup:

@@ -21,6 +21,9 @@ from fedloom.server.rounds.run_services import FleetAccess, RunOutputs, RuntimeI
 from fedloom.server.store.answer_journal import AnswerJournal
 from fedloom.server.store.run_store import RunStore
 
+_OF_DATA = ("num_train", "num_test", "num_labels", "left_out", "remarks")
+"""What a summary has of the workload's statement about its data."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
@@ -159,6 +162,7 @@ class _Ended:
             runtime=place.runtime,
             workers=place.workers,
             failures=sum(len(record.failures) for record in self.history),
+            data={name: self.loop.info.data[name] for name in _OF_DATA if name in self.loop.info.data},
             error=None if error is None else f"{type(error).__name__}: {error}",
             environment=_environment(),
         )

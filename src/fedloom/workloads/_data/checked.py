@@ -13,7 +13,7 @@ import numpy as np
 from fedloom.core.errors import DataMissing, FedloomError
 from fedloom.core.records import Array, JsonObject
 from fedloom.core.seeds import generator
-from fedloom.workloads._data.labels import Numbered, number_labels
+from fedloom.workloads._data.labels import Numbered, is_unicode, is_visible, number_labels
 from fedloom.workloads._data.raw import Labels, RawData, X
 from fedloom.workloads._data.settings import Labelled
 
@@ -67,6 +67,9 @@ def checked(raw: RawData[X], settings: Labelled | None = None) -> Examples[X]:
     """
     _check_lengths(raw)
     classes = None if settings is None else settings.fixed_classes
+    for which, split in (("training", raw.x_train), ("test", raw.x_test)):  # as they are numbered in the source
+        if split is not None:
+            _check_values(split, f"{raw.where}: {which} examples")
     numbered: Numbered = number_labels(
         raw.y_train,
         raw.y_test if raw.y_test is not None else (),
@@ -82,8 +85,6 @@ def checked(raw: RawData[X], settings: Labelled | None = None) -> Examples[X]:
         x_train, x_test = take(raw.x_train, train), take(raw.x_train, test)
         y_train, y_test = y_train[train], y_train[test]
         groups = None if groups is None else groups[train]
-    for which, split in (("training", x_train), ("test", x_test)):
-        _check_values(split, f"{raw.where}: {which} examples")
     remarks: list[str] = _class_remarks(raw, numbered, y_train, y_test, fixed=classes is not None)
     facts: JsonObject = {
         "name": raw.title,
@@ -131,6 +132,8 @@ def number_groups(values: Labels, where: str) -> Array:
     """
     found = values.tolist() if isinstance(values, np.ndarray) else list(values)
     for index, value in enumerate(found):
+        if isinstance(value, list | tuple | dict):
+            raise DataMissing(f"{where}: training example {index} has the group {value!r}, expected a number or text")
         if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
             raise DataMissing(f"{where}: training example {index} has no group ({value!r}). Remove it, or give it one")
     _, numbers = np.unique(np.array([str(value) for value in found]), return_inverse=True)
@@ -157,9 +160,13 @@ def _check_lengths(raw: RawData[X]) -> None:
 
 def _check_values(split: Array | list[str], where: str) -> None:
     if isinstance(split, list):
-        empty = next((index for index, text in enumerate(split) if not text.strip()), None)
-        if empty is not None:
-            raise DataMissing(f"{where}: the text of example {empty} is empty. Remove it, or fill it in")
+        for index, text in enumerate(split):
+            if not is_visible(text):
+                raise DataMissing(f"{where}: the text of example {index} is empty. Remove it, or fill it in")
+            if not is_unicode(text):
+                raise DataMissing(
+                    f"{where}: the text of example {index} has half a surrogate pair, which is no Unicode. Correct it"
+                )
     elif split.dtype.kind == "f":
         for index, image in enumerate(split):
             if not np.isfinite(image).all():

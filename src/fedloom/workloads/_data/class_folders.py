@@ -117,6 +117,10 @@ def _check_no_splits(side: Path, names: Sequence[str], fixed: Sequence[str]) -> 
 def _left_out(root: Path, used: Sequence[Path], chosen: set[Path]) -> Iterable[str]:
     """Yield the files below the root that were not read."""
     files = [path for path in sorted(root.rglob("*")) if path not in chosen and path.is_file()]
+    links = [path for path in sorted(root.rglob("*")) if path.is_symlink() and not path.exists()]
+    if links:
+        shown = [str(path.relative_to(root)) for path in links]
+        yield f"{_counted(len(links), 'broken link')}: {_listed(shown)}"
     hidden = [path for path in files if is_hidden(path.relative_to(root))]
     if hidden:
         yield f"{_counted(len(hidden), 'hidden file')}: {_listed(_tops(root, hidden))}"

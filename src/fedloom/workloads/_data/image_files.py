@@ -139,6 +139,12 @@ def npz_files(settings: Npz) -> NamedFiles:
 def read_npz(settings: Npz, files: NamedFiles) -> RawData[Array]:
     """Return the arrays named in the settings."""
     path = files[0][1]
+    with path.open("rb") as file:
+        if file.read(6) == b"\x93NUMPY":
+            raise DataMissing(
+                f"{path}: a single array (.npy), expected an .npz archive: numpy.savez(file, "
+                f"{settings.train_images}=…, {settings.train_labels}=…)"
+            )
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
@@ -158,6 +164,7 @@ def read_npz(settings: Npz, files: NamedFiles) -> RawData[Array]:
             pixels, scaling = scaled(arrays[name], settings.value_range, f"{path}: {name}")
             values[scaling] += len(pixels)
             images.append(pixels)
+    _check_scaling(path, values, images)
     others = [name for name in arrays if name not in (*names, settings.train_groups)]
     return RawData(
         x_train=images[0],
@@ -174,6 +181,16 @@ def read_npz(settings: Npz, files: NamedFiles) -> RawData[Array]:
         values=values,
         left_out=(f"arrays of other names: {', '.join(others)}",) if others else (),
     )
+
+
+def _check_scaling(path: Path, values: Counter[str], images: Sequence[Array]) -> None:
+    """Reject splits scaled by different rules, one of which leaves values outside 0 to 1."""
+    outside = [each for each in images if each.dtype != np.uint8 and each.size and (each.min() < 0 or each.max() > 1)]
+    if len(values) > 1 and outside:
+        raise DataMissing(
+            f"{path}: training and test images are of different scales ({'; '.join(values)}), and floats go from "
+            f"{outside[0].min():g} to {outside[0].max():g}. Store both as one type"
+        )
 
 
 def images_files(settings: Images) -> NamedFiles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from fedloom.workloads._data.raw import Label, Labels
 
 _MANY = 50
 """Classes from which on a data set with fewer than two examples for each is rejected: they are ids, or measurements."""
+_FEW = 10
+"""Classes from which on numbers with fractions, and labels that no two examples share, are rejected."""
 _SHOWN = 8
 
 
@@ -54,7 +57,7 @@ def number_labels(
         DataMissing: a label is missing, of no class, of several, or there are fewer than two classes.
     """
     sides = [_values(side, f"{where}: {which}") for which, side in (("training labels", train), ("test labels", test))]
-    remarks = ("labels are one-hot, read as classes",) if any(hot for _, hot in sides) else ()
+    remarks: tuple[str, ...] = ("labels are one-hot, read as classes",) if any(hot for _, hot in sides) else ()
     values = [found for found, _ in sides]
     if names:
         values = [[_named(value, names, where) for value in side] for side in values]
@@ -64,7 +67,49 @@ def number_labels(
     if classes is None and not names:
         _check_count(len(texts), len(values[0]) + len(values[1]), texts, where, fewest)
     train_numbers, test_numbers = (_numbers(side, number, where) for side in values)
+    if classes is None and not names:
+        remarks += tuple(doubts(texts))
     return Numbered(train=train_numbers, test=test_numbers, names=tuple(texts), remarks=remarks)
+
+
+_MISSING = ("", "na", "n/a", "nan", "null", "none", "nil", "-", "?", "#n/a", "missing", "unknown")
+"""What programs write where there is no value."""
+
+
+def doubts(names: Sequence[str]) -> list[str]:
+    """Return what may be wrong with classes found in data, in words: one class written twice, or no class at all."""
+    alike: dict[object, list[str]] = {}
+    for name in names:
+        alike.setdefault(_likeness(name), []).append(name)
+    found = [
+        f"classes {_listed(each)} may be one class, written in several ways" for each in alike.values() if each[1:]
+    ]
+    missing = [name for name in names if name.casefold() in _MISSING]
+    return found + ([f"classes {_listed(missing)} may be examples without label"] if missing else [])
+
+
+def _likeness(name: str) -> object:
+    """Return what classes that a person would call the same have in common: the number, or the text without case."""
+    try:
+        return int(name)
+    except ValueError:
+        with contextlib.suppress(ValueError):
+            return float(name)
+        return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def is_visible(text: str) -> bool:
+    """Return whether a text has more than blanks and characters that show nothing, such as zero-width spaces."""
+    return any(unicodedata.category(each) not in ("Cf", "Cc", "Zs", "Zl", "Zp") for each in text)
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be written: halves of a surrogate pair, as broken JSON has them, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def class_name(value: Label) -> str:
@@ -95,7 +140,11 @@ def _value(label: object, index: int, where: str) -> Label:
                 "measurement? Classification needs classes"
             )
         return int(label)
-    if isinstance(label, str) and class_name(label):
+    if isinstance(label, bytes):  # text in an archive of arrays
+        label = label.decode("utf-8", "surrogateescape")
+    if isinstance(label, str) and not is_unicode(label):
+        raise DataMissing(f"{where}: example {index} has the label {_short(label)}, which is no Unicode. Correct it")
+    if isinstance(label, str) and is_visible(label):
         return class_name(label)
     if isinstance(label, bool | np.bool_):
         return str(bool(label))
@@ -155,11 +204,24 @@ def _check_count(found: int, examples: int, texts: Sequence[str], where: str, fe
             f"{where}: all {examples:,} examples have the class {_listed(texts) or 'none'}; expected at least two "
             "classes. Where other sites have others, set workload.data.classes to all of them"
         )
-    if found > _MANY and 2 * found > examples:
+    fractions = [text for text in texts if _is_fraction(text)]
+    if len(fractions) == found and found > _FEW:
+        raise DataMissing(
+            f"{where}: labels are {found:,} numbers with fractions ({_listed(fractions)}), expected classes: text or "
+            "integers. Are they measurements? Name the column of the classes, or set workload.data.classes"
+        )
+    if (found > _MANY and 2 * found > examples) or (found > _FEW and found == examples):
         raise DataMissing(
             f"{where}: {found:,} classes in {examples:,} examples ({_listed(texts)}). Are these ids or measurements? "
             "Name the column of the classes, or set workload.data.classes"
         )
+
+
+def _is_fraction(text: str) -> bool:
+    try:
+        return not float(text).is_integer()
+    except (ValueError, OverflowError):
+        return False
 
 
 def _numbers(values: Sequence[Label], number: Mapping[str, int], where: str) -> Array:

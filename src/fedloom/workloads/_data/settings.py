@@ -276,9 +276,18 @@ class TextTable(Labelled):
     @classmethod
     def _is_known(cls, value: str | None) -> str | None:
         try:
+            "".encode(value or "utf-8")  # codecs that Python knows may be of other things than text
             return value if value is None else codecs.lookup(value).name
         except LookupError as exc:
-            raise ConfigError(f"workload.data.encoding: {value!r} is no encoding that Python knows") from exc
+            raise ConfigError(f"workload.data.encoding: {value!r} is no encoding of text that Python knows") from exc
+
+    @pydantic.model_validator(mode="after")
+    def _columns_differ(self) -> Self:
+        if self.text_column == self.label_column:
+            raise ConfigError(
+                f"workload.data: text_column and label_column are both {self.text_column!r}, expected two columns"
+            )
+        return self
 
 
 class Csv(TextTable):

@@ -14,7 +14,23 @@ from fedloom.core.records import JsonObject
 from fedloom.workloads._data.raw import RawData, existing, title_of
 from fedloom.workloads._data.settings import Csv, TextTable
 
-_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16's, with which it begins
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_NO_TEXT = (
+    (b"PK\x03\x04", "a spreadsheet or another zip archive: save it as CSV"),
+    (b"\xd0\xcf\x11\xe0", "a spreadsheet: save it as CSV"),
+    (b"\x1f\x8b", "compressed with gzip: unpack it"),
+    (b"BZh", "compressed with bzip2: unpack it"),
+    (b"\xfd7zXZ", "compressed with xz: unpack it"),
+    (b"PAR1", 'a Parquet file: set workload.data.source = "huggingface" and workload.data.dataset'),
+    (b"SQLite", "a database: export the table"),
+)
+"""Starts of files that are no text, and what they are."""
 _DELIMITERS = (";", "\t", "|", ",")
 _SHOWN = 10
 
@@ -29,7 +45,8 @@ def table_files(settings: TextTable) -> list[tuple[str, Path]]:
         if path is not None:
             place = existing(path, "workload.data", remedy)
             if not place.is_file():
-                raise DataMissing(f"workload.data: {str(place)!r} is a folder, expected a file. {remedy}")
+                what = "a folder" if place.is_dir() else "a device or a pipe"
+                raise DataMissing(f"workload.data: {str(place)!r} is {what}, expected a file. {remedy}")
             found.append((place.name, place))
     return found
 
@@ -77,7 +94,10 @@ def _columns(settings: TextTable, path: Path, wanted: Sequence[str]) -> list[lis
 def _encoding(path: Path, settings: TextTable) -> str:
     """Return the encoding set, otherwise that of the file's byte-order mark, otherwise UTF-8."""
     with path.open("rb") as file:
-        start = file.read(4)
+        start = file.read(8)
+    for mark, what in _NO_TEXT:
+        if start.startswith(mark):
+            raise DataMissing(f"{path}: no table of text, but {what}")
     marked = next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
     return marked if settings.encoding in (None, "utf-8") else str(settings.encoding)
 
@@ -118,6 +138,13 @@ def _undecoded(path: Path, line: int, encoding: str, exc: UnicodeDecodeError) ->
 def _check_header(path: Path, header: Sequence[str], wanted: Sequence[str], delimiter: str) -> None:
     if not header:
         raise DataMissing(f"{path}: the file is empty; expected a header line with {', '.join(wanted)}")
+    if any("\0" in name for name in header):
+        raise DataMissing(f"{path}, line 1: a zero byte. {_SET_ENCODING}")
+    if header[0].lower().startswith("sep="):
+        raise DataMissing(
+            f"{path}, line 1: {header[0]!r} is a spreadsheet's note of the delimiter, expected the names of the "
+            "columns. Remove the line, and set workload.data.delimiter"
+        )
     for name in wanted:
         if name in header and header.count(name) > 1:
             raise DataMissing(f"{path}: {header.count(name)} columns are named {name!r}. Rename all but one")
@@ -153,9 +180,19 @@ def _json_rows(path: Path, settings: TextTable, wanted: Sequence[str]) -> Rows:
 
 def _json_row(path: Path, number: int, line: str) -> JsonObject:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_without_copies)
     except (ValueError, RecursionError) as exc:
         raise DataMissing(f"{path}, line {number}: not JSON: {exc}. Expected one object per line") from exc
     if not isinstance(row, dict):
         raise DataMissing(f"{path}, line {number}: expected an object, got {type(row).__name__}")
     return row
+
+
+def _without_copies(pairs: list[tuple[str, object]]) -> JsonObject:
+    """Return a JSON object; one that has a name twice is an error, since one of the values would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice!r} is there twice")
+    return found
