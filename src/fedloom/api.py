@@ -99,11 +99,11 @@ def preset_path(name: str) -> Path:
 
 
 def load(target: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Make an experiment of a preset's name, a TOML file, or a folder that a plug-in reads, with settings changed.
+    """Make an experiment of a preset's name, a TOML file, or what a plug-in reads, with settings changed.
 
     Args:
-        target: the name or path; a folder such as a Flower app's. A preset's name comes before a folder of that name,
-            which is written `./NAME`.
+        target: the name or path; a folder or file that a plug-in reads is a Flower app's, say. A preset's name comes
+            before a folder of that name, which is written `./NAME`.
         overrides: `KEY=VALUE` settings.
 
     Raises:
@@ -112,7 +112,9 @@ def load(target: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """
     path = Path(target)
     if path.is_dir() and not (isinstance(target, str) and target in presets()):
-        return _load_folder(path, overrides)
+        return _load_by_plugin(path, overrides)
+    if path.is_file() and (path.suffix != ".toml" or path.name == "pyproject.toml"):
+        return _load_by_plugin(path, overrides)
     if path.is_file() or path.suffix == ".toml":
         return Experiment.load(path, overrides)
     if str(target) in presets():
@@ -123,19 +125,19 @@ def load(target: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     )
 
 
-def _load_folder(folder: Path, overrides: Sequence[str]) -> Experiment:
-    """Return the experiment that a plug-in's loader makes of a folder."""
+def _load_by_plugin(path: Path, overrides: Sequence[str]) -> Experiment:
+    """Return the experiment that a plug-in's loader makes of a folder or file."""
     loaders = contributed.loaders()
     for loader in loaders:
-        if loader.call("describes", folder):
-            experiment = loader.call("load", folder, overrides)
+        if loader.call("describes", path):
+            experiment = loader.call("load", path, overrides)
             if not isinstance(experiment, Experiment):
                 raise PluginInvalid(f"{loader.path}: load returned {experiment!r}, expected an Experiment")
             return experiment
     known = "".join(f"\n  {loader.plugin}: {loader.summary}" for loader in loaders)
     raise UnknownName(
-        f"no plug-in makes an experiment of the folder {str(folder)!r}; expected a preset's name, a TOML file, or the "
-        f"folder of one of these: {known or 'none is installed'}"
+        f"no plug-in makes an experiment of {str(path)!r}; expected a preset's name, a TOML file, or the folder of one "
+        f"of these: {known or 'none is installed'}"
     )
 
 

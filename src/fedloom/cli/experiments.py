@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -135,7 +138,8 @@ def show_run(start: Callable[[Sequence[Sink]], RunResult], json: bool) -> None:
     sink = ConsoleSink(output(to_stderr=json))
     summary: RunSummary | None = None
     try:
-        summary = start([sink]).summary
+        with _users_prints_on_stderr() if json else contextlib.nullcontext():
+            summary = start([sink]).summary
     except UsageError:
         if not (sink.summary and sink.summary.rounds):
             sink.summary = None  # it never began: the error is enough
@@ -146,6 +150,20 @@ def show_run(start: Callable[[Sequence[Sink]], RunResult], json: bool) -> None:
         if summary is not None:
             print_summary(summary, json)
     check_finite(summary)
+
+
+@contextlib.contextmanager
+def _users_prints_on_stderr() -> Iterator[None]:
+    """Send to stderr what a user's code prints, here and in worker processes: stdout is for the JSON alone."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def check_finite(summary: RunSummary | None) -> None:

@@ -8,8 +8,11 @@ import sys
 import tomllib
 import traceback
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
+
+from packaging.requirements import InvalidRequirement, Requirement
 
 from fedloom.core.errors import ConfigError
 from fedloom.core.plugin_folders import module_spec, package_paths
@@ -31,6 +34,8 @@ class Manifest:
     clientapp: str
     config: Info
     """`[tool.flwr.app.config]`, nested tables flattened to dotted keys, as apps read it."""
+    dependencies: tuple[str, ...] = ()
+    """`project.dependencies`, as the file has them."""
     supernodes: int | None
     """`options.num-supernodes` of the default federation, if the file still has one."""
 
@@ -63,8 +68,30 @@ def read_manifest(folder: Path) -> Manifest:
         serverapp=components["serverapp"],
         clientapp=components["clientapp"],
         config=dotted(app.get("config", {}), keep_empty=False),
+        dependencies=tuple(map(str, values.get("project", {}).get("dependencies", ()))),
         supernodes=_supernodes(flwr.get("federations", {})),
     )
+
+
+def unmet_dependencies(manifest: Manifest) -> list[str]:
+    """Return the packages an app asks for that are not installed, or in another version, with what is here."""
+    unmet = []
+    for text in manifest.dependencies:
+        try:
+            wanted = Requirement(text)
+        except InvalidRequirement:
+            unmet.append(f"{text!r} is no requirement that can be read")
+            continue
+        if wanted.marker is not None and not wanted.marker.evaluate():
+            continue
+        try:
+            here = metadata.version(wanted.name)
+        except metadata.PackageNotFoundError:
+            unmet.append(f"{text} (not installed)")
+            continue
+        if not wanted.specifier.contains(here, prereleases=True):
+            unmet.append(f"{text} ({here} is installed)")
+    return unmet
 
 
 def load_component(folder: Path, component: str, key: str) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,10 @@ from fedloom.core.config import Experiment, with_overrides
 from fedloom.core.errors import ConfigError
 from fedloom.core.records import Info
 from fedloom.core.text import did_you_mean, dotted
-from fedloom.strategies.flower.apps import MANIFEST, Manifest, read_manifest
+from fedloom.strategies.flower.apps import MANIFEST, Manifest, read_manifest, unmet_dependencies
+from fedloom.strategies.flower.bundle import SUFFIX, unpacked
+
+_log = logging.getLogger(__name__)
 
 _ROUNDS_KEYS = ("num-server-rounds", "num_server_rounds", "num-rounds", "num_rounds")
 """Keys of an app's number of rounds, the one of Flower's template first."""
@@ -19,16 +23,16 @@ _CLIENTS = 10
 _FOR_BOTH = "run_config"
 
 
-def describes(folder: Path) -> bool:
-    """Return whether a folder may be a Flower app's."""
-    return (folder / MANIFEST).is_file()
+def describes(path: Path) -> bool:
+    """Return whether a folder may be a Flower app's, or a file its `pyproject.toml` or its `.fab`."""
+    return (path / MANIFEST).is_file() or path.name == MANIFEST or path.suffix == SUFFIX
 
 
-def load(folder: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Make the experiment that a Flower app's folder describes.
+def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Make the experiment that a Flower app describes.
 
     Args:
-        folder: contains the app's `pyproject.toml` with `[tool.flwr.app]`.
+        path: a folder that contains the app's `pyproject.toml` with `[tool.flwr.app]`, that file, or a `.fab`.
         overrides: `KEY=VALUE` settings. Besides those of any experiment (`clients`, `rounds`, `seed`,
             `strategy.resume`, …), `run_config.KEY` changes the app's own configuration and `node_config.KEY` adds to
             every node's. `rounds` sets the app's own number of rounds, if its configuration has one; if not, it is a
@@ -41,8 +45,10 @@ def load(folder: Path, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         ConfigError: not a Flower app, or an override that does not fit; names what is missing.
     """
-    path = folder.resolve()
+    path = unpacked(path) if path.suffix == SUFFIX else (path.parent if path.name == MANIFEST else path).resolve()
     manifest = read_manifest(path)
+    if unmet := unmet_dependencies(manifest):
+        _log.warning("the app asks for packages in versions that are not here: %s", "; ".join(unmet))
     own, rest = _apart(overrides)
     own_values = with_overrides({_FOR_BOTH: dict(manifest.config), "node_config": {}}, own)
     # Apps read dotted keys, and an override of `run_config.model.size` has arrived as a table.
