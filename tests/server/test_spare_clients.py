@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fedloom import api
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, QuorumNotReached, UnsupportedFeature
 from fedloom.core.events import ClientsDone, RoundStarted
@@ -98,3 +99,16 @@ def test_selections_that_measure_candidates_leave_no_spares(linear: Make) -> Non
 def test_negative_shares_are_refused(linear: Make, setting: str) -> None:
     with pytest.raises(ConfigError, match=f"round.{setting}"):
         spared(linear, **{setting: -0.1})
+
+
+def test_two_updates_in_a_cohort_of_one_weigh_as_their_examples(linear: Make) -> None:
+    """An extra client in the group of the only one comes with it: the mean is that of a cohort of two."""
+    settings = {"rounds": 2, "clients": 6}
+    one = linear(**settings, cohort=1, round={"group_size": 2, "oversample_fraction": 1.0})
+    two = linear(**settings, cohort=2, round={"group_size": 2})
+    assert one.weighs_by_examples and two.weighs_by_examples
+    assert not linear(**settings, cohort=1).weighs_by_examples, "the only update is the mean, bit for bit"
+    assert not linear(**settings, cohort=1, round={"oversample_fraction": 1.0}).weighs_by_examples
+    results = [api.run(each, keep=False) for each in (one, two)]
+    assert [len(record.cohort) for record in results[0].history] == [2, 2]
+    assert results[0].summary.model_sha256 == results[1].summary.model_sha256

@@ -229,8 +229,13 @@ class Experiment(_FurtherSections):
 
     @property
     def weighs_by_examples(self) -> bool:
-        """Return whether updates are weighted by their examples; the only one of a round has weight 1, exactly."""
-        return self.round.weighting == "examples" and (self.of_sites or self.cohort_size > 1)
+        """Return whether updates are weighted by their examples; the only one of a round has weight 1, exactly.
+
+        Several may come in a round of a cohort of one: a group with extra or reserve clients is aggregated as a whole.
+        """
+        if self.round.weighting != "examples":
+            return False
+        return self.of_sites or self.cohort_size > 1 or (self.group_size > 1 and self.drawn_of(self.num_clients) > 1)
 
     @property
     def group_size(self) -> int:

@@ -20,7 +20,8 @@ class RoundSettings(Settings):
     """Conduct of a round, for any strategy."""
 
     weighting: Literal["examples", "uniform"] = "examples"
-    """Weight of an update in a mean: its number of examples, or one."""
+    """Weight of an update in a mean: its number of examples, or one. The only update of a round (a cohort of one) has
+    weight one in either case, so that the mean is the update bit for bit."""
     quorum_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Fraction of the cohort whose updates must arrive. Below it the run fails and lists why each update is missing.
     If clients are sites, the default requires `min_sites` updates instead."""
