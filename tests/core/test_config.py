@@ -288,3 +288,31 @@ def test_a_strategy_may_set_the_default_of_another_section(values: dict[str, Any
     assert made.selection.name == "data_size" and made.monitor is None
     assert Experiment.parse(made.to_dict()) == made
     assert Experiment.parse({**values, "strategy": strategy, "selection": "uniform"}).selection.name == "uniform"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["workload.partition.scheme=iid"], {"scheme": "iid"}),
+        (["workload.partition.scheme=shards", "workload.partition.shards_per_client=3"], {"shards_per_client": 3}),
+        (["workload.partition.shards_per_client=3", "workload.partition.scheme=shards"], {"shards_per_client": 3}),
+        (["workload.partition.scheme=dirichlet"], {"scheme": "dirichlet", "alpha": 0.1}),
+    ],
+)
+def test_another_kind_drops_the_settings_of_the_old(overrides: list[str], expected: dict[str, Any]) -> None:
+    partition = {"scheme": "dirichlet", "alpha": 0.1}
+    values = {
+        "rounds": 1,
+        "strategy": "fedavg",
+        "workload": {"name": "image_classification", "partition": partition},
+    }
+    made = Experiment.parse(values).override(overrides).to_dict()["workload"]["partition"]
+    assert expected.items() <= made.items()
+
+
+def test_another_strategy_drops_the_settings_of_the_old_and_a_runtime_keeps_its_own() -> None:
+    values = {"rounds": 1, "strategy": {"name": "fedprox", "mu": 0.5}, "workload": "image_classification"}
+    made = Experiment.parse({**values, "runtime": {"workers": 3}}).override(
+        ["strategy.name=fedavg", "runtime.name=inline"]
+    )
+    assert made.strategy.name == "fedavg" and (made.runtime.name, made.runtime.workers) == ("inline", 3)

@@ -32,7 +32,8 @@ def render() -> str:
     return document(
         "Settings",
         "An experiment is a TOML file. Every key below can also be given on the command line, as `--set KEY=VALUE`. "
-        "Unknown keys are errors.",
+        "One that changes a plug-in's `name`, or the `scheme` or `source` of one of its tables, drops the settings of "
+        "the old kind. Unknown keys are errors.",
         "## Experiment",
         *page.model(Experiment, "", level=3),
         *(part for kind, found in schemas.items() for part in _kind(page, kind, found)),

@@ -12,11 +12,18 @@ from fedloom.core.errors import ConfigError
 from fedloom.core.kinds import SECTIONS
 from fedloom.core.records import Info, JsonObject
 
+_KINDS = ("name", "scheme", "source")
+"""Keys that say which kind a table is."""
+
 
 def with_overrides(values: Info, overrides: Sequence[str]) -> JsonObject:
-    """Apply `a.b=c` settings to a dictionary; the right side is TOML if it parses, otherwise a string."""
+    """Apply `a.b=c` settings to a dictionary; the right side is TOML if it parses, otherwise a string.
+
+    A changed kind (`name`, `scheme` or `source` of a table in a plug-in's section) drops the other settings of that
+    table, which are the old kind's; settings of the new one may be given in any order.
+    """
     result: JsonObject = copy.deepcopy(dict(values))
-    for override in overrides:
+    for override in sorted(overrides, key=lambda each: not _chooses_kind(each)):
         key, equals, text = override.partition("=")
         steps = key.strip().split(".")
         if not equals or not all(steps):
@@ -29,8 +36,17 @@ def with_overrides(values: Info, overrides: Sequence[str]) -> JsonObject:
             if not isinstance(inner, dict):
                 raise ConfigError(f"--set {key}: {step!r} is a value ({inner!r}), not a table with keys")
             table = inner
-        table[steps[-1]] = _toml_value(text.strip())
+        value = _toml_value(text.strip())
+        if _chooses_kind(override) and table.get(steps[-1], value) != value:
+            table.clear()
+        table[steps[-1]] = value
     return result
+
+
+def _chooses_kind(override: str) -> bool:
+    """Return whether an override says which kind a plug-in, or a table of its settings, is."""
+    section, *inner = override.partition("=")[0].strip().split(".")
+    return section in SECTIONS and bool(inner) and inner[-1] in _KINDS
 
 
 _MOST_VARIANTS = 4
