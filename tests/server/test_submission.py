@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from members import Members, members
 from support_paths import LINEAR as LINEAR_FILE
 
 from fedloom import api
 from fedloom.client.control import ControlClient
+from fedloom.client.link import connect
+from fedloom.core.code_names import CodeName
 from fedloom.core.config import Experiment
 from fedloom.core.errors import Forbidden
+from fedloom.proto.v1 import control_pb2
+from fedloom.proto.v1.control_pb2_grpc import ControlStub
 from fedloom.server.access.submission import check_submission
 from fedloom.server.app import Membership, open_security
 
@@ -87,6 +94,27 @@ def test_a_user_is_refused_and_an_administrator_is_not(fleet: Members) -> None:
         assert [row.run_id for row in bob.runs()] == [kept]
     with ControlClient(fleet.address, identity=fleet.admin) as admin:
         assert admin.submit(experiment)
+
+
+@pytest.mark.parametrize("section", ["strategy", "workload", "selection", "monitor"])
+def test_nothing_that_a_user_names_is_imported(
+    fleet: Members, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str
+) -> None:
+    """Whatever order the checks have: a module, a file, a folder, a file by its digest, with settings or without."""
+    (tmp_path / "trap_of_users").mkdir()
+    for file in (tmp_path / "trap_of_users" / "__init__.py", tmp_path / "trap_of_users.py"):
+        file.write_text(f"from pathlib import Path\nPath({str(tmp_path / 'fired')!r}).touch()\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    identity, path = fleet.joined("bob", role="user"), str(tmp_path / "trap_of_users")
+    code = str(CodeName.of(Path(f"{path}.py")))
+    with contextlib.closing(connect(identity.address, identity)) as channel:
+        for name in ("trap_of_users", "trap_of_users.x", "trap_of_users.config", path, f"{path}.py", code, f"{path}#x"):
+            for given in (name, {"name": name}, {"name": name, "app": path, "x": [f"{name}:run"]}):
+                request = control_pb2.SubmitRequest(experiment_json=json.dumps({**PLAIN, section: given}))
+                with pytest.raises(grpc.RpcError) as caught:
+                    ControlStub(channel).Submit(request, timeout=20)
+                assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED, (name, caught.value.details())
+                assert not (tmp_path / "fired").exists(), (section, given)
 
 
 def test_what_a_server_was_started_with_reaches_the_check(tmp_path: Path) -> None:

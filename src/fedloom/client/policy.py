@@ -458,7 +458,16 @@ def _in_view(own: JsonObject, workload: str, data: Path | None, view: DataView) 
 
 def _path(setting: TextSetting, data: Path | None) -> str:
     """Return a path with `$DATA` replaced by the node's folder; any other one is refused."""
-    value, where = setting.value, setting.dotted
+    try:
+        return _resolved(setting.value, setting.dotted, data)
+    except (ValueError, OSError, RuntimeError) as exc:  # half a character, a zero, a loop of links
+        raise PolicyRefused(
+            f"workload setting {setting.dotted} = {setting.value[:80]!r} cannot be a path: {type(exc).__name__}",
+            kind="data",
+        ) from exc
+
+
+def _resolved(value: str, where: str, data: Path | None) -> str:
     if value == DATA or value.startswith(f"{DATA}/"):
         return _inside_data(value, data, where)
     if data is not None and value.startswith("/") and Path(value).resolve().is_relative_to(data.resolve()):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -401,11 +402,17 @@ def _dump(info: Mapping[str, Any]) -> str:
     return json.dumps(info, separators=(",", ":")) if info else ""
 
 
+_ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""An escape that may be half a character, which is no text and which no file's name and no message can have."""
+
+
 def _load(text: str, field: str) -> Info:
     if not text:
         return {}
     try:
         value = json.loads(text)
+        if _ESCAPED_HALF.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as exc:
         raise BadMessage(f"{field}: not JSON: {exc}") from exc
     if not isinstance(value, dict):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from fedloom.core.code_files import code_digest, set_text
@@ -12,6 +12,7 @@ from fedloom.core.config import Experiment, plugin_schema
 from fedloom.core.errors import FedloomError, Forbidden, UsageError
 from fedloom.core.kinds import SECTIONS, Kind
 from fedloom.core.records import Info, JsonObject
+from fedloom.core.registry import PartRef
 from fedloom.core.setting_types import SettingKind, text_settings
 
 
@@ -35,7 +36,7 @@ def with_own_code(values: Info, allowed: Collection[str], *, any_path: bool) -> 
             given = own[section] = {"name": given}
         if not isinstance(given, dict):
             continue
-        for steps, code in _named(given, kind):
+        for steps, code in _named(given, kind, lambda name: any_path or name in allowed or name in put_in):
             where = ".".join(map(str, (section, *steps)))
             path = _own_copy(code, where, allowed, any_path=any_path)
             if path is None and (kind is not Kind.WORKLOAD or steps == ("name",)):
@@ -61,16 +62,24 @@ def save_code_here(experiment: Experiment) -> None:
         keep_in_store(CodeName.of(path), path)
 
 
-def _named(table: JsonObject, kind: Kind) -> Iterator[tuple[tuple[str | int, ...], CodeName]]:
-    """Yield the texts of a section that name code: the plug-in's own name first, then settings, when that is known."""
+def _named(
+    table: JsonObject, kind: Kind, may_load: Callable[[str], bool]
+) -> Iterator[tuple[tuple[str | int, ...], CodeName]]:
+    """Yield the texts of a section that name code: the plug-in's own name first, then settings, when that is known.
+
+    A plug-in that is not installed is imported, for the types of its settings, only if `may_load` says so.
+    """
     name = table.get("name")
     code = CodeName.parse(name) if isinstance(name, str) else None
     if code is not None:
         yield ("name",), code
+    own = str(table.get("name"))
+    if not (PartRef(kind, own, "config").installed or may_load(own)):
+        return  # it is refused when the experiment is checked
     try:
-        schema = plugin_schema(kind, str(table.get("name")))
+        schema = plugin_schema(kind, own)
     except FedloomError:
-        return  # it is refused, or reported, when the experiment is checked
+        return  # it is reported when the experiment is parsed
     for setting in text_settings(schema, table):
         found = CodeName.parse(setting.value) if setting.kind in (SettingKind.APP, SettingKind.CODE) else None
         if found is not None and setting.steps != ("name",):

@@ -48,8 +48,8 @@ class _Hosted:
 
     def __init__(self, strategy: flwr.Strategy, config: Config) -> None:
         self.strategy = strategy
-        self.train_config = flwr.ConfigRecord(dict(config.train_config))
-        self.evaluate_config = flwr.ConfigRecord(dict(config.evaluate_config))
+        self.train_config = _record(config.train_config, "strategy.train_config")
+        self.evaluate_config = _record(config.evaluate_config, "strategy.evaluate_config")
 
 
 class FlowerStrategy(Strategy[FlowerState, UpdateList]):
@@ -210,3 +210,15 @@ def build_strategy(config: Config, experiment: Experiment) -> FlowerStrategy:
             f"per round, this run samples {experiment.cohort_size}; raise `cohort`"
         )
     return FlowerStrategy(made, config, hosts_app=hosts_app)
+
+
+def _record(values: Mapping[str, object], key: str) -> flwr.ConfigRecord:
+    """Return settings as Flower's record of them.
+
+    Raises:
+        ConfigError: a value is of a kind that a record cannot have.
+    """
+    try:
+        return flwr.ConfigRecord(dict(values))
+    except (TypeError, ValueError) as exc:
+        raise ConfigError(f"{key}: {exc}") from exc
