@@ -25,8 +25,9 @@ from benchmarks.chaos.network import enter
 from fedloom import api
 from fedloom.client.agent import Agent
 from fedloom.client.grpc_channel import GrpcChannel
-from fedloom.client.policy import Guard, Policy, Usage, WorkloadPolicy
+from fedloom.client.policy import Guard, Policy, WorkloadPolicy
 from fedloom.client.setup import NodeSetup
+from fedloom.client.usage import Usage
 from fedloom.core.addresses import DeviceAddress
 from fedloom.core.identity import Identity
 from fedloom.core.messages import Channel

@@ -14,7 +14,8 @@ import pytest
 from policies import NOON
 
 from fedloom.client.data_view import DataView, file_ids, handles_folder
-from fedloom.client.policy import Guard, Policy, Usage
+from fedloom.client.policy import Guard, Policy
+from fedloom.client.usage import Usage
 from fedloom.core.errors import PolicyRefused
 
 pytestmark = pytest.mark.skipif(not handles_folder().is_dir(), reason="this system shows no handles of processes")

@@ -11,7 +11,8 @@ import pytest
 from policies import NOON, Fleet, guard
 from support_paths import LINEAR, SUPPORT
 
-from fedloom.client.policy import Policy, Usage
+from fedloom.client.policy import Policy
+from fedloom.client.usage import Usage
 from fedloom.core.code_names import CodeName
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, DataMissing, PolicyRefused, QuorumNotReached

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.client.agent import Agent
-from fedloom.client.policy import Guard, Policy, Usage
+from fedloom.client.policy import Guard, Policy
 from fedloom.client.setup import NodeSetup
+from fedloom.client.usage import Usage
 from fedloom.core.config import Experiment
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.fleet.payloads import PayloadStore

@@ -18,9 +18,10 @@ from fedloom.client.grpc_channel import GrpcChannel
 from fedloom.client.helper_processes.process import ProcessHelpers
 from fedloom.client.leftovers import Leftovers, adopt_orphans
 from fedloom.client.memory import MemoryLimits
-from fedloom.client.policy import Guard, Policy, Usage, apply_limits
+from fedloom.client.policy import Guard, Policy, apply_limits
 from fedloom.client.proxy import checked
 from fedloom.client.setup import NodeSetup
+from fedloom.client.usage import Usage
 from fedloom.core import files
 from fedloom.core.errors import Forbidden, RunFailed, UsageError
 from fedloom.core.identity import Identity

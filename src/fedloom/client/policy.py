@@ -9,30 +9,31 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import json
 import os
 import resource
-import subprocess
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
+from fedloom.client.approval import Approval, Approver
 from fedloom.client.data_view import DataView, file_ids, handles_folder
 from fedloom.client.filters import Filters
 from fedloom.client.node_code import NodeCode
-from fedloom.core import files
+from fedloom.client.owner_commands import ask
+from fedloom.client.usage import Usage
+from fedloom.client.withholding import Withhold
 from fedloom.core.accumulators import BUILTIN
 from fedloom.core.code_names import CodeName
 from fedloom.core.config import PluginSettings, Settings, plugin_schema
 from fedloom.core.errors import ConfigError, PolicyRefused
 from fedloom.core.kinds import SECTIONS, Kind
-from fedloom.core.messages import Group
+from fedloom.core.messages import Group, GroupKey, RunSpec
 from fedloom.core.records import Info, JsonObject
 from fedloom.core.registry import PartRef, is_path
 from fedloom.core.setting_types import (
@@ -70,6 +71,10 @@ class WorkloadPolicy(Settings):
     """Names of classes that may be disclosed; of other classes a digest is."""
     evaluation: bool = True
     """Whether models may be evaluated on the node's validation data, which discloses their metrics there."""
+    submitters: tuple[str, ...] | None = None
+    """Names of members whose runs of this workload the node accepts; None for all that the policy accepts."""
+    roles: tuple[Literal["user", "admin"], ...] | None = None
+    """Roles of members whose runs of this workload the node accepts; None for all that the policy accepts."""
 
 
 class Limits(Settings):
@@ -101,7 +106,15 @@ class Limits(Settings):
     min_examples: Annotated[int, Field(ge=0)] = 0
     """Examples a client must have for work on them to be done; 0 for no floor."""
     min_cohort: Annotated[int, Field(ge=0)] = 0
-    """Clients a round of the run must ask for, by its experiment; 0 for no floor."""
+    """Clients a round of the run must ask for, by its experiment; 0 for no floor. Where clients are sites: the sites
+    that `round.min_sites` or the list of `clients` requires."""
+    alone: bool = True
+    """Whether the node takes part in exchanges in which, as the server states, no other client does, so that the sum is
+    its own update. Making the initial model and describing the data are excepted."""
+    runs_per_day: Annotated[int, Field(ge=1)] | None = None
+    """Runs that work is done for in one day of the node's clock; None for no limit."""
+    rounds_per_day: Annotated[int, Field(ge=1)] | None = None
+    """Rounds, all runs together, that work is done for in one day; None for no limit."""
 
 
 class Policy(Settings):
@@ -119,6 +132,10 @@ class Policy(Settings):
     """Roles of members whose runs the node accepts; None for all."""
     filters: Filters = Filters()
     """What is done to each update before it leaves."""
+    withhold: Withhold = Withhold()
+    """Optional parts of what leaves that stay here."""
+    approval: Approval = Approval()
+    """A command that approves runs."""
     tracebacks: bool = False
     """Whether a failure's message and traceback may be sent. They may quote data."""
     share_local_model: bool = False
@@ -143,43 +160,6 @@ class Policy(Settings):
                 f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in exc.errors()
             )
             raise ConfigError(f"{path}: {reported}") from exc
-
-
-class Usage:
-    """Today's traffic in bytes, stored across restarts.
-
-    Args:
-        file: stores the count.
-        now: the node's clock, local time.
-    """
-
-    def __init__(self, file: Path, now: Callable[[], datetime] = datetime.now) -> None:
-        self._file, self._now = file, now
-        self._written = 0.0
-        self._day, self._bytes = "", 0
-        try:
-            stored = json.loads(file.read_text(encoding="utf-8"))
-            self._day, self._bytes = str(stored["day"]), int(stored["bytes"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # no count yet
-
-    def add(self, count: int) -> None:
-        """Count bytes that crossed."""
-        self._bytes = self.today() + count
-        if time.monotonic() - self._written > 1.0:
-            self.save()
-
-    def today(self) -> int:
-        """Bytes since the day began."""
-        day = self._now().date().isoformat()
-        if day != self._day:
-            self._day, self._bytes = day, 0
-        return self._bytes
-
-    def save(self) -> None:
-        """Write the count down."""
-        self._written = time.monotonic()
-        files.write(self._file, json.dumps({"day": self._day, "bytes": self._bytes}))
 
 
 class Guard:
@@ -210,6 +190,7 @@ class Guard:
         self._workload_files = {
             name: NodeCode([name], started_in) for name in policy.workloads if is_path(name) or CodeName.parse(name)
         }
+        self._approver = Approver(policy.approval)
         self._hook_said: tuple[float, str] | None = None
 
     def open_view(self) -> DataView | None:
@@ -217,6 +198,22 @@ class Guard:
         if self._views is None or not handles_folder().is_dir():
             return None
         return DataView(self._views / str(next(self._numbers)), file_ids(self._private))
+
+    def admit_run(self, spec: RunSpec, view: DataView | None = None) -> JsonObject:
+        """Return a run's experiment with the node's own folders inserted; nothing it names has been imported.
+
+        Args:
+            spec: as the server announced it.
+            view: as for `admit_experiment`.
+
+        Raises:
+            PolicyRefused: the policy is against the run or its submitter, or it is not approved.
+        """
+        workload = _name(spec.experiment.get("workload"), "workload")
+        self.admit_submitter(spec.submitter_name, spec.submitter_role, workload)
+        own = self.admit_experiment(spec.experiment, view)
+        self._approver.admit(spec)
+        return own
 
     def admit_experiment(self, experiment: Info, view: DataView | None = None) -> JsonObject:
         """Return the experiment with the node's own folders inserted; nothing it names has been imported.
@@ -239,6 +236,7 @@ class Guard:
             listed = ", ".join(sorted(name.rpartition("/")[2] for name in self.policy.workloads)) or "none"
             raise PolicyRefused(f"workload {workload[:200]!r} is not allowed here (allowed: {listed})", kind="workload")
         self._admit_cohort(experiment)
+        self._admit_withheld(experiment)
         settings = experiment["workload"]
         table = {"name": settings} if isinstance(settings, str) else settings
         own = self._own_settings(workload, table, allowed)
@@ -259,24 +257,30 @@ class Guard:
                 return self.policy.workloads[key]
         return None
 
-    def admit_submitter(self, name: str, role: str) -> None:
+    def admit_submitter(self, name: str, role: str, workload: str = "") -> None:
         """Check whether the node accepts runs of a member; the server names the submitter of a run.
+
+        Args:
+            name, role: of the submitter.
+            workload: the run's; empty for any.
 
         Raises:
             PolicyRefused: it does not.
         """
-        named, roles = self.policy.submitters, self.policy.roles
-        if (roles is not None and role not in roles) or (named is not None and name not in named):
-            raise PolicyRefused(f"runs of {name[:80]!r} ({role[:20] or 'no role'}) are not done here", kind="submitter")
+        allowed = self.workload_policy(workload) if workload else None
+        for each, what in ((self.policy, "runs"), (allowed, f"runs of workload {workload[:80]!r} by")):
+            if each is None:
+                continue
+            if (each.roles is not None and role not in each.roles) or (
+                each.submitters is not None and name not in each.submitters
+            ):
+                of = f"{what} {name[:80]!r}" if each is allowed else f"runs of {name[:80]!r}"
+                raise PolicyRefused(f"{of} ({role[:20] or 'no role'}) are not done here", kind="submitter")
 
     def _admit_cohort(self, experiment: Info) -> None:
         """Refuse a run whose cohort is smaller than the policy's minimum."""
-        floor = self.policy.limits.min_cohort
-        size = experiment.get("cohort") or experiment.get("clients") or 1
-        if not isinstance(size, int):  # sites
-            conduct = experiment.get("round")
-            size = (conduct.get("min_sites") if isinstance(conduct, Mapping) else None) or 1
-        if floor and not (isinstance(size, int) and size >= floor):
+        floor, size = self.policy.limits.min_cohort, _stated_cohort(experiment)
+        if size < floor:
             raise PolicyRefused(f"the run's cohort has {size} clients, expected at least {floor}", kind="data")
 
     def admit_evaluation(self, workload: str) -> None:
@@ -288,6 +292,18 @@ class Guard:
         allowed = self.workload_policy(workload)
         if allowed is not None and not allowed.evaluation:
             raise PolicyRefused("the node's policy forbids evaluation of models on its data", kind="data")
+
+    def _admit_withheld(self, experiment: Info) -> None:
+        """Refuse a run that needs what the node withholds."""
+        if not self.policy.withhold.any:
+            return
+        given = experiment.get("selection")
+        name = _name(given, "selection") if given is not None else str(Kind.SELECTION.default)
+        table = {**given, "name": name} if isinstance(given, Mapping) else {"name": name}
+        needs = frozenset[str]()
+        with contextlib.suppress(pydantic.ValidationError, ConfigError):  # said when the experiment is parsed
+            needs = plugin_schema(Kind.SELECTION, name).model_validate(table).needs_of_clients()
+        self.policy.withhold.admit(needs, name, experiment)
 
     def admit_examples(self, client: int, num_examples: int) -> None:
         """Check whether a client has enough examples for results on them to leave the node.
@@ -363,7 +379,38 @@ class Guard:
             self._admit_part(PartRef(Kind.STRATEGY, rule, "rule"))
         if group.measure is not None:
             self._admit_part(PartRef(Kind.SELECTION, group.measure, "measure"))
+            if self.policy.withhold.any:  # a server may name another measure than that of the run's selection
+                self.policy.withhold.admit_measure(
+                    plugin_schema(Kind.SELECTION, group.measure).measured_facts(), group.measure
+                )
+        self._admit_company(group)
+        self._admit_day(group.key)
         self.admit_now(sum(ref.size for ref in (*group.inputs.values(), *group.states.values()) if not ref.inline))
+        limits = self.policy.limits
+        if limits.runs_per_day is not None or limits.rounds_per_day is not None:
+            self._usage.begin(group.key.run_id, group.key.round)
+
+    def _admit_company(self, group: Group) -> None:
+        """Refuse an exchange with no other client, where the policy is against those."""
+        kinds = {job.kind for job in group.jobs}
+        if self.policy.limits.alone or kinds <= {"init", "describe"} or group.clients > len(group.jobs):
+            return
+        raise PolicyRefused(
+            f"the server states {group.clients or 'no number of'} clients of this exchange, of which {len(group.jobs)} "
+            "would be done here: the node takes part only with others (limits.alone)",
+            kind="alone",
+        )
+
+    def _admit_day(self, key: GroupKey) -> None:
+        """Refuse a run or a round that would be one too many today."""
+        limits, usage = self.policy.limits, self._usage
+        again_s = min(_AGAIN_S, usage.seconds_left())
+        if limits.runs_per_day is not None and usage.runs_with(key.run_id) > limits.runs_per_day:
+            text = f"the node has worked for {limits.runs_per_day} runs today, which is its limit"
+            raise PolicyRefused(text, kind="runs", retry_s=again_s)
+        if limits.rounds_per_day is not None and usage.rounds_with(key.run_id, key.round) > limits.rounds_per_day:
+            text = f"the node has worked for {limits.rounds_per_day} rounds today, which is its limit"
+            raise PolicyRefused(text, kind="rounds", retry_s=again_s)
 
     def admit_now(self, coming: int = 0) -> None:
         """Check whether the node may work now, with `coming` more bytes of traffic.
@@ -389,12 +436,10 @@ class Guard:
     def _admit_bytes(self, coming: int) -> None:
         limit = self.policy.limits.bytes_per_day
         if limit is not None and self._usage.today() + coming > limit:
-            now = self._now()
-            tomorrow = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
             raise PolicyRefused(
                 f"{coming} bytes more would exceed the day's {limit} ({self._usage.today()} so far)",
                 kind="bytes",
-                retry_s=min(_AGAIN_S, max(1.0, (tomorrow - now).total_seconds())),
+                retry_s=min(_AGAIN_S, self._usage.seconds_left()),
             )
 
     def _admit_hour(self) -> None:
@@ -407,7 +452,7 @@ class Guard:
         if not limits.hook:
             return
         if self._hook_said is None or time.monotonic() - self._hook_said[0] > limits.hook_every_s:
-            self._hook_said = time.monotonic(), _run_hook(limits)
+            self._hook_said = time.monotonic(), ask(limits.hook, limits.hook_timeout_s)[1]
         if self._hook_said[1]:
             raise PolicyRefused(f"not now: {self._hook_said[1]}", kind="hook", retry_s=limits.hook_every_s)
 
@@ -419,6 +464,19 @@ def apply_limits(limits: Limits) -> None:
         os.environ[variable] = str(limits.threads)
     if limits.memory_mb is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (limits.memory_mb * 10**6, limits.memory_mb * 10**6))
+
+
+def _stated_cohort(experiment: Info) -> int:
+    """Return how many clients a round of a run has at least, by its experiment."""
+    cohort, clients, table = experiment.get("cohort"), experiment.get("clients"), experiment.get("round")
+    if isinstance(cohort, int):
+        return cohort
+    if isinstance(clients, int):
+        return clients
+    sites = table.get("min_sites") if isinstance(table, Mapping) else None
+    if isinstance(sites, int):
+        return sites
+    return len(clients) if isinstance(clients, list | tuple) else 1
 
 
 def _name(section: object, what: str) -> str:
@@ -509,20 +567,3 @@ def _inside(now: datetime, window: str) -> bool:
     begin, end = window.split("-")
     clock = f"{now:%H:%M}"
     return begin <= clock < end if begin <= end else clock >= begin or clock < end
-
-
-def _run_hook(limits: Limits) -> str:
-    """Return why the node may not work now; empty if it may."""
-    try:
-        done = subprocess.run(limits.hook, capture_output=True, timeout=limits.hook_timeout_s, check=False)
-    except subprocess.TimeoutExpired:
-        return f"the hook did not finish within {limits.hook_timeout_s:g} s"
-    except OSError as exc:
-        return f"the hook cannot be run: {exc.strerror}"
-    if done.returncode == 0:
-        return ""
-    return next(_lines(done.stdout), f"the hook exited with {done.returncode}")
-
-
-def _lines(output: bytes) -> Iterator[str]:
-    return (line.strip()[:200] for line in output.decode(errors="replace").splitlines() if line.strip())

@@ -62,10 +62,9 @@ class Run:
         if self._guard is None:
             here = Path.cwd()
             return Experiment.parse(located(values, NodeCode((str(here),), here, stored_too=True)))
-        self._guard.admit_submitter(self._spec.submitter_name, self._spec.submitter_role)
         self._view = self._guard.open_view()
         try:
-            return Experiment.parse(self._guard.admit_experiment(values, self._view))
+            return Experiment.parse(self._guard.admit_run(self._spec, self._view))
         except BaseException:
             self._close_view()
             raise
@@ -130,7 +129,8 @@ class Run:
         if self._guard is None:
             return info
         allowed = self._guard.workload_policy(self.experiment.workload.name)
-        return disclosed(info, () if allowed is None else allowed.classes, self._spec.run_id)
+        told = disclosed(info, () if allowed is None else allowed.classes, self._spec.run_id)
+        return self._guard.policy.withhold.described(told)
 
     def filtered(self, update: Update, model: Callable[[], Arrays | None]) -> Update:
         """Return an update as the node's policy lets it leave.
@@ -138,9 +138,12 @@ class Run:
         Raises:
             PolicyRefused: the policy has filters, and this update cannot be filtered.
         """
-        if self._guard is None or not self._guard.policy.filters.any:
+        if self._guard is None:
             return update
-        return self._guard.policy.filters.apply(update, model(), np.random.default_rng())
+        policy = self._guard.policy
+        if policy.filters.any:
+            update = policy.filters.apply(update, model(), np.random.default_rng())
+        return policy.withhold.update(update)
 
     def admit_evaluation(self) -> None:
         """Refuse to evaluate a model where the node's policy forbids it.

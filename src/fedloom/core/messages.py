@@ -71,6 +71,8 @@ class Group:
     collects: int | None = None
     states: Mapping[int, PayloadRef] = field(default_factory=dict)
     """Stored states of the clients, by client."""
+    clients: int = 0
+    """Jobs of the exchange, all groups together; 0 if the server does not state it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,9 +30,10 @@ STAGES = frozenset((
     "load", "shard", "inputs", "init", "train", "collect", "evaluate", "monitor", "measure", "statistics", "outgoing",
     "fold", "send", "policy", "deadline", "worker",
 ))  # fmt: skip
-REFUSALS = frozenset(
-    ("workload", "code", "data", "helpers", "bytes", "hours", "hook", "failure", "result", "settings", "submitter")
-)
+REFUSALS = frozenset((
+    "workload", "code", "data", "helpers", "bytes", "hours", "hook", "failure", "result", "settings", "submitter",
+    "alone", "runs", "rounds", "approval",
+))  # fmt: skip
 ERRORS = frozenset((
     *(f"{kind.__module__}.{kind.__name__}" for kind in catalogue()),
     *(kind.__name__ for kind in catalogue()),

@@ -12,11 +12,14 @@ from fedloom.core.protocols import WorkloadInfo
 from fedloom.proto.v1.leaving import calls, sent_fields
 
 _OF_DATA: Mapping[str, str] = {
-    "data": "facts: name, kind, licence, digest of the files, `schema` (a digest of classes, shape and moments)",
-    "client_sizes": "number of examples of each client",
-    "label_counts": "examples of each class, for each client",
+    "data": "facts: name, kind, licence, digest of the files, `schema` (a digest of classes, shape and moments). With "
+    "`withhold.statistics` or `withhold.digests` without these; where any part is "
+    "withheld only facts known to be harmless",
+    "client_sizes": "number of examples of each client; none, or rounded up, with `withhold.sizes`",
+    "label_counts": "examples of each class, for each client; none with `withhold.label_counts` or withheld sizes",
     "label_names": f"names that the policy lists under `classes`, at most {MAX_NAME} characters; of other classes a "
-    f'digest, and "{FEW}" where that is so. More than {MAX_CLASSES} classes: refused',
+    f'digest, and "{FEW}" where that is so; with `withhold.class_names` their numbers. '
+    f"More than {MAX_CLASSES} classes: refused",
     "watch": "metrics that should stay 0, and advice; words of the workload's code",
     "exponentials": "metrics that are exponentials of others; words of the workload's code",
 }

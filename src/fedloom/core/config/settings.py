@@ -42,6 +42,18 @@ class PluginSettings(Settings):
         """
         return {}
 
+    def needs_of_clients(self) -> frozenset[str]:
+        """Return what a selection with these settings needs to know of clients.
+
+        Some of `sizes`, `label_counts` and `firing_rates`: a node that withholds one refuses the run. Empty by default.
+        """
+        return frozenset()
+
+    @classmethod
+    def measured_facts(cls) -> frozenset[str]:
+        """Return what a selection's measure may report of clients, whatever its settings: as for `needs_of_clients`."""
+        return frozenset()
+
     def objects_key(self) -> str:
         """Return the key of the Python objects that the plug-in takes from its program; empty if it takes none.
 

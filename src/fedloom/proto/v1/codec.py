@@ -230,6 +230,7 @@ def _group(group: Group) -> pb.Group:
         measure=group.measure or "",
         park=group.park,
         collects=group.collects,
+        clients=group.clients,
     )
 
 
@@ -259,6 +260,7 @@ def _read_group(message: pb.Group) -> Group:
         measure=message.measure or None,
         park=message.park,
         collects=message.collects if message.HasField("collects") else None,
+        clients=message.clients,
     )
 
 

@@ -246,6 +246,7 @@ class Group(_message.Message):
     PARK_FIELD_NUMBER: _builtins.int
     COLLECTS_FIELD_NUMBER: _builtins.int
     UPDATES_JSON_FIELD_NUMBER: _builtins.int
+    CLIENTS_FIELD_NUMBER: _builtins.int
     knobs_json: _builtins.str
     accumulator: _builtins.str
     measure: _builtins.str
@@ -253,6 +254,8 @@ class Group(_message.Message):
     collects: _builtins.int
     updates_json: _builtins.str
     """Which arrays an update contains: "model", "subset", "accumulator", or a JSON object of array names by group."""
+    clients: _builtins.int
+    """Jobs of the exchange, all groups together."""
     @_builtins.property
     def key(self) -> Global___GroupKey: ...
     @_builtins.property
@@ -279,10 +282,11 @@ class Group(_message.Message):
         park: _builtins.bool = ...,
         collects: _builtins.int | None = ...,
         updates_json: _builtins.str = ...,
+        clients: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_collects", b"_collects", "collects", b"collects", "key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_collects", b"_collects", "accumulator", b"accumulator", "collects", b"collects", "inputs", b"inputs", "jobs", b"jobs", "key", b"key", "knobs_json", b"knobs_json", "measure", b"measure", "park", b"park", "rules", b"rules", "states", b"states", "updates_json", b"updates_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_collects", b"_collects", "accumulator", b"accumulator", "clients", b"clients", "collects", b"collects", "inputs", b"inputs", "jobs", b"jobs", "key", b"key", "knobs_json", b"knobs_json", "measure", b"measure", "park", b"park", "rules", b"rules", "states", b"states", "updates_json", b"updates_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__collects: _TypeAlias = _typing.Literal["collects"]  # noqa: Y015
     _WhichOneofArgType__collects: _TypeAlias = _typing.Literal["_collects", b"_collects"]  # noqa: Y015

@@ -55,7 +55,7 @@ _WORDS: Mapping[str, Mapping[str, str]] = {
     },
     "Report": {
         "client": "the client's number",
-        "num_examples": "its number of examples",
+        "num_examples": "its number of examples; with `withhold.sizes` rounded up, or 1",
         "seconds": "seconds its job took",
         "metrics": "see Metric",
         "info_json": "numbers and texts that the workload, the selection's measure or the monitor's watch reports",
@@ -69,7 +69,7 @@ _WORDS: Mapping[str, Mapping[str, str]] = {
     "Metric": {
         "name": "the metric's name",
         "sum": "the sum over the client's examples",
-        "weight": "the weight of the sum, such as the number of examples",
+        "weight": "the weight of the sum, such as the number of examples; with `withhold.sizes` scaled like it, or 1",
     },
     "Failure": {
         "client": "the client's number",
@@ -87,7 +87,8 @@ _WORDS: Mapping[str, Mapping[str, str]] = {
     "Refusal": {
         "key": _KEY,
         "reason": "why, in words: names of allowed workloads, working hours, bytes of today and their limit, SHA-256 "
-        "of listed code of the same name, or the first line the hook printed",
+        "of listed code of the same name, limits of runs and rounds, or the first line that the hook or the approval "
+        "command printed",
         "retry_s": "seconds after which asking again may help",
         "kind": "which part of the policy is against it",
     },

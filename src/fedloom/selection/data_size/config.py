@@ -7,3 +7,6 @@ class Config(PluginSettings):
     """Selection proportional to the number of examples, without replacement."""
 
     name: str = "data_size"
+
+    def needs_of_clients(self) -> frozenset[str]:
+        return frozenset({"sizes"})

@@ -17,3 +17,6 @@ class Config(PluginSettings):
     """Exponent of the imbalance for the last place; in between it grows evenly. beta_m."""
     exploration: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 10.0
     """Factor of the term that favours clients seldom chosen, for the first place; lambda."""
+
+    def needs_of_clients(self) -> frozenset[str]:
+        return frozenset({"label_counts"})

@@ -48,3 +48,10 @@ class Config(CandidateSettings):
     def knobs(self, *, gain: bool) -> Info:
         """Return the measure's knobs."""
         return {"norm": self.norm, "layers": self.layers, "measurement": self.measurement, "gain": gain}
+
+    def needs_of_clients(self) -> frozenset[str]:
+        return frozenset({"firing_rates", *(("sizes",) if self.candidate_draw == "examples" else ())})
+
+    @classmethod
+    def measured_facts(cls) -> frozenset[str]:
+        return frozenset({"firing_rates"})

@@ -11,3 +11,6 @@ class Config(CandidateSettings):
     name: str = "label_oracle"
     objective: Literal["kl", "qcid"] = "kl"
     """Measure of the pool's distance from uniform: Kullback-Leibler divergence, or quadratic class imbalance."""
+
+    def needs_of_clients(self) -> frozenset[str]:
+        return frozenset({"label_counts"})

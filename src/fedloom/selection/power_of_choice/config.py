@@ -15,3 +15,6 @@ class Config(CandidateSettings):
     """Candidates for each place in the cohort, d / m, if `candidates` is not set; rounded up, at most all N."""
     candidate_draw: Literal["examples", "uniform"] = "examples"
     """Candidates proportional to their number of examples (as published), or uniformly (if sizes are unknown)."""
+
+    def needs_of_clients(self) -> frozenset[str]:
+        return frozenset({"sizes"} if self.candidate_draw == "examples" else ())

@@ -30,3 +30,10 @@ class Config(CandidateSettings):
     """Rounds after which a client's report is forgotten; 0 stores none, None stores it until the next report."""
     decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
     """Factor on a remembered gain for each round of its age; dimensionless. 1 weighs old reports like new ones."""
+
+    def needs_of_clients(self) -> frozenset[str]:
+        return frozenset({"label_counts" if self.credit == "error" else "firing_rates"})
+
+    @classmethod
+    def measured_facts(cls) -> frozenset[str]:
+        return frozenset({"label_counts", "firing_rates"})

@@ -11,3 +11,10 @@ class Config(CandidateSettings):
     name: str = "spike_activity"
     resolution: Literal["neurons", "layers"] = "neurons"
     """Content of a candidate's report: the mean rate of every neuron, compared layer by layer, or of every layer."""
+
+    def needs_of_clients(self) -> frozenset[str]:
+        return frozenset({"firing_rates"})
+
+    @classmethod
+    def measured_facts(cls) -> frozenset[str]:
+        return frozenset({"firing_rates"})

@@ -223,6 +223,7 @@ class Dispatch:
                 park=spec.park,
                 collects=spec.collects,
                 states={client: self._refer(node, offer) for client, offer in states.items()},
+                clients=opened.clients,
             )
         )
 

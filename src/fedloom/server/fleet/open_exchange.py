@@ -174,6 +174,11 @@ class OpenExchange:
         return index in self.done or (index, name) in self.failed
 
     @property
+    def clients(self) -> int:
+        """Return the number of jobs of the groups that are not in reserve."""
+        return sum(len(group.jobs) for index, group in enumerate(self.groups) if index not in self.reserve)
+
+    @property
     def in_work(self) -> int:
         """Return the number of assigned groups."""
         return len(self.groups) - len(self.pending) - len(self.reserve) - len(self.done)
