@@ -83,6 +83,7 @@ bench-base: install ## Measure rounds here against those of commit BASE, in pair
 bench-fleet: install ## Measure idle agents, a broadcast to fifty, acknowledgements, and memory over a thousand rounds
 	$(BIN)/python -m benchmarks.idle
 	$(BIN)/python -m benchmarks.idle --members
+	$(BIN)/python -m benchmarks.sites
 	$(BIN)/python -m benchmarks.broadcast
 	$(BIN)/python -m benchmarks.acknowledgement
 	$(BIN)/python -m benchmarks.endurance

@@ -108,6 +108,8 @@ class Dispatch:
 
     def push(self) -> None:
         """Push pending groups to agents with capacity, the least busy first; among runs, the least served first."""
+        if not any(opened.pending for opened in self._open.values()):
+            return  # after most results: what follows takes time for every node
         # A session's first heartbeat lists its groups; before that its needs are unknown.
         assigned = {name: self._load(node) for name, node in self._nodes.items() if node.online and not node.fresh}
         wanting = {name for name, count in assigned.items() if count <= 1}
