@@ -14,6 +14,7 @@ from fedloom.core.errors import StorageFull, UsageError
 from fedloom.core.history import Traffic
 from fedloom.core.records import ClientFailure
 from fedloom.reporting import page, write_report
+from fedloom.reporting.lines import lost_line
 from fedloom.reporting.run_folder import RunFolder
 from fedloom.reporting.sections.participation import count
 from fedloom.reporting.sections.partition import by_likeness, effective_classes
@@ -212,3 +213,19 @@ def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UsageError, match="cannot be written"):
         page.write_page(tmp_path / "file" / "x.html", "")
+
+
+def test_one_cause_of_several_clients_and_rounds_is_one_row(runs: Any) -> None:
+    def failure(client: int, round: int) -> ClientFailure:
+        where = f"client {client}, round {round}: " if client % 2 else f"client {client}: "
+        said = {"error": "fedloom.core.errors.BadUpdate", "message": f"{where}array 'w' is not finite"}
+        return ClientFailure(client=client, round=round, stage="fold", node="lab-1", **said)
+
+    lost = {round: [failure(client, round) for client in (3, 4)] for round in (1, 2)}
+    records = [runs.round(round, [3, 4, 5], failures=lost[round]) for round in (1, 2)]
+    page = write_report(runs.make(records=records, status="done")).read_text(encoding="utf-8")
+    row = '<th scope="row">BadUpdate: array &#x27;w&#x27; is not finite</th><td>fold</td><td>3, 4</td><td>1, 2</td>'
+    assert page.count(row) == 1
+    assert lost_line(lost[1][0]) == (
+        "client 3 failed in round 1, stage fold on lab-1: BadUpdate: array 'w' is not finite"
+    )

@@ -113,10 +113,23 @@ def _resumed(event: RunStarted) -> str:
 def lost_line(failure: ClientFailure) -> str:
     """Return a failed client with the cause, on one line."""
     where = f" on {failure.node}" if failure.node else ""
-    message = " ".join(failure.message.split())
+    error, message = cause(failure)
+    message = " ".join(message.split())
     message = message if len(message) <= _MOST_CAUSE else f"{message[:_MOST_CAUSE]}…"
     who = f"client {failure.client} failed in round {failure.round}, stage {failure.stage}{where}"
-    return harmless(f"{who}: {failure.error}: {message}")
+    return harmless(f"{who}: {error}: {message}")
+
+
+def cause(failure: ClientFailure) -> tuple[str, str]:
+    """Return a failure's error without its module, and its message without the client and round it begins with.
+
+    Failures of several clients, or rounds, with one cause are then the same.
+    """
+    own = f"client {failure.client}"
+    for start in (f"{own}, round {failure.round}: ", f"{own}: "):
+        if failure.message.startswith(start):
+            return failure.error.rpartition(".")[2], failure.message[len(start) :]
+    return failure.error.rpartition(".")[2], failure.message
 
 
 def _measured(record: RoundRecord, held_out: bool) -> Mapping[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from fedloom.core.records import ClientFailure
+from fedloom.reporting.lines import cause
 from fedloom.reporting.markup import Markup, printable, table, tag
 from fedloom.reporting.page import folded, section
 from fedloom.reporting.quantities import bytes_text
@@ -18,7 +19,8 @@ def failures(run: RunFolder) -> Markup:
     """Return a table of causes, with an example of each; notices of the run below."""
     causes: dict[tuple[str, str, str], list[ClientFailure]] = defaultdict(list)
     for failure in run.failures:
-        causes[failure.stage, failure.error, _first_line(failure.message)].append(failure)
+        error, message = cause(failure)
+        causes[failure.stage, error, _first_line(message)].append(failure)
     ranked = sorted(causes.items(), key=lambda item: (-len(item[1]), item[0]))
     return section("Missing updates", *(_found(ranked) if ranked else [_none(run)]), _notices(run))
 
