@@ -8,10 +8,13 @@ import hashlib
 import itertools
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from benchmarks.fuzz import csr
 from benchmarks.fuzz.certificates import excess
+from benchmarks.fuzz.disclosure import fuzz_disclosure
+from benchmarks.fuzz.settings import CANARY, SettingsFuzz
 from cryptography import x509
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -191,3 +194,31 @@ def registry(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> 
         secret = registry.create_token("member", "node", {}, 60.0, 1)
         registry.join(secret, lambda name, role: authority.sign_key(make_key().public_key(), name, role, 60.0))
         yield registry
+
+
+@pytest.fixture
+def settings_fuzz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SettingsFuzz:
+    monkeypatch.setenv("FEDLOOM_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "fuzz").mkdir()
+    return SettingsFuzz(tmp_path / "fuzz")
+
+
+def test_no_text_in_any_setting_runs_code_or_leads_out(settings_fuzz: SettingsFuzz) -> None:
+    assert settings_fuzz.run(100, seed=7) == []
+
+
+def test_code_that_runs_and_paths_that_pass_are_seen(
+    settings_fuzz: SettingsFuzz, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oracle of the test above, with checks that let everything by."""
+    monkeypatch.setattr("benchmarks.fuzz.settings.check_submission", lambda values, allowed: None)
+    monkeypatch.setattr("benchmarks.fuzz.settings.text", lambda rng, extra=(): f"./{CANARY}.py")
+    assert any("ran code" in wrong for wrong in settings_fuzz.run(100, seed=7))
+    monkeypatch.setattr("benchmarks.fuzz.settings.Guard.admit_experiment", lambda guard, values: values)
+    assert any("passes" in wrong for wrong in settings_fuzz.run(100, seed=8))
+
+
+def test_no_class_leaves_that_the_policy_does_not_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fuzz_disclosure(60, seed=7) == []
+    monkeypatch.setattr("benchmarks.fuzz.disclosure.disclosed", lambda info, listed, run_id: info)
+    assert fuzz_disclosure(60, seed=7)
