@@ -148,18 +148,25 @@ def test_runtimes_have_equal_bits(runtime: dict[str, Any]) -> None:
     assert [record.evaluation for record in inline.history] == [record.evaluation for record in other.history]
 
 
-def test_a_resumed_run_has_the_same_bits(tmp_path: Path) -> None:
-    made = experiment({**SMALL, "modes": ["auglocal_mlaan"]}, rounds=4, clients=2, checkpoint={"every": 1})
+@pytest.mark.parametrize("moment", ["RoundFinished", "ClientsDone"], ids=["between rounds", "inside a round"])
+def test_a_resumed_run_has_the_same_bits(tmp_path: Path, moment: str) -> None:
+    settings: dict[str, Any] = {"clients": 3, "checkpoint": {"every": 1}, "round": {"group_size": 1}}
+    made = experiment({**SMALL, "modes": ["auglocal_mlaan"]}, rounds=4, **settings)
     whole = api.run(made, out=tmp_path / "whole")
 
     class Stop:
+        seen = 0
+
         def write(self, event: Any) -> None:
-            if type(event).__name__ == "RoundFinished" and event.record.round == 2:
+            if type(event).__name__ != moment:
+                return
+            self.seen += 1
+            if self.seen == (2 if moment == "RoundFinished" else 5):  # one for each of three clients in a round
                 raise KeyboardInterrupt
 
         def close(self) -> None: ...
 
-    with pytest.raises(Interrupted):
+    with pytest.raises((Interrupted, KeyboardInterrupt)):
         api.run(made, out=tmp_path / "cut", sinks=[Stop()])
     assert api.resume(tmp_path / "cut").summary.model_sha256 == whole.summary.model_sha256
 
