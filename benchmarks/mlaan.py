@@ -10,14 +10,16 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fedloom.workloads.mlaan.auxiliary import Plan
 from fedloom.workloads.mlaan.config import Config
-from fedloom.workloads.mlaan.heads import Batch
+from fedloom.workloads.mlaan.heads import Batch, Head
 from fedloom.workloads.mlaan.leap import window
 from fedloom.workloads.mlaan.learner import Contest
 from fedloom.workloads.mlaan.steps import LocalSteps
@@ -46,6 +48,21 @@ def differentiated(act: Callable[[Tensor], Tensor], x: Tensor, *, inside: bool) 
     return run
 
 
+def classified(steps: LocalSteps, batch: Batch, z: Tensor) -> Tensor:
+    """The last module's loss."""
+    return F.cross_entropy(steps.backbone.classifier(z), batch.y)
+
+
+def lost(head: Head, batch: Batch, z: Tensor) -> Tensor:
+    """A head's loss."""
+    return head.loss(z, z, batch)
+
+
+def leaped(steps: LocalSteps, module: int, z: Tensor) -> Tensor:
+    """Features after a module's leap augmented blocks."""
+    return steps.averages.leaped(z, steps.auxiliary.copied[module], steps.auxiliary.chain(module))
+
+
 def parts(steps: LocalSteps, batch: Batch, times: int) -> dict[str, float]:
     """Seconds of the passes of one step: modules, heads with their losses, leaps; each alone, times its count."""
     found, x, size = {"modules": 0.0, "heads": 0.0, "leaps": 0.0}, batch.x, steps.settings.window
@@ -54,21 +71,19 @@ def parts(steps: LocalSteps, batch: Batch, times: int) -> dict[str, float]:
         # once by itself, and once in each window: as its first module without a gradient to the input, else with one
         inside = sum(module in window(end, size) and window(end, size).start != module for end in range(last + 1))
         first = 1 + sum(window(end, size).start == module for end in range(last + 1))
-        run = lambda z, module=module: steps.run(module, z)  # noqa: E731
+        run = partial(steps.run, module)
         found["modules"] += first * median(differentiated(run, x, inside=False), times)
         found["modules"] += inside * median(differentiated(run, x, inside=True), times)
         x = steps.run(module, x).detach()
         if module == last:
-            head = lambda z: torch.nn.functional.cross_entropy(steps.backbone.classifier(z), batch.y)  # noqa: E731
-            found["heads"] += 2 * median(differentiated(head, x, inside=True), times)
+            found["heads"] += 2 * median(differentiated(partial(classified, steps, batch), x, inside=True), times)
             continue
-        own = steps.auxiliary.head(module, "independent")
-        found["heads"] += median(differentiated(lambda z, own=own: own.loss(z, z, batch), x, inside=True), times)
-        chain, copied = steps.auxiliary.chain(module), steps.auxiliary.copied[module]
-        leap = lambda z, copied=copied, chain=chain: steps.averages.leaped(z, copied, chain)  # noqa: E731
+        own, end = steps.auxiliary.head(module, "independent"), steps.auxiliary.head(module, "cascade")
+        found["heads"] += median(differentiated(partial(lost, own, batch), x, inside=True), times)
+        leap = partial(leaped, steps, module)
         found["leaps"] += median(differentiated(leap, x, inside=True), times)
-        z, end = leap(x).detach(), steps.auxiliary.head(module, "cascade")
-        found["heads"] += median(differentiated(lambda z, end=end: end.loss(z, z, batch), z, inside=True), times)
+        z = leap(x).detach()
+        found["heads"] += median(differentiated(partial(lost, end, batch), z, inside=True), times)
     return found
 
 

@@ -16,6 +16,7 @@ from fedloom.strategies.mano.workload.workload import Scoring
 from fedloom.strategies.meat.workload.workload import AdversarialTraining
 from fedloom.workloads._data.rows import RowShard
 from fedloom.workloads.causal_lm.workload import CausalLM
+from fedloom.workloads.hubert_ee.workload import EarlyExitSpeech
 from fedloom.workloads.image_classification.workload import ImageClassification
 from fedloom.workloads.mlaan.workload import LocalLearning
 from fedloom.workloads.spiking_classification.workload import SpikingClassification
@@ -68,6 +69,10 @@ def mlaan(
     return it, it, it, it
 
 
+def hubert_ee(it: EarlyExitSpeech) -> Workload[RowShard]:
+    return it
+
+
 def flower(it: FlowerWorkload) -> tuple[Workload[AppShard], HasActions, KeepsClientState[AppShard]]:
     return it, it, it
 
@@ -86,6 +91,7 @@ DECLARED: dict[str, Callable[..., object]] = {
         mano,
         meat,
         mlaan,
+        hubert_ee,
         flower,
         torch,
     )
