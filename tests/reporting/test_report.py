@@ -218,8 +218,8 @@ def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
 def test_one_cause_of_several_clients_and_rounds_is_one_row(runs: Any) -> None:
     def failure(client: int, round: int) -> ClientFailure:
         where = f"client {client}, round {round}: " if client % 2 else f"client {client}: "
-        said = {"error": "fedloom.core.errors.BadUpdate", "message": f"{where}array 'w' is not finite"}
-        return ClientFailure(client=client, round=round, stage="fold", node="lab-1", **said)
+        error, message = "fedloom.core.errors.BadUpdate", f"{where}array 'w' is not finite"
+        return ClientFailure(client=client, round=round, stage="fold", error=error, message=message, node="lab-1")
 
     lost = {round: [failure(client, round) for client in (3, 4)] for round in (1, 2)}
     records = [runs.round(round, [3, 4, 5], failures=lost[round]) for round in (1, 2)]
