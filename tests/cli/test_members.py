@@ -47,9 +47,10 @@ def test_a_device_joins_and_prints_what_to_do_next(
     assert JoinToken.decode(token).address == f"127.0.0.1:{fleet.server.enroll_port}"
     shown = said("join", token, "--allow", "image_classification=digits")
     node = tmp_path / "config" / "fedloom" / "node"
-    assert shown == (
-        f"joined {fleet.address} as node lab-1; its policy is {node}/policy.toml\nstart it with: fedloom client\n"
-    )
+    first, *rules, last = shown.splitlines()
+    assert first == f"joined {fleet.address} as node lab-1; its policy is {node}/policy.toml"
+    assert rules[0].startswith(f"  workload image_classification is allowed, with $DATA = {tmp_path}/digits")
+    assert all(rule.startswith("  ") for rule in rules) and last == "start it with: fedloom client"
     assert f'data = "{tmp_path}/digits"' in (node / "policy.toml").read_text(encoding="utf-8")
     assert "lab-1" in said("node", "list", *as_admin)
     assert "site=lab" in said("node", "show", "lab-1", *as_admin)

@@ -229,6 +229,8 @@ def test_work_that_breaks_a_rule_is_refused_with_a_reason_that_the_run_shows(pla
 @pytest.mark.slow
 def test_a_days_runs_and_rounds_are_counted_over_restarts_of_the_node(place: Place) -> None:
     site = place.site("north", "[limits]\nruns_per_day = 2\nrounds_per_day = 5")
+    said = (place.fleet.folder / "log-north").read_text(encoding="utf-8")
+    assert "node north: at most 2 runs a day" in said and "node north: at most 5 rounds a day" in said
     assert place.run("a")[0].summary.status == "done"
     site.stop()
     site.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import sys
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedloom.cli.terminal import Verb, output, print_table, print_warning
-from fedloom.core.errors import ServerUnreachable, Unauthenticated, UsageError
+from fedloom.core.errors import ConfigError, ServerUnreachable, Unauthenticated, UsageError
 
 if TYPE_CHECKING:
     from fedloom.client.admin import AdminClient, MemberRow, TokenRow
@@ -76,6 +77,8 @@ def join(
 ) -> None:
     """Enrol this machine: verify the server, create a key, obtain a certificate."""
     from fedloom.client import enroll
+    from fedloom.client.policy import Policy
+    from fedloom.client.rules_text import rules_in_force
     from fedloom.core import files
     from fedloom.core.identity import default_folder
 
@@ -89,6 +92,9 @@ def join(
         if allow or not file.exists():
             files.write(file, policy, private=True)
         typer.echo(f"joined {joined.address} as node {joined.name}; its policy is {file}")
+        with contextlib.suppress(ConfigError):  # said when the node is started
+            for rule in rules_in_force(Policy.load(file)):
+                typer.echo(f"  {rule}")
         if not allow:
             typer.echo("it refuses all work until that file allows a workload")
         typer.echo(f"start it with: fedloom client{_with_identity(joined.folder, default_folder('node'))}")

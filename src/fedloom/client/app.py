@@ -20,6 +20,7 @@ from fedloom.client.leftovers import Leftovers, adopt_orphans
 from fedloom.client.memory import MemoryLimits
 from fedloom.client.policy import Guard, Policy, apply_limits
 from fedloom.client.proxy import checked
+from fedloom.client.rules_text import rules_in_force
 from fedloom.client.setup import NodeSetup
 from fedloom.client.usage import Usage
 from fedloom.core import files
@@ -82,6 +83,8 @@ def run_member(
     if file.exists():
         files.require_unwritable_by_others(file, "the policy")
     policy = Policy.load(file)
+    for rule in rules_in_force(policy):
+        _log.info("node %s: %s", identity.name, rule, extra={"node": identity.name})
     _warn(policy, identity.name, file)
     apply_limits(policy.limits)
     adopt_orphans()
