@@ -12,6 +12,7 @@ from fedloom.cli.reference.__main__ import stale
 from fedloom.client.facts import WORDS, facts
 from fedloom.proto.v1 import enroll_pb2, fleet_pb2, leaving
 from fedloom.proto.v1.leaving import calls, sent_fields
+from fedloom.server.access.gate import ALLOWED
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "explanation" / "trust.md").read_text(encoding="utf-8")
@@ -33,6 +34,11 @@ def test_every_field_that_a_node_sends_is_listed() -> None:
         for name in message.DESCRIPTOR.fields_by_name:
             assert (message.DESCRIPTOR.name, name) in fields and f"| `{name}` |" in PAGE
     assert {name for name, _ in calls()} >= {"Fleet.Register", "Fleet.Work", "Fleet.Upload", "Enroll.Join"}
+
+
+def test_every_call_that_a_node_may_make_is_listed() -> None:
+    allowed = {call.replace("/", ".") for call, roles in ALLOWED.items() if "node" in roles}
+    assert len(allowed) > 5 and allowed <= {name for name, _ in calls()}
 
 
 @pytest.mark.parametrize("field", ["metrics", "message"])
@@ -65,3 +71,15 @@ def test_the_tests_that_the_table_names_are_there() -> None:
         named = re.findall(r"`(tests/[\w/]+\.py)`", row[3])
         assert named, row
         assert all((ROOT / file).is_file() for file in named), row
+
+
+def test_every_attack_has_tests_that_are_there() -> None:
+    page = (ROOT / "docs" / "explanation" / "attacks.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
+        assert named, row
+        for file, name in named:
+            source = (ROOT / file).read_text(encoding="utf-8")
+            assert re.search(rf"^ *(?:def|class) {name}\b", source, re.MULTILINE), (file, name)

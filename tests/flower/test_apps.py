@@ -394,3 +394,17 @@ def test_records_come_back_exactly(content: Any) -> None:
         for key, value in values.items():
             if kind != "arrays":
                 assert type(back[name][key]) is type(value)
+
+
+def test_a_component_may_be_an_installed_module_but_not_what_that_imported(
+    apps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Server and node allow modules by name before; the loader takes the module's own objects alone."""
+    (tmp_path / "site_models_of_tests.py").write_text("import os\ndef make():\n    return 1\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    folder = apps / "quickstart"
+    found = app_folders.load_component(folder, "site_models_of_tests:make", "workload.initial_arrays")
+    assert callable(found) and found() == 1
+    for component in ("site_models_of_tests:os.abort", "site_models_of_tests:os", "os:abort", "this:x", "no_such:x"):
+        with pytest.raises(ConfigError, match=r"workload\.initial_arrays"):
+            app_folders.load_component(folder, component, "workload.initial_arrays")
