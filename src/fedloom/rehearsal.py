@@ -110,7 +110,8 @@ def check_submission(experiment: Experiment) -> None:
     """Check the user's plug-ins of an experiment before it is submitted, as far as that can be done here.
 
     Strategy, selection and monitor are tried with a stand-in for the workload first; what fails then is tried with the
-    workload itself. Data or packages that only nodes have are no mistake.
+    workload itself. Data or packages that only nodes have are no mistake: a
+    workload that reads `$DATA` is not tried.
 
     Raises:
         PluginInvalid: a plug-in does not do what its interface says.
@@ -123,6 +124,8 @@ def check_submission(experiment: Experiment) -> None:
         with contextlib.suppress(FedloomError):
             _rehearse(Experiment.parse(stand_in))
             return
+    if experiment.reads_data_of_nodes():
+        return  # below $DATA, which only nodes have
     try:
         _rehearse(experiment)
     except PluginInvalid:

@@ -248,3 +248,20 @@ def test_data_of_each_node_is_pointed_out_where_clients_are_virtual(
     said = capsys.readouterr()
     assert said.out == "r7\n"
     assert said.err.count("every node splits its $DATA among 3 virtual clients") == notes
+
+
+def test_a_users_workload_that_reads_data_of_nodes_is_submitted_untried(
+    control: type[FakeControl], tmp_path: Path
+) -> None:
+    code = (
+        "from pathlib import Path\nfrom fedloom.core.config import PluginSettings\n"
+        "from fedloom.core.setting_types import DataPath\n"
+        'class Config(PluginSettings):\n    file: DataPath = "$DATA/table.csv"\n'
+        "def build_workload(config, experiment):\n    return Path(config.file).read_text()\n"
+    )
+    (tmp_path / "mine.py").write_text(code, encoding="utf-8")
+    (tmp_path / "x.toml").write_text(
+        'rounds = 1\nclients = "nodes"\nstrategy = "fedavg"\nworkload = "./mine.py"\n', encoding="utf-8"
+    )
+    assert main(["submit", str(tmp_path / "x.toml"), *SERVER]) == 0
+    assert [one.of_sites for one in control.asked if isinstance(one, Experiment)] == [True]
