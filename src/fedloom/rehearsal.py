@@ -145,6 +145,8 @@ def explained(error: FedloomError, experiment: Experiment) -> FedloomError:
     if isinstance(error, PluginInvalid) or not isinstance(error, ClientFailed | RunFailed) or cause is None:
         return error
     users = users_parts(experiment)
+    if not isinstance(cause, Exception):  # sys.exit() in a client's code is that client's failure
+        return error
     if not isinstance(cause, FedloomError):
         return plugin_fault(_stage_words(error), cause) if raised_in(cause) and users else error
     if not isinstance(cause, BadUpdate):
@@ -194,7 +196,13 @@ def _stage_of(error: FedloomError) -> str:
 
 
 def _stage_words(error: FedloomError) -> str:
-    return f"{_stage_of(error)} of a client" if _stage_of(error) else "a plug-in"
+    """Return what failed, as `train of client 1, round 1`."""
+    whose = str(error).partition(", stage ")[0]
+    return (
+        f"{_stage_of(error)} of {whose if whose.startswith('client ') else 'a client'}"
+        if _stage_of(error)
+        else "a plug-in"
+    )
 
 
 def _rehearse(experiment: Experiment) -> None:
