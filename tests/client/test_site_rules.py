@@ -271,6 +271,8 @@ def test_withheld_sizes_need_uniform_weights(tmp_path: Path) -> None:
         assert "set round.weighting = 'uniform'" in str(said)
     made.admit_experiment(experiment(clients=9, round={"weighting": "uniform"}))
     made.admit_experiment(experiment(clients=9, cohort=1))
+    for sites in ("nodes", ["north", "south"]):
+        made.admit_experiment(experiment(clients=sites))  # the server makes their weights uniform
     bucketed = guard(tmp_path, **ALLOWED, withhold={"sizes": "bucketed"})
     bucketed.admit_experiment(experiment(clients=9))
 

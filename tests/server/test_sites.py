@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 from site_fleet import Sites, experiment, rows, train_rows
 
+from fedloom.core.accumulators import UpdateList
 from fedloom.core.config import Experiment
 from fedloom.core.errors import Interrupted, QuorumNotReached
 from fedloom.core.events import Notice
 from fedloom.core.protocols import Roster
-from fedloom.core.records import ClientFailure, ClientReport, Mean
+from fedloom.core.records import ClientFailure, ClientReport, Mean, Update
 from fedloom.reporting import write_report
 from fedloom.server.rounds import sites as sites_module
 from fedloom.server.rounds.choices import replay_run
+from fedloom.server.rounds.counts import Collected, RoundCounts
+from fedloom.server.rounds.equal_counts import counted_alike
 from fedloom.server.rounds.session import Outcome, run_session
 from fedloom.server.rounds.site_metrics import site_section
 from fedloom.server.store.disk_run_store import DiskRunStore
@@ -286,3 +289,67 @@ def test_a_nodes_smallest_cohort_is_compared_with_the_sites_that_a_round_needs(s
     assert sites.run(experiment(rounds=1, round={"min_sites": 2})).error is None
     outcome = sites.run(experiment(rounds=1))
     assert outcome.error is not None and "cohort has 1 clients, expected at least 2" in str(outcome.error)
+
+
+GIVEN = {"mean": [0.0] * 3, "std": [1.0] * 3}
+HIDES = {"withhold": {"sizes": "withheld"}}
+
+
+def alone(*names: str) -> tuple[Any, float]:
+    """Return the plain mean of sites' models, and of their losses with it."""
+    held = {name: rows(name)[0][np.arange(len(rows(name)[0])) % 5 == 4] for name in names}
+    w = np.mean([train_rows(name).mean(0) for name in names], axis=0)
+    return w, float(np.mean([((x - w) ** 2).sum(1).mean() for x in held.values()]))
+
+
+@pytest.mark.parametrize("hides", ["a", "c"], ids=["the first site", "the last site"])
+@pytest.mark.parametrize("weighting", ["examples", "uniform"])
+def test_a_site_that_withholds_its_size_makes_all_count_the_same(sites: Sites, hides: str, weighting: str) -> None:
+    for name in "abc":
+        sites.start(name, **(HIDES if name == hides else {}))
+    log = EventLog()
+    one = experiment(rounds=2, workload={"data": GIVEN}, round={"weighting": weighting, "min_sites": 3})
+    outcome = sites.run(one, sinks=[log])
+    assert outcome.error is None
+    w, loss = alone("a", "b", "c")
+    np.testing.assert_allclose(outcome.arrays["w"], w, rtol=1e-12)
+    assert outcome.history[-1].evaluation is not None
+    assert outcome.history[-1].evaluation["loss"] == pytest.approx(loss)
+    assert outcome.history[-1].metrics["times"] == 2.0
+    want = f"updates weigh the same, since {hides} withheld the number of examples"
+    said = [event.message for event in log.of(Notice) if "weigh" in event.message]
+    assert [message.endswith(want) for message in said] == [True] * (weighting == "examples"), said
+
+
+def test_a_later_site_that_withholds_its_size_makes_all_count_the_same_from_then_on(sites: Sites) -> None:
+    sites.start("a", "b")
+    store, log, stop = MemoryRunStore("run"), EventLog(), threading.Event()
+    one = experiment(rounds=4, workload={"data": GIVEN})
+    after = {1: lambda: sites.start("c", **HIDES), 3: stop.set}
+    assert isinstance(sites.run(one, store=store, after=after, sinks=[log], stop=stop).error, Interrupted)
+    assert [line.settings for line in store.rosters() if line.joined] == [[], ['round.weighting="uniform"']]
+    outcome = sites.run(one, store=store, sinks=[log])
+    assert outcome.error is None
+    both = np.concatenate([train_rows("a"), train_rows("b")]).mean(0)
+    held = np.concatenate([rows(name)[0][np.arange(len(rows(name)[0])) % 5 == 4] for name in "ab"])
+    w, loss = alone("a", "b", "c")
+    found = [record.evaluation["loss"] for record in outcome.history if record.evaluation is not None]
+    assert found == pytest.approx([float(((held - both) ** 2).sum(1).mean()), loss, loss, loss])
+    np.testing.assert_allclose(outcome.arrays["w"], w, rtol=1e-12)
+    assert len([event for event in log.of(Notice) if "weigh the same" in event.message]) == 1
+
+
+def test_separate_updates_count_the_same_where_a_size_is_withheld() -> None:
+    total = UpdateList()
+    for client, size in enumerate((1, 30, 0)):
+        total.add(Update(num_examples=size, metrics={"loss": Mean(2.0 * size, size)}), 1.0, client)
+    reports = [
+        ClientReport(client=client, num_examples=size, seconds=0.0, metrics={"loss": Mean(2.0 * size, size)})
+        for client, size in enumerate((1, 30, 0))
+    ]
+    collected = Collected(total=total, reports=tuple(reports), counts=RoundCounts(), sampled=(0, 1, 2), superseded=())
+    found = counted_alike(collected)
+    assert isinstance(found.total, UpdateList)
+    each: list[ClientReport | Update] = [*found.reports, *(update for _, update in found.total.updates)]
+    assert [one.num_examples for one in each] == [1, 1, 0] * 2
+    assert [one.metrics["loss"] for one in each] == [Mean(2.0, 1.0), Mean(2.0, 1.0), Mean(0.0, 0)] * 2

@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Literal
 
 from fedloom.core.config import Settings
+from fedloom.core.config.sites import are_sites
 from fedloom.core.errors import PolicyRefused
 from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import Info, JsonObject, Mean, Update
 
 _PLAIN = (
     *("name", "kind", "licence", "shape", "checkpoint", "pretrained", "body", "pad_id", "values", "block_size"),
-    *("held_out", "schema"),
+    *("held_out", "schema", "columns"),
 )
 """Facts of the data that are neither sizes, nor statistics, nor digests of it. What is not listed here leaves only
 where nothing is withheld: a workload may describe its data by any fact."""
@@ -27,8 +28,8 @@ class Withhold(Settings):
     """Examples of each class."""
     sizes: Literal["exact", "bucketed", "withheld"] = "exact"
     """Numbers of examples: as they are; rounded up to a power of two, also as the weight of updates and metrics; or 1
-    in each report, which needs `round.weighting = "uniform"` of runs with several clients in a round, and withholds
-    the examples of each class as well."""
+    in each report, which withholds the examples of each class as well. Runs whose clients are sites weigh all updates
+    the same then; others need `round.weighting = "uniform"`, or a cohort of one."""
     class_names: bool = False
     """Names of classes, and digests of them: classes are called by their numbers."""
     statistics: bool = False
@@ -70,7 +71,8 @@ class Withhold(Settings):
             )
         table = experiment.get("round")
         weighting = table.get("weighting", "examples") if isinstance(table, Mapping) else "examples"
-        if self.sizes == "withheld" and weighting != "uniform" and experiment.get("cohort") != 1:
+        alike = weighting == "uniform" or experiment.get("cohort") == 1 or are_sites(experiment.get("clients"))
+        if self.sizes == "withheld" and not alike:
             raise PolicyRefused(
                 f"this node withholds its number of examples, and round.weighting is {str(weighting)[:20]!r}; set "
                 "round.weighting = 'uniform'",

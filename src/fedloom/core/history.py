@@ -164,7 +164,7 @@ class RosterLine(_Frozen):
     online: list[int]
     """Clients that are connected when the round begins; the others are not sampled, or missing."""
     settings: list[str] = []
-    """What the sites have agreed on before round 1, as `KEY=VALUE` settings of the experiment."""
+    """What the sites have agreed on from then on, as `KEY=VALUE` settings of the experiment."""
 
 
 class RunSummary(_Frozen):

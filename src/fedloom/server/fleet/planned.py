@@ -51,7 +51,7 @@ class RunFacts:
         return self.spec.run_id
 
     def agreed(self, experiment: Experiment) -> RunFacts:
-        """Return the facts with what the sites have agreed on before round 1."""
+        """Return the facts with what the sites have agreed on."""
         spec = replace(self.spec, experiment=experiment.for_nodes(code_names=self.code_names))
         return replace(self, spec=spec, by_examples=experiment.weighs_by_examples)
 

@@ -14,6 +14,8 @@ from fedloom.server.rounds.descriptions import Described
 
 CLASSES = "workload.data.classes"
 """Setting of the classes in the order of their numbers."""
+UNIFORM = 'round.weighting="uniform"'
+"""Setting with which all updates weigh the same."""
 _SHOWN = 12
 """Limit of names that a message lists."""
 
@@ -52,10 +54,24 @@ def agreed_settings(experiment: Experiment, sites: Sequence[Described], run_id: 
         settings.append(f"{CLASSES}={json.dumps(_union(sites), ensure_ascii=False)}")
     else:
         _check_classes(sites, run_id)
-    if experiment.round.weighting == "examples" and any(site.size is None for site in sites):
-        settings.append('round.weighting="uniform"')
+    settings += uniform_weights(experiment, sites)
     settings += _moments(experiment, sites)
     return settings
+
+
+def uniform_weights(experiment: Experiment, sites: Sequence[Described]) -> list[str]:
+    """Return the setting that makes all updates weigh the same, where a site withholds its number of examples."""
+    withheld = any(site.size is None for site in sites)
+    return [UNIFORM] if withheld and experiment.round.weighting == "examples" else []
+
+
+def reasons_of(settings: Sequence[str], sites: Sequence[Described]) -> str:
+    """Return why the sites have agreed on settings, in words, where it does not show; empty for nothing to add."""
+    names = [site.name for site in sites if site.size is None]
+    if UNIFORM not in settings or not names:
+        return ""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f": updates weigh the same, since {', '.join(names[:_SHOWN])}{more} withheld the number of examples"
 
 
 def difference(one: Info, other: Info) -> str:

@@ -40,6 +40,10 @@ class Clients(ABC):
     def describe(self, info: WorkloadInfo) -> WorkloadInfo:
         """Return a workload's description with what is known of each client by now."""
 
+    def counts_alike(self) -> bool:
+        """Return whether clients count the same, because some withhold their number of examples."""
+        return False
+
     @abstractmethod
     def initial(self, exchange: Exchange) -> Iterator[Exchange]:
         """Yield the exchange that makes the initial model, once for each choice of nodes that are to try it."""

@@ -18,6 +18,7 @@ from fedloom.server.fleet.vetting import SumTerms, vet_sum
 from fedloom.server.rounds.aggregation import Aggregation
 from fedloom.server.rounds.closing import Closing
 from fedloom.server.rounds.counts import Collected, RoundCounts
+from fedloom.server.rounds.equal_counts import counted_alike
 from fedloom.server.rounds.grouping import GroupPlanner
 from fedloom.server.rounds.long_waits import LongWaits
 from fedloom.server.rounds.model_dtypes import ModelDtypes
@@ -44,6 +45,8 @@ class Collector:
         """Knows which clients have which inputs and updates of earlier exchanges."""
         self.pin: Callable[[Exchange], Exchange] = lambda exchange: exchange
         """Binds clients' jobs to the nodes that may do them."""
+        self.counts_alike: Callable[[], bool] = lambda: False
+        """Returns whether clients count the same, because some withhold their number of examples."""
         self._dtypes = ModelDtypes()
         self._noticed: set[str] = set()
         resume = f"run {run.run_id} was stopped; resume it: fedloom resume {outputs.store.folder}"
@@ -94,7 +97,8 @@ class Collector:
             closing = Closing(planned, request.terms, self._fleet.clock)
             gathering = _Gathering(request, opened, closing, Aggregation(kind, request.round, grouping.span), stored)
             try:
-                return self._gather(gathering)
+                collected = self._gather(gathering)
+                return counted_alike(collected) if self.counts_alike() else collected
             except BadUpdate:
                 stored.drop()
                 raise

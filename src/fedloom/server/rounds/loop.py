@@ -57,7 +57,7 @@ class Loop:
         self.run = RunFacts.of(outputs.store.run_id, experiment, fleet.submitter, code_names=fleet.code_names)
         self._collector = Collector(self.run, fleet, outputs, stop or threading.Event())
         self._clients = self._make_clients()
-        self._collector.pin = self._clients.pin
+        self._collector.pin, self._collector.counts_alike = self._clients.pin, self._clients.counts_alike
         self._parts = RunParts(
             run_id=self.run.run_id,
             experiment=experiment,

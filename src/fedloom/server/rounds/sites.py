@@ -13,7 +13,14 @@ from fedloom.core.protocols import Roster, WorkloadInfo
 from fedloom.core.records import Exchange, Job
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.fleet.node_table import Presence
-from fedloom.server.rounds.agreement import CLASSES, agreed_settings, difference, warnings_of
+from fedloom.server.rounds.agreement import (
+    CLASSES,
+    agreed_settings,
+    difference,
+    reasons_of,
+    uniform_weights,
+    warnings_of,
+)
 from fedloom.server.rounds.clients import Clients
 from fedloom.server.rounds.counts import Collected
 from fedloom.server.rounds.descriptions import Candidate, Described, described_sites, descriptions_request, run_info
@@ -72,6 +79,8 @@ class Sites(Clients):
         self._sites: list[SiteLine] = []
         """By number; those of later rounds, which a resumed run knows, are not among them yet."""
         self._online: list[int] = []
+        self._agreed: list[str] = []
+        """Settings that hold for all, fixed when they were needed first."""
         self._refused: dict[str, _Refused] = {}
         """Why members cannot be clients of this run, by their ids."""
         self._asked = 0
@@ -86,7 +95,6 @@ class Sites(Clients):
         if self._lines:
             self._planned_to = max(first, *(line.round for line in self._lines))
             self._take(first - 1)
-            self._agree([setting for line in self._lines for setting in line.settings])
             return
         described: list[Described] = []
         while len(described) < max(self._experiment.min_sites, len(self._experiment.site_names)):
@@ -95,7 +103,7 @@ class Sites(Clients):
         for message in warnings_of(described):
             self._notice(message)
         settings = agreed_settings(self._experiment, described, self._services.store.run_id)
-        self._agree(settings)
+        self._agree(settings, described)
         if any(setting.startswith(f"{CLASSES}=") for setting in settings):  # their numbers of classes are others now
             members = {one.name for one in described}
             described = self._described(0, [one for one in self._candidates() if one.name in members])
@@ -125,6 +133,9 @@ class Sites(Clients):
 
     def roster(self) -> Roster:
         return roster_of(self._sites, self._online)
+
+    def counts_alike(self) -> bool:
+        return any(site.size is None for site in self._sites)
 
     def describe(self, info: WorkloadInfo) -> WorkloadInfo:
         return run_info(info, self._sites)
@@ -168,15 +179,11 @@ class Sites(Clients):
         found = {one.name: how for one in described if (how := difference(one.info.data, first.data))}
         self._refuse({name: f"it does not fit site {first.name!r}: {how}" for name, how in found.items()}, candidates)
         described = [one for one in described if one.name not in found]
-        fixed = self._experiment.round.weighting == "examples" and all(site.size is not None for site in self._sites)
-        silent = {
-            one.name: "tells no size, by which updates weigh in this run" for one in described if one.size is None
-        }
-        if fixed and silent:
-            self._refuse(silent, candidates)
-            described = [one for one in described if one.name not in silent]
-        if described:
-            self._join(round, described)
+        if not described:
+            return
+        settings = [each for each in uniform_weights(self._experiment, described) if each not in self._agreed]
+        self._agree([*self._agreed, *settings], described)
+        self._join(round, described, settings)
 
     def _described(self, round: int, candidates: Sequence[Candidate]) -> list[Described]:
         """Collect members' descriptions of their data; those that cannot describe it are left out."""
@@ -200,17 +207,22 @@ class Sites(Clients):
                 self._refused[one.member] = _Refused(reason, one.session, self._services.now())
                 self._notice(f"site {one.name!r} is no client of this run: {reasons[one.name]}")
 
-    def _agree(self, settings: Sequence[str]) -> None:
-        if not settings:
+    def _agree(self, settings: Sequence[str], described: Sequence[Described] = ()) -> None:
+        """Have nodes work with settings, if they do not yet; new ones are said where sites have just been described."""
+        new = [setting for setting in settings if setting not in self._agreed]
+        if not new:
             return
+        self._agreed = list(settings)
         self._services.agree(self._experiment.override(settings))
-        self._notice(f"the sites have agreed on {', '.join(settings)}")
+        if described:
+            self._notice(f"the sites have agreed on {', '.join(new)}{reasons_of(new, described)}")
 
     # Bookkeeping
 
     def _take(self, round: int) -> None:
         """Restore the sites that have become clients up to a round."""
         self._sites, self._online = sites_in(self._lines, round), online_in(self._lines, round)
+        self._agree([setting for line in self._lines if line.round <= round for setting in line.settings])
 
     def _write(self, line: RosterLine) -> None:
         self._services.store.append_roster(line)
