@@ -12,8 +12,6 @@ from fedloom import api
 from fedloom.cli import main
 from fedloom.core.errors import RunFailed
 
-# NumPy may report it of sound numbers once another library has left the processor's flag set
-pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in matmul:RuntimeWarning")
 HEAD = '''
 from dataclasses import dataclass, field, replace
 import numpy as np

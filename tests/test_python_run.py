@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -316,7 +317,13 @@ class TestWorkers:
 def _python(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
     (folder / "program.py").write_text(textwrap.dedent(program), encoding="utf-8")
     return subprocess.run(
-        [sys.executable, "program.py"], cwd=folder, capture_output=True, text=True, encoding="utf-8", timeout=120
+        [sys.executable, "program.py"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # threads of OpenMP, which a sum may start, outlive it
     )
 
 

@@ -99,7 +99,9 @@ def test_broken_messages_are_answered_and_change_nothing(fuzzed: dict[str, Any],
 def test_every_call_of_every_service_gets_broken_messages(fuzzed: dict[str, Any]) -> None:
     want = {*ALLOWED, "Enroll/Authority", "Enroll/Join"}
     assert set(fuzzed["members"]["calls"]) == want
-    assert set(fuzzed["token"]["calls"]) == {call for call in want if call.startswith(("Fleet/", "Control/"))}
+    assert set(fuzzed["token"]["calls"]) == {
+        call for call in want if call.startswith(("Fleet/", "Control/", "Results/"))
+    }
     assert all(call["sent"] >= 10 for found in fuzzed.values() for call in found["calls"].values())
     joins = fuzzed["members"]["calls"]["Enroll/Join"]
     assert joins["taken"] > 5 and joins["INVALID_ARGUMENT"] > 5, "some certificates were signed, and looked at"

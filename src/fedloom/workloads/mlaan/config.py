@@ -9,6 +9,7 @@ from pydantic import Field
 
 from fedloom.core.config import Settings
 from fedloom.core.errors import ConfigError
+from fedloom.core.setting_types import PlainWord
 from fedloom.workloads._base.settings import TorchConfig
 from fedloom.workloads._data.settings import Digits, Iid, ImageSource, PartitionSettings
 from fedloom.workloads._torch.settings import TrainingSettings
@@ -125,7 +126,7 @@ class Config(TorchConfig):
     """
 
     name: str = "mlaan"
-    modes: Annotated[tuple[str, ...], Field(min_length=1)] = ("dgl_mlaan",)
+    modes: Annotated[tuple[PlainWord, ...], Field(min_length=1)] = ("dgl_mlaan",)
     """`end_to_end`; `greedy`, `dgl`, `infopro`, `auglocal`, each alone or with `_mlm` (multilaminar local modules),
     `_lam` (leap augmented modules) or `_mlaan` (both). The last one is the run's `accuracy`."""
     data: ImageSource = Digits()

@@ -10,11 +10,11 @@ from pydantic import Field
 
 from fedloom.core.config import Settings
 from fedloom.core.errors import ConfigError
-from fedloom.core.setting_types import CodeRef, ColumnName, DataPath, FreeText, Known
+from fedloom.core.setting_types import CodeRef, ColumnName, DataPath, FreeText, Known, PlainWord
 from fedloom.workloads._base.settings import TorchConfig
 from fedloom.workloads._data.settings import Fraction, LocalData
 
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Digest = Annotated[PlainWord, Field(pattern="^[0-9a-f]{64}$")]
 """A SHA-256, in hexadecimal."""
 Task: TypeAlias = Literal["classification", "binary", "multilabel", "regression"]
 """What a model learns: one class of several, yes or no by one output, several labels at once, numbers."""
