@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import BaseModel, Field
 
-from fedloom.cli.reference import commands, errors, records, settings
+from fedloom.cli.reference import commands, errors, plugins, records, settings
 from fedloom.cli.reference.__main__ import PAGES, main
 from fedloom.cli.reference.markdown import default_words, models_in, table, type_words
+from fedloom.cli.reference.variables import VARIABLES
 from fedloom.client.policy import Policy
 from fedloom.core import registry
 from fedloom.core.config import Experiment, PluginSettings, Settings, plugin_schema
@@ -126,3 +127,29 @@ def test_the_pages_are_written_and_checked(tmp_path: Path, capsys: pytest.Captur
     (folder / "errors.md").write_text("old", encoding="utf-8")
     assert main(["--check", str(folder)]) == 1
     assert capsys.readouterr().err == f"outdated in {folder}: errors.md. Run `make docs`.\n"
+
+
+def test_every_variable_that_is_read_is_listed() -> None:
+    source = Path(commands.__file__).parents[2]
+    read = {
+        name
+        for path in source.rglob("*.py")
+        if path.name != "variables.py"
+        for name in re.findall(r'"(FEDLOOM_[A-Z_]+)"', path.read_text(encoding="utf-8"))
+    }
+    own = {"FEDLOOM_RAY_TOKEN", "FEDLOOM_RAY_SET_UP"}  # of this process for its children
+    assert read - own == {name for name in VARIABLES if name.startswith("FEDLOOM_")}
+
+
+def test_every_plugin_stands_in_the_index() -> None:
+    page = plugins.render()
+    for kind in Kind:
+        for name in registry.names(kind):
+            if PartRef(kind, name, "config").origin == "bundled":
+                row = next(
+                    line
+                    for line in page.split("\n")
+                    if line.startswith(f"| `{name}` |") and f"#{kind.section}-{name})" in line
+                )
+                assert registry.summary(kind, name).replace("|", "\\|") in row
+    assert "selection/update_norm/README.md" in page and "workloads/_attacks" not in page

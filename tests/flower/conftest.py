@@ -1,6 +1,7 @@
 """The ten-line loop that stands in for the server, and what the tests build on it."""
 
 import functools
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -81,8 +82,12 @@ def drive(experiment: Experiment, initial: Record, answer: Answer, resume_after:
 
 
 @pytest.fixture
-def apps() -> Path:
-    return Path(__file__).parent / "apps"
+def apps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the example's app, and those of these tests."""
+    folder = tmp_path_factory.mktemp("apps")
+    shutil.copytree(Path(__file__).parent / "apps", folder, dirs_exist_ok=True)
+    shutil.copytree(Path(__file__).parents[2] / "examples" / "quickstart", folder / "quickstart")
+    return folder
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from fedloom.core.errors import UsageError
-from fedloom.reporting.comparison import Comparison, compare, print_comparison, write_picture
+from fedloom.reporting.comparison import Comparison, compare, print_comparison, render_comparison, write_picture
 
 
 def rows(comparison: Comparison) -> dict[str, tuple[str, ...]]:
@@ -113,7 +113,10 @@ def test_runs_race_to_nine_tenths_of_what_the_first_ended_with(runs: Any) -> Non
     never = climbing("lowest", [0.1, 0.719], trainings=2)
     found = rows(compare([first, quick, never]))
     nothing = "\N{EN DASH}"
-    assert found["cost to reach accuracy 0.7200: rounds"] == ("3", "2", nothing)
-    assert found["    local trainings"] == ("6", "16", nothing)
-    assert found["    sent"] == ("18.0 kB", "12.0 kB", nothing)  # 2 clients x 3,000 bytes a round
+    assert found["to accuracy 0.7200: rounds"] == ("3", "2", nothing)
+    assert found["to accuracy 0.7200: local trainings"] == ("6", "16", nothing)
+    assert found["to accuracy 0.7200: sent"] == ("18.0 kB", "12.0 kB", nothing)  # 2 clients x 3,000 bytes a round
     assert found["local trainings"] == ("16", "24", "4")
+    assert "0.9 of the mean of the first run&#x27;s last 5 evaluations" in render_comparison(
+        compare([first, quick, never])
+    )

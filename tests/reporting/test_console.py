@@ -129,9 +129,8 @@ def test_without_a_terminal_a_round_is_one_line(runs: Any) -> None:
     play(screen.sink, first, runs.round(2, [0, 1], metrics={"loss": 1.5}))
     screen.sink.close()
     assert screen.lines[6:] == [
-        # 2 clients x 1,000 bytes up, 2,000 down; 2 s a round, two rounds left
-        "round 1/3  loss 2.0000  accuracy 0.5000  train loss 2.5000  2/2 updates  2.00 kB up  4.00 kB down  2.00 s"
-        "  ETA 4.00 s",
+        # 2 clients x 1,000 bytes up, 2,000 down; 2 s a round; the first one says nothing of the others
+        "round 1/3  loss 2.0000  accuracy 0.5000  train loss 2.5000  2/2 updates  2.00 kB up  4.00 kB down  2.00 s",
         "round 2/3  train loss 1.5000  2/2 updates  2.00 kB up  4.00 kB down  2.00 s  ETA 2.00 s",
     ]
 

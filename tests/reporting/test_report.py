@@ -16,7 +16,7 @@ from fedloom.core.records import ClientFailure
 from fedloom.reporting import page, write_report
 from fedloom.reporting.lines import lost_line
 from fedloom.reporting.run_folder import RunFolder
-from fedloom.reporting.sections.participation import count
+from fedloom.reporting.sections.participation import count, participation
 from fedloom.reporting.sections.partition import by_likeness, effective_classes
 
 _VOID = {"meta", "br", "img", "link", "hr", "!doctype"}
@@ -63,7 +63,7 @@ def test_a_report_has_every_section(runs: Any) -> None:
     _, outline = report_of(folder)
     for words in (
         "digits", "done", "8 of 8", "held-out data", "loss per round", "accuracy per byte sent",
-        "Sampled clients by round", "Classes by client", "Clients by number of examples",
+        "Selected clients by round", "Classes by client", "Clients by number of examples",
         "kB per round, all clients", "sent so far", "waiting for clients", "aggregating", "evaluating",
         "ray-0", "expected 64 pixels, got 63",
         "workload.lr", "torch", "BSD-3-Clause", f"fedloom run {folder}/experiment.toml", "ab" * 32,
@@ -169,6 +169,15 @@ def test_participation_counts_every_question(runs: Any) -> None:
     np.testing.assert_array_equal(counted.asked, [[1, 0], [0, 1], [1, 1], [0, 0]])
     np.testing.assert_array_equal(counted.lost, [[0, 0], [0, 0], [0, 1], [0, 0]])
     np.testing.assert_array_equal(counted.times, [1, 1, 2, 0])
+
+
+def test_candidates_are_told_from_the_selected(runs: Any) -> None:
+    """Two rounds, each with four candidates of whom two are selected: 4 of 8 were not."""
+    records = [runs.round(number, [0, 1], candidates=[0, 1, 2, 3], local_trainings=4) for number in (1, 2)]
+    folder = RunFolder.read(runs.make(records=records, clients=4))
+    assert "among 8 candidates, 4.0 per round; 4 of them worked and were not selected" in str(participation(folder))
+    assert "of 4 candidates" in write_report(folder.path).read_text(encoding="utf-8")
+    assert "candidates" not in str(participation(RunFolder.read(runs.make("plain", clients=4))))
 
 
 def test_binned_participation_loses_nobody(runs: Any) -> None:

@@ -17,7 +17,7 @@ from fedloom.core.config import Experiment
 from fedloom.testing.fleet import wait_until
 
 ROOT = Path(__file__).parents[2]
-APP = ROOT / "tests/flower/apps/quickstart"
+APP = ROOT / "examples/quickstart"
 TOML = """
 name = "clipped"
 rounds = 2

@@ -19,7 +19,7 @@ from fedloom.strategies.flower.loader import load as load_app
 from fedloom.testing.records import read_only
 
 WORKLOAD = "image_classification"
-APP = Path(__file__).parents[1] / "flower" / "apps" / "quickstart"
+APP = Path(__file__).parents[2] / "examples" / "quickstart"
 SIZES = tuple(range(10, 90, 10))
 ROSTER = Roster(population=8, sizes=SIZES, label_counts=tuple((size // 2, size // 2) for size in SIZES))
 STRATEGIES, SELECTIONS = registry.names("strategies"), registry.names("selection")

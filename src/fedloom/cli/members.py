@@ -264,7 +264,10 @@ def _with_identity(folder: Path, usual: Path) -> str:
 def _policy_text(allow: list[str], columns: list[str]) -> str:
     from fedloom.core.setting_types import DATA
 
-    lines = ["# What this node allows; see docs/how-to/serve-and-enroll-agents.md for all settings.", ""]
+    lines = [
+        "# What this node allows; docs/reference/settings.md of the sources lists every key.",
+        "",
+    ]
     for each in allow:
         name, _, data = each.partition("=")
         if data and not Path(data).is_dir():

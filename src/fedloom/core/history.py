@@ -45,7 +45,7 @@ class Timing(_Frozen):
     training_s: float = 0.0
     """Training and other client work, summed over agents."""
     waiting_s: float = 0.0
-    """Server: time waiting for partial sums."""
+    """Server: time waiting for partial sums; without the evaluation's."""
     aggregation_s: float = 0.0
     """Server: aggregation of partial sums and the strategy's `finish`."""
     evaluation_s: float = 0.0

@@ -117,7 +117,9 @@ def render_comparison(comparison: Comparison) -> str:
     return page(
         f"Comparison of {len(comparison.runs)} runs",
         tag("header", tag("h1", f"{len(comparison.runs)} runs side by side"), tag("p", " · ".join(comparison.labels))),
-        section("Results", table(head, _cells(comparison.results), caption="How the runs ended")),
+        section(
+            "Results", table(head, _cells(comparison.results), caption="How the runs ended"), _target_note(comparison)
+        ),
         section(
             "Settings that differ",
             table(head, _cells(comparison.settings), caption="All other settings are the same")
@@ -131,6 +133,18 @@ def render_comparison(comparison: Comparison) -> str:
             else tag("p", "None of the runs has measured anything yet.", class_="empty"),
             tag("p", f"Not drawn: {', '.join(left_out)}.", class_="note") if left_out else None,
         ),
+    )
+
+
+def _target_note(comparison: Comparison) -> Markup | None:
+    """Return what the target of the rows `to accuracy …` is, if there are any."""
+    if not any(row.name.startswith(f"to {_RACED} ") for row in comparison.results):
+        return None
+    return tag(
+        "p",
+        f"“to {_RACED} …”: cost until the held-out {_RACED} first reached {_TARGET:g} of the mean of the first run's "
+        f"last {_LAST} evaluations.",
+        class_="note",
     )
 
 
@@ -216,9 +230,10 @@ def _to_target(runs: Sequence[RunFolder]) -> Iterable[tuple[str, list[str]]]:
     def cells(text: Callable[[Curve, int], str]) -> list[str]:
         return [text(one, at) if one and at is not None else NOTHING for one, at in zip(found, reached, strict=True)]
 
-    yield f"cost to reach {_RACED} {metric_text(target)}: rounds", cells(lambda one, at: f"{one.rounds[at]:,.0f}")
-    yield "    local trainings", cells(lambda one, at: f"{one.trainings[at]:,.0f}")
-    yield "    sent", cells(lambda one, at: bytes_text(one.megabytes[at] * 1e6))
+    to = f"to {_RACED} {metric_text(target)}"
+    yield f"{to}: rounds", cells(lambda one, at: f"{one.rounds[at]:,.0f}")
+    yield f"{to}: local trainings", cells(lambda one, at: f"{one.trainings[at]:,.0f}")
+    yield f"{to}: sent", cells(lambda one, at: bytes_text(one.megabytes[at] * 1e6))
 
 
 def _where(one: Curve) -> str:

@@ -172,10 +172,13 @@ class ConsoleSink:
         )
 
     def _left(self, done: int) -> float | None:
-        """Estimate the seconds for the rounds after `done` from the last ten; None if unknown."""
+        """Estimate the seconds for the rounds after `done` from the last ten; None if unknown.
+
+        The session's first round is left out: workers load libraries and data in it.
+        """
         if self._rounds is None:
             return None
-        recent = self._durations[-10:]
+        recent = self._durations[1:][-10:]
         return sum(recent) / len(recent) * (self._rounds - done) if recent else None
 
     def _say(self, text: str, style: str = "") -> None:

@@ -111,6 +111,7 @@ class PrometheusSink:
                 self._node(event.node, event.state)
             case RunFinished():
                 self._runs.labels(event.summary.status).inc()
+                self._gauge(self._cohort, event.run_id).set(0)
 
     def close(self) -> None:
         """Do nothing: nothing is buffered."""

@@ -10,11 +10,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from fedloom.cli.reference import commands, errors, records, settings, trust
+from fedloom.cli.reference import commands, errors, plugins, records, settings, trust
 
 PAGES: Mapping[str, Callable[[], str]] = {
     "settings.md": settings.render,
     "cli.md": commands.render,
+    "plugins.md": plugins.render,
     "errors.md": errors.render,
     "records.md": records.render,
 }

@@ -9,6 +9,7 @@ import typer
 
 from fedloom.cli.app import app
 from fedloom.cli.contributed import Promised
+from fedloom.cli.reference import variables
 from fedloom.cli.reference.markdown import code, document, table
 
 
@@ -18,7 +19,10 @@ def render() -> str:
         "Command line",
         "Exit codes: 0 done; 2 wrong usage or configuration; 1 the run failed; 130 interrupted, and resumable. Errors "
         "are one message on stderr; `--debug` or `FEDLOOM_DEBUG=1` adds the traceback.",
+        "`fedloom --version` prints the version.",
         *_command("", typer.main.get_command(app)),
+        "## Environment variables",
+        variables.render(),
     )
 
 
@@ -53,13 +57,19 @@ def _row(parameter: click.Parameter, context: click.Context) -> tuple[str, str, 
     meaning = str(getattr(parameter, "help", None) or "")
     if isinstance(parameter, click.Argument):
         return code(parameter.make_metavar(context)), "" if not parameter.required else "**required**", meaning
-    takes = "" if getattr(parameter, "is_flag", False) else f" {parameter.make_metavar(context)}"
+    takes = (
+        ""
+        if isinstance(parameter, click.Option) and (parameter.is_flag or parameter.count)
+        else f" {parameter.make_metavar(context)}"
+    )
     return code(", ".join(parameter.opts) + takes), _default(parameter), meaning
 
 
 def _default(parameter: click.Parameter) -> str:
     if parameter.required:
         return "**required**"
+    if isinstance(parameter, click.Option) and parameter.count:
+        return ""
     value = parameter.default() if callable(parameter.default) else parameter.default
     shown = value is not None and value is not False and value != [] and "UNSET" not in repr(value)
     return code(str(value)) if shown else ""

@@ -67,6 +67,12 @@ def _alarms(run: RunFolder) -> list[Markup]:
     ]
 
 
+def _probed(run: RunFolder) -> str:
+    """Return how many candidates a round's selection had, if it measured any."""
+    most = max((len(record.candidates) for record in run.rounds), default=0)
+    return f", of {most:,} candidates" if most else ""
+
+
 def _tiles(run: RunFolder) -> list[Markup]:
     traffic, started = run.traffic, run.last_event("RunStarted") or {}
     parameters = run.summary.num_parameters if run.summary else started.get("num_parameters")
@@ -75,7 +81,7 @@ def _tiles(run: RunFolder) -> list[Markup]:
     tiles = [_metric_tile(run, metric) for metric in _tiled(run)]
     tiles += [
         _tile("rounds", f"{len(run.rounds):,}", f"of {rounds_text(run.planned_rounds)}"),
-        _tile("clients", f"{run.population:,}", f"{cohort:,} sampled per round"),
+        _tile("clients", f"{run.population:,}", f"{cohort:,} selected per round{_probed(run)}"),
         _tile("sent up", bytes_text(traffic.bytes_up), f"{traffic.params_up:,} values"),
         _tile("sent down", bytes_text(traffic.bytes_down), f"{traffic.params_down:,} values"),
         _tile("time", seconds_text(run.seconds), _workers(run)),

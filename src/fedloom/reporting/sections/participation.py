@@ -39,7 +39,7 @@ def participation(run: RunFolder) -> Markup:
     first, last = run.rounds[0].round, run.rounds[-1].round
     clients, rows = run.population, counted.asked.shape[0]
     picture = grid_picture(
-        "Sampled clients by round",
+        "Selected clients by round",
         counted.asked / max(counted.asked.max(), 1.0),
         spoken=f"Clients by rounds. {spoken}",
         x_label="round",
@@ -47,7 +47,7 @@ def participation(run: RunFolder) -> Markup:
         y=Range(low=clients - 0.5, high=-0.5),  # client 0 on top
         y_names=_client_ticks(clients),
         marked=counted.lost / np.maximum(counted.asked, 1.0),
-        legend=[("sampled", 0), ("sampled, update missing", 4)] if counted.lost.any() else (),
+        legend=[("selected", 0), ("selected, update missing", 4)] if counted.lost.any() else (),
         note=_binning(clients, rows, last - first + 1, counted.asked.shape[1]),
     )
     return section("Participation", tag("p", spoken), tag("div", picture, class_="charts"))
@@ -81,7 +81,19 @@ def _words(run: RunFolder, times: npt.NDArray[np.int64]) -> str:
     said = "every client at least once" if not never else f"{plural(never, 'client')} never"
     return (
         f"{plural(len(times), 'client')}, {plural(len(run.rounds), 'round')}: each client was selected "
-        f"{times.mean():.1f} times on average ({times.min()} to {times.max()}); {said}."
+        f"{times.mean():.1f} times on average ({times.min()} to {times.max()}); {said}.{_candidates(run)}"
+    )
+
+
+def _candidates(run: RunFolder) -> str:
+    """Return how many candidates worked before the selection, and were not selected; empty if there was no probe."""
+    measured = sum(len(record.candidates) for record in run.rounds)
+    others = sum(len(set(record.candidates) - set(record.cohort)) for record in run.rounds)
+    if not measured:
+        return ""
+    return (
+        f" Selected among {plural(measured, 'candidate')}, {measured / len(run.rounds):.1f} per round; {others:,} of "
+        "them worked and were not selected. The picture shows the selected ones."
     )
 
 

@@ -56,7 +56,7 @@ class EvaluatePhase(RoundPhase):
             round.add_section("evaluation", {"parts": 0, "of": parts})
             self._notice(round, f"no evaluation: {exc}")
             return None
-        round.counts += collected.counts.beside_training()
+        round.counts += replace(collected.counts.beside_training(), waiting_s=0.0)  # it is in `evaluation_s`
         if of_sites:
             failures, roster = collected.counts.failures, round.roster
             round.add_section(SECTION, site_section(roster, collected.reports, failures, round.info.exponentials))
