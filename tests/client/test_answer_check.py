@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from fedloom.client.answer_check import check_answer
+from fedloom.client.answer_check import check_answer, check_report
 from fedloom.core.errors import BadFrame, BadUpdate
-from fedloom.core.messages import GroupKey, GroupResult
+from fedloom.core.messages import MAX_INFO, MAX_METRICS, GroupKey, GroupResult
 from fedloom.core.records import ClientReport, Mean, Record, Update
 from fedloom.proto.v1 import codec
 
 SCALARS: dict[str, Any] = {"b": np.float32(1.0), "loss": np.float32(1.5), "text": "a", "list": [1]}
 """What a workload may return against the types."""
+ENDLESS: list[Any] = []
+ENDLESS.append(ENDLESS)
+BROAD = np.broadcast_to(np.float32(1.0), (10**10,))
+"""Four bytes of memory, 40 GB to be sent."""
 GOOD = Update(
     num_examples=3,
     groups={"model": {"w": np.ones(2, np.float32), "b": SCALARS["b"]}},
@@ -65,9 +69,23 @@ def test_metrics_are_plain_floats_afterwards_and_arrays_stay() -> None:
         ({"groups": {"model": {"w": [1.0, 2.0]}}}, "array 'w' of group 'model' of 'train': expected a NumPy array"),
         ({"groups": {"model": {"w": torch.ones(1)}}}, r"\(\.detach\(\)\.cpu\(\)\.numpy\(\)\)"),
         ({"groups": {"model": {3: np.ones(1)}}}, "expected a name as text, got 3"),
-        ({"groups": {"model": {"caf\udce9": np.ones(1)}}}, "is not text in UTF-8"),
+        ({"groups": {"model": {"caf\udce9": np.ones(1)}}}, "is not UTF-8"),
         ({"info": {1: 2}}, "info of 'train': expected keys as text, got 1"),
         ({"info": {"a": {(1, 2): 3}}}, "expected keys as text"),
+        ({"info": {"a": [{1: 2}]}}, "expected keys as text, got 1"),
+        ({"info": {"a": ["\ud800"]}}, r"'a' in info of 'train': the text '.ud800' \(str\) is not UTF-8"),
+        ({"info": {"caf\udce9": 1}}, "a key in info of 'train': the text .* is not UTF-8"),
+        ({"info": {"a": {"caf\udce9": 1}}}, "a key in 'a' in info of 'train': the text .* is not UTF-8"),
+        ({"info": {"a": {1, 2}}}, r"expected JSON values .*, got \{1, 2\} \(set\)"),
+        ({"info": {"a": np.float32(1.5)}}, r"Convert NumPy values with \.item\(\)"),
+        ({"info": {"a": ENDLESS}}, "'a' in info of 'train': expected at most 100 nested lists and dicts"),
+        ({"state": Record({}, {"a": {1: 2}})}, "'a' in info of 'train' state: expected keys as text, got 1"),
+        (
+            {"state": Record({"s": {"x": BROAD}})},
+            "state of 'train': expected at most 17179869184 bytes, got 40",
+        ),
+        ({"groups": {"model": {"w": BROAD}}}, "arrays of 'train': expected at most 17179869184 bytes"),
+        ({"groups": {"model": {"w": np.ma.masked_array([1.0], [True])}}}, "got a masked one"),
         ({"info": None}, "expected a dict of JSON values, got None"),
         ({"state": {"x": 1}}, "state of 'train': expected a Record"),
         ({"state": Record({"s": {"x": SCALARS["list"]}})}, "expected a NumPy array"),
@@ -97,3 +115,13 @@ def test_what_passes_crosses_the_wire() -> None:
     wire = codec.from_agent_message(GroupResult(key=GroupKey("r", 1, 0, 0), total=None, reports=(report,)))
     read = codec.read_from_agent(wire, "n")
     assert isinstance(read, GroupResult) and read.reports == (report,)
+
+
+def test_a_report_that_no_message_has_room_for_is_refused() -> None:
+    full = {f"m{index}": Mean(1.0, 1.0) for index in range(MAX_METRICS)}
+    report = ClientReport(client=1, num_examples=1, seconds=0.0, metrics=full)
+    assert check_report(report, MAX_INFO, "train") is report
+    with pytest.raises(BadUpdate, match="info of 'train': expected at most 1048576 characters as JSON, got 1048577"):
+        check_report(report, MAX_INFO + 1, "train")
+    with pytest.raises(BadUpdate, match="metrics of 'train': expected at most 256, got 257"):
+        check_report(replace(report, metrics={**full, "more": Mean(1.0, 1.0)}), 0, "train")

@@ -11,6 +11,7 @@ import pytest
 from payload_channel import PayloadChannel
 from support_paths import LINEAR
 
+from fedloom.client.client_stores import ServerStore
 from fedloom.client.executor import Executor
 from fedloom.client.setup import NodeSetup
 from fedloom.core import registry
@@ -134,7 +135,22 @@ def test_numbers_of_numpy_are_numbers(odd: Any, accumulator: str) -> None:
 def test_info_that_is_not_json_names_the_client(odd: Any) -> None:
     odd(info={"norm": np.float32(1.0)})
     (failure,) = work(1).failures
-    assert failure.client == 1 and failure.error.endswith("BadFrame") and "JSON" in failure.message
+    assert failure.client == 1 and failure.error.endswith("BadUpdate") and "JSON" in failure.message
+
+
+def test_a_state_that_cannot_be_stored_costs_its_own_client(odd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def keep(store: ServerStore, group: Group, client: int, state: Record) -> PayloadRef:
+        if client == 2:
+            raise MemoryError("no room")
+        return PayloadRef(size=1, record=state)
+
+    monkeypatch.setattr(ServerStore, "keep", keep)
+    odd(state=Record({"s": {"x": np.ones(1)}}), num_examples=4)
+    result = work(1, 2, 3)
+    assert [(each.client, each.stage, each.error) for each in result.failures] == [(2, "outgoing", "MemoryError")]
+    assert [report.client for report in result.reports] == [1, 3] and result.states.keys() == {1, 3}
+    assert result.total is not None and result.total.record is not None
+    assert RunningMean.from_record(result.total.record).weight == 8.0
 
 
 def test_a_dtype_that_cannot_be_sent_names_the_client(odd: Any) -> None:

@@ -99,20 +99,37 @@ def build_workload(config, experiment):
 """
 
 
+def experiment_in(folder: Path) -> Path:
+    """Write an experiment of 2 rounds with 2 clients, of which each starts 2 programs; returns where their pids go."""
+    pids_file = folder / "pids"
+    (folder / "starts.py").write_text(f"PIDS = {str(pids_file)!r}\n{PLUGIN}", encoding="utf-8")
+    (folder / "x.toml").write_text(
+        'rounds = 2\nclients = 2\nstrategy = "fedavg"\nworkload = { name = "./starts.py" }\n',
+        encoding="utf-8",
+    )
+    return pids_file
+
+
 def alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+
+
+@pytest.mark.parametrize("command", [["check", "x.toml"], ["run", "x.toml", "--runtime", "inline", "--out", "r"]])
+def test_a_command_ends_what_code_has_started_in_its_own_process(tmp_path: Path, command: list[str]) -> None:
+    pids_file = experiment_in(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "fedloom", *command], capture_output=True, encoding="utf-8", cwd=tmp_path, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    pids = [int(word) for word in pids_file.read_text(encoding="utf-8").split()]
+    assert len(pids) == (4 if command[0] == "check" else 8)
+    assert not any(map(alive, pids))
 
 
 @pytest.mark.slow
 def test_a_joined_node_ends_them_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDLOOM_CACHE", str(tmp_path / "cache"))
-    plugin = tmp_path / "starts.py"
-    pids_file = tmp_path / "pids"
-    plugin.write_text(f"PIDS = {str(pids_file)!r}\n{PLUGIN}", encoding="utf-8")
-    (tmp_path / "x.toml").write_text(
-        'rounds = 2\nclients = 2\nstrategy = "fedavg"\nworkload = { name = "./starts.py" }\n',
-        encoding="utf-8",
-    )
+    pids_file, plugin = experiment_in(tmp_path), tmp_path / "starts.py"
     with contextlib.closing(Shell(tmp_path)) as shell:
         shell.serve(0, "--allow", str(plugin))
         token = shell.run("token", "create", "--name", "ann", "--role", "user", "--identity", "state/admin")
@@ -122,6 +139,6 @@ def test_a_joined_node_ends_them_with_the_run(tmp_path: Path, monkeypatch: pytes
         client, _ = shell.start("client")
         shell.run("watch", shell.run("submit", "x.toml").split()[0])
         pids = [int(word) for word in pids_file.read_text(encoding="utf-8").split()]
-        assert len(pids) == 8
+        assert len(pids) == 4 + 8, "of the trial at submission, and of the run"
         wait_until(lambda: not any(map(alive, pids)), 20)
         assert client.poll() is None

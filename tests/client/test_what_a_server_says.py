@@ -20,14 +20,13 @@ import pytest
 from fedloom.client.agent import MAX_WAITING, Agent
 from fedloom.client.grpc_channel import (
     INBOX_MESSAGES,
-    MAX_PAYLOAD_BYTES,
     GrpcChannel,
     Inbox,
     clamped,
 )
 from fedloom.core.errors import LimitExceeded
 from fedloom.core.identity import Identity, key_pem, make_key, pem
-from fedloom.core.messages import Cancel, Goodbye, Group, GroupKey, Welcome
+from fedloom.core.messages import MAX_PAYLOAD_BYTES, Cancel, Goodbye, Group, GroupKey, Welcome
 from fedloom.core.records import Job
 from fedloom.core.reserved import reserve
 from fedloom.proto.v1 import fleet_pb2 as pb

@@ -20,7 +20,7 @@ import dataclasses
 
 import numpy as np
 
-from fedloom.core.records import Mean
+from fedloom.core.records import Mean, Record
 from fedloom.testing import linear
 
 KINDS = (
@@ -33,6 +33,10 @@ KINDS = (
     lambda update: dataclasses.replace(update, groups={"model": {"w": np.array([object()])}}),
     lambda update: dataclasses.replace(update, groups={"model": {"w": [1.0], "b": None}}),
     lambda update: {"w": 1.0},
+    lambda update: dataclasses.replace(update, info={"seen": ["caf\\udce9"]}),
+    lambda update: dataclasses.replace(update, info={"seen": "x" * (1 << 20)}),
+    lambda update: dataclasses.replace(update, metrics={f"m{i}": Mean(1.0, 1.0) for i in range(257)}),
+    lambda update: dataclasses.replace(update, state=Record({"s": {"x": np.broadcast_to(1.0, (10**13,))}})),
     lambda update: (_ for _ in ()).throw(ValueError("not UTF-8: \\udcff")),
 )
 

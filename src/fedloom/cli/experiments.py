@@ -71,6 +71,7 @@ def run(
     An existing run is never overwritten. Ctrl-C saves and stops; `fedloom resume` continues.
     """
     from fedloom import api
+    from fedloom.client.leftovers import ending_what_it_starts
 
     overrides = [
         *settings,
@@ -78,7 +79,9 @@ def run(
         *runtime_settings(runtime, workers, ray_address),
     ]
     experiment = api.load(target, overrides)
-    show_run(lambda sinks: api.run(experiment, out=out, sinks=sinks), json)
+    inline = experiment.runtime.name == "inline"  # the other runtimes end what their agents start
+    with ending_what_it_starts() if inline else contextlib.nullcontext():
+        show_run(lambda sinks: api.run(experiment, out=out, sinks=sinks), json)
 
 
 def check(
@@ -89,8 +92,10 @@ def check(
 ) -> None:
     """Check plug-ins: one round with two clients here, of which nothing is left. Exit code 2 names file and line."""
     from fedloom import api
+    from fedloom.client.leftovers import ending_what_it_starts
 
-    checked = api.check_file(target, settings)
+    with ending_what_it_starts():
+        checked = api.check_file(target, settings)
     found = ", ".join(checked.parts) or "no plug-in of your own"
     typer.echo(f"{target}: {found}: one round with two clients went well")
 

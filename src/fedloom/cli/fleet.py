@@ -187,6 +187,7 @@ def submit(
     """Queue an experiment on a server; prints the run's id."""
     from fedloom import api
     from fedloom.client.control import ControlClient
+    from fedloom.client.leftovers import ending_what_it_starts
     from fedloom.rehearsal import check_submission
 
     if json and not wait:
@@ -199,7 +200,8 @@ def submit(
             'clients = "nodes" each node is one client, with all of its data',
             err=True,
         )
-    check_submission(experiment)
+    with ending_what_it_starts():
+        check_submission(experiment)
     with reach(ControlClient, server, identity, token_file) as control:
         run_id = control.submit(experiment, print_notice)
         typer.echo(run_id, err=json)

@@ -9,12 +9,14 @@ import numpy as np
 
 from fedloom.core import frames
 from fedloom.core.errors import BadUpdate
-from fedloom.core.messages import MAX_NAME
-from fedloom.core.records import Mean, Metrics, Record, Update
+from fedloom.core.messages import MAX_INFO, MAX_METRICS, MAX_NAME, MAX_PAYLOAD_BYTES
+from fedloom.core.records import ClientReport, Mean, Metrics, Record, Update
 from fedloom.core.text import shown
 
 MAX_EXAMPLES = 2**63 - 1
 """Limit of the examples of an update."""
+MAX_DEPTH = 100
+"""Limit of nested lists and dicts in an info; JSON readers recurse."""
 
 
 def check_answer(update: object, made_by: str) -> Update:
@@ -34,6 +36,7 @@ def check_answer(update: object, made_by: str) -> Update:
         raise BadUpdate(f"{made_by!r} returned {shown(update)}; expected a fedloom.core.records.Update")
     num_examples, metrics = _count(update.num_examples, made_by), _metrics(update.metrics, made_by)
     _check_groups(update.groups, made_by)
+    _check_size(Record(update.groups), f"arrays of {made_by!r}")
     _check_info(update.info, f"info of {made_by!r}")
     if update.state is not None:
         _check_state(update.state, made_by)
@@ -47,6 +50,27 @@ def check_answer(update: object, made_by: str) -> Update:
         state=update.state,
         traces=update.traces,
     )
+
+
+def check_report(report: ClientReport, info_size: int, made_by: str) -> ClientReport:
+    """Return a report that a message has room for.
+
+    Args:
+        report: the client's.
+        info_size: characters of its info as JSON.
+        made_by: the kind of job, for the message.
+
+    Raises:
+        BadUpdate: it has too many metrics, or too much info.
+    """
+    if len(report.metrics) > MAX_METRICS:
+        raise BadUpdate(f"metrics of {made_by!r}: expected at most {MAX_METRICS}, got {len(report.metrics)}")
+    if info_size > MAX_INFO:
+        raise BadUpdate(
+            f"info of {made_by!r}: expected at most {MAX_INFO} characters as JSON, got {info_size}. Return numbers in "
+            "bulk as arrays of a group, or in the client's state"
+        )
+    return report
 
 
 def _count(value: object, made_by: str) -> int:
@@ -105,31 +129,71 @@ def _check_groups(groups: object, made_by: str) -> None:
                     f"array {name!r} of group {group!r} of {made_by!r}: expected a NumPy array, got {shown(array)}. "
                     f"Return NumPy arrays{hint}"
                 )
+            if isinstance(array, np.ma.MaskedArray):
+                raise BadUpdate(
+                    f"array {name!r} of group {group!r} of {made_by!r}: expected a plain NumPy array, got a masked "
+                    "one, whose mask is not sent. Return array.filled(value)"
+                )
 
 
 def _check_text(name: object, what: str) -> None:
     if not isinstance(name, str):
         raise BadUpdate(f"{what}: expected a name as text, got {shown(name)}")
-    if not name.isascii():
+    _check_utf8(name, what)
+
+
+def _check_utf8(text: str, what: str) -> None:
+    if not text.isascii():
         try:
-            name.encode()
+            text.encode()
         except UnicodeEncodeError as exc:
-            raise BadUpdate(f"{what}: the name {shown(name)} is not text in UTF-8") from exc
+            raise BadUpdate(f"{what}: the text {shown(text)} is not UTF-8") from exc
 
 
 def _check_info(info: object, what: str) -> None:
-    """Refuse what JSON would change: keys that are not text become text, elsewhere than in one process."""
+    """Refuse what JSON cannot encode or would change: it makes text of other keys."""
     if not isinstance(info, Mapping):
         raise BadUpdate(f"{what}: expected a dict of JSON values, got {shown(info)}")
     for key, value in info.items():
         if not isinstance(key, str):
             raise BadUpdate(f"{what}: expected keys as text, got {shown(key)}")
-        if isinstance(value, Mapping):
-            _check_info(value, f"{key!r} in {what}")
+        _check_utf8(key, f"a key in {what}")
+        _check_json(value, f"{key!r} in {what}", MAX_DEPTH)
+
+
+def _check_json(value: object, what: str, depth: int) -> None:
+    match value:
+        case str():
+            _check_utf8(value, what)
+        case None | bool() | int() | float():
+            pass
+        case Mapping() | list() | tuple() if not depth:
+            raise BadUpdate(f"{what}: expected at most {MAX_DEPTH} nested lists and dicts, got more, or one in itself")
+        case Mapping():
+            for key, inner in value.items():
+                if not isinstance(key, str):
+                    raise BadUpdate(f"{what}: expected keys as text, got {shown(key)}")
+                _check_utf8(key, f"a key in {what}")
+                _check_json(inner, what, depth - 1)
+        case list() | tuple():
+            for inner in value:
+                _check_json(inner, what, depth - 1)
+        case _:
+            raise BadUpdate(
+                f"{what}: expected JSON values (text, numbers, lists, dicts), got {shown(value)}. Convert NumPy values "
+                "with .item() or .tolist()"
+            )
 
 
 def _check_state(state: object, made_by: str) -> None:
     if not isinstance(state, Record):
         raise BadUpdate(f"state of {made_by!r}: expected a Record, got {shown(state)}")
     _check_groups(state.groups, f"{made_by} state")
+    _check_info(state.info, f"info of {made_by!r} state")
     frames.frame_size(state)
+    _check_size(state, f"state of {made_by!r}")
+
+
+def _check_size(record: Record, what: str) -> None:
+    if record.num_bytes > MAX_PAYLOAD_BYTES:
+        raise BadUpdate(f"{what}: expected at most {MAX_PAYLOAD_BYTES} bytes, got {record.num_bytes}")

@@ -96,21 +96,22 @@ class GroupPass:
 
     def _add(self, turn: Turn, done: Done, report: ClientReport, made: Pass, begin: float) -> None:
         """Add an update to the sum, and store the client's state and report."""
-        client = turn.job.client
+        client, stage = turn.job.client, "fold"
         try:
             if turn.job.kind.partition(".")[0] not in _WEIGHED or report.has_update:
                 made.accumulator.add(done.update, _weight(turn, done), client)
-        except StorageFull:
+            if done.update.state is not None:
+                stage = "outgoing"
+                ref = turn.run.clients.keep(turn.group, client, done.update.state)
+                if ref is not None:
+                    made.states[client] = ref
+        except (StorageFull, ServerUnreachable, PolicyRefused):
             raise
         except BaseException as exc:
             if not self._setup.contains(exc):
                 raise
             seconds = time.perf_counter() - begin
-            raise PoisonedSum(self._failures.failure(turn.group, turn.job, "fold", exc, seconds)) from exc
-        if done.update.state is not None:
-            ref = turn.run.clients.keep(turn.group, client, done.update.state)
-            if ref is not None:
-                made.states[client] = ref
+            raise PoisonedSum(self._failures.failure(turn.group, turn.job, stage, exc, seconds)) from exc
         made.reports.append(replace(report, seconds=time.perf_counter() - begin + done.shared_s))
 
     def _failed(self, turn: Turn, exc: BaseException, seconds: float) -> ClientFailure:

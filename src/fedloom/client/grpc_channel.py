@@ -31,7 +31,7 @@ from fedloom.core.errors import (
 )
 from fedloom.core.identity import Identity
 from fedloom.core.layout import Layout
-from fedloom.core.messages import FromAgent, Hello, PayloadRef, ToAgent, Welcome
+from fedloom.core.messages import MAX_PAYLOAD_BYTES, FromAgent, Hello, PayloadRef, ToAgent, Welcome
 from fedloom.core.records import Array, Groups, Record
 from fedloom.core.reserved import reserve
 from fedloom.core.text import clean
@@ -53,8 +53,6 @@ _HEARTBEAT_S = (0.05, 60.0)
 """Seconds between heartbeats, at least and at most, whatever the server says."""
 _CHUNK_BYTES = (4 << 10, 1 << 20)
 """Bytes of a chunk of an upload, likewise."""
-MAX_PAYLOAD_BYTES = 16 << 30
-"""The largest frame taken from a server, whatever it says."""
 INBOX_MESSAGES, INBOX_BYTES = 4096, 64 << 20
 """What has come and is not taken yet, at most; more is not read from the connection."""
 _ATTEMPTS = 5

@@ -63,6 +63,17 @@ class Leftovers:
         self.end("")
 
 
+@contextlib.contextmanager
+def ending_what_it_starts() -> Iterator[None]:
+    """End all that the block's code starts, when it is left; only for a program that is fedloom's own."""
+    adopt_orphans()
+    started = Leftovers()
+    try:
+        yield
+    finally:
+        started.end_all()
+
+
 def end_children() -> None:
     """Kill every child of this process, with what those have started where it has called `adopt_orphans`."""
     for _ in range(_GENERATIONS):

@@ -6,10 +6,12 @@ import logging
 import traceback
 from collections.abc import Sequence
 
+from fedloom.client.answer_check import check_report
 from fedloom.client.jobs import Done
 from fedloom.client.turn import Turn
 from fedloom.core import frames
 from fedloom.core.errors import DataDiffers, FedloomError
+from fedloom.core.layout import info_text
 from fedloom.core.messages import MAX_NAME, MAX_TEXT, Group, GroupKey
 from fedloom.core.records import ClientFailure, ClientReport, Job, Record
 from fedloom.core.text import clean
@@ -25,23 +27,29 @@ _BEFORE_READING = ("load", "data", "inputs")
 
 
 def report_of(turn: Turn, done: Done) -> ClientReport:
-    """Report a finished job, without its seconds. Traffic is what the client alone would have read and sent."""
+    """Report a finished job, without its seconds. Traffic is what the client alone would have read and sent.
+
+    Raises:
+        BadUpdate: a message has no room for the report.
+    """
     job, update = turn.job, done.update
     up = Record(update.groups, update.info)
     read = (job.inputs if not job.cached_inputs else _not_cached(job)) if done.read else ()
-    return ClientReport(
+    info = {} if job.kind in ("init", "describe") else update.info
+    report = ClientReport(
         client=job.client,
         num_examples=update.num_examples,
         seconds=0.0,
         num_trained=int(done.trained),
         num_retrained=int(done.retrained),
         metrics=update.metrics,
-        info={} if job.kind in ("init", "describe") else update.info,
+        info=info,
         bytes_down=sum(turn.group.inputs[name].size for name in read),
         bytes_up=frames.frame_size(up),
         params_down=sum(turn.inputs[name].num_elements for name in read),
         params_up=up.num_elements + done.measured,
     )
+    return check_report(report, len(info_text(info)) if info else 0, job.kind)
 
 
 class FailureReporter:

@@ -79,7 +79,7 @@ class Layout:
             BadFrame: an array's dtype has no code in the format.
         """
         arrays = tuple((group, name, array.dtype, array.shape) for group, name, array in record.items())
-        info = _info_text(record.info)
+        info = info_text(record.info)
         small = 160 * len(arrays) + len(info) < _REMEMBERED_HEADER_BYTES
         return (_planned if small else _plan)(tuple(record.groups), arrays, info, data_start)
 
@@ -96,7 +96,12 @@ _Signature = tuple[tuple[str, str, DType, tuple[int, ...]], ...]
 """Yield group, name, dtype and shape of every array."""
 
 
-def _info_text(info: Info) -> str:
+def info_text(info: Info) -> str:
+    """Return a record's info as JSON.
+
+    Raises:
+        BadFrame: it is not JSON values.
+    """
     try:
         return json.dumps(info, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as exc:

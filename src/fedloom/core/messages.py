@@ -10,6 +10,12 @@ from fedloom.core.records import ClientFailure, ClientReport, Contents, Groups, 
 
 PROTOCOL = 2
 """Version of the wire both sides must use."""
+MAX_METRICS = 256
+"""Limit of the metrics of one client's report."""
+MAX_INFO = 1 << 20
+"""Limit of the info of one client's report, as JSON; characters."""
+MAX_PAYLOAD_BYTES = 16 << 30
+"""Limit of a record that a node sends or receives."""
 MAX_NAME = 256
 """Characters in a name, such as a metric's or a kind of error's."""
 MAX_TEXT = 64 << 10

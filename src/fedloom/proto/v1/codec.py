@@ -14,6 +14,8 @@ from typing import Any
 
 from fedloom.core.errors import BadMessage
 from fedloom.core.messages import (
+    MAX_INFO,
+    MAX_METRICS,
     MAX_NAME,
     MAX_NOTICES,
     MAX_TEXT,
@@ -43,11 +45,6 @@ MAX_LISTED = 4096
 MAX_FACTS = 4 << 10
 """Characters of a node's description of itself."""
 
-
-MAX_METRICS = 256
-"""Metrics of one client's report."""
-MAX_INFO = 1 << 20
-"""Limit of characters of the numbers in a client's report besides metrics."""
 MAX_REASON = 2000
 """Characters of the reason of a refusal, which the log has each time."""
 

@@ -21,7 +21,7 @@ from fedloom.core import frames
 from fedloom.core.depot import Buffer, Depot
 from fedloom.core.errors import BadFrame, BadMessage, LimitExceeded, NotFound, ServerUnreachable
 from fedloom.core.layout import Layout
-from fedloom.core.messages import PayloadRef
+from fedloom.core.messages import MAX_PAYLOAD_BYTES, PayloadRef
 from fedloom.core.pinned import Pinned
 from fedloom.core.records import Record
 from fedloom.core.reserved import reserve
@@ -94,7 +94,7 @@ class PayloadStore:
         max_payload_bytes: size limit of a frame from an agent.
     """
 
-    def __init__(self, depot: Depot | None, *, max_payload_bytes: int = 16 << 30) -> None:
+    def __init__(self, depot: Depot | None, *, max_payload_bytes: int = MAX_PAYLOAD_BYTES) -> None:
         self._depot = depot
         self._max_payload_bytes = max_payload_bytes
         self._lock = threading.Lock()
