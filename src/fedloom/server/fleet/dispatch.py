@@ -85,8 +85,7 @@ class Dispatch:
 
     def release(self, opened: OpenExchange, indices: Collection[int]) -> None:
         """Release groups of the reserve for assignment."""
-        opened.reserve -= set(indices)
-        opened.pending.extend(indices)
+        opened.release(indices)
         self.push()
 
     def find(self, key: GroupKey) -> OpenExchange | None:
@@ -254,11 +253,10 @@ class Dispatch:
         opened.done.add(key.group)
         if key.group in opened.pending:  # it had been withdrawn from this agent, which then sent its result
             opened.pending.remove(key.group)
-        for other, node in self._nodes.items():
-            if other == name:
-                node.assigned.pop(key, None)
-            else:
-                self._cancel(node, [key])
+        self._nodes[name].assigned.pop(key, None)
+        for other in opened.assignees(key.group):
+            if other != name and other in self._nodes:
+                self._cancel(self._nodes[other], [key])
         return True
 
     def turn_away(self, opened: OpenExchange, key: GroupKey, name: str, exc: FedloomError) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -107,6 +107,8 @@ class OpenExchange:
         """Nodes and kinds of the refusals the run has reported."""
         self.reserve = set(reserve) - self.done
         """Groups that are pushed only in place of failed ones."""
+        self.clients = self._count()
+        """Jobs of the groups that are not in reserve."""
 
     def bind(self, index: int, name: str) -> None:
         """Note a node that a group is assigned to."""
@@ -115,6 +117,10 @@ class OpenExchange:
     def was_assigned(self, index: int, name: str) -> bool:
         """Return whether a group is, or was, assigned to a node."""
         return name in self._assignees.get(index, ())
+
+    def assignees(self, index: int) -> Collection[str]:
+        """Return every node that a group is, or was, assigned to."""
+        return self._assignees.get(index, ())
 
     def assigned_to(self, name: str) -> Iterator[int]:
         """Yield the groups that are, or were, assigned to a node and have no result yet."""
@@ -173,9 +179,13 @@ class OpenExchange:
         """Return whether a group needs nothing more from a node."""
         return index in self.done or (index, name) in self.failed
 
-    @property
-    def clients(self) -> int:
-        """Return the number of jobs of the groups that are not in reserve."""
+    def release(self, indices: Collection[int]) -> None:
+        """Make groups of the reserve pending."""
+        self.reserve -= set(indices)
+        self.clients = self._count()
+        self.pending.extend(indices)
+
+    def _count(self) -> int:
         return sum(len(group.jobs) for index, group in enumerate(self.groups) if index not in self.reserve)
 
     @property

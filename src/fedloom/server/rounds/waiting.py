@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import queue
 import threading
 from collections.abc import Callable, Mapping
@@ -41,6 +42,8 @@ class Waiting:
     ) -> None:
         self._fleet, self._stop, self._how_to_resume, self._notices = fleet, stop, how_to_resume, notices
         self._long_waits = long_waits
+        self._looked = -math.inf
+        """When the nodes were last looked at (monotonic seconds); at the start of each exchange at once."""
 
     def for_nodes(self, count: int, labels: Mapping[str, str]) -> None:
         """Return once this many nodes with these labels are connected; raises as `until_none`."""
@@ -99,18 +102,21 @@ class Waiting:
             if self._fleet.pump is not None:
                 self._fleet.pump()
                 continue
-            if self._fleet.coordinator.online:
-                alone_since = clock.monotonic()
+            if clock.monotonic() - self._looked >= _TICK_S:  # it takes time for every node
+                self._looked = clock.monotonic()
+                if self._fleet.coordinator.online:
+                    alone_since = clock.monotonic()
+                self._look(opened, clock.monotonic() - alone_since)
+                if remaining_s is None:
+                    self._long_waits.look(opened, self._fleet.coordinator.holdings(opened))
             self._check_agents(opened, clock.monotonic() - alone_since)
-            self._look(opened, clock.monotonic() - alone_since)
-            if remaining_s is None:
-                self._long_waits.look(opened, self._fleet.coordinator.holdings(opened))
             wait_s = _TICK_S if remaining_s is None else min(_TICK_S, max(0.001, remaining_s))
             with contextlib.suppress(queue.Empty):
                 return self._answered(clock.get(opened.answers, wait_s))
 
     def closed(self) -> None:
         """Note the end of an exchange."""
+        self._looked = -math.inf
         self._long_waits.closed()
 
     def _answered(self, answer: Answer | FedloomError) -> Answer:
