@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from fedloom.core.errors import (
 )
 from fedloom.core.plugins import build_strategy, check_parts
 from fedloom.core.protocols import Sink
+from fedloom.core.provenance import provenance
 from fedloom.core.python_objects import held
 from fedloom.core.run_files import EXPERIMENT
 from fedloom.core.saved_state import SavedState
@@ -60,6 +62,9 @@ class RunOptions(TypedDict, total=False):
     """Take every event, such as `reporting.console.ConsoleSink()`; none by default."""
     keep: bool
     """Write the run's folder, which is the default; False leaves nothing on disk."""
+    source: Path | None
+    """File or folder the experiment was read from: the state of the Git repository around it is recorded. By default
+    the first code that the settings refer to, or else the working directory."""
 
 
 class ResumeArguments(Given, total=False):
@@ -194,11 +199,18 @@ def run(experiment: Experiment | None = None, **arguments: object) -> RunResult:
     except UsageError as exc:
         raise at_users_line(exc) from exc
     options = cast(RunOptions, {name: value for name, value in arguments.items() if name in ("out", "sinks", "keep")})
+    options["source"] = _program()
     with held(made.key, made.parts):
         if "sinks" in options:
             return replace(_run(made.experiment, options), objects=made.parts)
         with contextlib.closing(_shown()) as sink:
             return replace(_run(made.experiment, {**options, "sinks": [sink]}), objects=made.parts)
+
+
+def _program() -> Path | None:
+    """Return the file of the running program; None in a REPL or notebook."""
+    file = vars(sys.modules["__main__"]).get("__file__")
+    return Path(file) if isinstance(file, str) and Path(file).is_file() else None
 
 
 def _shown() -> Sink:
@@ -215,10 +227,12 @@ def _run(experiment: Experiment, options: RunOptions) -> RunResult:
     run_id, out = new_run_id(experiment.name), options.get("out")
     store: RunStore
     if options.get("keep", True):
-        store = DiskRunStore.create(Path(out) if out is not None else RUNS / run_id, run_id)
+        store = on_disk = DiskRunStore.create(Path(out) if out is not None else RUNS / run_id, run_id)
+        store.begin(experiment)
+        on_disk.record_provenance(provenance(experiment, options.get("source")))
     else:
         store = MemoryRunStore(run_id)
-    store.begin(experiment)
+        store.begin(experiment)
     with store.claimed():
         return _session(experiment, store, options.get("sinks", ()), fresh=True)
 

@@ -79,9 +79,10 @@ def run(
         *runtime_settings(runtime, workers, ray_address),
     ]
     experiment = api.load(target, overrides)
+    source = Path(target) if Path(target).exists() else None
     inline = experiment.runtime.name == "inline"  # the other runtimes end what their agents start
     with ending_what_it_starts() if inline else contextlib.nullcontext():
-        show_run(lambda sinks: api.run(experiment, out=out, sinks=sinks), json)
+        show_run(lambda sinks: api.run(experiment, out=out, sinks=sinks, source=source), json)
 
 
 def check(

@@ -5,6 +5,7 @@
       run.json            the run's id
       plugins.json        files and folders of code that the experiment names by path, with their SHA-256
       plugins/            copies of these
+      provenance.json     commit of the repository around the experiment, versions of the packages its parts import
       workload.json       source and partition of the data
       rounds.jsonl        one record per round
       choices.jsonl       the selection's input and choice, round by round
@@ -41,6 +42,7 @@ EXPERIMENT = "experiment.toml"
 RUN = "run.json"
 PLUGINS_LIST = "plugins.json"
 PLUGINS = "plugins"
+PROVENANCE = "provenance.json"
 WORKLOAD = "workload.json"
 ROUNDS = "rounds.jsonl"
 CHOICES = "choices.jsonl"

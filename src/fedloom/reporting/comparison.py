@@ -28,6 +28,7 @@ PICTURE = "comparison.html"
 _MOST_METRICS = 6
 _RACED, _TARGET, _LAST = "accuracy", 0.9, 5
 """Runs are compared by their cost to reach this fraction of the first run's mean over its last evaluations."""
+_CODE_DIFFERS = "the runs' code differs"
 _X_LABELS = {
     "rounds": "round",
     "megabytes": "MB sent so far, up and down, by all clients",
@@ -59,6 +60,9 @@ class Comparison:
     results: tuple[Row, ...]
     settings: tuple[Row, ...]
     """Only settings that differ; those that may change a result first."""
+    code: tuple[Row, ...]
+    """Only code that differs: copied files by their digest, the commit, versions of packages. A run that has not
+    recorded something does not differ in it."""
 
 
 def compare(run_dirs: Sequence[str | Path]) -> Comparison:
@@ -74,7 +78,7 @@ def compare(run_dirs: Sequence[str | Path]) -> Comparison:
         if places.count(place) > 1:
             raise UsageError(f"compare: {str(place)!r} is given twice; expected different runs")
     runs = tuple(RunFolder.read(run_dir) for run_dir in run_dirs)
-    return Comparison(runs, _labels(runs), tuple(_results(runs)), tuple(_settings(runs)))
+    return Comparison(runs, _labels(runs), tuple(_results(runs)), tuple(_settings(runs)), _code(runs))
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
@@ -89,6 +93,11 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
         shown.add_section()
         shown.add_row(Text("settings that differ", style="dim"))
     for row in comparison.settings:
+        shown.add_row(*(Text(harmless(cell)) for cell in (row.name, *row.cells)))
+    if comparison.code:
+        shown.add_section()
+        shown.add_row(Text(f"warning: {_CODE_DIFFERS}", style="yellow"))
+    for row in comparison.code:
         shown.add_row(*(Text(harmless(cell)) for cell in (row.name, *row.cells)))
     console.print(shown)
 
@@ -126,6 +135,13 @@ def render_comparison(comparison: Comparison) -> str:
             if comparison.settings
             else tag("p", "None: the runs have the same settings."),
         ),
+        section(
+            "Code that differs",
+            tag("p", f"Warning: {_CODE_DIFFERS}."),
+            table(head, _cells(comparison.code), caption="As recorded when the runs began"),
+        )
+        if comparison.code
+        else None,
         section(
             "Curves",
             tag("div", charts, class_="charts")
@@ -245,6 +261,12 @@ def _settings(runs: Sequence[RunFolder]) -> list[Row]:
     keys = list(dict.fromkeys(key for each in tables for key in each))
     rows = [Row(key, tuple(_text(each[key]) if key in each else NOTHING for each in tables)) for key in keys]
     return sorted((row for row in rows if row.differs), key=lambda row: is_incidental(row.name))
+
+
+def _code(runs: Sequence[RunFolder]) -> tuple[Row, ...]:
+    names = dict.fromkeys(name for run in runs for name in run.code)
+    differ = [name for name in names if len({run.code[name] for run in runs if name in run.code}) > 1]
+    return tuple(Row(name, tuple(run.code.get(name, NOTHING) for run in runs)) for name in differ)
 
 
 def _text(value: object) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from fedloom.core import run_files
 from fedloom.core.errors import UsageError
 from fedloom.core.history import RoundRecord, RunSummary, Traffic
 from fedloom.core.protocols import WorkloadInfo
+from fedloom.core.provenance import recorded_code
 from fedloom.core.records import ClientFailure, Info, JsonObject
 from fedloom.core.text import dotted
 
@@ -32,6 +34,8 @@ class RunFolder:
     summary: RunSummary | None = None
     """None while the run is running, and after it was killed."""
     run_id: str
+    code: Mapping[str, str] = field(default_factory=dict)
+    """Code that the run began with, by its name: digests of copied files, a commit, versions of packages."""
 
     @classmethod
     def read(cls, path: str | Path) -> RunFolder:
@@ -54,6 +58,7 @@ class RunFolder:
             events=tuple(run_files.read_events(path)),
             workload=run_files.read_workload(path),
             summary=run_files.read_summary(path),
+            code=recorded_code(path),
         )
 
     @property

@@ -11,7 +11,7 @@ VARIABLES = {
     "FEDLOOM_IDENTITY": "Folder of the identity, as `--identity`.",
     "FEDLOOM_SERVER": "Address of a server started with `--insecure`, as `--server`.",
     "FEDLOOM_TOKEN_FILE": "Token file of such a server, as `--token-file`.",
-    "RAY_ADDRESS": "Read with `--ray-address auto` alone; without that option Ray is started on this machine.",
+    "RAY_ADDRESS": "A running Ray cluster, which is joined where `--ray-address` names no other.",
     "RAY_TMPDIR": "Folder of the files of a Ray that is started on this machine; by default `TMPDIR`, else `/tmp`.",
     "TMPDIR": "Folder of temporary files; by default `/tmp`.",
 }

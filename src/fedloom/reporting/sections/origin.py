@@ -33,6 +33,8 @@ def settings(run: RunFolder) -> Markup:
     """Return all settings of the experiment, resolved, and its environment."""
     rows = [(tag("code", key), tag("code", _value(value))) for key, value in run.settings().items()]
     parts: list[Markup] = [table(("key", "value"), rows, caption=f"As resolved in {EXPERIMENT}", text=2)]
+    if run.code:
+        parts.append(facts(dict(run.code), "Code the run began with"))
     if run.summary:
         made: dict[str, Content] = {
             "runtime": f"{run.summary.runtime}, {run.summary.workers} workers",

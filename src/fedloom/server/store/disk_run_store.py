@@ -21,6 +21,7 @@ from fedloom.core.errors import BadFrame, CheckpointCorrupt, LimitExceeded, NotF
 from fedloom.core.events import Event
 from fedloom.core.history import Choice, RosterLine, RoundRecord, RunSummary
 from fedloom.core.protocols import WorkloadInfo
+from fedloom.core.provenance import Provenance, changes_since, read_provenance
 from fedloom.core.records import Arrays, Info, Record
 from fedloom.core.run_files import (
     CHECKPOINTS,
@@ -29,6 +30,7 @@ from fedloom.core.run_files import (
     EVENTS,
     EXPERIMENT,
     MODEL,
+    PROVENANCE,
     ROSTERS,
     ROUNDS,
     RUN,
@@ -38,7 +40,7 @@ from fedloom.core.run_files import (
 from fedloom.server.store.claim import claimed
 from fedloom.server.store.files import full_disk, write, write_frame
 from fedloom.server.store.pinned_files import PinnedFiles
-from fedloom.server.store.plugin_copies import changed_code, portable, save_code
+from fedloom.server.store.plugin_copies import changed_code, portable, save_code, saved_code
 from fedloom.server.store.run_store import Checkpoint, event_json
 
 _CHECKPOINT = re.compile(r"round-(\d{6,})\.([0-9a-f]{32})\.safetensors")
@@ -51,6 +53,7 @@ class DiskRunStore:
     def __init__(self, folder: Path, run_id: str | None = None) -> None:
         self._folder = folder
         self.run_id = run_id or folder.name
+        self._begun_here = False
         self._clients: dict[int, dict[tuple[int, int], Path]] | None = None
         self._pinned = PinnedFiles(folder / CHECKPOINTS)
         self._lock = threading.Lock()
@@ -94,6 +97,11 @@ class DiskRunStore:
         write(self._folder / RUN, json.dumps({"run_id": self.run_id}))
         values = save_code(self._folder, experiment)
         write(self._folder / EXPERIMENT, tomli_w.dumps(values))
+        self._begun_here = True
+
+    def record_provenance(self, begun_with: Provenance) -> None:
+        """Write down the code outside the folder that the run begins with."""
+        write(self._folder / PROVENANCE, begun_with.model_dump_json(indent=2) + "\n")
 
     def change_experiment(self, experiment: Experiment) -> None:
         """Write the experiment anew, such as with more rounds; the folder stays claimed."""
@@ -103,7 +111,12 @@ class DiskRunStore:
         return Experiment.load(self._folder / EXPERIMENT)
 
     def changed_code(self) -> list[str]:
-        return list(changed_code(self._folder))
+        if self._begun_here:
+            return []
+        then, copies = read_provenance(self._folder), saved_code(self._folder)
+        code = [self._folder / each.copy_at for each in copies]
+        outside = [] if then is None else changes_since(then, self.experiment(), code)
+        return [*changed_code(self._folder), *outside]
 
     def save_workload(self, info: WorkloadInfo) -> None:
         write(self._folder / WORKLOAD, json.dumps(run_files.workload_values(info)))
