@@ -226,6 +226,7 @@ class TestWorkers:
         program = """
             import threading
             import numpy as np
+            import sklearn.datasets  # it imports Arrow, whose allocator has a thread that is harmless
             from torch import nn
             import fedloom
             from fedloom.simulation import nursery_start

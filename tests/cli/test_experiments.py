@@ -43,7 +43,9 @@ class FakeRuns:
     ends: FedloomError | BaseException | None = None
     asked: list[dict[str, Any]] = field(default_factory=list)
 
-    def run(self, experiment: Experiment, *, out: Path | None = None, sinks: Sequence[Any] = ()) -> Any:
+    def run(
+        self, experiment: Experiment, *, out: Path | None = None, sinks: Sequence[Any] = (), source: Path | None = None
+    ) -> Any:
         assert isinstance(experiment, Experiment)
         return self._play({"experiment": experiment, "out": out}, sinks)
 

@@ -19,6 +19,8 @@ from fedloom.simulation.packing import pack
 from fedloom.simulation.workers import worker_environment
 
 _TASKS = Path("/proc/self/task")
+_HARMLESS = ("jemalloc_bg_thd",)
+"""Names of threads whose library is prepared for a fork."""
 _GPU = Path("/dev/nvidiactl")
 """Exists if CUDA may have been initialised, after which a forked process cannot use it."""
 _MALLOPT = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_TOP_PAD_": -2, "MALLOC_MMAP_THRESHOLD_": -3}
@@ -71,17 +73,33 @@ def may_fork() -> bool:
     """Return whether a fork of this process is as good as a fresh one: it has no threads, and no GPU to share.
 
     OpenBLAS ends its threads before a fork and starts them again when needed: an empty fork shows the other threads.
+    The thread of jemalloc, the allocator of Arrow that pandas and scikit-learn import, takes no part in this process'
+    work, and jemalloc takes its locks before a fork and renews them in the child.
     """
     if threading.active_count() > 1 or threading.current_thread() is not threading.main_thread() or _GPU.exists():
         return False
     if not _TASKS.is_dir():
         return False
-    if len(list(_TASKS.iterdir())) > 1:
+    if _has_threads():
         pid = os.fork()
         if not pid:
             os._exit(0)
         os.waitpid(pid, 0)
-    return len(list(_TASKS.iterdir())) == 1
+    return not _has_threads()
+
+
+def _has_threads() -> bool:
+    """Return whether this process has threads that a fork would miss, besides the calling one."""
+    names = [_thread_name(task) for task in _TASKS.iterdir() if task.name != str(os.getpid())]
+    return any(name not in _HARMLESS for name in names)
+
+
+def _thread_name(task: Path) -> str:
+    """Return a thread's name as the system has it; that of a harmless one if it has just ended."""
+    try:
+        return (task / "comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return _HARMLESS[0]
 
 
 def _spawn(preload: str, objects: bytes) -> Nursery:
