@@ -154,6 +154,8 @@ def test_people_call_through_the_proxy_of_their_identity(fleet: Members, proxy: 
         ({"grpc_proxy": "http://a:1", "no_proxy": "10.0.0.0/8"}, "10.1.2.3:8077", ""),
         ({"grpc_proxy": "http://a:1", "no_proxy": "10.0.0.0/8"}, "11.1.2.3:8077", "http://a:1"),
         ({"grpc_proxy": "http://a:1", "no_proxy": "fd00::/8"}, "[fd00::1]:8077", ""),
+        ({"grpc_proxy": "http://a:1", "no_proxy": "*"}, "lab.example:8077", ""),
+        ({"https_proxy": " http://a:1\n"}, "lab.example:8077", "http://a:1"),
         ({"grpc_proxy": "http://a:1"}, "127.0.0.1:8077", ""),
         ({"grpc_proxy": "http://a:1"}, "[::1]:8077", ""),
         ({"grpc_proxy": "http://a:1"}, "localhost:8077", ""),
@@ -169,11 +171,21 @@ def test_the_environment_says_as_for_grpc(
 
 
 @pytest.mark.parametrize(
-    "url", ["proxy:3128", "https://proxy:3128", "http://proxy", "http://:3128", "http://p:99999", "http://p:1/x", "x"]
+    "url",
+    [
+        *("proxy:3128", "https://proxy:3128", "http://proxy", "http://:3128", "http://p:99999", "http://p:1/x", "x"),
+        *("http://p:0", "http://p p:1", "http://p\n:1", "http://::1:3128"),
+    ],
 )
 def test_another_url_is_refused_with_the_form_expected(url: str) -> None:
     with pytest.raises(UsageError, match="expected http://HOST:PORT"):
         checked(url)
+
+
+def test_a_refused_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "proxy.corp:3128")
+    with pytest.raises(UsageError, match=r"environment variable https_proxy: expected http://HOST:PORT"):
+        proxy_for("lab.example:8077", "")
 
 
 def test_a_refused_url_does_not_show_its_password() -> None:

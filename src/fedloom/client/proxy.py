@@ -23,8 +23,12 @@ _REPLY_BYTES = 16 << 10
 """Limit of a proxy's reply to CONNECT."""
 
 
-def checked(url: str) -> str:
+def checked(url: str, name: str = "proxy") -> str:
     """Return a proxy's URL.
+
+    Args:
+        url: the URL.
+        name: of the setting or variable, for the message.
 
     Raises:
         UsageError: it is not `http://[USER:PASSWORD@]HOST:PORT`, nor `none`, nor empty.
@@ -33,14 +37,14 @@ def checked(url: str) -> str:
         return url
     try:
         parts = urllib.parse.urlsplit(url)
-        valid = parts.scheme == "http" and bool(parts.hostname) and parts.port is not None
-        valid = valid and parts.path in ("", "/") and not parts.query
+        valid = parts.scheme == "http" and bool(parts.hostname) and bool(parts.port)
+        valid = valid and parts.path in ("", "/") and not parts.query and url.isprintable() and " " not in url
     except ValueError:
         valid = False
     if not valid:
         shown = url if "@" not in url else f"…@{url.rpartition('@')[2]}"  # what is before it may be a password
         raise UsageError(
-            f"proxy: expected http://HOST:PORT, with USER:PASSWORD@ before the host if it requires them, or "
+            f"{name}: expected http://HOST:PORT, with USER:PASSWORD@ before the host if it requires them, or "
             f"{NO_PROXY!r}; got {shown!r}"
         )
     return url
@@ -59,7 +63,10 @@ def proxy_for(address: str, given: str) -> str:
     host = address.rpartition(":")[0].strip("[]")
     if given == NO_PROXY or _is_exempt(host) or (not given and _is_own(host)):
         return ""
-    return checked(given or next((value for name in _VARIABLES if (value := os.environ.get(name))), ""))
+    if given:
+        return checked(given)
+    name = next((name for name in _VARIABLES if os.environ.get(name)), "")
+    return checked(os.environ[name].strip(), f"environment variable {name}") if name else ""
 
 
 def open_tunnel(proxy: str, address: str, timeout_s: float) -> socket.socket:
@@ -105,7 +112,7 @@ def _is_exempt(host: str) -> bool:
 
 
 def _matches(host: str, entry: str) -> bool:
-    if host.lower().endswith(entry.lower()):
+    if entry == "*" or host.lower().endswith(entry.lower()):
         return True
     try:
         return ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
