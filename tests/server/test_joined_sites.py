@@ -27,11 +27,12 @@ EXPERIMENTS = {"fedavg": ("", IMAGES), "sfedca": ("", SPIKES), "sa_fedlora": (LO
 AS_ADMIN = ("--identity", "state/admin")
 
 
-def text(name: str, rounds: int = 3, cohort: int | None = None, more: str = "") -> str:
+def text(name: str, rounds: int = 3, cohort: int | None = None, more: str = "", fine_tune: int = 0) -> str:
     strategy, workload = EXPERIMENTS[name]
     sampled = "" if cohort is None else f"cohort = {cohort}\n"
     head = f'name = "{name}"\nrounds = {rounds}\nclients = "nodes"\n{sampled}[round]\nmin_sites = 3\n{more}'
-    return f'{head}[strategy]\nname = "{name}"\n{strategy}{workload}'
+    tuned = f"[evaluation]\nfine_tune = {fine_tune}\n" if fine_tune else ""
+    return f'{head}{tuned}[strategy]\nname = "{name}"\n{strategy}{workload}'
 
 
 class Federation:
@@ -69,6 +70,12 @@ class Federation:
             shell = next(shell for shell in self._shells if shell.folder.name == name)
             self.sites[name] = shell.start("client")
             wait_until(lambda name=name: name in self._online(), 60, f"{name} connecting")  # type: ignore[misc]
+
+    def allow_sharing(self, *names: str) -> None:
+        """Let models trained at sites alone be evaluated at others, by their policies."""
+        for name in names:
+            (policy,) = (self.folder / name).rglob("policy.toml")
+            policy.write_text(f"share_local_model = true\n{policy.read_text(encoding='utf-8')}", encoding="utf-8")
 
     def kill(self, name: str) -> None:
         self.sites[name][0].kill()
@@ -155,3 +162,20 @@ def test_server_and_sites_may_be_killed(federation: Federation) -> None:
     lines = (federation.run_folder(lossy) / "rosters.jsonl").read_text(encoding="utf-8").splitlines()
     joined = [site["name"] for line in lines for site in json.loads(line)["joined"]]
     assert joined == sorted(SIZES)
+
+
+def test_models_of_sites_are_compared_where_their_policies_share_them(federation: Federation) -> None:
+    federation.allow_sharing("east", "west")
+    federation.start(["west", "north", "east"])
+    runs = {name: federation.submit(text(name, rounds=2, fine_tune=1)) for name in EXPERIMENTS}
+    for name, run_id in runs.items():
+        matrix, sections = federation.result(run_id)["cross_sites"], federation.rounds(run_id)[-1]["sections"]
+        assert matrix == sections["cross_sites"] and matrix["models"] == ["global", *sorted(SIZES)], name
+        plain, tuned = ([one["metrics"] for one in sections[part]["sites"]] for part in ("sites", "sites_fine_tuned"))
+        assert len(plain) == len(tuned) == 3, (name, sections)
+        for metric, rows in matrix["metrics"].items():
+            assert [row[0] for row in rows] == [one[metric] for one in plain]
+            assert [row[2] for row in rows] == ["n/a"] * 3, "north does not share its model"
+            own = [rows[0][1], rows[2][3]]  # the models of east and west at home: the global one, trained there
+            assert own == [tuned[0][metric], tuned[2][metric]], (name, metric)
+        assert "loss" in matrix["metrics"]

@@ -1,7 +1,8 @@
 """A workload for sites: each has a table of its own, and the model is a mean of its rows that can be computed by hand.
 
 Training returns the mean of the normalised rows, (x - mean) / std, so a round of FedAvg gives the mean over all sites'
-rows. A client remembers how often it has trained.
+rows; with another `rate` than 1 it moves the model that part of the way there. A client remembers how often it has
+trained.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Config(PluginSettings):
 
     data: Data = Data()
     partition: str = "all"
+    rate: float = 1.0
 
 
 class Shard:
@@ -94,10 +96,13 @@ class OwnRows:
         times = 1 if state is None else int(state.info["times"]) + 1
         return Update(
             num_examples=shard.num_examples,
-            groups={"model": {"w": shard.x.mean(0)}},
+            groups={"model": {"w": self._moved(inputs["model"].groups["model"]["w"], shard.x.mean(0))}},
             metrics={"times": Mean(float(times), 1.0), "loss": Mean(float(shard.x.std()), 1.0)},
             state=Record(info={"times": times}),
         )
+
+    def _moved(self, w: Array, mean: Array) -> Array:
+        return mean if self.config.rate == 1.0 else np.asarray(w + self.config.rate * (mean - w))
 
     def _normalised(self, x: Array) -> Array:
         settings = self.config.data

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from fedloom.client.turn import Turn
-from fedloom.core.data_schema import SUMS
+from fedloom.core.data_schema import SHARES, SUMS
 from fedloom.core.errors import BadUpdate
 from fedloom.core.plugins import build_watch
 from fedloom.core.protocols import WorkloadInfo
@@ -28,6 +28,9 @@ def described(turn: Turn) -> Update:
     """Describe a site's data, before it is a client."""
     turn.stage = "describe"
     info = dataclasses.asdict(turn.run.disclosed(turn.run.workload.describe()))
+    info["data"] = {key: value for key, value in info["data"].items() if key != SHARES}
+    if turn.run.shares_local_model:
+        info["data"][SHARES] = True
     return Update(num_examples=0, info={"workload": info})
 
 

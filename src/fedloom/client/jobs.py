@@ -10,6 +10,7 @@ from fedloom.client.client_state import WORKLOAD, rule_parts, split, stored_anew
 from fedloom.client.descriptions import described, initial
 from fedloom.client.group_program import GroupProgram, group_program
 from fedloom.client.parked import ParkedUpdates, own
+from fedloom.client.site_models import local_model, tuned
 from fedloom.client.turn import Turn
 from fedloom.client.update_check import check_update
 from fedloom.core.errors import BadUpdate, UnsupportedFeature
@@ -84,6 +85,10 @@ class JobRunner:
                 return _checked(turn, Done(described(turn), read=False))
             case "held_out":
                 return _checked(turn, _evaluate_held_out(turn))
+            case "tuned":
+                return _checked(turn, Done(tuned(turn), read=False))
+            case "local":
+                return _checked(turn, Done(local_model(turn), read=False))
             case "monitor":
                 return _checked(turn, _watch(turn))
             case "collect":

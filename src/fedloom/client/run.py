@@ -19,6 +19,7 @@ from fedloom.client.node_code import NodeCode, located
 from fedloom.client.policy import Guard
 from fedloom.core.config import Experiment
 from fedloom.core.data_schema import check_schema, data_schema
+from fedloom.core.errors import PolicyRefused
 from fedloom.core.messages import RunSpec
 from fedloom.core.plugins import AnyWorkload, build_workload
 from fedloom.core.protocols import Shard, UsesHelpers, WorkloadInfo
@@ -153,6 +154,20 @@ class Run:
         """
         if self._guard is not None:
             self._guard.admit_evaluation(str(self._spec.experiment["workload"]["name"]))
+
+    @property
+    def shares_local_model(self) -> bool:
+        """Return whether a model trained on this node's data alone may leave; not without a policy that says so."""
+        return self._guard is not None and self._guard.policy.share_local_model
+
+    def admit_sharing(self) -> None:
+        """Refuse to send a model trained on this node's data alone where the node's policy does not allow it.
+
+        Raises:
+            PolicyRefused: it does not.
+        """
+        if not self.shares_local_model:
+            raise PolicyRefused("the node's policy lets no model leave that was trained here alone", kind="data")
 
     def admit_examples(self, client: int, shard: Shard) -> None:
         """Refuse work on a client with fewer examples than the node's policy says.

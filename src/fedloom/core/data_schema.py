@@ -13,6 +13,8 @@ from fedloom.core.records import Info
 SUMS = "sums"
 """Key of `WorkloadInfo.data` with the sums that a site's data would be normalised by: the number `n` of values of each
 channel or column, their `sum` and the sum of their `squares`. Added up, they give `workload.data.mean` and `std`."""
+SHARES = "shares_local_model"
+"""Key of a site's description that says, by `true`, that a model trained there may be evaluated at other sites."""
 FEW_EXAMPLES = "fewer than 5 examples"
 """Replaces the name of a class of which a node has too few examples for it to be disclosed."""
 _TOLERANCE = 1e-4

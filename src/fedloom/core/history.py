@@ -201,6 +201,9 @@ class RunSummary(_Frozen):
     """Missing updates over all rounds."""
     data: JsonObject = {}
     """Numbers of examples and classes, what was left out of the data, and remarks, as the workload states them."""
+    cross_sites: JsonObject = {}
+    """Models of sites, and the global one, on the validation data of every site, after the last round: `sites` (rows),
+    `models` (columns), and by metric their values, `n/a` where a model is not shared. Empty without sites."""
     error: str | None = None
     environment: dict[str, str] = {}
     """Versions and machine of the run."""

@@ -14,7 +14,7 @@ from fedloom.proto.v1.leaving import calls, sent_fields
 _OF_DATA: Mapping[str, str] = {
     "data": "facts: name, kind, licence, digest of the files, `schema` (a digest of classes, shape and moments). With "
     "`withhold.statistics` or `withhold.digests` without these; where any part is "
-    "withheld only facts known to be harmless",
+    "withheld only facts known to be harmless. Of a site also `shares_local_model`, where the policy says so",
     "client_sizes": "number of examples of each client; none, or rounded up, with `withhold.sizes`",
     "label_counts": "examples of each class, for each client; none with `withhold.label_counts` or withheld sizes",
     "label_names": f"names that the policy lists under `classes`, at most {MAX_NAME} characters; of other classes a "

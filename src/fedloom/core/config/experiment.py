@@ -32,6 +32,7 @@ from fedloom.core.config.sections import (
 from fedloom.core.config.settings import PluginSettings, Settings, plugin_schema
 from fedloom.core.config.sites import (
     are_sites,
+    check_fine_tuning,
     check_meaning,
     check_sites,
     make_sites,
@@ -146,6 +147,7 @@ class Experiment(_FurtherSections):
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Self:
         check_sites(self.clients, self.round.min_sites)
+        check_fine_tuning(self.clients, self.evaluation.fine_tune)
         if self.cohort is not None and isinstance(self.clients, int) and self.cohort > self.clients:
             raise ConfigError(
                 f"cohort: {self.cohort} clients per round, but the federation has clients = {self.clients}"

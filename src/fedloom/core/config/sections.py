@@ -70,6 +70,9 @@ class EvaluationSettings(Settings):
     deadline_s: Annotated[float, Field(gt=0.0)] | None = None
     """Seconds after which an evaluation ends with the pieces that have arrived, if `round.quorum_fraction` of them
     have; else the round has no evaluation. None takes `round.deadline_s`."""
+    fine_tune: Annotated[int, Field(ge=1)] | None = None
+    """Where clients are sites, evaluate the global model on each also after this many local trainings on its data,
+    each of as many epochs or steps as one of a round. None does not."""
 
 
 class CheckpointSettings(Settings):

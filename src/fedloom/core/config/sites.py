@@ -72,6 +72,19 @@ def check_sites(clients: Clients, least: int | None) -> None:
         raise ConfigError(f"round.min_sites: got {least}, but clients names {len(names)}; set at most {len(names)}")
 
 
+def check_fine_tuning(clients: Clients, times: int | None) -> None:
+    """Refuse evaluation after local training where clients are no sites.
+
+    Raises:
+        ConfigError: says so.
+    """
+    if times is not None and not are_sites(clients):
+        raise ConfigError(
+            f"evaluation.fine_tune: got {times}, but clients = {clients} are virtual clients, which have no validation "
+            'data of their own. Set clients = "nodes", or remove evaluation.fine_tune'
+        )
+
+
 def make_sites(values: Info, overrides: Sequence[str]) -> bool:
     """Return whether overrides make the clients of an experiment sites, which they were not."""
     if are_sites(values.get("clients")):

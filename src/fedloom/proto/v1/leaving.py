@@ -38,7 +38,8 @@ _WORDS: Mapping[str, Mapping[str, str]] = {
     "GroupResult": {
         "key": _KEY,
         "total": "the sum of its clients' updates, or each update where the strategy needs them apart; after the "
-        "node's `filters`. For the initial model: the model, and what the workload says about the data, listed below",
+        "node's `filters`. With `share_local_model = true`, after the last round: the global model trained on its data "
+        "alone. For the initial model: the model, and what the workload says about the data, listed below",
         "reports": "one for each client, see Report",
         "failures": "one for each client that failed, see Failure",
         "states": "what a stateful client asks to have back later; the server keeps it. With `round.state_home = "

@@ -1,6 +1,8 @@
-"""Sites: the global model on the validation data of each, after the last evaluated round."""
+"""Sites: the global model on the validation data of each, after local training too, and sites' models at all sites."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from fedloom.core.records import JsonObject
 from fedloom.reporting.markup import Markup, table, tag
@@ -8,48 +10,77 @@ from fedloom.reporting.page import section
 from fedloom.reporting.quantities import NOTHING, metric_text
 from fedloom.reporting.run_folder import RunFolder
 
-SECTION = "sites"
-"""Section of a round's record with the evaluation of each site."""
+SECTION, FINE_TUNED, CROSS_SITES = "sites", "sites_fine_tuned", "cross_sites"
+"""Sections of a round's record: the evaluation of each site, that after local training, and the matrix of models."""
 
 
 def sites(run: RunFolder) -> Markup | None:
-    """Return a table of the sites' metrics; None if clients are no sites, or nothing was evaluated."""
-    found = [(record.round, record.sections[SECTION]) for record in run.rounds if SECTION in record.sections]
+    """Return tables of the sites' metrics; None if clients are no sites, or nothing was evaluated."""
+    found = [(record.round, record.sections) for record in run.rounds if SECTION in record.sections]
     if not found:
         return None
-    round_number, last = found[-1]
-    names = sorted({name for site in last["sites"] for name in site["metrics"]})
-    return section(
-        "Sites",
+    round_number, sections = found[-1]
+    parts = [
         tag(
             "p",
             f"The global model after round {round_number} on each site's own validation data. The 10th percentile is "
             "the value that 90 % of the sites reach.",
         ),
-        table(
-            ["site", *names],
-            [*_rows(last, names), *_missing(last, names), *_summary(last, names)],
-            caption="Metrics of each site",
-        ),
-    )
+        _of_model(sections[SECTION], sections.get(FINE_TUNED)),
+    ]
+    if CROSS_SITES in sections:
+        said = "Each column is a model: the global one, or that after local training at one site. Sites share theirs "
+        parts += [tag("p", f"{said}only where their policy says so."), *_matrices(sections[CROSS_SITES])]
+    return section("Sites", *parts)
 
 
-def _rows(last: JsonObject, names: list[str]) -> list[list[str]]:
-    return [[site["site"], *(_text(site["metrics"].get(name)) for name in names)] for site in last["sites"]]
+def _of_model(last: JsonObject, tuned: JsonObject | None) -> Markup:
+    names = sorted({name for site in last["sites"] for name in site["metrics"]})
+    columns = [(last, name) for name in names]
+    heads = list(names)
+    if tuned is not None:
+        columns += [(tuned, name) for name in names]
+        heads += [f"{name} after {tuned['times']} local training{'s' * (tuned['times'] > 1)}" for name in names]
+    rows = [*_rows(last, columns), *_missing(last, len(columns)), *_summary(columns)]
+    return table(["site", *heads], rows, caption="Metrics of each site")
 
 
-def _missing(last: JsonObject, names: list[str]) -> list[list[str]]:
+def _rows(last: JsonObject, columns: Sequence[tuple[JsonObject, str]]) -> list[list[str]]:
+    return [[site["site"], *(_value(part, name, site["client"]) for part, name in columns)] for site in last["sites"]]
+
+
+def _value(part: JsonObject, name: str, client: int) -> str:
+    return _text(next((site["metrics"].get(name) for site in part["sites"] if site["client"] == client), None))
+
+
+def _missing(last: JsonObject, columns: int) -> list[list[str]]:
     return [
-        [f"{site} (not evaluated: {reason})", *(NOTHING for _ in names)] for site, reason in last["missing"].items()
+        [f"{site} (not evaluated: {reason})", *(NOTHING for _ in range(columns))]
+        for site, reason in last["missing"].items()
     ]
 
 
-def _summary(last: JsonObject, names: list[str]) -> list[list[str]]:
-    worst = [last["worst"].get(name) for name in names]
+def _summary(columns: Sequence[tuple[JsonObject, str]]) -> list[list[str]]:
+    worst = [part["worst"].get(name) for part, name in columns]
     return [
         ["worst site", *(NOTHING if one is None else f"{metric_text(one['value'])} ({one['site']})" for one in worst)],
-        ["10th percentile", *(_text(last["p10"].get(name)) for name in names)],
+        ["10th percentile", *(_text(part["p10"].get(name)) for part, name in columns)],
     ]
+
+
+def _matrices(found: JsonObject) -> list[Markup]:
+    return [
+        table(
+            ["site", *found["models"]],
+            [[site, *map(_cell, row)] for site, row in zip(found["sites"], rows, strict=True)],
+            caption=f"{name} of each model (columns) at each site (rows)",
+        )
+        for name, rows in found["metrics"].items()
+    ]
+
+
+def _cell(value: object) -> str:
+    return metric_text(value) if isinstance(value, float | int) else str(value)
 
 
 def _text(value: float | None) -> str:

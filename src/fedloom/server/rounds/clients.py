@@ -44,6 +44,10 @@ class Clients(ABC):
         """Return whether clients count the same, because some withhold their number of examples."""
         return False
 
+    def sharing(self) -> frozenset[int]:
+        """Return the sites whose models may be evaluated at other sites, by their own statement."""
+        return frozenset()
+
     @abstractmethod
     def initial(self, exchange: Exchange) -> Iterator[Exchange]:
         """Yield the exchange that makes the initial model, once for each choice of nodes that are to try it."""

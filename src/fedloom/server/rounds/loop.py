@@ -31,6 +31,7 @@ from fedloom.server.rounds.open_round import OpenRound, RoundPhase, RunParts
 from fedloom.server.rounds.phases.evaluate import EvaluatePhase
 from fedloom.server.rounds.phases.monitor import MonitorPhase
 from fedloom.server.rounds.phases.probe import ProbePhase
+from fedloom.server.rounds.phases.site_models import SiteModelsPhase
 from fedloom.server.rounds.phases.train import TrainPhase
 from fedloom.server.rounds.pinned_inputs import PinLedger
 from fedloom.server.rounds.progress import Progress
@@ -198,7 +199,7 @@ class Loop:
 
     def _make_phases(self, earlier: Sequence[RoundRecord]) -> Sequence[RoundPhase]:
         """Return the phases after the probe, in order."""
-        phases: list[RoundPhase] = [self._train, EvaluatePhase(self._parts)]
+        phases: list[RoundPhase] = [self._train, EvaluatePhase(self._parts), SiteModelsPhase(self._parts)]
         if self._monitor is not None:
             readings = [record.monitor for record in earlier if record.monitor]
             phases.append(MonitorPhase(self._parts, self._monitor, readings))

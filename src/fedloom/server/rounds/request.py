@@ -28,6 +28,12 @@ class Phase(IntEnum):
     """A monitor's exchange with clients."""
     DESCRIBE = (1 << 16) + 3
     """Sites describe their data, before they are clients; further attempts count on from it."""
+    FINE_TUNE = 1 << 17
+    """Evaluation of the global model after local training on each site."""
+    LOCAL_MODELS = (1 << 17) + 1
+    """Sites that share their models send them."""
+    CROSS_SITES = (1 << 17) + 2
+    """Evaluation of a site's model at every site; those of further sites count on from it, by client."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

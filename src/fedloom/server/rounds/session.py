@@ -15,6 +15,7 @@ from fedloom.core.events import ClientsDone, Event, Notice, RunFinished, RunStar
 from fedloom.core.history import RoundRecord, RunSummary, Traffic
 from fedloom.core.protocols import Sink
 from fedloom.core.records import Arrays, arrays_sha256
+from fedloom.server.rounds.cross_sites import CROSS_SITES
 from fedloom.server.rounds.loop import Loop
 from fedloom.server.rounds.record import not_finite
 from fedloom.server.rounds.run_services import FleetAccess, RunOutputs, RuntimeInfo
@@ -163,6 +164,7 @@ class _Ended:
             workers=place.workers,
             failures=sum(len(record.failures) for record in self.history),
             data={name: self.loop.info.data[name] for name in _OF_DATA if name in self.loop.info.data},
+            cross_sites=dict(self.history[-1].sections.get(CROSS_SITES, {})) if self.history else {},
             error=None if error is None else f"{type(error).__name__}: {error}",
             environment=_environment(),
         )

@@ -13,6 +13,8 @@ from fedloom.server.rounds.record import evaluated
 
 SECTION = "sites"
 """Section of a round's record with the evaluation of each site."""
+FINE_TUNED = "sites_fine_tuned"
+"""Section with the same of the global model after local training on each site."""
 _LOWER = ("loss", "error", "perplexity")
 """Endings of names of metrics of which less is better."""
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedloom.core.config import Experiment
+from fedloom.core.data_schema import SHARES
 from fedloom.core.errors import ClientFailed, QuorumNotReached, UsageError
 from fedloom.core.events import Event, Notice
 from fedloom.core.history import RosterLine, SiteLine
@@ -136,6 +137,9 @@ class Sites(Clients):
 
     def counts_alike(self) -> bool:
         return any(site.size is None for site in self._sites)
+
+    def sharing(self) -> frozenset[int]:
+        return frozenset(site.client for site in self._sites if site.data.get(SHARES) is True)
 
     def describe(self, info: WorkloadInfo) -> WorkloadInfo:
         return run_info(info, self._sites)
