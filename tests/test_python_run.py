@@ -255,6 +255,26 @@ class TestWorkers:
         done = _python(program, tmp_path)
         assert done.returncode == 0, done.stderr
 
+    def test_forked_workers_have_one_thread_each_whatever_the_program_has(self, tmp_path: Path) -> None:
+        program = """
+            import threading
+            import numpy as np
+            import torch
+            import fedloom
+
+            lock = threading.Lock()  # cannot be pickled, so this reaches the workers by fork alone
+            assert torch.get_num_threads() == 4
+            result = fedloom.run(
+                model=lambda: torch.nn.Linear(3, 2), data=(np.ones((20, 3)), np.arange(20) % 2), clients=2, rounds=1,
+                workers=1, keep=False, sinks=(), transform=lambda each: each if lock else None,
+                metrics=lambda outputs, targets: {"threads": float(torch.get_num_threads())},
+            )
+            assert result.history[0].metrics["threads"] == 1.0, result.history[0].metrics
+            assert result.summary.metrics["threads"] == 1.0, result.summary.metrics
+        """
+        done = _python(program, tmp_path, threads=4)
+        assert done.returncode == 0, done.stderr
+
     @pytest.mark.slow
     def test_a_program_with_threads_sends_them_through_a_pipe(self, tmp_path: Path) -> None:
         (tmp_path / "beside.py").write_text(
@@ -315,7 +335,7 @@ class TestWorkers:
             fedloom.run(experiment, keep=False)
 
 
-def _python(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def _python(program: str, folder: Path, *, threads: int = 1) -> subprocess.CompletedProcess[str]:
     (folder / "program.py").write_text(textwrap.dedent(program), encoding="utf-8")
     return subprocess.run(
         [sys.executable, "program.py"],
@@ -324,7 +344,7 @@ def _python(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
         text=True,
         encoding="utf-8",
         timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # threads of OpenMP, which a sum may start, outlive it
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},  # threads of OpenMP, which a sum may start, outlive it
     )
 
 
