@@ -146,17 +146,18 @@ def shares(
 
     Bytes are the node's, of all runs it serves at the time; a node that served only others in between is omitted.
     """
-    found = {}
+    found, nothing = {}, NodeShare()
     for name, node in nodes.items():
-        now = NodeShare(
-            jobs=node.groups_done.get(run_id, 0),
-            busy_s=node.busy_s.get(run_id, 0.0),
-            wire_bytes_down=node.bytes_down,
-            wire_bytes_up=node.bytes_up,
+        jobs = node.groups_done.get(run_id, 0)
+        if not jobs and any(node.groups_done.values()):  # it works for others
+            continue
+        earlier = (before or {}).get(name, nothing)
+        share = (
+            jobs - earlier.jobs,
+            node.busy_s.get(run_id, 0.0) - earlier.busy_s,
+            node.bytes_down - earlier.wire_bytes_down,
+            node.bytes_up - earlier.wire_bytes_up,
         )
-        earlier = dict((before or {}).get(name) or NodeShare())
-        values = {key: value - earlier[key] for key, value in now}
-        for_others = not now.jobs and any(node.groups_done.values())
-        if any(values.values()) and not for_others:
-            found[name] = NodeShare(**values)
+        if any(share):
+            found[name] = NodeShare(jobs=share[0], busy_s=share[1], wire_bytes_down=share[2], wire_bytes_up=share[3])
     return found
