@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -44,6 +45,11 @@ def files(tmp_path: Path) -> Path:
     frame = pd.DataFrame({"a": X[:, 0], "b": X[:, 1], "c": X[:, 2], "label": Y})
     frame.to_csv(tmp_path / "table.csv", index=False, sep=";")
     frame.to_parquet(tmp_path / "table.parquet")
+    whole = datasets.Dataset.from_pandas(frame)
+    whole.save_to_disk(tmp_path / "saved")
+    parts = {"train": whole.select(range(40)), "test": whole.select(range(40, 60))}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "parts")
+    datasets.DatasetDict({"other": whole}).save_to_disk(tmp_path / "other")
     np.savez(tmp_path / "arrays.npz", x=X, y=Y)
     np.savez(tmp_path / "split.npz", x=X[:40], y=Y[:40], x_test=X[40:], y_test=Y[40:])
     np.save(tmp_path / "x.npy", X)
@@ -72,6 +78,7 @@ SOURCES: dict[str, dict[str, Any]] = {
     "columns": {"source": "parquet", "file": "table.parquet", "features": ("a", "b", "c")},
     "npz": {"source": "npz", "file": "arrays.npz"},
     "npy": {"source": "npy", "inputs": "x.npy", "targets": "y.npy"},
+    "huggingface": {"source": "huggingface", "dataset": "saved"},
     "a function": {"source": "dataset", "train": "./net.py:examples"},
 }
 
@@ -81,8 +88,11 @@ def test_a_source_gives_the_bits_of_the_same_arrays(files: Path, data: dict[str,
     assert sha(data=data) == own()
 
 
-def test_a_test_set_is_not_trained_on(files: Path) -> None:
-    assert sha(data={"source": "npz", "file": "split.npz"}) == own(((X[:40], Y[:40]), (X[40:], Y[40:])))
+@pytest.mark.parametrize(
+    "data", [{"source": "npz", "file": "split.npz"}, {"source": "huggingface", "dataset": "parts"}], ids=["npz", "hub"]
+)
+def test_a_test_set_is_not_trained_on(files: Path, data: dict[str, Any]) -> None:
+    assert sha(data=data) == own(((X[:40], Y[:40]), (X[40:], Y[40:])))
 
 
 @pytest.mark.parametrize(
@@ -129,6 +139,9 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no data": ({"data": None}, ConfigError, "workload.data: required, but missing"),
     "no model": ({"model": None}, ConfigError, "workload.model: required, but missing"),
     "no file": ({"data": {"source": "csv", "file": "none.csv"}}, DataMissing, "file 'none.csv' not found"),
+    "no folder": ({"data": {"source": "huggingface", "dataset": "none"}}, DataMissing, "folder 'none' not found"),
+    "not saved": ({"data": {"source": "huggingface", "dataset": "."}}, DataMissing, "not a folder written by save_to"),
+    "no split": ({"data": {"source": "huggingface", "dataset": "other"}}, DataMissing, "'train', found other"),
     "no array": ({"data": {**SOURCES["npz"], "inputs": "z"}}, DataMissing, "expected an array 'z', found x, y"),
     "no column": ({"data": {**SOURCES["csv"], "label": "z"}}, PluginInvalid, "expected a column 'z'"),
     "not an archive": ({"data": {"source": "npz", "file": "net.py"}}, DataMissing, "not a NumPy archive"),

@@ -94,6 +94,18 @@ class Npy(_HeldOut):
     """File of the targets, (n, …)."""
 
 
+class HubFolder(_HeldOut):
+    """A data set of Hugging Face on disk, or one with the splits `train` and, optionally, `test`."""
+
+    source: Literal["huggingface"] = "huggingface"
+    dataset: DataPath
+    """Folder written by `save_to_disk`."""
+    label: ColumnName = "label"
+    """Column of the targets: whole numbers or text for classes, other numbers for a regression."""
+    features: tuple[ColumnName, ...] = ()
+    """Columns of the inputs; none named takes all others."""
+
+
 class DatasetRef(_HeldOut):
     """A PyTorch data set, or anything else that `fedloom.run` takes as `data`, made by a function of yours."""
 
@@ -111,7 +123,7 @@ class Mlp(Settings):
     """Neurons of each hidden layer; between them rectifiers."""
 
 
-Data = Annotated[Csv | Parquet | Npz | Npy | DatasetRef, Field(discriminator="source")]
+Data = Annotated[Csv | Parquet | Npz | Npy | HubFolder | DatasetRef, Field(discriminator="source")]
 
 
 class Config(TorchConfig):

@@ -14,7 +14,7 @@ from fedloom.core.extras import needed_by
 from fedloom.core.plugin_faults import plugin_fault
 from fedloom.core.records import Array
 from fedloom.core.registry import load_file
-from fedloom.workloads.torch.config import OWN_MODELS, Config, Csv, DatasetRef, Npy, Npz, Parquet
+from fedloom.workloads.torch.config import OWN_MODELS, Config, Csv, DatasetRef, HubFolder, Npy, Npz, Parquet
 from fedloom.workloads.torch.data import Reading, read_data
 from fedloom.workloads.torch.making import parts_of
 from fedloom.workloads.torch.parts import Parts
@@ -33,7 +33,9 @@ def parts_of_settings(config: Config) -> Parts:
     if config.model is None or config.data is None:
         raise ConfigError("workload.model, workload.data: required, but missing")
     settings = config.data
-    label, columns = (settings.label, settings.features) if isinstance(settings, Csv | Parquet) else (None, ())
+    label, columns = (
+        (settings.label, settings.features) if isinstance(settings, Csv | Parquet | HubFolder) else (None, ())
+    )
     train, test = _data(settings)
     how = Reading(label=label, columns=columns, test_fraction=settings.test_fraction, title=_title(config))
     read = read_data(train, test, how)
@@ -81,11 +83,19 @@ def _title(config: Config) -> str:
     data = config.data
     if data is None:
         return "own data"
-    named = data.train if isinstance(data, DatasetRef) else data.inputs if isinstance(data, Npy) else data.file
+    match data:
+        case DatasetRef():
+            named = data.train
+        case Npy():
+            named = data.inputs
+        case HubFolder():
+            named = data.dataset
+        case _:
+            named = data.file
     return data.title or Path(named).name
 
 
-def _data(settings: Csv | Parquet | Npz | Npy | DatasetRef) -> tuple[object, object]:
+def _data(settings: Csv | Parquet | Npz | Npy | HubFolder | DatasetRef) -> tuple[object, object]:
     """Return the training and the test data; the latter None without any."""
     match settings:
         case DatasetRef():
@@ -95,6 +105,8 @@ def _data(settings: Csv | Parquet | Npz | Npy | DatasetRef) -> tuple[object, obj
             return (_array(settings.inputs), _array(settings.targets)), None
         case Npz():
             return _archive(settings)
+        case HubFolder():
+            return _saved(settings)
         case _:
             return _frame(settings, settings.file), None if settings.test_file is None else _frame(
                 settings, settings.test_file
@@ -138,6 +150,24 @@ def _archive(settings: Npz) -> tuple[object, object]:
         raise DataMissing(f"{settings.file}: expected an array {missing[0]!r}, found {', '.join(arrays)}")
     held = [arrays[name] for name in (settings.test_inputs, settings.test_targets) if name in arrays]
     return (arrays[settings.inputs], arrays[settings.targets]), tuple(held) if len(held) == 2 else None
+
+
+def _saved(settings: HubFolder) -> tuple[object, object]:
+    """Return the splits of a saved data set; the second None if there is none, or no split named `test`."""
+    with needed_by("workload.data.source = 'huggingface'"):
+        import datasets
+    path = Path(settings.dataset).expanduser()
+    if not path.is_dir():
+        raise DataMissing(f"workload.data: folder {str(path)!r} not found (looked from {Path.cwd()})")
+    try:
+        found = datasets.load_from_disk(str(path))
+    except (ValueError, OSError) as exc:
+        raise DataMissing(f"{settings.dataset}: not a folder written by save_to_disk: {exc}") from exc
+    if not isinstance(found, datasets.DatasetDict):
+        return found, None
+    if "train" not in found:
+        raise DataMissing(f"{settings.dataset}: expected a split 'train', found {', '.join(map(str, found))}")
+    return found["train"], found.get("test")
 
 
 def _file(name: str) -> Path:
