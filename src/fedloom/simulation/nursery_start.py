@@ -160,9 +160,7 @@ def _become_worker() -> None:
     for variable, parameter in _MALLOPT.items():
         libc.mallopt(parameter, min(int(os.environ[variable]), 2**31 - 1))
     threadpool_limits(1)
-    if "torch" in sys.modules:  # OpenMP's limit is that of this thread alone, PyTorch's is every thread's
-        import torch
-
+    if (torch := sys.modules.get("torch")) is not None:  # the limit above is of this thread, PyTorch's of every thread
         torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
