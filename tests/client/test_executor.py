@@ -20,7 +20,7 @@ from fedloom.core.errors import ClientFailed
 from fedloom.core.frames import encode
 from fedloom.core.messages import Group, GroupKey, GroupResult, PayloadRef, RunSpec
 from fedloom.core.protocols import WorkloadInfo
-from fedloom.core.records import Job, Mean, Metrics, Record, Update
+from fedloom.core.records import UNTRAINED, Job, Mean, Metrics, Record, Update
 from fedloom.core.seeds import generator
 from fedloom.proto.v1 import codec
 
@@ -289,3 +289,18 @@ def test_ctrl_c_passes_where_it_is_the_users(odd: Any, monkeypatch: pytest.Monke
     odd()
     with pytest.raises(KeyboardInterrupt):
         work(1, executor=Executor(PayloadChannel(), "n", NodeSetup(interruptible=True)))
+
+
+@pytest.mark.parametrize("names", ["w", ["w", "v"], 3])
+def test_untrained_arrays_are_named_as_the_model_names_them(names: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = registry.part("workloads", str(LINEAR), "workload")
+    made = Record(MODEL.groups, {UNTRAINED: names})
+    monkeypatch.setattr(module.Linear, "init", lambda self, rng: made)
+    executor = Executor(PayloadChannel(), "n")
+    workload = {"name": str(LINEAR), "features": 3}
+    executor.prepare(
+        RunSpec(run_id="run", experiment={"rounds": 3, "clients": 9, "strategy": "fedavg", "workload": workload})
+    )
+    group = Group(key=GroupKey("run", 0, 0, 0), jobs=(Job(round=0, client=0, kind="init", inputs=()),), inputs={})
+    (failure,) = executor.work(group).failures
+    assert "info 'untrained' of 'init': expected a list of names of arrays in group 'model', got" in failure.message

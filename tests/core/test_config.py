@@ -316,3 +316,11 @@ def test_another_strategy_drops_the_settings_of_the_old_and_a_runtime_keeps_its_
         ["strategy.name=fedavg", "runtime.name=inline"]
     )
     assert made.strategy.name == "fedavg" and (made.runtime.name, made.runtime.workers) == ("inline", 3)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_a_setting_is_finite(value: float) -> None:
+    with pytest.raises(ConfigError, match="finite"):
+        Experiment.parse(
+            {"rounds": 1, "clients": 2, "round": {"deadline_s": value}, "workload": "fedloom.testing.linear"}
+        )

@@ -10,7 +10,7 @@ import pytest
 
 from fedloom.core import user_folders
 from fedloom.core.errors import StorageFull
-from fedloom.core.user_folders import cache_folder, home_or_temporary
+from fedloom.core.user_folders import cache_folder, home_or_temporary, working_folder
 from fedloom.workloads._data import cache
 
 
@@ -68,3 +68,11 @@ def test_a_cache_that_was_chosen_and_cannot_be_written_is_named(
     monkeypatch.setenv("FEDLOOM_CACHE", str(tmp_path / "file"))
     with pytest.raises(StorageFull, match="set FEDLOOM_CACHE to a folder on another disk that can be written"):
         cache.entry("kind", "0" * 64, lambda beside: None)
+
+
+def test_a_working_directory_that_was_removed_is_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    assert working_folder() == tmp_path / "gone"
+    (tmp_path / "gone").rmdir()
+    assert working_folder() == Path("/")

@@ -9,7 +9,7 @@ from fedloom.core.data_schema import SHARES, SUMS
 from fedloom.core.errors import BadUpdate
 from fedloom.core.plugins import build_watch
 from fedloom.core.protocols import WorkloadInfo
-from fedloom.core.records import MODEL, Record, Update
+from fedloom.core.records import MODEL, UNTRAINED, Record, Update
 from fedloom.core.text import shown
 
 
@@ -49,4 +49,14 @@ def _checked(model: object, info: object) -> tuple[Record, WorkloadInfo]:
         raise BadUpdate(f"'init' returned {shown(model)}; expected a Record with the group {MODEL!r}")
     if not isinstance(info, WorkloadInfo):
         raise BadUpdate(f"'describe' returned {shown(info)}; expected a WorkloadInfo")
+    _check_untrained(model)
     return model, info
+
+
+def _check_untrained(model: Record) -> None:
+    """Refuse names that no array has: a server optimiser would step what is to be averaged."""
+    names, arrays = model.info.get(UNTRAINED, ()), model.groups.get(MODEL, {})
+    if not isinstance(names, list | tuple) or any(name not in arrays for name in names):
+        raise BadUpdate(
+            f"info {UNTRAINED!r} of 'init': expected a list of names of arrays in group {MODEL!r}, got {shown(names)}"
+        )

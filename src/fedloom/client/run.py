@@ -6,7 +6,6 @@ import functools
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
@@ -24,6 +23,7 @@ from fedloom.core.messages import RunSpec
 from fedloom.core.plugins import AnyWorkload, build_workload
 from fedloom.core.protocols import Shard, UsesHelpers, WorkloadInfo
 from fedloom.core.records import Arrays, Update
+from fedloom.core.user_folders import working_folder
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Run:
         """
         values = self._spec.experiment
         if self._guard is None:
-            here = Path.cwd()
+            here = working_folder()
             return Experiment.parse(located(values, NodeCode((str(here),), here, stored_too=True)))
         self._view = self._guard.open_view()
         try:

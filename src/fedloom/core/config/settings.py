@@ -16,7 +16,13 @@ from fedloom.core.setting_types import PlainWord
 class Settings(BaseModel):
     """Base of every group of settings: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,  # what may be unbounded is None
+    )
 
 
 class PluginSettings(Settings):
