@@ -86,7 +86,7 @@ def apps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the example's app, and those of these tests."""
     folder = tmp_path_factory.mktemp("apps")
     shutil.copytree(Path(__file__).parent / "apps", folder, dirs_exist_ok=True)
-    shutil.copytree(Path(__file__).parents[2] / "examples" / "quickstart", folder / "quickstart")
+    shutil.copytree(Path(__file__).parents[2] / "examples" / "quickstart", folder / "quickstart", dirs_exist_ok=True)
     return folder
 
 
