@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -54,9 +55,15 @@ def alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
 
 
-def started(how: str, log: Path) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def started(how: str, log: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start the program; it is killed if it has not ended when the block is left."""
     command = [sys.executable, "-c", PROGRAM, how, str(log)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8") as program:
+        try:
+            yield program
+        finally:
+            program.kill()
 
 
 def pids(log: Path) -> list[int]:
@@ -70,7 +77,7 @@ def test_it_is_started_again_until_it_ends_by_itself_and_leaves_nothing(
     tmp_path: Path, how: str, status: int, times: int
 ) -> None:
     with started(how, tmp_path / "log") as program:
-        assert program.wait(60) == status
+        assert program.wait(30) == status
     assert len(pids(tmp_path / "log")) == 3 * times
     wait_until(lambda: not any(map(alive, pids(tmp_path / "log"))), 10)
 
@@ -85,7 +92,7 @@ def test_a_signal_reaches_it_and_it_is_not_started_again(
     with started(how, tmp_path / "log") as program:
         assert program.stdout is not None and program.stdout.readline() == "waits\n"
         program.send_signal(number)
-        assert program.wait(60) == status
+        assert program.wait(30) == status
     agent, *others = pids(tmp_path / "log")
     wait_until(lambda: not alive(agent), 10)
     if number == signal.SIGTERM:

@@ -13,7 +13,7 @@ from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import Info, JsonObject, Mean, Update
 
 _PLAIN = (
-    *("name", "kind", "licence", "shape", "checkpoint", "pretrained", "body", "pad_id", "values", "block_size"),
+    *("name", "kind", "licence", "shape", "checkpoint", "body", "pad_id", "values"),
     *("held_out", "schema", "columns"),
 )
 """Facts of the data that are neither sizes, nor statistics, nor digests of it. What is not listed here leaves only
