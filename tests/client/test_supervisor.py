@@ -82,6 +82,17 @@ def test_it_is_started_again_until_it_ends_by_itself_and_leaves_nothing(
     wait_until(lambda: not any(map(alive, pids(tmp_path / "log"))), 10)
 
 
+def test_it_does_not_depend_on_what_its_parent_ignores(tmp_path: Path) -> None:
+    """Where SIGCHLD is ignored, which a child inherits, waiting for the agent would wait for its orphans, too."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with started("raise", tmp_path / "log") as program:
+            wait_until(lambda: not alive(program.pid), 20)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    wait_until(lambda: not any(map(alive, pids(tmp_path / "log"))), 10)
+
+
 @pytest.mark.parametrize(
     ("how", "number", "status"),
     [("wait", signal.SIGTERM, 5), ("hang", signal.SIGTERM, 143), ("hang", signal.SIGKILL, -signal.SIGKILL)],

@@ -67,6 +67,7 @@ def test_processes_equal_inline(linear: Make, workers: int) -> None:
 
 def test_ray_equals_inline(linear: Make) -> None:
     assert sha(linear(runtime={"name": "ray", "workers": 2})) == sha(linear())
+    assert subprocess.run(["false"], check=False).returncode == 1, "Ray ignores SIGCHLD: statuses would read 0"
 
 
 def test_another_seed_gives_other_bits(linear: Make) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,17 @@ def adopt_orphans() -> None:
     """Make this process the parent of all that its children leave behind; only for a program that is fedloom's own."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def restore_exit_statuses() -> None:
+    """Let the system remember how children end, where a library or the parent process has SIGCHLD ignored.
+
+    Otherwise every child's exit status reads 0, and waiting for one waits for all.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL)
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 class Leftovers:

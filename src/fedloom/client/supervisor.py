@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-from fedloom.client.leftovers import adopt_orphans, end_children
+from fedloom.client.leftovers import adopt_orphans, end_children, restore_exit_statuses
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ def supervised() -> Iterator[None]:
     whatever way. What a child leaves behind is ended. Call it before threads are started or much is imported.
     """
     adopt_orphans()
+    restore_exit_statuses()
     left = _child_of_supervisor()
     try:
         yield

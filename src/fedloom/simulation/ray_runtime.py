@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from fedloom.client.leftovers import descendants, kill
+from fedloom.client.leftovers import descendants, kill, restore_exit_statuses
 from fedloom.core.config import RuntimeSettings
 from fedloom.core.errors import NoCapacity, ServerUnreachable, UsageError
 from fedloom.core.machine import default_workers
@@ -43,12 +43,13 @@ class _Worker:
     """An actor whose one long call is an agent's life."""
 
     def run(self, node: str, address: str, token: str, objects: bytes) -> None:
-        from fedloom.client.leftovers import Leftovers, adopt_orphans
+        from fedloom.client.leftovers import Leftovers, adopt_orphans, restore_exit_statuses
         from fedloom.simulation.packing import unpack
         from fedloom.simulation.ray_helpers import RayHelpers
         from fedloom.simulation.worker import work
 
         adopt_orphans()
+        restore_exit_statuses()
         if objects:
             unpack(objects)
         work(node, address, token, RayHelpers(), Leftovers())
@@ -362,6 +363,7 @@ def _init(address: str, cpus: int | None, *, folder: str | None = None) -> None:
         logging_level=logging.ERROR,
         _temp_dir=folder,
     )
+    restore_exit_statuses()  # `ray.init` has made the system forget how this program's children end
 
 
 def _reason(call: Any) -> str:
