@@ -51,7 +51,7 @@ class Notices:
 def git(folder: Path, *words: str) -> str:
     who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
     return subprocess.run(
-        ["git", *who, "-C", str(folder), *words], check=True, capture_output=True, text=True
+        ["git", *who, "-C", str(folder), *words], check=True, capture_output=True, encoding="utf-8"
     ).stdout.strip()
 
 
