@@ -1,6 +1,6 @@
 """Many sites in one run: what a site and round cost the server, in CPU and memory.
 
-The server is a process of its own; the sites are members with a certificate each, connected over mutual TLS from three
+The server runs in its own process; each site is a member with a certificate, connected over mutual TLS from three
 processes. Each is one client of a run of a small model.
 """
 

@@ -54,7 +54,7 @@ def experiment() -> dict[str, Any]:
 
 
 def at_work(run_id: str) -> Samples:
-    """Messages of Fleet, Control and Results; `run_id` names somebody else's run, or none."""
+    """Messages of Fleet, Control and Results; `run_id` names another user's run, or none."""
     data, key = frame(), GroupKey(RUN, 1, 0, 0)
     report = ClientReport(client=0, num_examples=1, seconds=0.1, metrics={"loss": Mean(1.0, 1.0)}, info={"x": [1]})
     failure = ClientFailure(client=0, round=1, stage="train", error="E", message="m", traceback="t", node="n")

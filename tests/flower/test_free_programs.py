@@ -11,6 +11,7 @@ import pytest
 
 from fedloom import api
 from fedloom.api import RunResult
+from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, RunFailed, UnsupportedFeature
 from fedloom.strategies.flower.loader import load
 
@@ -231,6 +232,19 @@ def test_an_error_of_a_client_is_the_apps_business(
         run(folder, "run_config.broken=0", "clients=3", "round.quorum_fraction=1.0")
 
 
+def test_who_decides_about_errors_survives_the_file_of_a_run(make: Make) -> None:
+    """A resumed or submitted run is read with all its defaults written out."""
+    folder = make("surviving", START)
+    for overrides, decides in (
+        ([], True),
+        (["round.quorum_fraction=1.0"], False),
+        (["strategy.errors=failures"], False),
+    ):
+        one = load(folder, overrides)
+        again = Experiment.parse(one.to_dict())
+        assert one.strategy.decides_about_failures() is again.strategy.decides_about_failures() is decides
+
+
 def older(make: Make) -> Path:
     """An app of the API before messages."""
     folder = make("older", "")
@@ -373,3 +387,33 @@ def test_a_failing_main_is_named_by_the_apps_own_line(make: Make) -> None:
 def test_a_misspelt_key_of_the_apps_configuration_is_refused(make: Make) -> None:
     with pytest.raises(ConfigError, match=r"run_config\.num-server-round: .*did you mean .num-server-rounds"):
         load(make("misspelt", START), ["run_config.num-server-round=2"])
+
+
+@pytest.mark.parametrize("runtime", ["inline", "process"])
+@pytest.mark.parametrize("gone", [1, 2])
+def test_replies_that_do_not_come_reach_the_app_as_errors(
+    make: Make, capsys: pytest.CaptureFixture[str], runtime: str, gone: int
+) -> None:
+    """A handler that ends its process sends no reply; the app goes on, even where none of the clients replies."""
+    folder = make(
+        f"leaving_{runtime}_{gone}",
+        """
+        @app.main()
+        def main(grid, context):
+            for _ in range(2):
+                replies = grid.send_and_receive(all_nodes(grid, "train", m=MetricRecord({"x": 0})))
+                print("CODES", sorted(reply.error.code if reply.has_error() else 0 for reply in replies))
+        """,
+        f"""
+        @app.train()
+        def train(message, context):
+            if context.node_config["partition-id"] < {gone}:
+                raise SystemExit(3)
+            return Message(RecordDict({{"m": MetricRecord({{"loss": 1.0}})}}), reply_to=message)
+        """,
+    )
+    result = run(folder, f"runtime.name={runtime}")
+    assert result.summary.status == "done" and [record.info["errors"] for record in result.history] == [gone, gone]
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("CODES")]
+    assert said == [f"CODES {[0] * (2 - gone) + [4] * gone}"] * 2
+    assert all(len(record.failures) == gone for record in result.history), "the round names them, too"

@@ -30,9 +30,8 @@ def restore_exit_statuses() -> None:
     Otherwise every child's exit status reads 0, and waiting for one waits for all.
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL)
-        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        handler = signal.getsignal(signal.SIGCHLD)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if handler in (None, signal.SIG_IGN) else handler)
 
 
 class Leftovers:

@@ -40,7 +40,8 @@ def make_runtime(experiment: Experiment) -> Runtime:
     if settings.name == "inline":
         from fedloom.simulation.inline import InlineRuntime
 
-        return InlineRuntime(debug=experiment.round.quorum_fraction == 1.0)
+        one_is_too_many = experiment.round.quorum_fraction == 1.0 and not experiment.strategy.decides_about_failures()
+        return InlineRuntime(debug=one_is_too_many)
     if settings.name == "process":
         from fedloom.simulation.process import ProcessRuntime
 

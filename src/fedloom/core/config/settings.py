@@ -67,6 +67,10 @@ class PluginSettings(Settings):
         """
         return ""
 
+    def decides_about_failures(self) -> bool:
+        """Return whether missing updates are the strategy's business, as long as the run requires no other quorum."""
+        return False
+
     def rounds_needed_by(self) -> str:
         """Return the setting that makes a client's training depend on the number of rounds; empty if none does.
 

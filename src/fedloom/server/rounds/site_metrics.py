@@ -57,11 +57,6 @@ def site_section(
     }
 
 
-def _finite(found: Mapping[int, Mapping[str, float]], name: str) -> dict[int, float]:
-    values = {client: metrics.get(name, math.nan) for client, metrics in found.items()}
-    return {client: value for client, value in values.items() if math.isfinite(value)}
-
-
 def lower_is_better(metric: str) -> bool:
     """Return whether less of a metric is better, by its name."""
     return metric.endswith(_LOWER)

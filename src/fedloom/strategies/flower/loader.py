@@ -69,7 +69,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     if rounds_key and isinstance(values["rounds"], int):
         run_config[rounds_key], values["rounds"] = values["rounds"], "open"
     shared = {"app": str(path), "run_config": run_config}
-    drawn = {"serverapp": manifest.serverapp, "run_id": secrets.randbits(62) + 1}
+    drawn: dict[str, object] = {"serverapp": manifest.serverapp, "run_id": secrets.randbits(62) + 1}
+    if "quorum_fraction" in values.get("round", {}):
+        drawn["errors"] = "failures"
     values["strategy"] = shared | drawn | _table(values, "strategy")
     values["workload"] = (
         shared

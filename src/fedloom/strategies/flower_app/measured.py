@@ -20,9 +20,8 @@ class Measured:
     """What a strategy's `aggregate_train` and `aggregate_evaluate` returned, by category."""
     here: dict[str, float] = field(default_factory=dict)
     """What the app's own evaluation on the server returned."""
-
     errors: int = 0
-    """Replies that were errors."""
+    """Replies that were errors, and those that did not come where the app decides about them."""
 
     def replies(self, batch: Batch, updates: Sequence[tuple[int, Update]]) -> None:
         """Add the replies of one exchange."""

@@ -183,6 +183,8 @@ class Session:
         if not self.in_start:
             self._observe(batch)
         self.measured.replies(batch, updates)
+        if self.recording.app_decides:
+            self.measured.errors += len(batch.messages) - len(updates)
         return batch.replies(updates, app_decides=self.recording.app_decides)
 
     def recorded_start(self) -> Entry | None:

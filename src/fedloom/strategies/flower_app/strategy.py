@@ -55,7 +55,7 @@ class FlowerApp(Strategy[AppState, UpdateList]):
     def __init__(self, app: flwr.ServerApp, config: Config, experiment: Experiment) -> None:
         self._app, self._config = app, config
         self._clients, self._seed = experiment.num_clients, experiment.seed
-        self._app_decides = "quorum_fraction" not in experiment.round.model_fields_set
+        self._app_decides = config.decides_about_failures() and experiment.round.quorum_fraction == 1.0
         self._session: Session | None = None
         self._live: AppState | None = None
 
