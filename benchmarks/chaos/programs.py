@@ -25,7 +25,8 @@ from benchmarks.chaos.network import enter
 from fedloom import api
 from fedloom.client.agent import Agent
 from fedloom.client.grpc_channel import GrpcChannel
-from fedloom.client.policy import Guard, Policy, WorkloadPolicy
+from fedloom.client.guard import Guard
+from fedloom.client.policy import Policy, WorkloadPolicy
 from fedloom.client.setup import NodeSetup
 from fedloom.client.usage import Usage
 from fedloom.core.addresses import DeviceAddress

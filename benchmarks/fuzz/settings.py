@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel
 
-from fedloom.client.policy import Guard, Policy
+from fedloom.client.guard import Guard
+from fedloom.client.policy import Policy
 from fedloom.client.usage import Usage
 from fedloom.core import registry
 from fedloom.core.code_names import CodeName

@@ -14,7 +14,8 @@ import pytest
 from policies import NOON
 
 from fedloom.client.data_view import DataView, file_ids, handles_folder
-from fedloom.client.policy import Guard, Policy
+from fedloom.client.guard import Guard
+from fedloom.client.policy import Policy
 from fedloom.client.usage import Usage
 from fedloom.core.errors import PolicyRefused
 

@@ -9,7 +9,8 @@ import pytest
 from policies import guard
 
 from fedloom.client.disclosure import FEW, MAX_CLASSES, MAX_NAME, MIN_EXAMPLES, digest_of_class, disclosed
-from fedloom.client.policy import Guard, Policy
+from fedloom.client.guard import Guard
+from fedloom.client.policy import Policy
 from fedloom.client.usage import Usage
 from fedloom.core.config import plugin_schema
 from fedloom.core.errors import PolicyRefused

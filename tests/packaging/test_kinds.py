@@ -29,7 +29,8 @@ from pathlib import Path
 
 from fedloom.cli import main
 from fedloom.cli.reference.settings import render
-from fedloom.client.policy import Guard, Policy
+from fedloom.client.guard import Guard
+from fedloom.client.policy import Policy
 from fedloom.client.usage import Usage
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, Forbidden, PolicyRefused, UnknownName

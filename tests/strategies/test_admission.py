@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from made_up_clients import COMMON, VARIANTS, Federation
 
-from fedloom.client.policy import Guard, Policy, WorkloadPolicy
+from fedloom.client.guard import Guard
+from fedloom.client.policy import Policy, WorkloadPolicy
 from fedloom.client.usage import Usage
 from fedloom.core import plugins, registry
 from fedloom.core.errors import PolicyRefused

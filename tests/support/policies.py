@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.client.agent import Agent
-from fedloom.client.policy import Guard, Policy
+from fedloom.client.guard import Guard
+from fedloom.client.policy import Policy
 from fedloom.client.setup import NodeSetup
 from fedloom.client.usage import Usage
 from fedloom.core.config import Experiment

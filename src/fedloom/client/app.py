@@ -15,10 +15,12 @@ from fedloom.client.agent import Agent
 from fedloom.client.data_view import raise_descriptor_limit
 from fedloom.client.enroll import Renewer
 from fedloom.client.grpc_channel import GrpcChannel
+from fedloom.client.guard import Guard
 from fedloom.client.helper_processes.process import ProcessHelpers
 from fedloom.client.leftovers import Leftovers, adopt_orphans
 from fedloom.client.memory import MemoryLimits
-from fedloom.client.policy import Guard, Policy, apply_limits
+from fedloom.client.policy import Policy
+from fedloom.client.process_limits import apply_limits
 from fedloom.client.proxy import checked
 from fedloom.client.rules_text import rules_in_force
 from fedloom.client.setup import NodeSetup

@@ -89,7 +89,7 @@ class NodeCode:
 def located(values: Info, code: NodeCode) -> JsonObject:
     """Return an experiment with the code that its plug-ins' names and its workload's settings name found here.
 
-    For agents without a policy; with one, `client.policy.Guard` judges every text.
+    For agents without a policy; with one, `client.guard.Guard` judges every text.
 
     Raises:
         PolicyRefused: a file or folder of that name and content is not here.

@@ -13,9 +13,9 @@ import numpy as np
 from fedloom.client.client_stores import ClientStore
 from fedloom.client.data_view import DataView
 from fedloom.client.disclosure import disclosed
+from fedloom.client.guard import Guard
 from fedloom.client.helper_processes.limit import RunHelpers
 from fedloom.client.node_code import NodeCode, located
-from fedloom.client.policy import Guard
 from fedloom.core.config import Experiment
 from fedloom.core.data_schema import check_schema, data_schema
 from fedloom.core.errors import PolicyRefused

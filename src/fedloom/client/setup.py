@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedloom.client.guard import Guard
 from fedloom.client.helper_processes.inline import InlineHelpers
 from fedloom.client.leftovers import Leftovers
 from fedloom.client.memory import MemoryLimits
-from fedloom.client.policy import Guard
 from fedloom.core.protocols import Helpers
 
 
