@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import fedloom
 from fedloom.core import plugin_folders, registry
 from fedloom.core.errors import PluginInvalid, UnknownName
 from fedloom.core.kinds import SECTIONS, Kind
@@ -51,13 +52,18 @@ def test_folders_are_found_without_being_listed_anywhere() -> None:
     assert "uniform" in registry.names("selection")
 
 
-def test_a_plug_in_of_fedloom_may_be_one_module() -> None:
-    """`strategies/flora.py` holds config, strategy and report; its client half is another's, so it has no rule."""
-    assert {"fedlora", "ffa_lora", "flora", "flexlora"} <= set(registry.names("strategies"))
-    module = registry.part("strategies", "flora", "strategy")
-    assert module.__name__ == "fedloom.strategies.flora" and registry.part("strategies", "flora", "config") is module
+@pytest.mark.parametrize("kind", Kind)
+def test_every_plug_in_of_fedloom_is_a_folder_with_a_page(kind: Kind) -> None:
+    folder = Path(fedloom.__file__).parent / kind
+    found = [path for path in folder.iterdir() if not path.name.startswith(("_", "."))]
+    assert [path.name for path in found if not (path / "__init__.py").is_file()] == []
+    assert [path.name for path in found if not (path / "README.md").is_file()] == []
+    assert {path.name for path in found} <= set(registry.names(kind))
+
+
+def test_a_strategy_of_a_family_has_the_familys_client_half() -> None:
     ref = PartRef(Kind.STRATEGY, "flora", "strategy")
-    assert ref.origin == "bundled" and ref.installed and ref.in_one_file and ref.exists()
+    assert ref.origin == "bundled" and ref.installed and not ref.in_one_file and ref.exists()
     assert registry.has_part("strategies", "flora", "report")
     assert not registry.has_part("strategies", "flora", "rule")
     assert not registry.has_part("strategies", "flora", "accumulator")

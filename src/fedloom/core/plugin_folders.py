@@ -2,7 +2,7 @@
 
 A folder lies under its main kind, `fedloom/strategies/mano`, or is the package an entry point names. It may hold
 plug-ins of the other kinds, of the same name, each in a sub-package named by its section: `mano/workload`,
-`mano/monitor`. A plug-in of one module is such a module: `fedloom/strategies/flora.py`.
+`mano/monitor`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Finds strategies, workloads, selections and monitors by name, with no list to edit.
 
-A name is, in this order: a folder or module of this package (`fedavg`, `flora`), an entry point of an installed package
+A name is, in this order: a folder of this package (`fedavg`, `flora`), an entry point of an installed package
 (group `fedloom.strategies`, …), an importable module (`my_package.my_strategy`), or a path: a Python file
 (`./my_strategy.py`) or a package's folder (`./my_strategy`, with a slash), or such a file by name and SHA-256
 (`my_strategy.py#sha256=…`, `core.code_names`). A folder or an entry point's package may

@@ -18,10 +18,11 @@ from fedloom.core import registry
 from fedloom.core.errors import CheckpointCorrupt, ConfigError
 from fedloom.core.records import MODEL, Job, Record, arrays_sha256
 from fedloom.core.seeds import generator
-from fedloom.strategies import fedlora
 from fedloom.strategies._low_rank.layers import chosen_layers
 from fedloom.strategies._low_rank.saving import uplink
 from fedloom.strategies._low_rank.state import Adapters
+from fedloom.strategies.fedlora.config import Config as FedLoRAConfig
+from fedloom.strategies.fedlora.strategy import build_strategy
 from fedloom.strategies.sa_fedlora.config import Config
 from fedloom.strategies.sa_fedlora.strategy import schedule_of
 
@@ -124,7 +125,7 @@ class TestDegenerateCases:
         made = experiment("fedlora", settings={"rank": 4}, **one)
         federated = api.run(made, keep=False)
         workload = registry.part("workloads", "image_classification", "workload").build_workload(made.workload, made)
-        strategy = fedlora.build_strategy(fedlora.Config(rank=4, targets=("1", "3")), made)
+        strategy = build_strategy(FedLoRAConfig(rank=4, targets=("1", "3")), made)
         state = strategy.init(workload.init(generator(made.seed, "init", 0, 0, 0)))
         for round in range(1, 4):
             rng = generator(made.seed, "train", round, 0, 0)

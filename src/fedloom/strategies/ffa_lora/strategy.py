@@ -1,4 +1,4 @@
-"""FFA-LoRA: the factors A stay at their shared first values, only B is trained and averaged (Sun et al. 2024)."""
+"""FFA-LoRA, the server half, made of parts of the low-rank family."""
 
 from __future__ import annotations
 
@@ -8,19 +8,7 @@ from fedloom.core.config import Experiment
 from fedloom.strategies._low_rank.aggregation import FreezeA
 from fedloom.strategies._low_rank.engine import LowRank
 from fedloom.strategies._low_rank.method import fixed_rank
-from fedloom.strategies._low_rank.report import build_report
-from fedloom.strategies._low_rank.settings import LowRankSettings, Rank
-from fedloom.strategies._low_rank.study import build_study
-
-__all__ = ["Config", "build_report", "build_strategy", "build_study"]
-
-
-class Config(LowRankSettings):
-    """Federated LoRA with frozen A. Cohort, weighting and quorum are settings of the run, not of the strategy."""
-
-    name: str = "ffa_lora"
-    rank: Rank = 8
-    """r of every adapter in every round."""
+from fedloom.strategies.ffa_lora.config import Config
 
 
 def build_strategy(config: Config, experiment: Experiment) -> LowRank:

@@ -1,4 +1,4 @@
-"""FLoRA: clients' adapters are stacked, merged into the base and reinitialised (Wang et al. 2024)."""
+"""FLoRA, the server half, made of parts of the low-rank family."""
 
 from __future__ import annotations
 
@@ -8,19 +8,7 @@ from fedloom.core.config import Experiment
 from fedloom.strategies._low_rank.aggregation import Stack
 from fedloom.strategies._low_rank.engine import LowRank
 from fedloom.strategies._low_rank.method import fixed_rank
-from fedloom.strategies._low_rank.report import build_report
-from fedloom.strategies._low_rank.settings import HeterogeneousSettings, Rank
-from fedloom.strategies._low_rank.study import build_study
-
-__all__ = ["Config", "build_report", "build_strategy", "build_study"]
-
-
-class Config(HeterogeneousSettings):
-    """Federated LoRA by stacking. Cohort, weighting and quorum are settings of the run, not of the strategy."""
-
-    name: str = "flora"
-    rank: Rank = 8
-    """r of a client without a limit."""
+from fedloom.strategies.flora.config import Config
 
 
 def build_strategy(config: Config, experiment: Experiment) -> LowRank:

@@ -1,4 +1,4 @@
-"""FlexLoRA: the mean of the clients' products, cut by SVD to each client's rank (Bai et al. 2024)."""
+"""FlexLoRA, the server half, made of parts of the low-rank family."""
 
 from __future__ import annotations
 
@@ -8,19 +8,7 @@ from fedloom.core.config import Experiment
 from fedloom.strategies._low_rank.aggregation import ProductSvd
 from fedloom.strategies._low_rank.engine import LowRank
 from fedloom.strategies._low_rank.method import fixed_rank
-from fedloom.strategies._low_rank.report import build_report
-from fedloom.strategies._low_rank.settings import HeterogeneousSettings, Rank
-from fedloom.strategies._low_rank.study import build_study
-
-__all__ = ["Config", "build_report", "build_strategy", "build_study"]
-
-
-class Config(HeterogeneousSettings):
-    """Federated LoRA by SVD of the mean product. Cohort, weighting and quorum are settings of the run."""
-
-    name: str = "flexlora"
-    rank: Rank = 8
-    """r of the global factors, and of a client without a limit."""
+from fedloom.strategies.flexlora.config import Config
 
 
 def build_strategy(config: Config, experiment: Experiment) -> LowRank:
