@@ -6,6 +6,7 @@ itself without them; y: classes, (b,).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,12 +31,12 @@ class Batch:
     """The images with values from 0 to 1; only for reconstruction."""
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """A local loss with its parameters."""
 
+    @abstractmethod
     def loss(self, h: Tensor, z: Tensor, batch: Batch) -> Tensor:
         """Return the mean local loss of a minibatch."""
-        raise NotImplementedError
 
 
 class TaskHead(Head):
