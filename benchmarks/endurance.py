@@ -1,6 +1,6 @@
 """A thousand rounds on one server: whether its memory stays where it is.
 
-A real server process (`fedloom.server.app.serve`: queue, gRPC, run folder, metrics) and two agents; clients send the
+A real server process (`fedloom.server.standing`: queue, gRPC, run folder, metrics) and two agents; clients send the
 model back as it came. The server's resident memory is read after every tenth round; the slope is that of a straight
 line through the last three quarters of it, by least squares.
 """
@@ -25,7 +25,7 @@ from fedloom.client.app import run_client
 from fedloom.client.control import ControlClient
 from fedloom.core import local_token
 from fedloom.core.config import Experiment
-from fedloom.server.app import serve
+from fedloom.server.standing import ServerSettings, serve
 
 _MB = 1 << 20
 _EVERY = 10
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     if options.serve:
-        serve("127.0.0.1", 0, state=options.serve, on_ready=lambda address: print(address, flush=True))
+        serve(ServerSettings(port=0, state=options.serve), on_ready=lambda address: print(address, flush=True))
     elif options.agent:
         run_client(options.agent, name=options.name, token=local_token.find(options.agent), give_up_s=10)
     else:

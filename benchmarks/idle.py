@@ -32,7 +32,8 @@ from fedloom.core.messages import Heartbeat, Hello
 from fedloom.proto.v1 import codec
 from fedloom.proto.v1 import fleet_pb2 as pb
 from fedloom.proto.v1.fleet_pb2_grpc import FleetStub
-from fedloom.server.app import Membership, Server, enroll_administrator, open_security
+from fedloom.server.access.membership import Membership, enroll_administrator, open_security
+from fedloom.server.app import Server
 
 _MB = 1 << 20
 _BEAT = pb.FromAgentBatch(messages=[codec.from_agent_message(Heartbeat())])

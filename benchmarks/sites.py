@@ -27,7 +27,8 @@ from fedloom.client.grpc_channel import GrpcChannel
 from fedloom.client.setup import NodeSetup
 from fedloom.core.config import Experiment
 from fedloom.core.identity import Identity
-from fedloom.server.app import Membership, Server, enroll_administrator, open_security
+from fedloom.server.access.membership import Membership, enroll_administrator, open_security
+from fedloom.server.app import Server
 from fedloom.server.rounds.session import run_session
 from fedloom.server.store.disk_run_store import DiskRunStore
 from fedloom.testing.fleet import fleet_access

@@ -7,17 +7,16 @@ its input ends, all it has forked end too. Nothing here starts a thread before a
 from __future__ import annotations
 
 import ctypes
-import functools
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fedloom.client.agent
-import fedloom.server.app
 import fedloom.server.run_queue
 from benchmarks.chaos import clock, digits
 from benchmarks.chaos.hostile import LyingChannel
@@ -32,32 +31,30 @@ from fedloom.client.usage import Usage
 from fedloom.core.addresses import DeviceAddress
 from fedloom.core.identity import Identity
 from fedloom.core.messages import Channel
-from fedloom.server.app import Membership
+from fedloom.server.access.membership import Membership
+from fedloom.server.standing import ServerSettings, serve
 from fedloom.testing.faults import FaultyChannel
 
-QUICK = {"heartbeat_s": 0.1, "grace_s": 0.3, "lost_after_s": 2.0}
-"""A server that notices things within a fraction of a second, so that a schedule takes seconds."""
 _PR_SET_PDEATHSIG = 1
 
 
 def server(*, state: str, port: int, token: str, ready: str, quick: bool, **_: Any) -> None:
     """A standing server, until it is killed; without a token, one with members."""
-    if quick:
-        fedloom.server.run_queue.ROOM_S = 0.3
-        noticing: Any = functools.partial(fedloom.server.app.Server, heartbeat_s=0.1, grace_s=0.3, lost_after_s=2.0)
-        fedloom.server.app.Server = noticing  # type: ignore[misc]
 
     def announce(address: str) -> None:
         Path(ready).write_text(address, encoding="utf-8")
 
-    fedloom.server.app.serve(
-        "0.0.0.0",
-        port,
+    settings = ServerSettings(
+        host="0.0.0.0",
+        port=port,
         state=Path(state),
         token=token,
         members=None if token else Membership(enroll_port=0, address=DeviceAddress(host="127.0.0.1")),
-        on_ready=announce,
     )
+    if quick:  # notices things within a fraction of a second, so that a schedule takes seconds
+        settings = replace(settings, heartbeat_s=0.1, grace_s=0.3, lost_after_s=2.0)
+        fedloom.server.run_queue.ROOM_S = 0.3
+    serve(settings, on_ready=announce)
 
 
 def agent(

@@ -21,7 +21,8 @@ from fedloom.core.messages import Hello, RunSpec
 from fedloom.core.records import MODEL, Exchange, Job, Record
 from fedloom.server.access import calls
 from fedloom.server.access.members import Registry
-from fedloom.server.app import Membership, Server, enroll_administrator, open_security
+from fedloom.server.access.membership import Membership, enroll_administrator, open_security
+from fedloom.server.app import Server
 from fedloom.server.fleet.planned import PlannedExchange, PlannedGroup, RunFacts
 from fedloom.server.fleet.vetting import vet_sum
 from fedloom.server.run_queue import RunQueue

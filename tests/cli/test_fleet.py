@@ -21,7 +21,8 @@ from fedloom.core.config import Experiment
 from fedloom.core.errors import ServerUnreachable
 from fedloom.core.events import Notice, RunFinished
 from fedloom.core.history import RunSummary
-from fedloom.server import app as server_app
+from fedloom.core.protocols import Sink
+from fedloom.server import standing
 from fedloom.server.store.run_store import event_json
 
 SERVER = ["--server", "10.0.0.1:7070"]
@@ -161,21 +162,26 @@ def test_an_unreachable_server_is_said_to_be_so(control: type[FakeControl], caps
 def test_a_server_is_started_with_the_options_given(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, token_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: dict[str, Any] = {}
+    asked: list[standing.ServerSettings] = []
 
     def serve(
-        host: str, port: int, *, on_ready: Callable[[str], None], on_finished: Callable[[Path], None], **others: Any
+        settings: standing.ServerSettings,
+        sinks: Sequence[Sink],
+        *,
+        on_ready: Callable[[str], None],
+        on_finished: Callable[[Path], None],
     ) -> None:
-        asked.update(host=host, port=port, **others)
+        asked.append(settings)
         on_ready("0.0.0.0:9000")
         (tmp_path / "experiment.toml").write_text("rounds = 1\n", encoding="utf-8")
         on_finished(tmp_path)
 
-    monkeypatch.setattr(server_app, "serve", serve)
+    monkeypatch.setattr(standing, "serve", serve)
     assert main(["serve", "--host", "0.0.0.0", "--port", "9000", "--state", str(tmp_path), "--metrics-port", "9100",
                  "--insecure", "--insecure", "--token-file", str(token_file)]) == 0  # fmt: skip
-    assert (asked["host"], asked["port"], asked["state"], asked["metrics_port"]) == ("0.0.0.0", 9000, tmp_path, 9100)
-    assert asked["token"] == "s3cret" and asked["members"] is None
+    assert asked == [
+        standing.ServerSettings(host="0.0.0.0", port=9000, state=tmp_path, metrics_port=9100, token="s3cret")
+    ]
     shown = capsys.readouterr().out
     assert "listening on 0.0.0.0:9000" in shown
     assert f"report: {tmp_path}/report.html" in shown

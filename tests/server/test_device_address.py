@@ -11,7 +11,7 @@ from members import Members, never
 from fedloom.client.control import ControlClient
 from fedloom.core.addresses import DeviceAddress
 from fedloom.core.identity import Identity, JoinToken
-from fedloom.server.app import Membership, enroll_administrator, open_security
+from fedloom.server.access.membership import Membership, enroll_administrator, open_security
 from fedloom.server.run_queue import RunQueue
 from fedloom.testing.fleet import quick_server
 

@@ -21,8 +21,8 @@ from fedloom.core.config import Experiment
 from fedloom.core.errors import Forbidden
 from fedloom.proto.v1 import control_pb2
 from fedloom.proto.v1.control_pb2_grpc import ControlStub
+from fedloom.server.access.membership import Membership, open_security
 from fedloom.server.access.submission import check_submission
-from fedloom.server.app import Membership, open_security
 
 PLAIN: dict[str, Any] = {"rounds": 1, "clients": 2, "strategy": "fedavg", "workload": "image_classification"}
 LINEAR = str(LINEAR_FILE)

@@ -14,7 +14,8 @@ from fedloom.client.enroll import join
 from fedloom.core.history import RunSummary
 from fedloom.core.identity import Identity
 from fedloom.server.access.enroll_service import Security
-from fedloom.server.app import Membership, Server, enroll_administrator, open_security
+from fedloom.server.access.membership import Membership, enroll_administrator, open_security
+from fedloom.server.app import Server
 from fedloom.server.run_queue import RunQueue
 from fedloom.testing.fleet import quick_server
 

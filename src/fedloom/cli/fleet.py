@@ -102,8 +102,10 @@ def serve(
 ) -> None:
     """Run an aggregation server that queues runs and waits for clients, until it is stopped."""
     from fedloom.reporting.report import write_report
-    from fedloom.server import app
+    from fedloom.server import standing
+    from fedloom.server.access.membership import Membership
     from fedloom.server.log import LogSink
+    from fedloom.server.standing import ServerSettings
 
     _check_insecure(insecure, host, token_file)
     _log_to_stderr(log)
@@ -111,21 +113,24 @@ def serve(
     members = None
     if not insecure:
         joining = enroll_port if enroll_port is not None else (port + 1 if port else 0)
-        members = app.Membership(
+        members = Membership(
             enroll_port=joining,
             address=DeviceAddress.parse(address),
             certificate_days=certificate_days,
             allowed=tuple(allow or ()),
         )
-    app.serve(
-        host,
-        port,
+    settings = ServerSettings(
+        host=host,
+        port=port,
         state=state,
         metrics_port=metrics_port,
         token=_token(token_file),
         members=members,
         max_concurrent_runs=max_concurrent_runs,
-        sinks=[LogSink()],
+    )
+    standing.serve(
+        settings,
+        [LogSink()],
         on_ready=lambda address: console.print(f"listening on {address}, runs in {state}"),
         on_finished=lambda folder: console.print(f"report: {write_report(folder)}", soft_wrap=True),
     )
