@@ -12,7 +12,7 @@ from fedloom.api import RunResult
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadUpdate, ClientFailed, PluginInvalid
 from fedloom.core.seeds import generator
-from fedloom.server.fleet import coordinator
+from fedloom.server.fleet import housekeeper
 
 Make = Callable[..., Experiment]
 BAD = 1
@@ -126,7 +126,7 @@ def test_a_strategy_that_changes_the_models_dtype_is_stopped_and_says_which_arra
 def test_a_client_that_never_returns_does_not_block_the_run(
     run: Callable[..., RunResult], linear: Make, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    monkeypatch.setattr(coordinator, "STUCK_S", 0.2)
+    monkeypatch.setattr(housekeeper, "STUCK_S", 0.2)
     settings = {"rounds": 1, "clients": 4, "cohort": 4, "round": {"quorum_fraction": 0.5, "deadline_s": 1.5}}
     last = int(generator(1, "selection", 1).choice(4, 4, replace=False)[-1])
     result = api.run(

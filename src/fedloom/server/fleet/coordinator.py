@@ -2,7 +2,7 @@
 
 A result is accepted once per key and passed to the run that waits for it. Heartbeats list an agent's groups, so lost
 messages are noticed on both sides and repeated. Which agent gets which group is `dispatch.py`, what becomes of a result
-`results.py`, questions about nodes `fleet_view.py`.
+`results.py`, sessions of agents `sessions.py`, questions about nodes `fleet_view.py`.
 
 One lock guards all of this, and every agent's calls need it, so it is taken for bookkeeping only. Work that grows with
 the model (copying, hashing, decoding, vetting, freeing) is done without it: before an exchange opens, and
@@ -13,47 +13,41 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Literal
+from collections.abc import Callable, Collection, Iterator
 
 from fedloom.core.clock import SYSTEM_CLOCK, Clock
-from fedloom.core.errors import BadMessage, FedloomError, NotFound, ServerUnreachable
+from fedloom.core.errors import FedloomError
 from fedloom.core.events import NodeChanged
 from fedloom.core.messages import (
-    PROTOCOL,
     FromAgent,
     Goodbye,
     GroupKey,
     GroupResult,
     Heartbeat,
-    Hello,
     Refusal,
     Verdict,
-    Welcome,
 )
 from fedloom.server.fleet.dispatch import Dispatch
-from fedloom.server.fleet.fleet_view import FleetView
 from fedloom.server.fleet.holdings import holders, holdings
+from fedloom.server.fleet.housekeeper import Housekeeper
 from fedloom.server.fleet.inquiries import Inquiries
 from fedloom.server.fleet.node_table import NodeTable
-from fedloom.server.fleet.nodes import Mailbox
 from fedloom.server.fleet.open_exchange import Answer, Holding, OpenExchange
-from fedloom.server.fleet.payloads import CHUNK_BYTES, PayloadStore
+from fedloom.server.fleet.payloads import PayloadStore
 from fedloom.server.fleet.planned import PlannedExchange, RunFacts
 from fedloom.server.fleet.preparation import Preparation
 from fedloom.server.fleet.results import Results, Unwanted
+from fedloom.server.fleet.sessions import AgentSessions, FleetParts
 
 HEARTBEAT_S = 2.0
 """Seconds between an agent's heartbeats."""
 LOST_AFTER_S = 20.0
 """Seconds of silence after which an attached agent counts as disconnected."""
-STUCK_S = 5.0
-"""Seconds an agent may continue cancelled work while groups wait that no other one can do."""
 GRACE_S = 3.0
 """Seconds a disconnected agent may take to reconnect before its groups are reassigned."""
 
 
-class Coordinator(FleetView):
+class Coordinator(AgentSessions):
     """Connects agents and runs: sessions with mailboxes, exchanges with results. Thread-safe.
 
     Args:
@@ -76,13 +70,9 @@ class Coordinator(FleetView):
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         nodes = NodeTable(payloads, clock, lost_after_s=lost_after_s, grace_s=grace_s)
-        super().__init__(nodes, threading.Condition(), by_labels=by_labels)
-        self.payloads, self._clock = payloads, clock
-        self._on_node = on_node
-        self._heartbeat_s, self._lost_after_s = heartbeat_s, lost_after_s
         self._preparation = Preparation(payloads, self._prepared)
-        self._dispatch = Dispatch(
-            self._nodes,
+        dispatch = Dispatch(
+            nodes,
             payloads,
             self._preparation.soon,
             clock,
@@ -90,97 +80,32 @@ class Coordinator(FleetView):
             pause_s=2 * grace_s,
             grace_s=grace_s,
         )
-        self._results = Results(self._nodes, self._dispatch, payloads)
-        self._inquiries = Inquiries(clock)
-        self._closed = False
+        parts = FleetParts(
+            lock=threading.Condition(),
+            nodes=nodes,
+            dispatch=dispatch,
+            payloads=payloads,
+            on_node=on_node,
+            clock=clock,
+        )
+        super().__init__(parts, heartbeat_s=heartbeat_s, by_labels=by_labels)
+        self._results, self._inquiries = Results(nodes, dispatch, payloads), Inquiries(clock)
         self.fatal_reason = ""
         """Why there will be no more agents, if so."""
         self.explain_absence: Callable[[], str] = lambda: ""
         """Says why no agent of a runtime may have come."""
         self.on_stuck: Callable[[str], None] = lambda node: None
         """Called with an agent that is busy with cancelled work while groups wait that no other one can do."""
-        self._housekeeper = threading.Thread(target=self._keep_house, name="fedloom-housekeeper", daemon=True)
+        self._housekeeper = Housekeeper(
+            self,
+            parts,
+            heartbeat_s=heartbeat_s,
+            lost_after_s=lost_after_s,
+            on_stuck=lambda node: self.on_stuck(node),
+        )
         self._housekeeper.start()
 
     # The agents' side
-
-    def register(
-        self,
-        hello: Hello,
-        locality: str,
-        labels: Mapping[str, str] | None = None,
-        address: str = "",
-        *,
-        member: str = "",
-    ) -> Welcome:
-        """Register a node, or its new session.
-
-        Args:
-            hello: its introduction.
-            locality: `process`, `host` or `remote`.
-            labels: its labels in the registry.
-            address: where it calls from, for messages.
-            member: id of the member it is; by default its name.
-
-        Raises:
-            BadMessage: it speaks another version of the protocol.
-            ServerUnreachable: another agent of that name is connected, and not silent; this one may try again.
-            LimitExceeded: there are `MAX_NODES` agents already.
-            ServerUnreachable: the server is on its way out.
-        """
-        if hello.protocol != PROTOCOL:
-            raise BadMessage(
-                f"node {hello.node!r} speaks protocol {hello.protocol}, this server {PROTOCOL}: "
-                "install the same fedloom version on both"
-            )
-        with self._changed:
-            if self._closed:
-                raise ServerUnreachable("the server is shutting down")
-            freed = self._nodes.enter(hello, locality, labels or {}, address, member=member)
-        del freed  # without the lock
-        depot = self.payloads.depot if locality == "remote" else None
-        return Welcome(
-            heartbeat_s=self._heartbeat_s,
-            max_payload_bytes=self.payloads.max_payload_bytes,
-            chunk_bytes=CHUNK_BYTES,
-            depot_path=str(depot.path) if depot else "",
-            depot_nonce=depot.nonce if depot else "",
-        )
-
-    def attach(self, node: str, session: str, locality: str | None = None) -> Mailbox:
-        """Open the stream of a registered session.
-
-        Raises:
-            NotFound: no such session.
-            ServerUnreachable: the server is on its way out.
-        """
-        with self._changed:
-            if self._closed:
-                raise ServerUnreachable("the server is shutting down")
-            known = self._nodes.of_session(node, session)
-            known.locality = locality or known.locality
-            mailbox = known.attach()
-        self._on_node(NodeChanged(node=node, state="online"))
-        with self._changed:
-            self._dispatch.push()
-            self._changed.notify_all()
-        return mailbox
-
-    def detach(self, node: str, session: str, reason: str, mailbox: Mailbox | None = None) -> None:
-        """Handle the end of a session's stream; unless the agent reconnects soon its groups are reassigned.
-
-        A stream that names its mailbox ends only itself, not another one the session has opened since.
-        """
-        with self._changed:
-            known = self._nodes.get(node)
-            if known is None or known.hello.session != session or known.mailbox is None:
-                return
-            if mailbox is not None and known.mailbox is not mailbox:
-                return
-            known.detach()
-            state: Literal["left", "lost"] = "left" if self._closed else "lost"
-            self._changed.notify_all()
-        self._on_node(NodeChanged(node=node, state=state, reason=reason))
 
     def receive(self, node: str, session: str, message: FromAgent) -> None:
         """Process a message of an agent; replies go to its mailbox."""
@@ -206,62 +131,6 @@ class Coordinator(FleetView):
             known.acknowledge(key, "rejected", trouble.public_message())
             if opened is not None and key in known.assigned and key.group not in opened.done:
                 self._dispatch.turn_away(opened, key, node, trouble)
-
-    def leave(self, node: str, session: str, reason: str) -> None:
-        """Remove an agent that left or is known to be dead: its groups are reassigned immediately."""
-        with self._changed:
-            known = self._nodes.get(node)
-            if known is None or (session and known.hello.session != session):
-                return
-            known.leave()
-            self._dispatch.requeue(node, reason or "the agent left")
-            freed = self.payloads.forget(node)
-        del freed  # without the lock
-        self._on_node(NodeChanged(node=node, state="left", reason=reason))
-
-    def expel(self, node: str, reason: str) -> None:
-        """Remove an agent that is no longer a member: a later agent of its name inherits none of its groups."""
-        self.leave(node, "", reason)
-        with self._changed:
-            self._dispatch.disown(node)
-
-    def download(self, node: str, sha256: str, offset: int) -> Iterator[bytes]:
-        """Return a frame from `offset` on, in chunks, for a node with a group that reads it.
-
-        Raises:
-            NotFound: none of its groups reads such a payload (any more).
-            BadMessage: the offset is beyond the frame's end.
-        """
-        with self._changed:
-            if not self._dispatch.entitlements.may_read(node, sha256):
-                raise NotFound(f"no group of node {node!r} reads a payload {sha256[:16]!r}; its round may have ended")
-        return self.payloads.download(sha256, offset)
-
-    def upload_limit(self, node: str) -> int | None:
-        """Return how many bytes a node may upload for its unanswered groups; None for no other limit.
-
-        Raises:
-            NotFound: it has none.
-        """
-        with self._changed:
-            limit = self._dispatch.entitlements.upload_bytes(node)
-        if limit == 0:
-            raise NotFound(f"node {node!r} uploads, but has no unanswered group; its round may be over")
-        return limit
-
-    def label(self, node: str, labels: Mapping[str, str]) -> None:
-        """Apply a change of a node's labels."""
-        with self._changed:
-            if node in self._nodes:
-                self._nodes[node].labels = labels
-                self._dispatch.push()
-
-    def count_bytes(self, node: str, *, down: int = 0, up: int = 0) -> None:
-        """Account for bytes that crossed to or from a node."""
-        with self._changed:
-            if node in self._nodes:
-                self._nodes[node].bytes_down += down
-                self._nodes[node].bytes_up += up
 
     # The runs' side
 
@@ -363,11 +232,6 @@ class Coordinator(FleetView):
         """Withdraw all pinned records of the run except these."""
         self.payloads.retain(run.run_id, digests)
 
-    @property
-    def closed(self) -> bool:
-        """Return whether the agents have been disconnected."""
-        return self._closed
-
     def give_up(self, reason: str) -> None:
         """Fail runs that wait for agents with this reason: no more agents can be started."""
         with self._changed:
@@ -431,25 +295,3 @@ class Coordinator(FleetView):
             is_final = self._results.settle(begun, trouble)
         if is_final and answer is not None:
             begun.opened.answers.put(answer)
-
-    def _keep_house(self) -> None:
-        """Notice agents that went silent, and disconnected ones whose grace is over."""
-        while True:
-            with self._changed:
-                if self._clock.wait_for(self._changed, lambda: self._closed, self._heartbeat_s / 4):
-                    return
-                self._nodes.flush()
-                self._dispatch.push_again()
-                self._dispatch.drop_absent()
-                for name in self._nodes.to_reassign():
-                    self._dispatch.requeue(name, "the agent's process ended or its connection broke")
-                silent, overflowed, gone = self._nodes.silent(), self._nodes.overflowed(), self._nodes.gone()
-                stuck = self._dispatch.stuck(STUCK_S)
-            for name in stuck:
-                self.on_stuck(name)
-            for name in gone:
-                self.payloads.forget(name)
-            for name, session in silent:
-                self.detach(name, session, f"no heartbeat for {self._lost_after_s:.0f} s")
-            for name, session in overflowed:
-                self.detach(name, session, "it does not read its messages")
