@@ -10,12 +10,13 @@ from cryptography import x509
 
 from fedloom.core.errors import BadMessage, LimitExceeded, NotFound, Unauthenticated
 from fedloom.core.identity import certificate_request, make_key
-from fedloom.server.access import members as module
+from fedloom.server.access import member_table as module
 from fedloom.server.access import tokens
 from fedloom.server.access.authority import Authority
 from fedloom.server.access.certificates import MAX_CERTIFICATES, fingerprint_of
 from fedloom.server.access.member_names import MAX_NAME, MAX_STEM
-from fedloom.server.access.members import Member, Registry
+from fedloom.server.access.member_table import Member
+from fedloom.server.access.members import Registry
 
 
 class Clock:

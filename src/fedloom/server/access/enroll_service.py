@@ -18,7 +18,8 @@ from fedloom.proto.v1.enroll_pb2_grpc import AdminServicer, CredentialsServicer,
 from fedloom.server.access.audit import MAX_LINES, Audit
 from fedloom.server.access.authority import Authority
 from fedloom.server.access.gate import Caller, Gate, MemberGate
-from fedloom.server.access.members import Member, Registry
+from fedloom.server.access.member_table import Member
+from fedloom.server.access.members import Registry
 from fedloom.server.access.status import answering
 from fedloom.server.access.tokens import Token
 from fedloom.server.fleet.coordinator import Coordinator

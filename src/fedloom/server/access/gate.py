@@ -16,7 +16,8 @@ from cryptography import x509
 from fedloom.core.errors import BadMessage, Forbidden, Unauthenticated
 from fedloom.server.access.calls import OpenCalls
 from fedloom.server.access.certificates import fingerprint_of
-from fedloom.server.access.members import Member, Registry
+from fedloom.server.access.member_table import Member
+from fedloom.server.access.members import Registry
 
 PEOPLE = ("user", "admin")
 ALLOWED: dict[str, tuple[str, ...]] = {
