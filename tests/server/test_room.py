@@ -90,8 +90,8 @@ def test_a_queue_that_cannot_be_written_waits_and_its_worker_lives(
         return ended(store, None)
 
     runs = RunQueue(tmp_path / "state", run_one)
-    database = FullDatabase(runs._database)
-    runs._database = database  # type: ignore[assignment]
+    database = FullDatabase(runs._table._database)
+    runs._table._database = database  # type: ignore[assignment]
     with contextlib.closing(runs):
         runs.start()
         runs.submit(linear().to_dict())

@@ -195,7 +195,7 @@ class TestTheNextServer:
         worker.go.set()
         first = RunQueue(tmp_path / "state", worker)
         run_id = first.submit(linear().to_dict())
-        first._set(run_id, status="running")
+        first._table.set(run_id, status="running")
         first.close()
         second = RunQueue(tmp_path / "state", worker)
         second.start()

@@ -9,9 +9,8 @@ import contextlib
 import fcntl
 import logging
 import shutil
-import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -25,27 +24,15 @@ from fedloom.core.history import RunSummary
 from fedloom.core.plugins import check_parts
 from fedloom.core.records import Info, JsonObject
 from fedloom.core.run_files import EXPERIMENT
+from fedloom.server.run_table import DELETING, RunTable
 from fedloom.server.run_views import NOBODY, UNCHANGED, Events, Owner, Resumption, RunState
-from fedloom.server.store.columns import add_columns
 from fedloom.server.store.disk_run_store import DiskRunStore
 from fedloom.server.store.run_store import event_json, new_run_id
 
 _log = logging.getLogger(__name__)
 
-_SCHEMA = """
-create table if not exists runs (
-  run_id text primary key, name text not null, status text not null, rounds integer not null,
-  rounds_done integer not null default 0, error text not null default '', submitted real not null,
-  owner text not null default '', owner_id text not null default '', owner_role text not null default ''
-)
-"""
-
-
 ROOM_S = 5.0
 """Seconds between two checks of a full disk."""
-
-_DELETING = "deleting"
-"""Status of a run whose folder is being removed; the next server continues the removal."""
 
 RunOne = Callable[[DiskRunStore, Callable[[Event], None], threading.Event], RunSummary]
 """Runs one run from its store: emits events, ends early when the event is set."""
@@ -102,11 +89,7 @@ class RunQueue:
         self._folder, self._run_one, self._clock = folder, run_one, clock
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = _lock(folder)
-        self._database = sqlite3.connect(folder / "fedloom.sqlite", check_same_thread=False, isolation_level=None)
-        self._database.execute("pragma journal_mode=wal")
-        self._database.execute(_SCHEMA)
-        text = "text not null default ''"
-        add_columns(self._database, "runs", {"owner_id": text, "owner_role": text})
+        self._table = RunTable(folder / "fedloom.sqlite")
         self._changed = threading.Condition()
         self._watchers: dict[str, list[Events]] = {}
         self._running: dict[str, _Running] = {}
@@ -123,9 +106,9 @@ class RunQueue:
     def start(self) -> None:
         """Start the threads that do runs."""
         with self._changed:
-            self._write("update runs set status = 'queued' where status = 'running'")
-            unfinished = self._database.execute("select run_id from runs where status = ?", (_DELETING,)).fetchall()
-        for (run_id,) in unfinished:
+            self._table.requeue_running()
+            unfinished = self._table.deleting()
+        for run_id in unfinished:
             with _logged(run_id):
                 self._erase(run_id)
         for thread in self._threads:
@@ -153,56 +136,32 @@ class RunQueue:
         store = self._create(experiment.name)
         store.begin(experiment)
         with self._changed:
-            self._write(
-                "insert into runs (run_id, name, status, rounds, submitted, owner, owner_id, owner_role) "
-                "values (?, ?, 'queued', ?, ?, ?, ?, ?)",
-                (
-                    store.run_id,
-                    experiment.name,
-                    experiment.max_rounds or 0,
-                    self._clock.time(),
-                    owner.name,
-                    owner.id,
-                    owner.role,
-                ),
-            )
+            rounds = experiment.max_rounds or 0
+            self._table.add(store.run_id, experiment.name, rounds, self._clock.time(), owner)
             self._changed.notify_all()
         return store.run_id
 
     def rows(self, owner_id: str | None = None) -> list[JsonObject]:
         """Return every run, or every run of one member, oldest first."""
-        names = ("run_id", "name", "status", "rounds_done", "rounds", "error", "owner")
         with self._changed:
-            rows = self._database.execute(
-                f"select {', '.join(names)} from runs where ? is null or owner_id = ? order by submitted",
-                (owner_id, owner_id),
-            ).fetchall()
+            found = self._table.rows(owner_id)
             waits = {run_id: running.waits_for for run_id, running in self._running.items() if running.waits_for}
-        found = [dict(zip(names, row, strict=True)) for row in rows]
         return [{**row, "error": waits.get(row["run_id"], row["error"])} for row in found]
 
     def owner(self, run_id: str) -> Owner:
         """Return a run's owner."""
         with self._changed:
-            self._status(run_id)
-            row = self._database.execute(
-                "select owner_id, owner, owner_role from runs where run_id = ?", (run_id,)
-            ).fetchone()
-        return Owner(*map(str, row))
+            return self._table.owner(run_id)
 
     def state(self, run_id: str) -> RunState:
         """Return how far a run is."""
         with self._changed:
-            self._status(run_id)
-            row = self._database.execute(
-                "select status, rounds_done, rounds from runs where run_id = ?", (run_id,)
-            ).fetchone()
-        return RunState(status=row[0], rounds_done=row[1], rounds=row[2])
+            return self._table.state(run_id)
 
     def folder_of(self, run_id: str) -> Path:
         """Return a run's folder."""
         with self._changed:
-            self._status(run_id)
+            self._table.status(run_id)
         return self._folder / "runs" / run_id
 
     def settings_text(self, run_id: str) -> str:
@@ -220,7 +179,7 @@ class RunQueue:
     def watch(self, run_id: str) -> Iterator[Events]:
         """Yield a run's events, past and future."""
         with self._changed:
-            status = self._status(run_id)
+            status = self._table.status(run_id)
             past = DiskRunStore.open(self._folder / "runs" / run_id).events()
             over = status not in ("queued", "running") or (run_id in self._running and self._running[run_id].ended)
             events = Events(past, finished=over)
@@ -234,9 +193,9 @@ class RunQueue:
     def stop(self, run_id: str) -> str:
         """Stop a run; returns the status it had."""
         with self._changed:
-            status = self._status(run_id)
+            status = self._table.status(run_id)
             if status == "queued":
-                self._set(run_id, status="interrupted")
+                self._table.set(run_id, status="interrupted")
                 self._end_watches(run_id)
             elif run_id in self._running:
                 self._running[run_id].stop.set()
@@ -266,7 +225,7 @@ class RunQueue:
             self._require_ended(run_id, "resumed")
             if after != before:
                 store.change_experiment(after)
-            self._set(run_id, status="queued", error="", rounds=after.max_rounds or 0)
+            self._table.set(run_id, status="queued", error="", rounds=after.max_rounds or 0)
             self._changed.notify_all()
         return status
 
@@ -279,7 +238,7 @@ class RunQueue:
         """
         with self._changed:
             status = self._require_ended(run_id, "deleted")
-            self._set(run_id, status=_DELETING)
+            self._table.set(run_id, status=DELETING)
             self._end_watches(run_id)
         self._erase(run_id)
         return status
@@ -295,7 +254,7 @@ class RunQueue:
             if thread.is_alive():
                 thread.join()
         with self._changed:
-            self._database.close()
+            self._table.close()
         self._lock.close()
 
     def _create(self, name: str) -> DiskRunStore:
@@ -308,8 +267,8 @@ class RunQueue:
     def _require_ended(self, run_id: str, what: str) -> str:
         """Return the status of a run that is neither queued nor running."""
         with self._changed:
-            status = self._status(run_id)
-            if status == _DELETING and what != "deleted":
+            status = self._table.status(run_id)
+            if status == DELETING and what != "deleted":
                 raise NotFound(f"run {run_id!r} is being deleted")
             if status in ("queued", "running") or run_id in self._running:
                 raise UsageError(
@@ -328,35 +287,14 @@ class RunQueue:
                 f"run {run_id!r} cannot be deleted completely: {exc.strerror}. Try again; the server's log has more"
             ) from exc
         with self._changed:
-            self._write("delete from runs where run_id = ?", (run_id,))
-
-    def _status(self, run_id: str) -> str:
-        row = self._database.execute("select status from runs where run_id = ?", (run_id,)).fetchone()
-        if row is None:
-            raise NotFound(f"no run {run_id[:80]!r} on this server; list runs with `fedloom runs`")
-        return str(row[0])
-
-    def _set(self, run_id: str, **columns: str | int | float | None) -> None:
-        assignments = ", ".join(f"{name} = ?" for name in columns)
-        self._write(f"update runs set {assignments} where run_id = ?", (*columns.values(), run_id))
-
-    def _write(self, statement: str, values: Sequence[str | int | float | None] = ()) -> None:
-        try:
-            self._database.execute(statement, values)
-        except sqlite3.OperationalError as exc:
-            if exc.sqlite_errorcode != sqlite3.SQLITE_FULL:
-                raise
-            raise StorageFull(f"the server's queue cannot be written: {exc}. Free space in {self._folder}") from exc
+            self._table.remove(run_id)
 
     def _next(self) -> str | None:
         with self._changed:
             while not self._closing:
-                row = self._database.execute(
-                    "select run_id from runs where status = 'queued' order by submitted limit 1"
-                ).fetchone()
-                if row is not None:
-                    run_id = str(row[0])
-                    self._set(run_id, status="running", error="")
+                run_id = self._table.next_queued()
+                if run_id is not None:
+                    self._table.set(run_id, status="running", error="")
                     self._running[run_id] = _Running()
                     return run_id
                 self._changed.wait()
@@ -397,7 +335,7 @@ class RunQueue:
         while True:
             try:
                 with self._changed:
-                    self._set(run_id, status=status, error=error)
+                    self._table.set(run_id, status=status, error=error)
                     del self._running[run_id]
                     self._end_watches(run_id)
                 return
@@ -423,6 +361,6 @@ class RunQueue:
                 if isinstance(event, Notice) and event.waits_for is not None:
                     self._running[run_id].waits_for = event.waits_for
             if isinstance(event, RoundFinished):
-                self._set(run_id, rounds_done=event.record.round)
+                self._table.set(run_id, rounds_done=event.record.round)
             for watcher in self._watchers.get(run_id, []):
                 watcher.put(values)
