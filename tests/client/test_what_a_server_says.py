@@ -18,12 +18,8 @@ import grpc
 import pytest
 
 from fedloom.client.agent import MAX_WAITING, Agent
-from fedloom.client.grpc_channel import (
-    INBOX_MESSAGES,
-    GrpcChannel,
-    Inbox,
-    clamped,
-)
+from fedloom.client.grpc_channel import GrpcChannel, clamped
+from fedloom.client.inbox import INBOX_MESSAGES, Inbox
 from fedloom.core.errors import LimitExceeded
 from fedloom.core.identity import Identity, key_pem, make_key, pem
 from fedloom.core.messages import MAX_PAYLOAD_BYTES, Cancel, Goodbye, Group, GroupKey, Welcome

@@ -7,7 +7,8 @@ import pytest
 from fedloom.core.errors import DataMissing
 from fedloom.workloads._data.fortunes import fortunes_files, read_fortunes
 from fedloom.workloads._data.images import load_images
-from fedloom.workloads._data.settings import Digits, Fortunes
+from fedloom.workloads._data.settings import Digits
+from fedloom.workloads._data.text_settings import Fortunes
 
 
 def test_no_digit_is_in_both_parts() -> None:

@@ -11,7 +11,7 @@ import torch
 from fedloom.core.errors import ConfigError, DataMissing
 from fedloom.workloads._data.checked import checked
 from fedloom.workloads._data.fortunes import fortunes_files, read_fortunes
-from fedloom.workloads._data.settings import Fortunes
+from fedloom.workloads._data.text_settings import Fortunes
 from fedloom.workloads.text_classification.body import find_body, load_body
 
 

@@ -8,7 +8,7 @@ import pytest
 from fedloom.core.errors import ConfigError
 from fedloom.core.records import Array
 from fedloom.workloads._data.partition import Partition, partition
-from fedloom.workloads._data.settings import (
+from fedloom.workloads._data.partition_settings import (
     Dirichlet,
     Iid,
     LongTailed,

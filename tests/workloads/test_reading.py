@@ -14,8 +14,9 @@ from fedloom.core.errors import ConfigError, DataMissing
 from fedloom.core.records import Array
 from fedloom.workloads._data.checked import Examples, checked
 from fedloom.workloads._data.images import ImageData, load_images
-from fedloom.workloads._data.settings import Csv, HubText, Images, JsonLines, Npz, TextTable
+from fedloom.workloads._data.settings import Images, Npz
 from fedloom.workloads._data.tables import read_table, table_files
+from fedloom.workloads._data.text_settings import Csv, HubText, JsonLines, TextTable
 
 X = np.random.Generator(np.random.PCG64(2)).integers(0, 256, (20, 5, 5)).astype(np.uint8)
 Y = np.arange(20) % 2

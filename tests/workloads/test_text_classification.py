@@ -16,9 +16,9 @@ from fedloom.core.records import MODEL, Record, arrays_sha256
 from fedloom.core.seeds import generator
 from fedloom.torch import load_model
 from fedloom.workloads._data.checked import checked
-from fedloom.workloads._data.settings import Csv, JsonLines, Tweets
 from fedloom.workloads._data.tables import read_table, table_files
 from fedloom.workloads._data.text_files import read_tweets, tweets_files
+from fedloom.workloads._data.text_settings import Csv, JsonLines, Tweets
 from fedloom.workloads.text_classification.tokens import TokenSplit
 
 GOOD, BAD = ("sunny", "happy", "great", "lovely"), ("rainy", "sad", "awful", "grim")

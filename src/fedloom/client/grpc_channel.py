@@ -16,6 +16,7 @@ from typing import TypeAlias
 import grpc
 import numpy as np
 
+from fedloom.client.inbox import Inbox
 from fedloom.client.link import MAX_MESSAGE_BYTES, connect, translate
 from fedloom.client.proxy import NO_PROXY
 from fedloom.core import frames
@@ -53,8 +54,6 @@ _HEARTBEAT_S = (0.05, 60.0)
 """Seconds between heartbeats, at least and at most, whatever the server says."""
 _CHUNK_BYTES = (4 << 10, 1 << 20)
 """Bytes of a chunk of an upload, likewise."""
-INBOX_MESSAGES, INBOX_BYTES = 4096, 64 << 20
-"""What has come and is not taken yet, at most; more is not read from the connection."""
 _ATTEMPTS = 5
 """How often a broken transfer is continued before the connection counts as lost."""
 
@@ -367,46 +366,6 @@ class _Partial:
         self.frame[self.received : self.received + len(chunk)] = chunk
         self.digest.update(chunk)
         self.received += len(chunk)
-
-
-class Inbox:
-    """Messages of the server that the agent has not taken yet. Adding waits while there are too many bytes."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._messages: deque[tuple[ToAgent | FedloomError, int]] = deque()
-        self._bytes = 0
-        self._closed = False
-
-    def put(self, message: ToAgent | FedloomError, size: int = 0) -> None:
-        """Add a message of this size (bytes) once there is room for it; after `close` it is dropped."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or not self._messages or self._has_room(size))
-            if not self._closed:
-                self._messages.append((message, size))
-                self._bytes += size
-                self._changed.notify_all()
-
-    def get(self, timeout_s: float) -> ToAgent | FedloomError | None:
-        """Take the first message; None if none arrives within `timeout_s` seconds."""
-        with self._changed:
-            if timeout_s > 0:
-                self._changed.wait_for(lambda: bool(self._messages), timeout_s)
-            if not self._messages:
-                return None
-            message, size = self._messages.popleft()
-            self._bytes -= size
-            self._changed.notify_all()
-            return message
-
-    def close(self) -> None:
-        """Release threads that wait in `put`."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def _has_room(self, size: int) -> bool:
-        return len(self._messages) < INBOX_MESSAGES and self._bytes + size <= INBOX_BYTES
 
 
 def clamped(welcome: Welcome, *, is_member: bool) -> Welcome:

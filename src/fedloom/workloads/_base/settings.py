@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedloom.core.config import PluginSettings
-from fedloom.workloads._data.settings import Iid, PartitionSettings
+from fedloom.workloads._data.partition_settings import Iid, PartitionSettings
 from fedloom.workloads._torch.settings import TrainingSettings
 
 

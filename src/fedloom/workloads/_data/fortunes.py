@@ -9,7 +9,7 @@ import numpy as np
 
 from fedloom.core.errors import DataMissing
 from fedloom.workloads._data.raw import RawData
-from fedloom.workloads._data.settings import Fortunes
+from fedloom.workloads._data.text_settings import Fortunes
 
 INSTALL_FORTUNES = "apt-get install fortunes"
 _DIVIDER = re.compile(r"^%\n", re.MULTILINE)

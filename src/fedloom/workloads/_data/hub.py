@@ -14,7 +14,8 @@ import numpy as np
 from fedloom.core.errors import DataMissing
 from fedloom.core.records import Array, JsonObject
 from fedloom.workloads._data.raw import RawData, X, existing, files_below, title_of
-from fedloom.workloads._data.settings import HubData, HubImages, HubText
+from fedloom.workloads._data.settings import HubData, HubImages
+from fedloom.workloads._data.text_settings import HubText
 from fedloom.workloads._data.values import stacked
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from fedloom.core.errors import ConfigError
 from fedloom.core.seeds import generator, integer_seed
 from fedloom.workloads._data import cache
-from fedloom.workloads._data.settings import (
+from fedloom.workloads._data.partition_settings import (
     Dirichlet,
     Iid,
     LongTailed,

@@ -12,7 +12,7 @@ from pathlib import Path
 from fedloom.core.errors import DataMissing
 from fedloom.core.records import JsonObject
 from fedloom.workloads._data.raw import RawData, existing, title_of
-from fedloom.workloads._data.settings import Csv, TextTable
+from fedloom.workloads._data.text_settings import Csv, TextTable
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),

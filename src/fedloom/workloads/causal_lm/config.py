@@ -9,7 +9,8 @@ from pydantic import Field
 from fedloom.core.config import Settings
 from fedloom.core.setting_types import DataPath, FileName, Known
 from fedloom.workloads._base.settings import TorchConfig
-from fedloom.workloads._data.settings import Fraction, LocalData, Natural, PartitionSettings
+from fedloom.workloads._data.partition_settings import Natural, PartitionSettings
+from fedloom.workloads._data.settings import Fraction, LocalData
 
 
 class Texts(LocalData):

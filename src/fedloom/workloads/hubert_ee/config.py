@@ -11,7 +11,7 @@ from fedloom.core.config import Settings
 from fedloom.core.errors import ConfigError
 from fedloom.core.setting_types import DataPath
 from fedloom.workloads._base.settings import TorchConfig
-from fedloom.workloads._data.settings import Iid, PartitionSettings
+from fedloom.workloads._data.partition_settings import Iid, PartitionSettings
 from fedloom.workloads._torch.settings import TrainingSettings
 
 RATE = 16_000

@@ -11,7 +11,8 @@ from fedloom.core.config import Settings
 from fedloom.core.errors import ConfigError
 from fedloom.core.setting_types import PlainWord
 from fedloom.workloads._base.settings import TorchConfig
-from fedloom.workloads._data.settings import Digits, Iid, ImageSource, PartitionSettings
+from fedloom.workloads._data.partition_settings import Iid, PartitionSettings
+from fedloom.workloads._data.settings import Digits, ImageSource
 from fedloom.workloads._torch.settings import TrainingSettings
 from fedloom.workloads._vision.augment_settings import AugmentSettings
 from fedloom.workloads.mlaan import leap

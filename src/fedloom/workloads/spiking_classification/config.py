@@ -9,7 +9,8 @@ from pydantic import Field
 
 from fedloom.core.errors import ConfigError
 from fedloom.workloads._base.settings import TorchConfig
-from fedloom.workloads._data.settings import Digits, Dirichlet, ImageSource, PartitionSettings
+from fedloom.workloads._data.partition_settings import Dirichlet, PartitionSettings
+from fedloom.workloads._data.settings import Digits, ImageSource
 from fedloom.workloads._spiking.settings import (
     Direct,
     EncoderSettings,

@@ -9,7 +9,8 @@ from pydantic import Field
 from fedloom.core.config import Settings
 from fedloom.core.setting_types import DataPath, Known
 from fedloom.workloads._base.settings import TorchConfig
-from fedloom.workloads._data.settings import Dirichlet, PartitionSettings, TextSource, Tweets
+from fedloom.workloads._data.partition_settings import Dirichlet, PartitionSettings
+from fedloom.workloads._data.text_settings import TextSource, Tweets
 
 
 class ModelSettings(Settings):

@@ -10,8 +10,9 @@ import numpy as np
 from fedloom.core.records import Array, Info
 from fedloom.workloads._data import cache
 from fedloom.workloads._data.checked import checked, reading
-from fedloom.workloads._data.settings import Labelled, TextSource
+from fedloom.workloads._data.settings import Labelled
 from fedloom.workloads._data.text_files import TEXT_SOURCES
+from fedloom.workloads._data.text_settings import TextSource
 from fedloom.workloads.text_classification.body import BodyFolder
 
 _FORMAT = 2
