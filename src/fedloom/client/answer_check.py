@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 
@@ -35,9 +36,8 @@ def check_answer(update: object, made_by: str) -> Update:
     if not isinstance(update, Update):
         raise BadUpdate(f"{made_by!r} returned {shown(update)}; expected a fedloom.core.records.Update")
     num_examples, metrics = _count(update.num_examples, made_by), _metrics(update.metrics, made_by)
-    _check_groups(update.groups, made_by)
-    _check_size(Record(update.groups), f"arrays of {made_by!r}")
-    _check_info(update.info, f"info of {made_by!r}")
+    _check_size(_check_groups(update.groups, made_by), "arrays", made_by)
+    _check_info(update.info, made_by)
     if update.state is not None:
         _check_state(update.state, made_by)
     if num_examples is update.num_examples and metrics is update.metrics:
@@ -87,10 +87,11 @@ def _count(value: object, made_by: str) -> int:
 
 
 def _metrics(metrics: object, made_by: str) -> Metrics:
-    """Return the metrics with plain floats; the same object if there are none."""
+    """Return the metrics with plain floats; the same object if they are."""
     if not isinstance(metrics, Mapping):
         raise BadUpdate(f"metrics of {made_by!r}: expected a dict of Mean by name, got {shown(metrics)}")
-    return {_name(name, made_by): _mean(name, mean, made_by) for name, mean in metrics.items()} if metrics else metrics
+    checked = {_name(name, made_by): _mean(name, mean, made_by) for name, mean in metrics.items()}
+    return metrics if all(mean is metrics[name] for name, mean in checked.items()) else checked
 
 
 def _name(name: object, made_by: str) -> str:
@@ -102,78 +103,105 @@ def _name(name: object, made_by: str) -> str:
 
 
 def _mean(name: str, mean: object, made_by: str) -> Mean:
-    where = f"metric {name!r} of {made_by!r}"
-    if not isinstance(mean, Mean):
-        raise BadUpdate(f"{where}: expected Mean(sum, weight), got {shown(mean)}")
     try:
-        total, weight = float(mean.sum), float(mean.weight)
-    except (TypeError, ValueError, OverflowError) as exc:
-        raise BadUpdate(f"{where}: expected two numbers, got {shown(mean)}") from exc
-    if not 0 <= weight < float("inf"):
-        raise BadUpdate(f"{where}: expected a finite weight of at least 0, got {shown(mean)}")
-    return Mean(total, weight)
+        if not isinstance(mean, Mean):
+            raise BadUpdate(f"expected Mean(sum, weight), got {shown(mean)}")
+        try:
+            total, weight = float(mean.sum), float(mean.weight)
+        except (TypeError, ValueError, OverflowError) as exc:
+            raise BadUpdate(f"expected two numbers, got {shown(mean)}") from exc
+        if not 0 <= weight < math.inf:
+            raise BadUpdate(f"expected a finite weight of at least 0, got {shown(mean)}")
+    except BadUpdate as exc:
+        raise BadUpdate(f"metric {name!r} of {made_by!r}: {exc}") from exc.__cause__
+    return mean if type(mean.sum) is float and type(mean.weight) is float else Mean(total, weight)
 
 
-def _check_groups(groups: object, made_by: str) -> None:
+def _check_groups(groups: object, made_by: str) -> int:
+    """Refuse what is not NumPy arrays by group and name; returns the bytes of their data."""
     if not isinstance(groups, Mapping):
         raise BadUpdate(f"groups of {made_by!r}: expected a dict of arrays by group, got {shown(groups)}")
+    num_bytes = 0
     for group, arrays in groups.items():
         if not isinstance(arrays, Mapping):
             raise BadUpdate(f"group {group!r} of {made_by!r}: expected a dict of arrays by name, got {shown(arrays)}")
-        _check_text(group, f"group of {made_by!r}")
+        if not _is_utf8(group):
+            raise BadUpdate(f"group of {made_by!r}: {_not_utf8(group)}")
         for name, array in arrays.items():
-            _check_text(name, f"array of group {group!r} of {made_by!r}")
-            if not isinstance(array, np.ndarray | np.generic):
-                hint = " (.detach().cpu().numpy())" if type(array).__module__.partition(".")[0] == "torch" else ""
-                raise BadUpdate(
-                    f"array {name!r} of group {group!r} of {made_by!r}: expected a NumPy array, got {shown(array)}. "
-                    f"Return NumPy arrays{hint}"
-                )
-            if isinstance(array, np.ma.MaskedArray):
-                raise BadUpdate(
-                    f"array {name!r} of group {group!r} of {made_by!r}: expected a plain NumPy array, got a masked "
-                    "one, whose mask is not sent. Return array.filled(value)"
-                )
+            if not _is_utf8(name):
+                raise BadUpdate(f"array of group {group!r} of {made_by!r}: {_not_utf8(name)}")
+            if type(array) is not np.ndarray:
+                _check_array(array, f"array {name!r} of group {group!r} of {made_by!r}")
+            num_bytes += array.nbytes
+    return num_bytes
 
 
-def _check_text(name: object, what: str) -> None:
+def _check_size(num_bytes: int, what: str, made_by: str) -> None:
+    if num_bytes > MAX_PAYLOAD_BYTES:
+        raise BadUpdate(f"{what} of {made_by!r}: expected at most {MAX_PAYLOAD_BYTES} bytes, got {num_bytes}")
+
+
+def _check_array(array: object, what: str) -> None:
+    if not isinstance(array, np.ndarray | np.generic):
+        hint = " (.detach().cpu().numpy())" if type(array).__module__.partition(".")[0] == "torch" else ""
+        raise BadUpdate(f"{what}: expected a NumPy array, got {shown(array)}. Return NumPy arrays{hint}")
+    if isinstance(array, np.ma.MaskedArray):
+        raise BadUpdate(
+            f"{what}: expected a plain NumPy array, got a masked one, whose mask is not sent. Return "
+            "array.filled(value)"
+        )
+
+
+def _is_utf8(name: object) -> bool:
     if not isinstance(name, str):
-        raise BadUpdate(f"{what}: expected a name as text, got {shown(name)}")
-    _check_utf8(name, what)
+        return False
+    if name.isascii():
+        return True
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-def _check_utf8(text: str, what: str) -> None:
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as exc:
-            raise BadUpdate(f"{what}: the text {shown(text)} is not UTF-8") from exc
+def _not_utf8(name: object) -> str:
+    """Return what is wrong with a name that is not text of UTF-8."""
+    if isinstance(name, str):
+        return f"the text {shown(name)} is not UTF-8"
+    return f"expected a name as text, got {shown(name)}"
 
 
-def _check_info(info: object, what: str) -> None:
+def _check_info(info: object, made_by: str, part: str = "") -> None:
     """Refuse what JSON cannot encode or would change: it makes text of other keys."""
     if not isinstance(info, Mapping):
-        raise BadUpdate(f"{what}: expected a dict of JSON values, got {shown(info)}")
+        raise BadUpdate(f"info of {made_by!r}{part}: expected a dict of JSON values, got {shown(info)}")
+    if not info:
+        return
+    what = f"info of {made_by!r}{part}"
     for key, value in info.items():
-        if not isinstance(key, str):
-            raise BadUpdate(f"{what}: expected keys as text, got {shown(key)}")
-        _check_utf8(key, f"a key in {what}")
+        _check_key(key, what)
         _check_json(value, f"{key!r} in {what}", MAX_DEPTH)
+
+
+def _check_key(key: object, what: str) -> None:
+    if not isinstance(key, str):
+        raise BadUpdate(f"{what}: expected keys as text, got {shown(key)}")
+    if not _is_utf8(key):
+        raise BadUpdate(f"a key in {what}: {_not_utf8(key)}")
 
 
 def _check_json(value: object, what: str, depth: int) -> None:
     match value:
         case str():
-            _check_utf8(value, what)
+            if not _is_utf8(value):
+                raise BadUpdate(f"{what}: {_not_utf8(value)}")
         case None | bool() | int() | float():
             pass
         case Mapping() | list() | tuple() if not depth:
             raise BadUpdate(f"{what}: expected at most {MAX_DEPTH} nested lists and dicts, got more, or one in itself")
         case Mapping():
             for key, inner in value.items():
-                if not isinstance(key, str):
-                    raise BadUpdate(f"{what}: expected keys as text, got {shown(key)}")
-                _check_utf8(key, f"a key in {what}")
+                _check_key(key, what)
                 _check_json(inner, what, depth - 1)
         case list() | tuple():
             for inner in value:
@@ -188,12 +216,6 @@ def _check_json(value: object, what: str, depth: int) -> None:
 def _check_state(state: object, made_by: str) -> None:
     if not isinstance(state, Record):
         raise BadUpdate(f"state of {made_by!r}: expected a Record, got {shown(state)}")
-    _check_groups(state.groups, f"{made_by} state")
-    _check_info(state.info, f"info of {made_by!r} state")
+    _check_size(_check_groups(state.groups, f"{made_by} state"), "state", made_by)
+    _check_info(state.info, made_by, " state")
     frames.frame_size(state)
-    _check_size(state, f"state of {made_by!r}")
-
-
-def _check_size(record: Record, what: str) -> None:
-    if record.num_bytes > MAX_PAYLOAD_BYTES:
-        raise BadUpdate(f"{what}: expected at most {MAX_PAYLOAD_BYTES} bytes, got {record.num_bytes}")

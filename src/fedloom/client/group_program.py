@@ -11,15 +11,15 @@ from fedloom.client.turn import Turn
 from fedloom.core.errors import PolicyRefused, ServerUnreachable
 from fedloom.core.messages import GroupKey
 from fedloom.core.plugins import build_measure
-from fedloom.core.protocols import KeepsClientState, Shard, TrainsGroups, is_empty
+from fedloom.core.protocols import Shard, TrainsGroups, is_empty
 from fedloom.core.records import MODEL, Info, Update
 
 
 def group_program(turn: Turn) -> TrainsGroups[Shard] | None:
     """Return the workload as a trainer of groups, if it supports this job and no rule needs to see every step."""
-    if turn.job.kind != "train" or turn.group.rules or turn.run.capability(KeepsClientState) is not None:
+    if turn.job.kind != "train" or turn.group.rules or turn.run.abilities.keeps_state is not None:
         return None
-    trainer: TrainsGroups[Shard] | None = turn.run.capability(TrainsGroups)
+    trainer = turn.run.abilities.trains_groups
     return trainer if trainer is not None and trainer.program == "group" else None
 
 

@@ -17,9 +17,7 @@ from fedloom.core.errors import BadUpdate, UnsupportedFeature
 from fedloom.core.plugins import build_measure, build_rules, build_watch, chained
 from fedloom.core.protocols import (
     Action,
-    HasActions,
     Inputs,
-    KeepsClientState,
     LocalRule,
     Shard,
     is_empty,
@@ -146,7 +144,7 @@ class JobRunner:
         if turn.kind not in ("train", "evaluate", "measure"):
             raise BadUpdate(
                 f"workload {turn.run.experiment.workload.name!r} has no action {job.kind!r}; it has "
-                f"{', '.join(('train', 'evaluate', 'measure', *_actions(turn)))}"
+                f"{', '.join(('train', 'evaluate', 'measure', *turn.run.abilities.actions))}"
             )
         turn.stage = "shard"
         shard = workload.shard(job.client)
@@ -164,7 +162,7 @@ class JobRunner:
         program = group_program(turn)
         if program is not None:  # a group of one: its bits are those of any group
             return _Work(program.train_group([job], inputs, [shard], [turn.rng()])[0], shard)
-        stateful: KeepsClientState[Shard] | None = turn.run.capability(KeepsClientState)
+        stateful = turn.run.abilities.keeps_state
         if stateful is not None:
             return _Work(stateful.train(job, inputs, shard, rule, turn.rng(), state), shard)
         return _Work(workload.train(job, inputs, shard, rule, turn.rng()), shard)
@@ -243,20 +241,15 @@ def _watch(turn: Turn) -> Done:
 
 
 def _evaluated(turn: Turn, inputs: Inputs, shard: Shard, state: Record | None) -> Update:
-    stateful: KeepsClientState[Shard] | None = turn.run.capability(KeepsClientState)
+    stateful = turn.run.abilities.keeps_state
     if stateful is not None:
         return Update(num_examples=shard.num_examples, metrics=stateful.evaluate(inputs, shard, state))
     return Update(num_examples=shard.num_examples, metrics=turn.run.workload.evaluate(inputs, shard))
 
 
-def _actions(turn: Turn) -> Mapping[str, Action]:
-    active = turn.run.capability(HasActions)
-    return {} if active is None else active.actions
-
-
 def _action(turn: Turn) -> Action | None:
     """Return the workload's action for a job: by the whole name of its kind, otherwise by its first part."""
-    actions, kind = _actions(turn), turn.job.kind
+    actions, kind = turn.run.abilities.actions, turn.job.kind
     if not actions:
         return None
     return actions.get(kind) or actions.get(kind.split(".")[0])

@@ -43,20 +43,27 @@ class Leftovers:
     def __init__(self) -> None:
         self._others = _children()
         self._runs: dict[str, set[int]] = {}
+        self._last: str | None = None
+        """The run whose code ran last: children that nobody has counted are its."""
 
     @contextlib.contextmanager
     def of_run(self, run_id: str) -> Iterator[None]:
-        """Count the children that appear in the block, or have since the last one, as the run's."""
-        try:
-            yield
-        finally:
-            known = self._others.union(*self._runs.values())
-            if new := _children() - known:
-                self._runs.setdefault(run_id, set()).update(new)
+        """Count the children that appear in the block, and after it until the next run's, as the run's.
+
+        They are looked for when another run's code follows, or the run ends: reading `/proc` takes longer than a
+        small client's training.
+        """
+        if run_id != self._last:
+            self._count()
+            self._last = run_id
+        yield
 
     def end(self, run_id: str) -> None:
         """Kill a run's processes with all that they have started; those that are orphans already with the last run."""
+        self._count()
         mine = self._runs.pop(run_id, set())
+        if self._last == run_id:
+            self._last = None
         for _ in range(_GENERATIONS):
             now = _children()
             targets = now - self._others if not self._runs else now & mine
@@ -68,8 +75,15 @@ class Leftovers:
                 mine |= below  # left to this process when their parent ends
             time.sleep(0.01)
 
+    def _count(self) -> None:
+        """Count the children that have appeared since the last call as those of the run whose code ran last."""
+        if self._last is not None:
+            known = self._others.union(*self._runs.values())
+            self._runs.setdefault(self._last, set()).update(_children() - known)
+
     def end_all(self) -> None:
         """Kill every process that was started for any run."""
+        self._last = None
         self._runs.clear()
         self.end("")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
-from dataclasses import replace
-from typing import TypeVar, cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
@@ -21,16 +21,38 @@ from fedloom.core.data_schema import check_schema, data_schema
 from fedloom.core.errors import PolicyRefused
 from fedloom.core.messages import RunSpec
 from fedloom.core.plugins import AnyWorkload, build_workload
-from fedloom.core.protocols import Shard, UsesHelpers, WorkloadInfo
+from fedloom.core.protocols import (
+    Action,
+    HasActions,
+    KeepsClientState,
+    Shard,
+    TrainsGroups,
+    UsesHelpers,
+    WorkloadInfo,
+)
 from fedloom.core.records import Arrays, Update
 from fedloom.core.user_folders import working_folder
 
 _log = logging.getLogger(__name__)
 
-C = TypeVar("C")
 
-_NOT_CHECKED = object()
-"""Placeholder for a capability that the workload has not been checked for yet."""
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a run's workload can do beside its own training and evaluation."""
+
+    actions: Mapping[str, Action]
+    """Custom actions, by kind of job."""
+    keeps_state: KeepsClientState[Shard] | None
+    trains_groups: TrainsGroups[Shard] | None
+
+    @classmethod
+    def of(cls, workload: object) -> Self:
+        """Return a workload's abilities."""
+        return cls(
+            actions=workload.actions if isinstance(workload, HasActions) else {},
+            keeps_state=workload if isinstance(workload, KeepsClientState) else None,
+            trains_groups=workload if isinstance(workload, TrainsGroups) else None,
+        )
 
 
 class Run:
@@ -48,7 +70,6 @@ class Run:
         self._view: DataView | None = None
         self._warned: set[str] = set()
         self._notices: list[str] = []
-        self._capable: dict[type, object] = {}
         self._agrees = not spec.data
 
     @functools.cached_property
@@ -82,8 +103,7 @@ class Run:
         """Update the run's specification with what the server has added, or the sites have agreed on."""
         if spec.experiment != self._spec.experiment:
             self._spec = replace(self._spec, experiment=spec.experiment)
-            self._capable = {}
-            for name in ("experiment", "workload"):
+            for name in ("experiment", "workload", "abilities", "of_sites", "clients", "weighs_by_examples"):
                 self.__dict__.pop(name, None)
             self._close_view()
         if spec.data and spec.data != self._spec.data:
@@ -99,23 +119,22 @@ class Run:
             check_schema(self._spec.data, self.workload.describe().data, self._spec.run_id)
             self._agrees = True
 
-    def capability(self, kind: type[C]) -> C | None:
-        """Return the workload as something that has a capability, or None.
+    @functools.cached_property
+    def abilities(self) -> Abilities:
+        """Return the workload's abilities, found once: a check against a protocol is too slow for every job."""
+        return Abilities.of(self.workload)
 
-        The workload is checked once: a check against a protocol is too slow for every job.
-        """
-        found = self._capable.get(kind, _NOT_CHECKED)
-        if found is _NOT_CHECKED:
-            workload: object = self.workload
-            found = self._capable[kind] = workload if isinstance(workload, kind) else None
-        return cast("C | None", found)  # quoted: creating a union would cost more than the look-up
+    @functools.cached_property
+    def of_sites(self) -> bool:
+        """Return whether each client is an enrolled node with its own data."""
+        return self.experiment.of_sites
 
-    @property
+    @functools.cached_property
     def clients(self) -> ClientStore:
         """Return the store of the run's client states."""
         return self._stores[self.experiment.state_home]
 
-    @property
+    @functools.cached_property
     def weighs_by_examples(self) -> bool:
         """Return whether an update weighs as much as its examples."""
         return self.experiment.weighs_by_examples

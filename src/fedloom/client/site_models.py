@@ -10,7 +10,7 @@ from fedloom.client.client_state import WORKLOAD, split
 from fedloom.client.parked import own
 from fedloom.client.turn import Turn
 from fedloom.core.errors import UnsupportedFeature
-from fedloom.core.protocols import Inputs, KeepsClientState, Shard, is_empty
+from fedloom.core.protocols import Inputs, is_empty
 from fedloom.core.records import MODEL, Arrays, Record, Update
 
 
@@ -46,7 +46,7 @@ def _trained(turn: Turn) -> tuple[Inputs | None, int]:
         return None, 0
     state, rng = split(turn.run.clients.read(turn.group, turn.job.client)).get(WORKLOAD), turn.rng("fine_tune")
     job = replace(turn.own_job, kind="train", knobs={})
-    stateful: KeepsClientState[Shard] | None = turn.run.capability(KeepsClientState)
+    stateful = turn.run.abilities.keeps_state
     turn.stage = "train"
     for _ in range(int(turn.job.knobs["times"])):
         if stateful is not None:

@@ -45,7 +45,7 @@ class Turn:
     @property
     def own_job(self) -> Job:
         """Return the job as the workload sees it: the client of a site is the only one whose data it has."""
-        return replace(self.job, client=0) if self.run.experiment.of_sites else self.job
+        return replace(self.job, client=0) if self.run.of_sites else self.job
 
     @property
     def inputs(self) -> Inputs:

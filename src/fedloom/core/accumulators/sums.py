@@ -34,9 +34,15 @@ def scaled_add(total: Array, values: Array, weight: float, *, first: bool = Fals
     Returns:
         Whether every product was finite; the check reads the block while it is still in the cache.
     """
-    flat, addend = total.reshape(-1), np.ascontiguousarray(values).reshape(-1)
     scale = total.dtype.type(weight)
-    scratch = np.empty(0 if first else min(_BLOCK, flat.size), total.dtype)
+    if total.size <= _BLOCK:
+        product = total if first else np.empty(total.shape, total.dtype)
+        np.multiply(values, scale, out=product, casting="unsafe")
+        if not first:
+            np.add(total, product, out=total)
+        return is_finite(product)
+    flat, addend = total.reshape(-1), np.ascontiguousarray(values).reshape(-1)
+    scratch = np.empty(0 if first else _BLOCK, total.dtype)
     finite = True
     for start in range(0, flat.size, _BLOCK):
         part = flat[start : start + _BLOCK]
