@@ -8,7 +8,7 @@ import pytest
 from fedloom import api
 from fedloom.core import definitions
 from fedloom.core.errors import ConfigError
-from fedloom.studies import definition
+from fedloom.studies import definition_files
 
 PRESET = """# A tiny preset of somebody else
 name = "tiny"
@@ -39,7 +39,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_files_of_an_installed_package_are_found_and_it_is_not_imported(site: Path) -> None:
     assert api.preset_path("tiny") == site / "tiny_paper" / "presets" / "tiny.toml"
     assert api.load("tiny", ["rounds=3"]).rounds == 3
-    assert definition.titles()["tiny-study"] == "Tiny"
+    assert definition_files.titles()["tiny-study"] == "Tiny"
     assert "tiny_paper" not in sys.modules
 
 

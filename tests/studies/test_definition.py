@@ -8,7 +8,7 @@ import pytest
 
 from fedloom import api
 from fedloom.core.errors import ConfigError, FedloomError, UnknownName, UsageError
-from fedloom.studies import definition
+from fedloom.studies import definition_files
 from fedloom.studies.definition import Definition
 from fedloom.studies.grid import expand, overlay
 
@@ -81,23 +81,23 @@ def test_files_extend_each_other(study_file: Callable[..., Path], tmp_path: Path
     study_file()
     child = tmp_path / "child.toml"
     child.write_text('extends = "little.toml"\nname = "child"\n[arms.few]\n', encoding="utf-8")
-    made, left = definition.load(child, ["study.seeds.count=4", "rounds=2"])
+    made, left = definition_files.load(child, ["study.seeds.count=4", "rounds=2"])
     assert (made.name, list(made.arms), made.seeds.count, left) == ("child", ["few"], 4, ["rounds=2"])
     child.write_text('extends = "child.toml"\n', encoding="utf-8")
     with pytest.raises(ConfigError, match="a cycle"):
-        definition.load(child)
+        definition_files.load(child)
 
 
 def test_names_that_are_no_study() -> None:
     with pytest.raises(UnknownName, match="did you mean 'sfedca'"):
-        definition.load("sfedka")
+        definition_files.load("sfedka")
     with pytest.raises(ConfigError, match=r"study file 'none\.toml' not found"):
-        definition.load("none.toml")
+        definition_files.load("none.toml")
 
 
-@pytest.mark.parametrize("name", definition.names())
+@pytest.mark.parametrize("name", definition_files.names())
 def test_shipped_studies_are_valid(name: str) -> None:
-    made, _ = definition.load(name)
+    made, _ = definition_files.load(name)
     grid = expand(made.with_seeds(1))
     assert len(grid) == len(made.conditions) * len(made.arms)
     assert len({run.experiment.fingerprint() for run in grid}) == len(grid)
@@ -113,7 +113,7 @@ def test_the_rival_preset_differs_from_sfedca_in_its_selection_alone() -> None:
 def test_seeds_of_studies_and_their_sweep_are_apart() -> None:
     used: dict[str, set[int]] = {}
     for name in ("sfedca", "sfedca-fashion-mnist", "sfedca-sweep"):
-        made, _ = definition.load(name)
+        made, _ = definition_files.load(name)
         used[name] = {seed for scenario in made.conditions for seed in made.seeds_of(scenario)}
     assert not used["sfedca"] & used["sfedca-sweep"]
     assert not used["sfedca-fashion-mnist"] & used["sfedca-sweep"]

@@ -203,7 +203,7 @@ def _described(kind: str) -> list[tuple[str, str]]:
 
         return [(name, _first_comment(api.preset_path(name))) for name in api.presets()]
     if kind == "studies":
-        from fedloom.studies.definition import titles
+        from fedloom.studies.definition_files import titles
 
         return list(titles().items())
     from fedloom.core import registry

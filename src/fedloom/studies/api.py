@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedloom.core.errors import RunFailed
-from fedloom.studies.definition import load, names
+from fedloom.studies.definition_files import load, names
 from fedloom.studies.grid import expand
 from fedloom.studies.results import StudyResult, analyse, write_results
 from fedloom.studies.runner import Watcher, run_all

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedloom.studies.definition import Check, Claim, Definition
+from fedloom.studies.claim_settings import Check, Claim
+from fedloom.studies.definition import Definition
 from fedloom.studies.statistics import Estimate, holm
 
 Outcome = Literal["held", "not held", "undecided", "reported", "not measured"]

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
 import pydantic
 from pydantic import Field
 
 # The translation of validation errors into the user's own terms is the experiment's; a study's errors read the same.
-from fedloom.core import definitions
-from fedloom.core.config import Settings, config_error, with_overrides
-from fedloom.core.errors import ConfigError, UnknownName
+from fedloom.core.config import Settings, config_error
+from fedloom.core.errors import ConfigError
 from fedloom.core.records import Info, JsonObject
 from fedloom.core.text import did_you_mean
-from fedloom.core.toml_files import read_toml
 from fedloom.reporting.study_part import StaticTest
+from fedloom.studies.claim_settings import Claim
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
-_STUDY_KEY = "study."
 T = TypeVar("T", bound=Settings)
 S = TypeVar("S", bound=StaticTest)
 
@@ -63,82 +59,6 @@ class Scenario(Arm):
     """Another base experiment for this scenario."""
     seeds: Annotated[int, Field(ge=1)] | None = None
     """Another number of seeds for this scenario."""
-
-
-class Check(Settings):
-    """A bound on one number of an arm, judged by the number's interval."""
-
-    of: str
-    """`NUMBER`, whose whole 95 % interval must lie within the bounds; or `NUMBER.p_less`, `NUMBER.p_greater`, the
-    p-value of a primary claim, after Holm's correction over all of the study's."""
-    at_most: float | None = None
-    at_least: float | None = None
-
-    @property
-    def number(self) -> str:
-        """Return the number's name."""
-        return self.of.partition(".")[0]
-
-    @property
-    def part(self) -> str:
-        """Return what is bounded: `p_less`, `p_greater`, or an empty text for the number's interval."""
-        return self.of.partition(".")[2]
-
-    @property
-    def is_p(self) -> bool:
-        """Return whether it bounds a p-value."""
-        return self.part != ""
-
-    @pydantic.model_validator(mode="after")
-    def _bounded(self) -> Self:
-        if self.part not in ("", "p_less", "p_greater"):
-            raise ConfigError(
-                f"claims.checks: {self.of!r} has no part {self.part!r}; write {self.number!r}, which is judged by its "
-                f"whole interval, or {self.number}.p_less, {self.number}.p_greater"
-            )
-        if self.at_most is None and self.at_least is None:
-            raise ConfigError(f"claims.checks: {self.of!r} has no bound; set at_most or at_least")
-        if self.is_p and (self.at_most is None or self.at_least is not None):
-            raise ConfigError(f"claims.checks: {self.of!r} is a p-value; set at_most, and at_most alone")
-        return self
-
-
-class Claim(Settings):
-    """A statement and the numbers that decide it."""
-
-    id: str
-    """A short name."""
-    text: str
-    """The statement in words."""
-    arm: str
-    """The arm it is about."""
-    against: str | None = None
-    """Another arm than the study's reference to compare it with."""
-    scenarios: tuple[str, ...] = ()
-    """Scenarios in which it is judged; all if empty."""
-    primary: bool = False
-    """Whether the study was made for this hypothesis; only then may it bound p-values, which are corrected together."""
-    checks: tuple[Check, ...] = ()
-    """All must hold. Without any, the numbers of `shows` are only reported."""
-    shows: tuple[str, ...] = ()
-    """Numbers to report; by default those of the checks."""
-    earlier: dict[str, str] = Field(default_factory=dict)
-    """Results of an earlier measurement, by scenario; printed next to these."""
-
-    @pydantic.model_validator(mode="after")
-    def _p_of_primary_claims(self) -> Self:
-        for check in self.checks:
-            if check.is_p and not self.primary:
-                raise ConfigError(
-                    f"claims ({self.id}): {check.of!r} bounds a p-value; set primary = true if the study was made for "
-                    "this claim, else bound the number itself"
-                )
-        return self
-
-    @property
-    def subject(self) -> str:
-        """Return whose numbers decide: the arm, or `ARM against ARM`."""
-        return self.arm if self.against is None else f"{self.arm} against {self.against}"
 
 
 class Definition(Settings):
@@ -266,78 +186,6 @@ class Definition(Settings):
         return _parsed(cls, values, ())
 
 
-def names() -> tuple[str, ...]:
-    """Return the names of the studies that come with fedloom and with installed methods."""
-    return tuple(_files())
-
-
-def titles() -> dict[str, str]:
-    """Return what each study of `names` is about."""
-    return {name: str(_read(name, ())["title"]) for name in names()}
-
-
-def load(target: str | Path, overrides: Sequence[str] = ()) -> tuple[Definition, list[str]]:
-    """Load a study from its name or a TOML file.
-
-    Args:
-        target: which.
-        overrides: `KEY=VALUE`. `study.KEY` changes the definition; any other is a setting of every experiment.
-
-    Returns:
-        The definition, and the overrides left for the experiments.
-
-    Raises:
-        UnknownName: it is neither a study's name nor a file.
-        ConfigError: a setting is wrong.
-    """
-    own = [text.removeprefix(_STUDY_KEY) for text in overrides if text.startswith(_STUDY_KEY)]
-    values = with_overrides(_read(target, ()), own)
-    return Definition.parse(values), [text for text in overrides if not text.startswith(_STUDY_KEY)]
-
-
-def _read(target: str | Path, below: tuple[str, ...]) -> JsonObject:
-    """Return a study's TOML merged with the one it extends: each of its top-level keys replaces the other's."""
-    path = _path(target)
-    if str(path) in below:
-        raise ConfigError(f"extends: {' extends '.join((*below, str(path)))}: a cycle")
-    try:
-        values = read_toml(path)
-    except FileNotFoundError as exc:
-        raise ConfigError(f"study file {str(path)!r} not found (looked in {Path.cwd()})") from exc
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path}: cannot be read as a study: {exc}") from exc
-    values = _files_beside(values, path.parent)
-    extended = values.pop("extends", None)
-    return values if extended is None else {**_read(extended, (*below, str(path))), **values}
-
-
-def _path(target: str | Path) -> Path:
-    path = Path(target)
-    if path.is_file() or path.suffix == ".toml":
-        return path
-    files = _files()
-    if str(target) not in files:
-        hint = did_you_mean(str(target), files)
-        raise UnknownName(f"{str(target)!r} is not a study or a TOML file; {hint}studies: {', '.join(files)}")
-    return files[str(target)]
-
-
-def _files_beside(values: JsonObject, folder: Path) -> JsonObject:
-    """Resolve base experiments and extended studies that are TOML files next to the study's."""
-    extends = values.get("extends")
-    if isinstance(extends, str) and extends.endswith(".toml"):
-        values["extends"] = str((folder / extends).resolve())
-    for table in (values, *(each for each in _tables(values.get("scenarios")))):
-        base = table.get("base")
-        if isinstance(base, str) and base.endswith(".toml"):
-            table["base"] = str((folder / base).resolve())
-    return values
-
-
-def _tables(value: object) -> list[JsonObject]:
-    return [each for each in value.values() if isinstance(each, dict)] if isinstance(value, dict) else []
-
-
 def _parsed(kind: type[T], values: object, prefix: tuple[str, ...]) -> T:
     try:
         return kind.model_validate(values)
@@ -349,7 +197,3 @@ def _known(key: str, name: str, among: Info) -> None:
     if name not in among:
         hint = did_you_mean(name, among)
         raise ConfigError(f"{key}: {name!r} is not defined; {hint}known here: {', '.join(among)}")
-
-
-def _files() -> dict[str, Path]:
-    return definitions.found("studies")

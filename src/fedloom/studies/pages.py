@@ -26,7 +26,8 @@ from fedloom.reporting.page import write_page
 from fedloom.reporting.quantities import NOTHING, bytes_text, count_text
 from fedloom.studies import published
 from fedloom.studies.claims import Outcome, Verdict
-from fedloom.studies.definition import Definition, load
+from fedloom.studies.definition import Definition
+from fedloom.studies.definition_files import load
 from fedloom.studies.grid import expand
 from fedloom.studies.parts import StudyParts
 from fedloom.studies.published import Measurement, Published
