@@ -11,7 +11,7 @@ import click
 import typer
 
 from fedloom import __version__
-from fedloom.cli import audit, experiments, fleet, members, reports, results, resuming, study
+from fedloom.cli import audit, experiments, fleet, joining, members, reports, results, resuming, serving, study, tokens
 from fedloom.cli.contributed import Commands
 from fedloom.cli.terminal import DEBUG_HELP, Verb, print_error, remember_debug
 from fedloom.core.errors import FedloomError
@@ -48,7 +48,7 @@ for panel, commands in {
     ),
     "Results": (reports.report, reports.compare, reports.replay),
     "Servers and devices": (
-        fleet.serve, members.join, fleet.client, fleet.submit, fleet.runs, fleet.watch, fleet.stop, results.fetch,
+        serving.serve, joining.join, serving.client, fleet.submit, fleet.runs, fleet.watch, fleet.stop, results.fetch,
         results.logs, results.delete, fleet.nodes, audit.audit,
     ),
 }.items():  # fmt: skip
@@ -56,7 +56,7 @@ for panel, commands in {
         name = "list" if command is experiments.list_names else command.__name__
         app.command(name, cls=Verb, rich_help_panel=panel)(command)
 
-app.add_typer(members.token, name="token", rich_help_panel="Servers and devices")
+app.add_typer(tokens.token, name="token", rich_help_panel="Servers and devices")
 app.add_typer(members.node, name="node", rich_help_panel="Servers and devices")
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fedloom.cli.experiments import Json
-from fedloom.cli.members import IdentityFolder, find_identity
+from fedloom.cli.identities import IdentityFolder, find_identity
 from fedloom.cli.terminal import output, print_table
 from fedloom.core.errors import UsageError
 

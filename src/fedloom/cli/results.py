@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedloom.cli.fleet import RunId, Server, TokenFile, reach
-from fedloom.cli.members import IdentityFolder
+from fedloom.cli.identities import IdentityFolder
+from fedloom.cli.reaching import RunId, Server, TokenFile, reach
 from fedloom.cli.terminal import print_notice
 from fedloom.core.errors import UsageError
 

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from fedloom.cli.experiments import Json, RayAddress, RuntimeOption, Workers, runtime_settings, show_run
-from fedloom.cli.fleet import Server, TokenFile, reach
-from fedloom.cli.members import IdentityFolder
+from fedloom.cli.identities import IdentityFolder
+from fedloom.cli.reaching import Server, TokenFile, reach
 from fedloom.cli.terminal import output
 from fedloom.core.errors import UsageError
 
