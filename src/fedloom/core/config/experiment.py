@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import math
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self, Unpack
@@ -19,7 +18,9 @@ from fedloom.core import registry
 from fedloom.core.code_files import CodeFile, code_digest, set_text
 from fedloom.core.config.code_settings import code_of_section, name_of
 from fedloom.core.config.experiment_file import read_experiment_file
+from fedloom.core.config.further_sections import FurtherSections
 from fedloom.core.config.overrides import text_variants, with_overrides
+from fedloom.core.config.plugin_section import read_section
 from fedloom.core.config.sections import (
     INCIDENTAL,
     NODE_STATE_ROUNDS,
@@ -29,7 +30,7 @@ from fedloom.core.config.sections import (
     RoundSettings,
     RuntimeSettings,
 )
-from fedloom.core.config.settings import PluginSettings, Settings, plugin_schema
+from fedloom.core.config.settings import PluginSettings
 from fedloom.core.config.sites import (
     are_sites,
     check_fine_tuning,
@@ -55,30 +56,8 @@ from fedloom.core.setting_types import (
 
 _log = logging.getLogger(__name__)
 
-_WITH_FIELD = (Kind.STRATEGY, Kind.WORKLOAD, Kind.SELECTION, Kind.MONITOR)
-"""Kinds whose section `Experiment` declares with a specific type, because the platform's code reads it by name."""
-if typing.TYPE_CHECKING:
-    _FurtherSections = Settings
-else:
-    _FurtherSections = pydantic.create_model(
-        "_FurtherSections",
-        __base__=Settings,
-        **{
-            kind.section: (
-                SerializeAsAny[PluginSettings] | (PluginSettings if kind.required else None),
-                Field(
-                    default=... if kind.required else None,
-                    validate_default=kind.default is not None,
-                    description=f"A plug-in of the kind `{kind}`, and its settings.",
-                ),
-            )
-            for kind in Kind
-            if kind not in _WITH_FIELD
-        },
-    )
 
-
-class Experiment(_FurtherSections):
+class Experiment(FurtherSections):
     """A federated experiment: strategy, workload, clients and how they run. Written once, run anywhere."""
 
     name: Annotated[FreeText, Field(max_length=200)] = "experiment"
@@ -118,23 +97,8 @@ class Experiment(_FurtherSections):
     @classmethod
     def _plugin(cls, value: object, info: pydantic.ValidationInfo) -> PluginSettings | None:
         """Read a plug-in's section with the plug-in's own `Config`."""
-        kind = SECTIONS[str(info.field_name)]
-        if value is None and kind.default is not None:
-            strategy = info.data.get(Kind.STRATEGY.section)
-            value = strategy.default_for(kind) if isinstance(strategy, PluginSettings) else kind.default
-        if value is None and not kind.required:
-            return None
-        if isinstance(value, str):
-            value = {"name": value}
-        if isinstance(value, PluginSettings):
-            return value
-        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-            raise ValueError(f'expected a table with at least `name = "…"`, one of {", ".join(registry.names(kind))}')
-        config = plugin_schema(kind, value["name"])
-        try:
-            return config.model_validate(value)
-        except pydantic.ValidationError as exc:
-            raise config_error(exc, config, prefix=(str(info.field_name),)) from exc
+        strategy = info.data.get(Kind.STRATEGY.section)
+        return read_section(str(info.field_name), value, strategy)
 
     @pydantic.model_validator(mode="before")
     @classmethod
