@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -108,17 +109,16 @@ class RoundRecord(_Frozen):
     """One named section for each other feature with data about the round."""
 
 
-class ReportLine(_Frozen):
-    """One client's report as a selection saw it."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportLine:
+    """A client's report as a selection saw it: `metrics` are (sum, weight) by name, `info` is the measure's report."""
 
     client: int
     num_examples: int
     seconds: float
     num_trained: int
-    metrics: dict[str, tuple[Measured, Measured]] = {}
-    """Sum and weight of each metric."""
-    info: JsonObject = {}
-    """The measure's report."""
+    metrics: dict[str, tuple[Measured, Measured]] = field(default_factory=dict)
+    info: JsonObject = field(default_factory=dict)
 
 
 class Choice(_Frozen):

@@ -18,7 +18,6 @@ _MODELS: Mapping[type[BaseModel], str] = {
     history.Timing: "In a round record: `timing`.",
     history.NodeShare: "In a round record: `nodes`, by the node's name.",
     history.Choice: "`fedloom replay` recomputes these choices.",
-    history.ReportLine: "In a choice: `probed` and `trained`.",
 }
 
 
@@ -29,6 +28,9 @@ def render() -> str:
         "Files of a run's folder for programs. Names that end in `_s` are seconds, in `bytes_*` bytes; `params_*` "
         "count array elements. Rounds count from 1. A metric that was not a number is `null`.",
         *(part for model, place in _MODELS.items() for part in _model(model, place)),
+        "## ReportLine",
+        "In a choice: `probed` and `trained`.",
+        *_fields(history.ReportLine),
         "## ClientFailure",
         "In a round record: `failures`.",
         *_fields(records.ClientFailure),
@@ -60,6 +62,6 @@ def _fields(kind: type) -> list[str]:
 
 def _linked(annotation: object) -> str:
     """Return a type's name, linked if it is a record described above."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel | records.ClientFailure):
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel | records.ClientFailure | history.ReportLine):
         return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
     return type_words(annotation)

@@ -353,17 +353,18 @@ def _report(report: ClientReport) -> pb.Report:
 
 
 def _read_report(message: pb.Report) -> ClientReport:
-    if len(message.metrics) > MAX_METRICS or len(message.info_json) > MAX_INFO:
+    metrics, info = message.metrics, message.info_json
+    if len(metrics) > MAX_METRICS or len(info) > MAX_INFO:
         raise BadMessage(
             f"report of client {message.client}: expected at most {MAX_METRICS} metrics and {MAX_INFO} characters of "
-            f"info, got {len(message.metrics)} and {len(message.info_json)}"
+            f"info, got {len(metrics)} and {len(info)}"
         )
     return ClientReport(
         client=message.client,
         num_examples=message.num_examples,
         seconds=_number(message.seconds, "report.seconds"),
-        metrics={_name(metric.name, "metric"): Mean(metric.sum, metric.weight) for metric in message.metrics},
-        info=_load(message.info_json, "report.info"),
+        metrics={_name(metric.name, "metric"): Mean(metric.sum, metric.weight) for metric in metrics},
+        info=_load(info, "report.info") if info else {},
         bytes_down=message.bytes_down,
         bytes_up=message.bytes_up,
         params_down=message.params_down,

@@ -139,8 +139,11 @@ class Dispatch:
 
     def _load(self, node: Node) -> int:
         """Return the number of a node's groups; a node whose process died before counts as full."""
+        count = len(node.assigned)
+        if not any(opened.deaths for opened in self._open.values()):
+            return count
         died = any((opened := self.find(key)) is not None and key.group in opened.deaths for key in node.assigned)
-        return max(MAX_ASSIGNED, len(node.assigned)) if died else len(node.assigned)
+        return max(MAX_ASSIGNED, count) if died else count
 
     def _ready(self, opened: OpenExchange, index: int, locality: str) -> bool:
         """Return whether agents of a locality can read all inputs of a group; has them prepared if they cannot yet."""

@@ -6,7 +6,7 @@ A metric's value may be anything: one that is not finite is left out where metri
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fedloom.core.errors import BadUpdate
@@ -34,25 +34,45 @@ def check_reports(
     readable = {job.client: sum(input_bytes[name] for name in job.inputs) for job in jobs}
     for report in result.reports:
         down = readable[report.client]
-        limits = {
-            "num_examples": MOST_EXAMPLES,
-            "num_trained": 1,
-            "num_retrained": 1,
-            "bytes_down": down,
-            "params_down": down,  # no element is smaller than a byte
-            "bytes_up": max_payload_bytes,
-            "params_up": max_payload_bytes,
-        }
-        for field, most in limits.items():
-            _check_count(report.client, field, _FIELDS[field](report), most)
+        if not (
+            0 <= report.num_examples <= MOST_EXAMPLES
+            and 0 <= report.num_trained <= 1
+            and 0 <= report.num_retrained <= 1
+            and 0 <= report.bytes_down <= down
+            and 0 <= report.params_down <= down  # no element is smaller than a byte
+            and 0 <= report.bytes_up <= max_payload_bytes
+            and 0 <= report.params_up <= max_payload_bytes
+        ):
+            raise _wrong_count(report, down, max_payload_bytes)
         for name, mean in report.metrics.items():
-            if not (math.isfinite(mean.weight) and mean.weight >= 0):
+            if not 0 <= mean.weight < math.inf:
                 raise BadUpdate(
                     f"client {report.client}: the weight of metric {name!r} must be a number of at least 0, got "
                     f"{mean.weight}"
                 )
     for failure in result.failures:
-        _check_count(failure.client, "bytes_down", failure.bytes_down, readable[failure.client])
+        down = readable[failure.client]
+        if not 0 <= failure.bytes_down <= down:
+            raise _not_within(failure.client, "bytes_down", failure.bytes_down, down)
+
+
+def _wrong_count(report: ClientReport, down: int, up: int) -> BadUpdate:
+    """Return the error about the first count of a report that cannot be."""
+    counts = {
+        "num_examples": (report.num_examples, MOST_EXAMPLES),
+        "num_trained": (report.num_trained, 1),
+        "num_retrained": (report.num_retrained, 1),
+        "bytes_down": (report.bytes_down, down),
+        "params_down": (report.params_down, down),
+        "bytes_up": (report.bytes_up, up),
+        "params_up": (report.params_up, up),
+    }
+    field, (value, most) = next(each for each in counts.items() if not 0 <= each[1][0] <= each[1][1])
+    return _not_within(report.client, field, value, most)
+
+
+def _not_within(client: int, field: str, value: int, most: int) -> BadUpdate:
+    return BadUpdate(f"client {client}: {field} must be from 0 to {most}, got {value}")
 
 
 def bounded_times(result: GroupResult, limit_s: float) -> GroupResult:
@@ -62,7 +82,7 @@ def bounded_times(result: GroupResult, limit_s: float) -> GroupResult:
         result: as it came.
         limit_s: seconds since the exchange was opened, by the server's clock.
     """
-    times = (result.busy_s, *(r.seconds for r in result.reports), *(f.seconds for f in result.failures))
+    times = [result.busy_s, *[r.seconds for r in result.reports], *[f.seconds for f in result.failures]]
     if all(0.0 <= seconds <= limit_s for seconds in times):
         return result
     return replace(
@@ -75,19 +95,3 @@ def bounded_times(result: GroupResult, limit_s: float) -> GroupResult:
 
 def _bounded(seconds: float, limit_s: float) -> float:
     return min(max(seconds, 0.0), limit_s) if not math.isnan(seconds) else 0.0
-
-
-def _check_count(client: int, field: str, value: int, most: int) -> None:
-    if not 0 <= value <= most:
-        raise BadUpdate(f"client {client}: {field} must be from 0 to {most}, got {value}")
-
-
-_FIELDS: Mapping[str, Callable[[ClientReport], int]] = {
-    "num_examples": lambda report: report.num_examples,
-    "num_trained": lambda report: report.num_trained,
-    "num_retrained": lambda report: report.num_retrained,
-    "bytes_down": lambda report: report.bytes_down,
-    "params_down": lambda report: report.params_down,
-    "bytes_up": lambda report: report.bytes_up,
-    "params_up": lambda report: report.params_up,
-}

@@ -108,17 +108,20 @@ def sum_metrics(reports: Sequence[ClientReport]) -> tuple[dict[str, Mean], dict[
         The sums, and by metric the clients whose numbers were left out: they, or a sum with them, are not finite, or
         they are of weight 0 and not 0. A metric of which nothing is left has the sum NaN.
     """
-    total: dict[str, Mean] = {}
+    total: dict[str, tuple[float, float]] = {}
     left_out: dict[str, list[int]] = {}
     for report in reports:
         for name, mean in report.metrics.items():
-            merged = total[name] + mean if name in total else mean
+            summed, weight = mean.sum, mean.weight
+            if before := total.get(name):
+                summed, weight = before[0] + summed, before[1] + weight
             measured = mean.weight > 0 or mean.sum == 0
-            if measured and math.isfinite(merged.sum) and math.isfinite(merged.weight):
-                total[name] = merged
+            if measured and math.isfinite(summed) and math.isfinite(weight):
+                total[name] = summed, weight
             else:
                 left_out.setdefault(name, []).append(report.client)
-    return total | {name: Mean(math.nan, 1.0) for name in left_out if name not in total}, left_out
+    none_left = {name: Mean(math.nan, 1.0) for name in left_out if name not in total}
+    return {name: Mean(*pair) for name, pair in total.items()} | none_left, left_out
 
 
 def evaluated(metrics: Metrics, exponentials: Mapping[str, str]) -> dict[str, float] | None:

@@ -209,8 +209,11 @@ class DiskRunStore:
         self._client_files().setdefault(client, {})[round, exchange] = path
 
     def client(self, client: int, before: tuple[int, int]) -> Record | None:
-        older = [at for at in self._client_files().get(client, {}) if at < before]
-        return frames.decode(self._client_files()[client][max(older)].read_bytes()) if older else None
+        states = self._client_files().get(client)
+        if not states:
+            return None
+        older = [at for at in states if at < before]
+        return frames.decode(states[max(older)].read_bytes()) if older else None
 
     def prune_clients(self, round: int) -> None:
         for states in self._client_files().values():
