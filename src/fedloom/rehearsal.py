@@ -1,4 +1,4 @@
-"""Checks plug-ins in use: one round with two clients in this thread, and what went wrong in the user's terms."""
+"""Checks plug-ins in use: one round with two clients in this thread, and errors in the user's terms."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def _blamed(error: FedloomError, experiment: Experiment) -> tuple[Blame, str] | 
 
 
 def _candidates(stage: str, said: str) -> Sequence[tuple[Kind, str, str]]:
-    """Return what may be to blame, the likeliest first: what leaves a client has passed its rule, too.
+    """Return the parts that may be the cause, the likeliest first: an update has passed the client's rule, too.
 
     Args:
         stage: of the client's work.

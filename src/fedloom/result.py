@@ -129,7 +129,7 @@ class RunResult:
         return model
 
     def predict(self, inputs: object) -> Array:
-        """Return what the final model predicts, on the CPU.
+        """Return predictions of the final model, on the CPU.
 
         Args:
             inputs: examples without targets, as the model takes them, (n, …): an array, a tensor, a tuple of them for a

@@ -1,4 +1,4 @@
-"""Commands that run experiments and say which there are."""
+"""Commands that run, check, list and show experiments."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def runtime_settings(runtime: Runtime | None, workers: int | None, ray_address: 
 
 
 def show_run(start: Callable[[Sequence[Sink]], RunResult], json: bool) -> None:
-    """Start a run with the terminal looking on; show how it ended, well or not."""
+    """Run an experiment, show its progress in the terminal, and how it ended."""
     from fedloom.core.errors import UsageError
     from fedloom.reporting.console import ConsoleSink
 

@@ -83,5 +83,5 @@ def print_warning(message: str) -> None:
 
 
 def print_notice(message: str) -> None:
-    """Print one message on stderr that is no trouble."""
+    """Print one notice on stderr."""
     output(to_stderr=True).print(Text(harmless(message)), soft_wrap=True)

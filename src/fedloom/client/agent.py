@@ -143,7 +143,7 @@ class Agent:
             pause = min(2 * pause, LAST_RETRY_S)
 
     def _start_over(self, depot_nonce: str) -> None:
-        """Another server than before, or a restarted one: what refers to the old one's memory is void."""
+        """Drop groups and results that refer to the memory of another server than this one."""
         with self._lock:
             self._depot_nonce = depot_nonce
             self._waiting.clear()
@@ -379,7 +379,7 @@ class Agent:
             self._reading.release()
 
     def _overdue(self) -> list[GroupResult]:
-        """Results sent a heartbeat ago or longer and not acknowledged since."""
+        """Return the results sent a heartbeat ago or longer and not acknowledged since."""
         now = time.monotonic()
         with self._lock:
             late = [

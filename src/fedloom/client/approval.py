@@ -1,4 +1,4 @@
-"""A command of the node's owner that approves runs: asked once for each, with what it is on stdin."""
+"""A command of the node's owner that approves runs: called once for each run, with the run on its stdin."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Approval(Settings):
 
 
 class Approver:
-    """Asks about runs, and remembers the decisions.
+    """Calls the command once for each run, and caches its decisions.
 
     Args:
         settings: the policy's.

@@ -34,7 +34,7 @@ class Connection:
         return self._short > 0
 
     def opened(self) -> None:
-        """Count from now."""
+        """Record that a connection has been opened now."""
         self._opened_at = time.monotonic()
 
     def lost(self, exc: Exception) -> None:

@@ -1,4 +1,4 @@
-"""The jobs that are no client's: the initial model, and descriptions of the data."""
+"""Does the jobs that belong to no client: the initial model, and descriptions of the data."""
 
 from __future__ import annotations
 

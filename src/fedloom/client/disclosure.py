@@ -66,5 +66,5 @@ def _disclosed_name(name: str, count: int, reported: Collection[str], run_id: st
 
 
 def _examples(counts: Sequence[Sequence[int]], classes: int) -> list[int]:
-    """Examples of each class, all clients together; 0 if they are not known."""
+    """Return the examples of each class, all clients together; 0 if they are not known."""
     return [sum(client[index] for client in counts) for index in range(classes)]

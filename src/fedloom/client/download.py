@@ -45,7 +45,7 @@ class FileSource(Protocol):
     """Where files come from."""
 
     def files(self) -> tuple[RemoteFile, ...]:
-        """List them."""
+        """List the files."""
 
     def fetch(self, file: RemoteFile, offset: int) -> Iterator[bytes]:
         """Yield a file's content from an offset on.

@@ -211,7 +211,7 @@ class Renewer:
         self._thread.start()
 
     def stop(self) -> None:
-        """End."""
+        """Stop renewing."""
         self._stop.set()
         self._thread.join()
 

@@ -27,7 +27,7 @@ MAX_RUNS = 8
 
 
 class Executor:
-    """Does groups for one agent. Workloads stay loaded from group to group.
+    """Runs groups for one agent. Workloads stay loaded from group to group.
 
     Args:
         channel: source of inputs and destination of results.

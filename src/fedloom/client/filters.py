@@ -1,4 +1,4 @@
-"""The node's own filters on what leaves: arrays it keeps, clipping, noise. No experiment can change or remove them."""
+"""The node's own filters on updates: excluded arrays, clipping, noise. No experiment can change or remove them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedloom.core.records import MODEL, Array, Arrays, Update
 
 
 class Filters(Settings):
-    """What is done to the change of a client's model before it leaves, in this order: exclude, clip, add noise."""
+    """Filters of the change of a client's model before it leaves, in this order: exclude, clip, add noise."""
 
     exclude: tuple[str, ...] = ()
     """Patterns (`*`, `?`) of names of arrays that leave as they came, as the global model's."""

@@ -42,7 +42,7 @@ class PoisonedSum(Exception):
 
 
 class GroupPass:
-    """Makes passes.
+    """Makes passes over groups.
 
     Args:
         jobs: does each job.

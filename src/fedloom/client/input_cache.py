@@ -24,7 +24,7 @@ class InputsGone(Exception):
 
 @dataclass
 class _Cached:
-    """The inputs of a run's present exchange, as far as they have been read, and what each was read by."""
+    """The inputs of a run's present exchange that have been read, each with the reference it was read by."""
 
     exchange: tuple[str, int, int]
     records: dict[str, Record] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class InputCache:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of array data cached now, pinned records not counted."""
+        """Return the bytes of array data cached now, pinned records not counted."""
         return sum(cached.num_bytes for cached in self._runs.values())
 
     def _record(self, name: str, ref: PayloadRef, before: _Cached | None) -> Record:

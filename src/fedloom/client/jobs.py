@@ -256,7 +256,7 @@ def _action(turn: Turn) -> Action | None:
 
 
 def _count(value: object) -> int:
-    """Floats in a measure's JSON."""
+    """Return the number of floats in a measure's JSON."""
     if isinstance(value, Mapping):
         return sum(_count(inner) for inner in value.values())
     if isinstance(value, list | tuple):

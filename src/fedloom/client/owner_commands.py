@@ -1,4 +1,4 @@
-"""Commands that a node's owner has put into its policy, and what they say."""
+"""Runs the commands in a node's policy, and reads their replies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_LINE = 200
 
 
 def ask(command: Sequence[str], timeout_s: float, stdin: str = "", *, what: str = "the hook") -> tuple[int, str]:
-    """Run a command; returns its exit status, and why it says no: the first line it prints.
+    """Run a command; returns its exit status, and its reason if it refuses: the first line it prints.
 
     Args:
         command: program and arguments; no shell is involved.

@@ -35,7 +35,7 @@ class _Parked:
 
 @dataclass
 class _Round:
-    """A run's present round, as far as its parked updates show, and those updates by client."""
+    """A run's present round, by its parked updates, and those updates by client."""
 
     number: int
     updates: dict[int, _Parked] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class ParkedUpdates:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of array data parked now."""
+        """Return the bytes of array data parked now."""
         return sum(parked.num_bytes for present in self._rounds.values() for parked in present.updates.values())
 
     def __len__(self) -> int:

@@ -39,7 +39,7 @@ class RecordCache:
         return record
 
     def clear(self) -> None:
-        """Drop all."""
+        """Drop all records."""
         self._records.clear()
 
     def _fetched(self, ref: PayloadRef) -> Pinned:

@@ -1,4 +1,4 @@
-"""Reports on clients' jobs: a report of a finished one, a failure of another."""
+"""Makes the reports of clients' finished jobs, and the failures of the others."""
 
 from __future__ import annotations
 
@@ -133,5 +133,5 @@ def _read_by(group: Group, job: Job) -> int:
 
 
 def _not_cached(job: Job) -> list[str]:
-    """Names of the inputs a client has to read."""
+    """Return the names of the inputs a client has to read."""
     return [name for name in job.inputs if name not in job.cached_inputs]

@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What a run's workload can do beside its own training and evaluation."""
+    """The abilities of a run's workload besides training and evaluation."""
 
     actions: Mapping[str, Action]
     """Custom actions, by kind of job."""
@@ -100,7 +100,7 @@ class Run:
         return workload
 
     def learn(self, spec: RunSpec) -> None:
-        """Update the run's specification with what the server has added, or the sites have agreed on."""
+        """Update the run's specification with additions of the server, or settings the sites have agreed on."""
         if spec.experiment != self._spec.experiment:
             self._spec = replace(self._spec, experiment=spec.experiment)
             for name in ("experiment", "workload", "abilities", "of_sites", "clients", "weighs_by_examples"):

@@ -40,5 +40,5 @@ class NodeSetup:
 
     @property
     def max_helpers(self) -> int | None:
-        """Helpers that may run at a time; None for any number."""
+        """Return the number of helpers that may run at a time; None for any number."""
         return None if self.guard is None else self.guard.policy.limits.helpers

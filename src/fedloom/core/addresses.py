@@ -30,7 +30,7 @@ class DeviceAddress:
 
     @classmethod
     def parse(cls, text: str) -> DeviceAddress:
-        """Read an address.
+        """Parse an address.
 
         Raises:
             UsageError: it has one port, one port twice, a port out of range, IPv6 with ports but without brackets, or a

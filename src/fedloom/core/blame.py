@@ -1,4 +1,4 @@
-"""Errors for what a user's plug-in does at run time: its file and line first, then what was found and expected."""
+"""Makes errors about a user's plug-in at run time: its file and line first, then what was found and expected."""
 
 from __future__ import annotations
 

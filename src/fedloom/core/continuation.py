@@ -32,7 +32,7 @@ def check_rounds(experiment: Experiment, done: int, *, as_continuation: bool) ->
 
 
 def _rounds_needed_by(experiment: Experiment) -> str:
-    """Return what in a run depends on its number of rounds, in words; empty if nothing does."""
+    """Return the part of a run that depends on its number of rounds, in words; empty if none does."""
     if setting := experiment.workload.rounds_needed_by():
         return f"{setting} needs the number of rounds"
     open_end = experiment.override(["rounds='open'"])

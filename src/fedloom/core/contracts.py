@@ -197,7 +197,7 @@ def _shown(function: Callable[..., object]) -> str:
 
 
 def _where(code: object, ref: PartRef) -> str:
-    """File and line of a method or class, and which plug-in it is."""
+    """Return file and line of a method or class, and its plug-in."""
     plugin = f"{ref.kind.section} {ref.name!r}"
     if code is None:
         return f"{ref.load().__file__} ({plugin})"

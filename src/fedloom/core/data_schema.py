@@ -1,4 +1,4 @@
-"""What the data of every node of a run must agree on: the classes and their numbers, shape and normalisation."""
+"""Checks that the data of all nodes of a run agree: in the classes and their numbers, shape and normalisation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SET_MOMENTS = "Set workload.data.mean and workload.data.std, one value per chan
 
 
 def data_schema(data: Info, run_id: str) -> Info:
-    """Return what other nodes' data must agree with; empty if a workload does not describe its data so.
+    """Return the facts that other nodes' data must agree with; empty if a workload does not state them.
 
     Names of classes leave as a digest only.
 

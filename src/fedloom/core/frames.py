@@ -23,7 +23,7 @@ MAX_HEADER_BYTES = 16 << 20
 
 
 def frame_size(record: Record) -> int:
-    """Bytes of the record's frame, without making it."""
+    """Return the bytes of the record's frame, without making it."""
     return Layout.of(record).size
 
 
@@ -56,7 +56,7 @@ def pieces(record: Record) -> Iterator[memoryview]:
 
 
 def digest(record: Record) -> str:
-    """SHA-256 of the record's frame, without making it."""
+    """Return the SHA-256 of the record's frame, without making it."""
     sha256 = hashlib.sha256()
     for piece in pieces(record):
         sha256.update(piece)

@@ -62,7 +62,7 @@ class JoinToken:
 
     @classmethod
     def decode(cls, text: str) -> JoinToken:
-        """Raises `UsageError` unless the text is a join token."""
+        """Parse a join token. Raises `UsageError` for any other text."""
         body = text.strip().removeprefix(_TOKEN_PREFIX)
         try:
             address, sha256, secret = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
@@ -234,7 +234,7 @@ def authority_sha256(certificate_pem: bytes) -> str:
 
 
 def seconds_until(moment: datetime) -> float:
-    """Seconds of this machine's clock from now."""
+    """Return the seconds until a time, by this machine's clock."""
     return (moment - datetime.now(UTC)).total_seconds()
 
 

@@ -1,4 +1,4 @@
-"""What this process may use of its machine: CPU affinity, and its control groups' limits on CPU, memory, processes."""
+"""Determines this process's share of its machine: CPU affinity, and control groups' limits on CPU and memory."""
 
 from __future__ import annotations
 

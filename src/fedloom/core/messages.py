@@ -255,10 +255,10 @@ class Channel(Protocol):
         """Store a run's record for the server. Memory from `lease` is sent without a copy if possible."""
 
     def lease(self, record: Record, run_id: str) -> Groups:
-        """Writable arrays shaped like the record's, in memory that `store` can hand over as it is."""
+        """Return writable arrays shaped like the record's, in memory that `store` can send without a copy."""
 
     def recycle(self, run_id: str) -> None:
         """Reuse the memory leased or stored for the run so far: it has been aggregated or discarded."""
 
     def close(self) -> None:
-        """Leave."""
+        """Close the connection."""

@@ -71,7 +71,7 @@ def build_watch(settings: PluginSettings) -> Watch:
 
 
 def check_parts(experiment: Experiment) -> None:
-    """Build what an experiment names on the server, and drop it again, so that a run begins only with sound parts.
+    """Build the server's parts of an experiment and drop them, so that a run begins only with valid ones.
 
     Client halves are checked, too, if they are in the same file: others may need libraries only clients have. The
     workload is the agents' to build.

@@ -46,7 +46,7 @@ class Provenance(pydantic.BaseModel):
     """Version of each installed package that the plug-ins and the code of settings import."""
 
     def flat(self) -> dict[str, str]:
-        """Return what there is by its name, as reports and comparisons show it."""
+        """Return the recorded code by name, as reports and comparisons show it."""
         found = {f"package {name}": version for name, version in self.packages.items()}
         if self.repository is None:
             return found

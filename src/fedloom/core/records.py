@@ -48,12 +48,12 @@ class Record:
 
     @property
     def num_elements(self) -> int:
-        """Array elements in all groups: what "parameters sent" counts."""
+        """Return the array elements in all groups: what "parameters sent" counts."""
         return sum(array.size for _, _, array in self.items())
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of array data, headers not included."""
+        """Return the bytes of array data, headers not included."""
         return sum(array.nbytes for _, _, array in self.items())
 
 
@@ -233,7 +233,7 @@ class ClientFailure:
 
     @property
     def words(self) -> str:
-        """Return what went wrong, without the client."""
+        """Return the error and its message, without the client."""
         return f"stage {self.stage}: {self.error}: {self.message}"
 
     def describe(self) -> str:
@@ -275,7 +275,7 @@ class RoundContext:
 
 
 def arrays_sha256(arrays: Arrays) -> str:
-    """Digest of a set of arrays: names, dtypes, shapes and bytes, in sorted order of names.
+    """Return the digest of a set of arrays: names, dtypes, shapes and bytes, in sorted order of names.
 
     For each array the hash takes the UTF-8 text `name\\0dtype\\0d0,d1,…\\0` and then its C-order bytes.
     """

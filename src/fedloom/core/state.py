@@ -97,7 +97,7 @@ def _fields(state: object) -> tuple[dataclasses.Field[object], ...]:
 
 
 def _as_tuple(value: object, hint: object) -> object:
-    """JSON has no tuples; give a field declared as one its type back."""
+    """Convert a JSON list to a tuple, if the field is declared as one."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     is_tuple = any(typing.get_origin(option) is tuple for option in options)
     return tuple(value) if isinstance(value, list) and is_tuple else value

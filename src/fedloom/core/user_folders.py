@@ -1,4 +1,4 @@
-"""Folders of this user's where the home folder cannot be written, such as in a container or under another uid."""
+"""Folders of this user, also if the home folder cannot be written, as in a container or under another uid."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def home_or_temporary(variable: str, below_home: str, name: str) -> Path:
-    """Return a folder of this user's: below a variable's, else below home, else, where neither can be, a temporary one.
+    """Return a folder of this user: below a variable's, else below home, else, if neither is possible, a temporary one.
 
     Args:
         variable: environment variable of the freedesktop standard, such as `XDG_CACHE_HOME`.
@@ -30,7 +30,7 @@ def home_or_temporary(variable: str, below_home: str, name: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Return `FEDLOOM_CACHE`, or `~/.cache/fedloom` (below `XDG_CACHE_HOME` where that is set).
+    """Return `FEDLOOM_CACHE`, or `~/.cache/fedloom` (below `XDG_CACHE_HOME` if that is set).
 
     Where that cannot be written, a folder of this user's below the temporary one.
     """
@@ -39,7 +39,7 @@ def cache_folder() -> Path:
 
 
 def temporary(name: Callable[[], str]) -> Path:
-    """Return a folder below the temporary one that this user alone can enter, made where it is not there.
+    """Return a folder below the temporary one that this user alone can enter, created if missing.
 
     Raises:
         OSError: it cannot be made.
@@ -61,7 +61,7 @@ def _can_be_written(folder: Path) -> bool:
 
 
 def working_folder() -> Path:
-    """Return the working directory; the root of the file system where that has been removed."""
+    """Return the working directory; the root of the file system if that has been removed."""
     try:
         return Path.cwd()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""From a run folder to something a person reads."""
+"""Reports, comparisons and terminal output from run folders."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def frame(
     x_whole: bool = False,
     y_ticks: Callable[[Plane], Sequence[tuple[float, str]]] | None = None,
 ) -> Markup:
-    """Grid lines, tick labels and the name of the horizontal axis."""
+    """Draw grid lines, tick labels and the name of the horizontal axis."""
     rows = y_ticks(plane) if y_ticks else _labelled(ticks(plane.y.low, plane.y.high))
     columns = _labelled(ticks(plane.x.low, plane.x.high, 6, whole=x_whole))
     bottom = plane.height - plane.bottom

@@ -153,7 +153,7 @@ def render_comparison(comparison: Comparison) -> str:
 
 
 def _target_note(comparison: Comparison) -> Markup | None:
-    """Return what the target of the rows `to accuracy …` is, if there are any."""
+    """Return the target of the rows `to accuracy …`; empty without such rows."""
     if not any(row.name.startswith(f"to {_RACED} ") for row in comparison.results):
         return None
     return tag(

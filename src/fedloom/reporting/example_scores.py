@@ -1,4 +1,4 @@
-"""What single held-out examples contribute to a run's numbers: the sampling error of a study's intervals."""
+"""Contributions of single held-out examples to a run's numbers: the sampling error of a study's intervals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ExampleScores:
-    """What each held-out example contributes to a number, which is the mean of these."""
+    """The contribution of each held-out example to a number, which is the mean of these."""
 
     values: tuple[int, ...]
     """1 for an example counted as right, 0 for another; -1 to 1 where the number is a difference of two models."""

@@ -66,7 +66,7 @@ def grid_picture(
 
 
 def _paint(shade: Shade, marked: Shade | None) -> npt.NDArray[np.uint8]:
-    """Colour with transparency, so that the page's background (light or dark) shows through."""
+    """Return a colour with transparency, so that the page's background (light or dark) is visible."""
     pixels = np.zeros((*shade.shape, 4), np.uint8)
     pixels[..., :3] = _BLUE
     # The faintest cell that is not empty must still be seen.

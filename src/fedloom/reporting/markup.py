@@ -1,4 +1,4 @@
-"""HTML and SVG as values: whatever is not markup already is escaped."""
+"""HTML and SVG as values: everything that is not markup already is escaped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def printable(text: str) -> str:
 
 
 def join(*content: Content) -> Markup:
-    """Pieces of content as one piece of markup."""
+    """Return pieces of content as one piece of markup."""
     return Markup("".join(_render(piece) for piece in content))
 
 
@@ -79,5 +79,5 @@ def _render(piece: Content) -> str:
 
 
 def _number(value: str | int | float) -> str:
-    """Coordinates to a hundredth: smaller files, same picture."""
+    """Round a coordinate to a hundredth: smaller files, same picture."""
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)

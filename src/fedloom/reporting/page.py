@@ -1,4 +1,4 @@
-"""The page every report is set on: one file, no script, nothing fetched."""
+"""Builds the HTML page of a report: one file, no script, no external resources."""
 
 from __future__ import annotations
 

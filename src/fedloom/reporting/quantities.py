@@ -16,7 +16,7 @@ def byte_unit(most: float) -> tuple[float, str]:
 
 
 def bytes_text(value: float) -> str:
-    """`1.24 MB`: three significant digits, decimal units."""
+    """Return bytes as `1.24 MB`: three significant digits, decimal units."""
     divisor, unit = byte_unit(abs(value))
     scaled = value / divisor
     if unit == "B":
@@ -25,7 +25,7 @@ def bytes_text(value: float) -> str:
 
 
 def seconds_text(value: float) -> str:
-    """`0.42 s`, `12.3 s`, `3 min 05 s`, `2 h 07 min`."""
+    """Return seconds as `0.42 s`, `12.3 s`, `3 min 05 s`, `2 h 07 min`."""
     if not math.isfinite(value):
         return NOTHING
     if value < 10:
@@ -39,7 +39,7 @@ def seconds_text(value: float) -> str:
 
 
 def count_text(value: int) -> str:
-    """`12,345`."""
+    """Return a count as `12,345`."""
     return f"{value:,}"
 
 
@@ -55,10 +55,10 @@ def metric_text(value: float | None) -> str:
 
 
 def share_text(part: float, whole: float) -> str:
-    """`12.3 %`; `–` of nothing."""
+    """Return a fraction as `12.3 %`; `–` of nothing."""
     return f"{100 * part / whole:.1f} %" if whole > 0 else NOTHING
 
 
 def plural(number: int, noun: str) -> str:
-    """`1 client`, `1,200 clients`."""
+    """Return a count with its noun: `1 client`, `1,200 clients`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""Events as JSON, from `events.jsonl` or a watched server, back as the values they were."""
+"""Converts events as JSON, from `events.jsonl` or a watched server, to values."""
 
 from __future__ import annotations
 

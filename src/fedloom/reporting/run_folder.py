@@ -73,7 +73,7 @@ class RunFolder:
 
     @property
     def population(self) -> int:
-        """Clients in the federation; where they are sites, those that have joined."""
+        """Return the number of clients; if they are sites, of those that have joined."""
         clients = self.experiment.get("clients", 1)
         return clients if isinstance(clients, int) else len(self.workload.data.get("sites", ())) if self.workload else 0
 

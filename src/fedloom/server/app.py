@@ -76,7 +76,7 @@ class Server:
         return self.port
 
     def close(self) -> None:
-        """Send the agents away and give everything back."""
+        """Disconnect the agents and release all resources."""
         self.coordinator.close()
         if self._stop_listening is not None:
             self._stop_listening()

@@ -152,7 +152,7 @@ class PrometheusSink:
         return metric.labels(run)
 
     def _note(self, metric: Gauge | Counter | Histogram, run: str, *labels: str) -> None:
-        """Remember a series of a run, and drop those of the oldest run where there are too many."""
+        """Record a series of a run, and drop those of the oldest run if there are too many."""
         self._series(run).add((metric, (run, *labels)))
         while len(self._of_run) > MAX_RUNS:
             _, old = self._of_run.popitem(last=False)
@@ -173,7 +173,7 @@ class PrometheusSink:
 
 
 def _listed(text: str, known: frozenset[str]) -> str:
-    """Return a label's value where a list has it, else `OTHER`."""
+    """Return a label's value if a list has it, else `OTHER`."""
     return text if text in known else OTHER
 
 

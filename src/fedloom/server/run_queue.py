@@ -318,7 +318,7 @@ class RunQueue:
                 self._wait_for_room(error)
 
     def _do(self, run_id: str) -> tuple[str, str]:
-        """Do a run; returns its status, and what ended it early."""
+        """Do a run; returns its status, and the error that ended it early."""
         try:
             summary = self._run_one(
                 DiskRunStore.open(self._folder / "runs" / run_id),

@@ -13,5 +13,5 @@ def simulation_states() -> Path:
 
 
 def forget_states(run_id: str) -> None:
-    """Remove the states of a simulated run's clients; its nodes end before they hear that the run is over."""
+    """Remove the states of a simulated run's clients; its nodes end before they learn that the run is over."""
     NodeStore(simulation_states()).forget(run_id)

@@ -88,7 +88,7 @@ class ProcessRuntime:
                 raise NoCapacity("the process that forks workers has ended; see its output above") from None
 
     def _end_stuck(self, node: str) -> None:
-        """End a worker that does not return; another takes its name."""
+        """End a worker that does not respond; another takes its name."""
         pid = self.pids.pop(node, None)
         if pid is not None and not self._stopping:
             self._replacements.stopping(node)

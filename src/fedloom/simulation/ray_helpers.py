@@ -56,7 +56,7 @@ class RayHelper:
         self._actor, self._name = actor, name
 
     def make(self, factory: FactoryRef, arguments: tuple[object, ...]) -> None:
-        """Make the helper's object there."""
+        """Make the helper's object in the actor."""
         self._get(self._actor.make.remote(factory.module, factory.file, factory.name, list(sys.path), arguments))
 
     def call(self, method: str, *arguments: object) -> object:

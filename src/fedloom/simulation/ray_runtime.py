@@ -207,7 +207,7 @@ class RayRuntime:
         return min(count, int(free.get("GPU", 0.0) / settings.gpus_per_worker)) if settings.gpus_per_worker else count
 
     def _absence(self) -> str:
-        """Return what Ray has to give, for a run that no worker has connected to."""
+        """Return Ray's available resources, in words, for a run that no worker has connected to."""
         if trouble := self._head.trouble():  # nothing else may be asked: Ray would wait for its head
             return f"Ray has started none of the {self._workers} workers: {trouble}. {self._where_logs()}"
         try:
@@ -241,7 +241,7 @@ class RayRuntime:
         self._calls[actor.run.remote(node, self._address, self._token, self._argument)] = (node, actor)
 
     def _end_stuck(self, node: str) -> None:
-        """End an actor that does not return; another takes its name."""
+        """End an actor that does not respond; another takes its name."""
         actor = next((actor for name, actor in list(self._calls.values()) if name == node), None)
         if actor is not None and not self._stopping.is_set() and node not in self._ending:
             self._ending.add(node)

@@ -1,4 +1,4 @@
-"""The interface of a runtime, and the choice of one. It starts agents and keeps them alive; it knows no rounds."""
+"""The interface of a runtime, and the choice of one. It starts agents and replaces dead ones."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class Runtime(Protocol):
     """Agents on some machines."""
 
     def host(self) -> str:
-        """Get ready, and say on which address of this machine the agents will find the server."""
+        """Prepare, and return the address of this machine at which the agents will find the server."""
 
     def start(self, coordinator: Coordinator, address: str, token: str) -> None:
-        """Start the agents; they connect in their own time."""
+        """Start the agents; they connect asynchronously."""
 
     def place(self) -> RuntimeInfo:
         """Return the agents' location, for people."""
 
     def pump(self) -> None:
-        """Work in the calling thread while the server waits. Only the inline runtime has any to do."""
+        """Do work in the calling thread while the server waits. Only the inline runtime has any."""
 
     def stop(self) -> None:
-        """End every agent. Safe to call twice."""
+        """End every agent. May be called twice."""
 
 
 def make_runtime(experiment: Experiment) -> Runtime:

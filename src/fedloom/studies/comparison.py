@@ -1,4 +1,4 @@
-"""Numbers of single runs, by seed, and what they come to over seeds: estimates of each arm, and of arms against others.
+"""Numbers of single runs, by seed, and their estimates over seeds: of each arm, and of arms against others.
 
 This is all that a study's verdicts rest on, so it is what a study publishes next to its page (`published`).
 """

@@ -23,7 +23,7 @@ def names() -> tuple[str, ...]:
 
 
 def titles() -> dict[str, str]:
-    """Return what each study of `names` is about."""
+    """Return the title of each study of `names`."""
     return {name: str(_read(name, ())["title"]) for name in names()}
 
 

@@ -1,4 +1,4 @@
-"""Which held-out examples a run's final model classifies correctly: what the sampling error of its accuracy is made of.
+"""Which held-out examples a run's final model classifies correctly: the basis of its accuracy's sampling error.
 
 Stored in the run's folder as one bit per example, so that two runs can be compared example by example.
 """

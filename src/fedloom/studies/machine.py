@@ -1,4 +1,4 @@
-"""The machine a run was made on: what its numbers depend on besides settings and seed."""
+"""Records the machine of a run: its numbers depend on it besides settings and seed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write(folder: Path) -> None:
 
 
 def read(folder: Path) -> dict[str, str]:
-    """Return the machine of a run; empty if it was not noted."""
+    """Return the machine of a run; empty if it was not recorded."""
     path = folder / FILE
     values: JsonObject = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return {name: str(value) for name, value in values.items()}

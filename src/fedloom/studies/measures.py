@@ -75,7 +75,7 @@ def balance(run: RunFolder) -> Measured:
 
 
 def participation(run: RunFolder) -> Measured:
-    """`coverage`: the share of clients aggregated at least once; `times_aggregated`: how often each was."""
+    """Measure `coverage`: the share of clients aggregated at least once; `times_aggregated`: how often each was."""
     times = np.zeros(run.population)
     for record in run.rounds:
         np.add.at(times, record.cohort, 1.0)

@@ -1,4 +1,4 @@
-"""Doing a study's runs: those that are not done yet, in their folders, several at a time."""
+"""Runs those of a study's runs that are not done yet, in their folders, several at a time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Watcher(Protocol):
     """Is notified of a study's progress."""
 
     def begin(self, total: int, done: int, jobs: int) -> None:
-        """Begin: `total` runs are planned, `done` of them are finished."""
+        """Handle the beginning: `total` runs are planned, `done` of them are finished."""
 
     def round(self, run: Planned, number: int, rounds: int) -> None:
         """Handle a finished round of a run."""
@@ -38,7 +38,7 @@ class Watcher(Protocol):
         """Handle the end of a run: `done`, `failed` or `interrupted`."""
 
     def close(self) -> None:
-        """End: no more notifications follow."""
+        """Handle the end: no more notifications follow."""
 
 
 @dataclass
@@ -135,7 +135,7 @@ def _check_same(run: Planned, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM ends a study as Ctrl-C does."""
+    """Make SIGTERM end a study as Ctrl-C does."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt

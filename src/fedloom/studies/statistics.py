@@ -208,7 +208,7 @@ def with_sampling(found: Estimate, scores: Floats) -> Estimate:
 
 
 def what_seeds_show(count: int) -> str:
-    """Return what so few seeds can show, in words: the width of an interval, and the least p-value."""
+    """Return the limits of so few seeds, in words: the width of an interval, and the smallest p-value."""
     if count < 2:
         return "One seed shows no spread, so it decides nothing."
     width = t_quantile(count - 1) / math.sqrt(count)

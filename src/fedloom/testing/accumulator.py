@@ -34,7 +34,7 @@ class AccumulatorConformance:
         assert self._filled(range(3)).count == 3, "three updates were added"
 
     def test_an_allocator_changes_nothing(self) -> None:
-        """Memory from outside gives the same sums."""
+        """Check that memory from outside gives the same sums."""
 
         def allocate(record: Record) -> Groups:
             return {
@@ -46,7 +46,7 @@ class AccumulatorConformance:
         assert _content(placed) == _content(self._filled(range(3))), "other bits in memory from an allocator"
 
     def test_a_frame_carries_it(self) -> None:
-        """`from_record` is the inverse of `record`, over a wire, however many updates are in it."""
+        """Check that `from_record` is the inverse of `record`, over a wire, however many updates are in it."""
         for clients in (range(0), range(1), range(4)):
             full = self._filled(clients)
             assert _content(self._carried(full)) == _content(full), f"{len(clients)} updates do not survive a frame"

@@ -1,4 +1,4 @@
-"""One exchange by hand: groups to give out, results to send in, an agent that moves message by message."""
+"""One exchange step by step: groups to assign, results to send, an agent that a test drives message by message."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def group_result(
     states: Mapping[int, PayloadRef] | None = None,
     busy_s: float = 0.0,
 ) -> GroupResult:
-    """Make the result of a group whose clients are all well.
+    """Make the result of a group whose clients all succeeded.
 
     Args:
         key: the group's.

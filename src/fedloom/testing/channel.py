@@ -106,7 +106,7 @@ class ChannelConformance:
                 assert_same_record(hand.channel.fetch(group.inputs[MODEL]), model)
 
     def test_what_is_fetched_is_read_only(self) -> None:
-        """Fetched arrays cannot be written to: they may be the server's own."""
+        """Check that fetched arrays cannot be written to: they may be the server's own."""
         with self._rig() as rig:
             hand = rig.hand()
             with open_exchange(rig.server.coordinator, planned_groups(1.0)):
@@ -174,7 +174,7 @@ class ChannelConformance:
             assert goodbye.reason == "enough for today"
 
     def test_an_agent_that_leaves_gives_its_groups_to_another(self) -> None:
-        """Groups of an agent that leaves go to another."""
+        """Check that groups of an agent that leaves go to another."""
         with self._rig() as rig:
             leaving, staying = rig.hand("leaving"), rig.hand("staying")
             with open_exchange(rig.server.coordinator, planned_groups(1.0, 1.0)) as opened:
@@ -186,7 +186,7 @@ class ChannelConformance:
                 assert opened.reassigned == 1
 
     def test_records_of_every_dtype_cross_bit_for_bit(self) -> None:
-        """Payloads of any dtype and size arrive bit for bit, in both directions."""
+        """Check that payloads of any dtype and size arrive bit for bit, in both directions."""
         small, medium, large = map(records_of_every_dtype, SIZES)
         with self._rig() as rig:
             hand = rig.hand()
@@ -209,7 +209,7 @@ class ChannelConformance:
                 assert_same_record(rig.server.payloads.take("hand", ref), record)
 
     def test_leased_memory_is_stored_and_comes_back_after_recycle(self) -> None:
-        """Arrays from `lease` can be stored, round after round, with memory that is used again."""
+        """Check that arrays from `lease` can be stored, round after round, with memory that is reused."""
         with self._rig() as rig:
             hand = rig.hand_with_work()
             shape = Record({MODEL: {"w": np.zeros(300_000, np.float32), "b": np.zeros((), np.float32)}})

@@ -1,4 +1,4 @@
-"""Channels to put between an agent and its server: one that forwards everything, and a bad network on purpose."""
+"""Channels between an agent and its server: one that forwards everything, and one with faults."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ForwardingChannel:
         self.inner.recycle(run_id)
 
     def close(self) -> None:
-        """Leave."""
+        """Close the connection."""
         self.inner.close()
 
 

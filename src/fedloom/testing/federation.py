@@ -83,7 +83,7 @@ class MadeUpFederation:
         return self.strategy.init(read_only(self.model))
 
     def context(self, round: int) -> RoundContext:
-        """Return the facts of a round, which counts from 1."""
+        """Return the facts of a round, counted from 1."""
         return RoundContext(round=round, cohort=COHORTS[round - 1], population=CLIENTS, rounds=self.rounds, seed=1)
 
     def total(self, exchange: Exchange, clients: int | None = None) -> Accumulator:

@@ -76,7 +76,7 @@ class Shard:
 
     @property
     def num_examples(self) -> int:
-        """Examples in the shard."""
+        """Return the examples in the shard."""
         return len(self.y)
 
     @property

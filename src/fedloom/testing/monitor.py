@@ -28,7 +28,7 @@ class MadeUpShard:
 
     @property
     def num_examples(self) -> int:
-        """Examples in the shard."""
+        """Return the examples in the shard."""
         return EXAMPLES
 
 

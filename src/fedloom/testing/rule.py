@@ -42,7 +42,7 @@ class RuleConformance:
         raise LookupError(f"strategy {self.name!r} names no rule in {len(COHORTS)} rounds")
 
     def test_it_does_not_write_what_it_only_reads(self) -> None:
-        """Inputs, local weights and the anchor stay as they were."""
+        """Check that inputs, local weights and the anchor stay unchanged."""
         exchange = self.exchange()
         for record in exchange.inputs.values():
             read_only(record)  # a write raises

@@ -133,7 +133,7 @@ class RunStoreConformance:
         assert_same_record(found, two)
 
     def test_pruning_keeps_what_a_resume_from_that_round_needs(self) -> None:
-        """After `prune_clients(2)` each client's newest state up to round 2 is there, and all later ones."""
+        """Check that after `prune_clients(2)` each client's newest state up to round 2 is there, and all later ones."""
         store = self.make()
         states = {round: Record(info={"round": round}) for round in (1, 2, 3, 4)}
         for round, state in states.items():

@@ -82,7 +82,7 @@ class SelectionConformance:
             assert cohort == (0,) or (not self.exact and cohort == ()), f"of one client it chose {cohort}"
 
     def test_a_probe_asks_distinct_clients_at_least_the_cohort(self) -> None:
-        """Candidates are clients, each once, not fewer than the cohort; the measure, if any, can be found."""
+        """Check that candidates are distinct clients, not fewer than the cohort, and that any measure can be found."""
         selection = self.build()
         for size in (1, 5, CLIENTS):
             probe = selection.probe(selection.init(ROSTER), ROSTER, size, generator(1, size))

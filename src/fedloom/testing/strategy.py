@@ -41,7 +41,7 @@ class StrategyConformance:
         return MadeUpFederation(self.name, self.settings, self.model(), self.measured)
 
     def test_the_model_keeps_its_names_dtypes_and_shapes(self) -> None:
-        """After every round `arrays` has the model's arrays, all finite."""
+        """Check that after every round `arrays` has the model's arrays, all finite."""
         federation = self.federation()
         wanted = _form(self.model().groups[MODEL])
         for round, state in enumerate(federation.run()):
@@ -50,7 +50,7 @@ class StrategyConformance:
             assert all(np.isfinite(array).all() for array in arrays.values()), f"round {round}: not finite"
 
     def test_the_model_starts_as_the_workload_made_it_and_then_moves(self) -> None:
-        """`init` changes nothing, one round moves every array but those that may stay."""
+        """Check that `init` changes nothing, and one round moves every array but those that may stay."""
         federation = self.federation()
         first, second = (federation.strategy.arrays(state) for state in federation.run(1))
         assert record_digest(Record({MODEL: first})) == record_digest(Record({MODEL: self.model().groups[MODEL]}))
@@ -58,7 +58,7 @@ class StrategyConformance:
         assert still <= self.may_stay, f"round 1 did not move {sorted(still - self.may_stay)}"
 
     def test_plan_has_a_job_for_every_client_of_the_cohort_and_no_other(self) -> None:
-        """Jobs are of this round and cohort, name inputs that are there, and carry JSON; all parts can be found."""
+        """Check that jobs are of this round and cohort, name existing inputs, and have JSON; all parts can be found."""
         federation = self.federation()
         for round, state in enumerate(federation.run(len(COHORTS) - 1), 1):
             exchange = federation.strategy.plan(state, federation.context(round))
@@ -97,7 +97,7 @@ class StrategyConformance:
             read_only(dump_state(state))
 
     def test_nothing_passed_in_is_changed(self) -> None:
-        """States are values: a round reads the one before it and makes another."""
+        """Check that states are values: a round reads the previous one and makes another."""
         federation = self.federation()
         states = federation.run()
         before = [state_digest(state) for state in states]

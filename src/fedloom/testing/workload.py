@@ -48,7 +48,7 @@ class WorkloadConformance:
     """Tolerance of `train_group` against `train`: the largest difference of two weights, absolute."""
 
     def test_its_description_is_json(self) -> None:
-        """`describe` survives JSON, and the sizes it declares are those of the shards."""
+        """Check that `describe` survives JSON, and that the sizes it declares are those of the shards."""
         workload = self.build()
         info = workload.describe()
         crossed = run_files.workload_of(json.loads(json.dumps(run_files.workload_values(info), allow_nan=False)))
@@ -58,7 +58,7 @@ class WorkloadConformance:
             assert list(info.client_sizes) == sizes, f"describes sizes {info.client_sizes}, the shards have {sizes}"
 
     def test_the_initial_model_follows_from_the_generator(self) -> None:
-        """`init` gives a finite group `model` that a frame carries; the same generator gives the same bits."""
+        """Check that `init` gives a finite group `model` for a frame; the same generator gives the same bits."""
         one, again = (self.build().init(generator(1, "init")) for _ in range(2))
         assert list(one.groups) == [MODEL], f"the initial record has groups {list(one.groups)}, expected ['model']"
         assert record_digest(one) == record_digest(again), "two models of one generator differ"
@@ -131,7 +131,7 @@ class WorkloadConformance:
             assert labels.shape == (len(logits),) and (labels >= 0).all() and (labels < logits.shape[1]).all()
 
     def test_a_group_at_once_is_its_clients_one_by_one(self) -> None:
-        """`train_group` is `train` within the tolerance, and a client's bits do not depend on the others."""
+        """Check that `train_group` is `train` within the tolerance, and a client's bits do not depend on the others."""
         workload = self.build()
         if not isinstance(workload, TrainsGroups):
             return

@@ -36,7 +36,7 @@ def write(folder: Path) -> None:
 
 
 def stale(folder: Path) -> list[str]:
-    """Names of the pages that are missing or differ from what would be written now."""
+    """Return the names of the pages that are missing or out of date."""
     parts = [
         name
         for name in PARTS

@@ -44,7 +44,7 @@ def prose(docstring: str | None) -> str:
 
 
 def code(text: str) -> str:
-    """Text in a code span."""
+    """Return text in a code span."""
     return f"`{text}`"
 
 
@@ -91,7 +91,7 @@ def models_in(annotation: object) -> list[type[BaseModel]]:
 
 
 def _bounds(metadata: Sequence[object]) -> list[str]:
-    """Numeric limits, as annotated-types spells them: an attribute named after the comparison."""
+    """Return numeric limits, as annotated-types spells them: an attribute named after the comparison."""
     found = [(sign, getattr(note, name)) for note in metadata for name, sign in _BOUNDS.items() if hasattr(note, name)]
     return [" and ".join(f"{sign} {_power(limit)}" for sign, limit in found)] if found else []
 

@@ -17,7 +17,7 @@ class InlineHelpers:
     def start(
         self, factory: Callable[..., object], *arguments: object, resources: Resources = ONE_CORE
     ) -> HelperHandle:
-        """Make one; `resources` mean nothing here."""
+        """Make a helper; `resources` mean nothing here."""
         return _InlineHelper(FactoryRef.of(factory), arguments)
 
 

@@ -65,7 +65,7 @@ class RunHelpers:
         return self._handles[-1]
 
     def close(self) -> None:
-        """Stop all that are left."""
+        """Stop all helpers that are left."""
         for handle in self._handles:
             handle.stop()
         self._handles.clear()

@@ -37,7 +37,7 @@ class ProcessHelpers:
     def start(
         self, factory: Callable[..., object], *arguments: object, resources: Resources = ONE_CORE
     ) -> HelperHandle:
-        """Start one; `resources` are for runtimes that place helpers, the system shares the cores here."""
+        """Start a helper; `resources` are for runtimes that place helpers, the system shares the cores here."""
         return ProcessHelper(FactoryRef.of(factory), arguments)
 
 

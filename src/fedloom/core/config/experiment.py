@@ -138,7 +138,7 @@ class Experiment(FurtherSections):
 
     @property
     def min_sites(self) -> int:
-        """Sites that a round needs."""
+        """Return the number of sites that a round needs."""
         return self.round.min_sites or 1
 
     @property
@@ -190,7 +190,7 @@ class Experiment(FurtherSections):
 
     @property
     def cohort_size(self) -> int:
-        """Clients sampled in each round; raises as `num_clients`."""
+        """Return the number of clients sampled in each round; raises as `num_clients`."""
         return self.cohort_of(self.num_clients)
 
     @property
@@ -205,7 +205,7 @@ class Experiment(FurtherSections):
 
     @property
     def group_size(self) -> int:
-        """Clients per group: the setting, or what follows from the cohort's size alone. A site is a group."""
+        """Return the clients per group: the setting, or a function of the cohort's size alone. A site is a group."""
         return 1 if self.of_sites else self.round.group_size or -(-self.cohort_size // 12)
 
     @classmethod
@@ -350,6 +350,6 @@ class Experiment(FurtherSections):
         return values
 
     def fingerprint(self) -> str:
-        """Digest of `identity`."""
+        """Return the digest of `identity`."""
         values = self.identity()
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

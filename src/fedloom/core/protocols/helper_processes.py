@@ -31,7 +31,7 @@ class HelperHandle(Protocol):
         """
 
     def stop(self) -> None:
-        """End the helper. Safe to call twice; a runtime ends those that are left."""
+        """End the helper. May be called twice; a runtime ends those that are left."""
 
 
 class Helpers(Protocol):

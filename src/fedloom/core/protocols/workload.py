@@ -1,4 +1,4 @@
-"""Data, model and local training, and what only some workloads can do."""
+"""Data, model and local training, and optional abilities of workloads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Shard(Protocol):
 
     @property
     def num_examples(self) -> int:
-        """Examples in the shard; 0 also where the workload does not know."""
+        """Return the examples in the shard; 0 also if the workload does not know."""
 
 
 @runtime_checkable

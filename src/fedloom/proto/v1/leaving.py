@@ -1,4 +1,4 @@
-"""Every field of every message a node sends, in words: the page on trust is written from this, and checked against it.
+"""Describes every field of every message a node sends: the page on trust is generated from this.
 
 A message or a field that the wire gains needs its words here; one that it has lost must go. Neither can be overlooked:
 the messages are found from the services' own descriptions.

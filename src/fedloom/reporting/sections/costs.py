@@ -18,7 +18,7 @@ _MOST_NODES = 60
 
 
 def traffic(run: RunFolder) -> Markup:
-    """Bytes up and down, per round and so far."""
+    """Return the section about bytes up and down, per round and in total."""
     total = run.traffic
     if not run.rounds:
         return section("Traffic", tag("p", "Nothing was sent yet.", class_="empty"))
@@ -132,7 +132,7 @@ def _time_layers(rounds: Sequence[RoundRecord]) -> dict[str, list[float]]:
 
 
 def _clients(rounds: Sequence[RoundRecord]) -> Markup:
-    """Seconds of the median and the slowest client: stragglers."""
+    """Return the seconds of the median and the slowest client: stragglers."""
     timed = [(record.round, list(record.client_seconds.values())) for record in rounds if record.client_seconds]
     x = [float(number) for number, _ in timed]
     lines = [

@@ -20,7 +20,7 @@ _TILED_METRICS = 4
 
 
 def heading(run: RunFolder) -> Markup:
-    """Title, outcome and tiles."""
+    """Return title, outcome and tiles."""
     started = run.last_event("RunStarted") or {}
     line = " · ".join(filter(None, (run.run_id, str(started.get("where", "")), str(started.get("at", ""))[:19])))
     return join(

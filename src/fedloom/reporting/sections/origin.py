@@ -18,7 +18,7 @@ _COUNTED = ("num_train", "num_test", "num_labels", "left_out", "remarks")
 
 
 def data(run: RunFolder) -> Markup:
-    """Provenance of the examples, as the workload states it."""
+    """Return the provenance of the examples, as the workload states it."""
     stated = _data(run)
     if not stated:
         return section("Data", tag("p", "This workload does not describe the source of its data.", class_="empty"))

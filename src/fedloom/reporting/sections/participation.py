@@ -1,4 +1,4 @@
-"""Client participation: who was sampled when, and whose update is missing."""
+"""Client participation: the clients sampled in each round, and missing updates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of selections that keep nothing between rounds."""
+"""The state of selections without memory between rounds."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Nothing:
-    """Nothing to remember."""
+    """An empty state."""

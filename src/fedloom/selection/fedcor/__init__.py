@@ -1,1 +1,1 @@
-"""Clients whose losses move together with everybody's (Tang et al. 2022)."""
+"""Clients whose losses correlate most with those of all clients (Tang et al. 2022)."""

@@ -103,7 +103,7 @@ class Hics(Selection[Layers]):
         return draw_by_weight(tree, sizes / sizes.sum() if sizes.any() else np.ones(len(able)) / len(able), size, rng)
 
     def _learn(self, state: Layers, telling: Sequence[ClientReport]) -> Layers:
-        """Return the state with the changes reported, without those that are no numbers or of another shape."""
+        """Return the state with the reported changes, without those that are not finite or of another shape."""
         weights = vectors(telling, "weights", "hics", state.weights.shape[1] or None)
         bias = vectors(telling, "bias", "hics", state.bias.shape[1] if state.classes else None)
         named = numbers(telling, "classes", "hics")

@@ -104,7 +104,7 @@ class Oort(Selection[Arms]):
         return Arms(state.round, *(extended(values, roster.population, 0.0) for values in known))
 
     def _exploit(self, state: Arms, size: int, unseen: Indices, roster: Roster, rng: np.random.Generator) -> Indices:
-        """Places filled by score, in the order drawn."""
+        """Return the places filled by score, in the order drawn."""
         config, seen = self._config, np.flatnonzero(state.seen)
         decayed = config.exploration * config.exploration_decay ** (state.round + 1)
         epsilon = max(decayed, config.exploration_min) if len(unseen) else 0.0

@@ -70,7 +70,7 @@ class Authority:
 
     @property
     def sha256(self) -> str:
-        """Digest of the authority's certificate, as join tokens carry it."""
+        """Return the digest of the authority's certificate, as in join tokens."""
         return self._certificate.fingerprint(hashes.SHA256()).hex()
 
     def server_pair(self) -> tuple[bytes, bytes]:

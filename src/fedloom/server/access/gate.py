@@ -105,7 +105,7 @@ class TokenGate:
         """No-op: callers with a shared token cannot be revoked."""
 
     def own_name(self, caller: Caller, node: str) -> None:
-        """Everybody may have any name."""
+        """No-op: callers with a shared token may use any name."""
 
 
 class MemberGate:

@@ -1,4 +1,4 @@
-"""What may leave the server in a text for a user: anything but paths of the server's own."""
+"""Removes paths of the server from texts for users."""
 
 from __future__ import annotations
 

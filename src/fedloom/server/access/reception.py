@@ -1,4 +1,4 @@
-"""What the nodes say of a run that is being submitted, and what its submitter should know."""
+"""Asks nodes for their verdicts on a submitted run, and makes notes for its submitter."""
 
 from __future__ import annotations
 

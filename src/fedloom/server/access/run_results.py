@@ -1,4 +1,4 @@
-"""What a run has saved, as its owner may fetch it: files with digests, and the model of a run that has not ended."""
+"""Lists and reads a run's files for its owner: with digests, and the newest model of a run that has not ended."""
 
 from __future__ import annotations
 

@@ -362,13 +362,13 @@ class Dispatch:
     # Second attempts
 
     def _others(self, opened: OpenExchange, name: str) -> set[str]:
-        """Nodes other than this one that may get groups of an exchange, now or later."""
+        """Return the nodes other than this one that may get groups of an exchange, now or later."""
         return {
             other for other in self._able(opened) if other != name and opened.backoff_until.get(other, 0.0) < math.inf
         }
 
     def _able(self, opened: OpenExchange) -> Iterable[str]:
-        """Nodes that serve an exchange's run and are here."""
+        """Return the nodes that serve an exchange's run and are connected."""
         return (name for name, node in self._nodes.items() if node.online and opened.fits(node.labels))
 
     def _pass_on(self, opened: OpenExchange, key: GroupKey, name: str, failure: ClientFailure) -> bool:

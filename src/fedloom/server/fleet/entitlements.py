@@ -1,4 +1,4 @@
-"""What a node may read and send: the payloads of groups it has yet to answer, and as many bytes as those can need."""
+"""Decides what a node may read and send: payloads of its unanswered groups, and as many bytes as their results need."""
 
 from __future__ import annotations
 

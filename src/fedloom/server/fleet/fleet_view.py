@@ -35,11 +35,11 @@ class FleetView:
 
     @property
     def online(self) -> int:
-        """Agents attached right now."""
+        """Return the number of attached agents."""
         return sum(node.online for node in self._nodes.values())
 
     def groups_done(self, node: str) -> int:
-        """Groups a node has finished, all its sessions together."""
+        """Return the number of groups a node has finished, all its sessions together."""
         with self._changed:
             known = self._nodes.get(node)
             return sum(known.groups_done.values()) if known is not None else 0

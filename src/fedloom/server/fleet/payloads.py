@@ -57,7 +57,7 @@ class Offer:
 
     @property
     def size(self) -> int:
-        """Bytes of the frame."""
+        """Return the bytes of the frame."""
         return self.layout.size
 
     @property

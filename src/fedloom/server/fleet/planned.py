@@ -51,12 +51,12 @@ class RunFacts:
         return self.spec.run_id
 
     def agreed(self, experiment: Experiment) -> RunFacts:
-        """Return the facts with what the sites have agreed on."""
+        """Return the facts with the settings that the sites have agreed on."""
         spec = replace(self.spec, experiment=experiment.for_nodes(code_names=self.code_names))
         return replace(self, spec=spec, by_examples=experiment.weighs_by_examples)
 
     def with_data(self, schema: Info) -> RunFacts:
-        """Return the facts with what every node's data must agree with."""
+        """Return the facts with those that every node's data must agree with."""
         return replace(self, spec=replace(self.spec, data=schema))
 
     @classmethod

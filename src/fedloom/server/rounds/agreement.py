@@ -1,4 +1,4 @@
-"""What sites agree on before round 1, so that one model fits the data of all: settings fixed for the run."""
+"""Determines the settings that sites agree on before round 1, so that one model fits the data of all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHOWN = 12
 
 
 def warnings_of(sites: Sequence[Described]) -> list[str]:
-    """Return what a person should know of sites whose data fit together, in words."""
+    """Return notices about sites whose data fit together, in words."""
     by_digest: dict[str, list[str]] = {}
     for site in sites:
         if isinstance(digest := site.info.data.get("sha256"), str):
@@ -66,7 +66,7 @@ def uniform_weights(experiment: Experiment, sites: Sequence[Described]) -> list[
 
 
 def reasons_of(settings: Sequence[str], sites: Sequence[Described]) -> str:
-    """Return why the sites have agreed on settings, in words, where it does not show; empty for nothing to add."""
+    """Return the reason for agreed settings, in words, if it is not obvious; empty otherwise."""
     names = [site.name for site in sites if site.size is None]
     if UNIFORM not in settings or not names:
         return ""
@@ -100,7 +100,7 @@ def _shapes_differ(one: Info, other: Info) -> str:
 
 
 def _check_classes(sites: Sequence[Described], run_id: str) -> None:
-    """Compare the classes and their order, which every site tells a digest of."""
+    """Compare the classes and their order, of which every site reports a digest."""
     first = sites[0]
     expected = _classes_digest(first, run_id)
     for site in sites[1:]:

@@ -1,4 +1,4 @@
-"""Who the clients of a run are, and which node does whose work: decided here, for virtual clients and for sites."""
+"""Decides who the clients of a run are, and which node does whose work: for virtual clients and for sites."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Clients(ABC):
 
     @abstractmethod
     def begin(self, first: int) -> None:
-        """Find out who the clients are, before round `first` of this session.
+        """Determine the clients, before round `first` of this session.
 
         Raises:
             DataDiffers: clients' data do not fit together.
@@ -38,7 +38,7 @@ class Clients(ABC):
 
     @abstractmethod
     def describe(self, info: WorkloadInfo) -> WorkloadInfo:
-        """Return a workload's description with what is known of each client by now."""
+        """Return a workload's description with the facts known of each client."""
 
     def counts_alike(self) -> bool:
         """Return whether clients count the same, because some withhold their number of examples."""

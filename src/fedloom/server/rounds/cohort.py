@@ -44,7 +44,7 @@ def check_clients(round: OpenRound, selection: str, method: str, clients: Sequen
 
 
 def roster_section(roster: Roster, joined: int) -> Info:
-    """Return what a round's record has of a roster that has grown, or whose clients are not all connected."""
+    """Return the section of a round's record about a roster that has grown, or whose clients are not all connected."""
     section: JsonObject = {"population": roster.population, "joined": joined}
     if roster.names:
         section["joined_names"] = list(roster.names[roster.population - joined :])

@@ -1,4 +1,4 @@
-"""Says at once when a metric is no number any more."""
+"""Reports immediately when a metric becomes NaN or infinite."""
 
 from __future__ import annotations
 

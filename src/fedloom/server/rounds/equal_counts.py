@@ -1,4 +1,4 @@
-"""Makes clients count the same where some withhold their number of examples, whatever the others report."""
+"""Gives clients equal weights if some withhold their number of examples, whatever the others report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cuts an exchange's jobs into groups: which clients are aggregated together, and what each group brings along."""
+"""Cuts an exchange's jobs into groups: clients that are aggregated together, with their states and caches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Says which clients, on which nodes, a run has been waiting for unusually long, if no deadline bounds the wait."""
+"""Reports which clients, on which nodes, a run has been waiting for unusually long, if no deadline bounds the wait."""
 
 from __future__ import annotations
 

@@ -88,17 +88,17 @@ class Loop:
 
     @property
     def rounds_done(self) -> int:
-        """Rounds finished so far."""
+        """Return the number of finished rounds."""
         return self._progress.round if self._progress else 0
 
     @property
     def population(self) -> int:
-        """Clients so far."""
+        """Return the number of clients so far."""
         return self._progress.population if self._progress else 0
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds of the run so far: this session and, up to their checkpoints, those before."""
+        """Return the run's wall-clock seconds: this session's and, up to their checkpoints, those of earlier ones."""
         return self._earlier_s + self._clock.monotonic() - self._began
 
     def arrays(self) -> Arrays:

@@ -1,4 +1,4 @@
-"""Checks that a model's dtypes stay the same from round to round."""
+"""Checks that a model's dtypes do not change between rounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lines a round leaves behind: its record, and its choice of clients."""
+"""Makes the lines written for a round: its record, and its choice of clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rosters of sites as they are written down: which site is which client in a round, and which are connected."""
+"""Reads recorded rosters of sites: which site is which client in a round, and which are connected."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def site_section(
     failures: Sequence[ClientFailure],
     exponentials: Mapping[str, str],
 ) -> JsonObject:
-    """Return what the record of a round has of its evaluation on sites.
+    """Return the section of a round's record about its evaluation on sites.
 
     Args:
         roster: names the sites.
@@ -58,7 +58,7 @@ def site_section(
 
 
 def lower_is_better(metric: str) -> bool:
-    """Return whether less of a metric is better, by its name."""
+    """Return whether lower values of a metric are better, by its name."""
     return metric.endswith(_LOWER)
 
 

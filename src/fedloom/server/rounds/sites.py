@@ -198,7 +198,7 @@ class Sites(Clients):
         return described
 
     def _join(self, round: int, described: Iterable[Described], settings: Sequence[str] = ()) -> None:
-        """Number members, and write them down as clients from a round on."""
+        """Number members, and record them as clients from a round on."""
         joined = [one.line(number) for number, one in enumerate(described, len(self._sites))]
         online = [*self._online, *(site.client for site in joined)]
         self._write(RosterLine(round=round, joined=joined, online=online, settings=list(settings)))
@@ -212,7 +212,7 @@ class Sites(Clients):
                 self._notice(f"site {one.name!r} is no client of this run: {reasons[one.name]}")
 
     def _agree(self, settings: Sequence[str], described: Sequence[Described] = ()) -> None:
-        """Have nodes work with settings, if they do not yet; new ones are said where sites have just been described."""
+        """Apply settings at nodes that lack them; new ones are announced if sites have just been described."""
         new = [setting for setting in settings if setting not in self._agreed]
         if not new:
             return

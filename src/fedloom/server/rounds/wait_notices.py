@@ -1,4 +1,4 @@
-"""Says what a run waits for, when that is not an answer but a node that could do the work."""
+"""Reports what a run lacks while it waits for nodes rather than for results."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class Waiting:
         return answer
 
     def _look(self, opened: OpenExchange, alone_s: float) -> None:
-        """Say what the run lacks; `alone_s` is how long no agent has been connected, as workers that start take."""
+        """Report what the run lacks; `alone_s` is how long no agent has been connected, as workers that start take."""
         coordinator = self._fleet.coordinator
         if self._fleet.patience_s is None or coordinator.online:
             self._notices.look(coordinator.waits_for(opened))

@@ -117,7 +117,7 @@ class AnswerJournal:
             self._folder.rmdir()
 
     def _files(self) -> list[tuple[tuple[int, int, int], Path]]:
-        """Round, exchange and group of every file, in order."""
+        """Return round, exchange and group of every file, in order."""
         found = [(_NAME.fullmatch(path.name), path) for path in self._folder.glob("*.safetensors")]
         return sorted(((int(match[1]), int(match[2]), int(match[3])), path) for match, path in found if match)
 

@@ -100,7 +100,7 @@ class DiskRunStore:
         self._begun_here = True
 
     def record_provenance(self, begun_with: Provenance) -> None:
-        """Write down the code outside the folder that the run begins with."""
+        """Record the code outside the folder that the run begins with."""
         write(self._folder / PROVENANCE, begun_with.model_dump_json(indent=2) + "\n")
 
     def change_experiment(self, experiment: Experiment) -> None:
@@ -254,7 +254,7 @@ def _read_checkpoint(path: Path) -> Record:
 
 
 def _named_in(path: Path) -> list[str]:
-    """Digests of the pinned records a checkpoint names; of a damaged one, which no resume will read, none."""
+    """Return the digests of the pinned records a checkpoint names; none of a damaged one, which no resume reads."""
     with contextlib.suppress(BadFrame, LimitExceeded, KeyError):
         return list(frames.decode(path.read_bytes()).info["pinned"])
     return []

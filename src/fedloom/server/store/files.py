@@ -31,7 +31,7 @@ def write_frame(path: Path, record: Record) -> None:
 
 @contextlib.contextmanager
 def full_disk(where: Path) -> Iterator[None]:
-    """Turn the system's complaints about space into `StorageFull`."""
+    """Translate the system's errors about space to `StorageFull`."""
     try:
         yield
     except OSError as exc:

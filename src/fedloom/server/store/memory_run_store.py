@@ -1,4 +1,4 @@
-"""A throw-away run, in memory: nothing is left of it."""
+"""Stores a temporary run in memory; nothing is left of it."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class PinnedFiles:
         self._folder = folder
 
     def save(self, records: Mapping[str, Pinned]) -> None:
-        """Write those that are not there yet."""
+        """Write the records that are not there yet."""
         for sha256, record in records.items():
             if not self._path(sha256).exists():
                 write_frame(self._path(sha256), record)
@@ -38,14 +38,14 @@ class PinnedFiles:
         return {sha256: self._read(sha256) for sha256 in digests}
 
     def prune(self, wanted: Collection[str]) -> None:
-        """Remove those that no checkpoint names."""
+        """Remove the records that no checkpoint names."""
         for path in self._folder.glob(f"{_PREFIX}*.safetensors"):
             if path.stem.removeprefix(_PREFIX) not in wanted:
                 path.unlink(missing_ok=True)
 
     @property
     def any(self) -> bool:
-        """Return whether the folder has any."""
+        """Return whether the folder has any records."""
         return next(self._folder.glob(f"{_PREFIX}*.safetensors"), None) is not None
 
     def _read(self, sha256: str) -> Pinned:

@@ -131,7 +131,7 @@ def _digest(place: Path) -> str | None:
 
 
 def _is_too_large(setting: str, source: Path) -> bool:
-    """Return whether an app's folder has more than code in it, with a warning: a run copies none that is."""
+    """Return whether an app's folder has more than code in it, with a warning: a run then makes no copy."""
     if not source.is_dir() or code_bytes(source) <= MAX_APP_BYTES:
         return False
     _log.warning(

@@ -52,7 +52,7 @@ class Budget:
 
     @property
     def rank(self) -> float:
-        """Mean rank over the layers, r_t; 0 in a round with whole models."""
+        """Return the mean rank over the layers, r_t; 0 in a round with whole models."""
         return sum(self.ranks.values()) / len(self.ranks) if self.ranks else 0.0
 
 

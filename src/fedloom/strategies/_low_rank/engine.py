@@ -95,7 +95,7 @@ class LowRank(Strategy[Adapters, Total]):
         return {MODEL: state.record(self._setup.scale, self._setup.rank_max), **state.beneath()}
 
     def report(self, state: Adapters) -> Info:
-        """Stage, ranks, the aggregation's error, and the traffic of one client without a limit; in addition
+        """Return stage, ranks, the aggregation's error, and the traffic of one client without a limit; in addition
         the size of its first read (`params_base`, `bytes_base`)."""
         return state.reported
 

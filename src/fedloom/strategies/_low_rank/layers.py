@@ -106,7 +106,7 @@ def fresh_a(
 
 
 def zero_b(shapes: Mapping[str, tuple[int, int]]) -> dict[str, Array]:
-    """Second factors B that change nothing: zeros (o, r) for each layer's (o, r)."""
+    """Return second factors B of zeros, (o, r) for each layer's (o, r)."""
     return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
 
 

@@ -178,7 +178,7 @@ def _sorted_out(
 
 
 def _few(keys: Iterable[str]) -> str:
-    """Return how many keys there are, and the first of them."""
+    """Return the number of keys and the first of them, in words."""
     keys = list(keys)
     return f"{len(keys)} keys" + (f" ({', '.join(keys[:_SHOWN])}{', …' if len(keys) > _SHOWN else ''})" if keys else "")
 

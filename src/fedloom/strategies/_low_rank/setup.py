@@ -35,7 +35,7 @@ class Setup:
     wire: Wire = "fp32"
 
     def fresh(self, state: Adapters, rank: int) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Make factors that change nothing yet: A (rank, i) drawn from the seed, B (o, rank) zeros, by layer."""
+        """Make factors whose product is zero: A (rank, i) drawn from the seed, B (o, rank) zeros, by layer."""
         layers = state.shapes()
         a = fresh_a(self.seed, state.restarts, {name: (rank, layer.in_) for name, layer in layers.items()})
         return a, zero_b({name: (layer.out, rank) for name, layer in layers.items()})

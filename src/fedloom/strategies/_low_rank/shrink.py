@@ -107,7 +107,7 @@ def ranks_by_importance(components: Mapping[str, Components], rank: int) -> dict
 
 
 def grown(a: Array, b: Array, fresh: Array) -> tuple[Array, Array]:
-    """Return the pair with further components that change nothing yet: fresh rows for A, zero columns for B.
+    """Return the pair with further components of product zero: fresh rows for A, zero columns for B.
 
     Args:
         a: (r, i).

@@ -1,4 +1,4 @@
-"""Federated AdaLoRA, the client half: the orthogonality penalty, and what each component was worth in training."""
+"""Federated AdaLoRA, the client half: the orthogonality penalty, and the importance of each component in training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Federated averaging, the server half. It has no client half: clients just train."""
+"""Federated averaging, the server half. There is no client half: clients only train."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Making the Flower object a `Config` names: class by name, options as keywords, wrappers around it."""
+"""Makes the Flower object a `Config` names: class by name, options as keywords, wrappers around it."""
 
 from __future__ import annotations
 

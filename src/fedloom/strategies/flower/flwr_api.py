@@ -89,7 +89,7 @@ class _WeighsByLoss(Protocol):
 
 
 def node_id(client: int) -> int:
-    """Flower's id of a client: never 0, never the server's."""
+    """Return Flower's id of a client: never 0, never the server's."""
     return client + SERVER_NODE + 1
 
 

@@ -52,12 +52,12 @@ class Batch:
 
     @property
     def kinds(self) -> frozenset[str]:
-        """Categories of the messages: `train`, `evaluate`, `query`."""
+        """Return the categories of the messages: `train`, `evaluate`, `query`."""
         return frozenset(category(each) for each in self.types)
 
     @property
     def types(self) -> frozenset[str]:
-        """Types of the messages, such as `train` and `train.forward`."""
+        """Return the types of the messages, such as `train` and `train.forward`."""
         return frozenset(message.metadata.message_type for message in self.messages.values())
 
     def exchange(

@@ -37,7 +37,7 @@ class Streams:
 
     @classmethod
     def seeded(cls, rng: np.random.Generator) -> Streams:
-        """Fresh streams, all decided by `rng`."""
+        """Return fresh streams, all determined by `rng`."""
         python, numpy, torch = (int(seed) for seed in rng.integers(2**63, size=3))
         legacy = np.random.RandomState(np.random.MT19937(numpy))
         return cls(random.Random(python).getstate(), legacy.get_state(legacy=False), _torch_seeded(torch))
@@ -59,7 +59,7 @@ class Streams:
 
     @contextmanager
     def switched_in(self) -> Iterator[None]:
-        """Run the body on these streams; afterwards they are where it left them, and the process's own are restored.
+        """Run the body on these streams, which it advances; afterwards the process's own are restored.
 
         torch computes with one thread meanwhile: their number affects the last bits of its sums.
         """
@@ -76,7 +76,7 @@ class Streams:
 
 @contextmanager
 def seeded(rng: np.random.Generator) -> Iterator[None]:
-    """Run the body with the global generators decided by `rng`."""
+    """Run the body with the global generators seeded from `rng`."""
     with Streams.seeded(rng).switched_in():
         yield
 

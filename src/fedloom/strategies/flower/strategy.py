@@ -27,7 +27,7 @@ EVALUATE = "evaluate"
 
 @dataclass(frozen=True, slots=True)
 class FlowerState:
-    """The global model, and everything the Flower object remembers."""
+    """The global model, and the attributes of the Flower object."""
 
     model: Arrays
     """In the workload's names, shapes and dtypes."""

@@ -1,4 +1,4 @@
-"""What a Flower app measured in a round, by the kind of exchange it was measured in."""
+"""Measurements of a Flower app in a round, by the kind of exchange."""
 
 from __future__ import annotations
 

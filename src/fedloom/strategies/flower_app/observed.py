@@ -1,4 +1,4 @@
-"""What an app's own objects compute is watched: a strategy with a `start` of its own, and the API before messages.
+"""Records what an app's own objects compute: a strategy with its own `start`, and the API before messages.
 
 Flower's classes are wrapped once in a process. A wrapper does nothing but call what it wraps, unless it runs in the
 thread of an app's `main` under fedloom.

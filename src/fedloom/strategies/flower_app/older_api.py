@@ -151,7 +151,7 @@ def _wait_for(original: Method) -> Method:
 
 
 def _fit_all(original: Method) -> Method:
-    """Note the server whose loop runs, for the model it has after each aggregation."""
+    """Record the server whose loop runs, for the model it has after each aggregation."""
 
     def fit(self: Any, *args: object, **kwargs: object) -> object:
         session = active()

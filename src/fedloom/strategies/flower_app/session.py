@@ -29,13 +29,13 @@ class _Closed(BaseException):
 
 @dataclass(frozen=True, slots=True)
 class AppRun:
-    """What `grid.run` tells an app of its run."""
+    """The run as an app sees it in `grid.run`."""
 
     run_id: int
 
 
 class AppGrid(ClientsGrid):
-    """The grid `main` gets: sending is handing over to the platform's loop.
+    """The grid that `main` gets: messages sent are passed to the platform's loop.
 
     Pushed messages wait until the app waits: they are sent, in order, before the next messages that are sent and
     awaited, with the first pull, or when `main` has returned. Their replies stay until they are pulled.
@@ -105,7 +105,7 @@ class AppGrid(ClientsGrid):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recording:
-    """What a session stores for a resume, and who decides about missing replies."""
+    """Settings of a session: what it stores for a resume, and who decides about missing replies."""
 
     journal: bool = True
     """Whether replies are stored at all."""
@@ -177,7 +177,7 @@ class Session:
             self._run(raising=False)
 
     def exchange(self, batch: Batch, timeout: float | None = None) -> list[flwr.Message]:
-        """Called by the app's thread: send a batch, wait, return the replies."""
+        """Send a batch, wait, return the replies; called by the app's thread."""
         updates = self._recorded() if self._cursor < len(self.journal) else self._ask(batch, timeout)
         self._grid.exchanged()
         if not self.in_start:

@@ -98,11 +98,11 @@ class FlowerApp(Strategy[AppState, UpdateList]):
         return state.model
 
     def report(self, state: AppState) -> Mapping[str, float]:
-        """Training metrics of the last round, as the app aggregated them; queries; replies that were errors."""
+        """Return training metrics of the last round, as the app aggregated them; queries; error replies."""
         return dict(state.report)
 
     def evaluation(self, state: AppState) -> Mapping[str, float] | None:
-        """Evaluation metrics of the last round: the app's `evaluate_fn`, and its clients' as it aggregated them."""
+        """Return evaluation metrics of the last round: the app's `evaluate_fn`, and the clients', aggregated."""
         return None if state.evaluation is None else dict(state.evaluation)
 
     def unfinished(self, state: AppState) -> str:

@@ -116,7 +116,7 @@ class Table:
 
     @property
     def collapsed(self) -> tuple[str, ...]:
-        """Sets whose predictions fall on few classes: no score of confidence can be trusted there."""
+        """Return the sets whose predictions fall on few classes: no confidence score is reliable there."""
         return tuple(name for name, value in zip(self.names, self.balance, strict=True) if value < _COLLAPSED)
 
 

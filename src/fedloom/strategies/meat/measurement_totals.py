@@ -1,4 +1,4 @@
-"""Clients' measurements of the compared models: sums of parts as rates, and the table of attacks."""
+"""Totals of clients' measurements of the compared models: rates from sums of parts, and the table of attacks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Rates = dict[str, dict[str, float]]
 
 
 def rates(reported: Iterable[Info]) -> Rates:
-    """Counts of the parts of each model, summed and divided."""
+    """Return each model's rates: the counts of its parts, summed and divided."""
     sums: dict[str, dict[str, dict[str, int]]] = {}
     for part in reported:
         model = sums.setdefault(part["model"], {})

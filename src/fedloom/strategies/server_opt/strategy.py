@@ -1,4 +1,4 @@
-"""Server optimisers: the round's mean is not the next model but a direction to step in.
+"""Server optimisers: the next model is a step along the difference between the round's mean and the model.
 
 Symbols: w_t global weights, Delta_t = mean_k(w_k) - w_t the pseudo-gradient, m_t and v_t its moments, eta the server's
 learning rate. All are element-wise and in the unit of a model weight (v in its square).

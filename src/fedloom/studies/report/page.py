@@ -119,13 +119,13 @@ def _mark(outcome: str) -> Markup:
 
 
 def _figures(texts: Iterable[str]) -> Content:
-    """Put each text on a separate line, unbroken."""
+    """Put each text on a separate line, without breaks."""
     lines = [[tag("br") if index else None, text] for index, text in enumerate(texts)]
     return tag("span", lines, class_="figures") if lines else NOTHING
 
 
 def _overview(result: StudyResult) -> Markup | None:
-    """Rounds to target over all scenarios: the whole study in one table."""
+    """Return rounds to target over all scenarios: the whole study in one table."""
     reference = result.definition.reference
     shown = {name: each for name, each in result.scenarios.items() if any(arm.runs for arm in each.arms.values())}
     if not shown:

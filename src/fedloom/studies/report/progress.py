@@ -67,7 +67,7 @@ class Progress:
             self._bar = None
 
     def left_s(self) -> float:
-        """Seconds the runs that are left will take, at the pace of those done here."""
+        """Estimate the seconds that the remaining runs will take, at the pace of those done here."""
         passed = self._clock() - self._began
         return passed / max(self._here, 1) * (self._total - self._ended)
 

@@ -52,7 +52,7 @@ def scenario_section(definition: Definition, scenario: ScenarioResult, contribut
 
 
 def highlighted(definition: Definition, scenario: ScenarioResult) -> list[tuple[int, str, ArmResult]]:
-    """Arms drawn with bands, as (colour, name, result)."""
+    """Return the arms drawn with bands, as (colour, name, result)."""
     names = definition.highlight or tuple(scenario.arms)[:_MOST_HIGHLIGHTED]
     return [(color, name, scenario.arms[name]) for color, name in enumerate(names) if scenario.arms[name].runs]
 
@@ -126,7 +126,7 @@ def _banded(color: int, name: str, arm: ArmResult, series: str) -> Banded:
 
 
 def _against(metric: str, chosen: Sequence[tuple[int, str, ArmResult]], cost: str) -> Markup:
-    """Median metric against median cost so far."""
+    """Draw the median metric against the median cumulative cost."""
     lines = [
         Series(label=name, x=arm.bands[cost].median, y=arm.bands["metric"].median, color=color)
         for color, name, arm in chosen

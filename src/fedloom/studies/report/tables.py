@@ -35,7 +35,7 @@ def signed(value: float, digits: int = 3) -> str:
 
 
 def interval(found: Estimate | None, *, sign: bool = False, digits: int = 3) -> str:
-    """`0.68 [0.52, 0.81]`; the level too if it is not 95 %, and no interval of a single seed."""
+    """Return an estimate as `0.68 [0.52, 0.81]`; the level too if it is not 95 %, and no interval of a single seed."""
     if found is None:
         return NOTHING
     text = signed if sign else number
@@ -46,7 +46,7 @@ def interval(found: Estimate | None, *, sign: bool = False, digits: int = 3) -> 
 
 
 def p_text(p: float) -> str:
-    """`0.008`; `<0.001`."""
+    """Return a p-value as `0.008`, or `<0.001`."""
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 

@@ -169,7 +169,7 @@ class Adapted:
         self.parameters = [tensor for tensors in groups.values() for tensor in tensors.values()]
 
     def _take(self, record: Record, frozen_a: Arrays | None) -> None:
-        """Remember the record's values, and set each adapter's rank to theirs."""
+        """Store the record's values, and set each adapter's rank to theirs."""
         assert self._attached is not None
         attached = self._attached
         for name, layer in attached.layers.items():

@@ -98,7 +98,7 @@ def attach_to(
 
 
 def weight_change(module: nn.Module, factors: tuple[Tensor, Tensor], scale: float) -> Tensor:
-    """s·BA in the form of the module's weight: what merging adds to it.
+    """Return s·BA in the form of the module's weight: what merging adds to it.
 
     Args:
         module: whose weight it is.

@@ -52,11 +52,11 @@ class ClientRows:
 
     @property
     def sizes(self) -> Array:
-        """Examples of each client: none, since they are not known here."""
+        """Return the examples of each client: none, since they are not known here."""
         return np.zeros(0, np.int64)
 
     def label_counts(self, labels: Array, num_labels: int) -> Array:
-        """Examples per class for each client: none, since they are not known here."""
+        """Return the examples per class for each client: none, since they are not known here."""
         return np.zeros((0, num_labels), np.int64)
 
     def client(self, client: int) -> Array:

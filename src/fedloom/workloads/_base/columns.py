@@ -1,4 +1,4 @@
-"""Converts users' values to tensors for a model, or to an error that says what is wrong with them."""
+"""Converts users' values to tensors for a model; an error names what is wrong with them."""
 
 from __future__ import annotations
 

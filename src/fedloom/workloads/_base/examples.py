@@ -171,7 +171,7 @@ class Maker:
         return {"name": given.title or self.title, "kind": given.kind, "licence": given.licence, "sha256": sha256}
 
     def _source(self, found: Source, what: str) -> RowSource:
-        """Examples as rows; they are not empty."""
+        """Return examples as rows; they are not empty."""
         made: RowSource
         if isinstance(found, tuple):
             last = len(found) - 1

@@ -87,7 +87,7 @@ def fill(model: nn.Module, arrays: Arrays, where: str) -> nn.Module:
 
 
 def predict(experiment: Experiment, arrays: Arrays, inputs: object) -> Array:
-    """Return what a run's final model predicts, on the CPU.
+    """Return predictions of a run's final model, on the CPU.
 
     Args:
         experiment: the run's.

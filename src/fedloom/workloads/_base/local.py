@@ -1,4 +1,4 @@
-"""What settings of training mean for one client: weights of classes, held-back rows, the round's step size."""
+"""Applies settings of training to one client: weights of classes, held-back rows, the round's step size."""
 
 from __future__ import annotations
 

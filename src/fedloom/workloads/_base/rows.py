@@ -26,11 +26,11 @@ class RowSource(Protocol):
 
 
 class Shards(Protocol):
-    """Which rows of the training set are whose; a `Partition` is one."""
+    """The rows of each client in the training set; a `Partition` is one."""
 
     @property
     def sizes(self) -> Array:
-        """Examples of each client, (clients,); empty if unknown."""
+        """Return the examples of each client, (clients,); empty if unknown."""
 
     def client(self, client: int) -> Array:
         """Return the rows of a client, (n,), int64."""

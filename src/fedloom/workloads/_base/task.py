@@ -47,7 +47,7 @@ _WITHOUT_CLASSES = ("iid", "size_skew", "natural")
 
 
 class RowTask(ABC, Generic[C]):
-    """A model, examples in rows, and how the one learns from the other.
+    """A model, examples in rows, and how the model is trained on them.
 
     `model` and `dataset` are required. Training minimises `loss`, evaluation adds up `metrics`; both are
     cross-entropy's by default.
@@ -99,7 +99,7 @@ class RowTask(ABC, Generic[C]):
         return place_of(type(self).dataset)
 
     def new_trainer(self, model: nn.Module, device: torch.device) -> Trainer:
-        """Return what trains a model with the settings."""
+        """Return a trainer with the settings."""
         return Trainer(model, self.config.training, device)
 
     def outputs(self, model: nn.Module, *inputs: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class RowTask(ABC, Generic[C]):
         return inputs
 
     def predicted(self, outputs: Tensor) -> Tensor:
-        """Return what outputs mean: the class of each example, or the outputs if targets are no classes."""
+        """Return predictions from outputs: the class of each example, or the outputs if targets are no classes."""
         return outputs.argmax(1) if self.data.num_labels and outputs.dim() == 2 else outputs
 
     def initial(self) -> nn.Module:
@@ -141,7 +141,7 @@ class RowTask(ABC, Generic[C]):
         return self.model()
 
     def initial_info(self, model: nn.Module) -> Info:
-        """Return what strategies need to know of the model: which layers can carry adapters, which are its head."""
+        """Return facts about the model for strategies: the layers that can have adapters, and its head."""
         linear = any(isinstance(layer, nn.Linear) for layer in model.modules())
         return model_info(model, head=(output_layer(model)[0],) if linear else ())
 

@@ -31,12 +31,12 @@ _NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
 
 
 def digest_of(values: object) -> str:
-    """Hexadecimal SHA-256 of a JSON value."""
+    """Return the hexadecimal SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def digest_of_files(files: Iterable[tuple[str, Path]]) -> str:
-    """Hexadecimal SHA-256 over files: each file's name (as given), its length, its bytes."""
+    """Return the hexadecimal SHA-256 over files: each file's name (as given), its length, its bytes."""
     digest = hashlib.sha256()
     for name, path in files:
         digest.update(f"{name}\0{path.stat().st_size}\0".encode("utf-8", "surrogateescape"))

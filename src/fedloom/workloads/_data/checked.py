@@ -1,4 +1,4 @@
-"""The one check that every source passes after it is read, and what leaves it: examples with numbered classes."""
+"""Checks every source's examples after reading, and numbers their classes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Examples(Generic[X]):
 
 @contextmanager
 def reading(where: str) -> Iterator[None]:
-    """Make an error that names the source of whatever a reader raises.
+    """Turn any exception of a reader into an error that names the source.
 
     Raises:
         DataMissing: the source cannot be read.
@@ -101,7 +101,7 @@ def checked(raw: RawData[X], settings: Labelled | None = None) -> Examples[X]:
 
 
 def hold_out(num_examples: int, fraction: float, where: str) -> tuple[Array, Array]:
-    """Rows to train on and rows to test on: a fixed random split, each in rising order.
+    """Return rows to train on and rows to test on: a fixed random split, each in rising order.
 
     Raises:
         DataMissing: there are too few examples to make two sets of.
@@ -125,7 +125,7 @@ def take(values: list[Item] | Array, rows: Array) -> list[Item] | Array:
 
 
 def number_groups(values: Labels, where: str) -> Array:
-    """Group values as numbers from 0, in sorted order of their text.
+    """Return group values as numbers from 0, in sorted order of their text.
 
     Raises:
         DataMissing: an example has none.
@@ -176,7 +176,7 @@ def _check_values(split: Array | list[str], where: str) -> None:
 
 
 def _class_remarks(raw: RawData[X], numbered: Numbered, y_train: Array, y_test: Array, *, fixed: bool) -> list[str]:
-    """Classes that a split lacks, in words.
+    """Return the classes that a split lacks, in words.
 
     Raises:
         DataMissing: a test set of the source's own has classes that nothing is trained on.

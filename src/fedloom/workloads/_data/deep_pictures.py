@@ -1,4 +1,4 @@
-"""Pictures of more than 8 bits a channel, which Pillow hands out unscaled, or cut to 8 bits."""
+"""Reads pictures of more than 8 bits a channel, which Pillow returns unscaled, or cut to 8 bits."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def fortunes_files(settings: Fortunes) -> list[tuple[str, Path]]:
 
 
 def read_fortunes(settings: Fortunes, files: list[tuple[str, Path]]) -> RawData[list[str]]:
-    """Texts with their topic as class; white space is one blank each."""
+    """Return texts with their topic as class; white space is one blank each."""
     texts: list[str] = []
     labels: list[int] = []
     for label, (topic, path) in enumerate(files):

@@ -41,7 +41,7 @@ def hub_files(settings: HubData) -> list[tuple[str, Path]]:
 
 
 def read_hub_images(settings: HubImages, files: list[tuple[str, Path]]) -> RawData[Array]:
-    """Images decoded with Pillow, as (n, h, w, c) uint8."""
+    """Return images decoded with Pillow, as (n, h, w, c) uint8."""
     values = Counter[str]()
 
     def pictures(split: datasets.Dataset) -> Array:
@@ -53,7 +53,7 @@ def read_hub_images(settings: HubImages, files: list[tuple[str, Path]]) -> RawDa
 
 
 def read_hub_text(settings: HubText, files: list[tuple[str, Path]]) -> RawData[list[str]]:
-    """Texts as lists of strings."""
+    """Return texts as lists of strings."""
     return _read(settings, settings.text_column, lambda split: _texts(split, settings))
 
 
@@ -94,7 +94,7 @@ def _read(settings: HubData, column: str, examples: Callable[[datasets.Dataset],
 
 
 def _load(settings: HubData) -> JsonObject:
-    """Splits by name."""
+    """Return splits by name."""
     import datasets
 
     path = Path(settings.dataset).expanduser()

@@ -57,12 +57,12 @@ def read_digits(settings: Digits, files: NamedFiles) -> RawData[Array]:
 
 
 def available_files(settings: Available) -> NamedFiles:
-    """Fashion-MNIST's files, or the digits' table."""
+    """Return Fashion-MNIST's files, or the digits' table."""
     return idx_files(Idx()) if Path(FASHION_MNIST).is_dir() else digits_files(Digits())
 
 
 def read_available(settings: Available, files: NamedFiles) -> RawData[Array]:
-    """Whichever the files are."""
+    """Read Fashion-MNIST or the digits, whichever the files are."""
     return read_idx(Idx(), files) if len(files) == len(_IDX_NAMES) else read_digits(Digits(), files)
 
 
@@ -83,7 +83,7 @@ def idx_files(settings: Idx) -> NamedFiles:
 
 
 def read_idx(settings: Idx, files: NamedFiles) -> RawData[Array]:
-    """Images and labels of both splits."""
+    """Return images and labels of both splits."""
     x_train, y_train, x_test, y_test = (_idx(path) for _, path in files)
     (x_train, scaling), (x_test, _) = (
         scaled(x, settings.value_range, str(path)) for x, (_, path) in ((x_train, files[0]), (x_test, files[2]))

@@ -91,13 +91,13 @@ class ImageData:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height, width."""
+        """Return channels, height, width."""
         channels, height, width = self.x_train.shape[1:]
         return channels, height, width
 
     @property
     def moments(self) -> tuple[Array, Array]:
-        """Mean and deviation the pixels were normalised with, each (c, 1, 1), float32: pixel = x * std + mean."""
+        """Return mean and deviation of the normalisation, each (c, 1, 1), float32: pixel = x * std + mean."""
         mean, std = (np.asarray(self.info[name], np.float32).reshape(-1, 1, 1) for name in ("mean", "std"))
         return mean, std
 
@@ -116,7 +116,7 @@ class ImageData:
 
     @property
     def num_labels(self) -> int:
-        """Classes."""
+        """Return the number of classes."""
         return int(self.info["num_labels"])
 
 
@@ -177,7 +177,7 @@ def _formed(x: Array, size: int | None, channels: int | None) -> Array:
 
 
 def _given_moments(settings: ImageSource) -> tuple[Array, Array] | None:
-    """Mean and deviation that the experiment gives, each (c,), float32."""
+    """Return mean and deviation that the experiment gives, each (c,), float32."""
     if not isinstance(settings, LocalImages) or settings.mean is None or settings.std is None:
         return None
     return np.array(settings.mean, np.float32), np.array(settings.std, np.float32)
@@ -218,7 +218,7 @@ def _prepare(
 
 
 def _channels_first(x: Array, raw: RawData[Array]) -> Array:
-    """Images as (n, c, h, w).
+    """Return images as (n, c, h, w).
 
     Raises:
         DataMissing: they have no such shape, or one that may be read in two ways.
@@ -250,7 +250,7 @@ def _layout(x: Array, where: str) -> Layout:
 
 
 def _sums(x: Array) -> JsonObject:
-    """Number of the training set's pixels, and each channel's sum and sum of squares, black being 0 and white 1."""
+    """Return the number of pixels, and each channel's sum and sum of squares, black being 0 and white 1."""
     total, squares, count = np.zeros(x.shape[1]), np.zeros(x.shape[1]), 0
     for start in range(0, len(x), _BLOCK):
         block = unit(x[start : start + _BLOCK]).astype(np.float64)
@@ -261,7 +261,7 @@ def _sums(x: Array) -> JsonObject:
 
 
 def _moments(sums: Info) -> tuple[Array, Array]:
-    """Mean and standard deviation of each channel; float32, a flat channel's std is 1."""
+    """Return mean and standard deviation of each channel; float32, a flat channel's std is 1."""
     mean = np.asarray(sums["sum"]) / sums["n"]
     std = np.sqrt(np.maximum(np.asarray(sums["squares"]) / sums["n"] - mean**2, 0.0))
     return mean.astype(np.float32), np.where(std > 1e-8, std, 1.0).astype(np.float32)

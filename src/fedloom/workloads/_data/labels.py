@@ -89,7 +89,7 @@ def doubts(names: Sequence[str]) -> list[str]:
 
 
 def _likeness(name: str) -> object:
-    """Return what classes that a person would call the same have in common: the number, or the text without case."""
+    """Return the common form of classes a person would call the same: the number, or the text without case."""
     try:
         return int(name)
     except ValueError:
@@ -99,7 +99,7 @@ def _likeness(name: str) -> object:
 
 
 def is_visible(text: str) -> bool:
-    """Return whether a text has more than blanks and characters that show nothing, such as zero-width spaces."""
+    """Return whether a text has more than blanks and invisible characters, such as zero-width spaces."""
     return any(unicodedata.category(each) not in ("Cf", "Cc", "Zs", "Zl", "Zp") for each in text)
 
 

@@ -46,20 +46,20 @@ class Partition:
 
     @property
     def clients(self) -> int:
-        """Number of clients."""
+        """Return the number of clients."""
         return len(self.offsets) - 1
 
     @property
     def sizes(self) -> Rows:
-        """Examples of each client, shape (clients,)."""
+        """Return the examples of each client, shape (clients,)."""
         return np.diff(self.offsets)
 
     def client(self, client: int) -> Rows:
-        """Row numbers of one client, a view; int64."""
+        """Return the row numbers of one client, a view; int64."""
         return self.rows[self.offsets[client] : self.offsets[client + 1]]
 
     def label_counts(self, labels: Rows, num_labels: int) -> Rows:
-        """Examples per class for each client, shape (clients, num_labels)."""
+        """Return the examples per class for each client, shape (clients, num_labels)."""
         owner = np.repeat(np.arange(self.clients), self.sizes)
         flat = np.bincount(owner * num_labels + labels[self.rows], minlength=self.clients * num_labels)
         return flat.reshape(self.clients, num_labels)

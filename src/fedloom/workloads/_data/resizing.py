@@ -26,7 +26,7 @@ def resized(images: Array, size: int) -> Array:
 
 
 def with_channels(images: Array, channels: int) -> Array:
-    """Images (n, c, h, w), float32, with 1 channel (their brightness) or 3 (grey repeated).
+    """Return images (n, c, h, w), float32, with 1 channel (their brightness) or 3 (grey repeated).
 
     Raises:
         DataMissing: they have neither one channel nor three.

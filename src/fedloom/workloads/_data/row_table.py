@@ -21,7 +21,7 @@ class RowTable(datasets.Dataset):  # type: ignore[misc]  # partitioners insist o
 
     @property
     def num_rows(self) -> int:
-        """Rows of the table."""
+        """Return the number of rows."""
         return len(self._rows)
 
     def __len__(self) -> int:
@@ -34,7 +34,7 @@ class RowTable(datasets.Dataset):  # type: ignore[misc]  # partitioners insist o
         return self._labels[self._rows]
 
     def unique(self, column: str) -> list[int]:
-        """Distinct labels."""
+        """Return the distinct labels."""
         return [int(label) for label in np.unique(self._labels)]
 
     def sort(self, column: str) -> RowTable:
@@ -42,5 +42,5 @@ class RowTable(datasets.Dataset):  # type: ignore[misc]  # partitioners insist o
         return RowTable(self._labels, self._rows[np.argsort(self[column], kind="stable")])
 
     def select(self, indices: npt.ArrayLike) -> Rows:
-        """Row numbers at these places."""
+        """Return the row numbers at these places."""
         return self._rows[np.asarray(indices, np.int64)]

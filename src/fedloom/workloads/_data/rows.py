@@ -23,7 +23,7 @@ class RowShard:
 
     @property
     def num_examples(self) -> int:
-        """Examples in the shard, n."""
+        """Return the examples in the shard, n."""
         return len(self.rows)
 
     @property

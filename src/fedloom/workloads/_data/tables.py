@@ -52,7 +52,7 @@ def table_files(settings: TextTable) -> list[tuple[str, Path]]:
 
 
 def read_table(settings: TextTable, files: list[tuple[str, Path]]) -> RawData[list[str]]:
-    """Columns of a CSV or JSON-lines table.
+    """Return the columns of a CSV or JSON-lines table.
 
     Raises:
         DataMissing: a column or cell is missing, a line is broken, or the encoding is another; the message names it.

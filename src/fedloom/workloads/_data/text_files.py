@@ -52,7 +52,7 @@ def tweets_files(settings: Tweets) -> NamedFiles:
 
 
 def read_tweets(settings: Tweets, files: NamedFiles) -> RawData[list[str]]:
-    """Texts without handles and links, and the raters' majority as class."""
+    """Return texts without handles and links, and the raters' majority as class."""
     with files[0][1].open(encoding="utf-8", errors="replace", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row.get("sentiment") in _LABELS]
     if len(rows) < 100:

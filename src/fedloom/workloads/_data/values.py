@@ -55,12 +55,12 @@ def stacked(pictures: Sequence[Array]) -> Array:
 
 
 def unit(values: Array) -> Array:
-    """Bytes as floats from 0 to 1; floats as they are."""
+    """Return bytes as floats from 0 to 1; floats unchanged."""
     return values.astype(np.float32) / np.float32(255.0) if values.dtype == np.uint8 else values.astype(np.float32)
 
 
 def unsaid(what: str, values: Array) -> str:
-    """Return the message that values do not determine white, and what to set."""
+    """Return the message that values do not determine white, with the setting to use."""
     low, high = (float(edge) for edge in (values.min(), values.max())) if values.size else (0.0, 1.0)
     return (
         f"{what} values from {low:g} to {high:g} do not say what black and white are. Set workload.data.value_range, "

@@ -124,7 +124,7 @@ _ENCODERS: dict[type, Callable[..., Tensor]] = {
 
 
 def row_noise(seed: int, part: str, rows: Array, shape: tuple[int, ...]) -> Tensor:
-    """Noise per example, independent of its place in a batch.
+    """Return noise per example, independent of its place in a batch.
 
     Args:
         seed: the same seed gives the same noise: what "before" and "after" must share.

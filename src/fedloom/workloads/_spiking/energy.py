@@ -19,7 +19,7 @@ MULTIPLY_ACCUMULATE_PJ = 4.6
 
 
 def rate_sums(trace: Trace, count: int | None = None) -> dict[str, Tensor]:
-    """Mean firing rate over neurons and steps, summed over the batch's first `count` examples (None: over all).
+    """Return the mean firing rate over neurons and steps, summed over the batch's first `count` examples (None: all).
 
     A float64 scalar for each spiking layer.
     """
@@ -28,12 +28,12 @@ def rate_sums(trace: Trace, count: int | None = None) -> dict[str, Tensor]:
 
 
 def spike_sum(trace: Trace) -> Tensor:
-    """Spikes of all layers, summed over neurons, steps and the batch's examples; float64."""
+    """Return the spikes of all layers, summed over neurons, steps and the batch's examples; float64."""
     return torch.stack([s.detach().sum(dtype=torch.float64) for s in trace.spikes.values()]).sum()
 
 
 def energy_sum(trace: Trace, *, spiking_input: bool) -> Tensor:
-    """Estimated energy, summed over the batch's examples; pJ, float64.
+    """Return the estimated energy, summed over the batch's examples; pJ, float64.
 
     A layer's fan-out is its products over its inputs: its mean number of synapses for each input.
 

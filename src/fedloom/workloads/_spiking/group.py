@@ -61,7 +61,7 @@ class _Tally:
 
 @dataclass(frozen=True, slots=True)
 class GroupTrainer:
-    """Trains groups of clients of a spiking MLP. Holds settings and data, nothing that changes."""
+    """Trains groups of clients of a spiking MLP. Stateless: has settings and data only."""
 
     settings: TrainingSettings
     dynamics: Dynamics
@@ -119,7 +119,7 @@ class GroupTrainer:
     def _gradients(
         self, stack: list[Tensor], clients: list[_Client], tallies: list[_Tally], step: int, names: list[str]
     ) -> list[Tensor]:
-        """Gradients of one step, zero for clients that are done; the tallies take the step in."""
+        """Compute the gradients of one step, zero for clients that are done, and add the step to the tallies."""
         active = len(clients)
         size = self.padded_size
         batches = [client.batches[step] for client in clients]

@@ -12,7 +12,7 @@ from fedloom.workloads._spiking.settings import LossName
 
 
 def masked_means(losses: Tensor, mask: Tensor) -> Tensor:
-    """Mean of each client's losses (A, b) over the examples its mask (A, b) of ones and zeros counts; shape (A,)."""
+    """Return the mean of each client's losses (A, b) over the examples of its mask (A, b) of 0 and 1; shape (A,)."""
     return (losses * mask).sum(1) / mask.sum(1)
 
 

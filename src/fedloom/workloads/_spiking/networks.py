@@ -62,7 +62,7 @@ class Plan:
         return Layer("output", nn.Linear(width, self.num_labels), neurons)
 
     def norm(self, channels: int) -> nn.Module | None:
-        """Normalisation of a convolution."""
+        """Return the normalisation of a convolution."""
         if self.model.norm == "none":
             return None
         if self.model.norm == "group":
@@ -102,7 +102,7 @@ def _mlp(plan: Plan) -> list[tuple[str, nn.Module]]:
 
 
 def _plain_convolutions(plan: Plan, widths: tuple[int, ...], pooled: frozenset[int]) -> tuple[list[Layer], int]:
-    """Convolutions in a row, max-pooled after the numbers in `pooled`; and the size of what leaves the last."""
+    """Return convolutions in a row, max-pooled after the numbers in `pooled`, and the size of the last one's output."""
     channels, height, width = plan.shape
     layers: list[Layer] = []
     for index, after in enumerate(widths, 1):

@@ -51,7 +51,7 @@ class Neurons(nn.Module):
         self.cell = _private_cell(self._dynamics)
 
     def forward(self, current: Tensor) -> Tensor:
-        """Spikes of a batch, from a membrane of zero.
+        """Return the spikes of a batch, from a membrane of zero.
 
         Args:
             current: input currents, shape (T, b, ...), or (1, b, ...) if they are the same in every step.
@@ -78,7 +78,7 @@ class Neurons(nn.Module):
 
 
 def _private_cell(dynamics: Dynamics) -> nn.Module:
-    """Return one step of snntorch's leaky neuron, out of its registry, constants out of the state dictionary."""
+    """Return one step of snntorch's leaky neuron, without its registry and without constants in the state."""
     mechanism = ("zero" if dynamics.hard else "subtract") if dynamics.delayed else "none"
     cell: nn.Module = snntorch.Leaky(
         beta=dynamics.beta,

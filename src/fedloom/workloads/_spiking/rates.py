@@ -44,7 +44,7 @@ class RateMeter:
 
     @property
     def layers(self) -> list[str]:
-        """Names of the spiking layers, in order."""
+        """Return the names of the spiking layers, in order."""
         found = [layer for layer in self._network.modules() if isinstance(layer, Layer)]
         return [layer.name for layer in found if isinstance(layer.neurons, Neurons)]
 
@@ -72,7 +72,7 @@ class RateMeter:
         *,
         per_sample: bool,
     ) -> list[dict[str, Array]]:
-        """Many models, each on its own client's rows, as one program; for the MLP. Equal to `measure` one by one."""
+        """Measure many models, each on its own client's rows, as one program; for the MLP. Equal to `measure`."""
         weights = self._stacked(models)
         seeds = [noise_seed(rng) for rng in rngs]
         order = sorted(range(len(rows)), key=lambda client: -len(rows[client]))  # a full block's clients come first
@@ -104,7 +104,7 @@ class RateMeter:
     def _block(
         self, weights: list[Tensor], parts: list[Array], seeds: list[int], dynamics: Dynamics
     ) -> dict[str, Tensor]:
-        """Spikes (A, T, b, n) of each layer on a block of each client's rows, short ones padded with zeros."""
+        """Return spikes (A, T, b, n) of each layer on a block of each client's rows, short ones padded with zeros."""
         longest = max(map(len, parts))
         encoded = [self._encode(part, seed).flatten(2).transpose(0, 1) for part, seed in zip(parts, seeds, strict=True)]
         x = torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True)[:, :longest].transpose(1, 2)
@@ -112,7 +112,7 @@ class RateMeter:
         return dict(zip(names, stacked_spikes(weights, x.double(), self._time_steps, dynamics), strict=True))
 
     def _rates(self, counts: list[Array], per_sample: bool) -> Array:
-        """Spike counts of the batches (b, neurons) as rates; counts are whole numbers, so their sums are exact."""
+        """Return spike counts of the batches (b, neurons) as rates; sums of whole counts are exact."""
         joined = np.concatenate(counts)
         if per_sample:
             return np.asarray(joined / self._time_steps)

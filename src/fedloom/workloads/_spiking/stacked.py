@@ -78,7 +78,7 @@ def _advance(now: Tensor, before: Tensor, fired: Tensor, drive: Tensor, dynamics
 
 
 def stacked_spikes(weights: Sequence[Tensor], x: Tensor, time_steps: int, dynamics: Dynamics) -> list[Tensor]:
-    """Spikes of every layer of every client.
+    """Return the spikes of every layer of every client.
 
     Args:
         weights: for each layer its weights (G, out, in) and biases (G, out), in turn.

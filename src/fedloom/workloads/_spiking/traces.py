@@ -1,4 +1,4 @@
-"""Firing rates seen in passing while a client trains: the first steps against the last ones, no extra pass."""
+"""Firing rates observed while a client trains: the first steps against the last ones, without an extra pass."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RateTrace:
                 self.counts[key] = self.counts.get(key, 0.0) + counts.astype(np.float64)
 
     def rates(self) -> dict[str, Array]:
-        """Rates in [0, 1], float64, by window and layer."""
+        """Return rates in [0, 1], float64, by window and layer."""
         return {
             key: counts / (self.seen[key.partition("/")[0]] * self.time_steps) for key, counts in self.counts.items()
         }

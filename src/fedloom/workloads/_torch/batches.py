@@ -1,4 +1,4 @@
-"""Which rows make up each step of a client's training."""
+"""Draws the rows of each step of a client's training."""
 
 from __future__ import annotations
 

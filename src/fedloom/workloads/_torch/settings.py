@@ -13,7 +13,7 @@ from fedloom.core.errors import ConfigError
 
 
 class ScheduleSettings(Settings):
-    """How the step size changes from place to place: a factor on it."""
+    """Schedule of the step size: a factor on it at each position."""
 
     shape: Literal["constant", "cosine", "linear", "drops"] = "constant"
     """After the warm-up: `cosine` and `linear` fall from 1 to `final`; `drops` multiplies by `drop` at each share of
@@ -65,7 +65,7 @@ class ScheduleSettings(Settings):
 
 
 class EarlyStopping(Settings):
-    """A client stops training when its held-back examples no longer gain, and returns its best weights."""
+    """A client stops training when its held-back examples no longer improve, and returns its best weights."""
 
     patience: Annotated[int, Field(ge=1)] = 1
     """Epochs without a gain after which it stops."""

@@ -1,4 +1,4 @@
-"""Batch normalisation's running statistics, left alone."""
+"""Leaves batch normalisation's running statistics unchanged."""
 
 from __future__ import annotations
 

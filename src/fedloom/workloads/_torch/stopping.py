@@ -12,7 +12,7 @@ from fedloom.workloads._torch.settings import EarlyStopping
 
 
 class Stopper:
-    """Watches a loss from epoch to epoch, and keeps the weights of the best one.
+    """Compares a loss from epoch to epoch, and stores the weights of the best one.
 
     Args:
         settings: when it stops.

@@ -92,7 +92,7 @@ class Trainer:
 
     @property
     def untrained(self) -> list[str]:
-        """Names of the arrays that no optimiser steps, such as running statistics."""
+        """Return the names of the arrays that no optimiser steps, such as running statistics."""
         trained = {name for group, name in self._part.trained if group == MODEL}
         return [name for name in self.arrays if name not in trained]
 
@@ -265,7 +265,7 @@ class Trainer:
 def evaluate_in_batches(
     num_examples: int, batch_size: int, measure: Callable[[slice], Sequence[Tensor]], names: Sequence[str]
 ) -> Mapping[str, Mean]:
-    """Metrics over consecutive batches.
+    """Return metrics over consecutive batches.
 
     Args:
         num_examples: examples n; with none every metric has weight 0.

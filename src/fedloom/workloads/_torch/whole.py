@@ -61,7 +61,7 @@ def travelling(model: nn.Module) -> dict[str, Tensor]:
 
 
 class Whole:
-    """All that travels is sent, whole: see `travelling`."""
+    """A model whose arrays are all sent, whole; see `travelling`."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._model, self._device = model, device

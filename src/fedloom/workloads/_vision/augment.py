@@ -18,7 +18,7 @@ _RATIO = math.log(1 / 0.3)
 
 
 def augmented(x: Tensor, kind: str) -> Tensor:
-    """Images shifted by up to 4 pixels, with zeros around (`crop`), and half of them mirrored, too (`crop_flip`)."""
+    """Return images shifted by up to 4 pixels, zeros around (`crop`), and half of them mirrored (`crop_flip`)."""
     return x if kind == "none" else moved(x, _PADDING, mirror=kind == "crop_flip")
 
 

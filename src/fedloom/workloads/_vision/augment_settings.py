@@ -10,7 +10,7 @@ from fedloom.core.config import Settings
 
 
 class AugmentSettings(Settings):
-    """Training images changed at random, each time they are seen; those of an evaluation stay as they are."""
+    """Training images changed at random, each time they are used; those of an evaluation are unchanged."""
 
     flip: bool = False
     """Mirror half of the images, left for right."""

@@ -46,7 +46,7 @@ class Checkpoint:
 
     @property
     def weights_sha256(self) -> dict[str, str]:
-        """Digest of the file, by name."""
+        """Return the digest of the file, by name."""
         return {self.path.name: hashlib.sha256(self.path.read_bytes()).hexdigest()}
 
     def load_into(self, model: nn.Module, *, fresh_head: bool) -> None:

@@ -75,7 +75,7 @@ class CausalLM(RowTask[Config]):
         return logits[:, :-1].flatten(0, 1)
 
     def count(self, targets: Tensor) -> int:
-        """Tokens that are to be predicted: the metrics are `loss` (nats) and `accuracy` of a token."""
+        """Return the number of tokens to predict: the metrics are `loss` (nats) and `accuracy` of a token."""
         return int((targets != NO_TARGET).sum())
 
     def describe(self) -> WorkloadInfo:

@@ -82,7 +82,7 @@ class NetSettings(Settings):
 
 
 class CriterionSettings(Settings):
-    """When an utterance leaves at a branch."""
+    """Criterion by which an utterance leaves at a branch."""
 
     name: Literal["entropy", "confidence", "patience"] = "entropy"
     """`entropy`: mean entropy of the symbols below `threshold`; `confidence`: mean greatest probability above it;

@@ -95,7 +95,7 @@ class EarlyExit(nn.Module):
         return int(self.hubert.config.num_hidden_layers)
 
     def frames(self, wave: Tensor, lengths: Tensor) -> Frames:
-        """Return what the first layer reads.
+        """Return the first layer's input.
 
         Args:
             wave: samples, (b, n), zeros behind an utterance's end.
@@ -140,12 +140,12 @@ class EarlyExit(nn.Module):
 
 
 def hidden_length(frames: Frames) -> int:
-    """Return T, padding included."""
+    """Return T, with padding."""
     return frames.hidden.shape[1]
 
 
 def frame_counts(lengths: Tensor) -> Tensor:
-    """Return the frames of so many samples."""
+    """Return the number of frames of a number of samples."""
     for kernel, stride in zip(_KERNELS, _STRIDES, strict=True):
         lengths = (lengths - kernel) // stride + 1
     return lengths.clamp(min=0)

@@ -118,7 +118,7 @@ class Averages:
         self._average = get_ema_multi_avg_fn(settings.momentum)
 
     def update(self, backbone: Backbone) -> None:
-        """Take in the backbone's weights as they are."""
+        """Set the averages to the backbone's present weights."""
         for number, block in self.blocks.items() if self._updates else ():
             mine, current = list(block.parameters()), list(backbone.blocks[number].parameters())
             self._average(mine, [each.detach() for each in current], 0)

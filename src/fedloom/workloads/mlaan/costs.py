@@ -1,4 +1,4 @@
-"""What a mode costs in memory: activations of one step, weights, and what the optimiser holds."""
+"""Memory of a mode: activations of one step, weights, and the optimiser's state."""
 
 from __future__ import annotations
 

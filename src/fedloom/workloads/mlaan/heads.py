@@ -1,4 +1,4 @@
-"""Auxiliary heads: what turns a module's features into a local loss.
+"""Auxiliary heads: compute a local loss from a module's features.
 
 h: features a module (or a window of modules) has computed, (b, c, s, s); z: the same after leap augmented blocks, h
 itself without them; y: classes, (b,).

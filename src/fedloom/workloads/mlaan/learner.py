@@ -1,4 +1,4 @@
-"""What one client trains: the backbones of all modes, their auxiliary networks, and one optimiser over both."""
+"""A client's learner: the backbones of all modes, their auxiliary networks, and one optimiser over both."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ class Learner:
         return Record({MODEL: arrays}, record.info)
 
     def _state(self) -> Record | None:
-        """Return what the client keeps for its next training; None if nothing."""
+        """Return the client's state for its next training; None if there is none."""
         config, groups = self._plan.config, dict[str, Arrays]()
         if config.auxiliary == "personal" and self._heads:
             trained = self._trainer.arrays

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class _Saved:
-    """Holds one saved tensor; the meter hears of its end."""
+    """One saved tensor; the meter is notified when it is released."""
 
     __slots__ = ("__weakref__", "tensor")
 
@@ -36,7 +36,7 @@ class ActivationMeter:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Count what is saved in this scope. The tensors are released as without the meter."""
+        """Count tensors saved in this scope. They are released as without the meter."""
         with torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack):
             yield
 

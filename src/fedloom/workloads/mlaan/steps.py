@@ -1,4 +1,4 @@
-"""The gradients of one minibatch, module by module: what each base and MLAAN do.
+"""Computes the gradients of one minibatch, module by module, as each base and MLAAN do.
 
 Module i is f_i, its parameters theta_i; h_0 is the image (the stem is part of module 0), h_i = f_i(sg(h_{i-1})), sg
 stops gradients. Every module's loss is computed and differentiated before the next module runs, so that the

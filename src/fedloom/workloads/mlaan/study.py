@@ -1,4 +1,4 @@
-"""What learning module by module contributes to studies: columns for the numbers of `report.py`."""
+"""Contributions of learning module by module to studies: columns for the numbers of `report.py`."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ class SpikingClassification(TorchWorkload[Config]):
         layers: Layers = "output",
         per_sample: bool = False,
     ) -> dict[str, Array]:
-        """Mean firing rate of every neuron on a client's data, in evaluation mode.
+        """Return the mean firing rate of every neuron on a client's data, in evaluation mode.
 
         Independent of the order of the examples. Noise of the encoder follows from the generator's state, which is
         read and not advanced: two calls with the same generator see the same spikes going in.
@@ -272,7 +272,7 @@ class SpikingClassification(TorchWorkload[Config]):
             return np.asarray(self._loss.errors(outputs, labels).mean(0).cpu().numpy())
 
     def _minibatch(self, rows: Tensor) -> tuple[Tensor, Trace]:
-        """Mean loss of these training rows, and the pass that gave it; rows beyond theirs are padding.
+        """Return the mean loss of these training rows, and the pass that gave it; rows beyond theirs are padding.
 
         An MLP's minibatch is padded as in a group, so that both programs do the same sums in the same order. (With
         batch statistics padding would be wrong, and groups have none.)
@@ -294,7 +294,7 @@ class SpikingClassification(TorchWorkload[Config]):
         return masked_means(losses.unsqueeze(0), mask.unsqueeze(0))[0], trace
 
     def _encoded(self, part: str, rows: Array, seed: int) -> Tensor:
-        """Rows of the training or test set, encoded with noise that follows from seed and row alone."""
+        """Return rows of the training or test set, encoded with noise that follows from seed and row alone."""
         noise = row_noise(seed, part, rows, self._encoder.noise_shape).to(self.device) if self._encoder.noisy else None
         index = torch.from_numpy(rows).to(self.device)
         return self._encoder(self._parts[part].inputs[0].index_select(0, index), noise)

@@ -61,7 +61,7 @@ def load_body(body: BodyFolder, layers: int | None = None) -> nn.Module:
 
 
 def mean_pool(body: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the last layer over the tokens that are not padding.
+    """Return the mean of the last layer over the tokens that are not padding.
 
     Args:
         body: the transformer.

@@ -40,7 +40,7 @@ class FeatureStore:
         self._open: dict[str, Tensor] = {}
 
     def features(self, split: TokenSplit, name: str, rows: Array) -> Tensor:
-        """Features of some texts of a split, shape (n, hidden_size), float32, in the rows' order."""
+        """Return features of some texts of a split, shape (n, hidden_size), float32, in the rows' order."""
         row_digest = hashlib.sha256(np.ascontiguousarray(rows, np.int64).tobytes()).hexdigest()
         key = cache.digest_of([self._identity, name, row_digest])
         if key not in self._open:
@@ -53,7 +53,7 @@ class FeatureStore:
         return self._open[key]
 
     def _compute(self, split: TokenSplit, rows: Array) -> Array:
-        """Shortest texts first, so that little is padding."""
+        """Compute features, the shortest texts first, so that little is padding."""
         by_length = np.argsort(split.lengths(rows), kind="stable")
         parts = []
         with exact(self._device), torch.inference_mode():

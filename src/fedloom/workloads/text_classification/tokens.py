@@ -32,7 +32,7 @@ class TokenSplit:
     pad_id: int
 
     def batch(self, rows: Array) -> tuple[Array, Array]:
-        """Token ids and mask of some texts, padded to the longest of them; both (b, t), int64."""
+        """Return token ids and mask of some texts, padded to the longest of them; both (b, t), int64."""
         starts, ends = self.offsets[rows], self.offsets[rows + 1]
         lengths = ends - starts
         mask = (np.arange(int(lengths.max())) < lengths[:, None]).astype(np.int64)
@@ -41,7 +41,7 @@ class TokenSplit:
         return ids, mask
 
     def lengths(self, rows: Array) -> Array:
-        """Tokens of some texts, shape (b,)."""
+        """Return the numbers of tokens of some texts, shape (b,)."""
         lengths: Array = self.offsets[rows + 1] - self.offsets[rows]
         return lengths
 

@@ -1,4 +1,4 @@
-"""Converts what a Python program gives as data to `Examples`: arrays, frames, data sets, pairs and lists of them."""
+"""Converts data of a Python program to `Examples`: arrays, frames, data sets, pairs and lists of them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadData:
-    """Data as examples, and what was found in it."""
+    """Data as examples, and facts found in it."""
 
     examples: Examples
     columns: tuple[str, ...] = ()

@@ -37,7 +37,7 @@ class CodeDigest:
         """Objects that were looked into; they stay alive, so that their identities are unique."""
 
     def add(self, value: object, depth: int = 0) -> None:
-        """Take in an object."""
+        """Add an object."""
         if isinstance(value, _PLAIN):
             self._say(type(value).__name__, repr(value))
         elif isinstance(value, np.ndarray | Tensor):
@@ -78,7 +78,7 @@ class CodeDigest:
                 self.add(vars(value) if hasattr(value, "__dict__") else (), depth)
 
     def _module(self, value: nn.Module, depth: int) -> None:
-        """Take in a model: the classes and settings of its parts, and its arrays' shapes; weights count elsewhere."""
+        """Add a model: the classes and settings of its parts, and its arrays' shapes; weights count elsewhere."""
         for name, part in value.named_modules():
             own = {key: each for key, each in vars(part).items() if not key.startswith("_")}
             self._say("module", name)
@@ -125,7 +125,7 @@ class CodeDigest:
         self._say("source", _source(value))
 
     def _code(self, code: types.CodeType, depth: int) -> None:
-        """Take in compiled code: what it does, without line numbers."""
+        """Add compiled code, without line numbers."""
         self._say("code", code.co_code.hex())
         self._say("names", repr((code.co_names, code.co_varnames)))
         for each in code.co_consts:

@@ -1,4 +1,4 @@
-"""Makes the parts of a run of what a Python program gives."""
+"""Makes the parts of a run from the arguments of a Python program."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ReadingArguments(TypedDict):
 
 
 class Functions(TypedDict):
-    """What a program gives to train and to measure with; None takes the default."""
+    """Training and evaluation functions of a program; None takes the default."""
 
     task: Task | None
     loss: LossFunction | None
@@ -155,7 +155,7 @@ def check_given(model: object, functions: Functions) -> None:
 
 
 def new_model(model: Model) -> nn.Module:
-    """Return a new model of what a program gave."""
+    """Return a new model from a program's argument."""
     made = Parts(model=model, examples=Examples(train=(torch.zeros(1), torch.zeros(1))), task="regression").new_model()
     check_model(made, "model")
     return made
@@ -223,7 +223,7 @@ def _converter(task: Task) -> Callable[[object], object]:
 
 
 def _notes(task: Task, given: bool, targets: Tensor | None, *, own_loss: bool) -> tuple[str, ...]:
-    """Return what was inferred, in words."""
+    """Return the inferred facts, in words."""
     if given or targets is None:
         return ()
     kind = (

@@ -18,7 +18,7 @@ from fedloom.workloads.torch.types import LossFunction, MakeOptimizer, Metric, M
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """All that a user gives, in the form that the workload uses."""
+    """A user's model, data and functions, in the form that the workload uses."""
 
     model: Model
     examples: Examples

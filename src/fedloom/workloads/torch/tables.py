@@ -15,7 +15,7 @@ from fedloom.workloads.torch.types import Task
 
 
 def own_model(name: str, hidden: Sequence[int], examples: Examples, task: Task | None) -> Callable[[], nn.Module]:
-    """Return what makes a model for a table.
+    """Return a factory of models for a table.
 
     Args:
         name: `mlp` or `logistic`.

@@ -1,4 +1,4 @@
-"""What a model learns, inferred from its targets and outputs; the loss and the metrics of each task."""
+"""Infers a model's task from its targets and outputs; the loss and the metrics of each task."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOSS: Mapping[Task, str] = {
 
 
 def infer_task(targets: Tensor, outputs: Tensor) -> Task:
-    """Return what a model learns.
+    """Return a model's task.
 
     Whole numbers are classes, if the model has an output for each; with one output, 0 and 1 are yes and no, and others
     are numbers. Tables of 0 and 1 are labels, several at once. Anything else is numbers.
@@ -142,7 +142,7 @@ def _name_of(metric: object) -> str:
 
 
 def predictions(task: Task, outputs: Tensor) -> Tensor:
-    """Return what outputs mean: the class of each example, the labels that hold, or the numbers."""
+    """Return predictions from outputs: the class of each example, the labels that hold, or the numbers."""
     if task == "classification":
         return outputs.argmax(1)
     if task in ("binary", "multilabel"):

@@ -21,7 +21,7 @@ Measured = dict[int, dict[str, float]]
 
 
 class SiteModelsPhase(RoundPhase):
-    """Measures what local training makes of the global model, where clients are sites and the platform evaluates."""
+    """Evaluates the global model after local training, if clients are sites and the platform evaluates."""
 
     def __init__(self, parts: RunParts) -> None:
         self._parts = parts

@@ -21,7 +21,7 @@ _MOST = 1000
 
 
 class TrainPhase(RoundPhase):
-    """Moves the strategy's state on. An empty cohort leaves it as it is."""
+    """Advances the strategy's state. An empty cohort leaves it unchanged."""
 
     def __init__(self, parts: RunParts) -> None:
         self._parts = parts

@@ -192,7 +192,7 @@ def _layers(budgets: Budgets) -> Markup | None:
 
 
 def _nothing_to_draw(budgets: Budgets) -> Markup | None:
-    """State in words what a picture would not show."""
+    """Describe in words what no picture shows."""
     errors = [each.error for each in budgets.adapted if math.isfinite(each.error)]
     layers = len(budgets.adapted[0].ranks) if budgets.adapted else 0
     said = [

@@ -83,7 +83,7 @@ class FlowerWorkload:
 
     @property
     def actions(self) -> Mapping[str, Action]:
-        """Messages to the app like `train`: evaluations, queries, and two of the API before messages."""
+        """Return the actions that are messages to the app: evaluations, queries, and two of the API before messages."""
         return dict.fromkeys(("evaluate", "query", "get_parameters", "get_properties"), self._message)
 
     def _message(
@@ -235,7 +235,7 @@ def _check_plain(described: list[Info], job: Job) -> None:
 
 
 def _as_arrays(made: object, source: str) -> Arrays:
-    """Whatever an app calls its initial model, as arrays."""
+    """Convert an app's initial model, of any type, to arrays."""
     if hasattr(made, "state_dict"):
         made = made.state_dict()
     if isinstance(made, Mapping) and all(isinstance(value, np.ndarray) for value in made.values()):

@@ -25,7 +25,7 @@ TRUTH = "monitored_accuracy"
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """One client's, read."""
+    """One client's sums, read from its report."""
 
     client: int
     sums: Sums
@@ -95,7 +95,7 @@ class LabelFreeAccuracy(Monitor):
         return choose(pooled.criterion, pooled.classes, eta=self._config.eta, kind=self._config.criterion)
 
     def _slope(self, branch: Branch, infos: Sequence[Info], classes: int) -> float:
-        """Accuracy per score."""
+        """Return the accuracy per score, by least squares with the point of chance."""
         lines = [line for info in infos[-self._config.memory :] for line in info["anchors"]]
         known = [(line[branch], line["accuracy"]) for line in lines if line.get("accuracy") is not None]
         points = np.array([(1.0 / classes, 1.0 / classes), *known])
@@ -104,7 +104,7 @@ class LabelFreeAccuracy(Monitor):
         return max(0.0, float(score @ accuracy) / spread) if spread > 0 else 0.0
 
     def _warnings(self, info: Info, earlier: Sequence[Info]) -> Mapping[str, str]:
-        """Predictions on few classes, and clients whose score has fallen."""
+        """Return warnings: predictions on few classes, and clients whose score has fallen."""
         found = {}
         if info["balance"] < self._config.balance_floor:
             found["predictions are on few classes"] = (

@@ -1,4 +1,4 @@
-"""Normalised logits: softmax, or the truncated exponential for a model that is unsure.
+"""Normalises logits: by softmax, or by the truncated exponential for an unconfident model.
 
 Xie et al. 2024, "MaNo: Exploiting Matrix Norm for Unsupervised Accuracy Estimation under Distribution Shifts" (NeurIPS;
 arXiv 2405.18979), section 4. q is a row of logits, K the number of classes.

@@ -72,7 +72,7 @@ OwnSets = Annotated[CifarC | SetFolders, Field(discriminator="layout")]
 
 
 class ProjNormSettings(Settings):
-    """ProjNorm: the initial network, trained on each set under the model's own labels. By far the dearest score."""
+    """ProjNorm: the initial network, trained on each set with the model's own labels. The most expensive score."""
 
     steps: Annotated[int, Field(ge=0)] = 0
     """Steps of each such training; the paper's are 500. 0 disables the score."""

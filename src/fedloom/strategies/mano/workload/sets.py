@@ -59,7 +59,7 @@ def clean_set(data: ImageData, rows: Array) -> ShiftedSet:
 
 
 def pixels_of(data: ImageData, rows: Array) -> Pixels:
-    """Test images with pixels from 0 to 1."""
+    """Return the test images with pixels from 0 to 1."""
     mean, std = data.moments
     return np.clip(data.x_test[rows] * std + mean, 0.0, 1.0).astype(np.float32), np.asarray(data.y_test[rows])
 

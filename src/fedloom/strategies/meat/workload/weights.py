@@ -29,7 +29,7 @@ def perturbation(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> 
 
 
 def shift(model: nn.Module, perturbation: dict[str, Tensor], sign: float) -> None:
-    """Add (or take away) a perturbation in place."""
+    """Add (or subtract) a perturbation in place."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, change in perturbation.items():
