@@ -274,7 +274,7 @@ def test_sound_files_pass(experiment: Callable[..., tuple[Path, Path]], capsys: 
     for kind in FILES:
         plugin, toml = experiment(kind, "", "")
         assert main(["check", str(plugin)]) == 0 and main(["check", str(toml)]) == 0, capsys.readouterr().err
-        assert "one round with two clients went well" in capsys.readouterr().out
+        assert "one round with two clients succeeded" in capsys.readouterr().out
 
 
 def test_a_file_without_a_plug_in_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

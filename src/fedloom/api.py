@@ -263,7 +263,7 @@ def resume(run_dir: str | Path, **arguments: Unpack[ResumeArguments]) -> RunResu
 
     Raises:
         NotFound: the folder is not a run's.
-        RunExists: another process is at work in the folder.
+        RunExists: another process uses the folder.
         ConfigError: an override is of another section, the run depends on its number of rounds, or model or data are
             missing or not those of the run.
         CheckpointCorrupt: none of its checkpoints can be read.

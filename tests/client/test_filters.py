@@ -103,7 +103,7 @@ class TestWhoSubmitted:
             (guard(tmp_path, roles=["admin"]), "ann", "user"),
             (guard(tmp_path, roles=["user"]), "", ""),
         ):
-            with pytest.raises(PolicyRefused, match="are not done here") as caught:
+            with pytest.raises(PolicyRefused, match="are not accepted here") as caught:
                 own.admit_submitter(name, role)
             assert caught.value.kind == "submitter"
 

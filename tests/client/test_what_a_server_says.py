@@ -223,7 +223,7 @@ def test_an_experiment_that_cannot_be_read_does_not_end_it(start: Start, text: s
     node = start(run(text), group())
     time.sleep(2.0)
     assert node.process.poll() is None and node.cpu_s() < 30
-    assert "sent what cannot be read" in node.log.read_text(encoding="utf-8")
+    assert "sent an unreadable message" in node.log.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -51,9 +51,7 @@ def test_they_are_left_out_where_the_command_line_makes_sites(tmp_path: Path, ca
     path = write(tmp_path, "5", 'partition = { scheme = "iid" }\n[evaluation]\nparts = 2\nevery = 3')
     with caplog.at_level(logging.WARNING):
         found = Experiment.load(path, ["clients=nodes", "rounds=7"])
-    assert caplog.messages == [
-        "workload.partition, evaluation.parts: without meaning where clients are sites, so left out"
-    ]
+    assert caplog.messages == ["workload.partition, evaluation.parts: ignored, because clients are sites"]
     assert (found.clients, found.rounds, found.evaluation.every) == ("nodes", 7, 3)
     assert "partition" not in found.to_dict()["workload"] and "parts" not in found.to_dict()["evaluation"]
     assert Experiment.parse(found.to_dict()) == found

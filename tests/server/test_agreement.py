@@ -61,7 +61,7 @@ def test_the_union_of_classes_is_sorted_and_needs_their_names() -> None:
     found = agreed_settings(images(classes="union"), sites, "run")
     settings: Any = images(classes="union").override(found).workload
     assert settings.data.classes == ("a b", "b", "ü")
-    with pytest.raises(DataDiffers, match="site 'b' does not tell the names of 1 of its 2 classes"):
+    with pytest.raises(DataDiffers, match="site 'b' withholds the names of 1 of its 2 classes"):
         agreed_settings(images(classes="union"), [sites[0], site("b", {}, names=("a", "sha256:00"))], "run")
     with pytest.raises(DataDiffers, match="expected at least two"):
         agreed_settings(images(classes="union"), [site("a", {}, names=("a",))], "run")
@@ -80,7 +80,7 @@ def test_moments_are_those_of_all_rows_together() -> None:
 
 def test_sums_that_one_site_withholds_are_asked_for_as_settings() -> None:
     told = {"sums": {"n": 2, "sum": [1.0], "squares": [1.0]}}
-    with pytest.raises(DataDiffers, match=r"site 'b' tells no sums .* Set workload\.data\.mean and"):
+    with pytest.raises(DataDiffers, match=r"site 'b' reports no sums .* Set workload\.data\.mean and"):
         agreed_settings(images(), [site("a", told), site("b", {})], "run")
 
 

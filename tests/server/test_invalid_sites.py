@@ -105,4 +105,4 @@ def test_selections_that_need_what_sites_withhold_are_refused(sites: Sites, monk
     sites.start("a", "b")
     outcome = sites.run(experiment(rounds=1, cohort=1, selection=name))
     assert isinstance(outcome.error, UsageError | QuorumNotReached) and name in str(outcome.error)
-    assert "A site of a, b may not tell its own" in str(outcome.error)
+    assert "A site of a, b may withhold its own" in str(outcome.error)

@@ -193,7 +193,7 @@ class TestASum:
         asked, one = exchange(updates={"a": ("x",)}), {"a": {"x": np.ones(2, np.int64)}}
         check(kind, total_of(kind, one, one), asked)
         for odd in ({"a": {"x": np.ones(2, np.int64), "y": np.ones(2, np.int64)}}, {"b": one["a"]}, {**one, "b": {}}):
-            with pytest.raises(BadUpdate, match="have not exactly the arrays"):
+            with pytest.raises(BadUpdate, match="do not have exactly the exchange's arrays"):
                 check(kind, total_of(kind, odd, odd), asked)
 
     def test_of_no_arrays_has_none(self) -> None:

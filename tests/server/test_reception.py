@@ -88,7 +88,7 @@ def test_where_every_node_refuses_nothing_is_queued(place: Place, linear: Make) 
     with pytest.raises(RunFailed, match="nothing was queued: 2 nodes would have to do this run") as caught:
         place.submitted(linear(runtime={}))
     assert re.search(r"  north: workload .* is not allowed here", str(caught.value))
-    assert re.search(r"  south: runs of '' \(no role\) are not done here", str(caught.value))
+    assert re.search(r"  south: runs of '' \(no role\) are not accepted here", str(caught.value))
     assert place.control.runs() == []
     place.join("west", **ALLOWS)
     (note,) = place.submitted(linear(runtime={}))

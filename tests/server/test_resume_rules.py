@@ -29,7 +29,7 @@ def test_a_folder_in_use_is_refused_and_free_again_when_its_process_is_killed(li
     )
     assert holder.stdout is not None and holder.stdin is not None
     assert holder.stdout.readline() == b"held\n"
-    with pytest.raises(RunExists, match=f"another process is at work in the run folder {tmp_path / 'run'}"):
+    with pytest.raises(RunExists, match=f"another process uses the run folder {tmp_path / 'run'}"):
         api.resume(tmp_path / "run")
     assert DiskRunStore.open(tmp_path / "run").rounds(), "it can be read all the same"
     holder.kill()

@@ -136,7 +136,7 @@ def test_a_site_sends_no_model_that_a_server_asks_for_against_its_policy(
     found = outcome.history[-1].sections["cross_sites"]["metrics"]["loss"]
     assert [[value == "n/a" for value in row] for row in found] == [[False, False, True]] * 2
     assert [(each.node, each.reason) for each in log.of(NodeRefused)] == [
-        ("b", "the node's policy lets no model leave that was trained here alone")
+        ("b", "the node's policy shares no model trained on its data alone")
     ]
 
 

@@ -209,7 +209,7 @@ def test_work_that_breaks_a_rule_is_refused_with_a_reason_that_the_run_shows(pla
         ("[limits]\nmin_cohort = 5", {}, "data", "the run's cohort has 2 clients, expected at least 5"),
         ("[limits]\nalone = false", {"clients": 1}, "alone", "takes part only with others"),
         ("[limits]\nhours = []\nhook = ['/bin/false']", {}, "hook", "not now: the hook exited with 1"),
-        ("submitters = ['bob']", {}, "submitter", "runs of 'ann' (user) are not done here"),
+        ("submitters = ['bob']", {}, "submitter", "runs of 'ann' (user) are not accepted here"),
         ("[withhold]\nsizes = 'withheld'", {}, "data", "set round.weighting = 'uniform'"),
         ("[withhold]\nlabel_counts = true", {"selection": "label_oracle"}, "data", "needs label counts of clients"),
         (f"[approval]\ncommand = ['{sys.executable}', '-c', \"{HOOK}\"]", {}, "approval", "no runs of ann"),

@@ -162,7 +162,7 @@ def test_a_later_site_gets_the_next_number_from_the_next_round_on(sites: Sites) 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"round": {"min_sites": 2}}, "2 sites are wanted (round.min_sites) (connected: a)"),
+        ({"round": {"min_sites": 2}}, "2 sites are needed (round.min_sites) (connected: a)"),
         ({"clients": ["b", "a"]}, "not all sites of `clients` are connected (missing: b)"),
     ],
 )

@@ -177,7 +177,7 @@ def test_a_client_that_does_not_return_is_named_after_a_minute_then_more_rarely(
         "clients, set round.deadline_s (seconds) and round.quorum_fraction below 1 when starting a run"
     )
     assert first.waits_for == first.message
-    assert (len(events), last.message, last.waits_for) == (5, "the clients waited for have returned", "")
+    assert (len(events), last.message, last.waits_for) == (5, "the clients waited for have answered", "")
 
 
 def test_what_takes_as_long_in_every_round_is_no_news(server: Server, clock: ManualClock) -> None:
@@ -217,4 +217,4 @@ def test_a_run_that_waits_for_a_client_says_so(server: Server, monkeypatch: pyte
             waiting.next(opened, closing, lambda: None)
         waiting.closed()
     said = [event.message for event in log.events if isinstance(event, Notice)]
-    assert "for client 0 (train) on node 'lab-7', " in said[0] and said[-1] == "the clients waited for have returned"
+    assert "for client 0 (train) on node 'lab-7', " in said[0] and said[-1] == "the clients waited for have answered"

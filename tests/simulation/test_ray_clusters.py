@@ -101,8 +101,8 @@ def test_a_full_cluster_is_named_while_the_run_waits_and_when_it_gives_up(linear
     assert ran.returncode == 1, ran.stdout
     text = " ".join(ran.stdout.split())
     have = (
-        f"none of its 1 workers has come from Ray (Ray cluster at {cluster['address']} (RAY_ADDRESS): 1 CPU, 0 of them "
-        "free; each worker wants 1). Others' jobs hold the CPUs"
+        f"none of the 1 workers has started (Ray cluster at {cluster['address']} (RAY_ADDRESS): 1 CPU, 0 of them "
+        "free; each worker needs 1). Other jobs use the CPUs"
     )
     assert re.search(r"waits since 20[-\d]+ [\d:]+ UTC: " + re.escape(have), text), text
     assert f"The run waits: {have}" in text and text.count(have) == 2, "a notice, and the error"

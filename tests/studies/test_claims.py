@@ -38,15 +38,15 @@ def between(low: float, high: float, **fields: Any) -> Estimate:
 @pytest.mark.parametrize(
     ("low", "high", "bounds", "outcome"),
     [
-        (0.1, 0.3, {"at_least": 0.0}, "held"),
+        (0.1, 0.3, {"at_least": 0.0}, "supported"),
         (-0.1, 0.3, {"at_least": 0.0}, "undecided"),  # the mean is above the bound, which is not enough
-        (-0.3, -0.1, {"at_least": 0.0}, "not held"),
-        (-0.3, -0.1, {"at_most": 0.0}, "held"),
-        (0.1, 0.3, {"at_most": 0.0}, "not held"),
-        (-0.004, 0.003, {"at_least": -0.005, "at_most": 0.005}, "held"),  # equivalent within half a point
+        (-0.3, -0.1, {"at_least": 0.0}, "not supported"),
+        (-0.3, -0.1, {"at_most": 0.0}, "supported"),
+        (0.1, 0.3, {"at_most": 0.0}, "not supported"),
+        (-0.004, 0.003, {"at_least": -0.005, "at_most": 0.005}, "supported"),  # equivalent within half a point
         (-0.004, 0.006, {"at_least": -0.005, "at_most": 0.005}, "undecided"),
-        (0.006, 0.009, {"at_least": -0.005, "at_most": 0.005}, "not held"),
-        (-0.0049, 0.9, {"at_least": -0.005}, "held"),  # not worse by more than the margin
+        (0.006, 0.009, {"at_least": -0.005, "at_most": 0.005}, "not supported"),
+        (-0.0049, 0.9, {"at_least": -0.005}, "supported"),  # not worse by more than the margin
     ],
 )
 def test_a_bound_is_judged_by_the_whole_interval(
@@ -68,7 +68,7 @@ def test_the_worst_of_several_bounds_is_the_outcome() -> None:
     above = {name: {"of": name, "at_least": 0.0} for name in found}
     claims: list[dict[str, Any]] = [{"checks": [above[name] for name in names]} for names in ("ab", "abc")]
     claims.append({"shows": ["a"]})
-    assert [each.outcome for each in judged(found, *claims)] == ["undecided", "not held", "reported"]
+    assert [each.outcome for each in judged(found, *claims)] == ["undecided", "not supported", "reported"]
 
 
 def test_p_values_of_primary_claims_are_corrected_together() -> None:
@@ -78,7 +78,7 @@ def test_p_values_of_primary_claims_are_corrected_together() -> None:
     verdicts = judged(found, *claims)
     assert [each.outcome for each in verdicts] == ["undecided", "undecided"]
     assert [p for each in verdicts for p in each.corrected.values()] == pytest.approx([0.06, 0.06])
-    assert [each.outcome for each in judged(found, claims[0])] == ["held"]
+    assert [each.outcome for each in judged(found, claims[0])] == ["supported"]
 
 
 @pytest.mark.parametrize(

@@ -84,19 +84,19 @@ def test_verdicts_follow_from_the_file_and_must_be_replicated(definition: Defini
         return pages.section(definition, made).splitlines()[-3]
 
     outcomes = {gain: measured(gain).verdicts(definition)[0].outcome for gain in (0.2, 0.0, -0.2)}
-    assert outcomes == {0.2: "held", 0.0: "undecided", -0.2: "not held"}
-    assert page(0.2).endswith("held |") and page(0.2, 0.25).endswith("**held** |")
-    assert page(0.2, -0.2).endswith("**undecided** |") and ": not held |" in page(0.2, -0.2)
+    assert outcomes == {0.2: "supported", 0.0: "undecided", -0.2: "not supported"}
+    assert page(0.2).endswith("supported |") and page(0.2, 0.25).endswith("**supported** |")
+    assert page(0.2, -0.2).endswith("**undecided** |") and ": not supported |" in page(0.2, -0.2)
 
 
 @pytest.mark.parametrize(
     ("outcomes", "verdict"),
     [
-        (["held"], "held"),
-        (["held", "held"], "held"),
-        (["held", "undecided"], "undecided"),
-        (["not held", "held"], "undecided"),
-        (["not held", "not held", "not held"], "not held"),
+        (["supported"], "supported"),
+        (["supported", "supported"], "supported"),
+        (["supported", "undecided"], "undecided"),
+        (["not supported", "supported"], "undecided"),
+        (["not supported", "not supported", "not supported"], "not supported"),
     ],
 )
 def test_a_verdict_that_changes_is_undecided(outcomes: list[Outcome], verdict: Outcome) -> None:
@@ -139,7 +139,7 @@ def test_a_difference_that_the_test_set_cannot_resolve_is_undecided(definition: 
     assert [each.outcome for each in made.verdicts(definition)] == ["undecided"]
     bare = {arm: {s: replace(run, scores={}) for s, run in each.items()} for arm, each in runs.items()}
     alone = replace(made, scenarios={"base": ScenarioNumbers(target=0.5, arms=bare)})
-    assert [each.outcome for each in alone.verdicts(definition)] == ["held"]  # by seeds alone
+    assert [each.outcome for each in alone.verdicts(definition)] == ["supported"]  # by seeds alone
     apart = {
         arm: {s: replace(r, scores={"final": replace(r.scores["final"], examples=str(s))}) for s, r in each.items()}
         for arm, each in runs.items()

@@ -115,7 +115,7 @@ def test_a_claim_may_compare_with_another_arm_than_the_reference(
         finished_run(planned, tmp_path, {"few": [0.9], "many": [0.5], "third": [0.4]}[planned.arm])
     result = analyse(made, grid, tmp_path)
     (verdict,) = result.verdicts
-    assert verdict.arm == "many against third" and verdict.outcome == "held"
+    assert verdict.arm == "many against third" and verdict.outcome == "supported"
     assert verdict.numbers["final_difference"].value == pytest.approx(0.1)
     assert result.scenarios["base"].arms["many"].estimates["final_difference"].value == pytest.approx(-0.4)
     assert "many against third" in render_study(result)

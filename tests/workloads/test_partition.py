@@ -137,7 +137,7 @@ def test_the_row_table_answers_as_a_real_data_set_does(name: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "clients", "words"),
     [
-        (Iid(), 1201, "client 1200 would hold none"),
+        (Iid(), 1201, "client 1200 would have none"),
         (Dirichlet(alpha=0.001), 100, "min_size = 1; in the last draw client"),
         (Pathological(classes_per_client=5), 8, "classes_per_client"),
         (Shards(shards_per_client=200), 8, "shards_per_client"),
@@ -180,7 +180,7 @@ def test_a_long_tail_of_one_is_dirichlet() -> None:
 
 
 def test_a_tail_too_thin_for_the_clients_is_refused() -> None:
-    with pytest.raises(ConfigError, match="cannot deal 33 examples to 60 clients"):
+    with pytest.raises(ConfigError, match="cannot partition 33 examples among 60 clients"):
         deal(LongTailed(imbalance=1e6, alpha=0.05), labels=np.arange(120) % 4, clients=60)
 
 

@@ -309,7 +309,7 @@ def test_splits_are_words_of_a_files_name(tmp_path: Path) -> None:
     assert (len(data.y_train), len(data.y_test)) == (10, 4)
     assert data.facts["left_out"] == ["split 'validation': 6 examples"]
     write_parquet(tmp_path / "more.parquet", binary(4))
-    with pytest.raises(DataMissing, match=r"more\.parquet says no split"):
+    with pytest.raises(DataMissing, match=r"more\.parquet names no split"):
         hub(tmp_path)
 
 

@@ -95,7 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if exc.filename is None or exc.strerror is None:
             return _failed(exc, f"{type(exc).__name__}: {exc}", 1, debug["debug"])
         said = (
-            f"{exc.filename}: {exc.strerror}. Is it there, may this user write to it, and is there room? --out names "
+            f"{exc.filename}: {exc.strerror}. Check that it exists, that this user may write to it, and that there is "
+            "space. --out names "
             "the run's folder, FEDLOOM_CACHE that of prepared data, TMPDIR that of temporary files"
         )
         return _failed(exc, said, 1, debug["debug"])

@@ -98,7 +98,7 @@ def check(
     with ending_what_it_starts():
         checked = api.check_file(target, settings)
     found = ", ".join(checked.parts) or "no plug-in of your own"
-    typer.echo(f"{target}: {found}: one round with two clients went well")
+    typer.echo(f"{target}: {found}: one round with two clients succeeded")
 
 
 def list_names(

@@ -277,7 +277,7 @@ class Agent:
         try:
             self._channel.send(failed)
         except _REFUSED as again:
-            _log.error("group %s: nor can its failure: %s", key, again, extra=_about(self.node, key))
+            _log.error("group %s: its failure cannot be sent either: %s", key, again, extra=_about(self.node, key))
             with self._lock:
                 del self._results[key]
             self._channel.send(Refusal(key=key, kind="failure", reason="its result cannot be sent", retry_s=0.0))
@@ -328,7 +328,7 @@ class Agent:
             case Inquiry():
                 self._channel.send(self._executor.judge(message))
             case Goodbye(come_back=True):
-                raise ServerUnreachable(f"the server said: {message.reason}")
+                raise ServerUnreachable(f"the server disconnected this agent: {message.reason}")
             case Goodbye():
                 self._leaving, self.farewell = True, message.reason
 

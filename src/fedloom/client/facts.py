@@ -17,7 +17,7 @@ _FACTS: Mapping[str, tuple[str, Callable[[], object]]] = {
 }
 WORDS: Mapping[str, str] = {
     **{name: words for name, (words, _) in _FACTS.items()},
-    INSTANCE: "a random word of the running agent, by which two machines with one identity are told apart",
+    INSTANCE: "a random word of the running agent, by which two machines with one identity are distinguished",
 }
 """What each fact is, by its name."""
 

@@ -49,8 +49,8 @@ class Filters(Settings):
         arrays = update.groups.get(MODEL, {})
         if model is None or update.groups.keys() != {MODEL} or not arrays.keys() <= model.keys() or update.state:
             raise PolicyRefused(
-                "the node's policy filters what leaves, and this run's updates (or the states of its clients) are no "
-                "models like the global one, so that they cannot be filtered",
+                "the node's policy filters updates, but those of this run (or its clients' states) do not have the "
+                "form of the global model, so they cannot be filtered",
                 kind="data",
             )
         excluded = {name for name in arrays if any(fnmatch.fnmatch(name, pattern) for pattern in self.exclude)}

@@ -222,7 +222,7 @@ class GrpcChannel:
         except grpc.RpcError as exc:
             inbox.put(self._error(exc))
         except FedloomError as exc:  # what cannot be read; the next connection may be to a server that can be
-            inbox.put(ServerUnreachable(f"the server at {self._address} sent what cannot be read: {exc}"))
+            inbox.put(ServerUnreachable(f"the server at {self._address} sent an unreadable message: {exc}"))
         finally:
             with contextlib.suppress(Exception):
                 replies.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs leave it without types

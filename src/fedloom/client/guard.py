@@ -146,7 +146,7 @@ class Guard:
                 each.submitters is not None and name not in each.submitters
             ):
                 of = f"{what} {name[:80]!r}" if each is allowed else f"runs of {name[:80]!r}"
-                raise PolicyRefused(f"{of} ({role[:20] or 'no role'}) are not done here", kind="submitter")
+                raise PolicyRefused(f"{of} ({role[:20] or 'no role'}) are not accepted here", kind="submitter")
 
     def admit_evaluation(self, workload: str) -> None:
         """Check whether models may be evaluated on the node's validation data.

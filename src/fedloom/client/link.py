@@ -102,9 +102,9 @@ def translate_reply(exc: grpc.RpcError, address: str) -> FedloomError:
     """Translate a failure of a user's call: a server that has failed at it can be reached."""
     code, detail = _said(exc)
     if code in _ANSWERS or detail == FedloomError.public:
-        return RunFailed(f"the server at {address} could not do it: {detail}")
+        return RunFailed(f"the server at {address} failed at the call: {detail}")
     if code is grpc.StatusCode.UNIMPLEMENTED:
-        return RunFailed(f"the server at {address} does not do this ({detail}); does it run an older fedloom?")
+        return RunFailed(f"the server at {address} does not have this call ({detail}); does it run an older fedloom?")
     return translate(exc, address)
 
 

@@ -186,7 +186,7 @@ class Run:
             PolicyRefused: it does not.
         """
         if not self.shares_local_model:
-            raise PolicyRefused("the node's policy lets no model leave that was trained here alone", kind="data")
+            raise PolicyRefused("the node's policy shares no model trained on its data alone", kind="data")
 
     def admit_examples(self, client: int, shard: Shard) -> None:
         """Refuse work on a client with fewer examples than the node's policy says.

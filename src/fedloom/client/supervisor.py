@@ -1,6 +1,6 @@
 """A process above the agent's: it starts the agent again when a client's code has ended its process.
 
-A fault in a C library, `os._exit` or the kernel's killer for want of memory end a process without a word. Without this
+A fault in a C library, `os._exit` or the kernel's out-of-memory killer end a process without a word. Without this
 the node would be gone with its first such client, though it could work for all others.
 """
 
@@ -66,7 +66,7 @@ def _child_of_supervisor() -> int:
             os._exit(status if status >= 0 else 128 - status)
         quick = quick + 1 if time.monotonic() - began < _QUICK_S else 0
         _log.warning(
-            "the agent's process was ended (%s), by a client's code or for want of memory; it is started again",
+            "the agent's process was ended (%s), by a client's code or for lack of memory; restarting it",
             f"signal {-status}" if status < 0 else f"exit status {status}",
         )
         time.sleep(min(_FIRST_PAUSE_S * 2 ** max(0, quick - 1), _LAST_PAUSE_S))

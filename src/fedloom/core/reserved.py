@@ -23,7 +23,7 @@ def reserve(size: int) -> bytearray | mmap.mmap:
     try:
         buffer = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))
     except (OSError, OverflowError) as exc:
-        raise LimitExceeded(f"there is no room for a frame of {size} bytes") from exc
+        raise LimitExceeded(f"no memory for a frame of {size} bytes") from exc
     if size >= _LARGE_BYTES:
         try:
             buffer.madvise(mmap.MADV_HUGEPAGE)

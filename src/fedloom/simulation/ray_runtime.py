@@ -216,12 +216,12 @@ class RayRuntime:
             return f"Ray does not answer: {type(exc).__name__}: {exc}. {self._where_logs()}"
         wanted = self._settings.cpus_per_worker
         have = (
-            f"none of its {self._workers} workers has come from Ray ({self._location}: {total.get('CPU', 0):g} CPU, "
-            f"{free.get('CPU', 0):g} of them free; each worker wants {wanted:g}). "
+            f"none of the {self._workers} workers has started ({self._location}: {total.get('CPU', 0):g} CPU, "
+            f"{free.get('CPU', 0):g} of them free; each worker needs {wanted:g}). "
         )
         if free.get("CPU", 0.0) < wanted:
             return have + (
-                "Others' jobs hold the CPUs (`ray status` and `ray list actors` show them): resume the run when some "
+                "Other jobs use the CPUs (`ray status` and `ray list actors` show them): resume the run when some "
                 "are free, use another cluster, or omit the address to start Ray on this machine"
             )
         return f"{have}They may not reach this machine at {self._address}, or fail to start. {self._where_logs()}"

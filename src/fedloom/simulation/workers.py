@@ -32,7 +32,7 @@ class Replacements:
 
     def stopping(self, node: str) -> None:
         """Note that an agent is about to be ended because it hangs, which is not held against its name."""
-        _log.warning("%s does not return from work that was cancelled; its process is ended", node)
+        _log.warning("%s does not stop cancelled work; ending its process", node)
         self._stopped.add(node)
 
     def ended(self, node: str, how: str) -> None:

@@ -1,4 +1,4 @@
-"""Claims judged by the numbers: held, not held, undecided, reported, or not measured.
+"""Claims judged by the numbers: supported, not supported, undecided, reported, or not measured.
 
 A bound on a number is judged by the number's interval: it holds if all of the interval satisfies it, does not hold if
 none of it does, and is undecided otherwise. Two bounds on one number are a test of equivalence (two one-sided tests).
@@ -15,8 +15,8 @@ from fedloom.studies.claim_settings import Check, Claim
 from fedloom.studies.definition import Definition
 from fedloom.studies.statistics import Estimate, holm
 
-Outcome = Literal["held", "not held", "undecided", "reported", "not measured"]
-_ORDER: tuple[Outcome, ...] = ("not measured", "not held", "undecided", "held")
+Outcome = Literal["supported", "not supported", "undecided", "reported", "not measured"]
+_ORDER: tuple[Outcome, ...] = ("not measured", "not supported", "undecided", "supported")
 """What a claim with several bounds is: the first of these that one of its bounds is."""
 Estimates = Mapping[str, Mapping[str, Estimate]]
 """By arm, or `ARM against ARM`, and number."""
@@ -91,7 +91,7 @@ def _verdict(claim: Claim, scenario: str, found: Mapping[str, Estimate], correct
 def _judged(check: Check, found: Mapping[str, Estimate], corrected: Mapping[str, float]) -> Outcome:
     if check.is_p:
         p = corrected.get(check.of)
-        return "not measured" if p is None else "held" if p <= (check.at_most or 0.0) else "undecided"
+        return "not measured" if p is None else "supported" if p <= (check.at_most or 0.0) else "undecided"
     if check.number not in found:
         return "not measured"
     low, high = found[check.number].low, found[check.number].high
@@ -99,7 +99,7 @@ def _judged(check: Check, found: Mapping[str, Estimate], corrected: Mapping[str,
         return "undecided"
     outside = [check.at_least is not None and high < check.at_least, check.at_most is not None and low > check.at_most]
     inside = (check.at_least is None or low >= check.at_least) and (check.at_most is None or high <= check.at_most)
-    return "not held" if any(outside) else "held" if inside else "undecided"
+    return "not supported" if any(outside) else "supported" if inside else "undecided"
 
 
 def _p(check: Check, found: Mapping[str, Estimate]) -> float | None:

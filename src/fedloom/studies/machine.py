@@ -49,7 +49,7 @@ def describe() -> dict[str, str]:
 def common(machines: list[Mapping[str, str]]) -> dict[str, str]:
     """Return the facts of several runs' machines: a value they share, or all of them, in order, by ` to `."""
     names = dict.fromkeys(name for each in machines for name in each)
-    found = {name: sorted({each.get(name, "not noted") for each in machines}) for name in names}
+    found = {name: sorted({each.get(name, "not recorded") for each in machines}) for name in names}
     return {name: " to ".join(values) if name == "date" else ", ".join(values) for name, values in found.items()}
 
 

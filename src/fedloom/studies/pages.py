@@ -5,7 +5,7 @@ between `<!-- study NAME -->` and `<!-- end NAME -->`, which is computed from th
 and how it was measured, the tables, and the verdict of each claim in every measurement.
 
     python -m fedloom.studies.pages                     write all sections
-    python -m fedloom.studies.pages --check             fail where a page and its file differ: `make study-pages`
+    python -m fedloom.studies.pages --check             fail if a page and its file differ: `make study-pages`
     python -m fedloom.studies.pages --add STUDY FOLDER COMMAND
                                                         add the runs in FOLDER to the study's file, and write its page
 
@@ -38,11 +38,11 @@ from fedloom.studies.statistics import FEW, NORMAL, Estimate, what_seeds_show
 ROOT = Path(fedloom.__file__).parent
 PAGE, FOLDER = "STUDY.md", "measurements"
 _RULE = (
-    "Margins, directions and primary claims are those of the study's file. A claim is held if the whole 95 % interval "
-    "lies within its bounds, not held if none of it does, undecided otherwise, and where a replication's verdict is "
-    "another. “Test set ±” is what the sampling of the held-out examples alone adds to a difference of final values, "
-    "by the examples that one of the two models gets right; it is part of these intervals. Other intervals are over "
-    "seeds alone. p is of primary claims only, after Holm's correction."
+    "Margins, directions and primary claims are those of the study's file. A claim is supported if the whole 95 % "
+    "interval lies within its bounds, not supported if none of it does, undecided otherwise or if a replication's "
+    "verdict differs. “Test set ±” is what the sampling of the held-out examples alone adds to a difference of final "
+    "values, by the examples that one of the two models gets right; it is part of these intervals. Other intervals are "
+    "over seeds alone. p is of primary claims only, after Holm's correction."
 )
 Found = Mapping[str, Estimate]
 Cell = Callable[[Found], str]
@@ -75,7 +75,7 @@ def pages() -> dict[Path, str]:
         before, found, rest = text.partition(begin)
         _, closed, after = rest.partition(end)
         if not found or not closed:
-            raise UsageError(f"{page}: expected the lines {begin.strip()!r} and {end.strip()!r}, found not both")
+            raise UsageError(f"{page}: expected the lines {begin.strip()!r} and {end.strip()!r}, found at most one")
         texts[page] = before + begin + "\n" + section(load(made.study)[0], made) + "\n\n" + end + after
     return texts
 
@@ -98,7 +98,7 @@ def add(study: str, folder: Path, command: str) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write, check or extend; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m fedloom.studies.pages", description="Pages of published studies")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where a page and its file differ")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page and its file differ")
     parser.add_argument("--add", nargs=3, metavar=("STUDY", "FOLDER", "COMMAND"), help="add a study's finished runs")
     options = parser.parse_args(arguments)
     if options.add:
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _heading(place: int, each: Measurement) -> str:
     machine = dict(each.machine)
     name = "Measured" if place == 0 else "Replication" if place == 1 else f"Replication {place}"
-    where = [machine.get("processor", "processor not noted")]
+    where = [machine.get("processor", "processor not recorded")]
     where += [f"instruction set {machine['capability']}"] if "capability" in machine else []
     where += [f"{library} {machine[library]}" for library in ("torch", "numpy", "python") if library in machine]
     return f"**{name}** {machine.get('date', 'on an unknown date')}: {', '.join(where)}.\n\n```\n{each.command}\n```"

@@ -210,7 +210,7 @@ def with_sampling(found: Estimate, scores: Floats) -> Estimate:
 def what_seeds_show(count: int) -> str:
     """Return the limits of so few seeds, in words: the width of an interval, and the smallest p-value."""
     if count < 2:
-        return "One seed shows no spread, so it decides nothing."
+        return "One seed has no spread, so no claim can be decided."
     width = t_quantile(count - 1) / math.sqrt(count)
     return (
         f"With {count} seeds an interval reaches {width:.1f} standard deviations of the seeds' differences to each "

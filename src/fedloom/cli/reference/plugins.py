@@ -18,7 +18,7 @@ def render() -> str:
     """Return the whole page."""
     return document(
         "Plug-ins",
-        "What comes with fedloom. `fedloom list` adds what is installed, and prints studies with what they ask.",
+        "Plug-ins that come with fedloom. `fedloom list` also shows installed ones, and studies with their titles.",
         *(part for kind in Kind for part in _kind(kind)),
         "## Presets",
         "`fedloom show NAME` prints one.",

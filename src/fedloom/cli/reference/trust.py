@@ -38,7 +38,7 @@ def render() -> str:
     headers = (
         "With each call: `fedloom-node` and `fedloom-session`, as in RegisterRequest. An agent of a server without "
         "members (`serve --insecure`) sends the shared token as `fedloom-token`, and, to prove that it is on the "
-        "server's machine, `fedloom-locality`; it has no policy, so nothing of what is below is held back."
+        "server's machine, `fedloom-locality`; it has no policy, so none of the following is withheld."
     )
     return "\n\n".join(
         [

@@ -259,7 +259,7 @@ class Experiment(FurtherSections):
         values = without_meaning(values) if dropped else values
         found = cls._parsed_with(values, overrides)
         if dropped:
-            _log.warning("%s: without meaning where clients are sites, so left out", ", ".join(dropped))
+            _log.warning("%s: ignored, because clients are sites", ", ".join(dropped))
         return found
 
     @classmethod

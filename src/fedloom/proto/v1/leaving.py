@@ -42,7 +42,7 @@ _WORDS: Mapping[str, Mapping[str, str]] = {
         "alone. For the initial model: the model, and what the workload says about the data, listed below",
         "reports": "one for each client, see Report",
         "failures": "one for each client that failed, see Failure",
-        "states": "what a stateful client asks to have back later; the server keeps it. With `round.state_home = "
+        "states": "state of a stateful client for its next job, stored by the server. With `round.state_home = "
         '"node"` it stays in the folder `client-states` of the node\'s identity, and nothing of it is sent',
         "busy_s": "seconds spent on the group",
         "notices": "sentences for the user of the run; without an error's text unless `tracebacks = true`",
@@ -74,7 +74,7 @@ _WORDS: Mapping[str, Mapping[str, str]] = {
     },
     "Failure": {
         "client": "the client's number",
-        "stage": "what was being done",
+        "stage": "stage of the work",
         "error": "the exception's type",
         "message": "its message, only with `tracebacks = true`",
         "traceback": "its traceback, only with `tracebacks = true`",
@@ -83,7 +83,7 @@ _WORDS: Mapping[str, Mapping[str, str]] = {
     },
     "Heartbeat": {
         "held": "keys of the groups the node has",
-        "missing_runs": "ids of runs whose experiment it was not told",
+        "missing_runs": "ids of runs whose experiment it has not received",
     },
     "Refusal": {
         "key": _KEY,

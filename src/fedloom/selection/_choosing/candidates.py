@@ -116,4 +116,4 @@ def known_labels(roster: Roster, who: str) -> np.ndarray[tuple[int, int], np.dty
 
 def _of_sites(roster: Roster) -> str:
     """Return a hint for clients that are sites."""
-    return f". A site of {', '.join(roster.names[:_SHOWN])} may not tell its own" if roster.names else ""
+    return f". A site of {', '.join(roster.names[:_SHOWN])} may withhold its own" if roster.names else ""

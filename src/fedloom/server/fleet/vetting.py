@@ -240,7 +240,7 @@ class SumTerms:
         groups = found.keys() | declared.keys()
         odd = {group for group in groups if set(found.get(group, {})) != set(declared.get(group, {}))}
         if odd or not found.keys() <= declared.keys():
-            raise BadUpdate(f"{who}: groups {sorted(odd)[:4]} have not exactly the arrays that the exchange declares")
+            raise BadUpdate(f"{who}: groups {sorted(odd)[:4]} do not have exactly the exchange's arrays")
         return declared
 
 

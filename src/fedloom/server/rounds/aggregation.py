@@ -81,7 +81,7 @@ class Aggregation:
             if answer.total is not None:
                 self._add(answer, self._kind.from_record(_own(answer.total, self._kind)))
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
-            said = f"what node {answer.node!r} sent is not a {self._kind.__name__}: {type(exc).__name__}: {exc}"
+            said = f"the result of node {answer.node!r} is not a {self._kind.__name__}: {type(exc).__name__}: {exc}"
             return [Unfit(answer, BadUpdate(f"round {self._round}: {said}"))]
         except BadUpdate as exc:
             return [Unfit(answer, BadUpdate(f"round {self._round}, node {answer.node!r}: {exc}"))]

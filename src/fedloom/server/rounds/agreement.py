@@ -131,8 +131,8 @@ def _union(sites: Sequence[Described]) -> list[str]:
         if hidden:
             count = len(site.info.label_names)
             raise DataDiffers(
-                f"site {site.name!r} does not tell the names of {len(hidden)} of its {count} classes, so that the "
-                f"classes of all are not known. Set {CLASSES} to them, or have its owner list their names "
+                f"site {site.name!r} withholds the names of {len(hidden)} of its {count} classes, so the "
+                f"classes of all are unknown. Set {CLASSES} to them, or have its owner list their names "
                 "(`classes` of the workload in the policy)"
             )
         names.update(site.info.label_names)
@@ -153,8 +153,8 @@ def _moments(experiment: Experiment, sites: Sequence[Described]) -> list[str]:
     silent = next((site.name for site, sums in zip(sites, told, strict=True) if not _are_sums(sums)), None)
     if silent is not None:
         raise DataDiffers(
-            f"site {silent!r} tells no sums of its data (n, sum and squares), so that the mean and deviation of all "
-            "sites are not known. Set workload.data.mean and workload.data.std, one value per channel"
+            f"site {silent!r} reports no sums of its data (n, sum and squares), so the mean and deviation of all "
+            "sites are unknown. Set workload.data.mean and workload.data.std, one value per channel"
         )
     known = [sums for sums in told if isinstance(sums, dict)]
     wide = next((i for i, sums in enumerate(known) if len(sums["sum"]) != len(known[0]["sum"])), None)

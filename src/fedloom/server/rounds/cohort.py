@@ -90,5 +90,5 @@ def without_examples(round: OpenRound) -> str:
     more = f" and {len(cohort) - _SHOWN} more" if len(cohort) > _SHOWN else ""
     return (
         f"round {round.number}: none of its clients ({', '.join(map(str, cohort[:_SHOWN]))}{more}) has an example, "
-        'so the model stays as it is. Set a larger cohort, or workload.partition.empty = "move"'
+        'so the model is unchanged. Set a larger cohort, or workload.partition.empty = "move"'
     )

@@ -62,7 +62,7 @@ class LongWaits:
 
     def _over(self) -> None:
         if self._said:
-            self._emit(Notice(run_id=self._run_id, message="the clients waited for have returned", waits_for=""))
+            self._emit(Notice(run_id=self._run_id, message="the clients waited for have answered", waits_for=""))
         self._said, self._next_s = False, FIRST_S
 
     def _text(self, opened: OpenExchange, slow: Mapping[int, Holding], now: float) -> str:

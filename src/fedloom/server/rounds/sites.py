@@ -263,7 +263,7 @@ class Sites(Clients):
     def _away(self, online: Iterable[int]) -> str:
         """Return which sites that were connected are not, in words."""
         away = sorted({self._sites[client].name for client in online} - {*map(self._name, self._connected())})
-        return f"the sites of the run are not all back ({_some(away)})" if away else ""
+        return f"not all sites of the run have reconnected (missing: {_some(away)})" if away else ""
 
     def _name(self, client: int) -> str:
         return self._sites[client].name
@@ -282,7 +282,7 @@ class Sites(Clients):
             return ""
         labels = "".join(f" with {key}={value}" for key, value in sorted(self._experiment.fleet.labels.items()))
         connected = _some(usable) or "none"
-        return f"{least} sites{labels} are wanted (round.min_sites) (connected: {connected}{self._of_refused()})"
+        return f"{least} sites{labels} are needed (round.min_sites) (connected: {connected}{self._of_refused()})"
 
     def _usable(self) -> list[str]:
         return [*map(self._name, self._connected()), *(one.name for one in self._candidates())]

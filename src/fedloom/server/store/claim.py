@@ -29,7 +29,7 @@ def claimed(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
             raise RunExists(
-                f"another process is at work in the run folder {folder}; only one can be. Wait until it ends, or stop "
+                f"another process uses the run folder {folder}; only one can. Wait until it ends, or stop "
                 "it (Ctrl-C, or `fedloom stop` for a run of a server), then resume"
             ) from exc
         except OSError as exc:

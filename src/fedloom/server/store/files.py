@@ -42,7 +42,7 @@ def full_disk(where: Path) -> Iterator[None]:
             ) from exc
         if exc.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO, errno.ESTALE):
             raise StorageFull(
-                f"cannot write to {where}: {exc.strerror}. Everything saved before is intact. Make the folder one that "
-                "can be written, or choose another one for a new run with --out"
+                f"cannot write to {where}: {exc.strerror}. Everything saved before is intact. Make the folder "
+                "writable, or choose another one for a new run with --out"
             ) from exc
         raise

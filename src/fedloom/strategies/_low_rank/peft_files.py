@@ -165,7 +165,7 @@ def _sorted_out(
     missing += [name for name in head if name not in beside] if beside else []
     if odd or missing:
         raise ConfigError(
-            f"{folder}: the adapter does not fit the {len(layers)} modules that are to carry one: {_few(missing)} "
+            f"{folder}: the adapter does not fit the {len(layers)} modules that should have one: {_few(missing)} "
             f"missing, {_few(odd)} left over. Nothing was loaded"
         )
     for name, layer in layers.items():

@@ -80,7 +80,7 @@ def unmet_dependencies(manifest: Manifest) -> list[str]:
         try:
             wanted = Requirement(text)
         except InvalidRequirement:
-            unmet.append(f"{text!r} is no requirement that can be read")
+            unmet.append(f"{text!r} cannot be parsed as a requirement")
             continue
         if wanted.marker is not None and not wanted.marker.evaluate():
             continue
@@ -129,7 +129,7 @@ def load_component(folder: Path, component: str, key: str) -> object:
         ) from exc
     for part in (module, found):
         if not _is_inside(part, home):
-            raise ConfigError(f"{key} = {component!r}: that is not the app's own, but of {_home_of(part)!r}")
+            raise ConfigError(f"{key} = {component!r}: this is not the app's own, but that of {_home_of(part)!r}")
     return found
 
 

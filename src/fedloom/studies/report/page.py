@@ -16,7 +16,13 @@ from fedloom.studies.report.tables import interval, numbers_text, rounds_text
 from fedloom.studies.results import ArmResult, ScenarioResult, StudyResult
 from fedloom.studies.statistics import FEW, what_seeds_show
 
-_PILL = {"held": "done", "not held": "failed", "undecided": "unfinished", "not measured": "unfinished", "reported": ""}
+_PILL = {
+    "supported": "done",
+    "not supported": "failed",
+    "undecided": "unfinished",
+    "not measured": "unfinished",
+    "reported": "",
+}
 """Class of the status mark for each outcome of a claim."""
 
 
@@ -96,11 +102,11 @@ def _claims(result: StudyResult) -> Markup | None:
     head = ("claim", "arm, scenario", "result")
     shown = table(head, rows, caption="Claims and results", text=3)
     note = (
-        "A claim is held if the whole interval lies within its bounds, not held if none of it does, undecided "
-        "otherwise. “Reported” claims set no bound; “earlier” is the result of a smaller study. Brackets are 95 % "
+        "A claim is supported if the whole interval lies within its bounds, not supported if none of it does, else "
+        "undecided. “Reported” claims set no bound; “earlier” is the result of a smaller study. Brackets are 95 % "
         "intervals over seeds: Student's t for means, order statistics for medians; those of final accuracies include "
-        "the sampling error of the held-out examples where runs say which they get right. p is a one-sided Wilcoxon "
-        "test's, of primary claims only, after Holm's correction. "
+        "the sampling error of the held-out examples if runs record which are classified correctly. p is a one-sided "
+        "Wilcoxon test's, of primary claims only, after Holm's correction. "
         f"{what_seeds_show(result.definition.seeds.count) if result.definition.seeds.count <= FEW else ''}"
     )
     return section("Claims", shown, tag("p", note, class_="note"))

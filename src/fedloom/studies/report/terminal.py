@@ -13,7 +13,13 @@ from fedloom.reporting.quantities import seconds_text
 from fedloom.studies.report.tables import Column, interval, numbers_text, result_columns, rows
 from fedloom.studies.results import ScenarioResult, StudyResult
 
-_STYLES = {"held": "green", "not held": "red", "undecided": "yellow", "not measured": "yellow", "reported": ""}
+_STYLES = {
+    "supported": "green",
+    "not supported": "red",
+    "undecided": "yellow",
+    "not measured": "yellow",
+    "reported": "",
+}
 
 
 def print_study(console: Console, result: StudyResult, page: Path) -> None:

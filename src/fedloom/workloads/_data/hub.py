@@ -104,7 +104,7 @@ def _load(settings: HubData) -> JsonObject:
         elif _is_local(settings.dataset):
             files = [(name, str(file)) for name, file in files_below(path, (".parquet",))]
             if not files:
-                raise DataMissing(f"{path}: neither written by save_to_disk, nor does it hold Parquet files")
+                raise DataMissing(f"{path}: found neither a data set written by save_to_disk nor Parquet files")
             loaded = datasets.DatasetDict(
                 {name: datasets.Dataset.from_parquet(paths) for name, paths in _by_split(files, settings).items()}
             )
@@ -135,7 +135,7 @@ def _by_split(files: list[tuple[str, str]], settings: HubData) -> dict[str, list
     unsaid = splits.pop("", [])
     if unsaid and settings.train_split in splits:
         raise DataMissing(
-            f"{settings.dataset}: {Path(unsaid[0]).name} says no split, while others say {settings.train_split!r}. Put "
+            f"{settings.dataset}: {Path(unsaid[0]).name} names no split, others name {settings.train_split!r}. Put "
             f"the words {settings.train_split!r}, {settings.test_split!r} or 'validation' into the names of all files"
         )
     return {settings.train_split: unsaid, **splits} if unsaid else splits

@@ -97,7 +97,7 @@ def partition(
     if clients > len(labels):
         raise ConfigError(
             f"clients: {clients} clients cannot share {len(labels)} training examples, client {len(labels)} would "
-            f"hold none. Set clients to at most {len(labels)}, or take a larger data set"
+            f"have none. Set clients to at most {len(labels)}, or take a larger data set"
         )
     key = cache.digest_of([_FORMAT, data_sha256, settings.model_dump(mode="json"), clients, seed])
 
@@ -146,8 +146,8 @@ def _from_flower(
     except ValueError as exc:
         given = {name: value for name, value in settings.model_dump().items() if name != "scheme"}
         raise ConfigError(
-            f"workload.partition: scheme {settings.scheme!r} with {given} cannot deal "
-            f"{len(labels) if rows is None else len(rows)} examples to "
+            f"workload.partition: scheme {settings.scheme!r} with {given} cannot partition "
+            f"{len(labels) if rows is None else len(rows)} examples among "
             f'{clients} clients so that each has one: {exc} Set fewer clients, or scheme = "iid"'
         ) from exc
 
@@ -271,7 +271,7 @@ def _natural(settings: Natural, labels: Rows, groups: Rows | None, clients: int,
     if clients > len(values):
         raise ConfigError(
             f"workload.partition: scheme 'natural' finds {len(values)} groups, too few for {clients} clients: client "
-            f"{len(values)} would hold nothing. Set clients = {len(values)}"
+            f"{len(values)} would have no examples. Set clients = {len(values)}"
         )
     return [np.flatnonzero(np.isin(groups, values[client::clients])) for client in range(clients)]
 

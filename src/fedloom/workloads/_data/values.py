@@ -63,6 +63,6 @@ def unsaid(what: str, values: Array) -> str:
     """Return the message that values do not determine white, with the setting to use."""
     low, high = (float(edge) for edge in (values.min(), values.max())) if values.size else (0.0, 1.0)
     return (
-        f"{what} values from {low:g} to {high:g} do not say what black and white are. Set workload.data.value_range, "
+        f"{what} values from {low:g} to {high:g} do not determine black and white. Set workload.data.value_range, "
         f"such as [{min(low, 0.0):g}, {high:g}], the same for every site"
     )

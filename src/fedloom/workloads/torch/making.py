@@ -230,4 +230,4 @@ def _notes(task: Task, given: bool, targets: Tensor | None, *, own_loss: bool) -
         f"{'whole numbers' if not targets.is_floating_point() else 'numbers'}, {tuple(targets.shape)[1:] or 'one each'}"
     )
     loss = f", trained by {LOSS[task]}" if not own_loss else ""
-    return (f"inferred {task}{loss} (targets: {kind}); task=… says otherwise",)
+    return (f"inferred {task}{loss} (targets: {kind}); set task=… for another one",)
