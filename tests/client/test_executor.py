@@ -55,7 +55,7 @@ def test_a_bad_client_leaves_exactly_the_sum_of_the_others(kind: str) -> None:
     assert [report.client for report in bad.reports] == [1, 2, 4]
     (failure,) = bad.failures
     assert (failure.client, failure.round, failure.node) == (3, 1, "n")
-    stages = {"fail_clients": "train", "wide_clients": "outgoing", "nan_clients": "fold"}
+    stages = {"fail_clients": "train", "wide_clients": "outgoing", "nan_clients": "aggregate"}
     assert failure.stage == stages[kind]
     assert failure.traceback and failure.seconds > 0 and failure.bytes_down == 100
 

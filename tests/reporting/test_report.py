@@ -228,7 +228,7 @@ def test_one_cause_of_several_clients_and_rounds_is_one_row(runs: Any) -> None:
     def failure(client: int, round: int) -> ClientFailure:
         where = f"client {client}, round {round}: " if client % 2 else f"client {client}: "
         error, message = "fedloom.core.errors.BadUpdate", f"{where}array 'w' is not finite"
-        return ClientFailure(client=client, round=round, stage="fold", error=error, message=message, node="lab-1")
+        return ClientFailure(client=client, round=round, stage="aggregate", error=error, message=message, node="lab-1")
 
     lost = {round: [failure(client, round) for client in (3, 4)] for round in (1, 2)}
     records = [runs.round(round, [3, 4, 5], failures=lost[round]) for round in (1, 2)]
@@ -236,5 +236,5 @@ def test_one_cause_of_several_clients_and_rounds_is_one_row(runs: Any) -> None:
     row = '<th scope="row">BadUpdate: array &#x27;w&#x27; is not finite</th><td>fold</td><td>3, 4</td><td>1, 2</td>'
     assert page.count(row) == 1
     assert lost_line(lost[1][0]) == (
-        "client 3 failed in round 1, stage fold on lab-1: BadUpdate: array 'w' is not finite"
+        "client 3 failed in round 1, stage aggregate on lab-1: BadUpdate: array 'w' is not finite"
     )

@@ -66,7 +66,7 @@ class TestQuorum:
     @pytest.mark.parametrize(
         ("kind", "stage", "words", "advice"),
         [
-            ("nan_clients", "fold", "not finite", "try a smaller learning rate"),
+            ("nan_clients", "aggregate", "not finite", "try a smaller learning rate"),
             ("wide_clients", "outgoing", "has shape (6,)", "check what `train` returns"),
         ],
     )

@@ -22,7 +22,7 @@ KINDS = {
     "exit_clients": ("train", "SystemExit"),
     "wide_clients": ("outgoing", "fedloom.core.errors.BadUpdate"),
     "wrong_dtype_clients": ("outgoing", "fedloom.core.errors.BadUpdate"),
-    "nan_clients": ("fold", "fedloom.core.errors.BadUpdate"),
+    "nan_clients": ("aggregate", "fedloom.core.errors.BadUpdate"),
 }
 """Stage and error of each fault."""
 
@@ -110,7 +110,7 @@ def test_a_sum_that_fits_no_other_is_its_clients_failure(linear: Make, tmp_path:
 
     result = run("wide_clients", 0.5)
     (failure,) = result.history[0].failures
-    assert (failure.client, failure.stage) == (last, "fold") and "two partial sums differ in" in failure.message
+    assert (failure.client, failure.stage) == (last, "aggregate") and "two partial sums differ in" in failure.message
     assert result.summary.model_sha256 == run("fail_clients", 0.5).summary.model_sha256
     with pytest.raises(BadUpdate, match="round 1, node 'inline': two partial sums differ"):
         run("wide_clients", 1.0)

@@ -26,7 +26,7 @@ class Pass:
     """The results of a pass so far."""
 
     stage: str = "load"
-    """The current stage of the group as a whole: `load` its rules and accumulator, `fold`, `send` the sum."""
+    """The current stage of the group as a whole: `load` its rules and accumulator, `aggregate`, `send` the sum."""
     accumulator: Accumulator = field(default_factory=lambda: BUILTIN["metrics"]())
     reports: list[ClientReport] = field(default_factory=list)
     failures: list[ClientFailure] = field(default_factory=list)
@@ -68,7 +68,7 @@ class GroupPass:
             PoisonedSum: an update that cannot be added was found only when the sum had part of it.
             ServerUnreachable, InputsGone, PolicyRefused: the group is not to be done now.
         """
-        made.stage = "fold"
+        made.stage = "aggregate"
         self._program.run(turns)
         for turn in turns:
             if turn.job.client in excluded:
@@ -96,7 +96,7 @@ class GroupPass:
 
     def _add(self, turn: Turn, done: Done, report: ClientReport, made: Pass, begin: float) -> None:
         """Add an update to the sum, and store the client's state and report."""
-        client, stage = turn.job.client, "fold"
+        client, stage = turn.job.client, "aggregate"
         try:
             if turn.job.kind.partition(".")[0] not in _WEIGHED or report.has_update:
                 made.accumulator.add(done.update, _weight(turn, done), client)

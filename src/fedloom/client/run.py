@@ -149,8 +149,8 @@ class Run:
         if self._guard is None:
             return info
         allowed = self._guard.workload_policy(self.experiment.workload.name)
-        told = disclosed(info, () if allowed is None else allowed.classes, self._spec.run_id)
-        return self._guard.policy.withhold.described(told)
+        shown = disclosed(info, () if allowed is None else allowed.classes, self._spec.run_id)
+        return self._guard.policy.withhold.described(shown)
 
     def filtered(self, update: Update, model: Callable[[], Arrays | None]) -> Update:
         """Return an update as the node's policy lets it leave.

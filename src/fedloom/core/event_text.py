@@ -62,6 +62,6 @@ def _line(text: str, level: Literal["info", "warning"] = "info", **about: str | 
 
 def _round_text(record: RoundRecord) -> str:
     """Return a one-line summary of a round."""
-    asked, lost = len(record.cohort), len(record.failures)
+    sampled, lost = len(record.cohort), len(record.failures)
     values = "".join(f", {name} {value:.4g}" for name, value in sorted((record.evaluation or {}).items()))
-    return f"round finished in {record.timing.total_s:.3g} s, {asked} sampled, {lost} failed{values}"
+    return f"round finished in {record.timing.total_s:.3g} s, {sampled} sampled, {lost} failed{values}"

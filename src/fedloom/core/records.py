@@ -218,7 +218,7 @@ class ClientFailure:
     client: int
     round: int
     stage: str
-    """Stage: `load`, `inputs`, `shard`, `train` (or another kind of job), `outgoing`, `fold`, `send`;
+    """Stage: `load`, `inputs`, `shard`, `train` (or another kind of job), `outgoing`, `aggregate`, `send`;
     `worker` if its process died, `deadline` if time ran out."""
     error: str
     """Exception type, dotted unless it is a builtin."""

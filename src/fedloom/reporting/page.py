@@ -40,7 +40,7 @@ def facts(rows: dict[str, Content], caption: str) -> Markup:
     return tag("div", tag("h3", caption), tag("dl", pairs, class_="facts"))
 
 
-def folded(title: str, *body: Content) -> Markup:
+def collapsible(title: str, *body: Content) -> Markup:
     """Return long content, collapsed until opened."""
     return tag("details", tag("summary", title), *body)
 

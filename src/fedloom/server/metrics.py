@@ -28,7 +28,7 @@ OTHER = "other"
 """Label of what is in no list: what nodes say must not make series."""
 STAGES = frozenset((
     "load", "shard", "inputs", "init", "train", "collect", "evaluate", "monitor", "measure", "statistics", "outgoing",
-    "fold", "send", "policy", "deadline", "worker",
+    "aggregate", "send", "policy", "deadline", "worker",
 ))  # fmt: skip
 REFUSALS = frozenset((
     "workload", "code", "data", "helpers", "bytes", "hours", "hook", "failure", "result", "settings", "submitter",

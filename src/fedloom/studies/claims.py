@@ -46,24 +46,24 @@ class Verdict:
 
 def judge(definition: Definition, scenarios: Mapping[str, Estimates]) -> tuple[Verdict, ...]:
     """Judge every claim in every scenario it is about."""
-    asked = [
+    found_claims = [
         (claim, name, scenarios.get(name, {}).get(claim.subject, {}))
         for claim in definition.claims
         for name in (claim.scenarios or tuple(definition.conditions))
     ]
-    corrected = _corrected([(claim, found) for claim, _, found in asked])
-    return tuple(_verdict(*each, p) for each, p in zip(asked, corrected, strict=True))
+    corrected = _corrected([(claim, found) for claim, _, found in found_claims])
+    return tuple(_verdict(*each, p) for each, p in zip(found_claims, corrected, strict=True))
 
 
-def _corrected(asked: Sequence[tuple[Claim, Mapping[str, Estimate]]]) -> list[dict[str, float]]:
+def _corrected(found_claims: Sequence[tuple[Claim, Mapping[str, Estimate]]]) -> list[dict[str, float]]:
     """Return the p-values of each claim in each scenario, corrected over all of the study that were measured."""
     places = [
         (index, check.of, p)
-        for index, (claim, found) in enumerate(asked)
+        for index, (claim, found) in enumerate(found_claims)
         for check in claim.checks
         if check.is_p and (p := _p(check, found)) is not None
     ]
-    made: list[dict[str, float]] = [{} for _ in asked]
+    made: list[dict[str, float]] = [{} for _ in found_claims]
     for (index, of, _), p in zip(places, holm([p for _, _, p in places]), strict=True):
         made[index][of] = p
     return made

@@ -251,9 +251,9 @@ class ChannelConformance:
         with self._rig() as rig:
             hand = rig.hand_with_work()
             for value in range(20):
-                spoilt = RunningMean(hand.lease)
-                spoilt.add(Update(num_examples=1, groups={MODEL: {"w": np.full(60_000, 9, np.float32)}}), 1.0, 0)
-                del spoilt
+                unusable = RunningMean(hand.lease)
+                unusable.add(Update(num_examples=1, groups={MODEL: {"w": np.full(60_000, 9, np.float32)}}), 1.0, 0)
+                del unusable
                 record = Record({MODEL: {"w": np.full(60_000, value, np.float32)}})
                 taken = rig.server.payloads.take("hand", hand.store(record))
                 assert_same_record(taken, record)
@@ -262,11 +262,11 @@ class ChannelConformance:
         """Check that a run's experiment is sent again when the agent reports it missing."""
         with self._rig() as rig:
             hand = rig.hand()
-            run = run_spec("told-again")
+            run = run_spec("sent-again")
             with open_exchange(rig.server.coordinator, planned_groups(1.0), run=run):
-                hand.take(RunSpec, run_id="told-again")
+                hand.take(RunSpec, run_id="sent-again")
                 hand.take(Group)
                 hand.got.clear()
-                key = GroupKey("told-again", 1, 0, 0)
-                hand.channel.send(Heartbeat(groups=(key,), missing_runs=("told-again",)))
-                hand.take(RunSpec, run_id="told-again")
+                key = GroupKey("sent-again", 1, 0, 0)
+                hand.channel.send(Heartbeat(groups=(key,), missing_runs=("sent-again",)))
+                hand.take(RunSpec, run_id="sent-again")

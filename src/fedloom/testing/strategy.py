@@ -63,9 +63,9 @@ class StrategyConformance:
         for round, state in enumerate(federation.run(len(COHORTS) - 1), 1):
             exchange = federation.strategy.plan(state, federation.context(round))
             assert exchange is not None, f"plan returned None in round {round} of {len(COHORTS)}"
-            asked = {job.client for job in exchange.jobs}
-            assert asked == set(COHORTS[round - 1]), (
-                f"round {round} has jobs {asked}, its cohort is {COHORTS[round - 1]}"
+            trained = {job.client for job in exchange.jobs}
+            assert trained == set(COHORTS[round - 1]), (
+                f"round {round} has jobs {trained}, its cohort is {COHORTS[round - 1]}"
             )
             assert all(job.round == round for job in exchange.jobs), f"a job of round {round} has another round"
             lacking = {name for job in exchange.jobs for name in job.inputs if name not in exchange.inputs}

@@ -7,7 +7,7 @@ from collections import defaultdict
 from fedloom.core.records import ClientFailure
 from fedloom.reporting.lines import cause
 from fedloom.reporting.markup import Markup, printable, table, tag
-from fedloom.reporting.page import folded, section
+from fedloom.reporting.page import collapsible, section
 from fedloom.reporting.quantities import bytes_text
 from fedloom.reporting.run_folder import RunFolder
 
@@ -42,7 +42,7 @@ def _found(ranked: list[tuple[tuple[str, str, str], list[ClientFailure]]]) -> li
         )
     ]
     examples = [
-        folded(f"{error} in {stage}: one of {len(found):,}", tag("pre", printable(_described(found[0]))))
+        collapsible(f"{error} in {stage}: one of {len(found):,}", tag("pre", printable(_described(found[0]))))
         for (stage, error, _), found in ranked[:_MOST_CAUSES]
     ]
     if len(ranked) > _MOST_CAUSES:
@@ -64,7 +64,11 @@ def _none(run: RunFolder) -> Markup:
 
 def _notices(run: RunFolder) -> Markup | None:
     said = [str(event.get("message", "")) for event in run.events if event.get("event") == "Notice"]
-    return folded(f"Notices of the run ({len(said)})", tag("ul", [tag("li", each) for each in said])) if said else None
+    return (
+        collapsible(f"Notices of the run ({len(said)})", tag("ul", [tag("li", each) for each in said]))
+        if said
+        else None
+    )
 
 
 def _named(numbers: set[int]) -> str:

@@ -8,7 +8,7 @@ from fedloom.reporting.axes import bins
 from fedloom.reporting.charts import Series, line_chart
 from fedloom.reporting.curves import HELD_OUT, Curve, curves, metric_names
 from fedloom.reporting.markup import Content, Markup, table, tag
-from fedloom.reporting.page import folded, section
+from fedloom.reporting.page import collapsible, section
 from fedloom.reporting.quantities import byte_unit, bytes_text, metric_text, seconds_text
 from fedloom.reporting.run_folder import RunFolder
 
@@ -32,7 +32,7 @@ def learning(run: RunFolder) -> Markup:
         ),
         tag("div", charts, class_="charts") if charts else tag("p", "The run measured nothing.", class_="empty"),
         tag("p", f"Not drawn, but in rounds.jsonl: {', '.join(left_out)}.", class_="note") if left_out else None,
-        folded("Round by round", _rounds(run, names)),
+        collapsible("Round by round", _rounds(run, names)),
     )
 
 

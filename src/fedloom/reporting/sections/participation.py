@@ -22,7 +22,7 @@ _MOST_COLUMNS = 180
 class Participation:
     """Counts of samplings and of missing updates, clients binned into rows and rounds into columns."""
 
-    asked: npt.NDArray[np.float64]
+    sampled: npt.NDArray[np.float64]
     """Shape (rows, columns)."""
     lost: npt.NDArray[np.float64]
     """Shape (rows, columns)."""
@@ -37,18 +37,18 @@ def participation(run: RunFolder) -> Markup:
     counted = count(run)
     spoken = _words(run, counted.times)
     first, last = run.rounds[0].round, run.rounds[-1].round
-    clients, rows = run.population, counted.asked.shape[0]
+    clients, rows = run.population, counted.sampled.shape[0]
     picture = grid_picture(
         "Selected clients by round",
-        counted.asked / max(counted.asked.max(), 1.0),
+        counted.sampled / max(counted.sampled.max(), 1.0),
         spoken=f"Clients by rounds. {spoken}",
         x_label="round",
         x=Range(low=first - 0.5, high=last + 0.5),
         y=Range(low=clients - 0.5, high=-0.5),  # client 0 on top
         y_names=_client_ticks(clients),
-        marked=counted.lost / np.maximum(counted.asked, 1.0),
+        marked=counted.lost / np.maximum(counted.sampled, 1.0),
         legend=[("selected", 0), ("selected, update missing", 4)] if counted.lost.any() else (),
-        note=_binning(clients, rows, last - first + 1, counted.asked.shape[1]),
+        note=_binning(clients, rows, last - first + 1, counted.sampled.shape[1]),
     )
     return section("Participation", tag("p", spoken), tag("div", picture, class_="charts"))
 
@@ -59,17 +59,17 @@ def count(run: RunFolder) -> Participation:
     clients = max(run.population, 1 + max((client for r in run.rounds for client in r.cohort), default=0))
     row_of = _bin_of(clients, _MOST_ROWS)
     column_of = _bin_of(last - first + 1, _MOST_COLUMNS)
-    asked = np.zeros((row_of[-1] + 1, column_of[-1] + 1))
-    lost = np.zeros_like(asked)
+    sampled = np.zeros((row_of[-1] + 1, column_of[-1] + 1))
+    lost = np.zeros_like(sampled)
     times = np.zeros(clients, np.int64)
     for record in run.rounds:
         column = column_of[record.round - first]
         cohort = np.asarray(record.cohort, np.int64)
-        np.add.at(asked[:, column], row_of[cohort], 1.0)
+        np.add.at(sampled[:, column], row_of[cohort], 1.0)
         np.add.at(times, cohort, 1)
         missing = np.asarray(sorted({failure.client for failure in record.failures} & set(record.cohort)), np.int64)
         np.add.at(lost[:, column], row_of[missing], 1.0)
-    return Participation(asked, lost, times)
+    return Participation(sampled, lost, times)
 
 
 def _bin_of(length: int, most: int) -> npt.NDArray[np.int64]:

@@ -74,9 +74,9 @@ class Hics(Selection[Layers]):
         return tuple(int(client) for client in able[self._clustered(state, roster, able, size, rng)])
 
     def observe(self, state: Layers, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> Layers:
-        telling = [report for report in reports if "weights" in report.info]
-        if telling:
-            state = self._learn(state, telling)
+        with_layer = [report for report in reports if "weights" in report.info]
+        if with_layer:
+            state = self._learn(state, with_layer)
         return replace(state, round=state.round + 1)
 
     def grow(self, state: Layers, roster: Roster) -> Layers:
@@ -102,17 +102,17 @@ class Hics(Selection[Layers]):
         sizes = np.asarray(roster.sizes, np.float64)[able] if len(roster.sizes) else np.ones(len(able))
         return draw_by_weight(tree, sizes / sizes.sum() if sizes.any() else np.ones(len(able)) / len(able), size, rng)
 
-    def _learn(self, state: Layers, telling: Sequence[ClientReport]) -> Layers:
+    def _learn(self, state: Layers, with_layer: Sequence[ClientReport]) -> Layers:
         """Return the state with the reported changes, without those that are not finite or of another shape."""
-        weights = vectors(telling, "weights", "hics", state.weights.shape[1] or None)
-        bias = vectors(telling, "bias", "hics", state.bias.shape[1] if state.classes else None)
-        named = numbers(telling, "classes", "hics")
+        weights = vectors(with_layer, "weights", "hics", state.weights.shape[1] or None)
+        bias = vectors(with_layer, "bias", "hics", state.bias.shape[1] if state.classes else None)
+        named = numbers(with_layer, "classes", "hics")
         whole = named[np.isfinite(named) & (named >= 1)]
         classes = state.classes or (int(whole[0]) if len(whole) else 0)
         if not classes or not weights.shape[1] or weights.shape[1] % classes:
             return state
         sane = np.isfinite(weights).all(axis=1) & np.isfinite(bias).all(axis=1) & (named == classes)
-        clients = np.array([report.client for report in telling])
+        clients = np.array([report.client for report in with_layer])
         if not self._config.refresh:
             sane &= ~state.known[clients]
         wide = state if state.classes else _widened(state, weights.shape[1], bias.shape[1], classes)

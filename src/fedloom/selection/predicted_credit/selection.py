@@ -163,15 +163,15 @@ class PredictedCredit(Selection[Memory]):
 
     def _learn(self, state: Memory, reports: Sequence[ClientReport]) -> Memory:
         """Return the state updated by reports about the model of the round after `state.round`."""
-        telling = [report for report in reports if "gain" in report.info]
-        if not telling:
+        with_gain = [report for report in reports if "gain" in report.info]
+        if not with_gain:
             return state
-        reported = vectors(telling, "gain", "predicted_credit", state.gains.shape[1] or None)
+        reported = vectors(with_gain, "gain", "predicted_credit", state.gains.shape[1] or None)
         sane = rules.possible(reported)
         gains = state.gains if state.gains.shape[1] else np.full((len(state.reported), reported.shape[1]), np.nan)
-        clients = np.array([report.client for report in telling])
+        clients = np.array([report.client for report in with_gain])
         gains, sizes, at = gains.copy(), state.examples.copy(), state.reported.copy()
-        gains[clients[sane]], sizes[clients[sane]] = reported[sane], examples(telling)[sane]
+        gains[clients[sane]], sizes[clients[sane]] = reported[sane], examples(with_gain)[sane]
         at[clients[sane]] = state.round + 1
         flagged = dict(state.flagged)
         for client in clients[~sane].tolist():

@@ -15,12 +15,12 @@ WAIT_S = 5.0
 """Seconds to wait for all verdicts; a node at work replies after its current group."""
 SETTLED_S = 1.0
 """Seconds after which one node that would do the run is enough."""
-MAX_ASKED = 256
+MAX_NODES = 256
 """Limit of nodes queried about one run; further connected ones count as willing."""
 
 
 @dataclass
-class _Asked:
+class _OpenInquiry:
     nodes: frozenset[str]
     verdicts: dict[str, Verdict] = field(default_factory=dict)
 
@@ -35,7 +35,7 @@ class Inquiries:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._changed = threading.Condition()
-        self._open: dict[str, _Asked] = {}
+        self._open: dict[str, _OpenInquiry] = {}
 
     def ask(self, spec: RunSpec, mailboxes: Mapping[str, Mailbox]) -> dict[str, Verdict]:
         """Return the verdicts of nodes on a run; those that have not replied in time are missing.
@@ -44,26 +44,26 @@ class Inquiries:
             spec: the run.
             mailboxes: of the nodes, by name.
         """
-        asked = _Asked(frozenset(list(mailboxes)[:MAX_ASKED]))
+        pending = _OpenInquiry(frozenset(list(mailboxes)[:MAX_NODES]))
         inquiry = Inquiry(id=secrets.token_hex(8), spec=spec)
         with self._changed:
-            self._open[inquiry.id] = asked
-            for name in asked.nodes:
+            self._open[inquiry.id] = pending
+            for name in pending.nodes:
                 mailboxes[name].put(inquiry)
-            self._clock.wait_for(self._changed, lambda: _settled(asked), SETTLED_S)
-            if not any(not verdict.kind for verdict in asked.verdicts.values()):
-                self._clock.wait_for(self._changed, lambda: _settled(asked), WAIT_S - SETTLED_S)
+            self._clock.wait_for(self._changed, lambda: _settled(pending), SETTLED_S)
+            if not any(not verdict.kind for verdict in pending.verdicts.values()):
+                self._clock.wait_for(self._changed, lambda: _settled(pending), WAIT_S - SETTLED_S)
             del self._open[inquiry.id]
-            return dict(asked.verdicts)
+            return dict(pending.verdicts)
 
     def answer(self, node: str, verdict: Verdict) -> None:
         """Add a node's verdict; one that was not requested, or is late, is dropped."""
         with self._changed:
-            asked = self._open.get(verdict.id)
-            if asked is not None and node in asked.nodes:
-                asked.verdicts.setdefault(node, verdict)
+            pending = self._open.get(verdict.id)
+            if pending is not None and node in pending.nodes:
+                pending.verdicts.setdefault(node, verdict)
                 self._changed.notify_all()
 
 
-def _settled(asked: _Asked) -> bool:
-    return len(asked.verdicts) == len(asked.nodes)
+def _settled(pending: _OpenInquiry) -> bool:
+    return len(pending.verdicts) == len(pending.nodes)

@@ -124,10 +124,10 @@ class PlannedGroup:
         Raises:
             BadMessage: clients are missing, repeated or others; a state is not allowed; or the sum is missing.
         """
-        asked = sorted(job.client for job in self.jobs)
+        assigned = sorted(job.client for job in self.jobs)
         found = sorted([report.client for report in result.reports] + [failure.client for failure in result.failures])
-        if asked != found:
-            raise BadMessage(f"group {result.key}: expected clients {asked}, the result has {found}")
+        if assigned != found:
+            raise BadMessage(f"group {result.key}: expected clients {assigned}, the result has {found}")
         strangers = sorted(set(result.states) - {report.client for report in result.reports})
         if strangers:
             raise BadMessage(f"group {result.key}: states of clients {strangers}, which have not reported")

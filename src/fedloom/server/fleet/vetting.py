@@ -84,8 +84,8 @@ def summed_part(result: GroupResult, jobs: Sequence[Job]) -> GroupResult:
     """Return a result with the reports of those clients alone that its sum has an update of."""
     if all(report.has_update for report in result.reports):
         return result
-    asked = {job.client for job in jobs if job.kind.partition(".")[0] in WEIGHED}
-    reports = tuple(each for each in result.reports if each.has_update or each.client not in asked)
+    weighed = {job.client for job in jobs if job.kind.partition(".")[0] in WEIGHED}
+    reports = tuple(each for each in result.reports if each.has_update or each.client not in weighed)
     return replace(result, reports=reports)
 
 

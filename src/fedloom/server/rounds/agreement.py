@@ -119,8 +119,8 @@ def _check_classes(sites: Sequence[Described], run_id: str) -> None:
 
 def _classes_digest(site: Described, run_id: str) -> object:
     schema = site.info.data.get("schema")
-    told = schema if isinstance(schema, Mapping) else data_schema(site.info.data, run_id)
-    return told.get("classes")
+    found = schema if isinstance(schema, Mapping) else data_schema(site.info.data, run_id)
+    return found.get("classes")
 
 
 def _union(sites: Sequence[Described]) -> list[str]:
@@ -147,16 +147,16 @@ def _as_table(value: object) -> Mapping[str, object]:
 
 def _moments(experiment: Experiment, sites: Sequence[Described]) -> list[str]:
     """Return the mean and deviation of all sites' data together, from each one's sums."""
-    told = [site.info.data.get(SUMS) for site in sites]
-    if all(sums is None for sums in told):
+    reported = [site.info.data.get(SUMS) for site in sites]
+    if all(sums is None for sums in reported):
         return []
-    silent = next((site.name for site, sums in zip(sites, told, strict=True) if not _are_sums(sums)), None)
+    silent = next((site.name for site, sums in zip(sites, reported, strict=True) if not _are_sums(sums)), None)
     if silent is not None:
         raise DataDiffers(
             f"site {silent!r} reports no sums of its data (n, sum and squares), so the mean and deviation of all "
             "sites are unknown. Set workload.data.mean and workload.data.std, one value per channel"
         )
-    known = [sums for sums in told if isinstance(sums, dict)]
+    known = [sums for sums in reported if isinstance(sums, dict)]
     wide = next((i for i, sums in enumerate(known) if len(sums["sum"]) != len(known[0]["sum"])), None)
     if wide is not None:
         raise DataDiffers(

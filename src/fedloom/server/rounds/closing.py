@@ -112,7 +112,7 @@ class Closing:
             ClientFailure(
                 client=report.client,
                 round=self._round,
-                stage="fold",
+                stage="aggregate",
                 error=f"{BadUpdate.__module__}.{BadUpdate.__name__}",
                 message=str(reason),
                 node=answer.node,

@@ -112,13 +112,13 @@ def run_info(info: WorkloadInfo, sites: Sequence[SiteLine]) -> WorkloadInfo:
     roster = roster_of(sites, ())
     return replace(
         info,
-        data={**named, **shared, **summed, "sites": [_told(site, shared) for site in sites]},
+        data={**named, **shared, **summed, "sites": [_own_facts(site, shared) for site in sites]},
         client_sizes=roster.sizes,
         label_counts=roster.label_counts,
     )
 
 
-def _told(site: SiteLine, shared: Info) -> JsonObject:
+def _own_facts(site: SiteLine, shared: Info) -> JsonObject:
     """Return what is a site's own."""
     own = {key: value for key, value in site.data.items() if key not in shared and key != SUMS}
     return {"client": site.client, "site": site.name, **own}

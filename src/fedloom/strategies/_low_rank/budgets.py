@@ -135,8 +135,8 @@ def read(rounds: Sequence[RoundRecord], full: int) -> Budgets:
 
 def _budget(record: RoundRecord, full: int) -> Budget:
     reported: Info = record.info
-    traffic, asked = record.traffic, len(record.cohort)
-    answered = asked - len({failure.client for failure in record.failures} & set(record.cohort))
+    traffic, sampled = record.traffic, len(record.cohort)
+    answered = sampled - len({failure.client for failure in record.failures} & set(record.cohort))
     error = reported.get("aggregation_error")
     return Budget(
         round=record.round,
@@ -146,9 +146,9 @@ def _budget(record: RoundRecord, full: int) -> Budget:
         base=int(reported.get("params_base", 0)),
         drift=drift(record),
         up=Saving(traffic.params_up, answered * full),
-        down=Saving(traffic.params_down, asked * full),
+        down=Saving(traffic.params_down, sampled * full),
         up_bytes=Saving(traffic.bytes_up, _FLOAT_BYTES * answered * full),
-        down_bytes=Saving(traffic.bytes_down, _FLOAT_BYTES * asked * full),
+        down_bytes=Saving(traffic.bytes_down, _FLOAT_BYTES * sampled * full),
     )
 
 

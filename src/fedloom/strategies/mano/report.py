@@ -6,7 +6,7 @@ import math
 
 from fedloom.reporting.charts import Series, scatter_chart
 from fedloom.reporting.markup import Content, Markup, table, tag
-from fedloom.reporting.page import folded, section
+from fedloom.reporting.page import collapsible, section
 from fedloom.reporting.plugins import Contribution
 from fedloom.reporting.quantities import NOTHING
 from fedloom.reporting.run_folder import RunFolder
@@ -100,7 +100,7 @@ def _scatters(group: str, each: Table) -> Markup:
     shown = [_scatter(ESTIMATORS[name], name, each) for name in ESTIMATORS if name in each.scores]
     pictures = tag("div", shown, class_="charts")
     title = f"Score against accuracy: {_title(group)}"
-    return section(title, pictures) if group != "harsh" else section(title, folded("Show the pictures", pictures))
+    return section(title, pictures) if group != "harsh" else section(title, collapsible("Show the pictures", pictures))
 
 
 def _scatter(title: str, name: str, each: Table) -> Markup:
@@ -150,7 +150,7 @@ def _ablation(evaluation: Evaluation) -> Markup:
     head = ("", *(_title(group) for group in groups))
     return section(
         "Sensitivity of MaNo",
-        folded("R² of its variants, and of thresholds", table(head, [*rows, *by_eta], caption="R² over all sets")),
+        collapsible("R² of its variants, and of thresholds", table(head, [*rows, *by_eta], caption="R² over all sets")),
         table(
             ("excluded family", *(_title(group) for group in groups)),
             unseen,

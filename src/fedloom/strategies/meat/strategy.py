@@ -97,7 +97,7 @@ class MedianEnsemble(Strategy[History, Total]):
             if not self._due(context):
                 return state
             state = self._combined(state, context)
-            if self._config.batch_norm != "history" and self._asked(state):
+            if self._config.batch_norm != "history" and self._without_statistics(state):
                 return self._ask_statistics(state, context)
         elif state.stage == "statistics":
             state = self._with_statistics(state, _apart(total))
@@ -172,7 +172,7 @@ class MedianEnsemble(Strategy[History, Total]):
     def _combine(self, name: str, state: History) -> Arrays:
         return self._combinations[name](_past(state), state.model) if state.snapshots else state.model
 
-    def _asked(self, state: History) -> tuple[str, ...]:
+    def _without_statistics(self, state: History) -> tuple[str, ...]:
         """Return the models whose statistics the clients have to compute."""
         if not state.snapshots:
             return ()
@@ -180,13 +180,13 @@ class MedianEnsemble(Strategy[History, Total]):
         return tuple(name for name in state.names if name in _COMBINED and (name != ENSEMBLE or of_ensemble))
 
     def _ask_statistics(self, state: History, context: RoundContext) -> Pending[History]:
-        asked = self._asked(state)
+        names = self._without_statistics(state)
         models = dict(zip(state.names, state.models, strict=True))
         return Pending(
             replace(state, stage="statistics"),
             Exchange(
-                jobs=context.jobs("statistics", inputs=asked),
-                inputs={name: Record({MODEL: models[name]}) for name in asked},
+                jobs=context.jobs("statistics", inputs=names),
+                inputs={name: Record({MODEL: models[name]}) for name in names},
                 knobs={"rule": self._config.batch_norm},
                 accumulator="separate",
                 updates="accumulator",

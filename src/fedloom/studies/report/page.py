@@ -8,7 +8,7 @@ from pathlib import Path
 import tomli_w
 
 from fedloom.reporting.markup import Content, Markup, join, table, tag
-from fedloom.reporting.page import facts, folded, page, section, write_page
+from fedloom.reporting.page import collapsible, facts, page, section, write_page
 from fedloom.reporting.quantities import NOTHING, plural, seconds_text
 from fedloom.studies.claims import Verdict
 from fedloom.studies.report.scenario import scenario_section
@@ -114,8 +114,8 @@ def _claims(result: StudyResult) -> Markup | None:
 
 def _statement(verdict: Verdict) -> Content:
     bounds = f"claimed: {', '.join(verdict.bounds)}" if verdict.bounds else "no bound set"
-    asked = f"primary; {bounds}" if verdict.primary else bounds
-    said = (tag("strong", verdict.claim), tag("br"), verdict.text, tag("br"), tag("small", asked))
+    bounds_text = f"primary; {bounds}" if verdict.primary else bounds
+    said = (tag("strong", verdict.claim), tag("br"), verdict.text, tag("br"), tag("small", bounds_text))
     return tag("div", *said, style="min-width:17em")
 
 
@@ -195,7 +195,7 @@ def _origin(result: StudyResult) -> Markup:
         "Origin",
         tag("p", "To reproduce: ", tag("code", command), ". Every run has its own folder and report."),
         facts(dict(result.environment), "Environment") if result.environment else None,
-        folded("Definition", tag("pre", written)),
+        collapsible("Definition", tag("pre", written)),
     )
 
 

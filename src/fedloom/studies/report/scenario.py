@@ -9,7 +9,7 @@ from fedloom.reporting.axes import Range
 from fedloom.reporting.charts import PALETTE, Series, line_chart
 from fedloom.reporting.grids import grid_picture
 from fedloom.reporting.markup import Markup, table, tag
-from fedloom.reporting.page import folded, section
+from fedloom.reporting.page import collapsible, section
 from fedloom.reporting.study_part import NumberColumn
 from fedloom.studies.definition import Definition
 from fedloom.studies.measures import COSTS
@@ -47,7 +47,7 @@ def scenario_section(definition: Definition, scenario: ScenarioResult, contribut
         if (found := client_columns(scenario, contributed))
         else None,
         _table(scenario, cost_columns(scenario, contributed), "What a round costs, all clients together"),
-        folded("All arms", tag("div", *_all_arms(definition, scenario), class_="charts")),
+        collapsible("All arms", tag("div", *_all_arms(definition, scenario), class_="charts")),
     )
 
 

@@ -74,7 +74,7 @@ class RowTask(ABC, Generic[C]):
         check_training(config.training, experiment, own_loss=self.own_training or self.has_own_loss)
         self.device = choose_device(config.training.device)
         self.data = load_rows(self)
-        self.shards: Shards = deal(self) if self.data.shards is None else self.data.shards
+        self.shards: Shards = partition_of(self) if self.data.shards is None else self.data.shards
         with exact(self.device, seed=0):
             self.trainer = self.new_trainer(build_model(self), self.device)
             if not is_own(type(self)):
@@ -268,7 +268,7 @@ def load_rows(task: RowTask[C]) -> RowData:
     return data
 
 
-def deal(task: RowTask[C]) -> Partition:
+def partition_of(task: RowTask[C]) -> Partition:
     """Partition a workload's examples among the clients, by its settings.
 
     Raises:

@@ -66,7 +66,7 @@ class Config(TorchConfig):
         return self.training.is_plain and not self.augment.changes
 
     @property
-    def told_when_dead(self) -> str:
+    def advice_when_dead(self) -> str:
         """Return the advice for a metric `dead` above 0."""
         return (
             "that fraction of the spiking layers fires less than workload.dead_rate_floor = "

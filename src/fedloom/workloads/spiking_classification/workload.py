@@ -98,7 +98,7 @@ class SpikingClassification(TorchWorkload[Config]):
         return "group" if self.config.batched else "loop"
 
     def describe(self) -> WorkloadInfo:
-        return replace(super().describe(), watch={} if self.config.twin else {"dead": self.config.told_when_dead})
+        return replace(super().describe(), watch={} if self.config.twin else {"dead": self.config.advice_when_dead})
 
     def train(
         self,

@@ -125,9 +125,9 @@ class Scoring(TorchWorkload[Config]):
             return super().examples(shard)
         pixels, labels = pixels_of(self._images, shard.rows)
         name, severity = list(CORRUPTIONS)[shard.part % len(CORRUPTIONS)], 1 + shard.part % len(SEVERITIES)
-        spoilt = corrupted(pixels, name, severity, bank="mild", seed=self._seed, rows=shard.rows)
+        changed = corrupted(pixels, name, severity, bank="mild", seed=self._seed, rows=shard.rows)
         truth = torch.from_numpy(labels).to(self.device)
-        return TensorRows((self._normalised(spoilt),), truth), np.arange(len(shard.rows))
+        return TensorRows((self._normalised(changed),), truth), np.arange(len(shard.rows))
 
     @property
     def actions(self) -> Mapping[str, Action]:

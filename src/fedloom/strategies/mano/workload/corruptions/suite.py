@@ -92,5 +92,5 @@ def corrupted(images: Array, name: str, severity: int, *, bank: Bank, seed: int,
     """
     corruption = CORRUPTIONS[name]
     strengths = corruption.mild if bank == "mild" else corruption.harsh
-    spoilt = corruption.apply(np.asarray(images, np.float64), strengths[severity - 1], Draws(seed, name, rows))
-    return np.clip(spoilt, 0.0, 1.0).astype(np.float32)
+    changed = corruption.apply(np.asarray(images, np.float64), strengths[severity - 1], Draws(seed, name, rows))
+    return np.clip(changed, 0.0, 1.0).astype(np.float32)
