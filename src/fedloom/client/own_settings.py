@@ -63,7 +63,7 @@ class OwnSettings:
         return own
 
     def _own_text(self, setting: TextSetting, data: Path | None, apps: Sequence[Path]) -> str:
-        """Return a text of the workload's settings with the node's paths; `apps` are the folders of its Flower apps."""
+        """Return a text of the workload's settings with the node's paths; `apps` are the folders of its hosted apps."""
         code = CodeName.parse(setting.value) if setting.kind in (SettingKind.APP, SettingKind.CODE) else None
         if code is not None:
             path = self._code.find(code, f"workload setting {setting.dotted}")

@@ -1,6 +1,6 @@
 """Names of code that is a file or a folder on the wire: its name and SHA-256, which each machine finds by itself.
 
-A text `mine.py#sha256=HEX` names a plug-in's file (or package's folder, or Flower app's) by content; in a setting,
+A text `mine.py#sha256=HEX` names a plug-in's file (or package's folder, or app's) by content; in a setting,
 `net.py#sha256=HEX:build` names a function in it. No path and no file travels: a machine that has a copy which its own
 administrator or owner allows puts it into its code store, below the cache folder, from where it is loaded. What is in
 the store under a digest has that digest, whatever becomes of the original.

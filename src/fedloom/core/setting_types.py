@@ -26,11 +26,11 @@ class SettingKind(Enum):
     """Nothing opens or imports it. Also the kind of a text whose field has none."""
     COLUMN = "a column's name"
     FREE = "free text"
-    """For people, or passed to a Flower app: allowing the app includes trusting its use of the text."""
+    """For people, or passed to a hosted app: allowing the app includes trusting its use of the text."""
     FILE_NAME = "the name of a file in a folder that another setting names"
     HUB = "a data set: a path, or a name at a hub"
     PATH = "a path"
-    CLASS = "a name in flwr.serverapp.strategy, or code"
+    CLASS = "a class that the plug-in knows by its name, or code"
     APP = "a folder of code"
     CODE = "code"
 
@@ -41,7 +41,7 @@ STRICTEST = tuple(reversed(SettingKind))
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Values of a field that are names, whatever its kind is for others: packaged models, wrappers of Flower's."""
+    """Values of a field that are names, whatever its kind is for others: packaged models, wrappers by name."""
 
     names: frozenset[str]
 
@@ -62,11 +62,11 @@ ColumnName: TypeAlias = Annotated[str, SettingKind.COLUMN]
 PlainWord: TypeAlias = Annotated[str, SettingKind.PLAIN]
 """A word that nothing opens or imports."""
 FreeText: TypeAlias = Annotated[str, SettingKind.FREE]
-"""Text for people, or for a Flower app."""
-FlowerClass: TypeAlias = Annotated[str, SettingKind.CLASS]
-"""The name of a class in `flwr.serverapp.strategy`, or `MODULE:CLASS`, which is code."""
+"""Text for people, or for a hosted app."""
+ClassName: TypeAlias = Annotated[str, SettingKind.CLASS]
+"""A class that the plug-in knows by its name, or `MODULE:CLASS`, which is code."""
 AppFolder: TypeAlias = Annotated[str, SettingKind.APP]
-"""The folder of a Flower app, from which code is imported."""
+"""The folder of a hosted app, from which code is imported."""
 CodeRef: TypeAlias = Annotated[str, SettingKind.CODE]
 """`MODULE:NAME` or `FILE.py:NAME`, which is imported and may be called. A node needs its policy's permission."""
 
@@ -175,7 +175,7 @@ def server_only_fields(schema: type[BaseModel]) -> frozenset[str]:
 
 
 _FUNCTIONS = ("_fn", "_rule")
-"""Endings of options that Flower's constructors want functions for."""
+"""Endings of keys whose texts name functions, in tables of options without a schema."""
 
 
 def _in_table(

@@ -20,7 +20,7 @@ def code_of_section(section: str, settings: PluginSettings, *, apps: bool) -> It
     Args:
         section: the plug-in's section.
         settings: its settings.
-        apps: yield the folders of Flower apps, too.
+        apps: yield the folders of hosted apps, too.
     """
     for text in text_settings(type(settings), settings.model_dump(mode="json", exclude_none=True)):
         place, colon, attribute = text.value.rpartition(":")

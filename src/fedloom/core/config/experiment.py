@@ -245,7 +245,7 @@ class Experiment(FurtherSections):
         """Yield the files and folders of code that plug-ins' names and settings of the kind `CODE` refer to.
 
         Args:
-            apps: yield the folders of Flower apps, too.
+            apps: yield the folders of hosted apps, too.
         """
         for section in SECTIONS:
             settings = self.__dict__[section]

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 
 from fedloom.core.config import PluginSettings, Settings
-from fedloom.core.setting_types import FlowerClass, Known, SettingKind
+from fedloom.core.setting_types import ClassName, Known, SettingKind
 
 WRAPPERS = frozenset(
     {"server_fixed_clipping", "server_adaptive_clipping", "client_fixed_clipping", "client_adaptive_clipping"}
@@ -16,7 +16,7 @@ WRAPPERS = frozenset(
 class WrapperSettings(Settings):
     """A strategy around the strategy: Flower's way to add differential privacy."""
 
-    name: Annotated[FlowerClass, Known(WRAPPERS)]
+    name: Annotated[ClassName, Known(WRAPPERS)]
     """`server_fixed_clipping`, `server_adaptive_clipping`, `client_fixed_clipping`, `client_adaptive_clipping`, or a
     class, as for `class`. Its first argument is the wrapped strategy."""
     options: Annotated[dict[str, object], SettingKind.PLAIN] = Field(default_factory=dict)
@@ -29,7 +29,7 @@ class Config(PluginSettings):
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
     name: str = "flower"
-    class_: FlowerClass = Field(default="FedAvg", alias="class")
+    class_: ClassName = Field(default="FedAvg", alias="class")
     """Written `class`: a name in `flwr.serverapp.strategy` (`Krum`, `FedMedian`, …), or `module:Class`."""
     options: Annotated[dict[str, object], SettingKind.PLAIN] = Field(default_factory=dict)
     """Keywords of the constructor. If it expects a function (`…_fn`, `…_rule`), give `module:function`."""
