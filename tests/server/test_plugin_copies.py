@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedloom import api
+from fedloom.core.code_files import code_digest
 from fedloom.core.config import Experiment
 from fedloom.core.errors import UnknownName
 from fedloom.server.run_queue import RunQueue
@@ -225,6 +227,31 @@ def test_a_flower_apps_folder_is_found_beside_the_experiment_and_copied(tmp_path
     ]
     (run / "plugins/strategy.app/app/code/scale.txt").write_text("3.0", encoding="utf-8")
     assert any("strategy.app: the run's copy" in said for said in DiskRunStore.open(run).changed_code())
+
+
+def test_a_run_that_moved_out_of_an_apps_folder_does_not_read_the_folder_it_moved_to(tmp_path: Path) -> None:
+    """From the new place `../..`, the app's folder seen from the run, is a folder with files of any names."""
+    app, far = tmp_path / "app", tmp_path / "far"
+    (app / "code").mkdir(parents=True)
+    (app / "pyproject.toml").write_text(MANIFEST, encoding="utf-8")
+    far.mkdir()
+    (far / os.fsdecode(b"caf\xe9.txt")).write_bytes(b"")
+    workload = {"name": "flower", "app": str(app), "clientapp": "code.client:app"}
+    experiment = Experiment.parse({"rounds": 1, "clients": 2, "strategy": "fedavg", "workload": workload})
+    DiskRunStore.create(app / "runs" / "one", "one").begin(experiment)
+    shutil.move(app / "runs" / "one", far / "deep" / "one")
+    store = DiskRunStore.open(far / "deep" / "one")
+    assert list(store.changed_code()) == []
+    (app / "pyproject.toml").write_text(MANIFEST + "# more\n", encoding="utf-8")
+    (said,) = store.changed_code()
+    assert f"workload.app: {app} has changed since the run began" in said
+
+
+def test_files_whose_names_are_not_utf8_count_in_a_folders_digest(tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"caf\xe9.py")
+    odd.write_bytes(b"x = 1\n")
+    line = b"caf\xe9.py\0" + hashlib.sha256(b"x = 1\n").hexdigest().encode() + b"\n"
+    assert code_digest(tmp_path) == hashlib.sha256(line).hexdigest()
 
 
 def test_an_app_with_data_in_its_folder_is_not_copied_and_the_log_names_it(

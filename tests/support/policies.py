@@ -20,7 +20,7 @@ from fedloom.server.fleet.payloads import PayloadStore
 from fedloom.server.rounds.session import Outcome, run_session
 from fedloom.server.store.memory_run_store import MemoryRunStore
 from fedloom.simulation.in_process import InProcessChannel
-from fedloom.testing.fleet import fleet_access, wait_until
+from fedloom.testing.fleet import PATIENCE_S, fleet_access, wait_until
 
 NOON = datetime(2026, 3, 1, 12, 0)
 
@@ -54,7 +54,7 @@ class Fleet:
             wait_until(
                 lambda: len(nodes := coordinator.nodes()) == len(made) and not any(n.fresh for n in nodes.values())
             )
-            fleet = replace(fleet_access(coordinator, patience_s=10), code_names=True)
+            fleet = replace(fleet_access(coordinator, patience_s=PATIENCE_S), code_names=True)
             return run_session(experiment, store, fleet, sinks, stop=threading.Event())
         finally:
             for agent in made:

@@ -1,6 +1,8 @@
+import contextlib
 import errno
-import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -63,24 +65,40 @@ def test_a_full_disk_says_where_and_what_to_do(own_cache: Path) -> None:
     assert str(own_cache) in str(caught.value)
 
 
-def build_and_count(folder: Path) -> None:
+FETCH = """
+import sys
+
+import numpy as np
+
+from fedloom.workloads._data import cache
+
+
+def build(folder):
     with (folder.parent.parent / "builds").open("a", encoding="utf-8") as file:
         file.write("x")
-    write_seven(folder)
+    np.save(folder / "x.npy", np.full(5, 7))
 
 
-def fetch(barrier: object) -> None:
-    barrier.wait()  # type: ignore[attr-defined]
-    cache.entry("kind", "cd" * 32, build_and_count)
+print("ready", flush=True)
+sys.stdin.readline()
+cache.entry("kind", "cd" * 32, build)
+"""
 
 
 def test_processes_that_start_together_build_once(own_cache: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(4)
-    processes = [context.Process(target=fetch, args=(barrier,)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(30)
-    assert [process.exitcode for process in processes] == [0] * 4
+    """Fresh processes: a fork of a program with threads may wait for a lock that nobody has any more."""
+    with contextlib.ExitStack() as stack:
+        command = [sys.executable, "-c", FETCH]
+        processes = [
+            stack.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
+            )
+            for _ in range(4)
+        ]
+        for process in processes:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.close()
+        assert [process.wait() for process in processes] == [0] * 4
     assert (own_cache / "builds").read_text(encoding="utf-8") == "x"

@@ -43,7 +43,8 @@ def code_digest(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     digest = hashlib.sha256()
     for name in _files(path):
-        digest.update(f"{name}\0{hashlib.sha256((path / name).read_bytes()).hexdigest()}\n".encode())
+        line = f"{name}\0{hashlib.sha256((path / name).read_bytes()).hexdigest()}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))  # names need not be UTF-8
     return digest.hexdigest()
 
 

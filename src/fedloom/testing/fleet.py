@@ -27,6 +27,8 @@ E = TypeVar("E", bound=Event)
 
 TOKEN = "secret"
 """Token of agents of a test's server."""
+PATIENCE_S = 60.0
+"""Seconds that tests wait for what comes soon on an idle machine; a loaded one may take many times as long."""
 PLACE = RuntimeInfo(runtime="test", workers=2, where="here")
 """Location of a test's runs."""
 
@@ -36,7 +38,7 @@ def quick_server(
     shared_memory: bool = True,
     heartbeat_s: float = 0.1,
     grace_s: float = 0.2,
-    lost_after_s: float = 5.0,
+    lost_after_s: float = PATIENCE_S,
     by_labels: bool = False,
     sinks: Sequence[Sink] = (),
 ) -> Server:
@@ -71,7 +73,7 @@ def running_agents(
         names: of the agents.
         wrap: puts something between each agent and its channel, such as a `faults.FaultyChannel`.
     """
-    agents = [Agent(wrap(GrpcChannel(address, TOKEN)), name, give_up_s=10) for name in names]
+    agents = [Agent(wrap(GrpcChannel(address, TOKEN)), name, give_up_s=PATIENCE_S) for name in names]
     threads = [threading.Thread(target=agent.run, name=agent.node) for agent in agents]
     for thread in threads:
         thread.start()
@@ -112,7 +114,7 @@ def run_on_fleet(
     with quick_server(shared_memory=shared_memory) as server:
         address = f"127.0.0.1:{server.listen(token=TOKEN)}"
         with running_agents(address, [f"agent-{index}" for index in range(workers)], wrap):
-            fleet = fleet_access(server.coordinator, patience_s=10)
+            fleet = fleet_access(server.coordinator, patience_s=PATIENCE_S)
             return run_session(experiment, store, fleet, sinks, stop=stop or threading.Event())
 
 
@@ -158,7 +160,7 @@ class EventLog:
         with self._changed:
             return [event for event in self.events if isinstance(event, kind)]
 
-    def wait_for(self, condition: Callable[[Sequence[Event]], object], timeout_s: float = 20.0) -> None:
+    def wait_for(self, condition: Callable[[Sequence[Event]], object], timeout_s: float = PATIENCE_S) -> None:
         """Wait until the events fulfil a condition.
 
         Raises:
@@ -169,7 +171,7 @@ class EventLog:
                 raise AssertionError(f"waited {timeout_s} s without success; events so far: {self.events}")
 
 
-def wait_until(condition: Callable[[], T | None], timeout_s: float = 10.0, what: str = "it") -> T:
+def wait_until(condition: Callable[[], T | None], timeout_s: float = PATIENCE_S, what: str = "it") -> T:
     """Wait until a condition is true, checking every few milliseconds; returns its value.
 
     Raises:

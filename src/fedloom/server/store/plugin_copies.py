@@ -33,7 +33,8 @@ class PluginCopy(pydantic.BaseModel):
     source: str
     """Absolute path of the original."""
     from_run: str
-    """Its path relative to the run's folder, by which it is found after both have moved together."""
+    """Its path relative to the run's folder, by which it is found after both have moved together. It is followed only
+    to a file or folder of the original's name: where the run alone has moved, it may lead anywhere."""
     sha256: str
     copy_at: str
     """Path of the copy, relative to the run's folder."""
@@ -109,7 +110,7 @@ def changed_code(folder: Path) -> Iterator[str]:
                 f"{each.sha256} then, {now} now. The changed copy is resumed"
             )
         for place in (folder / each.from_run, Path(each.source)):
-            now = _digest(place)
+            now = _digest(place) if place.resolve().name == Path(each.source).name else None
             if now is not None:
                 if now != each.sha256:
                     yield _words(each, place.resolve(), now)
