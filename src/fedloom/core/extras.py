@@ -21,7 +21,6 @@ EXTRAS: Mapping[str, str] = {
     "flwr_datasets": "data",
     "sklearn": "data",
     "transformers": "text",
-    "peft": "text",
     "jiwer": "speech",
     "espeakng_loader": "speech",
     "soundfile": "speech",
