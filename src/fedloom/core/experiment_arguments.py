@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, Required, TypeAlias, TypedDict
 
 from pydantic import BaseModel
@@ -30,6 +30,8 @@ class ExperimentArguments(TypedDict, total=False):
     """Clients in the federation."""
     cohort: int | None
     """Clients sampled in each round; None samples all."""
+    excluded: Sequence[int | str]
+    """Clients that never take part."""
     selection: Plugin
     """Client selection; uniform sampling by default."""
     monitor: Plugin | None

@@ -28,6 +28,8 @@ JsonObject = dict[str, Any]
 
 MODEL = "model"
 """Name of the group, and of the input, that carries the global model."""
+INITIAL = "initial"
+"""Name of the group that carries the workload's initial model, where a run begins with another one."""
 UNTRAINED = "untrained"
 """Key in the info of a workload's initial model: names of the arrays that training changes but no optimiser steps, such
 as batch normalisation's running statistics. Strategies average them."""

@@ -13,6 +13,8 @@
       events.jsonl        everything that happened, with its time
       checkpoints/        round-000012.<checksum>.safetensors, and pinned-<digest>.safetensors, what does not change
       clients/            states of stateful clients
+      updates/            where a run keeps what clients change: <round>/<client>.safetensors
+      start.safetensors   the model the run begins with, where it is not the workload's initial one
       answers/            on a standing server: results since the last checkpoint
       model/              model.safetensors, the final arrays
       summary.json  report.html
@@ -52,6 +54,8 @@ SUMMARY = "summary.json"
 REPORT = "report.html"
 CHECKPOINTS = "checkpoints"
 CLIENTS = "clients"
+UPDATES = "updates"
+START = "start.safetensors"
 ANSWERS = "answers"
 MODEL = "model/model.safetensors"
 

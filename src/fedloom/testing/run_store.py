@@ -51,6 +51,16 @@ class RunStoreConformance:
         assert store.latest_checkpoint() is None and store.workload() is None
         assert store.client(3, (9, 9)) is None
 
+    def test_what_a_run_begins_with_is_kept(self) -> None:
+        """Check that a store has no start of its own, and restores one bit for bit."""
+        store = self.make()
+        assert store.start() is None
+        for record in records_of_every_dtype(100):
+            store.save_start(record)
+            found = store.start()
+            assert found is not None
+            assert_same_record(found, record)
+
     def test_the_workloads_facts_are_kept(self) -> None:
         """Check that every field of the workload's description is restored."""
         store, info = (

@@ -33,6 +33,7 @@ from fedloom.core.config.sections import (
 from fedloom.core.config.settings import PluginSettings
 from fedloom.core.config.sites import (
     are_sites,
+    check_excluded,
     check_fine_tuning,
     check_meaning,
     check_sites,
@@ -72,6 +73,9 @@ class Experiment(FurtherSections):
     the nodes of these names are, and the run begins once all of them are connected. Sites need a server."""
     cohort: Annotated[int, Field(ge=1)] | None = None
     """Clients sampled in each round, m; None samples all."""
+    excluded: tuple[Annotated[int, Field(ge=0)] | PlainWord, ...] = ()
+    """Clients that never take part: neither sampled, nor observed by a monitor, and nothing of theirs is accepted.
+    Numbers of virtual clients; names of sites. `fedloom forget` sets it for who has withdrawn."""
     strategy: SerializeAsAny[PluginSettings]
     """The aggregation strategy and its settings."""
     workload: SerializeAsAny[PluginSettings]
@@ -112,9 +116,16 @@ class Experiment(FurtherSections):
     def _consistent(self) -> Self:
         check_sites(self.clients, self.round.min_sites)
         check_fine_tuning(self.clients, self.evaluation.fine_tune)
+        check_excluded(self.clients, self.excluded)
         if self.cohort is not None and isinstance(self.clients, int) and self.cohort > self.clients:
             raise ConfigError(
                 f"cohort: {self.cohort} clients per round, but the federation has clients = {self.clients}"
+            )
+        if self.checkpoint.client_updates and not self.of_sites and self.round.group_size != 1:
+            raise ConfigError(
+                "checkpoint.client_updates: needs each client's own update, but clients are aggregated in groups where "
+                f"they train (round.group_size is {self.round.group_size or 'not set'}). Set round.group_size = 1; the "
+                "result depends on it bit for bit"
             )
         most = NODE_STATE_ROUNDS - 2  # the current round and, until it ends, the one being saved
         if self.state_home == "node" and self.checkpoint.every > most:
@@ -135,6 +146,11 @@ class Experiment(FurtherSections):
     def site_names(self) -> tuple[str, ...]:
         """Return the names that `clients` lists; none if it lists none."""
         return self.clients if isinstance(self.clients, tuple) else ()
+
+    @property
+    def excluded_numbers(self) -> frozenset[int]:
+        """Return the numbers of the virtual clients that never take part; none if clients are sites."""
+        return frozenset(each for each in self.excluded if isinstance(each, int))
 
     @property
     def min_sites(self) -> int:

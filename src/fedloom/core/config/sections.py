@@ -82,6 +82,9 @@ class CheckpointSettings(Settings):
     """Save every N rounds and after the last."""
     keep: Annotated[int, Field(ge=1)] = 2
     """Number of newest checkpoints on disk."""
+    client_updates: bool = False
+    """Keep what each client changes in each round, in `updates/` of the run's folder: a model for each client and
+    round. Methods of `fedloom forget` need it. Needs `round.group_size = 1`, so that updates arrive one by one."""
     answers: bool = True
     """On a standing server: write each result to disk before it is acknowledged, so that no client trains twice if the
     server is killed within a round. Needs space for one model per group until the next checkpoint."""

@@ -85,6 +85,29 @@ def check_fine_tuning(clients: Clients, times: int | None) -> None:
         )
 
 
+def check_excluded(clients: Clients, excluded: Sequence[int | str]) -> None:
+    """Refuse excluded clients that a federation cannot have, and the exclusion of all.
+
+    Raises:
+        ConfigError: names the first one that is no client.
+    """
+    if are_sites(clients):
+        names: tuple[int | str, ...] = clients if isinstance(clients, tuple) else ()
+        for each in excluded:
+            if isinstance(each, int) or each in names:
+                raise ConfigError(
+                    f"excluded: got {each!r} with clients = {_written(clients)}. Where clients are sites, exclude "
+                    "nodes by name, and do not name them in clients"
+                )
+        return
+    number = clients if isinstance(clients, int) else 0
+    strange = [each for each in excluded if not isinstance(each, int) or not 0 <= each < number]
+    if strange:
+        raise ConfigError(f"excluded: expected numbers of clients from 0 to {number - 1}, got {strange[0]!r}")
+    if number == len(set(excluded)):
+        raise ConfigError(f"excluded: all {clients} clients are excluded; leave at least one")
+
+
 def make_sites(values: Info, overrides: Sequence[str]) -> bool:
     """Return whether overrides make the clients of an experiment sites, which they were not."""
     if are_sites(values.get("clients")):

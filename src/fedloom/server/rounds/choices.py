@@ -16,6 +16,7 @@ from fedloom.core.plugins import AnySelection, build_selection
 from fedloom.core.protocols import Roster, WorkloadInfo
 from fedloom.core.records import ClientReport, Mean, with_examples
 from fedloom.core.seeds import generator
+from fedloom.server.rounds.excluding import without_clients
 from fedloom.server.rounds.rosters import online_in, roster_of, sites_in
 from fedloom.server.store.disk_run_store import DiskRunStore
 
@@ -128,7 +129,7 @@ def replay(experiment: Experiment, log: Log) -> Iterator[Replayed]:
     Raises:
         UsageError: rounds are missing from the log.
     """
-    selection = build_selection(experiment.selection)
+    selection = without_clients(build_selection(experiment.selection), experiment.excluded_numbers)
     before = log.first_roster()
     state = selection.init(before)
     for number, choice in enumerate(log.choices, 1):

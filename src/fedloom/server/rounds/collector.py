@@ -16,6 +16,7 @@ from fedloom.server.fleet.open_exchange import Answer, OpenExchange
 from fedloom.server.fleet.planned import PlannedExchange, RunFacts
 from fedloom.server.fleet.vetting import SumTerms, vet_sum
 from fedloom.server.rounds.aggregation import Aggregation
+from fedloom.server.rounds.client_updates import changes
 from fedloom.server.rounds.closing import Closing
 from fedloom.server.rounds.counts import Collected, RoundCounts
 from fedloom.server.rounds.equal_counts import counted_alike
@@ -47,6 +48,8 @@ class Collector:
         """Binds clients' jobs to the nodes that may do them."""
         self.counts_alike: Callable[[], bool] = lambda: False
         """Returns whether clients count the same, because some withhold their number of examples."""
+        self.keeps_updates = False
+        """Whether each client's update is stored."""
         self._dtypes = ModelDtypes()
         self._noticed: set[str] = set()
         resume = f"run {run.run_id} was stopped; resume it: fedloom resume {outputs.store.folder}"
@@ -155,6 +158,8 @@ class Collector:
             self._fleet.coordinator.release(opened, released)
         for client, state in answer.states.items():
             self._outputs.store.save_client(client, request.round, request.index, state)
+        if self.keeps_updates:
+            self._keep_update(request, answer)
         if gathering.stored.store(answer):
             self._fleet.coordinator.acknowledge(opened, answer.index)
         self.groups.learn(request, answer, opened.groups[answer.index].jobs)
@@ -162,6 +167,17 @@ class Collector:
         if request.emit_progress:
             done, wanted = len(gathering.aggregation.reports), request.terms.quota
             self._outputs.emit(ClientsDone(run_id=self._run.run_id, round=request.round, done=done, cohort=wanted))
+
+    def _keep_update(self, request: ExchangeRequest, answer: Answer) -> None:
+        """Store what a client has changed in the model it was sent, if its update is such a model."""
+        if answer.result is None or len(answer.result.reports) != 1 or request.exchange.accumulator != "mean":
+            return
+        sent, total = request.exchange.inputs.get(MODEL), answer.total
+        if sent is not None and total is not None:
+            [report] = answer.result.reports
+            update = changes(total, sent, report.num_examples)
+            if update is not None:
+                self._outputs.store.save_update(request.round, report.client, update)
 
     def _report_notices(self, answer: Answer) -> None:
         """Emit what a node wants the user to know, each text once in a run."""

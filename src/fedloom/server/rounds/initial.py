@@ -15,7 +15,7 @@ from fedloom.core import run_files
 from fedloom.core.accumulators import UpdateList
 from fedloom.core.errors import BadUpdate, ClientFailed, FedloomError, QuorumNotReached
 from fedloom.core.protocols import WorkloadInfo
-from fedloom.core.records import Exchange, Job, Record
+from fedloom.core.records import INITIAL, MODEL, Array, Exchange, Job, Record
 from fedloom.server.fleet.open_exchange import Answer, OpenExchange
 from fedloom.server.rounds.closing import ClosingTerms, usage_kind
 from fedloom.server.rounds.counts import Collected
@@ -57,6 +57,36 @@ def initial_model(collected: Collected) -> tuple[Record, WorkloadInfo]:
     except ValueError as exc:
         raise BadUpdate(f"the agent that made the initial model sent {exc}") from exc
     return Record(update.groups, update.info["model"]), info
+
+
+def begun_with(initial: Record, start: Record | None) -> Record:
+    """Return the record a strategy begins with: the workload's, with the model of an earlier run in its place.
+
+    Args:
+        initial: the workload's initial record.
+        start: group `model`: the earlier model; its other groups and its info are added, and `initial`, the workload's
+            own model, if `initial` is true in its info. None for the workload's initial model.
+
+    Raises:
+        BadUpdate: the earlier model has other arrays than the workload's.
+    """
+    if start is None:
+        return initial
+    fresh, given = initial.groups.get(MODEL, {}), start.groups[MODEL]
+    for name in sorted(fresh.keys() | given.keys()):
+        here, there = fresh.get(name), given.get(name)
+        if here is None or there is None or here.shape != there.shape or here.dtype != there.dtype:
+            raise BadUpdate(
+                f"the model this run begins with does not fit its workload in array {name!r}: it is {_form(there)}, "
+                f"the workload's is {_form(here)}. Begin with a model of the same workload and settings"
+            )
+    groups = {**initial.groups, **start.groups}
+    info = {**initial.info, **{key: value for key, value in start.info.items() if key != INITIAL}}
+    return Record({**groups, INITIAL: fresh} if start.info.get(INITIAL) else groups, info)
+
+
+def _form(array: Array | None) -> str:
+    return "missing" if array is None else f"{array.dtype} of shape {array.shape}"
 
 
 def _no_initial_model(opened: OpenExchange, answer: Answer) -> FedloomError:

@@ -26,7 +26,8 @@ from fedloom.server.rounds.cohort import roster_section
 from fedloom.server.rounds.collector import Collector
 from fedloom.server.rounds.counts import Collected
 from fedloom.server.rounds.diverged import Diverged
-from fedloom.server.rounds.initial import initial_model, initial_request
+from fedloom.server.rounds.excluding import monitor_without_clients, without_clients
+from fedloom.server.rounds.initial import begun_with, initial_model, initial_request
 from fedloom.server.rounds.open_round import OpenRound, RoundPhase, RunParts
 from fedloom.server.rounds.phases.evaluate import EvaluatePhase
 from fedloom.server.rounds.phases.monitor import MonitorPhase
@@ -59,18 +60,25 @@ class Loop:
         self._collector = Collector(self.run, fleet, outputs, stop or threading.Event())
         self._clients = self._make_clients()
         self._collector.pin, self._collector.counts_alike = self._clients.pin, self._clients.counts_alike
+        self._collector.keeps_updates = experiment.checkpoint.client_updates
         self._parts = RunParts(
             run_id=self.run.run_id,
             experiment=experiment,
             strategy=checked_strategy(build_strategy(experiment.strategy, experiment), experiment.strategy.name),
-            selection=checked_selection(build_selection(experiment.selection), experiment.selection.name),
+            selection=without_clients(
+                checked_selection(build_selection(experiment.selection), experiment.selection.name),
+                experiment.excluded_numbers,
+            ),
             collect=self._collector.collect,
             emit=outputs.emit,
             monotonic=fleet.clock.monotonic,
             clients=self._clients,
         )
         self._monitor = (
-            checked_monitor(build_monitor(experiment.monitor), experiment.monitor.name)
+            monitor_without_clients(
+                checked_monitor(build_monitor(experiment.monitor), experiment.monitor.name),
+                experiment.excluded_numbers,
+            )
             if experiment.monitor is not None
             else None
         )
@@ -117,6 +125,7 @@ class Loop:
             self._progress = Progress.read(checkpoint, self._parts.strategy, self._parts.selection)
         else:
             model, info = initial_model(self._collect_initial())
+            model = begun_with(model, self._store.start())
             self.info = self._clients.describe(info)
             self._store.save_workload(self.info)
             strategy, selection, roster = self._parts.strategy, self._parts.selection, self._clients.roster()

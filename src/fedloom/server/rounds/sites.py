@@ -235,9 +235,9 @@ class Sites(Clients):
 
     def _present(self) -> dict[str, Presence]:
         """Return the connected nodes that could be clients, by name, sorted."""
-        named = self._experiment.site_names
+        named, excluded = self._experiment.site_names, self._experiment.excluded
         found = self._services.coordinator.present(self._experiment.fleet.labels)
-        return {name: found[name] for name in sorted(found) if not named or name in named}
+        return {name: found[name] for name in sorted(found) if (not named or name in named) and name not in excluded}
 
     def _candidates(self) -> list[Candidate]:
         """Return the connected members that are no clients yet, by name."""

@@ -34,7 +34,9 @@ from fedloom.core.run_files import (
     ROSTERS,
     ROUNDS,
     RUN,
+    START,
     SUMMARY,
+    UPDATES,
     WORKLOAD,
 )
 from fedloom.server.store.claim import claimed
@@ -219,6 +221,22 @@ class DiskRunStore:
         for states in self._client_files().values():
             for at in sorted(at for at in states if at < (round + 1, 0))[:-1]:
                 states.pop(at).unlink(missing_ok=True)
+
+    def save_update(self, round: int, client: int, update: Record) -> None:
+        path = self._folder / UPDATES / f"{round:06d}" / f"{client}.safetensors"
+        with full_disk(self._folder):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_frame(path, update)
+
+    def save_start(self, start: Record) -> None:
+        write_frame(self._folder / START, start)
+
+    def start(self) -> Record | None:
+        path = self._folder / START
+        try:
+            return frames.decode(path.read_bytes()) if path.exists() else None
+        except BadFrame as exc:
+            raise CheckpointCorrupt(f"{path}: the model this run begins with cannot be read: {exc}") from exc
 
     def save_model(self, arrays: Arrays) -> None:
         path = self._folder / MODEL

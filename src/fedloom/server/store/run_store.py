@@ -145,6 +145,15 @@ class RunStore(Protocol):
     def prune_clients(self, round: int) -> None:
         """Delete states that no resume from `round` on can need."""
 
+    def save_update(self, round: int, client: int, update: Record) -> None:
+        """Store what a client changed in a round."""
+
+    def save_start(self, start: Record) -> None:
+        """Store what the run begins with in place of the workload's initial model."""
+
+    def start(self) -> Record | None:
+        """Return what the run begins with; None for the workload's initial model."""
+
     def save_model(self, arrays: Arrays) -> None:
         """Store the final arrays."""
 
