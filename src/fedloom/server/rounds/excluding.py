@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
-from fedloom.core.plugins import AnySelection
 from fedloom.core.protocols import (
     ExtraReport,
     Monitor,
@@ -19,8 +19,10 @@ from fedloom.core.protocols import (
 )
 from fedloom.core.records import ClientReport, Info
 
+S = TypeVar("S")
 
-def without_clients(selection: AnySelection, excluded: Collection[int]) -> AnySelection:
+
+def without_clients(selection: Selection[S], excluded: Collection[int]) -> Selection[S]:
     """Return a selection that never chooses certain clients; the same one if there are none."""
     return _Excluding(selection, frozenset(excluded)) if excluded else selection
 
@@ -57,44 +59,44 @@ class _Numbers:
         return [replace(each, client=self.inner[each.client]) for each in reports if each.client in self.inner]
 
 
-class _Excluding(Selection[object]):
+class _Excluding(Selection[S]):
     """A selection that sees the remaining clients only."""
 
-    def __init__(self, selection: AnySelection, excluded: frozenset[int]) -> None:
+    def __init__(self, selection: Selection[S], excluded: frozenset[int]) -> None:
         self._selection, self._excluded = selection, excluded
         self.State = selection.State  # type: ignore[misc]  # of this selection alone
         self._known: tuple[int, _Numbers] | None = None
 
-    def init(self, roster: Roster) -> object:
+    def init(self, roster: Roster) -> S:
         return self._selection.init(self._numbers(roster.population).roster(roster))
 
-    def probe(self, state: object, roster: Roster, size: int, rng: np.random.Generator) -> Probe | None:
+    def probe(self, state: S, roster: Roster, size: int, rng: np.random.Generator) -> Probe | None:
         numbers = self._numbers(roster.population)
         found = self._selection.probe(state, numbers.roster(roster), min(size, len(numbers.all)), rng)
         return found if found is None else replace(found, candidates=numbers.outer(found.candidates))
 
     def choose(
-        self, state: object, roster: Roster, size: int, rng: np.random.Generator, reports: Sequence[ClientReport] = ()
+        self, state: S, roster: Roster, size: int, rng: np.random.Generator, reports: Sequence[ClientReport] = ()
     ) -> tuple[int, ...]:
         numbers = self._numbers(roster.population)
         size = min(size, len(numbers.all))
         return numbers.outer(self._selection.choose(state, numbers.roster(roster), size, rng, numbers.reports(reports)))
 
-    def extra_report(self, state: object) -> ExtraReport | None:
+    def extra_report(self, state: S) -> ExtraReport | None:
         return self._selection.extra_report(state)
 
-    def observe(self, state: object, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> object:
+    def observe(self, state: S, reports: Sequence[ClientReport], probed: Sequence[ClientReport] = ()) -> S:
         numbers = self._latest()
         return self._selection.observe(state, numbers.reports(reports), numbers.reports(probed))
 
-    def missed(self, state: object, clients: Sequence[int]) -> object:
+    def missed(self, state: S, clients: Sequence[int]) -> S:
         inner = self._latest().inner
         return self._selection.missed(state, [inner[client] for client in clients if client in inner])
 
-    def grow(self, state: object, roster: Roster) -> object:
+    def grow(self, state: S, roster: Roster) -> S:
         return self._selection.grow(state, self._numbers(roster.population).roster(roster))
 
-    def report(self, state: object) -> Info:
+    def report(self, state: S) -> Info:
         return self._selection.report(state)
 
     def _numbers(self, population: int) -> _Numbers:
