@@ -166,7 +166,7 @@ def test_participation_counts_every_question(runs: Any) -> None:
     lost = ClientFailure(client=2, round=2, stage="train", error="ValueError", message="x")
     records = [runs.round(1, [0, 2]), runs.round(2, [2, 1], failures=[lost])]
     counted = count(RunFolder.read(runs.make(records=records, clients=4)))
-    np.testing.assert_array_equal(counted.asked, [[1, 0], [0, 1], [1, 1], [0, 0]])
+    np.testing.assert_array_equal(counted.sampled, [[1, 0], [0, 1], [1, 1], [0, 0]])
     np.testing.assert_array_equal(counted.lost, [[0, 0], [0, 0], [0, 1], [0, 0]])
     np.testing.assert_array_equal(counted.times, [1, 1, 2, 0])
 
@@ -182,8 +182,8 @@ def test_candidates_are_told_from_the_selected(runs: Any) -> None:
 
 def test_binned_participation_loses_nobody(runs: Any) -> None:
     counted = count(RunFolder.read(runs.make(records=runs.learning(500, 1000, 7), clients=1000)))
-    assert counted.asked.shape == (64, 180)
-    assert counted.asked.sum() == counted.times.sum() == 500 * 7
+    assert counted.sampled.shape == (64, 180)
+    assert counted.sampled.sum() == counted.times.sum() == 500 * 7
     assert counted.lost.sum() == 125  # every fourth round loses one
 
 
