@@ -36,7 +36,8 @@ def test_a_device_joins_and_its_key_is_its_own(fleet: Members) -> None:
     assert (identity.name, identity.role, identity.address) == ("lab-7", "node", fleet.address)
     assert Identity.load(identity.folder) == identity
     modes = {path.name: path.stat().st_mode & 0o777 for path in identity.folder.iterdir()}
-    assert modes == dict.fromkeys(("key.pem", "certificate.pem", "authority.pem", "server.json"), 0o600)
+    names = ("key.pem", "certificate.pem", "authority.pem", "receipt.json", "server.json")
+    assert modes == dict.fromkeys(names, 0o600)
     certificate = x509.load_pem_x509_certificate(identity.certificate)
     certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(identity.authority))
     stored = [path.read_bytes() for path in (fleet.folder / "state").rglob("*") if path.is_file()]

@@ -45,6 +45,20 @@ def test_the_newcomer_waits_and_one_warning_names_both_addresses(
     assert coordinator.nodes()["twin"].hello.session == "5"
 
 
+def test_one_warning_is_enough_however_often_either_machine_starts_again(
+    coordinator: Coordinator, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours, theirs = "ipv4:10.0.0.1", "ipv6:[fd00::2]"
+    call(coordinator, "0", "0", f"{ours}:50")
+    for number in range(1, 9):  # the two take turns, each time as a new process from a new port
+        there = theirs if number % 2 else ours
+        with caplog.at_level(logging.WARNING), pytest.raises(ServerUnreachable, match="copies of one identity"):
+            call(coordinator, f"{number}", f"{number}", f"{there}:{60 + number}")
+        coordinator.detach("twin", f"{number - 1}", "its connection ended")
+        call(coordinator, f"{number}", f"{number}", f"{there}:{80 + number}")
+    assert len(caplog.messages) == 1 and "10.0.0.1:50" in caplog.text and "[fd00::2]:61" in caplog.text
+
+
 @pytest.mark.parametrize(("before", "now"), [("first", "first"), ("", "second"), ("first", "")])
 def test_the_same_agent_and_older_ones_replace_their_session(coordinator: Coordinator, before: str, now: str) -> None:
     call(coordinator, before, "1", "a")

@@ -159,3 +159,81 @@ def test_names_nobody_has_are_quoted_in_short(registry: Registry, name: str) -> 
         with pytest.raises(NotFound, match="list them with `fedloom node list`") as caught:
             call()
         assert len(str(caught.value)) < 500
+
+
+class TestPlaces:
+    """Copies of one identity: the original is the place of the oldest certificate in use."""
+
+    @pytest.fixture
+    def place(self, registry: Registry, authority: Authority) -> Places:
+        return Places(registry, authority)
+
+    def test_a_copys_renewal_ends_nothing_of_the_originals_and_the_originals_ends_the_copys(
+        self, registry: Registry, place: Places
+    ) -> None:
+        first = place.join("here")
+        copied = place.renew(first, "there")
+        again = place.renew(copied, "there")
+        assert place.good(first, copied, again) == [True, False, True], "the original works on with what it has"
+        fresh = place.renew(first, "here")
+        assert place.good(first, copied, again, fresh) == [False, False, False, True]
+        with pytest.raises(Unauthenticated, match="If this is a copy or an old backup of its identity"):
+            registry.admit(again)
+
+    def test_a_place_that_has_been_left_makes_way(self, place: Places, clock: Clock) -> None:
+        """An identity that was moved to another machine; the certificates here are valid for 60 s."""
+        first = place.join("old machine")
+        clock.now += 45.0
+        moved = place.renew(first, "new machine")
+        assert place.good(first, moved) == [True, True]
+        clock.now += 20.0
+        assert place.good(first, moved) == [False, True], "the first one has expired"
+        clock.now += 30.0
+        assert place.good(place.renew(moved, "new machine"), moved) == [True, False]
+
+    @pytest.mark.parametrize(("before", "ends"), [("", False), ("here", False), ("there", True)])
+    def test_only_the_place_that_a_certificate_is_for_ends_it(self, place: Places, before: str, ends: bool) -> None:
+        first = place.join(before)
+        assert place.good(place.renew(first, "there"), first) == [True, not ends]
+
+    def test_however_often_a_copy_renews_the_original_is_not_forgotten(self, place: Places) -> None:
+        first = place.join("here")
+        place.good(first)
+        shown = place.renew(first, "copy")
+        for number in range(3 * MAX_CERTIFICATES):
+            shown = place.renew(shown, f"copy {number}")
+        assert place.good(first, shown) == [True, True]
+
+
+class Places:
+    """Certificates of the member `n`, each used as soon as it is there."""
+
+    def __init__(self, registry: Registry, authority: Authority) -> None:
+        self._registry, self._authority = registry, authority
+
+    def join(self, place: str) -> str:
+        secret = self._registry.create_token("n", "node", {}, 60.0, 1)
+        self._registry.join(secret, lambda name, role: certificate(self._authority, name, role), place)
+        (member,) = self._registry.members()
+        return self._for_a_minute(member.fingerprint)
+
+    def renew(self, shown: str, place: str) -> str:
+        fresh = certificate(self._authority, "n")
+        self._registry.renew(shown, fresh, place)
+        self._registry.admit(fingerprint_of(fresh))
+        return self._for_a_minute(fingerprint_of(fresh))
+
+    def _for_a_minute(self, fingerprint: str) -> str:
+        self._registry._database.execute(
+            "update certificates set expires = issued + 60 where fingerprint = ?", (fingerprint,)
+        )
+        return fingerprint
+
+    def good(self, *fingerprints: str) -> list[bool]:
+        return [self._is_good(fingerprint) for fingerprint in fingerprints]
+
+    def _is_good(self, fingerprint: str) -> bool:
+        try:
+            return self._registry.admit(fingerprint).name == "n"
+        except Unauthenticated:
+            return False

@@ -188,7 +188,7 @@ def test_a_renewed_certificate_is_for_a_new_key_and_ends_the_old_one_when_it_is_
     fresh = get_fresh(before)
     assert Identity.load(before.folder) == fresh
     assert sorted(path.name for path in before.folder.iterdir()) == [
-        "authority.pem", "certificate.pem", "key.pem", "server.json"
+        "authority.pem", "certificate.pem", "key.pem", "receipt.json", "server.json"
     ]  # fmt: skip
     old, new = (x509.load_pem_x509_certificate(each.certificate) for each in (before, fresh))
     assert old.public_key() != new.public_key() and old.subject == new.subject

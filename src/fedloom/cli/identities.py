@@ -36,14 +36,14 @@ Proxy = Annotated[
 
 def find_identity(folder: Path | None) -> Identity:
     """Return the identity in a folder, or the first default one; its certificate is renewed if that is due."""
-    from fedloom.client.enroll import renew, renewal_due_s
+    from fedloom.client.enroll import renewed_if_due
     from fedloom.core.identity import Identity, default_folder
 
     places = [folder] if folder is not None else [default_folder("user"), Path("fedloom-server") / "admin"]
     place = next((each for each in places if (each / "server.json").exists()), places[0])
     identity = Identity.load(place)
     try:
-        return renew(identity) if renewal_due_s(identity) <= 0 else identity
+        return renewed_if_due(identity)
     except (ServerUnreachable, Unauthenticated) as exc:
         if ended := identity.ended():
             raise Unauthenticated(f"{exc}. And {ended}") from exc

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import ssl
+import secrets
 import threading
-import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import grpc
 
 from fedloom.client.link import connect, connect_trusting, translate
-from fedloom.client.proxy import checked, open_tunnel, proxy_for
+from fedloom.client.proxy import checked, proxy_for
+from fedloom.client.shown_certificate import shown_certificate
 from fedloom.core.errors import FedloomError, ServerUnreachable, Unauthenticated, UsageError
 from fedloom.core.identity import (
+    RENEW_SHARE,
     Identity,
     JoinToken,
     authority_sha256,
@@ -31,8 +33,6 @@ from fedloom.proto.v1.enroll_pb2_grpc import CredentialsStub, EnrollStub
 _log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 20.0
-_RENEW_SHARE = 1 / 3
-"""A certificate is renewed when this fraction of its validity is left."""
 _LOOK_EVERY_S = 3600.0
 """Maximum number of seconds between a node's checks of its certificate, for clocks that jump."""
 _LOOK_AGAIN_S = 0.2
@@ -61,9 +61,9 @@ def join(token: str, folder: Path | None = None, proxy: str = "") -> Identity:
     if folder is not None:
         _check_free(folder)
     authority = _verified_authority(ticket, checked(proxy))
-    key = make_key()
+    key, place = make_key(), secrets.token_hex(16)
     with contextlib.closing(connect_trusting(ticket.address, authority, proxy)) as channel:
-        request = pb.JoinRequest(protocol=PROTOCOL, secret=ticket.secret, csr_pem=certificate_request(key))
+        request = pb.JoinRequest(protocol=PROTOCOL, secret=ticket.secret, csr_pem=certificate_request(key), place=place)
         try:
             reply = EnrollStub(channel).Join(request, timeout=_TIMEOUT_S)
         except grpc.RpcError as exc:
@@ -78,14 +78,14 @@ def join(token: str, folder: Path | None = None, proxy: str = "") -> Identity:
         authority=authority,
         proxy=proxy,
     )
-    identity.save()
+    identity.save(place)
     return identity
 
 
 def _verified_authority(ticket: JoinToken, proxy: str) -> bytes:
     """Return the authority's certificate, which is public, after comparing its digest with the token's."""
     try:
-        shown = _shown_certificate(ticket.address, proxy_for(ticket.address, proxy))
+        shown = shown_certificate(ticket.address, proxy_for(ticket.address, proxy), _TIMEOUT_S)
     except (OSError, ValueError) as exc:
         raise ServerUnreachable(
             f"no server responds at {ticket.address}, the token's address: {exc}. Is `fedloom serve` "
@@ -106,20 +106,6 @@ def _verified_authority(ticket: JoinToken, proxy: str) -> bytes:
             f"token says {ticket.authority_sha256[:16]}…. The token's secret was not sent"
         )
     return reply.certificate_pem.encode()
-
-
-def _shown_certificate(address: str, proxy: str) -> bytes:
-    """Return the certificate that a server presents, PEM, not verified."""
-    host, _, port = address.rpartition(":")
-    if not proxy:
-        return ssl.get_server_certificate((host.strip("[]"), int(port)), timeout=_TIMEOUT_S).encode()
-    unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
-    with (
-        contextlib.closing(open_tunnel(proxy, address, _TIMEOUT_S)) as tunnel,
-        unverified.wrap_socket(tunnel) as connection,
-    ):
-        return ssl.DER_cert_to_PEM_cert(connection.getpeercert(binary_form=True) or b"").encode()
 
 
 def _free_default(role: str, name: str) -> Path:
@@ -145,28 +131,49 @@ def renew(identity: Identity) -> Identity:
     return fresh
 
 
-def get_fresh(identity: Identity) -> Identity:
+def get_fresh(identity: Identity, *, only_if_due: bool = False) -> Identity:
     """Get a fresh key and certificate and save them; the old certificate is valid until the fresh one is used.
 
     If another process has just done so, its key and certificate are returned.
 
+    Args:
+        identity: as it is used now.
+        only_if_due: leave it as it is unless a third or less of its validity is left by the server's clock.
+
     Raises:
-        as `renew`.
+        UsageError: the identity's folder cannot be written.
+        and as `renew`.
     """
     with identity.locked():
         present = Identity.load(identity.folder)
-        if present.certificate != identity.certificate:
+        if present.certificate != identity.certificate and not identity.is_newer_than(present):
             return replace(identity, key=present.key, certificate=present.certificate)
+        receipt = identity.receipt().tried()
+        _writing(identity, lambda: receipt.save(identity.folder))
         key = make_key()
+        request = pb.RenewRequest(csr_pem=certificate_request(key), place=receipt.place, only_if_due=only_if_due)
         with contextlib.closing(connect(identity.address, identity)) as channel:
             try:
-                request = pb.RenewRequest(csr_pem=certificate_request(key))
                 reply = CredentialsStub(channel).Renew(request, timeout=_TIMEOUT_S)
             except grpc.RpcError as exc:
                 raise translate(exc, identity.address) from exc
+        if only_if_due and not reply.certificate_pem:
+            _writing(identity, lambda: receipt.got(identity.certificate, reply.left_s).save(identity.folder))
+            return identity
         fresh = replace(identity, key=key_pem(key), certificate=reply.certificate_pem.encode())
-        fresh.save_pair()
+        _writing(identity, fresh.save_pair)
     return fresh
+
+
+def _writing(identity: Identity, write: Callable[[], None]) -> None:
+    """Write to an identity's folder, and name it where that fails."""
+    try:
+        write()
+    except OSError as exc:
+        raise UsageError(
+            f"{identity.folder} cannot be written ({exc.strerror or exc}), so the certificate cannot be renewed. Make "
+            "it writable for this user, with a few KiB free on its disk"
+        ) from exc
 
 
 def confirm(fresh: Identity) -> None:
@@ -184,13 +191,50 @@ def confirm(fresh: Identity) -> None:
 
 
 def renewal_due_s(identity: Identity) -> float:
-    """Return the seconds until the certificate should be renewed; <= 0 if it is due."""
-    return identity.remaining_s() - identity.lifetime_s() * _RENEW_SHARE
+    """Return the seconds until the certificate should be renewed, by this machine's clocks; <= 0 if it is due."""
+    return identity.remaining_s() - identity.lifetime_s() * RENEW_SHARE
+
+
+def attempt_due_s(identity: Identity) -> float:
+    """Return the seconds until the server should be asked for a fresh certificate.
+
+    It is asked when the certificate is due, and where its age is an estimate only, because the machine was restarted or
+    the identity's folder is a copy; but not before the pause since the last attempt is over, whoever made it.
+    """
+    receipt = identity.receipt()
+    due_s = renewal_due_s(identity) if receipt.is_exact() else 0.0
+    return max(due_s, receipt.until_next_s(attempt_every_s(identity)))
+
+
+def renewed_if_due(identity: Identity) -> Identity:
+    """Return an identity with a fresh certificate, confirmed, if it is due by the server's clock; otherwise as it is.
+
+    Raises:
+        as `renew`.
+    """
+    if attempt_due_s(identity) > 0:
+        return identity
+    try:
+        fresh = get_fresh(identity, only_if_due=True)
+    except UsageError as exc:
+        _log.warning("%s", exc)
+        return identity
+    if fresh.certificate != identity.certificate:
+        confirm(fresh)
+    return fresh
 
 
 def attempt_every_s(identity: Identity) -> float:
     """Return the seconds between two attempts to renew, at least: ten minutes, less for short validities."""
     return min(_ATTEMPT_S, identity.lifetime_s() / 10)
+
+
+def _count_from_now(identity: Identity) -> None:
+    """Begin the pause since the last attempt again where it is not known how much of it is over."""
+    receipt = identity.receipt()
+    if receipt.attempted is not None and receipt.attempted.passed_s() is None:
+        with contextlib.suppress(OSError):
+            receipt.tried().save(identity.folder)
 
 
 class Renewer:
@@ -202,7 +246,6 @@ class Renewer:
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
-        self._since = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="fedloom-renewer", daemon=True)
 
@@ -216,23 +259,20 @@ class Renewer:
         self._thread.join()
 
     def _work(self) -> None:
-        while not self._stop.wait(min(_LOOK_EVERY_S, max(_LOOK_AGAIN_S, self._due_s()))):
-            if self._due_s() > 0:
+        _count_from_now(self.identity)
+        while not self._stop.wait(min(_LOOK_EVERY_S, max(_LOOK_AGAIN_S, attempt_due_s(self.identity)))):
+            if attempt_due_s(self.identity) > 0:
                 continue
             self._attempt()
-            if self._stop.wait(attempt_every_s(self.identity)):
+            if self._stop.wait(attempt_every_s(self.identity)):  # whether or not the attempt could be noted
                 return
 
-    def _due_s(self) -> float:
-        """Return the seconds until it is due, by this machine's clock or by the time this process runs."""
-        lifetime_s = self.identity.lifetime_s()
-        return min(renewal_due_s(self.identity), self._since + lifetime_s * (1 - _RENEW_SHARE) - time.monotonic())
-
     def _attempt(self) -> None:
-        about = {"node": self.identity.name}
+        about, before = {"node": self.identity.name}, self.identity.certificate
         try:
-            self.identity = get_fresh(self.identity)  # before it ends the one that connections were made with
-            self._since = time.monotonic()
+            self.identity = get_fresh(self.identity, only_if_due=True)  # before it ends the one in use
+            if self.identity.certificate == before:
+                return
             confirm(self.identity)
             lifetime_s = self.identity.lifetime_s()
             _log.info("certificate of %s renewed, valid for %.0f s", self.identity.name, lifetime_s, extra=about)

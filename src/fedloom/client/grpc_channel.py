@@ -17,6 +17,7 @@ from fedloom.client.host_memory import HostMemory
 from fedloom.client.inbox import Inbox
 from fedloom.client.link import MAX_MESSAGE_BYTES, connect, translate
 from fedloom.client.proxy import NO_PROXY
+from fedloom.client.shown_certificate import clock_trouble
 from fedloom.client.transfers import Connection, Transfers
 from fedloom.core import frames
 from fedloom.core.errors import (
@@ -93,9 +94,9 @@ class GrpcChannel:
             grpc.channel_ready_future(self._channel).result(timeout=self._connect_s)
             reply = stub.Register(codec.hello_message(hello), metadata=self._metadata, timeout=self._connect_s)
         except grpc.FutureTimeoutError as exc:
-            ended = self._identity().ended() if self._identity is not None else ""
+            hint = clock_trouble(self._identity()) or self._identity().ended() if self._identity is not None else ""
             raise ServerUnreachable(
-                f"no server at {self._address} within {self._connect_s:g} s{f'; {ended}' if ended else ''}"
+                f"no server at {self._address} within {self._connect_s:g} s{f'; {hint}' if hint else ''}"
             ) from exc
         except grpc.RpcError as exc:
             raise self._error(exc) from exc

@@ -6,6 +6,7 @@ A folder, readable by its owner only:
     certificate.pem   signed by the server's authority; both are replaced when renewed
     authority.pem     the trusted authority: it must have signed the server's certificate
     server.json       the server's address and the proxy to it, and the name and role it gave
+    receipt.json      when the certificate came and was renewed (`core/receipt.py`); not needed
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from cryptography.x509.oid import NameOID
 
 from fedloom.core import files
 from fedloom.core.errors import UsageError
+from fedloom.core.receipt import Receipt
 
 SERVER_NAME = "fedloom-server"
 """The name in every server certificate: callers check which authority signed it, not the server's address."""
@@ -38,8 +40,8 @@ _RENEWED = "renewed.pem"
 """A key and its certificate while they are written to `key.pem` and `certificate.pem`, which takes two steps."""
 BACKDATE = timedelta(days=1)
 """How much earlier than their issue members' certificates become valid."""
-CLOCK_SLACK_S = 60.0
-"""Seconds by which a clock may be corrected backwards."""
+RENEW_SHARE = 1 / 3
+"""A certificate is due for renewal when this fraction of its validity is left."""
 _TIME = "%Y-%m-%d %H:%M:%S"
 _READ_AGAIN_S = 0.05
 _READS = 5
@@ -117,8 +119,12 @@ class Identity:
         except (OSError, ValueError, KeyError, TypeError) as exc:
             raise UsageError(f"{folder}: cannot be read as an identity: {exc!r}. Join again with a new token") from exc
 
-    def save(self) -> None:
-        """Write the folder; the file that completes it is written last."""
+    def save(self, place: str = "") -> None:
+        """Write the folder; the file that completes it is written last.
+
+        Args:
+            place: the word for the folder that the server was given; empty makes one.
+        """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self.folder / _RENEWED).unlink(missing_ok=True)
         files.write(self.folder / "key.pem", self.key, private=True)
@@ -127,15 +133,22 @@ class Identity:
         reported = {"address": self.address, "name": self.name, "role": self.role}
         if self.proxy:
             reported["proxy"] = self.proxy
+        receipt = self.receipt().got(self.certificate, self.lifetime_s())
+        replace(receipt, place=place or receipt.place).save(self.folder)
         files.write(self.folder / "server.json", json.dumps(reported, indent=2).encode() + b"\n", private=True)
 
     def save_pair(self) -> None:
-        """Write a fresh key and its certificate; readers get both or neither, also after a crash."""
+        """Write a fresh key and its certificate, received now; readers get both or neither, also after a crash."""
         pair = self.folder / _RENEWED
         files.write(pair, self.key.rstrip() + b"\n" + self.certificate, private=True)
         files.write(self.folder / "key.pem", self.key, private=True)
         files.write(self.folder / "certificate.pem", self.certificate, private=True)
         pair.unlink()
+        self.receipt().got(self.certificate, self.lifetime_s()).save(self.folder)
+
+    def receipt(self) -> Receipt:
+        """Return what the folder says about the certificate's age."""
+        return Receipt.load(self.folder, self.certificate)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -151,10 +164,9 @@ class Identity:
         """Return the seconds of the certificate's validity that are left, by the time passed here since its receipt.
 
         The server's clock, which issued it, and this machine's need not agree. None are left where this machine's
-        clock has been set back behind the receipt: how much time has passed is not known then.
+        clocks say nothing of the time that has passed: they were set back, or the folder is a copy of another one.
         """
-        passed = -seconds_until(self._received())
-        return self.lifetime_s() - passed if passed > -CLOCK_SLACK_S else 0.0
+        return self.receipt().remaining_s()
 
     def lifetime_s(self) -> float:
         """Return the seconds for which the certificate was issued."""
@@ -168,17 +180,19 @@ class Identity:
         """
         if self.remaining_s() > 0:
             return ""
-        certificate, received = x509.load_pem_x509_certificate(self.certificate), self._received()
-        now = received - timedelta(seconds=seconds_until(received))
+        certificate, received = x509.load_pem_x509_certificate(self.certificate), self.receipt().received
+        known = "is not known" if received is None else f"was {datetime.fromtimestamp(received.wall, UTC):{_TIME}} UTC"
         return (
             f"the certificate of {self.name!r} in {self.folder} seems to have expired: by the clock of the server at "
             f"{self.address} it is valid from {certificate.not_valid_before_utc + BACKDATE:{_TIME}} to "
-            f"{certificate.not_valid_after_utc:{_TIME}} UTC, by this machine's clock it was received at "
-            f"{received:{_TIME}} and it is {now:{_TIME}} UTC. If both clocks are right, join again with a new token"
+            f"{certificate.not_valid_after_utc:{_TIME}} UTC; by this machine's clock it is {datetime.now(UTC):{_TIME}} "
+            f"UTC, and the time of its receipt {known}. If both clocks are right, join again with a new token"
         )
 
-    def _received(self) -> datetime:
-        return datetime.fromtimestamp((self.folder / "certificate.pem").stat().st_mtime, UTC)
+    def is_newer_than(self, other: Identity) -> bool:
+        """Return whether its certificate was issued after another one, by the server's clock."""
+        mine, others = (x509.load_pem_x509_certificate(each.certificate) for each in (self, other))
+        return mine.not_valid_before_utc > others.not_valid_before_utc
 
 
 def _read_pair(folder: Path) -> tuple[bytes, bytes]:
@@ -231,11 +245,6 @@ def certificate_request(key: ec.EllipticCurvePrivateKey) -> str:
 def authority_sha256(certificate_pem: bytes) -> str:
     """Return the digest of a certificate, as in join tokens. Raises `ValueError` for anything else."""
     return x509.load_pem_x509_certificate(certificate_pem).fingerprint(hashes.SHA256()).hex()
-
-
-def seconds_until(moment: datetime) -> float:
-    """Return the seconds until a time, by this machine's clock."""
-    return (moment - datetime.now(UTC)).total_seconds()
 
 
 def pem(certificate: x509.Certificate) -> bytes:

@@ -68,20 +68,24 @@ class JoinRequest(_message.Message):
     PROTOCOL_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     CSR_PEM_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     secret: _builtins.str
     csr_pem: _builtins.str
     """PKCS #10, PEM. Only its public key is used."""
+    place: _builtins.str
+    """A random word for the folder that the key is in, at most 64 characters. A copy of the folder has another one."""
     def __init__(
         self,
         *,
         protocol: _builtins.int = ...,
         secret: _builtins.str = ...,
         csr_pem: _builtins.str = ...,
+        place: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr_pem", b"csr_pem", "protocol", b"protocol", "secret", b"secret"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr_pem", b"csr_pem", "place", b"place", "protocol", b"protocol", "secret", b"secret"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -121,16 +125,24 @@ class RenewRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CSR_PEM_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    ONLY_IF_DUE_FIELD_NUMBER: _builtins.int
     csr_pem: _builtins.str
     """PKCS #10, PEM. Only its public key is used."""
+    place: _builtins.str
+    """As in JoinRequest."""
+    only_if_due: _builtins.bool
+    """Give no certificate unless a third or less of the validity is left, by the server's clock."""
     def __init__(
         self,
         *,
         csr_pem: _builtins.str = ...,
+        place: _builtins.str = ...,
+        only_if_due: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr_pem", b"csr_pem"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr_pem", b"csr_pem", "only_if_due", b"only_if_due", "place", b"place"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -141,15 +153,20 @@ class RenewReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CERTIFICATE_PEM_FIELD_NUMBER: _builtins.int
+    LEFT_S_FIELD_NUMBER: _builtins.int
     certificate_pem: _builtins.str
+    """Empty if it is not due."""
+    left_s: _builtins.float
+    """Seconds for which the caller's certificate, or the fresh one, is valid."""
     def __init__(
         self,
         *,
         certificate_pem: _builtins.str = ...,
+        left_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_pem", b"certificate_pem"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_pem", b"certificate_pem", "left_s", b"left_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -167,15 +167,15 @@ class CredentialsServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Renew(self, request, context):
-        """A fresh certificate for a fresh key. The one the call was made with stays good until a newer one of the member is
-        used for the first time. At most eight newer ones wait for that.
+        """A fresh certificate for a fresh key. The one the call was made with stays good until a newer one of the same place, or
+        of the member's original place, is used for the first time. At most eight newer ones wait for that.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Confirm(self, request, context):
-        """Does nothing but use the caller's certificate, which ends the member's older ones.
+        """Does nothing but use the caller's certificate, which ends the member's older ones as above.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

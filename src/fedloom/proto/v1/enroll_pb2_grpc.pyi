@@ -78,21 +78,21 @@ class CredentialsStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CredentialsAsyncStub: ...
     Renew: _grpc.UnaryUnaryMultiCallable[_enroll_pb2.RenewRequest, _enroll_pb2.RenewReply]
-    """A fresh certificate for a fresh key. The one the call was made with stays good until a newer one of the member is
-    used for the first time. At most eight newer ones wait for that.
+    """A fresh certificate for a fresh key. The one the call was made with stays good until a newer one of the same place, or
+    of the member's original place, is used for the first time. At most eight newer ones wait for that.
     """
     Confirm: _grpc.UnaryUnaryMultiCallable[_enroll_pb2.ConfirmRequest, _enroll_pb2.ConfirmReply]
-    """Does nothing but use the caller's certificate, which ends the member's older ones."""
+    """Does nothing but use the caller's certificate, which ends the member's older ones as above."""
 
 @_typing.type_check_only
 class CredentialsAsyncStub(CredentialsStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Renew: _aio.UnaryUnaryMultiCallable[_enroll_pb2.RenewRequest, _enroll_pb2.RenewReply]  # type: ignore[assignment]
-    """A fresh certificate for a fresh key. The one the call was made with stays good until a newer one of the member is
-    used for the first time. At most eight newer ones wait for that.
+    """A fresh certificate for a fresh key. The one the call was made with stays good until a newer one of the same place, or
+    of the member's original place, is used for the first time. At most eight newer ones wait for that.
     """
     Confirm: _aio.UnaryUnaryMultiCallable[_enroll_pb2.ConfirmRequest, _enroll_pb2.ConfirmReply]  # type: ignore[assignment]
-    """Does nothing but use the caller's certificate, which ends the member's older ones."""
+    """Does nothing but use the caller's certificate, which ends the member's older ones as above."""
 
 class CredentialsServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -101,8 +101,8 @@ class CredentialsServicer(metaclass=_abc_1.ABCMeta):
         request: _enroll_pb2.RenewRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_enroll_pb2.RenewReply, _abc.Awaitable[_enroll_pb2.RenewReply]]:
-        """A fresh certificate for a fresh key. The one the call was made with stays good until a newer one of the member is
-        used for the first time. At most eight newer ones wait for that.
+        """A fresh certificate for a fresh key. The one the call was made with stays good until a newer one of the same place, or
+        of the member's original place, is used for the first time. At most eight newer ones wait for that.
         """
 
     @_abc_1.abstractmethod
@@ -111,7 +111,7 @@ class CredentialsServicer(metaclass=_abc_1.ABCMeta):
         request: _enroll_pb2.ConfirmRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_enroll_pb2.ConfirmReply, _abc.Awaitable[_enroll_pb2.ConfirmReply]]:
-        """Does nothing but use the caller's certificate, which ends the member's older ones."""
+        """Does nothing but use the caller's certificate, which ends the member's older ones as above."""
 
 def add_CredentialsServicer_to_server(servicer: CredentialsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

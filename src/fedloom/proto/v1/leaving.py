@@ -112,8 +112,13 @@ _WORDS: Mapping[str, Mapping[str, str]] = {
         "protocol": "version of the wire",
         "secret": "the token's secret, once",
         "csr_pem": "a certificate request: the public key",
+        "place": "a random word for the folder that the key is in; a copy of the folder has another one",
     },
-    "RenewRequest": {"csr_pem": "a certificate request with the new public key"},
+    "RenewRequest": {
+        "csr_pem": "a certificate request with the new public key",
+        "place": "as in JoinRequest",
+        "only_if_due": "true where the node only asks whether its certificate is due, by the server's clock",
+    },
     "ConfirmRequest": {},
 }
 RAW: Mapping[str, Descriptor] = {

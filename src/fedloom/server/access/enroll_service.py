@@ -11,7 +11,7 @@ from cryptography import x509
 
 from fedloom.core.addresses import DeviceAddress, with_port
 from fedloom.core.errors import BadMessage, Forbidden
-from fedloom.core.identity import pem
+from fedloom.core.identity import RENEW_SHARE, pem
 from fedloom.core.messages import PROTOCOL
 from fedloom.proto.v1 import enroll_pb2 as pb
 from fedloom.proto.v1.enroll_pb2_grpc import AdminServicer, CredentialsServicer, EnrollServicer
@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 
 MAX_SECRET = 256
 """Characters of a join token's secret."""
+MAX_PLACE = 64
+"""Characters of the word for a key's place."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +81,7 @@ class EnrollService(EnrollServicer):
             def sign(name: str, role: str) -> x509.Certificate:
                 return security.authority.sign_request(request.csr_pem, name, role, security.lifetime_s)
 
-            member, certificate = security.registry.join(request.secret, sign)
+            member, certificate = security.registry.join(request.secret, sign, _place(request.place))
             _log.info("%s joined as %s from %s", member.name, member.role, context.peer(), extra=_about(member))
             security.audit.record("joined", member.name, context.peer(), role=member.role, token=member.token)
             return pb.JoinReply(
@@ -99,12 +101,15 @@ class CredentialsService(CredentialsServicer):
     def Renew(self, request: pb.RenewRequest, context: grpc.ServicerContext) -> pb.RenewReply:
         with answering(context):
             caller = self._gate.admit(context, "Credentials/Renew")
-            security = self._security
+            security, place = self._security, _place(request.place)
+            lifetime_s, left_s = security.registry.validity(caller.fingerprint)
+            if request.only_if_due and left_s > lifetime_s * RENEW_SHARE:
+                return pb.RenewReply(left_s=left_s)
             fresh = security.authority.sign_request(request.csr_pem, caller.name, caller.role, security.lifetime_s)
-            security.registry.renew(caller.fingerprint, fresh)
+            security.registry.renew(caller.fingerprint, fresh, place)
             _log.info("%s renewed its certificate", caller.name, extra=_about(caller))
             security.audit.notice("renewed", caller.name, context.peer())
-            return pb.RenewReply(certificate_pem=_text(fresh))
+            return pb.RenewReply(certificate_pem=_text(fresh), left_s=security.lifetime_s)
 
     def Confirm(self, request: pb.ConfirmRequest, context: grpc.ServicerContext) -> pb.ConfirmReply:
         with answering(context):
@@ -229,6 +234,12 @@ def _token_row(token: Token) -> pb.TokenRow:
 def _about(who: Member | Caller) -> dict[str, str]:
     """Return the node of a log line, if it is about one."""
     return {"node": who.name} if who.role == "node" else {}
+
+
+def _place(word: str) -> str:
+    if len(word) > MAX_PLACE:
+        raise BadMessage(f"place: expected at most {MAX_PLACE} characters, got {len(word)}")
+    return word
 
 
 def _text(certificate: x509.Certificate) -> str:

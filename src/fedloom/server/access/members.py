@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
@@ -92,12 +93,15 @@ class Registry:
             self._tokens.end(token_id)
         return next(token for token in self.tokens() if token.id == token_id)
 
-    def join(self, secret: str, sign: Callable[[str, str], x509.Certificate]) -> tuple[Member, x509.Certificate]:
+    def join(
+        self, secret: str, sign: Callable[[str, str], x509.Certificate], place: str = ""
+    ) -> tuple[Member, x509.Certificate]:
         """Spend one use of a token; all or nothing.
 
         Args:
             secret: the token's.
             sign: makes the certificate from the new member's name and role.
+            place: of the new member's key; empty if it does not say.
 
         Raises:
             Unauthenticated: no such token, or it is revoked, used up or too old; which of these is not disclosed.
@@ -107,7 +111,7 @@ class Registry:
         with self._lock:
             self._database.execute("begin immediate")
             try:
-                member, certificate = self._join(secret, sign)
+                member, certificate = self._join(secret, sign, place)
             except BaseException:
                 self._database.execute("rollback")
                 raise
@@ -121,8 +125,10 @@ class Registry:
             self._certificates.revoke_all(name)
             self._certificates.add(name, certificate)
 
-    def renew(self, shown: str, certificate: x509.Certificate) -> None:
-        """Add a member's new certificate; the first use of it revokes the one shown.
+    def renew(self, shown: str, certificate: x509.Certificate, place: str = "") -> None:
+        """Add a member's new certificate for a place.
+
+        Its first use revokes the one shown, unless that is the original's and this one is for a copy.
 
         Args:
             shown: fingerprint of the certificate the member shows.
@@ -132,7 +138,17 @@ class Registry:
             Unauthenticated: the shown one is not admitted (any more).
         """
         with self._lock:
-            self._certificates.add(self._admit(shown).name, certificate, shown)
+            self._certificates.add(self._admit(shown).name, certificate, shown, place)
+
+    def validity(self, shown: str) -> tuple[float, float]:
+        """Return the seconds for which a certificate was issued, and those that are left, by the server's clock.
+
+        Raises:
+            Unauthenticated: it is not admitted (any more).
+        """
+        with self._lock:
+            self._admit(shown)
+            return self._certificates.validity(shown)
 
     def admit(self, fingerprint: str) -> Member:
         """Return the member whose certificate this is.
@@ -186,17 +202,24 @@ class Registry:
         member, ended, used, number = member_of(row[:7], row[7], fingerprint), row[8], row[9], row[10]
         if not member.revoked_at and ended == REPLACED:
             raise Unauthenticated(
-                f"a newer certificate of {member.name!r} has been used, which revoked this one; use the newer one"
+                f"a newer certificate of {member.name!r} has been used, which revoked this one; use the newer one. "
+                "If this is a copy or an old backup of its identity, join with a new token"
             )
         if member.revoked_at or ended:
             raise Unauthenticated(f"{member.name!r} was revoked; join with a new token")
         if member.expires_at <= self._now():
-            raise Unauthenticated(f"the certificate of {member.name!r} has expired; join with a new token")
+            ended_at, now = (f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}" for at in (row[7], self._now()))
+            raise Unauthenticated(
+                f"the certificate of {member.name!r} has expired: it was valid until {ended_at} UTC, and by this "
+                f"server's clock it is {now} UTC; join with a new token"
+            )
         if not used:
             self._certificates.begin_use(member.name, number)
         return member
 
-    def _join(self, secret: str, sign: Callable[[str, str], x509.Certificate]) -> tuple[Member, x509.Certificate]:
+    def _join(
+        self, secret: str, sign: Callable[[str, str], x509.Certificate], place: str
+    ) -> tuple[Member, x509.Certificate]:
         token = self._tokens.spend(secret)
         name = token.name if token.uses == 1 else self._members.free_name(token.name, token.used)
         self._members.check_free(name)
@@ -205,5 +228,5 @@ class Registry:
             self._members.forget(forgotten)
         certificate = sign(name, token.role)
         member = self._members.add(name, token)
-        self._certificates.add(name, certificate)
+        self._certificates.add(name, certificate, place=place)
         return member, certificate

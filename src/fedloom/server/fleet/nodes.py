@@ -16,9 +16,14 @@ from fedloom.core.records import JsonObject
 _log = logging.getLogger(__name__)
 
 MAX_RIVALS = 16
-"""Limit of the agents of one name that are warned of."""
+"""Limit of the pairs of hosts with agents of one name that are warned of."""
 MAX_UNREAD = 10_000
 """Limit of an agent's unread messages; beyond it they are dropped, and the agent is soon disconnected."""
+
+
+def host_of(address: str) -> str:
+    """Return the host of a caller's address as gRPC gives it, such as `ipv4:10.0.0.1:50`."""
+    return address.rpartition(":")[0] or address
 
 
 class Mailbox:
@@ -104,7 +109,7 @@ class Node:
     address: str = ""
     """Where it calls from, for messages."""
     rivals: set[str] = field(default_factory=set)
-    """Other agents of its name that have to wait."""
+    """Pairs of hosts whose agents of its name were warned of."""
     fresh: bool = True
     """No heartbeat of this session yet."""
     newcomer: bool = True
@@ -164,7 +169,7 @@ class Node:
             f"{silence_s:g} s. If these are two machines with copies of one identity, join one of them with another "
             "token"
         )
-        rival = str(other.facts.get(INSTANCE))
+        rival = " ".join(sorted((host_of(self.address), host_of(address))))  # ports and processes change
         if rival not in self.rivals and len(self.rivals) < MAX_RIVALS:
             self.rivals.add(rival)
             _log.warning("%s", trouble, extra={"node": name})
