@@ -103,13 +103,14 @@ def preset_path(name: str) -> Path:
     return files[name]
 
 
-def load(target: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+def load(target: str | Path, overrides: Sequence[str] = (), *, data_elsewhere: bool = False) -> Experiment:
     """Make an experiment of a preset's name, a TOML file, or what a plug-in reads, with settings changed.
 
     Args:
         target: the name or path; a folder or file that a plug-in reads is a Flower app's, say. A preset's name comes
             before a folder of that name, which is written `./NAME`.
         overrides: `KEY=VALUE` settings.
+        data_elsewhere: leave relative paths of data as they are, because other machines read them.
 
     Raises:
         UnknownName: it is none of these.
@@ -121,7 +122,7 @@ def load(target: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     if path.is_file() and (path.suffix != ".toml" or path.name == "pyproject.toml"):
         return _load_by_plugin(path, overrides)
     if path.is_file() or path.suffix == ".toml":
-        return Experiment.load(path, overrides)
+        return Experiment.load(path, overrides, data_elsewhere=data_elsewhere)
     if str(target) in presets():
         return Experiment.load(preset_path(str(target)), overrides)
     raise UnknownName(
@@ -223,6 +224,7 @@ def _shown() -> Sink:
 def _run(experiment: Experiment, options: RunOptions) -> RunResult:
     """Run an experiment to its end."""
     _refuse_sites(experiment)
+    experiment = experiment.with_data_here()
     check_parts(experiment)
     run_id, out = new_run_id(experiment.name), options.get("out")
     store: RunStore

@@ -39,7 +39,7 @@ def submit(
 
     if json and not wait:
         raise UsageError("--json is the summary of a run that has ended; it needs --wait")
-    experiment = api.load(target, settings)
+    experiment = api.load(target, settings, data_elsewhere=True)
     if not experiment.of_sites and experiment.reads_data_of_nodes():
         typer.echo(
             f"note: the workload reads $DATA, which is each node's own, and clients = {experiment.clients}: every node "

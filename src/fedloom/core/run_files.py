@@ -5,6 +5,7 @@
       run.json            the run's id
       plugins.json        files and folders of code that the experiment names by path, with their SHA-256
       plugins/            copies of these
+      data.json           where the data lies that the experiment names by path, as seen from this folder
       provenance.json     commit of the repository around the experiment, versions of the packages its parts import
       workload.json       source and partition of the data
       rounds.jsonl        one record per round
@@ -44,6 +45,7 @@ EXPERIMENT = "experiment.toml"
 RUN = "run.json"
 PLUGINS_LIST = "plugins.json"
 PLUGINS = "plugins"
+DATA_LIST = "data.json"
 PROVENANCE = "provenance.json"
 WORKLOAD = "workload.json"
 ROUNDS = "rounds.jsonl"

@@ -17,6 +17,7 @@ from pydantic import Field, SerializeAsAny
 from fedloom.core import registry
 from fedloom.core.code_files import CodeFile, code_digest, set_text
 from fedloom.core.config.code_settings import code_of_section, name_of
+from fedloom.core.config.data_paths import data_paths, sections_of, start_at, start_here
 from fedloom.core.config.experiment_file import read_experiment_file
 from fedloom.core.config.further_sections import FurtherSections
 from fedloom.core.config.overrides import text_variants, with_overrides
@@ -51,6 +52,7 @@ from fedloom.core.setting_types import (
     SERVER_ONLY,
     FreeText,
     PlainWord,
+    TextSetting,
     server_only_fields,
     text_settings,
 )
@@ -238,24 +240,43 @@ class Experiment(FurtherSections):
             raise config_error(exc, cls) from exc
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    def load(cls, path: str | Path, overrides: Sequence[str] = (), *, data_elsewhere: bool = False) -> Experiment:
         """Read a TOML file, then apply `key=value` overrides.
 
         Plug-in names that are paths (`./mine.py`, `./mine`) are looked up next to the TOML file, and so are the files
-        of code that settings name (`./net.py:build`), unless they are in the working directory alone.
+        of code that settings name (`./net.py:build`) and paths of data, unless they are in the working directory alone.
+
+        Args:
+            path: of the file.
+            overrides: their paths start at the working directory.
+            data_elsewhere: leave paths of data as they are written, because other machines read them.
         """
         registry.forget_changed()
         values = read_experiment_file(Path(path))
-        return cls._overridden(values, overrides)._with_code_beside(Path(path).parent)
+        return cls._overridden(values, overrides)._with_files_beside(
+            Path(path).parent, None if data_elsewhere else overrides
+        )
 
-    def _with_code_beside(self, folder: Path) -> Experiment:
-        """Return a copy in which code and apps that lie in a folder, and not in the working directory, are absolute."""
+    def _with_files_beside(self, folder: Path, overrides: Sequence[str] | None) -> Experiment:
+        """Return a copy in which code, apps and, unless `overrides` is None, data that lie in a folder are absolute."""
         moved = self.to_dict()
+        if overrides is not None:
+            start_at(folder, sections_of(self.__dict__), moved, overrides)
         for each in self.code_files(apps=True):
             beside = (folder / each.path).resolve()
             if each.steps != ("name",) and beside.exists() and beside != Path(each.path).resolve():
                 set_text(moved[each.section], each.steps, f"{beside}{each.rest}")
         return self.parse(moved) if moved != self.to_dict() else self
+
+    def with_data_here(self) -> Experiment:
+        """Return a copy in which paths of data that lie in the working directory are absolute."""
+        moved = self.to_dict()
+        start_here(sections_of(self.__dict__), moved)
+        return self.parse(moved) if moved != self.to_dict() else self
+
+    def data_paths(self) -> Iterator[tuple[str, TextSetting]]:
+        """Yield the settings that are paths of data, each with its section."""
+        yield from data_paths(sections_of(self.__dict__))
 
     def code_files(self, *, apps: bool = False) -> Iterator[CodeFile]:
         """Yield the files and folders of code that plug-ins' names and settings of the kind `CODE` refer to.

@@ -40,6 +40,7 @@ from fedloom.core.run_files import (
     WORKLOAD,
 )
 from fedloom.server.store.claim import claimed
+from fedloom.server.store.data_places import save_data_places, with_data_found
 from fedloom.server.store.files import full_disk, write, write_frame
 from fedloom.server.store.pinned_files import PinnedFiles
 from fedloom.server.store.plugin_copies import changed_code, portable, save_code, saved_code
@@ -98,6 +99,7 @@ class DiskRunStore:
         """Write the experiment down, and copy the code it refers to by path."""
         write(self._folder / RUN, json.dumps({"run_id": self.run_id}))
         values = save_code(self._folder, experiment)
+        save_data_places(self._folder, experiment)
         write(self._folder / EXPERIMENT, tomli_w.dumps(values))
         self._begun_here = True
 
@@ -107,10 +109,12 @@ class DiskRunStore:
 
     def change_experiment(self, experiment: Experiment) -> None:
         """Write the experiment anew, such as with more rounds; the folder stays claimed."""
+        save_data_places(self._folder, experiment)
         write(self._folder / EXPERIMENT, tomli_w.dumps(portable(self._folder, experiment)))
 
     def experiment(self) -> Experiment:
-        return Experiment.load(self._folder / EXPERIMENT)
+        written = Experiment.load(self._folder / EXPERIMENT, data_elsewhere=True)
+        return with_data_found(self._folder, written)
 
     def changed_code(self) -> list[str]:
         if self._begun_here:
