@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from fedloom.client.leftovers import adopt_orphans, end_children, restore_exit_statuses
+from fedloom.core.machine import MemoryKills
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def supervised() -> Iterator[None]:
 def _child_of_supervisor() -> int:
     """Fork children until one leaves the block; returns in the children only: where to write that it has."""
     handlers = {number: signal.getsignal(number) for number in _PASSED_ON}
-    quick = 0
+    quick, memory_kills = 0, MemoryKills()
     while True:
         began = time.monotonic()
         for number, handler in handlers.items():
@@ -67,7 +68,7 @@ def _child_of_supervisor() -> int:
         quick = quick + 1 if time.monotonic() - began < _QUICK_S else 0
         _log.warning(
             "the agent's process was ended (%s), by a client's code or for lack of memory; restarting it",
-            f"signal {-status}" if status < 0 else f"exit status {status}",
+            memory_kills.explained(f"signal {-status}" if status < 0 else f"exit status {status}"),
         )
         time.sleep(min(_FIRST_PAUSE_S * 2 ** max(0, quick - 1), _LAST_PAUSE_S))
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 WORKER_BYTES = 512 << 20
@@ -12,6 +15,10 @@ WORKER_TASKS = 32
 """Processes and threads a worker is reckoned with."""
 _ROOT = Path("/sys/fs/cgroup")
 _UNLIMITED = 1 << 60
+_KILLED = "signal 9"
+_JUST_S = 5.0
+"""Seconds after the kernel has ended a process within which a killed one counts as that."""
+_ADVICE = "Set fewer runtime.workers, a smaller batch or model, or give it more memory"
 
 
 def default_workers(root: Path = _ROOT, groups: Path = Path("/proc/self/cgroup")) -> int:
@@ -25,6 +32,53 @@ def default_workers(root: Path = _ROOT, groups: Path = Path("/proc/self/cgroup")
     for folder in _folders(root, groups):
         limits += [limit for limit in (_cpus(folder), _memory(folder), _tasks(folder)) if limit is not None]
     return max(1, math.floor(min(limits) + 1e-9))
+
+
+class MemoryKills:
+    """Notices that the kernel ends processes for want of memory.
+
+    Args:
+        root, groups: as for `default_workers`.
+        machine: the kernel's counters of the whole machine.
+        now: a clock; seconds.
+    """
+
+    def __init__(
+        self,
+        root: Path = _ROOT,
+        groups: Path = Path("/proc/self/cgroup"),
+        machine: Path = Path("/proc/vmstat"),
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._folders, self._machine, self._now = _folders(root, groups), machine, now
+        self._here, self._anywhere = self._counts()
+        self._here_at = self._anywhere_at = -math.inf
+
+    def explained(self, how: str) -> str:
+        """Return how a process has ended, with want of memory as the cause where the kernel has just acted on that."""
+        if how.startswith(("signal ", "exit status ")) and how != _KILLED:
+            return how
+        (here, anywhere), now = self._counts(), self._now()
+        self._here_at = now if here > self._here else self._here_at
+        self._anywhere_at = now if anywhere > self._anywhere else self._anywhere_at
+        self._here, self._anywhere = here, anywhere
+        if now - self._here_at <= _JUST_S:
+            limits = [limit for folder in self._folders if (limit := _memory_bytes(folder)) is not None]
+            of = f" of {min(limits) >> 20} MiB" if limits else ""
+            return f"{how}: the kernel ended it for want of memory, at the limit{of} of its control group. {_ADVICE}"
+        if now - self._anywhere_at <= _JUST_S:
+            return f"{how}: the kernel has just ended processes of this machine for want of memory. {_ADVICE}"
+        return how
+
+    def _counts(self) -> tuple[int, int]:
+        """Return how many processes were ended in these control groups, and on the machine."""
+        files = [folder / name for folder in self._folders for name in ("memory.events", "memory.oom_control")]
+        return sum(map(_kills, files)), _kills(self._machine)
+
+
+def _kills(file: Path) -> int:
+    words = _words(file)
+    return next((int(count) for name, count in itertools.pairwise(words) if name == "oom_kill"), 0)
 
 
 def usable_cores() -> int:
@@ -56,8 +110,13 @@ def _cpus(folder: Path) -> float | None:
 
 
 def _memory(folder: Path) -> float | None:
+    limit = _memory_bytes(folder)
+    return None if limit is None else limit / WORKER_BYTES
+
+
+def _memory_bytes(folder: Path) -> int | None:
     limit = _number(folder / "memory.max") or _number(folder / "memory.limit_in_bytes")
-    return limit / WORKER_BYTES if limit is not None and limit < _UNLIMITED else None
+    return limit if limit is not None and limit < _UNLIMITED else None
 
 
 def _tasks(folder: Path) -> float | None:

@@ -38,20 +38,28 @@ class Nursery(Protocol):
     def stdout(self) -> IO[bytes] | None:
         """Return the pipe from its output."""
 
-    def wait(self) -> int:
-        """Wait for its end; returns its exit status, negative for a signal."""
+    @property
+    def pid(self) -> int:
+        """Return its process."""
+
+    def poll(self) -> int | None:
+        """Return its exit status, negative for a signal; None while it runs."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class ForkedNursery:
     """A nursery that is a fork of this process."""
 
     pid: int
     stdin: IO[bytes]
     stdout: IO[bytes]
+    _status: int | None = None
 
-    def wait(self) -> int:
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+    def poll(self) -> int | None:
+        if self._status is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self._status = os.waitstatus_to_exitcode(status) if ended else None
+        return self._status
 
 
 def start_nursery(preload: str, objects: str) -> Nursery:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import threading
+import time
 from typing import IO
 
 from fedloom.core.errors import NoCapacity
@@ -14,6 +15,9 @@ from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.rounds.run_services import RuntimeInfo
 from fedloom.simulation.nursery_start import Nursery, start_nursery
 from fedloom.simulation.workers import Replacements
+
+_END_S = 10.0
+"""Seconds a nursery may take to end its workers; one that was stopped, such as by SIGSTOP, never does."""
 
 
 class ProcessRuntime:
@@ -50,7 +54,7 @@ class ProcessRuntime:
             target=self._listen, args=(self._nursery.stdout,), name="fedloom-nursery", daemon=True
         )
         self._listener.start()
-        coordinator.on_stuck = self._end_stuck
+        coordinator.on_stuck, coordinator.on_silent = self._end_stuck, self._replacements.end_if_stopped
         for index in range(self._workers):
             self._spawn(f"worker-{index + 1}")
 
@@ -68,7 +72,7 @@ class ProcessRuntime:
         assert self._nursery.stdin is not None and self._nursery.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self._nursery.stdin.close()
-        killed = self._nursery.wait() != 0
+        killed = _end_of(self._nursery) != 0
         for pid in self.pids.values() if killed else ():  # it has ended nothing itself
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)
@@ -106,3 +110,15 @@ class ProcessRuntime:
                 self._replacements.ended(message["ended"], how)
         if not self._stopping and not self._coordinator.closed:
             self._coordinator.give_up("the process that forks workers has ended; see its output above")
+
+
+def _end_of(nursery: Nursery) -> int:
+    """Wait for a nursery's end, and kill it if it does not come; returns its exit status, negative for a signal."""
+    deadline = time.monotonic() + _END_S
+    while (status := nursery.poll()) is None:
+        if time.monotonic() > deadline:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(nursery.pid, signal.SIGKILL)
+            deadline = float("inf")
+        time.sleep(0.002)
+    return status

@@ -108,6 +108,7 @@ class RayRuntime:
         self._head = RayHead(_head_address(), patience_s(os.environ))
         self._argument = ray.put(self._packed) if self._packed else b""
         coordinator.on_stuck, coordinator.explain_absence = self._end_stuck, self._absence
+        coordinator.on_silent = self._replacements.end_if_stopped
         for index in range(self._workers):
             self._spawn(f"ray-{index + 1}")
         self._watcher = threading.Thread(target=self._watch, name="fedloom-ray", daemon=True)

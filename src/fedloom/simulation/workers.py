@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import platform
+import signal
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
+from fedloom.core.machine import MemoryKills
 from fedloom.server.fleet.coordinator import Coordinator
 
 _log = logging.getLogger(__name__)
@@ -29,16 +35,30 @@ class Replacements:
         self._early_deaths: dict[str, int] = {}
         self._groups_done: dict[str, int] = {}
         self._stopped: set[str] = set()
+        self._memory_kills = MemoryKills()
 
     def stopping(self, node: str) -> None:
         """Note that an agent is about to be ended because it hangs, which is not held against its name."""
         _log.warning("%s does not stop cancelled work; ending its process", node)
         self._stopped.add(node)
 
+    def end_if_stopped(self, node: str) -> None:
+        """End a silent agent of this machine whose process was stopped (SIGSTOP); another takes its name."""
+        known = self._coordinator.nodes().get(node)
+        facts = known.hello.facts if known is not None else {}
+        pid = facts.get("pid")
+        if facts.get("host") != platform.node() or not isinstance(pid, int) or not _is_stopped(pid):
+            return
+        _log.warning("%s sends nothing: its process %d was stopped (SIGSTOP); it is ended, and replaced", node, pid)
+        self._stopped.add(node)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+
     def ended(self, node: str, how: str) -> None:
         """Replace an agent that ended unexpectedly, or stop replacing one that never finishes anything."""
         if self._coordinator.closed:
             return
+        how = self._memory_kills.explained(how)
         _log.warning("%s ended (%s); starting another", node, how)
         done, at_work = self._coordinator.groups_done(node), self._coordinator.is_at_work(node)
         self._coordinator.leave(node, "", f"its process ended: {how}")
@@ -55,6 +75,15 @@ class Replacements:
             )
             return
         self._spawn(node)
+
+
+def _is_stopped(pid: int) -> bool:
+    """Return whether a process has been stopped by a signal; not whether a debugger holds it."""
+    try:
+        content = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return content.rpartition(")")[2].split()[:1] == ["T"]
 
 
 def worker_environment() -> Mapping[str, str]:

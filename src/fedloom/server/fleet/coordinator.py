@@ -96,6 +96,8 @@ class Coordinator(AgentSessions):
         """Says why no agent of a runtime may have come."""
         self.on_stuck: Callable[[str], None] = lambda node: None
         """Called with an agent that is busy with cancelled work while groups wait that no other one can do."""
+        self.on_silent: Callable[[str], None] = lambda node: None
+        """Called with an agent that has sent nothing for so long that it counts as disconnected."""
         self._housekeeper = Housekeeper(
             self,
             parts,
@@ -103,6 +105,7 @@ class Coordinator(AgentSessions):
             lost_after_s=lost_after_s,
             on_stuck=lambda node: self.on_stuck(node),
         )
+        self._housekeeper.on_silent = lambda node: self.on_silent(node)
         self._housekeeper.start()
 
     # The agents' side

@@ -33,6 +33,8 @@ class Housekeeper:
     ) -> None:
         self._sessions, self._parts, self._on_stuck = sessions, parts, on_stuck
         self._interval_s, self._lost_after_s = heartbeat_s / 4, lost_after_s
+        self.on_silent: Callable[[str], None] = lambda node: None
+        """Called with an agent that counts as disconnected because it is silent."""
         self._thread = threading.Thread(target=self._work, name="fedloom-housekeeper", daemon=True)
 
     def start(self) -> None:
@@ -62,5 +64,6 @@ class Housekeeper:
                 self._parts.payloads.forget(name)
             for name, session in silent:
                 self._sessions.detach(name, session, f"no heartbeat for {self._lost_after_s:.0f} s")
+                self.on_silent(name)
             for name, session in overflowed:
                 self._sessions.detach(name, session, "it does not read its messages")
