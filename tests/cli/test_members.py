@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from members import Members, members
 
 from fedloom.cli import main
 from fedloom.core.identity import Identity, JoinToken
+from fedloom.core.receipt import Moment, Receipt
 
 
 @pytest.fixture(scope="module")
@@ -102,17 +104,24 @@ def test_wrong_input_is_reported(
 
 def test_a_clock_that_is_years_ahead_stops_nobody(said: Said, fleet: Members) -> None:
     identity = fleet.joined("once-ann", "user")
-    os.utime(identity.folder / "certificate.pem", (0, 0))  # received in 1970, by this machine's clock
+    received_in_1970(identity.folder)
     assert "owner" in said("runs", "--identity", str(identity.folder))
-    assert Identity.load(identity.folder).certificate != identity.certificate, "it was renewed"
+    assert Identity.load(identity.folder) == identity, "by the server's clock it is not due"
+    assert identity.remaining_s() > 0, "which it has said"
+
+
+def received_in_1970(folder: Path) -> None:
+    """By this machine's clock, before it was restarted."""
+    receipt = Receipt.load(folder, (folder / "certificate.pem").read_bytes())
+    replace(receipt, received=Moment(wall=0.0, boot="an earlier start", uptime=1.0)).save(folder)
 
 
 def test_an_ended_certificate_is_the_explanation_where_the_server_does_not_take_it(said: Said, fleet: Members) -> None:
     identity = fleet.joined("twice-ann", "user")
     fleet.revoke("twice-ann")
-    os.utime(identity.folder / "certificate.pem", (0, 0))
+    received_in_1970(identity.folder)
     told = said("runs", "--identity", str(identity.folder), code=1)
-    assert "revoked" in told and "received at 1970-01-01 00:00:00" in told and "join again with a new token" in told
+    assert "revoked" in told and "receipt was 1970-01-01 00:00:00" in told and "join again with a new token" in told
 
 
 def test_nobody_may_read_a_key_but_its_owner(said: Said, fleet: Members) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedloom.core.machine import default_workers
+from fedloom.core.machine import MemoryKills, default_workers
 
 GIB = 1 << 30
 
@@ -49,3 +49,47 @@ def test_the_tightest_limit_counts(
 def test_affinity_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5})
     assert default_workers(tmp_path, tmp_path / "none") == 2
+
+
+KILLED = "signal 9"
+
+
+@pytest.mark.parametrize(
+    ("counter", "limit", "said"),
+    [
+        ({"a/memory.events": "low 0\noom 2\noom_kill {}\n"}, {"a/memory.max": str(GIB)}, "limit of 1024 MiB of its"),
+        ({"memory.events": "oom_kill {}\noom_group_kill 9\n"}, {}, "at the limit of its control group"),
+        ({"memory/a/memory.oom_control": "under_oom 0\noom_kill {}\n"},
+         {"memory/a/memory.limit_in_bytes": str(300 << 20)}, "limit of 300 MiB of its"),
+        ({"vmstat": "nr_free_pages 7\noom_kill {}\n"}, {}, "processes of this machine for want of memory"),
+    ],
+)  # fmt: skip
+def test_a_process_that_the_kernel_ended_for_want_of_memory_is_said_to_be(
+    tmp_path: Path, counter: Mapping[str, str], limit: Mapping[str, str], said: str
+) -> None:
+    now = [100.0]
+
+    def count(kills: int) -> None:
+        for name, text in counter.items():
+            path = tmp_path / "vmstat" if name == "vmstat" else tmp_path / "cgroup" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text.format(kills), encoding="utf-8")
+
+    for name, text in limit.items():
+        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / name).write_text(text, encoding="utf-8")
+    (tmp_path / "own").write_text("0::/a\n9:memory:/a\n", encoding="utf-8")
+    count(3)
+    kills = MemoryKills(tmp_path / "cgroup", tmp_path / "own", tmp_path / "vmstat", lambda: now[0])
+    assert kills.explained(KILLED) == KILLED, "those before its start are none of its"
+    count(5)
+    assert said in kills.explained(KILLED) and said in kills.explained(KILLED), "two at once"
+    assert kills.explained("exit status 1") == "exit status 1" and kills.explained("signal 11") == "signal 11"
+    assert said in kills.explained("Ray says WorkerCrashedError")
+    now[0] += 6.0
+    assert kills.explained(KILLED) == KILLED, "long after"
+
+
+def test_without_counters_nothing_is_said(tmp_path: Path) -> None:
+    kills = MemoryKills(tmp_path, tmp_path / "none", tmp_path / "none")
+    assert kills.explained(KILLED) == KILLED
