@@ -61,7 +61,7 @@ def test_room_for_a_payload_is_taken_as_it_comes() -> None:
     buffer = reserve(4 << 30)
     buffer[:1000] = bytes(1000)
     assert resident_mb() - before < 50
-    with pytest.raises(LimitExceeded, match="room"):
+    with pytest.raises(LimitExceeded, match="no memory for a frame"):
         reserve(1 << 62)
     assert len(reserve(0)) == 0
 
