@@ -16,6 +16,7 @@ from fedloom.strategies.mano.workload.workload import Scoring
 from fedloom.strategies.meat.workload.workload import AdversarialTraining
 from fedloom.workloads._data.rows import RowShard
 from fedloom.workloads.causal_lm.workload import CausalLM
+from fedloom.workloads.generative.workload import Generative
 from fedloom.workloads.hubert_ee.workload import EarlyExitSpeech
 from fedloom.workloads.image_classification.workload import ImageClassification
 from fedloom.workloads.mlaan.workload import LocalLearning
@@ -69,6 +70,12 @@ def mlaan(
     return it, it, it, it
 
 
+def generative(
+    it: Generative,
+) -> tuple[Workload[RowShard], HasLogits[RowShard], HasClassErrors[RowShard], KeepsClientState[RowShard]]:
+    return it, it, it, it
+
+
 def hubert_ee(it: EarlyExitSpeech) -> Workload[RowShard]:
     return it
 
@@ -91,6 +98,7 @@ DECLARED: dict[str, Callable[..., object]] = {
         mano,
         meat,
         mlaan,
+        generative,
         hubert_ee,
         flower,
         torch,
