@@ -61,7 +61,7 @@ class Moments:
         dims = f.shape[1]
         factors, _ = monomials(dims)
         sums = np.array([np.prod(f[:, list(each)], axis=1).sum() for each in factors])
-        return cls(dims, sums, float(((f * f).sum(1) / dims + 1.0).__pow__(3).sum()))
+        return cls(dims, sums, float((((f * f).sum(1) / dims + 1.0) ** _DEGREE).sum()))
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(self.dims, self.sums + other.sums, self.own + other.own)

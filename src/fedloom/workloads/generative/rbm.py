@@ -17,8 +17,8 @@ from fedloom.workloads.generative.energy import ReplayMember
 from fedloom.workloads.generative.member import Batch, Form
 from fedloom.workloads.generative.noise import Noise
 
-_BLOCK = 4096
-"""States of the hidden units in one piece of the enumeration."""
+_BLOCK = 2**24
+"""Entries of the largest array in one piece of the enumeration."""
 
 
 class Rbm(ReplayMember):
@@ -64,10 +64,10 @@ class Rbm(ReplayMember):
 
     def log_partition(self) -> Tensor:
         """Return ln Z by enumerating all states of the hidden units, a tensor without dimensions."""
-        units = len(self.hidden)
-        pieces = []
-        for start in range(0, 2**units, _BLOCK):
-            numbers = torch.arange(start, min(start + _BLOCK, 2**units), device=self.hidden.device)
+        units, pieces = len(self.hidden), list[Tensor]()
+        size = max(1, _BLOCK // self.visible.numel())
+        for start in range(0, 2**units, size):
+            numbers = torch.arange(start, min(start + size, 2**units), device=self.hidden.device)
             h = ((numbers[:, None] >> torch.arange(units, device=numbers.device)) & 1).to(self.hidden.dtype)
             pieces.append(h @ self.hidden + self.visible_logits(h).logsumexp(2).sum(1))
         return torch.cat(pieces).logsumexp(0)
@@ -116,7 +116,7 @@ def annealed_log_partition(rbm: Rbm, chains: int, temperatures: int, generator: 
     with torch.no_grad():
         weight = rbm.weight.clone()
         logs, v = torch.zeros(chains), None
-        start = form.dims * 0.0 + float(rbm.visible.logsumexp(1).sum() + F.softplus(rbm.hidden).sum())
+        start = float(rbm.visible.logsumexp(1).sum() + F.softplus(rbm.hidden).sum())
         for low, high in pairwise(betas.tolist()):
             rbm.weight.copy_(weight * low)
             if v is None:
