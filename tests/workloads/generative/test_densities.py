@@ -52,8 +52,8 @@ def test_the_probabilities_of_all_images_sum_to_one(name: str, form: Form) -> No
 
 @pytest.mark.parametrize("name", ["made", "pixelcnn", "transformer"])
 def test_a_pixel_depends_on_all_earlier_pixels_and_on_no_other(name: str) -> None:
-    settings = {"autoregressive": {"hidden": [64, 64], "channels": 8, "blocks": 2, "width": 8, "layers": 1, "heads": 2}}
-    made, x = stirred(member(name, IMAGES, **settings)).eval(), batch(IMAGES, 1).x
+    wide = {"hidden": [64, 64], "channels": 8, "blocks": 2, "width": 8, "layers": 1, "heads": 2}
+    made, x = stirred(member(name, IMAGES, autoregressive=wide)).eval(), batch(IMAGES, 1).x
     with torch.no_grad():
         logits, seen = made.logits(x)[0], np.zeros((16, 16), bool)
         for place in range(16):

@@ -112,7 +112,7 @@ def test_chains_stay_with_the_client_and_matter(name: str, tmp_path: Path) -> No
     assert not any("replay" in array for array in runs["node"].arrays)
     written = list((tmp_path / "node").rglob("*.safetensors"))
     for path in written:
-        with safe_open(path, "np") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, "np") as file:
             assert not any("replay" in key for key in file.keys()), path  # noqa: SIM118
     workload = build(experiment({"members": [name], "train_examples": 60}))
     inputs, shard = {MODEL: workload.init(generator(1, "init"))}, workload.shard(0)

@@ -16,7 +16,8 @@ from fedloom.workloads.generative.moments import Moments, frechet, kernel_distan
 
 def features(count: int, seed: int, shift: float = 0.0) -> Array:
     rng = generator(seed, "features")
-    return np.tanh(rng.normal(size=(count, 5)) @ rng.normal(size=(5, 5)) * 0.5 + shift)
+    found: Array = np.tanh(rng.normal(size=(count, 5)) @ rng.normal(size=(5, 5)) * 0.5 + shift)
+    return found
 
 
 def direct_frechet(a: Array, b: Array) -> float:
@@ -27,7 +28,8 @@ def direct_frechet(a: Array, b: Array) -> float:
 
 def direct_kernel(a: Array, b: Array) -> float:
     def k(x: Array, y: Array) -> Array:
-        return (x @ y.T / x.shape[1] + 1) ** 3
+        found: Array = (x @ y.T / x.shape[1] + 1) ** 3
+        return found
 
     n, m = len(a), len(b)
     within = [(k(x, x).sum() - np.trace(k(x, x))) / (len(x) * (len(x) - 1)) for x in (a, b)]

@@ -80,7 +80,8 @@ class Gaussian(Member):
         centred = form.dequantised(x, noise).double() - self.mean.double()
         white = torch.linalg.solve_triangular(factor, centred.T, upper=False)
         constant = form.dims * (0.5 * math.log(2.0 * math.pi) + math.log(form.levels))
-        return (-0.5 * white.square().sum(0) - factor.diagonal().log().sum() - constant).float()
+        found: Tensor = -0.5 * white.square().sum(0) - factor.diagonal().log().sum() - constant
+        return found.float()
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         white = torch.randn(count, self.form.dims, generator=generator, device=generator.device).double()
@@ -91,4 +92,5 @@ class Gaussian(Member):
         mean = self.mean.double()
         covariance = self.second.double() - torch.outer(mean, mean)
         floor = torch.eye(len(mean), dtype=torch.float64, device=mean.device) * 1e-6
-        return torch.linalg.cholesky(covariance + floor)
+        factor: Tensor = torch.linalg.cholesky(covariance + floor)
+        return factor

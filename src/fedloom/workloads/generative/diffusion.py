@@ -95,7 +95,7 @@ class Ddpm(Member):
         # on the side where the tails are small, so that a difference of numbers near 1 does not vanish
         flip = low > 0
         below, above = torch.where(flip, -high, low), torch.where(flip, -low, high)
-        mass = torch.special.ndtr(above.double()) - torch.special.ndtr(below.double())
+        mass: Tensor = torch.special.ndtr(above.double()) - torch.special.ndtr(below.double())
         return mass.clamp_min(1e-30).log().sum(1).float()
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:

@@ -208,7 +208,8 @@ class Flow(Member):
         """Return ln p(y) - D ln M at one u, (b,)."""
         v, log_det = logits_of(self.form.dequantised(x, noise))
         z, more = self.transform(v)
-        return normal_log_prob(z) + log_det + more - self.form.dims * math.log(self.form.levels)
+        found: Tensor = normal_log_prob(z) + log_det + more - self.form.dims * math.log(self.form.levels)
+        return found
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean of -ln p / D."""

@@ -141,7 +141,8 @@ class WassersteinGp(AdversarialModel):
         (slope,) = torch.autograd.grad(self.critic(between).sum(), between, create_graph=True)
         norm = (slope.flatten(1).square().sum(1) + 1e-12).sqrt()
         distance = self.critic(fake).mean() - self.critic(real).mean()
-        return distance + self._PENALTY * (norm - 1.0).square().mean()
+        loss: Tensor = distance + self._PENALTY * (norm - 1.0).square().mean()
+        return loss
 
     def generator_loss(self, scores: Tensor) -> Tensor:
         return -scores.mean()

@@ -61,7 +61,8 @@ class RowNoise:
         places = torch.arange(self._used, self._used + count, device=self._keys.device)
         self._used += count
         bits = _shifted(_mixed(self._keys[:, None] + (places + 1) * _GOLDEN), 64 - _BITS)
-        return ((bits.float() + 0.5) / 2**_BITS).reshape(len(self._keys), *shape)
+        drawn: Tensor = (bits.float() + 0.5) / 2**_BITS
+        return drawn.reshape(len(self._keys), *shape)
 
     def normal(self, *shape: int) -> Tensor:
         return torch.erfinv(2.0 * self.uniform(*shape) - 1.0) * math.sqrt(2.0)
@@ -71,9 +72,11 @@ def _mixed(z: Tensor) -> Tensor:
     """Return splitmix64's finaliser of 64-bit integers; products wrap around."""
     z = (z ^ _shifted(z, 30)) * _MIX[0]
     z = (z ^ _shifted(z, 27)) * _MIX[1]
-    return z ^ _shifted(z, 31)
+    mixed: Tensor = z ^ _shifted(z, 31)
+    return mixed
 
 
 def _shifted(z: Tensor, bits: int) -> Tensor:
     """Return 64-bit integers shifted right, zeros coming in."""
-    return (z >> bits) & (2 ** (64 - bits) - 1)
+    shifted: Tensor = (z >> bits) & (2 ** (64 - bits) - 1)
+    return shifted
