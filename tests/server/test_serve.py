@@ -30,12 +30,12 @@ TOKEN = "of-this-test"
 SERVER = """
 import sys
 from fedloom.core.errors import FedloomError
-from fedloom.server.app import serve
+from fedloom.server.standing import ServerSettings, serve
 port, state, metrics = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 from pathlib import Path
 try:
-    serve("127.0.0.1", port, state=Path(state), token=sys.argv[4], metrics_port=metrics or None,
-          on_ready=lambda address: print("ready", address, flush=True))
+    settings = ServerSettings(port=port, state=Path(state), token=sys.argv[4], metrics_port=metrics or None)
+    serve(settings, on_ready=lambda address: print("ready", address, flush=True))
 except FedloomError as exc:
     print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
     sys.exit(exc.exit_code)

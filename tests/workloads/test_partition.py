@@ -56,7 +56,7 @@ def test_another_process_with_an_empty_cache_deals_the_same(tmp_path_factory: py
     code = (
         "import json, numpy as np\n"
         "from fedloom.workloads._data.partition import partition\n"
-        "from fedloom.workloads._data.settings import Dirichlet\n"
+        "from fedloom.workloads._data.partition_settings import Dirichlet\n"
         "p = partition(Dirichlet(alpha=1.0), np.arange(1200) % 4, None, clients=8, seed=3, data_sha256='q')\n"
         "print(json.dumps([p.rows.tolist(), p.offsets.tolist()]))"
     )
