@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack, cast, overload
 
 from fedloom.core import contributed, definitions
 from fedloom.core.config import INCIDENTAL, Experiment
-from fedloom.core.continuation import check_rounds
+from fedloom.core.continuation import check_best, check_rounds
 from fedloom.core.errors import (
     ClientFailed,
     ConfigError,
@@ -251,8 +251,9 @@ def _refuse_sites(experiment: Experiment) -> None:
     )
 
 
-RESUMABLE = ("rounds", *INCIDENTAL)
-"""Settings and sections that a resumed run may change; those of `runtime` hold for the session alone."""
+RESUMABLE = ("rounds", "best", *INCIDENTAL)
+"""Settings and sections that a resumed run may change; those of `runtime` hold for the session alone. Of `best` only
+`patience` may change once a round was evaluated."""
 
 
 def resume(run_dir: str | Path, **arguments: Unpack[ResumeArguments]) -> RunResult:
@@ -282,6 +283,7 @@ def resume(run_dir: str | Path, **arguments: Unpack[ResumeArguments]) -> RunResu
         kept = before.override([each for each in overrides if not each.strip().startswith("runtime.")])
         if kept.rounds != before.rounds:
             check_rounds(kept, len(store.rounds()), as_continuation=as_continuation)
+        check_best(before, kept, store.rounds())
         parts = _resumed_objects(store, before, arguments)
         if parts is not None:
             stack.enter_context(held(before.workload.objects_key(), parts))
@@ -325,7 +327,7 @@ def _check_resumable(override: str, run_dir: Path) -> None:
 
 
 def saved_state(run_dir: str | Path) -> SavedState:
-    """Read the strategy's state of a run's newest checkpoint; the run may be running.
+    """Read the strategy's state that a run's model so far is of, from its newest checkpoint; the run may be running.
 
     Raises:
         UsageError: it is no run's folder, or the run has no checkpoint yet.
@@ -342,10 +344,10 @@ def saved_state(run_dir: str | Path) -> SavedState:
     strategy = build_strategy(experiment.strategy, experiment)
     return SavedState(
         folder=folder,
-        round=checkpoint.round,
+        round=checkpoint.final_round,
         experiment=experiment,
         strategy=strategy,
-        state=load_state(strategy.State, checkpoint.strategy, checkpoint.pinned),
+        state=load_state(strategy.State, checkpoint.final_strategy, checkpoint.pinned),
         workload=store.workload(),
     )
 

@@ -177,7 +177,7 @@ def test_fields_of_the_server_alone_are_known_by_their_mark() -> None:
         shared: str = ""
 
     assert server_only_fields(Settings) == {"secret"}
-    assert server_only_fields(Experiment) == {"checkpoint", "runtime"}
+    assert server_only_fields(Experiment) == {"best", "checkpoint", "runtime"}
 
 
 def test_union_members_of_both_spellings_are_read() -> None:

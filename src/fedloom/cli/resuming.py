@@ -25,6 +25,14 @@ def resume(
     rounds: Annotated[
         int | None, typer.Option("--rounds", min=1, help="Total number of rounds, counted from the run's first.")
     ] = None,
+    settings: Annotated[
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a setting that may change: best.patience, or one of checkpoint and runtime. Repeatable.",
+        ),
+    ] = [],  # noqa: B006  # typer reads the default, nobody changes it
     as_continuation: Annotated[
         bool,
         typer.Option("--as-continuation", help="Take --rounds though the run's state depends on its number of rounds."),
@@ -41,12 +49,12 @@ def resume(
     from fedloom import api
     from fedloom.reporting.run_folder import require_run_folder
 
-    here = runtime_settings(runtime, workers, ray_address)
+    here = [*settings, *runtime_settings(runtime, workers, ray_address)]
     if not run.exists() and len(run.parts) == 1:
         if here or json:
             raise UsageError(
-                f"there is no folder {str(run)!r} (looked in {Path.cwd()}), and --runtime, --workers, --ray-address "
-                "and --json are for runs on this machine. Omit them to resume a run on a server"
+                f"there is no folder {str(run)!r} (looked in {Path.cwd()}), and --set, --runtime, --workers, "
+                "--ray-address and --json are for runs on this machine. Omit them to resume a run on a server"
             )
         _resume_there(str(run), rounds, as_continuation, (server, identity, token_file))
         return

@@ -1,9 +1,13 @@
-"""Runs that continue with another number of rounds: whether they equal a run that had it from the beginning."""
+"""Runs that continue with other settings: whether they equal a run that had them from the beginning."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fedloom.core.config import Experiment
+from fedloom.core.config.sections import BestSettings
 from fedloom.core.errors import ConfigError, FedloomError
+from fedloom.core.history import RoundRecord
 from fedloom.core.kinds import Kind
 from fedloom.core.plugins import build_strategy, build_workload
 from fedloom.core.registry import PartRef
@@ -29,6 +33,29 @@ def check_rounds(experiment: Experiment, done: int, *, as_continuation: bool) ->
             "rounds: this run depends on its number of rounds, so that with another one it would not equal a run that "
             f"had it from the beginning ({why}). Resume anyway with --as-continuation"
         )
+
+
+def check_best(before: Experiment, now: Experiment, records: Sequence[RoundRecord]) -> None:
+    """Refuse another `best` than the run has been compared by; another patience is taken.
+
+    Args:
+        before: as the run began.
+        now: as it is to continue.
+        records: of the rounds done.
+
+    Raises:
+        ConfigError: another metric, direction or gain, though rounds were evaluated whose models are gone.
+    """
+    if _compared(before) == _compared(now) or not any(record.evaluation for record in records):
+        return
+    raise ConfigError(
+        "best: rounds of this run were compared otherwise, or not at all, and their models are gone; only "
+        "best.patience may be changed. Start a new run"
+    )
+
+
+def _compared(experiment: Experiment) -> BestSettings | None:
+    return None if experiment.best is None else experiment.best.model_copy(update={"patience": None})
 
 
 def _rounds_needed_by(experiment: Experiment) -> str:

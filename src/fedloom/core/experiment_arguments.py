@@ -40,6 +40,8 @@ class ExperimentArguments(TypedDict, total=False):
     """Conduct of a round."""
     evaluation: Table | BaseModel
     """Evaluation on held-out data."""
+    best: str | Table | BaseModel | None
+    """Metric by which the final model is the best round's, and when to stop early; None takes the last round's."""
     checkpoint: Table | BaseModel
     """Persistence for resuming."""
     runtime: Table | BaseModel

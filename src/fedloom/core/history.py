@@ -167,6 +167,19 @@ class RosterLine(_Frozen):
     """What the sites have agreed on from then on, as `KEY=VALUE` settings of the experiment."""
 
 
+class BestRound(_Frozen):
+    """The evaluated round that the final model is of, where the experiment has `best`."""
+
+    metric: str
+    """What was compared."""
+    value: Measured
+    """Its value in that round."""
+    round: int
+    """Counts from 1."""
+    stopped_early: bool = False
+    """Whether the run ended before its last round for lack of a gain."""
+
+
 class RunSummary(_Frozen):
     """`summary.json`, and the object printed by `--json`."""
 
@@ -178,7 +191,10 @@ class RunSummary(_Frozen):
     rounds: int
     """Rounds finished."""
     metrics: dict[str, Measured]
-    """The last evaluation's means; the last round's training metrics if nothing was evaluated."""
+    """The means of the last evaluation, or of the best one where the experiment has `best`; the last round's training
+    metrics if nothing was evaluated."""
+    best: BestRound | None = None
+    """The round that the final model is of; None where it is the last one."""
     not_finite: tuple[str, ...] = ()
     """Metrics of the last evaluation that are NaN or infinite; `evaluation` where the last one is missing."""
     bytes_up: int

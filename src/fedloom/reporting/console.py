@@ -30,6 +30,7 @@ from fedloom.core.history import RoundRecord, RunSummary, Traffic
 from fedloom.core.run_files import REPORT
 from fedloom.reporting.curves import in_order
 from fedloom.reporting.lines import (
+    best_text,
     examples_lines,
     lost_line,
     round_cells,
@@ -222,6 +223,7 @@ def print_tables(console: Console, run_dir: str) -> None:
 
 def _result_rows(summary: RunSummary) -> list[tuple[str, str]]:
     rows = [(name, metric_text(summary.metrics[name])) for name in in_order(summary.metrics)]
+    rows += [] if summary.best is None else [("best round", best_text(summary.best))]
     rows += [
         ("rounds", f"{summary.rounds:,}"),
         ("sent", f"{bytes_text(summary.bytes_up)} up, {bytes_text(summary.bytes_down)} down"),

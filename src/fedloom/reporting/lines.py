@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fedloom.core.events import RunStarted
-from fedloom.core.history import RoundRecord
+from fedloom.core.history import BestRound, RoundRecord
 from fedloom.core.records import ClientFailure, Info
 from fedloom.reporting.plain import harmless
 from fedloom.reporting.quantities import NOTHING, bytes_text, metric_text, plural, seconds_text
@@ -64,6 +64,12 @@ def round_cells(record: RoundRecord, names: Sequence[tuple[str, bool]]) -> list[
         bytes_text(record.traffic.bytes_down),
         seconds_text(record.timing.total_s),
     ]
+
+
+def best_text(best: BestRound) -> str:
+    """Return the best round of a run, whose model is the final one."""
+    early = "; the run ended early" if best.stopped_early else ""
+    return f"{best.round:,}: {best.metric} {metric_text(best.value)}, the final model's{early}"
 
 
 def rounds_text(rounds: int | None) -> str:

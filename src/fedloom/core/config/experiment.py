@@ -25,6 +25,7 @@ from fedloom.core.config.plugin_section import read_section
 from fedloom.core.config.sections import (
     INCIDENTAL,
     NODE_STATE_ROUNDS,
+    BestSettings,
     CheckpointSettings,
     EvaluationSettings,
     FleetSettings,
@@ -88,6 +89,7 @@ class Experiment(FurtherSections):
     """Label-free monitoring of the global model on client data, in evaluated rounds. None disables it."""
     round: RoundSettings = RoundSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    best: Annotated[BestSettings | None, SERVER_ONLY] = None
     checkpoint: Annotated[CheckpointSettings, SERVER_ONLY] = CheckpointSettings()
     runtime: Annotated[RuntimeSettings, SERVER_ONLY] = RuntimeSettings()
     fleet: FleetSettings = FleetSettings()
@@ -129,6 +131,8 @@ class Experiment(FurtherSections):
                 f"they train (round.group_size is {self.round.group_size or 'not set'}). Set round.group_size = 1; the "
                 "result depends on it bit for bit"
             )
+        if self.best is not None and self.evaluation.every == 0:
+            raise ConfigError("best: needs evaluations, but evaluation.every is 0; set it to 1 or more")
         most = NODE_STATE_ROUNDS - 2  # the current round and, until it ends, the one being saved
         if self.state_home == "node" and self.checkpoint.every > most:
             why = "where clients are sites" if self.of_sites else "with round.state_home = 'node'"

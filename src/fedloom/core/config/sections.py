@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
 
+import pydantic
 from pydantic import ConfigDict, Field
 
 from fedloom.core.config.settings import Settings
+from fedloom.core.errors import ConfigError
 from fedloom.core.setting_types import SERVER_ONLY, FreeText, PlainWord
 
 INCIDENTAL = ("name", "runtime", "checkpoint", "fleet")
@@ -73,6 +76,51 @@ class EvaluationSettings(Settings):
     fine_tune: Annotated[int, Field(ge=1)] | None = None
     """Where clients are sites, evaluate the global model on each also after this many local trainings on its data,
     each of as many epochs or steps as one of a round. None does not."""
+
+
+GOALS: Mapping[str, Literal["max", "min"]] = {
+    "accuracy": "max",
+    "f1": "max",
+    "loss": "min",
+    "mae": "min",
+    "mse": "min",
+    "perplexity": "min",
+}
+"""Which of two values is the better one, for metrics of these names."""
+
+
+class BestSettings(Settings):
+    """The final model is the one of the best evaluated round instead of the last one."""
+
+    metric: PlainWord
+    """Metric of the evaluation that is compared, such as `accuracy` or `loss`."""
+    goal: Literal["max", "min"] | None = None
+    """Which value is better. None takes `max` for `accuracy` and `f1`, `min` for `loss`, `mae`, `mse` and `perplexity`;
+    other metrics need it."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Evaluations in a row without a gain after which the run ends early. None does all rounds."""
+    min_gain: Annotated[float, Field(ge=0.0)] = 0.0
+    """How much better than the best a value must be to count as a gain; in the metric's unit."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        """Read `best = "accuracy"` as the metric's name."""
+        return {"metric": value} if isinstance(value, str) else value
+
+    @pydantic.model_validator(mode="after")
+    def _has_goal(self) -> Self:
+        if self.goal is None and self.metric not in GOALS:
+            raise ConfigError(
+                f"best.goal: required for the metric {self.metric!r}, but missing; expected 'max' or 'min', whichever "
+                "is better"
+            )
+        return self
+
+    @property
+    def larger_is_better(self) -> bool:
+        """Return whether the larger of two values is the better one."""
+        return (self.goal or GOALS[self.metric]) == "max"
 
 
 class CheckpointSettings(Settings):

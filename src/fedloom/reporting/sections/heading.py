@@ -6,7 +6,7 @@ import math
 import shlex
 
 from fedloom.reporting.curves import HELD_OUT, TRAINING, curve, metric_names
-from fedloom.reporting.lines import rounds_text
+from fedloom.reporting.lines import best_text, rounds_text
 from fedloom.reporting.markup import Content, Markup, join, tag
 from fedloom.reporting.quantities import bytes_text, metric_text, plural, seconds_text
 from fedloom.reporting.run_folder import RunFolder
@@ -79,6 +79,8 @@ def _tiles(run: RunFolder) -> list[Markup]:
     cohort = run.experiment.get("cohort") or run.population
     lost = len(run.failures)
     tiles = [_metric_tile(run, metric) for metric in _tiled(run)]
+    best = run.summary.best if run.summary else None
+    tiles += [_tile("best round", f"{best.round:,}", best_text(best).partition(": ")[2])] if best is not None else []
     tiles += [
         _tile("rounds", f"{len(run.rounds):,}", f"of {rounds_text(run.planned_rounds)}"),
         _tile("clients", f"{run.population:,}", f"{cohort:,} selected per round{_probed(run)}"),

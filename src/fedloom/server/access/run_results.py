@@ -33,6 +33,7 @@ _RECORDS = (
     run_files.RUN,
     run_files.EXPERIMENT,
     run_files.PLUGINS_LIST,
+    run_files.PROVENANCE,
     run_files.WORKLOAD,
     run_files.ROUNDS,
     run_files.CHOICES,
@@ -160,19 +161,19 @@ def _save_so_far(store: DiskRunStore, folder: Path) -> tuple[str, int]:
     checkpoint = store.latest_checkpoint()
     if checkpoint is None:
         return "", 0
-    name = str(_MODELS / f"{_SO_FAR}{checkpoint.round:06d}.safetensors")
+    name = str(_MODELS / f"{_SO_FAR}{checkpoint.final_round:06d}.safetensors")
     if not (folder / name).is_file():
         experiment = store.experiment()
         strategy = build_strategy(experiment.strategy, experiment)
         try:
-            arrays = strategy.arrays(load_state(strategy.State, checkpoint.strategy, checkpoint.pinned))
+            arrays = strategy.arrays(load_state(strategy.State, checkpoint.final_strategy, checkpoint.pinned))
         finally:
             strategy.close()
         (folder / name).parent.mkdir(exist_ok=True)
         for old in (folder / _MODELS).glob(f"{_SO_FAR}*.safetensors"):
             old.unlink(missing_ok=True)
         write_frame(folder / name, Record({"model": arrays}))
-    return name, checkpoint.round
+    return name, checkpoint.final_round
 
 
 def _is_listed(name: str) -> bool:

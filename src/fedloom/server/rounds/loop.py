@@ -18,6 +18,7 @@ from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import Arrays, RoundContext
 from fedloom.core.state import pinned_in
 from fedloom.server.fleet.planned import RunFacts
+from fedloom.server.rounds.best import BestPhase
 from fedloom.server.rounds.checked_parts import checked_monitor, checked_selection, checked_strategy
 from fedloom.server.rounds.checkpoint_writer import Saver
 from fedloom.server.rounds.choices import observed
@@ -88,6 +89,8 @@ class Loop:
         self._diverged = Diverged(self.run.run_id, outputs.emit)
         self._phases: Sequence[RoundPhase] = ()
         """Those after the probe, in order."""
+        self.best: BestPhase | None = None
+        """Holds the best round, if the final model is that one's."""
         self._progress: Progress | None = None
         self._saved = 0
         """The round of the newest checkpoint."""
@@ -113,6 +116,11 @@ class Loop:
         """Return the current global model; empty before there is an initial one."""
         return {} if self._progress is None else self._parts.strategy.arrays(self._progress.strategy)
 
+    def final_arrays(self) -> Arrays:
+        """Return the best round's model where the experiment wants that, else the current one."""
+        best = None if self.best is None else self.best.arrays()
+        return self.arrays() if best is None else best
+
     def prepare(self) -> int:
         """Get the initial model, or the newest checkpoint; returns the first round to do."""
         self._fleet.coordinator.announce(self.run)
@@ -132,7 +140,10 @@ class Loop:
             self._progress = Progress(0, strategy.init(model), selection.init(roster), roster.population)
         self._agree_on_data()
         self._store.choices(upto=self._progress.round)
-        self._phases = self._make_phases(self._store.rounds(upto=self._progress.round))
+        earlier = self._store.rounds(upto=self._progress.round)
+        if self._experiment.best is not None:
+            self.best = BestPhase(self._parts, self._experiment.best, earlier, checkpoint)
+        self._phases = self._make_phases(earlier)
         return self._progress.round + 1
 
     def _make_clients(self) -> Clients:
@@ -182,7 +193,7 @@ class Loop:
         try:
             # A strategy's bits must not depend on this machine's cores, nor its time on other users of them.
             with threadpool_limits(1, "blas"):
-                while (last is None or progress.round < last) and self._round(progress):
+                while (last is None or progress.round < last) and not self._exhausted and self._round(progress):
                     pass
                 if self._saved != progress.round:  # the strategy has ended the run between two checkpoints
                     self._saver.wait()
@@ -196,8 +207,14 @@ class Loop:
         Raises:
             RunFailed: says so; everything is saved.
         """
-        if self._progress is not None and (reason := self._parts.strategy.unfinished(self._progress.strategy)):
+        if self._progress is None or self._exhausted:
+            return
+        if reason := self._parts.strategy.unfinished(self._progress.strategy):
             raise RunFailed(reason)
+
+    @property
+    def _exhausted(self) -> bool:
+        return self.best is not None and self.best.exhausted
 
     def close(self) -> None:
         """Release the shared memory of the run's exchanges and a hosted strategy's resources (its thread)."""
@@ -212,6 +229,8 @@ class Loop:
         if self._monitor is not None:
             readings = [record.monitor for record in earlier if record.monitor]
             phases.append(MonitorPhase(self._parts, self._monitor, readings))
+        if self.best is not None:
+            phases.append(self.best)
         return phases
 
     def _round(self, progress: Progress) -> bool:
@@ -279,5 +298,5 @@ class Loop:
 
     def _save(self, progress: Progress) -> None:
         """Start writing a checkpoint while the next round runs."""
-        self._saver.save(progress.checkpoint(self.seconds, self._collector.groups.pinned.arrays()))
+        self._saver.save(progress.checkpoint(self.seconds, self._collector.groups.pinned.arrays(), self.best))
         self._saved = progress.round

@@ -10,6 +10,7 @@ from fedloom.core.plugins import AnySelection, AnyStrategy
 from fedloom.core.protocols import Roster
 from fedloom.core.records import Array
 from fedloom.core.state import dump_state, load_state, pinned_in
+from fedloom.server.rounds.best import BestPhase
 from fedloom.server.store.run_store import Checkpoint
 
 
@@ -36,21 +37,25 @@ class Progress:
             checkpoint.population,
         )
 
-    def checkpoint(self, seconds: float, holders: Mapping[str, Array]) -> Checkpoint:
+    def checkpoint(self, seconds: float, holders: Mapping[str, Array], best: BestPhase | None = None) -> Checkpoint:
         """Return it as a checkpoint.
 
         Args:
             seconds: wall-clock seconds of the run so far.
             holders: clients that have read pinned records, by the records' digests.
+            best: holds the state of the best round; None if the last one is the final model's.
         """
+        held = None if best is None else best.state
         return Checkpoint(
             self.round,
             dump_state(self.strategy),
             dump_state(self.selection),
             seconds,
             holders,
-            pinned_in(self.strategy) | pinned_in(self.selection),
+            {**pinned_in(self.strategy), **pinned_in(self.selection), **({} if best is None else best.pinned)},
             self.population,
+            "" if held is None else held.sha256,
+            0 if best is None else best.round,
         )
 
     def grow(self, selection: AnySelection, roster: Roster) -> int:

@@ -72,12 +72,12 @@ def run_session(
             for message in store.changed_code():
                 emit(Notice(run_id=store.run_id, message=message))
             loop.work()
-            arrays = loop.arrays()
+            arrays = loop.final_arrays()
             store.save_model(arrays)
             loop.require_finished()
     except FedloomError as exc:
         error = exc
-        arrays = loop.arrays()
+        arrays = loop.final_arrays()
     finally:
         loop.close()
         fleet.coordinator.forget_run(store.run_id, resumable=error is not None)
@@ -153,6 +153,7 @@ class _Ended:
             status="done" if error is None else "interrupted" if isinstance(error, Interrupted) else "failed",
             rounds=self.loop.rounds_done,
             metrics=self._metrics(),
+            best=None if self.loop.best is None else self.loop.best.found(self.loop.rounds_done),
             not_finite=self._not_finite(),
             **sum((record.traffic for record in self.history), Traffic()).model_dump(),
             seconds=self.loop.seconds,
@@ -178,7 +179,9 @@ class _Ended:
         return not_finite(evaluated[-1], self.loop.info.exponentials) if evaluated else ()
 
     def _metrics(self) -> dict[str, float]:
-        """Return the last evaluation; the last round's training metrics if nothing was evaluated."""
+        """Return the final model's evaluation; the last round's training metrics if nothing was evaluated."""
+        if self.loop.best is not None and self.loop.best.evaluation is not None:
+            return dict(self.loop.best.evaluation)
         evaluated = [record.evaluation for record in self.history if record.evaluation]
         return evaluated[-1] if evaluated else (self.history[-1].metrics if self.history else {})
 

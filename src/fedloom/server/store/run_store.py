@@ -43,6 +43,20 @@ class Checkpoint:
     """The pinned records the states name, by digest; stored next to the checkpoint, not in it."""
     population: int = 0
     """Number of clients the selection's state is made for."""
+    best: str = ""
+    """Digest of the pinned state of the best round's strategy; empty without any."""
+    best_round: int = 0
+    """That round."""
+
+    @property
+    def final_round(self) -> int:
+        """Return the round that the model so far is of."""
+        return self.best_round if self.best else self.round
+
+    @property
+    def final_strategy(self) -> Record:
+        """Return the strategy's state of `final_round`."""
+        return self.pinned[self.best] if self.best else self.strategy
 
     def record(self) -> Record:
         """Return the checkpoint as one record that refers to pinned records without including them."""
@@ -58,6 +72,7 @@ class Checkpoint:
                 "strategy": {"groups": list(self.strategy.groups), "info": self.strategy.info},
                 "selection": {"groups": list(self.selection.groups), "info": self.selection.info},
                 "pinned": list(self.pinned),
+                **({"best": {"state": self.best, "round": self.best_round}} if self.best else {}),
             },
         )
 
@@ -79,6 +94,8 @@ class Checkpoint:
             record.groups.get(_HOLDERS, {}),
             load(record.info["pinned"]),
             int(record.info["population"]),
+            str(best["state"]) if (best := record.info.get("best")) else "",
+            int(best["round"]) if best else 0,
         )
 
 
