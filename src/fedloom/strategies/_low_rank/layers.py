@@ -113,8 +113,14 @@ def zero_b(shapes: Mapping[str, tuple[int, int]]) -> dict[str, Array]:
 def merged(arrays: Arrays, layers: Mapping[str, Layer], a: Arrays, b: Arrays, scale: float) -> dict[str, Array]:
     """Return the arrays with s·B A added to the layers' weights; others unchanged."""
     changed = {
-        layer.weight: arrays[layer.weight] + layer.change(a[name], b[name], scale, arrays[layer.weight])
+        layer.weight: _added(arrays[layer.weight], layer, a[name], b[name], scale)
         for name, layer in layers.items()
         if name in b
     }
     return {**arrays, **changed}
+
+
+def _added(weight: Array, layer: Layer, a: Array, b: Array, scale: float) -> Array:
+    """Return a weight with its layer's change, in its dtype; weights of 16 bits are added to in float32."""
+    wide = weight.astype(np.float32) if weight.dtype.itemsize < 4 else weight
+    return (wide + layer.change(a, b, scale, wide)).astype(weight.dtype, copy=False)

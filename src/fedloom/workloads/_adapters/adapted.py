@@ -133,7 +133,8 @@ class Adapted:
         for name, b in update.groups[LORA_B].items():
             module, weight = self._model.get_submodule(name), self._tensors[f"{name}.weight"]
             factors = tuple(as_tensor(array).to(self._device) for array in (update.groups[LORA_A][name], b))
-            weight.data = weight.data + weight_change(module, (factors[0], factors[1]), 1.0)
+            summed = weight.data + weight_change(module, (factors[0], factors[1]), 1.0)  # in float32
+            weight.data = summed.to(weight.dtype)
 
     def _attach(self, plan: _Plan) -> None:
         if self._attached is not None:

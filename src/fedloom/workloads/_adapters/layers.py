@@ -35,9 +35,10 @@ class LoraLayer(nn.Module):
     def __init__(self, module: nn.Module, shape: Shape, rank_max: int, scale: float, *, gated: bool = False) -> None:
         super().__init__()
         weight = weight_of(module)
-        self.a = nn.Parameter(weight.new_zeros(rank_max, shape.in_))
-        self.b = nn.Parameter(weight.new_zeros(shape.out, rank_max))
-        self.e = nn.Parameter(weight.new_zeros(rank_max)) if gated else None
+        dtype = torch.float32 if weight.dtype.itemsize < 4 else weight.dtype  # what is trained has 32 bits
+        self.a = nn.Parameter(weight.new_zeros(rank_max, shape.in_, dtype=dtype))
+        self.b = nn.Parameter(weight.new_zeros(shape.out, rank_max, dtype=dtype))
+        self.e = nn.Parameter(weight.new_zeros(rank_max, dtype=dtype)) if gated else None
         self.rank, self.scale = rank_max, scale
         self._delta = _delta_of(module)
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedloom.adapters.names import ADAPTERS
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError
 from fedloom.core.protocols import Inputs, LocalRule, WorkloadInfo
@@ -60,6 +61,8 @@ class RowTask(ABC, Generic[C]):
     evaluation_batch: int = 250
     """Examples in a forward pass without training. Changes the last bits of the metrics."""
 
+    trains_adapters_only: bool = False
+    """Whether the weights beneath adapters are too coarse to be trained themselves."""
     own_training: bool = False
     """Whether `train` computes its own loss instead of `loss`, so that settings which change the loss or hold
     examples back are refused."""
@@ -184,6 +187,12 @@ class RowTask(ABC, Generic[C]):
         self, job: Job, inputs: Inputs, shard: RowShard, rule: LocalRule | None, rng: np.random.Generator
     ) -> Update:
         """Train one client; the metrics include the mean training `loss`."""
+        if self.trains_adapters_only and ADAPTERS not in inputs[MODEL].info:
+            raise ConfigError(
+                f"strategy: {self.experiment.strategy.name!r} trains whole models, but workload.model.dtype stores the "
+                'weights in 16 bits, too coarse for training. Set workload.model.dtype = "float32", or a strategy '
+                "that trains adapters alone"
+            )
         return self.trainer.train(inputs, self.local_training(self.trainer.model, job, shard, rule), rng)
 
     def local_training(self, model: nn.Module, job: Job, shard: RowShard, rule: LocalRule | None) -> LocalTraining:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeAlias
 
 import pydantic
 from pydantic import Field
@@ -158,3 +158,27 @@ class TrainingSettings(Settings):
     def changes_loss(self) -> bool:
         """Return whether the settings change the loss, which must then be cross-entropy."""
         return bool(self.class_weights) or self.label_smoothing > 0
+
+
+DTypeName: TypeAlias = Literal["float32", "bf16"]
+"""Name of a floating-point type."""
+
+
+class StoredWeights(Settings):
+    """How a pretrained model's weights are stored."""
+
+    dtype: DTypeName = "float32"
+    """Weights beneath adapters: `bf16` stores them with 16 bits on disk, in memory and on the wire, and needs
+    `training.precision = "bf16"` and a strategy that trains adapters alone. What is trained has 32 bits."""
+
+    def check_precision(self, training: TrainingSettings) -> None:
+        """Refuse weights of 16 bits with another precision of the computation.
+
+        Raises:
+            ConfigError: says what to set.
+        """
+        if self.dtype == "bf16" and training.precision != "bf16":
+            raise ConfigError(
+                'workload.model.dtype: "bf16" needs a computation in bfloat16; set workload.training.precision = '
+                '"bf16", too'
+            )

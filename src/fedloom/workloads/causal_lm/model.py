@@ -7,6 +7,8 @@ from torch import nn
 
 from fedloom.core.errors import ConfigError
 from fedloom.workloads._pretrained.folder import Location, PretrainedFolder, find_pretrained, quiet
+from fedloom.workloads._torch.settings import DTypeName
+from fedloom.workloads._torch.stored_dtype import TORCH
 from fedloom.workloads.causal_lm.packaged import INSTALL, smollm2
 
 _SETTING = "workload.model.checkpoint"
@@ -35,8 +37,8 @@ def find_model(name: str, block_size: int) -> PretrainedFolder:
     return found
 
 
-def load_model(folder: PretrainedFolder) -> nn.Module:
-    """Return the model with its pretrained weights, float32.
+def load_model(folder: PretrainedFolder, dtype: DTypeName = "float32") -> nn.Module:
+    """Return the model with its pretrained weights, in a dtype.
 
     Raises:
         ConfigError: it is not a causal language model.
@@ -49,7 +51,7 @@ def load_model(folder: PretrainedFolder) -> nn.Module:
                 str(folder.path),
                 local_files_only=True,
                 use_safetensors=True,
-                dtype=torch.float32,
+                dtype=TORCH[dtype],
                 output_loading_info=True,
             )
         except ValueError as exc:
@@ -69,7 +71,8 @@ def is_causal(model: nn.Module) -> bool:
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([[0, 1, 0], [0, 1, 1]]), use_cache=False).logits[:, :2]
     apart = (logits[0] - logits[1]).abs().max()
-    return bool(apart <= _ROUNDING * logits.abs().max())
+    rounding = max(_ROUNDING, torch.finfo(logits.dtype).eps)
+    return bool(apart <= rounding * logits.abs().max())
 
 
 def _refusal(folder: PretrainedFolder, reason: str) -> str:

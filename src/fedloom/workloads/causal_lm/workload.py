@@ -45,6 +45,7 @@ class CausalLM(RowTask[Config]):
         self._folder = find_model(config.model.checkpoint, config.model.block_size)
         self._texts = load_blocks(config.data, self._folder, config.model.block_size)
         self.evaluation_batch = max(1, _EVALUATION_TOKENS // config.model.block_size)
+        self.trains_adapters_only = config.model.dtype != "float32"
         super().__init__(config, experiment)
 
     def dataset(self) -> RowData:
@@ -63,7 +64,7 @@ class CausalLM(RowTask[Config]):
 
     def model(self) -> nn.Module:
         """Return the model with pretrained weights; nothing is drawn."""
-        return load_model(self._folder)
+        return load_model(self._folder, self.config.model.dtype)
 
     def initial_info(self, model: nn.Module) -> Info:
         return model_info(model)

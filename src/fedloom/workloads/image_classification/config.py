@@ -12,11 +12,12 @@ from fedloom.core.setting_types import DataPath
 from fedloom.workloads._base.settings import TorchConfig
 from fedloom.workloads._data.partition_settings import Dirichlet, PartitionSettings
 from fedloom.workloads._data.settings import Digits, ImageSource
+from fedloom.workloads._torch.settings import StoredWeights
 from fedloom.workloads._vision.augment_settings import AugmentSettings
 from fedloom.workloads._vision.settings import ModelSettings
 
 
-class Model(ModelSettings):
+class Model(StoredWeights, ModelSettings):
     """The network, and the source of its initial weights."""
 
     pretrained: DataPath | None = None
@@ -52,3 +53,8 @@ class Config(TorchConfig):
     """Partition of the training set; its `scheme` selects the kind."""
     model: Model = Model()
     augment: AugmentSettings = AugmentSettings()
+
+    @pydantic.model_validator(mode="after")
+    def _has_precision(self) -> Self:
+        self.model.check_precision(self.training)
+        return self

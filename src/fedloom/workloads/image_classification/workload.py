@@ -14,6 +14,7 @@ from fedloom.workloads._base.rows import RowData, TensorRows
 from fedloom.workloads._base.workload import TorchWorkload
 from fedloom.workloads._data.images import load_images
 from fedloom.workloads._pretrained.folder import PretrainedFolder
+from fedloom.workloads._torch.stored_dtype import stored_in
 from fedloom.workloads._vision.augment import augment_images
 from fedloom.workloads._vision.checkpoint import Checkpoint
 from fedloom.workloads._vision.hub_model import build_hub_model, find_hub_model
@@ -27,6 +28,7 @@ class ImageClassification(TorchWorkload[Config]):
     def __init__(self, config: Config, experiment: Experiment) -> None:
         self._pretrained = _pretrained(config.model)
         self._images = load_images(config.data, config.resize, config.channels)
+        self.trains_adapters_only = config.model.dtype != "float32"
         super().__init__(config, experiment)
 
     def dataset(self) -> RowData:
@@ -37,17 +39,22 @@ class ImageClassification(TorchWorkload[Config]):
         return image_rows(data, train, test)
 
     def model(self) -> nn.Module:
+        model = self._network()
+        return stored_in(model, self.config.model.dtype, output_layer(model)[0])
+
+    def _network(self) -> nn.Module:
+        """Return the network in float32."""
         if isinstance(self._pretrained, PretrainedFolder):
             return build_hub_model(self._pretrained, self._images.shape, self._images.num_labels)
         return build_model(self.config.model, self._images.shape, self._images.num_labels)
 
     def initial(self) -> nn.Module:
-        model, fresh_head = self.model(), self.config.model.fresh_head
+        model, fresh_head = self._network(), self.config.model.fresh_head
         if isinstance(self._pretrained, Checkpoint):
             self._pretrained.load_into(model, fresh_head=fresh_head)
         elif fresh_head:
             output_layer(model)[1].reset_parameters()
-        return model
+        return stored_in(model, self.config.model.dtype, output_layer(model)[0])
 
     def augment(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         settings = self.config.augment

