@@ -472,6 +472,21 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "training.learning_rate: without effect",
     ),
     "an unknown setting": ({"training": {"learnign_rate": 0.1}}, "workload.training.learnign_rate: unknown setting"),
+    "a training that is no table": ({"training": [0.1]}, "training: expected a dict of settings"),
+    "settings that are no table": ({"settings": "round"}, "settings: expected a dict of settings"),
+    "an abbreviation": ({"training": {"lr": 0.1}}, "did you mean 'workload.training.learning_rate'?"),
+    "a setting of training": ({"epochs": 3}, "it is a setting of training: training={'epochs': 3}"),
+    "a sink that is none": ({"sinks": print}, "sinks: expected a list of objects with write(event) and close()"),
+    "a list of sinks that are none": ({"sinks": [print]}, "sinks: expected a list of objects"),
+    "a metric that returns nothing": ({"metrics": lambda o, t: None}, "metrics: 'metric' returned None (NoneType)"),
+    "an input that is NaN": (
+        {"data": (X * np.where(np.arange(60)[:, None] == 7, np.nan, 1), Y)},
+        "in 1 of 60 examples, first in example 7",
+    ),
+    "a target that is infinite": ({"data": (X, np.where(Y, np.inf, 1.0))}, "entry 1 has missing or infinite values"),
+    "a transform to text": ({"transform": str}, "transform: returned "),
+    "a metric of the best that is not known": ({"best": "acuracy"}, "best.goal: required for the metric 'acuracy'"),
+    "images changed that are none": ({"augment": {"flip": True}}, "workload.augment: changes images"),
     "a transform that raises": ({"transform": lambda x: x.nothing}, "nothing"),
 }
 

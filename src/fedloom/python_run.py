@@ -12,11 +12,12 @@ from fedloom.core.errors import ConfigError, FedloomError, UsageError
 from fedloom.core.experiment_arguments import Plugin, Table
 from fedloom.core.extras import needed_by
 from fedloom.core.plugin_faults import users_line
+from fedloom.core.protocols import Sink
 from fedloom.core.python_objects import held
-from fedloom.core.text import nearest
+from fedloom.core.text import nearest, shown
+from fedloom.workloads._torch.settings import TrainingSettings
 
 if TYPE_CHECKING:
-    from fedloom.core.protocols import Sink
     from fedloom.workloads.torch.parts import Parts
     from fedloom.workloads.torch.types import Data, LossFunction, MakeOptimizer, Metrics, Model, Task, Transform
 
@@ -29,8 +30,8 @@ class Given(TypedDict, total=False):
     part of `data` is held out."""
     test_fraction: float
     """Fraction of the examples (of each client's, in a list) held out where there is no test set; 0.2 by default."""
-    label: str
-    """Column of the targets in a frame or a data set of Hugging Face; `label` by default."""
+    label: str | Sequence[str]
+    """Column of the targets in a frame or a data set of Hugging Face, or a list of several; `label` by default."""
     columns: Sequence[str]
     """Columns of the inputs; by default all others."""
     task: Task
@@ -68,8 +69,13 @@ class RunArguments(Given, total=False):
     """Client selection; uniform sampling by default."""
     monitor: Plugin
     """Label-free monitoring; none by default."""
+    best: Table | str
+    """Metric by which the final model is the best round's, such as `accuracy`; or a table with `patience`, too, after
+    which the run ends early. By default the final model is the last round's."""
     partition: Table | str
     """How the examples are split among clients: a table, or the name of a scheme; `iid` by default."""
+    augment: Table
+    """Images changed at random in training: `{"flip": True, "crop": 4, "erase": 0.25}`; by default none."""
     training: Table
     """Settings of local training, such as `{"learning_rate": 0.1, "epochs": 2}`."""
     settings: Table
@@ -86,7 +92,7 @@ class RunArguments(Given, total=False):
     """Write the run's folder; true by default."""
 
 
-_EXPERIMENT = ("clients", "cohort", "seed", "name", "selection", "monitor")
+_EXPERIMENT = ("clients", "cohort", "seed", "name", "selection", "monitor", "best")
 """Arguments that are settings of an experiment, too."""
 
 
@@ -110,11 +116,28 @@ def check_names(arguments: Mapping[str, object], known: type, function: str) -> 
         ConfigError: the message names the nearest one.
     """
     names = _keys(known)
-    for name in arguments:
+    for name, value in arguments.items():
         if name not in names:
             meant = nearest(name, names)
             hint = f"did you mean {meant!r}? " if meant else ""
+            if "training" in names and name in TrainingSettings.model_fields:
+                hint = f"it is a setting of training: training={{{name!r}: {value!r}}}; "
             raise ConfigError(f"{function}: unknown argument {name!r}; {hint}known: {', '.join(names)}")
+    _check_sinks(arguments.get("sinks", ()))
+
+
+def _check_sinks(sinks: object) -> None:
+    """Refuse sinks that are no list of objects with `write` and `close`.
+
+    Raises:
+        ConfigError: says what was found.
+    """
+    listed = sinks if isinstance(sinks, Sequence) and not isinstance(sinks, str) else None
+    odd = sinks if listed is None else next((each for each in listed if not isinstance(each, Sink)), None)
+    if odd is not None:
+        raise ConfigError(
+            f"sinks: expected a list of objects with write(event) and close(), found {shown(odd)}; () shows nothing"
+        )
 
 
 def _keys(known: type) -> list[str]:
@@ -157,13 +180,13 @@ def objects_of_arguments(model: Model, data: Data, given: Given) -> tuple[Parts,
     """
     with needed_by("a run of a model and data"):
         from fedloom.workloads.torch.making import make_parts
-    optimizer = given.get("optimizer")
+    optimizer, label = given.get("optimizer"), given.get("label", ())
     return make_parts(
         model,
         data,
         test=given.get("test"),
         reading={
-            "label": given.get("label"),
+            "labels": (label,) if isinstance(label, str) else tuple(label),
             "columns": tuple(given.get("columns", ())),
             "transform": given.get("transform"),
             "test_fraction": given.get("test_fraction", 0.2),
@@ -179,15 +202,15 @@ def objects_of_arguments(model: Model, data: Data, given: Given) -> tuple[Parts,
 
 def _values(parts: Parts, objects: Mapping[str, str], clients: int, given: RunArguments) -> dict[str, object]:
     """Return the experiment as its TOML has it."""
-    training, optimizer = dict(given.get("training", {})), given.get("optimizer")
+    training, optimizer = _given_table(given, "training"), given.get("optimizer")
     if isinstance(optimizer, str):
         training["optimizer"] = optimizer
     elif optimizer is not None and "learning_rate" in training:
         raise ConfigError("training.learning_rate: without effect beside optimizer=…, whose rate counts; remove one")
     partition = given.get("partition")
-    further = dict(given.get("settings", {}))
+    further = _given_table(given, "settings")
     runtime = {"name": given.get("runtime", "process"), "workers": given.get("workers")}
-    named = {key: value for key, value in given.items() if key in _EXPERIMENT and value is not None}
+    named = {key: value for key, value in given.items() if key in _EXPERIMENT and value not in (None, "")}
     return {
         "name": parts.title,
         "rounds": given.get("rounds", 10),
@@ -201,8 +224,21 @@ def _values(parts: Parts, objects: Mapping[str, str], clients: int, given: RunAr
             "objects": dict(objects),
             **({"partition": {"scheme": partition} if isinstance(partition, str) else partition} if partition else {}),
             **({"training": training} if training else {}),
+            **({"augment": _given_table(given, "augment")} if "augment" in given else {}),
         },
     }
+
+
+def _given_table(given: Mapping[str, object], name: str) -> dict[str, object]:
+    """Return a table of settings that a program gives; empty if it gives none.
+
+    Raises:
+        ConfigError: it is no table.
+    """
+    value = given.get(name, {})
+    if not isinstance(value, Mapping):
+        raise ConfigError(f'{name}: expected a dict of settings, such as {{"…": …}}, found {shown(value)}')
+    return {str(key): each for key, each in value.items()}
 
 
 def _table(value: object) -> dict[str, object]:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 V = TypeVar("V")
+_SHORT = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay", "num_clients": "clients"}
+"""What people write for names of settings."""
 
 
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
@@ -20,7 +22,10 @@ def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | No
     Returns:
         The known name; None if none is similar enough.
     """
-    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
+    names = list(known)
+    if (meant := _SHORT.get(name)) in names:
+        return meant
+    return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=cutoff)), None)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

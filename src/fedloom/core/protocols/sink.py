@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from fedloom.core.events import Event
 
 
+@runtime_checkable
 class Sink(Protocol):
     """A receiver of a run's events: files, the terminal, metrics, watchers."""
 

@@ -26,13 +26,17 @@ class HubClassifier(nn.Module):
         return logits
 
 
-def find_hub_model(place: str) -> PretrainedFolder:
+def find_hub_model(place: str, setting: str = _SETTING) -> PretrainedFolder:
     """Return the folder of a model.
+
+    Args:
+        place: the folder, or a name on the hub.
+        setting: what names it.
 
     Raises:
         DataMissing: there is none here, and none can be downloaded.
     """
-    return find_pretrained(Location(place, _SETTING, _REMEDY, {}))
+    return find_pretrained(Location(place, setting, _REMEDY, {}))
 
 
 def build_hub_model(found: PretrainedFolder, shape: tuple[int, int, int], num_labels: int) -> HubClassifier:

@@ -12,7 +12,8 @@ from fedloom.core.config import Settings
 from fedloom.core.errors import ConfigError
 from fedloom.core.setting_types import CodeRef, ColumnName, DataPath, FreeText, Known, PlainWord
 from fedloom.workloads._base.settings import TorchConfig
-from fedloom.workloads._data.settings import Fraction, LocalData
+from fedloom.workloads._data.settings import Fraction, Images, LocalData
+from fedloom.workloads._vision.augment_settings import AugmentSettings
 
 Digest = Annotated[PlainWord, Field(pattern="^[0-9a-f]{64}$")]
 """A SHA-256, in hexadecimal."""
@@ -41,15 +42,36 @@ class _HeldOut(LocalData):
     """Fraction held out if there is no test set."""
 
 
-class _Table(_HeldOut):
+class _Values(_HeldOut):
+    """Inputs that are arrays of numbers."""
+
+    standardise: bool = False
+    """Take each column's mean from the inputs (each channel's, of images), and divide by its deviation: those of all
+    examples but a test file's, which each node computes of its own."""
+    mean: tuple[float, ...] | None = None
+    """The means to take instead, one for each column, such as the same ones for all sites."""
+    std: tuple[Annotated[float, Field(gt=0.0)], ...] | None = None
+    """The deviations to divide by; set together with `mean`."""
+
+    @pydantic.model_validator(mode="after")
+    def _has_both_moments(self) -> Self:
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise ConfigError("workload.data.mean and workload.data.std: expected both, with one value per column each")
+        if self.mean is not None and not self.standardise:
+            raise ConfigError("workload.data.mean: without effect unless workload.data.standardise = true")
+        return self
+
+
+class _Table(_Values):
     """A table of numbers with a column of targets."""
 
     file: DataPath
     """The table."""
     test_file: DataPath | None = None
     """Held-out examples, the same columns."""
-    label: ColumnName = "label"
-    """Column of the targets: whole numbers or text for classes, other numbers for a regression."""
+    label: ColumnName | tuple[ColumnName, ...] = "label"
+    """Column of the targets: whole numbers or text for classes, other numbers for a regression. A list of columns is
+    several labels at once, each 0 or 1, or several numbers."""
     features: tuple[ColumnName, ...] = ()
     """Columns of the inputs, numbers; none named takes all others."""
 
@@ -68,7 +90,7 @@ class Parquet(_Table):
     source: Literal["parquet"] = "parquet"
 
 
-class Npz(_HeldOut):
+class Npz(_Values):
     """A NumPy archive with inputs and targets."""
 
     source: Literal["npz"] = "npz"
@@ -84,7 +106,7 @@ class Npz(_HeldOut):
     """Array of the held-out targets."""
 
 
-class Npy(_HeldOut):
+class Npy(_Values):
     """Two NumPy files."""
 
     source: Literal["npy"] = "npy"
@@ -94,14 +116,14 @@ class Npy(_HeldOut):
     """File of the targets, (n, …)."""
 
 
-class HubFolder(_HeldOut):
+class HubFolder(_Values):
     """A data set of Hugging Face on disk, or one with the splits `train` and, optionally, `test`."""
 
     source: Literal["huggingface"] = "huggingface"
     dataset: DataPath
     """Folder written by `save_to_disk`."""
-    label: ColumnName = "label"
-    """Column of the targets: whole numbers or text for classes, other numbers for a regression."""
+    label: ColumnName | tuple[ColumnName, ...] = "label"
+    """Column of the targets, or a list of them, as in a table."""
     features: tuple[ColumnName, ...] = ()
     """Columns of the inputs; none named takes all others."""
 
@@ -123,7 +145,7 @@ class Mlp(Settings):
     """Neurons of each hidden layer; between them rectifiers."""
 
 
-Data = Annotated[Csv | Parquet | Npz | Npy | HubFolder | DatasetRef, Field(discriminator="source")]
+Data = Annotated[Csv | Parquet | Npz | Npy | HubFolder | Images | DatasetRef, Field(discriminator="source")]
 
 
 class Config(TorchConfig):
@@ -131,8 +153,9 @@ class Config(TorchConfig):
 
     name: str = "torch"
     model: Annotated[CodeRef, Known(OWN_MODELS)] | None = None
-    """`./net.py:Net`, a class or function that makes a module without arguments; or, for tables of numbers, `mlp` or
-    `logistic` (softmax regression; for other tasks a linear one)."""
+    """`./net.py:Net`, a class or function that makes a module without arguments; for tables of numbers `mlp` or
+    `logistic` (softmax regression; for other tasks a linear one); for images `timm:NAME`, or `transformers:PLACE`, an
+    image classifier's folder or name on the hub, with its weights."""
     mlp: Mlp = Mlp()
     data: Data | None = None
     """The examples; its `source` selects the kind."""
@@ -140,6 +163,7 @@ class Config(TorchConfig):
     """What the model learns; None infers it from targets and outputs."""
     loss: CodeRef | None = None
     """`./net.py:loss`, the mean loss of a minibatch of outputs and targets; None takes the task's."""
+    augment: AugmentSettings = AugmentSettings()
     pretrained: DataPath | None = None
     """Start from the final model of another run (its folder) or a `.safetensors` file of the same arrays."""
     objects: Objects | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from fedloom.core.errors import PluginInvalid
-from fedloom.core.records import Array
+from fedloom.core.records import Array, Info
+from fedloom.core.text import shown
 from fedloom.workloads._base.classes import HasTargets
 from fedloom.workloads._base.examples import Examples, Source
 from fedloom.workloads.torch.frames import (
@@ -20,11 +21,13 @@ from fedloom.workloads.torch.frames import (
     hub_column,
     hub_inputs,
     hub_names,
+    hub_targets,
     is_frame,
     is_hub,
     is_series,
     split_label,
 )
+from fedloom.workloads.torch.standard import Moments, standardised
 from fedloom.workloads.torch.types import Data, Transform
 
 _EXPECTED = (
@@ -37,8 +40,8 @@ _EXPECTED = (
 class Reading:
     """How data is read."""
 
-    label: str | None = None
-    """Column of the targets, in a frame or a data set of Hugging Face."""
+    labels: tuple[str, ...] = ()
+    """Columns of the targets, in a frame or a data set of Hugging Face; none takes `label`."""
     columns: tuple[str, ...] = ()
     """Columns of the inputs; none given takes all others."""
     transform: Transform | None = None
@@ -56,6 +59,10 @@ class ReadData:
     examples: Examples
     columns: tuple[str, ...] = ()
     """Columns of the inputs, if they were a table's."""
+    moments: Moments | None = None
+    """What the inputs are standardised with."""
+    facts: Info = field(default_factory=dict)
+    """Facts about the data for its description."""
 
 
 def read_data(data: Data, test: Data | None, how: Reading) -> ReadData:
@@ -170,9 +177,11 @@ class _Reader:
         """Return the labels of a source that are words; none if they are numbers."""
         column: Array | None = None
         if is_frame(value):
-            column = value[split_label(value.columns, self._how.label, what)[0]].to_numpy()
+            labels, _ = split_label(value.columns, self._how.labels, what)
+            column = value[labels[0]].to_numpy() if len(labels) == 1 else None
         elif is_hub(value):
-            column = hub_column(value, split_label(value.column_names, self._how.label, what)[0])
+            labels, _ = split_label(value.column_names, self._how.labels, what)
+            column = hub_column(value, labels[0]) if len(labels) == 1 else None
         elif isinstance(value, tuple) and value and isinstance(value[-1], np.ndarray):
             column = value[-1]
         elif isinstance(value, tuple) and value and is_series(value[-1]):
@@ -194,15 +203,20 @@ class _Reader:
     def _frame(self, value: object, what: str) -> tuple[object, ...]:
         if not is_frame(value):
             raise TypeError(f"{what} is no frame")
-        label, others = split_label(value.columns, self._how.label, what)
+        labels, others = split_label(value.columns, self._how.labels, what)
         self.columns = self.columns or tuple(others)
-        return feature_matrix(value, self.columns, what), self._coded(value[label].to_numpy())
+        several = len(labels) > 1
+        targets = feature_matrix(value, labels, what) if several else self._coded(value[labels[0]].to_numpy())
+        return feature_matrix(value, self.columns, what), targets
 
     def _table(self, value: tuple[object, ...], what: str) -> tuple[object, ...]:
         if len(value) < 2:
             raise PluginInvalid(f"{what}: found a tuple of {len(value)}; {_EXPECTED}")
         *inputs, targets = value
-        return (*(self._input(each, what) for each in inputs), self._coded(_plain(targets)))
+        columns = (*(self._input(each, what) for each in inputs), self._coded(_plain(targets)))
+        for number, each in enumerate(columns):
+            check_finite(each, f"{what}: entry {number}")
+        return columns
 
     def _input(self, value: object, what: str) -> object:
         if not is_frame(value):
@@ -213,11 +227,14 @@ class _Reader:
     def _hub(self, value: object, what: str) -> Source:
         if not is_hub(value):
             raise TypeError(f"{what} is no data set of Hugging Face")
-        label, others = split_label(value.column_names, self._how.label, what)
-        self.names = self.names or hub_names(value, label)
+        labels, others = split_label(value.column_names, self._how.labels, what)
+        if len(labels) == 1:
+            self.names = self.names or hub_names(value, labels[0])
         if self._how.transform is not None:
-            return HubItems(value, label, self._how.transform, self._classes)
-        return _as_table((*hub_inputs(value, self.columns or others, what), self._coded(hub_column(value, label))))
+            if len(labels) > 1:
+                raise PluginInvalid(f"{what}: transform=… takes one label column, found {', '.join(labels)}")
+            return HubItems(value, labels[0], self._how.transform, self._classes)
+        return _as_table((*hub_inputs(value, self.columns or others, what), self._coded(hub_targets(value, labels))))
 
     def _prepared(self, table: tuple[object, ...]) -> Source:
         columns = _as_table(table)
@@ -271,19 +288,45 @@ class Prepared(Dataset[object]):
         return (_numbers(self._transform(first)), *others)
 
 
+def check_finite(column: object, what: str) -> None:
+    """Reject numbers that are missing or infinite.
+
+    Raises:
+        PluginInvalid: there are some; the message says how many, and in which example the first one is.
+    """
+    values = column.detach().cpu().numpy() if isinstance(column, Tensor) and column.is_floating_point() else column
+    if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or not values.ndim or np.isfinite(values).all():
+        return
+    odd = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+    raise PluginInvalid(
+        f"{what} has missing or infinite values in {len(odd)} of {len(values)} examples, first in example {odd[0]}; "
+        "expected numbers. Fill them (np.nan_to_num), or leave the examples out"
+    )
+
+
 def _numbers(value: object) -> object:
-    """Return a prepared input as a tensor with floats of 32 bits."""
-    tensor = torch.as_tensor(np.asarray(value)) if not isinstance(value, Tensor) else value
+    """Return a prepared input as a tensor with floats of 32 bits.
+
+    Raises:
+        PluginInvalid: it holds no numbers.
+    """
+    array = None if isinstance(value, Tensor) else np.asarray(value)
+    if array is not None and array.dtype.kind not in "biuf":
+        raise PluginInvalid(f"transform: returned {shown(value)}, expected an array or a tensor of numbers")
+    tensor = value if isinstance(value, Tensor) else torch.as_tensor(array)
     return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
-def model_inputs(value: object, columns: tuple[str, ...], transform: Transform | None) -> object:
+def model_inputs(
+    value: object, columns: tuple[str, ...], transform: Transform | None, moments: Moments | None = None
+) -> object:
     """Return inputs without targets as the model takes them: the columns of a frame, each example prepared.
 
     Args:
         value: arrays, tensors, a tuple of them, or a frame.
         columns: of the inputs, if the examples were a table's.
         transform: prepares the first input of each example.
+        moments: what it is standardised with.
     """
     if is_frame(value):
         value = feature_matrix(value, columns or tuple(map(str, value.columns)), "predict")
@@ -292,4 +335,4 @@ def model_inputs(value: object, columns: tuple[str, ...], transform: Transform |
     if transform is not None and isinstance(first, np.ndarray | Tensor):
         made = [torch.as_tensor(np.asarray(_numbers(transform(each)))) for each in first]
         first = torch.stack(made)
-    return (first, *others)
+    return (first if moments is None else standardised(first, moments, "predict"), *others)

@@ -37,24 +37,30 @@ def is_hub(value: object) -> TypeGuard[datasets.Dataset]:
     return library is not None and isinstance(value, library.Dataset)
 
 
-def split_label(columns: Sequence[object], label: str | None, what: str) -> tuple[str, list[str]]:
-    """Return the column of the targets, and the others.
+def split_label(columns: Sequence[object], labels: Sequence[str], what: str) -> tuple[list[str], list[str]]:
+    """Return the columns of the targets, and the others.
+
+    Args:
+        columns: all of them.
+        labels: names of those of the targets; none takes `label`.
+        what: the data, for errors.
 
     Raises:
         PluginInvalid: there is no such column, or it is not said which one it is.
     """
     names = [str(name) for name in columns]
     shown = ", ".join(names[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")
-    chosen = label if label is not None else "label" if "label" in names else None
-    if chosen is None:
+    chosen = list(labels) or (["label"] if "label" in names else [])
+    if not chosen:
         raise PluginInvalid(
             f"{what}: which column is the target? Its columns are {shown}. Name it: label={names[-1]!r}"
         )
-    if chosen not in names:
-        raise PluginInvalid(f"{what}: expected a column {chosen!r} (label=…), found the columns {shown}")
-    others = [name for name in names if name != chosen]
+    for each in chosen:
+        if each not in names:
+            raise PluginInvalid(f"{what}: expected a column {each!r} (label=…), found the columns {shown}")
+    others = [name for name in names if name not in chosen]
     if not others:
-        raise PluginInvalid(f"{what}: expected columns beside the label {chosen!r}, found none")
+        raise PluginInvalid(f"{what}: expected columns beside the label {', '.join(map(repr, chosen))}, found none")
     return chosen, others
 
 
@@ -99,6 +105,13 @@ def hub_inputs(found: datasets.Dataset, names: Sequence[str], what: str) -> tupl
 def hub_column(found: datasets.Dataset, name: str) -> Array:
     """Return a column's values as an array, whatever they are."""
     return np.asarray(list(found[name]))
+
+
+def hub_targets(found: datasets.Dataset, labels: Sequence[str]) -> Array:
+    """Return the targets: a column's values, (n,), or several columns' beside each other, (n, columns), float32."""
+    if len(labels) == 1:
+        return hub_column(found, labels[0])
+    return np.stack([hub_column(found, each).astype(np.float32) for each in labels], axis=1)
 
 
 def hub_names(found: datasets.Dataset, label: str) -> tuple[str, ...]:

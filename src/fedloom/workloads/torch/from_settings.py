@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import TypeAlias, cast
 
 import numpy as np
 
@@ -14,12 +15,20 @@ from fedloom.core.extras import needed_by
 from fedloom.core.plugin_faults import plugin_fault
 from fedloom.core.records import Array
 from fedloom.core.registry import load_file
+from fedloom.workloads._base.examples import Examples
+from fedloom.workloads._data.images import load_images
+from fedloom.workloads._data.settings import Images
 from fedloom.workloads.torch.config import OWN_MODELS, Config, Csv, DatasetRef, HubFolder, Npy, Npz, Parquet
-from fedloom.workloads.torch.data import Reading, read_data
+from fedloom.workloads.torch.data import ReadData, Reading, read_data
+from fedloom.workloads.torch.image_models import image_model, is_named
 from fedloom.workloads.torch.making import parts_of
 from fedloom.workloads.torch.parts import Parts
+from fedloom.workloads.torch.standard import Moments, standardise
 from fedloom.workloads.torch.tables import own_model
 from fedloom.workloads.torch.types import LossFunction, Model
+
+AnyData: TypeAlias = Csv | Parquet | Npz | Npy | HubFolder | Images | DatasetRef
+"""Settings of a source."""
 
 
 def parts_of_settings(config: Config) -> Parts:
@@ -32,22 +41,57 @@ def parts_of_settings(config: Config) -> Parts:
     """
     if config.model is None or config.data is None:
         raise ConfigError("workload.model, workload.data: required, but missing")
-    settings = config.data
-    label, columns = (
-        (settings.label, settings.features) if isinstance(settings, Csv | Parquet | HubFolder) else (None, ())
-    )
-    train, test = _data(settings)
-    how = Reading(label=label, columns=columns, test_fraction=settings.test_fraction, title=_title(config))
-    read = read_data(train, test, how)
+    read = _read(config.data, _title(config))
     model: Model = (
         own_model(config.model, config.mlp.hidden, read.examples, config.task)
         if config.model in OWN_MODELS
+        else image_model(config.model, read.examples, config.task)
+        if is_named(config.model)
         else cast("Model", referred(config.model, "workload.model"))
     )
     loss: LossFunction | None = (
         None if config.loss is None else cast("LossFunction", referred(config.loss, "workload.loss"))
     )
     return parts_of(model, read, task=config.task, loss=loss)
+
+
+def _read(settings: AnyData, title: str) -> ReadData:
+    """Return the examples of a source."""
+    if isinstance(settings, Images):
+        return _pictures(settings, title)
+    labels: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    if isinstance(settings, Csv | Parquet | HubFolder):
+        labels = (settings.label,) if isinstance(settings.label, str) else settings.label
+        columns = settings.features
+    train, test = _data(settings)
+    read = read_data(
+        train, test, Reading(labels=labels, columns=columns, test_fraction=settings.test_fraction, title=title)
+    )
+    read = replace(read, examples=replace(read.examples, kind=settings.kind, licence=settings.licence))
+    if isinstance(settings, DatasetRef) or not settings.standardise:
+        return read
+    given = None
+    if settings.mean is not None and settings.std is not None:
+        given = Moments(np.array(settings.mean, np.float64), np.array(settings.std, np.float64))
+    examples, moments = standardise(read.examples, given)
+    return replace(read, examples=examples, moments=moments, facts=moments.facts)
+
+
+def _pictures(settings: Images, title: str) -> ReadData:
+    """Return image files in class folders as examples, normalised by channel."""
+    found = load_images(settings)
+    facts = {name: found.info[name] for name in ("mean", "std", "shape")}
+    examples = Examples(
+        train=(found.x_train, found.y_train),
+        test=(found.x_test, found.y_test),
+        groups=() if found.groups is None else found.groups.tolist(),
+        label_names=tuple(found.info["label_names"]),
+        title=title,
+        kind=settings.kind,
+        licence=settings.licence,
+    )
+    return ReadData(examples=examples, facts=facts)
 
 
 def referred(reference: str, setting: str) -> Callable[..., object]:
@@ -90,6 +134,8 @@ def _title(config: Config) -> str:
             named = data.inputs
         case HubFolder():
             named = data.dataset
+        case Images():
+            named = data.folder
         case _:
             named = data.file
     return data.title or Path(named).name

@@ -33,7 +33,7 @@ _FEW = 2
 class ReadingArguments(TypedDict):
     """How data is read."""
 
-    label: str | None
+    labels: tuple[str, ...]
     columns: tuple[str, ...]
     transform: Transform | None
     test_fraction: float
@@ -93,6 +93,8 @@ def parts_of(model: Model, read: ReadData, *, task: Task | None, loss: LossFunct
         task=found,
         loss=loss,
         columns=read.columns,
+        moments=read.moments,
+        facts=read.facts,
         title=title_of(model),
         notes=_notes(found, task is not None, targets, own_loss=loss is not None),
     )

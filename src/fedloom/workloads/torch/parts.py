@@ -10,9 +10,11 @@ from types import FunctionType
 from torch import nn
 
 from fedloom.core.errors import PluginInvalid
+from fedloom.core.records import Info
 from fedloom.workloads._base.checks import check_model, place_of
 from fedloom.workloads._base.examples import Examples
 from fedloom.workloads.torch.digests import is_users
+from fedloom.workloads.torch.standard import Moments
 from fedloom.workloads.torch.types import LossFunction, MakeOptimizer, Metric, Model, Task, Transform
 
 
@@ -33,6 +35,10 @@ class Parts:
     """Applied already to the examples; here for what is predicted later."""
     columns: tuple[str, ...] = ()
     """Columns of the inputs, if the examples are a table's."""
+    moments: Moments | None = None
+    """What the examples' inputs are standardised with already; here for what is predicted later."""
+    facts: Info = field(default_factory=dict)
+    """Facts about the data for its description."""
     title: str = "model"
     """Name of the model, for reports."""
     notes: tuple[str, ...] = ()

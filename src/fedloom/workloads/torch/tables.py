@@ -35,11 +35,18 @@ def own_model(name: str, hidden: Sequence[int], examples: Examples, task: Task |
             f"workload.model: {name!r} needs inputs of shape (n, columns), found {tuple(inputs.shape)}; name a model "
             "of your own: ./net.py:Net"
         )
-    sizes = (inputs.shape[1], *(hidden if name == "mlp" else ()), _outputs(targets, examples, task))
+    sizes = (inputs.shape[1], *(hidden if name == "mlp" else ()), outputs_of(targets, examples, task))
     return partial(_layers, sizes)
 
 
-def _outputs(targets: Tensor, examples: Examples, task: Task | None) -> int:
+def outputs_of(targets: Tensor, examples: Examples, task: Task | None) -> int:
+    """Return how many outputs a model needs.
+
+    Args:
+        targets: of all examples, (n,) or (n, several).
+        examples: whose classes may have names.
+        task: what it learns; None takes classes for whole numbers, else a regression.
+    """
     if targets.dim() > 1 and targets.shape[1] > 1:
         return int(targets.shape[1])
     if task == "classification" or (task is None and not targets.is_floating_point()):

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedloom.core.config import Experiment
-from fedloom.core.errors import FedloomError, PluginInvalid, UsageError
+from fedloom.core.errors import ConfigError, FedloomError, PluginInvalid, UsageError
 from fedloom.core.plugin_faults import plugin_fault
 from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.python_objects import objects_of
+from fedloom.core.text import shown
 from fedloom.workloads._base.checks import check_classes, check_loss, check_metrics, check_outputs
 from fedloom.workloads._base.examples import Found
 from fedloom.workloads._base.loading import fill, saved_arrays
 from fedloom.workloads._base.workload import TorchWorkload
 from fedloom.workloads._torch.trainer import Trainer
 from fedloom.workloads._torch.wrapped import WrappedOptimizer
+from fedloom.workloads._vision.augment import augment_images
 from fedloom.workloads.torch.config import Config
 from fedloom.workloads.torch.data import model_inputs
 from fedloom.workloads.torch.parts import Parts
@@ -61,7 +64,15 @@ class OwnModel(TorchWorkload[Config]):
         info = super().describe()
         held = info.data.get("held_out")
         remarks = [*self.parts.notes, *([f"no test set was given: held out {held}"] if held else [])]
-        return replace(info, data={**info.data, "remarks": remarks}) if remarks else info
+        facts = {**self.parts.facts, **({"remarks": remarks} if remarks else {})}
+        return replace(info, data={**info.data, **facts}) if facts else info
+
+    def augment(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        settings = self.config.augment
+        if not settings.changes:
+            return inputs
+        images, *others = inputs
+        return augment_images(images, settings), *others
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self.parts.loss is not None:
@@ -70,11 +81,17 @@ class OwnModel(TorchWorkload[Config]):
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
         count, given = self.count(targets), self.parts.metrics or TASK_METRICS[self.parts.task]
-        means = {"loss": self.loss(outputs, targets), **{name: each(outputs, targets) for name, each in given.items()}}
+        means: dict[str, object] = {"loss": self.loss(outputs, targets)}
+        means |= {name: each(outputs, targets) for name, each in given.items()}
+        for name, mean in means.items():
+            if not isinstance(mean, Tensor | int | float | np.generic):
+                raise PluginInvalid(
+                    f"metrics: {name!r} returned {shown(mean)}, expected a number, the mean over the minibatch"
+                )
         return {name: torch.as_tensor(mean) * count for name, mean in means.items()}
 
     def prepared(self, inputs: object) -> object:
-        return model_inputs(inputs, self.parts.columns, self.parts.transform)
+        return model_inputs(inputs, self.parts.columns, self.parts.transform, self.parts.moments)
 
     def predicted(self, outputs: Tensor) -> Tensor:
         return predictions(self.parts.task, outputs)
@@ -89,6 +106,11 @@ class OwnModel(TorchWorkload[Config]):
             return
         train, place = self.data.train, self.parts.place
         inputs, targets = train.batch(torch.arange(min(2, len(train)), device=self.device))
+        if self.config.augment.changes and inputs[0].dim() != 4:
+            raise ConfigError(
+                f"workload.augment: changes images, expected inputs of shape (n, channels, height, width), found "
+                f"(n, {', '.join(map(str, inputs[0].shape[1:]))}); remove it"
+            )
         self.network.eval()
         outputs = self._called(place, inputs, len(targets))
         if self.parts.task == "classification" and self.parts.loss is None:
