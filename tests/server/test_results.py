@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,9 @@ from fedloom.client.results import ResultsClient
 from fedloom.core import frames
 from fedloom.core.config import Experiment
 from fedloom.core.errors import BadMessage, Forbidden, LimitExceeded, NotFound, Unauthenticated
+from fedloom.core.provenance import SubmittedCode, read_provenance, submitted_code
 from fedloom.core.records import arrays_sha256
+from fedloom.reporting.comparison import compare
 from fedloom.server.run_queue import RunQueue
 from fedloom.testing.fleet import TOKEN, quick_server, wait_until
 
@@ -39,8 +42,8 @@ def build_strategy(config, experiment):
     return FedAvg()
 """
 RECORDS = [
-    "run.json", "experiment.toml", "plugins.json", "workload.json", "rounds.jsonl", "choices.jsonl", "events.jsonl",
-    "summary.json",
+    "run.json", "experiment.toml", "plugins.json", "provenance.json", "workload.json", "rounds.jsonl", "choices.jsonl",
+    "events.jsonl", "summary.json",
 ]  # fmt: skip
 
 
@@ -85,6 +88,31 @@ def test_a_run_is_fetched_as_it_is_on_the_server_without_its_paths(
     assert more.summary.model_sha256 == api.run(linear(rounds=3), keep=False).summary.model_sha256
     assert admin.fetched(run_id, tmp_path / "only", "model") == ["run.json", "model/model.safetensors"]
     assert admin.fetched(run_id, tmp_path / "page", "report") == ["run.json", "report.html"]
+
+
+def test_a_run_has_the_code_that_it_was_submitted_from(admin: Owner, linear: Make, tmp_path: Path) -> None:
+    states = [SubmittedCode(commit=word * 20, packages={"numpy": "0.0.1"}) for word in ("ab", "cd")]
+    runs = [admin.control.submit(linear(rounds=1), code=state) for state in states]
+    for number, run_id in enumerate(runs):
+        assert admin.ended(run_id) == "done"
+        admin.fetched(run_id, tmp_path / str(number))
+    found = read_provenance(tmp_path / "0")
+    assert found is not None and found.submitted == states[0] and found.repository is None
+    assert found.packages["numpy"] == importlib.metadata.version("numpy")
+    assert found.flat()["package numpy of the submitter"] == "0.0.1"
+    compared = compare([tmp_path / str(number) for number in range(2)])
+    assert [row.name for row in compared.code] == ["commit"]
+
+
+def test_code_that_is_no_code_is_refused(fleet: Members, admin: Owner, linear: Make) -> None:
+    for text in ("{", '{"commit": "/home/ann"}', '{"path": "x"}', json.dumps({"packages": {"x" * 200: "1"}})):
+        with pytest.raises(BadMessage, match="the submitter's code is not what it should be"):
+            submitted_code(text)
+    assert submitted_code("") is None
+    before = len(admin.control.runs())
+    with pytest.raises(BadMessage, match="the submitter's code"):
+        admin.control.submit(linear(rounds=1), code=SubmittedCode.model_construct(commit="/home/ann"))
+    assert len(admin.control.runs()) == before
 
 
 def test_of_a_run_in_progress_the_model_so_far_comes_and_says_of_which_round(

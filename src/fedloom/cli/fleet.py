@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -35,6 +36,7 @@ def submit(
     from fedloom import api
     from fedloom.client.control import ControlClient
     from fedloom.client.leftovers import ending_what_it_starts
+    from fedloom.core.provenance import provenance
     from fedloom.rehearsal import check_submission
 
     if json and not wait:
@@ -50,7 +52,8 @@ def submit(
     with ending_what_it_starts():
         check_submission(experiment)
     with reach(ControlClient, server, identity, token_file) as control:
-        run_id = control.submit(experiment, print_notice)
+        source = Path(target) if Path(target).exists() else None
+        run_id = control.submit(experiment, print_notice, provenance(experiment, source).to_submit())
         typer.echo(run_id, err=json)
         if wait:
             _wait_for(control, run_id, json)

@@ -21,8 +21,6 @@ LogForm = Annotated[
     typer.Option(help="Lines for people, or one JSON object per line with run, round and node."),
 ]
 
-_LAST_PORT = 65535
-
 
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.")] = "127.0.0.1",
@@ -85,8 +83,9 @@ def serve(
     console = output()
     members = None
     if not insecure:
+        joining = enroll_port if enroll_port is not None else (port + 1 if port else 0)
         members = Membership(
-            enroll_port=_joining_port(port, enroll_port),
+            enroll_port=joining,
             address=DeviceAddress.parse(address),
             certificate_days=certificate_days,
             allowed=tuple(allow or ()),
@@ -106,19 +105,6 @@ def serve(
         on_ready=lambda address: console.print(f"listening on {address}, runs in {state}"),
         on_finished=lambda folder: console.print(f"report: {write_report(folder)}", soft_wrap=True),
     )
-
-
-def _joining_port(port: int, enroll_port: int | None) -> int:
-    """Return the port for enrolment. Raises `UsageError` where there is none, or it is the members' own."""
-    if enroll_port is None and port == _LAST_PORT:
-        raise UsageError(
-            f"--port {port}: enrolment takes the port after it by default, and there is none. Choose one with "
-            "--enroll-port, or a smaller --port"
-        )
-    joining = enroll_port if enroll_port is not None else (port + 1 if port else 0)
-    if joining and joining == port:
-        raise UsageError(f"--enroll-port {joining}: --port is the same; expected another one, or 0 for a free one")
-    return joining
 
 
 def client(

@@ -13,6 +13,7 @@ from fedloom.client.link import connect, translate_reply
 from fedloom.core.config import Experiment
 from fedloom.core.errors import FedloomError
 from fedloom.core.identity import Identity
+from fedloom.core.provenance import SubmittedCode
 from fedloom.core.records import Info, JsonObject
 from fedloom.proto.v1 import control_pb2 as pb
 from fedloom.proto.v1.control_pb2_grpc import ControlStub
@@ -72,7 +73,12 @@ class ControlClient:
         self._channel = connect(server, identity)
         self._stub = ControlStub(self._channel)
 
-    def submit(self, experiment: Experiment, say: Callable[[str], None] = lambda note: None) -> str:
+    def submit(
+        self,
+        experiment: Experiment,
+        say: Callable[[str], None] = lambda note: None,
+        code: SubmittedCode | None = None,
+    ) -> str:
         """Queue an experiment; returns the run's id.
 
         The server checks it completely. It is rejected if every connected node that would do it refuses it; where none
@@ -84,9 +90,11 @@ class ControlClient:
         Args:
             experiment: what to run.
             say: takes sentences for the submitter: settings without effect, what the run waits for, who refuses it.
+            code: the code it is submitted from, for the run's provenance.
         """
         values = experiment.with_code_names(paths=self._is_admin, missing=True)
-        request = pb.SubmitRequest(experiment_json=json.dumps(values))
+        said = "" if code is None else code.model_dump_json()
+        request = pb.SubmitRequest(experiment_json=json.dumps(values), code_json=said)
         reply = self._call(self._stub.Submit, request, max(_SUBMIT_S, self._timeout_s))
         for note in reply.notes:
             say(note)

@@ -8,11 +8,12 @@ import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import pydantic
 
 from fedloom.core.config import Experiment
-from fedloom.core.errors import UsageError
+from fedloom.core.errors import BadMessage, UsageError
 from fedloom.core.imported_packages import versions
 from fedloom.core.run_files import PLUGINS_LIST, PROVENANCE, RUN
 
@@ -35,6 +36,23 @@ class Repository(pydantic.BaseModel):
     without that in runs' folders; empty if there is neither."""
 
 
+_Digest = Annotated[str, pydantic.Field(pattern="^[0-9a-f]{0,64}$")]
+_Short = Annotated[str, pydantic.Field(max_length=100)]
+
+
+class SubmittedCode(pydantic.BaseModel):
+    """The code of the machine that a run was submitted from: without paths."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    commit: _Digest = ""
+    """Commit of the repository around the experiment's file; empty if there is none."""
+    changes_sha256: _Digest = ""
+    """As in `Repository`."""
+    packages: Annotated[dict[_Short, _Short], pydantic.Field(max_length=500)] = {}
+    """As in `Provenance`."""
+
+
 class Provenance(pydantic.BaseModel):
     """Code that a run began with, besides the copies in its folder."""
 
@@ -44,14 +62,30 @@ class Provenance(pydantic.BaseModel):
     """Repository around the experiment's file; None if there is none, or no Git."""
     packages: dict[str, str] = {}
     """Version of each installed package that the plug-ins and the code of settings import."""
+    submitted: SubmittedCode | None = None
+    """Of a run of a server: the submitter's code; `packages` are the server's."""
 
     def flat(self) -> dict[str, str]:
         """Return the recorded code by name, as reports and comparisons show it."""
         found = {f"package {name}": version for name, version in self.packages.items()}
-        if self.repository is None:
+        theirs = {} if self.submitted is None else self.submitted.packages
+        for name, version in theirs.items():
+            if self.packages.get(name) != version:
+                found[f"package {name} of the submitter"] = version
+        state = self.repository or self.submitted
+        if state is None or not state.commit:
             return found
-        changed = f", changed ({self.repository.changes_sha256[:12]})" if self.repository.changes_sha256 else ""
-        return {"commit": f"{self.repository.commit[:12]}{changed}", **found}
+        changed = f", changed ({state.changes_sha256[:12]})" if state.changes_sha256 else ""
+        return {"commit": f"{state.commit[:12]}{changed}", **found}
+
+    def to_submit(self) -> SubmittedCode:
+        """Return what a submission says of this code."""
+        state = self.repository
+        return SubmittedCode(
+            commit="" if state is None else state.commit,
+            changes_sha256="" if state is None else state.changes_sha256,
+            packages=self.packages,
+        )
 
 
 def provenance(experiment: Experiment, source: Path | None = None) -> Provenance:
@@ -67,6 +101,24 @@ def provenance(experiment: Experiment, source: Path | None = None) -> Provenance
         code.append(source)
     around = source if source is not None else code[0] if code else Path.cwd()
     return Provenance(repository=repository(around), packages=versions(experiment, code))
+
+
+def provenance_of_submission(experiment: Experiment, submitted: SubmittedCode | None) -> Provenance:
+    """Return the code that a server's run begins with: the server's packages, and what the submitter says of theirs."""
+    code = [Path(each.path).expanduser().absolute() for each in experiment.code_files(apps=True)]
+    return Provenance(packages=versions(experiment, code), submitted=submitted)
+
+
+def submitted_code(text: str) -> SubmittedCode | None:
+    """Read what a submission says of its code; None if it says nothing.
+
+    Raises:
+        BadMessage: it is no such JSON.
+    """
+    try:
+        return SubmittedCode.model_validate_json(text) if text else None
+    except pydantic.ValidationError as exc:
+        raise BadMessage(f"submit: the submitter's code is not what it should be: {exc.errors()[0]['msg']}") from exc
 
 
 def repository(place: Path) -> Repository | None:

@@ -22,6 +22,7 @@ from fedloom.core.errors import NotFound, RunExists, RunFailed, StorageFull, Usa
 from fedloom.core.events import Event, Notice, RoundFinished, RunFinished
 from fedloom.core.history import RunSummary
 from fedloom.core.plugins import check_parts
+from fedloom.core.provenance import SubmittedCode, provenance_of_submission
 from fedloom.core.records import Info, JsonObject
 from fedloom.core.run_files import EXPERIMENT
 from fedloom.server.run_table import DELETING, RunTable
@@ -115,7 +116,11 @@ class RunQueue:
             thread.start()
 
     def submit(
-        self, values: Info, owner: Owner = NOBODY, admit: Callable[[Experiment], None] = lambda experiment: None
+        self,
+        values: Info,
+        owner: Owner = NOBODY,
+        admit: Callable[[Experiment], None] = lambda experiment: None,
+        code: SubmittedCode | None = None,
     ) -> str:
         """Check an experiment, and the server's parts of it, and queue it; returns the run's id.
 
@@ -123,6 +128,7 @@ class RunQueue:
             values: the experiment.
             owner: who submits it.
             admit: called with what is about to be queued; raises what speaks against it.
+            code: what the submitter says of the code it comes from.
         """
         experiment = Experiment.parse(values)
         experiment.for_nodes(code_names=True)  # whatever nodes have to find by its digest is here
@@ -135,6 +141,7 @@ class RunQueue:
         admit(experiment)
         store = self._create(experiment.name)
         store.begin(experiment)
+        store.record_provenance(provenance_of_submission(experiment, code))
         with self._changed:
             rounds = experiment.max_rounds or 0
             self._table.add(store.run_id, experiment.name, rounds, self._clock.time(), owner)

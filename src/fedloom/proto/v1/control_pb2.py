@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66\x65\x64loom/proto/v1/control.proto\x12\x10\x66\x65\x64loom.proto.v1\"(\n\rSubmitRequest\x12\x17\n\x0f\x65xperiment_json\x18\x01 \x01(\t\",\n\x0bSubmitReply\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05notes\x18\x02 \x03(\t\"\x11\n\x0fListRunsRequest\"y\n\x06RunRow\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x13\n\x0brounds_done\x18\x04 \x01(\r\x12\x0e\n\x06rounds\x18\x05 \x01(\r\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\r\n\x05owner\x18\x07 \x01(\t\"7\n\rListRunsReply\x12&\n\x04runs\x18\x01 \x03(\x0b\x32\x18.fedloom.proto.v1.RunRow\"\x1e\n\x0cWatchRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\" \n\nWatchReply\x12\x12\n\nevent_json\x18\x01 \x01(\t\"\x1d\n\x0bStopRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\x1b\n\tStopReply\x12\x0e\n\x06status\x18\x01 \x01(\t\"\x12\n\x10ListNodesRequest\"\xfa\x01\n\x07NodeRow\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x12\n\nfacts_json\x18\x03 \x01(\t\x12\x17\n\x0fwire_bytes_down\x18\x04 \x01(\x04\x12\x15\n\rwire_bytes_up\x18\x05 \x01(\x04\x12\x13\n\x0bgroups_done\x18\x06 \x01(\x04\x12\x13\n\x0blast_seen_s\x18\x07 \x01(\x01\x12\x35\n\x06labels\x18\x08 \x03(\x0b\x32%.fedloom.proto.v1.NodeRow.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\":\n\x0eListNodesReply\x12(\n\x05nodes\x18\x01 \x03(\x0b\x32\x19.fedloom.proto.v1.NodeRow2\x83\x03\n\x07\x43ontrol\x12H\n\x06Submit\x12\x1f.fedloom.proto.v1.SubmitRequest\x1a\x1d.fedloom.proto.v1.SubmitReply\x12N\n\x08ListRuns\x12!.fedloom.proto.v1.ListRunsRequest\x1a\x1f.fedloom.proto.v1.ListRunsReply\x12G\n\x05Watch\x12\x1e.fedloom.proto.v1.WatchRequest\x1a\x1c.fedloom.proto.v1.WatchReply0\x01\x12\x42\n\x04Stop\x12\x1d.fedloom.proto.v1.StopRequest\x1a\x1b.fedloom.proto.v1.StopReply\x12Q\n\tListNodes\x12\".fedloom.proto.v1.ListNodesRequest\x1a .fedloom.proto.v1.ListNodesReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66\x65\x64loom/proto/v1/control.proto\x12\x10\x66\x65\x64loom.proto.v1\";\n\rSubmitRequest\x12\x17\n\x0f\x65xperiment_json\x18\x01 \x01(\t\x12\x11\n\tcode_json\x18\x02 \x01(\t\",\n\x0bSubmitReply\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05notes\x18\x02 \x03(\t\"\x11\n\x0fListRunsRequest\"y\n\x06RunRow\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x13\n\x0brounds_done\x18\x04 \x01(\r\x12\x0e\n\x06rounds\x18\x05 \x01(\r\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\r\n\x05owner\x18\x07 \x01(\t\"7\n\rListRunsReply\x12&\n\x04runs\x18\x01 \x03(\x0b\x32\x18.fedloom.proto.v1.RunRow\"\x1e\n\x0cWatchRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\" \n\nWatchReply\x12\x12\n\nevent_json\x18\x01 \x01(\t\"\x1d\n\x0bStopRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\x1b\n\tStopReply\x12\x0e\n\x06status\x18\x01 \x01(\t\"\x12\n\x10ListNodesRequest\"\xfa\x01\n\x07NodeRow\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x12\n\nfacts_json\x18\x03 \x01(\t\x12\x17\n\x0fwire_bytes_down\x18\x04 \x01(\x04\x12\x15\n\rwire_bytes_up\x18\x05 \x01(\x04\x12\x13\n\x0bgroups_done\x18\x06 \x01(\x04\x12\x13\n\x0blast_seen_s\x18\x07 \x01(\x01\x12\x35\n\x06labels\x18\x08 \x03(\x0b\x32%.fedloom.proto.v1.NodeRow.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\":\n\x0eListNodesReply\x12(\n\x05nodes\x18\x01 \x03(\x0b\x32\x19.fedloom.proto.v1.NodeRow2\x83\x03\n\x07\x43ontrol\x12H\n\x06Submit\x12\x1f.fedloom.proto.v1.SubmitRequest\x1a\x1d.fedloom.proto.v1.SubmitReply\x12N\n\x08ListRuns\x12!.fedloom.proto.v1.ListRunsRequest\x1a\x1f.fedloom.proto.v1.ListRunsReply\x12G\n\x05Watch\x12\x1e.fedloom.proto.v1.WatchRequest\x1a\x1c.fedloom.proto.v1.WatchReply0\x01\x12\x42\n\x04Stop\x12\x1d.fedloom.proto.v1.StopRequest\x1a\x1b.fedloom.proto.v1.StopReply\x12Q\n\tListNodes\x12\".fedloom.proto.v1.ListNodesRequest\x1a .fedloom.proto.v1.ListNodesReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,31 +34,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NODEROW_LABELSENTRY']._loaded_options = None
   _globals['_NODEROW_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_SUBMITREQUEST']._serialized_start=52
-  _globals['_SUBMITREQUEST']._serialized_end=92
-  _globals['_SUBMITREPLY']._serialized_start=94
-  _globals['_SUBMITREPLY']._serialized_end=138
-  _globals['_LISTRUNSREQUEST']._serialized_start=140
-  _globals['_LISTRUNSREQUEST']._serialized_end=157
-  _globals['_RUNROW']._serialized_start=159
-  _globals['_RUNROW']._serialized_end=280
-  _globals['_LISTRUNSREPLY']._serialized_start=282
-  _globals['_LISTRUNSREPLY']._serialized_end=337
-  _globals['_WATCHREQUEST']._serialized_start=339
-  _globals['_WATCHREQUEST']._serialized_end=369
-  _globals['_WATCHREPLY']._serialized_start=371
-  _globals['_WATCHREPLY']._serialized_end=403
-  _globals['_STOPREQUEST']._serialized_start=405
-  _globals['_STOPREQUEST']._serialized_end=434
-  _globals['_STOPREPLY']._serialized_start=436
-  _globals['_STOPREPLY']._serialized_end=463
-  _globals['_LISTNODESREQUEST']._serialized_start=465
-  _globals['_LISTNODESREQUEST']._serialized_end=483
-  _globals['_NODEROW']._serialized_start=486
-  _globals['_NODEROW']._serialized_end=736
-  _globals['_NODEROW_LABELSENTRY']._serialized_start=691
-  _globals['_NODEROW_LABELSENTRY']._serialized_end=736
-  _globals['_LISTNODESREPLY']._serialized_start=738
-  _globals['_LISTNODESREPLY']._serialized_end=796
-  _globals['_CONTROL']._serialized_start=799
-  _globals['_CONTROL']._serialized_end=1186
+  _globals['_SUBMITREQUEST']._serialized_end=111
+  _globals['_SUBMITREPLY']._serialized_start=113
+  _globals['_SUBMITREPLY']._serialized_end=157
+  _globals['_LISTRUNSREQUEST']._serialized_start=159
+  _globals['_LISTRUNSREQUEST']._serialized_end=176
+  _globals['_RUNROW']._serialized_start=178
+  _globals['_RUNROW']._serialized_end=299
+  _globals['_LISTRUNSREPLY']._serialized_start=301
+  _globals['_LISTRUNSREPLY']._serialized_end=356
+  _globals['_WATCHREQUEST']._serialized_start=358
+  _globals['_WATCHREQUEST']._serialized_end=388
+  _globals['_WATCHREPLY']._serialized_start=390
+  _globals['_WATCHREPLY']._serialized_end=422
+  _globals['_STOPREQUEST']._serialized_start=424
+  _globals['_STOPREQUEST']._serialized_end=453
+  _globals['_STOPREPLY']._serialized_start=455
+  _globals['_STOPREPLY']._serialized_end=482
+  _globals['_LISTNODESREQUEST']._serialized_start=484
+  _globals['_LISTNODESREQUEST']._serialized_end=502
+  _globals['_NODEROW']._serialized_start=505
+  _globals['_NODEROW']._serialized_end=755
+  _globals['_NODEROW_LABELSENTRY']._serialized_start=710
+  _globals['_NODEROW_LABELSENTRY']._serialized_end=755
+  _globals['_LISTNODESREPLY']._serialized_start=757
+  _globals['_LISTNODESREPLY']._serialized_end=815
+  _globals['_CONTROL']._serialized_start=818
+  _globals['_CONTROL']._serialized_end=1205
 # @@protoc_insertion_point(module_scope)

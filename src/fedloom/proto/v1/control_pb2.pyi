@@ -23,15 +23,19 @@ class SubmitRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     EXPERIMENT_JSON_FIELD_NUMBER: _builtins.int
+    CODE_JSON_FIELD_NUMBER: _builtins.int
     experiment_json: _builtins.str
+    code_json: _builtins.str
+    """The submitter's code, as JSON: commit, digest of what differs from it, versions of packages. Empty if unknown."""
     def __init__(
         self,
         *,
         experiment_json: _builtins.str = ...,
+        code_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiment_json", b"experiment_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_json", b"code_json", "experiment_json", b"experiment_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

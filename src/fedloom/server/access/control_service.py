@@ -10,6 +10,7 @@ import grpc
 from fedloom.core.errors import (
     BadMessage,
 )
+from fedloom.core.provenance import submitted_code
 from fedloom.core.records import JsonObject
 from fedloom.proto.v1 import control_pb2 as control_pb
 from fedloom.proto.v1.control_pb2_grpc import ControlServicer
@@ -49,10 +50,11 @@ class ControlService(ControlServicer):
                 raise BadMessage(f"submit: the experiment is not JSON: {exc}") from exc
             if not isinstance(values, dict):
                 raise BadMessage(f"submit: expected the experiment as a JSON object, got a {type(values).__name__}")
+            code = submitted_code(request.code_json)
             values = self._submissions.admit(caller, values)
             owner, notes = Owner(caller.id, caller.name, caller.role if caller.id else ""), list[str]()
             run_id = self._runs.submit(
-                values, owner, lambda experiment: notes.extend(receive(self._coordinator, experiment, owner))
+                values, owner, lambda experiment: notes.extend(receive(self._coordinator, experiment, owner)), code
             )
             self._audit.record("submitted", caller.name, context.peer(), run=run_id)
             known = request.experiment_json
