@@ -8,7 +8,7 @@ JOBS ?= 2
 SHARED = --dist loadfile --tx "$(JOBS)*popen//python=$(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install hospitals lock demo study-pages test test-hostile coverage test-slow compose-test check format bench bench-base same-bits chaos fuzz bench-fleet docs proto clean
+.PHONY: help install hospitals lock demo study-pages test test-hostile coverage test-slow docs-test compose-test check format bench bench-base same-bits chaos fuzz bench-fleet docs proto clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,9 @@ coverage: ## Report what the tests of `make test-hostile` executed; fails below 
 
 test-slow: install ## Run the tests that take minutes
 	$(BIN)/python -I -m pytest -m "slow and not containers"
+
+docs-test: install ## Type every command of README, pages and help texts, with few rounds: minutes
+	$(BIN)/python -I -m pytest tests/docs
 
 compose-test: install ## Build the image and bring up every compose profile with Podman
 	$(BIN)/python -I -m pytest -m containers -rs -s tests/deploy

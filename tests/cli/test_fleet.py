@@ -222,8 +222,6 @@ def test_a_token_file_holds_one_word(
         (["token", "create", "--name", "x", "--ttl", "soon"], "Join a server first"),
         (["nodes", *SERVER, "--token-file", "/nowhere/token"], "'/nowhere/token' does not exist"),
         (["serve", "--port", "70000"], "70000"),
-        (["serve", "--port", "65535"], "--port 65535: enrolment takes the port after it by default, and there is none"),
-        (["serve", "--port", "7070", "--enroll-port", "7070"], "--port is the same"),
         (["watch", *SERVER], "Missing argument 'RUN'"),
     ],
 )

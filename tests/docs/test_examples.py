@@ -5,9 +5,12 @@ A comment above a fenced block says what becomes of it:
     <!-- try: run -->         a command line, or a Python program: run here, and it must succeed
     <!-- try: save NAME -->   written to a file of that name; an experiment must be valid
     <!-- try: parse -->       needs a cluster, a server or minutes: options and settings are checked, nothing is started
-    <!-- try: show -->        output, or a fragment
+    <!-- try: output -->      a sample of what the block before prints
+    <!-- try: files -->       files of a run's folder
+    <!-- try: show -->        a fragment
 
-A page's blocks are tried in order, in one folder. Where no comment stands, commands are parsed.
+A page's blocks are tried in order, in one folder. Where no comment stands, commands are parsed. `parse on NAME` means
+another machine or person. Commands that are parsed here, and samples, are tried in earnest by `test_every_command`.
 """
 
 from __future__ import annotations
@@ -87,16 +90,16 @@ def _placed(block: Block) -> Iterator[None]:
 
 def _try(block: Block) -> None:
     match (block.mark or "").split():
-        case ["run"] if block.language == "python":
+        case ["run", *_] if block.language == "python":
             exec(compile(block.text, f"{block.page}:{block.line}", "exec"), {"__name__": "__main__"})
-        case ["run"]:
+        case ["run", *_]:
             for words in _lines(block):
                 _run(words)
         case ["save", name]:
             Path(name).write_text(block.text, encoding="utf-8")
             if block.language == "toml":
                 Experiment.load(name)
-        case ["show"]:
+        case ["show" | "output" | "files"]:
             return
         case _ if block.language == "toml":
             tomllib.loads(block.text)

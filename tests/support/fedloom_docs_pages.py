@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-_MARK = re.compile(r"<!-- try: (run|parse|show|save (?P<name>[\w.-]+)) -->")
+_MARK = re.compile(r"<!-- try: (run|parse|show|output|files|save (?P<name>[\w.-]+))( on \w+)? -->")
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\s*$")
 _LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
 
@@ -21,7 +21,8 @@ class Block:
     language: str
     text: str
     mark: str | None
-    """`run`, `parse`, `show`, `save NAME`, or None where no comment stands above it."""
+    """`run`, `parse`, `show`, `output`, `files` or `save NAME`, each with `on MACHINE` or without; None where no
+    comment stands above it."""
 
 
 def pages() -> list[Path]:
