@@ -24,6 +24,7 @@ EXTRAS: Mapping[str, str] = {
     "jiwer": "speech",
     "espeakng_loader": "speech",
     "soundfile": "speech",
+    "captum": "xai",
     "snntorch": "spiking",
     "ray": "ray",
     "flwr": "flower",

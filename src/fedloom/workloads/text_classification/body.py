@@ -71,7 +71,11 @@ def mean_pool(body: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
     Returns:
         Features, shape (b, hidden_size), float32.
     """
-    hidden: Tensor = body(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+    return pooled(body(input_ids=ids, attention_mask=mask).last_hidden_state.float(), mask)
+
+
+def pooled(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Mean of hidden states (b, t, d) over the tokens that are not padding, (b, d)."""
     weights = mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * weights).sum(1) / weights.sum(1)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -10,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from fedloom.core.config import Experiment
-from fedloom.core.protocols import WorkloadInfo
+from fedloom.core.protocols import Inputs, WorkloadInfo
 from fedloom.core.records import Array
 from fedloom.workloads._base.rows import Batch, RowData, RowSource, TensorRows
 from fedloom.workloads._base.workload import TorchWorkload
 from fedloom.workloads._data import cache
 from fedloom.workloads._data.rows import RowShard
+from fedloom.workloads._pretrained.text_model import TextModel, WordTokens, word_embedding
+from fedloom.workloads._torch.scope import exact
 from fedloom.workloads._torch.stored_dtype import stored_in
-from fedloom.workloads.text_classification.body import find_body, load_body, mean_pool
+from fedloom.workloads.text_classification.body import find_body, load_body, mean_pool, pooled
 from fedloom.workloads.text_classification.config import Config
 from fedloom.workloads.text_classification.features import FeatureStore
 from fedloom.workloads.text_classification.tokens import TokenSplit, load_tokens
@@ -106,10 +110,29 @@ class TextClassification(TorchWorkload[Config]):
         labels = torch.from_numpy(split.labels[shard.rows]).to(self.device)
         return TensorRows((features,), labels), np.arange(len(shard.rows))
 
+    @contextmanager
+    def text_models(self, inputs: Inputs) -> Iterator[Mapping[str, TextModel]]:
+        """Load the global model and yield it, named `model`, as a function of its word vectors."""
+        with exact(self.device):
+            self.trainer.load(inputs)
+            network = self.network.eval()
+            body = (network.get_submodule("body") if self.config.model.train == "all" else self._frozen_body).eval()
+            head = network.get_submodule("head")
+
+            def logits(vectors: Tensor, mask: Tensor) -> Tensor:
+                hidden = body(inputs_embeds=vectors, attention_mask=mask).last_hidden_state.float()
+                found: Tensor = head(pooled(hidden, mask))
+                return found
+
+            tokens = WordTokens(self._body.tokenizer(), self.config.model.max_length)
+            vectors, block = word_embedding(body), dict(body.named_children()).get("embeddings")
+            yield {"model": TextModel(nn.ModuleList([body, head]), tokens, vectors, logits, block)}
+
     @cached_property
     def _frozen_body(self) -> nn.Module:
-        """Return the pretrained body, loaded when a feature is first missing."""
-        return load_body(self._body, self.config.model.layers).requires_grad_(False).to(self.device)
+        """Return the pretrained body, loaded when a feature is first missing, or a decision is to be explained."""
+        with torch.inference_mode(False):  # what an evaluation loads here can be differentiated later
+            return load_body(self._body, self.config.model.layers).requires_grad_(False).to(self.device)
 
 
 def build_workload(config: Config, experiment: Experiment) -> TextClassification:

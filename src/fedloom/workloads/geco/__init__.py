@@ -1,0 +1,1 @@
+"""Where a text classifier's explanations put their weight, on sentence pairs with known relevant words (GECO)."""
