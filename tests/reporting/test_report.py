@@ -233,7 +233,8 @@ def test_one_cause_of_several_clients_and_rounds_is_one_row(runs: Any) -> None:
     lost = {round: [failure(client, round) for client in (3, 4)] for round in (1, 2)}
     records = [runs.round(round, [3, 4, 5], failures=lost[round]) for round in (1, 2)]
     page = write_report(runs.make(records=records, status="done")).read_text(encoding="utf-8")
-    row = '<th scope="row">BadUpdate: array &#x27;w&#x27; is not finite</th><td>aggregate</td><td>3, 4</td><td>1, 2</td>'
+    cause = "BadUpdate: array &#x27;w&#x27; is not finite"
+    row = f'<th scope="row">{cause}</th><td>aggregate</td><td>3, 4</td><td>1, 2</td>'
     assert page.count(row) == 1
     assert lost_line(lost[1][0]) == (
         "client 3 failed in round 1, stage aggregate on lab-1: BadUpdate: array 'w' is not finite"

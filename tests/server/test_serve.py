@@ -114,6 +114,7 @@ def test_two_runs_survive_the_servers_death_and_have_the_bits_of_inline_runs(
     server, address = programs.server(port)
     agents = [programs.agent(address, name) for name in ("north", "south")]
     with ControlClient(address, TOKEN) as control:
+        wait_until(lambda: len(control.nodes()) == 2, what="both agents")
         ids = [control.submit(experiment) for experiment in experiments]
         watched: list[dict[str, Any]] = []
         broken: list[Exception] = []
