@@ -16,7 +16,7 @@ from fedloom.reporting.axes import Range
 from fedloom.reporting.charts import Series, line_chart
 from fedloom.reporting.grids import grid_picture
 from fedloom.reporting.markup import Markup, table, tag
-from fedloom.reporting.page import folded, section
+from fedloom.reporting.page import collapsible, section
 from fedloom.reporting.plugins import Contribution, PlainTable
 from fedloom.reporting.quantities import NOTHING, count_text, seconds_text
 from fedloom.reporting.run_folder import RunFolder
@@ -102,7 +102,7 @@ def build_report(run: RunFolder) -> Contribution:
         section("Generative models", tag("p", _words(last, run)), table(_HEAD, cells, caption="After the last round")),
         section("Learning", tag("div", _curves(lines, evaluated), class_="charts")),
     ]
-    pictures = [folded(f"Round {record.round}", _pictures(record)) for record in _spread(watched[:-1])]
+    pictures = [collapsible(f"Round {record.round}", _pictures(record)) for record in _spread(watched[:-1])]
     if watched and _pictures(watched[-1]):
         parts.append(section("Samples", _pictures(watched[-1]), pictures))
     return Contribution(
