@@ -11,10 +11,10 @@ from fedloom.workloads.hubert_ee.net import EarlyExit
 SIZES: dict[str, Any] = {"layers": 4, "width": 16, "heads": 2, "feed_forward": 24, "channels": 8}
 
 
-def net(kind: str = "attention", exits: tuple[int, ...] = (1, 3)) -> EarlyExit:
+def net(kind: str = "attention", exits: tuple[int, ...] = (1, 3), **sizes: Any) -> EarlyExit:
     """Four layers with branches after the first and the third, in evaluation mode."""
     torch.manual_seed(3)
-    return EarlyExit(NetSettings(**SIZES), exits, kind).eval()
+    return EarlyExit(NetSettings(**{**SIZES, **sizes}), exits, kind).eval()
 
 
 def waves(*samples: int) -> tuple[Tensor, Tensor]:

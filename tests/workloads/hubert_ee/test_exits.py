@@ -13,16 +13,20 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2Model
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, DataMissing
-from fedloom.workloads.hubert_ee.config import CriterionSettings, NetSettings
-from fedloom.workloads.hubert_ee.criteria import confidence, entropy, exit_of, greedy, uniform_entropy
+from fedloom.workloads.hubert_ee.config import NetSettings
+from fedloom.workloads.hubert_ee.criteria import Criterion, confidence, entropy, greedy, uniform_entropy
+from fedloom.workloads.hubert_ee.exits import Rule
 from fedloom.workloads.hubert_ee.losses import ctc, total
 from fedloom.workloads.hubert_ee.net import EarlyExit, frame_counts
 from fedloom.workloads.hubert_ee.vocabulary import SIZE, collapse, decode, encode
 
+KINDS: list[dict[str, str]] = [{}, {"norm": "pre"}, {"front": "log_mel"}, {"front": "log_mel", "norm": "pre"}]
 
+
+@pytest.mark.parametrize("sizes", KINDS)
 @pytest.mark.parametrize("kind", ["attention", "linear"])
-def test_a_branch_sees_nothing_of_the_layers_above_it(kind: str) -> None:
-    model, (wave, lengths) = net(kind), waves(6000, 5000)
+def test_a_branch_sees_nothing_of_the_layers_above_it(kind: str, sizes: dict[str, str]) -> None:
+    model, (wave, lengths) = net(kind, **sizes), waves(6000, 5000)
     with torch.no_grad():
         before = model(wave, lengths)
         for layer in list(model.hubert.encoder.layers)[3:]:
@@ -47,17 +51,20 @@ def test_layers_above_the_exit_never_run(wanted: int, ran: int) -> None:
     assert torch.equal(found, whole[[1, 3, 4].index(wanted)])
 
 
-def test_the_loop_over_layers_is_the_librarys_forward_pass() -> None:
-    model, (wave, lengths) = net(), waves(6000)
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_the_loop_over_layers_is_the_librarys_forward_pass(norm: str) -> None:
+    model, (wave, lengths) = net(norm=norm), waves(6000)
     with torch.no_grad():
         hidden = model.hubert(wave).last_hidden_state
         assert torch.allclose(model(wave, lengths)[-1], model.final(hidden), atol=1e-5)
+        assert torch.equal(model.last(model.frames(wave, lengths)), model(wave, lengths)[-1])
 
 
-def test_padding_changes_neither_logits_nor_entropy() -> None:
-    model = net()
+@pytest.mark.parametrize("sizes", KINDS)
+def test_padding_changes_neither_logits_nor_entropy(sizes: dict[str, str]) -> None:
+    model = net(**sizes)
     wave, lengths = waves(4000, 9000)
-    counts = frame_counts(lengths)
+    counts = model.counts(lengths)
     with torch.no_grad():
         together = model(wave, lengths)
         alone = model(wave[:1, :4000], lengths[:1])
@@ -83,6 +90,12 @@ def test_entropy_and_confidence_at_their_ends() -> None:
     assert confidence(uniform) == pytest.approx(1 / SIZE)
 
 
+def exit_of(found: list[Tensor], rule: Rule) -> int:
+    """Place of the first branch an utterance leaves at."""
+    criterion = Criterion(rule)
+    return next((place for place, logits in enumerate(found) if criterion.leaves(logits)), len(found))
+
+
 def branches() -> list[Tensor]:
     """Logits of three branches, each surer than the one before."""
     generator = torch.Generator().manual_seed(1)
@@ -90,17 +103,17 @@ def branches() -> list[Tensor]:
 
 
 def test_a_threshold_of_zero_runs_to_the_end_and_a_large_one_leaves_at_once() -> None:
-    assert exit_of(branches(), CriterionSettings(threshold=0.0)) == 3
-    assert exit_of(branches(), CriterionSettings(threshold=uniform_entropy(SIZE) + 1e-6)) == 0
-    places = [exit_of(branches(), CriterionSettings(threshold=s)) for s in (0.0, 0.01, 0.03, 0.06, 0.09, 0.12)]
+    assert exit_of(branches(), Rule("entropy", 0.0)) == 3
+    assert exit_of(branches(), Rule("entropy", uniform_entropy(SIZE) + 1e-6)) == 0
+    places = [exit_of(branches(), Rule("entropy", s)) for s in (0.0, 0.01, 0.03, 0.06, 0.09, 0.12)]
     assert places == sorted(places, reverse=True) and len(set(places)) > 2
-    sure = CriterionSettings(name="confidence", threshold=0.6)
+    sure = Rule("confidence", 0.6)
     assert exit_of(branches(), sure) == next(i for i, z in enumerate(branches()) if confidence(z) > 0.6)
 
 
 def test_patience_waits_for_branches_that_agree() -> None:
     one, other = 9 * torch.eye(SIZE)[[5, 0, 6]], 9 * torch.eye(SIZE)[[5, 0, 7]]
-    patient = CriterionSettings(name="patience", threshold=2)
+    patient = Rule("patience", 2)
     assert exit_of([one, other, other], patient) == 2
     assert exit_of([one, one, other], patient) == 1
     assert exit_of([one, other, one], patient) == 3
@@ -139,6 +152,13 @@ def test_losses_of_the_stages() -> None:
         ({"exits": [4, 2]}, "rising layers"),
         ({"net": {"heads": 5}}, "5 heads do not divide"),
         ({"stage": "branches"}, "workload.start: required"),
+        ({"depths": [3]}, r"depths: 3 is neither a layer with a branch nor the last; expected values of \[2, 4, 6\]"),
+        ({"depths": [2], "stage": "final"}, "depths: only for stage 'joint'"),
+        ({"augment": True}, "augment: only for workload.net.front 'log_mel'"),
+        (
+            {"speech": {"source": "librispeech", "train_folder": "a", "test_folder": "b"}},
+            "dev_folder: required by workload.criterion",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, object], said: str) -> None:

@@ -25,17 +25,31 @@ from fedloom.testing.workload import WorkloadConformance  # noqa: E402
 from fedloom.workloads.hubert_ee import espeak  # noqa: E402
 from fedloom.workloads.hubert_ee.config import LibriSpeech, Synthetic  # noqa: E402
 from fedloom.workloads.hubert_ee.corpus import checked, load_corpus  # noqa: E402
+from fedloom.workloads.hubert_ee.exits import Rule  # noqa: E402
 from fedloom.workloads.hubert_ee.losses import ctc  # noqa: E402
 from fedloom.workloads.hubert_ee.net import EarlyExit, frame_counts  # noqa: E402
+from fedloom.workloads.hubert_ee.reading import transcribe, word_errors  # noqa: E402
 from fedloom.workloads.hubert_ee.vocabulary import decode  # noqa: E402
-from fedloom.workloads.hubert_ee.workload import word_errors  # noqa: E402
 
 SMALL: dict[str, Any] = {
-    "speech": {"source": "espeak", "train_utterances": 24, "test_utterances": 9, "vocabulary": 5, "words": [1, 2]},
+    "speech": {
+        "source": "espeak",
+        "train_utterances": 24,
+        "dev_utterances": 8,
+        "test_utterances": 9,
+        "vocabulary": 5,
+        "words": [1, 2],
+    },
     "net": SIZES,
     "exits": [1, 3],
+    "criterion": {"threshold": 0.02},
     "training": {"learning_rate": 0.05, "momentum": 0.9, "batch_size": 8},
 }
+
+
+CALIBRATED: dict[str, Any] = {"criterion": {"threshold": "calibrated"}}
+WITH_CALIBRATION: Info = {**SMALL, **CALIBRATED}
+PRETRAINING: Info = {**SMALL, "stage": "pretrain", "pretraining": {"clusters": 6}}
 
 
 def experiment(workload: dict[str, Any] | None = None, **settings: Any) -> Experiment:
@@ -102,6 +116,7 @@ def test_folders_of_librispeech(tmp_path: Path) -> None:
     assert len(corpus.train) == 4 and len(corpus.test) == 2 and corpus.info["kind"] == "real"
     assert corpus.train.speakers.tolist() == [0, 0, 1, 1] and corpus.train.lengths.tolist() == [8000, 8001] * 2
     assert decode(corpus.test.targets[1][1 : corpus.test.targets[1][0] + 1].tolist()) == "he said two"
+    assert corpus.dev is None
     short = settings.model_copy(update={"max_seconds": 0.5})
     assert len(load_corpus(short).train) == 2
     soundfile.write(tmp_path / "test" / "84" / "7" / "84-7-0001.flac", rng.normal(size=8000), 8_000)
@@ -186,12 +201,18 @@ def test_thresholds_of_an_evaluation() -> None:
 
 
 def test_a_transcript_at_batch_one_is_that_of_the_evaluation() -> None:
-    workload = build(experiment({"criterion": {"threshold": 0.1}}))
-    net, (waves, lengths) = workload.network.eval(), workload.data.test.batch(torch.arange(3))[0]
-    with torch.inference_mode():
-        for row in range(3):
-            text, layer = workload.transcribe(net, waves[row, : int(lengths[row])])
-            assert layer in (1, 3, 4) and isinstance(text, str)
+    workload = build(experiment(CALIBRATED))
+    inputs = {MODEL: Record({MODEL: workload.init(generator(1, "init")).groups[MODEL]})}
+    (waves, lengths), _ = workload.data.test.batch(torch.arange(9))
+    with workload.evaluating(inputs):
+        read = workload._read(workload.held_out(0, 1))
+        middle = float(np.median(read.table.scores[:, :, 0]))
+        rule = Rule("entropy", middle)
+        exits = rule.exits(read.table)
+        assert len(set(exits.tolist())) > 1
+        for row in range(9):
+            text, layer = transcribe(workload.network, waves[row, : int(lengths[row])], rule)
+            assert layer == (1, 3, 4)[exits[row]] and text == read.texts[row][exits[row]]
 
 
 @pytest.mark.parametrize(
@@ -212,4 +233,9 @@ def test_runtimes_have_equal_bits(runtime: dict[str, Any]) -> None:
 
 class TestConformance(WorkloadConformance):
     name = "hubert_ee"
-    settings: Info = SMALL
+    settings: Info = WITH_CALIBRATION
+
+
+class TestPretrainingConformance(WorkloadConformance):
+    name = "hubert_ee"
+    settings: Info = PRETRAINING

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -18,9 +20,13 @@ from fedloom.workloads.hubert_ee.config import RATE, LibriSpeech, SpeechSource, 
 from fedloom.workloads.hubert_ee.vocabulary import encode
 from fedloom.workloads.hubert_ee.words import WORDS
 
-_FORMAT = 2
+_FORMAT = 3
 _SHORTEST = 0.1
 """Seconds below which audio is no utterance."""
+
+
+Sides: TypeAlias = Mapping[str, Callable[[], Iterator["Utterance"]]]
+"""What makes the utterances of each split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +64,11 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Both splits, and facts about them."""
+    """The splits, and facts about them."""
 
     train: Split
+    dev: Split | None
+    """None if the source has none."""
     test: Split
     info: Info
     sha256: str
@@ -78,14 +86,16 @@ def load_corpus(settings: SpeechSource) -> Corpus:
     """
     sides = _spoken(settings) if isinstance(settings, Synthetic) else _recorded(settings)
     files = [] if isinstance(settings, Synthetic) else _files_of(settings)
-    key = cache.digest_of([_FORMAT, settings.model_dump(mode="json"), cache.digest_of_files(files)])
+    audio = sorted((str(path), *_state_of(path)) for _, path in files for path in path.parent.glob("*.flac"))
+    key = cache.digest_of([_FORMAT, settings.model_dump(mode="json"), cache.digest_of_files(files), audio])
 
     def build(folder: Path) -> None:
         for name, utterances in sides.items():
             _write(folder, name, list(utterances()))
 
     place = cache.entry("speech", key, build)
-    train, test = (_read(place, name) for name in ("train", "test"))
+    train, test = _read(place, "train"), _read(place, "test")
+    dev = _read(place, "dev") if "dev" in sides else None
     content = cache.digest_of_files([(path.name, path) for path in sorted(place.glob("*.npy"))])
     kind = "synthetic" if isinstance(settings, Synthetic) else "real"
     title = "eSpeak NG, common words" if isinstance(settings, Synthetic) else "LibriSpeech"
@@ -95,13 +105,14 @@ def load_corpus(settings: SpeechSource) -> Corpus:
         "licence": None if isinstance(settings, Synthetic) else "CC BY 4.0",
         "sha256": content,
         "num_train": len(train),
+        "num_dev": 0 if dev is None else len(dev),
         "num_test": len(test),
         "seconds_train": round(float(train.lengths.sum()) / RATE, 1),
         "seconds_test": round(float(test.lengths.sum()) / RATE, 1),
         "speakers_train": int(train.speakers.max()) + 1,
         "speakers_test": int(test.speakers.max()) + 1,
     }
-    return Corpus(train, test, info, content)
+    return Corpus(train, dev, test, info, content)
 
 
 def checked(samples: Array, rate: int, where: str) -> Array:
@@ -122,34 +133,42 @@ def checked(samples: Array, rate: int, where: str) -> Array:
     return np.asarray(mono, np.float32)
 
 
-def _spoken(settings: Synthetic) -> dict[str, Callable[[], Iterator[Utterance]]]:
-    counts = {"train": settings.train_utterances, "test": settings.test_utterances}
-    variants = {"train": espeak.TRAIN_VARIANTS, "test": espeak.TEST_VARIANTS}
+def _spoken(settings: Synthetic) -> Sides:
+    counts = {
+        "train": settings.train_utterances,
+        "dev": settings.dev_utterances,
+        "test": settings.test_utterances,
+    }
+    return {name: partial(_said, settings, name, count) for name, count in counts.items()}
 
-    def side(name: str) -> Iterator[Utterance]:
-        speakers = espeak.voices(variants[name])
-        rng = generator(settings.seed, "hubert_ee", "speech", name)
-        least, most = settings.words
-        lines = []
-        for number in range(counts[name]):
-            words = rng.choice(settings.vocabulary, int(rng.integers(least, most + 1)))
-            text = " ".join(WORDS[word] for word in words)
-            voice = speakers[number % len(speakers)].name
-            lines.append(espeak.Line(text, voice, int(rng.integers(140, 190)), int(rng.integers(35, 65))))
-        for number, line in enumerate(lines):
-            clean = espeak.speak(line)
-            level = float(rng.choice(settings.noise_db))
-            power = float((clean.astype(np.float64) ** 2).mean()) / 10 ** (level / 10)
-            noisy = clean + rng.normal(0.0, np.sqrt(power), len(clean)).astype(np.float32)
-            yield Utterance(noisy.clip(-1.0, 1.0), line.text, line.voice, level, f"utterance {number}")
 
-    return {name: lambda name=name: side(name) for name in counts}  # type: ignore[misc]  # a default argument
+def _said(settings: Synthetic, name: str, count: int) -> Iterator[Utterance]:
+    rng = generator(settings.seed, "hubert_ee", "speech", name)
+    speakers = espeak.voices(name, settings.accents)
+    order = rng.permutation(len(speakers))  # so that a small split has voices of every kind
+    least, most = settings.words
+    lines = []
+    for number in range(count):
+        words = rng.choice(settings.vocabulary, int(rng.integers(least, most + 1)))
+        text = " ".join(WORDS[word] for word in words)
+        voice = speakers[order[number % len(speakers)]].name
+        lines.append(espeak.Line(text, voice, int(rng.integers(140, 190)), int(rng.integers(35, 65))))
+    for number, line in enumerate(lines):
+        clean = espeak.speak(line)
+        level = float(rng.choice(settings.noise_db))
+        power = float((clean.astype(np.float64) ** 2).mean()) / 10 ** (level / 10)
+        noisy = clean + rng.normal(0.0, np.sqrt(power), len(clean)).astype(np.float32)
+        yield Utterance(noisy.clip(-1.0, 1.0), line.text, line.voice, level, f"utterance {number}")
+
+
+def _folders(settings: LibriSpeech) -> dict[str, Path]:
+    given = {"train": settings.train_folder, "dev": settings.dev_folder, "test": settings.test_folder}
+    return {side: Path(folder).expanduser() for side, folder in given.items() if folder is not None}
 
 
 def _files_of(settings: LibriSpeech) -> list[tuple[str, Path]]:
     found = []
-    for side, folder in (("train", settings.train_folder), ("test", settings.test_folder)):
-        root = Path(folder).expanduser()
+    for side, root in _folders(settings).items():
         files = sorted(root.rglob("*.trans.txt"))
         if not files:
             raise DataMissing(
@@ -160,26 +179,33 @@ def _files_of(settings: LibriSpeech) -> list[tuple[str, Path]]:
     return found
 
 
-def _recorded(settings: LibriSpeech) -> dict[str, Callable[[], Iterator[Utterance]]]:
-    def side(folder: str) -> Iterator[Utterance]:
-        with needed_by("workload.speech (source 'librispeech')"):
-            import soundfile
-        count = 0
-        for transcript in sorted(Path(folder).expanduser().rglob("*.trans.txt")):
-            for line in transcript.read_text(encoding="utf-8").splitlines():
-                name, _, text = line.partition(" ")
-                path = transcript.parent / f"{name}.flac"
-                try:
-                    samples, rate = soundfile.read(path, dtype="float32")
-                except (soundfile.LibsndfileError, OSError) as exc:
-                    raise DataMissing(f"{path}: cannot be read as audio: {exc}") from exc
-                samples = checked(samples, rate, str(path))
-                if len(samples) > settings.max_seconds * RATE or count == settings.max_utterances:
-                    continue
-                count += 1
-                yield Utterance(samples, text, name.partition("-")[0], float("nan"), str(path))
+def _state_of(path: Path) -> tuple[int, int]:
+    """Return a file's size and time: another recording in its place is read again."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
-    return {"train": lambda: side(settings.train_folder), "test": lambda: side(settings.test_folder)}
+
+def _recorded(settings: LibriSpeech) -> Sides:
+    return {side: partial(_read_folder, settings, root) for side, root in _folders(settings).items()}
+
+
+def _read_folder(settings: LibriSpeech, root: Path) -> Iterator[Utterance]:
+    with needed_by("workload.speech (source 'librispeech')"):
+        import soundfile
+    count = 0
+    for transcript in sorted(root.rglob("*.trans.txt")):
+        for line in transcript.read_text(encoding="utf-8").splitlines():
+            name, _, text = line.partition(" ")
+            path = transcript.parent / f"{name}.flac"
+            try:
+                samples, rate = soundfile.read(path, dtype="float32")
+            except (soundfile.LibsndfileError, OSError) as exc:
+                raise DataMissing(f"{path}: cannot be read as audio: {exc}") from exc
+            samples = checked(samples, rate, str(path))
+            if len(samples) > settings.max_seconds * RATE or count == settings.max_utterances:
+                continue
+            count += 1
+            yield Utterance(samples, text, name.partition("-")[0], float("nan"), str(path))
 
 
 def _write(folder: Path, side: str, utterances: list[Utterance]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +22,17 @@ _SYNCHRONOUS, _RATE, _PITCH, _CHARACTERS, _UTF8 = 2, 1, 3, 1, 1
 _NATIVE = 22_050
 _CALLBACKS: list[object] = []
 """What the library calls; it must live as long as the library."""
-ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp")
-TRAIN_VARIANTS, TEST_VARIANTS = ("m1", "m2", "m3", "m4", "m5", "f1", "f2", "f4"), ("m6", "m7", "f3", "f5")
+VARIANTS = {
+    "train": (
+        *("m1", "m2", "m3", "m4", "m5", "f1", "f2", "f4", "Alex", "Alicia"),
+        *("Andrea", "Annie", "Denis", "Diogo", "Gene", "Henrique", "Hugo", "Jacky", "Lee", "Marco"),
+        *("Mario", "Mike", "adam", "antonio", "belinda", "benjamin", "boris", "caleb", "david", "ed"),
+        *("edward", "grandma", "ian", "john", "linda", "max", "pablo", "quincy", "robert", "steph"),
+    ),
+    "dev": ("m8", "Andy", "aunty", "michel", "shelby", "victor"),
+    "test": ("m6", "m7", "f3", "f5", "Michael", "anika", "paul", "steph2", "travis", "zac"),
+}
+"""Variants of the voice, by split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +48,9 @@ class Voice:
         return f"{self.accent}+{self.variant}"
 
 
-def voices(variants: tuple[str, ...]) -> list[Voice]:
-    """Return every accent in these variants."""
-    return [Voice(accent, variant) for accent in ACCENTS for variant in variants]
+def voices(split: str, accents: Sequence[str]) -> list[Voice]:
+    """Return every variant of a split in these accents."""
+    return [Voice(accent, variant) for variant in VARIANTS[split] for accent in accents]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedloom.core import frames as frame_files
-from fedloom.core import run_files
 from fedloom.core.config import Experiment
-from fedloom.core.errors import ConfigError, DataMissing
+from fedloom.core.errors import ConfigError
 from fedloom.core.extras import needed_by
 from fedloom.core.protocols import Inputs, LocalRule
-from fedloom.core.records import Array, Info, Job, Mean, Metrics
-from fedloom.workloads._base.rows import RowData, TensorRows
-from fedloom.workloads._base.task import RowTask, minibatches
+from fedloom.core.records import MODEL, Array, Info, Job, Mean, Metrics, Record, Update
+from fedloom.workloads._adapters.targets import model_info
+from fedloom.workloads._base.rows import RowData
+from fedloom.workloads._base.task import RowTask
 from fedloom.workloads._data.rows import RowShard
-from fedloom.workloads._torch.arrays import as_tensor
 from fedloom.workloads._torch.trainer import LocalTraining
 from fedloom.workloads.hubert_ee.config import Config
-from fedloom.workloads.hubert_ee.corpus import Split, load_corpus
-from fedloom.workloads.hubert_ee.criteria import Criterion, exit_of, greedy
+from fedloom.workloads.hubert_ee.corpus import load_corpus
+from fedloom.workloads.hubert_ee.corpus_rows import as_rows, row_data
+from fedloom.workloads.hubert_ee.depths import depth_of, is_held
+from fedloom.workloads.hubert_ee.exits import Rule, Table, calibrated, fit_gate
 from fedloom.workloads.hubert_ee.losses import ctc, total
-from fedloom.workloads.hubert_ee.net import EarlyExit, frame_counts
-from fedloom.workloads.hubert_ee.vocabulary import decode
+from fedloom.workloads.hubert_ee.masked import MaskedSpeech
+from fedloom.workloads.hubert_ee.net import EarlyExit, as_exits
+from fedloom.workloads.hubert_ee.outside import Recordings, load_outside
+from fedloom.workloads.hubert_ee.reading import SCALE, Transcripts, exit_seconds, read_all, transcribe
+from fedloom.workloads.hubert_ee.start import load_start
+from fedloom.workloads.hubert_ee.trade_off import trade_off
 
-_TIMED = 40
-"""Utterances of a part of the held-out data that are timed."""
-_SCALE = 1.0 / 32768.0
+_REPEATS = 3
+"""Timings of an utterance, whose median counts."""
 
 
 class EarlyExitSpeech(RowTask[Config]):
@@ -44,22 +44,19 @@ class EarlyExitSpeech(RowTask[Config]):
     def __init__(self, config: Config, experiment: Experiment) -> None:
         self._corpus = load_corpus(config.speech)
         super().__init__(config, experiment)
+        dev = self._corpus.dev
+        self._dev = None if dev is None else as_rows(dev, self.device)
+        self._outside = load_outside(config.outside, self.device)
+        self._fitted: tuple[Record, Table | None, Rule] | None = None
 
     def dataset(self) -> RowData:
-        corpus = self._corpus
-        return RowData(
-            train=self._rows(corpus.train),
-            test=self._rows(corpus.test),
-            info=corpus.info,
-            sha256=corpus.sha256,
-            groups=np.asarray(corpus.train.speakers),
-        )
+        return row_data(self._corpus, self.device)
 
     def model(self) -> nn.Module:
         config = self.config
-        net = EarlyExit(config.net, config.exits, config.branch)
+        net = EarlyExit(config.net, config.exits, config.branch, augments=config.augment)
         if config.start is not None:
-            load_start(net, config.start)
+            load_start(net, config.start, whole=config.stage == "branches")
         if config.stage == "branches":
             for part in (net.hubert, net.final):
                 part.requires_grad_(False)
@@ -69,16 +66,37 @@ class EarlyExitSpeech(RowTask[Config]):
         return net
 
     def initial_info(self, model: nn.Module) -> Info:
-        return {}
+        return model_info(model, head=("branches", "final"))
+
+    def train(
+        self, job: Job, inputs: Inputs, shard: RowShard, rule: LocalRule | None, rng: np.random.Generator
+    ) -> Update:
+        """Train one client; it sends the arrays of the layers and exits it has."""
+        update = super().train(job, inputs, shard, rule, rng)
+        net, depth = as_exits(self.network), depth_of(self.config.depths, job.client)
+        if depth is None or depth == net.num_layers:
+            return update
+        kept = {name: array for name, array in update.groups[MODEL].items() if is_held(net, name, depth)}
+        return replace(update, groups={**update.groups, MODEL: kept})
 
     def local_training(self, model: nn.Module, job: Job, shard: RowShard, rule: LocalRule | None) -> LocalTraining:
         local = super().local_training(model, job, shard, rule)
         source, _ = self.examples(shard)
-        config, net = self.config, self._net(model)
+        config, net = self.config, as_exits(model)
+        depth = depth_of(config.depths, job.client) or net.num_layers
 
         def loss_of(rows: Tensor) -> Tensor:
             (waves, lengths), targets = source.batch(rows)
-            found = [ctc(logits, counts, targets) for logits, counts in self._exits(net, waves, lengths)]
+            counts, found = net.counts(lengths), list[Tensor]()
+            frames = net.frames(waves[:, : int(lengths.max())].float() * SCALE, lengths)
+            for number, logits in net.outputs(frames):
+                if number < net.num_layers and config.stage == "final":
+                    continue
+                found.append(ctc(logits, counts, targets))
+                if number == depth:
+                    break
+            if depth < net.num_layers:  # the share of the whole loss that these layers can compute
+                return config.weight * sum(found[1:], start=found[0]) / len(net.exits)
             return total(found, config.stage, config.weight)
 
         return replace(local, loss_of=loss_of)
@@ -88,121 +106,124 @@ class EarlyExitSpeech(RowTask[Config]):
 
         Rates are of the whole corpus: errors over words. `mean_exit_layer` counts the last layer for the final head.
         """
-        source, rows = self.examples(shard)
-        sums: dict[str, list[float]] = {}
-
-        def add(name: str, value: float, weight: float) -> None:
-            entry = sums.setdefault(name, [0.0, 0.0])
-            entry[0], entry[1] = entry[0] + value, entry[1] + weight
-
         with self.evaluating(inputs):
-            net = self._net(self.network)
-            places = [*self.config.exits, net.num_layers]
-            for batch in minibatches(rows, self.evaluation_batch, self.device):
-                (waves, lengths), targets = source.batch(batch)
-                exits = list(self._exits(net, waves, lengths))
-                add("loss", float(ctc(*exits[-1], targets)) * len(batch), float(len(batch)))
-                for row, target in enumerate(targets.tolist()):
-                    text = decode(target[1 : target[0] + 1])
-                    logits = [each[row, : int(counts[row])] for each, counts in exits]
-                    left = exit_of(logits[:-1], self.config.criterion)
-                    words = float(len(text.split()))
-                    errors = [float(word_errors(text, greedy(each))) for each in logits]
-                    add("wer", errors[left], words)
-                    add("wer_full_depth", errors[-1], words)
-                    add("mean_exit_layer", float(places[left]), 1.0)
-                    for place, number in enumerate(places):
-                        add(f"wer_exit_{number}", errors[place], words)
-                        add(f"left_at_{number}", float(left == place), 1.0)
-            if self.config.measure_time:
-                self._timed(net, rows, add)
-        return {name: Mean(value, weight) for name, (value, weight) in sums.items()}
+            rule, read = self.rule(inputs)[1], self._read(shard)
+            seconds = self._seconds(shard, rule) if self.config.measure_time else None
+            outside = {name: self._rates(rows, rule, name) for name, rows in self._outside.items()}
+        found = measured(read, rule.exits(read.table), self.places, seconds)
+        return found | {name: mean for each in outside.values() for name, mean in each.items()}
 
-    def transcribe(self, net: EarlyExit, wave: Tensor) -> tuple[str, int]:
-        """Return one utterance's transcript and the layer it left at; no layer above it is run.
+    def exit_report(self, inputs: Inputs, shard: RowShard, examples: int, points: int) -> Info:
+        """Return how errors trade against depth for every criterion, and a few transcripts.
 
         Args:
-            net: the model, in evaluation mode.
-            wave: samples, (n,), int16.
+            inputs: the global model.
+            shard: utterances, of which nothing was fitted to.
+            examples: number of transcripts.
+            points: thresholds of a curve.
         """
-        criterion, length = Criterion(self.config.criterion), torch.tensor([len(wave)])
-        found, number = torch.zeros(0), 0
-        for number, logits in net.outputs(net.frames(wave[None].float() * _SCALE, length)):
-            found = logits[0]
-            if number < net.num_layers and criterion.leaves(found):
-                break
-        return greedy(found), number
-
-    def _timed(self, net: EarlyExit, rows: Array, add: object) -> None:
-        source = self.data.test
-        if source is None or not callable(add):
-            return
-        for row in rows[:_TIMED].tolist():
-            (waves, lengths), _ = source.batch(torch.tensor([row]))
-            wave = waves[0, : int(lengths[0])]
-            begin = time.process_time()
-            self.transcribe(net, wave)
-            early = time.process_time() - begin
-            begin = time.process_time()
-            greedy(net(wave[None].float() * _SCALE, lengths)[-1][0])
-            whole = time.process_time() - begin
-            add("cpu_seconds", early, 1.0)
-            add("cpu_seconds_full_depth", whole, 1.0)
-            add("cpu_seconds_saved", whole - early, 1.0)
-
-    def _exits(self, net: EarlyExit, waves: Tensor, lengths: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield each exit's logits, and the frames that are no padding."""
-        wave = waves[:, : int(lengths.max())].float() * _SCALE
-        counts = frame_counts(lengths)
-        for logits in net(wave, lengths):
-            yield logits, counts
-
-    def _rows(self, split: Split) -> TensorRows:
-        waves, lengths, targets = (
-            torch.from_numpy(np.array(each)) for each in (split.waves, split.lengths, split.targets)
+        with self.evaluating(inputs):
+            (dev, rule), read = self.rule(inputs), self._read(shard)
+            seconds = self._seconds(shard, rule) if self.config.measure_time else None
+            rows = shard.rows
+            known = self._corpus.test.noise_db[rows] if shard.held_out else np.full(len(rows), np.nan)
+        found = trade_off(
+            read, read.table if dev is None else dev, rule, self.places, points=points, noise_db=known, seconds=seconds
         )
-        return TensorRows((waves.to(self.device), lengths.to(self.device)), targets.to(self.device))
+        return {**found, "examples": _examples(read, rule, self.places, examples)}
 
-    def _net(self, model: nn.Module) -> EarlyExit:
-        if not isinstance(model, EarlyExit):
-            raise TypeError(f"expected an EarlyExit, got {type(model).__name__}")
-        return model
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Return the layers of the exits, the last one the final head's."""
+        return (*self.config.exits, as_exits(self.network).num_layers)
+
+    def rule(self, inputs: Inputs) -> tuple[Table | None, Rule]:
+        """Return what was read of the dev set, None without one, and the rule fitted to it; in `evaluating`."""
+        record, settings = inputs[MODEL], self.config.criterion
+        if self._fitted is None or self._fitted[0] is not record:
+            dev = None
+            if self._dev is not None:
+                net, rows = as_exits(self.network), np.arange(len(self._dev))
+                dev = read_all(net, self._dev, rows, self.evaluation_batch, self.device).table
+            gate = fit_gate(dev) if settings.name == "learned" and dev is not None else None
+            if settings.threshold == "calibrated" and dev is not None:
+                rule = calibrated(settings.name, dev, settings.tolerance, gate)
+            else:
+                rule = Rule(settings.name, float(settings.threshold), gate)
+            self._fitted = (record, dev, rule)
+        return self._fitted[1], self._fitted[2]
+
+    def transcribe(self, net: EarlyExit, wave: Tensor, rule: Rule) -> tuple[str, int]:
+        """Return one utterance's transcript and the layer it left at, see `reading.transcribe`."""
+        return transcribe(net, wave, rule)
+
+    def _rates(self, recordings: Recordings, rule: Rule, name: str) -> dict[str, Mean]:
+        """Return the word error rates of recordings outside the domain."""
+        rows = np.arange(len(recordings))
+        table = read_all(as_exits(self.network), recordings, rows, self.evaluation_batch, self.device).table
+        words, exits = float(table.words.sum()), rule.exits(table)
+        return {
+            f"wer_{name}": Mean(float(table.errors[rows, exits].sum()), words),
+            f"wer_full_depth_{name}": Mean(float(table.errors[:, -1].sum()), words),
+        }
+
+    def _read(self, shard: RowShard) -> Transcripts:
+        source, rows = self.examples(shard)
+        return read_all(as_exits(self.network), source, rows, self.evaluation_batch, self.device)
+
+    def _seconds(self, shard: RowShard, rule: Rule) -> Array:
+        """Return the CPU seconds of each utterance to each exit, and of the model without branches, (n, B + 2)."""
+        source, rows = self.examples(shard)
+        net, found = as_exits(self.network), list[list[float]]()
+        for row in rows.tolist():
+            (waves, lengths), _ = source.batch(torch.tensor([row], device=self.device))
+            found.append(exit_seconds(net, waves[0, : int(lengths[0])], rule, _REPEATS))
+        return np.array(found, np.float64).reshape(len(rows), len(self.places) + 1)
 
 
-def word_errors(reference: str, hypothesis: str) -> int:
-    """Return substitutions, insertions and deletions of words, by jiwer."""
-    import jiwer  # here, so that only an evaluation needs the extra
+def measured(read: Transcripts, exits: Array, places: tuple[int, ...], seconds: Array | None) -> dict[str, Mean]:
+    """Return the metrics of an evaluation.
 
-    found = jiwer.process_words(reference, hypothesis)
-    return int(found.substitutions + found.insertions + found.deletions)
-
-
-def load_start(net: EarlyExit, folder: str) -> None:
-    """Load a finished run's weights into those parts of the network that it has.
-
-    Raises:
-        DataMissing: no finished run is there, or its arrays do not fit.
+    Args:
+        read: what the model made of the utterances.
+        exits: exit of each, (n,), from 0.
+        places: layers of the exits.
+        seconds: of each utterance to each exit, and without branches, (n, B + 2); None if not measured.
     """
-    file = Path(folder).expanduser() / run_files.MODEL
-    if not file.is_file():
-        raise DataMissing(f"workload.start: {folder!r} has no {run_files.MODEL}; expected the folder of a finished run")
-    groups = frame_files.decode(file.read_bytes()).groups
-    arrays = {name: array for group in groups.values() for name, array in group.items()}
-    own = dict(net.named_parameters())
-    missing = [name for name in own if not name.startswith("branches.") and name not in arrays]
-    missing = [name for name in missing if name != "hubert.masked_spec_embed"]
-    odd = [name for name, array in arrays.items() if name not in own or tuple(own[name].shape) != array.shape]
-    if missing or odd:
-        raise DataMissing(
-            f"workload.start: {folder!r} holds another network: {(missing or odd)[0]!r} does not fit. Set "
-            "workload.net and workload.exits as in that run"
-        )
-    with torch.no_grad():
-        for name, array in arrays.items():
-            own[name].copy_(as_tensor(array))
+    table, count = read.table, float(len(read.table))
+    words, index = float(table.words.sum()), np.arange(len(exits))
+    found = {
+        "loss": Mean(read.loss, count),
+        "wer": Mean(float(table.errors[index, exits].sum()), words),
+        "wer_full_depth": Mean(float(table.errors[:, -1].sum()), words),
+        "mean_exit_layer": Mean(float(np.array(places)[exits].sum()), count),
+    }
+    for place, layer in enumerate(places):
+        found[f"wer_exit_{layer}"] = Mean(float(table.errors[:, place].sum()), words)
+        found[f"left_at_{layer}"] = Mean(float((exits == place).sum()), count)
+    if seconds is not None:
+        early, whole = float(seconds[index, exits].sum()), float(seconds[:, -1].sum())
+        found["cpu_seconds"] = Mean(early, count)
+        found["cpu_seconds_full_depth"] = Mean(whole, count)
+        found["cpu_seconds_saved"] = Mean(whole - early, count)
+    return found
 
 
-def build_workload(config: Config, experiment: Experiment) -> EarlyExitSpeech:
+def _examples(read: Transcripts, rule: Rule, places: tuple[int, ...], count: int) -> list[Info]:
+    exits = rule.exits(read.table)
+    chosen = np.linspace(0, max(len(exits) - 1, 0), min(count, len(exits))).round().astype(int)
+    return [
+        {
+            "reference": read.references[row],
+            "texts": list(read.texts[row]),
+            "entropy": [float(value) for value in read.table.scores[row, :, 0]],
+            "layer": places[exits[row]],
+        }
+        for row in chosen.tolist()
+    ]
+
+
+def build_workload(config: Config, experiment: Experiment) -> EarlyExitSpeech | MaskedSpeech:
     """Return the workload a `Config` describes, for the experiment's clients and seed.
 
     Raises:
@@ -214,4 +235,4 @@ def build_workload(config: Config, experiment: Experiment) -> EarlyExitSpeech:
         import jiwer  # noqa: F401  # now rather than at the first evaluation
     if config.training.early_stopping is not None:
         raise ConfigError("workload.training.early_stopping: not for this workload; remove it")
-    return EarlyExitSpeech(config, experiment)
+    return MaskedSpeech(config, experiment) if config.stage == "pretrain" else EarlyExitSpeech(config, experiment)
