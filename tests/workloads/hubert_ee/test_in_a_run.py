@@ -13,11 +13,10 @@ pytest.importorskip("jiwer")
 pytest.importorskip("espeakng_loader")
 soundfile = pytest.importorskip("soundfile")
 
-from support_speech import SIZES  # noqa: E402  # after the packages of the extra
+from killed_runs import killed_and_resumed  # noqa: E402  # after the packages of the extra
+from support_speech import CALIBRATED, SIZES, SMALL, build, experiment  # noqa: E402
 
 from fedloom import api  # noqa: E402
-from fedloom.core import registry  # noqa: E402
-from fedloom.core.config import Experiment  # noqa: E402
 from fedloom.core.errors import DataMissing  # noqa: E402
 from fedloom.core.records import MODEL, Info, Job, Record  # noqa: E402
 from fedloom.core.seeds import generator  # noqa: E402
@@ -30,43 +29,6 @@ from fedloom.workloads.hubert_ee.losses import ctc  # noqa: E402
 from fedloom.workloads.hubert_ee.net import EarlyExit, frame_counts  # noqa: E402
 from fedloom.workloads.hubert_ee.reading import transcribe, word_errors  # noqa: E402
 from fedloom.workloads.hubert_ee.vocabulary import decode  # noqa: E402
-
-SMALL: dict[str, Any] = {
-    "speech": {
-        "source": "espeak",
-        "train_utterances": 24,
-        "dev_utterances": 8,
-        "test_utterances": 9,
-        "vocabulary": 5,
-        "words": [1, 2],
-    },
-    "net": SIZES,
-    "exits": [1, 3],
-    "criterion": {"threshold": 0.02},
-    "training": {"learning_rate": 0.05, "momentum": 0.9, "batch_size": 8},
-}
-
-
-CALIBRATED: dict[str, Any] = {"criterion": {"threshold": "calibrated"}}
-WITH_CALIBRATION: Info = {**SMALL, **CALIBRATED}
-PRETRAINING: Info = {**SMALL, "stage": "pretrain", "pretraining": {"clusters": 6}}
-
-
-def experiment(workload: dict[str, Any] | None = None, **settings: Any) -> Experiment:
-    return Experiment.parse(
-        {
-            "rounds": 2,
-            "runtime": {"name": "inline"},
-            "strategy": "fedavg",
-            "evaluation": {"parts": 1},
-            "workload": {"name": "hubert_ee", **SMALL, **(workload or {})},
-            **settings,
-        }
-    )
-
-
-def build(made: Experiment) -> Any:
-    return registry.part("workloads", "hubert_ee", "workload").build_workload(made.workload, made)
 
 
 def test_the_corpus_is_speech_of_voices_that_the_splits_do_not_share() -> None:
@@ -229,6 +191,18 @@ def test_runtimes_have_equal_bits(runtime: dict[str, Any]) -> None:
     other = api.run(experiment(natural, **common, runtime=runtime), keep=False)
     assert inline.summary.model_sha256 == other.summary.model_sha256
     assert [record.evaluation for record in inline.history] == [record.evaluation for record in other.history]
+
+
+@pytest.mark.slow
+def test_a_run_killed_inside_a_round_and_resumed_has_the_same_bits(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"clients": 3, "checkpoint": {"every": 1}, "runtime": {"name": "process", "workers": 2}}
+    made = experiment(CALIBRATED, rounds=6, **settings)
+    whole = api.run(made, out=tmp_path / "whole")
+    assert killed_and_resumed(made, tmp_path, after=2) == whole.summary.model_sha256
+
+
+WITH_CALIBRATION: Info = {**SMALL, **CALIBRATED}
+PRETRAINING: Info = {**SMALL, "stage": "pretrain", "pretraining": {"clusters": 6}}
 
 
 class TestConformance(WorkloadConformance):

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from policies import Fleet
+from sent_records import sent_records
+from site_fleet import Sites
 from support_mlaan import experiment
 
 from fedloom import api
@@ -62,6 +64,30 @@ def test_three_joined_nodes_train_on_their_own_data(tmp_path: Path) -> None:
     outcome = Fleet(tmp_path, **nodes).run(Experiment.parse(values))
     assert outcome.error is None and outcome.summary.status == "done"
     assert outcome.history[-1].local_trainings == 3
+
+
+def test_sites_send_the_backbone_and_their_auxiliary_networks_never_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {"source": "npz", "file": "$DATA/x.npz", "mean": [0.5], "std": [0.3]}
+    values = experiment({**MIXED, "data": given, "fleet": [[1, 3]]}, clients="nodes").to_dict()
+    del values["workload"]["train_examples"]
+    made = Experiment.parse({**values, "rounds": 2, "round": {"state_home": "node"}})
+    sent, sites = sent_records(monkeypatch), Sites(tmp_path)
+    try:
+        for seed, name in enumerate(("a", "b", "c")):
+            sites.start(name, **site(tmp_path / f"own-{name}", seed))
+        outcome = sites.run(made)
+    finally:
+        sites.close()
+    assert outcome.error is None and [record.local_trainings for record in outcome.history] == [3, 3]
+    names = {name for record in sent for arrays in record.groups.values() for name in arrays}
+    backbone = {name for name in names if name.startswith(("dgl.", "dgl_mlaan."))}
+    assert {"dgl_mlaan.classifier.linear.weight", "dgl.stem.0.weight"} <= backbone
+    assert not [name for name in names if "auxiliary" in name or "leap" in name or "cascade" in name]
+    assert not [group for record in sent for group in record.groups if group in ("auxiliary", "averages", "velocity")]
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "a" / "states").rglob("*") if path.is_file())
+    assert b"auxiliary.dgl_mlaan.leap0_0" in kept and b"auxiliary.dgl.cascade0" in kept
 
 
 def test_the_report_has_the_modes_and_each_clients_memory(tmp_path: Path) -> None:

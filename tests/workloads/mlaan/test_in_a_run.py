@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from killed_runs import killed_and_resumed
 from support_mlaan import build, experiment
 from torch import Tensor, nn
 
@@ -169,6 +170,14 @@ def test_a_resumed_run_has_the_same_bits(tmp_path: Path, moment: str) -> None:
     with pytest.raises((Interrupted, KeyboardInterrupt)):
         api.run(made, out=tmp_path / "cut", sinks=[Stop()])
     assert api.resume(tmp_path / "cut").summary.model_sha256 == whole.summary.model_sha256
+
+
+@pytest.mark.slow
+def test_a_run_killed_inside_a_round_and_resumed_has_the_same_bits(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"clients": 3, "checkpoint": {"every": 1}, "runtime": {"name": "process", "workers": 2}}
+    made = experiment({**SMALL, "modes": ["dgl_mlaan"]}, rounds=6, **settings)
+    whole = api.run(made, out=tmp_path / "whole")
+    assert killed_and_resumed(made, tmp_path, after=2) == whole.summary.model_sha256
 
 
 def one(made: Experiment, client: int, model: Arrays, rule: LocalRule | None = None) -> Any:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from fedloom.core.config import Settings
 from fedloom.core.errors import ConfigError
-from fedloom.core.setting_types import DataPath
+from fedloom.core.setting_types import DataPath, PlainWord
 from fedloom.workloads._base.settings import TorchConfig
 from fedloom.workloads._data.partition_settings import Iid, PartitionSettings
 from fedloom.workloads._torch.settings import TrainingSettings
@@ -160,6 +160,9 @@ class Config(TorchConfig):
     """lambda of the joint loss."""
     start: DataPath | None = None
     """Folder of a finished run of the same network, whose weights are the first ones; `branches` needs it."""
+    start_sha256: PlainWord | None = None
+    """Digest that the weights of `start` must have, `model_sha256` of that run's summary, so that all clients freeze the
+    same ones; None takes any."""
     depths: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Layers that clients have: client c the first `depths[c mod n]`, with the branches among them, and the final head
     if these are all. It sends the arrays it has; strategy `partial` averages each over the clients that sent it. None
@@ -200,6 +203,8 @@ class Config(TorchConfig):
                 "workload.speech.dev_folder: required by workload.criterion, which is fitted to a dev set; name a "
                 "folder, or set workload.criterion.threshold to a number"
             )
+        if self.start_sha256 is not None and self.start is None:
+            raise ConfigError("workload.start_sha256: without effect without workload.start; remove it")
         if self.stage == "branches" and self.start is None:
             raise ConfigError(
                 "workload.start: required for stage 'branches', whose encoder is frozen; name the folder of a run with "

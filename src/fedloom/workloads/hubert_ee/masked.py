@@ -56,7 +56,7 @@ class MaskedSpeech(RowTask[Config]):
         config = self.config
         net = EarlyExit(config.net, config.exits, config.branch, augments=config.augment, clusters=config.pretraining)
         if config.start is not None:
-            load_start(net, config.start, whole=False)
+            load_start(net, config.start, whole=False, sha256=config.start_sha256)
         for part in (net.branches, net.final):
             part.requires_grad_(False)
         return net

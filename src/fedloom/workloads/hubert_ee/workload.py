@@ -56,7 +56,7 @@ class EarlyExitSpeech(RowTask[Config]):
         config = self.config
         net = EarlyExit(config.net, config.exits, config.branch, augments=config.augment)
         if config.start is not None:
-            load_start(net, config.start, whole=config.stage == "branches")
+            load_start(net, config.start, whole=config.stage == "branches", sha256=config.start_sha256)
         if config.stage == "branches":
             for part in (net.hubert, net.final):
                 part.requires_grad_(False)
