@@ -120,14 +120,7 @@ def test_the_report_has_curves_transcripts_and_numbers(tmp_path: Path) -> None:
     result = api.run(made, out=tmp_path / "run")
     run = RunFolder.read(tmp_path / "run")
     html = render_report(run)
-    for expected in (
-        "Early exits",
-        "Transcripts at each exit",
-        "Word errors by exit",
-        "patience",
-        "learned",
-        "CPU time",
-    ):
+    for expected in ("Early exits", "Transcripts at each exit", "Word errors by exit", "learned", "CPU time"):
         assert expected in html, expected
     found = contributions(run)
     numbers = {name: value for each in found for name, value in each.numbers.items()}
@@ -170,9 +163,9 @@ def test_a_pretrained_encoder_is_the_start_of_recognition(tmp_path: Path) -> Non
             assert np.array_equal(own[name].detach().numpy(), array), name
     sha = result.summary.model_sha256
     build(experiment({**start, "start_sha256": sha}))
-    with pytest.raises(DataMissing, match="weights with digest .*, expected 0123. Copy the run"):
+    with pytest.raises(DataMissing, match=r"weights with digest .*, expected 0123. Copy the run"):
         build(experiment({**start, "start_sha256": "0123"}))
-    with pytest.raises(DataMissing, match="holds another network: 'final.weight' does not fit"):
+    with pytest.raises(DataMissing, match=r"holds another network: 'final.weight' does not fit"):
         build(experiment({**start, "stage": "branches"}))  # a frozen final head must have been trained
 
 

@@ -148,6 +148,20 @@ def test_the_second_stage_sends_branches_alone_and_leaves_the_rest(tmp_path: Pat
         build(experiment({"stage": "branches", "start": str(tmp_path / "first"), "net": {**SIZES, "width": 20}}))
 
 
+def test_two_stages_in_one_run_freeze_what_is_not_their_own() -> None:
+    settings: dict[str, Any] = {"training": {**SMALL["training"], "optimizer": "adamw", "momentum": 0.0}}
+    first = api.run(experiment({**settings, "stage": "final"}, rounds=1), keep=False).arrays
+    two = experiment({**settings, "stage": "two_stage", "first_rounds": 1})
+    initial = build(two).init(generator(1, "init", 0, 0, 0)).groups[MODEL]
+    one, both = (api.run(two.override([f"rounds={count}"]), keep=False).arrays for count in (1, 2))
+    for name, array in both.items():
+        if name.startswith("branches."):
+            assert np.array_equal(one[name], initial[name]), name
+        else:
+            assert np.array_equal(one[name], first[name]) and np.array_equal(array, first[name]), name
+    assert any(not np.array_equal(both[name], one[name]) for name in both)
+
+
 def test_thresholds_of_an_evaluation() -> None:
     made = experiment(rounds=1)
     model = {MODEL: Record({MODEL: build(made).init(generator(1, "init")).groups[MODEL]})}

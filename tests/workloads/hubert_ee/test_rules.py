@@ -111,7 +111,9 @@ def test_the_trade_off_by_hand() -> None:
     seconds = np.tile([1.0, 2.0, 3.5, 3.0], (4, 1))  # to each exit, and without branches
     rule = Rule("entropy", 0.025)
     noise = np.array([40.0, 20.0, 10.0, 40.0])
-    found = trade_off(Read(EASY, texts), EASY, rule, (2, 4, 6), points=5, noise_db=noise, seconds=seconds)
+    found = trade_off(
+        Read(EASY, texts), EASY, rule, (2, 4, 6), points=5, tolerance=0.0, noise_db=noise, seconds=seconds
+    )
     assert found["left"] == [0.5, 0.25, 0.25] and found["mean_exit_layer"] == (2 + 4 + 6 + 2) / 4
     assert found["wer"] == 1 / 8 and found["wer_exits"] == [3 / 8, 1 / 8, 1 / 8]
     assert found["oracle"] == {"mean_exit_layer": (2 + 4 + 4 + 2) / 4, "wer": 1 / 8}
@@ -122,6 +124,9 @@ def test_the_trade_off_by_hand() -> None:
     assert found["random"]["p"] == pytest.approx(np.mean([rate <= 1 / 8 for rate in orders]), abs=0.05)
     # first branch: equal to the final text in rows 0 and 3, whose entropies are the two lowest
     assert found["auroc"] == [1.0, None]
+    entropy = found["calibrated"]["entropy"]
+    assert 0.02 < entropy["threshold"] <= 0.03 and entropy["wer"] == 1 / 8
+    assert entropy["saved_share"] == pytest.approx(1 - (1 + 2 + 3.5 + 1) / 4 / 3)
     assert found["noise"]["spearman"] == pytest.approx(1.0)
     assert found["saved_share"] == pytest.approx(1 - (1 + 2 + 3.5 + 1) / 4 / 3) and found["wer_increase"] == 0.0
     for points in found["curves"].values():
@@ -135,7 +140,14 @@ def test_a_trade_off_without_noise_or_time_says_nothing_of_them() -> None:
     texts = (("a", "a", "a"),) * 4
     unknown = np.full(4, math.nan)
     found = trade_off(
-        Read(EASY, texts), EASY, Rule("entropy", 0.0), (2, 4, 6), points=3, noise_db=unknown, seconds=None
+        Read(EASY, texts),
+        EASY,
+        Rule("entropy", 0.0),
+        (2, 4, 6),
+        points=3,
+        tolerance=0.1,
+        noise_db=unknown,
+        seconds=None,
     )
     assert "noise" not in found and "saved_share" not in found and found["auroc"] == [None, None]
     json.dumps(found, allow_nan=False)

@@ -152,17 +152,20 @@ class Config(TorchConfig):
     """Layers, from 1, with a branch after them; the last layer has the final head."""
     branch: Literal["attention", "linear"] = "attention"
     """`attention`: a transformer layer and a linear one; `linear`: a linear layer."""
-    stage: Literal["joint", "final", "branches", "pretrain"] = "joint"
+    stage: Literal["joint", "final", "branches", "two_stage", "pretrain"] = "joint"
     """`joint`: final loss + `weight` times the mean of the branches'; `final`: the final loss alone; `branches`: the
-    branches alone, the rest frozen: the second stage, in which only branches are sent; `pretrain`: masked-cluster
+    branches alone, the rest frozen: the second stage, in which only branches are sent; `two_stage`: `final` in the
+    first `first_rounds` rounds, then `branches`, in one run that sends all arrays; `pretrain`: masked-cluster
     prediction by the encoder alone, without transcripts."""
+    first_rounds: Annotated[int, Field(ge=1)] | None = None
+    """Rounds of the first of two stages; `two_stage` needs it."""
     weight: Annotated[float, Field(ge=0.0)] = 1.0
     """lambda of the joint loss."""
     start: DataPath | None = None
     """Folder of a finished run of the same network, whose weights are the first ones; `branches` needs it."""
     start_sha256: PlainWord | None = None
-    """Digest that the weights of `start` must have, `model_sha256` of that run's summary, so that all clients freeze the
-    same ones; None takes any."""
+    """Digest that the weights of `start` must have, `model_sha256` of that run's summary, so that all clients freeze
+    the same ones; None takes any."""
     depths: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Layers that clients have: client c the first `depths[c mod n]`, with the branches among them, and the final head
     if these are all. It sends the arrays it has; strategy `partial` averages each over the clients that sent it. None
@@ -178,6 +181,12 @@ class Config(TorchConfig):
     measure_time: bool = False
     """Time the evaluation at batch 1, with real stops and without; `cpu_seconds_saved` then differs from run to run."""
 
+    def stage_in(self, round: int) -> str:
+        """Return which losses train in a round, from 1: `joint`, `final` or `branches`."""
+        if self.stage != "two_stage":
+            return self.stage
+        return "final" if round <= (self.first_rounds or 0) else "branches"
+
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Self:
         if list(self.exits) != sorted({*self.exits}):
@@ -192,6 +201,11 @@ class Config(TorchConfig):
             raise ConfigError(
                 f"workload.depths: {odd[0]} is neither a layer with a branch nor the last; expected values of "
                 f"{[*self.exits, self.net.layers]}"
+            )
+        if (self.first_rounds is not None) != (self.stage == "two_stage"):
+            raise ConfigError(
+                f"workload.first_rounds: required for stage 'two_stage', and for it alone; got {self.first_rounds} "
+                f"with {self.stage!r}"
             )
         if self.depths and self.stage != "joint":
             raise ConfigError(f"workload.depths: only for stage 'joint', got {self.stage!r}; remove it")

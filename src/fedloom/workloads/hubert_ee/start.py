@@ -36,8 +36,8 @@ def load_start(net: EarlyExit, folder: str, *, whole: bool, sha256: str | None =
     arrays = {name: array for group in groups.values() for name, array in group.items()}
     if sha256 is not None and arrays_sha256(arrays) != sha256:
         raise DataMissing(
-            f"workload.start: {folder!r} holds weights with digest {arrays_sha256(arrays)}, expected {sha256}. Copy the "
-            "run that workload.start_sha256 is of"
+            f"workload.start: {folder!r} holds weights with digest {arrays_sha256(arrays)}, expected {sha256}. Copy "
+            "the run that workload.start_sha256 is of"
         )
     if any(name.startswith("clusters.") for name in arrays) and net.clusters is None:
         arrays = {name: array for name, array in arrays.items() if not name.startswith("clusters.")}

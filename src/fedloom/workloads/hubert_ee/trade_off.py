@@ -17,6 +17,7 @@ from fedloom.workloads.hubert_ee.exits import (
     Rule,
     Table,
     bounds,
+    calibrated,
     first_above,
     fit_gate,
     threshold_of,
@@ -45,6 +46,7 @@ def trade_off(
     places: Sequence[int],
     *,
     points: int,
+    tolerance: float,
     noise_db: Array,
     seconds: Array | None,
 ) -> Info:
@@ -56,6 +58,7 @@ def trade_off(
         rule: the one in use.
         places: layers of the exits, the final head's last.
         points: thresholds of a curve.
+        tolerance: of calibration, see `exits.calibrated`.
         noise_db: ratio of speech to noise of each utterance, (n,); NaN where unknown.
         seconds: CPU seconds of each utterance to each exit and without branches, (n, B + 2); None if not measured.
     """
@@ -73,6 +76,7 @@ def trade_off(
         "mean_exit_layer": float(layers[exits].mean()),
         "left": [float((exits == place).mean()) for place in range(len(places))],
         "curves": _curves(table, dev, layers, points, seconds),
+        "calibrated": _calibrated(table, dev, layers, tolerance, seconds),
         "oracle": _oracle(table, layers),
         "random": _random(table, exits),
         "auroc": _auroc(read),
@@ -102,6 +106,24 @@ def _curves(
             lines.append([value if math.isfinite(value) else None for value in line])
         curves[name] = lines
     return curves
+
+
+def _calibrated(
+    table: Table, dev: Table, layers: Array, tolerance: float, seconds: Array | None
+) -> dict[str, dict[str, float | None]]:
+    """Return for each criterion its calibrated threshold, and depth, errors and share of CPU time saved with it."""
+    found, gate = {}, fit_gate(dev)
+    for name in CRITERIA:
+        rule = calibrated(name, dev, tolerance, gate)
+        exits = rule.exits(table)
+        saved = None if seconds is None else _time(table, exits, seconds)["saved_share"]
+        found[name] = {
+            "threshold": rule.threshold,
+            "mean_exit_layer": float(layers[exits].mean()),
+            "wer": table.rate(exits),
+            "saved_share": saved,
+        }
+    return found
 
 
 def _oracle(table: Table, layers: Array) -> Info:

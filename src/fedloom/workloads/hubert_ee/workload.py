@@ -23,6 +23,7 @@ from fedloom.workloads.hubert_ee.corpus import load_corpus
 from fedloom.workloads.hubert_ee.corpus_rows import as_rows, row_data
 from fedloom.workloads.hubert_ee.depths import depth_of, is_held
 from fedloom.workloads.hubert_ee.exits import Rule, Table, calibrated, fit_gate
+from fedloom.workloads.hubert_ee.freezing import Frozen
 from fedloom.workloads.hubert_ee.losses import ctc, total
 from fedloom.workloads.hubert_ee.masked import MaskedSpeech
 from fedloom.workloads.hubert_ee.net import EarlyExit, as_exits
@@ -82,24 +83,27 @@ class EarlyExitSpeech(RowTask[Config]):
     def local_training(self, model: nn.Module, job: Job, shard: RowShard, rule: LocalRule | None) -> LocalTraining:
         local = super().local_training(model, job, shard, rule)
         source, _ = self.examples(shard)
-        config, net = self.config, as_exits(model)
+        config, net, stage = self.config, as_exits(model), self.config.stage_in(job.round)
         depth = depth_of(config.depths, job.client) or net.num_layers
+        frozen = Frozen(net, branches=stage == "final") if config.stage == "two_stage" else None
 
         def loss_of(rows: Tensor) -> Tensor:
+            if frozen is not None:
+                frozen.remember()
             (waves, lengths), targets = source.batch(rows)
             counts, found = net.counts(lengths), list[Tensor]()
             frames = net.frames(waves[:, : int(lengths.max())].float() * SCALE, lengths)
             for number, logits in net.outputs(frames):
-                if number < net.num_layers and config.stage == "final":
+                if number < net.num_layers and stage == "final":
                     continue
                 found.append(ctc(logits, counts, targets))
                 if number == depth:
                     break
             if depth < net.num_layers:  # the share of the whole loss that these layers can compute
                 return config.weight * sum(found[1:], start=found[0]) / len(net.exits)
-            return total(found, config.stage, config.weight)
+            return total(found, stage, config.weight)
 
-        return replace(local, loss_of=loss_of)
+        return replace(local, loss_of=loss_of, after_step=None if frozen is None else frozen.restore)
 
     def evaluate(self, inputs: Inputs, shard: RowShard) -> Metrics:
         """Return word error rates: `wer` with early exits, `wer_full_depth`, `wer_exit_L`, and where utterances left.
@@ -128,7 +132,14 @@ class EarlyExitSpeech(RowTask[Config]):
             rows = shard.rows
             known = self._corpus.test.noise_db[rows] if shard.held_out else np.full(len(rows), np.nan)
         found = trade_off(
-            read, read.table if dev is None else dev, rule, self.places, points=points, noise_db=known, seconds=seconds
+            read,
+            read.table if dev is None else dev,
+            rule,
+            self.places,
+            points=points,
+            tolerance=self.config.criterion.tolerance,
+            noise_db=known,
+            seconds=seconds,
         )
         return {**found, "examples": _examples(read, rule, self.places, examples)}
 

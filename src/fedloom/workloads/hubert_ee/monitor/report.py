@@ -20,7 +20,12 @@ def build_report(run: RunFolder) -> Contribution:
     if not infos:
         return Contribution()
     info = infos[-1]
-    parts: list[Markup] = [tag("p", _words(info)), tag("div", _charts(info), class_="charts"), _exits(info)]
+    parts: list[Markup] = [
+        tag("p", _words(info)),
+        tag("div", _charts(info), class_="charts"),
+        _exits(info),
+        _criteria(info),
+    ]
     if info.get("examples"):
         parts.append(_transcripts(info))
     return Contribution(sections=(section("Early exits", *parts),), numbers=numbers(info))
@@ -33,6 +38,8 @@ def numbers(info: Info) -> dict[str, float]:
         "wer_first_exit": rates[0],
         "wer_last_branch": rates[-2],
         "wer_final_head": rates[-1],
+        "wer_first_over_last": rates[0] - rates[-2],
+        "wer_last_over_final": rates[-2] - rates[-1],
         "random_exits_wer": info["random"]["wer"],
         "random_exits_gain": info["random"]["wer"] - info["wer"],
         "random_exits_p": info["random"]["p"],
@@ -42,8 +49,13 @@ def numbers(info: Info) -> dict[str, float]:
         "noise_spearman": _number(noise.get("spearman")),
         "noise_p": _number(noise.get("p")),
         "saved_share": _number(info.get("saved_share")),
+        "oracle_gap": info["wer"] - info["oracle"]["wer"],
         "wer_increase": info["wer"] / rates[-1] - 1.0 if rates[-1] else 0.0,
     }
+    for name, line in info["calibrated"].items():
+        found[f"wer_{name}"] = _number(line["wer"])
+        found[f"mean_exit_layer_{name}"] = _number(line["mean_exit_layer"])
+        found[f"saved_share_{name}"] = _number(line["saved_share"])
     for place, share in enumerate(info["left"]):
         found[f"left_share_{place + 1}"] = share
     return found
@@ -96,6 +108,23 @@ def _exits(info: Info) -> Markup:
         )
     head = ("exit", "word error rate if all leave", "leave here", "CPU time", "AUROC of -H for the final transcript")
     return table(head, rows, caption="Exits")
+
+
+def _criteria(info: Info) -> Markup:
+    rows = []
+    for name, line in info["calibrated"].items():
+        saved = line["saved_share"]
+        rows.append(
+            (
+                name,
+                f"{_number(line['threshold']):.4g}",
+                f"{_number(line['mean_exit_layer']):.2f}",
+                f"{100 * _number(line['wer']):.1f} %",
+                NOTHING if saved is None else f"{100 * saved:.1f} %",
+            )
+        )
+    head = ("criterion", "threshold", "mean exit layer", "word error rate", "CPU time saved")
+    return table(head, rows, caption="Criteria, each calibrated on the dev set")
 
 
 def _transcripts(info: Info) -> Markup:
