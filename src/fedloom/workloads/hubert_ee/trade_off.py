@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -39,17 +40,21 @@ class Read(Protocol):
         """Return each utterance's transcript at each exit."""
 
 
-def trade_off(
-    read: Read,
-    dev: Table,
-    rule: Rule,
-    places: Sequence[int],
-    *,
-    points: int,
-    tolerance: float,
-    noise_db: Array,
-    seconds: Array | None,
-) -> Info:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conditions:
+    """What a trade-off is measured under."""
+
+    points: int
+    """Thresholds of a curve."""
+    tolerance: float
+    """Of calibration, see `exits.calibrated`."""
+    noise_db: Array
+    """Ratio of speech to noise of each utterance, (n,); NaN where unknown."""
+    seconds: Array | None = None
+    """CPU seconds of each utterance to each exit and without branches, (n, B + 2); None if not measured."""
+
+
+def trade_off(read: Read, dev: Table, rule: Rule, places: Sequence[int], conditions: Conditions) -> Info:
     """Return the curves and tests as JSON.
 
     Args:
@@ -57,11 +62,9 @@ def trade_off(
         dev: of those that thresholds are chosen on.
         rule: the one in use.
         places: layers of the exits, the final head's last.
-        points: thresholds of a curve.
-        tolerance: of calibration, see `exits.calibrated`.
-        noise_db: ratio of speech to noise of each utterance, (n,); NaN where unknown.
-        seconds: CPU seconds of each utterance to each exit and without branches, (n, B + 2); None if not measured.
+        conditions: of the measurement.
     """
+    seconds, noise_db = conditions.seconds, conditions.noise_db
     table, layers = read.table, np.array(places)
     exits = rule.exits(table)
     rates = [float(each) for each in table.errors.sum(0) / max(table.words.sum(), 1.0)]
@@ -75,8 +78,8 @@ def trade_off(
         "wer_exits": rates,
         "mean_exit_layer": float(layers[exits].mean()),
         "left": [float((exits == place).mean()) for place in range(len(places))],
-        "curves": _curves(table, dev, layers, points, seconds),
-        "calibrated": _calibrated(table, dev, layers, tolerance, seconds),
+        "curves": _curves(table, dev, layers, conditions.points, seconds),
+        "calibrated": _calibrated(table, dev, layers, conditions.tolerance, seconds),
         "oracle": _oracle(table, layers),
         "random": _random(table, exits),
         "auroc": _auroc(read),

@@ -30,7 +30,7 @@ from fedloom.workloads.hubert_ee.net import EarlyExit, as_exits
 from fedloom.workloads.hubert_ee.outside import Recordings, load_outside
 from fedloom.workloads.hubert_ee.reading import SCALE, Transcripts, exit_seconds, read_all, transcribe
 from fedloom.workloads.hubert_ee.start import load_start
-from fedloom.workloads.hubert_ee.trade_off import trade_off
+from fedloom.workloads.hubert_ee.trade_off import Conditions, trade_off
 
 _REPEATS = 3
 """Timings of an utterance, whose median counts."""
@@ -131,16 +131,9 @@ class EarlyExitSpeech(RowTask[Config]):
             seconds = self._seconds(shard, rule) if self.config.measure_time else None
             rows = shard.rows
             known = self._corpus.test.noise_db[rows] if shard.held_out else np.full(len(rows), np.nan)
-        found = trade_off(
-            read,
-            read.table if dev is None else dev,
-            rule,
-            self.places,
-            points=points,
-            tolerance=self.config.criterion.tolerance,
-            noise_db=known,
-            seconds=seconds,
-        )
+        tolerance = self.config.criterion.tolerance
+        conditions = Conditions(points=points, tolerance=tolerance, noise_db=known, seconds=seconds)
+        found = trade_off(read, read.table if dev is None else dev, rule, self.places, conditions)
         return {**found, "examples": _examples(read, rule, self.places, examples)}
 
     @property
