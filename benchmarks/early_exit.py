@@ -1,7 +1,7 @@
 """Time at batch 1 against the layers that run: real stops at each exit, against the layers' and branches' own times.
 
-`python -m benchmarks.early_exit`: 12 layers of width 192, linear and attention branches after 2, 5, 8 and 11, an utterance of
-two seconds, medians of process time of paired repetitions.
+`python -m benchmarks.early_exit`: 12 layers of width 192, linear and attention branches after 2, 5, 8 and 11, an
+utterance of two seconds, medians of process time of paired repetitions.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def plain(net: EarlyExit, wave: Tensor) -> float:
 
 
 def measure(kind: str, times: int) -> dict[str, float]:
-    """Medians for each exit, and the straight line of time over layers: its slope against a layer's and branch's time."""
+    """Medians for each exit, and the straight line of time over layers through them: its slope, its worst deviation."""
     torch.manual_seed(1)
     sizes = NetSettings(front="log_mel", norm="pre", layers=LAYERS, width=192, feed_forward=384, channels=96)
     net, wave = EarlyExit(sizes, EXITS, kind).eval(), 0.1 * torch.randn(1, 32_000)

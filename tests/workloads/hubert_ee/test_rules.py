@@ -12,7 +12,7 @@ import pytest
 
 from fedloom.core.records import Array
 from fedloom.workloads.hubert_ee.exits import CRITERIA, SCORES, Rule, Table, bounds, calibrated, first_above, fit_gate
-from fedloom.workloads.hubert_ee.trade_off import trade_off
+from fedloom.workloads.hubert_ee.trade_off import Conditions, trade_off
 
 
 def table(entropy: list[list[float]], errors: list[list[float]], words: float = 2.0) -> Table:
@@ -111,9 +111,8 @@ def test_the_trade_off_by_hand() -> None:
     seconds = np.tile([1.0, 2.0, 3.5, 3.0], (4, 1))  # to each exit, and without branches
     rule = Rule("entropy", 0.025)
     noise = np.array([40.0, 20.0, 10.0, 40.0])
-    found = trade_off(
-        Read(EASY, texts), EASY, rule, (2, 4, 6), points=5, tolerance=0.0, noise_db=noise, seconds=seconds
-    )
+    conditions = Conditions(points=5, tolerance=0.0, noise_db=noise, seconds=seconds)
+    found = trade_off(Read(EASY, texts), EASY, rule, (2, 4, 6), conditions)
     assert found["left"] == [0.5, 0.25, 0.25] and found["mean_exit_layer"] == (2 + 4 + 6 + 2) / 4
     assert found["wer"] == 1 / 8 and found["wer_exits"] == [3 / 8, 1 / 8, 1 / 8]
     assert found["oracle"] == {"mean_exit_layer": (2 + 4 + 4 + 2) / 4, "wer": 1 / 8}
@@ -139,15 +138,7 @@ def test_the_trade_off_by_hand() -> None:
 def test_a_trade_off_without_noise_or_time_says_nothing_of_them() -> None:
     texts = (("a", "a", "a"),) * 4
     unknown = np.full(4, math.nan)
-    found = trade_off(
-        Read(EASY, texts),
-        EASY,
-        Rule("entropy", 0.0),
-        (2, 4, 6),
-        points=3,
-        tolerance=0.1,
-        noise_db=unknown,
-        seconds=None,
-    )
+    conditions = Conditions(points=3, tolerance=0.1, noise_db=unknown)
+    found = trade_off(Read(EASY, texts), EASY, Rule("entropy", 0.0), (2, 4, 6), conditions)
     assert "noise" not in found and "saved_share" not in found and found["auroc"] == [None, None]
     json.dumps(found, allow_nan=False)

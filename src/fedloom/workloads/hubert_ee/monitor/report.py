@@ -20,12 +20,8 @@ def build_report(run: RunFolder) -> Contribution:
     if not infos:
         return Contribution()
     info = infos[-1]
-    parts: list[Markup] = [
-        tag("p", _words(info)),
-        tag("div", _charts(info), class_="charts"),
-        _exits(info),
-        _criteria(info),
-    ]
+    charts = tag("div", _charts(info), class_="charts")
+    parts: list[Markup] = [tag("p", _words(info)), charts, _exits(info), _criteria(info)]
     if info.get("examples"):
         parts.append(_transcripts(info))
     return Contribution(sections=(section("Early exits", *parts),), numbers=numbers(info))
