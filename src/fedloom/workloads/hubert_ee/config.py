@@ -79,6 +79,8 @@ class NetSettings(Settings):
     normalised for each utterance, and one convolution: for training from random weights on little speech."""
     channels: Annotated[int, Field(ge=1)] = 32
     """Channels of the convolutions."""
+    positions: Annotated[int, Field(ge=2)] = 32
+    """Frames that the convolution for positions sees."""
     norm: Literal["post", "pre"] = "post"
     """Layer normalisation behind each layer's parts (HuBERT base), or before them (HuBERT large)."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0

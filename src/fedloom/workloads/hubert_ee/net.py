@@ -19,7 +19,6 @@ from fedloom.workloads.hubert_ee.pretraining import ClusterHead
 from fedloom.workloads.hubert_ee.vocabulary import SIZE
 
 _KERNELS, _STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
-_POSITIONS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +220,7 @@ def _encoder(settings: NetSettings) -> HubertModel:
         conv_stride=_STRIDES if waveform else _STRIDES[:1],
         feat_extract_norm="layer",  # unlike group normalisation it does not see the padding
         conv_bias=True,
-        num_conv_pos_embeddings=_POSITIONS,
+        num_conv_pos_embeddings=settings.positions,
         num_conv_pos_embedding_groups=settings.heads,
         hidden_dropout=settings.dropout,
         attention_dropout=settings.dropout,
