@@ -152,7 +152,10 @@ def test_losses_of_the_stages() -> None:
         ({"exits": [4, 2]}, "rising layers"),
         ({"net": {"heads": 5}}, "5 heads do not divide"),
         ({"stage": "branches"}, "workload.start: required"),
-        ({"depths": [3]}, r"depths: 3 is neither a layer with a branch nor the last; expected values of \[2, 4, 6\]"),
+        (
+            {"depths": [3]},
+            r"depths: 3 is neither a layer with a branch nor the last; expected values of \[0, 2, 4, 6\]",
+        ),
         ({"depths": [2], "stage": "final"}, "depths: only for stage 'joint'"),
         ({"augment": True}, "augment: only for workload.net.front 'log_mel'"),
         (

@@ -51,6 +51,13 @@ def test_a_weak_client_sends_its_layers_and_no_other_layer_matters_to_it() -> No
     assert any(not np.array_equal(sent[0][name], model[name]) for name in sent[0])
 
 
+def test_a_client_without_layers_trains_nothing() -> None:
+    made = experiment({"depths": [0, 4]}, clients=2, strategy="partial", rounds=1)
+    workload = build(made)
+    assert workload.shard(0).num_examples == 0 and list(workload.describe().client_sizes) == [0, 12]
+    assert api.run(made, keep=False).history[-1].local_trainings == 1
+
+
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_the_norm_of_the_encoder_belongs_to_those_who_use_it(norm: str) -> None:
     made = experiment({"depths": [1, 4], "net": {**experiment().to_dict()["workload"]["net"], "norm": norm}}, clients=2)

@@ -168,10 +168,10 @@ class Config(TorchConfig):
     start_sha256: PlainWord | None = None
     """Digest that the weights of `start` must have, `model_sha256` of that run's summary, so that all clients freeze
     the same ones; None takes any."""
-    depths: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    depths: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Layers that clients have: client c the first `depths[c mod n]`, with the branches among them, and the final head
-    if these are all. It sends the arrays it has; strategy `partial` averages each over the clients that sent it. None
-    given: all layers."""
+    if these are all. It sends the arrays it has; strategy `partial` averages each over the clients that sent it. A
+    client with 0 trains nothing. None given: all layers."""
     augment: bool = False
     """Warp the frequencies of each training utterance, as another length of vocal tract would, and mask bands and
     frames; for front `log_mel`."""
@@ -198,11 +198,11 @@ class Config(TorchConfig):
                 f"workload.exits: there is no branch after layer {self.exits[-1]} of {self.net.layers}; expected 1 to "
                 f"{self.net.layers - 1}"
             )
-        odd = [depth for depth in self.depths if depth != self.net.layers and depth not in self.exits]
+        odd = [depth for depth in self.depths if depth not in (0, *self.exits, self.net.layers)]
         if odd and self.net.checkpoint is None:
             raise ConfigError(
                 f"workload.depths: {odd[0]} is neither a layer with a branch nor the last; expected values of "
-                f"{[*self.exits, self.net.layers]}"
+                f"{[0, *self.exits, self.net.layers]}"
             )
         if (self.first_rounds is not None) != (self.stage == "two_stage"):
             raise ConfigError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError
 from fedloom.core.extras import needed_by
-from fedloom.core.protocols import Inputs, LocalRule
+from fedloom.core.protocols import Inputs, LocalRule, WorkloadInfo
 from fedloom.core.records import MODEL, Array, Info, Job, Mean, Metrics, Record, Update
 from fedloom.workloads._adapters.targets import model_info
 from fedloom.workloads._base.rows import RowData
@@ -69,13 +69,23 @@ class EarlyExitSpeech(RowTask[Config]):
     def initial_info(self, model: nn.Module) -> Info:
         return model_info(model, head=("branches", "final"))
 
+    def describe(self) -> WorkloadInfo:
+        info, depths = super().describe(), self.config.depths
+        sizes = [0 if depth_of(depths, client) == 0 else size for client, size in enumerate(info.client_sizes)]
+        return replace(info, client_sizes=sizes)
+
+    def shard(self, client: int) -> RowShard:
+        """Return a client's utterances; none for one that has no layer."""
+        shard = super().shard(client)
+        return RowShard(shard.rows[:0]) if depth_of(self.config.depths, client) == 0 else shard
+
     def train(
         self, job: Job, inputs: Inputs, shard: RowShard, rule: LocalRule | None, rng: np.random.Generator
     ) -> Update:
         """Train one client; it sends the arrays of the layers and exits it has."""
         update = super().train(job, inputs, shard, rule, rng)
         net, depth = as_exits(self.network), depth_of(self.config.depths, job.client)
-        if depth is None or depth == net.num_layers:
+        if depth is None or depth == net.num_layers or not update.num_examples:
             return update
         kept = {name: array for name, array in update.groups[MODEL].items() if is_held(net, name, depth)}
         return replace(update, groups={**update.groups, MODEL: kept})
