@@ -140,9 +140,11 @@ def test_ctc_is_the_sum_over_paths() -> None:
 
 def test_losses_of_the_stages() -> None:
     exits = [torch.tensor(2.0), torch.tensor(4.0), torch.tensor(1.0)]
-    assert total(exits, "joint", 0.5) == 1.0 + 0.5 * 3.0
-    assert total(exits, "joint", 0.0) == total(exits, "final", 1.0) == 1.0
-    assert total(exits, "branches", 1.0) == 3.0
+    assert total(exits, 2, 0.5) == 1.0 + 0.5 * 3.0
+    assert total(exits, 2, 0.0) == 1.0
+    assert total(exits, 2, None) == total(exits[:2], 2, None) == 3.0
+    # clients with fewer layers: their losses are parts of the whole one, and add up to it
+    assert total(exits[:1], 2, 0.5) == 0.5 * 2.0 / 2 and total(exits[:2], 2, 0.5) == 0.5 * 3.0
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,22 @@ def ctc(logits: Tensor, counts: Tensor, targets: Tensor) -> Tensor:
     return F.ctc_loss(logs, targets[:, 1:], counts, targets[:, 0], blank=BLANK, zero_infinity=True)
 
 
-def total(exits: Sequence[Tensor], stage: str, weight: float) -> Tensor:
-    """Return the loss of a stage from those of the exits, the final head's last.
+def total(exits: Sequence[Tensor], branches: int, weight: float | None) -> Tensor:
+    """Return the loss of joint training, or of the branches alone, from the losses of exits.
 
-    `joint`: L_final + weight * mean of the branches; `final`: L_final; `branches`: mean of the branches.
+    L_final + weight / B * sum of the branches'. Of fewer exits than there are it is the share of that which they
+    contribute.
+
+    Args:
+        exits: losses of the first exits; with B + 1 of them the last one is the final head's.
+        branches: B.
+        weight: lambda; None for the mean of the branches alone, the final head left out.
     """
-    *branches, final = exits
-    mean = sum(branches[1:], start=branches[0]) / len(branches)
-    if stage == "joint":
-        return final + weight * mean if weight else final
-    return final if stage == "final" else mean
+    own = exits[:branches]
+    mean = sum(own[1:], start=own[0]) / branches
+    if weight is None:
+        return mean
+    final = exits[branches] if len(exits) > branches else None
+    if final is None:
+        return weight * mean
+    return final + weight * mean if weight else final

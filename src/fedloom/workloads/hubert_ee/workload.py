@@ -28,7 +28,7 @@ from fedloom.workloads.hubert_ee.losses import ctc, total
 from fedloom.workloads.hubert_ee.masked import MaskedSpeech
 from fedloom.workloads.hubert_ee.net import EarlyExit, as_exits
 from fedloom.workloads.hubert_ee.outside import Recordings, load_outside
-from fedloom.workloads.hubert_ee.reading import SCALE, Transcripts, exit_seconds, read_all, transcribe
+from fedloom.workloads.hubert_ee.reading import SCALE, Transcripts, exit_seconds, read_all
 from fedloom.workloads.hubert_ee.start import load_start
 from fedloom.workloads.hubert_ee.trade_off import Conditions, trade_off
 
@@ -48,7 +48,8 @@ class EarlyExitSpeech(RowTask[Config]):
         dev = self._corpus.dev
         self._dev = None if dev is None else as_rows(dev, self.device)
         self._outside = load_outside(config.outside, self.device)
-        self._fitted: tuple[Record, Table | None, Rule] | None = None
+        self._read_of: tuple[Record, Table] | None = None
+        """The last global model, and what it made of the dev set."""
 
     def dataset(self) -> RowData:
         return row_data(self._corpus, self.device)
@@ -94,7 +95,7 @@ class EarlyExitSpeech(RowTask[Config]):
         local = super().local_training(model, job, shard, rule)
         source, _ = self.examples(shard)
         config, net, stage = self.config, as_exits(model), self.config.stage_in(job.round)
-        depth = depth_of(config.depths, job.client) or net.num_layers
+        last = net.exits[-1] if stage == "branches" else depth_of(config.depths, job.client) or net.num_layers
         frozen = Frozen(net, branches=stage == "final") if config.stage == "two_stage" else None
 
         def loss_of(rows: Tensor) -> Tensor:
@@ -103,15 +104,13 @@ class EarlyExitSpeech(RowTask[Config]):
             (waves, lengths), targets = source.batch(rows)
             counts, found = net.counts(lengths), list[Tensor]()
             frames = net.frames(waves[:, : int(lengths.max())].float() * SCALE, lengths)
+            if stage == "final":
+                return ctc(net.last(frames), counts, targets)
             for number, logits in net.outputs(frames):
-                if number < net.num_layers and stage == "final":
-                    continue
                 found.append(ctc(logits, counts, targets))
-                if number == depth:
+                if number == last:
                     break
-            if depth < net.num_layers:  # the share of the whole loss that these layers can compute
-                return config.weight * sum(found[1:], start=found[0]) / len(net.exits)
-            return total(found, stage, config.weight)
+            return total(found, len(net.exits), None if stage == "branches" else config.weight)
 
         return replace(local, loss_of=loss_of, after_step=None if frozen is None else frozen.restore)
 
@@ -121,7 +120,7 @@ class EarlyExitSpeech(RowTask[Config]):
         Rates are of the whole corpus: errors over words. `mean_exit_layer` counts the last layer for the final head.
         """
         with self.evaluating(inputs):
-            rule, read = self.rule(inputs)[1], self._read(shard)
+            rule, read = self.rule(inputs), self._read(shard)
             seconds = self._seconds(shard, rule) if self.config.measure_time else None
             outside = {name: self._rates(rows, rule, name) for name, rows in self._outside.items()}
         found = measured(read, rule.exits(read.table), self.places, seconds)
@@ -137,7 +136,7 @@ class EarlyExitSpeech(RowTask[Config]):
             points: thresholds of a curve.
         """
         with self.evaluating(inputs):
-            (dev, rule), read = self.rule(inputs), self._read(shard)
+            dev, rule, read = self._dev_table(inputs), self.rule(inputs), self._read(shard)
             seconds = self._seconds(shard, rule) if self.config.measure_time else None
             rows = shard.rows
             known = self._corpus.test.noise_db[rows] if shard.held_out else np.full(len(rows), np.nan)
@@ -151,25 +150,24 @@ class EarlyExitSpeech(RowTask[Config]):
         """Return the layers of the exits, the last one the final head's."""
         return (*self.config.exits, as_exits(self.network).num_layers)
 
-    def rule(self, inputs: Inputs) -> tuple[Table | None, Rule]:
-        """Return what was read of the dev set, None without one, and the rule fitted to it; in `evaluating`."""
-        record, settings = inputs[MODEL], self.config.criterion
-        if self._fitted is None or self._fitted[0] is not record:
-            dev = None
-            if self._dev is not None:
-                net, rows = as_exits(self.network), np.arange(len(self._dev))
-                dev = read_all(net, self._dev, rows, self.evaluation_batch, self.device).table
-            gate = fit_gate(dev) if settings.name == "learned" and dev is not None else None
-            if settings.threshold == "calibrated" and dev is not None:
-                rule = calibrated(settings.name, dev, settings.tolerance, gate)
-            else:
-                rule = Rule(settings.name, float(settings.threshold), gate)
-            self._fitted = (record, dev, rule)
-        return self._fitted[1], self._fitted[2]
+    def rule(self, inputs: Inputs) -> Rule:
+        """Return when utterances leave, fitted to the dev set as the settings say; call it in `evaluating`."""
+        settings = self.config.criterion
+        dev = self._dev_table(inputs) if settings.needs_dev else None
+        gate = fit_gate(dev) if settings.name == "learned" and dev is not None else None
+        if settings.threshold == "calibrated" and dev is not None:
+            return calibrated(settings.name, dev, settings.tolerance, gate)
+        return Rule(settings.name, float(settings.threshold), gate)
 
-    def transcribe(self, net: EarlyExit, wave: Tensor, rule: Rule) -> tuple[str, int]:
-        """Return one utterance's transcript and the layer it left at, see `reading.transcribe`."""
-        return transcribe(net, wave, rule)
+    def _dev_table(self, inputs: Inputs) -> Table | None:
+        """Return what the global model makes of the dev set; None without one."""
+        record = inputs[MODEL]
+        if self._dev is None:
+            return None
+        if self._read_of is None or self._read_of[0] is not record:
+            net, rows = as_exits(self.network), np.arange(len(self._dev))
+            self._read_of = record, read_all(net, self._dev, rows, self.evaluation_batch, self.device).table
+        return self._read_of[1]
 
     def _rates(self, recordings: Recordings, rule: Rule, name: str) -> dict[str, Mean]:
         """Return the word error rates of recordings outside the domain."""
