@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import sys
 import wave
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import torch
 
 from fedloom.core.errors import DataMissing
 from fedloom.core.records import Array
-from fedloom.workloads.hubert_ee import outside
+from fedloom.workloads.hubert_ee import flite, outside
 from fedloom.workloads.hubert_ee.config import OutsideSettings
-from fedloom.workloads.hubert_ee.outside import load_outside, read_wave
+from fedloom.workloads.hubert_ee.outside import load_outside
 from fedloom.workloads.hubert_ee.vocabulary import decode
+from fedloom.workloads.hubert_ee.waves import read_wave
 
 CPU = torch.device("cpu")
 
@@ -72,6 +74,31 @@ def test_a_missing_package_is_named(source: str, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(outside, "ASTERISK_TEXTS", tmp_path / "texts.gz")
     with pytest.raises(DataMissing, match=f"no recording of '{source}' is here. Install it: apt-get install {source}"):
         load_outside(OutsideSettings.model_validate({"sources": [source]}), CPU)
+
+
+FLITE = """#!{python}
+import sys, wave
+from array import array
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+rate = 8000 if given["-voice"] == "kal" else 16000
+with wave.open(given["-o"], "wb") as file:
+    file.setnchannels(1); file.setsampwidth(2); file.setframerate(rate)
+    loud = 0 if given["-t"] == "silence" else 9000
+    file.writeframes(array("h", [loud if n % 40 < 20 else -loud for n in range(rate // 2)]).tobytes())
+"""
+
+
+def test_the_voices_of_flite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DataMissing, match=r"'flite' is not on the PATH. Install it \(apt-get install flite\)"):
+        flite.speak("the", "flite:slt", 160)
+    program = tmp_path / "flite"
+    program.write_text(FLITE.format(python=sys.executable), encoding="utf-8")
+    program.chmod(0o755)
+    assert len(flite.speak("the", "flite:slt", 160)) == 8000
+    assert len(flite.speak("the", "flite:kal", 160)) == 8000  # half a second at 8,000, resampled
+    with pytest.raises(DataMissing, match="'flite:slt' is silent for 'silence'"):
+        flite.speak("silence", "flite:slt", 160)
 
 
 def test_a_resampled_tone_is_the_same_tone(tmp_path: Path) -> None:

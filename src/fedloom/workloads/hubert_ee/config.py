@@ -38,6 +38,9 @@ class Synthetic(Settings):
     """Least and greatest number of words of an utterance."""
     accents: Annotated[tuple[Accent, ...], Field(min_length=1)] = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp")
     """Accents of eSpeak NG; every voice speaks all of them."""
+    flite: bool = False
+    """Flite's voices, too (Debian's package `flite`): `kal16`, `awb` and `rms` in training, `kal` in the dev set, `slt`
+    in the test; each as often as a variant of eSpeak NG's."""
     noise_db: Annotated[tuple[float, ...], Field(min_length=1)] = (40.0, 20.0, 10.0)
     """Ratios of speech to noise, drawn evenly; dB."""
     seed: Annotated[int, Field(ge=0)] = 1

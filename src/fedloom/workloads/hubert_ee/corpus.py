@@ -15,7 +15,7 @@ from fedloom.core.extras import needed_by
 from fedloom.core.records import Array, Info
 from fedloom.core.seeds import generator
 from fedloom.workloads._data import cache
-from fedloom.workloads.hubert_ee import espeak
+from fedloom.workloads.hubert_ee import espeak, flite
 from fedloom.workloads.hubert_ee.config import RATE, LibriSpeech, SpeechSource, Synthetic
 from fedloom.workloads.hubert_ee.vocabulary import encode
 from fedloom.workloads.hubert_ee.words import WORDS
@@ -144,17 +144,20 @@ def _spoken(settings: Synthetic) -> Sides:
 
 def _said(settings: Synthetic, name: str, count: int) -> Iterator[Utterance]:
     rng = generator(settings.seed, "hubert_ee", "speech", name)
-    speakers = espeak.voices(name, settings.accents)
+    speakers = [voice.name for voice in espeak.voices(name, settings.accents)]
+    if settings.flite:
+        speakers += [f"{flite.PREFIX}{voice}" for voice in flite.VARIANTS[name] for _ in settings.accents]
     order = rng.permutation(len(speakers))  # so that a small split has voices of every kind
     least, most = settings.words
     lines = []
     for number in range(count):
         words = rng.choice(settings.vocabulary, int(rng.integers(least, most + 1)))
         text = " ".join(WORDS[word] for word in words)
-        voice = speakers[order[number % len(speakers)]].name
+        voice = speakers[order[number % len(speakers)]]
         lines.append(espeak.Line(text, voice, int(rng.integers(140, 190)), int(rng.integers(35, 65))))
     for number, line in enumerate(lines):
-        clean = espeak.speak(line)
+        by_flite = line.voice.startswith(flite.PREFIX)
+        clean = flite.speak(line.text, line.voice, line.rate) if by_flite else espeak.speak(line)
         level = float(rng.choice(settings.noise_db))
         power = float((clean.astype(np.float64) ** 2).mean()) / 10 ** (level / 10)
         noisy = clean + rng.normal(0.0, np.sqrt(power), len(clean)).astype(np.float32)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import gzip
 import re
-import wave
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.signal import resample_poly
 from torch import Tensor
 
 from fedloom.core.errors import DataMissing
@@ -19,6 +17,7 @@ from fedloom.workloads._base.rows import Batch
 from fedloom.workloads.hubert_ee.config import RATE, OutsideSettings
 from fedloom.workloads.hubert_ee.corpus import checked
 from fedloom.workloads.hubert_ee.vocabulary import CHARACTERS, encode
+from fedloom.workloads.hubert_ee.waves import read_wave
 
 POCKETSPHINX = Path("/usr/share/pocketsphinx/test/data")
 ASTERISK = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
@@ -79,27 +78,6 @@ def load_outside(settings: OutsideSettings, device: torch.device) -> dict[str, R
         order = sorted(range(len(samples)), key=lambda row: len(samples[row]))
         found[source] = Recordings([samples[row] for row in order], [symbols[row] for row in order], device)
     return found
-
-
-def read_wave(path: Path) -> Array:
-    """Return a WAVE file's samples at 16,000 per second, (n,), float32 from -1 to 1; files at 8,000 are resampled.
-
-    Raises:
-        DataMissing: it is no WAVE file of one channel and 16 bits at one of these rates.
-    """
-    try:
-        with wave.open(str(path), "rb") as file:
-            rate, shape = file.getframerate(), (file.getnchannels(), file.getsampwidth())
-            data = file.readframes(file.getnframes())
-    except (wave.Error, EOFError, OSError) as exc:
-        raise DataMissing(f"{path}: cannot be read as a WAVE file: {exc}") from exc
-    if shape != (1, 2) or rate not in (RATE, RATE // 2):
-        raise DataMissing(
-            f"{path}: has {shape[0]} channels of {8 * shape[1]} bits at {rate} samples per second, expected 1 of 16 "
-            f"bits at {RATE} or {RATE // 2}"
-        )
-    samples = np.frombuffer(data, "<i2").astype(np.float64) / 32768.0
-    return np.asarray(samples if rate == RATE else resample_poly(samples, 2, 1), np.float32)
 
 
 def _pocketsphinx() -> list[tuple[Path, str]]:
