@@ -56,7 +56,7 @@ def experiment(workload: dict[str, Any] | None = None, **settings: Any) -> Exper
             "rounds": 2,
             "runtime": {"name": "inline"},
             "strategy": "fedavg",
-            "evaluation": {"parts": 1},
+            **({} if settings.get("clients") == "nodes" else {"evaluation": {"parts": 1}}),
             "workload": {**base, **(workload or {})},
             **settings,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,12 +21,12 @@ from fedloom.workloads.hubert_ee.losses import ctc, total
 from fedloom.workloads.hubert_ee.net import EarlyExit, frame_counts
 from fedloom.workloads.hubert_ee.vocabulary import SIZE, collapse, decode, encode
 
-KINDS: list[dict[str, str]] = [{}, {"norm": "pre"}, {"front": "log_mel"}, {"front": "log_mel", "norm": "pre"}]
+KINDS: list[dict[str, Any]] = [{}, {"norm": "pre"}, {"front": "log_mel"}, {"front": "log_mel", "norm": "pre"}]
 
 
 @pytest.mark.parametrize("sizes", KINDS)
 @pytest.mark.parametrize("kind", ["attention", "linear"])
-def test_a_branch_sees_nothing_of_the_layers_above_it(kind: str, sizes: dict[str, str]) -> None:
+def test_a_branch_sees_nothing_of_the_layers_above_it(kind: str, sizes: dict[str, Any]) -> None:
     model, (wave, lengths) = net(kind, **sizes), waves(6000, 5000)
     with torch.no_grad():
         before = model(wave, lengths)
@@ -61,7 +62,7 @@ def test_the_loop_over_layers_is_the_librarys_forward_pass(norm: str) -> None:
 
 
 @pytest.mark.parametrize("sizes", KINDS)
-def test_padding_changes_neither_logits_nor_entropy(sizes: dict[str, str]) -> None:
+def test_padding_changes_neither_logits_nor_entropy(sizes: dict[str, Any]) -> None:
     model = net(**sizes)
     wave, lengths = waves(4000, 9000)
     counts = model.counts(lengths)

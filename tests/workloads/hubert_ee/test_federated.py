@@ -75,7 +75,7 @@ def test_arrays_are_averaged_over_the_clients_that_have_them() -> None:
         {
             name: np.array(each)
             for name, each in workload.train(
-                Job(round=1, client=client), given, workload.shard(client), None, generator(1, "train", 1, client, 0)
+                Job(round=1, client=client), given, workload.shard(client), None, generator(1, "train", 1, 0, client)
             )
             .groups[MODEL]
             .items()

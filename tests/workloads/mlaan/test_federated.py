@@ -73,11 +73,15 @@ def test_sites_send_the_backbone_and_their_auxiliary_networks_never_leave(
     values = experiment({**MIXED, "data": given, "fleet": [[1, 3]]}, clients="nodes").to_dict()
     del values["workload"]["train_examples"]
     made = Experiment.parse({**values, "rounds": 2, "round": {"state_home": "node"}})
-    sent, sites = sent_records(monkeypatch), Sites(tmp_path)
+    sent, sites, kept = sent_records(monkeypatch), Sites(tmp_path), list[bytes]()
+
+    def look() -> None:  # a site forgets a run's states when the run is over
+        kept.extend(path.read_bytes() for path in (tmp_path / "a" / "states").rglob("*") if path.is_file())
+
     try:
         for seed, name in enumerate(("a", "b", "c")):
             sites.start(name, **site(tmp_path / f"own-{name}", seed))
-        outcome = sites.run(made)
+        outcome = sites.run(made, after={1: look})
     finally:
         sites.close()
     assert outcome.error is None and [record.local_trainings for record in outcome.history] == [3, 3]
@@ -86,8 +90,7 @@ def test_sites_send_the_backbone_and_their_auxiliary_networks_never_leave(
     assert {"dgl_mlaan.classifier.linear.weight", "dgl.stem.0.weight"} <= backbone
     assert not [name for name in names if "auxiliary" in name or "leap" in name or "cascade" in name]
     assert not [group for record in sent for group in record.groups if group in ("auxiliary", "averages", "velocity")]
-    kept = b"".join(path.read_bytes() for path in (tmp_path / "a" / "states").rglob("*") if path.is_file())
-    assert b"auxiliary.dgl_mlaan.leap0_0" in kept and b"auxiliary.dgl.cascade0" in kept
+    assert any(b"auxiliary.dgl_mlaan.leap0_0" in each and b"auxiliary.dgl.cascade0" in each for each in kept)
 
 
 def test_the_report_has_the_modes_and_each_clients_memory(tmp_path: Path) -> None:

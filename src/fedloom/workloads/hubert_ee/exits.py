@@ -115,7 +115,7 @@ class Rule:
 def first_above(certainties: Array, bound: float) -> Array:
     """Return the first branch whose certainty is above a bound, (n,); the number of branches if there is none."""
     above = certainties > bound
-    return np.where(above.any(1), above.argmax(1), certainties.shape[1])
+    return np.asarray(np.where(above.any(1), above.argmax(1), certainties.shape[1]))
 
 
 def calibrated(name: str, dev: Table, tolerance: float, gate: Gate | None = None) -> Rule:

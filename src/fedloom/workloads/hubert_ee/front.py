@@ -14,8 +14,8 @@ _WINDOW, _HOP, _FFT = 400, 160, 512
 BANDS = 40
 _WARPS = (0.88, 0.91, 0.94, 0.97, 1.0, 1.03, 1.06, 1.09, 1.12)
 """Factors on frequencies in training; the middle one is none."""
-_BAND_MASK, _FRAME_MASK = 6, 12
-"""Greatest widths of masks in training: bands (twice), frames of 10 ms (once)."""
+_BAND_MASK, _FRAME_MASK = 6, 6
+"""Greatest widths of masks in training: bands, and windows of 10 ms."""
 _FLOOR = 1e-6
 
 
@@ -86,9 +86,9 @@ def mel_warp(factor: float) -> Tensor:
 
 
 def masked(bands: Tensor) -> Tensor:
-    """Set two runs of bands and one run of frames to 0, drawn for each utterance; (b, windows, BANDS)."""
+    """Set a run of bands and a run of windows to 0, drawn for each utterance; (b, windows, BANDS)."""
     count, length, width = bands.shape
-    kept_bands = _outside_run(count, width, _BAND_MASK) * _outside_run(count, width, _BAND_MASK)
+    kept_bands = _outside_run(count, width, _BAND_MASK)
     kept_frames = _outside_run(count, length, _FRAME_MASK)
     return bands * kept_bands[:, None, :].to(bands) * kept_frames[:, :, None].to(bands)
 

@@ -64,7 +64,7 @@ def load_outside(settings: OutsideSettings, device: torch.device) -> dict[str, R
         DataMissing: a package is not installed, or a file is no speech; the message has the command that installs it.
     """
     readers: Mapping[str, Callable[[], list[tuple[Path, str]]]] = {"pocketsphinx": _pocketsphinx, "asterisk": _asterisk}
-    found = {}
+    found = dict[str, Recordings]()
     for source in settings.sources:
         pairs = readers[source]()
         if not pairs:

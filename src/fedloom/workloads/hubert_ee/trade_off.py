@@ -68,7 +68,7 @@ def trade_off(read: Read, dev: Table, rule: Rule, places: Sequence[int], conditi
     table, layers = read.table, np.array(places)
     exits = rule.exits(table)
     rates = [float(each) for each in table.errors.sum(0) / max(table.words.sum(), 1.0)]
-    found: Info = {
+    found: dict[str, object] = {
         "criterion": rule.name,
         "threshold": rule.threshold,
         "layers": [int(each) for each in places],
@@ -94,13 +94,17 @@ def trade_off(read: Read, dev: Table, rule: Rule, places: Sequence[int], conditi
 
 def _curves(
     table: Table, dev: Table, layers: Array, points: int, seconds: Array | None
-) -> dict[str, list[list[float]]]:
+) -> dict[str, list[list[float | None]]]:
     """Return for each criterion lists of threshold, mean exit layer, word error rate, mean CPU seconds (or NaN)."""
-    curves, gate = {}, fit_gate(dev)
+    curves, gate = dict[str, list[list[float | None]]](), fit_gate(dev)
     for name in CRITERIA:
         plain = Rule(name, 0.0, gate)
         possible, certainties = bounds(plain.certainties(dev)), plain.certainties(table)
-        chosen = np.unique(np.linspace(0, len(possible) - 1, points).round().astype(int)) if len(possible) else []
+        chosen = (
+            np.unique(np.linspace(0, len(possible) - 1, points).round().astype(int))
+            if len(possible)
+            else np.zeros(0, int)
+        )
         lines = []
         for bound in [*(float(possible[place]) for place in chosen), math.inf]:
             exits = first_above(certainties, bound)
