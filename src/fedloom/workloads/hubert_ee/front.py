@@ -39,7 +39,7 @@ class LogMel(nn.Module):
         self.register_buffer("window", torch.hann_window(_WINDOW), persistent=False)
 
     def counts(self, lengths: Tensor) -> Tensor:
-        """Return the frames of so many samples."""
+        """Return the number of frames of a number of samples."""
         windows = ((lengths - _WINDOW) // _HOP + 1).clamp(min=0)
         return ((windows - 3) // 2 + 1).clamp(min=0)
 

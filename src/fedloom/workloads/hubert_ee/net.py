@@ -114,7 +114,7 @@ class EarlyExit(nn.Module):
         return int(self.hubert.config.num_hidden_layers)
 
     def counts(self, lengths: Tensor) -> Tensor:
-        """Return the frames of so many samples."""
+        """Return the number of frames of a number of samples."""
         return frame_counts(lengths) if self._log_mel is None else self._log_mel.counts(lengths)
 
     def frames(self, wave: Tensor, lengths: Tensor) -> Frames:
