@@ -417,7 +417,7 @@ class TestResult:
     def test_it_is_short_in_a_prompt_and_its_report_is_a_page(self, tmp_path: Path) -> None:
         result = fedloom.run(model=made_net(), data=table(), out=tmp_path / "r", **{**QUICK, "keep": True})
         assert repr(result).startswith("RunResult(Net, 2 rounds, loss 0.") and len(repr(result)) < 200
-        assert result.report._repr_html_().startswith("<iframe srcdoc=")
+        assert result.report._repr_html_().startswith("<iframe sandbox srcdoc=")
         with pytest.raises(UsageError, match="no report"):
             _ = fedloom.run(model=made_net(), data=table(), **QUICK).report
 

@@ -1,6 +1,7 @@
 """Every message of the services, broken in every way: `python -m benchmarks.fuzz` sends a hundred thousand of them.
 
-Sound messages are encoded, then bytes are flipped, cut out, put in and exchanged, numbers made huge and texts absurd;
+Sound messages are encoded, then bytes are flipped, cut out, put in and exchanged, numbers made huge and texts absurd; a
+call that wants one message gets none, or several, and a stream any number of batches;
 certificate requests are broken, or ask for what is not theirs. They are sent over gRPC, as raw bytes, to two servers in
 processes of their own, each with an exchange open: one whose callers share a secret, and one with members. Each must be
 answered with a status of the catalogue (or taken, where it is still sound); no certificate may give more than its

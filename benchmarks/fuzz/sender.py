@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,8 @@ ALSO: Mapping[str, tuple[str, ...]] = {
     "Admin/CreateToken": ("ALREADY_EXISTS",),
 }
 """And what some calls may: a secret is none of a token, a name is taken."""
+SEVERAL = ("Work", "Upload")
+"""Methods that want several messages."""
 _WHO = ("", "x", "x" * 300, "../..", HONEST, PASSING, "host:", "host:x", "%00", "~" * 1000)
 """What a caller says who it is, or where."""
 _NOT_OURS = ("Traceback", "metadata size", "Exception ")
@@ -111,14 +113,29 @@ class Fuzzer:
     def send(self, call: str, count: int) -> None:
         """Send broken messages to a call."""
         for _ in range(count):
-            data, reply, refused = self.broken(call), None, None
+            messages, reply, refused = self.messages(call), None, None
             try:
-                reply = self._call(call, data)
+                reply = self._call(call, messages)
             except grpc.RpcError as exc:
                 refused = exc
             name = self.tallies[call].take(call, refused)
-            if call in self._judges and (wrong := self._judge(call, data, reply, name)):
+            if call in self._judges and messages and (wrong := self._judge(call, messages[0], reply, name)):
                 self.tallies[call].wrong.append(wrong)
+
+    def messages(self, call: str) -> list[bytes]:
+        """Messages of one call: a broken one; in one call of eight none, or several, sound ones among them.
+
+        On the wire every call is a stream: one that wants a single message may get any number.
+        """
+        first = self.broken(call)
+        if call.partition("/")[2] in SEVERAL or self._rng.random() > 1 / 8:
+            return [first]
+        others = list(self._samples)
+        more = [
+            self.broken(call if self._rng.random() < 0.7 else others[int(self._rng.integers(len(others)))])
+            for _ in range(int(self._rng.integers(1, 6)))
+        ]
+        return [first, *more] if self._rng.random() < 0.7 else []
 
     def _judge(self, call: str, data: bytes, reply: bytes | None, name: str) -> str:
         asked, answered = _kinds(call)
@@ -128,9 +145,13 @@ class Fuzzer:
             return "bytes that are no message were taken" if reply is not None else ""
         return self._judges[call](request, None if reply is None else answered.FromString(reply), name)
 
-    def _call(self, call: str, data: bytes) -> bytes | None:
+    def _call(self, call: str, messages: Sequence[bytes]) -> bytes | None:
         service, _, method = call.partition("/")
         channel, path, who = self._doors.get(call) or self._doors[service], PREFIX + call, self._who()
+        if len(messages) != 1:
+            replies = list(channel.stream_stream(path, bytes, bytes)(iter(messages), metadata=who, timeout=10))
+            return bytes(replies[0]) if replies else None
+        data = messages[0]
         if method == "Work":
             self._stream(channel, path, data, who)
         elif method in ("Download", "Watch", "Fetch", "Logs"):
@@ -157,8 +178,10 @@ class Fuzzer:
         return mutate(self._frame, self._all, self._rng) if self._rng.random() < 0.8 else b""
 
     def _stream(self, channel: grpc.Channel, path: str, data: bytes, who: tuple[tuple[str, str], ...]) -> None:
-        """A broken message on a stream of its own, and then an empty one, whose refusal says that it was taken."""
-        call = channel.stream_stream(path, bytes, bytes)(iter([data, b""]), metadata=who, timeout=10)
+        """Broken messages on a stream of their own, and then an empty one, whose refusal says that they were taken."""
+        more = [self.broken("Fleet/Work") for _ in range(int(self._rng.choice([0, 0, 0, 1, 2, 7])))]
+        batches = [data, *(each for each in more if each), b""]
+        call = channel.stream_stream(path, bytes, bytes)(iter(batches), metadata=who, timeout=10)
         try:
             for _ in call:
                 pass

@@ -90,7 +90,7 @@ def under_test(folder: Path, *, members: bool) -> Iterator[UnderTest]:
 
 def _serve(state: Path, members: bool) -> None:
     """For each line on stdin, tell what is held."""
-    calls.SESSIONS = 1 << 30  # each message takes a session of its own
+    calls.SESSIONS = calls.RENEWALS = 1 << 30  # each message takes a session of its own, or a renewal
     with (
         Server(shared_memory=False, by_labels=members) as server,
         contextlib.closing(RunQueue(state, _never)) as runs,

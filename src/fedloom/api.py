@@ -387,7 +387,7 @@ def _finish(outcome: Outcome, store: RunStore, experiment: Experiment) -> RunRes
         from fedloom.reporting import write_report
 
         with contextlib.suppress(OSError, FedloomError):  # a full disk: the run's own error says so
-            write_report(store.folder)
+            write_report(store.folder, with_code=True)
     if outcome.error is not None:
         outcome.error.add_note(f"run folder: {store.folder}")
         raise outcome.error

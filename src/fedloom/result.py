@@ -80,7 +80,7 @@ class Report:
 
     def _repr_html_(self) -> str:
         page = html.escape(self.path.read_text(encoding="utf-8"), quote=True)
-        return f'<iframe srcdoc="{page}" style="width:100%;height:{_HEIGHT_PX}px;border:0"></iframe>'
+        return f'<iframe sandbox srcdoc="{page}" style="width:100%;height:{_HEIGHT_PX}px;border:0"></iframe>'
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

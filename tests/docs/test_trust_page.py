@@ -73,13 +73,50 @@ def test_the_tests_that_the_table_names_are_there() -> None:
         assert all((ROOT / file).is_file() for file in named), row
 
 
-def test_every_attack_has_tests_that_are_there() -> None:
-    page = (ROOT / "docs" / "explanation" / "attacks.md").read_text(encoding="utf-8")
-    rows = [line for line in page.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) > 20
-    for row in rows:
-        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
-        assert named, row
-        for file, name in named:
-            source = (ROOT / file).read_text(encoding="utf-8")
-            assert re.search(rf"^ *(?:def|class) {name}\b", source, re.MULTILINE), (file, name)
+ATTACKS = (ROOT / "docs" / "explanation" / "attacks.md").read_text(encoding="utf-8")
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split(" | ")]
+    for line in ATTACKS.splitlines()
+    if re.match(r"\| [A-Z]\d", line)
+]
+"""Of every attack its id, what it is, and the tests that try it or the reason why it is accepted."""
+_TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`((?: \([^)]*\))?)")
+
+
+def _is_slow(source: str, name: str) -> bool:
+    """Whether a test is marked so, by itself or with its module."""
+    before = re.search(rf"((?:^@.*\n(?:^[ \)].*\n)*)*)^def {name}\b", source, re.MULTILINE)
+    own = before is not None and re.search(r"^@pytest\.mark\.slow", before[1], re.MULTILINE) is not None
+    return own or re.search(r"^pytestmark = .*pytest\.mark\.slow", source, re.MULTILINE) is not None
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+def test_every_attack_has_a_test_that_is_there_or_is_accepted(row: list[str]) -> None:
+    assert len(row) == 3, row
+    named = _TEST.findall(row[2])
+    for file, name, marks in named:
+        source = (ROOT / file).read_text(encoding="utf-8")
+        assert re.search(rf"^ *(?:def|class) {name}\b", source, re.MULTILINE), (file, name)
+        if name.startswith("test_"):
+            assert _is_slow(source, name) == ("*slow*" in marks), f"{file}::{name}: say whether it is slow"
+    accepted = "accepted" in row[2]
+    assert accepted or named
+    assert accepted == (f"- **{row[0]}** " in PAGE), "what is accepted is on the page on trust, and nothing else"
+
+
+def test_attacks_have_ids_of_their_own_and_none_is_left_out() -> None:
+    ids = [row[0] for row in ROWS]
+    assert len(ids) == len({*ids}) > 70
+    numbers = {each.partition(".")[0] for each in ids}
+    assert {f"F{number}" for number in range(1, 21)} | {f"W{number}" for number in range(1, 8)} <= numbers
+    assert {*re.findall(r"^- \*\*([A-Z][\d.]+)\*\* ", PAGE, re.MULTILINE)} <= {*ids}
+
+
+def test_no_page_puts_a_token_on_a_command_line() -> None:
+    """Other users of the machine see it there: pages, scripts and examples read it from a file."""
+    files = [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*")]
+    files += [*(ROOT / "examples").rglob("*"), *(ROOT / "src").rglob("*.md"), ROOT / "docker-compose.yml"]
+    for file in files:
+        if file.is_file() and file.suffix not in (".png", ".pyc", ".npz", ".safetensors"):
+            text = file.read_text(encoding="utf-8", errors="replace")
+            assert not re.search(r"fedloom join (?!-(?: |$|`)|\[OPTIONS\])[\w\"'$<]", text, re.MULTILINE), file

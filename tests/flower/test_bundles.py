@@ -57,6 +57,109 @@ def test_a_bundle_that_was_changed_is_refused(apps: Path, tmp_path: Path, change
     assert not list((tmp_path / "cache").rglob("*.py")), "nothing of it stays"
 
 
+def _listed(*names: str, content: bytes = b"x") -> str:
+    return "\n".join(f"{name},{hashlib.sha256(content).hexdigest()},8" for name in names)
+
+
+def _zip(target: Path, listed: str, *entries: tuple[zipfile.ZipInfo | str, bytes]) -> Path:
+    """A zip of anybody's making."""
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as made:
+        for name, content in entries:
+            made.writestr(name, content)
+        made.writestr(".info/CONTENT", listed)
+    return target
+
+
+def _bomb(path: Path) -> Path:
+    return _zip(path, _listed("a.py", content=bytes(200 << 20)), ("a.py", bytes(200 << 20)))
+
+
+def _long_list(path: Path) -> Path:
+    return _zip(path, "\n" * (64 << 20))
+
+
+def _many_files(path: Path) -> Path:
+    names = [f"{number}" for number in range(11_000)]
+    return _zip(path, _listed(*names), *((name, b"x") for name in names))
+
+
+def _slip(path: Path, name: str) -> Path:
+    return _zip(path, _listed(name), (name, b"x"))
+
+
+def _link(path: Path) -> Path:
+    """A link out of the folder, and a file that would be written through it."""
+    link = zipfile.ZipInfo("out")
+    link.external_attr = 0o120777 << 16
+    return _zip(
+        path, _listed("out", content=b"/tmp") + "\n" + _listed("out/evil.py"), (link, b"/tmp"), ("out/evil.py", b"x")
+    )
+
+
+def _with_flag(path: Path, bit: int) -> Path:
+    """A bundle whose entries claim to be encrypted, or compressed by a method nobody has."""
+    _zip(path, _listed("a.py"), ("a.py", b"x"))
+    data = bytearray(path.read_bytes())
+    for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        start = 0
+        while (found := data.find(mark, start)) >= 0:
+            if bit:
+                data[found + at] |= bit
+            else:
+                data[found + at + 2] = 99
+            start = found + 4
+    path.write_bytes(bytes(data))
+    return path
+
+
+def _cut(path: Path) -> Path:
+    whole = _zip(path, _listed("a.py", content=bytes(100_000)), ("a.py", bytes(100_000))).read_bytes()
+    path.write_bytes(whole[:40] + bytes(20) + whole[60:])
+    return path
+
+
+def _lying_size(path: Path) -> Path:
+    """The directory says one byte, the content has twenty megabytes."""
+    _zip(path, _listed("a.py"), ("a.py", bytes(20 << 20)))
+    data = bytearray(path.read_bytes())
+    found = data.find(b"PK\x01\x02")
+    data[found + 24 : found + 28] = (1).to_bytes(4, "little")
+    path.write_bytes(bytes(data))
+    return path
+
+
+ODD_BUNDLES = {
+    "a bomb": _bomb,
+    "a list without end": _long_list,
+    "files without end": _many_files,
+    "up": lambda path: _slip(path, "../evil.py"),
+    "up later": lambda path: _slip(path, "a/../../evil.py"),
+    "the root": lambda path: _slip(path, "/tmp/evil.py"),
+    "two slashes": lambda path: _slip(path, "//tmp/evil.py"),
+    "a backslash": lambda path: _slip(path, "..\\evil.py"),
+    "a dot": lambda path: _slip(path, "./."),
+    "no name": lambda path: _slip(path, " "),
+    "a long name": lambda path: _slip(path, "x/" * 300 + "x"),
+    "a link": _link,
+    "encrypted": lambda path: _with_flag(path, 1),
+    "an unknown method": lambda path: _with_flag(path, 0),
+    "cut": _cut,
+    "a lying size": _lying_size,
+}
+
+
+@pytest.mark.parametrize("what", ODD_BUNDLES)
+def test_a_bundle_of_anybodys_making_is_refused_and_leaves_nothing(what: str, tmp_path: Path) -> None:
+    bundle = ODD_BUNDLES[what](tmp_path / "app.fab")
+    before = sorted(path for path in tmp_path.rglob("*") if "cache" not in path.parts)
+    with pytest.raises(ConfigError, match=r"app\.fab|pyproject"):
+        api.load(bundle)
+    cache = tmp_path / "cache"
+    assert not [path for path in cache.rglob("*") if path.is_file() and path.name != " "], "nothing of it stays"
+    assert sorted(path for path in tmp_path.rglob("*") if "cache" not in path.parts) == before
+    assert not Path("/tmp/evil.py").exists()
+
+
 def test_a_file_that_is_no_bundle_is_named(tmp_path: Path) -> None:
     (tmp_path / "app.fab").write_bytes(b"not a zip")
     with pytest.raises(ConfigError, match=r"app\.fab: cannot be read as a Flower app's bundle"):

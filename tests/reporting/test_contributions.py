@@ -29,14 +29,14 @@ def test_plugins_of_every_kind_are_asked(tmp_path: Path) -> None:
         file = tmp_path / f"{name}.py"
         file.write_text(REPORT.replace("{name}", name), encoding="utf-8")
         experiment[name] = str(file)
-    found = contributions(run_of(tmp_path, experiment))
+    found = contributions(run_of(tmp_path, experiment), with_code=True)
     assert [list(each.numbers) for each in found] == [[name] for name in SECTIONS]
 
 
 def test_a_file_that_holds_several_plugins_is_asked_once(tmp_path: Path) -> None:
     file = tmp_path / "all.py"
     file.write_text(REPORT.replace("{name}", "all"), encoding="utf-8")
-    (found,) = contributions(run_of(tmp_path, dict.fromkeys(SECTIONS, str(file))))
+    (found,) = contributions(run_of(tmp_path, dict.fromkeys(SECTIONS, str(file))), with_code=True)
     assert found.numbers == {"all": 1.0}
 
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fedloom.core.errors import BadMessage, LimitExceeded, NotFound
 from fedloom.core.events import ClientLost, NodeRefused, RoundFinished, RoundStarted
 from fedloom.core.history import RoundRecord
 from fedloom.core.messages import GroupKey, Heartbeat, Hello, Refusal
-from fedloom.core.records import ClientFailure
+from fedloom.core.records import ClientFailure, ClientReport, Mean
 from fedloom.proto.v1 import codec
 from fedloom.proto.v1 import fleet_pb2 as pb
 from fedloom.server import metrics
@@ -30,6 +31,7 @@ from fedloom.server.fleet.dispatch import RETRY_S
 from fedloom.server.fleet.open_exchange import UPLOAD_BYTES, UPLOAD_FACTOR, OpenExchange
 from fedloom.server.fleet.payloads import PayloadStore
 from fedloom.server.metrics import PrometheusSink
+from fedloom.server.rounds.record import FURTHER, MAX_NAMES, sum_metrics
 from fedloom.testing.by_hand import open_exchange, planned_groups
 from fedloom.testing.fleet import wait_until
 from fedloom.testing.records import model_record
@@ -139,6 +141,23 @@ def test_reports_are_bounded(report: pb.Report, text: str) -> None:
     message = pb.FromAgent(result=pb.GroupResult(key=pb.GroupKey(run_id="r"), reports=[report]))
     with pytest.raises(BadMessage, match=text):
         codec.read_from_agent(message, "n")
+
+
+def test_a_round_has_so_many_metrics_and_no_more() -> None:
+    """Each report within its limits, each with names of its own: a line of `rounds.jsonl` stays short."""
+    shared = Mean(2.0, 1.0)
+    reports = [
+        ClientReport(
+            client=client, num_examples=1, seconds=0.1,
+            metrics={"loss": shared, **{f"m{client}-{n}" + "x" * 200: Mean(1.0, 1.0) for n in range(255)}},
+        )
+        for client in range(100)
+    ]  # fmt: skip
+    total, left_out = sum_metrics(reports)
+    assert len(total) == MAX_NAMES and total["loss"] == Mean(200.0, 100.0), "what all report is complete"
+    assert left_out == {FURTHER: list(range(4, 100))} and FURTHER not in total
+    few = sum_metrics([replace(report, metrics={"loss": shared}) for report in reports])
+    assert few == ({"loss": Mean(200.0, 100.0)}, {})
 
 
 def test_what_a_node_says_of_itself_and_why_it_refuses_is_short() -> None:

@@ -12,60 +12,16 @@ from pathlib import Path
 
 import grpc
 import pytest
-from shell import Shell
+from flooded_site import BOUND_S, Site
 
 from fedloom.client.admin import AdminClient
-from fedloom.client.control import ControlClient
-from fedloom.client.enroll import join
 from fedloom.client.link import connect
 from fedloom.core.identity import Identity
 from fedloom.core.messages import PROTOCOL
 from fedloom.proto.v1 import fleet_pb2 as pb
 from fedloom.testing.fleet import wait_until
 
-BOUND_S = 1.0
-"""Seconds within which an administrator's call must be answered."""
-ASKED = 20
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-
-
-class Site:
-    """A server in a process of its own, and members of it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.shell = Shell(folder)
-        self.process, port, self.log = self.shell.serve(0)
-        self.port = int(port)
-        self.admin = Identity.load(folder / "state" / "admin")
-
-    def joined(self, name: str, role: str = "node") -> Identity:
-        with AdminClient(self.admin) as admin:
-            token = admin.create_token(name, role=role, ttl_s=600.0)
-        return join(token.encode(), self.folder / name)
-
-    def slowest_call_s(self, seconds: float = 0.0) -> float:
-        """The longest of many calls of an administrator, each by a connection of its own, over some seconds."""
-        longest = 0.0
-        for _ in range(ASKED):
-            begin = time.monotonic()
-            with AdminClient(self.admin, timeout_s=30.0) as admin:
-                admin.members()
-            with ControlClient(self.admin.address, identity=self.admin, timeout_s=30.0) as control:
-                control.runs()
-            longest = max(longest, (time.monotonic() - begin) / 2)
-            time.sleep(seconds / ASKED)
-        return longest
-
-    def memory_mb(self) -> float:
-        for line in Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmRSS"):
-                return int(line.split()[1]) / 1024
-        raise AssertionError("no VmRSS")
-
-    def threads(self) -> int:
-        return len(list(Path(f"/proc/{self.process.pid}/task").iterdir()))
 
 
 @pytest.fixture

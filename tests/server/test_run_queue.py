@@ -37,7 +37,7 @@ class Worker:
         self.in_report = threading.Event()
         self.leave_report = threading.Event()
         self.leave_report.set()
-        self.raises: Exception | None = None
+        self.raises: BaseException | None = None
 
     def __call__(self, store: DiskRunStore, emit: Callable[[Event], None], stop: threading.Event) -> RunSummary:
         def tell(event: Event) -> None:
@@ -143,6 +143,19 @@ def test_a_run_that_breaks_outside_its_loop_fails_and_its_watchers_are_notified(
         assert list(events) == []
     wait_until(lambda: statuses(runs) == ["done", "failed"])
     assert runs.rows()[1]["error"] == "LookupError: its workload is gone"
+
+
+@pytest.mark.parametrize("raised", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), BaseException("odd")])
+def test_whatever_a_runs_plug_ins_raise_the_next_run_is_done(
+    runs: RunQueue, worker: Worker, linear: Make, raised: BaseException
+) -> None:
+    worker.go.set()
+    worker.raises = raised
+    runs.submit(linear().to_dict())
+    wait_until(lambda: statuses(runs) == ["failed"])
+    worker.raises = None
+    runs.submit(linear().to_dict())
+    wait_until(lambda: statuses(runs) == ["failed", "done"])
 
 
 class TestStopping:

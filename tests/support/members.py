@@ -51,10 +51,17 @@ def never(store: Any, emit: Any, stop: threading.Event) -> RunSummary:
 
 
 @contextlib.contextmanager
-def members(folder: Path, *, certificate_days: float = 30.0, run_one: Any = never, **options: Any) -> Iterator[Members]:
+def members(
+    folder: Path,
+    *,
+    certificate_days: float = 30.0,
+    run_one: Any = never,
+    allowed: tuple[str, ...] = (),
+    **options: Any,
+) -> Iterator[Members]:
     """A server with members on a folder; started on the same folder again, it is the same server."""
     state = folder / "state"
-    membership = Membership(enroll_port=0, certificate_days=certificate_days)
+    membership = Membership(enroll_port=0, certificate_days=certificate_days, allowed=allowed)
     with (
         quick_server(shared_memory=False, **options) as server,
         contextlib.closing(RunQueue(state, run_one)) as runs,

@@ -10,7 +10,7 @@ import typer
 
 from fedloom.cli.experiments import Json
 from fedloom.cli.identities import IdentityFolder, find_identity
-from fedloom.cli.terminal import output, print_table
+from fedloom.cli.terminal import output, print_line, print_table
 from fedloom.core.errors import UsageError
 
 _SHOWN = ("time", "event", "who", "from")
@@ -29,7 +29,7 @@ def audit(
     lines = _of_folder(state, last) if state is not None else _of_server(identity, last)
     if json:
         for line in lines:
-            typer.echo(line)
+            print_line(line)
         return
     rows = []
     for entry in map(json_text.loads, lines):

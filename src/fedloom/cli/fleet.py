@@ -11,7 +11,7 @@ import typer
 from fedloom.cli.experiments import Json, Settings, Target, check_finite, print_summary
 from fedloom.cli.identities import IdentityFolder
 from fedloom.cli.reaching import RunId, Server, TokenFile, reach
-from fedloom.cli.terminal import output, print_notice, print_table
+from fedloom.cli.terminal import output, print_line, print_notice, print_table
 from fedloom.core.errors import UsageError
 from fedloom.reporting.quantities import bytes_text, seconds_text
 
@@ -54,7 +54,7 @@ def submit(
     with reach(ControlClient, server, identity, token_file) as control:
         source = Path(target) if Path(target).exists() else None
         run_id = control.submit(experiment, print_notice, provenance(experiment, source).to_submit())
-        typer.echo(run_id, err=json)
+        print_line(run_id, err=json)
         if wait:
             _wait_for(control, run_id, json)
 
@@ -142,7 +142,7 @@ def stop(run: RunId, server: Server = None, identity: IdentityFolder = None, tok
     from fedloom.client.control import ControlClient
 
     with reach(ControlClient, server, identity, token_file) as control:
-        typer.echo(f"{run} was {control.stop(run)}")
+        print_line(f"{run} was {control.stop(run)}")
 
 
 def nodes(server: Server = None, identity: IdentityFolder = None, token_file: TokenFile = None) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedloom.cli.identities import Proxy
-from fedloom.cli.terminal import print_warning
+from fedloom.cli.terminal import print_line, print_warning
 from fedloom.core.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def join(
     if joined.role == "node":
         _begin_node(joined, policy, allows_work=bool(allow))
         return
-    typer.echo(f"joined {joined.address} as {joined.role} {joined.name}; the identity is in {joined.folder}")
+    print_line(f"joined {joined.address} as {joined.role} {joined.name}; the identity is in {joined.folder}")
     if joined.folder != default_folder("user"):
         typer.echo(f"use it with: fedloom runs{_with_identity(joined.folder, default_folder('user'))}")
 
@@ -76,7 +76,7 @@ def _begin_node(joined: Identity, policy: str, *, allows_work: bool) -> None:
     file = joined.folder / "policy.toml"
     if allows_work or not file.exists():
         files.write(file, policy, private=True)
-    typer.echo(f"joined {joined.address} as node {joined.name}; its policy is {file}")
+    print_line(f"joined {joined.address} as node {joined.name}; its policy is {file}")
     with contextlib.suppress(ConfigError):  # said when the node is started
         for rule in rules_in_force(Policy.load(file)):
             typer.echo(f"  {rule}")

@@ -9,7 +9,7 @@ import typer
 
 from fedloom.cli.identities import IdentityFolder, admin_client
 from fedloom.cli.member_text import read_labels, time_text
-from fedloom.cli.terminal import Verb, output, print_table
+from fedloom.cli.terminal import Verb, output, print_line, print_table
 from fedloom.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def revoke_member(
     """Revoke a member immediately: its streams end, its certificates are rejected, its token is revoked."""
     with admin_client(identity) as admin:
         ended = admin.revoke(name, keep_token=keep_token)
-    typer.echo(f"{name} was revoked" + "".join(f", and token {each} was revoked" for each in ended))
+    print_line(f"{name} was revoked" + "".join(f", and token {each} was revoked" for each in ended))
 
 
 @node.command("label", cls=Verb)
@@ -74,7 +74,7 @@ def label_member(
     add = read_labels([each for each in labels if not (each.endswith("-") and "=" not in each)])
     with admin_client(identity) as admin:
         now = admin.label(name, add, remove)
-    typer.echo(f"{name}: " + (", ".join(f"{key}={value}" for key, value in sorted(now.items())) or "no labels"))
+    print_line(f"{name}: " + (", ".join(f"{key}={value}" for key, value in sorted(now.items())) or "no labels"))
 
 
 def _labels_text(member: MemberRow) -> str:

@@ -16,8 +16,10 @@ _MOST_SHOWN = 5
 def report(run_dir: RunDir) -> None:
     """Regenerate a run's report from its folder; prints its path."""
     from fedloom.reporting.report import write_report
+    from fedloom.reporting.run_folder import of_any_origin
 
-    typer.echo(str(write_report(run_dir)))
+    with of_any_origin(run_dir):
+        typer.echo(str(write_report(run_dir)))
 
 
 def replay(run_dir: RunDir, settings: Settings = []) -> None:  # noqa: B006  # typer reads the default, nobody changes it
@@ -50,9 +52,11 @@ def compare(
 ) -> None:
     """Compare runs: print a table, and write a page with their curves in one chart."""
     from fedloom.reporting import comparison
+    from fedloom.reporting.run_folder import of_any_origin
 
-    compared = comparison.compare(run_dirs)
-    place = comparison.write_picture(compared, out)
+    with of_any_origin(*run_dirs):
+        compared = comparison.compare(run_dirs)
+        place = comparison.write_picture(compared, out)
     console = output()
     comparison.print_comparison(console, compared)
     console.print(f"\ncurves: {place}", soft_wrap=True)

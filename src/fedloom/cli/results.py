@@ -11,7 +11,7 @@ import typer
 
 from fedloom.cli.identities import IdentityFolder
 from fedloom.cli.reaching import RunId, Server, TokenFile, reach
-from fedloom.cli.terminal import print_notice
+from fedloom.cli.terminal import print_line, print_notice
 from fedloom.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -84,8 +84,10 @@ class _Files:
 
 def _own_report(folder: Path) -> Path:
     from fedloom.reporting.report import write_report
+    from fedloom.reporting.run_folder import of_any_origin
 
-    return write_report(folder)
+    with of_any_origin(folder):
+        return write_report(folder)
 
 
 def _so_far(run: str, offer: Offer) -> str:
@@ -108,7 +110,6 @@ def logs(
     from fedloom.client.control import ControlClient
     from fedloom.client.results import ResultsClient
     from fedloom.core.event_text import event_line
-    from fedloom.reporting.plain import harmless
     from fedloom.reporting.replay import event_of
 
     def show(events: Iterator[dict[str, object]]) -> None:
@@ -117,7 +118,7 @@ def logs(
                 typer.echo(json_text.dumps(values))
             elif (line := event_line(event_of(values))) is not None:
                 about = "".join(f", {key} {value}" for key, value in line.about.items() if key != "run")
-                typer.echo(f"{values.get('at', '')} {line.level.upper()}{about}: {harmless(line.text)}")
+                print_line(f"{values.get('at', '')} {line.level.upper()}{about}: {line.text}")
 
     if follow:
         with reach(ControlClient, server, identity, token_file) as control:
@@ -137,4 +138,4 @@ def delete(
     from fedloom.client.results import ResultsClient
 
     with reach(ResultsClient, server, identity, token_file) as results:
-        typer.echo(f"{run} was {results.delete(run)}, and is deleted")
+        print_line(f"{run} was {results.delete(run)}, and is deleted")

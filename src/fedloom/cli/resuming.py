@@ -10,7 +10,7 @@ import typer
 from fedloom.cli.experiments import Json, RayAddress, RuntimeOption, Workers, runtime_settings, show_run
 from fedloom.cli.identities import IdentityFolder
 from fedloom.cli.reaching import Server, TokenFile, reach
-from fedloom.cli.terminal import output
+from fedloom.cli.terminal import print_line
 from fedloom.core.errors import UsageError
 
 
@@ -78,4 +78,4 @@ def _resume_there(
     with results:
         resumed = results.resume(run, rounds, as_continuation=as_continuation)
     wanted = resumed.rounds or "an open number of"
-    output().print(f"{run} was {resumed.status}, and is queued: {resumed.rounds_done} of {wanted} rounds are done")
+    print_line(f"{run} was {resumed.status}, and is queued: {resumed.rounds_done} of {wanted} rounds are done")

@@ -103,7 +103,7 @@ def serve(
         settings,
         [LogSink()],
         on_ready=lambda address: console.print(f"listening on {address}, runs in {state}"),
-        on_finished=lambda folder: console.print(f"report: {write_report(folder)}", soft_wrap=True),
+        on_finished=lambda folder: console.print(f"report: {write_report(folder, with_code=True)}", soft_wrap=True),
     )
 
 

@@ -67,6 +67,11 @@ def print_error(message: str) -> None:
     output(to_stderr=True).print(text, soft_wrap=True)
 
 
+def print_line(text: str, *, err: bool = False) -> None:
+    """Print a line with words of a server, on stdout unless stated otherwise."""
+    typer.echo(harmless(text), err=err)
+
+
 def print_table(console: Console, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table of words."""
     table = Table(box=None, header_style="bold", padding=(0, 3, 0, 0))

@@ -12,7 +12,7 @@ import typer
 
 from fedloom.cli.identities import IdentityFolder, admin_client
 from fedloom.cli.member_text import read_labels, time_text
-from fedloom.cli.terminal import Verb, output, print_table
+from fedloom.cli.terminal import Verb, output, print_line, print_table
 from fedloom.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -91,9 +91,9 @@ def revoke_token(
         typer.echo(f"token {token_id} was revoked")
         for name in admitted if members else ():
             admin.revoke(name)
-            typer.echo(f"{name} was revoked")
+            print_line(f"{name} was revoked")
     if admitted and not members:
-        typer.echo(f"it admitted {', '.join(admitted)}, who remain members; --members revokes them, too")
+        print_line(f"it admitted {', '.join(admitted)}, who remain members; --members revokes them, too")
 
 
 def _seconds(text: str) -> float:

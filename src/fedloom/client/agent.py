@@ -49,6 +49,9 @@ GATHER_S = 0.05
 MAX_WAITING, MAX_WAITING_BYTES = 256, 64 << 20
 """Groups that wait here, and the bytes of payloads in their messages, at most. Further ones are dropped; heartbeats do
 not list them, so the server pushes them again."""
+MAX_ANNOUNCED = 16
+"""Messages about whole runs that are read while a group runs, at most; further ones wait in the channel, whose size is
+bounded, and everything behind them."""
 LAST_RETRY_S = 10.0
 """The longest pause between attempts to reconnect."""
 BREAKS = 3
@@ -368,7 +371,7 @@ class Agent:
         if self._current is None or not self._reading.acquire(blocking=False):
             return
         try:
-            while (message := self._channel.receive(0.0)) is not None:
+            while len(self._announced) < MAX_ANNOUNCED and (message := self._channel.receive(0.0)) is not None:
                 if isinstance(message, RunSpec | RunOver | Inquiry):  # either may drop what the current group uses
                     self._announced.append(message)
                 else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import secrets
 import threading
 from collections.abc import Callable
@@ -11,13 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import grpc
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedloom.client.link import connect, connect_trusting, translate
 from fedloom.client.proxy import checked, proxy_for
 from fedloom.client.shown_certificate import shown_certificate
-from fedloom.core.errors import FedloomError, ServerUnreachable, Unauthenticated, UsageError
+from fedloom.core.errors import BadMessage, FedloomError, ServerUnreachable, Unauthenticated, UsageError
 from fedloom.core.identity import (
     RENEW_SHARE,
+    ROLES,
     Identity,
     JoinToken,
     authority_sha256,
@@ -32,6 +37,8 @@ from fedloom.proto.v1.enroll_pb2_grpc import CredentialsStub, EnrollStub
 
 _log = logging.getLogger(__name__)
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Names of members."""
 _TIMEOUT_S = 20.0
 _LOOK_EVERY_S = 3600.0
 """Maximum number of seconds between a node's checks of its certificate, for clocks that jump."""
@@ -56,6 +63,7 @@ def join(token: str, folder: Path | None = None, proxy: str = "") -> Identity:
         UsageError: the text is not a token, the proxy's URL is not one, or the folder already contains an identity.
         Unauthenticated: the server is not the token's, or does not take the token.
         ServerUnreachable: no server responds.
+        BadMessage: it answers with a name, a role or a certificate that no server gives.
     """
     ticket = JoinToken.decode(token)
     if folder is not None:
@@ -68,6 +76,8 @@ def join(token: str, folder: Path | None = None, proxy: str = "") -> Identity:
             reply = EnrollStub(channel).Join(request, timeout=_TIMEOUT_S)
         except grpc.RpcError as exc:
             raise translate(exc, ticket.address) from exc
+    _check_reply(reply)
+    _require_ours(reply.certificate_pem, key, authority)
     identity = Identity(
         folder=folder or _free_default(reply.role, reply.name),
         name=reply.name,
@@ -80,6 +90,30 @@ def join(token: str, folder: Path | None = None, proxy: str = "") -> Identity:
     )
     identity.save(place)
     return identity
+
+
+def _check_reply(reply: pb.JoinReply) -> None:
+    """Refuse a name or role that no server gives: they are parts of paths and of texts here."""
+    if reply.role not in ROLES or not _NAME.fullmatch(reply.name) or not 0 < reply.port < 65536:
+        raise BadMessage(
+            f"the server admits this machine as {reply.role[:20]!r} {reply.name[:80]!r} at port {reply.port}; expected "
+            f"one of {', '.join(ROLES)}, a member's name and a port"
+        )
+
+
+def _require_ours(certificate_pem: str, key: ec.EllipticCurvePrivateKey, authority: bytes) -> None:
+    """Refuse a certificate that is not for this machine's key, or not signed by the server's authority.
+
+    Raises:
+        BadMessage: says which.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
+        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
+    except (ValueError, TypeError, InvalidSignature) as exc:
+        raise BadMessage(f"the server sent no certificate signed by its authority: {type(exc).__name__}") from exc
+    if certificate.public_key() != key.public_key():
+        raise BadMessage("the server sent a certificate for another key than this machine's")
 
 
 def _verified_authority(ticket: JoinToken, proxy: str) -> bytes:
@@ -160,6 +194,7 @@ def get_fresh(identity: Identity, *, only_if_due: bool = False) -> Identity:
         if only_if_due and not reply.certificate_pem:
             _writing(identity, lambda: receipt.got(identity.certificate, reply.left_s).save(identity.folder))
             return identity
+        _require_ours(reply.certificate_pem, key, identity.authority)
         fresh = replace(identity, key=key_pem(key), certificate=reply.certificate_pem.encode())
         _writing(identity, fresh.save_pair)
     return fresh

@@ -24,6 +24,7 @@ from fedloom.core.setting_types import (
     default_columns,
     module_file,
     offence,
+    open_columns,
     text_settings,
 )
 
@@ -103,7 +104,14 @@ def _admit_columns(schema: type[PluginSettings], own: Info, allowed: WorkloadPol
     """Refuse columns that the policy does not name, those the workload reads by default included."""
     named = default_columns(schema) if allowed.columns is None else frozenset(allowed.columns)
     with contextlib.suppress(pydantic.ValidationError, ConfigError):  # said when the experiment is parsed
-        own = schema.model_validate(own).model_dump(mode="json", by_alias=True, exclude_none=True)
+        parsed = schema.model_validate(own)
+        own = parsed.model_dump(mode="json", by_alias=True, exclude_none=True)
+        if where := next(open_columns(parsed), ""):
+            raise PolicyRefused(
+                f"workload setting {where} names no columns, which reads all others; name those to be read. The node's "
+                f"policy names: {', '.join(sorted(named)) or 'none'}; its owner may add others to `columns`",
+                kind="data",
+            )
     for setting in text_settings(schema, own):
         if setting.kind is SettingKind.COLUMN and setting.value not in named:
             listed = ", ".join(sorted(named)) or "none"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import TypeVar
 
@@ -137,7 +137,7 @@ def make_accumulator(name: str, allocate: Allocate | None) -> Accumulator:
     return make(allocate)
 
 
-def parts_named(experiment: Info, what: str) -> list[PartRef]:
+def parts_named(experiment: Info, what: str, *, only_installed: bool = False) -> list[PartRef]:
     """Return references to this part of the plug-ins an experiment names, in the order of their kinds.
 
     A plug-in that is not installed here is omitted, and a file with several plug-ins occurs once.
@@ -145,13 +145,15 @@ def parts_named(experiment: Info, what: str) -> list[PartRef]:
     Args:
         experiment: the experiment, as its TOML has it.
         what: the part, `report` or `study`.
+        only_installed: omit files, folders and modules that the experiment names; nothing of them is imported.
     """
     found = dict[ModuleType, PartRef]()
     for section, kind in SECTIONS.items():
         chosen = experiment.get(section, "")  # a table, or the name alone
-        ref = PartRef(kind, chosen if isinstance(chosen, str) else str(chosen.get("name", "")), what)
+        name = chosen.get("name", "") if isinstance(chosen, Mapping) else chosen
+        ref = PartRef(kind, name if isinstance(name, str) else "", what)
         with contextlib.suppress(UnknownName):
-            if ref.exists():
+            if (ref.installed or not only_installed) and ref.exists():
                 found.setdefault(ref.load(), ref)
     return list(found.values())
 

@@ -30,7 +30,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -61,6 +61,8 @@ START = "start.safetensors"
 ANSWERS = "answers"
 MODEL = "model/model.safetensors"
 
+_MAX_COUNT = 2**53
+"""Bound of numbers of examples, which are exact as floats."""
 _VERSION = "was it written by another version of fedloom?"
 Line = TypeVar("Line", RoundRecord, Choice, RosterLine)
 
@@ -168,15 +170,30 @@ def workload_of(values: Info) -> WorkloadInfo:
     """Turn a JSON object into a workload's description.
 
     Raises:
-        ValueError: a key is missing, unknown, or of the wrong type; the message names it.
+        ValueError: a key is missing, unknown, of the wrong type or out of range; the message names it.
     """
     unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(WorkloadInfo)})
     if unknown:
         raise ValueError(f"not a workload's description: unknown key {unknown[0]!r}")
     try:
-        return _workload_adapter().validate_python(values)
+        info = _workload_adapter().validate_python(values)
     except pydantic.ValidationError as exc:
         raise ValueError(f"not a workload's description: {_first(exc)}") from exc
+    _check_counts("client_sizes", [info.client_sizes])
+    _check_counts("label_counts", info.label_counts)
+    return info
+
+
+def _check_counts(key: str, rows: Sequence[Sequence[int]]) -> None:
+    """Refuse rows of different lengths, and numbers that count nothing."""
+    for row in rows:
+        wrong = next((count for count in row if not 0 <= count < _MAX_COUNT), None)
+        if wrong is not None:
+            raise ValueError(f"not a workload's description: {key}: expected counts below 2^53, got {str(wrong)[:40]}")
+        if len(row) != len(rows[0]):
+            raise ValueError(
+                f"not a workload's description: {key}: expected rows of one length, got {len(rows[0])} and {len(row)}"
+            )
 
 
 @functools.cache

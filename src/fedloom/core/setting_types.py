@@ -51,6 +51,9 @@ DATA = "$DATA"
 SERVER_ONLY = object()
 """Marks a field of a model, in its `Annotated`, that is never sent to a node."""
 
+ALL_OTHERS = object()
+"""Marks a field of columns of which none named means all others of the table."""
+
 DataPath: TypeAlias = Annotated[str, SettingKind.PATH]
 """A file or folder that the workload reads. A node opens it only below its data folder."""
 HubName: TypeAlias = Annotated[str, SettingKind.HUB]
@@ -167,6 +170,16 @@ def default_columns(schema: type[BaseModel]) -> frozenset[str]:
 
     walk(schema)
     return frozenset(found)
+
+
+def open_columns(table: BaseModel, where: str = "") -> Iterator[str]:
+    """Yield the settings of a table that read columns it does not name, by their dotted location."""
+    for name, field in type(table).model_fields.items():
+        value = table.__dict__[name]
+        if ALL_OTHERS in field.metadata and not value:
+            yield f"{where}{name}"
+        elif isinstance(value, BaseModel):
+            yield from open_columns(value, f"{where}{name}.")
 
 
 def server_only_fields(schema: type[BaseModel]) -> frozenset[str]:

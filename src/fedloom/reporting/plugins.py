@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fedloom.core.kinds import SECTIONS
 from fedloom.core.plugins import build_value, parts_named
+from fedloom.core.records import JsonObject
+from fedloom.core.run_files import PLUGINS
 from fedloom.reporting.example_scores import ExampleScores
 from fedloom.reporting.markup import Markup
 from fedloom.reporting.run_folder import RunFolder
@@ -48,12 +51,29 @@ class Contribution:
     """Printed when a run ends in a terminal."""
 
 
-def contributions(run: RunFolder) -> list[Contribution]:
+def contributions(run: RunFolder, *, with_code: bool = False) -> list[Contribution]:
     """Return the contributions of the run's plug-ins, in the order of their kinds.
 
     A plug-in that is not installed here has none, and a file with several plug-ins has its own once.
 
+    Args:
+        run: the run.
+        with_code: import files, folders and modules that the run's experiment names, and its copies of them. Only for
+            a run that this process has done: a folder from elsewhere may name any code.
+
     Raises:
         PluginInvalid: a plug-in's `build_report` raised, or returned another type.
     """
-    return [build_value(ref, Contribution, run) for ref in parts_named(run.experiment, "report")]
+    named = _with_own_copies(run) if with_code else run.experiment
+    return [build_value(ref, Contribution, run) for ref in parts_named(named, "report", only_installed=not with_code)]
+
+
+def _with_own_copies(run: RunFolder) -> JsonObject:
+    """Return the names of a run's plug-ins by section, those of its copies of code with the folder before them."""
+    chosen = {section: run.experiment.get(section) for section in SECTIONS}
+    names = {section: each.get("name") if isinstance(each, Mapping) else each for section, each in chosen.items()}
+    return {
+        section: str(run.path / name) if name.startswith(f"./{PLUGINS}/") else name
+        for section, name in names.items()
+        if isinstance(name, str)
+    }

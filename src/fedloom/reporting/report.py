@@ -17,11 +17,8 @@ from fedloom.reporting.sections.participation import participation
 from fedloom.reporting.sections.partition import partition
 from fedloom.reporting.sections.sites import sites
 
-_SECTIONS = (
-    heading,
-    learning,
-    sites,
-    contributed,
+_FIRST = (heading, learning, sites)
+_LAST = (
     participation,
     partition,
     traffic,
@@ -34,13 +31,24 @@ _SECTIONS = (
 )
 
 
-def render_report(run: RunFolder) -> str:
-    """Return the report as an HTML document, for any run: unfinished or without rounds, too."""
-    return page(f"{run.name}: {run.run_id}", *(shown for part in _SECTIONS if (shown := part(run)) is not None))
+def render_report(run: RunFolder, *, with_code: bool = False) -> str:
+    """Return the report as an HTML document, for any run: unfinished or without rounds, too.
+
+    Args:
+        run: the run.
+        with_code: as for `reporting.plugins.contributions`.
+    """
+    own = contributed(run, with_code=with_code)
+    parts = [*(part(run) for part in _FIRST), own, *(part(run) for part in _LAST)]
+    return page(f"{run.name}: {run.run_id}", *(shown for shown in parts if shown is not None))
 
 
-def write_report(run_dir: str | Path) -> Path:
+def write_report(run_dir: str | Path, *, with_code: bool = False) -> Path:
     """Write `report.html` into a run's folder, in place of an older one.
+
+    Args:
+        run_dir: the run's folder.
+        with_code: as for `reporting.plugins.contributions`.
 
     Returns:
         The report's path.
@@ -50,4 +58,4 @@ def write_report(run_dir: str | Path) -> Path:
         StorageFull: the disk is full; an older report is untouched.
     """
     run = RunFolder.read(run_dir)
-    return write_page(run.path / REPORT, render_report(run))
+    return write_page(run.path / REPORT, render_report(run, with_code=with_code))

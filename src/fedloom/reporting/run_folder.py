@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -118,6 +119,23 @@ class RunFolder:
     def settings(self) -> JsonObject:
         """Return the experiment's settings by dotted key."""
         return dotted(self.experiment)
+
+
+@contextlib.contextmanager
+def of_any_origin(*paths: Path) -> Iterator[None]:
+    """Name run folders whose files a block cannot draw: they may be of anybody's making.
+
+    Raises:
+        UsageError: in place of an error that the content of their files has caused.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as exc:
+        where = ", ".join(map(str, paths))
+        raise UsageError(
+            f"{where}: the files of the run do not fit together ({type(exc).__name__}: {exc}). Were they changed, or "
+            "written by another version of fedloom? FEDLOOM_DEBUG=1 shows where"
+        ) from exc
 
 
 def require_run_folder(path: str | Path) -> Path:

@@ -12,7 +12,10 @@ from fedloom.core.protocols import WorkloadInfo
 from fedloom.proto.v1.leaving import calls, sent_fields
 
 _OF_DATA: Mapping[str, str] = {
-    "data": "facts: name, kind, licence, digest of the files, `schema` (a digest of classes, shape and moments). With "
+    "data": "facts: `name`, `kind`, `licence`, digest of the files (`sha256`), numbers of examples (`num_train`, "
+    "`num_test`) and classes (`num_labels`), `shape`, `mean` and `std`, names and types of a table's `columns`, of a "
+    "site also `sums` (for each channel or column the number of values, their sum and that of their squares), and "
+    "`schema` (a digest of classes, shape and moments). With "
     "`withhold.statistics` or `withhold.digests` without these; where any part is "
     "withheld only facts known to be harmless. Of a site also `shares_local_model`, where the policy says so",
     "client_sizes": "number of examples of each client; none, or rounded up, with `withhold.sizes`",
@@ -47,8 +50,8 @@ def render() -> str:
             fields,
             "Facts about the machine:",
             facts,
-            "For one node of each run, before round 1 (another, where that one fails), what the workload says about "
-            f"the data; never {', '.join(map(code, withheld_facts()))}:",
+            "For one node of each run, before round 1 (another, where that one fails), and for every node where nodes "
+            f"are clients, what the workload says about the data; never {', '.join(map(code, withheld_facts()))}:",
             data,
         ]
     )

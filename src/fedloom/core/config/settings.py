@@ -67,6 +67,13 @@ class PluginSettings(Settings):
         """
         return ""
 
+    def clients_have_state(self) -> bool:
+        """Return whether clients of a workload with these settings may send a state to be stored between their jobs.
+
+        False refuses states of nodes, but where a strategy's client half runs, which may have one. True by default.
+        """
+        return True
+
     def decides_about_failures(self) -> bool:
         """Return whether missing updates are the strategy's business, as long as the run requires no other quorum."""
         return False

@@ -46,7 +46,7 @@ MAX_FACTS = 4 << 10
 """Characters of a node's description of itself."""
 
 MAX_REASON = 2000
-"""Characters of the reason of a refusal, which the log has each time."""
+"""Characters of the reason of a refusal or a goodbye, which the log has each time."""
 
 
 def to_agent_message(message: ToAgent) -> pb.ToAgent:
@@ -119,7 +119,7 @@ def read_from_agent(message: pb.FromAgent, node: str) -> FromAgent:
             groups = tuple(_read_key(key) for key in message.heartbeat.held)
             return Heartbeat(groups=groups, missing_runs=tuple(message.heartbeat.missing_runs))
         case "goodbye":
-            return Goodbye(reason=message.goodbye.reason[:MAX_TEXT])
+            return Goodbye(reason=message.goodbye.reason[:MAX_REASON])
         case "refusal":
             return Refusal(
                 key=_read_key(message.refusal.key),

@@ -7,6 +7,6 @@ from fedloom.reporting.plugins import contributions
 from fedloom.reporting.run_folder import RunFolder
 
 
-def contributed(run: RunFolder) -> Markup:
-    """Return the sections of all plug-ins, in order; empty if there are none."""
-    return join([contribution.sections for contribution in contributions(run)])
+def contributed(run: RunFolder, *, with_code: bool = False) -> Markup:
+    """Return the sections of all plug-ins, in order; empty if there are none. `with_code`: see `contributions`."""
+    return join([contribution.sections for contribution in contributions(run, with_code=with_code)])

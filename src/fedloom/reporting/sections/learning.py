@@ -12,7 +12,7 @@ from fedloom.reporting.page import collapsible, section
 from fedloom.reporting.quantities import byte_unit, bytes_text, metric_text, seconds_text
 from fedloom.reporting.run_folder import RunFolder
 
-_MOST_METRICS = 8
+_MOST_METRICS, _MOST_NAMED = 8, 100
 _MOST_ROWS = 400
 
 
@@ -31,9 +31,14 @@ def learning(run: RunFolder) -> Markup:
             "round's clients reported while training, each from its initial model.",
         ),
         tag("div", charts, class_="charts") if charts else tag("p", "The run measured nothing.", class_="empty"),
-        tag("p", f"Not drawn, but in rounds.jsonl: {', '.join(left_out)}.", class_="note") if left_out else None,
+        tag("p", f"Not drawn, but in rounds.jsonl: {_some(left_out)}.", class_="note") if left_out else None,
         collapsible("Round by round", _rounds(run, names)),
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
 
 
 def _pair(name: str, measured: list[Curve]) -> tuple[Markup, Markup]:

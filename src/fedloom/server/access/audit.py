@@ -16,6 +16,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from fedloom.core.clock import SYSTEM_CLOCK
+from fedloom.core.errors import LimitExceeded
+from fedloom.server.access.calls import Pace
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +30,8 @@ REPEAT_S = 60.0
 """Seconds in which repeated notices of a caller are written once."""
 MAX_NOTICES = 4096
 """Notices remembered, to suppress repetitions."""
+NOTICES, NOTICE_S = 600, 6.0
+"""Notices of one caller that are written in quick succession, and the seconds after which one more is."""
 MAX_TEXT = 200
 """Characters of one value."""
 _TAIL_BYTES = 4 << 20
@@ -45,6 +49,9 @@ class Audit:
         self._file, self._now = None if folder is None else folder / FILE, now
         self._lock = threading.Lock()
         self._noticed: OrderedDict[tuple[str, ...], float] = OrderedDict()
+        self._pace = Pace(NOTICES, NOTICE_S, "notices about", now)
+        self._left_out: dict[str, int] = {}
+        """Notices of each caller that were not written."""
 
     def record(self, event: str, who: str, peer: str, **details: str | int | float) -> None:
         """Add a line.
@@ -65,7 +72,11 @@ class Audit:
             self._write(self._file, text.encode() + b"\n", now)
 
     def notice(self, event: str, who: str, peer: str, **details: str | int | float) -> None:
-        """Add a line about an action a caller may repeat at will: a repetition is written once a minute."""
+        """Add a line about an action a caller may repeat at will.
+
+        A repetition is written once a minute. Of a caller with too many different ones a line says how many were left
+        out.
+        """
         key, now = (event, who, *map(str, details.values())), self._now()
         with self._lock:
             last = self._noticed.pop(key, None)
@@ -73,8 +84,17 @@ class Audit:
             self._noticed[key] = now if last is None or fresh else last
             if len(self._noticed) > MAX_NOTICES:
                 self._noticed.popitem(last=False)
-        if fresh:
-            self.record(event, who, peer, **details)
+        if not fresh:
+            return
+        try:
+            self._pace.enter(who)
+        except LimitExceeded:
+            with self._lock:
+                self._left_out[who] = self._left_out.get(who, 0) + 1
+            return
+        with self._lock:
+            left_out = self._left_out.pop(who, 0)
+        self.record(event, who, peer, **details, **({"left_out": left_out} if left_out else {}))
 
     def last(self, count: int) -> list[str]:
         """Return the latest lines of the present file, the oldest of them first."""

@@ -33,6 +33,8 @@ OPEN = {
 SESSIONS, SESSION_S = 30, 1.0
 """Streams, or registrations, a node may begin in quick succession, and the seconds after which one more may follow:
 each costs a thread, a line of the log, and a pass over all work."""
+RENEWALS, RENEWAL_S = 20, 10.0
+"""Certificates a member may ask for in quick succession, and the seconds after which one more may follow."""
 REQUEST_S = 10.0
 """Seconds a call may take to send its request."""
 CHUNK_S = 30.0

@@ -7,9 +7,7 @@ from collections.abc import Iterator
 
 import grpc
 
-from fedloom.core.errors import (
-    BadMessage,
-)
+from fedloom.core.errors import BadMessage, LimitExceeded
 from fedloom.core.provenance import submitted_code
 from fedloom.core.records import JsonObject
 from fedloom.proto.v1 import control_pb2 as control_pb
@@ -24,6 +22,9 @@ from fedloom.server.access.submission import Submissions
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.run_queue import RunQueue
 from fedloom.server.run_views import Owner
+
+MAX_EXPERIMENT = 1 << 20
+"""Characters of an experiment as JSON: each of its texts is checked, and it is sent to every node that serves it."""
 
 
 class ControlService(ControlServicer):
@@ -43,6 +44,11 @@ class ControlService(ControlServicer):
     def Submit(self, request: control_pb.SubmitRequest, context: grpc.ServicerContext) -> control_pb.SubmitReply:
         with answering(context, request.experiment_json):
             caller = self._gate.admit(context, "Control/Submit")
+            if len(request.experiment_json) > MAX_EXPERIMENT:
+                raise LimitExceeded(
+                    f"submit: expected at most {MAX_EXPERIMENT} characters of an experiment as JSON, got "
+                    f"{len(request.experiment_json)}; put lists of that length into files of data"
+                )
             try:
                 values = json.loads(request.experiment_json)
                 json.dumps(values, ensure_ascii=False).encode()  # an escape may be half a character, which is no text
@@ -84,7 +90,7 @@ class ControlService(ControlServicer):
             caller = self._gate.admit(context, "Control/Stop")
             require_own_run(self._runs, caller, request.run_id)
             status = self._runs.stop(request.run_id)
-            self._audit.record("stopped", caller.name, context.peer(), run=request.run_id, status=status)
+            self._audit.notice("stopped", caller.name, context.peer(), run=request.run_id, status=status)
             return control_pb.StopReply(status=status)
 
     def ListNodes(

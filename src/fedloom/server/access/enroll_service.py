@@ -15,9 +15,11 @@ from fedloom.core.identity import RENEW_SHARE, pem
 from fedloom.core.messages import PROTOCOL
 from fedloom.proto.v1 import enroll_pb2 as pb
 from fedloom.proto.v1.enroll_pb2_grpc import AdminServicer, CredentialsServicer, EnrollServicer
+from fedloom.server.access import calls
 from fedloom.server.access.audit import MAX_LINES, Audit
 from fedloom.server.access.authority import Authority
-from fedloom.server.access.gate import Caller, Gate, MemberGate
+from fedloom.server.access.calls import Pace
+from fedloom.server.access.gate import Caller, Gate, MemberGate, peer_certificate
 from fedloom.server.access.member_table import Member
 from fedloom.server.access.members import Registry
 from fedloom.server.access.status import answering
@@ -97,6 +99,7 @@ class CredentialsService(CredentialsServicer):
 
     def __init__(self, security: Security, gate: Gate) -> None:
         self._security, self._gate = security, gate
+        self._pace = Pace(calls.RENEWALS, calls.RENEWAL_S, "renewals of")
 
     def Renew(self, request: pb.RenewRequest, context: grpc.ServicerContext) -> pb.RenewReply:
         with answering(context):
@@ -105,7 +108,11 @@ class CredentialsService(CredentialsServicer):
             lifetime_s, left_s = security.registry.validity(caller.fingerprint)
             if request.only_if_due and left_s > lifetime_s * RENEW_SHARE:
                 return pb.RenewReply(left_s=left_s)
+            self._pace.enter(caller.name)
             fresh = security.authority.sign_request(request.csr_pem, caller.name, caller.role, security.lifetime_s)
+            shown = x509.load_pem_x509_certificate(peer_certificate(context))
+            if fresh.public_key() == shown.public_key():
+                raise BadMessage("renew: expected a request with a new key, got one with that of the certificate shown")
             security.registry.renew(caller.fingerprint, fresh, place)
             _log.info("%s renewed its certificate", caller.name, extra=_about(caller))
             security.audit.notice("renewed", caller.name, context.peer())

@@ -97,8 +97,8 @@ class FleetService(FleetServicer):
         """Stream a payload as raw chunks."""
         with answering(context):
             _, node, _ = self._caller(context, "Fleet/Download")
-            self._audit.notice("fetched", node, context.peer(), sha256=request.sha256[:64])
             chunks = self._coordinator.download(node, request.sha256, request.offset)
+            self._audit.notice("fetched", node, context.peer(), sha256=request.sha256[:64])
             for chunk in self._silence.taken(chunks, CHUNK_S, context):
                 self._coordinator.count_bytes(node, down=len(chunk))
                 yield chunk

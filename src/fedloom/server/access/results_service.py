@@ -61,11 +61,10 @@ class ResultsService(ResultsServicer):
     def Fetch(self, request: pb.FetchRequest, context: grpc.ServicerContext) -> Iterator[pb.FetchReply]:
         with answering(context):
             caller = self._admit(context, "Results/Fetch", request.run_id)
-            name = request.name[:80]
-            self._audit.notice("fetched", caller.name, context.peer(), run=request.run_id, file=name)
-            chunks = self._results.read(
-                self._runs.folder_of(request.run_id), request.name, request.length, request.offset
-            )
+            folder = self._runs.folder_of(request.run_id)
+            self._results.require_file(folder, request.name, request.length)
+            self._audit.notice("fetched", caller.name, context.peer(), run=request.run_id, file=request.name[:80])
+            chunks = self._results.read(folder, request.name, request.length, request.offset)
             for chunk in self._silence.taken(chunks, CHUNK_S, context):
                 self._gate.check(caller)
                 yield pb.FetchReply(data=chunk)
@@ -89,7 +88,7 @@ class ResultsService(ResultsServicer):
     def Resume(self, request: pb.ResumeRequest, context: grpc.ServicerContext) -> pb.ResumeReply:
         with answering(context):
             caller = self._admit(context, "Results/Resume", request.run_id)
-            self._submissions.count(caller)
+            self._submissions.admit_again(caller, self._runs.folder_of(request.run_id))
             wanted = Resumption(rounds=request.rounds or None, as_continuation=request.as_continuation)
             before = self._runs.resume(request.run_id, wanted)
             after = self._runs.state(request.run_id)

@@ -119,14 +119,32 @@ class RunResults:
         Raises:
             NotFound: it is not there, or shorter than it was.
         """
+        self.require_file(folder, name, length)
+        if offset > length:
+            raise NotFound(f"{name[:80]!r} has {length} bytes; byte {offset} is not one of them")
+        try:
+            yield from _chunks(_content(folder, name, length, offset))
+        except (OSError, ValueError) as exc:
+            raise NotFound(f"{name[:80]!r} has changed; list the run's files again") from exc
+
+    def require_file(self, folder: Path, name: str, length: int) -> None:
+        """Check that a name is one of a file of a run that can be fetched, with at least so many bytes.
+
+        Raises:
+            NotFound: it is not.
+        """
         if not _is_listed(name):
             raise NotFound(f"{name[:80]!r} is not a file of a run that can be fetched; list them first")
+        place = folder / name
         try:
-            if (folder / name).stat().st_size < length:
-                raise NotFound(f"{name[:80]!r} has changed; list the run's files again")
-            yield from _chunks(_content(folder, name, length, offset))
-        except FileNotFoundError as exc:
-            raise NotFound(f"{name[:80]!r} is no longer there; list the run's files again") from exc
+            inside = place.resolve().is_relative_to(folder.resolve()) and place.is_file()
+            size = place.stat().st_size if inside else -1
+        except (OSError, ValueError):
+            size = -1
+        if size < 0:
+            raise NotFound(f"{name[:80]!r} is not there; list the run's files again")
+        if size < length:
+            raise NotFound(f"{name[:80]!r} has changed; list the run's files again")
 
     def _described(self, folder: Path, name: str, kind: FileKind) -> RunFile | None:
         """Return a file with its digest; None if it is not there (any more)."""
@@ -181,8 +199,8 @@ def _is_listed(name: str) -> bool:
     path = PurePosixPath(name)
     if name in (*_RECORDS, run_files.REPORT, run_files.MODEL):
         return True
-    plain = str(path) == name and "\0" not in name and ".." not in path.parts
-    if plain and path.parts[:1] == (run_files.PLUGINS,):
+    plain = str(path) == name and "\0" not in name and ".." not in path.parts and "__pycache__" not in path.parts
+    if plain and path.parts[:1] == (run_files.PLUGINS,) and len(path.parts) > 1:
         return True
     plain = plain and path.suffix == ".safetensors" and len(path.parts) == 2
     at, file = path.parent.as_posix(), path.name

@@ -5,17 +5,63 @@ from __future__ import annotations
 import contextlib
 import logging
 import sqlite3
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 
 import grpc
 
-from fedloom.core.errors import FedloomError, Forbidden, Unauthenticated
+from fedloom.core.errors import FedloomError, Forbidden, LimitExceeded, Unauthenticated
+from fedloom.server.access.calls import Pace
 from fedloom.server.access.public_text import without_paths
 
 _log = logging.getLogger(__name__)
 
+REJECTIONS, REJECTION_S = 30, 2.0
+"""Rejected calls from one address that are logged in quick succession, and the seconds after which one more is."""
+MAX_ADDRESSES = 1024
+"""Addresses whose rejected calls are counted apart."""
 MAX_TOLD = 2000
 """Bytes of an error's text on the wire. gRPC's callers take 8 KiB of a status, where a byte may be written as three."""
+
+
+class Rejections:
+    """Logs rejected calls, of each address only so many: a caller may repeat one at will. Thread-safe.
+
+    Args:
+        now: seconds that pass; for tests.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now, self._lock = now, threading.Lock()
+        self._pace, self._addresses = self._fresh(), set[str]()
+        self._left_out: dict[str, int] = {}
+
+    def log(self, peer: str, reason: str) -> None:
+        """Log a call.
+
+        Args:
+            peer: origin of the call, as gRPC writes addresses.
+            reason: why it was rejected.
+        """
+        address = peer.rpartition(":")[0]
+        with self._lock:
+            if address not in self._addresses and len(self._addresses) >= MAX_ADDRESSES:
+                self._pace, self._addresses, self._left_out = self._fresh(), set(), {}
+            self._addresses.add(address)
+            try:
+                self._pace.enter(address)
+            except LimitExceeded:
+                self._left_out[address] = self._left_out.get(address, 0) + 1
+                return
+            more = self._left_out.pop(address, 0)
+        _log.warning("a call from %s was rejected: %s%s", peer, reason, f" (and {more} before it)" if more else "")
+
+    def _fresh(self) -> Pace:
+        return Pace(REJECTIONS, REJECTION_S, "rejected calls from", self._now)
+
+
+_rejections = Rejections()
 
 
 @contextlib.contextmanager
@@ -33,7 +79,7 @@ def answering(context: grpc.ServicerContext, known: str = "") -> Iterator[None]:
         if exc.public is not None:
             _log.error("%s", exc)
         elif isinstance(exc, Unauthenticated | Forbidden):
-            _log.warning("a call from %s was rejected: %s", context.peer(), reported)
+            _rejections.log(context.peer(), reported)
         context.abort(grpc.StatusCode[exc.status], reported)
     except grpc.RpcError:
         raise

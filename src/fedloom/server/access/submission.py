@@ -6,10 +6,12 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from fedloom.core.config import PluginSettings, plugin_schema
+from fedloom.core.config.experiment_file import read_experiment_file
 from fedloom.core.errors import Forbidden
 from fedloom.core.kinds import SECTIONS, Kind
 from fedloom.core.records import Info, JsonObject
 from fedloom.core.registry import PartRef
+from fedloom.core.run_files import EXPERIMENT
 from fedloom.core.setting_types import (
     SettingKind,
     TextSetting,
@@ -19,7 +21,8 @@ from fedloom.core.setting_types import (
 )
 from fedloom.server.access.calls import Pace
 from fedloom.server.access.gate import Caller
-from fedloom.server.access.submitted_code import with_own_code
+from fedloom.server.access.submitted_code import require_allowed, with_own_code
+from fedloom.server.store.plugin_copies import saved_code
 
 _WORDS = {
     "code": "names code",
@@ -61,6 +64,25 @@ class Submissions:
         self.count(caller)
         return own
 
+    def admit_again(self, caller: Caller, folder: Path) -> None:
+        """Check and count a run that is resumed: its copies of code must be of code that is allowed now.
+
+        Nothing of them is imported before.
+
+        Raises:
+            Forbidden: see `check_submission`.
+            LimitExceeded: the user has submitted too many runs.
+        """
+        self.count(caller)
+        if caller.role == "admin":
+            return
+        places = {f"./{each.copy_at}": str((folder / each.copy_at).resolve()) for each in saved_code(folder)}
+        for each in saved_code(folder):
+            require_allowed(folder / each.copy_at, each.setting, self._allowed)
+        own, values = set[str](), read_experiment_file(folder / EXPERIMENT)
+        placed = {key: _with_places(value, places, own) for key, value in values.items()}
+        check_submission(placed, own.union(self._allowed))
+
     def count(self, caller: Caller) -> None:
         """Count a run that a user submits or resumes.
 
@@ -69,6 +91,22 @@ class Submissions:
         """
         if caller.role != "admin":
             self._pace.enter(caller.name)
+
+
+def _with_places(value: object, places: Mapping[str, str], used: set[str]) -> object:
+    """Return settings in which a run's copies of code are absolute paths, and add these texts to `used`."""
+    if isinstance(value, Mapping):
+        return {key: _with_places(inner, places, used) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_places(inner, places, used) for inner in value]
+    if not isinstance(value, str):
+        return value
+    place, colon, name = value.partition(":")
+    known = places.get(place, place)
+    if known in places.values():
+        used.add(known + colon + name)
+        return known + colon + name
+    return value
 
 
 def check_submission(values: Info, allowed: Collection[str]) -> None:

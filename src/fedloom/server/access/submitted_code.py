@@ -51,6 +51,20 @@ def with_own_code(values: Info, allowed: Collection[str], *, any_path: bool) -> 
     return own, frozenset(put_in)
 
 
+def require_allowed(copy: Path, where: str, allowed: Collection[str]) -> None:
+    """Check that a run's copy of code has the name and content of a file or folder that is allowed now.
+
+    Args:
+        copy: the file or folder in the run's folder.
+        where: the setting that names it, for the message.
+        allowed: files and folders that the server's operator allows.
+
+    Raises:
+        Forbidden: there is none.
+    """
+    _own_copy(CodeName(copy.name, _digest(copy)), where, allowed, any_path=False)
+
+
 def save_code_here(experiment: Experiment) -> None:
     """Put an experiment's code into this user's store, where agents without a policy find it.
 

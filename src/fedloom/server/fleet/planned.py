@@ -32,6 +32,8 @@ class RunFacts:
     """Nodes with the labels that must be connected before work is given out."""
     keeps_states: bool = True
     """Whether the server stores clients' states; False if each stays on its node."""
+    workload_has_states: bool = True
+    """Whether the workload's clients may have a state; False where its settings say that they have none."""
     by_examples: bool = True
     """Whether the update of a client that trains weighs as much as its examples."""
     code_names: bool = False
@@ -44,6 +46,10 @@ class RunFacts:
     def fits(self, labels: Mapping[str, str]) -> bool:
         """Return whether a node with these labels serves the run."""
         return all(labels.get(key) == value for key, value in self.labels.items())
+
+    def takes_states(self, exchange: Exchange) -> bool:
+        """Return whether clients may send a state: their workload, or a rule of the exchange, may have one."""
+        return self.keeps_states and (self.workload_has_states or bool(exchange.rules))
 
     @property
     def run_id(self) -> str:
@@ -86,6 +92,7 @@ class RunFacts:
             group_size=experiment.group_size,
             min_nodes=experiment.fleet.min_nodes,
             keeps_states=experiment.state_home == "server",
+            workload_has_states=experiment.workload.clients_have_state(),
             by_examples=experiment.weighs_by_examples,
             code_names=code_names,
         )
@@ -133,8 +140,8 @@ class PlannedGroup:
             raise BadMessage(f"group {result.key}: states of clients {strangers}, which have not reported")
         if result.states and not self.keeps_states:
             raise BadMessage(
-                f"group {result.key}: got states of clients {sorted(result.states)}, but in this run each client's "
-                "state stays on its node (round.state_home = 'node')"
+                f"group {result.key}: got states of clients {sorted(result.states)}, but none was asked for: the "
+                "workload and the exchange's rules have none, or each stays on its node (round.state_home = 'node')"
             )
         if result.total is None and result.reports:
             raise BadMessage(f"group {result.key}: {len(result.reports)} clients reported, but no accumulator")

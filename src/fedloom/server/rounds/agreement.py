@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from fedloom.core.config import Experiment
@@ -16,6 +17,10 @@ CLASSES = "workload.data.classes"
 """Setting of the classes in the order of their numbers."""
 UNIFORM = 'round.weighting="uniform"'
 """Setting with which all updates weigh the same."""
+_LARGEST = 1e300
+"""Bound of a site's sums."""
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
+"""A class that is a number."""
 _SHOWN = 12
 """Limit of names that a message lists."""
 
@@ -138,7 +143,7 @@ def _union(sites: Sequence[Described]) -> list[str]:
         names.update(site.info.label_names)
     if len(names) < 2:
         raise DataDiffers(f"all sites together have the classes {sorted(names)}; expected at least two")
-    return sorted(names, key=int) if all(name.lstrip("-").isdigit() for name in names) else sorted(names)
+    return sorted(names, key=int) if all(map(_NUMBER.fullmatch, names)) else sorted(names)
 
 
 def _as_table(value: object) -> Mapping[str, object]:
@@ -183,8 +188,13 @@ def moments_of(sums: Sequence[Info]) -> tuple[list[float], list[float]]:
 def _are_sums(value: object) -> bool:
     return (
         isinstance(value, dict)
-        and isinstance(value.get("n"), int)
-        and value["n"] > 0
-        and all(isinstance(value.get(key), list) for key in ("sum", "squares"))
+        and type(value.get("n")) is int
+        and 0 < value["n"] < 2**63
+        and all(_are_finite(value.get(key)) for key in ("sum", "squares"))
         and len(value["sum"]) == len(value["squares"])
     )
+
+
+def _are_finite(value: object) -> bool:
+    """Return whether a value is a list of numbers whose sum over any number of sites is finite."""
+    return isinstance(value, list) and all(type(each) in (int, float) and abs(each) < _LARGEST for each in value)

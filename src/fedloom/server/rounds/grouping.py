@@ -82,7 +82,7 @@ class GroupPlanner:
             prefer=self._parked_at.get(jobs[0].client, "") if collects else "",
             only=jobs[0].node,
             member=jobs[0].member,
-            keeps_states=self._run.keeps_states,
+            keeps_states=self._run.takes_states(request.exchange),
         )
 
     def _states(self, jobs: tuple[Job, ...], request: ExchangeRequest) -> dict[int, Record]:

@@ -93,6 +93,8 @@ def _traffic(reports: Sequence[ClientReport], shares: Mapping[str, NodeShare]) -
     )
 
 
+MAX_NAMES, FURTHER = 1024, "(further metrics)"
+"""Names of metrics that a round's record has at most, and what stands for the clients that report more."""
 _LONGEST = 64
 """Length limit of a list in a round's record; longer ones are raw data of a measure."""
 
@@ -106,7 +108,8 @@ def sum_metrics(reports: Sequence[ClientReport]) -> tuple[dict[str, Mean], dict[
 
     Returns:
         The sums, and by metric the clients whose numbers were left out: they, or a sum with them, are not finite, or
-        they are of weight 0 and not 0. A metric of which nothing is left has the sum NaN.
+        they are of weight 0 and not 0. A metric of which nothing is left has the sum NaN. Of metrics beyond
+        `MAX_NAMES` only the clients are listed, under `FURTHER`.
     """
     total: dict[str, tuple[float, float]] = {}
     left_out: dict[str, list[int]] = {}
@@ -115,12 +118,16 @@ def sum_metrics(reports: Sequence[ClientReport]) -> tuple[dict[str, Mean], dict[
             summed, weight = mean.sum, mean.weight
             if before := total.get(name):
                 summed, weight = before[0] + summed, before[1] + weight
+            elif len(total) + len(left_out) >= MAX_NAMES and name not in left_out:
+                further = left_out.setdefault(FURTHER, [])
+                further += [] if report.client in further[-1:] else [report.client]
+                continue
             measured = mean.weight > 0 or mean.sum == 0
             if measured and math.isfinite(summed) and math.isfinite(weight):
                 total[name] = summed, weight
             else:
                 left_out.setdefault(name, []).append(report.client)
-    none_left = {name: Mean(math.nan, 1.0) for name in left_out if name not in total}
+    none_left = {name: Mean(math.nan, 1.0) for name in left_out if name not in total and name != FURTHER}
     return {name: Mean(*pair) for name, pair in total.items()} | none_left, left_out
 
 

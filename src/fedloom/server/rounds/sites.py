@@ -12,6 +12,7 @@ from fedloom.core.events import Event, Notice
 from fedloom.core.history import RosterLine, SiteLine
 from fedloom.core.protocols import Roster, WorkloadInfo
 from fedloom.core.records import Exchange, Job
+from fedloom.core.text import clean
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.fleet.node_table import Presence
 from fedloom.server.rounds.agreement import (
@@ -34,6 +35,8 @@ REJOIN_S = 30.0
 ASK_AGAIN_S = 900.0
 """Seconds after which a site that could not be a client is tried again; one that reconnects is tried at once."""
 _SHOWN = 5
+_MAX_REASON = 2000
+"""Characters of a site's reason."""
 """Names that a message lists at most."""
 
 
@@ -207,9 +210,9 @@ class Sites(Clients):
     def _refuse(self, reasons: Mapping[str, str], candidates: Sequence[Candidate]) -> None:
         for one in candidates:
             if one.name in reasons:
-                reason = f"{one.name}: {reasons[one.name]}"
-                self._refused[one.member] = _Refused(reason, one.session, self._services.now())
-                self._notice(f"site {one.name!r} is no client of this run: {reasons[one.name]}")
+                why = clean(reasons[one.name], _MAX_REASON)
+                self._refused[one.member] = _Refused(f"{one.name}: {why}", one.session, self._services.now())
+                self._notice(f"site {one.name!r} is no client of this run: {why}")
 
     def _agree(self, settings: Sequence[str], described: Sequence[Described] = ()) -> None:
         """Apply settings at nodes that lack them; new ones are announced if sites have just been described."""

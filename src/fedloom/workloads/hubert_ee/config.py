@@ -230,3 +230,6 @@ class Config(TorchConfig):
                 "stage 'final' or 'joint'"
             )
         return self
+
+    def clients_have_state(self) -> bool:
+        return False

@@ -58,3 +58,6 @@ class Config(TorchConfig):
     def _has_precision(self) -> Self:
         self.model.check_precision(self.training)
         return self
+
+    def clients_have_state(self) -> bool:
+        return False

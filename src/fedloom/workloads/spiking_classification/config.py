@@ -86,3 +86,6 @@ class Config(TorchConfig):
                 'Set "auto" or "loop"'
             )
         return self
+
+    def clients_have_state(self) -> bool:
+        return False

@@ -48,3 +48,6 @@ class Config(TorchConfig):
                 'workload.model.train = "all"'
             )
         return self
+
+    def clients_have_state(self) -> bool:
+        return False

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from fedloom.core.config import Settings
 from fedloom.core.errors import ConfigError
-from fedloom.core.setting_types import CodeRef, ColumnName, DataPath, FreeText, Known, PlainWord
+from fedloom.core.setting_types import ALL_OTHERS, CodeRef, ColumnName, DataPath, FreeText, Known, PlainWord
 from fedloom.workloads._base.settings import TorchConfig
 from fedloom.workloads._data.settings import Fraction, Images, LocalData
 from fedloom.workloads._vision.augment_settings import AugmentSettings
@@ -72,8 +72,8 @@ class _Table(_Values):
     label: ColumnName | tuple[ColumnName, ...] = "label"
     """Column of the targets: whole numbers or text for classes, other numbers for a regression. A list of columns is
     several labels at once, each 0 or 1, or several numbers."""
-    features: tuple[ColumnName, ...] = ()
-    """Columns of the inputs, numbers; none named takes all others."""
+    features: Annotated[tuple[ColumnName, ...], ALL_OTHERS] = ()
+    """Columns of the inputs, numbers; none named takes all others, which nodes that have joined a server refuse."""
 
 
 class Csv(_Table):
@@ -124,8 +124,8 @@ class HubFolder(_Values):
     """Folder written by `save_to_disk`."""
     label: ColumnName | tuple[ColumnName, ...] = "label"
     """Column of the targets, or a list of them, as in a table."""
-    features: tuple[ColumnName, ...] = ()
-    """Columns of the inputs; none named takes all others."""
+    features: Annotated[tuple[ColumnName, ...], ALL_OTHERS] = ()
+    """Columns of the inputs; none named takes all others, which nodes that have joined a server refuse."""
 
 
 class DatasetRef(_HeldOut):
@@ -187,3 +187,6 @@ class Config(TorchConfig):
 
     def objects_key(self) -> str:
         return "" if self.objects is None else hashlib.sha256(self.objects.model_dump_json().encode()).hexdigest()
+
+    def clients_have_state(self) -> bool:
+        return False

@@ -131,3 +131,6 @@ class Config(TorchConfig):
         if self.frozen and self.second:
             raise ConfigError("workload.second: nothing is trained if workload.frozen is true; set second = false")
         return self
+
+    def clients_have_state(self) -> bool:
+        return False
