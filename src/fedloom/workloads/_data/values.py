@@ -64,5 +64,5 @@ def unsaid(what: str, values: Array) -> str:
     low, high = (float(edge) for edge in (values.min(), values.max())) if values.size else (0.0, 1.0)
     return (
         f"{what} values from {low:g} to {high:g} do not determine black and white. Set workload.data.value_range, "
-        f"such as [{min(low, 0.0):g}, {high:g}], the same for every site"
+        f"such as [{min(low, 0.0):g}, {high if high > min(low, 0.0) else 1.0:g}], the same for every site"
     )
