@@ -143,7 +143,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "not saved": ({"data": {"source": "huggingface", "dataset": "."}}, DataMissing, "not a folder written by save_to"),
     "no split": ({"data": {"source": "huggingface", "dataset": "other"}}, DataMissing, "'train', found other"),
     "no array": ({"data": {**SOURCES["npz"], "inputs": "z"}}, DataMissing, "expected an array 'z', found x, y"),
-    "no column": ({"data": {**SOURCES["csv"], "label": "z"}}, PluginInvalid, "expected a column 'z'"),
+    "no column": ({"data": {**SOURCES["csv"], "label": "z"}}, DataMissing, "no column 'z', only a, b, c, label"),
     "not an archive": ({"data": {"source": "npz", "file": "net.py"}}, DataMissing, "not a NumPy archive"),
     "no class": ({"model": "./net.py:Nett"}, PluginInvalid, "expected a class or function 'Nett'; found Net, examples"),
     "no name": ({"model": "./net.py"}, ConfigError, 'expected "./FILE.py:NAME"'),

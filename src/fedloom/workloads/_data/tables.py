@@ -91,25 +91,29 @@ def _columns(settings: TextTable, path: Path, wanted: Sequence[str]) -> list[lis
     return columns
 
 
-def _encoding(path: Path, settings: TextTable) -> str:
-    """Return the encoding set, otherwise that of the file's byte-order mark, otherwise UTF-8."""
+def encoding_of(path: Path, given: str | None) -> str:
+    """Return the encoding set, otherwise that of the file's byte-order mark, otherwise UTF-8.
+
+    Raises:
+        DataMissing: the file is no text.
+    """
     with path.open("rb") as file:
         start = file.read(8)
     for mark, what in _NO_TEXT:
         if start.startswith(mark):
             raise DataMissing(f"{path}: no table of text, but {what}")
     marked = next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
-    return marked if settings.encoding in (None, "utf-8") else str(settings.encoding)
+    return marked if given in (None, "utf-8") else str(given)
 
 
 def _csv_rows(path: Path, settings: Csv, wanted: Sequence[str]) -> Rows:
     csv.field_size_limit(sys.maxsize)  # cells may hold whole documents
-    encoding = _encoding(path, settings)
+    encoding = encoding_of(path, settings.encoding)
     with path.open(encoding=encoding, newline="") as file:
         reader = csv.reader(file, delimiter=settings.delimiter, strict=True)
         try:
             header = [name.strip() for name in next(reader, [])]
-            _check_header(path, header, wanted, settings.delimiter)
+            check_header(path, header, wanted, settings.delimiter)
             for cells in reader:
                 if not any(cell.strip() for cell in cells):
                     continue  # spreadsheets end in lines without a value
@@ -135,7 +139,12 @@ def _undecoded(path: Path, line: int, encoding: str, exc: UnicodeDecodeError) ->
     return DataMissing(f"{path}, after line {line}: byte 0x{byte} is not {encoding} ({exc.reason}). {_SET_ENCODING}")
 
 
-def _check_header(path: Path, header: Sequence[str], wanted: Sequence[str], delimiter: str) -> None:
+def check_header(path: Path, header: Sequence[str], wanted: Sequence[str], delimiter: str) -> None:
+    """Check the names of a table's columns.
+
+    Raises:
+        DataMissing: one of those that are wanted is missing or there twice, or the line is no header.
+    """
     if not header:
         raise DataMissing(f"{path}: the file is empty; expected a header line with {', '.join(wanted)}")
     if any("\0" in name for name in header):
@@ -156,13 +165,12 @@ def _check_header(path: Path, header: Sequence[str], wanted: Sequence[str], deli
 
 def _no_column(path: Path, line: int, name: str, found: Sequence[str], hint: str = "") -> DataMissing:
     shown = ", ".join(repr(column)[1:-1] for column in found[:_SHOWN]) or "nothing"
-    return DataMissing(
-        f"{path}, line {line}: no column {name!r}, only {shown}{hint or '. Name it in workload.data (text_column, …)'}"
-    )
+    advice = hint or ". Name it in workload.data (label, text_column, …)"
+    return DataMissing(f"{path}, line {line}: no column {name!r}, only {shown}{advice}")
 
 
 def _json_rows(path: Path, settings: TextTable, wanted: Sequence[str]) -> Rows:
-    encoding = _encoding(path, settings)
+    encoding = encoding_of(path, settings.encoding)
     number = 0
     with path.open(encoding=encoding) as file:
         try:

@@ -82,6 +82,10 @@ class Csv(_Table):
     source: Literal["csv"] = "csv"
     delimiter: Annotated[FreeText, Field(min_length=1, max_length=1)] = ","
     """Character between the cells of a line."""
+    decimal: Literal[".", ","] = "."
+    """Decimal mark of numbers."""
+    encoding: PlainWord | None = None
+    """Encoding of the files, as Python names it (`latin-1`, `cp1252`); None reads UTF-8, and UTF-16 with its mark."""
 
 
 class Parquet(_Table):

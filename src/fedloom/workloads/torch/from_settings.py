@@ -17,6 +17,7 @@ from fedloom.core.records import Array
 from fedloom.core.registry import load_file
 from fedloom.workloads._base.examples import Examples
 from fedloom.workloads._data.images import load_images
+from fedloom.workloads._data.labels import doubts
 from fedloom.workloads._data.settings import Images
 from fedloom.workloads.torch.config import OWN_MODELS, Config, Csv, DatasetRef, HubFolder, Npy, Npz, Parquet
 from fedloom.workloads.torch.data import ReadData, Reading, read_data
@@ -24,11 +25,13 @@ from fedloom.workloads.torch.image_models import image_model, is_named
 from fedloom.workloads.torch.making import parts_of
 from fedloom.workloads.torch.parts import Parts
 from fedloom.workloads.torch.standard import Moments, standardise
+from fedloom.workloads.torch.table_files import read_frame
 from fedloom.workloads.torch.tables import own_model
-from fedloom.workloads.torch.types import LossFunction, Model
+from fedloom.workloads.torch.types import LossFunction, Model, Task
 
 AnyData: TypeAlias = Csv | Parquet | Npz | Npy | HubFolder | Images | DatasetRef
 """Settings of a source."""
+_SHOWN = 8
 
 
 def parts_of_settings(config: Config) -> Parts:
@@ -52,7 +55,20 @@ def parts_of_settings(config: Config) -> Parts:
     loss: LossFunction | None = (
         None if config.loss is None else cast("LossFunction", referred(config.loss, "workload.loss"))
     )
-    return parts_of(model, read, task=config.task, loss=loss)
+    parts = parts_of(model, read, task=config.task, loss=loss)
+    return replace(parts, notes=(*parts.notes, *_doubts(read.examples, parts.task)))
+
+
+def _doubts(examples: Examples, task: Task) -> list[str]:
+    """Return what may be wrong with classes that were found, in words."""
+    if task != "classification" or not isinstance(examples.train, tuple):
+        return []
+    if examples.label_names:
+        alone = [f"all examples are of one class, {examples.label_names[0]!r}"] * (len(examples.label_names) == 1)
+        return [*alone, *doubts(examples.label_names)]
+    present = set(np.unique(np.asarray(examples.train[-1])).tolist())
+    lacking = [str(number) for number in range(int(max(present)) + 1) if number not in present]
+    return [f"no example of the classes {', '.join(lacking[:_SHOWN])}{' …' * (len(lacking) > _SHOWN)}"] * bool(lacking)
 
 
 def _read(settings: AnyData, title: str) -> ReadData:
@@ -65,9 +81,8 @@ def _read(settings: AnyData, title: str) -> ReadData:
         labels = (settings.label,) if isinstance(settings.label, str) else settings.label
         columns = settings.features
     train, test = _data(settings)
-    read = read_data(
-        train, test, Reading(labels=labels, columns=columns, test_fraction=settings.test_fraction, title=title)
-    )
+    how = Reading(labels=labels, columns=columns, test_fraction=settings.test_fraction, title=title)
+    read = _read_with_path(train, test, how, settings)
     read = replace(read, examples=replace(read.examples, kind=settings.kind, licence=settings.licence))
     if isinstance(settings, DatasetRef) or not settings.standardise:
         return read
@@ -76,6 +91,16 @@ def _read(settings: AnyData, title: str) -> ReadData:
         given = Moments(np.array(settings.mean, np.float64), np.array(settings.std, np.float64))
     examples, moments = standardise(read.examples, given)
     return replace(read, examples=examples, moments=moments, facts=moments.facts)
+
+
+def _read_with_path(train: object, test: object, how: Reading, settings: AnyData) -> ReadData:
+    """Return data as examples; what is wrong with data of files is an error that begins with their path."""
+    try:
+        return read_data(train, test, how)
+    except PluginInvalid as exc:
+        if isinstance(settings, DatasetRef):
+            raise
+        raise DataMissing(f"{_place(settings)}: {str(exc).removeprefix('data: ')}") from exc
 
 
 def _pictures(settings: Images, title: str) -> ReadData:
@@ -124,21 +149,22 @@ def referred(reference: str, setting: str) -> Callable[..., object]:
 
 
 def _title(config: Config) -> str:
-    data = config.data
-    if data is None:
-        return "own data"
+    return "own data" if config.data is None else config.data.title or Path(_place(config.data)).name
+
+
+def _place(data: AnyData) -> str:
+    """Return the path or reference of a source."""
     match data:
         case DatasetRef():
-            named = data.train
+            return data.train
         case Npy():
-            named = data.inputs
+            return data.inputs
         case HubFolder():
-            named = data.dataset
+            return data.dataset
         case Images():
-            named = data.folder
+            return data.folder
         case _:
-            named = data.file
-    return data.title or Path(named).name
+            return data.file
 
 
 def _data(settings: Csv | Parquet | Npz | Npy | HubFolder | DatasetRef) -> tuple[object, object]:
@@ -154,9 +180,8 @@ def _data(settings: Csv | Parquet | Npz | Npy | HubFolder | DatasetRef) -> tuple
         case HubFolder():
             return _saved(settings)
         case _:
-            return _frame(settings, settings.file), None if settings.test_file is None else _frame(
-                settings, settings.test_file
-            )
+            held = None if settings.test_file is None else read_frame(settings, _file(settings.test_file))
+            return read_frame(settings, _file(settings.file)), held
 
 
 def _called(reference: str) -> object:
@@ -165,16 +190,6 @@ def _called(reference: str) -> object:
         return function()
     except Exception as exc:
         raise plugin_fault(f"workload.data: {reference}", exc) from exc
-
-
-def _frame(settings: Csv | Parquet, file: str) -> object:
-    with needed_by(f"workload.data.source = {settings.source!r}"):
-        import pandas as pd
-    path = _file(file)
-    try:
-        return pd.read_csv(path, sep=settings.delimiter) if isinstance(settings, Csv) else pd.read_parquet(path)
-    except (ValueError, OSError) as exc:
-        raise DataMissing(f"{file}: not a {settings.source} file that can be read: {exc}") from exc
 
 
 def _array(file: str) -> Array:

@@ -50,6 +50,11 @@ def outputs_of(targets: Tensor, examples: Examples, task: Task | None) -> int:
     if targets.dim() > 1 and targets.shape[1] > 1:
         return int(targets.shape[1])
     if task == "classification" or (task is None and not targets.is_floating_point()):
+        if int(targets.min()) < 0:
+            raise ConfigError(
+                f"workload.data: labels from {int(targets.min())} to {int(targets.max())}, expected classes from 0. "
+                'Number them from 0, write them as text, or set workload.task = "regression"'
+            )
         return max(int(targets.max()) + 1, len(examples.label_names), 2)
     return 1
 
