@@ -261,6 +261,20 @@ def test_the_doubled_embedding_is_another_function_and_needs_a_block(encoder: Te
         explain(bare, other, "saliency", twice)
 
 
+@pytest.mark.parametrize("name", ["saliency", "integrated_gradients", "gradient_shap", "deep_lift"])
+def test_an_explainer_that_cannot_serve_a_network_is_named(tokens: WordTokens, name: str) -> None:
+    bag = BagOfWords(tokens, torch.arange(tokens.size).double())  # padding is token 0
+
+    def rounded(vectors: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return bag.logits(vectors, mask).detach()  # as of a network that rounds: no gradient reaches the vectors
+
+    model = TextModel(bag, tokens, bag.vectors, rounded)
+    encoded = tokens.encode([WORDS])[0]
+    with pytest.raises(UnsupportedFeature, match=rf"'{name}' cannot serve the network BagOfWords: \w+Error: "):
+        explain(model, encoded, name)
+    assert np.abs(explain(model, encoded, "occlusion")).max() > 0.0
+
+
 def test_words_of_several_pieces_and_blank_words(tokens: WordTokens) -> None:
     encoded = tokens.encode([("she", " ", "harbour", "x9")])[0]
     assert encoded.words[0] is None and encoded.words[-1] is None

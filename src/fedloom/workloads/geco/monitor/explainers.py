@@ -96,7 +96,7 @@ def token_importance(
     device = next(model.parameters()).device
     with exact(device, seed=integer_seed(seed, "geco", explainer)), torch.enable_grad():
         question = _question(model, encoded, target, explainer, settings, device)
-        with _quiet():
+        with _quiet(), _serving(explainer, model):
             found = EXPLAINED[explainer](question)
         for parameter in model.parameters():
             parameter.grad = None
@@ -141,6 +141,18 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@contextmanager
+def _serving(explainer: str, model: TextModel) -> Iterator[None]:
+    """Name explainer and model in what Captum or PyTorch raise."""
+    try:
+        yield
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as exc:
+        raise UnsupportedFeature(
+            f"monitor.explainers: {explainer!r} cannot serve the network {type(model.network).__name__}: "
+            f"{type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else 'no reason given'}; remove it"
+        ) from exc
 
 
 def _saliency(q: Question) -> Tensor:
