@@ -25,6 +25,15 @@ def test_a_lower_cutoff_finds_names_that_are_less_alike() -> None:
     assert nearest("rat", ["rate_max"], cutoff=0.5) == "rate_max"
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("lr", "learning_rate"), ("bs", "batch_size"), ("num_clients", "clients"), ("ms", None), ("x", None)],
+)
+def test_initials_and_counts_stand_for_names(name: str, near: str | None) -> None:
+    known = ["learning_rate", "batch_size", "clients", "min_sites", "max_seconds"]
+    assert nearest(name, known) == near, "initials of two names stand for neither"
+
+
 def test_tables_are_flattened_to_dotted_keys_in_order() -> None:
     table: dict[str, object] = {"a": {"b": {"c": 1}, "d": [{"e": 2}]}, "f": {}, "g": {"h": {}}, "i": None}
     flat = dotted(table)

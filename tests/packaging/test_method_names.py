@@ -25,6 +25,7 @@ SHARED = {
     "loss": "the metric of every training",
     "second": "a unit",
     "statistics": "a stage of a job",
+    "std": "a moment of data, which sites agree on",
     "training": "the phase of a round",
     "uniform": "the selection of an experiment that names none, and a weighting",
 }

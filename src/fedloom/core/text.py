@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 V = TypeVar("V")
-_SHORT = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay", "num_clients": "clients"}
-"""What people write for names of settings."""
 
 
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
@@ -23,9 +21,16 @@ def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | No
         The known name; None if none is similar enough.
     """
     names = list(known)
-    if (meant := _SHORT.get(name)) in names:
-        return meant
+    meant = [each for each in names if name in (f"num_{each}", _initials(each))]
+    if len(meant) == 1:
+        return meant[0]
     return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=cutoff)), None)
+
+
+def _initials(name: str) -> str:
+    """Return the initials of a name of several words: `lr` of `learning_rate`; empty for one word."""
+    words = name.split("_")
+    return "".join(word[:1] for word in words) if len(words) > 1 else ""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
