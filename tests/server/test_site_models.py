@@ -57,6 +57,8 @@ def test_models_of_sites_that_share_them_are_evaluated_at_every_site(sites: Site
     assert "cross_sites" not in outcome.history[0].sections and not log.of(NodeRefused)
     text = write_report(tmp_path / "run").read_text(encoding="utf-8")
     assert "loss of each model (columns) at each site (rows)" in text and "n/a" in text
+    private = "its policy does not share a model that was trained there alone (share_local_model)"
+    assert found["reasons"] == {"models": {"b": private}, "sites": {}} and f"n/a: the model of b: {private}" in text
 
 
 def test_models_leave_no_site_that_does_not_share_them_and_the_run_is_the_same(tmp_path: Path) -> None:
@@ -114,6 +116,18 @@ def test_a_site_that_forbids_evaluation_trains_no_model_for_it(sites: Sites, tmp
     first, second = found["cross_sites"]["metrics"]["loss"]
     assert first[1] == "n/a" and first[2] == pytest.approx(loss(train_rows("b").mean(0), "a"))
     assert second == ["n/a"] * 3
+    reasons = found["cross_sites"]["reasons"]
+    assert [*reasons["models"]] == ["a"] and "forbids evaluation" in reasons["sites"].pop("b") and not reasons["sites"]
+
+
+def test_the_matrix_says_which_sites_were_away(sites: Sites) -> None:
+    sites.start("a", "b", share_local_model=True)
+    one = experiment(rounds=2, workload={"data": GIVEN})
+    outcome = sites.run(one, after={1: lambda: sites.stop("b")})
+    assert outcome.error is None
+    found = outcome.history[-1].sections["cross_sites"]
+    assert [[value == "n/a" for value in row] for row in found["metrics"]["loss"]] == [[False, False, True], [True] * 3]
+    assert found["reasons"] == {part: {"b": "the site is not connected"} for part in ("models", "sites")}
 
 
 def test_fine_tuning_is_for_sites() -> None:
@@ -133,8 +147,9 @@ def test_a_site_sends_no_model_that_a_server_asks_for_against_its_policy(
     log = EventLog()
     outcome = sites.run(experiment(rounds=1, workload={"data": GIVEN}), sinks=[log])
     assert outcome.error is None
-    found = outcome.history[-1].sections["cross_sites"]["metrics"]["loss"]
-    assert [[value == "n/a" for value in row] for row in found] == [[False, False, True]] * 2
+    section = outcome.history[-1].sections["cross_sites"]
+    assert [[value == "n/a" for value in row] for row in section["metrics"]["loss"]] == [[False, False, True]] * 2
+    assert "shares no model trained on its data alone" in section["reasons"]["models"]["b"]
     assert [(each.node, each.reason) for each in log.of(NodeRefused)] == [
         ("b", "the node's policy shares no model trained on its data alone")
     ]
@@ -148,4 +163,6 @@ def test_a_model_of_another_form_than_the_global_one_is_evaluated_nowhere(
     monkeypatch.setattr(jobs, "local_model", lambda turn: other)
     outcome = sites.run(experiment(rounds=1, workload={"data": GIVEN}))
     assert outcome.error is None
-    assert [row[1:] for row in outcome.history[-1].sections["cross_sites"]["metrics"]["loss"]] == [["n/a"]]
+    section = outcome.history[-1].sections["cross_sites"]
+    assert [row[1:] for row in section["metrics"]["loss"]] == [["n/a"]]
+    assert "other arrays than the global one" in section["reasons"]["models"]["a"]

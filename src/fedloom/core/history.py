@@ -219,7 +219,8 @@ class RunSummary(_Frozen):
     """Numbers of examples and classes, what was left out of the data, and remarks, as the workload states them."""
     cross_sites: JsonObject = {}
     """Models of sites, and the global one, on the validation data of every site, after the last round: `sites` (rows),
-    `models` (columns), and by metric their values, `n/a` where a model is not shared. Empty without sites."""
+    `models` (columns), by metric their values, and `reasons`, by model and by site, of those that are `n/a`. Empty
+    without sites."""
     error: str | None = None
     environment: dict[str, str] = {}
     """Versions and machine of the run."""

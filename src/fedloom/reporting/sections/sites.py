@@ -76,6 +76,15 @@ def _matrices(found: JsonObject) -> list[Markup]:
             caption=f"{name} of each model (columns) at each site (rows)",
         )
         for name, rows in found["metrics"].items()
+    ] + _reasons(found["reasons"])
+
+
+def _reasons(found: JsonObject) -> list[Markup]:
+    """Say why models and sites have no number."""
+    return [
+        tag("p", f"n/a: {what} {name}: {why}.")
+        for what, part in (("the model of", "models"), ("site", "sites"))
+        for name, why in found[part].items()
     ]
 
 

@@ -9,7 +9,7 @@ from fedloom.core.accumulators import UpdateList
 from fedloom.core.records import MODEL, Exchange, Groups, Record
 from fedloom.server.rounds.closing import ClosingTerms
 from fedloom.server.rounds.counts import Collected
-from fedloom.server.rounds.cross_sites import CROSS_SITES, cross_section
+from fedloom.server.rounds.cross_sites import CROSS_SITES, Reasons, cross_section
 from fedloom.server.rounds.open_round import OpenRound, RoundPhase, RunParts
 from fedloom.server.rounds.record import evaluated
 from fedloom.server.rounds.request import ExchangeRequest, Phase
@@ -18,6 +18,9 @@ from fedloom.server.rounds.site_metrics import FINE_TUNED, SECTION, site_section
 Inputs = Mapping[str, Record]
 Measured = dict[int, dict[str, float]]
 """Metrics of one model, by site."""
+_AWAY = "the site is not connected"
+_PRIVATE = "its policy does not share a model that was trained there alone (share_local_model)"
+_UNFIT = "it has no examples to train on, or its model has other arrays than the global one"
 
 
 class SiteModelsPhase(RoundPhase):
@@ -41,23 +44,42 @@ class SiteModelsPhase(RoundPhase):
 
     def _cross(self, round: OpenRound, inputs: Inputs, times: int) -> None:
         """Evaluate the models of the sites that share theirs at every site."""
+        reasons = Reasons(sites=dict.fromkeys(round.roster.offline, _AWAY))
+        models = self._shared_models(round, inputs, times, reasons)
+        columns = {
+            client: self._evaluate(round, {**inputs, MODEL: Record(groups, inputs[MODEL].info)}, client, reasons)
+            for client, groups in models.items()
+        }
+        measured = round.sections.get(SECTION, {"sites": (), "missing": {}})
+        of_global = {row["client"]: row["metrics"] for row in measured["sites"]}
+        for client in range(round.roster.population):
+            if (why := measured["missing"].get(round.roster.name(client))) is not None:
+                reasons.sites.setdefault(client, why)
+        round.add_section(CROSS_SITES, cross_section(round.roster, of_global, columns, reasons))
+
+    def _shared_models(self, round: OpenRound, inputs: Inputs, times: int, reasons: Reasons) -> dict[int, Groups]:
+        """Return the models of the sites that share theirs, and note why others have none."""
         exchange = self._exchange(round, inputs, "local", times)
         sharing = self._parts.clients.sharing()
         exchange = replace(exchange, jobs=tuple(job for job in exchange.jobs if job.client in sharing))
-        models: dict[int, Groups] = {}
-        if exchange.jobs:
-            total = self._ask(round, Phase.LOCAL_MODELS, replace(exchange, accumulator="separate")).total
-            updates = total.updates if isinstance(total, UpdateList) else []
+        here, models = {job.client for job in exchange.jobs}, dict[int, Groups]()
+        if here:
+            collected = self._ask(round, Phase.LOCAL_MODELS, replace(exchange, accumulator="separate"))
+            updates = collected.total.updates if isinstance(collected.total, UpdateList) else []
             models = {client: update.groups for client, update in updates if _fits(update.groups, inputs[MODEL])}
-        columns = {client: self._evaluate(round, inputs, client, groups) for client, groups in models.items()}
-        of_global = {row["client"]: row["metrics"] for row in round.sections.get(SECTION, {}).get("sites", ())}
-        round.add_section(CROSS_SITES, cross_section(round.roster, of_global, columns))
+            reasons.models.update((failure.client, failure.words) for failure in collected.counts.failures)
+        for client in range(round.roster.population):
+            if client not in models:
+                absent = _AWAY if client in sharing else _PRIVATE
+                reasons.models.setdefault(client, _UNFIT if client in here else absent)
+        return models
 
-    def _evaluate(self, round: OpenRound, inputs: Inputs, owner: int, groups: Groups) -> Measured:
+    def _evaluate(self, round: OpenRound, inputs: Inputs, owner: int, reasons: Reasons) -> Measured:
         """Return the metrics of a site's model at every site."""
-        read = {**inputs, MODEL: Record(groups, inputs[MODEL].info)}
-        exchange = replace(self._parts.clients.evaluation(round.number, tuple(read)), inputs=read)
+        exchange = replace(self._parts.clients.evaluation(round.number, tuple(inputs)), inputs=inputs)
         collected = self._ask(round, int(Phase.CROSS_SITES) + owner, exchange)
+        for failure in collected.counts.failures:
+            reasons.sites.setdefault(failure.client, failure.words)
         exponentials = round.info.exponentials
         return {report.client: evaluated(report.metrics, exponentials) or {} for report in collected.reports}
 
