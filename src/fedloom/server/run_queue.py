@@ -10,7 +10,7 @@ import fcntl
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -25,6 +25,7 @@ from fedloom.core.plugins import check_parts
 from fedloom.core.provenance import SubmittedCode, provenance_of_submission
 from fedloom.core.records import Info, JsonObject
 from fedloom.core.run_files import EXPERIMENT
+from fedloom.server.deleted_runs import DeletedRuns, holders_of
 from fedloom.server.run_table import DELETING, RunTable
 from fedloom.server.run_views import NOBODY, UNCHANGED, Events, Owner, Resumption, RunState
 from fedloom.server.store.disk_run_store import DiskRunStore
@@ -91,6 +92,9 @@ class RunQueue:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = _lock(folder)
         self._table = RunTable(folder / "fedloom.sqlite")
+        self._deleted = DeletedRuns(folder / "fedloom.sqlite", clock.time)
+        self.on_deleted: Callable[[str, Collection[str]], None] = lambda run_id, holders: None
+        """Called with a run that is being deleted, and the nodes that may have clients' states of it."""
         self._changed = threading.Condition()
         self._watchers: dict[str, list[Events]] = {}
         self._running: dict[str, _Running] = {}
@@ -237,7 +241,7 @@ class RunQueue:
         return status
 
     def delete(self, run_id: str) -> str:
-        """Delete a run that has ended, and its folder; returns the status it had.
+        """Delete a run that has ended, its folder, and clients' states of it on nodes; returns the status it had.
 
         Raises:
             UsageError: it has not ended.
@@ -245,10 +249,18 @@ class RunQueue:
         """
         with self._changed:
             status = self._require_ended(run_id, "deleted")
+            holders = holders_of(DiskRunStore.open(self._folder / "runs" / run_id)) if status != DELETING else set()
+            self._deleted.add(run_id, holders)
             self._table.set(run_id, status=DELETING)
             self._end_watches(run_id)
+        self.on_deleted(run_id, holders)
         self._erase(run_id)
         return status
+
+    def deleted_for(self, names: Collection[str]) -> Sequence[str]:
+        """Return the deleted runs that a node may have clients' states of, by its name and the member's id."""
+        with self._changed:
+            return self._deleted.of(names)
 
     def close(self) -> None:
         """Stop the running runs at their next opportunity, leave the rest queued, and close the database."""
@@ -262,6 +274,7 @@ class RunQueue:
                 thread.join()
         with self._changed:
             self._table.close()
+            self._deleted.close()
         self._lock.close()
 
     def _create(self, name: str) -> DiskRunStore:

@@ -124,6 +124,7 @@ def _queue(
             clock=server.clock,
         )
     ) as runs:
+        runs.on_deleted, server.coordinator.deleted_runs = server.coordinator.drop_states, runs.deleted_for
         yield runs
 
 

@@ -25,6 +25,7 @@ from fedloom.core.messages import (
     GroupResult,
     Heartbeat,
     Refusal,
+    RunOver,
     Verdict,
 )
 from fedloom.server.fleet.dispatch import Dispatch
@@ -230,6 +231,13 @@ class Coordinator(AgentSessions):
             self._dispatch.entitlements.forget(run_id)
             for node in self._nodes.values():
                 node.forget(run_id, resumable=resumable)
+
+    def drop_states(self, run_id: str, holders: Collection[str]) -> None:
+        """Make the connected ones of these nodes, or members, drop clients' states of a run that is deleted."""
+        with self._changed:
+            for name, node in self._nodes.items():
+                if node.mailbox is not None and (name in holders or node.member in holders):
+                    node.mailbox.put(RunOver(run_id=run_id))
 
     def retain(self, run: RunFacts, digests: Collection[str]) -> None:
         """Withdraw all pinned records of the run except these."""

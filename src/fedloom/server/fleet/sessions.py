@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from fedloom.core.clock import Clock
 from fedloom.core.errors import BadMessage, NotFound, ServerUnreachable
 from fedloom.core.events import NodeChanged
-from fedloom.core.messages import PROTOCOL, Hello, Welcome
+from fedloom.core.messages import PROTOCOL, Hello, RunOver, Welcome
 from fedloom.server.fleet.dispatch import Dispatch
 from fedloom.server.fleet.fleet_view import FleetView
 from fedloom.server.fleet.node_table import NodeTable
@@ -45,6 +45,8 @@ class AgentSessions(FleetView):
         super().__init__(parts.nodes, parts.lock, by_labels=by_labels)
         self.payloads, self._dispatch = parts.payloads, parts.dispatch
         self._on_node, self._clock, self._heartbeat_s = parts.on_node, parts.clock, heartbeat_s
+        self.deleted_runs: Callable[[Collection[str]], Collection[str]] = lambda names: ()
+        """Returns the deleted runs that a node may have clients' states of, by its name and the member's id."""
         self._closed = False
 
     def register(
@@ -104,6 +106,8 @@ class AgentSessions(FleetView):
             known.locality = locality or known.locality
             mailbox = known.attach()
         self._on_node(NodeChanged(node=node, state="online"))
+        for run_id in self.deleted_runs({node, known.member}):
+            mailbox.put(RunOver(run_id=run_id))
         with self._changed:
             self._dispatch.push()
             self._changed.notify_all()
