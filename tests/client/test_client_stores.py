@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -77,6 +78,23 @@ def test_files_are_the_owners_alone_and_a_half_written_one_is_never_read(tmp_pat
     file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(BadFrame):
         store.read(at(9), 0)
+
+
+@pytest.mark.parametrize(("run", "client"), [("other", 0), ("run", 1)])
+def test_a_state_that_was_copied_from_another_run_or_client_is_not_trained_on(
+    tmp_path: Path, run: str, client: int
+) -> None:
+    store = NodeStore(tmp_path)
+    store.keep(at(1), 0, state(1.0))
+    store.keep(at(1, run=run), client, state(2.0))
+    (file,) = [path for path in tmp_path.rglob("*.safetensors") if b"2.0" in path.read_bytes()]
+    (own,) = set(tmp_path.rglob("*.safetensors")) - {file}
+    own.write_bytes(file.read_bytes())
+    found = f"expected the state of client 0 of run 'run', found one of {{'run': '{run}', 'client': {client}}}"
+    with pytest.raises(BadFrame, match=re.escape(found)):
+        store.read(at(2), 0)
+    own.unlink()
+    assert store.read(at(2), 0) is None
 
 
 def test_no_room_is_said(tmp_path: Path) -> None:

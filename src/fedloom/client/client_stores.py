@@ -6,12 +6,13 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from fedloom.core import frames
 from fedloom.core.config import NODE_STATE_ROUNDS
-from fedloom.core.errors import StorageFull
+from fedloom.core.errors import BadFrame, StorageFull
 from fedloom.core.files import replacing
 from fedloom.core.messages import Group, PayloadRef
 from fedloom.core.records import Record
@@ -19,6 +20,8 @@ from fedloom.core.user_folders import home_or_temporary
 
 STALE_S = 30 * 86400.0
 """Seconds after which the states of a run that was not resumed are removed."""
+_OWNER = "owner"
+"""Key of a stored state's info: the run and the client it is of."""
 
 
 class ClientStore(Protocol):
@@ -65,11 +68,21 @@ class NodeStore:
         """Read the newest state from before the group's exchange.
 
         Raises:
-            BadFrame: the file is damaged.
+            BadFrame: the file is damaged, or is the state of another run or client.
         """
-        found = self._versions(group.key.run_id, client)
+        found, run_id = self._versions(group.key.run_id, client), group.key.run_id
         older = [at for at in found if at < (group.key.round, group.key.exchange)]
-        return frames.decode(found[max(older)].read_bytes()) if older else None
+        if not older:
+            return None
+        path = found[max(older)]
+        record = frames.decode(path.read_bytes())
+        owner = record.info.get(_OWNER)
+        if owner != {"run": run_id, "client": client}:
+            raise BadFrame(
+                f"{path}: expected the state of client {client} of run {run_id!r}, found one of {owner}. It was copied "
+                "from elsewhere: restore the file, or remove it to go on without it"
+            )
+        return record
 
     def keep(self, group: Group, client: int, state: Record) -> PayloadRef | None:
         """Write a client's state atomically; a few older rounds' states are retained.
@@ -80,10 +93,11 @@ class NodeStore:
         self._drop_stale()
         folder = self._of(group.key.run_id) / str(client)
         path = folder / f"{group.key.round}-{group.key.exchange}.safetensors"
+        owner = {"run": group.key.run_id, "client": client}
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with replacing(path, private=True) as file:
-                for piece in frames.pieces(state):
+                for piece in frames.pieces(replace(state, info={**state.info, _OWNER: owner})):
                     file.write(piece)
         except OSError as exc:
             raise StorageFull(
