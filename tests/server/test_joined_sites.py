@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from shell import Shell
+from joined_sites import Federation, pictures
 
 from fedloom.testing.fleet import wait_until
 
 pytestmark = pytest.mark.slow
-WORKLOADS = ("image_classification", "spiking_classification")
 SIZES = {"east": 90, "north": 60, "west": 120}
 DATA = '[workload.data]\nsource = "npz"\nfile = "$DATA/x.npz"\n'
 IMAGES = f'[workload]\nname = "image_classification"\nmodel = {{ name = "mlp", hidden = [16, 8] }}\n{DATA}'
@@ -24,7 +21,6 @@ SPIKES = (
 )
 LOW_RANK = 'targets = ["1", "3"]\nrank_max = 4\nrank_min = 2\ninitiating_rounds = 1\n'
 EXPERIMENTS = {"fedavg": ("", IMAGES), "sfedca": ("", SPIKES), "sa_fedlora": (LOW_RANK, IMAGES)}
-AS_ADMIN = ("--identity", "state/admin")
 
 
 def text(name: str, rounds: int = 3, cohort: int | None = None, more: str = "", fine_tune: int = 0) -> str:
@@ -35,89 +31,12 @@ def text(name: str, rounds: int = 3, cohort: int | None = None, more: str = "", 
     return f'{head}{tuned}[strategy]\nname = "{name}"\n{strategy}{workload}'
 
 
-class Federation:
-    """A server and its sites, each with a folder of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._shells: list[Shell] = []
-        self.server = self._shell("server")
-        self.program, self.port, _ = self.server.serve(0)
-        self.sites: dict[str, Any] = {}
-        for number, (name, size) in enumerate(SIZES.items()):
-            self._join(name, size, number)
-
-    def _shell(self, name: str) -> Shell:
-        folder = self.folder / name
-        folder.mkdir()
-        home = ("env", f"FEDLOOM_CACHE={folder / 'cache'}", f"XDG_CONFIG_HOME={folder / 'config'}", "OMP_NUM_THREADS=1")
-        self._shells.append(Shell(folder, home))
-        return self._shells[-1]
-
-    def _join(self, name: str, size: int, number: int) -> None:
-        shell, rng = self._shell(name), np.random.default_rng(number)
-        data = shell.folder / "data"
-        data.mkdir()
-        y = rng.permutation(np.arange(size) % 3)
-        x = rng.integers(0, 60, (size, 8, 8)) + 60 * y[:, None, None]
-        np.savez(data / "x.npz", x_train=x.astype(np.uint8), y_train=y, x_test=x[:20].astype(np.uint8), y_test=y[:20])
-        token = self.server.run("token", "create", "--name", name, *AS_ADMIN).strip()
-        shell.run("join", token, *(f"--allow={workload}={data}" for workload in WORKLOADS))
-
-    def start(self, names: Sequence[str]) -> None:
-        """Start sites' agents, in this order."""
-        for name in names:
-            shell = next(shell for shell in self._shells if shell.folder.name == name)
-            self.sites[name] = shell.start("client")
-            wait_until(lambda name=name: name in self._online(), 60, f"{name} connecting")  # type: ignore[misc]
-
-    def allow_sharing(self, *names: str) -> None:
-        """Let models trained at sites alone be evaluated at others, by their policies."""
-        for name in names:
-            (policy,) = (self.folder / name).rglob("policy.toml")
-            policy.write_text(f"share_local_model = true\n{policy.read_text(encoding='utf-8')}", encoding="utf-8")
-
-    def kill(self, name: str) -> None:
-        self.sites[name][0].kill()
-        self.sites[name][0].wait()
-
-    def restart_server(self) -> None:
-        self.program.kill()
-        self.program.wait()
-        self.program, _, _ = self.server.serve(int(self.port))
-
-    def submit(self, experiment: str) -> str:
-        (self.server.folder / "x.toml").write_text(experiment, encoding="utf-8")
-        return self.server.run("submit", "x.toml", *AS_ADMIN).strip().splitlines()[-1]
-
-    def run_folder(self, run_id: str) -> Path:
-        return self.server.folder / "state" / "runs" / run_id
-
-    def rounds(self, run_id: str) -> list[Any]:
-        path = self.run_folder(run_id) / "rounds.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-    def result(self, run_id: str) -> Any:
-        summary = self.run_folder(run_id) / "summary.json"
-        logs = {name: log.read_text(encoding="utf-8")[-1500:] for name, (_, log) in self.sites.items()}
-        wait_until(summary.exists, 240, f"the end of {run_id}; the sites said {logs}")
-        found = json.loads(summary.read_text(encoding="utf-8"))
-        assert (found["status"], found["error"]) == ("done", None), found
-        return found
-
-    def _online(self) -> str:
-        lines = self.server.run("nodes", *AS_ADMIN).splitlines()
-        return "\n".join(line for line in lines if " online " in line or " busy " in line)
-
-    def close(self) -> None:
-        for shell in self._shells:
-            shell.close()
-
-
 @pytest.fixture
 def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Federation]:
     monkeypatch.setenv("COLUMNS", "250")
     with contextlib.closing(Federation(tmp_path)) as made:
+        for number, (name, size) in enumerate(SIZES.items()):
+            made.join(name, *pictures(size, number))
         yield made
 
 
