@@ -16,6 +16,7 @@ from fedloom.client.link import connect_trusting
 from fedloom.proto.v1 import enroll_pb2 as pb
 from fedloom.proto.v1.enroll_pb2_grpc import EnrollStub
 from fedloom.server.access import listening
+from fedloom.server.access.calls import ENROLL_THREADS
 
 CONNECTIONS = 6
 
@@ -49,7 +50,7 @@ def test_calls_that_never_say_what_they_want_are_ended(fleet: Members) -> None:
 
     with contextlib.closing(connect_trusting(address(fleet), fleet.admin.authority)) as channel:
         silent = channel.stream_unary("/fedloom.proto.v1.Enroll/Join", None, None)
-        calls = [silent.future(nothing(), timeout=60) for _ in range(listening.ENROLLING)]
+        calls = [silent.future(nothing(), timeout=60) for _ in range(ENROLL_THREADS)]
         try:
             assert authority(fleet, 20.0) == fleet.admin.authority.decode()
             for call in calls:

@@ -5,6 +5,7 @@ Each gets a status of the catalogue, nothing changes, and a real agent is served
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import hashlib
@@ -36,8 +37,7 @@ from fedloom.core.messages import PROTOCOL, Heartbeat, Hello, PayloadRef
 from fedloom.core.records import Job, Record
 from fedloom.proto.v1 import control_pb2 as control_pb
 from fedloom.proto.v1 import fleet_pb2 as pb
-from fedloom.server.access.fleet_service import FleetService
-from fedloom.server.access.gate import TokenGate
+from fedloom.server.access.call_context import CallContext
 from fedloom.server.access.listening import MAX_MESSAGE_BYTES
 from fedloom.server.app import Server
 from fedloom.server.fleet.open_exchange import OpenExchange
@@ -661,37 +661,12 @@ def test_an_equal_frame_announced_while_the_first_is_taken_stays_for_the_second(
         stranger.server.payloads.take("n", ref)
 
 
-class Gone:
-    """The context of a call whose caller has gone before its handler could ask to be told of that."""
-
-    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-        return (("fedloom-node", "hasty"), ("fedloom-session", "s"))
-
-    def add_callback(self, callback: Callable[[], None]) -> bool:
-        return False
-
-    def is_active(self) -> bool:
-        return False
-
-
-def test_the_stream_of_a_caller_that_has_gone_already_ends(served: tuple[Server, RunQueue, str]) -> None:
-    coordinator = served[0].coordinator
-    coordinator.register(Hello(node="hasty", session="s"), "remote")
-    context: Any = Gone()
-    handler = threading.Thread(target=lambda: list(FleetService(coordinator, TokenGate("")).Work(iter(()), context)))
-    handler.daemon = True
-    handler.start()
-    handler.join(10)
-    assert not handler.is_alive()
-    coordinator.leave("hasty", "", "the test is over")
-
-
 def test_bytes_that_are_no_message_leave_nothing_behind(stranger: Stranger) -> None:
-    """gRPC's own reader would keep each such call's state for ever."""
+    """Neither a call's context, nor the work that waits for it."""
 
     def states() -> int:
         gc.collect()
-        return sum(type(thing).__name__ == "_RPCState" for thing in gc.get_objects())
+        return sum(type(thing) in (CallContext, asyncio.Task) for thing in gc.get_objects())
 
     stranger.register()
     before = states()

@@ -18,7 +18,6 @@ from fedloom.core.errors import ConfigError, DataMissing
 from fedloom.core.records import MODEL, Info, Job, Record, arrays_sha256
 from fedloom.core.seeds import generator, integer_seed
 from fedloom.testing.workload import WorkloadConformance
-from fedloom.torch import load_model
 from fedloom.workloads._pretrained.text_model import padded
 
 REGIMES = ("C", "CE", "CEf", "CEfAf", "OLA", "LoRA")
@@ -160,19 +159,6 @@ def test_regimes_side_by_side_have_the_bits_they_have_alone(body: str) -> None:
         assert arrays_sha256(alone.arrays) == arrays_sha256(mine)
         one, all_ = alone.history[-1].evaluation or {}, together.history[-1].evaluation or {}
         assert one["loss"] == all_[f"loss_{regime}"]
-
-
-def test_the_exported_model_has_its_frozen_part(body: str, tmp_path: Path) -> None:
-    made = experiment(body, {"regimes": ["C", "LoRA"]})
-    result = api.run(made, out=tmp_path / "run")
-    model, workload = load_model(tmp_path / "run"), build(made)
-    shard = workload.held_out(0, 1)
-    logits, versions = workload.logits({MODEL: Record({MODEL: result.arrays})}, shard)
-    (ids, mask), _ = workload.data.test.batch(torch.from_numpy(shard.rows))
-    with torch.no_grad():
-        assert np.allclose(model(ids, mask).numpy(), logits, atol=1e-6)
-    accuracy = float((logits.argmax(1) == versions).mean())
-    assert (result.history[-1].evaluation or {})["accuracy"] == pytest.approx(accuracy, abs=1e-12)
 
 
 def test_a_platforms_low_rank_strategy_trains_adapters_of_one_regime(body: str) -> None:

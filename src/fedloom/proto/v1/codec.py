@@ -205,6 +205,13 @@ def read_welcome(message: pb.RegisterReply) -> Welcome:
 
 
 def _group(group: Group) -> pb.Group:
+    message = own_part(group)
+    message.MergeFrom(common_part(group))
+    return message
+
+
+def own_part(group: Group) -> pb.Group:
+    """Encode what a group does not share with the others of its exchange."""
     return pb.Group(
         key=_key(group.key),
         jobs=[
@@ -218,12 +225,18 @@ def _group(group: Group) -> pb.Group:
             )
             for job in group.jobs
         ],
+        states={client: _payload(ref) for client, ref in group.states.items()},
+    )
+
+
+def common_part(group: Group) -> pb.Group:
+    """Encode what a group shares with those of its exchange that have equal inputs."""
+    return pb.Group(
         inputs={name: _payload(ref) for name, ref in group.inputs.items()},
         knobs_json=_dump(group.knobs),
         accumulator=group.accumulator,
         rules=group.rules,
         updates_json=_dump_contents(group.updates),
-        states={client: _payload(ref) for client, ref in group.states.items()},
         measure=group.measure or "",
         park=group.park,
         collects=group.collects,

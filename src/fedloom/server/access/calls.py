@@ -40,9 +40,9 @@ REQUEST_S = 10.0
 CHUNK_S = 30.0
 """Seconds between two chunks of an upload, or until one of a download is taken."""
 _LOOK_S = 0.25
-FLEET_THREADS, CONTROL_THREADS, ADMIN_THREADS = 4096, 1024, 32
-"""Threads at most for calls of agents (each connected one takes one for its stream), of people, of administrators:
-none of them can use up another's."""
+FLEET_THREADS, CONTROL_THREADS, ADMIN_THREADS, ENROLL_THREADS = 4096, 1024, 32, 4
+"""Threads at most for calls of agents (a transfer takes one, a connection none), of people, of administrators, and of
+those that join, of whom four times as many may wait: none of them can use up another's."""
 
 
 class Call(Protocol):
@@ -220,6 +220,7 @@ class Threads:
     fleet: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(FLEET_THREADS, "grpc"))
     control: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(CONTROL_THREADS, "grpc-control"))
     admin: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(ADMIN_THREADS, "grpc-admin"))
+    enroll: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(ENROLL_THREADS, "grpc-enroll"))
 
     def of(self, call: str) -> ThreadPoolExecutor:
         """Return the pool for a call, such as `Admin/Revoke`."""
@@ -228,5 +229,5 @@ class Threads:
 
     def shutdown(self) -> None:
         """Let the threads end after their current calls."""
-        for pool in (self.fleet, self.control, self.admin):
+        for pool in (self.fleet, self.control, self.admin, self.enroll):
             pool.shutdown(wait=False)

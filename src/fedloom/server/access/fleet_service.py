@@ -1,4 +1,4 @@
-"""The gRPC service of agents: registration, the stream of messages, payloads.
+"""The gRPC service of agents: registration, the begin of their streams (see `work_streams`), payloads.
 
 Every method checks the caller, translates the message, and calls a plain function. Errors of the catalogue become their
 status; anything else becomes INTERNAL with a neutral sentence, and its traceback is logged.
@@ -6,44 +6,26 @@ status; anything else becomes INTERNAL with a neutral sentence, and its tracebac
 
 from __future__ import annotations
 
-import logging
-import math
-import threading
-import time
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import grpc
 from google.protobuf.message import Message
 
-from fedloom.core.errors import (
-    BadMessage,
-    FedloomError,
-    NotFound,
-    ServerUnreachable,
-)
+from fedloom.core.errors import BadMessage, ServerUnreachable
 from fedloom.proto.v1 import codec
 from fedloom.proto.v1 import fleet_pb2 as pb
-from fedloom.proto.v1.fleet_pb2_grpc import FleetServicer
 from fedloom.server.access.audit import Audit
 from fedloom.server.access.calls import CHUNK_S, Silence
 from fedloom.server.access.gate import Caller, Gate, metadata, same_secret
 from fedloom.server.access.status import answering
+from fedloom.server.access.work_streams import Session
 from fedloom.server.fleet.coordinator import Coordinator
-from fedloom.server.fleet.nodes import Mailbox
 
 M = TypeVar("M", bound=Message)
-_log = logging.getLogger(__name__)
-
-MAX_BATCH = 16
-"""Messages sent to an agent together; their inlined payloads stay well under MAX_MESSAGE_BYTES."""
-WARN_S = 60.0
-"""Minimum number of seconds between two log lines about a node's messages."""
-MAX_WARNED = 256
-"""Limit of nodes whose last warning is remembered."""
 
 
-class FleetService(FleetServicer):
+class FleetService:
     """Calls of agents."""
 
     def __init__(
@@ -51,10 +33,8 @@ class FleetService(FleetServicer):
     ) -> None:
         self._coordinator, self._gate = coordinator, gate
         self._audit, self._silence = audit or Audit(None), silence or Silence()
-        self._warned: dict[str, float] = {}
-        """Time of each node's last rejected stream (monotonic seconds)."""
 
-    def Register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.RegisterReply:
+    def register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.RegisterReply:
         with answering(context):
             caller, hello = self._gate.admit(context, "Fleet/Register"), codec.read_hello(request)
             self._gate.own_name(caller, hello.node)
@@ -62,31 +42,14 @@ class FleetService(FleetServicer):
             self._audit.notice("connected", hello.node, context.peer())
             return codec.welcome_message(welcome)
 
-    def Work(
-        self, request_iterator: Iterator[pb.FromAgentBatch], context: grpc.ServicerContext
-    ) -> Iterator[pb.ToAgentBatch]:
-        with answering(context):
-            caller, node, session = self._caller(context, "Fleet/Work")
-            mailbox = self._coordinator.attach(node, session, self._locality(context))
-            refused: list[FedloomError] = []
-            reader = threading.Thread(
-                target=self._read,
-                args=(request_iterator, context, caller, node, session, mailbox, refused),
-                name=f"read-{node}",
-                daemon=True,
-            )
-            if not context.add_callback(mailbox.close):  # the caller has disconnected
-                mailbox.close()
-            reader.start()
-            while messages := mailbox.get_all(MAX_BATCH):
-                wire = pb.ToAgentBatch(messages=[codec.to_agent_message(message) for message in messages])
-                self._coordinator.count_bytes(node, down=wire.ByteSize())
-                yield wire
-            self._coordinator.detach(node, session, "its connection ended", mailbox)
-            if refused:
-                raise refused[0]
+    def begin(self, context: grpc.ServicerContext) -> Session:
+        """Begin the stream of a registered session."""
+        self._gate.enter(context, "Fleet/Work")
+        caller, node, session = self._caller(context, "Fleet/Work")
+        mailbox = self._coordinator.attach(node, session, self._locality(context))
+        return Session(caller=caller, node=node, session=session, mailbox=mailbox)
 
-    def UploadOffset(self, request: pb.UploadRequest, context: grpc.ServicerContext) -> pb.UploadReply:
+    def upload_offset(self, request: pb.UploadRequest, context: grpc.ServicerContext) -> pb.UploadReply:
         with answering(context):
             _, node, _ = self._caller(context, "Fleet/UploadOffset")
             limit = self._coordinator.upload_limit(node)
@@ -119,49 +82,6 @@ class FleetService(FleetServicer):
             self._coordinator.count_bytes(node, up=len(chunk))
             yield chunk
 
-    def _read(
-        self,
-        requests: Iterator[pb.FromAgentBatch],
-        context: grpc.ServicerContext,
-        caller: Caller,
-        node: str,
-        session: str,
-        mailbox: Mailbox,
-        refused: list[FedloomError],
-    ) -> None:
-        try:
-            for wire in requests:
-                self._gate.check(caller)
-                self._coordinator.count_bytes(node, up=wire.ByteSize())
-                if not wire.messages:
-                    raise BadMessage(f"node {node!r} sent an empty batch; is the agent newer than this server?")
-                for message in wire.messages:
-                    self._take(node, session, message)
-        except NotFound as exc:  # another session has taken this one's place
-            self._coordinator.detach(node, session, str(exc), mailbox)
-        except FedloomError as exc:
-            self._warn(node, exc)
-            refused.append(exc)
-            self._coordinator.detach(node, session, str(exc), mailbox)
-        except grpc.RpcError:
-            self._coordinator.detach(node, session, "its connection broke", mailbox)
-        except Exception:
-            # gRPC ends the request iterator with a bare Exception when the stream is torn down.
-            if context.is_active():
-                _log.exception("node %s: its stream failed", node, extra={"node": node})
-            self._coordinator.detach(node, session, "its connection broke", mailbox)
-
-    def _take(self, node: str, session: str, message: pb.FromAgent) -> None:
-        """Process a message; a result that cannot be read is rejected by its key, and the stream continues."""
-        try:
-            read = codec.read_from_agent(message, node)
-        except BadMessage as exc:
-            if message.WhichOneof("body") != "result":
-                raise
-            self._coordinator.reject(node, session, codec.read_result_key(message.result), exc)
-            return
-        self._coordinator.receive(node, session, read)
-
     def _caller(self, context: grpc.ServicerContext, call: str) -> tuple[Caller, str, str]:
         caller, reported = self._gate.admit(context, call), metadata(context)
         node, session = reported.get("fedloom-node", ""), reported.get("fedloom-session", "")
@@ -171,15 +91,6 @@ class FleetService(FleetServicer):
         self._coordinator.check_session(node, session)
         return caller, node, session
 
-    def _warn(self, node: str, exc: FedloomError) -> None:
-        """Log why a node's stream is refused, once a minute at most for each."""
-        now = time.monotonic()
-        if now - self._warned.get(node, -math.inf) >= WARN_S:
-            if len(self._warned) >= MAX_WARNED:
-                self._warned.clear()
-            self._warned[node] = now
-            _log.warning("node %s: %s", node, exc, extra={"node": node})
-
     def _locality(self, context: grpc.ServicerContext) -> str:
         depot = self._coordinator.payloads.depot
         proof = metadata(context).get("fedloom-locality", "")
@@ -187,9 +98,15 @@ class FleetService(FleetServicer):
         return "host" if same_host else "remote"
 
 
-def raw_methods(fleet: FleetService) -> dict[str, grpc.RpcMethodHandler[object, object]]:
-    """Return the handlers of Download and Upload, whose chunks are raw bytes."""
-    return {
+def methods(fleet: FleetService) -> dict[str, grpc.RpcMethodHandler[object, object]]:
+    """Return the handlers of calls other than the stream; the chunks of Download and Upload are raw bytes."""
+    made = {
+        "Register": grpc.unary_unary_rpc_method_handler(
+            fleet.register, pb.RegisterRequest.FromString, pb.RegisterReply.SerializeToString
+        ),
+        "UploadOffset": grpc.unary_unary_rpc_method_handler(
+            fleet.upload_offset, pb.UploadRequest.FromString, pb.UploadReply.SerializeToString
+        ),
         "Download": grpc.unary_stream_rpc_method_handler(
             fleet.download, request_deserializer=pb.DownloadRequest.FromString
         ),
@@ -197,6 +114,7 @@ def raw_methods(fleet: FleetService) -> dict[str, grpc.RpcMethodHandler[object, 
             fleet.upload, response_serializer=pb.UploadReply.SerializeToString
         ),
     }
+    return cast("dict[str, grpc.RpcMethodHandler[object, object]]", made)
 
 
 def _until_broken(requests: Iterator[bytes]) -> Iterator[bytes]:

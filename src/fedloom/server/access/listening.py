@@ -3,47 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import resource
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import cast
 
 import grpc
 
-from fedloom.core.addresses import with_port
-from fedloom.core.errors import (
-    UsageError,
-)
 from fedloom.proto.v1.control_pb2_grpc import add_ControlServicer_to_server
 from fedloom.proto.v1.enroll_pb2_grpc import (
     add_AdminServicer_to_server,
     add_CredentialsServicer_to_server,
     add_EnrollServicer_to_server,
 )
-from fedloom.proto.v1.fleet_pb2_grpc import add_FleetServicer_to_server
 from fedloom.proto.v1.results_pb2_grpc import add_ResultsServicer_to_server
 from fedloom.server.access.audit import Audit
 from fedloom.server.access.authority import Authority
-from fedloom.server.access.calls import Silence, Threads
+from fedloom.server.access.calls import ENROLL_THREADS, Silence, Threads
 from fedloom.server.access.control_service import ControlService
 from fedloom.server.access.enroll_service import AdminService, CredentialsService, EnrollService, Security
-from fedloom.server.access.fleet_service import FleetService, raw_methods
+from fedloom.server.access.event_loop import serving_loop
+from fedloom.server.access.fleet_service import FleetService, methods
 from fedloom.server.access.gate import Gate, MemberGate, TokenGate
-from fedloom.server.access.request_parsing import Reading
+from fedloom.server.access.port import Port
+from fedloom.server.access.request_parsing import Services
 from fedloom.server.access.results_service import ResultsService
 from fedloom.server.access.submission import Submissions
+from fedloom.server.access.work_streams import WorkStreams
 from fedloom.server.fleet.coordinator import Coordinator
 from fedloom.server.run_queue import RunQueue
-
-_log = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 16 << 20
 """Size limit of control messages."""
 MAX_ENROLL_BYTES = 16 << 10
 """Size limit of messages from a caller without a certificate."""
-ENROLLING = 4
-"""Joins in progress; four times as many may wait, further ones are rejected."""
 ENROLL_CONNECTIONS = 256
 """Limit of open connections to the enrolment port; further ones are rejected."""
 HANDSHAKE_S = 5.0
@@ -59,8 +52,6 @@ ENROLL_REQUEST_S = 5.0
 ENROLL_CONNECTION_S, ENROLL_GRACE_S = 20.0, 10.0
 """Seconds after which such a connection accepts no more calls, and after which its calls are cancelled."""
 
-_STOP_S = 5.0
-"""Seconds a stopping server waits for cancelled calls."""
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.http2.bdp_probe", 0),
@@ -105,49 +96,41 @@ def listen(
     """
     members = MemberGate(security.registry) if security is not None else None
     gate: Gate = members or TokenGate(token)
-    audit, threads, silence = _audit(security, runs), Threads(), Silence()
-    server = grpc.server(
-        threads.fleet,
-        interceptors=[Reading(gate.enter, silence, threads.of)],
-        options=(*_limits(MAX_MESSAGE_BYTES), *_OPTIONS, *_connections()),
-    )
-    fleet = FleetService(coordinator, gate, audit, silence)
-    add_FleetServicer_to_server(fleet, server)
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("fedloom.proto.v1.Fleet", raw_methods(fleet)),)
-    )
+    audit, threads, silence, loop = _audit(security, runs), Threads(), Silence(), serving_loop()
+    port_options = (*_limits(MAX_MESSAGE_BYTES), *_OPTIONS, *_connections())
+    secret = _credentials(security.authority, members_only=True) if security is not None else None
+    server = Port(host, port, secret, port_options)
+    services, fleet = Services(gate.enter, silence, threads.of), FleetService(coordinator, gate, audit, silence)
+    services.add_registered_method_handlers("fedloom.proto.v1.Fleet", methods(fleet))
+    registered = cast(grpc.Server, services)  # takes methods as a server does
+    streams = WorkStreams(coordinator, gate, fleet.begin, threads.fleet, loop)
+    services.add("fedloom.proto.v1.Fleet", "Work", streams.serve)
     if runs is not None:
         allowed = security.allowed if security is not None else ()
         submissions = Submissions(allowed)
-        add_ControlServicer_to_server(ControlService(coordinator, runs, gate, audit, submissions), server)
-        add_ResultsServicer_to_server(ResultsService(runs, gate, audit, silence, submissions), server)
-    enrolling: grpc.Server | None = None
+        add_ControlServicer_to_server(ControlService(coordinator, runs, gate, audit, submissions), registered)
+        add_ResultsServicer_to_server(ResultsService(runs, gate, audit, silence, submissions), registered)
+    ports = [server]
     if security is not None and members is not None:
-        bound = _bind(server, host, port, _credentials(security.authority, members_only=True))
-        enrolling = grpc.server(
-            ThreadPoolExecutor(ENROLLING, thread_name_prefix="enroll"),
-            interceptors=[Reading(lambda context, call: None, silence, request_s=ENROLL_REQUEST_S)],
-            options=(*_limits(MAX_ENROLL_BYTES), *_OPTIONS, *_strangers()),
-            maximum_concurrent_rpcs=ENROLLING * 4,
-        )
-        add_EnrollServicer_to_server(EnrollService(security, bound), enrolling)
-        enroll_port = _bind(enrolling, host, enroll_port, _credentials(security.authority, members_only=False))
-        add_CredentialsServicer_to_server(CredentialsService(security, gate), server)
-        add_AdminServicer_to_server(AdminService(security, members, enroll_port, coordinator), server)
-        enrolling.start()
-    else:
-        bound, enroll_port = _bind(server, host, port, None), 0
-    server.start()
+        strangers = (*_limits(MAX_ENROLL_BYTES), *_OPTIONS, *_strangers())
+        open_to_all = _credentials(security.authority, members_only=False)
+        enrolling = Port(host, enroll_port, open_to_all, strangers, most_calls=ENROLL_THREADS * 4)
+        joining = Services(lambda context, call: None, silence, lambda call: threads.enroll, request_s=ENROLL_REQUEST_S)
+        add_EnrollServicer_to_server(EnrollService(security, server.number), cast(grpc.Server, joining))
+        add_CredentialsServicer_to_server(CredentialsService(security, gate), registered)
+        add_AdminServicer_to_server(AdminService(security, members, enrolling.number, coordinator), registered)
+        enrolling.serve(joining)
+        ports.insert(0, enrolling)
+    server.serve(services)
     silence.start()
 
     def stop() -> None:
         silence.stop()
-        for each in filter(None, (enrolling, server)):
-            if not each.stop(grace=1.0).wait(_STOP_S):
-                _log.warning("calls are still running %g s after the server stopped listening", _STOP_S)
+        for each in ports:
+            each.stop()
         threads.shutdown()
 
-    return Listening(stop=stop, port=bound, enroll_port=enroll_port)
+    return Listening(stop=stop, port=server.number, enroll_port=ports[0].number if security is not None else 0)
 
 
 def _audit(security: Security | None, runs: RunQueue | None) -> Audit:
@@ -189,19 +172,6 @@ def _strangers() -> tuple[tuple[str, int], ...]:
         ("grpc.max_connection_age_ms", round(ENROLL_CONNECTION_S * 1000)),
         ("grpc.max_connection_age_grace_ms", round(ENROLL_GRACE_S * 1000)),
     )
-
-
-def _bind(server: grpc.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
-    address = with_port(host, port)
-    try:
-        if credentials is None:
-            return server.add_insecure_port(address)
-        return server.add_secure_port(address, credentials)
-    except RuntimeError as exc:
-        raise UsageError(
-            f"cannot listen on {address}: the port is in use, or the address is not this machine's. "
-            "Choose another --port (0 takes a free one)"
-        ) from exc
 
 
 def _credentials(authority: Authority, *, members_only: bool) -> grpc.ServerCredentials:

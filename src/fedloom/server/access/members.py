@@ -46,6 +46,9 @@ class Registry:
             add_columns(self._database, name, table.ADDED)
         self._members = Members(self._database, now)
         self._tokens, self._certificates = Tokens(self._database, now), Certificates(self._database, now)
+        self._admitted: dict[str, Member] = {}
+        """Members in good standing by the certificate they showed, as of the database's change `_admitted_at`."""
+        self._admitted_at = -1
 
     def close(self) -> None:
         """Close the file, as soon as no call uses it: closing it under a statement would end the process."""
@@ -157,7 +160,13 @@ class Registry:
             Unauthenticated: the registry does not know it, it is revoked, or its time is over.
         """
         with self._lock:
-            return self._admit(fingerprint)
+            if (changes := self._database.total_changes) != self._admitted_at:  # anything may have changed
+                self._admitted.clear()
+                self._admitted_at = changes
+            known = self._admitted.get(fingerprint)
+            if known is None or known.expires_at <= self._now():
+                self._admitted[fingerprint] = known = self._admit(fingerprint)
+            return known
 
     def members(self) -> Sequence[Member]:
         """Return all members by name, revoked ones included."""

@@ -1,37 +1,35 @@
 """Calls on their way to the services: the caller is checked, counted, and given a limited time before anything is read.
 
-Requests are parsed here, not by gRPC: gRPC for Python keeps the state of every call whose bytes its own reader cannot
-parse, and holds a thread for every call whose request never comes. On the wire a call with one request is a stream of
-one message, and as such it is read here.
+Requests are parsed here, not by gRPC, so that a refusal says what came. On the wire a call with one request is a stream
+of one message, and as such it is read here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import grpc
 
 from fedloom.core.errors import BadMessage
 from fedloom.server.access.calls import REQUEST_S, Silence
 from fedloom.server.access.status import answering
+from fedloom.server.access.threaded_calls import Method, Serve, threaded
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[object, object]"
 """gRPC's handler of one method."""
-Write: TypeAlias = Callable[..., bytes] | None
-"""Makes an answer's bytes; None if they are that already."""
 Enter: TypeAlias = Callable[[grpc.ServicerContext, str], None]
 """Checks and counts a caller; raises what refuses it."""
 
 
-class Reading(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
-    """Puts itself before every method.
+class Services:
+    """Collects the services of a port as gRPC's own server does, and puts the checks before every method.
 
     Args:
         enter: checks and counts the caller of a call such as `Fleet/Work`.
         silence: cuts off callers that do not say what they want.
-        threads: the pool for a call; None for the server's own.
+        threads: returns the pool for a call.
         request_s: seconds a call may take to say what it wants.
     """
 
@@ -39,26 +37,38 @@ class Reading(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in t
         self,
         enter: Enter,
         silence: Silence,
-        threads: Callable[[str], ThreadPoolExecutor | None] = lambda call: None,
+        threads: Callable[[str], ThreadPoolExecutor],
         *,
         request_s: float = REQUEST_S,
     ) -> None:
         self._enter, self._silence, self._threads, self._request_s = enter, silence, threads, request_s
+        self._services: dict[str, dict[str, Serve]] = {}
 
-    def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Handler | None],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
-        handler = continuation(handler_call_details)
-        if handler is None:
-            return None
-        method = handler_call_details.method
-        call = method.rpartition(".")[2]
-        return self._wrapped(handler, call, method)
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Do nothing: the same methods come by `add_registered_method_handlers`."""
 
-    def _wrapped(self, handler: Handler, call: str, method: str) -> Handler:
-        parse, write = handler.request_deserializer, handler.response_serializer
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
+        """Add the methods of a service, such as `fedloom.proto.v1.Fleet`."""
+        for name, handler in handlers.items():
+            call = f"{service.rpartition('.')[2]}/{name}"
+            self.add(service, name, threaded(self._method(handler, call, f"/{service}/{name}"), self._threads(call)))
+
+    def add(self, service: str, name: str, serve: Serve) -> None:
+        """Add a method that runs on the event loop."""
+        self._services.setdefault(service, {})[name] = serve
+
+    def handlers(self) -> list[grpc.GenericRpcHandler[object, object]]:
+        """Return the services for gRPC: every call as two streams of bytes."""
+        return [
+            grpc.method_handlers_generic_handler(
+                service,
+                {name: grpc.stream_stream_rpc_method_handler(cast(Method, serve)) for name, serve in methods.items()},
+            )
+            for service, methods in self._services.items()
+        ]
+
+    def _method(self, handler: Handler, call: str, path: str) -> Method:
+        parse, write = handler.request_deserializer, handler.response_serializer or _as_it_is
 
         def read(data: bytes) -> object:
             if parse is None:
@@ -66,50 +76,37 @@ class Reading(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in t
             try:
                 return parse(data)
             except Exception as exc:
-                raise BadMessage(f"{len(data)} bytes received that are not a message of {method}") from exc
+                raise BadMessage(f"{len(data)} bytes received that are not a message of {path}") from exc
 
         def first(requests: Iterator[bytes], context: grpc.ServicerContext) -> object:
-            self._enter(context, call)
             try:
                 return read(self._silence.next_of(requests, self._request_s, context))
             except StopIteration:
-                raise BadMessage(f"{method}: expected a message, the call ended without one") from None
+                raise BadMessage(f"{path}: expected a message, the call ended without one") from None
 
-        def entered(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[object]:
-            self._enter(context, call)
-            return map(read, requests)
+        def method(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            with answering(context):
+                self._enter(context, call)
+                given = map(read, requests) if handler.request_streaming else first(requests, context)
+            yield from map(write, _answers(handler, given, context))
 
-        if (one := handler.unary_unary) is not None:
-            return self._in_pool(_one_answer(one, first, write), call)
-        if (several := handler.unary_stream) is not None:
-            return self._in_pool(_answers(several, first, write), call)
-        if (taking := handler.stream_unary) is not None:
-            return self._in_pool(_one_answer(taking, entered, write), call)
-        both = handler.stream_stream
-        assert both is not None, "there is no other shape of a call"
-        return self._in_pool(_answers(both, entered, write), call)
-
-    def _in_pool(self, handler: Handler, call: str) -> Handler:
-        """Make gRPC take a thread of the call's pool, which it reads from the function."""
-        pool, behaviour = self._threads(call), handler.stream_unary or handler.stream_stream
-        if pool is not None:
-            behaviour.experimental_thread_pool = pool  # type: ignore[union-attr]  # a function's attribute
-        return handler
+        return method
 
 
-def _one_answer(method: Callable[..., object], given: Callable[..., object], write: Write) -> Handler:
-    def behaviour(requests: Iterator[bytes], context: grpc.ServicerContext) -> object:
-        with answering(context):
-            request = given(requests, context)
-        return method(request, context)
-
-    return grpc.stream_unary_rpc_method_handler(behaviour, None, write)
+def _as_streams(serve: Serve) -> Handler:
+    return grpc.stream_stream_rpc_method_handler(cast("Callable[..., Iterator[object]]", serve))
 
 
-def _answers(method: Callable[..., Iterator[object]], given: Callable[..., object], write: Write) -> Handler:
-    def behaviour(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[object]:
-        with answering(context):
-            request = given(requests, context)
-        yield from method(request, context)
+def _answers(handler: Handler, given: object, context: grpc.ServicerContext) -> Iterator[object]:
+    """Return what a service's method answers, whatever the shape of its call."""
+    if handler.stream_unary is not None:
+        return iter((handler.stream_unary(cast("Iterator[object]", given), context),))
+    if handler.unary_stream is not None:
+        return handler.unary_stream(given, context)
+    if handler.unary_unary is not None:
+        return iter((handler.unary_unary(given, context),))
+    raise TypeError("a call with streams both ways is served on the event loop")
 
-    return grpc.stream_stream_rpc_method_handler(behaviour, None, write)
+
+def _as_it_is(answer: object) -> bytes:
+    return cast(bytes, answer)

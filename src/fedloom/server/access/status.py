@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import grpc
 
 from fedloom.core.errors import FedloomError, Forbidden, LimitExceeded, Unauthenticated
+from fedloom.server.access.call_context import CallEnded
 from fedloom.server.access.calls import Pace
 from fedloom.server.access.public_text import without_paths
 
@@ -81,7 +82,7 @@ def answering(context: grpc.ServicerContext, known: str = "") -> Iterator[None]:
         elif isinstance(exc, Unauthenticated | Forbidden):
             _rejections.log(context.peer(), reported)
         context.abort(grpc.StatusCode[exc.status], reported)
-    except grpc.RpcError:
+    except CallEnded:
         raise
     except sqlite3.ProgrammingError as exc:
         if "closed database" not in str(exc):
@@ -89,8 +90,8 @@ def answering(context: grpc.ServicerContext, known: str = "") -> Iterator[None]:
             context.abort(grpc.StatusCode.INTERNAL, str(FedloomError.public))
         context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
     except Exception as exc:
-        if not context.is_active() or type(exc) is Exception:
-            raise  # the caller disconnected, or this is gRPC's own exception of `abort`
+        if not context.is_active():
+            raise CallEnded from exc
         _log.exception("a call failed")
         context.abort(grpc.StatusCode.INTERNAL, str(FedloomError.public))
 

@@ -105,10 +105,10 @@ class NodeTable(dict[str, Node]):
         return [(node.row(now), node.hello.facts) for _, node in sorted(self.items())]
 
     def flush(self) -> None:
-        """Deliver the deferred messages of every node."""
+        """Deliver the deferred messages of every node that were there at the last call."""
         for node in self.values():
             if node.mailbox is not None:
-                node.mailbox.flush()
+                node.mailbox.flush_aged()
 
     def silent(self) -> list[tuple[str, str]]:
         """Return the names and sessions of attached agents of other processes that sent nothing for too long."""

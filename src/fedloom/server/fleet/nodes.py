@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import queue
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fedloom.core.clock import SYSTEM_CLOCK, Clock
@@ -36,6 +36,11 @@ class Mailbox:
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[ToAgent | None] = queue.SimpleQueue()
         self._deferred: queue.SimpleQueue[ToAgent] = queue.SimpleQueue()
+        self._on_mail: Callable[[], None] = _nobody
+        self._aged = False
+        """Whether there were deferred messages at the last call of `flush_aged`."""
+        self.closed = False
+        """Whether everything was taken, and there will be no more."""
 
     @property
     def overflown(self) -> bool:
@@ -44,9 +49,10 @@ class Mailbox:
 
     def put(self, message: ToAgent) -> None:
         """Add a message, after deferred ones."""
-        self.flush()
+        self._put_deferred_ones()
         if not self.overflown:
             self._queue.put(message)
+            self._on_mail()
 
     def put_deferred(self, message: ToAgent) -> None:
         """Add a message that leaves with the next one, or with `flush`."""
@@ -55,35 +61,53 @@ class Mailbox:
 
     def flush(self) -> None:
         """Deliver deferred messages."""
+        if self._put_deferred_ones():
+            self._on_mail()
+
+    def flush_aged(self) -> None:
+        """Deliver deferred messages that were there at the last call; newer ones may still leave with another one."""
+        if self._aged:
+            self.flush()
+        self._aged = not self._deferred.empty()
+
+    def _put_deferred_ones(self) -> bool:
+        """Return whether there were any."""
+        found = False
         with contextlib.suppress(queue.Empty):
             while True:
                 self._queue.put(self._deferred.get_nowait())
+                found = True
+        return found
 
     def get(self, timeout_s: float | None = None) -> ToAgent | None:
         """Return the next message; None once the mailbox is closed. Raises `queue.Empty` after `timeout_s`."""
         self.flush()
         return self._queue.get(timeout=timeout_s) if timeout_s != 0 else self._queue.get_nowait()
 
-    def get_all(self, limit: int) -> list[ToAgent]:
-        """Wait for a message, then take up to `limit` that are there; empty when the mailbox was closed."""
+    def take(self, limit: int) -> list[ToAgent]:
+        """Return up to `limit` messages that are there, without deferred ones; `closed` says if there will be more."""
         messages: list[ToAgent] = []
-        message = self._queue.get()
-        while message is not None:
-            messages.append(message)
-            if len(messages) == limit:
-                return messages
-            try:
-                message = self._queue.get_nowait()
-            except queue.Empty:
-                return messages
-        if messages:
-            self._queue.put(None)  # the end comes after earlier messages
+        with contextlib.suppress(queue.Empty):
+            while len(messages) < limit and not self.closed:
+                if (message := self._queue.get_nowait()) is None:
+                    self.closed = True
+                else:
+                    messages.append(message)
         return messages
+
+    def listen(self, on_mail: Callable[[], None]) -> None:
+        """Have a function called, in any thread, whenever there is something to take."""
+        self._on_mail = on_mail
 
     def close(self) -> None:
         """End the stream that reads this, after its remaining messages."""
         self.flush()
         self._queue.put(None)
+        self._on_mail()
+
+
+def _nobody() -> None:
+    """Do nothing: whoever reads the mailbox waits in `get`."""
 
 
 @dataclass

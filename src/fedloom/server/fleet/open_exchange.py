@@ -10,7 +10,7 @@ from typing import Self
 
 from fedloom.core.errors import FedloomError, PolicyRefused
 from fedloom.core.messages import GroupKey, GroupResult, Refusal
-from fedloom.core.records import ClientFailure, Record
+from fedloom.core.records import ClientFailure, Job, Record
 from fedloom.server.fleet.payloads import Offer
 from fedloom.server.fleet.planned import ExchangeKey, PlannedExchange
 
@@ -71,6 +71,8 @@ class OpenExchange:
         self.pending: deque[int] = deque(order)
         self.inputs: dict[str, Offer] = {}
         self.states: dict[int, Offer] = {}
+        self._read: dict[tuple[tuple[str, ...], ...], dict[str, Offer]] = {}
+        """Inputs by what groups' jobs name: the same for most groups."""
         self.preparing: set[str] = set()
         """Localities for which an input of the groups is being prepared."""
         self.done: set[int] = set(answered)
@@ -164,11 +166,17 @@ class OpenExchange:
         """Return whether a node may get groups of this exchange."""
         return self.fits(labels) and self.backoff_until.get(name, 0.0) <= now
 
-    def reads(self, index: int) -> tuple[dict[str, Offer], dict[int, Offer]]:
+    def reads(self, index: int) -> tuple[Mapping[str, Offer], Mapping[int, Offer]]:
         """Return a group's payloads: inputs by name, and states by client."""
         group = self.groups[index]
-        inputs = sorted({name for job in group.jobs for name in job.inputs})
-        return {name: self.inputs[name] for name in inputs}, {client: self.states[client] for client in group.states}
+        return self._inputs_of(group.jobs), {client: self.states[client] for client in group.states}
+
+    def _inputs_of(self, jobs: tuple[Job, ...]) -> Mapping[str, Offer]:
+        named = tuple(dict.fromkeys(job.inputs for job in jobs))
+        if named not in self._read:
+            inputs = sorted({name for inputs in named for name in inputs})
+            self._read[named] = {name: self.inputs[name] for name in inputs}
+        return self._read[named]
 
     def is_read_by(self, name: str, sha256: str) -> bool:
         """Return whether a group that a node has yet to answer reads the payload of this digest."""

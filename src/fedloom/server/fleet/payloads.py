@@ -50,6 +50,8 @@ class Offer:
     """Whether it can be downloaded by its digest."""
     ended: bool = False
     """Whether it has been withdrawn; a form finished later is released immediately."""
+    refs: dict[Form, PayloadRef] = field(default_factory=dict)
+    """References to its forms so far: the same for all readers."""
     reported: set[str] = field(default_factory=set)
     """Sessions on this host that have had a reference to it; the payload counts once for each."""
     making: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
@@ -173,7 +175,13 @@ class PayloadStore:
         """
         if not self.ready(offer, locality):
             raise RuntimeError(f"an offer of {offer.size} bytes is sent to a {locality} agent before it is prepared")
-        form, sha256 = self._form(offer, locality), offer.sha256 if offer.pinned else ""
+        form = self._form(offer, locality)
+        if form not in offer.refs:
+            offer.refs[form] = self._new_ref(offer, form)
+        return offer.refs[form]
+
+    def _new_ref(self, offer: Offer, form: Form) -> PayloadRef:
+        sha256 = offer.sha256 if offer.pinned else ""
         if form == "record":
             return PayloadRef(size=offer.size, record=offer.record, sha256=offer.sha256, pinned=offer.pinned)
         if form == "inline":

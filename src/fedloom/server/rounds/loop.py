@@ -37,7 +37,7 @@ from fedloom.server.rounds.phases.site_models import SiteModelsPhase
 from fedloom.server.rounds.phases.train import TrainPhase
 from fedloom.server.rounds.pinned_inputs import PinLedger
 from fedloom.server.rounds.progress import Progress
-from fedloom.server.rounds.record import round_choice, round_record, shares
+from fedloom.server.rounds.record import counts_of, round_choice, round_record, shares
 from fedloom.server.rounds.run_services import FleetAccess, RunOutputs
 from fedloom.server.rounds.sites import Sites, SiteServices
 
@@ -235,7 +235,7 @@ class Loop:
 
     def _round(self, progress: Progress) -> bool:
         """Run one round; returns False if the strategy plans no further one."""
-        begin, before = self._clock.monotonic(), shares(self._fleet.coordinator.nodes(), self.run.run_id)
+        begin, before = self._clock.monotonic(), counts_of(self._fleet.coordinator.nodes(), self.run.run_id)
         round = self._open(progress)
         self._probe.run(round)
         if not round.wanted:

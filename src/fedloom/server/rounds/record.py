@@ -149,25 +149,28 @@ def not_finite(values: Mapping[str, float], exponentials: Mapping[str, str]) -> 
 _LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 
-def shares(
-    nodes: Mapping[str, Node], run_id: str, before: Mapping[str, NodeShare] | None = None
-) -> dict[str, NodeShare]:
-    """Return each node's share of a run, or its share since `before`; nodes without any are omitted.
+Counts = tuple[int, float, int, int]
+"""What a node has done for a run so far: groups, seconds, and bytes of the node down and up."""
+
+
+def counts_of(nodes: Mapping[str, Node], run_id: str) -> dict[str, Counts]:
+    """Return what nodes have done for a run so far; those that have only worked for others are omitted."""
+    return {
+        name: (jobs, node.busy_s.get(run_id, 0.0), node.bytes_down, node.bytes_up)
+        for name, node in nodes.items()
+        if (jobs := node.groups_done.get(run_id, 0)) or not any(node.groups_done.values())
+    }
+
+
+def shares(nodes: Mapping[str, Node], run_id: str, before: Mapping[str, Counts]) -> dict[str, NodeShare]:
+    """Return each node's share of a run since `before`; nodes without any are omitted.
 
     Bytes are the node's, of all runs it serves at the time; a node that served only others in between is omitted.
     """
-    found, nothing = {}, NodeShare()
-    for name, node in nodes.items():
-        jobs = node.groups_done.get(run_id, 0)
-        if not jobs and any(node.groups_done.values()):  # it works for others
-            continue
-        earlier = (before or {}).get(name, nothing)
-        share = (
-            jobs - earlier.jobs,
-            node.busy_s.get(run_id, 0.0) - earlier.busy_s,
-            node.bytes_down - earlier.wire_bytes_down,
-            node.bytes_up - earlier.wire_bytes_up,
-        )
-        if any(share):
-            found[name] = NodeShare(jobs=share[0], busy_s=share[1], wire_bytes_down=share[2], wire_bytes_up=share[3])
+    found, nothing = {}, (0, 0.0, 0, 0)
+    for name, now in counts_of(nodes, run_id).items():
+        earlier = before.get(name, nothing)
+        if now != earlier:
+            jobs, busy_s, down, up = (count - known for count, known in zip(now, earlier, strict=True))
+            found[name] = NodeShare(jobs=int(jobs), busy_s=busy_s, wire_bytes_down=int(down), wire_bytes_up=int(up))
     return found

@@ -156,12 +156,13 @@ class Sites(Clients):
         return replace(exchange, jobs=jobs, reassign=False)
 
     def evaluation(self, round: int, inputs: tuple[str, ...]) -> Exchange:
+        knobs = {"part": 0, "parts": 1}
         jobs = (
-            Job(round=round, client=client, kind="held_out", inputs=inputs, knobs={"part": 0, "parts": 1},
-                of_client=False)
-            for client in self._online
+            Job(round=round, client=site.client, kind="held_out", inputs=inputs, knobs=knobs, of_client=False,
+                node=site.name, member=site.member)
+            for site in map(self._sites.__getitem__, self._online)
         )  # fmt: skip
-        return Exchange(jobs=tuple(map(self._bound, jobs)), accumulator="metrics", reassign=False)
+        return Exchange(jobs=tuple(jobs), accumulator="metrics", reassign=False)
 
     def initial(self, exchange: Exchange) -> Iterator[Exchange]:
         for client in self._online:

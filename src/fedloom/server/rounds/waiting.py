@@ -103,11 +103,11 @@ class Waiting:
                 self._fleet.pump()
                 continue
             if clock.monotonic() - self._looked >= _TICK_S:  # it takes time for every node
-                self._looked = clock.monotonic()
+                is_first, self._looked = self._looked == -math.inf, clock.monotonic()
                 if self._fleet.coordinator.online:
                     alone_since = clock.monotonic()
                 self._look(opened, clock.monotonic() - alone_since)
-                if remaining_s is None:
+                if remaining_s is None and not is_first:
                     self._long_waits.look(opened, self._fleet.coordinator.holdings(opened))
             self._check_agents(opened, clock.monotonic() - alone_since)
             wait_s = _TICK_S if remaining_s is None else min(_TICK_S, max(0.001, remaining_s))
