@@ -83,19 +83,18 @@ def test_wrong_data_is_named_before_round_1(federation: Rows) -> None:
 def test_a_site_that_may_not_evaluate_or_whose_clock_is_wrong_trains(federation: Rows, tmp_path: Path) -> None:
     federation.add("north")
     federation.add("silent", more="evaluation = false\n")
-    for name, minutes in (("ahead", 10), ("behind", -10)):
-        folder = tmp_path / f"clock-{name}"
-        folder.mkdir()
-        shifted = f"import time\n_now = time.time\ntime.time = lambda: _now() + {60 * minutes}\n"
-        (folder / "sitecustomize.py").write_text(shifted, encoding="utf-8")
-        federation.before[name] = (f"PYTHONPATH={folder}",)
-        federation.add(name)
-    run_id = federation.submit(text(rounds=2, more="[round]\nmin_sites = 4\n"))
+    folder = tmp_path / "clock"  # one that is behind cannot be feigned: gRPC for Python counts its time limits by it
+    folder.mkdir()
+    shifted = "import time\n_now = time.time\ntime.time = lambda: _now() + 600\n"
+    (folder / "sitecustomize.py").write_text(shifted, encoding="utf-8")
+    federation.before["ahead"] = (f"PYTHONPATH={folder}",)
+    federation.add("ahead")
+    run_id = federation.submit(text(rounds=2, more="[round]\nmin_sites = 3\n"))
     federation.result(run_id)
-    names = ("ahead", "behind", "north", "silent")
+    names = ("ahead", "north", "silent")
     assert examples(federation, run_id) == [sum(len(train_rows(name)) for name in names)] * 2
     section: Any = federation.rounds(run_id)[-1]["sections"]["sites"]
-    assert [site["site"] for site in section["sites"]] == ["ahead", "behind", "north"]
+    assert [site["site"] for site in section["sites"]] == ["ahead", "north"]
     assert [*section["missing"]] == ["silent"] and "forbids evaluation" in section["missing"]["silent"]
 
 
