@@ -232,6 +232,7 @@ class TestStreams:
         coordinator = fleet.server.coordinator
         run = RunFacts(spec=run_spec("asked"), labels={})
         with node(fleet, "n") as hand, ThreadPoolExecutor(1) as pool:
+            wait_until(lambda: coordinator.nodes()["n"].online, what="its stream")
             asked = pool.submit(coordinator.inquire, run)
             (inquiry,) = hand.take(Inquiry)
             with node(fleet, "late") as late:
