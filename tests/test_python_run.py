@@ -455,7 +455,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         f"column 'a' has {int(Y.sum())} missing or infinite values",
     ),
     "a class as loss": ({"loss": nn.CrossEntropyLoss}, "expected a function or an object: CrossEntropyLoss()"),
-    "a loss without gradient": ({"loss": lambda o, t: torch.tensor(1.0)}, "loss: the loss does not depend on"),
+    "a loss without gradient": ({"loss": lambda o, t: torch.tensor(1.0)}, "<lambda>: the loss does not depend on"),
     "a loss per example": ({"loss": nn.CrossEntropyLoss(reduction="none")}, "loss.mean()"),
     "an optimiser": (
         {"optimizer": torch.optim.SGD(made_net().parameters(), lr=1)},

@@ -38,7 +38,7 @@ from fedloom.python_run import (
     make_run,
     objects_of_arguments,
 )
-from fedloom.rehearsal import Checked, check, experiment_of, explained, users_parts
+from fedloom.rehearsal import Checked, check, experiment_of, explained, names_users_code
 from fedloom.result import History, RunResult
 from fedloom.server.rounds.session import Outcome
 from fedloom.server.store.disk_run_store import DiskRunStore
@@ -369,7 +369,7 @@ def _explained(outcome: Outcome, experiment: Experiment) -> Outcome:
 
     Workers report failures as text. Where a plug-in may be at fault in the first round, that is repeated here.
     """
-    if outcome.error is None or outcome.history or not users_parts(experiment):
+    if outcome.error is None or outcome.history or not names_users_code(experiment):
         return outcome
     error = explained(outcome.error, experiment)
     if isinstance(error, ClientFailed) and error.__cause__ is None:

@@ -68,6 +68,11 @@ def users_parts(experiment: Experiment) -> list[PartRef]:
     return found
 
 
+def names_users_code(experiment: Experiment) -> bool:
+    """Return whether a user's plug-in, or a user's code that settings name, is part of an experiment."""
+    return bool(users_parts(experiment)) or any(True for _ in experiment.code_files())
+
+
 def experiment_of(file: Path) -> Experiment:
     """Return an experiment that uses every plug-in of a Python file or a package's folder, and stand-ins for the rest.
 
@@ -117,6 +122,9 @@ def check_submission(experiment: Experiment) -> None:
         PluginInvalid: a plug-in does not do what its interface says.
     """
     users = users_parts(experiment)
+    named = any(each.section == Kind.WORKLOAD.section for each in experiment.code_files())
+    if not users and named and not experiment.reads_data_of_nodes():
+        _build(experiment)
     if not users:
         return
     if all(ref.kind is not Kind.WORKLOAD for ref in users):
@@ -134,6 +142,24 @@ def check_submission(experiment: Experiment) -> None:
         return
 
 
+def _build(experiment: Experiment) -> None:
+    """Build the workload, whose settings name a user's code.
+
+    Raises:
+        PluginInvalid: the code is not what it should be; what this machine lacks is no mistake.
+    """
+    try:
+        build_workload(experiment.workload, experiment)
+    except PluginInvalid:
+        raise
+    except FedloomError:
+        return
+    except Exception as exc:
+        if raised_in(exc):
+            raise plugin_fault(f"workload {experiment.workload.name!r}", exc) from exc
+        raise
+
+
 def explained(error: FedloomError, experiment: Experiment) -> FedloomError:
     """Return an error that begins with the user's file and line, if a user's plug-in is the cause; else the same error.
 
@@ -144,11 +170,10 @@ def explained(error: FedloomError, experiment: Experiment) -> FedloomError:
     cause = error.__cause__
     if isinstance(error, PluginInvalid) or not isinstance(error, ClientFailed | RunFailed) or cause is None:
         return error
-    users = users_parts(experiment)
     if not isinstance(cause, Exception):  # sys.exit() in a client's code is that client's failure
         return error
     if not isinstance(cause, FedloomError):
-        return plugin_fault(_stage_words(error), cause) if raised_in(cause) and users else error
+        return plugin_fault(_stage_words(error), cause) if raised_in(cause) else error
     if not isinstance(cause, BadUpdate):
         return error
     blame = _blamed(error, experiment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
@@ -93,8 +94,13 @@ def plugin_schema(kind: str, name: str) -> type[PluginSettings]:
         UnknownName: nothing by this name is installed here.
         ConfigError: it defines none.
     """
-    found = vars(registry.part(kind, name, "config")).get("Config")
+    module = registry.part(kind, name, "config")
+    found = vars(module).get("Config")
     if not isinstance(found, type) or not issubclass(found, PluginSettings):
         section = Kind(kind).section
-        raise ConfigError(f"{section}.name: {name!r} defines no class Config(fedloom.core.config.PluginSettings)")
+        own = isinstance(found, type) and found.__module__ == module.__name__
+        place = f"{module.__file__}, line {inspect.getsourcelines(found)[1]}: " if own else ""
+        raise ConfigError(
+            f"{place}{section}.name: {name!r} defines no class Config(fedloom.core.config.PluginSettings)"
+        )
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -173,6 +173,21 @@ def check_loss(loss: object, where: str) -> None:
         raise PluginInvalid(
             f"{where}: the loss does not depend on the model's weights (no gradient); expected one computed from "
             "`outputs` with torch, without .detach(), .numpy() or argmax"
+        )
+
+
+def check_augmented(found: object, inputs: Sequence[Tensor], where: str) -> None:
+    """Reject changed inputs that are no tuple of as many tensors, each with as many rows.
+
+    Raises:
+        PluginInvalid: the message says what they are.
+    """
+    made = found if isinstance(found, tuple) and all(isinstance(each, Tensor) for each in found) else None
+    if made is None or [len(each) for each in made] != [len(each) for each in inputs]:
+        shapes = _kind(found) if made is None else str([tuple(each.shape) for each in made])
+        raise PluginInvalid(
+            f"{where}: found {shapes}, expected a tuple of {len(inputs)} tensor(s) with as many rows as the minibatch: "
+            "return (changed,)"
         )
 
 

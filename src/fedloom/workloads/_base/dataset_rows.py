@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+import inspect
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from fedloom.core.errors import PluginInvalid
+from fedloom.core.plugin_faults import is_users_file
+from fedloom.workloads._base.checks import place_of
 from fedloom.workloads._base.columns import converted
 from fedloom.workloads._base.rows import Batch
 
@@ -26,14 +29,31 @@ class DatasetRows:
 
     def __len__(self) -> int:
         if not isinstance(self.dataset, Sized):
+            kind = type(self.dataset)
+            place = f"{place_of(kind)}: " if _is_users(kind) else ""
             raise PluginInvalid(
-                f"{self.what} are a {type(self.dataset).__name__} without a length; expected a dataset with __len__ "
+                f"{place}{self.what} are a {kind.__name__} without a length; expected a dataset with __len__ "
                 "and __getitem__"
             )
         return len(self.dataset)
 
+    @property
+    def _place(self) -> str:
+        """Return where items are read, for errors: file and line of a user's `__getitem__`."""
+        method = inspect.getattr_static(type(self.dataset), "__getitem__", None)
+        return place_of(method) if inspect.isfunction(method) and _is_users(method) else self.what
+
     def batch(self, rows: Tensor) -> Batch:
-        columns = default_collate([self._item(row) for row in rows.tolist()])
+        items = [self._item(row) for row in rows.tolist()]
+        for number, entries in enumerate(zip(*items, strict=False)):
+            shapes = {np.shape(entry) for entry in entries}  # type: ignore[arg-type]  # a tensor has a shape, too
+            if len(shapes) > 1 or len({len(item) for item in items}) > 1:
+                found = ", ".join(sorted(map(str, shapes)))
+                raise PluginInvalid(
+                    f"{self._place}: entry {number} of the items differs in shape: {found}; "
+                    "expected items of as many entries, of one shape each: pad or crop them"
+                )
+        columns = default_collate(items)
         *inputs, targets = columns
         found = tuple(converted(column, targets=False).to(self.device) for column in inputs)
         return found, converted(targets, targets=True).to(self.device)
@@ -42,11 +62,19 @@ class DatasetRows:
         """Return one item, checked: PyTorch's own errors do not name the data set."""
         item = self.dataset[row]
         if not isinstance(item, tuple | list) or len(item) < 2:
-            raise PluginInvalid(f"{self.what}: item {row} is a {type(item).__name__}, expected a tuple (x, y)")
+            raise PluginInvalid(f"{self._place}: item {row} is a {type(item).__name__}, expected a tuple (x, y)")
         for place, value in enumerate(item):
             if not isinstance(value, Tensor | np.ndarray | np.generic | int | float):
                 raise PluginInvalid(
-                    f"{self.what}: entry {place} of item {row} is a {type(value).__name__}, expected a number, an "
+                    f"{self._place}: entry {place} of item {row} is a {type(value).__name__}, expected a number, an "
                     "array or a tensor"
                 )
         return tuple(item)
+
+
+def _is_users(code: type | Callable[..., object]) -> bool:
+    """Return whether a class or method is a user's."""
+    try:
+        return is_users_file(inspect.getsourcefile(code) or "")
+    except TypeError:
+        return False

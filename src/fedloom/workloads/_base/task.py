@@ -21,6 +21,7 @@ from fedloom.core.records import MODEL, UNTRAINED, Array, Info, Job, Mean, Metri
 from fedloom.workloads._adapters.targets import model_info, output_layer
 from fedloom.workloads._base.checks import (
     blamed,
+    check_augmented,
     check_classes,
     check_labels,
     check_loss,
@@ -325,6 +326,8 @@ def try_out(task: RowTask[C]) -> None:
         return
     with blamed(kind, kind.dataset):
         inputs, targets = train.batch(torch.arange(min(2, len(train)), device=task.device))
+    with blamed(kind, kind.augment):
+        check_augmented(task.augment(inputs), inputs, place_of(kind.augment))
     task.network.eval()
     shapes = ", ".join(f"{str(each.dtype).removeprefix('torch.')} {tuple(each.shape)}" for each in inputs)
     with blamed(kind, kind.model, f" called with {shapes}"):

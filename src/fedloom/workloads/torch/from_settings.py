@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import FunctionType
 from typing import TypeAlias, cast
 
 import numpy as np
 
 from fedloom.core.errors import ConfigError, DataMissing, FedloomError, PluginInvalid
 from fedloom.core.extras import needed_by
-from fedloom.core.plugin_faults import plugin_fault
+from fedloom.core.plugin_faults import plugin_fault, raised_in
 from fedloom.core.records import Array
 from fedloom.core.registry import load_file
+from fedloom.workloads._base.checks import place_of
 from fedloom.workloads._base.examples import Examples
 from fedloom.workloads._data.images import load_images
 from fedloom.workloads._data.labels import doubts
@@ -44,7 +47,9 @@ def parts_of_settings(config: Config) -> Parts:
     """
     if config.model is None or config.data is None:
         raise ConfigError("workload.model, workload.data: required, but missing")
-    read = _read(config.data, _title(config))
+    place = data_place(config.data)
+    with _placed(place):
+        read = _read(config.data, _title(config))
     model: Model = (
         own_model(config.model, config.mlp.hidden, read.examples, config.task)
         if config.model in OWN_MODELS
@@ -55,8 +60,9 @@ def parts_of_settings(config: Config) -> Parts:
     loss: LossFunction | None = (
         None if config.loss is None else cast("LossFunction", referred(config.loss, "workload.loss"))
     )
-    parts = parts_of(model, read, task=config.task, loss=loss)
-    return replace(parts, notes=(*parts.notes, *_doubts(read.examples, parts.task)))
+    with _placed(place):
+        parts = parts_of(model, read, task=config.task, loss=loss)
+    return replace(parts, notes=(*parts.notes, *_doubts(read.examples, parts.task)), data_place=place)
 
 
 def _doubts(examples: Examples, task: Task) -> list[str]:
@@ -69,6 +75,30 @@ def _doubts(examples: Examples, task: Task) -> list[str]:
     present = set(np.unique(np.asarray(examples.train[-1])).tolist())
     lacking = [str(number) for number in range(int(max(present)) + 1) if number not in present]
     return [f"no example of the classes {', '.join(lacking[:_SHOWN])}{' …' * (len(lacking) > _SHOWN)}"] * bool(lacking)
+
+
+def data_place(settings: AnyData) -> str:
+    """Return where examples come from, for errors: file and line of a user's function."""
+    if not isinstance(settings, DatasetRef):
+        return "data"
+    function = referred(settings.train, "workload.data")
+    return place_of(function) if isinstance(function, type | FunctionType) else f"data ({settings.train})"
+
+
+@contextmanager
+def _placed(place: str) -> Iterator[None]:
+    """Let errors about the data begin with where it comes from.
+
+    Raises:
+        PluginInvalid: so changed.
+    """
+    try:
+        yield
+    except PluginInvalid as exc:
+        head, found, rest = str(exc).partition(": ")
+        if found and ", line " in place and head.startswith(("data", "test")):
+            raise PluginInvalid(f"{place}: {rest}") from exc
+        raise
 
 
 def _read(settings: AnyData, title: str) -> ReadData:
@@ -189,6 +219,8 @@ def _called(reference: str) -> object:
     try:
         return function()
     except Exception as exc:
+        if not raised_in(exc) and isinstance(function, type | FunctionType):
+            raise PluginInvalid(f"{place_of(function)}: {type(exc).__name__}: {exc}") from exc
         raise plugin_fault(f"workload.data: {reference}", exc) from exc
 
 

@@ -22,7 +22,7 @@ from fedloom.workloads._base.task import CPU
 from fedloom.workloads._torch.scope import exact
 from fedloom.workloads.torch.data import ReadData, Reading, read_data
 from fedloom.workloads.torch.digests import code_digest, data_digest, weights_digest
-from fedloom.workloads.torch.parts import Parts
+from fedloom.workloads.torch.parts import Parts, call_fault, model_place
 from fedloom.workloads.torch.tasks import LOSS, fitted, infer_task, named_metrics
 from fedloom.workloads.torch.types import Data, LossFunction, MakeOptimizer, Metrics, Model, Task, Transform
 
@@ -83,7 +83,7 @@ def parts_of(model: Model, read: ReadData, *, task: Task | None, loss: LossFunct
     """
     with exact(CPU, seed=0), users_code("model or data"):
         made = new_model(model)
-        targets, outputs = look(made, read.examples)
+        targets, outputs = look(made, read.examples, model_place(model))
     found = task or (infer_task(targets, outputs) if targets is not None else "classification")
     if found not in LOSS:
         raise ConfigError(f"task: expected one of {', '.join(LOSS)}, got {found!r}")
@@ -170,8 +170,14 @@ def title_of(model: object) -> str:
     return "model" if name == "<lambda>" else name
 
 
-def look(model: nn.Module, examples: Examples) -> tuple[Tensor | None, Tensor]:
-    """Return the targets of the examples, and the model's outputs for two; None if each client loads its own."""
+def look(model: nn.Module, examples: Examples, place: str) -> tuple[Tensor | None, Tensor]:
+    """Return the targets of the examples, and the model's outputs for two; None if each client loads its own.
+
+    Args:
+        model: a new one.
+        examples: that it is to learn.
+        place: where the model is defined, for errors.
+    """
     train = examples.train
     if not isinstance(train, list | tuple) and not isinstance(train, torch.utils.data.Dataset) and callable(train):
         train = train(0)
@@ -185,11 +191,8 @@ def look(model: nn.Module, examples: Examples) -> tuple[Tensor | None, Tensor]:
         try:
             outputs: object = model(*(each[:_FEW] for each in inputs))
         except Exception as exc:
-            raise PluginInvalid(
-                f"model ({type(model).__name__}) called with {shapes}: {type(exc).__name__}: {exc}; expected a model "
-                "for these inputs, or inputs for this model"
-            ) from exc
-    return targets, check_outputs(outputs, len(targets[:_FEW]), f"model ({type(model).__name__})")
+            raise call_fault(exc, model, place, shapes) from exc
+    return targets, check_outputs(outputs, len(targets[:_FEW]), place)
 
 
 def _first(source: Source) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -201,6 +204,8 @@ def _first(source: Source) -> tuple[tuple[Tensor, ...], Tensor]:
     if not isinstance(source, torch.utils.data.Dataset):
         raise PluginInvalid(f"data: found a {type(source).__name__}, expected examples")
     rows = DatasetRows(source, CPU, "data: the examples")
+    if not len(rows):
+        raise PluginInvalid(f"data: found a {type(source).__name__} of length 0, expected at least one example")
     return rows.batch(torch.arange(min(_FEW, len(rows))))
 
 

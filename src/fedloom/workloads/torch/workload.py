@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError, FedloomError, PluginInvalid, UsageError
-from fedloom.core.plugin_faults import plugin_fault
+from fedloom.core.plugin_faults import plugin_fault, raised_in
 from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.python_objects import objects_of
 from fedloom.core.text import shown
-from fedloom.workloads._base.checks import check_classes, check_loss, check_metrics, check_outputs
+from fedloom.workloads._base.checks import check_classes, check_labels, check_loss, check_metrics, check_outputs
+from fedloom.workloads._base.classes import all_targets
 from fedloom.workloads._base.examples import Found
 from fedloom.workloads._base.loading import fill, saved_arrays
 from fedloom.workloads._base.workload import TorchWorkload
@@ -24,7 +25,7 @@ from fedloom.workloads._torch.wrapped import WrappedOptimizer
 from fedloom.workloads._vision.augment import augment_images
 from fedloom.workloads.torch.config import Config
 from fedloom.workloads.torch.data import model_inputs
-from fedloom.workloads.torch.parts import Parts
+from fedloom.workloads.torch.parts import Parts, call_fault
 from fedloom.workloads.torch.tasks import TASK_METRICS, predictions, task_loss
 
 
@@ -42,7 +43,7 @@ class OwnModel(TorchWorkload[Config]):
 
     @property
     def data_place(self) -> str:
-        return "data"
+        return self.parts.data_place
 
     def new_trainer(self, model: nn.Module, device: torch.device) -> Trainer:
         make = self.parts.optimizer
@@ -114,13 +115,17 @@ class OwnModel(TorchWorkload[Config]):
         self.network.eval()
         outputs = self._called(place, inputs, len(targets))
         if self.parts.task == "classification" and self.parts.loss is None:
+            if not len(self.data.labels):
+                check_labels(all_targets(train), self.data_place)
             check_classes(outputs, max(self.data.num_labels, 1), place)
         try:
-            check_loss(self.loss(outputs, targets), "loss")
+            check_loss(self.loss(outputs, targets), self.parts.loss_place)
             check_metrics(self.metrics(outputs.detach(), targets), "metrics")
         except FedloomError:
             raise
         except Exception as exc:
+            if not raised_in(exc):
+                raise PluginInvalid(f"{self.parts.loss_place}: loss or metrics: {type(exc).__name__}: {exc}") from exc
             raise plugin_fault("loss or metrics", exc) from exc
 
     def _called(self, place: str, inputs: tuple[Tensor, ...], examples: int) -> Tensor:
@@ -128,7 +133,7 @@ class OwnModel(TorchWorkload[Config]):
         try:
             outputs = self.outputs(self.network, *inputs)
         except Exception as exc:
-            raise PluginInvalid(f"{place} called with {shapes}: {type(exc).__name__}: {exc}") from exc
+            raise call_fault(exc, self.network, place, shapes) from exc
         return check_outputs(outputs, examples, place)
 
 
