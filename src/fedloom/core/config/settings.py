@@ -98,8 +98,9 @@ def plugin_schema(kind: str, name: str) -> type[PluginSettings]:
     found = vars(module).get("Config")
     if not isinstance(found, type) or not issubclass(found, PluginSettings):
         section = Kind(kind).section
-        own = isinstance(found, type) and found.__module__ == module.__name__
-        place = f"{module.__file__}, line {inspect.getsourcelines(found)[1]}: " if own else ""
+        place = ""
+        if isinstance(found, type) and found.__module__ == module.__name__:
+            place = f"{module.__file__}, line {inspect.getsourcelines(found)[1]}: "
         raise ConfigError(
             f"{place}{section}.name: {name!r} defines no class Config(fedloom.core.config.PluginSettings)"
         )

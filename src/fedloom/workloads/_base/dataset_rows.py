@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,15 +45,10 @@ class DatasetRows:
 
     def batch(self, rows: Tensor) -> Batch:
         items = [self._item(row) for row in rows.tolist()]
-        for number, entries in enumerate(zip(*items, strict=False)):
-            shapes = {np.shape(entry) for entry in entries}  # type: ignore[arg-type]  # a tensor has a shape, too
-            if len(shapes) > 1 or len({len(item) for item in items}) > 1:
-                found = ", ".join(sorted(map(str, shapes)))
-                raise PluginInvalid(
-                    f"{self._place}: entry {number} of the items differs in shape: {found}; "
-                    "expected items of as many entries, of one shape each: pad or crop them"
-                )
-        columns = default_collate(items)
+        try:
+            columns = default_collate(items)
+        except (RuntimeError, TypeError) as exc:
+            raise PluginInvalid(f"{self._place}: {_differing(items)}") from exc
         *inputs, targets = columns
         found = tuple(converted(column, targets=False).to(self.device) for column in inputs)
         return found, converted(targets, targets=True).to(self.device)
@@ -78,3 +73,15 @@ def _is_users(code: type | Callable[..., object]) -> bool:
         return is_users_file(inspect.getsourcefile(code) or "")
     except TypeError:
         return False
+
+
+def _differing(items: Sequence[tuple[object, ...]]) -> str:
+    """Return how items differ that cannot be put beside each other, in words."""
+    expected = "expected items of as many entries, of one shape each: pad or crop them"
+    if len({len(item) for item in items}) > 1:
+        return f"items have {', '.join(sorted({str(len(item)) for item in items}))} entries; {expected}"
+    for number, entries in enumerate(zip(*items, strict=True)):
+        shapes = sorted({str(np.shape(entry)) for entry in entries})
+        if len(shapes) > 1:
+            return f"entry {number} of the items differs in shape: {', '.join(shapes)}; {expected}"
+    return f"the items cannot be put beside each other; {expected}"
