@@ -148,3 +148,14 @@ def test_numbers_of_every_width_are_read(tmp_path: Path) -> None:
     pd.DataFrame({**columns, "label": pd.Categorical(list("ab" * 10))}).to_parquet(tmp_path / "t.parquet")
     info = read(tmp_path / "t.parquet", "parquet")
     assert tuple(info.label_names or ()) == ("a", "b") and info.data["num_train"] == 16
+
+
+def test_examples_that_the_partition_gives_to_nobody_are_said_to_be_left_out(tmp_path: Path) -> None:
+    """16 training examples in 3 shards of equal size, 5 each."""
+    (tmp_path / "t.csv").write_text(PLAIN, encoding="utf-8")
+    made = experiment(tmp_path / "t.csv", "csv").override(
+        ["clients=3", "workload.partition.scheme=shards", "workload.partition.shards_per_client=1"]
+    )
+    info = build_workload(made.workload, made).describe()  # type: ignore[arg-type]
+    assert list(info.client_sizes) == [5, 5, 5]
+    assert info.data["left_out"] == ["1 training example that workload.partition.scheme = 'shards' gives to no client"]

@@ -158,11 +158,22 @@ class RowTask(ABC, Generic[C]):
         data, shards = self.data, self.shards
         counted = len(data.label_names) > 0 and len(shards.sizes) > 0
         return WorkloadInfo(
-            data=data.info,
+            data={**data.info, **self._unassigned()},
             client_sizes=shards.sizes.tolist(),
             label_counts=shards.label_counts(data.labels, data.num_labels).tolist() if counted else (),
             label_names=data.label_names,
         )
+
+    def _unassigned(self) -> Info:
+        """Return the facts about the data that say how many examples the partition gives to no client, if any."""
+        sizes = self.shards.sizes
+        count = len(self.data.train) - int(sizes.sum()) if len(sizes) else 0
+        if count <= 0:
+            return {}
+        scheme = self.config.partition.scheme
+        what = "example" if count == 1 else "examples"
+        more = f"{count:,} training {what} that workload.partition.scheme = {scheme!r} gives to no client"
+        return {"left_out": [*self.data.info.get("left_out", ()), more]}
 
     def init(self, rng: np.random.Generator) -> Record:
         with exact(CPU, seed=int(rng.integers(2**63))):
