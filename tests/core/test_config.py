@@ -1,5 +1,6 @@
 """Experiments: what they accept, and what they say to what they do not."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -324,3 +325,18 @@ def test_a_setting_is_finite(value: float) -> None:
         Experiment.parse(
             {"rounds": 1, "clients": 2, "round": {"deadline_s": value}, "workload": "fedloom.testing.linear"}
         )
+
+
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize("key", ["rounds", "seed", "clients", "round.quorum_fraction", "workload.features"])
+def test_true_and_false_are_no_numbers(key: str, value: bool) -> None:
+    values: dict[str, Any] = {
+        "rounds": 1,
+        "clients": 2,
+        "strategy": "fedavg",
+        "workload": {"name": "fedloom.testing.linear"},
+    }
+    section, _, name = key.rpartition(".")
+    (values.setdefault(section, {}) if section else values)[name or key] = value
+    with pytest.raises(ConfigError, match=rf"^{re.escape(key)}: expected a number, got {str(value).lower()}$"):
+        Experiment.parse(values)

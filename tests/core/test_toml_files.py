@@ -19,7 +19,7 @@ def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path: Path, encoding: 
     assert Experiment.load(tmp_path / "e.toml").name == "caf\u00e9"
 
 
-@pytest.mark.parametrize("data", [b"\xff\xfe\x00", b"\xef\xbb\xbf\xff", b"a = "])
+@pytest.mark.parametrize("data", [b"\xff\xfe\x00", b"\xef\xbb\xbf\xff", b"a = ", b"a = " + b"[" * 3000])
 def test_what_is_no_toml_is_named(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "e.toml").write_bytes(data)
     with pytest.raises(ConfigError, match=r"e\.toml: not valid TOML"):

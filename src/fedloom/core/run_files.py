@@ -3,6 +3,7 @@
     runs/<id>/
       experiment.toml     the resolved experiment
       run.json            the run's id
+      run.lock            the process at work in the folder, on file systems without locks
       plugins.json        files and folders of code that the experiment names by path, with their SHA-256
       plugins/            copies of these
       data.json           where the data lies that the experiment names by path, as seen from this folder
@@ -43,6 +44,7 @@ from fedloom.core.records import Info
 
 EXPERIMENT = "experiment.toml"
 RUN = "run.json"
+LOCK = "run.lock"
 PLUGINS_LIST = "plugins.json"
 PLUGINS = "plugins"
 DATA_LIST = "data.json"

@@ -21,4 +21,7 @@ def read_toml(path: Path) -> JsonObject:
     """
     data = path.read_bytes()
     encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
-    return tomllib.loads(data.decode(encoding).replace("\r\n", "\n"))
+    try:
+        return tomllib.loads(data.decode(encoding).replace("\r\n", "\n"))
+    except RecursionError as exc:
+        raise tomllib.TOMLDecodeError("lists and tables are nested too deeply") from exc

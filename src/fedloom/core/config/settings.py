@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import types
+import typing
+from collections.abc import Iterator, Mapping
 
+import pydantic
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import PydanticCustomError
 
 from fedloom.core import registry
 from fedloom.core.errors import ConfigError
 from fedloom.core.kinds import Kind
 from fedloom.core.records import Info
 from fedloom.core.setting_types import PlainWord
+
+SWITCH = "switch_as_number"
+"""Type of pydantic's error for true or false in place of a number."""
 
 
 class Settings(BaseModel):
@@ -24,6 +31,31 @@ class Settings(BaseModel):
         protected_namespaces=(),
         allow_inf_nan=False,  # what may be unbounded is None
     )
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _has_no_switch_as_number(cls, values: object) -> object:
+        """Refuse true and false where a number is meant; Python takes them for 1 and 0."""
+        switches = [key for key, value in values.items() if isinstance(value, bool)] if isinstance(values, dict) else ()
+        for key in switches:
+            kinds = set(_flat(cls.model_fields[key].annotation)) if key in cls.model_fields else set()
+            if kinds & {int, float} and not kinds & {bool, object}:
+                said = str(values[key]).lower()
+                raise PydanticCustomError(SWITCH, "expected a number, got {said}", {"key": key, "said": said})
+        return values
+
+
+def _flat(annotation: object) -> Iterator[object]:
+    """Yield the types that a field takes, unions and annotations apart."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        yield from _flat(typing.get_args(annotation)[0])
+    elif typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        for each in typing.get_args(annotation):
+            yield from _flat(each)
+    elif typing.get_origin(annotation) is typing.Literal:
+        yield from map(type, typing.get_args(annotation))
+    else:
+        yield object if annotation is typing.Any else annotation
 
 
 class PluginSettings(Settings):

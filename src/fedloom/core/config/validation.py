@@ -11,6 +11,7 @@ import pydantic
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from fedloom.core.config.settings import SWITCH
 from fedloom.core.errors import ConfigError
 from fedloom.core.text import nearest
 
@@ -31,6 +32,8 @@ def config_error(exc: pydantic.ValidationError, model: type[BaseModel], prefix: 
             near = nearest(location[-1], known, cutoff=0.5)
             hint = f"did you mean {'.'.join((*prefix, *location[:-1], near))!r}?" if near else "remove it;"
             lines.append(f"{key}: unknown setting (value {error['input']!r}); {hint} known here: {', '.join(known)}")
+        elif error["type"] == SWITCH:
+            lines.append(f"{'.'.join((*prefix, *location, error['ctx']['key']))}: {error['msg']}")
         elif error["type"] == "union_tag_not_found":
             lines.append(f"{key}.{_unquoted(error, 'discriminator')}: required, but missing; it selects the kind")
         elif error["type"] == "union_tag_invalid":
