@@ -36,11 +36,12 @@ class Settings(BaseModel):
     @classmethod
     def _has_no_switch_as_number(cls, values: object) -> object:
         """Refuse true and false where a number is meant; Python takes them for 1 and 0."""
-        switches = [key for key, value in values.items() if isinstance(value, bool)] if isinstance(values, dict) else ()
-        for key in switches:
+        given = values.items() if isinstance(values, dict) else ()
+        switches = {key: value for key, value in given if value is True or value is False}
+        for key, value in switches.items():
             kinds = set(_flat(cls.model_fields[key].annotation)) if key in cls.model_fields else set()
             if kinds & {int, float} and not kinds & {bool, object}:
-                said = str(values[key]).lower()
+                said = str(value).lower()
                 raise PydanticCustomError(SWITCH, "expected a number, got {said}", {"key": key, "said": said})
         return values
 
