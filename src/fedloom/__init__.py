@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedloom.api import RunResult, load, resume, run
     from fedloom.core.config import Experiment
+    from fedloom.erasure.forget import forget
 
 __version__ = "0.1.0"
-__all__ = ["Experiment", "RunResult", "load", "resume", "run"]
+__all__ = ["Experiment", "RunResult", "forget", "load", "resume", "run"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,6 +19,10 @@ def __getattr__(name: str) -> Any:
         from fedloom.core.config import Experiment
 
         return Experiment
+    if name == "forget":
+        from fedloom.erasure.forget import forget
+
+        return forget
     if name in __all__:
         from fedloom import api
 

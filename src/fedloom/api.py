@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack, cast, overload
 from fedloom.core import contributed, definitions
 from fedloom.core.config import INCIDENTAL, Experiment
 from fedloom.core.continuation import check_best, check_rounds
+from fedloom.core.erased import require_not_erased
 from fedloom.core.errors import (
     ClientFailed,
     ConfigError,
@@ -24,6 +25,7 @@ from fedloom.core.plugins import build_strategy, check_parts
 from fedloom.core.protocols import Sink
 from fedloom.core.provenance import provenance
 from fedloom.core.python_objects import held
+from fedloom.core.records import Record
 from fedloom.core.run_files import EXPERIMENT
 from fedloom.core.saved_state import SavedState
 from fedloom.core.state import load_state
@@ -62,6 +64,8 @@ class RunOptions(TypedDict, total=False):
     """Take every event, such as `reporting.console.ConsoleSink()`; none by default."""
     keep: bool
     """Write the run's folder, which is the default; False leaves nothing on disk."""
+    start: Record
+    """What the run begins with in place of the workload's initial model: its group `model`."""
     source: Path | None
     """File or folder the experiment was read from: the state of the Git repository around it is recorded. By default
     the first code that the settings refer to, or else the working directory."""
@@ -235,6 +239,8 @@ def _run(experiment: Experiment, options: RunOptions) -> RunResult:
     else:
         store = MemoryRunStore(run_id)
         store.begin(experiment)
+    if "start" in options:
+        store.save_start(options["start"])
     with store.claimed():
         return _session(experiment, store, options.get("sinks", ()), fresh=True)
 
@@ -275,6 +281,7 @@ def resume(run_dir: str | Path, **arguments: Unpack[ResumeArguments]) -> RunResu
     overrides, sinks = arguments.get("overrides", ()), arguments.get("sinks", ())
     as_continuation = arguments.get("as_continuation", False)
     store = DiskRunStore.open(Path(run_dir))
+    require_not_erased(Path(run_dir), str(run_dir))
     with store.claimed(), contextlib.ExitStack() as stack:
         before = store.experiment()
         _refuse_sites(before)

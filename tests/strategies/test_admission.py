@@ -17,6 +17,8 @@ from fedloom.core.protocols import LocalRule, Measure, Roster, Watch
 from fedloom.core.records import ClientReport, Exchange, Mean
 from fedloom.core.seeds import generator
 from fedloom.strategies.flower.loader import load as load_app
+from fedloom.strategies.forgetting.config import Config as ForgettingConfig
+from fedloom.strategies.forgetting.strategy import NoisyLabels
 from fedloom.testing.records import read_only
 
 WORKLOAD = "image_classification"
@@ -37,6 +39,9 @@ def exchanges(name: str) -> Iterator[Exchange]:
     if name == "flower_app":
         yield app_exchange()
         return
+    if name == "forgetting":
+        yield forgetting_exchange()
+        return
     for settings in VARIANTS.get(name, [{}]):
         federation = Federation(name, settings)
         federation.run(2)
@@ -54,6 +59,12 @@ def app_exchange() -> Exchange:
         strategy.close()
     assert exchange is not None
     return exchange
+
+
+def forgetting_exchange() -> Exchange:
+    """The exchange of a method that has the client do more than train."""
+    strategy, federation = NoisyLabels(ForgettingConfig(method="noisy_labels", client=1)), Federation("fedavg", {})
+    return strategy.plan(strategy.init(read_only(federation.model)), federation.context(1))
 
 
 def measures(name: str) -> set[str | None]:

@@ -36,6 +36,8 @@ def check_on_client(exchange: Exchange, job: Job, update: Update) -> None:
 def test_updates_contain_what_their_exchange_declares(name: str, settings: dict[str, object]) -> None:
     if name == "flower_app":
         pytest.skip("its exchanges are an app's messages, which only the app's clients can answer")
+    if name == "forgetting":
+        pytest.skip("its clients do more than train: tests/strategies/forgetting")
     federation = Federation(name, settings)
     check(federation)
     undeclared = {(job.round, job.kind) for exchange, job, _ in federation.answers if declared_arrays(exchange) is None}

@@ -13,7 +13,7 @@ NEEDS_NUMBER = {
     *("mano", "meat"),
 }
 """Those that anneal, or do something in the last round."""
-OTHERS = [name for name in registry.names("strategies") if name not in {*NEEDS_NUMBER, "flower_app"}]
+OTHERS = [name for name in registry.names("strategies") if name not in {*NEEDS_NUMBER, "flower_app", "forgetting"}]
 
 
 @pytest.mark.parametrize("name", sorted(NEEDS_NUMBER))

@@ -11,7 +11,20 @@ import click
 import typer
 
 from fedloom import __version__
-from fedloom.cli import audit, experiments, fleet, joining, members, reports, results, resuming, serving, study, tokens
+from fedloom.cli import (
+    audit,
+    experiments,
+    fleet,
+    forgetting,
+    joining,
+    members,
+    reports,
+    results,
+    resuming,
+    serving,
+    study,
+    tokens,
+)
 from fedloom.cli.contributed import Commands
 from fedloom.cli.terminal import DEBUG_HELP, Verb, print_error, remember_debug
 from fedloom.core.errors import FedloomError
@@ -46,7 +59,7 @@ for panel, commands in {
     "Experiments": (
         experiments.run, resuming.resume, experiments.check, study.study, experiments.list_names, experiments.show,
     ),
-    "Results": (reports.report, reports.compare, reports.replay),
+    "Results": (reports.report, reports.compare, reports.replay, forgetting.forget),
     "Servers and devices": (
         serving.serve, joining.join, serving.client, fleet.submit, fleet.runs, fleet.watch, fleet.stop, results.fetch,
         results.logs, results.delete, fleet.nodes, audit.audit,

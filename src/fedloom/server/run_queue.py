@@ -18,6 +18,7 @@ from typing import IO
 from fedloom.core.clock import SYSTEM_CLOCK, Clock
 from fedloom.core.config import Experiment
 from fedloom.core.continuation import check_rounds
+from fedloom.core.erased import require_not_erased
 from fedloom.core.errors import NotFound, RunExists, RunFailed, StorageFull, UsageError
 from fedloom.core.events import Event, Notice, RoundFinished, RunFinished
 from fedloom.core.history import RunSummary
@@ -221,6 +222,7 @@ class RunQueue:
         """
         store = self.store(run_id)
         status = self._require_ended(run_id, "resumed")
+        require_not_erased(store.folder, f"run {run_id!r}")
         before = store.experiment()
         after = before if wanted.rounds is None else before.override([f"rounds={wanted.rounds}"])
         done = self.state(run_id).rounds_done

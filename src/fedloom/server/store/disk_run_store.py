@@ -89,7 +89,7 @@ class DiskRunStore:
         return cls(folder, run_files.read_run_id(folder))
 
     @property
-    def folder(self) -> Path | None:
+    def folder(self) -> Path:
         return self._folder
 
     def claimed(self) -> AbstractContextManager[None]:

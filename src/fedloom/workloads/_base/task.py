@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fedloom.adapters.names import ADAPTERS
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError
-from fedloom.core.protocols import Inputs, LocalRule, WorkloadInfo
+from fedloom.core.protocols import Action, Inputs, LocalRule, WorkloadInfo
 from fedloom.core.records import MODEL, UNTRAINED, Array, Info, Job, Mean, Metrics, Record, Update
 from fedloom.workloads._adapters.targets import model_info, output_layer
 from fedloom.workloads._base.checks import (
@@ -34,6 +34,7 @@ from fedloom.workloads._base.checks import (
 )
 from fedloom.workloads._base.classes import all_targets
 from fedloom.workloads._base.examples import Found, Maker
+from fedloom.workloads._base.forgetting import FORGET, forget
 from fedloom.workloads._base.local import check_training, held_back, round_factor, weights_of
 from fedloom.workloads._base.rows import RowData, RowSource, Shards
 from fedloom.workloads._base.settings import TorchConfig
@@ -206,6 +207,17 @@ class RowTask(ABC, Generic[C]):
                 "that trains adapters alone"
             )
         return self.trainer.train(inputs, self.local_training(self.trainer.model, job, shard, rule), rng)
+
+    @property
+    def actions(self) -> Mapping[str, Action]:
+        """Return `forget`: training that makes the model forget a client (`_base.forgetting`).
+
+        A subclass with actions of its own returns these, too.
+        """
+        return {FORGET: self._forget}
+
+    def _forget(self, job: Job, inputs: Inputs, state: Record | None, rng: np.random.Generator) -> Update:
+        return forget(self, job, inputs, rng)
 
     def local_training(self, model: nn.Module, job: Job, shard: RowShard, rule: LocalRule | None) -> LocalTraining:
         """Return a trainer's arguments for training a model on a shard."""

@@ -91,6 +91,16 @@ class Trainer:
         return dict(self._part.groups()[MODEL])
 
     @property
+    def parameters(self) -> Sequence[Tensor]:
+        """The tensors that are trained, as the optimiser moves them."""
+        return self._part.parameters
+
+    @property
+    def anchor(self) -> Sequence[Tensor]:
+        """The values a rule ties them to, in the same order: those of the input `anchor`, or of the global model."""
+        return self._part.anchor
+
+    @property
     def untrained(self) -> list[str]:
         """Return the names of the arrays that no optimiser steps, such as running statistics."""
         trained = {name for group, name in self._part.trained if group == MODEL}

@@ -132,7 +132,7 @@ class Scoring(TorchWorkload[Config]):
     @property
     def actions(self) -> Mapping[str, Action]:
         """`estimate`: the table's lines for one part of the sets."""
-        return {"estimate": self._estimate}
+        return {**super().actions, "estimate": self._estimate}
 
     def _estimate(self, job: Job, inputs: Inputs, state: Record | None, rng: np.random.Generator) -> Update:
         part, parts = int(job.knobs["part"]), int(job.knobs["parts"])

@@ -143,7 +143,12 @@ class AdversarialTraining(TorchWorkload[Config]):
     @property
     def actions(self) -> Mapping[str, Action]:
         """Return `statistics`, `robustness` and `attack`, as described above."""
-        return {"statistics": self._statistics, "robustness": self._robustness, "attack": self._attack}
+        return {
+            **super().actions,
+            "statistics": self._statistics,
+            "robustness": self._robustness,
+            "attack": self._attack,
+        }
 
     def learning_rate(self, round: int) -> float:
         """Return the step size of a round (from 1): piecewise linear in the fraction of the run it completes."""
