@@ -208,7 +208,7 @@ def test_nothing_of_the_data_is_in_the_bytes_a_node_sends(recorder: Recorder, fl
         assert [outcome.error for outcome in outcomes] == [None, None]
         assert outcomes[0].history[-1].sections["cross_sites"]["models"] == ["global", "north", "south"]
         union = {**seen, "workload": {**seen["workload"], "data": {**images, "classes": "union"}}}  # type: ignore[dict-item]
-        assert "does not tell the names" in str(run(fleet, union, "union").error)
+        assert "the names of 1 of its 2 classes" in str(run(fleet, union, "union").error)
         refused = RunFacts.of("x", Experiment.parse({**seen, "workload": "text_classification"}), ("ann", "user"))
         verdicts = fleet.server.coordinator.inquire(refused)
         assert {verdict.kind for verdict in verdicts.values() if verdict is not None} == {"workload"}

@@ -14,10 +14,11 @@ from fedloom.proto.v1.leaving import calls, sent_fields
 _OF_DATA: Mapping[str, str] = {
     "data": "facts: `name`, `kind`, `licence`, digest of the files (`sha256`), numbers of examples (`num_train`, "
     "`num_test`) and classes (`num_labels`), `shape`, `mean` and `std`, names and types of a table's `columns`, of a "
-    "site also `sums` (for each channel or column the number of values, their sum and that of their squares), and "
-    "`schema` (a digest of classes, shape and moments). With "
-    "`withhold.statistics` or `withhold.digests` without these; where any part is "
-    "withheld only facts known to be harmless. Of a site also `shares_local_model`, where the policy says so",
+    "site also `sums` (for each channel or column the number of values, their sum and that of their squares), of "
+    "pictures `values` (how many files have which kind of numbers) and `range` (the smallest and the largest), what "
+    "else the workload's code states (of speech speakers and seconds), and `schema` (a digest of classes, shape and "
+    "moments). With `withhold.statistics` or `withhold.digests` without these; where any part is withheld only facts "
+    "known to be harmless. Of a site also `shares_local_model`, where the policy says so",
     "client_sizes": "number of examples of each client; none, or rounded up, with `withhold.sizes`",
     "label_counts": "examples of each class, for each client; none with `withhold.label_counts` or withheld sizes",
     "label_names": f"names that the policy lists under `classes`, at most {MAX_NAME} characters; of other classes a "
