@@ -512,3 +512,52 @@ def test_an_experiment_is_typed() -> None:
         fedloom.Experiment(rouns=2, strategy="fedavg", workload="image_classification")  # type: ignore[call-arg]
     with pytest.raises(ConfigError, match="clients"):
         fedloom.Experiment(rounds=1, clients="many", strategy="fedavg", workload="meat")  # type: ignore[arg-type]
+
+
+STEP = """
+from dataclasses import replace
+from fedloom.core.config import PluginSettings
+from fedloom.strategies.fedavg.strategy import FedAvg
+
+class Config(PluginSettings):
+    share: float = SHARE
+
+class Part(FedAvg):
+    def finish(self, state, total, context):
+        mean = super().finish(state, total, context).model
+        return replace(state, model={name: old + SHARE * (mean[name] - old) for name, old in state.model.items()})
+
+def build_strategy(config, experiment):
+    return Part()
+"""
+
+
+@pytest.mark.parametrize("way", ["model", "Experiment"])
+def test_an_edited_plug_in_is_used_by_the_next_call(way: str, tmp_path: Path) -> None:
+    """Without a share of the clients' change the model stays as it was; half of it, in the same process, moves it."""
+    file = tmp_path / "part.py"
+    net = made_net()
+
+    def run() -> RunResult:
+        if way == "model":
+            return fedloom.run(model=net, data=table(), strategy=str(file), **QUICK)
+        experiment = fedloom.Experiment(
+            rounds=1, clients=2, strategy=str(file), workload="fedloom.testing.linear", runtime={"name": "inline"}
+        )
+        return fedloom.run(experiment, keep=False)
+
+    file.write_text(STEP.replace("SHARE", "0.0"), encoding="utf-8")
+    still = [run().summary.model_sha256 for _ in range(2)]
+    file.write_text(STEP.replace("SHARE", "0.5"), encoding="utf-8")
+    assert still[0] == still[1] != run().summary.model_sha256
+
+
+def test_a_class_of_an_interactive_session_has_no_source() -> None:
+    """What a notebook's cell defines belongs to a module without a file."""
+    made: dict[str, Any] = {"__name__": "__main__", "nn": nn}
+    exec(
+        "class Own(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.l = nn.Linear(3, 2)\n"
+        "    def forward(self, x):\n        return self.l(x)\n",
+        made,
+    )
+    assert fedloom.run(model=made["Own"], data=table(), **QUICK).metrics

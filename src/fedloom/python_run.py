@@ -14,6 +14,7 @@ from fedloom.core.extras import needed_by
 from fedloom.core.plugin_faults import users_line
 from fedloom.core.protocols import Sink
 from fedloom.core.python_objects import held
+from fedloom.core.registry import forget_changed
 from fedloom.core.text import nearest, shown
 from fedloom.workloads._torch.settings import TrainingSettings
 
@@ -152,6 +153,7 @@ def make_run(arguments: RunArguments) -> PythonRun:
     """
     from fedloom.workloads.torch.making import built
 
+    forget_changed()
     for name in ("model", "data"):
         if name not in arguments:
             raise ConfigError(f"{name}: required, but missing; expected an experiment, or model and data")

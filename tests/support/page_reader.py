@@ -7,7 +7,6 @@ else is changed. `NOT_RUN` says which commands are not typed, and why.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shlex
@@ -167,10 +166,7 @@ class PageReader:
         return runs[-1].parent
 
     def _token_id(self) -> str:
-        said = self._type(["fedloom", "token", "list", "--json"], "here")
-        listed = json.loads(said.strip().splitlines()[-1])
-        tokens = listed if isinstance(listed, list) else listed["tokens"]
-        return str(tokens[-1]["id"])
+        return re.findall(r"\b[0-9a-f]{12}\b", self._type(["fedloom", "token", "list"], "here"))[-1]
 
     def _machine(self, name: str) -> Machine:
         if name not in self._machines:
@@ -213,7 +209,7 @@ class PageReader:
                 shlex.split(line), cwd=self.folder, env=self._environment(machine), stdout=out, stderr=out
             )
         self._background.append(process)
-        ready = "listening" if line.startswith("fedloom serve") else "connected"
+        ready = "listening" if line.startswith("fedloom serve") else "connecting"
         end = time.monotonic() + 60
         while ready not in (said := log.read_text(encoding="utf-8")):
             if process.poll() is not None or time.monotonic() > end:

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Literal, Self, Unpack
 
@@ -59,6 +60,8 @@ from fedloom.core.setting_types import (
 )
 
 _log = logging.getLogger(__name__)
+_parsing: ContextVar[bool] = ContextVar("_parsing", default=False)
+"""Whether an experiment is made by `parse`, maybe while a run uses the modules of its plug-ins."""
 
 
 class Experiment(FurtherSections):
@@ -96,6 +99,8 @@ class Experiment(FurtherSections):
 
     def __init__(self, /, **settings: Unpack[ExperimentArguments]) -> None:
         """Check the settings; a wrong one is a `ConfigError` in the words of `parse`."""
+        if not _parsing.get():  # a program's own call: files of plug-ins may have been edited since the last one
+            registry.forget_changed()
         try:
             super().__init__(**dict(settings))
         except pydantic.ValidationError as exc:
@@ -238,10 +243,13 @@ class Experiment(FurtherSections):
             ConfigError: names the key as the user wrote it, the value, what was expected, the nearest valid key.
             UnknownName: a strategy, workload or selection that is not installed.
         """
+        before = _parsing.set(True)
         try:
             return cls.model_validate(dict(values))
         except pydantic.ValidationError as exc:
             raise config_error(exc, cls) from exc
+        finally:
+            _parsing.reset(before)
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = (), *, data_elsewhere: bool = False) -> Experiment:

@@ -71,8 +71,8 @@ def _is_users(code: type | Callable[..., object]) -> bool:
     """Return whether a class or method is a user's."""
     try:
         return is_users_file(inspect.getsourcefile(code) or "")
-    except TypeError:
-        return False
+    except (TypeError, OSError):  # of an interactive session or a notebook
+        return code.__module__ == "__main__"
 
 
 def _differing(items: Sequence[tuple[object, ...]]) -> str:

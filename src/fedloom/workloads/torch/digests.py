@@ -152,7 +152,7 @@ def is_users(value: type | types.FunctionType) -> bool:
     """Return whether code is the program's own: neither Python's, nor fedloom's, nor of an installed package."""
     try:
         file = inspect.getsourcefile(value) or ""
-    except TypeError:  # a class without a file: builtin, or of an interactive session
+    except (TypeError, OSError):  # a class without a file: builtin, or of an interactive session or a notebook
         return value.__module__ == "__main__"
     return value.__module__ == "__main__" if not file else is_users_file(file)
 
