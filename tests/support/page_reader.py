@@ -38,7 +38,7 @@ SHORTER: Mapping[str, str] = {
     r"^(fedloom run mano\b.*)": r"\1 --set rounds=1 --set clients=2",
     r"^(fedloom submit fashion-mnist-fedavg .*)": r"\1 --set workload.training.max_steps=2",
     r"^(fedloom (?:run|submit) .*)": r"\1 --set rounds=3",
-    r"^fedloom resume (\S+) --rounds \d+": r"fedloom resume \1 --rounds 3",
+    r"^fedloom resume (\S+) --rounds \d+": r"fedloom resume \1 --rounds 5",
     r"^(fedloom study sfedca\b.*)": r"\1 --set rounds=1 --seeds 2 --only 'iid/random' --only 'iid/topm' --jobs 1",
     r"^python -m benchmarks\.chaos --schedules.*": "python -m benchmarks.chaos --schedules 1 --seed 7",
     r"^python -m benchmarks\.chaos --first.*": "python -m benchmarks.chaos --first 19 --schedules 1 --json chaos.json",
@@ -131,6 +131,8 @@ class PageReader:
             return self._start(typed, machine)
         if typed.startswith("fedloom watch"):  # a reader ends the watch
             return self._watch(typed, machine)
+        if typed.startswith("fedloom delete"):  # a reader waits for the end of what is resumed
+            self._type(["bash", "-c", typed.replace("delete", "watch", 1)], machine)
         said = self._type(["bash", "-c", typed], machine, at=ROOT if "-m benchmarks" in typed else None)
         found = _ID.search(said)
         if found and typed.startswith(("fedloom submit", "fedloom run")):
