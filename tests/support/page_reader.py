@@ -168,7 +168,7 @@ class PageReader:
         return runs[-1].parent
 
     def _token_id(self) -> str:
-        return re.findall(r"\b[0-9a-f]{12}\b", self._type(["fedloom", "token", "list"], "here"))[-1]
+        return str(re.findall(r"\b[0-9a-f]{12}\b", self._type(["fedloom", "token", "list"], "here"))[-1])
 
     def _machine(self, name: str) -> Machine:
         if name not in self._machines:
