@@ -22,6 +22,7 @@ from fedloom.core.errors import ServerUnreachable
 from fedloom.core.events import Notice, RunFinished
 from fedloom.core.history import RunSummary
 from fedloom.core.protocols import Sink
+from fedloom.core.provenance import SubmittedCode
 from fedloom.server import standing
 from fedloom.server.store.run_store import event_json
 
@@ -48,7 +49,8 @@ class FakeControl:
     def __exit__(self, *exc: object) -> None:
         self.asked.append("close")
 
-    def submit(self, experiment: Experiment, say: Callable[[str], None]) -> str:
+    def submit(self, experiment: Experiment, say: Callable[[str], None], code: SubmittedCode | None) -> str:
+        assert code is not None
         say("it waits for a node")
         self.asked.append(experiment)
         return "r7"

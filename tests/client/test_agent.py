@@ -78,7 +78,7 @@ class Script:
 
     def fetch(self, ref: PayloadRef) -> Record:
         self.fetching.set()
-        assert self.let_fetch.wait(10)
+        assert self.let_fetch.wait(60)
         if self.fetch_errors:
             raise self.fetch_errors.popleft()
         assert ref.record is not None
@@ -259,7 +259,7 @@ def test_a_run_that_ends_while_a_group_is_in_work_is_dropped_after_it(script: Sc
     script.let_fetch.clear()
     worker.start()
     try:
-        assert script.fetching.wait(10)
+        assert script.fetching.wait(60)
         script.say(RunOver(run_id="run"))
         _wait(lambda: not script.inbox)
         assert agent._executor.knows("run") and not script.recycled, "its memory is in use"
@@ -267,7 +267,7 @@ def test_a_run_that_ends_while_a_group_is_in_work_is_dropped_after_it(script: Sc
         script.let_fetch.set()
         _wait(lambda: script.recycled == ["run"])
         script.say(Goodbye())
-        worker.join(10)
+        worker.join(60)
     assert len(script.results()) == 1 and not agent._executor.knows("run")
 
 
@@ -326,7 +326,7 @@ def test_while_a_long_group_is_in_work_messages_are_taken_and_results_not_repeat
     script.let_fetch.clear()
     worker.start()
     try:
-        assert script.fetching.wait(10)
+        assert script.fetching.wait(60)
         script.say(group(1, 1), group(1, 2), Cancel(run_id="other", round=1, exchange=0))
         both = {group(1, index).key for index in (0, 1, 2)}
         _wait(lambda: any(isinstance(m, Heartbeat) and set(m.groups) == both for m in list(script.sent)))
@@ -338,7 +338,7 @@ def test_while_a_long_group_is_in_work_messages_are_taken_and_results_not_repeat
         script.let_fetch.set()
         _wait(lambda: {result.key.group for result in script.results()} == {0, 1})
         script.say(Goodbye())
-        worker.join(10)
+        worker.join(60)
     assert not worker.is_alive() and script.closed
 
 
@@ -398,7 +398,7 @@ def test_stop_ends_an_agent_that_looks_for_a_server(script: Script) -> None:
     worker = threading.Thread(target=agent.run)
     worker.start()
     agent.stop()
-    worker.join(10)
+    worker.join(60)
     assert not worker.is_alive()
 
 

@@ -217,7 +217,7 @@ class TestAtWork:
             answer = next_answer(opened, 20.0)
             assert answer.node == "worker" and answer.result is not None
         fleet.revoke("worker")
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive() and isinstance(ended[0], Unauthenticated) and "revoked" in str(ended[0])
         assert not coordinator.nodes()["worker"].online
 
@@ -234,8 +234,8 @@ class TestAtWork:
             agent, second, _ = self._agent(lambda: spare)
             assert next_answer(opened, 20.0).node == "spare"
         agent.stop()
-        first.join(10)
-        second.join(10)
+        first.join(60)
+        second.join(60)
 
     def test_a_certificate_is_renewed_before_it_ends_and_an_unrenewed_one_is_cut_off(self, tmp_path: Path) -> None:
         with members(tmp_path, certificate_days=3.0 / 86400) as fleet:
@@ -250,14 +250,14 @@ class TestAtWork:
                 wait_until(lambda: renewer.identity.key != keeps.key)
                 with pytest.raises(Unauthenticated, match="a newer certificate of 'keeps' has been used"):
                     wait_until(lambda: enroll.confirm(keeps))
-                other.join(15)
+                other.join(60)
                 assert not other.is_alive() and refused, "the stream of an expired certificate ends"
                 time.sleep(1.0)
                 assert thread.is_alive() and not ended
                 assert renewer.identity.certificate != keeps.certificate
             finally:
                 one.stop()
-                thread.join(10)
+                thread.join(60)
                 renewer.stop()
 
 

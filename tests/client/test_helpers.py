@@ -122,7 +122,7 @@ class TestProcesses:
         parent.kill()
         parent.wait()
         parent.stdout.close()
-        wait_until(lambda: not alive(pid), 10, "the end of the helper")
+        wait_until(lambda: not alive(pid), 60, "the end of the helper")
 
 
 class TestLimit:

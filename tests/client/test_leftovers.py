@@ -140,5 +140,5 @@ def test_a_joined_node_ends_them_with_the_run(tmp_path: Path, monkeypatch: pytes
         shell.run("watch", shell.run("submit", "x.toml").split()[0])
         pids = [int(word) for word in pids_file.read_text(encoding="utf-8").split()]
         assert len(pids) == 4 + 8, "of the trial at submission, and of the run"
-        wait_until(lambda: not any(map(alive, pids)), 20)
+        wait_until(lambda: not any(map(alive, pids)), 60)
         assert client.poll() is None

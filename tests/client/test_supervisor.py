@@ -77,9 +77,9 @@ def test_it_is_started_again_until_it_ends_by_itself_and_leaves_nothing(
     tmp_path: Path, how: str, status: int, times: int
 ) -> None:
     with started(how, tmp_path / "log") as program:
-        assert program.wait(30) == status
+        assert program.wait(60) == status
     assert len(pids(tmp_path / "log")) == 3 * times
-    wait_until(lambda: not any(map(alive, pids(tmp_path / "log"))), 10)
+    wait_until(lambda: not any(map(alive, pids(tmp_path / "log"))), 60)
 
 
 def test_it_does_not_depend_on_what_its_parent_ignores(tmp_path: Path) -> None:
@@ -87,10 +87,10 @@ def test_it_does_not_depend_on_what_its_parent_ignores(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         with started("raise", tmp_path / "log") as program:
-            wait_until(lambda: not alive(program.pid), 20)
+            wait_until(lambda: not alive(program.pid), 60)
     finally:
         signal.signal(signal.SIGCHLD, before)
-    wait_until(lambda: not any(map(alive, pids(tmp_path / "log"))), 10)
+    wait_until(lambda: not any(map(alive, pids(tmp_path / "log"))), 60)
 
 
 @pytest.mark.parametrize(
@@ -103,11 +103,11 @@ def test_a_signal_reaches_it_and_it_is_not_started_again(
     with started(how, tmp_path / "log") as program:
         assert program.stdout is not None and program.stdout.readline() == "waits\n"
         program.send_signal(number)
-        assert program.wait(30) == status
+        assert program.wait(60) == status
     agent, *others = pids(tmp_path / "log")
-    wait_until(lambda: not alive(agent), 10)
+    wait_until(lambda: not alive(agent), 60)
     if number == signal.SIGTERM:
-        wait_until(lambda: not any(map(alive, others)), 10)
+        wait_until(lambda: not any(map(alive, others)), 60)
     for pid in filter(alive, others):
         os.kill(pid, signal.SIGKILL)
 
@@ -158,7 +158,7 @@ def test_a_client_that_ends_the_only_nodes_process_is_named_and_costs_no_other(
         assert client.poll() is None
         assert "was ended (signal 11)" in log.read_text(encoding="utf-8")
         client.send_signal(signal.SIGTERM)
-        assert client.wait(30) == 0
+        assert client.wait(60) == 0
     summary = json.loads(watched[watched.index('{"') : watched.rindex("}") + 1])
     (line,) = (tmp_path / "state/runs" / run_id / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
     failures = json.loads(line)["failures"]

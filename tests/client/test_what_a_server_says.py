@@ -211,7 +211,7 @@ def group(number: int = 0, run_id: str = "r", **more: object) -> pb.ToAgent:
 )
 def test_an_experiment_it_does_not_know_is_answered(start: Start, experiment: Mapping[str, object]) -> None:
     node = start(run(experiment), group())
-    wait_until(lambda: node.liar.said("refusal") or node.liar.said("result"), 30, "an answer")
+    wait_until(lambda: node.liar.said("refusal") or node.liar.said("result"), 60, "an answer")
     for answer in node.liar.said("result"):
         assert answer.result.failures and not answer.result.reports
     assert node.process.poll() is None
@@ -272,5 +272,5 @@ def test_groups_of_a_run_it_never_got_do_not_fill_it(start: Start) -> None:
 def test_a_goodbye_ends_it(start: Start) -> None:
     """The control: such a server is heard at all."""
     node = start(pb.ToAgent(goodbye=pb.Goodbye(reason="no work", come_back=False)))
-    assert node.process.wait(30) == 1
+    assert node.process.wait(60) == 1
     assert Goodbye(reason="no work").reason in node.log.read_text(encoding="utf-8")

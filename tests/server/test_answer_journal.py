@@ -215,12 +215,12 @@ class TestRestart:
         reply(hand, first)
         assert hand.take(Ack)[0] == Ack(key=first.key, status="accepted")
         stop.set()
-        thread.join(10)
+        thread.join(60)
 
         hand, collector, _ = fleet.start()
         thread, outcome = in_background(collector, ask(4, 5, 6))
         assert set(reply_to_all(hand, 2)) == {4, 5, 6} - {first.jobs[0].client}
-        thread.join(10)
+        thread.join(60)
         (collected,) = outcome
         assert isinstance(collected, Collected) and collected.counts.restored == 1
         assert [report.client for report in collected.reports] == [4, 5, 6]
@@ -231,7 +231,7 @@ class TestRestart:
         hand, collector, _ = fleet.start()
         thread, _ = in_background(collector, ask(4))
         reply(hand, hand.take(Group)[0])
-        thread.join(10)
+        thread.join(60)
         hand, collector, _ = fleet.start()
         collected = collector.collect(asking(ask(4)))
         assert collected.counts.restored == 1 and [report.client for report in collected.reports] == [4]
@@ -241,11 +241,11 @@ class TestRestart:
         hand, collector, _ = fleet.start()
         thread, _ = in_background(collector, ask(4))
         reply(hand, hand.take(Group)[0])
-        thread.join(10)
+        thread.join(60)
         hand, collector, _ = fleet.start()
         thread, outcome = in_background(collector, ask(4, value=1.5))
         reply(hand, hand.take(Group)[0])
-        thread.join(10)
+        thread.join(60)
         assert outcome[0].counts.restored == 0
 
 
@@ -254,7 +254,7 @@ def test_an_answer_is_acknowledged_only_once_it_is_written_down(fleet: Fleet, mo
     may_write, keep = threading.Event(), fleet.journal.keep
 
     def slowly(*arguments: Any) -> None:
-        assert may_write.wait(10)
+        assert may_write.wait(60)
         keep(*arguments)
 
     monkeypatch.setattr(fleet.journal, "keep", slowly)
@@ -265,7 +265,7 @@ def test_an_answer_is_acknowledged_only_once_it_is_written_down(fleet: Fleet, mo
     assert not [message for message in hand.drain() if isinstance(message, Ack)]
     may_write.set()
     assert hand.take(Ack) == [Ack(key=group.key, status="accepted")]
-    thread.join(10)
+    thread.join(60)
     assert outcome[0].counts.duplicates == 1
 
 
@@ -276,7 +276,7 @@ def test_answers_that_cannot_be_folded_are_not_met_again(fleet: Fleet) -> None:
         group = hand.take(Group, number)[-1]
         total = PayloadRef(size=1, record=sum_of_one(4, size=size))
         hand.channel.send(group_result(group.key, group.jobs[0].client, total=total))
-    thread.join(10)
+    thread.join(60)
     assert type(outcome[0]).__name__ == "BadUpdate"
     wait_until(lambda: fleet.journal.read(3, 0, fleet.journal.question(ask(4, 5), grouped(ask(4, 5)))) == {})
 

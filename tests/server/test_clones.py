@@ -79,7 +79,7 @@ def test_agents_of_one_name_do_not_take_turns() -> None:
         wait_until(lambda: nodes()["twin"].rivals)
         assert nodes()["twin"].hello.session == session and not agents[0].farewell
         agents[0].stop()
-        threads[0].join(10)
+        threads[0].join(60)
         wait_until(lambda: nodes()["twin"].online and nodes()["twin"].hello.session != session)
         agents[1].stop()
-        threads[1].join(10)
+        threads[1].join(60)

@@ -44,8 +44,8 @@ def test_components_that_are_not_the_apps_are_refused_and_the_node_lives(shell: 
     policy = tmp_path / "node" / "policy.toml"
     policy.write_text(f"code = [{json.dumps(str(app))}]\n{policy.read_text(encoding='utf-8')}", encoding="utf-8")
     process, log = shell.start("client", "--identity", "node")
-    wait_until(lambda: "connected" in shell.run("nodes", "--identity", "state/admin") or True, 30)
-    wait_until(lambda: "node" in shell.run("nodes", "--identity", "state/admin"), 30, "the node")
+    wait_until(lambda: "connected" in shell.run("nodes", "--identity", "state/admin") or True, 60)
+    wait_until(lambda: "node" in shell.run("nodes", "--identity", "state/admin"), 60, "the node")
     sound = api.load(str(app)).to_dict()
     for what, settings in ODD.items():
         values = {**sound, "workload": {**sound["workload"], **settings}}

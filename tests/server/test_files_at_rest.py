@@ -57,7 +57,7 @@ def test_files_of_a_running_server_are_private_and_its_users_commands_find_its_t
     with ControlClient(address, local_token.find(address)) as control, pytest.raises(Unauthenticated, match="no token"):
         control.runs()
     program.send_signal(signal.SIGTERM)
-    assert program.wait(20) == 0
+    assert program.wait(60) == 0
     state.chmod(0o755)
     assert "chmod -R go= state" in shell.run("serve", "--state", "state", "--insecure", code=2)
 

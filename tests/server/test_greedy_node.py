@@ -70,7 +70,7 @@ def test_an_upload_is_for_a_group_no_larger_than_it_can_need_and_gone_with_its_n
         assert offset(fleet, identity, 15 << 30) == "RESOURCE_EXHAUSTED"
         assert offset(fleet, identity, 10 << 20) == "OK" and fleet.server.payloads._uploads
         hand.channel.close()
-        wait_until(lambda: not fleet.server.payloads._uploads, 10)
+        wait_until(lambda: not fleet.server.payloads._uploads, 60)
 
 
 def test_a_state_nobody_asked_for_is_refused(fleet: Members, hand: ManualAgent) -> None:

@@ -45,7 +45,7 @@ class Twins:
 
     def stop(self, which: str) -> None:
         self.running[which].send_signal(signal.SIGTERM)
-        assert self.running.pop(which).wait(20) == 0, self.logs[which].read_text(encoding="utf-8")
+        assert self.running.pop(which).wait(60) == 0, self.logs[which].read_text(encoding="utf-8")
 
     def online(self, which: str, timeout_s: float = 30.0) -> None:
         """Wait until this one's agent is the connected one."""
@@ -60,7 +60,7 @@ class Twins:
 
     def asked(self, which: str) -> None:
         """Wait until this one has asked the server about its certificate."""
-        wait_until(lambda: Identity.load(self.folders[which]).receipt().attempted is not None, 30, "an attempt")
+        wait_until(lambda: Identity.load(self.folders[which]).receipt().attempted is not None, 60, "an attempt")
 
     def certificates(self) -> int:
         rows = self.fleet.security.registry._database.execute("select count(*) from certificates where member = 'twin'")
@@ -144,7 +144,7 @@ def test_a_copy_that_renews_when_it_is_due_does_not_end_the_original_which_ends_
         pair.start("original")
         pair.online("original", 20)
         assert time.monotonic() < joined + 45
-        assert pair.running["copy"].wait(20) == 1
+        assert pair.running["copy"].wait(60) == 1
         assert "If this is a copy or an old backup of its identity" in pair.logs["copy"].read_text(encoding="utf-8")
         time.sleep(max(0.0, joined + 45 - time.monotonic()))
         assert pair.running["original"].poll() is None, "long after its first certificate has expired"

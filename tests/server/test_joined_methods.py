@@ -92,7 +92,7 @@ def test_deleting_a_run_removes_what_its_clients_remember(federation: Federation
     assert all([*folder.rglob("*.safetensors")] for folder in states.values())
     federation.kill("north")
     federation.server.run("delete", run_id, *AS_ADMIN)
-    wait_until(lambda: not [*states["east"].rglob("*.safetensors")], 20, "the end of east's states")
+    wait_until(lambda: not [*states["east"].rglob("*.safetensors")], 60, "the end of east's states")
     assert [*states["north"].rglob("*.safetensors")], "north is away"
     federation.start(["north"])
-    wait_until(lambda: not [*states["north"].rglob("*.safetensors")], 20, "the end of north's states")
+    wait_until(lambda: not [*states["north"].rglob("*.safetensors")], 60, "the end of north's states")

@@ -86,7 +86,7 @@ def flood(site: Site, open_channel: Callable[[], grpc.Channel], once: Once, thre
     for thread in running:
         thread.start()
     try:
-        wait_until(lambda: sum(sent) > threads, 30)
+        wait_until(lambda: sum(sent) > threads, 60)
         slowest = site.slowest_call_s(3.0)
     finally:
         over.set()

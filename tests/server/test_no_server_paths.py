@@ -168,4 +168,4 @@ def test_a_full_disk_of_the_server(fleet: Members, admin: Owner, linear: Make, t
             admin.control.submit(linear())
     assert str(tmp_path) not in str(caught.value) and "cannot write to …/" in str(caught.value)
     run_id = admin.control.submit(linear(rounds=1))
-    wait_until(lambda: admin.ended(run_id) == "done", 30)
+    wait_until(lambda: admin.ended(run_id) == "done", 60)

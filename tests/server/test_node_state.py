@@ -62,7 +62,7 @@ def test_state_at_the_node_gives_the_same_bits_and_never_travels(tmp_path: Path)
         with one_node(tmp_path / "states") as coordinator:
             outcomes[home] = run(coordinator, one, store, stop=threading.Event())
             assert outcomes[home].error is None
-            wait_until(lambda: not list((tmp_path / "states").glob("*")), 10, "the end of the run's states")
+            wait_until(lambda: not list((tmp_path / "states").glob("*")), 60, "the end of the run's states")
         kept[home] = [client for client in range(5) if store.client(client, (99, 0)) is not None]
         up[home] = outcomes[home].summary.wire_bytes_up
     assert outcomes["node"].summary.model_sha256 == outcomes["server"].summary.model_sha256
@@ -93,7 +93,7 @@ def test_a_run_that_was_stopped_finds_its_clients_state_where_it_was(tmp_path: P
         assert isinstance(run(coordinator, one, store, stop, stop=stop.event).error, Interrupted)
         again = run(coordinator, one, store, stop=threading.Event())
         assert again.error is None and again.summary.model_sha256 == want and len(again.history) == 6
-        wait_until(lambda: not list((tmp_path / "states").glob("*")), 10, "the end of the run's states")
+        wait_until(lambda: not list((tmp_path / "states").glob("*")), 60, "the end of the run's states")
 
 
 @pytest.mark.parametrize("every", [1, 2])

@@ -57,7 +57,7 @@ def test_a_run_from_its_submission_into_its_owners_hands(shell: Shell, tmp_path:
     member(shell, "north", "--allow", str(LINEAR))
     node, _ = shell.start("client", "--identity", "north")
     waiting, log = shell.start("submit", "x.toml", "--wait", "--json", "--identity", "ann")
-    run_id = wait_until(lambda: log.read_text(encoding="utf-8").partition("\n")[0], 30, "the run's id")
+    run_id = wait_until(lambda: log.read_text(encoding="utf-8").partition("\n")[0], 60, "the run's id")
     rounds = tmp_path / "state" / "runs" / run_id / "rounds.jsonl"
     wait_until(lambda: rounds.exists() and len(rounds.read_text(encoding="utf-8").splitlines()) >= 2, 60, "round 2")
     shell.freeze(node)  # the run stays where it is
@@ -90,7 +90,7 @@ def test_a_run_from_its_submission_into_its_owners_hands(shell: Shell, tmp_path:
     watched = shell.run("watch", run_id, "--json", "--identity", "ann")
     more = json.loads(watched[watched.index('{"run_id"') : watched.rindex("}") + 1])
     assert more["model_sha256"] == want(tmp_path, "rounds=8")
-    wait_until(lambda: f" {8}/8 " in shell.run("runs", "--identity", "ann"), 30)
+    wait_until(lambda: f" {8}/8 " in shell.run("runs", "--identity", "ann"), 60)
     shell.run("fetch", run_id, "--all", "--identity", "ann", "--out", "whole")
     assert (
         want(tmp_path, "rounds=9")

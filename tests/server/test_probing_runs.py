@@ -55,7 +55,7 @@ class InStep:
 
     def write(self, event: Any) -> None:
         if isinstance(event, ClientsDone) and event.done == event.cohort == CANDIDATES:
-            self._all.wait(30)
+            self._all.wait(60)
 
     def close(self) -> None:
         pass

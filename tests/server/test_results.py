@@ -120,8 +120,8 @@ def test_of_a_run_in_progress_the_model_so_far_comes_and_says_of_which_round(
 ) -> None:
     runs_here.pause_after = 2
     run_id = admin.control.submit(linear(rounds=4, checkpoint={"keep": 9}))
-    assert runs_here.paused.wait(30)
-    wait_until(lambda: admin.results.files(run_id, ["model"]).model_round == 2, 20, "the checkpoint of round 2")
+    assert runs_here.paused.wait(60)
+    wait_until(lambda: admin.results.files(run_id, ["model"]).model_round == 2, 60, "the checkpoint of round 2")
     offer = admin.results.files(run_id, ["model", "report"])
     assert (offer.status, offer.rounds_done, offer.rounds) == ("running", 2, 4)
     assert [each.name for each in offer.files] == ["run.json", "model/model-round-000002.safetensors"]
@@ -144,7 +144,7 @@ def test_of_a_run_in_progress_the_model_so_far_comes_and_says_of_which_round(
 def test_a_queued_run_has_no_model_and_only_records(admin: Owner, runs_here: RunsHere, linear: Make) -> None:
     runs_here.pause_after = 1
     admin.control.submit(linear(rounds=1))
-    assert runs_here.paused.wait(30)
+    assert runs_here.paused.wait(60)
     run_id = admin.control.submit(linear(rounds=1))
     offer = admin.results.files(run_id)
     assert offer.status == "queued" and {each.kind for each in offer.files} == {"records"}
@@ -360,7 +360,7 @@ def test_on_a_server_without_members_whoever_has_the_token_fetches(
         runs.start()
         with ControlClient(address, TOKEN) as control, ResultsClient(address, TOKEN) as results:
             run_id = control.submit(linear(rounds=1))
-            wait_until(lambda: control.runs()[0].status == "done", 30)
+            wait_until(lambda: control.runs()[0].status == "done", 60)
             (_, model) = results.files(run_id, ["model"]).files
             content = b"".join(results.fetch(run_id, model, 0))
             assert hashlib.sha256(content).hexdigest() == model.sha256

@@ -86,7 +86,7 @@ def test_a_queue_that_cannot_be_written_waits_and_its_worker_lives(
 
     def run_one(store: DiskRunStore, emit: Callable[[Event], None], stop: threading.Event) -> RunSummary:
         began.set()
-        assert go.wait(10)
+        assert go.wait(60)
         return ended(store, None)
 
     runs = RunQueue(tmp_path / "state", run_one)
@@ -95,7 +95,7 @@ def test_a_queue_that_cannot_be_written_waits_and_its_worker_lives(
     with contextlib.closing(runs):
         runs.start()
         runs.submit(linear().to_dict())
-        assert began.wait(10)
+        assert began.wait(60)
         database.full = True
         with pytest.raises(StorageFull, match="Free space in"):
             runs.submit(linear().to_dict())

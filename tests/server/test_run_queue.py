@@ -56,7 +56,7 @@ class Worker:
         ended = summary(store, status)
         tell(RunFinished(run_id=store.run_id, summary=ended))
         self.in_report.set()
-        assert self.leave_report.wait(10)
+        assert self.leave_report.wait(60)
         return ended
 
 
@@ -117,7 +117,7 @@ def test_a_watcher_that_comes_while_the_report_is_written_is_not_left_waiting(
     worker.leave_report.clear()
     worker.go.set()
     run_id = runs.submit(linear().to_dict())
-    assert worker.in_report.wait(10)
+    assert worker.in_report.wait(60)
     with runs.watch(run_id) as events:
         assert [event["event"] for event in events][-1] == "RunFinished"
 

@@ -89,7 +89,7 @@ def test_three_runs_at_once_each_on_its_nodes_with_the_bits_of_runs_alone(
         for n, own in enumerate(labels)
     ]
     ids = [runs.submit(experiment.to_dict(), Owner(f"id-{n}", f"user-{n}")) for n, experiment in enumerate(experiments)]
-    wait_until(lambda: [row["status"] for row in runs.rows()] == ["running"] * 3, 10, "all three at once")
+    wait_until(lambda: [row["status"] for row in runs.rows()] == ["running"] * 3, 60, "all three at once")
     wait_until(lambda: [row["status"] for row in runs.rows()] == ["done"] * 3, 60, "the end")
     assert [row["owner"] for row in runs.rows()] == ["user-0", "user-1", "user-2"]
     allowed = [{"n-1", "n-2"}, {"s-1"}, {"n-1", "n-2", "s-1"}]

@@ -58,8 +58,8 @@ class Site:
     def stop(self) -> None:
         if self.program is not None:
             self.program.terminate()
-            self.program.wait(30)
-            wait_until(lambda: not self._fleet.server.coordinator.nodes()[self.name].online, 30)
+            self.program.wait(60)
+            wait_until(lambda: not self._fleet.server.coordinator.nodes()[self.name].online, 60)
 
 
 class _StopsWhenRefused(EventLog):

@@ -83,7 +83,7 @@ def test_a_call_that_is_ended_releases_its_thread_and_calls_back_once(pool: Thre
 
     caller = Caller()
     future = call(method, caller, pool)
-    assert waits.wait(10)
+    assert waits.wait(60)
     if who == "server":
         contexts[0].cancel()  # type: ignore[no-untyped-call]  # grpc-stubs leave it without types
         with pytest.raises(Aborted):

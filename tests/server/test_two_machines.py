@@ -116,7 +116,7 @@ def test_two_commands_take_a_fresh_device_from_a_token_to_its_first_update(machi
     assert client.poll() is None
 
     server.run("node", "revoke", "lab-7", *as_admin)
-    assert client.wait(10) == 1 and "'lab-7' was revoked" in client_log.read_text(encoding="utf-8")
+    assert client.wait(60) == 1 and "'lab-7' was revoked" in client_log.read_text(encoding="utf-8")
     assert "was revoked; join with a new token" in device.run("client", code=1)
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
     assert any(line["level"] == "warning" and "was revoked" in line["message"] for line in lines)

@@ -106,11 +106,11 @@ def test_a_run_waits_for_the_nodes_it_wants_and_can_be_stopped_meanwhile(server:
     time.sleep(0.1)
     assert not done
     join(server, "two", site="a")
-    thread.join(10)
+    thread.join(60)
     assert done == ["2 nodes"]
     thread = threading.Thread(target=wait, args=(3, {}))
     thread.start()
-    thread.join(10)
+    thread.join(60)
     assert done == ["2 nodes", "3 nodes"]
     stop.set()
     with pytest.raises(Interrupted, match="stopped"):
@@ -124,10 +124,10 @@ def test_the_list_of_runs_says_what_a_run_waits_for(tmp_path: Path) -> None:
         assert callable(emit)
         emit(Notice(run_id=store.run_id, message="waits", waits_for="waits since now: no node"))
         said.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         emit(Notice(run_id=store.run_id, message="another", waits_for=None))
         emit(Notice(run_id=store.run_id, message="goes on", waits_for=""))
-        stop.wait(10)
+        stop.wait(60)
         raise RuntimeError("the end")
 
     queue = RunQueue(tmp_path, run_one)  # type: ignore[arg-type]  # it returns no summary
@@ -138,7 +138,7 @@ def test_the_list_of_runs_says_what_a_run_waits_for(tmp_path: Path) -> None:
                 {"rounds": 1, "strategy": "fedavg", "workload": {"name": "fedloom.testing.linear"}}
             ).to_dict()
         )
-        assert said.wait(10)
+        assert said.wait(60)
         assert [row["error"] for row in queue.rows()] == ["waits since now: no node"]
         go_on.set()
         wait_until(lambda: queue.rows()[0]["error"] == "")

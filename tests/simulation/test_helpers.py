@@ -47,7 +47,7 @@ def test_helpers_elsewhere_give_the_bits_of_those_here(tmp_path: Path, name: str
     assert [record.metrics["elsewhere"] for record in here.history] == ROUNDS * [0.0]
     assert [record.metrics["elsewhere"] for record in elsewhere.history] == ROUNDS * [float(HELPERS)]
     assert HELPERS <= len(list((tmp_path / name).iterdir())) <= workers * HELPERS, "started once by each worker"
-    wait_until(lambda: not alive(tmp_path / name), 10, "the end of the helpers")
+    wait_until(lambda: not alive(tmp_path / name), 60, "the end of the helpers")
 
 
 def test_ray_refuses_a_helper_it_has_no_room_for(monkeypatch: pytest.MonkeyPatch) -> None:

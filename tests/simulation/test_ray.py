@@ -96,7 +96,7 @@ def test_a_killed_actor_is_replaced_and_the_bits_stay(cluster: Any, linear: Make
             fleet = fleet_access(server.coordinator, place=runtime.place, patience_s=60)
             outcome = run_session(experiment, MemoryRunStore("ray-run"), fleet, (kill,), stop=threading.Event())
             assert outcome.error is None
-            wait_until(lambda: server.coordinator.online == 2, 30, "the new actor")
+            wait_until(lambda: server.coordinator.online == 2, 60, "the new actor")
             again = server.coordinator.nodes()["ray-1"].hello.facts["pid"]
         finally:
             runtime.stop()

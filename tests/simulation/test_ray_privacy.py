@@ -149,7 +149,7 @@ def test_from_another_machine_nobody_gets_in_without_the_token(
     running = subprocess.Popen(command, env=known, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         port = wait_until(lambda: _gcs_port(running.pid), 60, "Ray's head")
-        wait_until(lambda: "in" in _ask(f"127.0.0.1:{port}", known), 30, "its answer to its own user")
+        wait_until(lambda: "in" in _ask(f"127.0.0.1:{port}", known), 60, "its answer to its own user")
         (folder,) = short_folder.iterdir()
         assert folder.stat().st_mode & 0o777 == 0o700 and (folder / "r" / "session_latest").exists()
         plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}

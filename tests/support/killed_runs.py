@@ -26,7 +26,7 @@ def killed_and_resumed(made: Experiment, folder: Path, after: int) -> str | None
         assert run.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
         time.sleep(0.002)
     os.kill(run.pid, signal.SIGKILL)
-    run.wait(timeout=30)
+    run.wait(60)
     recorded = rounds.read_text(encoding="utf-8").count("\n")
     assert after <= recorded < (made.max_rounds or 0), f"killed after round {recorded} of {made.max_rounds}"
     return api.resume(folder / "cut").summary.model_sha256

@@ -48,7 +48,7 @@ class RunsHere:
         def look(event: Event) -> None:
             if isinstance(event, RoundFinished) and event.record.round == self.pause_after:
                 self.paused.set()
-                assert self.go.wait(30)
+                assert self.go.wait(60)
 
         if self.fails:
             raise RunFailed("this run fails at once")

@@ -110,7 +110,7 @@ class PageReader:
         while self._background:
             process = self._background.pop()
             try:
-                process.wait(timeout=20)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
