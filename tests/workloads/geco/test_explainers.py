@@ -169,6 +169,15 @@ def test_the_random_explainer_on_released_sentences(variant: str) -> None:
     check_random(read_released(Released(folder=str(SHARED / f"binary_gender_{variant}")), 1).test)
 
 
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the released data is not beside this checkout")
+@pytest.mark.parametrize(("variant", "median"), [("all", 0.999), ("subj", 0.782)])
+def test_the_pattern_on_released_sentences(variant: str, median: float) -> None:
+    corpus = read_released(Released(folder=str(SHARED / f"binary_gender_{variant}")), 1)
+    pattern, usable = Pattern(corpus.train), [each for each in corpus.test if any(each.mask)]
+    found = [mass_accuracy(pattern.importance(each.words), each.mask) for each in usable]
+    assert np.median(found) == pytest.approx(median, abs=5e-4)
+
+
 @pytest.fixture(scope="module")
 def encoder(body: str) -> TextModel:
     """A one-layer BERT of random weights."""
