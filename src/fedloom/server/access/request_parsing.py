@@ -12,11 +12,13 @@ from typing import TypeAlias, cast
 
 import grpc
 
-from fedloom.core.errors import BadMessage
+from fedloom.core.errors import BadMessage, LimitExceeded
 from fedloom.server.access.calls import REQUEST_S, Silence
 from fedloom.server.access.status import answering
 from fedloom.server.access.threaded_calls import Method, Serve, threaded
 
+MAX_REQUEST_BYTES = 4 << 20
+"""Size limit of requests of people; those of agents may be as large as any message."""
 Handler: TypeAlias = "grpc.RpcMethodHandler[object, object]"
 """gRPC's handler of one method."""
 Enter: TypeAlias = Callable[[grpc.ServicerContext, str], None]
@@ -70,7 +72,11 @@ class Services:
     def _method(self, handler: Handler, call: str, path: str) -> Method:
         parse, write = handler.request_deserializer, handler.response_serializer or _as_it_is
 
+        longest = MAX_REQUEST_BYTES if call.partition("/")[0] != "Fleet" else None
+
         def read(data: bytes) -> object:
+            if longest is not None and len(data) > longest:
+                raise LimitExceeded(f"{method}: expected a message of at most {longest} bytes, got {len(data)}")
             if parse is None:
                 return data
             try:
