@@ -17,6 +17,7 @@ import pytest
 from fedloom.core.errors import RunExists
 from fedloom.core.run_files import LOCK
 from fedloom.server.store.claim import claimed
+from fedloom.server.store.disk_run_store import DiskRunStore
 
 ELSEWHERE = '{"host": "elsewhere", "pid": 7, "started": "1"}'
 
@@ -63,3 +64,9 @@ class TestWithoutLocks:
         with pytest.raises(RunExists, match="of elsewhere uses" if "elsewhere" in content else "of an unknown machine"):
             contextlib.ExitStack().enter_context(claimed(tmp_path))
         assert (tmp_path / LOCK).read_text(encoding="utf-8") == content
+
+
+def test_a_file_is_no_run_to_resume(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(RunExists, match=r"out is a file; expected a new or an empty folder\. Choose another --out$"):
+        DiskRunStore.create(tmp_path / "out", "x")

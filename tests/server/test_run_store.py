@@ -157,7 +157,7 @@ class TestDisk:
             folder.mkdir()
             (folder / ("experiment.toml" if there == "run" else "notes.txt")).write_text("mine", encoding="utf-8")
         before = sorted(path.name for path in tmp_path.rglob("*"))
-        with pytest.raises(RunExists, match=f"{folder} is not empty"):
+        with pytest.raises(RunExists, match=f"{folder} is {'a file' if there == 'file' else 'not empty'}"):
             DiskRunStore.create(folder, "r2")
         assert sorted(path.name for path in tmp_path.rglob("*")) == before
 

@@ -68,7 +68,11 @@ class DiskRunStore:
         Raises:
             RunExists: it already contains a run (or anything else).
         """
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and not folder.is_dir():
+            raise RunExists(
+                f"{folder} is a file, expected a folder that does not exist or is empty. Choose another --out"
+            )
+        if folder.exists() and any(folder.iterdir()):
             raise RunExists(
                 f"{folder} is not empty; runs are never overwritten. Choose another --out, or resume the run: "
                 f"fedloom resume {folder}"

@@ -70,7 +70,7 @@ def entry(kind: str, key: str, build: Callable[[Path], None]) -> Path:
         if exc.errno not in _NO_PLACE:
             raise
         raise StorageFull(
-            f"the cache {str(home)!r} has no space for the prepared data: {exc.strerror}. "
+            f"the cache {str(home)!r} cannot take the prepared data: {exc.strerror}. "
             "Make room there, or set FEDLOOM_CACHE to a folder on another disk that can be written"
         ) from exc
     return place
