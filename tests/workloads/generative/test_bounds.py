@@ -101,9 +101,10 @@ def test_vq_vaes_encoder_learns_through_the_codes_and_its_prior_is_a_distributio
     assert torch.equal(numbers, nearest)
 
 
-def test_noising_at_once_is_noising_step_by_step() -> None:
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_noising_at_once_is_noising_step_by_step(schedule: str) -> None:
     """x_t = sqrt(1 - b) x_{t-1} + sqrt(b) e repeated: mean sqrt(a) x_0, variance 1 - a."""
-    made: Ddpm = member("ddpm", FORM, diffusion={"steps": 30})
+    made: Ddpm = member("ddpm", FORM, diffusion={"steps": 30, "schedule": schedule})
     mean, variance = 1.0, 0.0
     for t in range(30):
         b = 1.0 - float(made.alphas[t])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import pydantic
 from pydantic import Field
@@ -121,6 +121,8 @@ class DiffusionSettings(Settings):
     """Residual blocks of the network."""
     steps: Annotated[int, Field(ge=2)] = 100
     """T, diffusion steps; of the score SDE, steps of its solver."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """Noise by step of `ddpm` and `ddim`: `linear` is DDPM's own, `cosine` is for small images (Improved DDPM)."""
     ddim_steps: Count = 20
     """Steps of DDIM's samples."""
 

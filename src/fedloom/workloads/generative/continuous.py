@@ -82,6 +82,8 @@ class FlowMatching(Member):
         steps: midpoint steps of a sample and of a density.
     """
 
+    rate = 3.0
+
     def __init__(self, form: Form, hidden: int, blocks: int, steps: int) -> None:
         super().__init__(form)
         self._steps = steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,9 +14,25 @@ from fedloom.workloads.generative.member import Batch, Form, Member
 from fedloom.workloads.generative.nets import TimeNet
 from fedloom.workloads.generative.noise import Noise
 
+Schedule = Literal["cosine", "linear"]
+
+
+def noise_schedule(schedule: Schedule, steps: int) -> Tensor:
+    """Return b_1 .. b_T, (T,), float64.
+
+    `linear` (Ho et al. 2020): from 0.1 / T to 20 / T. `cosine` (Nichol and Dhariwal 2021), for small images, which the
+    linear one turns into noise too early: a_t = f(t) / f(0), f(t) = cos^2((t / T + 0.008) / 1.008 pi / 2), b_t at most
+    0.999.
+    """
+    if schedule == "linear":
+        return torch.linspace(0.1 / steps, min(20.0 / steps, 0.999), steps, dtype=torch.float64)
+    times = torch.arange(steps + 1, dtype=torch.float64) / steps
+    kept = torch.cos((times + 0.008) / 1.008 * (math.pi / 2)).square()
+    return (1.0 - kept[1:] / kept[:-1]).clamp(max=0.999)
+
 
 class Ddpm(Member):
-    """DDPM (Ho et al. 2020): q(x_t | x_{t-1}) = N(sqrt(1 - b_t) x_{t-1}, b_t I), t from 1 to T, b_t linear.
+    """DDPM (Ho et al. 2020): q(x_t | x_{t-1}) = N(sqrt(1 - b_t) x_{t-1}, b_t I), t from 1 to T.
 
     q(x_t | x_0) = N(sqrt(a_t) x_0, (1 - a_t) I), a_t = prod (1 - b_s). The network predicts the noise e in x_t, with
     the loss E |e - e(x_t, t)|^2. The bound is the sum of KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), the last step
@@ -25,16 +42,18 @@ class Ddpm(Member):
         form: the images.
         hidden: units of the network.
         blocks: its residual blocks.
-        steps: T; b goes from 0.1 / T to 20 / T.
+        steps: T.
+        schedule: see `noise_schedule`.
     """
 
+    rate = 3.0
     alphas: Tensor
     products: Tensor
 
-    def __init__(self, form: Form, hidden: int, blocks: int, steps: int) -> None:
+    def __init__(self, form: Form, hidden: int, blocks: int, steps: int, schedule: Schedule = "cosine") -> None:
         super().__init__(form)
         self._steps = steps
-        betas = torch.linspace(0.1 / steps, min(20.0 / steps, 0.999), steps, dtype=torch.float64)
+        betas = noise_schedule(schedule, steps)
         self.register_buffer("alphas", (1.0 - betas).float(), persistent=False)
         self.register_buffer("products", (1.0 - betas).cumprod(0).float(), persistent=False)
         self.net = TimeNet(form.dims, hidden, blocks)
@@ -118,11 +137,14 @@ class Ddim(Ddpm):
         hidden: units of the network.
         blocks: its residual blocks.
         steps: T.
+        schedule: see `noise_schedule`.
         taken: steps of a sample, evenly spaced among T.
     """
 
-    def __init__(self, form: Form, hidden: int, blocks: int, steps: int, taken: int) -> None:
-        super().__init__(form, hidden, blocks, steps)
+    def __init__(
+        self, form: Form, hidden: int, blocks: int, steps: int, schedule: Schedule = "cosine", taken: int = 20
+    ) -> None:
+        super().__init__(form, hidden, blocks, steps, schedule)
         self._taken = min(taken, steps)
 
     def from_noise(self, x: Tensor) -> Tensor:
@@ -154,6 +176,7 @@ class ScoreSde(Member):
         steps: steps of a sample and of a density.
     """
 
+    rate = 3.0
     _LOW, _HIGH, _FIRST = 0.1, 20.0, 1e-3
 
     def __init__(self, form: Form, hidden: int, blocks: int, steps: int) -> None:

@@ -78,8 +78,8 @@ def _flow(config: Config, form: Form) -> Mapping[str, Callable[[], Member]]:
 def _diffusion(config: Config, form: Form) -> Mapping[str, Callable[[], Member]]:
     s = config.diffusion
     return {
-        "ddpm": lambda: Ddpm(form, s.hidden, s.blocks, s.steps),
-        "ddim": lambda: Ddim(form, s.hidden, s.blocks, s.steps, s.ddim_steps),
+        "ddpm": lambda: Ddpm(form, s.hidden, s.blocks, s.steps, s.schedule),
+        "ddim": lambda: Ddim(form, s.hidden, s.blocks, s.steps, s.schedule, s.ddim_steps),
         "score_sde": lambda: ScoreSde(form, s.hidden, s.blocks, s.steps),
     }
 
