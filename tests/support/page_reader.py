@@ -125,6 +125,8 @@ class PageReader:
             name, _, value = self._here(line.removeprefix("export ")).partition("=")
             self._machine(machine).environment[name] = value
             return ""
+        if re.match(r"fedloom (token|node|audit|join) ", line) and not self._background:
+            self._serve()
         typed = self._here(line)
         typed = without_ray(shortened(typed) if shorter else typed)
         if re.match(r"fedloom (serve|client)\b", typed):
@@ -140,6 +142,12 @@ class PageReader:
         if re.match(r"fedloom (node|token) revoke", typed):
             self._join_again(machine)
         return said
+
+    def _serve(self) -> None:
+        """Start the server that a page presupposes, and be its administrator."""
+        self._machine("here").environment["FEDLOOM_IDENTITY"] = str(self.folder.parent / "srv" / "admin")
+        self._start(self._here("fedloom serve --host 0.0.0.0 --state /srv/fedloom"), "here")
+        self._type(["fedloom", "token", "create", "--name", "first", "--out", "first.token"], "here")
 
     def _here(self, line: str) -> str:
         """Return a line with the addresses, folders and ids of this machine."""
@@ -168,7 +176,9 @@ class PageReader:
         return runs[-1].parent
 
     def _token_id(self) -> str:
-        return str(re.findall(r"\b[0-9a-f]{12}\b", self._type(["fedloom", "token", "list"], "here"))[-1])
+        rows = self._type(["fedloom", "token", "list"], "here").splitlines()
+        unused = [row for row in rows if " 0 of " in row]
+        return str(re.findall(r"\b[0-9a-f]{12}\b", "\n".join(unused or rows))[-1])
 
     def _machine(self, name: str) -> Machine:
         if name not in self._machines:
