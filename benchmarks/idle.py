@@ -36,6 +36,8 @@ from fedloom.server.access.membership import Membership, enroll_administrator, o
 from fedloom.server.app import Server
 
 _MB = 1 << 20
+_LOOKS = 4
+"""How often the server's memory is looked at while the agents are idle."""
 _BEAT = pb.FromAgentBatch(messages=[codec.from_agent_message(Heartbeat())])
 
 
@@ -120,7 +122,7 @@ def _measure(count: int, seconds: float, state: Path | None) -> dict[str, Any]:
         enroll(state, count)
     agents = subprocess.Popen([*here, "--connect", f"127.0.0.1:{port}", "--agents", str(count)])
     try:
-        online, deadline = 0, time.monotonic() + 120
+        online, deadline = 0, time.monotonic() + 240
         while online < count:
             if agents.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{online} of {count} agents came online")
@@ -130,9 +132,12 @@ def _measure(count: int, seconds: float, state: Path | None) -> dict[str, Any]:
             online = int(server.stdout.readline())
         time.sleep(5)
         begin, before = time.perf_counter(), process.cpu_times()
-        time.sleep(seconds)
+        curve = [process.memory_full_info().pss]
+        for _ in range(_LOOKS):
+            time.sleep(seconds / _LOOKS)
+            curve.append(process.memory_full_info().pss)
         after, wall_s = process.cpu_times(), time.perf_counter() - begin
-        pss, threads = process.memory_full_info().pss, process.num_threads()
+        pss, threads = curve[-1], process.num_threads()
         server.stdin.write("\n")
         server.stdin.flush()
         stayed = int(server.stdout.readline())
@@ -147,6 +152,7 @@ def _measure(count: int, seconds: float, state: Path | None) -> dict[str, Any]:
         "online at the end": stayed,
         "server PSS MB": pss / _MB,
         "before MB": alone / _MB,
+        "MB from look to look": " ".join(f"{each / _MB:.1f}" for each in curve),
         "KB/agent": (pss - alone) / 1024 / count,
         "threads": threads,
         "% of a core": 100 * (after.user + after.system - before.user - before.system) / wall_s,

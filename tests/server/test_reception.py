@@ -82,6 +82,18 @@ def test_settings_of_a_runtime_are_named(place: Place, linear: Make) -> None:
     ]
 
 
+def test_sites_that_are_lacking_are_named(place: Place, linear: Make) -> None:
+    place.join("north", **ALLOWS)
+    place.join("south", **ALLOWS)
+    assert place.submitted(linear(runtime={}, clients="nodes", round={"min_sites": 2})) == []
+    assert place.submitted(linear(runtime={}, clients="nodes", round={"min_sites": 5})) == [
+        "2 nodes connected (north, south); the run waits for 5 sites (round.min_sites)"
+    ]
+    assert place.submitted(linear(runtime={}, clients=["north", "west", "east"])) == [
+        "not all sites of `clients` are connected; the run waits for east, west"
+    ]
+
+
 def test_where_every_node_refuses_nothing_is_queued(place: Place, linear: Make) -> None:
     place.join("north")
     place.join("south", **{**ALLOWS, "submitters": ["ann"]})

@@ -57,6 +57,12 @@ def _waits_for(experiment: Experiment, coordinator: Coordinator, verdicts: dict[
         return [f"no node {wanted}is connected{others}; the run waits for one"]
     if len(verdicts) < fleet.min_nodes:
         return [f"{_counted(len(verdicts))} {wanted}connected; the run waits for {fleet.min_nodes} (fleet.min_nodes)"]
+    missing = sorted(set(experiment.site_names) - set(verdicts))
+    if missing:
+        return [f"not all sites of `clients` are connected; the run waits for {_some(missing)}"]
+    if experiment.of_sites and len(verdicts) < experiment.min_sites:
+        connected = f"{_counted(len(verdicts))} {wanted}connected ({_some(sorted(verdicts))})"
+        return [f"{connected}; the run waits for {experiment.min_sites} sites (round.min_sites)"]
     known = [verdict for verdict in verdicts.values() if verdict is not None]
     if len(known) == len(verdicts) and all(verdict.kind for verdict in known):
         return ["every connected node refuses it for now; the run waits until one does not"]
