@@ -19,6 +19,7 @@ DONE = "every step did what it should"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_every_step_does_what_it_should(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(EXAMPLE / "hospitals.py"), str(tmp_path / "hospitals")],
@@ -43,6 +44,7 @@ def started(programs: ExitStack, command: list[str], environment: dict[str, str]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_programs_of_the_containers_do_every_step_too(programs: ExitStack, tmp_path: Path) -> None:
     """Each as compose.yml starts it, in folders in place of volumes, on this machine's network."""
     for name in ("shared", "results"):
