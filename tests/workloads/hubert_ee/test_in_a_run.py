@@ -155,6 +155,10 @@ def test_the_second_stage_sends_branches_alone_and_leaves_the_rest(tmp_path: Pat
     for name, p in workload.network.named_parameters():
         if not name.startswith("branches."):
             assert torch.equal(p, before[name]) and p.grad is None, name
+    # other branches on the same encoder: theirs are new, the encoder is the run's
+    other = build(experiment({"stage": "branches", "start": str(tmp_path / "first"), "exits": [2], "branch": "linear"}))
+    own = dict(other.network.named_parameters())
+    assert torch.equal(own["final.weight"], before["final.weight"]) and "branches.2.linear.weight" in own
     with pytest.raises(DataMissing, match="holds another network"):
         build(experiment({"stage": "branches", "start": str(tmp_path / "first"), "net": {**SIZES, "width": 20}}))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -9,16 +10,19 @@ import torch
 from fedloom.core import frames as frame_files
 from fedloom.core import run_files
 from fedloom.core.errors import DataMissing
-from fedloom.core.records import arrays_sha256
+from fedloom.core.records import Array, arrays_sha256
 from fedloom.workloads._torch.arrays import as_tensor
 from fedloom.workloads.hubert_ee.net import EarlyExit
 
-_NEW = ("branches.", "final.", "clusters.")
+_BRANCHES = "branches."
+_NEW = (_BRANCHES, "final.", "clusters.")
 """Parts that the first stage may lack: they keep their own initial weights."""
 
 
 def load_start(net: EarlyExit, folder: str, *, whole: bool, sha256: str | None = None) -> None:
     """Load a finished run's weights into those parts of the network that it has.
+
+    Branches of another kind or after other layers are left out: the network's own are new.
 
     Args:
         net: the network.
@@ -42,7 +46,9 @@ def load_start(net: EarlyExit, folder: str, *, whole: bool, sha256: str | None =
     if any(name.startswith("clusters.") for name in arrays) and net.clusters is None:
         arrays = {name: array for name, array in arrays.items() if not name.startswith("clusters.")}
     own = dict(net.named_parameters())
-    new = ("branches.",) if whole else _NEW
+    if _shapes(arrays) != _shapes({name: parameter.detach().numpy() for name, parameter in own.items()}):
+        arrays = {name: array for name, array in arrays.items() if not name.startswith(_BRANCHES)}
+    new = (_BRANCHES,) if whole else _NEW
     missing = [name for name in own if not name.startswith(new) and name not in arrays]
     missing = [name for name in missing if name != "hubert.masked_spec_embed"]
     odd = [name for name, array in arrays.items() if name not in own or tuple(own[name].shape) != array.shape]
@@ -54,3 +60,8 @@ def load_start(net: EarlyExit, folder: str, *, whole: bool, sha256: str | None =
     with torch.no_grad():
         for name, array in arrays.items():
             own[name].copy_(as_tensor(array))
+
+
+def _shapes(arrays: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the branches' arrays."""
+    return {name: array.shape for name, array in arrays.items() if name.startswith(_BRANCHES)}
