@@ -2,7 +2,9 @@
 
 Deep generative replay (Shin et al. 2017) in a federation. Each client trains on its own images and on samples that the
 global generator makes and the global classifier labels. When the only clients with some classes leave, the others
-keep learning these classes without an image of theirs. With `replay = 0` they forget them.
+keep training on these classes without an image of theirs. It shows the mechanism and is not tuned: with the settings
+beside it, accuracy after 20 rounds was 0.32 with replay and 0.56 with `replay = 0`, since a classifier averaged over
+clients of two digits each labels samples poorly.
 """
 
 from __future__ import annotations
