@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import grpc
 
+from fedloom.core.config import Experiment
 from fedloom.core.errors import BadMessage, LimitExceeded
 from fedloom.core.provenance import submitted_code
 from fedloom.core.records import JsonObject
@@ -59,9 +60,12 @@ class ControlService(ControlServicer):
             code = submitted_code(request.code_json)
             values = self._submissions.admit(caller, values)
             owner, notes = Owner(caller.id, caller.name, caller.role if caller.id else ""), list[str]()
-            run_id = self._runs.submit(
-                values, owner, lambda experiment: notes.extend(receive(self._coordinator, experiment, owner)), code
-            )
+
+            def asked(experiment: Experiment) -> None:
+                self._submissions.share(experiment)
+                notes.extend(receive(self._coordinator, experiment, owner))
+
+            run_id = self._runs.submit(values, owner, asked, code)
             self._audit.record("submitted", caller.name, context.peer(), run=run_id)
             known = request.experiment_json
             return control_pb.SubmitReply(run_id=run_id, notes=[without_paths(note, known) for note in notes])

@@ -107,7 +107,7 @@ def listen(
     services.add("fedloom.proto.v1.Fleet", "Work", streams.serve)
     if runs is not None:
         allowed = security.allowed if security is not None else ()
-        submissions = Submissions(allowed)
+        submissions = Submissions(allowed, shares_code=security is None)
         add_ControlServicer_to_server(ControlService(coordinator, runs, gate, audit, submissions), registered)
         add_ResultsServicer_to_server(ResultsService(runs, gate, audit, silence, submissions), registered)
     ports = [server]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from fedloom.core.config import PluginSettings, plugin_schema
+from fedloom.core.config import Experiment, PluginSettings, plugin_schema
 from fedloom.core.config.experiment_file import read_experiment_file
 from fedloom.core.errors import Forbidden
 from fedloom.core.kinds import SECTIONS, Kind
@@ -21,7 +21,7 @@ from fedloom.core.setting_types import (
 )
 from fedloom.server.access.calls import Pace
 from fedloom.server.access.gate import Caller
-from fedloom.server.access.submitted_code import require_allowed, with_own_code
+from fedloom.server.access.submitted_code import require_allowed, save_code_here, with_own_code
 from fedloom.server.store.plugin_copies import saved_code
 
 _WORDS = {
@@ -40,10 +40,11 @@ class Submissions:
 
     Args:
         allowed: names, settings, files and folders that the server's operator allows.
+        shares_code: whether agents of this user on this machine find a run's code in the user's store.
     """
 
-    def __init__(self, allowed: Collection[str] = ()) -> None:
-        self._allowed = allowed
+    def __init__(self, allowed: Collection[str] = (), *, shares_code: bool = False) -> None:
+        self._allowed, self._shares_code = allowed, shares_code
         self._pace = Pace(MAX_SUBMISSIONS, SUBMISSION_S, "runs submitted by")
 
     def admit(self, caller: Caller, values: Info) -> JsonObject:
@@ -82,6 +83,15 @@ class Submissions:
         own, values = set[str](), read_experiment_file(folder / EXPERIMENT)
         placed = {key: _with_places(value, places, own) for key, value in values.items()}
         check_submission(placed, own.union(self._allowed))
+
+    def share(self, experiment: Experiment) -> None:
+        """Put an admitted experiment's code where agents find it, before they are asked whether they would run it.
+
+        Raises:
+            OSError: it cannot be read, or the store not written.
+        """
+        if self._shares_code:
+            save_code_here(experiment)
 
     def count(self, caller: Caller) -> None:
         """Count a run that a user submits or resumes.
