@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -163,6 +164,7 @@ def test_other_libraries_and_processes_read_a_view(root: Path, view: DataView) -
 
 
 def test_a_view_ends_with_its_run(root: Path, tmp_path: Path) -> None:
+    gc.collect()  # what earlier tests have left open is not to be closed in between
     before = len(list(handles_folder().iterdir()))
     view = DataView(tmp_path / "view")
     seen(view, root, ".")

@@ -11,7 +11,10 @@ from fedloom.testing.monitor import MonitorConformance
 WATCHED: dict[str, type] = {"generative": MadeUpCensus}
 """What is watched by monitors that want more than logits."""
 
-ELSEWHERE = {"geco": "tests/workloads/geco/test_monitor.py"}
+ELSEWHERE = {
+    "geco": "tests/workloads/geco/test_monitor.py",
+    "hubert_ee": "tests/workloads/hubert_ee/test_federated.py",
+}
 """Monitors that need a workload with more, and where they are tested."""
 
 

@@ -16,6 +16,7 @@ from fedloom.strategies.mano.workload.workload import Scoring
 from fedloom.strategies.meat.workload.workload import AdversarialTraining
 from fedloom.workloads._data.rows import RowShard
 from fedloom.workloads.causal_lm.workload import CausalLM
+from fedloom.workloads.geco.workload import VersionClassification
 from fedloom.workloads.generative.workload import Generative
 from fedloom.workloads.hubert_ee.workload import EarlyExitSpeech
 from fedloom.workloads.image_classification.workload import ImageClassification
@@ -27,18 +28,18 @@ from fedloom.workloads.torch.workload import OwnModel
 
 def image_classification(
     it: ImageClassification,
-) -> tuple[Workload[RowShard], HasLogits[RowShard], HasClassErrors[RowShard]]:
-    return it, it, it
+) -> tuple[Workload[RowShard], HasLogits[RowShard], HasClassErrors[RowShard], HasActions]:
+    return it, it, it, it
 
 
 def text_classification(
     it: TextClassification,
-) -> tuple[Workload[RowShard], HasLogits[RowShard], HasClassErrors[RowShard]]:
-    return it, it, it
+) -> tuple[Workload[RowShard], HasLogits[RowShard], HasClassErrors[RowShard], HasActions]:
+    return it, it, it, it
 
 
-def causal_lm(it: CausalLM) -> Workload[RowShard]:
-    return it
+def causal_lm(it: CausalLM) -> tuple[Workload[RowShard], HasActions]:
+    return it, it
 
 
 def spiking_classification(
@@ -50,8 +51,9 @@ def spiking_classification(
     HasClassErrors[RowShard],
     HasFiringRates[RowShard],
     HasGroupFiringRates[RowShard],
+    HasActions,
 ]:
-    return it, it, it, it, it, it
+    return it, it, it, it, it, it, it
 
 
 def mano(it: Scoring) -> tuple[Workload[RowShard], HasLogits[RowShard], HasClassErrors[RowShard], HasActions]:
@@ -66,26 +68,32 @@ def meat(
 
 def mlaan(
     it: LocalLearning,
-) -> tuple[Workload[RowShard], HasLogits[RowShard], HasClassErrors[RowShard], KeepsClientState[RowShard]]:
-    return it, it, it, it
+) -> tuple[Workload[RowShard], HasLogits[RowShard], HasClassErrors[RowShard], KeepsClientState[RowShard], HasActions]:
+    return it, it, it, it, it
 
 
 def generative(
     it: Generative,
-) -> tuple[Workload[RowShard], HasLogits[RowShard], HasClassErrors[RowShard], KeepsClientState[RowShard]]:
+) -> tuple[Workload[RowShard], HasLogits[RowShard], HasClassErrors[RowShard], KeepsClientState[RowShard], HasActions]:
+    return it, it, it, it, it
+
+
+def geco(
+    it: VersionClassification,
+) -> tuple[Workload[RowShard], HasLogits[RowShard], HasClassErrors[RowShard], HasActions]:
     return it, it, it, it
 
 
-def hubert_ee(it: EarlyExitSpeech) -> Workload[RowShard]:
-    return it
+def hubert_ee(it: EarlyExitSpeech) -> tuple[Workload[RowShard], HasActions]:
+    return it, it
 
 
 def flower(it: FlowerWorkload) -> tuple[Workload[AppShard], HasActions, KeepsClientState[AppShard]]:
     return it, it, it
 
 
-def torch(it: OwnModel) -> tuple[Workload[RowShard], HasLogits[RowShard], HasClassErrors[RowShard]]:
-    return it, it, it
+def torch(it: OwnModel) -> tuple[Workload[RowShard], HasLogits[RowShard], HasClassErrors[RowShard], HasActions]:
+    return it, it, it, it
 
 
 DECLARED: dict[str, Callable[..., object]] = {
@@ -99,6 +107,7 @@ DECLARED: dict[str, Callable[..., object]] = {
         meat,
         mlaan,
         generative,
+        geco,
         hubert_ee,
         flower,
         torch,

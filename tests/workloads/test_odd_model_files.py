@@ -59,6 +59,8 @@ READERS: dict[str, Callable[[Path], object]] = {
     "a classifier's weights": lambda file: load_weights(torch.nn.Linear(1, 1), str(file)),
     "adapters": lambda file: peft_files._read(file.parent),
 }
+FOREIGN = ("the start of workload torch", "adapters")
+"""Those that read files of other programs, too."""
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -70,6 +72,9 @@ def test_a_hostile_header_is_an_error_and_takes_no_memory(what: str, reader: str
     (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
     file.write_bytes(ODD[what])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if what == "metadata that is none" and reader in FOREIGN:
+        assert READERS[reader](file), "a sound file of another program, whose metadata may be anything"
+        return
     with pytest.raises(FedloomError):
         READERS[reader](file)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"

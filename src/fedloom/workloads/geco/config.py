@@ -9,7 +9,7 @@ from pydantic import Field
 
 from fedloom.core.config import Settings
 from fedloom.core.errors import ConfigError
-from fedloom.core.setting_types import DataPath, Known
+from fedloom.core.setting_types import DataPath, Known, PlainWord
 from fedloom.workloads._base.settings import TorchConfig
 from fedloom.workloads._torch.settings import TrainingSettings
 
@@ -64,7 +64,7 @@ class ModelSettings(Settings):
     """Whether `CEf` trains the head, too; false leaves it random, as the released code does by a slip."""
     rank: Annotated[int, Field(ge=1)] = 8
     """Rank of the adapters of `LoRA`."""
-    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("query", "value")
+    targets: Annotated[tuple[PlainWord, ...], Field(min_length=1)] = ("query", "value")
     """Modules of the encoder that have an adapter in `LoRA`."""
     attention_width: Annotated[int, Field(ge=1)] = 64
     """Width of `OLA`: of its embedding and of its one attention head."""
