@@ -37,6 +37,8 @@ MAX_BATCH = 16
 """Messages sent to an agent together; their inlined payloads stay well under MAX_MESSAGE_BYTES."""
 QUICK_BYTES = 64 << 10
 """Larger messages are processed in a thread: their arrays are read and checked."""
+LAST_WRITE_S = 1.0
+"""Seconds that a message in progress may take when its stream ends."""
 WARN_S = 60.0
 """Minimum number of seconds between two log lines about a node's messages."""
 MAX_WARNED = 256
@@ -105,9 +107,11 @@ class WorkStreams:
             reason = exc.details
             raise
         finally:
-            reading.cancel()
-            writing.cancel()
             session.mailbox.close()
+            reading.cancel()
+            # The status of a call is lost if it is sent while a message is: the caller would wait for its deadline.
+            await asyncio.wait({writing, context.over}, timeout=LAST_WRITE_S, return_when=asyncio.FIRST_COMPLETED)
+            writing.cancel()
             self._end(session, reason)
 
     async def _begun(self, context: CallContext) -> Session:
