@@ -23,7 +23,7 @@ _LABELS = {"kept": "yes"}
 _STATE = {
     "fedloom.sqlite", "fedloom.sqlite-wal", "fedloom.sqlite-shm", "lock", "runs", "authority", "admin",
     "authority/authority.pem", "authority/authority-key.pem", "admin/key.pem", "admin/certificate.pem",
-    "admin/authority.pem", "admin/server.json", "audit.jsonl",
+    "admin/authority.pem", "admin/server.json", "admin/receipt.json", "audit.jsonl",
 }  # fmt: skip
 _RUN = re.compile(r"runs/[0-9]{8}-[0-9]{6}-[a-z0-9-]{1,46}(/[a-z.]+)?")
 """Files of a state folder, and of its runs."""
