@@ -16,6 +16,7 @@ import numpy as np
 from fedloom import api
 from fedloom.core import run_files
 from fedloom.core.config import Experiment
+from fedloom.core.distances import distance
 from fedloom.core.erased import mark, require_not_erased
 from fedloom.core.errors import FedloomError, UnsupportedFeature, UsageError
 from fedloom.core.plugins import build_workload
@@ -100,12 +101,12 @@ def forget(run_dir: str | Path, **arguments: Unpack[ForgetArguments]) -> Erasure
         target = wish.out
         if target.exists():
             raise UsageError(f"{target} exists already; choose another folder with --out")
+        retrained = _retrained(original, wish)  # first: if it fails there is no new run yet
         erased, trainings, rounds = _forgotten(original, wish)
         recovery = original.experiment.override(
             [f"excluded={[*original.experiment.excluded, wish.client]}", f"rounds={original.rounds_for(wish)}"]
         )
         result = api.run(recovery, out=target, sinks=wish.sinks, start=Record({MODEL: erased}))
-        retrained = _retrained(original, wish)
         cost = Cost(
             forgetting=trainings,
             recovering=sum(record.local_trainings for record in result.history),
@@ -205,9 +206,14 @@ class _Original:
             history=History(folder, saved.round) if needs_history else None,
         )
 
+    @property
+    def tenth(self) -> int:
+        """Return a tenth of the run's rounds, at least one."""
+        return max(1, math.ceil(SHARE * self.round))
+
     def rounds_for(self, wish: _Wish) -> int:
         """Return the number of rounds without the client."""
-        return wish.rounds or max(1, math.ceil(SHARE * self.round))
+        return wish.rounds or self.tenth
 
     @property
     def part(self) -> float:
@@ -222,7 +228,7 @@ class _Original:
             sha256=arrays_sha256(arrays),
             evaluation=dict(evaluation),
             on_client=self._on_client(arrays),
-            distance_to_retrained=None if retrained is None else _distance(arrays, retrained[0]),
+            distance_to_retrained=None if retrained is None else distance(arrays, retrained[0]),
         )
 
     def _on_client(self, arrays: Arrays) -> dict[str, float]:
@@ -255,7 +261,7 @@ def _forgotten(original: _Original, wish: _Wish) -> tuple[Arrays, int, int]:
     if wish.method == "negate_update":
         return _negated(original), 0, 0
     settings: dict[str, object] = {"name": "forgetting", "method": wish.method, "client": wish.client}
-    rounds, info = max(1, math.ceil(SHARE * original.round)), dict[str, object]()
+    rounds, info = original.tenth, dict[str, object]()
     if wish.method == "gradient_ascent":
         settings["part"], rounds, info = original.part, 1, {INITIAL: True}
     if wish.method == "calibrate" and original.history is not None:
@@ -313,11 +319,6 @@ def _jobs_of(client: int, folder: Path) -> int:
     """Count the jobs that a client was given in a run's rounds."""
     choices = run_files.read_choices(folder)
     return sum((client in each.cohort) + sum(line.client == client for line in each.probed) for each in choices)
-
-
-def _distance(left: Arrays, right: Arrays) -> float:
-    squares = (float(np.square(left[name].astype(np.float64) - right[name].astype(np.float64)).sum()) for name in left)
-    return math.sqrt(sum(squares))
 
 
 def _delete(path: Path) -> None:

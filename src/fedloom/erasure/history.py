@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
-
 from fedloom.core import frames
+from fedloom.core.distances import length
 from fedloom.core.errors import BadFrame, CheckpointCorrupt, UsageError
-from fedloom.core.records import MODEL, Arrays, Record
+from fedloom.core.records import MODEL, Record
 from fedloom.core.run_files import UPDATES
 
 NEED_NONE = ("drop", "noisy_labels", "gradient_ascent")
@@ -55,7 +54,7 @@ class History:
         """Yield the L2 length of each update but one client's, by client, for every n-th round that has some."""
         for number in range(1, self.rounds + 1, every):
             found = {
-                str(client): _length(_read(path).groups[MODEL])
+                str(client): length(_read(path).groups[MODEL])
                 for client, path in self.clients(number).items()
                 if client != without
             }
@@ -64,13 +63,6 @@ class History:
 
     def _of(self, round: int) -> Path:
         return self._folder / f"{round:06d}"
-
-
-def _length(update: Arrays) -> float:
-    squares = (
-        float(np.square(array.astype(np.float64)).sum()) for array in update.values() if array.dtype.kind not in "iub"
-    )
-    return float(np.sqrt(sum(squares)))
 
 
 def _read(path: Path) -> Record:

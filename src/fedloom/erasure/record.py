@@ -65,7 +65,7 @@ class Erasure(_Frozen):
     retrained: ModelFacts | None = None
     """The model trained from the beginning without the client, if requested."""
     jobs_of_client_after: int
-    """Jobs that the client was given in the rounds without it: 0, counted in the new run's records."""
+    """Times the client was sampled or measured in the rounds without it: 0, counted in `choices.jsonl`."""
     purged: list[str] = []
     """Files and folders of the original run that were deleted."""
 

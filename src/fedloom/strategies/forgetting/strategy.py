@@ -8,6 +8,7 @@ import numpy as np
 
 from fedloom.core.accumulators import UpdateList
 from fedloom.core.config import Experiment
+from fedloom.core.distances import distance
 from fedloom.core.errors import BadUpdate, ConfigError
 from fedloom.core.protocols import Pending, Strategy
 from fedloom.core.records import (
@@ -37,7 +38,7 @@ class Forgetting:
 
     model: Arrays
     reference: Arrays = field(default_factory=dict)
-    """Of `gradient_ascent`: the initial model, and from the second exchange on the centre w_ref of the ball."""
+    """Of `gradient_ascent`: the initial model, then the centre w_ref of the ball."""
     norms: JsonObject = field(default_factory=dict)
     """Of `calibrate`: see `NORMS`."""
 
@@ -151,16 +152,6 @@ class Calibrate(_ByUpdates):
             weights.append(lengths[str(client)] / moved if moved > 0 else 0.0)
         shares = np.array(counts, np.float64) / max(sum(counts), 1)
         return replace(state, model=_moved(state.model, total, shares * np.array(weights)))
-
-
-def distance(left: Arrays, right: Arrays) -> float:
-    """Return the L2 distance of two models of equal names and shapes, over all their arrays of floats."""
-    squares = (
-        float(np.square(left[name].astype(np.float64) - right[name].astype(np.float64)).sum())
-        for name in left
-        if left[name].dtype.kind not in "iub"
-    )
-    return float(np.sqrt(sum(squares)))
 
 
 def _exchange(jobs: tuple[Job, ...], model: Arrays) -> Exchange:
