@@ -178,7 +178,7 @@ class Fuzzer:
         return mutate(self._frame, self._all, self._rng) if self._rng.random() < 0.8 else b""
 
     def _stream(self, channel: grpc.Channel, path: str, data: bytes, who: tuple[tuple[str, str], ...]) -> None:
-        """Broken messages on a stream of their own, and then an empty one, whose refusal says that they were taken."""
+        """Send broken messages on one stream, and then an empty one, whose refusal says that they were taken."""
         more = [self.broken("Fleet/Work") for _ in range(int(self._rng.choice([0, 0, 0, 1, 2, 7])))]
         batches = [data, *(each for each in more if each), b""]
         call = channel.stream_stream(path, bytes, bytes)(iter(batches), metadata=who, timeout=10)

@@ -1,1 +1,1 @@
-"""What the base class `TorchWorkload` costs beside a workload that is written by hand, in pairs of runs."""
+"""Compare the base class `TorchWorkload` with a workload written by hand, in pairs of runs."""
