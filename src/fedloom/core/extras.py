@@ -30,6 +30,8 @@ EXTRAS: Mapping[str, str] = {
     "flwr": "flower",
     "prometheus_client": "server",
     "pyautoattack": "attacks",
+    "constriction": "codec",
+    "pillow_jxl": "codec",
 }
 """The extra by the name a package is imported by."""
 

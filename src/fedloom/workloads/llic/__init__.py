@@ -1,0 +1,1 @@
+"""Learned image compression with large-kernel transforms that adapt to each image."""

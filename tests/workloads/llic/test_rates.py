@@ -1,0 +1,79 @@
+"""Rates and qualities against published implementations, and other formats."""
+
+from __future__ import annotations
+
+import math
+
+import bjontegaard
+import numpy as np
+import pytest
+import torch
+from pytorch_msssim import ms_ssim as published
+from support_llic import picture
+
+from fedloom.workloads.llic.bitstream import as_images
+from fedloom.workloads.llic.config import Rival
+from fedloom.workloads.llic.quality import ms_ssim, psnr
+from fedloom.workloads.llic.rate import Curve, bd_rate, rate_at
+from fedloom.workloads.llic.rivals import TITLES, missing, points
+
+RATES = (0.12, 0.21, 0.40, 0.75, 1.30)
+QUALITIES = (27.1, 29.0, 31.6, 34.2, 36.5)
+
+
+def test_the_bd_rate_is_the_published_packages() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        other = np.sort(np.array(RATES) * rng.uniform(0.6, 1.5, 5))
+        quality = np.sort(np.array(QUALITIES) + rng.uniform(-0.8, 0.8, 5))
+        found = bd_rate(Curve.of(RATES, QUALITIES), Curve.of(other, quality))
+        expected = bjontegaard.bd_rate(RATES, QUALITIES, other, quality, method="pchip", min_overlap=0)
+        assert found.percent == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_a_curve_that_needs_a_tenth_less_has_minus_ten_percent() -> None:
+    found = bd_rate(Curve.of(RATES, QUALITIES), Curve.of([0.9 * rate for rate in RATES], QUALITIES))
+    assert found.percent == pytest.approx(-10.0, abs=1e-9) and found.text == "-10.0 %"
+
+
+def test_without_an_overlap_there_is_none_and_the_reason() -> None:
+    far = bd_rate(Curve.of(RATES, QUALITIES), Curve.of(RATES, [quality - 20 for quality in QUALITIES]))
+    assert (
+        math.isnan(far.percent) and far.text == "n/a (qualities do not overlap: 27.10 to 36.50 against 7.10 to 16.50)"
+    )
+    few = bd_rate(Curve.of(RATES, QUALITIES), Curve.of(RATES[:3], QUALITIES[:3]))
+    assert few.text == "n/a (the tested codec has 3 points, four are needed)"
+
+
+def test_points_that_cost_more_for_less_are_left_out() -> None:
+    curve = Curve.of([0.1, 0.3, 0.2, 0.4], [30.0, 31.0, 32.0, 33.0])
+    assert curve.rates.tolist() == [0.1, 0.2, 0.4]
+    assert rate_at(curve, 31.0) == pytest.approx(math.sqrt(0.1 * 0.2))
+    assert rate_at(curve, 29.9) is None and rate_at(curve, 33.1) is None
+
+
+def test_ms_ssim_is_the_published_packages() -> None:
+    rng = np.random.default_rng(2)
+    x = picture(163, 180)
+    y = np.clip(x + rng.normal(0, 25, x.shape), 0, 255).astype(np.uint8)
+    one, other = as_images(x), as_images(y)
+    assert float(ms_ssim(one, other)) == pytest.approx(float(published(one, other, data_range=1.0)), abs=2e-5)
+    assert float(ms_ssim(one, one)) == pytest.approx(1.0, abs=1e-6)
+    moved = other.clone().requires_grad_()
+    ms_ssim(one, moved).backward()
+    assert moved.grad is not None and bool(torch.isfinite(moved.grad).all())
+
+
+def test_psnr_is_of_eight_bits() -> None:
+    assert psnr(255.0**2) == 0.0 and psnr(0.0) == math.inf and psnr(1.0) == pytest.approx(48.1308, abs=1e-4)
+
+
+@pytest.mark.parametrize("rival", TITLES)
+def test_other_formats_give_real_bytes_and_rising_quality(rival: Rival) -> None:
+    if missing(rival):
+        pytest.skip(missing(rival))
+    rgb = picture(64, 80)
+    found = points(rival, rgb)
+    assert all(each.decoded.shape == rgb.shape and each.bits % 8 == 0 for each in found)
+    assert found[0].bits < found[-1].bits and found[0].mse(rgb) > found[-1].mse(rgb)
+    assert found[-1].mse(rgb) == pytest.approx(float(((found[-1].decoded.astype(float) - rgb) ** 2).mean()))
