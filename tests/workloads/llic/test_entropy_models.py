@@ -116,7 +116,8 @@ def test_tables_are_whole_numbers_that_sum_to_the_total() -> None:
     scale = scales()[20]
     mass = math.erf(0.5 / scale / 2**0.5)
     assert one.weights[-one.first] / TOTAL == pytest.approx(mass, abs=len(one.weights) / TOTAL)
-    assert len(thresholds()) == len(scales()) - 1 and scales()[0] == pytest.approx(0.11) and scales()[-1] == pytest.approx(256.0)
+    assert len(thresholds()) == len(scales()) - 1
+    assert scales()[[0, -1]].tolist() == pytest.approx([0.11, 256.0])
 
 
 def test_noise_bits_are_the_expected_code_length() -> None:
