@@ -49,14 +49,28 @@ def replay(run_dir: RunDir, settings: Settings = []) -> None:  # noqa: B006  # t
 def compare(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Two or more runs' folders.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The comparison page to write.")] = Path("comparison.html"),
+    chart: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.svg", help="Also write one chart, as an SVG file for a paper."),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The metric of --chart; the first measured, after the loss.")
+    ] = None,
+    against: Annotated[
+        str,
+        typer.Option(metavar="COST", help="Axis of --chart: rounds, megabytes, trainings or seconds."),
+    ] = "rounds",
 ) -> None:
     """Compare runs: print a table, and write a page with their curves in one chart."""
-    from fedloom.reporting import comparison
+    from fedloom.reporting import chart_file, comparison
     from fedloom.reporting.run_folder import of_any_origin
 
     with of_any_origin(*run_dirs):
         compared = comparison.compare(run_dirs)
+        drawn = chart_file.write_chart(compared, chart, metric, against) if chart else None
         place = comparison.write_picture(compared, out)
     console = output()
     comparison.print_comparison(console, compared)
     console.print(f"\ncurves: {place}", soft_wrap=True)
+    if drawn:
+        console.print(f"chart: {drawn}", soft_wrap=True)

@@ -43,18 +43,23 @@ def line_chart(
     drawn = [one for one in series if finite(one.y)]
     if not drawn:
         return figure(title, tag("p", "No finite value was measured.", class_="empty"), note=note)
-    plane = Plane(
-        x=_padded_if_single(Range.of([v for one in drawn for v in one.x], from_zero=not x_whole)),
-        y=Range.of([v for one in drawn for v in one.y], from_zero=from_zero).to_ticks(),
-    )
+    plane = line_plane(drawn, x_whole=x_whole, from_zero=from_zero)
     text = "; ".join(f"{one.label}: {_span(one)}" for one in drawn)
-    picture = svg(
-        plane,
-        f"{title}, against {x_label}. {text}",
-        frame(plane, x_label, x_whole=x_whole),
-        [_line(plane, one, x_label) for one in drawn],
-    )
+    picture = svg(plane, f"{title}, against {x_label}. {text}", lines(plane, drawn, x_label, x_whole=x_whole))
     return figure(title, picture, legend=[(one.label, one.color) for one in drawn], note=note)
+
+
+def line_plane(series: Sequence[Series], *, x_whole: bool = False, from_zero: bool = False) -> Plane:
+    """Return the axes that contain the series; some value must be finite."""
+    return Plane(
+        x=_padded_if_single(Range.of([v for one in series for v in one.x], from_zero=not x_whole)),
+        y=Range.of([v for one in series for v in one.y], from_zero=from_zero).to_ticks(),
+    )
+
+
+def lines(plane: Plane, series: Sequence[Series], x_label: str, *, x_whole: bool = False) -> Markup:
+    """Draw the frame and the lines of a chart."""
+    return join(frame(plane, x_label, x_whole=x_whole), [_line(plane, one, x_label) for one in series])
 
 
 def scatter_chart(

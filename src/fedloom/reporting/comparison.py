@@ -29,12 +29,15 @@ _MOST_METRICS = 6
 _RACED, _TARGET, _LAST = "accuracy", 0.9, 5
 """Runs are compared by their cost to reach this fraction of the first run's mean over its last evaluations."""
 _CODE_DIFFERS = "the runs' code differs"
-_X_LABELS = {
+X_LABELS = {
     "rounds": "round",
     "megabytes": "MB sent so far, up and down, by all clients",
     "trainings": "local trainings so far, all clients",
     "seconds": "seconds of the rounds so far",
 }
+"""Costs that a metric is drawn against, and the names of their axes."""
+WHOLE = ("rounds", "trainings")
+"""Costs that are whole numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,24 +175,39 @@ def _per_cost(comparison: Comparison, metric: str) -> list[Markup]:
     return [_chart(comparison, metric, name, unit) for name, unit in along.items()]
 
 
-def _chart(comparison: Comparison, metric: str, along: str, unit: str) -> Markup:
-    """Draw one metric of all runs: on held-out data if a run has it, otherwise in training."""
-    found = [
-        (color, label, measured)
+def overlaid(comparison: Comparison, metric: str, along: str) -> list[Series]:
+    """Return one metric of all runs that measured it: on held-out data if a run has it, otherwise in training.
+
+    Args:
+        comparison: the runs.
+        metric: a metric's name.
+        along: the cost on the horizontal axis, one of `X_LABELS`.
+    """
+    return [
+        Series(label=_sourced(label, measured), x=getattr(measured, along), y=measured.values, color=color)
         for color, (label, run) in enumerate(zip(comparison.labels, comparison.runs, strict=True))
-        if (measured := curve(run, metric, HELD_OUT) or curve(run, metric, TRAINING))
+        if (measured := _best_source(run, metric))
     ]
-    without = [label for label in comparison.labels if label not in {name for _, name, _ in found}]
+
+
+def _chart(comparison: Comparison, metric: str, along: str, unit: str) -> Markup:
+    """Draw one metric of all runs."""
+    without = [
+        label
+        for label, run in zip(comparison.labels, comparison.runs, strict=True)
+        if _best_source(run, metric) is None
+    ]
     return line_chart(
         f"{metric} per {unit}",
-        [
-            Series(label=_sourced(label, measured), x=getattr(measured, along), y=measured.values, color=color)
-            for color, label, measured in found
-        ],
-        x_label=_X_LABELS[along],
-        x_whole=along in ("rounds", "trainings"),
+        overlaid(comparison, metric, along),
+        x_label=X_LABELS[along],
+        x_whole=along in WHOLE,
         note=f"Not measured by {', '.join(without)}." if without else None,
     )
+
+
+def _best_source(run: RunFolder, metric: str) -> Curve | None:
+    return curve(run, metric, HELD_OUT) or curve(run, metric, TRAINING)
 
 
 def _sourced(label: str, measured: Curve) -> str:
@@ -211,7 +229,7 @@ def _results(runs: Sequence[RunFolder]) -> Iterable[Row]:
     yield row("status", (run.status for run in runs))
     yield row("rounds", (f"{len(run.rounds):,} of {rounds_text(run.planned_rounds)}" for run in runs))
     for metric in in_order(name for run in runs for name in metric_names(run)):
-        last = [curve(run, metric, HELD_OUT) or curve(run, metric, TRAINING) for run in runs]
+        last = [_best_source(run, metric) for run in runs]
         yield row(metric, (metric_text(one.values[-1]) + _where(one) if one else NOTHING for one in last))
     for name, cells in _to_target(runs):
         yield row(name, cells)
