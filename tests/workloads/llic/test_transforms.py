@@ -185,8 +185,8 @@ def test_windows_attend_within_themselves_alone() -> None:
         ({"transform": {"kind": "stf", "embedding": 4}}, "STF's transform makes .* = 32"),
         ({"transform": {"kind": "tcm", "heads": [3, 1, 1]}}, "heads of width 3 do not divide 2"),
         ({"training": {"optimizer": "sgd"}}, "expected 'adamw', got 'sgd'"),
-        ({"loss": "ms_ssim"}, "at least 176 pixels, got 32 and 32"),
-        ({"crop": {"size": 40, "last": 32}}, "multiples of 16"),
+        ({"loss": "ms_ssim"}, "at least 176 pixels, got 64 and 64"),
+        ({"crop": {"size": 96, "last": 64}}, "multiples of 64"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fedloom.core.records import Array
+from fedloom.workloads._torch.scope import exact
 from fedloom.workloads.llic.coder import Decoder, Encoder, Models, SymbolCoder
 from fedloom.workloads.llic.container import Container, StreamInvalid
 from fedloom.workloads.llic.entropy import HYPER_STRIDE
@@ -72,7 +73,7 @@ class ImageCodec:
 
     def encode(self, pixels: Pixels) -> Container:
         """Return an image's compressed form."""
-        with torch.inference_mode():
+        with exact(_CPU), torch.inference_mode():
             y = self.codec.analysis(padded(as_images(pixels.rgb)))
             z = self.codec.entropy.analysis(y)
             distance = torch.round(z.double() - self._medians).clamp(-MOST, MOST).long()
@@ -104,7 +105,7 @@ class ImageCodec:
         height, width = container.height, container.width
         try:
             alpha = None if container.alpha is None else unpack_alpha(container.alpha, height, width)
-            with torch.inference_mode():
+            with exact(_CPU), torch.inference_mode():
                 decoded = self.codec.synthesis(self._latent(container).float())[:, :, :height, :width]
         except StreamInvalid as exc:
             raise StreamInvalid(f"{where}: {exc}") from exc
@@ -140,7 +141,7 @@ class ImageCodec:
 
     def latent(self, container: Container) -> Tensor:
         """Return the quantised latent that a stream decodes to, (1, M, h, w), float64."""
-        with torch.inference_mode():
+        with exact(_CPU), torch.inference_mode():
             return self._latent(container)
 
     def _channels(self, z: Tensor) -> Array:

@@ -19,7 +19,7 @@ Generator = Literal["pooled", "grid", "delta", "static"]
 """What makes the depth-wise kernels; see `config.TransformSettings.generator`."""
 _REDUCTION = 4
 _SMALL = 0.01
-"""What a generator's last weights are multiplied by at the start, so that training begins near a static convolution."""
+"""What last weights are multiplied by at the start: training begins near static convolutions, and near the identity."""
 
 
 def squeezed(channels: int) -> int:
@@ -171,6 +171,10 @@ class TransformBlock(nn.Module):
         self.transform = transform
         self.output = nn.Conv2d(channels, channels, 1)
         self.gate = Gate(channels) if gated else None
+        last = [self.embedding.leave, self.output, *([] if self.gate is None else [self.gate.project])]
+        with torch.no_grad():  # blocks begin near the identity: without normalisation deep ones explode otherwise
+            for layer in last:
+                layer.weight.mul_(_SMALL)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform features (b, C, h, w)."""

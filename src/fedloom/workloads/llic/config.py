@@ -15,6 +15,7 @@ from fedloom.workloads._data.partition_settings import Iid, PartitionSettings
 from fedloom.workloads._torch.settings import TrainingSettings
 
 Width = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
 Kernel = Annotated[int, Field(ge=1)]
 Rival = Literal["jpeg", "jpeg444", "webp", "avif", "jpeg2000", "jxl"]
 """An image format that learned compression is compared with."""
@@ -44,7 +45,8 @@ class Folders(Settings):
     train_folder: DataPath
     """Folder with photographs for training, sub-folders included."""
     test_folder: DataPath | None = None
-    """Folder with held-out photographs; None holds out every fifth of the training folder, in order of names."""
+    """Folder with held-out photographs, which are not trained with if it lies in the other; None holds out every fifth
+    of the training folder, in order of names."""
     longest: Annotated[int, Field(ge=64)] = 1024
     """Longer sides of photographs for training are shrunk to this; pixels."""
     test_longest: Annotated[int, Field(ge=64)] | None = None
@@ -60,9 +62,9 @@ class TransformSettings(Settings):
     kind: Literal["llic", "elic", "stf", "tcm"] = "llic"
     """`llic`: large-kernel transforms that adapt to each image; the others are the plain transforms of ELIC, STF and
     TCM, as baselines."""
-    blocks: tuple[Width, Width, Width, Width] = (1, 1, 3, 1)
+    blocks: tuple[Count, Count, Count, Count] = (1, 1, 3, 1)
     """`llic`: pairs of a spatial and a channel block after each step down."""
-    synthesis_blocks: tuple[Width, Width, Width, Width] = (1, 3, 1, 1)
+    synthesis_blocks: tuple[Count, Count, Count, Count] = (1, 3, 1, 1)
     """`llic`: pairs before each step up."""
     kernels: tuple[Kernel, Kernel, Kernel, Kernel] = (11, 11, 9, 9)
     """`llic`: K of each stage of the analysis, odd; mirrored in the synthesis."""
@@ -130,17 +132,17 @@ class EntropySettings(Settings):
 class CropSettings(Settings):
     """Training crops."""
 
-    size: Annotated[int, Field(ge=16)] = 64
-    """Side of a crop; a multiple of 16 pixels."""
-    last: Annotated[int, Field(ge=16)] = 128
+    size: Annotated[int, Field(ge=PAD)] = 64
+    """Side of a crop; a multiple of 64 pixels, one place of the hyper-latent."""
+    last: Annotated[int, Field(ge=PAD)] = 128
     """Side in the last rounds."""
     change: Annotated[float, Field(ge=0.0, le=1.0)] = 0.8
     """Share of the rounds after which crops have the last size; the paper: 256, then 512 after 0.6."""
 
     @pydantic.model_validator(mode="after")
     def _fit(self) -> Self:
-        if self.size % 16 or self.last % 16:
-            raise ConfigError(f"workload.crop: expected multiples of 16 pixels, got {self.size} and {self.last}")
+        if self.size % PAD or self.last % PAD:
+            raise ConfigError(f"workload.crop: expected multiples of {PAD} pixels, got {self.size} and {self.last}")
         return self
 
     def size_in(self, round_number: int, rounds: int) -> int:

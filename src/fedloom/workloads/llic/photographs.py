@@ -151,6 +151,10 @@ def _own(source: Folders) -> Album:
     else:
         folder = Path(source.test_folder)
         test = [(path, folder) for path in _found(folder, "workload.data.test_folder")]
+        own = {path.resolve() for path, _ in test}
+        paths = [path for path in paths if path.resolve() not in own]
+        if not paths:
+            raise DataMissing(f"workload.data.train_folder: every photograph of {str(root)!r} is held out, too")
     kinds = {path: path.relative_to(root).parts[0] if path.parent != root else "photographs" for path in paths}
     album = Album(
         tuple(_photograph(path, kinds[path], source.longest, root) for path in paths),

@@ -26,6 +26,11 @@ from fedloom.workloads.llic.sampling import (
 )
 from fedloom.workloads.llic.swin import SwinBlock
 
+_GAIN = 16.0
+"""What the last step down is multiplied by at the start, and the first step up divided by.
+
+So latents span several symbols from the start (deviation near 2); it takes hundreds of steps to get there otherwise.
+"""
 STRIDE = 16
 """Pixels to a side of the latent's grid."""
 
@@ -52,6 +57,15 @@ def transforms(config: Config) -> tuple[Stages, Stages]:
     return tcm_analysis(config.transform, stages, latent), tcm_synthesis(config.transform, stages, latent)
 
 
+def _scaled(part: nn.Module, factor: float) -> nn.Module:
+    """Return a part whose convolutions' weights are multiplied by a factor."""
+    with torch.no_grad():
+        for layer in part.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.weight.mul_(factor)
+    return part
+
+
 def _pair(settings: TransformSettings, channels: int, kernel: int, *, inverse: bool) -> list[nn.Module]:
     """Return a spatial block and a channel block, in that order or, for synthesis, the other way round."""
     spatial: nn.Module = SpatialTransform(channels, kernel, settings.generator)
@@ -68,7 +82,7 @@ def llic_analysis(settings: TransformSettings, stages: tuple[int, int, int], lat
     parts = list[nn.Module]()
     widths = (3, *stages, latent)
     for place, (inputs, outputs) in enumerate(pairwise(widths)):
-        parts.append(strided(inputs, outputs, 3) if place == 3 else ResidualDown(inputs, outputs))
+        parts.append(_scaled(strided(inputs, outputs, 3), _GAIN) if place == 3 else ResidualDown(inputs, outputs))
         for _ in range(settings.blocks[place]):
             parts += _pair(settings, outputs, settings.kernels[place], inverse=False)
     return Stages(*parts)
@@ -83,10 +97,11 @@ def llic_synthesis(settings: TransformSettings, stages: tuple[int, int, int], la
             parts += _pair(settings, inputs, settings.kernels[3 - place], inverse=True)
         if place == 3:
             parts.append(sub_pixel(inputs, outputs))
-        elif settings.up == "residual":
-            parts.append(ResidualUp(inputs, outputs))
         else:
-            parts += [sub_pixel(inputs, outputs), GDN(outputs, inverse=True)]
+            up: nn.Module = ResidualUp(inputs, outputs) if settings.up == "residual" else sub_pixel(inputs, outputs)
+            parts.append(_scaled(up, 1.0 / _GAIN) if place == 0 else up)
+            if settings.up == "sub_pixel":
+                parts.append(GDN(outputs, inverse=True))
     return Stages(*parts)
 
 

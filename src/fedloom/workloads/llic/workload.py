@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,15 +17,16 @@ from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError
 from fedloom.core.extras import needed_by
 from fedloom.core.protocols import Inputs, LocalRule
-from fedloom.core.records import MODEL, Info, Job, Mean, Metrics, Record, Update
+from fedloom.core.records import MODEL, Info, Job, JsonObject, Mean, Metrics, Record, Update
 from fedloom.core.seeds import generator, integer_seed
 from fedloom.workloads._base.rows import RowData
 from fedloom.workloads._base.task import RowTask, minibatches
+from fedloom.workloads._data import cache
 from fedloom.workloads._data.rows import RowShard
 from fedloom.workloads._torch.scope import choose_device, exact
 from fedloom.workloads._torch.trainer import Trainer
 from fedloom.workloads.llic.bitstream import ImageCodec
-from fedloom.workloads.llic.config import Config
+from fedloom.workloads.llic.config import Config, Rival
 from fedloom.workloads.llic.crops import Crops, HeldOut
 from fedloom.workloads.llic.measuring import Rivals, as_metrics, measure
 from fedloom.workloads.llic.net import Codec
@@ -33,6 +35,7 @@ from fedloom.workloads.llic.personal import PersonalArrays
 from fedloom.workloads.llic.photographs import Photograph, load_album
 from fedloom.workloads.llic.quality import psnr
 from fedloom.workloads.llic.rivals import missing
+from fedloom.workloads.llic.showing import codec_report
 
 _CPU = torch.device("cpu")
 
@@ -69,7 +72,7 @@ class LearnedCompression(RowTask[Config]):
             train=self.crops,
             test=self.photographs,
             info={**self._album.info, "photographs": len(self._album.train), "num_labels": len(kinds)},
-            sha256=self._album.sha256,
+            sha256=cache.digest_of([self._album.sha256, self.config.crop.size]),
             labels=self.crops.kinds,
             num_labels=len(kinds),
             label_names=kinds,
@@ -130,6 +133,11 @@ class LearnedCompression(RowTask[Config]):
         """Return the loss of crops near some rows; adds up rate, distortion and crops."""
         codec = as_codec(self.network)
         loss, rate, distortion = codec(self.crops.drawn(rows, size))
+        if not math.isfinite(float(loss.detach())):
+            raise ConfigError(
+                f"workload llic: the loss is {float(loss.detach())} after {int(sums[2])} crops of this round; set a "
+                "smaller workload.training.learning_rate"
+            )
         sums += float(rate.detach()) * len(rows), float(distortion.detach()) * len(rows), len(rows)
         found: Tensor = loss + codec.entropy.prior.quantile_loss()
         return found
@@ -156,6 +164,11 @@ class LearnedCompression(RowTask[Config]):
                 sums += rate, min(psnr(mse), 100.0), rate + self.config.trade_off * distortion
         names = ("own_bits_per_pixel", "own_psnr", "own_loss")
         return {name: Mean(float(total), float(len(rows))) for name, total in zip(names, sums, strict=True)}
+
+    def held_out(self, part: int, parts: int) -> RowShard | None:
+        """Return a part of the held-out photographs; None if there are fewer photographs than parts and it has none."""
+        shard = super().held_out(part, parts)
+        return None if shard is None or shard.is_empty else shard
 
     def evaluate(self, inputs: Inputs, shard: RowShard, state: Record | None = None) -> Metrics:
         """Return means over held-out photographs of their real bytes and qualities, see `measuring.as_metrics`.
@@ -185,6 +198,14 @@ class LearnedCompression(RowTask[Config]):
             if state is not None:
                 self._coded_with = None
             yield codec
+
+    def codec_report(self, inputs: Inputs, shard: RowShard, *, pictures: int, rivals: Sequence[Rival]) -> JsonObject:
+        """Return what the monitor shows of the codec, on a shard's held-out photographs; see `showing`."""
+        chosen = [self.photographs.photographs[int(row)] for row in shard.rows] if shard.held_out else []
+        if not chosen or self.config.personal != "nothing":
+            return {}
+        with self.coding(inputs) as codec:
+            return codec_report(codec, chosen, pictures=pictures, rivals=rivals)
 
     def held_out_photographs(self) -> tuple[Photograph, ...]:
         """Return the held-out photographs."""

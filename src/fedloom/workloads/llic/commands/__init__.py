@@ -1,0 +1,1 @@
+"""Commands of learned image compression; see `core.contributed`."""
