@@ -27,7 +27,6 @@ from fedloom.workloads.llic.bitstream import ImageCodec, as_images
 from fedloom.workloads.llic.net import Codec
 from fedloom.workloads.llic.pixels import Pixels
 
-
 BRIEF = {"optimizer": "adamw", "learning_rate": 1e-3, "max_steps": 1}
 
 
@@ -93,13 +92,8 @@ def test_one_client_through_the_server_is_a_plain_loop_bit_for_bit(data: dict[st
     assert evaluation["psnr"] == pytest.approx(np.mean(qualities), rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    "runtime",
-    [
-        pytest.param({"name": "process", "workers": 2}),
-        pytest.param({"name": "ray", "workers": 2}, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", [{"name": "process", "workers": 2}, {"name": "ray", "workers": 2}])
 def test_runtimes_have_equal_bits(data: dict[str, Any], runtime: dict[str, Any]) -> None:
     inline = api.run(experiment(data, {"training": BRIEF}, rounds=1, clients=2), keep=False)
     other = api.run(experiment(data, {"training": BRIEF}, rounds=1, clients=2, runtime=runtime), keep=False)
@@ -109,10 +103,8 @@ def test_runtimes_have_equal_bits(data: dict[str, Any], runtime: dict[str, Any])
 
 @pytest.mark.parametrize(("moment", "personal"), [("RoundFinished", "nothing"), ("ClientsDone", "entropy")])
 def test_a_resumed_run_has_the_same_bits(tmp_path: Path, data: dict[str, Any], moment: str, personal: str) -> None:
-    made = experiment(
-        data, {"personal": personal, "training": BRIEF}, rounds=3, clients=2, checkpoint={"every": 1}, round={"group_size": 1},
-        evaluation={"every": 0},
-    )  # fmt: skip
+    settings: dict[str, Any] = {"checkpoint": {"every": 1}, "round": {"group_size": 1}, "evaluation": {"every": 0}}
+    made = experiment(data, {"personal": personal, "training": BRIEF}, rounds=3, clients=2, **settings)
     whole = api.run(made, keep=False)
 
     class Stop:
