@@ -287,7 +287,10 @@ def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_arguments_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--help"]) == 0
-    assert "A preset's name, a TOML file, or the folder of a Flower app." in capsys.readouterr().out
+    assert (
+        "A preset's name, a TOML file, a Flower app's folder, or a program that simulates one."
+        in capsys.readouterr().out
+    )
 
 
 def test_help_imports_nothing_heavy() -> None:

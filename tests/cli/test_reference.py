@@ -111,7 +111,7 @@ def test_every_command_error_and_record_is_there() -> None:
     for command in ("run", "resume", "compare", "report", "list", "show", "serve", "client", "submit", "runs", "watch",
                     "stop", "nodes"):  # fmt: skip
         assert f"## fedloom {command}\n" in shown
-    assert "| `TARGET` | **required** | A preset's name, a TOML file, or the folder of a Flower app. |" in shown
+    assert "| `TARGET` | **required** | A preset's name, a TOML file, a Flower app's folder, or a program" in shown
     assert all(f"`{kind.__name__}`" in errors.render() for kind in catalogue())
     assert all(f"| `{name}` |" in records.render() for name in RoundRecord.model_fields)
     assert "### ClientLost" in records.render()

@@ -32,7 +32,10 @@ class Runtime(StrEnum):
 
 _LISTED = ("presets", *Kind, "studies")
 """Kinds of names to list."""
-Target = Annotated[str, typer.Argument(help="A preset's name, a TOML file, or the folder of a Flower app.")]
+Target = Annotated[
+    str,
+    typer.Argument(help="A preset's name, a TOML file, a Flower app's folder, or a program that simulates one."),
+]
 RunDir = Annotated[Path, typer.Argument(help="A run's folder, such as runs/<id>.", show_default=False)]
 Settings = Annotated[
     list[str],

@@ -20,7 +20,7 @@ def start_lines(event: RunStarted) -> list[tuple[str, str]]:
         ("runtime", f"{event.runtime}, {plural(event.workers, 'worker')}: {event.where}"),
         ("data", data_line(event.data)),
         *examples_lines(event.data),
-        ("model", plural(event.num_parameters, "parameter")),
+        ("model", plural(event.num_parameters, "parameter") if event.num_parameters else "none before the first round"),
         ("clients", f"{event.clients:,}, {event.cohort:,} sampled per round{groups}"),
         ("rounds", rounds_text(event.rounds) + _resumed(event)),
     ]

@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import sys
 import tomllib
-import traceback
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +19,7 @@ from fedloom.core.records import Info
 from fedloom.core.setting_types import module_file
 from fedloom.core.text import dotted
 from fedloom.core.toml_files import read_toml
+from fedloom.strategies.flower import script
 
 MANIFEST = "pyproject.toml"
 """The file that describes an app."""
@@ -111,12 +111,13 @@ def load_component(folder: Path, component: str, key: str) -> object:
     module_name, colon, attribute = component.partition(":")
     if not colon:
         raise ConfigError(f'{key}: expected "module:object", got {component!r}')
+    if (program := program_of(folder, component)) is not None:
+        prepare(folder)
+        return script.component(program, attribute)
     home = folder.resolve()
     if module_file(component, home) is None:
         home = _installed_home(component, key, folder)
-    _put_on_path(folder.resolve())
-    if importlib.util.find_spec("torch") is not None:
-        importlib.import_module("torch")
+    prepare(folder)
     try:
         module = importlib.import_module(module_name)
         found: object = module
@@ -131,6 +132,19 @@ def load_component(folder: Path, component: str, key: str) -> object:
         if not _is_inside(part, home):
             raise ConfigError(f"{key} = {component!r}: this is not the app's own, but that of {_home_of(part)!r}")
     return found
+
+
+def program_of(folder: Path, component: str) -> Path | None:
+    """Return the program in a folder to whose `run_simulation` a component was passed; None for other components."""
+    module, _, attribute = component.partition(":")
+    return folder / f"{module}{script.SUFFIX}" if attribute.startswith(f"{script.CALL}.") else None
+
+
+def prepare(folder: Path) -> None:
+    """Put a folder first on the module search path, in place of another app's, and load torch where it is installed."""
+    _put_on_path(folder.resolve())
+    if importlib.util.find_spec("torch") is not None:
+        importlib.import_module("torch")
 
 
 def _installed_home(component: str, key: str, folder: Path) -> Path:
@@ -167,15 +181,6 @@ def _is_inside(part: object, folder: Path) -> bool:
     return isinstance(file, str) and Path(file).resolve().is_relative_to(folder)
 
 
-def own_line(exc: BaseException, folder: Path) -> str:
-    """Return where in an app's own code an exception was raised, as `file, line N: `; empty if nowhere."""
-    home = folder.resolve()
-    for frame in reversed(traceback.extract_tb(exc.__traceback__)):
-        if Path(frame.filename).resolve().is_relative_to(home):
-            return f"{Path(frame.filename).resolve().relative_to(home)}, line {frame.lineno}: "
-    return ""
-
-
 def check_component(found: object, kind: type, key: str, component: str) -> None:
     """Reject anything but a ServerApp or ClientApp."""
     if not isinstance(found, kind):
@@ -183,7 +188,7 @@ def check_component(found: object, kind: type, key: str, component: str) -> None
 
 
 def _put_on_path(folder: Path) -> None:
-    others = [entry for entry in sys.path if entry != str(folder) and _is_app(Path(entry))]
+    others = [entry for entry in sys.path if entry != str(folder) and (entry in _put_before or _is_app(Path(entry)))]
     for other in others:
         sys.path.remove(other)
         inside = [
@@ -195,7 +200,12 @@ def _put_on_path(folder: Path) -> None:
             del sys.modules[name]
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
+        _put_before.add(str(folder))
         importlib.invalidate_caches()
+
+
+_put_before: set[str] = set()
+"""Folders that this process has put on the module search path."""
 
 
 def _is_app(folder: Path) -> bool:

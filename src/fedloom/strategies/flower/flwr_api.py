@@ -5,10 +5,15 @@ No other module imports flwr. Telemetry and the update check are off before the 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
+import importlib
+import inspect
 import logging
 import os
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +21,7 @@ from dataclasses import dataclass
 from inspect import getattr_static
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
@@ -31,6 +36,7 @@ with warnings.catch_warnings():
     from flwr.serverapp.strategy import Result, Strategy
 
 __all__ = [
+    "OTHER_RUNS",
     "Array",
     "ArrayRecord",
     "ClientApp",
@@ -54,6 +60,7 @@ __all__ = [
     "older_server",
     "quiet",
     "reply",
+    "simulated_by",
     "strategies",
 ]
 
@@ -203,6 +210,55 @@ def quiet() -> Iterator[None]:
         if freezes:
             gc.unfreeze()
         logger.removeFilter(_apps_own)
+
+
+OTHER_RUNS = ("start_simulation", "start_server", "start_client", "start_numpy_client")
+"""Other functions of Flower's that run apps: of the API before ServerApp and ClientApp."""
+_OF = {
+    "run_simulation": ("flwr.simulation", "flwr.simulation.run_simulation"),
+    "start_simulation": ("flwr.simulation",),
+    "start_server": ("flwr.server", "flwr.server.app", "flwr.server.compat.app"),
+    "start_client": ("flwr.client", "flwr.client.app", "flwr.compat.client.app"),
+    "start_numpy_client": ("flwr.client", "flwr.client.app", "flwr.compat.client.app"),
+}
+"""Modules whose attribute each of these functions is, in some version."""
+Simulate: TypeAlias = Callable[[str, dict[str, object]], None]
+"""Takes the name of one of these functions, and the arguments it was called with."""
+_simulating = threading.local()
+
+
+@contextmanager
+def simulated_by(call: Simulate) -> Iterator[None]:
+    """Pass calls of Flower's functions that run apps, in this thread, to `call` during the body."""
+    for name, modules in _OF.items():
+        for module in modules:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(module)
+        for module in modules:
+            _intercept(name, sys.modules.get(module))
+    _simulating.call = call
+    try:
+        yield
+    finally:
+        _simulating.call = None
+
+
+def _intercept(name: str, module: ModuleType | None) -> None:
+    """Replace a function of a module, once in a process, by one that asks `_simulating`."""
+    original = vars(module).get(name) if module is not None else None
+    if not inspect.isfunction(original) or module is None or "_fedloom_simulates" in vars(original):
+        return
+
+    @functools.wraps(original)
+    def run(*args: object, **kwargs: object) -> object:
+        call: Simulate | None = getattr(_simulating, "call", None)
+        if call is None:
+            return original(*args, **kwargs)
+        values = dict(zip(inspect.signature(original).parameters, args, strict=False)) | kwargs
+        return call(name, values)
+
+    vars(run)["_fedloom_simulates"] = True
+    setattr(module, name, run)
 
 
 _HOME = str(Path(flwr.__file__).parent) + os.sep

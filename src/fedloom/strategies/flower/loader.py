@@ -1,4 +1,4 @@
-"""The folder of a Flower app, with `[tool.flwr.app]` in its pyproject.toml."""
+"""The folder of a Flower app, with `[tool.flwr.app]` in its pyproject.toml; or a program with `run_simulation`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from fedloom.core.config import Experiment, with_overrides
 from fedloom.core.errors import ConfigError
 from fedloom.core.records import Info
 from fedloom.core.text import did_you_mean, dotted
-from fedloom.strategies.flower.apps import MANIFEST, Manifest, read_manifest, unmet_dependencies
+from fedloom.strategies.flower import script
+from fedloom.strategies.flower.apps import MANIFEST, Manifest, prepare, read_manifest, unmet_dependencies
 from fedloom.strategies.flower.bundle import SUFFIX, unpacked
 
 _log = logging.getLogger(__name__)
@@ -24,15 +25,18 @@ _FOR_BOTH = "run_config"
 
 
 def describes(path: Path) -> bool:
-    """Return whether a folder may be a Flower app's, or a file its `pyproject.toml` or its `.fab`."""
-    return (path / MANIFEST).is_file() or path.name == MANIFEST or path.suffix == SUFFIX
+    """Return whether a folder may be a Flower app's, or a file its `pyproject.toml`, its `.fab`, or a program."""
+    if path.is_file():
+        return path.name == MANIFEST or path.suffix in (SUFFIX, script.SUFFIX)
+    return (path / MANIFEST).is_file()
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """Make the experiment that a Flower app describes.
 
     Args:
-        path: a folder that contains the app's `pyproject.toml` with `[tool.flwr.app]`, that file, or a `.fab`.
+        path: a folder that contains the app's `pyproject.toml` with `[tool.flwr.app]`, that file, or a `.fab`; or a
+            Python program that calls `flwr.simulation.run_simulation`, which is executed up to that call.
         overrides: `KEY=VALUE` settings. Besides those of any experiment (`clients`, `rounds`, `seed`,
             `strategy.resume`, …), `run_config.KEY` changes the app's own configuration and `node_config.KEY` adds to
             every node's. `rounds` sets the app's own number of rounds, if its configuration has one; if not, it is a
@@ -40,13 +44,17 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
             returns.
 
     Returns:
-        An experiment of strategy `flower_app` and workload `flower`. Nothing of the app is imported yet.
+        An experiment of strategy `flower_app` and workload `flower`. Nothing of a folder's app is imported yet.
 
     Raises:
         ConfigError: not a Flower app, or an override that does not fit; names what is missing.
     """
-    path = unpacked(path) if path.suffix == SUFFIX else (path.parent if path.name == MANIFEST else path).resolve()
-    manifest = read_manifest(path)
+    if path.suffix == script.SUFFIX and path.is_file():
+        path = path.resolve()
+        manifest, path = _program(path), path.parent
+    else:
+        path = unpacked(path) if path.suffix == SUFFIX else (path.parent if path.name == MANIFEST else path).resolve()
+        manifest = read_manifest(path)
     if unmet := unmet_dependencies(manifest):
         _log.warning("the app asks for packages in versions that are not here: %s", "; ".join(unmet))
     own, rest = _apart(overrides)
@@ -79,6 +87,21 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         | _table(values, "workload")
     )
     return Experiment.parse(values)
+
+
+def _program(path: Path) -> Manifest:
+    """Execute a program up to its call of `run_simulation`, and return what that was given as an app's manifest."""
+    prepare(path.parent)
+    call = script.loaded(path, shows=True, anew=True).call
+    if call.unused:
+        _log.info("%s: %s: not used here; the run's `runtime` settings are", path, ", ".join(call.unused))
+    return Manifest(
+        name=path.stem,
+        serverapp=f"{path.stem}:{script.CALL}.server_app",
+        clientapp=f"{path.stem}:{script.CALL}.client_app",
+        config={},
+        supernodes=call.num_supernodes,
+    )
 
 
 def _check_keys(run_config: Info, manifest: Manifest) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from fedloom.core.errors import FedloomError, RunFailed, UnsupportedFeature
 from fedloom.core.records import Arrays, Update
-from fedloom.strategies.flower import apps, records
 from fedloom.strategies.flower import flwr_api as flwr
+from fedloom.strategies.flower import records
 from fedloom.strategies.flower.grid import ClientsGrid
 from fedloom.strategies.flower.messages import EVALUATE, TRAIN, Batch, category, waves
+from fedloom.strategies.flower.own_lines import own_line
 from fedloom.strategies.flower.seeding import Streams
 from fedloom.strategies.flower_app.journal import REPLIES, START, Entry, entry_updates, replies_entry
 from fedloom.strategies.flower_app.measured import Measured
@@ -256,7 +257,7 @@ class Session:
             return
         if isinstance(error, FedloomError):
             raise error
-        where = apps.own_line(error, self._folder)
+        where = own_line(error, self._folder)
         raise RunFailed(f"{where}the Flower ServerApp's main raised {type(error).__name__}: {error}") from error
 
     def _main(self) -> None:

@@ -12,7 +12,7 @@ from fedloom.core.errors import RunFailed, UnsupportedFeature
 from fedloom.core.protocols import Pending, Strategy
 from fedloom.core.records import Arrays, Exchange, Info, Record, RoundContext
 from fedloom.core.seeds import generator
-from fedloom.strategies.flower import apps
+from fedloom.strategies.flower import apps, script
 from fedloom.strategies.flower import flwr_api as flwr
 from fedloom.strategies.flower.messages import TRAIN, Batch, category
 from fedloom.strategies.flower.seeding import Streams
@@ -109,7 +109,8 @@ class FlowerApp(Strategy[AppState, UpdateList]):
         """Return why the run is not complete after its last round; empty if `main` has returned."""
         session = self._session
         if session is None or not session.running:
-            return ""
+            program = apps.program_of(Path(self._config.app), self._config.serverapp)
+            return "" if program is None else script.rest_of(program)
         return (
             f"stopped after {state.exchanges} exchanges, the app had not finished: its main still waits for clients. "
             "Raise `rounds`, or leave it out: then the run ends when main returns"

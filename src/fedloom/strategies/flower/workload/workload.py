@@ -16,6 +16,7 @@ from fedloom.core.records import MODEL, Arrays, Groups, Info, Job, JsonObject, M
 from fedloom.strategies.flower import apps, records
 from fedloom.strategies.flower import flwr_api as flwr
 from fedloom.strategies.flower.messages import ERROR, KNOB, TRAIN, category
+from fedloom.strategies.flower.own_lines import own_line
 from fedloom.strategies.flower.seeding import seeded
 from fedloom.strategies.flower.workload.config import Config
 
@@ -114,7 +115,7 @@ class FlowerWorkload:
         except Exception as exc:
             if not app_decides:
                 raise
-            reason = f"{apps.own_line(exc, Path(self._config.app))}{type(exc).__name__}: {exc}"
+            reason = f"{own_line(exc, Path(self._config.app))}{type(exc).__name__}: {exc}"
             _log.warning("client %d, round %d, %s: the app raised: %s", job.client, job.round, job.kind, reason)
             _log.debug("its traceback", exc_info=True)
             return _error(flwr.ERROR_CODE, reason)
