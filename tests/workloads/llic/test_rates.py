@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import bjontegaard
 import numpy as np
@@ -11,8 +12,11 @@ import torch
 from pytorch_msssim import ms_ssim as published
 from support_llic import picture
 
+from fedloom.cli.app import main
+from fedloom.core.history import RoundRecord, Timing, Traffic
 from fedloom.workloads.llic.bitstream import as_images
 from fedloom.workloads.llic.config import Rival
+from fedloom.workloads.llic.curves import bd_rates, require_reading
 from fedloom.workloads.llic.quality import ms_ssim, psnr
 from fedloom.workloads.llic.rate import Curve, bd_rate, rate_at
 from fedloom.workloads.llic.rivals import TITLES, missing, points
@@ -77,3 +81,31 @@ def test_other_formats_give_real_bytes_and_rising_quality(rival: Rival) -> None:
     assert all(each.decoded.shape == rgb.shape and each.bits % 8 == 0 for each in found)
     assert found[0].bits < found[-1].bits and found[0].mse(rgb) > found[-1].mse(rgb)
     assert found[-1].mse(rgb) == pytest.approx(float(((found[-1].decoded.astype(float) - rgb) ** 2).mean()))
+
+
+def test_runs_of_several_lambdas_are_compared_with_other_formats(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    curve = {"bits_per_pixel": [1.25 * rate for rate in RATES], "psnr": list(QUALITIES), "ms_ssim": [None] * 5}
+    far = {**curve, "psnr": [quality + 40 for quality in QUALITIES]}
+    runs = []
+    for number, (rate, quality) in enumerate(zip(RATES, QUALITIES, strict=True)):
+        runs.append(tmp_path / f"llic-{number}" / "seed-1")
+        runs[-1].mkdir(parents=True)
+        line = {"name": "a", "bits_per_pixel": rate, "psnr": quality, "ms_ssim": None}
+        monitor = {"photographs": [line], "rivals": {"jpeg": curve, "avif": far}}
+        record = RoundRecord(
+            round=1, cohort=[0], num_examples=1, metrics={}, traffic=Traffic(), timing=Timing(), monitor=monitor
+        )
+        (runs[-1] / "rounds.jsonl").write_text(record.model_dump_json() + "\n", encoding="utf-8")
+    readings = [require_reading(run) for run in runs]
+    found = bd_rates(readings)
+    assert found["jpeg"].percent == pytest.approx(-20.0, abs=1e-9) and math.isnan(found["avif"].percent)
+    assert main(["codec", "compare", *map(str, runs)]) == 0
+    shown = capsys.readouterr().out
+    assert "against JPEG (4:2:0): -20.0 %" in shown
+    assert "against AVIF: n/a (qualities do not overlap: 67.10 to 76.50 against 27.10 to 36.50)" in shown
+    assert main(["codec", "compare", *map(str, runs[:3])]) == 0
+    assert "n/a (the tested codec has 3 points, four are needed)" in capsys.readouterr().out
+    assert main(["codec", "compare", str(tmp_path)]) == 2
+    assert "expected the folder of a run of llic with the monitor" in capsys.readouterr().err

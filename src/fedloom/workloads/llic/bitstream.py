@@ -123,13 +123,13 @@ class ImageCodec:
                 "Decode it with the run that has encoded it"
             )
 
-    def _latent(self, container: Container) -> Tensor:
+    def _latent(self, container: Container, decoder: type[Decoder] = Decoder) -> Tensor:
         """Return the quantised latent of a stream, (1, M, h, w), float64."""
         rows, columns = (-(-side // _STEP) for side in (container.height, container.width))
         shape = (1, len(self._medians), rows, columns)
         indices = self._channels(torch.zeros(shape))
-        symbols = Decoder(self._prior, container.z)(None, indices)
-        coding = _Coding(None, Decoder(self._gaussian, container.y))
+        symbols = decoder(self._prior, container.z)(None, indices)
+        coding = _Coding(None, decoder(self._gaussian, container.y))
         coding.crc = zlib.crc32(symbols.astype("<i4").tobytes())
         latent = self._entropy.run(torch.from_numpy(symbols).reshape(shape).double() + self._medians, coding)
         if coding.crc != container.symbols_crc:
@@ -139,10 +139,10 @@ class ImageCodec:
             )
         return latent
 
-    def latent(self, container: Container) -> Tensor:
-        """Return the quantised latent that a stream decodes to, (1, M, h, w), float64."""
+    def latent(self, container: Container, decoder: type[Decoder] = Decoder) -> Tensor:
+        """Return the quantised latent that a stream decodes to, (1, M, h, w), float64; `decoder` reads its symbols."""
         with exact(_CPU), torch.inference_mode():
-            return self._latent(container)
+            return self._latent(container, decoder)
 
     def _channels(self, z: Tensor) -> Array:
         """Return the channel of each value of a hyper-latent, in the order of coding."""

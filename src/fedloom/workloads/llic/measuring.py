@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from fedloom.core.records import Array, Mean
-from fedloom.workloads.llic.bitstream import ImageCodec, as_images
+from fedloom.workloads.llic.bitstream import ImageCodec, as_images, as_pixels
 from fedloom.workloads.llic.config import Config, Rival
+from fedloom.workloads.llic.net import Codec, padded
 from fedloom.workloads.llic.photographs import Photograph
 from fedloom.workloads.llic.pixels import Pixels
 from fedloom.workloads.llic.quality import LEAST_SIDE, ms_ssim, psnr
@@ -117,4 +118,24 @@ def as_metrics(found: Sequence[tuple[int, Photograph, Measured]], config: Config
             if needed is not None:
                 add(f"{rival}_bits_at_equal_psnr", needed)
                 add(f"bits_against_{rival}", rate / needed)
+    return {name: Mean(float(np.sum(values)), float(len(values))) for name, values in sums.items()}
+
+
+def transform_metrics(codec: Codec, photographs: Sequence[Photograph], config: Config) -> dict[str, Mean]:
+    """Return qualities of photographs whose latents are rounded to whole numbers: what the transforms alone are worth.
+
+    `loss` is lambda times the distortion.
+    """
+    sums: dict[str, list[float]] = {}
+    with torch.inference_mode():
+        for photograph in photographs:
+            height, width = photograph.rgb.shape[:2]
+            y = torch.round(codec.analysis(padded(as_images(photograph.rgb))))
+            decoded = as_pixels(codec.synthesis(y)[:, :, :height, :width])
+            error = float(np.square(decoded.astype(np.float64) - photograph.rgb).mean())
+            similar = similarity(decoded, photograph.rgb)
+            distortion = error if config.loss == "mse" else 1.0 - (similar or 0.0)
+            found = {"psnr": min(psnr(error), 100.0), "mse": error, "loss": config.trade_off * distortion}
+            for name, value in (found if similar is None else {**found, "ms_ssim": similar}).items():
+                sums.setdefault(name, []).append(value)
     return {name: Mean(float(np.sum(values)), float(len(values))) for name, values in sums.items()}

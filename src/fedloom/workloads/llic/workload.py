@@ -28,7 +28,7 @@ from fedloom.workloads._torch.trainer import Trainer
 from fedloom.workloads.llic.bitstream import ImageCodec
 from fedloom.workloads.llic.config import Config, Rival
 from fedloom.workloads.llic.crops import Crops, HeldOut
-from fedloom.workloads.llic.measuring import Rivals, as_metrics, measure
+from fedloom.workloads.llic.measuring import Rivals, as_metrics, measure, transform_metrics
 from fedloom.workloads.llic.net import Codec
 from fedloom.workloads.llic.optimizer import CodecOptimizer
 from fedloom.workloads.llic.personal import PersonalArrays
@@ -173,14 +173,16 @@ class LearnedCompression(RowTask[Config]):
     def evaluate(self, inputs: Inputs, shard: RowShard, state: Record | None = None) -> Metrics:
         """Return means over held-out photographs of their real bytes and qualities, see `measuring.as_metrics`.
 
-        On a client's own crops they are those of `own_metrics`, without `own_`. Where entropy models are personal,
-        held-out photographs are coded with the model of the client that evaluates, or an untrained one.
+        On a client's own crops they are those of `own_metrics`, without `own_`. Where entropy models are personal, no
+        model codes held-out photographs: metrics are of the transforms with latents rounded to whole numbers.
         """
         if not shard.held_out:
             found = self.own_metrics(self.personal.joined(inputs, state), shard.rows) if len(shard.rows) else {}
             return {name.removeprefix("own_"): mean for name, mean in found.items()}
+        rows = [(int(row), self.photographs.photographs[int(row)]) for row in shard.rows]
         with self.coding(inputs, state) as codec:
-            rows = [(int(row), self.photographs.photographs[int(row)]) for row in shard.rows]
+            if self.config.personal == "entropy" and state is None:
+                return transform_metrics(codec.codec, [photograph for _, photograph in rows], self.config)
             measured = [(row, photograph, measure(codec, photograph)) for row, photograph in rows]
         return as_metrics(measured, self.config, self.rivals)
 

@@ -23,6 +23,7 @@ def build_command() -> typer.Typer:
     app.command("encode")(encode)
     app.command("decode")(decode)
     app.command("info")(info)
+    app.command("compare")(compare)
     return app
 
 
@@ -76,6 +77,24 @@ def info(file: Annotated[Path, typer.Argument(help="A compressed file.", show_de
     typer.echo(f"hyper-latent:   {len(found.z):,} bytes")
     typer.echo(f"latent:         {len(found.y):,} bytes")
     typer.echo(f"alpha:          {alpha}")
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs of llic that differ in lambda.", metavar="RUN…")],
+) -> None:
+    """Compare runs of one codec at several lambdas with other formats: Bjøntegaard's mean difference of rates.
+
+    It needs four runs or more whose range of PSNR overlaps a format's; otherwise n/a is shown, with the reason.
+    """
+    from fedloom.workloads.llic.curves import bd_rates, point, require_reading
+    from fedloom.workloads.llic.rivals import TITLES
+
+    readings = [require_reading(run) for run in runs]
+    for run, reading in zip(runs, readings, strict=True):
+        rate, quality = point(reading)
+        typer.echo(f"{run}: {rate:.3f} bits per pixel, {quality:.2f} dB")
+    for rival, found in bd_rates(readings).items():
+        typer.echo(f"against {TITLES[rival]}: {found.text}")
 
 
 def _codec(run: Path) -> ImageCodec:
