@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 from support_generative import MadeUpCensus
+from support_llic import MadeUpCodec
 
 from fedloom.core import registry
 from fedloom.testing.monitor import MonitorConformance
 
-WATCHED: dict[str, type] = {"generative": MadeUpCensus}
+WATCHED: dict[str, type] = {"generative": MadeUpCensus, "llic": MadeUpCodec}
 """What is watched by monitors that want more than logits."""
 
 ELSEWHERE = {

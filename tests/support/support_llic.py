@@ -1,5 +1,6 @@
 """Small learned codecs, photographs and runs, for every test of the workload."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ from PIL import Image
 
 from fedloom.core import registry
 from fedloom.core.config import Experiment
-from fedloom.core.records import Array
+from fedloom.core.records import Array, JsonObject
 from fedloom.workloads.llic.bitstream import ImageCodec
-from fedloom.workloads.llic.config import Config
+from fedloom.workloads.llic.config import Config, Rival
 from fedloom.workloads.llic.net import Codec
 
 BLOCKS = {"blocks": [1, 1, 1, 1], "synthesis_blocks": [1, 1, 1, 1], "kernels": [5, 5, 3, 3]}
@@ -108,3 +109,12 @@ def experiment(data: dict[str, Any], workload: dict[str, Any] | None = None, **s
 def build(made: Experiment) -> Any:
     """Return the experiment's workload."""
     return registry.part("workloads", "llic", "workload").build_workload(made.workload, made)
+
+
+class MadeUpCodec:
+    """A workload that has nothing but a codec's report."""
+
+    def codec_report(self, inputs: object, shard: object, *, pictures: int, rivals: Sequence[Rival]) -> JsonObject:
+        """Return a report of one photograph."""
+        line = {"name": "a", "pixels": 100, "bits_per_pixel": 0.5, "psnr": 30.0, "ms_ssim": None}
+        return {"photographs": [line], "rivals": {}, "missing": {}, "pictures": [], "adaptivity": {}}

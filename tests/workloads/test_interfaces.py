@@ -20,6 +20,7 @@ from fedloom.workloads.geco.workload import VersionClassification
 from fedloom.workloads.generative.workload import Generative
 from fedloom.workloads.hubert_ee.workload import EarlyExitSpeech
 from fedloom.workloads.image_classification.workload import ImageClassification
+from fedloom.workloads.llic.workload import LearnedCompression
 from fedloom.workloads.mlaan.workload import LocalLearning
 from fedloom.workloads.spiking_classification.workload import SpikingClassification
 from fedloom.workloads.text_classification.workload import TextClassification
@@ -88,6 +89,10 @@ def hubert_ee(it: EarlyExitSpeech) -> tuple[Workload[RowShard], HasActions]:
     return it, it
 
 
+def llic(it: LearnedCompression) -> tuple[Workload[RowShard], HasActions, KeepsClientState[RowShard]]:
+    return it, it, it
+
+
 def flower(it: FlowerWorkload) -> tuple[Workload[AppShard], HasActions, KeepsClientState[AppShard]]:
     return it, it, it
 
@@ -109,6 +114,7 @@ DECLARED: dict[str, Callable[..., object]] = {
         generative,
         geco,
         hubert_ee,
+        llic,
         flower,
         torch,
     )
