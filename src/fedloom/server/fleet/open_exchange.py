@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -109,7 +109,7 @@ class OpenExchange:
         """Nodes and kinds of the refusals the run has reported."""
         self.reserve = set(reserve) - self.done
         """Groups that are pushed only in place of failed ones."""
-        self.clients = self._count()
+        self.clients = self._jobs(range(len(groups))) - self._jobs(self.reserve)
         """Jobs of the groups that are not in reserve."""
 
     def bind(self, index: int, name: str) -> None:
@@ -189,12 +189,13 @@ class OpenExchange:
 
     def release(self, indices: Collection[int]) -> None:
         """Make groups of the reserve pending."""
-        self.reserve -= set(indices)
-        self.clients = self._count()
+        self.clients += self._jobs(self.reserve.intersection(indices))
+        self.reserve.difference_update(indices)
         self.pending.extend(indices)
 
-    def _count(self) -> int:
-        return sum(len(group.jobs) for index, group in enumerate(self.groups) if index not in self.reserve)
+    def _jobs(self, indices: Iterable[int]) -> int:
+        """Return the number of jobs in some groups."""
+        return sum(len(self.groups[index].jobs) for index in indices)
 
     @property
     def in_work(self) -> int:
