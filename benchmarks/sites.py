@@ -37,14 +37,23 @@ _MB = 1 << 20
 _PROCESSES = 3
 
 
-def experiment(sites: int, rounds: int) -> Experiment:
-    """Return federated averaging of a small linear model on all sites."""
+def experiment(sites: int, rounds: int, evaluated_every: int) -> Experiment:
+    """Return federated averaging of a small linear model on all sites.
+
+    Args:
+        sites: clients.
+        rounds: in which all of them train.
+        evaluated_every: rounds between two evaluations at the sites, which take an exchange of their own; 0 for none.
+    """
     values = {"name": "sites", "rounds": rounds, "clients": "nodes", "strategy": "fedavg"}
     conduct = {"min_sites": sites}
-    return Experiment.parse({**values, "round": conduct, "workload": {"name": "fedloom.testing.linear"}})
+    evaluation = {"every": evaluated_every}
+    return Experiment.parse(
+        {**values, "round": conduct, "evaluation": evaluation, "workload": {"name": "fedloom.testing.linear"}}
+    )
 
 
-def serve(state: Path, sites: int, rounds: int) -> None:
+def serve(state: Path, sites: int, rounds: int, evaluated_every: int) -> None:
     """Be the server: print the port, run the experiment, print what it took as JSON."""
     process = psutil.Process()
     with (
@@ -54,7 +63,7 @@ def serve(state: Path, sites: int, rounds: int) -> None:
         port = server.listen(security=security)
         enroll_administrator(security, state / "admin", "127.0.0.1", port)
         print(port, flush=True)
-        one, store = experiment(sites, rounds), DiskRunStore.create(state / "run", "run")
+        one, store = experiment(sites, rounds, evaluated_every), DiskRunStore.create(state / "run", "run")
         store.begin(one)
         while len(server.coordinator.present({})) < sites:
             time.sleep(0.2)
@@ -68,6 +77,7 @@ def serve(state: Path, sites: int, rounds: int) -> None:
         row = {
             "sites": sites,
             "rounds": rounds,
+            "evaluated every": evaluated_every,
             "updates missing": sites * rounds - sum(updates),
             "CPU ms/site and round": 1000 * cpu_s / (sites * rounds),
             "server PSS MB": process.memory_full_info().pss / _MB,
@@ -89,10 +99,11 @@ def connect(state: Path, first: int, last: int) -> None:
         thread.join()
 
 
-def measure(sites: int, rounds: int) -> dict[str, Any]:
+def measure(sites: int, rounds: int, evaluated_every: int) -> dict[str, Any]:
     """Run the experiment once; returns what it took."""
     with tempfile.TemporaryDirectory(prefix="fedloom-sites-") as folder:
         state, size = Path(folder), ["--sites", str(sites), "--rounds", str(rounds)]
+        size += ["--evaluated-every", str(evaluated_every)]
         here = [sys.executable, "-m", "benchmarks.sites", "--state", folder, *size]
         server = subprocess.Popen([*here, "--serve"], stdout=subprocess.PIPE, encoding="utf-8")
         assert server.stdout is not None
@@ -116,17 +127,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sites", description=__doc__)
     parser.add_argument("--sites", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--evaluated-every", type=int, default=1, help="rounds between evaluations; 0 for none")
     parser.add_argument("--state", type=Path, help="where the server and the sites have their identities")
     parser.add_argument("--serve", action="store_true", help="be the server")
     parser.add_argument("--connect", type=int, nargs=2, metavar=("FIRST", "LAST"), help="be these sites")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     if options.serve:
-        serve(options.state, options.sites, options.rounds)
+        serve(options.state, options.sites, options.rounds, options.evaluated_every)
     elif options.connect:
         connect(options.state, *options.connect)
     else:
-        row = measure(options.sites, options.rounds)
+        row = measure(options.sites, options.rounds, options.evaluated_every)
         print(micro_table("Sites of one run, over mutual TLS", [row]))
         if options.json is not None:
             options.json.write_text(json.dumps(row) + "\n", encoding="utf-8")
