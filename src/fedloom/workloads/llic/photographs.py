@@ -92,7 +92,7 @@ def _bundled(source: Photographs) -> Album:
     train += [_photograph(path, "nature", source.longest) for path in extra]
     test = [_halved(_photograph(_packaged(package, name), kind, None), name) for package, name, kind in _TEST]
     info: Info = {
-        "title": "photographs that come with scikit-image and scikit-learn"
+        "name": "photographs that come with scikit-image and scikit-learn"
         + (f", and {len(extra)} of Debian's wallpapers" if extra else ""),
         "kind": "real",
         "licence": "CC0, public domain, CC BY (per file)",
@@ -159,7 +159,7 @@ def _own(source: Folders) -> Album:
     album = Album(
         tuple(_photograph(path, kinds[path], source.longest, root) for path in paths),
         tuple(_photograph(path, "held out", source.test_longest, folder) for path, folder in test),
-        {"title": f"{len(paths)} photographs of folders", "kind": "real", "licence": None},
+        {"name": f"{len(paths)} photographs of folders", "kind": "real", "licence": None},
     )
     return album
 
