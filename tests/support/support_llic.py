@@ -15,7 +15,7 @@ from fedloom.workloads.llic.bitstream import ImageCodec
 from fedloom.workloads.llic.config import Config, Rival
 from fedloom.workloads.llic.net import Codec
 
-BLOCKS = {"blocks": [1, 1, 1, 1], "synthesis_blocks": [1, 1, 1, 1], "kernels": [5, 5, 3, 3]}
+BLOCKS = {"blocks": [0, 0, 1, 1], "synthesis_blocks": [1, 1, 0, 0], "kernels": [5, 5, 3, 3]}
 TINY: dict[str, Any] = {
     "transform": BLOCKS,
     "channels": [4, 6, 8],

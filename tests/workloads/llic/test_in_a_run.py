@@ -145,10 +145,10 @@ def test_the_monitor_and_the_report_show_what_was_measured(tmp_path: Path, data:
 
 
 def test_training_lowers_the_loss(data: dict[str, Any]) -> None:
-    training = {"optimizer": "adamw", "learning_rate": 1e-3, "batch_size": 4, "steps": 15, "clip_norm": 1.0}
-    result = api.run(experiment(data, {"training": training}, rounds=3, evaluation={"every": 0}), keep=False)
+    training = {"optimizer": "adamw", "learning_rate": 1e-3, "batch_size": 4, "steps": 8, "clip_norm": 1.0}
+    result = api.run(experiment(data, {"training": training}, evaluation={"every": 0}), keep=False)
     losses = [record.metrics["loss"] for record in result.history]
-    assert losses[2] < losses[1] < losses[0]
+    assert losses[1] < losses[0]
     last = result.history[-1].metrics
     assert last["loss"] == pytest.approx(last["rate"] + 0.013 * last["distortion"], rel=1e-6)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import bjontegaard
 import numpy as np
@@ -14,12 +15,14 @@ from support_llic import picture
 
 from fedloom.cli.app import main
 from fedloom.core.history import RoundRecord, Timing, Traffic
+from fedloom.reporting.run_folder import RunFolder
 from fedloom.workloads.llic.bitstream import as_images
 from fedloom.workloads.llic.config import Rival
 from fedloom.workloads.llic.curves import bd_rates, require_reading
 from fedloom.workloads.llic.quality import ms_ssim, psnr
 from fedloom.workloads.llic.rate import Curve, bd_rate, rate_at
 from fedloom.workloads.llic.rivals import TITLES, missing, points
+from fedloom.workloads.llic.study import rates
 
 RATES = (0.12, 0.21, 0.40, 0.75, 1.30)
 QUALITIES = (27.1, 29.0, 31.6, 34.2, 36.5)
@@ -91,13 +94,7 @@ def test_runs_of_several_lambdas_are_compared_with_other_formats(
     runs = []
     for number, (rate, quality) in enumerate(zip(RATES, QUALITIES, strict=True)):
         runs.append(tmp_path / f"llic-{number}" / "seed-1")
-        runs[-1].mkdir(parents=True)
-        line = {"name": "a", "bits_per_pixel": rate, "psnr": quality, "ms_ssim": None}
-        monitor = {"photographs": [line], "rivals": {"jpeg": curve, "avif": far}}
-        record = RoundRecord(
-            round=1, cohort=[0], num_examples=1, metrics={}, traffic=Traffic(), timing=Timing(), monitor=monitor
-        )
-        (runs[-1] / "rounds.jsonl").write_text(record.model_dump_json() + "\n", encoding="utf-8")
+        write_run(runs[-1], rate, quality, {"jpeg": curve, "avif": far})
     readings = [require_reading(run) for run in runs]
     found = bd_rates(readings)
     assert found["jpeg"].percent == pytest.approx(-20.0, abs=1e-9) and math.isnan(found["avif"].percent)
@@ -109,3 +106,30 @@ def test_runs_of_several_lambdas_are_compared_with_other_formats(
     assert "n/a (the tested codec has 3 points, four are needed)" in capsys.readouterr().out
     assert main(["codec", "compare", str(tmp_path)]) == 2
     assert "expected the folder of a run of llic with the monitor" in capsys.readouterr().err
+
+
+def test_a_study_has_the_bd_rates_of_families_of_arms(tmp_path: Path) -> None:
+    curve = {"bits_per_pixel": [1.25 * rate for rate in RATES], "psnr": list(QUALITIES), "ms_ssim": [None] * 5}
+    for family, factor in (("llic", 1.0), ("elic", 2.0)):
+        for number, (rate, quality) in enumerate(zip(RATES, QUALITIES, strict=True)):
+            folder = tmp_path / f"{family}-{number}" / "seed-1"
+            write_run(folder, factor * rate, quality, {"jpeg": curve})
+            (folder / "summary.json").write_text("{}", encoding="utf-8")
+    folder = RunFolder(path=tmp_path / "llic-2" / "seed-1", experiment={}, rounds=(), run_id="x")
+    numbers = rates(folder).numbers
+    assert numbers["bd_rate_jpeg"] == pytest.approx(-20.0, abs=1e-9)
+    assert numbers["bd_rate_elic"] == pytest.approx(-50.0, abs=1e-9)
+    anchor = RunFolder(path=tmp_path / "elic-0" / "seed-1", experiment={}, rounds=(), run_id="x")
+    assert math.isnan(rates(anchor).numbers["bd_rate_elic"])
+    assert rates(RunFolder(path=tmp_path / "static" / "seed-1", experiment={}, rounds=(), run_id="x")).numbers == {}
+
+
+def write_run(folder: Path, rate: float, quality: float, rivals: dict[str, Any]) -> None:
+    """Write the records of a run whose monitor has read one photograph."""
+    folder.mkdir(parents=True)
+    line = {"name": "a", "bits_per_pixel": rate, "psnr": quality, "ms_ssim": None}
+    monitor = {"photographs": [line], "rivals": rivals}
+    record = RoundRecord(
+        round=1, cohort=[0], num_examples=1, metrics={}, traffic=Traffic(), timing=Timing(), monitor=monitor
+    )
+    (folder / "rounds.jsonl").write_text(record.model_dump_json() + "\n", encoding="utf-8")

@@ -162,6 +162,18 @@ def test_every_parameter_learns(kind: str) -> None:
     assert not bad
 
 
+def test_bfloat16_changes_the_transforms_alone() -> None:
+    made, x = net().train(), as_images(picture(64, 64))
+    torch.manual_seed(1)
+    _, rate, distortion = (float(each.detach()) for each in made(x))
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, coarse, other = made(x)
+    assert loss.dtype == torch.float32
+    assert float(coarse.detach()) == pytest.approx(rate, rel=0.05)
+    assert float(other.detach()) == pytest.approx(distortion, rel=0.05)
+
+
 def test_large_kernels_alone_see_as_far_as_the_formula_says() -> None:
     """Two kernels K one after the other, the second after a step down by 2, see (K - 1) + 2 (K - 1) + 1 + 1 pixels."""
     torch.manual_seed(5)

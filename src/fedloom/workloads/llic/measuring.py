@@ -111,14 +111,22 @@ def as_metrics(found: Sequence[tuple[int, Photograph, Measured]], config: Config
         add("mse", each.mse)
         if each.ms_ssim is not None:
             add("ms_ssim", each.ms_ssim)
-        distortion = each.mse if config.loss == "mse" else 1.0 - (each.ms_ssim or 0.0)
-        add("loss", rate + config.trade_off * distortion)
+        distortion = distortion_of(config, each.mse, each.ms_ssim)
+        if distortion is not None:
+            add("loss", rate + config.trade_off * distortion)
         for rival in config.rivals:
             needed = rivals.rate_at(rival, row, quality)
             if needed is not None:
                 add(f"{rival}_bits_at_equal_psnr", needed)
                 add(f"bits_against_{rival}", rate / needed)
     return {name: Mean(float(np.sum(values)), float(len(values))) for name, values in sums.items()}
+
+
+def distortion_of(config: Config, mse: float, similar: float | None) -> float | None:
+    """Return D of a photograph; None where MS-SSIM is wanted and not defined."""
+    if config.loss == "mse":
+        return mse
+    return None if similar is None else 1.0 - similar
 
 
 def transform_metrics(codec: Codec, photographs: Sequence[Photograph], config: Config) -> dict[str, Mean]:
@@ -134,8 +142,10 @@ def transform_metrics(codec: Codec, photographs: Sequence[Photograph], config: C
             decoded = as_pixels(codec.synthesis(y)[:, :, :height, :width])
             error = float(np.square(decoded.astype(np.float64) - photograph.rgb).mean())
             similar = similarity(decoded, photograph.rgb)
-            distortion = error if config.loss == "mse" else 1.0 - (similar or 0.0)
-            found = {"psnr": min(psnr(error), 100.0), "mse": error, "loss": config.trade_off * distortion}
-            for name, value in (found if similar is None else {**found, "ms_ssim": similar}).items():
-                sums.setdefault(name, []).append(value)
+            distortion = distortion_of(config, error, similar)
+            found = {"psnr": min(psnr(error), 100.0), "mse": error, "ms_ssim": similar}
+            found["loss"] = None if distortion is None else config.trade_off * distortion
+            for name, value in found.items():
+                if value is not None:
+                    sums.setdefault(name, []).append(value)
     return {name: Mean(float(np.sum(values)), float(len(values))) for name, values in sums.items()}

@@ -56,10 +56,12 @@ class Codec(nn.Module):
 
         loss = bits per pixel + lambda D; D is 255^2 MSE or 1 - MS-SSIM.
         """
-        y = self.analysis(x.contiguous())  # torch's CPU kernels write out of bounds on channels-last images
-        z, bits = self.entropy.training_z(self.entropy.analysis(y))
-        take = Noise(y)
-        decoded = self.synthesis(self.entropy.run(z, take))
+        y = self.analysis(x.contiguous()).float()  # torch's CPU kernels write out of bounds on channels-last images
+        with torch.autocast(x.device.type, enabled=False):  # probabilities need all of their bits
+            z, bits = self.entropy.training_z(self.entropy.analysis(y))
+            take = Noise(y)
+            latent = self.entropy.run(z, take)
+        decoded = self.synthesis(latent).float()
         rate = (take.bits + bits) / (x.shape[0] * x.shape[2] * x.shape[3])
         distortion = self.distortion(decoded, x)
         return rate + self.config.trade_off * distortion, rate, distortion
@@ -73,11 +75,13 @@ class Codec(nn.Module):
     def estimate(self, x: Tensor) -> Estimated:
         """Return what the codec makes of one image (1, 3, H, W) of any size; call it in evaluation mode."""
         height, width = x.shape[-2:]
-        y = self.analysis(padded(x))
+        y = self.analysis(padded(x)).float()
         medians = self.entropy.prior.medians[:, None, None]
-        z = torch.round(self.entropy.analysis(y) - medians) + medians
-        hyper_bits, take = -torch.log2(self.entropy.prior.likelihood(z)).sum(), Estimate(y)
-        decoded = self.synthesis(self.entropy.run(z, take))[:, :, :height, :width]
+        with torch.autocast(x.device.type, enabled=False):
+            z = torch.round(self.entropy.analysis(y) - medians) + medians
+            hyper_bits, take = -torch.log2(self.entropy.prior.likelihood(z)).sum(), Estimate(y)
+            latent = self.entropy.run(z, take)
+        decoded = self.synthesis(latent).float()[:, :, :height, :width]
         return Estimated(decoded.clamp(0.0, 1.0), take.bits, hyper_bits)
 
 

@@ -15,7 +15,7 @@ from fedloom.workloads.llic.config import PAD, Rival
 from fedloom.workloads.llic.fields import SHARES, adaptivity, area_shares, receptive_field
 from fedloom.workloads.llic.measuring import Measured, measure, similarity
 from fedloom.workloads.llic.photographs import Photograph
-from fedloom.workloads.llic.quality import psnr
+from fedloom.workloads.llic.quality import LEAST_SIDE, psnr
 from fedloom.workloads.llic.rivals import TITLES, Point, missing, points
 
 _SIDE = 144
@@ -137,6 +137,6 @@ def _middle(rgb: Array, side: int) -> Array:
 
 def _adaptivity(codec: ImageCodec, photographs: Sequence[Photograph]) -> JsonObject:
     side = min(side for each in photographs for side in each.rgb.shape[:2]) // PAD * PAD
-    if len(photographs) < 2 or not side:
+    if len(photographs) < 2 or not side or (codec.codec.config.loss == "ms_ssim" and side < LEAST_SIDE):
         return {}
     return adaptivity(codec.codec, [as_images(_middle(each.rgb, side)) for each in photographs[:_ADAPTED]])
