@@ -115,8 +115,8 @@ def test_a_study_has_the_bd_rates_of_families_of_arms(tmp_path: Path) -> None:
             folder = tmp_path / f"{family}-{number}" / "seed-1"
             write_run(folder, factor * rate, quality, {"jpeg": curve})
             (folder / "summary.json").write_text("{}", encoding="utf-8")
-    folder = RunFolder(path=tmp_path / "llic-2" / "seed-1", experiment={}, rounds=(), run_id="x")
-    numbers = rates(folder).numbers
+    run = RunFolder(path=tmp_path / "llic-2" / "seed-1", experiment={}, rounds=(), run_id="x")
+    numbers = rates(run).numbers
     assert numbers["bd_rate_jpeg"] == pytest.approx(-20.0, abs=1e-9)
     assert numbers["bd_rate_elic"] == pytest.approx(-50.0, abs=1e-9)
     anchor = RunFolder(path=tmp_path / "elic-0" / "seed-1", experiment={}, rounds=(), run_id="x")
