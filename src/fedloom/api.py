@@ -108,7 +108,7 @@ def preset_path(name: str) -> Path:
 
 
 def load(target: str | Path, overrides: Sequence[str] = (), *, data_elsewhere: bool = False) -> Experiment:
-    """Make an experiment of a preset's name, a TOML file, or what a plug-in reads, with settings changed.
+    """Load an experiment from a preset, a TOML file or a plug-in's source, with settings changed.
 
     Args:
         target: the name or path; a folder or file that a plug-in reads is a Flower app's, say. A preset's name comes
@@ -287,15 +287,15 @@ def resume(run_dir: str | Path, **arguments: Unpack[ResumeArguments]) -> RunResu
         _refuse_sites(before)
         for override in overrides:
             _check_resumable(override, Path(run_dir))
-        kept = before.override([each for each in overrides if not each.strip().startswith("runtime.")])
-        if kept.rounds != before.rounds:
-            check_rounds(kept, len(store.rounds()), as_continuation=as_continuation)
-        check_best(before, kept, store.rounds())
+        changed = before.override([each for each in overrides if not each.strip().startswith("runtime.")])
+        if changed.rounds != before.rounds:
+            check_rounds(changed, len(store.rounds()), as_continuation=as_continuation)
+        check_best(before, changed, store.rounds())
         parts = _resumed_objects(store, before, arguments)
         if parts is not None:
             stack.enter_context(held(before.workload.objects_key(), parts))
-        if kept != before:
-            store.change_experiment(kept)
+        if changed != before:
+            store.change_experiment(changed)
         result = _session(before.override(overrides), store, sinks, fresh=False)
         return result if parts is None else replace(result, objects=parts)
 

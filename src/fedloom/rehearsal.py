@@ -192,14 +192,16 @@ def _blamed(error: FedloomError, experiment: Experiment) -> tuple[Blame, str] | 
     return None
 
 
-def _candidates(stage: str, said: str) -> Sequence[tuple[Kind, str, str]]:
+def _candidates(stage: str, message: str) -> Sequence[tuple[Kind, str, str]]:
     """Return the parts that may be the cause, the likeliest first: an update has passed the client's rule, too.
 
     Args:
         stage: of the client's work.
-        said: the message, which may quote the job's kind.
+        message: the message, which may quote the job's kind.
     """
-    named = next((kind for kind in ("init", "describe", "held_out", "evaluate", "monitor") if f"'{kind}'" in said), "")
+    named = next(
+        (kind for kind in ("init", "describe", "held_out", "evaluate", "monitor") if f"'{kind}'" in message), ""
+    )
     found = _METHODS.get({"held_out": "evaluate"}.get(named, named) or stage)
     if stage == "outgoing" and not named:
         return _METHODS["train"], _METHODS["outgoing"]

@@ -27,13 +27,13 @@ def test_the_empty_policy_refuses_everything() -> None:
         ({"limits": {"rounds_per_day": 5000}}, "at most 5,000 rounds a day"),
         ({"limits": {"bytes_per_day": 10}}, "at most 10 bytes a day"),
         ({"limits": {"hours": ["22:00-06:00"]}}, "works only at 22:00-06:00, local time"),
-        ({"limits": {"hook": ["x"]}}, "works only if the owner's hook says so"),
+        ({"limits": {"hook": ["x"]}}, "works only if the owner's hook approves"),
         ({"limits": {"min_examples": 5}}, "a client needs at least 5 examples"),
         ({"limits": {"min_cohort": 3}}, "a run must state at least 3 clients a round"),
         ({"limits": {"alone": False}}, "no exchange without other clients, but for the initial model and the "
                                        "description of the data"),
-        ({"submitters": []}, "runs are done for nobody alone"),
-        ({"roles": ["admin"]}, "runs are done for the roles admin alone"),
+        ({"submitters": []}, "runs are done for nobody only"),
+        ({"roles": ["admin"]}, "runs are done for the roles admin only"),
         ({"approval": {"command": ["x"]}}, "every run is approved by the owner's command first"),
         ({"filters": {"noise": 0.1}}, "each update passes the node's filters before it leaves"),
         ({"withhold": {"sizes": "bucketed"}}, "sizes leave rounded up to a power of two"),
@@ -53,5 +53,5 @@ def test_a_workload_with_its_data_and_submitters(tmp_path: Path) -> None:
     rules = rules_in_force(Policy.model_validate({"workloads": {"w": allowed}}))
     assert rules[:2] == [
         f"workload w is allowed, with $DATA = {tmp_path}, columns age",
-        "runs of w are done for ann alone",
+        "runs of w are done for ann only",
     ]

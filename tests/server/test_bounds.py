@@ -215,7 +215,7 @@ def test_submissions_of_a_user_have_a_pace() -> None:
     pace = Pace(3, 10.0, "runs submitted by", lambda: now[0])
     for _ in range(3):
         pace.enter("ann")
-    with pytest.raises(LimitExceeded, match="runs submitted by 'ann': 3 in quick succession; wait 10 s"):
+    with pytest.raises(LimitExceeded, match="runs submitted by 'ann': limit of 3 in a burst exceeded; retry in 10 s"):
         pace.enter("ann")
     pace.enter("bob")
     now[0] += 10.0
@@ -254,7 +254,9 @@ def test_a_node_that_begins_session_after_session_has_to_wait(tmp_path: Path, mo
     monkeypatch.setattr(calls, "SESSION_S", 600.0)
     with members(tmp_path) as fleet:
         identity = fleet.joined("n")
-        refused = pytest.raises(ServerUnreachable, match=r"calls of Fleet/Register by 'n': 3 in quick succession")
+        refused = pytest.raises(
+            ServerUnreachable, match=r"calls of Fleet/Register by 'n': limit of 3 in a burst exceeded"
+        )
         with contextlib.closing(GrpcChannel(fleet.address, identity=lambda: identity)) as channel, refused:
             for number in range(5):
                 channel.open(Hello(node="n", session=f"s{number}"))

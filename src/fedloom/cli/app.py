@@ -107,15 +107,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as exc:
         if exc.filename is None or exc.strerror is None:
             return _failed(exc, f"{type(exc).__name__}: {exc}", 1, debug["debug"])
-        said = (
+        message = (
             f"{exc.filename}: {exc.strerror}. Check that it exists, that this user may write to it, and that there is "
             "space. --out names "
             "the run's folder, FEDLOOM_CACHE that of prepared data, TMPDIR that of temporary files"
         )
-        return _failed(exc, said, 1, debug["debug"])
+        return _failed(exc, message, 1, debug["debug"])
     except Exception as exc:
-        said = f"internal error: {type(exc).__name__}: {exc}\nThis is a bug in fedloom; --debug shows the traceback."
-        return _failed(exc, said, 1, debug["debug"])
+        message = f"internal error: {type(exc).__name__}: {exc}\nThis is a bug in fedloom; --debug shows the traceback."
+        return _failed(exc, message, 1, debug["debug"])
     if code == 130:  # typer's answer to Ctrl-C, which it keeps to itself
         print_error("interrupted")
     return code if isinstance(code, int) else 0

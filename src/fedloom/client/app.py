@@ -111,7 +111,7 @@ def run_member(
 
 
 def _work_in(folder: Path) -> None:
-    """Make an empty folder of the agent's own its working folder: whatever reads one finds nothing there."""
+    """Change to an empty folder of the agent's own, so that relative paths lead to no files."""
     if cache := os.environ.get("FEDLOOM_CACHE"):
         os.environ["FEDLOOM_CACHE"] = str(Path(cache).absolute())
     if folder.is_symlink():

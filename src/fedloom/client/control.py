@@ -93,8 +93,8 @@ class ControlClient:
             code: the code it is submitted from, for the run's provenance.
         """
         values = experiment.with_code_names(paths=self._is_admin, missing=True)
-        said = "" if code is None else code.model_dump_json()
-        request = pb.SubmitRequest(experiment_json=json.dumps(values), code_json=said)
+        code_json = "" if code is None else code.model_dump_json()
+        request = pb.SubmitRequest(experiment_json=json.dumps(values), code_json=code_json)
         reply = self._call(self._stub.Submit, request, max(_SUBMIT_S, self._timeout_s))
         for note in reply.notes:
             say(note)

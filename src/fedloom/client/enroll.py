@@ -285,7 +285,7 @@ class Renewer:
         self._thread = threading.Thread(target=self._work, name="fedloom-renewer", daemon=True)
 
     def start(self) -> None:
-        """Start renewing it."""
+        """Start renewing the certificate."""
         self._thread.start()
 
     def stop(self) -> None:

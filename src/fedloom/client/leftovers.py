@@ -90,7 +90,7 @@ class Leftovers:
 
 @contextlib.contextmanager
 def ending_what_it_starts() -> Iterator[None]:
-    """End all that the block's code starts, when it is left; only for a program that is fedloom's own."""
+    """End every process that the block starts, when it is left; only for a program that is fedloom's own."""
     adopt_orphans()
     started = Leftovers()
     try:

@@ -36,9 +36,9 @@ def _workloads(policy: Policy) -> Iterator[str]:
 
 def _submitters(what: str, names: tuple[str, ...] | None, roles: tuple[str, ...] | None) -> Iterator[str]:
     if names is not None:
-        yield f"{what} are done for {', '.join(names) or 'nobody'} alone"
+        yield f"{what} are done for {', '.join(names) or 'nobody'} only"
     if roles is not None:
-        yield f"{what} are done for the roles {', '.join(roles) or 'none'} alone"
+        yield f"{what} are done for the roles {', '.join(roles) or 'none'} only"
 
 
 def _limits(limits: Limits) -> Iterator[str]:
@@ -47,7 +47,7 @@ def _limits(limits: Limits) -> Iterator[str]:
     if limits.hours:
         yield f"works only at {', '.join(limits.hours)}, local time"
     if limits.hook:
-        yield "works only if the owner's hook says so"
+        yield "works only if the owner's hook approves"
     if limits.min_examples:
         yield f"a client needs at least {limits.min_examples:,} examples"
     if limits.min_cohort:

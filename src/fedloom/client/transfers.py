@@ -99,8 +99,8 @@ class Transfers:
         )
         for attempt in range(_ATTEMPTS):
             try:
-                asked = pb.UploadRequest(sha256=sha256, size=size)
-                offset = stub.UploadOffset(asked, metadata=over.metadata, timeout=over.timeout_s).received
+                request = pb.UploadRequest(sha256=sha256, size=size)
+                offset = stub.UploadOffset(request, metadata=over.metadata, timeout=over.timeout_s).received
                 head = pb.UploadRequest(sha256=sha256, size=size, offset=offset).SerializeToString()
                 chunks = frames.chunked(frames.pieces(record), chunk_bytes, offset)
                 reply = call(_with_head(head, self._counted(chunks)), metadata=over.metadata)

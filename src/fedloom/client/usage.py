@@ -25,9 +25,9 @@ class Usage:
         self._day, self._bytes = "", 0
         self._runs, self._rounds = set[str](), set[str]()
         try:
-            kept = json.loads(file.read_text(encoding="utf-8"))
-            self._day, self._bytes = str(kept["day"]), int(kept["bytes"])
-            self._runs, self._rounds = set(map(str, kept.get("runs", ()))), set(map(str, kept.get("rounds", ())))
+            saved = json.loads(file.read_text(encoding="utf-8"))
+            self._day, self._bytes = str(saved["day"]), int(saved["bytes"])
+            self._runs, self._rounds = set(map(str, saved.get("runs", ()))), set(map(str, saved.get("rounds", ())))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass  # no count yet
 
@@ -76,10 +76,10 @@ class Usage:
         return max(1.0, (tomorrow - now).total_seconds())
 
     def save(self) -> None:
-        """Write the counts down."""
+        """Save the counts."""
         self._written = time.monotonic()
-        kept = {"day": self._day, "bytes": self._bytes, "runs": sorted(self._runs), "rounds": sorted(self._rounds)}
-        files.write(self._file, json.dumps(kept))
+        saved = {"day": self._day, "bytes": self._bytes, "runs": sorted(self._runs), "rounds": sorted(self._rounds)}
+        files.write(self._file, json.dumps(saved))
 
 
 def _round_name(run_id: str, round: int) -> str:

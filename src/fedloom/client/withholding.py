@@ -146,5 +146,5 @@ class Withhold(Settings):
             *(("classes",) if self.digests or self.class_names else ()),
         }
         missing = sorted(hidden & schema.keys())
-        kept: JsonObject = {key: value for key, value in schema.items() if key not in hidden}
-        return {**kept, "withheld": missing} if missing else kept
+        shown: JsonObject = {key: value for key, value in schema.items() if key not in hidden}
+        return {**shown, "withheld": missing} if missing else shown

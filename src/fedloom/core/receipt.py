@@ -42,7 +42,7 @@ class Moment:
 
     @classmethod
     def now(cls) -> Moment:
-        """Return the present one."""
+        """Read the clocks."""
         return cls(wall=_wall(), boot=_boot(), uptime=_uptime())
 
     def is_of_this_start(self) -> bool:

@@ -88,7 +88,7 @@ def forget(run_dir: str | Path, **arguments: Unpack[ForgetArguments]) -> Erasure
         arguments: `client` and `out`; `method`, `rounds`, `purge`, `retrain`, `sinks`.
 
     Raises:
-        UsageError: the client took no part, the method needs what the run has not kept, or the run cannot begin with
+        UsageError: the client took no part, the method needs what the run has not saved, or the run cannot begin with
             a model.
         RunFailed: a run that this made failed; the original is as it was.
     """

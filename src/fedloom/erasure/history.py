@@ -1,4 +1,4 @@
-"""What a run has kept of its clients' updates, for methods that need it."""
+"""Reads the clients' updates that a run has saved, for methods that need them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ NEED_NONE = ("drop", "noisy_labels", "gradient_ascent")
 
 
 class History:
-    """The updates a run has kept, by round and client.
+    """The updates a run has saved, by round and client.
 
     Args:
         folder: the run's.
         rounds: number of rounds the run has done.
 
     Raises:
-        UsageError: the run has not kept its clients' updates from its first round on.
+        UsageError: the run has not saved its clients' updates from its first round on.
     """
 
     def __init__(self, folder: Path, rounds: int) -> None:

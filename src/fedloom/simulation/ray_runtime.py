@@ -283,14 +283,14 @@ def _join(target: RayAddress) -> None:
     except Exception as exc:  # a dead cluster, another version, a wrong token: whatever Ray raises is Ray's failure
         named = address if address == target.address else f"{target.address} ({address} here)"
         drop = f"unset {VARIABLE}" if target.source == VARIABLE else "omit --ray-address"
-        said = " ".join(str(exc).split()).rstrip(".")
+        reason = " ".join(str(exc).split()).rstrip(".")
         remedy = (
             "Use the cluster's versions of Ray and Python here"
-            if "Version mismatch" in said
+            if "Version mismatch" in reason
             else "Start one with `ray start --head`"
         )
         raise ServerUnreachable(
-            f"cannot join a Ray cluster at {named}, given by {target.given_by}: {type(exc).__name__}: {said}. "
+            f"cannot join a Ray cluster at {named}, given by {target.given_by}: {type(exc).__name__}: {reason}. "
             f"{remedy}, or {drop} to start Ray on this machine"
         ) from exc
 

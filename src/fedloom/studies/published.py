@@ -67,8 +67,8 @@ def measurement(result: StudyResult, ratios: Sequence[str], command: str) -> Mea
             arms = {arm: runs for arm, runs in each.numbers.arms.items() if runs}
             equal = {subject: pairs for subject, pairs in each.numbers.equal.items() if pairs}
             scenarios[name] = ScenarioNumbers(target=each.numbers.target, arms=arms, equal=equal)
-    kept = ("processor", "system", "python", "numpy", "torch", "capability", "date")
-    machine = {fact: result.environment[fact] for fact in kept if fact in result.environment}
+    published = ("processor", "system", "python", "numpy", "torch", "capability", "date")
+    machine = {fact: result.environment[fact] for fact in published if fact in result.environment}
     return Measurement(command=command, machine=machine, scenarios=scenarios, ratios=tuple(sorted(ratios)))
 
 

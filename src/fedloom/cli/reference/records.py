@@ -45,8 +45,8 @@ def _model(model: type[BaseModel], place: str) -> list[str]:
         (code(name), type_words(field.annotation, field.metadata), prose(field.description))
         for name, field in model.model_fields.items()
     ]
-    said = [text for text in (place, prose(model.__doc__)) if text]
-    return [f"## {model.__name__}", *said, table(("field", "type", "meaning"), rows)]
+    paragraphs = [text for text in (place, prose(model.__doc__)) if text]
+    return [f"## {model.__name__}", *paragraphs, table(("field", "type", "meaning"), rows)]
 
 
 def _event(kind: type) -> list[str]:

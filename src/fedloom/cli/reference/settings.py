@@ -155,8 +155,8 @@ def _owner(model: type[BaseModel], name: str) -> type:
 
 
 def _link(title: str) -> str:
-    kept = "".join(sign for sign in title.lower() if sign.isalnum() or sign in " -_")
-    return f"[{title}](#{kept.replace(' ', '-')})"
+    anchor = "".join(sign for sign in title.lower() if sign.isalnum() or sign in " -_")
+    return f"[{title}](#{anchor.replace(' ', '-')})"
 
 
 def _key(name: str, each: FieldInfo) -> str:

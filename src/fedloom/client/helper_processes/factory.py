@@ -42,7 +42,7 @@ class FactoryRef:
         return cls(module, _path_of(module), name)
 
     def load(self) -> Callable[..., object]:
-        """Import it."""
+        """Import and return the factory."""
         if self.file is not None:
             load_file(Path(self.file))
         found: Callable[..., object] = vars(importlib.import_module(self.module))[self.name]

@@ -23,9 +23,9 @@ class UpdateList:
         for group, name, array in Record(update.groups).items():
             if not is_finite(array):
                 raise not_finite(client, group, name)
-        kept = {g: {n: np.array(array) for n, array in arrays.items()} for g, arrays in update.groups.items()}
+        copies = {g: {n: np.array(array) for n, array in arrays.items()} for g, arrays in update.groups.items()}
         self.updates.append(
-            (client, Update(num_examples=update.num_examples, groups=kept, metrics=update.metrics, info=update.info))
+            (client, Update(num_examples=update.num_examples, groups=copies, metrics=update.metrics, info=update.info))
         )
         self.count += 1
 

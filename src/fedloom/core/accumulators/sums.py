@@ -29,7 +29,7 @@ def sum_dtype(dtype: DType) -> DType:
 
 
 def scaled_add(total: Array, values: Array, weight: float, *, first: bool = False) -> bool:
-    """Do total += weight * values (total = weight * values if `first`), in cache-sized blocks.
+    """Add weighted values: total += weight * values (total = weight * values if `first`), in cache-sized blocks.
 
     Returns:
         Whether every product was finite; the check reads the block while it is still in the cache.

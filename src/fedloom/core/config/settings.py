@@ -41,8 +41,8 @@ class Settings(BaseModel):
         for key, value in switches.items():
             kinds = set(_flat(cls.model_fields[key].annotation)) if key in cls.model_fields else set()
             if kinds & {int, float} and not kinds & {bool, object}:
-                said = str(value).lower()
-                raise PydanticCustomError(SWITCH, "expected a number, got {said}", {"key": key, "said": said})
+                text = str(value).lower()
+                raise PydanticCustomError(SWITCH, "expected a number, got {text}", {"key": key, "text": text})
         return values
 
 

@@ -18,16 +18,16 @@ from fedloom.core.text import nearest
 
 def config_error(exc: pydantic.ValidationError, model: type[BaseModel], prefix: tuple[str, ...] = ()) -> ConfigError:
     """Turn a validation error into the user's terms: key, value, what was expected, the nearest valid key."""
-    lines, said = [], set[str]()
+    lines, reported = [], set[str]()
     for error in exc.errors():
         cause = error.get("ctx", {}).get("error")
         if isinstance(cause, ConfigError):
             return cause
         location, known = _follow(model, error["loc"])
         key = ".".join((*prefix, *location)) or "experiment"
-        if key in said:
+        if key in reported:
             continue  # another member of a union, which the value fits no better
-        said.add(key)
+        reported.add(key)
         if error["type"] == "extra_forbidden":
             near = nearest(location[-1], known, cutoff=0.5)
             hint = f"did you mean {'.'.join((*prefix, *location[:-1], near))!r}?" if near else "remove it;"

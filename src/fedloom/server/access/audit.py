@@ -31,7 +31,7 @@ REPEAT_S = 60.0
 MAX_NOTICES = 4096
 """Notices remembered, to suppress repetitions."""
 NOTICES, NOTICE_S = 600, 6.0
-"""Notices of one caller that are written in quick succession, and the seconds after which one more is."""
+"""Notices of one caller that are written in a burst, and seconds per further one."""
 MAX_TEXT = 200
 """Characters of one value."""
 _TAIL_BYTES = 4 << 20

@@ -1,4 +1,4 @@
-"""The context of a call, for methods in other threads than the event loop's."""
+"""Adapts a call's context to methods that run in other threads than the event loop's."""
 
 from __future__ import annotations
 

@@ -61,11 +61,11 @@ class ControlService(ControlServicer):
             values = self._submissions.admit(caller, values)
             owner, notes = Owner(caller.id, caller.name, caller.role if caller.id else ""), list[str]()
 
-            def asked(experiment: Experiment) -> None:
+            def admit(experiment: Experiment) -> None:
                 self._submissions.share(experiment)
                 notes.extend(receive(self._coordinator, experiment, owner))
 
-            run_id = self._runs.submit(values, owner, asked, code)
+            run_id = self._runs.submit(values, owner, admit, code)
             self._audit.record("submitted", caller.name, context.peer(), run=run_id)
             known = request.experiment_json
             return control_pb.SubmitReply(run_id=run_id, notes=[without_paths(note, known) for note in notes])

@@ -1,7 +1,7 @@
-"""The gRPC service of agents: registration, the begin of their streams (see `work_streams`), payloads.
+"""Serves agents over gRPC: registration, the start of their streams (see `work_streams`), payloads.
 
-Every method checks the caller, translates the message, and calls a plain function. Errors of the catalogue become their
-status; anything else becomes INTERNAL with a neutral sentence, and its traceback is logged.
+Every method checks the caller, translates the message, and calls a plain function. Each `FedloomError` has
+its status; any other exception becomes INTERNAL with a neutral message, and its traceback is logged.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ M = TypeVar("M", bound=Message)
 
 
 class FleetService:
-    """Calls of agents."""
+    """Handles agents' calls."""
 
     def __init__(
         self, coordinator: Coordinator, gate: Gate, audit: Audit | None = None, silence: Silence | None = None
@@ -43,7 +43,7 @@ class FleetService:
             return codec.welcome_message(welcome)
 
     def begin(self, context: grpc.ServicerContext) -> Session:
-        """Begin the stream of a registered session."""
+        """Start the stream of a registered session."""
         self._gate.enter(context, "Fleet/Work")
         caller, node, session = self._caller(context, "Fleet/Work")
         mailbox = self._coordinator.attach(node, session, self._locality(context))
@@ -83,10 +83,10 @@ class FleetService:
             yield chunk
 
     def _caller(self, context: grpc.ServicerContext, call: str) -> tuple[Caller, str, str]:
-        caller, reported = self._gate.admit(context, call), metadata(context)
-        node, session = reported.get("fedloom-node", ""), reported.get("fedloom-session", "")
+        caller, sent = self._gate.admit(context, call), metadata(context)
+        node, session = sent.get("fedloom-node", ""), sent.get("fedloom-session", "")
         if not node or not session:
-            raise BadMessage("call without fedloom-node and fedloom-session in its metadata; register first")
+            raise BadMessage("expected fedloom-node and fedloom-session in the call's metadata; register first")
         self._gate.own_name(caller, node)
         self._coordinator.check_session(node, session)
         return caller, node, session
@@ -99,8 +99,8 @@ class FleetService:
 
 
 def methods(fleet: FleetService) -> dict[str, grpc.RpcMethodHandler[object, object]]:
-    """Return the handlers of calls other than the stream; the chunks of Download and Upload are raw bytes."""
-    made = {
+    """Return the handlers of all methods but the stream; chunks of Download and Upload are raw bytes."""
+    handlers = {
         "Register": grpc.unary_unary_rpc_method_handler(
             fleet.register, pb.RegisterRequest.FromString, pb.RegisterReply.SerializeToString
         ),
@@ -114,7 +114,7 @@ def methods(fleet: FleetService) -> dict[str, grpc.RpcMethodHandler[object, obje
             fleet.upload, response_serializer=pb.UploadReply.SerializeToString
         ),
     }
-    return cast("dict[str, grpc.RpcMethodHandler[object, object]]", made)
+    return cast("dict[str, grpc.RpcMethodHandler[object, object]]", handlers)
 
 
 def _until_broken(requests: Iterator[bytes]) -> Iterator[bytes]:
@@ -127,7 +127,9 @@ def _until_broken(requests: Iterator[bytes]) -> Iterator[bytes]:
         except Exception as exc:
             raise ServerUnreachable("upload: the stream broke; query the offset and continue") from exc
         if not chunk:
-            raise BadMessage("upload: an empty chunk; chunks must not be empty, and the stream ends after the last")
+            raise BadMessage(
+                "upload: expected a chunk of at least one byte, got an empty one; end the stream after the last chunk"
+            )
         yield chunk
 
 
@@ -135,4 +137,6 @@ def _parse(kind: type[M], data: bytes) -> M:
     try:
         return kind.FromString(data)
     except Exception as exc:
-        raise BadMessage(f"expected a {kind.DESCRIPTOR.name} first, got {len(data)} other bytes") from exc
+        raise BadMessage(
+            f"expected a {kind.DESCRIPTOR.name} as the first message, got {len(data)} bytes that are none"
+        ) from exc

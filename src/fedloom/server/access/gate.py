@@ -149,7 +149,7 @@ class MemberGate:
             context.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs leave it without types
 
     def _member(self, context: grpc.ServicerContext, call: str) -> tuple[Member, str]:
-        """Return who calls and the fingerprint of the certificate shown, if the call is for that role."""
+        """Return the caller and its certificate's fingerprint, if its role may make the call."""
         fingerprint = _fingerprint(peer_certificate(context))
         member = self._registry.admit(fingerprint)
         if member.role not in ALLOWED[call]:

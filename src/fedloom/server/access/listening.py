@@ -81,11 +81,11 @@ def listen(
     security: Security | None = None,
     enroll_port: int = 0,
 ) -> Listening:
-    """Start listening; port 0 takes a free one.
+    """Start the gRPC ports; port 0 selects a free one.
 
     Args:
-        coordinator: of the agents.
-        runs: for users' calls; None without a queue.
+        coordinator: of the agents' sessions and work.
+        runs: queue that serves users' calls; None disables them.
         host, port: the address to listen on.
         token: shared secret of a server without members; connections are then not encrypted.
         security: of a server with members: mutual TLS on `port`, and Enroll on `enroll_port`.
@@ -98,8 +98,8 @@ def listen(
     gate: Gate = members or TokenGate(token)
     audit, threads, silence, loop = _audit(security, runs), Threads(), Silence(), serving_loop()
     port_options = (*_limits(MAX_MESSAGE_BYTES), *_OPTIONS, *_connections())
-    secret = _credentials(security.authority, members_only=True) if security is not None else None
-    server = Port(host, port, secret, port_options)
+    credentials = _credentials(security.authority, members_only=True) if security is not None else None
+    server = Port(host, port, credentials, port_options)
     services, fleet = Services(gate.enter, silence, threads.of), FleetService(coordinator, gate, audit, silence)
     services.add_registered_method_handlers("fedloom.proto.v1.Fleet", methods(fleet))
     registered = cast(grpc.Server, services)  # takes methods as a server does
@@ -112,9 +112,9 @@ def listen(
         add_ResultsServicer_to_server(ResultsService(runs, gate, audit, silence, submissions), registered)
     ports = [server]
     if security is not None and members is not None:
-        strangers = (*_limits(MAX_ENROLL_BYTES), *_OPTIONS, *_strangers())
+        open_options = (*_limits(MAX_ENROLL_BYTES), *_OPTIONS, *_unknown_callers())
         open_to_all = _credentials(security.authority, members_only=False)
-        enrolling = Port(host, enroll_port, open_to_all, strangers, most_calls=ENROLL_THREADS * 4)
+        enrolling = Port(host, enroll_port, open_to_all, open_options, most_calls=ENROLL_THREADS * 4)
         joining = Services(lambda context, call: None, silence, lambda call: threads.enroll, request_s=ENROLL_REQUEST_S)
         add_EnrollServicer_to_server(EnrollService(security, server.number), cast(grpc.Server, joining))
         add_CredentialsServicer_to_server(CredentialsService(security, gate), registered)
@@ -164,7 +164,7 @@ def raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _strangers() -> tuple[tuple[str, int], ...]:
+def _unknown_callers() -> tuple[tuple[str, int], ...]:
     """Limit connections of unknown callers: a call without a request occupies a thread, a connection memory."""
     return (
         ("grpc.max_allowed_incoming_connections", ENROLL_CONNECTIONS),

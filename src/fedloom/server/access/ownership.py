@@ -1,4 +1,4 @@
-"""Who may call about a run: its owner, and administrators."""
+"""Restricts calls about a run to its owner and administrators."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fedloom.server.run_queue import RunQueue
 
 
 def require_own_run(runs: RunQueue, caller: Caller, run_id: str) -> None:
-    """Refuse a user whose run it is not.
+    """Raise if a user is not the owner of a run.
 
     Raises:
         NotFound: there is no such run.

@@ -44,12 +44,12 @@ class Port:
         self._server, self.number = on_loop(_bound(with_port(host, number), secret, options, most_calls))
 
     def serve(self, services: Services) -> None:
-        """Answer calls from now on."""
+        """Start serving calls."""
         self._server.add_generic_rpc_handlers(tuple(services.handlers()))
         on_loop(self._server.start())
 
     def stop(self) -> None:
-        """Stop listening, and end what is in progress."""
+        """Stop listening, and end calls in progress."""
         stopping = asyncio.run_coroutine_threadsafe(self._server.stop(_GRACE_S), serving_loop())
         try:
             stopping.result(_STOP_S)

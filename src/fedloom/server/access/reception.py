@@ -17,7 +17,7 @@ _SHOWN = 20
 
 
 def receive(coordinator: Coordinator, experiment: Experiment, owner: Owner) -> list[str]:
-    """Ask the connected nodes that serve a run whether they would do it; returns notes for its submitter.
+    """Collect the verdicts of the connected nodes that a run selects; returns notes for its submitter.
 
     Args:
         coordinator: of the nodes.
@@ -47,7 +47,7 @@ def _without_effect(experiment: Experiment) -> list[str]:
 
 
 def _waits_for(experiment: Experiment, coordinator: Coordinator, verdicts: dict[str, Verdict | None]) -> list[str]:
-    """Return what a run waits for before it can begin."""
+    """Return the condition that a run waits for before it can begin."""
     fleet = experiment.fleet
     labels = ", ".join(f"{key}={value}" for key, value in sorted(fleet.labels.items()))
     wanted = f"with {labels} " if labels else ""
@@ -77,10 +77,10 @@ def _refusals(known: dict[str, Verdict]) -> list[str]:
 
 def _reasons(verdicts: Iterable[tuple[str, Verdict]]) -> list[str]:
     """Return a line for each node, nodes with the same reason together."""
-    said: dict[str, list[str]] = {}
+    by_reason: dict[str, list[str]] = {}
     for name, verdict in sorted(verdicts):
-        said.setdefault(verdict.reason or verdict.kind, []).append(name)
-    lines = [f"  {_some(names)}: {reason}" for reason, names in said.items()]
+        by_reason.setdefault(verdict.reason or verdict.kind, []).append(name)
+    lines = [f"  {_some(names)}: {reason}" for reason, names in by_reason.items()]
     return [*lines[:_SHOWN], *([f"  … and {len(lines) - _SHOWN} other reasons"] if len(lines) > _SHOWN else [])]
 
 

@@ -1,7 +1,7 @@
-"""Calls on their way to the services: the caller is checked, counted, and given a limited time before anything is read.
+"""Checks and counts callers, then parses their requests within a time limit, before any service method runs.
 
-Requests are parsed here, not by gRPC, so that a refusal says what came. On the wire a call with one request is a stream
-of one message, and as such it is read here.
+Requests are parsed here, not by gRPC, so that an error states what was received. On the wire a call with one request is
+a stream of one message, and is read as one here.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ MAX_REQUEST_BYTES = 4 << 20
 Handler: TypeAlias = "grpc.RpcMethodHandler[object, object]"
 """gRPC's handler of one method."""
 Enter: TypeAlias = Callable[[grpc.ServicerContext, str], None]
-"""Checks and counts a caller; raises what refuses it."""
+"""Checks and counts a caller; raises if the caller is rejected."""
 
 
 class Services:
-    """Collects the services of a port as gRPC's own server does, and puts the checks before every method.
+    """Collects the services of a port like gRPC's own server, and runs the checks before every method.
 
     Args:
         enter: checks and counts the caller of a call such as `Fleet/Work`.
-        silence: cuts off callers that do not say what they want.
+        silence: cancels calls that send no request.
         threads: returns the pool for a call.
-        request_s: seconds a call may take to say what it wants.
+        request_s: seconds a call may take to send its request.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Services:
         self._services: dict[str, dict[str, Serve]] = {}
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
-        """Do nothing: the same methods come by `add_registered_method_handlers`."""
+        """Do nothing: the same methods are added by `add_registered_method_handlers`."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
         """Add the methods of a service, such as `fedloom.proto.v1.Fleet`."""
@@ -70,7 +70,7 @@ class Services:
         ]
 
     def _method(self, handler: Handler, call: str, path: str) -> Method:
-        parse, write = handler.request_deserializer, handler.response_serializer or _as_it_is
+        parse, write = handler.request_deserializer, handler.response_serializer or _unchanged
 
         longest = MAX_REQUEST_BYTES if call.partition("/")[0] != "Fleet" else None
 
@@ -82,19 +82,19 @@ class Services:
             try:
                 return parse(data)
             except Exception as exc:
-                raise BadMessage(f"{len(data)} bytes received that are not a message of {path}") from exc
+                raise BadMessage(f"{path}: expected its request message, got {len(data)} bytes that are none") from exc
 
         def first(requests: Iterator[bytes], context: grpc.ServicerContext) -> object:
             try:
                 return read(self._silence.next_of(requests, self._request_s, context))
             except StopIteration:
-                raise BadMessage(f"{path}: expected a message, the call ended without one") from None
+                raise BadMessage(f"{path}: expected a request message, but the call ended without one") from None
 
         def method(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
             with answering(context):
                 self._enter(context, call)
                 given = map(read, requests) if handler.request_streaming else first(requests, context)
-            yield from map(write, _answers(handler, given, context))
+            yield from map(write, _responses(handler, given, context))
 
         return method
 
@@ -103,16 +103,16 @@ def _as_streams(serve: Serve) -> Handler:
     return grpc.stream_stream_rpc_method_handler(cast("Callable[..., Iterator[object]]", serve))
 
 
-def _answers(handler: Handler, given: object, context: grpc.ServicerContext) -> Iterator[object]:
-    """Return what a service's method answers, whatever the shape of its call."""
+def _responses(handler: Handler, given: object, context: grpc.ServicerContext) -> Iterator[object]:
+    """Call a service's method, of any arity, and return its responses."""
     if handler.stream_unary is not None:
         return iter((handler.stream_unary(cast("Iterator[object]", given), context),))
     if handler.unary_stream is not None:
         return handler.unary_stream(given, context)
     if handler.unary_unary is not None:
         return iter((handler.unary_unary(given, context),))
-    raise TypeError("a call with streams both ways is served on the event loop")
+    raise TypeError("a method that streams in both directions is served on the event loop")
 
 
-def _as_it_is(answer: object) -> bytes:
-    return cast(bytes, answer)
+def _unchanged(response: object) -> bytes:
+    return cast(bytes, response)

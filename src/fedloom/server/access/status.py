@@ -1,4 +1,4 @@
-"""Maps `FedloomError` to gRPC status; wraps every servicer method. Here every error leaves the server."""
+"""Maps `FedloomError` to gRPC status; wraps every servicer method. Every error leaves the server here."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from fedloom.server.access.public_text import without_paths
 _log = logging.getLogger(__name__)
 
 REJECTIONS, REJECTION_S = 30, 2.0
-"""Rejected calls from one address that are logged in quick succession, and the seconds after which one more is."""
+"""Rejected calls of one address that are logged in a burst, and seconds per further one."""
 MAX_ADDRESSES = 1024
-"""Addresses whose rejected calls are counted apart."""
-MAX_TOLD = 2000
-"""Bytes of an error's text on the wire. gRPC's callers take 8 KiB of a status, where a byte may be written as three."""
+"""Maximum number of addresses whose rejected calls are counted separately."""
+MAX_STATUS_BYTES = 2000
+"""Limit of an error's text on the wire. gRPC clients accept 8 KiB, in which a byte may be escaped as three."""
 
 
 class Rejections:
-    """Logs rejected calls, of each address only so many: a caller may repeat one at will. Thread-safe.
+    """Logs rejected calls, at a limited rate per address: a caller may repeat one at will. Thread-safe.
 
     Args:
-        now: seconds that pass; for tests.
+        now: the clock, in seconds; tests replace it.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now, self._lock = now, threading.Lock()
         self._pace, self._addresses = self._fresh(), set[str]()
-        self._left_out: dict[str, int] = {}
+        self._suppressed: dict[str, int] = {}
 
     def log(self, peer: str, reason: str) -> None:
-        """Log a call.
+        """Log a rejected call.
 
         Args:
             peer: origin of the call, as gRPC writes addresses.
@@ -48,14 +48,14 @@ class Rejections:
         address = peer.rpartition(":")[0]
         with self._lock:
             if address not in self._addresses and len(self._addresses) >= MAX_ADDRESSES:
-                self._pace, self._addresses, self._left_out = self._fresh(), set(), {}
+                self._pace, self._addresses, self._suppressed = self._fresh(), set(), {}
             self._addresses.add(address)
             try:
                 self._pace.enter(address)
             except LimitExceeded:
-                self._left_out[address] = self._left_out.get(address, 0) + 1
+                self._suppressed[address] = self._suppressed.get(address, 0) + 1
                 return
-            more = self._left_out.pop(address, 0)
+            more = self._suppressed.pop(address, 0)
         _log.warning("a call from %s was rejected: %s%s", peer, reason, f" (and {more} before it)" if more else "")
 
     def _fresh(self) -> Pace:
@@ -67,11 +67,11 @@ _rejections = Rejections()
 
 @contextlib.contextmanager
 def answering(context: grpc.ServicerContext, known: str = "") -> Iterator[None]:
-    """Turn errors into statuses, without paths of the server.
+    """Convert errors to gRPC statuses, without paths of the server.
 
     Args:
-        context: of the call.
-        known: what the caller wrote: paths in it are left as they are.
+        context: the call's context.
+        known: text that the caller sent; paths in it are not shortened.
     """
     try:
         yield
@@ -97,6 +97,6 @@ def answering(context: grpc.ServicerContext, known: str = "") -> Iterator[None]:
 
 
 def _short(text: str) -> str:
-    """Truncate a text to fit into a status: errors quote callers' input of any length."""
+    """Truncate a text to fit into a status: errors may quote input of any length."""
     data = text.encode(errors="backslashreplace")
-    return data.decode() if len(data) <= MAX_TOLD else f"{data[:MAX_TOLD].decode(errors='ignore')}…"
+    return data.decode() if len(data) <= MAX_STATUS_BYTES else f"{data[:MAX_STATUS_BYTES].decode(errors='ignore')}…"

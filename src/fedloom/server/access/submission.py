@@ -32,7 +32,7 @@ _WORDS = {
 
 
 MAX_SUBMISSIONS, SUBMISSION_S = 60, 20.0
-"""Runs a user may submit in quick succession, and the seconds after which one more may follow."""
+"""Runs a user may submit in a burst, and seconds per further one."""
 
 
 class Submissions:
@@ -85,7 +85,7 @@ class Submissions:
         check_submission(placed, own.union(self._allowed))
 
     def share(self, experiment: Experiment) -> None:
-        """Put an admitted experiment's code where agents find it, before they are asked whether they would run it.
+        """Store an admitted experiment's code where agents find it, before their verdicts are collected.
 
         Raises:
             OSError: it cannot be read, or the store not written.

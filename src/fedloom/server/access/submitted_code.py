@@ -17,7 +17,7 @@ from fedloom.core.setting_types import SettingKind, text_settings
 
 
 def with_own_code(values: Info, allowed: Collection[str], *, any_path: bool) -> tuple[JsonObject, frozenset[str]]:
-    """Return an experiment whose code is the server's own, and the texts that were put in.
+    """Return an experiment that refers to the server's own code, and the texts that were inserted.
 
     Args:
         values: the experiment as it was submitted, not validated yet.

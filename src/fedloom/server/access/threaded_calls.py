@@ -18,7 +18,7 @@ Serve: TypeAlias = Callable[[object, Inner], Awaitable[None]]
 
 
 def threaded(method: Method, pool: ThreadPoolExecutor) -> Serve:
-    """Return what serves a call by a method that may block.
+    """Return a coroutine function that serves calls by a method that may block.
 
     Args:
         method: raises `CallEnded` to end the call with a status.

@@ -238,7 +238,9 @@ def _parsed(data: bytes, node: str) -> Sequence[pb.FromAgent]:
     try:
         messages = pb.FromAgentBatch.FromString(data).messages
     except Exception as exc:
-        raise BadMessage(f"{len(data)} bytes received that are not a message of /fedloom.proto.v1.Fleet/Work") from exc
+        raise BadMessage(
+            f"/fedloom.proto.v1.Fleet/Work: expected its request message, got {len(data)} bytes that are none"
+        ) from exc
     if not messages:
         raise BadMessage(f"node {node!r} sent an empty batch; is the agent newer than this server?")
     return messages

@@ -61,7 +61,7 @@ class Script:
         self._scripts_turn, self._our_turn = threading.Semaphore(0), threading.Semaphore(0)
         self._streams = Streams.seeded(np.random.default_rng(0))
         threading.Thread(target=self._execute, name="flower-script", daemon=True).start()
-        self._go_on()
+        self._resume_program()
         error = self._failure()
         if error is not None:
             raise _as_refusal(error, path)
@@ -79,7 +79,7 @@ class Script:
         """Run what the program does after the call, once; return why it did not end well, or an empty text."""
         if self._over:
             return ""
-        self._go_on()
+        self._resume_program()
         error = self._failure()
         return "" if error is None else f"after {CALL}, {_place(error, self.path)}"
 
@@ -103,7 +103,7 @@ class Script:
         self._our_turn.release()
         self._scripts_turn.acquire()
 
-    def _go_on(self) -> None:
+    def _resume_program(self) -> None:
         """Let the program run until it waits or ends."""
         quiet = contextlib.nullcontext() if self._shows else contextlib.redirect_stdout(io.StringIO())
         with self._streams.switched_in(), flwr.quiet(), quiet, _arguments([str(self.path)]):

@@ -50,7 +50,7 @@ class Streams:
         return cls(random.getstate(), state, torch.get_rng_state().numpy().copy() if torch else None)
 
     def install(self) -> None:
-        """Make these the process's states."""
+        """Set the process's generators to these states."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)  # noqa: NPY002 - foreign code's generator, saved and put back
         torch = sys.modules.get("torch")

@@ -94,15 +94,15 @@ class Table:
 
     def without(self, family: str) -> Table:
         """Return the sets of other families."""
-        kept = [index for index, each in enumerate(self.families) if each != family]
+        others = [index for index, each in enumerate(self.families) if each != family]
         return Table(
-            names=tuple(self.names[index] for index in kept),
-            families=tuple(self.families[index] for index in kept),
-            accuracy=self.accuracy[kept],
-            criterion=self.criterion[kept],
-            balance=self.balance[kept],
-            branches=tuple(self.branches[index] for index in kept),
-            scores={name: values[kept] for name, values in self.scores.items()},
+            names=tuple(self.names[index] for index in others),
+            families=tuple(self.families[index] for index in others),
+            accuracy=self.accuracy[others],
+            criterion=self.criterion[others],
+            balance=self.balance[others],
+            branches=tuple(self.branches[index] for index in others),
+            scores={name: values[others] for name, values in self.scores.items()},
         )
 
     def left_out(self, score: str) -> dict[str, float]:

@@ -115,8 +115,8 @@ def _claims(result: StudyResult) -> Markup | None:
 def _statement(verdict: Verdict) -> Content:
     bounds = f"claimed: {', '.join(verdict.bounds)}" if verdict.bounds else "no bound set"
     bounds_text = f"primary; {bounds}" if verdict.primary else bounds
-    said = (tag("strong", verdict.claim), tag("br"), verdict.text, tag("br"), tag("small", bounds_text))
-    return tag("div", *said, style="min-width:17em")
+    cells = (tag("strong", verdict.claim), tag("br"), verdict.text, tag("br"), tag("small", bounds_text))
+    return tag("div", *cells, style="min-width:17em")
 
 
 def _mark(outcome: str) -> Markup:

@@ -162,12 +162,12 @@ def _dirichlet(settings: Dirichlet, labels: Rows, groups: Rows | None, clients: 
 
 def _long_tailed(settings: LongTailed, labels: Rows, groups: Rows | None, clients: int, seed: int) -> list[Rows]:
     rows, classes = _shuffled(labels, seed), np.unique(labels)
-    kept: list[Rows] = []
+    limited: list[Rows] = []
     for place, label in enumerate(generator(seed, "partition", "long_tailed").permutation(classes)):
         share = settings.imbalance ** (-place / max(len(classes) - 1, 1))
         places = np.flatnonzero(labels[rows] == label)
-        kept.append(places[: max(1, round(share * len(places)))])
-    return _dirichlet_of(settings, labels, rows[np.sort(np.concatenate(kept))], clients, seed)
+        limited.append(places[: max(1, round(share * len(places)))])
+    return _dirichlet_of(settings, labels, rows[np.sort(np.concatenate(limited))], clients, seed)
 
 
 def _dirichlet_of(settings: Dirichlet, labels: Rows, rows: Rows, clients: int, seed: int) -> list[Rows]:

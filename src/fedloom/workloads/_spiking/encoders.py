@@ -33,7 +33,7 @@ class Pixels:
 
     @classmethod
     def of(cls, images: Array, mean: list[float], std: list[float]) -> Pixels:
-        """Make it from the standardised training images (n, c, h, w) and their moments."""
+        """Build the encoder from the standardised training images (n, c, h, w) and their moments."""
         axes = (0, 2, 3)
         means, deviations = np.array(mean), np.array(std)
         low = (images.min(axes) * deviations + means).min()

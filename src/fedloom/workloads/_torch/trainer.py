@@ -109,9 +109,9 @@ class Trainer:
     @property
     def velocity(self) -> dict[str, Array]:
         """Return the momentum `sgd` ended its last training with, by parameter; otherwise empty."""
-        kept = self._optimizer.velocity if isinstance(self._optimizer, Sgd) else []
+        velocity = self._optimizer.velocity if isinstance(self._optimizer, Sgd) else []
         names = [name for _, name in self._part.trained]
-        return {name: np.array(as_array(tensor.cpu())) for name, tensor in zip(names, kept, strict=False)}
+        return {name: np.array(as_array(tensor.cpu())) for name, tensor in zip(names, velocity, strict=False)}
 
     def load(self, inputs: Mapping[str, Record]) -> None:
         """Set the model to the global one in `inputs`.

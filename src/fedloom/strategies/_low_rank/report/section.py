@@ -195,11 +195,11 @@ def _nothing_to_draw(budgets: Budgets) -> Markup | None:
     """Describe in words what no picture shows."""
     errors = [each.error for each in budgets.adapted if math.isfinite(each.error)]
     layers = len(budgets.adapted[0].ranks) if budgets.adapted else 0
-    said = [
+    remarks = [
         f"All {plural(layers, 'layer')} with adapters had the round's rank." if layers and budgets.uniform else "",
         "The aggregation was exact in every round." if errors and not any(errors) else "",
     ]
-    return tag("p", " ".join(filter(None, said)), class_="note") if any(said) else None
+    return tag("p", " ".join(filter(None, remarks)), class_="note") if any(remarks) else None
 
 
 def _binned(values: np.ndarray, most: int) -> np.ndarray:
