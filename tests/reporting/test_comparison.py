@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,15 @@ def test_runs_stand_side_by_side(runs: Any) -> None:
     assert found["strategy.mu"] == ("\N{EN DASH}", "0.1")
     assert "workload.lr" not in found  # it does not differ
     assert float(found["accuracy"][0]) > float(found["accuracy"][1])
+
+
+def test_the_round_of_the_final_model_is_named_if_a_run_took_its_best_one(runs: Any) -> None:
+    one, two = (runs.make(name, runs.learning(4, 10, 5)) for name in ("one", "two"))
+    assert "final model of round" not in rows(compare([one, two]))
+    summary = json.loads((one / "summary.json").read_text(encoding="utf-8"))
+    summary["best"] = {"round": 3, "metric": "accuracy", "value": 0.75, "stopped_early": False}
+    (one / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    assert rows(compare([one, two]))["final model of round"] == ("3 (best accuracy: 0.7500)", "4 (last)")
 
 
 def test_settings_that_cannot_change_a_result_come_last(runs: Any) -> None:

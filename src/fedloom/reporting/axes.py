@@ -117,8 +117,8 @@ def thinned(x: Sequence[float], y: Sequence[float], most: int = 400) -> list[tup
     """Return a curve's points; of a long one, each piece's lowest and highest, so that peaks remain visible."""
     if len(x) <= most:
         return list(zip(x, y, strict=True))
-    kept: set[int] = {0, len(x) - 1}
+    chosen: set[int] = {0, len(x) - 1}
     for start, stop in bins(len(x), most // 2):
         drawn = [index for index in range(start, stop) if math.isfinite(y[index])]
-        kept |= {min(drawn, key=y.__getitem__), max(drawn, key=y.__getitem__)} if drawn else {start}
-    return [(x[index], y[index]) for index in sorted(kept)]
+        chosen |= {min(drawn, key=y.__getitem__), max(drawn, key=y.__getitem__)} if drawn else {start}
+    return [(x[index], y[index]) for index in sorted(chosen)]

@@ -231,6 +231,7 @@ def _results(runs: Sequence[RunFolder]) -> Iterable[Row]:
     for metric in in_order(name for run in runs for name in metric_names(run)):
         last = [_best_source(run, metric) for run in runs]
         yield row(metric, (metric_text(one.values[-1]) + _where(one) if one else NOTHING for one in last))
+    yield from _best_rounds(runs)
     for name, cells in _to_target(runs):
         yield row(name, cells)
     yield row("sent up", (bytes_text(run.traffic.bytes_up) for run in runs))
@@ -241,6 +242,21 @@ def _results(runs: Sequence[RunFolder]) -> Iterable[Row]:
     yield row("missing updates", (f"{len(run.failures):,}" for run in runs))
     digests = [run.summary.model_sha256 if run.summary else None for run in runs]
     yield row("model sha256", (digest[:12] if digest else NOTHING for digest in digests))
+
+
+def _best_rounds(runs: Sequence[RunFolder]) -> Iterable[Row]:
+    """Yield the row of the rounds whose models are the final ones, if a run took its best round's."""
+    best = [run.summary.best if run.summary else None for run in runs]
+    if any(best):
+        yield Row(
+            "final model of round",
+            tuple(
+                f"{one.round:,} (best {one.metric}: {metric_text(one.value)})"
+                if one is not None
+                else f"{len(run.rounds):,} (last)"
+                for one, run in zip(best, runs, strict=True)
+            ),
+        )
 
 
 def _headlines(runs: Sequence[RunFolder]) -> Iterable[Row]:

@@ -45,8 +45,8 @@ def examples_lines(data: Info) -> list[tuple[str, str]]:
     counts += [f"{test:,} held out"] if isinstance(test, int) else []
     counts += [f"{classes:,} class{'' if classes == 1 else 'es'}"] if isinstance(classes, int) else []
     notes = [(name, data.get(key)) for name, key in (("omitted", "left_out"), ("note", "remarks"))]
-    said = [(name, str(what)) for name, found in notes if isinstance(found, list | tuple) for what in found]
-    return [("examples", ", ".join(counts)), *said]
+    lines = [(name, str(what)) for name, found in notes if isinstance(found, list | tuple) for what in found]
+    return [("examples", ", ".join(counts)), *lines]
 
 
 def round_cells(record: RoundRecord, names: Sequence[tuple[str, bool]]) -> list[str]:

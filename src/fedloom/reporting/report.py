@@ -15,9 +15,9 @@ from fedloom.reporting.sections.learning import learning
 from fedloom.reporting.sections.origin import data, reproduction, settings
 from fedloom.reporting.sections.participation import participation
 from fedloom.reporting.sections.partition import partition
-from fedloom.reporting.sections.sites import sites
+from fedloom.reporting.sections.sites import client_metrics, sites
 
-_FIRST = (heading, learning, sites)
+_FIRST = (heading, learning, sites, client_metrics)
 _LAST = (
     participation,
     partition,

@@ -28,7 +28,7 @@ from fedloom.core.records import Info, JsonObject
 from fedloom.core.run_files import EXPERIMENT
 from fedloom.server.deleted_runs import DeletedRuns, holders_of
 from fedloom.server.run_table import DELETING, RunTable
-from fedloom.server.run_views import NOBODY, UNCHANGED, Events, Owner, Resumption, RunState
+from fedloom.server.run_views import NO_OWNER, UNCHANGED, Events, Owner, Resumption, RunState
 from fedloom.server.store.disk_run_store import DiskRunStore
 from fedloom.server.store.run_store import event_json, new_run_id
 
@@ -123,7 +123,7 @@ class RunQueue:
     def submit(
         self,
         values: Info,
-        owner: Owner = NOBODY,
+        owner: Owner = NO_OWNER,
         admit: Callable[[Experiment], None] = lambda experiment: None,
         code: SubmittedCode | None = None,
     ) -> str:
@@ -340,7 +340,7 @@ class RunQueue:
                 self._wait_for_room(error)
 
     def _do(self, run_id: str) -> tuple[str, str]:
-        """Do a run; returns its status, and the error that ended it early."""
+        """Execute a run; returns its status, and the error that ended it early."""
         try:
             summary = self._run_one(
                 DiskRunStore.open(self._folder / "runs" / run_id),

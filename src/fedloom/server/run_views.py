@@ -21,7 +21,7 @@ class Owner:
     """`user` or `admin`; empty on a server without members."""
 
 
-NOBODY = Owner()
+NO_OWNER = Owner()
 """The submitter on a server without members."""
 
 

@@ -76,6 +76,9 @@ class EvaluationSettings(Settings):
     fine_tune: Annotated[int, Field(ge=1)] | None = None
     """Where clients are sites, evaluate the global model on each also after this many local trainings on its data,
     each of as many epochs or steps as one of a round. None does not."""
+    on_clients: bool = False
+    """Also evaluate the global model on each virtual client's own data, in evaluated rounds: the record and the report
+    then have each client's metrics, the worst client, the 10th percentile and the spread. Sites always do this."""
 
 
 GOALS: Mapping[str, Literal["max", "min"]] = {

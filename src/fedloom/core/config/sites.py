@@ -15,6 +15,7 @@ Clients: TypeAlias = int | Literal["nodes"] | tuple[str, ...]
 
 _INSTEAD = {
     "workload.partition": "each site has data of its own, which is not partitioned",
+    "evaluation.on_clients": "each site is evaluated on its own validation data anyway",
     "evaluation.parts": "each site evaluates on its own validation data, in one piece",
     "round.group_size": "each site is a group of its own",
     "fleet.min_nodes": "set round.min_sites, the sites that a round needs",

@@ -11,7 +11,7 @@ from fedloom.core.history import NodeShare, RoundRecord
 from fedloom.reporting.charts import Series, bar_chart, line_chart
 from fedloom.reporting.markup import Markup, table, tag
 from fedloom.reporting.page import section
-from fedloom.reporting.quantities import byte_unit, bytes_text, seconds_text, share_text
+from fedloom.reporting.quantities import byte_unit, bytes_text, plural, seconds_text, share_text
 from fedloom.reporting.run_folder import RunFolder
 
 _MOST_NODES = 60
@@ -145,11 +145,11 @@ def _clients(rounds: Sequence[RoundRecord]) -> Markup:
 def _busy(run: RunFolder) -> str:
     training = sum(record.timing.training_s for record in run.rounds)
     whole = sum(record.timing.total_s for record in run.rounds)
-    said = f"The agents spent {seconds_text(training)} in clients' work, added over all of them"
+    sentence = f"Client work took {seconds_text(training)} in all"
     if run.summary is None or run.summary.workers < 1:
-        return said + "."
+        return sentence + "."
     capacity = whole * run.summary.workers
-    return f"{said}: {share_text(training, capacity)} of what {run.summary.workers} workers have in that time."
+    return f"{sentence}: {share_text(training, capacity)} of the time of {plural(run.summary.workers, 'worker')}."
 
 
 def _node_totals(rounds: Sequence[RoundRecord]) -> dict[str, NodeShare]:

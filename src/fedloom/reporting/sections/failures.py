@@ -63,10 +63,10 @@ def _none(run: RunFolder) -> Markup:
 
 
 def _notices(run: RunFolder) -> Markup | None:
-    said = [str(event.get("message", "")) for event in run.events if event.get("event") == "Notice"]
+    notices = [str(event.get("message", "")) for event in run.events if event.get("event") == "Notice"]
     return (
-        collapsible(f"Notices of the run ({len(said)})", tag("ul", [tag("li", each) for each in said]))
-        if said
+        collapsible(f"Notices of the run ({len(notices)})", tag("ul", [tag("li", each) for each in notices]))
+        if notices
         else None
     )
 

@@ -14,7 +14,7 @@ from fedloom.reporting.quantities import count_text
 from fedloom.reporting.run_folder import RunFolder
 
 _COUNTED = ("num_train", "num_test", "num_labels", "left_out", "remarks")
-"""What of the provenance is said in words."""
+"""Describes a run's provenance in words."""
 
 
 def data(run: RunFolder) -> Markup:

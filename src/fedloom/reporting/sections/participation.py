@@ -78,10 +78,10 @@ def _bin_of(length: int, most: int) -> npt.NDArray[np.int64]:
 
 def _words(run: RunFolder, times: npt.NDArray[np.int64]) -> str:
     never = int((times == 0).sum())
-    said = "every client at least once" if not never else f"{plural(never, 'client')} never"
+    never_text = "every client at least once" if not never else f"{plural(never, 'client')} never"
     return (
         f"{plural(len(times), 'client')}, {plural(len(run.rounds), 'round')}: each client was selected "
-        f"{times.mean():.1f} times on average ({times.min()} to {times.max()}); {said}.{_candidates(run)}"
+        f"{times.mean():.1f} times on average ({times.min()} to {times.max()}); {never_text}.{_candidates(run)}"
     )
 
 

@@ -36,7 +36,7 @@ class Mailbox:
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[ToAgent | None] = queue.SimpleQueue()
         self._deferred: queue.SimpleQueue[ToAgent] = queue.SimpleQueue()
-        self._on_mail: Callable[[], None] = _nobody
+        self._on_mail: Callable[[], None] = _ignore
         self._aged = False
         """Whether there were deferred messages at the last call of `flush_aged`."""
         self.closed = False
@@ -96,7 +96,7 @@ class Mailbox:
         return messages
 
     def listen(self, on_mail: Callable[[], None]) -> None:
-        """Have a function called, in any thread, whenever there is something to take."""
+        """Register a function that is called, in any thread, whenever a message is available."""
         self._on_mail = on_mail
 
     def close(self) -> None:
@@ -106,8 +106,8 @@ class Mailbox:
         self._on_mail()
 
 
-def _nobody() -> None:
-    """Do nothing: whoever reads the mailbox waits in `get`."""
+def _ignore() -> None:
+    """Do nothing: the mailbox's reader waits in `get`."""
 
 
 @dataclass

@@ -81,8 +81,8 @@ class Aggregation:
             if answer.total is not None:
                 self._add(answer, self._kind.from_record(_own(answer.total, self._kind)))
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
-            said = f"the result of node {answer.node!r} is not a {self._kind.__name__}: {type(exc).__name__}: {exc}"
-            return [Unfit(answer, BadUpdate(f"round {self._round}: {said}"))]
+            problem = f"the result of node {answer.node!r} is not a {self._kind.__name__}: {type(exc).__name__}: {exc}"
+            return [Unfit(answer, BadUpdate(f"round {self._round}: {problem}"))]
         except BadUpdate as exc:
             return [Unfit(answer, BadUpdate(f"round {self._round}, node {answer.node!r}: {exc}"))]
         self.reports += answer.result.reports

@@ -124,7 +124,7 @@ class BestPhase(RoundPhase):
             self.pinned = {self.state.sha256: self.state, **pinned_in(round.state)}
 
     def recorded(self, round: OpenRound) -> None:
-        """Say why the run ends here."""
+        """Emit a notice if the run ends early with this round."""
         if self.exhausted and round.number != self._parts.experiment.max_rounds:
             best = self._best
             self._parts.emit(

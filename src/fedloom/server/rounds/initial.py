@@ -102,30 +102,30 @@ def _no_initial_model(opened: OpenExchange, answer: Answer) -> FedloomError:
     failures = [(name, failure) for (_, name), failure in opened.failed.items()]
     if answer.result is not None:
         failures += [(answer.node, failure) for failure in answer.result.failures]
-    said: dict[str, list[str]] = {}
+    causes: dict[str, list[str]] = {}
     for name, failure in failures:
-        said.setdefault(failure.words, []).append(name)
+        causes.setdefault(failure.words, []).append(name)
     failed = {name for name, _ in failures}
     for name, refusal in opened.refusals.items():
         if name not in failed:
-            said.setdefault(f"refused: {refusal.reason}", []).append(name)
+            causes.setdefault(f"refused: {refusal.reason}", []).append(name)
     if answer.result is None and answer.stage == "worker":
-        said.setdefault(f"{answer.error}: {answer.lost}", []).append(answer.node)
-    if sum(map(len, said.values())) > len(failures):
-        return QuorumNotReached(_listed(said))
+        causes.setdefault(f"{answer.error}: {answer.lost}", []).append(answer.node)
+    if sum(map(len, causes.values())) > len(failures):
+        return QuorumNotReached(_listed(causes))
     first = failures[0][1]
     kind = usage_kind([failure for _, failure in failures])
-    if len(said) > 1:
-        return (kind or ClientFailed)(_listed(said))
-    alike = f"\nReported by {_named(said[first.words])} when creating the initial model." if len(failures) > 1 else ""
+    if len(causes) > 1:
+        return (kind or ClientFailed)(_listed(causes))
+    alike = f"\nReported by {_named(causes[first.words])} when creating the initial model." if len(failures) > 1 else ""
     if kind is not None:
         return kind((first.message if first.traceback else first.describe()) + alike)
     return ClientFailed(first.describe() + alike)
 
 
-def _listed(said: Mapping[str, Sequence[str]]) -> str:
-    reported = "\n".join(f"  {_named(names)}: {words}" for words, names in itertools.islice(said.items(), _MOST))
-    more = f"\n  … and {len(said) - _MOST} other reasons" if len(said) > _MOST else ""
+def _listed(causes: Mapping[str, Sequence[str]]) -> str:
+    reported = "\n".join(f"  {_named(names)}: {words}" for words, names in itertools.islice(causes.items(), _MOST))
+    more = f"\n  … and {len(causes) - _MOST} other reasons" if len(causes) > _MOST else ""
     return (
         "no node could create the initial model. Fix one of the causes below, or select capable nodes with "
         f"fleet.labels, then submit the run again:\n{reported}{more}"

@@ -30,6 +30,7 @@ from fedloom.server.rounds.diverged import Diverged
 from fedloom.server.rounds.excluding import monitor_without_clients, without_clients
 from fedloom.server.rounds.initial import begun_with, initial_model, initial_request
 from fedloom.server.rounds.open_round import OpenRound, RoundPhase, RunParts
+from fedloom.server.rounds.phases.client_metrics import ClientMetricsPhase
 from fedloom.server.rounds.phases.evaluate import EvaluatePhase
 from fedloom.server.rounds.phases.monitor import MonitorPhase
 from fedloom.server.rounds.phases.probe import ProbePhase
@@ -226,6 +227,8 @@ class Loop:
     def _make_phases(self, earlier: Sequence[RoundRecord]) -> Sequence[RoundPhase]:
         """Return the phases after the probe, in order."""
         phases: list[RoundPhase] = [self._train, EvaluatePhase(self._parts), SiteModelsPhase(self._parts)]
+        if self._parts.experiment.evaluation.on_clients:
+            phases.append(ClientMetricsPhase(self._parts))
         if self._monitor is not None:
             readings = [record.monitor for record in earlier if record.monitor]
             phases.append(MonitorPhase(self._parts, self._monitor, readings))

@@ -34,6 +34,8 @@ class Phase(IntEnum):
     """Sites that share their models send them."""
     CROSS_SITES = (1 << 17) + 2
     """Evaluation of a site's model at every site; those of further sites count on from it, by client."""
+    ON_CLIENTS = (1 << 16) + (1 << 15)
+    """Evaluation of the global model on each virtual client's own data."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

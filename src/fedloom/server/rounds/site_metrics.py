@@ -1,4 +1,4 @@
-"""Evaluations of the global model on each site: the metrics of each, the worst site, and the tenth percentile."""
+"""Evaluations of the global model on each client: its metrics, the worst client, the 10th percentile, the spread."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from fedloom.server.rounds.record import evaluated
 
 SECTION = "sites"
 """Section of a round's record with the evaluation of each site."""
+ON_CLIENTS = "on_clients"
+"""Section with the evaluation on each virtual client's own data."""
 FINE_TUNED = "sites_fine_tuned"
 """Section with the same of the global model after local training on each site."""
 _LOWER = ("loss", "error", "perplexity")
@@ -28,14 +30,16 @@ def site_section(
     """Return the section of a round's record about its evaluation on sites.
 
     Args:
-        roster: names the sites.
-        reports: of the sites that have evaluated.
+        roster: names the sites, or the virtual clients.
+        reports: of those that have evaluated.
         failures: of those that have not.
         exponentials: metrics that are the exponential of another one, by name.
 
     Returns:
-        `sites`: each one's name and metrics; `missing`: why sites have none; by metric the `worst` site's value, and
-        `p10`, the value that 90 % of the sites reach: the 10th percentile, counted from the worst.
+        `sites`: each one's name and metrics; `missing`: why sites have none; by metric the `worst` site's value,
+        `p10`, the value that 90 % of the sites reach: the 10th percentile, counted from the worst, and `spread`, the
+        standard deviation over the sites, in the metric's unit. Sites without a finite value of a metric do not count
+        in it. Virtual clients are listed likewise.
     """
     found = {report.client: evaluated(report.metrics, exponentials) or {} for report in reports}
     rows: list[JsonObject] = [
@@ -54,6 +58,7 @@ def site_section(
         "missing": {roster.name(failure.client): failure.words for failure in failures},
         "worst": {name: _worst(name, values, roster) for name, values in measured.items()},
         "p10": {name: _tail(name, list(values.values())) for name, values in measured.items()},
+        "spread": {name: float(np.std(list(values.values()))) for name, values in measured.items()},
     }
 
 

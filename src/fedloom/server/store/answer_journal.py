@@ -59,7 +59,7 @@ class AnswerJournal:
                 digest.update(piece)
         return digest.hexdigest()
 
-    def keep(self, round: int, exchange: int, asked: str, answer: Answer) -> None:
+    def keep(self, round: int, exchange: int, request: str, answer: Answer) -> None:
         """Store a result without its clients' states, which the run's store has.
 
         Raises:
@@ -68,7 +68,7 @@ class AnswerJournal:
         assert answer.result is not None, "a failed group has no result to store"
         total = answer.total if answer.total is not None else Record()
         head = {
-            "asked": asked,
+            "asked": request,
             "node": answer.node,
             "total": total.info if answer.total is not None else None,
             "busy_s": answer.result.busy_s,
@@ -86,14 +86,14 @@ class AnswerJournal:
                     checksum.update(piece)
             beside.replace(self._folder / f"{stem}.{checksum.hexdigest()}.safetensors")
 
-    def read(self, round: int, exchange: int, asked: str) -> dict[int, Answer]:
+    def read(self, round: int, exchange: int, request: str) -> dict[int, Answer]:
         """Return the results of an exchange, by group; those with another digest and damaged ones are removed."""
         found = {}
         for at, path in self._files():
             if at[:2] != (round, exchange):
                 continue
             record = _sound(path)
-            if record is None or record.info["asked"] != asked:
+            if record is None or record.info["asked"] != request:
                 path.unlink(missing_ok=True)
                 continue
             found[at[2]] = _answer(GroupKey(self._run_id, *at), record)
