@@ -94,9 +94,12 @@ def test_clients_measure_themselves_on_crops_that_they_hold_back(
     tmp_path: Path, data: dict[str, Any], personal: str
 ) -> None:
     settings = {"personal": personal, "own_share": 0.25, "training": BRIEF}
-    made = experiment(data, settings, clients=2, rounds=2, evaluation={"every": 0})
-    api.run(made, out=tmp_path / "run")
-    workload = build(made)
+    made = experiment(data, settings, clients=2, rounds=2)
+    result, workload = api.run(made, out=tmp_path / "run"), build(made)
+    evaluation = result.history[-1].evaluation or {}
+    assert ("bits_per_pixel" in evaluation, "psnr" in evaluation) == {
+        "nothing": (True, True), "entropy": (False, True), "everything": (False, False),
+    }[personal]  # fmt: skip
     kept, held = workload.held_back(workload.shard(0).rows, 0)
     assert len(held) == 2 and not {*kept.tolist()} & {*held.tolist()}
     for choice in read_choices(tmp_path / "run"):

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support_llic import KINDS, config, net, picture
+from support_llic import BLOCKS, KINDS, config, net, picture
 from torch import nn
 
 from fedloom.core.errors import ConfigError
 from fedloom.workloads.llic.bitstream import ImageCodec, as_images
 from fedloom.workloads.llic.blocks import ChannelTransform, KernelGenerator, SpatialTransform, grouped
 from fedloom.workloads.llic.config import Config
+from fedloom.workloads.llic.fields import adaptivity, area_shares, receptive_field
 from fedloom.workloads.llic.net import Codec
 from fedloom.workloads.llic.normalisation import GDN, lower_bound
 from fedloom.workloads.llic.pixels import Pixels
@@ -216,3 +217,27 @@ def test_windows_attend_within_themselves_alone() -> None:
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config(**settings)
+
+
+def test_the_whole_image_is_in_the_field_through_generators_alone() -> None:
+    made, images = net(), as_images(picture(384, 384))
+    direct, whole = (receptive_field(made, images, through_generators=through) for through in (False, True))
+    assert direct.sum() == pytest.approx(1.0) and whole.sum() == pytest.approx(1.0)
+    assert (whole > 0).all(), "pooling depends on every pixel"
+    rows = np.flatnonzero(direct.sum(1))
+    assert 0 < len(rows) < 384, "without it a field has an end"
+    areas = area_shares(direct)
+    assert areas == sorted(areas) and areas[-1] <= 1.0
+    assert area_shares(np.full((10, 10), 0.01)) == pytest.approx([0.2, 0.3, 0.5, 0.99], abs=0.011)
+    assert all(parameter.grad is None for parameter in made.parameters())
+
+
+def test_adaptivity_is_none_without_generators() -> None:
+    images = [as_images(picture(64, 64, seed)) for seed in (1, 2)]
+    with torch.inference_mode():
+        adapted = adaptivity(net(), images)
+        still = adaptivity(net(transform={**BLOCKS, "generator": "static"}), images)
+        plain = adaptivity(net("elic"), images)
+    assert adapted["kernel_spread"] > 0 and adapted["factor_spread"] > 0 and adapted["swapped_loss"] != 1.0
+    assert still["kernel_spread"] == 0.0 and still["swapped_loss"] == pytest.approx(1.0, abs=1e-9)
+    assert plain == dict.fromkeys(adapted)

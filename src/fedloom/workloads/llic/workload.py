@@ -166,7 +166,12 @@ class LearnedCompression(RowTask[Config]):
         return {name: Mean(float(total), float(len(rows))) for name, total in zip(names, sums, strict=True)}
 
     def held_out(self, part: int, parts: int) -> RowShard | None:
-        """Return a part of the held-out photographs; None if there are fewer photographs than parts and it has none."""
+        """Return a part of the held-out photographs; None if there are fewer photographs than parts and it has none.
+
+        There is none either where each client is alone: no model is common to them.
+        """
+        if self.config.personal == "everything":
+            return None
         shard = super().held_out(part, parts)
         return None if shard is None or shard.is_empty else shard
 
