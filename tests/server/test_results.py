@@ -248,6 +248,12 @@ def test_a_deletion_that_was_cut_short_continues_with_the_next_server(
         assert again.rows() == [] and not folder.exists()
 
 
+def _notices(admin: Owner, run_id: str) -> list[str]:
+    """Return the run's notices of changed code, as its owner sees them."""
+    events = [event for event in admin.control.watch(run_id) if event["event"] == "Notice"]
+    return [event["message"] for event in events if "has changed since the run began" in event["message"]]
+
+
 class TestResuming:
     def test_a_run_continues_with_more_rounds_as_if_it_had_had_them(
         self, admin: Owner, linear: Make, tmp_path: Path
@@ -266,6 +272,22 @@ class TestResuming:
         assert summary["model_sha256"] == api.run(linear(rounds=5), keep=False).summary.model_sha256
         (row,) = admin.control.runs()
         assert (row.rounds_done, row.rounds) == (5, 5)
+
+    def test_code_on_the_server_that_differs_from_the_runs_is_named(
+        self, fleet: Members, admin: Owner, linear: Make
+    ) -> None:
+        run_id = admin.control.submit(linear(rounds=1))
+        assert admin.ended(run_id) == "done"
+        assert not _notices(admin, run_id), "nothing has changed yet"
+        path = fleet.runs.folder_of(run_id) / "provenance.json"
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values["packages"]["numpy"] = "0.0.1"
+        path.write_text(json.dumps(values), encoding="utf-8")
+        admin.results.resume(run_id, 2)
+        assert admin.ended(run_id) == "done"
+        now = importlib.metadata.version("numpy")
+        expected = f"package numpy has changed since the run began: version 0.0.1 then, {now} now"
+        assert _notices(admin, run_id) == [expected]
 
     def test_one_that_depends_on_its_number_of_rounds_says_so(self, admin: Owner, linear: Make, tmp_path: Path) -> None:
         (tmp_path / "annealed.py").write_text(ANNEALED, encoding="utf-8")
