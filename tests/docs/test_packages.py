@@ -33,7 +33,7 @@ def code(cell: str) -> list[str]:
 
 
 def test_the_readme_lists_every_package() -> None:
-    named = [code(first)[0] for first, *_ in rows(ROOT / "README.md", "What is where")]
+    named = [code(first)[0] for first, *_ in rows(ROOT / "README.md", "Repository")]
     listed = [name.removeprefix("src/fedloom/") for name in named if name.startswith("src/fedloom/")]
     assert sorted(listed) == sorted(tree())
 
