@@ -417,3 +417,25 @@ def test_replies_that_do_not_come_reach_the_app_as_errors(
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("CODES")]
     assert said == [f"CODES {[0] * (2 - gone) + [4] * gone}"] * 2
     assert all(len(record.failures) == gone for record in result.history), "the round names them, too"
+
+
+def test_each_client_of_a_simulation_may_have_values_of_its_own(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make(
+        "valued",
+        """
+        @app.main()
+        def main(grid, context):
+            for reply in grid.send_and_receive(all_nodes(grid, "query", m=MetricRecord({"x": 0}))):
+                print("GOT", dict(reply.content["c"]))
+        """,
+        """
+        @app.query()
+        def query(message, context):
+            return Message(RecordDict({"c": ConfigRecord(dict(context.node_config))}), reply_to=message)
+        """,
+    )
+    run(folder, 'node_config=[{path="/a"},{path="/b"}]')
+    wanted = [f"GOT {{'partition-id': {n}, 'num-partitions': 2, 'path': '/{'ab'[n]}'}}" for n in (0, 1)]
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("GOT")] == wanted
+    with pytest.raises(ConfigError, match="expected one table for each of 2 clients, got a list of 1"):
+        run(folder, 'node_config=[{path="/a"}]')

@@ -33,6 +33,15 @@ Proxy = Annotated[
     ),
 ]
 
+NodeConfig = Annotated[
+    list[str],
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="A value of this node's own for hosted apps (Flower's context.node_config), or a .toml file of them. "
+        "Repeatable. `join` writes them to node-config.toml in the identity's folder; `client` adds to those.",
+    ),
+]
+
 
 def find_identity(folder: Path | None) -> Identity:
     """Return the identity in a folder, or the first default one; its certificate is renewed if that is due."""

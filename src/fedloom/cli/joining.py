@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedloom.cli.identities import Proxy
+from fedloom.cli.identities import NodeConfig, Proxy
 from fedloom.cli.terminal import print_line, print_warning
 from fedloom.core.errors import ConfigError, UsageError
 
@@ -47,17 +47,20 @@ def join(
             "written to its policy. Repeatable.",
         ),
     ] = [],  # noqa: B006  # typer reads the default, nobody changes it
+    node_config: NodeConfig = [],  # noqa: B006  # typer reads the default, nobody changes it
     proxy: Proxy = "",
 ) -> None:
     """Enrol this machine: verify the server, create a key, obtain a certificate."""
-    from fedloom.client import enroll
+    from fedloom.client import enroll, node_values
     from fedloom.core.identity import default_folder
 
     secret = sys.stdin.read().strip() if join_token == "-" else join_token
-    policy = _policy_text(allow, column)
+    policy, values = _policy_text(allow, column), node_values.parse(node_config)
     if join_token != "-":
         print_warning("the token was on the command line, where other users can read it: fedloom join - <TOKEN-FILE")
     joined = enroll.join(secret, identity, proxy)
+    if values:
+        print_line(f"its own values for hosted apps are in {node_values.write(joined.folder, values)}")
     if joined.role == "node":
         _begin_node(joined, policy, allows_work=bool(allow))
         return

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fedloom.cli.identities import Proxy
+from fedloom.cli.identities import NodeConfig, Proxy
 from fedloom.cli.reaching import Server, TokenFile, read_token
 from fedloom.cli.terminal import output
 from fedloom.core.addresses import DeviceAddress
@@ -128,10 +128,12 @@ def client(
     server: Server = None,
     name: Annotated[str | None, typer.Option(help="With --server: the node's name; by default the host name.")] = None,
     token_file: TokenFile = None,
+    node_config: NodeConfig = [],  # noqa: B006  # typer reads the default, nobody changes it
     proxy: Proxy = "",
     log: LogForm = "text",
 ) -> None:
     """Work for the server this machine has joined, until stopped."""
+    from fedloom.client.node_values import parse
     from fedloom.client.supervisor import supervised
 
     _log_to_stderr(log)
@@ -139,14 +141,15 @@ def client(
         raise UsageError("--server is for servers without members; omit it, or omit --identity and --policy")
     if server is None and (name is not None or token_file is not None):
         raise UsageError("--name and --token-file need --server; a joined node has its name from its token")
+    values = parse(node_config)
     with supervised():
         from fedloom.client import app
         from fedloom.core.identity import default_folder
 
         if server is not None:
-            app.run_client(server, name=name, token=read_token(token_file, server), proxy=proxy)
+            app.run_client(server, name=name, token=read_token(token_file, server), proxy=proxy, node_values=values)
         else:
-            app.run_member(identity or default_folder("node"), policy, proxy=proxy)
+            app.run_member(identity or default_folder("node"), policy, proxy=proxy, node_values=values)
 
 
 def _check_insecure(insecure: int, host: str, token_file: Path | None) -> None:

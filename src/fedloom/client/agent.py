@@ -97,6 +97,7 @@ class Agent:
         self._stopped = threading.Event()
         self._leaving = False
         self._instance = secrets.token_hex(8)
+        self._values = frozenset(setup.node_values) if setup is not None else frozenset[str]()
         self.farewell = ""
         """Why the server disconnected the agent permanently, if it has."""
         self._latest: dict[str, tuple[int, int]] = {}
@@ -123,7 +124,7 @@ class Agent:
         if pause > FIRST_RETRY_S and self._stopped.wait(pause):
             return False
         while True:
-            hello = Hello(node=self.node, session=secrets.token_hex(8), facts=facts(self._instance))
+            hello = Hello(node=self.node, session=secrets.token_hex(8), facts=facts(self._instance, self._values))
             try:
                 welcome = self._channel.open(hello)
                 self._heartbeat_s, self._broken, self._latest = welcome.heartbeat_s, None, {}

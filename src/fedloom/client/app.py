@@ -8,8 +8,10 @@ import os
 import platform
 import shutil
 import signal
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from fedloom.client.agent import Agent
 from fedloom.client.data_view import raise_descriptor_limit
@@ -19,6 +21,7 @@ from fedloom.client.guard import Guard
 from fedloom.client.helper_processes.process import ProcessHelpers
 from fedloom.client.leftovers import Leftovers, adopt_orphans
 from fedloom.client.memory import MemoryLimits
+from fedloom.client.node_values import Value, own_values
 from fedloom.client.policy import Policy
 from fedloom.client.process_limits import apply_limits
 from fedloom.client.proxy import checked
@@ -35,7 +38,13 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def run_client(
-    server: str, *, name: str | None = None, token: str = "", proxy: str = "", give_up_s: float | None = None
+    server: str,
+    *,
+    name: str | None = None,
+    token: str = "",
+    proxy: str = "",
+    node_values: Mapping[str, Value] = MappingProxyType({}),
+    give_up_s: float | None = None,
 ) -> None:
     """Run an agent of a server without members until the server ends the session, or SIGTERM or Ctrl-C arrives.
 
@@ -44,6 +53,7 @@ def run_client(
         name: the node's lasting name; the host's name by default. Names must differ between agents of one server.
         token: the server's shared secret; empty if it has none.
         proxy: URL of the HTTP proxy to the server; empty takes the environment's, `none` is none.
+        node_values: the node's own values for hosted apps.
         give_up_s: seconds without a server after which to end; None retries forever, with growing pauses.
 
     Raises:
@@ -55,12 +65,18 @@ def run_client(
     for variable in _THREADS:  # sums must not depend on the number of threads; one agent to a core
         os.environ.setdefault(variable, "1")
     adopt_orphans()
-    node, setup = name or platform.node() or "client", NodeSetup(helpers=ProcessHelpers(), leftovers=Leftovers())
+    node = name or platform.node() or "client"
+    setup = NodeSetup(helpers=ProcessHelpers(), leftovers=Leftovers(), node_values=node_values)
     _run(Agent(GrpcChannel(server, token, proxy=checked(proxy)), node, setup, give_up_s=give_up_s), server)
 
 
 def run_member(
-    folder: Path, policy_file: Path | None = None, *, proxy: str = "", give_up_s: float | None = None
+    folder: Path,
+    policy_file: Path | None = None,
+    *,
+    proxy: str = "",
+    node_values: Mapping[str, Value] = MappingProxyType({}),
+    give_up_s: float | None = None,
 ) -> None:
     """Run the node of an identity's folder, under its own policy, renewing its certificate.
 
@@ -68,6 +84,7 @@ def run_member(
         folder: of the identity.
         policy_file: the node's policy; by default `policy.toml` in the folder. A missing file allows nothing.
         proxy: URL of the HTTP proxy to the server, for this session; empty takes the identity's.
+        node_values: the node's own values for hosted apps, for this session, over those of its folder.
         give_up_s: as for `run_client`.
 
     Raises:
@@ -97,6 +114,7 @@ def run_member(
         memory=MemoryLimits.of(policy.limits),
         helpers=ProcessHelpers(),
         leftovers=Leftovers(),
+        node_values=own_values(folder, node_values),
         states=folder / "client-states",
     )
     agent = Agent(channel, identity.name, setup, give_up_s=give_up_s)

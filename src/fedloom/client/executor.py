@@ -59,11 +59,15 @@ class Executor:
         if spec.run_id in self._runs:
             self._runs[spec.run_id].learn(spec)
             return
-        self._runs[spec.run_id] = Run(spec, self._guard, RunHelpers(self._setup.helpers, self._helpers), self._stores)
+        self._runs[spec.run_id] = self._run(spec)
         if len(self._runs) > MAX_RUNS:
             oldest = next(iter(self._runs))
             self._runs.pop(oldest).close()
             self._inputs.forget(oldest)
+
+    def _run(self, spec: RunSpec) -> Run:
+        helpers = RunHelpers(self._setup.helpers, self._helpers)
+        return Run(spec, self._guard, helpers, self._stores, self._setup.node_values)
 
     def forget(self, run_id: str, *, resumable: bool = False) -> None:
         """Drop all that is cached or parked for a run that is over, and pinned records with the last run.
@@ -101,7 +105,7 @@ class Executor:
 
     def judge(self, inquiry: Inquiry) -> Verdict:
         """Return whether this node would do a run: its policy allows it, and its experiment can be read here."""
-        run = Run(inquiry.spec, self._guard, RunHelpers(self._setup.helpers, self._helpers), self._stores)
+        run = self._run(inquiry.spec)
         try:
             run.experiment  # noqa: B018
             if self._guard is not None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from fedloom.core.messages import INSTANCE
+
+_VALUES = "node_config"
 
 _FACTS: Mapping[str, tuple[str, Callable[[], object]]] = {
     "host": ("the machine's name", platform.node),
@@ -17,15 +19,18 @@ _FACTS: Mapping[str, tuple[str, Callable[[], object]]] = {
 }
 WORDS: Mapping[str, str] = {
     **{name: words for name, (words, _) in _FACTS.items()},
+    _VALUES: "the names, not the values, of the node's own values for hosted apps (`node-config.toml`), if it has any",
     INSTANCE: "a random word of the running agent, by which two machines with one identity are distinguished",
 }
 """What each fact is, by its name."""
 
 
-def facts(instance: str) -> dict[str, object]:
+def facts(instance: str, values: Collection[str] = ()) -> dict[str, object]:
     """Return the facts.
 
     Args:
         instance: the random word of this agent.
+        values: names of the node's own values for hosted apps.
     """
-    return {**{name: value() for name, (_, value) in _FACTS.items()}, INSTANCE: instance}
+    named = {_VALUES: " ".join(sorted(values))} if values else {}
+    return {**{name: value() for name, (_, value) in _FACTS.items()}, **named, INSTANCE: instance}

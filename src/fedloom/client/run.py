@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Self
 
 import numpy as np
@@ -16,6 +17,7 @@ from fedloom.client.disclosure import disclosed
 from fedloom.client.guard import Guard
 from fedloom.client.helper_processes.limit import RunHelpers
 from fedloom.client.node_code import NodeCode, located
+from fedloom.client.node_values import Value, inserted
 from fedloom.core.config import Experiment
 from fedloom.core.data_schema import check_schema, data_schema
 from fedloom.core.errors import PolicyRefused
@@ -63,9 +65,18 @@ class Run:
         guard: the node's policy; None without one.
         helpers: for the workload, if it uses any.
         stores: keep the state of clients, by the experiment's `round.state_home`.
+        node_values: the node's own values for hosted apps.
     """
 
-    def __init__(self, spec: RunSpec, guard: Guard | None, helpers: RunHelpers, stores: dict[str, ClientStore]) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        guard: Guard | None,
+        helpers: RunHelpers,
+        stores: dict[str, ClientStore],
+        node_values: Mapping[str, Value] = MappingProxyType({}),
+    ) -> None:
+        self._node_values = node_values
         self._spec, self._guard, self._helpers, self._stores = spec, guard, helpers, stores
         self._view: DataView | None = None
         self._warned: set[str] = set()
@@ -83,10 +94,11 @@ class Run:
         values = self._spec.experiment
         if self._guard is None:
             here = working_folder()
-            return Experiment.parse(located(values, NodeCode((str(here),), here, stored_too=True)))
+            own = located(values, NodeCode((str(here),), here, stored_too=True))
+            return Experiment.parse(inserted(own, self._node_values))
         self._view = self._guard.open_view()
         try:
-            return Experiment.parse(self._guard.admit_run(self._spec, self._view))
+            return Experiment.parse(inserted(self._guard.admit_run(self._spec, self._view), self._node_values))
         except BaseException:
             self._close_view()
             raise

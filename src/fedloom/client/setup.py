@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from fedloom.client.guard import Guard
 from fedloom.client.helper_processes.inline import InlineHelpers
 from fedloom.client.leftovers import Leftovers
 from fedloom.client.memory import MemoryLimits
+from fedloom.client.node_values import Value
 from fedloom.core.protocols import Helpers
 
 
@@ -26,6 +28,8 @@ class NodeSetup:
     states: Path | None = None
     """Folder for clients' states stored on the node; None takes one of the node's name below the user's
     state folder."""
+    node_values: Mapping[str, Value] = field(default_factory=dict)
+    """The node's own values for hosted apps (`client.node_values`)."""
     debug: bool = False
     """Raise `ClientFailed` from a client's exception instead of reporting it, so that a debugger stops where it
     happened (inline runtime)."""

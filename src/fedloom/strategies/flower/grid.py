@@ -17,8 +17,9 @@ _PAUSE_S = 0.5
 class ClientsGrid(flwr.Grid):  # type: ignore[misc]  # flwr's classes are untyped here
     """The federation's clients as nodes. Enough for choosing them and making messages; sending is a subclass's."""
 
-    def __init__(self, clients: Sequence[int]) -> None:
-        self._clients = tuple(clients)
+    def __init__(self, clients: Sequence[int], more: str = "raise `clients`") -> None:
+        """Make a grid of clients; `more` says how a run gets more of them."""
+        self._clients, self._more = tuple(clients), more
         self._asked_at = float("-inf")
         self._waits = 0
 
@@ -46,7 +47,7 @@ class ClientsGrid(flwr.Grid):  # type: ignore[misc]  # flwr's classes are untype
         if self._waits >= _PATIENCE:
             raise UnsupportedFeature(
                 f"the app waits for more nodes than there are: this run has {len(self._clients)} clients. Lower its "
-                "minimum (such as min_available_nodes, min_train_nodes), or raise `clients`"
+                f"minimum (such as min_available_nodes, min_train_nodes), or {self._more}"
             )
         return [flwr.node_id(client) for client in self._clients]
 

@@ -59,6 +59,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         _log.warning("the app asks for packages in versions that are not here: %s", "; ".join(unmet))
     own, rest = _apart(overrides)
     own_values = with_overrides({_FOR_BOTH: dict(manifest.config), "node_config": {}}, own)
+    node_config = own_values["node_config"]
     # Apps read dotted keys, and an override of `run_config.model.size` has arrived as a table.
     run_config = dotted(own_values[_FOR_BOTH], keep_empty=False)
     _check_keys(run_config, manifest)
@@ -82,9 +83,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         drawn["errors"] = "failures"
     values["strategy"] = shared | drawn | _table(values, "strategy")
     values["workload"] = (
-        shared
-        | {"clientapp": manifest.clientapp, "node_config": own_values["node_config"]}
-        | _table(values, "workload")
+        shared | {"clientapp": manifest.clientapp, "node_config": node_config} | _table(values, "workload")
     )
     return Experiment.parse(values)
 
@@ -116,7 +115,7 @@ def _check_keys(run_config: Info, manifest: Manifest) -> None:
 
 def _apart(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split overrides into the app's own and the experiment's."""
-    own = [each for each in overrides if each.split(".")[0].strip() in (_FOR_BOTH, "node_config")]
+    own = [each for each in overrides if each.partition("=")[0].split(".")[0].strip() in (_FOR_BOTH, "node_config")]
     return own, [each for each in overrides if each not in own]
 
 

@@ -7,7 +7,7 @@ the input `model`, the values of the message's ConfigRecords as knobs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +21,8 @@ KNOB = "flower"
 """The knob, and the key of an update's info, for a message's description."""
 TRAIN, EVALUATE, QUERY = "train", "evaluate", "query"
 """Categories of messages; a type such as `train.forward` belongs to the first."""
+SITE = "site"
+"""Key of a message's description: the client's number, where clients are sites, which do not know their own."""
 ERROR = "error"
 """Key of a reply's description if the client's app raised: its code and reason."""
 _NO_REPLY = "the client sent no reply: it failed outside the app, or was too late; the log of the run says which"
@@ -67,6 +69,7 @@ class Batch:
         *,
         run_id: int = flwr.RUN,
         app_decides: bool = False,
+        present: Collection[int] | None = None,
     ) -> Exchange:
         """Return the jobs for clients that run a Flower app.
 
@@ -76,12 +79,16 @@ class Batch:
             run_id: the run's, as the app sees it.
             app_decides: whether an app's error is a reply, and missing replies are the app's own business, as under
                 Flower; otherwise each counts as a failure of the round.
+            present: sites that are connected; messages to others are not sent. None if clients are not sites.
         """
         inputs = _Inputs()
         jobs = []
         for client, message in self.messages.items():
+            if present is not None and client not in present:
+                continue
             described, names = inputs.describe(message.content)
             head = {"content": described, "group_id": message.metadata.group_id}
+            head |= {} if present is None else {SITE: client}
             knobs = {KNOB: {**head, "run_id": run_id, "app_decides": app_decides}}
             kind = message.metadata.message_type
             jobs.append(Job(round=round_number, client=client, kind=kind, inputs=names, knobs=knobs))

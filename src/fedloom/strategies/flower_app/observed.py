@@ -32,8 +32,15 @@ class Session(Protocol):
     model: Arrays
     measured: Measured
     in_start: bool
-    num_clients: int
     server: object
+
+    @property
+    def num_clients(self) -> int:
+        """Return the number of clients."""
+
+    @property
+    def more(self) -> str:
+        """Return how a run gets more clients."""
 
 
 @contextmanager

@@ -143,7 +143,7 @@ def _wait_for(original: Method) -> Method:
         if session is not None and num_clients > session.num_clients:
             raise UnsupportedFeature(
                 f"the app waits for {num_clients} clients, this run has {session.num_clients}, and no more will come. "
-                "Lower its minimum (min_available_clients, min_fit_clients, min_evaluate_clients), or raise `clients`"
+                f"Lower its minimum (min_available_clients, min_fit_clients, min_evaluate_clients), or {session.more}"
             )
         return original(self, num_clients, *args, **kwargs)
 

@@ -23,6 +23,11 @@ from fedloom.strategies.flower_app.journal import REPLIES, START, Entry, entry_u
 from fedloom.strategies.flower_app.measured import Measured
 from fedloom.strategies.flower_app.observed import active, watching
 
+CLIENTS = "clients"
+"""Key of a journal's entry: the clients that there were when it was made."""
+MORE_CLIENTS = "raise `clients`"
+MORE_SITES = "set round.min_sites to the number, so that the run waits for them to join"
+
 
 class _Closed(BaseException):
     """Raised inside an app's waiting call when no more replies will come. Not an `Exception`: apps catch those."""
@@ -42,8 +47,8 @@ class AppGrid(ClientsGrid):
     awaited, with the first pull, or when `main` has returned. Their replies stay until they are pulled.
     """
 
-    def __init__(self, session: Session, clients: Sequence[int], run_id: int) -> None:
-        super().__init__(clients)
+    def __init__(self, session: Session, clients: Sequence[int], run_id: int, more: str) -> None:
+        super().__init__(clients, more)
         self.session = session
         self._run = AppRun(run_id)
         self._count = 0
@@ -51,6 +56,15 @@ class AppGrid(ClientsGrid):
         self._arrived: dict[str, flwr.Message] = {}
         self._lock = threading.RLock()
         """The older API sends from several threads: one exchange at a time."""
+
+    @property
+    def clients(self) -> tuple[int, ...]:
+        """Return the clients whose nodes there are, ascending."""
+        return self._clients
+
+    @clients.setter
+    def clients(self, found: Iterable[int]) -> None:
+        self._clients = tuple(sorted(found))
 
     @property
     def run(self) -> AppRun:
@@ -112,6 +126,8 @@ class Recording:
     """Whether replies are stored at all."""
     snapshots: bool = True
     """Whether `Strategy.start` stores its position in place of its replies."""
+    of_sites: bool = False
+    """Whether clients are sites, which come and go: the journal then has those of each exchange."""
     app_decides: bool = True
     """Whether errors and missing replies reach the app as error replies; otherwise the run's quorum decides."""
 
@@ -149,17 +165,30 @@ class Session:
         self.running = True
         self.server: object = None
         """Flower's server of the API before messages, once its loop runs."""
-        self.num_clients = len(clients)
         self.in_start = False
         self.context = flwr.make_context(flwr.SERVER_NODE, {}, run_config, flwr.RecordDict(), run_id)
         self._app, self._streams, self._folder = app, streams, folder
-        self._grid = AppGrid(self, clients, run_id)
+        self._grid = AppGrid(self, clients, run_id, MORE_SITES if recording.of_sites else MORE_CLIENTS)
         self._cursor = 0
         self._answer: Sequence[tuple[int, Update]] = ()
         self._error: BaseException | None = None
         self._closing = False
         self._apps_turn, self._our_turn = threading.Semaphore(0), threading.Semaphore(0)
         self._thread = threading.Thread(target=self._main, name="flower-serverapp", daemon=True)
+
+    @property
+    def num_clients(self) -> int:
+        """Return the number of clients the app has now."""
+        return len(self._grid.clients)
+
+    @property
+    def more(self) -> str:
+        """Return how a run gets more clients."""
+        return MORE_SITES if self.recording.of_sites else MORE_CLIENTS
+
+    def meet(self, clients: Sequence[int]) -> None:
+        """Set the clients that there are from the app's next turn on."""
+        self._grid.clients = clients
 
     def begin(self) -> None:
         """Run the app until it first waits for a reply that the journal does not have."""
@@ -192,7 +221,9 @@ class Session:
         """Return the recorded position of an earlier run of `main`, if any; called by the app's thread in `start`."""
         if self._cursor < len(self.journal) and self.journal[self._cursor].kind == START:
             self._cursor += 1
-            return self.journal[self._cursor - 1]
+            entry = self.journal[self._cursor - 1]
+            self._grid.clients = entry.tree.get(CLIENTS, self._grid.clients)
+            return entry
         return None
 
     def snapshot(self, entry: Entry, place: int | None) -> int:
@@ -202,7 +233,7 @@ class Session:
             The entry's place in the journal, to be passed with the next snapshot of the same `start`.
         """
         place = len(self.journal) if place is None else place
-        self.journal[place:] = [entry]
+        self.journal[place:] = [self._with_clients(entry)]
         self._cursor = len(self.journal)
         return place
 
@@ -219,7 +250,14 @@ class Session:
                 'depends on something besides its arguments and its seeded generators. Use resume = "none"'
             )
         self._cursor += 1
+        self._grid.clients = entry.tree.get(CLIENTS, self._grid.clients)
         return entry_updates(entry)
+
+    def _with_clients(self, entry: Entry) -> Entry:
+        """Return an entry that has the clients of its time, if those may be others later."""
+        if not self.recording.of_sites:
+            return entry
+        return replace(entry, tree={**entry.tree, CLIENTS: list(self._grid.clients)})
 
     def _ask(self, batch: Batch, timeout: float | None) -> Sequence[tuple[int, Update]]:
         self.batch, self.deadline_s = batch, timeout
@@ -229,7 +267,7 @@ class Session:
         if self._closing:
             raise _Closed
         if self.recording.journal:
-            self.journal.append(replies_entry(self._answer))
+            self.journal.append(self._with_clients(replies_entry(self._answer)))
             self._cursor = len(self.journal)
         return self._answer
 

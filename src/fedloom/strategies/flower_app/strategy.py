@@ -29,6 +29,8 @@ class AppState:
     """The newest model, and the journal for a resumed `main`."""
 
     model: Arrays = field(default_factory=dict)
+    begun_with: tuple[int, ...] = ()
+    """Clients that there were when `main` began; empty where they are always the same."""
     exchanges: int = 0
     """Number of finished exchanges."""
     journal_arrays: Arrays = field(default_factory=dict)
@@ -54,7 +56,8 @@ class FlowerApp(Strategy[AppState, UpdateList]):
 
     def __init__(self, app: flwr.ServerApp, config: Config, experiment: Experiment) -> None:
         self._app, self._config = app, config
-        self._clients, self._seed = experiment.num_clients, experiment.seed
+        self._clients = None if experiment.of_sites else experiment.num_clients
+        self._seed = experiment.seed
         self._app_decides = config.decides_about_failures() and experiment.round.quorum_fraction == 1.0
         self._session: Session | None = None
         self._live: AppState | None = None
@@ -64,15 +67,22 @@ class FlowerApp(Strategy[AppState, UpdateList]):
         return AppState()
 
     def plan(self, state: AppState, context: RoundContext) -> Exchange | None:
-        session = self._resumed(state)
-        return self._exchange(session, context) if session.batch is not None else None
+        session = self._resumed(state, context)
+        while session.batch is not None:
+            exchange = self._exchange(session, context)
+            if exchange.jobs or self._clients is not None:
+                return exchange
+            session.answer(())  # all of the sites it asks have gone
+        return None
 
     def finish(self, state: AppState, total: UpdateList, context: RoundContext) -> AppState | Pending[AppState]:
-        session = self._resumed(state)
+        session = self._resumed(state, context)
         answered, trained, server_round = _waiting(session), state.trained, state.server_round
         if types := _training(answered):
             trained, server_round = tuple(sorted({*trained, *types})), _server_round(answered)
         self._live = None
+        if self._clients is None:
+            session.meet(context.cohort)
         session.answer(total.updates)
         over = session.batch is None or _begins_round(session.batch, trained, server_round)
         arrays, journal = flatten(session.journal)
@@ -80,6 +90,7 @@ class FlowerApp(Strategy[AppState, UpdateList]):
         errors = {"errors": float(measured.errors)} if measured.errors else {}
         after = AppState(
             model=session.model,
+            begun_with=state.begun_with or self._members(context) if self._clients is None else (),
             exchanges=state.exchanges + 1,
             journal_arrays=arrays,
             journal=journal,
@@ -122,7 +133,11 @@ class FlowerApp(Strategy[AppState, UpdateList]):
             self._session.close()
             self._session = self._live = None
 
-    def _resumed(self, state: AppState) -> Session:
+    def _members(self, context: RoundContext) -> tuple[int, ...]:
+        """Return the clients that there are, ascending."""
+        return tuple(sorted(context.cohort)) if self._clients is None else tuple(range(self._clients))
+
+    def _resumed(self, state: AppState, context: RoundContext) -> Session:
         """Return the app, at its position when `state` was made."""
         if self._session is not None and self._live is state:
             return self._session
@@ -134,7 +149,7 @@ class FlowerApp(Strategy[AppState, UpdateList]):
         self._session = Session(
             self._app,
             Path(self._config.app),
-            range(self._clients),
+            state.begun_with or self._members(context),
             self._config.run_config,
             Streams.seeded(generator(self._seed, "strategy", 0, "main")),
             unflatten(state.journal_arrays, state.journal),
@@ -143,6 +158,7 @@ class FlowerApp(Strategy[AppState, UpdateList]):
                 journal=self._config.resume != "none",
                 snapshots=self._config.resume == "snapshot",
                 app_decides=self._app_decides,
+                of_sites=self._clients is None,
             ),
         )
         self._session.begin()
@@ -152,7 +168,11 @@ class FlowerApp(Strategy[AppState, UpdateList]):
 
     def _exchange(self, session: Session, context: RoundContext) -> Exchange:
         return _waiting(session).exchange(
-            context.round, session.deadline_s, run_id=self._config.run_id, app_decides=self._app_decides
+            context.round,
+            session.deadline_s,
+            run_id=self._config.run_id,
+            app_decides=self._app_decides,
+            present=context.cohort if self._clients is None else None,
         )
 
 
@@ -195,7 +215,7 @@ def build_strategy(config: Config, experiment: Experiment) -> FlowerApp:
             f'strategy.name = "flower_app" sends Flower messages, which workload {experiment.workload.name!r} does '
             'not understand; use workload.name = "flower"'
         )
-    if experiment.cohort_size != experiment.num_clients:
+    if experiment.cohort is not None and (experiment.of_sites or experiment.cohort != experiment.num_clients):
         raise UnsupportedFeature(
             f"cohort = {experiment.cohort}: a Flower ServerApp chooses clients itself. Omit `cohort` and set "
             "the app's own fraction (such as run_config.fraction-train)"

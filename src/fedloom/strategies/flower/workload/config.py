@@ -1,12 +1,14 @@
 """Settings of a Flower app's client half."""
 
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
 from fedloom.core.config import PluginSettings
-from fedloom.core.records import JsonObject
 from fedloom.core.setting_types import AppFolder, CodeRef, FreeText, PlainWord, SettingKind
+
+NodeConfig: TypeAlias = dict[str, bool | int | float | FreeText]
+"""Values of one node."""
 
 
 class Config(PluginSettings):
@@ -19,8 +21,10 @@ class Config(PluginSettings):
     """The component, `module:object`, as `[tool.flwr.app.components]` has it."""
     run_config: dict[str, bool | int | float | FreeText] = Field(default_factory=dict)
     """`context.run_config`."""
-    node_config: Annotated[JsonObject, SettingKind.FREE] = Field(default_factory=dict)
-    """`context.node_config`, besides `partition-id` (the client's number) and `num-partitions`."""
+    node_config: Annotated[NodeConfig | list[NodeConfig], SettingKind.FREE] = Field(default_factory=dict)
+    """`context.node_config`, besides `partition-id` (the client's number) and `num-partitions`: a table, or a list with
+    one for each client of a simulation. A joined node's own values (`fedloom join --node-config`) come over these; with
+    `clients = "nodes"` it has no others."""
     initial_arrays: CodeRef | None = None
     """`module:callable` that creates the initial model (a torch module, a state dict, arrays, or an ArrayRecord), for
     strategies other than the app's own ServerApp; None if the ServerApp sends the first model."""

@@ -15,7 +15,7 @@ from fedloom.core.protocols import Action, LocalRule, WorkloadInfo
 from fedloom.core.records import MODEL, Arrays, Groups, Info, Job, JsonObject, Mean, Metrics, Record, Update
 from fedloom.strategies.flower import apps, records
 from fedloom.strategies.flower import flwr_api as flwr
-from fedloom.strategies.flower.messages import ERROR, KNOB, TRAIN, category
+from fedloom.strategies.flower.messages import ERROR, KNOB, SITE, TRAIN, category
 from fedloom.strategies.flower.own_lines import own_line
 from fedloom.strategies.flower.seeding import seeded
 from fedloom.strategies.flower.workload.config import Config
@@ -107,7 +107,7 @@ class FlowerWorkload:
         content = self._content(job, inputs) if described is None else self._described(described, inputs)
         group_id = str(job.round) if described is None else described["group_id"]
         message = flwr.instruction(content, job.client, job.kind, group_id, f"{job.round}-{job.client}-{job.kind}")
-        context = self._context(job.client, state, (described or {}).get("run_id", flwr.RUN))
+        context = self._context(job.client, state, described or {})
         app_decides = bool((described or {}).get("app_decides"))
         try:
             with seeded(rng), flwr.quiet():
@@ -128,10 +128,15 @@ class FlowerWorkload:
             )
         return self._update(reply.content, context, job, plain=described is None, had_state=state is not None)
 
-    def _context(self, client: int, state: Record | None, run_id: int) -> flwr.Context:
-        node_config = {"partition-id": client, "num-partitions": self._clients} | dict(self._config.node_config)
+    def _context(self, client: int, state: Record | None, described: Info) -> flwr.Context:
+        """Return the context of a client. A site has its number from the message, and no partition but its owner's."""
+        site, given = described.get(SITE), self._config.node_config
+        node_config: dict[str, object] = dict(given[client] if isinstance(given, list) else given)
+        if site is None:
+            node_config = {"partition-id": client, "num-partitions": self._clients} | node_config
         stored = records.join(state.groups, state.info["content"]) if state is not None else flwr.RecordDict()
-        return flwr.make_context(flwr.node_id(client), node_config, self._config.run_config, stored)
+        node, run_id = flwr.node_id(client if site is None else site), described.get("run_id", flwr.RUN)
+        return flwr.make_context(node, node_config, self._config.run_config, stored, run_id)
 
     def _content(self, job: Job, inputs: Mapping[str, Record]) -> flwr.RecordDict:
         content = flwr.RecordDict()
@@ -253,6 +258,11 @@ def _as_arrays(made: object, source: str) -> Arrays:
 
 def build_workload(config: Config, experiment: Experiment) -> FlowerWorkload:
     """Return the workload a `Config` describes."""
+    if isinstance(config.node_config, list) and len(config.node_config) != experiment.num_clients:
+        raise ConfigError(
+            f"workload.node_config: expected one table for each of {experiment.num_clients} clients, got a list of "
+            f"{len(config.node_config)}"
+        )
     app = apps.load_component(Path(config.app), config.clientapp, "workload.clientapp")
     apps.check_component(app, flwr.ClientApp, "workload.clientapp", config.clientapp)
     return FlowerWorkload(app, config, experiment.num_clients)
