@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mistakes import expect_refusal, through_commands
 
 from fedloom.cli import main
 
@@ -156,30 +157,19 @@ def experiment(tmp_path: Path) -> Callable[[str, str, str], tuple[Path, Path]]:
     return written
 
 
-@pytest.mark.parametrize(("used", "old", "new", "at", "said"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_named_by_every_command(
+@pytest.mark.parametrize(("used", "old", "new", "at", "said", "command"), through_commands(MISTAKES))
+def test_a_mistake_is_named(
     used: str,
     old: str,
     new: str,
     at: str,
     said: str,
+    command: str,
     experiment: Callable[[str, str, str], tuple[Path, Path]],
-    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     code, toml = experiment(used, old, new)
-    lines = code.read_text(encoding="utf-8").splitlines()
-    places = [f"{code}, line {number}" for number, line in enumerate(lines, 1) if at and at in line]
-    commands = {
-        "check": ["check", str(toml)],
-        "run": ["run", str(toml), "--out", str(tmp_path / "run")],
-        "submit": ["submit", str(toml), "--server", "127.0.0.1:9"],
-    }
-    for name, command in commands.items():
-        status, err = main(command), capsys.readouterr().err
-        assert status == 2 and said in err, f"{name}: {status}: {err}"
-        assert not at or any(err.startswith(f"fedloom: {place}") for place in places), f"{name}: {err}"
-        assert not (tmp_path / "run").exists(), name
+    expect_refusal(command, toml, code, at, said, capsys)
 
 
 def test_sound_code_passes(experiment: Callable[..., tuple[Path, Path]], capsys: pytest.CaptureFixture[str]) -> None:

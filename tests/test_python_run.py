@@ -255,6 +255,7 @@ class TestWorkers:
         done = _python(program, tmp_path)
         assert done.returncode == 0, done.stderr
 
+    @pytest.mark.slow
     def test_forked_workers_have_one_thread_each_whatever_the_program_has(self, tmp_path: Path) -> None:
         program = """
             import os

@@ -52,7 +52,9 @@ def test_a_schedule_follows_from_its_number() -> None:
 @pytest.mark.parametrize(
     "chosen",
     [
-        by_hand(fault("kill server"), fault("kill node", "east"), lie="not a number"),
+        pytest.param(
+            by_hand(fault("kill server"), fault("kill node", "east"), lie="not a number"), marks=pytest.mark.slow
+        ),
         by_hand(fault("full disk"), fault("clock", amount=-86400.0), fault("cut", "north"), members=False, noise=True),
     ],
     ids=str,

@@ -64,7 +64,12 @@ def _shortened(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", _PAGES, ids=_shortened)
+_LONG = ("add-noise", "bytes-and-time", "run-a-study", "run-from-a-notebook", "test-a-plug-in", "train-your-own-model")
+"""Pages whose commands take more than three seconds."""
+_TYPED = [pytest.param(page, marks=[pytest.mark.slow] if page.stem in _LONG else []) for page in _PAGES]
+
+
+@pytest.mark.parametrize("page", _TYPED, ids=map(_shortened, _PAGES))
 def test_page(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for block in blocks(page):
         with _placed(block):

@@ -152,6 +152,7 @@ def test_wrong_input_starts_nothing(words: list[str], message: str, capsys: pyte
     assert not Path("studies").exists()
 
 
+@pytest.mark.slow
 def test_the_low_rank_study_in_miniature(tmp_path: Path) -> None:
     result, page = api.run("sa-fedlora-smoke", out=tmp_path / "out", jobs=1)
     assert not result.failures and result.done == 12

