@@ -39,6 +39,13 @@ def test_the_tree_in_the_docstring_is_the_tree_of_classes() -> None:
             assert getattr(errors, name).exit_code == int(rest.split("exit")[1])
 
 
+def test_a_more_specific_error_of_a_plug_in_is_not_of_the_catalogue() -> None:
+    class Own(errors.UsageError):
+        """One of a method's."""
+
+    assert Own in errors.UsageError.__subclasses__() and Own not in errors.catalogue()
+
+
 def test_internal_errors_do_not_leave_the_machine() -> None:
     assert "secret" not in errors.FedloomError("secret path").public_message()
     assert errors.ConfigError("rounds: got 0").public_message() == "rounds: got 0"

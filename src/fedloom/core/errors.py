@@ -215,9 +215,12 @@ class Interrupted(FedloomError):
 
 
 def catalogue() -> tuple[type[FedloomError], ...]:
-    """Return every error class, root first: for tests and docs."""
+    """Return every error class of this module, root first; methods and plug-ins may have more specific ones."""
 
     def below(kind: type[FedloomError]) -> list[type[FedloomError]]:
-        return [kind, *(each for child in kind.__subclasses__() for each in below(child))]
+        return [
+            kind,
+            *(each for child in kind.__subclasses__() if child.__module__ == __name__ for each in below(child)),
+        ]
 
     return tuple(below(FedloomError))

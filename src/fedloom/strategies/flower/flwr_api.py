@@ -224,7 +224,15 @@ _OF = {
 """Modules whose attribute each of these functions is, in some version."""
 Simulate: TypeAlias = Callable[[str, dict[str, object]], None]
 """Takes the name of one of these functions, and the arguments it was called with."""
-_simulating = threading.local()
+
+
+class _Simulating(threading.local):
+    """Who takes calls of these functions in the present thread."""
+
+    call: Simulate | None = None
+
+
+_simulating = _Simulating()
 
 
 @contextmanager
@@ -251,7 +259,7 @@ def _intercept(name: str, module: ModuleType | None) -> None:
 
     @functools.wraps(original)
     def run(*args: object, **kwargs: object) -> object:
-        call: Simulate | None = getattr(_simulating, "call", None)
+        call = _simulating.call
         if call is None:
             return original(*args, **kwargs)
         values = dict(zip(inspect.signature(original).parameters, args, strict=False)) | kwargs
