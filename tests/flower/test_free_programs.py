@@ -384,6 +384,13 @@ def test_a_failing_main_is_named_by_the_apps_own_line(make: Make) -> None:
         run(folder)
 
 
+def test_a_number_of_clients_that_nobody_named_is_a_warning(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    assert load(make("unnumbered", START)).num_clients == 10
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "10 clients, by default; the app names no number, change it with --set clients=N")
+    ]
+
+
 def test_a_misspelt_key_of_the_apps_configuration_is_refused(make: Make) -> None:
     with pytest.raises(ConfigError, match=r"run_config\.num-server-round: .*did you mean .num-server-rounds"):
         load(make("misspelt", START), ["run_config.num-server-round=2"])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fedloom import api
-from fedloom.core.errors import RunFailed, UsageError
+from fedloom.core.errors import RunFailed, UnsupportedFeature, UsageError
 from fedloom.strategies.flower.loader import describes, load
 
 APPS = """
@@ -223,3 +223,41 @@ def test_a_program_is_resumed_from_the_runs_copy(write: Write, tmp_path: Path) -
     resumed = api.resume(tmp_path / "run", overrides=["rounds=2"])
     (array,) = resumed.arrays.values()
     assert resumed.summary.status == "done" and array.tolist() == [4.0] * 3
+
+
+@pytest.mark.parametrize("made_in", ["main", "the program"])
+def test_secure_aggregation_is_refused_by_name_before_a_message(write: Write, made_in: str) -> None:
+    make = "workflow = DefaultWorkflow(fit_workflow=SecAggPlusWorkflow(num_shares=3, reconstruction_threshold=2))"
+    lines = ["@server_app.main()", "def main(grid, context):", f"    {make}", "    workflow(grid, legacy(context))"]
+    if made_in == "the program":
+        lines = [make, *(line for line in lines if make not in line)]
+    program = write(
+        """
+        import numpy as np
+        from flwr.client import ClientApp
+        from flwr.client.mod import secaggplus_mod
+        from flwr.common import ndarrays_to_parameters
+        from flwr.server import LegacyContext, ServerApp, ServerConfig
+        from flwr.server.strategy import FedAvg
+        from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
+        from flwr.simulation import run_simulation
+
+        client_app, server_app = ClientApp(client_fn=lambda context: None, mods=[secaggplus_mod]), ServerApp()
+
+        def legacy(context):
+            strategy = FedAvg(initial_parameters=ndarrays_to_parameters([np.zeros(3)]))
+            return LegacyContext(context=context, config=ServerConfig(num_rounds=1), strategy=strategy)
+        """
+    )
+    with program.open("a", encoding="utf-8") as file:
+        file.write("\n".join(["", *lines, "run_simulation(server_app, client_app, 4)", ""]))
+    with pytest.raises(UnsupportedFeature, match="SecAggPlusWorkflow, Flower's secure aggregation"):
+        run(program)
+
+
+def test_the_number_of_clients_says_where_it_came_from(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    program = write(APPS + "from flwr.simulation import run_simulation\nrun_simulation(server_app, client_app, 3)")
+    with caplog.at_level("INFO"):
+        load(program)
+        load(program, ["clients=2"])
+    assert "3 clients, as the app says" in caplog.text and "2 clients, by the setting `clients`" in caplog.text

@@ -60,6 +60,7 @@ __all__ = [
     "older_server",
     "quiet",
     "reply",
+    "secure_aggregation",
     "simulated_by",
     "strategies",
 ]
@@ -184,6 +185,14 @@ def older_server() -> OlderServer:
         Code.OK,
         lambda parameters: ArrayRecord(numpy_ndarrays=parameters_to_ndarrays(parameters)),
     )
+
+
+def secure_aggregation() -> type:
+    """Import the workflow of secure aggregation."""
+    from flwr.server.workflow import SecAggPlusWorkflow
+
+    found: type = SecAggPlusWorkflow
+    return found
 
 
 def is_older_server(app: object) -> bool:

@@ -85,7 +85,28 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     values["workload"] = (
         shared | {"clientapp": manifest.clientapp, "node_config": node_config} | _table(values, "workload")
     )
-    return Experiment.parse(values)
+    experiment = Experiment.parse(values)
+    if not experiment.of_sites:
+        stated = manifest.supernodes or _sets_clients(rest)
+        _log.log(
+            logging.INFO if stated else logging.WARNING, "%s", _clients_line(experiment.num_clients, manifest, rest)
+        )
+    return experiment
+
+
+def _clients_line(count: int, manifest: Manifest, overrides: Sequence[str]) -> str:
+    """Return where the number of clients came from."""
+    if _sets_clients(overrides):
+        source = "by the setting `clients`"
+    elif manifest.supernodes:
+        source = "as the app says"
+    else:
+        source = "by default; the app names no number, change it with --set clients=N"
+    return f"{count} clients, {source}"
+
+
+def _sets_clients(overrides: Sequence[str]) -> bool:
+    return any(each.partition("=")[0].strip() == "clients" for each in overrides)
 
 
 def _program(path: Path) -> Manifest:

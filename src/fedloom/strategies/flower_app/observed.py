@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias
 
+from fedloom.core.errors import UnsupportedFeature
 from fedloom.core.records import Arrays
 from fedloom.strategies.flower import flwr_api as flwr
 from fedloom.strategies.flower import records
@@ -82,6 +83,25 @@ def _subclasses(kind: type) -> Iterator[type]:
     for each in found:
         yield each
         yield from _subclasses(each)
+
+
+def refuse_secure_aggregation() -> None:
+    """Make the workflows SecAgg and SecAgg+ refuse to be made, or to run, in an app's `main`."""
+    workflow = flwr.secure_aggregation()
+    for name in ("__init__", "__call__"):
+        wrap(workflow, name, _refused)
+
+
+def _refused(original: Method) -> Method:
+    def refused(self: object, *args: object, **kwargs: object) -> object:
+        if active() is not None:
+            raise UnsupportedFeature(
+                f"the app uses {type(self).__name__}, Flower's secure aggregation, which fedloom does not run. Leave "
+                "out the workflow and its mod, or run the app under Flower"
+            )
+        return original(self, *args, **kwargs)
+
+    return refused
 
 
 def _outside_start() -> Session | None:

@@ -19,6 +19,7 @@ from fedloom.strategies.flower.seeding import Streams
 from fedloom.strategies.flower_app.config import Config
 from fedloom.strategies.flower_app.journal import flatten, unflatten
 from fedloom.strategies.flower_app.measured import Measured
+from fedloom.strategies.flower_app.observed import refuse_secure_aggregation
 from fedloom.strategies.flower_app.older_api import host_server
 from fedloom.strategies.flower_app.session import Recording, Session
 from fedloom.strategies.flower_app.start import host_start
@@ -223,6 +224,7 @@ def build_strategy(config: Config, experiment: Experiment) -> FlowerApp:
     app = apps.load_component(Path(config.app), config.serverapp, "strategy.serverapp")
     apps.check_component(app, flwr.ServerApp, "strategy.serverapp", config.serverapp)
     host_start()
+    refuse_secure_aggregation()
     if flwr.is_older_server(app):
         host_server()
     return FlowerApp(app, config, experiment)
