@@ -18,7 +18,8 @@ from fedloom.core.errors import UsageError
 from fedloom.core.events import Event, Notice
 from fedloom.core.provenance import Provenance, read_provenance, repository
 from fedloom.core.run_files import PROVENANCE
-from fedloom.reporting.comparison import compare, print_comparison, render_comparison
+from fedloom.reporting.comparison import compare, print_comparison
+from fedloom.reporting.comparison_page import render_comparison
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 PLUGIN = """

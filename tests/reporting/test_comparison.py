@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from fedloom.core.errors import UsageError
-from fedloom.reporting.comparison import Comparison, compare, print_comparison, render_comparison, write_picture
+from fedloom.reporting.comparison import Comparison, compare, print_comparison
+from fedloom.reporting.comparison_page import render_comparison, write_picture
 
 
 def rows(comparison: Comparison) -> dict[str, tuple[str, ...]]:

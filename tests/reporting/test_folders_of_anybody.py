@@ -17,7 +17,8 @@ import tomli_w
 from fedloom.cli import main
 from fedloom.core.code_names import CodeName, keep_in_store
 from fedloom.core.kinds import SECTIONS
-from fedloom.reporting.comparison import compare, write_picture
+from fedloom.reporting.comparison import compare
+from fedloom.reporting.comparison_page import write_picture
 from fedloom.reporting.report import write_report
 from fedloom.result import History, Report
 

@@ -62,13 +62,13 @@ def compare(
     ] = "rounds",
 ) -> None:
     """Compare runs: print a table, and write a page with their curves in one chart."""
-    from fedloom.reporting import chart_file, comparison
+    from fedloom.reporting import chart_file, comparison, comparison_page
     from fedloom.reporting.run_folder import of_any_origin
 
     with of_any_origin(*run_dirs):
         compared = comparison.compare(run_dirs)
         drawn = chart_file.write_chart(compared, chart, metric, against) if chart else None
-        place = comparison.write_picture(compared, out)
+        place = comparison_page.write_picture(compared, out)
     console = output()
     comparison.print_comparison(console, compared)
     console.print(f"\ncurves: {place}", soft_wrap=True)

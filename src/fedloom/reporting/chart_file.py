@@ -10,7 +10,8 @@ from fedloom.core.errors import UsageError
 from fedloom.core.text import did_you_mean
 from fedloom.reporting.axes import Plane, finite
 from fedloom.reporting.charts import PALETTE, Series, line_plane, lines
-from fedloom.reporting.comparison import WHOLE, X_LABELS, Comparison, overlaid
+from fedloom.reporting.comparison import Comparison
+from fedloom.reporting.comparison_page import WHOLE, X_LABELS, overlaid
 from fedloom.reporting.curves import in_order, metric_names
 from fedloom.reporting.markup import Markup, join, tag
 from fedloom.reporting.page import write_page

@@ -14,30 +14,17 @@ from rich.text import Text
 
 from fedloom.core.config import is_incidental
 from fedloom.core.errors import UsageError
-from fedloom.reporting.charts import Series, line_chart
 from fedloom.reporting.curves import HELD_OUT, TRAINING, Curve, curve, in_order, metric_names
 from fedloom.reporting.lines import rounds_text
-from fedloom.reporting.markup import Content, Markup, table, tag
-from fedloom.reporting.page import page, section, write_page
 from fedloom.reporting.plain import harmless
 from fedloom.reporting.plugins import contributions
 from fedloom.reporting.quantities import NOTHING, bytes_text, metric_text, seconds_text
 from fedloom.reporting.run_folder import RunFolder
 
-PICTURE = "comparison.html"
-_MOST_METRICS = 6
-_RACED, _TARGET, _LAST = "accuracy", 0.9, 5
+RACED, TARGET, LAST = "accuracy", 0.9, 5
 """Runs are compared by their cost to reach this fraction of the first run's mean over its last evaluations."""
-_CODE_DIFFERS = "the runs' code differs"
-X_LABELS = {
-    "rounds": "round",
-    "megabytes": "MB sent so far, up and down, by all clients",
-    "trainings": "local trainings so far, all clients",
-    "seconds": "seconds of the rounds so far",
-}
-"""Costs that a metric is drawn against, and the names of their axes."""
-WHOLE = ("rounds", "trainings")
-"""Costs that are whole numbers."""
+CODE_DIFFERS = "the runs' code differs"
+"""The warning above the rows of code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,119 +86,10 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
         shown.add_row(*(Text(harmless(cell)) for cell in (row.name, *row.cells)))
     if comparison.code:
         shown.add_section()
-        shown.add_row(Text(f"warning: {_CODE_DIFFERS}", style="yellow"))
+        shown.add_row(Text(f"warning: {CODE_DIFFERS}", style="yellow"))
     for row in comparison.code:
         shown.add_row(*(Text(harmless(cell)) for cell in (row.name, *row.cells)))
     console.print(shown)
-
-
-def write_picture(comparison: Comparison, path: str | Path = PICTURE) -> Path:
-    """Write the comparison as one HTML page with overlaid curves; returns its path.
-
-    Raises:
-        UsageError: the place cannot be written.
-        StorageFull: the disk is full.
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise UsageError(f"--out {str(path)!r}: folder {str(path.parent)!r} does not exist")
-    if path.is_dir():
-        raise UsageError(f"--out {str(path)!r} is a folder; give a file name, such as {path / PICTURE}")
-    return write_page(path, render_comparison(comparison))
-
-
-def render_comparison(comparison: Comparison) -> str:
-    """Return the comparison as an HTML document."""
-    names = in_order(name for run in comparison.runs for name in metric_names(run))
-    left_out = names[_MOST_METRICS:]
-    charts = [chart for name in names[:_MOST_METRICS] for chart in _per_cost(comparison, name)]
-    head: tuple[Content, ...] = ("", *comparison.labels)
-    return page(
-        f"Comparison of {len(comparison.runs)} runs",
-        tag("header", tag("h1", f"{len(comparison.runs)} runs side by side"), tag("p", " · ".join(comparison.labels))),
-        section(
-            "Results", table(head, _cells(comparison.results), caption="How the runs ended"), _target_note(comparison)
-        ),
-        section(
-            "Settings that differ",
-            table(head, _cells(comparison.settings), caption="All other settings are the same")
-            if comparison.settings
-            else tag("p", "None: the runs have the same settings."),
-        ),
-        section(
-            "Code that differs",
-            tag("p", f"Warning: {_CODE_DIFFERS}."),
-            table(head, _cells(comparison.code), caption="As recorded when the runs began"),
-        )
-        if comparison.code
-        else None,
-        section(
-            "Curves",
-            tag("div", charts, class_="charts")
-            if charts
-            else tag("p", "None of the runs has measured anything yet.", class_="empty"),
-            tag("p", f"Not drawn: {', '.join(left_out)}.", class_="note") if left_out else None,
-        ),
-    )
-
-
-def _target_note(comparison: Comparison) -> Markup | None:
-    """Return the target of the rows `to accuracy …`; empty without such rows."""
-    if not any(row.name.startswith(f"to {_RACED} ") for row in comparison.results):
-        return None
-    return tag(
-        "p",
-        f"“to {_RACED} …”: cost until the held-out {_RACED} first reached {_TARGET:g} of the mean of the first run's "
-        f"last {_LAST} evaluations.",
-        class_="note",
-    )
-
-
-def _per_cost(comparison: Comparison, metric: str) -> list[Markup]:
-    """Draw the metric against each cost; local trainings only if the runs counted any."""
-    along = {"rounds": "round", "megabytes": "byte sent", "trainings": "local training", "seconds": "second"}
-    if not any(record.local_trainings for run in comparison.runs for record in run.rounds):
-        del along["trainings"]
-    return [_chart(comparison, metric, name, unit) for name, unit in along.items()]
-
-
-def overlaid(comparison: Comparison, metric: str, along: str) -> list[Series]:
-    """Return one metric of all runs that measured it: on held-out data if a run has it, otherwise in training.
-
-    Args:
-        comparison: the runs.
-        metric: a metric's name.
-        along: the cost on the horizontal axis, one of `X_LABELS`.
-    """
-    return [
-        Series(label=_sourced(label, measured), x=getattr(measured, along), y=measured.values, color=color)
-        for color, (label, run) in enumerate(zip(comparison.labels, comparison.runs, strict=True))
-        if (measured := _best_source(run, metric))
-    ]
-
-
-def _chart(comparison: Comparison, metric: str, along: str, unit: str) -> Markup:
-    """Draw one metric of all runs."""
-    without = [
-        label
-        for label, run in zip(comparison.labels, comparison.runs, strict=True)
-        if _best_source(run, metric) is None
-    ]
-    return line_chart(
-        f"{metric} per {unit}",
-        overlaid(comparison, metric, along),
-        x_label=X_LABELS[along],
-        x_whole=along in WHOLE,
-        note=f"Not measured by {', '.join(without)}." if without else None,
-    )
-
-
-def _best_source(run: RunFolder, metric: str) -> Curve | None:
-    return curve(run, metric, HELD_OUT) or curve(run, metric, TRAINING)
-
-
-def _sourced(label: str, measured: Curve) -> str:
-    return label if measured.source == HELD_OUT else f"{label} (training)"
 
 
 def _labels(runs: Sequence[RunFolder]) -> tuple[str, ...]:
@@ -229,7 +107,7 @@ def _results(runs: Sequence[RunFolder]) -> Iterable[Row]:
     yield row("status", (run.status for run in runs))
     yield row("rounds", (f"{len(run.rounds):,} of {rounds_text(run.planned_rounds)}" for run in runs))
     for metric in in_order(name for run in runs for name in metric_names(run)):
-        last = [_best_source(run, metric) for run in runs]
+        last = [best_source(run, metric) for run in runs]
         yield row(metric, (metric_text(one.values[-1]) + _where(one) if one else NOTHING for one in last))
     yield from _best_rounds(runs)
     for name, cells in _to_target(runs):
@@ -268,19 +146,19 @@ def _headlines(runs: Sequence[RunFolder]) -> Iterable[Row]:
 
 def _to_target(runs: Sequence[RunFolder]) -> Iterable[tuple[str, list[str]]]:
     """Yield each run's cost until its held-out accuracy reached a fraction of the first run's final value."""
-    found = [curve(run, _RACED, HELD_OUT) for run in runs]
+    found = [curve(run, RACED, HELD_OUT) for run in runs]
     first = found[0]
     if first is None or not any(math.isfinite(value) for value in first.values):
         return
-    ended = [value for value in first.values if math.isfinite(value)][-_LAST:]
-    target = _TARGET * sum(ended) / len(ended)
+    ended = [value for value in first.values if math.isfinite(value)][-LAST:]
+    target = TARGET * sum(ended) / len(ended)
     reached = [next((at for at, value in enumerate(one.values) if value >= target), None) if one else None
                for one in found]  # fmt: skip
 
     def cells(text: Callable[[Curve, int], str]) -> list[str]:
         return [text(one, at) if one and at is not None else NOTHING for one, at in zip(found, reached, strict=True)]
 
-    to = f"to {_RACED} {metric_text(target)}"
+    to = f"to {RACED} {metric_text(target)}"
     yield f"{to}: rounds", cells(lambda one, at: f"{one.rounds[at]:,.0f}")
     yield f"{to}: local trainings", cells(lambda one, at: f"{one.trainings[at]:,.0f}")
     yield f"{to}: sent", cells(lambda one, at: bytes_text(one.megabytes[at] * 1e6))
@@ -307,5 +185,6 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _cells(rows: Sequence[Row]) -> list[Sequence[Content]]:
-    return [(row.name, *row.cells) for row in rows]
+def best_source(run: RunFolder, metric: str) -> Curve | None:
+    """Return a metric's curve on held-out data, otherwise in training; None if the run has neither."""
+    return curve(run, metric, HELD_OUT) or curve(run, metric, TRAINING)

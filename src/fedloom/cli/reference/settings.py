@@ -22,6 +22,13 @@ from fedloom.core.kinds import Kind
 from fedloom.core.registry import PartRef
 
 _HEAD = ("key", "type", "default", "meaning")
+_SELECTORS = {
+    "name": "Selects the plug-in or variant to which the other settings of this table belong.",
+    "scheme": "Selects the partition scheme to which the other settings of this table belong.",
+    "source": "Selects the data source to which the other settings of this table belong.",
+    "layout": "Selects the layout of the files to which the other settings of this table belong.",
+}
+"""Meanings of settings that select the table's variant, if they have no description themselves."""
 Model = type[BaseModel]
 
 
@@ -114,6 +121,7 @@ class _Page:
             tag = _tag(type(each.default))
             default = code(f'{tag[0]} = "{tag[1]}"') if tag else ""
         meaning = prose(each.description or (groups[0].__doc__ if len(groups) == 1 else ""))
+        meaning = meaning or _SELECTORS.get(key, "")
         links = ", ".join(_link(self.titles[group]) for group in groups if group in self.titles)
         return code(prefix + key), kind, default, f"{meaning} See {links}.".lstrip() if links else meaning
 
