@@ -79,6 +79,7 @@ class ProjNormSettings(Settings):
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
     """Step size, falling to 0 along a cosine; momentum 0.9."""
     batch_size: Annotated[int, Field(ge=1)] = 128
+    """Images per step."""
 
 
 class Config(TorchConfig):
