@@ -32,6 +32,8 @@ EXTRAS: Mapping[str, str] = {
     "pyautoattack": "attacks",
     "constriction": "codec",
     "pillow_jxl": "codec",
+    "h5py": "mri",
+    "nibabel": "mri",
 }
 """The extra by the name a package is imported by."""
 

@@ -77,7 +77,7 @@ def forget(task: Task, job: Job, inputs: Inputs, rng: np.random.Generator) -> Up
     if not len(local.rows):
         return Update(num_examples=0)
     if "radius" in knobs:
-        local = _uphill(local, task.trainer, float(knobs["radius"]))
+        local = uphill(local, task.trainer, float(knobs["radius"]))
     elif knobs.get("labels") == "random":
         local = _on_random_classes(task, local, rng)
     else:
@@ -113,7 +113,7 @@ def _on_random_classes(task: Task, local: LocalTraining, rng: np.random.Generato
     return replace(local, loss_of=loss_of, validate=None)
 
 
-def _uphill(local: LocalTraining, trainer: Trainer, radius: float) -> LocalTraining:
+def uphill(local: LocalTraining, trainer: Trainer, radius: float) -> LocalTraining:
     """Return the training that maximises the loss within a ball."""
     descend = local.loss_of
     return replace(local, loss_of=lambda batch: -descend(batch), validate=None, after_step=_projection(trainer, radius))

@@ -1,0 +1,1 @@
+"""Accelerated MRI reconstruction, and removing what a model has learned of one anatomy."""
