@@ -306,7 +306,7 @@ def check_files(shown: str, run: Path) -> None:
     """
     for line in shown.splitlines()[1:]:
         for name in re.findall(r"(?:^| {2})([a-z]+(?:\.[a-z]+|/))", line[:40]):
-            sometimes = name in ("plugins/", "answers/", "clients/", "rosters.jsonl")
+            sometimes = name in ("plugins/", "data.json", "answers/", "clients/", "rosters.jsonl")
             if not sometimes and not (run / name).exists():
                 raise Failed(f"the page lists {name!r}, {run} has {sorted(path.name for path in run.iterdir())}")
 
