@@ -1,0 +1,73 @@
+"""The table of models on the three tests, and its numbers. Imported when a report is made, never by a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from fedloom.core.records import Info
+from fedloom.reporting.markup import table, tag
+from fedloom.reporting.page import section
+from fedloom.reporting.plugins import Contribution, PlainTable
+from fedloom.reporting.quantities import NOTHING
+from fedloom.reporting.run_folder import RunFolder
+from fedloom.workloads.mri_unlearning.procedures import PROCEDURES, TRAINING
+
+_TITLES: Mapping[str, str] = {
+    "zero_filled": "zero-filled",
+    **{name: each.title for name, each in (*TRAINING.items(), *PROCEDURES.items())},
+}
+_TESTS = ("bta", "kta", "ua")
+_COLUMNS = (("invented", 3), ("membership", 2), ("distance", 3), ("ks", 2))
+_HEAD = ("model", "BTA dB", "SSIM", "KTA dB", "SSIM", "UA dB", "SSIM", *(name for name, _ in _COLUMNS))
+_GAP = 1.0
+"""Knowledge gap, dB, below which unlearning cannot be judged."""
+
+
+def build_report(run: RunFolder) -> Contribution:
+    """Return the table of the last evaluation, and the numbers that a study compares."""
+    evaluated = [record.evaluation for record in run.rounds if record.evaluation]
+    names = [name for name in _TITLES if evaluated and f"bta_db_{name}" in evaluated[-1]]
+    if not names:
+        return Contribution()
+    last: Info = evaluated[-1]
+    rows = tuple(_cells(name, last) for name in names)
+    return Contribution(
+        sections=(section("Unlearning", tag("p", _words(last)), table(_HEAD, rows, caption="After the last round")),),
+        numbers={**{key: float(value) for key, value in last.items()}, "gap_db": _gap(last)},
+        headlines={_TITLES[name]: f"BTA {last[f'bta_db_{name}']:.2f} dB, KTA {_text(last, f'kta_db_{name}', 2)} dB"
+                   for name in names},
+        tables=(PlainTable(head=_HEAD, rows=rows),),
+    )  # fmt: skip
+
+
+def _cells(name: str, last: Info) -> tuple[str, ...]:
+    quality = [
+        _text(last, f"{test}_{kind}_{name}", digits) for test in _TESTS for kind, digits in (("db", 2), ("ssim", 3))
+    ]
+    return (_TITLES[name], *quality, *(_text(last, f"{key}_{name}", digits) for key, digits in _COLUMNS))
+
+
+def _gap(last: Info) -> float:
+    """Return KTA of the original above the oracle's, dB; NaN without either."""
+    return float(last.get("kta_db_original", math.nan)) - float(last.get("kta_db_oracle", math.nan))
+
+
+def _words(last: Info) -> str:
+    gap = _gap(last)
+    words = (
+        "BTA: held-out slices to retain; KTA: held-out slices to forget; UA: slices to forget that were trained on. "
+        "Ideal is to equal the oracle in all of them. Invented: error in what the scanner never measured. Membership: "
+        "0.5 is no signal. Distance and ks: to the oracle, on the slices to forget."
+    )
+    if math.isfinite(gap) and gap < _GAP:
+        words += (
+            f" The original is {gap:.2f} dB above the oracle on slices to forget, less than {_GAP:g} dB: it knows too "
+            "little more for unlearning to be judged. Train longer, or on more slices to forget."
+        )
+    return words
+
+
+def _text(values: Info, key: str, digits: int) -> str:
+    value = float(values.get(key, math.nan))
+    return f"{value:.{digits}f}" if math.isfinite(value) else NOTHING
