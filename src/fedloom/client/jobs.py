@@ -225,7 +225,8 @@ def _watch(turn: Turn) -> Done:
     inputs = turn.inputs
     turn.stage = "monitor"
     workload, monitor, parts = turn.run.workload, turn.run.experiment.monitor, turn.job.knobs.get("parts")
-    shard = workload.shard(turn.own_job.client) if parts is None else workload.held_out(turn.job.client, int(parts))
+    part = int(turn.job.knobs.get("part", turn.job.client))
+    shard = workload.shard(turn.own_job.client) if parts is None else workload.held_out(part, int(parts))
     if monitor is None or shard is None:
         raise UnsupportedFeature(
             f"workload {turn.run.experiment.workload.name!r} has no held-out data for a monitor; have it watch "

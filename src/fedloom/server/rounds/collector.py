@@ -77,7 +77,7 @@ class Collector:
                 are not JSON.
             Interrupted: the run was stopped.
         """
-        request = replace(request, exchange=self.pin(request.exchange))
+        request = self._pinned(request)
         self._dtypes.check(request.round, request.exchange)
         if self._run.min_nodes > 1:
             self._waiting.for_nodes(self._run.min_nodes, self._run.labels)
@@ -110,6 +110,16 @@ class Collector:
                 for failure in closing.failures if request.emit_progress else ():
                     self._outputs.emit(ClientLost(run_id=self._run.run_id, failure=failure))
                 self._report_refusals(gathering)
+
+    def _pinned(self, request: ExchangeRequest) -> ExchangeRequest:
+        """Return a request whose jobs are bound to nodes; of other work than clients' any answer is enough then."""
+        exchange = self.pin(request.exchange)
+        if len(exchange.jobs) == len(request.exchange.jobs) and any(job.of_client for job in exchange.jobs):
+            return replace(request, exchange=exchange)
+        count = len(exchange.jobs)
+        if exchange is request.exchange or not count:
+            return request
+        return replace(request, exchange=exchange, terms=replace(request.terms, quota=count, quorum_fraction=1 / count))
 
     def _gather(self, gathering: _Gathering) -> Collected:
         """Receive results until the exchange closes."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from fedloom.core.config import Experiment
 from fedloom.core.data_schema import SHARES
-from fedloom.core.errors import ClientFailed, QuorumNotReached, UsageError
+from fedloom.core.errors import ClientFailed, QuorumNotReached, RunFailed, UsageError
 from fedloom.core.events import Event, Notice
 from fedloom.core.history import RosterLine, SiteLine
 from fedloom.core.protocols import Roster, WorkloadInfo
@@ -150,10 +150,11 @@ class Sites(Clients):
     # Which node does whose work
 
     def pin(self, exchange: Exchange) -> Exchange:
-        if not any(job.of_client for job in exchange.jobs):
+        if not any(job.of_client or _is_part(job) for job in exchange.jobs):
             return exchange
-        jobs = tuple(self._bound(job) if job.of_client else job for job in exchange.jobs)
-        return replace(exchange, jobs=jobs, reassign=False)
+        jobs = [self._bound(job) if job.of_client else job for job in exchange.jobs if not _is_part(job)]
+        parts = [job for job in exchange.jobs if _is_part(job)]
+        return replace(exchange, jobs=(*jobs, *self._whole(parts)), reassign=False)
 
     def evaluation(self, round: int, inputs: tuple[str, ...]) -> Exchange:
         knobs = {"part": 0, "parts": 1}
@@ -171,8 +172,23 @@ class Sites(Clients):
             yield replace(exchange, jobs=jobs, reassign=False)
 
     def _bound(self, job: Job) -> Job:
+        if not 0 <= job.client < len(self._sites):
+            raise RunFailed(
+                f"round {job.round}: found a job {job.kind!r} of client {job.client}, expected one of the "
+                f"{len(self._sites)} sites of this run, numbered from 0. A plug-in whose jobs are parts of other work "
+                "has to plan them with of_client=False and the knobs `part` and `parts`"
+            )
         site = self._sites[job.client]
         return replace(job, node=site.name, member=site.member)
+
+    def _whole(self, parts: Sequence[Job]) -> Iterator[Job]:
+        """Yield, for work that is split into parts, one job for each connected site: the whole of its own data."""
+        works = [job for job in parts if _part(job) == 0]
+        for number, job in enumerate(works):
+            for client in self._online:
+                site = self._sites[client]
+                yield replace(job, client=number * len(self._sites) + client, node=site.name, member=site.member,
+                              knobs={**job.knobs, "part": 0, "parts": 1})  # fmt: skip
 
     # Joining
 
@@ -297,6 +313,15 @@ class Sites(Clients):
 
     def _notice(self, message: str) -> None:
         self._services.emit(Notice(run_id=self._services.store.run_id, message=message))
+
+
+def _is_part(job: Job) -> bool:
+    """Return whether a job is a part of work on data, which any node could do if all had the same data."""
+    return not job.of_client and not job.node and "parts" in job.knobs
+
+
+def _part(job: Job) -> int:
+    return int(job.knobs.get("part", job.client))
 
 
 def _some(names: Sequence[str]) -> str:

@@ -145,8 +145,7 @@ def read(reported: Info, classes: int) -> Evaluation:
         rows = [index for index, line in enumerate(lines) if line["group"] == group]
         if len(rows) >= _FEWEST:
             tables[group] = _table([lines[row] for row in rows], [branches[row] for row in rows], rule, classes)
-    clean: Info = next((line for line in lines if line["group"] == "clean"), {})
-    return Evaluation(rule=rule, classes=classes, tables=tables, clean=clean)
+    return Evaluation(rule=rule, classes=classes, tables=tables, clean=_clean(lines))
 
 
 def numbers(evaluation: Evaluation) -> dict[str, float]:
@@ -206,7 +205,7 @@ def _table(lines: Sequence[Info], branches: list[Branch], rule: Info, classes: i
     scores["mano"] = _by_branch(scores, branches, "" if rule["whole_set"] else "_batches")
     scores["per_set"] = _by_branch(scores, printed)
     return Table(
-        names=tuple(f"{line['name']} {line['severity']}" if line["severity"] else line["name"] for line in lines),
+        names=tuple(map(_name, lines)),
         families=tuple(line["family"] for line in lines),
         accuracy=np.array([line["accuracy"] for line in lines], np.float64),
         criterion=criterion,
@@ -214,6 +213,22 @@ def _table(lines: Sequence[Info], branches: list[Branch], rule: Info, classes: i
         branches=tuple(branches),
         scores=scores,
     )
+
+
+def _clean(lines: Sequence[Info]) -> Info:
+    """Return the line of the unmodified test images; that of all sites has the accuracy over all their images."""
+    clean = [line for line in lines if line["group"] == "clean"]
+    if len(clean) < 2:
+        return clean[0] if clean else {}
+    samples = sum(line["samples"] for line in clean)
+    accuracy = sum(line["accuracy"] * line["samples"] for line in clean) / samples
+    return {**clean[0], "samples": samples, "accuracy": accuracy}
+
+
+def _name(line: Info) -> str:
+    """Return a set's name, with its severity, and the site whose images it is made of."""
+    name = f"{line['name']} {line['severity']}" if line["severity"] else str(line["name"])
+    return f"{name}, site {line['site']}" if "site" in line else name
 
 
 def _by_branch(scores: Mapping[str, Array], branches: Sequence[Branch], suffix: str = "") -> Array:

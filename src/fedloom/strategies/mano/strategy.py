@@ -39,8 +39,8 @@ class Estimation(Strategy[Scored, RunningMean | UpdateList]):
 
     State = Scored
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, *, of_sites: bool = False) -> None:
+        self._config, self._of_sites = config, of_sites
 
     def init(self, model: Record) -> Scored:
         begun = Pinned.of(Record({MODEL: model.groups[MODEL]}))
@@ -59,7 +59,11 @@ class Estimation(Strategy[Scored, RunningMean | UpdateList]):
         if state.asks:
             if not isinstance(total, UpdateList):
                 raise wrong_accumulator("mano", UpdateList, total)
-            sets = [line for _, update in total.updates for line in update.info.get("sets", ())]
+            sets = [
+                {**line, "site": client} if self._of_sites else line
+                for client, update in total.updates
+                for line in update.info.get("sets", ())
+            ]
             rule = self._config.model_dump(include={"eta", "criterion", "branch", "whole_set"})
             return replace(state, asks=False, reported={"mano": {"rule": rule, "sets": sets}})
         if not isinstance(total, RunningMean):
@@ -78,7 +82,7 @@ class Estimation(Strategy[Scored, RunningMean | UpdateList]):
         return state.reported
 
     def _question(self, state: Scored, context: RoundContext) -> Exchange:
-        """Return one job for each part of the sets; a job's client is only its number."""
+        """Return one job for each part of the sets; where clients are sites, each scores all sets of its own images."""
         inputs = {**self._models(state), INITIAL: state.initial}
         jobs = tuple(
             Job(
@@ -87,6 +91,7 @@ class Estimation(Strategy[Scored, RunningMean | UpdateList]):
                 kind="estimate",
                 inputs=tuple(inputs),
                 knobs={"part": part, "parts": self._config.parts},
+                of_client=False,
             )
             for part in range(self._config.parts)
         )
@@ -100,4 +105,4 @@ class Estimation(Strategy[Scored, RunningMean | UpdateList]):
 def build_strategy(config: Config, experiment: Experiment) -> Estimation:
     """Return the strategy a `Config` describes; it scores in the last round, so the number of rounds must be known."""
     experiment.rounds_known("strategy 'mano'")
-    return Estimation(config)
+    return Estimation(config, of_sites=experiment.of_sites)

@@ -202,7 +202,7 @@ class MedianEnsemble(Strategy[History, Total]):
         return replace(state, models=models, published=models[0])
 
     def _ask(self, state: History, context: RoundContext, kind: str) -> Pending[History]:
-        """Return one job for each model and part of the images; a job's client is only its number."""
+        """Return one job for each model and part of the images; where clients are sites, for each site's images."""
         parts = self._evaluation.parts
         jobs = tuple(
             Job(
@@ -211,6 +211,7 @@ class MedianEnsemble(Strategy[History, Total]):
                 kind=kind,
                 inputs=(name,),
                 knobs={"part": part, "parts": parts},
+                of_client=False,
             )
             for index, name in enumerate(state.names)
             for part in range(parts)

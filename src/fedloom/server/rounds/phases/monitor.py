@@ -58,9 +58,10 @@ class MonitorPhase(RoundPhase):
         inputs = self._parts.strategy.model_inputs(round.state)
         knobs = {} if request.parts is None else {"parts": request.parts}
         jobs = tuple(
-            Job(round=round.number, client=client, kind="monitor", inputs=tuple(inputs), knobs=knobs)
+            Job(round=round.number, client=client, kind="monitor", inputs=tuple(inputs), knobs=knobs,
+                of_client=request.parts is None)
             for client in request.clients
-        )
+        )  # fmt: skip
         return Exchange(jobs=jobs, inputs=inputs, accumulator="metrics")
 
     def recorded(self, round: OpenRound) -> None:
