@@ -199,7 +199,7 @@ def test_a_client_is_started_with_the_options_given(monkeypatch: pytest.MonkeyPa
     asked: list[Any] = []
     monkeypatch.setattr(client_app, "run_client", lambda *args, **kwargs: asked.append((args, kwargs)))
     assert main(["client", *SERVER, "--name", "pi-3", "--token-file", str(token_file)]) == 0
-    assert asked == [(("10.0.0.1:7070",), {"name": "pi-3", "token": "s3cret", "proxy": ""})]
+    assert asked == [(("10.0.0.1:7070",), {"name": "pi-3", "token": "s3cret", "proxy": "", "node_values": {}})]
 
 
 @pytest.mark.parametrize("content", ["", "two words\n", "a\nb\n"])
