@@ -101,7 +101,11 @@ def test_a_colmap_model_is_the_same_from_text_and_binary_files(tmp_path: Path) -
         assert model.cameras["b.png"].position == pytest.approx((-0.5, 0, -2))
         turned = model.cameras["a.png"]  # a quarter turn about y: its z axis is the scene's -x
         np.testing.assert_allclose(turned.rotation, [[0, 0, 1], [0, 1, 0], [-1, 0, 0]], atol=1e-12)
-        assert turned.focal == (7, 7.5) and turned.center == (4, 3) and (turned.width, turned.height) == (8, 6)
+        assert (
+            turned.focal == pytest.approx((7, 7.5))
+            and turned.center == pytest.approx((4, 3))
+            and (turned.width, turned.height) == (8, 6)
+        )
         np.testing.assert_allclose(model.points, [[0.1, 0.2, 0.3]], rtol=1e-6)
         np.testing.assert_allclose(model.colors, [[1, 0.2, 0]], rtol=1e-6)
 
@@ -134,7 +138,7 @@ def test_a_colmap_scene_needs_its_photographs_in_their_cameras_size(tmp_path: Pa
     Image.new("L", (8, 6), 51).save(tmp_path / "images" / "b.png")
     scene = read_colmap(tmp_path, 2, 2)
     assert [view.name for view in scene.test] == ["a.png"] and [view.name for view in scene.train] == ["b.png"]
-    assert scene.test[0].photograph.shape == (3, 4, 3) and scene.test[0].camera.focal == (3.5, 3.75)
+    assert scene.test[0].photograph.shape == (3, 4, 3) and scene.test[0].camera.focal == pytest.approx((3.5, 3.75))
     np.testing.assert_allclose(scene.test[0].photograph[0, 0], [1, 0, 0.2], atol=1e-6)
     Image.new("RGB", (9, 6)).save(tmp_path / "images" / "b.png")
     with pytest.raises(DataMissing, match="expected a photograph of 8 x 6"):
@@ -154,7 +158,7 @@ def test_transforms_are_turned_from_opengls_convention(tmp_path: Path) -> None:
     write_splats(tmp_path / "points3d.ply", {k: v.astype(np.float32) for k, v in random_splats(5, 0).items()})
     (tmp_path / "transforms.json").write_text(json.dumps(transforms()), encoding="utf-8")
     (view,) = read_transforms(tmp_path, 1, 0).train
-    assert view.camera.position == pytest.approx((0, 0, 4)) and view.camera.rotation[2] == (0, 0, -1)
+    assert view.camera.position == pytest.approx((0, 0, 4)) and view.camera.rotation[2] == pytest.approx((0, 0, -1))
     assert view.camera.focal[0] == pytest.approx(4 / np.tan(0.5))
     for wrong, message in (
         (transforms(k1=0.2), "undistorted"),

@@ -60,6 +60,8 @@ def read_splats(path: Path) -> dict[str, np.ndarray]:
             "is read as a scene's points, not as splats"
         )
     n = len(table["x"])
+    if n == 0:
+        raise DataMissing(f"{path}: expected at least one splat, got none")
 
     def columns(*names: str) -> np.ndarray:
         return np.stack([table[name] for name in names], axis=1).astype(np.float32)
