@@ -18,6 +18,8 @@ from fedloom.workloads.retinags.submodel import Copies, Slopes, SubModel
 from fedloom.workloads.retinags.tree import Tree, boxes, front_to_back, owners
 
 T = TypeVar("T")
+Adjust = Callable[[Table, Table], None]
+"""Changes gradients in place, given the values; both are tables of all splats."""
 
 
 class Part(Protocol):
@@ -42,6 +44,10 @@ class LocalPart:
             "backward": self._model.backward,
             "step": self._model.step,
             "skip": self._model.skip,
+            "add": self._model.add,
+            "gradients": self._model.gradients,
+            "change": self._model.change,
+            "apply": self._model.apply,
         }
         return methods[method](*arguments)
 
@@ -100,13 +106,16 @@ class Composer:
         layers, _ = self._layers(camera)
         return merge([layer for _, layer in layers], self._background()) if layers else self._empty(camera)
 
-    def step(self, camera: Camera, photograph: np.ndarray, rates: dict[str, float]) -> float:
+    def step(
+        self, camera: Camera, photograph: np.ndarray, rates: dict[str, float], adjust: Adjust | None = None
+    ) -> float:
         """Do one optimiser step on one photograph, and return its loss before the step.
 
         Args:
             camera: the photograph's.
             photograph: (height, width, 3), in [0, 1].
             rates: of learning, by array of the splats.
+            adjust: applied to the gradients first; all of them are sent to the composer and back.
         """
         layers, shared = self._layers(camera)
         with torch.inference_mode(False), torch.enable_grad():
@@ -119,9 +128,25 @@ class Composer:
         by_box = {box: each for (box, _), each in zip(layers, back, strict=True)}
         found = self._all(lambda i: self._backward(i, by_box.get(i)))
         received = [[each[i] for each in found if i in each] for i in range(len(self.parts))]
-        self._all(lambda i: self.parts[i].call("step", received[i], rates))
+        if adjust is None:
+            self._all(lambda i: self.parts[i].call("step", received[i], rates))
+        else:
+            self._all(lambda i: self.parts[i].call("add", received[i]))
+            self._adjust(adjust)
+            self._all(lambda i: self.parts[i].call("apply", rates))
         self._count(layers, back, shared, [each for group in received for each in group])
         return float(loss.detach())
+
+    def _adjust(self, adjust: Adjust) -> None:
+        found = [cast(tuple[np.ndarray, Table, Table], part.call("gradients")) for part in self.parts]
+        ids = np.concatenate([each[0] for each in found])
+        order = np.argsort(ids)
+        gradients, values = (
+            {name: np.concatenate([each[i][name] for each in found])[order] for name in found[0][i]} for i in (1, 2)
+        )
+        adjust(gradients, values)
+        for part, (own, _, _) in zip(self.parts, found, strict=True):
+            part.call("change", {name: value[own] for name, value in gradients.items()})
 
     def _backward(self, number: int, slopes: Layer | None) -> dict[int, Slopes]:
         if slopes is None:

@@ -75,7 +75,7 @@ class SubModel:
     def unload(self) -> Rows:
         """Return the splats owned, with their optimiser's state."""
         tables = (
-            {name: value.cpu().numpy() for name, value in table.items()}
+            {name: value.cpu().numpy().copy() for name, value in table.items()}
             for table in (self._values, self._first, self._second, self._statistics)
         )
         return Rows(self._ids.cpu().numpy(), *tables)
@@ -99,7 +99,7 @@ class SubModel:
     def render(self, camera: Camera, copies: list[Copies], degree: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the box's colour and alpha, or None where nothing is drawn; gradients are prepared for `backward`."""
         with _gradients(True):
-            self._copies, self._degree = copies, degree
+            self._copies, self._size = copies, np.array([camera.width, camera.height])
             sets = [self._values, *({n: self._tensor(v) for n, v in each.values.items()} for each in copies)]
             self._drawing = {name: value.requires_grad_() for name, value in joined(list(sets)).items()}
             ids = torch.cat([self._ids, *(self._tensor(each.ids, torch.int64) for each in copies)])
@@ -130,6 +130,11 @@ class SubModel:
             received: derivatives from other boxes of copies of the own splats, in a fixed order.
             rates: of learning, by array.
         """
+        self.add(received)
+        self.apply(rates)
+
+    def add(self, received: list[Slopes]) -> None:
+        """Add other boxes' derivatives of the own splats to those of this box."""
         with _gradients(False):
             own = self._own
             slopes = {name: self._tensor(own.values[name]) for name in SHAPES}
@@ -143,8 +148,22 @@ class SubModel:
             self._statistics["slopes"] += centers.norm(dim=1)
             self._statistics["views"] += drawn > 0
             self._statistics["drawn"] += drawn
+            self._total = slopes
+
+    def gradients(self) -> tuple[np.ndarray, Table, Table]:
+        """Return the own splats' numbers, their gradients and their values."""
+        slopes, values = ({n: v.cpu().numpy() for n, v in table.items()} for table in (self._total, self._values))
+        return self._ids.cpu().numpy(), slopes, values
+
+    def change(self, gradients: Table) -> None:
+        """Take gradients in place of those that were added up."""
+        self._total = {name: self._tensor(value) for name, value in gradients.items()}
+
+    def apply(self, rates: dict[str, float]) -> None:
+        """Do a step of Adam with the gradients as they are."""
+        with _gradients(False):
             self._steps += 1
-            for name, slope in slopes.items():
+            for name, slope in self._total.items():
                 adam(self._values[name], slope, (self._first[name], self._second[name]), rates[name], self._steps)
 
     def skip(self) -> None:
@@ -168,6 +187,7 @@ class SubModel:
                 whole = torch.zeros_like(value) if value.grad is None else value.grad
                 values[name] = whole[part].cpu().numpy()
             at = np.zeros((len(ids), 2)) if centers is None else centers[part].cpu().numpy()
+            at = at * (self._size / 2)  # in halves of the picture, as 3DGS has it
             found[owner] = Slopes(ids, values, at, drawn[part].cpu().numpy())
         self._own = found.pop(self._number)
         return found
