@@ -14,7 +14,7 @@ from fedloom import api
 from fedloom.reporting.plugins import contributions
 from fedloom.reporting.report import render_report
 from fedloom.reporting.run_folder import RunFolder
-from fedloom.workloads.mri_unlearning.report import build_report
+from fedloom.workloads.mri_unlearning.report import build_report, derived
 
 
 def test_the_report_has_a_line_for_each_model_and_says_if_the_gap_is_small(tmp_path: Path) -> None:
@@ -35,3 +35,14 @@ def test_a_run_of_one_model_has_one_line_and_no_gap(tmp_path: Path) -> None:
     folder = RunFolder.read(tmp_path / "run")
     assert [row[0] for row in build_report(folder).tables[0].rows] == ["zero-filled", "original"]
     assert "to be judged" not in render_report(folder)
+
+
+def test_what_is_claimed_of_a_procedure_is_derived_from_the_metrics() -> None:
+    known = {"kta_db": 24.0, "kta_db_original": 27.0, "kta_db_oracle": 25.0, "bta_db": 29.5, "bta_db_original": 30.0}
+    known |= {"membership": 0.45, "membership_original": 0.8, "membership_oracle": 0.5, "ks": 0.2, "ks_original": 0.6}
+    found = derived({**known, "invented": 0.66, "invented_original": 0.6})
+    wanted = {"gap_db": 2.0, "gap_left": 0.5, "kta_lost_db": 3.0, "bta_lost_db": 0.5, "invented_more": 0.1}
+    wanted |= {"membership_nearer": 0.25, "ks_nearer": 0.4}
+    assert {name: pytest.approx(found[name]) for name in wanted} == wanted
+    assert found["oracle_gain_db"] != found["oracle_gain_db"]  # not known: NaN
+    assert derived({})["gap_left"] != derived({})["gap_left"]

@@ -34,7 +34,7 @@ def build_report(run: RunFolder) -> Contribution:
     rows = tuple(_cells(name, last) for name in names)
     return Contribution(
         sections=(section("Unlearning", tag("p", _words(last)), table(_HEAD, rows, caption="After the last round")),),
-        numbers={**{key: float(value) for key, value in last.items()}, "gap_db": _gap(last)},
+        numbers={**{key: float(value) for key, value in last.items()}, **derived(last)},
         headlines={_TITLES[name]: f"BTA {last[f'bta_db_{name}']:.2f} dB, KTA {_text(last, f'kta_db_{name}', 2)} dB"
                    for name in names},
         tables=(PlainTable(head=_HEAD, rows=rows),),
@@ -46,6 +46,34 @@ def _cells(name: str, last: Info) -> tuple[str, ...]:
         _text(last, f"{test}_{kind}_{name}", digits) for test in _TESTS for kind, digits in (("db", 2), ("ssim", 3))
     ]
     return (_TITLES[name], *quality, *(_text(last, f"{key}_{name}", digits) for key, digits in _COLUMNS))
+
+
+def derived(last: Info) -> dict[str, float]:
+    """Return what is claimed of a run's last procedure, from the metrics of its last evaluation; NaN if unknown.
+
+    `gap_db`: KTA of the original above the oracle's. `gap_left`: of it, the share by which the procedure's KTA differs
+    from the oracle's, on either side. `kta_lost_db`, `bta_lost_db`: below the original. `oracle_gain_db`,
+    `oracle_gain_ssim`: the oracle's BTA above zero-filled. `invented_more`: H above the original's, as a share of it.
+    `ks_nearer`, `membership_nearer`, `distance_nearer`: how much nearer to the oracle's than the original's.
+    """
+
+    def value(key: str, model: str = "") -> float:
+        return float(last.get(f"{key}_{model}" if model else key, math.nan))
+
+    gap, signal = _gap(last), value("membership", "oracle")
+    before = value("invented", "original")
+    return {
+        "gap_db": gap,
+        "gap_left": abs(value("kta_db") - value("kta_db", "oracle")) / gap if gap > 0 else math.nan,
+        "kta_lost_db": value("kta_db", "original") - value("kta_db"),
+        "bta_lost_db": value("bta_db", "original") - value("bta_db"),
+        "oracle_gain_db": value("bta_db", "oracle") - value("bta_db", "zero_filled"),
+        "oracle_gain_ssim": value("bta_ssim", "oracle") - value("bta_ssim", "zero_filled"),
+        "invented_more": value("invented") / before - 1.0 if before > 0 else math.nan,
+        "ks_nearer": value("ks", "original") - value("ks"),
+        "membership_nearer": abs(value("membership", "original") - signal) - abs(value("membership") - signal),
+        "distance_nearer": value("distance", "original") - value("distance"),
+    }
 
 
 def _gap(last: Info) -> float:
