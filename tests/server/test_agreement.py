@@ -85,7 +85,13 @@ def test_sums_that_one_site_withholds_are_asked_for_as_settings() -> None:
 
 
 def test_withheld_sizes_make_all_updates_weigh_the_same() -> None:
-    assert agreed_settings(images(), [site("a", {}), site("b", {}, size=None)], "run") == ['round.weighting="uniform"']
+    withholding = site("b", {"withholds_sizes": True}, size=None)
+    assert agreed_settings(images(), [site("a", {}), withholding], "run") == ['round.weighting="uniform"']
+
+
+def test_sizes_that_a_workload_does_not_know_beforehand_change_no_weight() -> None:
+    """A hosted app counts its examples when it trains: what it reports then is its weight."""
+    assert agreed_settings(images(), [site("a", {}), site("b", {}, size=None)], "run") == []
     assert agreed_settings(images(), [site("a", {}), site("b", {})], "run") == []
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from fedloom.core.config import Settings
 from fedloom.core.config.sites import are_sites
+from fedloom.core.data_schema import UNSIZED
 from fedloom.core.errors import PolicyRefused
 from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import Info, JsonObject, Mean, Update
@@ -135,6 +136,8 @@ class Withhold(Settings):
         sizes = {} if self.sizes == "withheld" else {key: data[key] for key in _SIZES if key in data}
         facts: JsonObject = {key: value for key, value in data.items() if key in allowed}
         facts |= {key: self.size(value) if isinstance(value, int) else value for key, value in sizes.items()}
+        if self.sizes == "withheld":
+            facts[UNSIZED] = True
         if isinstance(schema := data.get("schema"), Mapping):
             facts["schema"] = self._schema(schema)
         return facts

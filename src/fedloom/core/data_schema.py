@@ -15,6 +15,8 @@ SUMS = "sums"
 channel or column, their `sum` and the sum of their `squares`. Added up, they give `workload.data.mean` and `std`."""
 SHARES = "shares_local_model"
 """Key of a site's description that says, by `true`, that a model trained there may be evaluated at other sites."""
+UNSIZED = "withholds_sizes"
+"""Key of a node's description that says, by `true`, that its reports count one example for each client."""
 FEW_EXAMPLES = "fewer than 5 examples"
 """Replaces the name of a class of which a node has too few examples for it to be disclosed."""
 _TOLERANCE = 1e-4

@@ -66,13 +66,13 @@ def agreed_settings(experiment: Experiment, sites: Sequence[Described], run_id: 
 
 def uniform_weights(experiment: Experiment, sites: Sequence[Described]) -> list[str]:
     """Return the setting that makes all updates weigh the same, where a site withholds its number of examples."""
-    withheld = any(site.size is None for site in sites)
+    withheld = any(site.withholds_size for site in sites)
     return [UNIFORM] if withheld and experiment.round.weighting == "examples" else []
 
 
 def reasons_of(settings: Sequence[str], sites: Sequence[Described]) -> str:
     """Return the reason for agreed settings, in words, if it is not obvious; empty otherwise."""
-    names = [site.name for site in sites if site.size is None]
+    names = [site.name for site in sites if site.withholds_size]
     if UNIFORM not in settings or not names:
         return ""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from fedloom.core import run_files
 from fedloom.core.accumulators import UpdateList
-from fedloom.core.data_schema import SUMS
+from fedloom.core.data_schema import SUMS, UNSIZED
 from fedloom.core.history import SiteLine
 from fedloom.core.protocols import WorkloadInfo
 from fedloom.core.records import Exchange, Info, Job, JsonObject
@@ -44,6 +44,11 @@ class Described:
     def size(self) -> int | None:
         """Return its number of training examples; None if it does not report it."""
         return self.info.client_sizes[0] if len(self.info.client_sizes) == 1 else None
+
+    @property
+    def withholds_size(self) -> bool:
+        """Return whether its reports count one example, whatever it has."""
+        return self.info.data.get(UNSIZED) is True
 
     def line(self, client: int) -> SiteLine:
         """Return it as the client of a number."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedloom.core.config import Experiment
-from fedloom.core.data_schema import SHARES
+from fedloom.core.data_schema import SHARES, UNSIZED
 from fedloom.core.errors import ClientFailed, QuorumNotReached, RunFailed, UsageError
 from fedloom.core.events import Event, Notice
 from fedloom.core.history import RosterLine, SiteLine
@@ -139,7 +139,7 @@ class Sites(Clients):
         return roster_of(self._sites, self._online)
 
     def counts_alike(self) -> bool:
-        return any(site.size is None for site in self._sites)
+        return any(site.data.get(UNSIZED) is True for site in self._sites)
 
     def sharing(self) -> frozenset[int]:
         return frozenset(site.client for site in self._sites if site.data.get(SHARES) is True)
