@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from killed_runs import killed_and_resumed
 
 from fedloom import api
+from fedloom.client.helper_processes.factory import ONE_CORE
+from fedloom.client.helper_processes.process import ProcessHelpers
 from fedloom.core.config import Experiment
-from fedloom.core.errors import ConfigError
-from fedloom.core.records import MODEL, Info
+from fedloom.core.errors import ClientFailed, ConfigError
+from fedloom.core.protocols import HelperHandle, Resources
+from fedloom.core.records import MODEL, Arrays, Info, Job
 from fedloom.core.seeds import generator
 from fedloom.testing.workload import WorkloadConformance
 from fedloom.workloads.retinags.config import Config
@@ -113,3 +119,46 @@ def test_densification_fills_free_rows() -> None:
     result = api.run(experiment(workload={"density": density, "parts": 2}), keep=False)
     assert result.arrays["opacities"].shape == (80,)
     assert 60 < (result.history[-1].evaluation or {})["splats"] <= 80
+
+
+class OneDies:
+    """Helpers in child processes, the second of which is killed when it has been made."""
+
+    def __init__(self) -> None:
+        self.inner, self.started, self.kill = ProcessHelpers(), list[HelperHandle](), True
+
+    def start(
+        self, factory: Callable[..., object], *arguments: object, resources: Resources = ONE_CORE
+    ) -> HelperHandle:
+        self.started.append(self.inner.start(factory, *arguments, resources=resources))
+        if self.kill and len(self.started) == 2:
+            self.started[-1].stop()
+        return self.started[-1]
+
+
+@pytest.mark.slow
+def test_a_killed_sub_model_fails_the_job_which_repeated_has_the_bits_of_one_undisturbed() -> None:
+    made = experiment(workload={"parts": 2})
+    undisturbed, disturbed, helpers = build(made), build(made), OneDies()
+    disturbed.use_helpers(helpers)
+    model = undisturbed.init(generator(5, "init", 0, 0, 0))
+    job = Job(kind="train", client=0, round=1)
+
+    def trained(workload: Splatting) -> Arrays:
+        rng = generator(5, "train", 1, 0, 0)
+        return workload.train(job, {MODEL: model}, workload.shard(0), None, rng).groups[MODEL]
+
+    with pytest.raises(ClientFailed, match="SubModel"):
+        trained(disturbed)
+    found, wanted = trained(disturbed), trained(undisturbed)
+    assert len(helpers.started) == 4 and all(np.array_equal(found[name], wanted[name]) for name in SHAPES)
+    for handle in helpers.started:
+        handle.stop()
+
+
+@pytest.mark.slow
+def test_a_run_killed_inside_a_round_resumes_with_equal_bits(tmp_path: Path) -> None:
+    runtime = {"name": "process", "workers": 1}
+    made = experiment(workload={"parts": 2}, rounds=8, checkpoint={"every": 1}, runtime=runtime)
+    whole = api.run(made, out=tmp_path / "whole")
+    assert killed_and_resumed(made, tmp_path, after=2) == whole.summary.model_sha256

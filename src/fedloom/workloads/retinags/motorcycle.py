@@ -31,7 +31,7 @@ def read_motorcycle(downscale: int) -> Scene:
     try:
         from skimage.data import stereo_motorcycle
 
-        left, right, disparity = stereo_motorcycle()  # type: ignore[no-untyped-call]  # the package has no types
+        left, right, disparity = stereo_motorcycle()
     except (ImportError, OSError) as exc:
         raise DataMissing("source 'motorcycle': needs scikit-image; install it with fedloom's extra 'splat'") from exc
     pictures = [reduced(each.astype(np.float32) / 255, downscale, "motorcycle") for each in (left, right)]

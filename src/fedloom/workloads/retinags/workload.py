@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 from fedloom.core.config import Experiment
 from fedloom.core.errors import ConfigError
-from fedloom.core.protocols import Helpers, Inputs, LocalRule, Resources, Workload, WorkloadInfo
+from fedloom.core.protocols import HelperHandle, Helpers, Inputs, LocalRule, Resources, Workload, WorkloadInfo
 from fedloom.core.records import MODEL, Job, Mean, Metrics, Record, Update
 from fedloom.core.seeds import generator
 from fedloom.workloads._torch.scope import choose_device, exact
@@ -56,6 +57,7 @@ class Splatting:
         self._device = choose_device(config.device)
         self._helpers: Helpers | None = None
         self._parts: dict[int, list[Part]] = {}
+        self._handles: list[HelperHandle] = []
         self._check()
 
     def _check(self) -> None:
@@ -115,7 +117,7 @@ class Splatting:
         """Train one client; metrics are its `loss`, `bytes_per_step` and `copies_per_step`."""
         rows, steps = rows_of(inputs[MODEL].groups[MODEL], state if self.config.keep_moments else None)
         count = self.config.steps
-        with exact(torch.device("cpu")):
+        with exact(torch.device("cpu")), self._fresh_after_failure():
             composer = self.composer(rows.values, self.config.parts)
             composer.load(rows, self.tree(rows.values, self.config.parts), steps)
             adjust = None if rule is None else _adjusted_by(rule, rows.values, job)
@@ -146,7 +148,7 @@ class Splatting:
             return {}
         rows, _ = rows_of(inputs[MODEL].groups[MODEL], None)
         sums, difference = np.zeros(3), 0.0
-        with exact(torch.device("cpu")), torch.inference_mode(False), torch.no_grad():
+        with exact(torch.device("cpu")), self._fresh_after_failure(), torch.inference_mode(False), torch.no_grad():
             tree, pictures = self.tree(rows.values, self.config.parts), self.pictures(rows, shard.views)
             whole = pictures if self.config.parts == 1 else self.pictures(rows, shard.views, parts=1)
             for view, picture, one in zip(shard.views, pictures, whole, strict=True):
@@ -182,11 +184,25 @@ class Splatting:
             self._parts[parts] = [self._start(i, parts) for i in range(parts)]
         return Composer(self._parts[parts], recipe)
 
+    @contextlib.contextmanager
+    def _fresh_after_failure(self) -> Iterator[None]:
+        """Stop all sub-models if one fails, so that the job, repeated, starts others."""
+        try:
+            yield
+        except BaseException:
+            self._parts.clear()
+            for handle in self._handles:
+                handle.stop()
+            self._handles.clear()
+            raise
+
     def _start(self, number: int, parts: int) -> Part:
         if parts == 1 or not self.config.helpers or self._helpers is None:
             return LocalPart(SubModel(number, str(self._device), "float32"))
         wanted = Resources(cpus=self.config.cpus)
-        return self._helpers.start(SubModel, number, str(self._device), "float32", resources=wanted)
+        handle = self._helpers.start(SubModel, number, str(self._device), "float32", resources=wanted)
+        self._handles.append(handle)
+        return handle
 
     def tree(self, values: Mapping[str, np.ndarray], parts: int) -> Tree:
         """Return boxes of equal numbers of splats."""
