@@ -146,8 +146,13 @@ def test_a_later_site_gets_the_next_number_from_the_next_round_on(sites: Sites) 
     given = {"mean": [0.0] * 3, "std": [1.0] * 3}
     store = MemoryRunStore("run")
     one = experiment(rounds=3, workload={"data": given}, selection="update_norm")
-    outcome = sites.run(one, store=store, after={1: lambda: sites.start("a")})
+    log = EventLog()
+    outcome = sites.run(one, store=store, after={1: lambda: sites.start("a")}, sinks=[log])
     assert outcome.error is None
+    notices = [event.message for event in log.of(Notice)]
+    assert [message for message in notices if "joined" in message] == [
+        "round 2: site 'a' has joined the run as client 2"
+    ]
     assert [sorted(record.cohort) for record in outcome.history] == [[0, 1], [0, 1, 2], [0, 1, 2]]
     assert outcome.history[1].sections["roster"] == {
         "population": 3, "joined": 1, "joined_names": ["a"], "offline": {}

@@ -207,7 +207,10 @@ class Sites(Clients):
             return
         settings = [each for each in uniform_weights(self._experiment, described) if each not in self._agreed]
         self._agree([*self._agreed, *settings], described)
+        number = len(self._sites)
         self._join(round, described, settings)
+        for site in self._sites[number:]:
+            self._notice(f"round {round}: site {site.name!r} has joined the run as client {site.client}")
 
     def _described(self, round: int, candidates: Sequence[Candidate]) -> list[Described]:
         """Collect members' descriptions of their data; those that cannot describe it are left out."""
