@@ -84,6 +84,15 @@ def test_sums_that_one_site_withholds_are_asked_for_as_settings() -> None:
         agreed_settings(images(), [site("a", told), site("b", {})], "run")
 
 
+def test_data_without_settings_for_a_mean_need_equal_sums() -> None:
+    workload = {"name": "image_classification", "data": {"source": "digits"}}
+    digits = Experiment.parse({"rounds": 1, "clients": "nodes", "strategy": "fedavg", "workload": workload})
+    one, other = ({"sums": {"n": n, "sum": [3.0], "squares": [4.0]}} for n in (4, 5))
+    assert agreed_settings(digits, [site("a", one), site("b", one)], "run") == []
+    with pytest.raises(DataDiffers, match=r"site 'b' has other data than site 'a'.*workload\.data\.mean"):
+        agreed_settings(digits, [site("a", one), site("b", other)], "run")
+
+
 def test_withheld_sizes_make_all_updates_weigh_the_same() -> None:
     withholding = site("b", {"withholds_sizes": True}, size=None)
     assert agreed_settings(images(), [site("a", {}), withholding], "run") == ['round.weighting="uniform"']

@@ -10,6 +10,7 @@ import pytest
 from joined_sites import pictures
 from site_fleet import Sites
 
+from fedloom import api
 from fedloom.core.config import Experiment
 from fedloom.server.rounds.session import Outcome
 from fedloom.strategies.mano.evaluation import read
@@ -121,3 +122,11 @@ def test_a_monitor_observes_every_site(sites: PictureSites, data: str) -> None:
     assert [line["client"] for line in (*read["anchors"], *read["clients"])] == [0, 1, 2]
     sizes = [size // 3 if data == "held_out" else size for size in SIZES.values()]
     assert [line["samples"] for line in (*read["anchors"], *read["clients"])] == sizes
+
+
+def test_data_of_installed_packages_need_no_agreement_on_a_mean(sites: PictureSites) -> None:
+    """Every site has all digits: 1,438 to train on, and 359 to evaluate on."""
+    preset = api.load("digits-fedavg").override(["rounds=1", "clients=nodes"])
+    found = sites.run(preset)
+    assert found.error is None
+    assert found.history[0].num_examples == 3 * 1438

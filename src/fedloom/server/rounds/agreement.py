@@ -168,8 +168,31 @@ def _moments(experiment: Experiment, sites: Sequence[Described]) -> list[str]:
             f"site {sites[wide].name!r} has {len(known[wide]['sum'])} channels or columns, site {sites[0].name!r} "
             f"{len(known[0]['sum'])}"
         )
+    if not _can_be_set(experiment):
+        return _same_moments(known, sites)
     mean, std = moments_of(known)
     return [f"workload.data.mean={json.dumps(mean)}", f"workload.data.std={json.dumps(std)}"]
+
+
+def _can_be_set(experiment: Experiment) -> bool:
+    """Return whether the workload has settings for the mean and deviation; data of installed packages have none."""
+    table = experiment.workload.model_dump().get("data")
+    return isinstance(table, Mapping) and {"mean", "std"} <= table.keys()
+
+
+def _same_moments(known: Sequence[Info], sites: Sequence[Described]) -> list[str]:
+    """Return no settings if all sites normalise alike by themselves, since their sums are equal.
+
+    Raises:
+        DataDiffers: names the first site whose sums are others.
+    """
+    other = next((site.name for site, sums in zip(sites, known, strict=True) if sums != known[0]), None)
+    if other is not None:
+        raise DataDiffers(
+            f"site {other!r} has other data than site {sites[0].name!r}, and this workload has no settings "
+            "workload.data.mean and workload.data.std to normalise both alike. Use a source of data with these settings"
+        )
+    return []
 
 
 def moments_of(sums: Sequence[Info]) -> tuple[list[float], list[float]]:
