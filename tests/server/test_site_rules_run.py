@@ -194,7 +194,7 @@ def test_a_run_sends_the_declared_fields_and_nothing_of_the_data(place: Place, p
     assert info["label_counts"] == info["client_sizes"] == [] and info["label_names"] == ["class 0", "class 1"]
     assert info["data"] == {
         "name": "patients", "kind": "real", "shape": [1],
-        "schema": {"shape": [1], "withheld": ["classes", "mean", "std"]},
+        "schema": {"shape": [1], "withheld": ["classes", "mean", "std"]}, "withholds_sizes": True,
     }  # fmt: skip
     means = {name: array.tolist() for name, array in outcome.arrays.items()}
     assert means == {"ages": [40 + 18 / 2, 40 + 19 + 10 / 2]}, "the model itself is what was asked for"

@@ -18,7 +18,8 @@ _OF_DATA: Mapping[str, str] = {
     "pictures `values` (how many files have which kind of numbers) and `range` (the smallest and the largest), what "
     "else the workload's code states (of speech speakers and seconds), and `schema` (a digest of classes, shape and "
     "moments). With `withhold.statistics` or `withhold.digests` without these; where any part is withheld only facts "
-    "known to be harmless. Of a site also `shares_local_model`, where the policy says so",
+    "known to be harmless. Of a site also `shares_local_model`, where the policy says so, and `withholds_sizes`, where "
+    "it does",
     "client_sizes": "number of examples of each client; none, or rounded up, with `withhold.sizes`",
     "label_counts": "examples of each class, for each client; none with `withhold.label_counts` or withheld sizes",
     "label_names": f"names that the policy lists under `classes`, at most {MAX_NAME} characters; of other classes a "
