@@ -21,6 +21,7 @@ WORD = re.compile(r"[a-z][a-z0-9]*(?:[_/-][a-z0-9]+)*")
 SHARED = {
     "accuracy": "the metric of every classification",
     "config": "a part of every plug-in",
+    "device": "what computes, and a machine's network card",
     "examples": "a weighting, and a unit",
     "loss": "the metric of every training",
     "second": "a unit",
