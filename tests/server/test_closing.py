@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 
@@ -30,15 +33,19 @@ from fedloom.testing.fleet import EventLog, fleet_access, wait_until
 from fedloom.testing.records import model_record
 
 Make = Callable[..., Experiment]
+T = TypeVar("T")
 
 
-def closing(terms: ClosingTerms, groups: int, clock: ManualClock | None = None, **fields: object) -> Closing:
-    """Of an exchange of groups of one client each."""
+def closing(
+    terms: ClosingTerms, groups: int, clock: ManualClock | None = None, *, only: str = "", **fields: object
+) -> Closing:
+    """Of an exchange of groups of one client each; `only` has a letter for each group's only node."""
     exchange = Exchange(jobs=tuple(Job(round=1, client=client) for client in range(groups)))
     values = {"reserve": range(groups - terms.reserve, groups), **fields}
+    made = planned_groups(*[1.0] * groups)
     put = PlannedExchange(
         run=RunFacts(spec=run_spec()), round=1, index=0, exchange=exchange,
-        groups=tuple(planned_groups(*[1.0] * groups)),
+        groups=tuple(replace(group, only=only[at : at + 1]) for at, group in enumerate(made)),
         **values,  # type: ignore[arg-type]
     )  # fmt: skip
     return Closing(put, terms, clock or ManualClock())
@@ -104,6 +111,14 @@ class TestDecisions:
         assert [(f.client, f.node, f.message, f.seconds) for f in timed.failures] == [
             (1, "lab", "no result within 60 s", 60.0),
             (2, "", "no result within 60 s; no node had capacity for it", 60.0),
+        ]
+
+    def test_a_site_that_did_not_get_its_own_group_is_named(self) -> None:
+        timed = closing(ClosingTerms(quota=2, quorum_fraction=0.0, deadline_s=5.0), 2, only="ab")
+        timed.expire({0: "a"})
+        assert [(f.node, f.message) for f in timed.failures] == [
+            ("a", "no result within 5 s"),
+            ("b", "no result within 5 s; node 'b', the only one for it, had no capacity"),
         ]
 
     def test_a_reserve_nobody_has_seen_does_not_help_at_the_deadline(self) -> None:
@@ -206,10 +221,34 @@ class TestClock:
         thread.join(60)
         assert isinstance(outcome[0], Collected) and [report.client for report in outcome[0].reports] == [4]
 
+    def test_a_deadline_is_later_by_as_long_as_the_server_stood_still(
+        self, coordinator: Coordinator, linear: Make
+    ) -> None:
+        class Stopped(ManualClock):
+            """Stands still in the first wait, as in a process that is stopped."""
+
+            def get(self, source: queue.SimpleQueue[T], timeout_s: float) -> T:
+                if self.monotonic() == 1000.0:
+                    self.stand_still(500.0)
+                    raise queue.Empty
+                return super().get(source, timeout_s)
+
+        clock = Stopped()
+        run, _ = collector(coordinator, RunFacts.of("run", linear(round={"group_size": 1})), clock=clock)
+        hand = join(coordinator)
+        thread, outcome = in_background(run, ask(4, deadline_s=60.0))
+        group = hand.take(Group)[0]
+        wait_until(lambda: clock.monotonic() == 1500.0)
+        hand.channel.send(group_result(group.key, 4))
+        thread.join(60)
+        assert isinstance(outcome[0], Collected) and [report.client for report in outcome[0].reports] == [4]
+
     def test_the_system_clock_continues(self) -> None:
         before = SYSTEM_CLOCK.monotonic()
         wait_until(lambda: SYSTEM_CLOCK.monotonic() > before)
         assert SYSTEM_CLOCK.time() > 1.6e9
+        assert SYSTEM_CLOCK.overslept_s(SYSTEM_CLOCK.monotonic() - 7.0, 5.0) == pytest.approx(2.0, abs=0.5)
+        assert SYSTEM_CLOCK.overslept_s(SYSTEM_CLOCK.monotonic(), 5.0) == 0.0
 
 
 class TestStatesAtHome:

@@ -515,7 +515,7 @@ class TestTransfers:
 
     def test_an_empty_chunk_is_refused(self, stranger: Stranger) -> None:
         stranger.register_with_work()
-        with refused("INVALID_ARGUMENT", "empty chunk"):
+        with refused("INVALID_ARGUMENT", "got an empty one"):
             stranger.upload(head(b"abc"), b"")
 
     def test_fewer_bytes_than_announced_leave_the_upload_open(self, stranger: Stranger) -> None:

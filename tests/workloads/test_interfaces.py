@@ -22,6 +22,8 @@ from fedloom.workloads.hubert_ee.workload import EarlyExitSpeech
 from fedloom.workloads.image_classification.workload import ImageClassification
 from fedloom.workloads.llic.workload import LearnedCompression
 from fedloom.workloads.mlaan.workload import LocalLearning
+from fedloom.workloads.mri_unlearning.workload import MriUnlearning
+from fedloom.workloads.retinags.workload import Splatting, ViewShard
 from fedloom.workloads.spiking_classification.workload import SpikingClassification
 from fedloom.workloads.text_classification.workload import TextClassification
 from fedloom.workloads.torch.workload import OwnModel
@@ -93,6 +95,14 @@ def llic(it: LearnedCompression) -> tuple[Workload[RowShard], HasActions, KeepsC
     return it, it, it
 
 
+def mri_unlearning(it: MriUnlearning) -> tuple[Workload[RowShard], HasActions]:
+    return it, it
+
+
+def retinags(it: Splatting) -> tuple[Workload[ViewShard], KeepsClientState[ViewShard], UsesHelpers]:
+    return it, it, it
+
+
 def flower(it: FlowerWorkload) -> tuple[Workload[AppShard], HasActions, KeepsClientState[AppShard]]:
     return it, it, it
 
@@ -115,6 +125,8 @@ DECLARED: dict[str, Callable[..., object]] = {
         geco,
         hubert_ee,
         llic,
+        mri_unlearning,
+        retinags,
         flower,
         torch,
     )

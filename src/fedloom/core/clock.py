@@ -27,6 +27,12 @@ class Clock(Protocol):
             queue.Empty: nothing arrived in time.
         """
 
+    def overslept_s(self, since: float, wait_s: float) -> float:
+        """Return how many seconds a wait that began at `since` (monotonic) has taken besides its `wait_s` seconds.
+
+        More than a moment means that the process, or the machine, stood still.
+        """
+
     def wait_for(self, condition: threading.Condition, predicate: Callable[[], bool], timeout_s: float) -> bool:
         """Wait until the predicate is true, at most `timeout_s` seconds; returns its value. The condition is held."""
 
@@ -39,6 +45,9 @@ class SystemClock:
 
     def get(self, source: queue.SimpleQueue[T], timeout_s: float) -> T:
         return source.get(timeout=timeout_s)
+
+    def overslept_s(self, since: float, wait_s: float) -> float:
+        return max(0.0, time.monotonic() - since - wait_s)
 
     def wait_for(self, condition: threading.Condition, predicate: Callable[[], bool], timeout_s: float) -> bool:
         return condition.wait_for(predicate, timeout_s)

@@ -20,6 +20,12 @@ class ManualClock:
 
     def __init__(self, now: float = 1000.0) -> None:
         self._now = now
+        self._still_s = 0.0
+
+    def stand_still(self, seconds: float) -> None:
+        """Advance time as if everything that uses this clock had stood still meanwhile."""
+        self._still_s += seconds
+        self._now += seconds
 
     def advance(self, seconds: float) -> None:
         """Advance time for everything that uses this clock."""
@@ -39,6 +45,10 @@ class ManualClock:
             except queue.Empty:
                 continue
         return source.get_nowait()
+
+    def overslept_s(self, since: float, wait_s: float) -> float:
+        still_s, self._still_s = self._still_s, 0.0
+        return still_s
 
     def wait_for(self, condition: threading.Condition, predicate: Callable[[], bool], timeout_s: float) -> bool:
         end = self._now + timeout_s

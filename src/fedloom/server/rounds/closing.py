@@ -16,6 +16,7 @@ from fedloom.server.fleet.planned import PlannedExchange
 
 _USAGE = {f"{kind.__module__}.{kind.__name__}": kind for kind in catalogue() if issubclass(kind, UsageError)}
 """Errors of the input itself, by the dotted names in failures."""
+_NO_CAPACITY = "no node had capacity for it"
 _SHOWN = 3
 """Failures that an error lists."""
 
@@ -65,6 +66,11 @@ class Closing:
     def remaining_s(self) -> float | None:
         """Return the seconds until the deadline, <= 0 once it has passed; None without one."""
         return None if self._end is None else self._end - self._clock.monotonic()
+
+    def postpone(self, seconds: float) -> None:
+        """Move the deadline to a later time, if there is one."""
+        if self._end is not None:
+            self._end += seconds
 
     def extend(self) -> tuple[int, ...]:
         """Restart the deadline; returns the groups that have not been answered."""
@@ -139,18 +145,19 @@ class Closing:
         """
         limit_s = self._terms.deadline_s or 0.0
         for index in sorted(self._outstanding):
-            message = f"no result within {limit_s:g} s" + ("" if index in assigned else "; no node had capacity for it")
+            group = self._groups[index]
+            lacking = f"node {group.only!r}, the only one for it, had no capacity" if group.only else _NO_CAPACITY
             self.failures += [
                 ClientFailure(
                     client=job.client,
                     round=self._round,
                     stage="deadline",
                     error="DeadlineExceeded",
-                    message=message,
-                    node=assigned.get(index, ""),
+                    message=f"no result within {limit_s:g} s" + ("" if index in assigned else f"; {lacking}"),
+                    node=assigned.get(index, group.only),
                     seconds=limit_s,
                 )
-                for job in self._groups[index].jobs
+                for job in group.jobs
             ]
         self._outstanding.clear()
         self._check_quorum(with_reserve=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import queue
 import threading
@@ -15,8 +16,11 @@ from fedloom.server.rounds.long_waits import LongWaits
 from fedloom.server.rounds.run_services import FleetAccess
 from fedloom.server.rounds.wait_notices import WaitNotices
 
+_log = logging.getLogger(__name__)
 _TICK_S = 0.5
 """Seconds between a waiting run's checks whether it was stopped; results wake it immediately."""
+_STOOD_STILL_S = 2.0
+"""A wait that ends so many seconds late means that the process stood still: results on their way could not arrive."""
 _STARTING_S = 10.0
 """Seconds that the workers of a runtime may take to start before a run says what it waits for."""
 
@@ -111,8 +115,12 @@ class Waiting:
                     self._long_waits.look(opened, self._fleet.coordinator.holdings(opened))
             self._check_agents(opened, clock.monotonic() - alone_since)
             wait_s = _TICK_S if remaining_s is None else min(_TICK_S, max(0.001, remaining_s))
+            asked = clock.monotonic()
             with contextlib.suppress(queue.Empty):
                 return self._answered(clock.get(opened.answers, wait_s))
+            if (late_s := clock.overslept_s(asked, wait_s)) > _STOOD_STILL_S:
+                _log.warning("this process stood still for %.0f s; deadlines are that much later", late_s)
+                closing.postpone(late_s)
 
     def closed(self) -> None:
         """Note the end of an exchange."""
