@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 
@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedloom.core.protocols import Inputs, LocalRule, Tensors
-from fedloom.core.records import MODEL, Arrays, Info, Record, Update
+from fedloom.core.protocols import Inputs
+from fedloom.core.records import MODEL, Arrays, Record, Update
 from fedloom.workloads._torch.arrays import as_array, as_tensor
 from fedloom.workloads._torch.scope import exact
+from fedloom.workloads._torch.shared_rule import SharedOnly
 from fedloom.workloads._torch.trainer import LocalTraining, Trainer
 from fedloom.workloads._torch.whole import ANCHOR, fitting
 from fedloom.workloads.mlaan.auxiliary import Auxiliary, Averages, Plan
@@ -214,27 +215,6 @@ class Learner:
             case _:
                 owner = len(modules) - 1
         return trained[0] <= owner < trained[1]
-
-
-class SharedOnly(LocalRule):
-    """Shows a rule the shared arrays alone: auxiliary ones stay with the client.
-
-    Args:
-        rule: the strategy's.
-        shared: names of the shared arrays.
-    """
-
-    def __init__(self, rule: LocalRule, shared: Collection[str]) -> None:
-        self._rule, self._shared = rule, shared
-        self._places: list[int] = []
-
-    def begin(self, trained: Sequence[tuple[str, str]], knobs: Info) -> None:
-        self._places = [place for place, (_, name) in enumerate(trained) if name in self._shared]
-        self._rule.begin([trained[place] for place in self._places], knobs)
-
-    def adjust_gradients(self, gradients: Tensors, parameters: Tensors, anchor: Tensors, knobs: Info) -> None:
-        shown = [[each[place] for place in self._places] for each in (gradients, parameters, anchor)]
-        self._rule.adjust_gradients(shown[0], shown[1], shown[2], knobs)
 
 
 def _is_auxiliary(name: str) -> bool:
