@@ -43,7 +43,7 @@ def experiment(sites: int, rounds: int, evaluated_every: int) -> Experiment:
     Args:
         sites: clients.
         rounds: in which all of them train.
-        evaluated_every: rounds between two evaluations at the sites, which take an exchange of their own; 0 for none.
+        evaluated_every: rounds between two evaluations at the sites, one more exchange each; 0 for none.
     """
     values = {"name": "sites", "rounds": rounds, "clients": "nodes", "strategy": "fedavg"}
     conduct = {"min_sites": sites}

@@ -33,7 +33,7 @@ def write_chart(comparison: Comparison, path: Path, metric: str | None, along: s
         comparison: the runs.
         path: the file, whose name ends in `.svg`.
         metric: the metric's name; the first that the runs measured (not the loss, if there is another) if None.
-        along: the cost on the horizontal axis, one of `comparison.X_LABELS`.
+        along: the cost on the horizontal axis, one of `comparison_page.X_LABELS`.
 
     Raises:
         UsageError: another ending, a metric or cost that does not exist, or a place that cannot be written.

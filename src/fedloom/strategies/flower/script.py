@@ -1,7 +1,7 @@
 """A program that calls `flwr.simulation.run_simulation`: its apps, and what it does after the call.
 
 The program runs in a thread up to its call, which gives the apps and the number of clients, and waits there. When the
-run is over, it goes on after the call. Agents run it up to the call, too, and leave it there.
+run is over, it continues after the call. Agents run it up to the call, too, and leave it there.
 """
 
 from __future__ import annotations
